@@ -1,0 +1,82 @@
+"""Train a recipe with several seeds, each as the whole command that a user types, and record scores and wall time.
+
+    python bench/seeds.py digits --seeds 0 1 2 3 4
+    python bench/seeds.py cifar10-quick --data DIR --seeds 0 1 2
+    python bench/seeds.py cifar10-quick --data DIR --seeds 0 --name cifar10-quick-plain -- --stem
+
+What stands after `--` goes to `vitrail train`. Seeds that results/NAME.json already holds from the same command are
+kept, so a long series can be made in several sittings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from record import RESULTS, record
+
+
+def one(recipe: str, seed: int, out: Path, options: list[str]) -> dict[str, Any]:
+    """Scores and wall seconds of one whole command."""
+    shutil.rmtree(out, ignore_errors=True)
+    command = [
+        sys.executable,
+        "-m",
+        "vitrail",
+        "train",
+        recipe,
+        "--seed",
+        str(seed),
+        "--out",
+        str(out),
+        "--json",
+        *options,
+    ]
+    began = time.monotonic()
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    scores = json.loads(done.stdout)
+    kept = ("part", "top1", "top5", "cross_entropy", "calibration_error", "parameters", "count")
+    return {"seed": seed, "wall_seconds": round(time.monotonic() - began, 1), **{k: scores[k] for k in kept}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("--data")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--name", help="of the results file; the recipe's if left out")
+    parser.add_argument("options", nargs="*", help="for `vitrail train`, after --")
+    asked = parser.parse_args()
+    name = asked.name or asked.recipe
+    train = f"vitrail train {asked.recipe} " + " ".join(asked.options)
+    file = RESULTS / f"{name}.json"
+    rows = json.loads(file.read_text())["rows"] if file.exists() else {}
+    runs = {run["seed"]: run for run in rows.get("runs", []) if rows["train"] == train}
+    data = ["--data", asked.data] if asked.data else []
+    for seed in asked.seeds:
+        if seed not in runs:
+            runs[seed] = one(asked.recipe, seed, Path("runs") / "bench" / f"{name}-{seed}", [*data, *asked.options])
+            print(runs[seed], flush=True)
+        done = [runs[s] for s in sorted(runs)]
+        top1 = [run["top1"] for run in done]
+        record(
+            name,
+            {
+                "train": train,
+                "runs": done,
+                "mean_top1": statistics.mean(top1),
+                "spread_top1": max(top1) - min(top1),
+                "largest_wall_seconds": max(run["wall_seconds"] for run in done),
+            },
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,291 @@
+"""The command line: a function a command, with heavy imports inside so that help comes at once.
+
+Standard output is for results, standard error for people. Wrong input ends in one line and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import inspect
+import io
+import json
+import logging
+import re
+import sys
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from vitrail.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from vitrail.tasks.task import Task
+    from vitrail.train.run import Run
+
+SOURCE = "a run folder, a checkpoint, or a name that the package carries"
+DATA = "a built-in name, a folder with a folder a class, or Parquet files"
+STOPPED = 130
+"""exit code after Ctrl-C"""
+
+
+def demo(args: Sequence[str]) -> int:
+    """Train on digits, test, draw attention, and classify sample pictures with the package's weights."""
+    parser = Parser("demo", demo)
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for the run and its pictures")
+    options = parser.parse_args(args)
+    from vitrail.demo import run_demo
+
+    run_demo(options.out, options.device)
+    return 0
+
+
+def train(args: Sequence[str]) -> int:
+    """Train a recipe: `vitrail train RECIPE [--data D] [--init SOURCE] [--out DIR] [any field of the recipe]`."""
+    parser = Parser("train", train)
+    parser.add_argument("recipe", nargs="?", help="name of a recipe; none lists them")
+    parser.add_argument("--data", help=f"{DATA}; the recipe's own if left out")
+    parser.add_argument("--init", help=f"start from these weights: {SOURCE}")
+    parser.add_argument("--out", type=Path, help="the run's folder; runs/RECIPE-SEED if left out")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder; give no recipe")
+    parser.add_argument("--json", action="store_true", help="print the scores as one line of JSON")
+    wants_help = any(a in ("-h", "--help") for a in args) and args[0] not in ("-h", "--help")
+    options, rest = parser.parse_known_args([a for a in args if not (wants_help and a in ("-h", "--help"))])
+    name = options.recipe
+    from vitrail.train.start import begin, go_on
+
+    if options.resume is not None:
+        if name is not None or rest or options.data or options.init or options.out:
+            raise UserError(
+                "--resume takes the run as it was begun: give it no recipe and no other option than --device"
+            )
+        scores = go_on(options.resume, options.device)
+    else:
+        from vitrail import recipes
+
+        if name is None:
+            raise UserError(
+                f"name a recipe: {', '.join(recipes.RECIPES)} (vitrail train RECIPE --help tells its fields)"
+            )
+        recipe = recipes.find(name)
+        if wants_help:
+            print(f"{inspect.getdoc(recipe)}\n\n{parser.format_help()}\nFields of the recipe:\n")
+            parse_run(recipe(10_000), ["--help"], name)
+        scores = begin(
+            recipe, options.data, options.init, lambda run: parse_run(run, rest, name), options.out, options.device
+        )
+    if options.json:
+        print(json.dumps(scores))
+    else:
+        print(f"{scores['part']} top-1 {scores['top1']:.4f}  top-5 {scores['top5']:.4f}  in {scores['seconds']:.0f} s")
+    return 0
+
+
+def evaluate(args: Sequence[str]) -> int:
+    """Score a model: `vitrail eval SOURCE --data D [--split S] [--json]`."""
+    parser = Parser("eval", evaluate)
+    parser.add_argument("source", help=SOURCE)
+    parser.add_argument("--data", required=True, help=DATA)
+    parser.add_argument("--split", choices=("train", "val", "test"), help="test, or the nearest to it, if left out")
+    parser.add_argument("--json", action="store_true", help="print every score as one line of JSON")
+    options = parser.parse_args(args)
+    from vitrail.train.start import score
+
+    part, scores = score(options.source, options.data, options.split, options.device)
+    if options.json:
+        print(json.dumps({"source": options.source, "data": options.data, "split": part, **scores}))
+        return 0
+    print(f"{part}: {scores['count']} pictures")
+    for name in ("top1", "top5", "cross_entropy", "calibration_error"):
+        print(f"  {name:<18} {scores[name]:.4f}")
+    return 0
+
+
+def predict(args: Sequence[str]) -> int:
+    """Answer for pictures: `vitrail predict IMAGE|FOLDER... [--model SOURCE] [--json]`."""
+    parser = Parser("predict", predict)
+    parser.add_argument("images", type=Path, nargs="+", help="pictures, or folders of them")
+    parser.add_argument("--model", default="classify", help=SOURCE)
+    parser.add_argument("--json", action="store_true", help="print one object a line for each picture")
+    options = parser.parse_args(args)
+    paths = list(pictures_in(options.images))
+    task = load_model(options.model, options.device)
+    from vitrail.data.decode import decode
+
+    code = 0
+    for start in range(0, len(paths), 32):
+        good, rows = [], []
+        for path in paths[start : start + 32]:
+            row: dict[str, Any] = {"image": str(path), "task": task.name}
+            try:
+                good.append((row, decode(path, task.preprocess.channels)))
+            except UserError as error:
+                row["error"], code = str(error), UserError.exit_code
+            rows.append(row)
+        for (row, _), answer in zip(good, task.predict([image for _, image in good]), strict=True):
+            row.update(answer.as_row())
+        for row in rows:
+            print(json.dumps(row) if options.json else describe(row))
+            if "error" in row and not options.json:
+                print(f"{row['image']}: {row['error']}", file=sys.stderr)
+    return code
+
+
+def describe(row: dict[str, Any]) -> str:
+    """A row of `predict` for people."""
+    if "error" in row:
+        return f"{row['image']}: no answer"
+    if "labels" in row:
+        return f"{row['image']}: " + ", ".join(f"{label['label']} {label['score']:.1%}" for label in row["labels"][:3])
+    return f"{row['image']}: a vector of {len(row['embedding'])} numbers (--json prints it)"
+
+
+def explain(args: Sequence[str]) -> int:
+    """Draw what a model looks at: `vitrail explain IMAGE [--model SOURCE] --out DIR`."""
+    parser = Parser("explain", explain)
+    parser.add_argument("image", type=Path)
+    parser.add_argument("--model", default="classify", help=SOURCE)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
+    options = parser.parse_args(args)
+    task = load_model(options.model, options.device)
+    from vitrail.explain import explain as draw
+
+    draw(task, options.image, options.out)
+    print(options.out)
+    return 0
+
+
+def compare(args: Sequence[str]) -> int:
+    """Put runs side by side in one table and one plot: `vitrail compare RUN... [--out PLOT]`."""
+    parser = Parser("compare", compare)
+    parser.add_argument("runs", type=Path, nargs="+", help="run folders")
+    parser.add_argument("--out", type=Path, default=Path("compare.png"), help="the plot")
+    parser.add_argument("--json", action="store_true", help="print one object a line for each run")
+    options = parser.parse_args(args)
+    from vitrail.train.compare import as_table
+    from vitrail.train.compare import compare as side_by_side
+
+    rows = side_by_side(options.runs, options.out)
+    print("\n".join(map(json.dumps, rows)) if options.json else as_table(rows))
+    print(f"plot: {options.out}", file=sys.stderr)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "demo": demo,
+    "train": train,
+    "eval": evaluate,
+    "predict": predict,
+    "explain": explain,
+    "compare": compare,
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    args = list(sys.argv[1:] if args is None else args)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    if not args or args[0] in ("-h", "--help"):
+        print("vitrail: the Vision Transformer, from the paper's equations to a model that is in use.\n")
+        for name, command in COMMANDS.items():
+            print(f"  vitrail {name:<8} {inspect.getdoc(command)}")
+        print("\n`vitrail COMMAND --help` lists a command's options.")
+        return 0 if args else 2
+    if args[0] == "--version":
+        from vitrail import __version__
+
+        print(__version__)
+        return 0
+    try:
+        if args[0] not in COMMANDS:
+            near = get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}"
+            raise UserError(f"no command {args[0]!r}: {hint}")
+        return COMMANDS[args[0]](args[1:])
+    except (UserError, RunError) as error:
+        print(f"vitrail: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        print(f"vitrail: cannot write {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        return RunError.exit_code
+    except KeyboardInterrupt:
+        print("vitrail: stopped", file=sys.stderr)
+        return STOPPED
+
+
+def load_model(source: str, device: str | None) -> Task:
+    """The model of a source on the chosen device."""
+    from vitrail.train.device import choose_device
+    from vitrail.zoo import load
+
+    return load(source, device=choose_device(device))
+
+
+def pictures_in(paths: Sequence[Path]) -> list[Path]:
+    """The files themselves, and the pictures in folders, by name."""
+    from vitrail.data.sets import ENDINGS
+
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS)
+            if not inside:
+                raise UserError(f"{path} holds no pictures: give a folder with some of {', '.join(sorted(ENDINGS))}")
+            found += inside
+        else:
+            found.append(path)
+    return found
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line; every command takes --device."""
+
+    def __init__(self, name: str, command: Callable[..., int]) -> None:
+        super().__init__(f"vitrail {name}", description=inspect.getdoc(command), allow_abbrev=False)
+        self.add_argument("--device", help="cpu, cuda, cuda:1, mps; the best there is if left out")
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} ({self.prog} --help lists the options)")
+
+    def parse_args(self, args: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
+        """As argparse does, with the nearest option's name for one that is unknown."""
+        options, rest = self.parse_known_args(args)
+        if rest:
+            known = [name for action in self._actions for name in action.option_strings]
+            raise UserError(_unknown(rest[0], known))
+        return options
+
+
+def parse_run(run: Run, args: Sequence[str], name: str) -> Run:
+    """A recipe's run with the fields that the arguments change. tyro prints boxes; a person gets one line."""
+    import tyro
+
+    from vitrail.train.run import field_names
+
+    known = [f"--{field.replace('_', '-')}" for field in field_names(run)]
+    known += [f"--no-{option[2:]}" for option in known]
+    for option in args:
+        option = option.split("=")[0].replace("_", "-")
+        if option.startswith("--") and option != "--help" and option not in known:
+            raise UserError(_unknown(option, known))
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(sys.stdout if "--help" in args else said):
+            return tyro.cli(
+                type(run), prog=f"vitrail train {name}", args=args, default=run, config=(tyro.conf.OmitArgPrefixes,)
+            )
+    except SystemExit as end:
+        if end.code == 0:
+            raise
+        # The box's frame goes, and what follows its first empty line is tyro's usage.
+        text = re.sub(r"[\u2500-\u257f]+", " ", said.getvalue())
+        raise UserError(" ".join(text.split()).removeprefix("Parsing error ").split(" For full helptext")[0]) from None
+
+
+def _unknown(option: str, known: Sequence[str]) -> str:
+    near = get_close_matches(option, known, n=1)
+    return f"unknown option {option}" + (f": did you mean {near[0]}?" if near else ": --help lists the options")

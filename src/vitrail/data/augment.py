@@ -1,0 +1,221 @@
+"""Augmentation of a whole batch on its device, where every picture has draws of its own (see `random`)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitrail.data.policies import FILL, apply_policy, three_augment
+from vitrail.data.random import uniform
+
+# Streams of draws, so that switching one augmentation on leaves the others' draws as they were.
+CROP, FLIP, POLICY, ERASE, MIX, PARTNER, ORDER = range(7)
+
+TRIES = 10
+"""boxes that a random resized crop tries before it takes the centre, as torchvision"""
+CROP_DRAWS = 2 * TRIES + 2
+ASPECTS = (3 / 4, 4 / 3)
+_BETA_TRIES = 16
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What is done to a training picture, in this order."""
+
+    crop: Literal["none", "shift", "resized"] = "none"
+    """shift: moved by at most `shift` pixels, mirrored at the edge; resized: a random box (Inception's crop)"""
+    shift: int = 4
+    scale: tuple[float, float] = (0.08, 1.0)
+    """range of the box's share of the picture"""
+    flip: bool = False
+    """left to right, every second picture"""
+    policy: Literal["none", "randaugment", "trivial", "three"] = "none"
+    policy_strength: int = 9
+    """RandAugment's magnitude, 0 to 30"""
+    policy_count: int = 2
+    """RandAugment's operations a picture"""
+    erase: float = 0.0
+    """chance that a rectangle of 2 to 33 % becomes grey (arXiv 1708.04896)"""
+    mixup: float = 0.0
+    """alpha of mixup's beta distribution (arXiv 1710.09412), at most 1; 0 for none"""
+    cutmix: float = 0.0
+    """alpha of cutmix's (arXiv 1905.04899); with both on, each picture takes one of them by a coin"""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scale", tuple(self.scale))
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale must rise within 0 to 1, got {self.scale}")
+        if not 0 <= self.policy_strength <= 30:
+            raise ValueError(f"policy_strength must be 0 to 30, got {self.policy_strength}")
+        for name in ("erase", "mixup", "cutmix"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be 0 to 1, got {getattr(self, name)}")
+        if self.shift < 0 or self.policy_count < 0:
+            raise ValueError("shift and policy_count must not be negative")
+
+
+def augment_batch(
+    images: Tensor,
+    labels: Tensor,
+    samples: Tensor,
+    seed: int,
+    epoch: int,
+    augment: Augment,
+    classes: int,
+    size: tuple[int, int],
+) -> tuple[Tensor, Tensor]:
+    """Pictures uint8 [B, C, H, W] with labels int64 [B] to uint8 [B, C, size] with labels, or soft targets [B, K].
+
+    The result for a picture depends on (seed, epoch, sample) and is the same in any batch, with one exception: mixup
+    and cutmix need a second picture, which is taken from the batch. The batch is put in the order of a draw of each
+    picture, and everyone's partner is the next one in that order, the last one's the first. The share is
+    the picture's own draw. With either on, labels come as soft targets [B, K], float32.
+    """
+
+    def draw(count: int, stream: int) -> Tensor:
+        return uniform(seed, epoch, samples, count, stream)
+
+    if augment.crop == "resized":
+        height, width = images.shape[-2:]
+        many = torch.full_like(samples, 1)
+        boxes = crop_boxes(draw(CROP_DRAWS, CROP), many * height, many * width, augment.scale, size)
+        images = crop_resized(images, boxes, size)
+    if augment.crop == "shift" or augment.flip:
+        moves = ((draw(2, CROP) * (2 * augment.shift + 1)).long() - augment.shift) * (augment.crop == "shift")
+        images = shift_flip(images, moves, (draw(1, FLIP)[:, 0] < 0.5) & augment.flip)
+    if augment.policy == "three":
+        images = three_augment(images, draw(5, POLICY))
+    elif augment.policy != "none":
+        count = augment.policy_count if augment.policy == "randaugment" else 1
+        for draws in draw(3 * count, POLICY).split(3, dim=1):
+            images = apply_policy(images, draws, augment.policy, augment.policy_strength)
+    if augment.erase:
+        images = erase(images, draw(5, ERASE), augment.erase)
+    if augment.mixup or augment.cutmix:
+        order = draw(1, PARTNER)[:, 0].argsort(stable=True)
+        partner = torch.empty_like(order)
+        partner[order] = order.roll(-1)
+        return mix(images, labels, partner, draw(4 * _BETA_TRIES + 3, MIX), augment, classes)
+    return images, labels
+
+
+def crop_boxes(
+    draws: Tensor, heights: Tensor, widths: Tensor, scale: tuple[float, float], size: tuple[int, int]
+) -> Tensor:
+    """Boxes (top, left, height, width) int64 [B, 4] of a random resized crop to `size`, from draws [B, CROP_DRAWS].
+
+    The first of ten boxes that lies within the picture, else the largest centred one of an allowed aspect. A box
+    that JPEG can decode at 1/2, 1/4 or 1/8 is moved to whole pixels of that scale (by at most 7 of the picture's).
+    """
+    heights, widths = heights[:, None], widths[:, None]
+    # A table of 1,024 aspects, since no two devices agree on the last bit of `exp`.
+    steps = [math.log(ASPECTS[0]) / 2 + (i + 0.5) / 1024 * math.log(ASPECTS[1] / ASPECTS[0]) / 2 for i in range(1024)]
+    root = torch.tensor([math.exp(step) for step in steps], device=draws.device)
+    root = root[(draws[:, TRIES : 2 * TRIES] * 1024).long()]
+    side = (scale[0] + (scale[1] - scale[0]) * draws[:, :TRIES]).sqrt() * (heights * widths).float().sqrt()
+    w, h = (side * root).round().long(), (side / root).round().long()
+    good = (w > 0) & (h > 0) & (w <= widths) & (h <= heights)
+    first = good.to(torch.uint8).argmax(dim=1, keepdim=True)
+    centre_w = torch.minimum(widths, (heights * ASPECTS[1]).round().long()).clamp(min=1)
+    centre_h = torch.minimum(heights, (widths / ASPECTS[0]).round().long()).clamp(min=1)
+    found = good.any(dim=1, keepdim=True)
+    w = torch.where(found, w.gather(1, first), centre_w)
+    h = torch.where(found, h.gather(1, first), centre_h)
+    top = (draws[:, -2:-1] * (heights - h + 1)).long()
+    left = (draws[:, -1:] * (widths - w + 1)).long()
+    top = torch.where(found, top, (heights - h) // 2)
+    left = torch.where(found, left, (widths - w) // 2)
+    ratio = torch.minimum(h // size[0], w // size[1])
+    step = torch.ones_like(h)
+    for divisor in (2, 4, 8):
+        step = torch.where(ratio >= divisor, divisor, step)
+    return torch.cat([side // step * step for side in (top, left, h, w)], dim=1)
+
+
+def crop_resized(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Boxes [B, 4] of uint8 [B, C, H, W], bilinear, at `size`. Made for boxes that are not larger than `size`."""
+    top, left, height, width = (side.float()[:, None] for side in boxes.unbind(1))
+    rows = (torch.arange(size[0], device=images.device) + 0.5) * (height / size[0]) + top
+    columns = (torch.arange(size[1], device=images.device) + 0.5) * (width / size[1]) + left
+    # grid_sample counts from -1 to 1, from edge to edge.
+    rows, columns = rows * 2 / images.shape[-2] - 1, columns * 2 / images.shape[-1] - 1
+    grid = torch.stack([columns[:, None, :].expand(-1, size[0], -1), rows[:, :, None].expand(-1, -1, size[1])], dim=-1)
+    sampled = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return sampled.round_().to(torch.uint8)
+
+
+def shift_flip(images: Tensor, moves: Tensor, flips: Tensor) -> Tensor:
+    """[B, C, H, W] moved by int64 [B, 2] pixels down and right, mirrored at the edge; those of bool [B] flipped."""
+    count, channels, height, width = images.shape
+    rows = _reflect(torch.arange(height, device=images.device) - moves[:, :1], height)
+    columns = torch.arange(width, device=images.device).expand(count, -1)
+    columns = _reflect(torch.where(flips[:, None], width - 1 - columns, columns) - moves[:, 1:], width)
+    batch = torch.arange(count, device=images.device)[:, None, None, None]
+    channel = torch.arange(channels, device=images.device)[:, None, None]
+    return images[batch, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def _reflect(places: Tensor, size: int) -> Tensor:
+    """Indices beyond the edges come back, without the edge's own pixel twice."""
+    period = max(2 * (size - 1), 1)
+    places = places.remainder(period)
+    return torch.minimum(places, period - places) if size > 1 else places.clamp(0, 0)
+
+
+def erase(images: Tensor, draws: Tensor, chance: float) -> Tensor:
+    """A grey rectangle in some of uint8 [B, C, H, W]: `draws` [B, 5] for whether, area, aspect (0.3 to 3.3), place."""
+    height, width = images.shape[-2:]
+    side = ((0.02 + 0.31 * draws[:, 1]) * height * width).sqrt()
+    root = torch.exp(math.log(0.3) / 2 + draws[:, 2] * math.log(3.3 / 0.3) / 2)
+    h = (side / root).round().clamp(1, height)
+    w = (side * root).round().clamp(1, width)
+    mask = _boxes(images, draws[:, 3] * (height - h + 1), draws[:, 4] * (width - w + 1), h, w)
+    mask &= (draws[:, 0] < chance)[:, None, None, None]
+    return images.masked_fill(mask, int(FILL))
+
+
+def _boxes(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
+    """A mask [B, 1, H, W], true inside one box a picture; all arguments [B]."""
+    rows = torch.arange(images.shape[-2], device=images.device)
+    columns = torch.arange(images.shape[-1], device=images.device)
+    top, left = top.floor()[:, None], left.floor()[:, None]
+    inside_rows = (rows >= top) & (rows < top + height[:, None])
+    inside_columns = (columns >= left) & (columns < left + width[:, None])
+    return inside_rows[:, None, :, None] & inside_columns[:, None, None, :]
+
+
+def mix(
+    images: Tensor, labels: Tensor, partner: Tensor, draws: Tensor, augment: Augment, classes: int
+) -> tuple[Tensor, Tensor]:
+    """Mixup or cutmix of uint8 [B, C, H, W] with their partners (indices [B]): pictures and soft targets [B, K]."""
+    if augment.mixup and augment.cutmix:
+        cut = draws[:, -1] < 0.5
+    else:
+        cut = torch.full_like(draws[:, -1], augment.cutmix > 0, dtype=torch.bool)
+    blend = _beta(draws[:, : 2 * _BETA_TRIES], augment.mixup or 1.0)
+    keep = _beta(draws[:, 2 * _BETA_TRIES : 4 * _BETA_TRIES], augment.cutmix or 1.0)
+    height, width = images.shape[-2:]
+    h, w = ((1 - keep).sqrt() * height).round(), ((1 - keep).sqrt() * width).round()
+    box = _boxes(images, draws[:, -3] * (height - h + 1), draws[:, -2] * (width - w + 1), h, w)
+    share = torch.where(cut, 1 - h * w / (height * width), blend)
+    other = images[partner]
+    weight = share[:, None, None, None]
+    blended = (images * weight + other * (1 - weight)).round().to(torch.uint8)
+    mixed = torch.where(cut[:, None, None, None], torch.where(box, other, images), blended)
+    targets = F.one_hot(labels, classes).float()
+    return mixed, targets * share[:, None] + targets[partner] * (1 - share[:, None])
+
+
+def _beta(draws: Tensor, alpha: float) -> Tensor:
+    """Beta(alpha, alpha) [B] for alpha of at most 1, from draws [B, 2 T]: the first of T tries of Joehnk's method."""
+    x, y = (draws.clamp(min=2.0**-25) ** (1 / alpha)).chunk(2, dim=1)
+    total = x + y
+    good = (total <= 1) & (total > 0)
+    first = good.to(torch.uint8).argmax(dim=1, keepdim=True)
+    # No good try among 16 is one picture in 65,000 or fewer: it stays as it is.
+    return torch.where(good.any(dim=1), (x / total.clamp(min=1e-38)).gather(1, first)[:, 0], 1.0)

@@ -1,0 +1,163 @@
+"""What a worker does: open pictures, crop or fit them to one size, and say which were bad. The rest is the device's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vitrail.data.augment import CROP, CROP_DRAWS, Augment, crop_boxes
+from vitrail.data.decode import BadPicture, Box, Picture, Preprocess, resize
+from vitrail.data.random import uniform
+from vitrail.data.sets import ImageSet
+from vitrail.errors import UserError
+
+MARGIN = 2
+"""Evaluation decodes a JPEG at no less than twice the size it needs, so that its scores are those of full decoding.
+A picture kept in memory for random crops has up to this many times the crop's size."""
+
+
+class Want(NamedTuple):
+    """A picture of a batch: its number in the set, the epoch, and the number that its draws hang on."""
+
+    sample: int
+    epoch: int
+    draw: int
+
+
+@dataclass
+class Fetched:
+    """A batch before augmentation."""
+
+    images: Tensor
+    """uint8 [B, C, h, w]"""
+    samples: Tensor
+    """int64 [B]"""
+    draws: Tensor
+    """int64 [B]"""
+    bad: dict[int, str]
+    """what was wrong, by number in the set"""
+
+
+class Fetch(Dataset[Fetched]):
+    """Batches of a set by their `Want`s. In training a bad picture gives its place to the next good one."""
+
+    def __init__(
+        self,
+        part: ImageSet,
+        preprocess: Preprocess,
+        seed: int,
+        augment: Augment | None,
+        train: bool,
+        kept: dict[int, Tensor] | None = None,
+    ) -> None:
+        self.part = part
+        self.preprocess = preprocess
+        self.seed = seed
+        self.scale = augment.scale if train and augment is not None and augment.crop == "resized" else None
+        self.train = train
+        self.kept = kept
+        """pictures decoded beforehand, by number in the set: only these are used"""
+
+    def __getitem__(self, index: int) -> Fetched:
+        return self.__getitems__([Want(index, 0, index)])
+
+    def __getitems__(self, wants: list[Want]) -> Fetched:
+        bad: dict[int, str] = {}
+        opened: list[tuple[Picture | Tensor, Want, tuple[int, int]]] = []
+        for want in wants:
+            found = self._open(want, bad)
+            if found is not None:
+                opened.append(found)
+        boxes = self._boxes([want for _, want, _ in opened], [size for _, _, size in opened])
+        images, used = [], []
+        for (picture, want, _), box in zip(opened, boxes, strict=True):
+            made = self._make(picture, want, box, bad)
+            if made is not None:
+                images.append(made[0])
+                used.append(made[1])
+        empty = torch.empty(0, self.preprocess.channels, *self.preprocess.size, dtype=torch.uint8)
+        return Fetched(
+            torch.stack(images) if images else empty,
+            torch.tensor([want.sample for want in used], dtype=torch.int64),
+            torch.tensor([want.draw for want in used], dtype=torch.int64),
+            bad,
+        )
+
+    def _open(self, want: Want, bad: dict[int, str]) -> tuple[Picture | Tensor, Want, tuple[int, int]] | None:
+        """A picture, the `Want` it stands for, and its size; in evaluation None for a bad one."""
+        for _ in range(len(self.part)):
+            try:
+                picture = self.kept[want.sample] if self.kept is not None else self.part.open(want.sample)
+                if self.scale is None:
+                    return picture, want, (0, 0)
+                if isinstance(picture, Tensor):
+                    return picture, want, (picture.shape[-2], picture.shape[-1])
+                return picture, want, picture.measure(self.preprocess.channels)
+            except BadPicture as error:
+                bad[want.sample] = str(error)
+                if not self.train:
+                    return None
+                want = self._next(want)
+        raise UserError(f"no picture of {self.part.name} can be read")
+
+    def _make(
+        self, picture: Picture | Tensor, want: Want, box: Box | None, bad: dict[int, str]
+    ) -> tuple[Tensor, Want] | None:
+        for _ in range(len(self.part)):
+            try:
+                return self._pixels(picture, box), want
+            except BadPicture as error:
+                bad[want.sample] = str(error)
+            if not self.train:
+                return None
+            found = self._open(self._next(want), bad)
+            assert found is not None
+            picture, want, size = found
+            box = self._boxes([want], [size])[0]
+        raise UserError(f"no picture of {self.part.name} can be read")
+
+    def _next(self, want: Want) -> Want:
+        sample = (want.sample + 1) % len(self.part)
+        return Want(sample, want.epoch, sample)
+
+    def _boxes(self, wants: list[Want], sizes: list[tuple[int, int]]) -> list[Box] | list[None]:
+        if self.scale is None or not wants:
+            return [None] * len(wants)
+        draws = uniform(self.seed, wants[0].epoch, torch.tensor([want.draw for want in wants]), CROP_DRAWS, CROP)
+        heights, widths = torch.tensor(sizes).unbind(1)
+        boxes = crop_boxes(draws, heights, widths, self.scale, self.preprocess.size).tolist()
+        return [(top, left, height, width) for top, left, height, width in boxes]
+
+    def _pixels(self, picture: Picture | Tensor, box: Box | None) -> Tensor:
+        p = self.preprocess
+        if box is None:
+            if isinstance(picture, Picture):
+                picture = decode_for(picture, p)
+            return p.fit(picture)
+        if isinstance(picture, Picture):
+            return picture.crop(box, p.size, p.channels, p.interpolation)
+        top, left, height, width = box
+        return resize(picture[:, top : top + height, left : left + width], p.size, p.interpolation)
+
+
+def decode_for(picture: Picture, preprocess: Preprocess) -> Tensor:
+    """A picture decoded with pixels enough for `preprocess.fit`."""
+    at_least = None
+    if picture.size is not None:
+        height, width = preprocess.resized(*picture.size)
+        at_least = (MARGIN * height, MARGIN * width)
+    return picture.pixels(preprocess.channels, at_least)
+
+
+def shrink(image: Tensor, preprocess: Preprocess) -> Tensor:
+    """What is kept of uint8 [C, H, W] for random crops: its shorter side at most MARGIN times the crop's longer."""
+    most = MARGIN * max(preprocess.size)
+    height, width = image.shape[-2:]
+    if min(height, width) <= most:
+        return image.contiguous()
+    ratio = most / min(height, width)
+    return resize(image, (round(height * ratio), round(width * ratio)), preprocess.interpolation).contiguous()

@@ -1,0 +1,142 @@
+"""JPEG decoded no further than a crop needs: at an eighth, a quarter or half the size, and down to its last row.
+
+The decoder is libjpeg-turbo through `simplejpeg`. An inverse cosine transform of fewer coefficients gives a smaller
+picture for less work, each of its pixels the mean of a square of 2, 4 or 8 pixels. Rows below the crop are saved by
+writing a smaller height into a copy of the header: the decoder stops there and skips to the end of the file.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image
+from torch import Tensor
+
+ORIENTATION = 0x0112
+_FRAMES = {0xC0, 0xC1, 0xC2}  # baseline, extended and progressive Huffman
+_ALONE = {0x01, *range(0xD0, 0xD8)}  # markers that no length follows
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a JPEG says about itself before its pixels."""
+
+    height: int
+    width: int
+    components: int
+    sequential: bool
+    """baseline with all components in one scan: rows come in order, so that decoding can stop early"""
+    row: int
+    """height in pixels of a row of blocks"""
+    frame: int
+    """where in the file the two bytes of the height stand"""
+    scan: int
+    """where the first scan begins"""
+    orientation: int
+
+
+def read_header(data: bytes) -> Header | None:
+    """Walk the markers up to the first scan; None for anything out of the ordinary, which Pillow then judges."""
+    if data[:3] != b"\xff\xd8\xff":
+        return None
+    frame: tuple[int, ...] | None = None
+    row, at, orientation = 8, 2, 1
+    try:
+        while True:
+            marker = data[at + 1]
+            if data[at] != 0xFF:
+                return None
+            if marker == 0xFF or marker in _ALONE:
+                at += 1 if marker == 0xFF else 2
+                continue
+            length = int.from_bytes(data[at + 2 : at + 4], "big")
+            if marker in _FRAMES:
+                depth, height, width, components = struct.unpack_from(">BHHB", data, at + 4)
+                row = 8 * max(data[at + 11 + 3 * i] & 15 for i in range(components))
+                if depth != 8 or not height or not width:
+                    return None
+                frame = (marker, height, width, components, at + 5)
+            elif marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+                orientation = _orientation(data[at + 4 : at + 2 + length])
+            elif marker == 0xDA:
+                break
+            elif marker == 0xD9:
+                return None
+            at += 2 + length
+    except (IndexError, struct.error, ValueError):
+        return None
+    if frame is None:
+        return None
+    marker, height, width, components, position = frame
+    sequential = marker != 0xC2 and data[at + 4] == components
+    return Header(height, width, components, sequential, row, position, at, orientation)
+
+
+def _orientation(segment: bytes) -> int:
+    exif = Image.Exif()
+    try:
+        exif.load(segment)
+        value = exif.get(ORIENTATION, 1)
+    except Exception:  # a broken EXIF block says nothing about the pixels
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def is_cut(data: bytes, header: Header) -> bool:
+    """Whether the end marker is missing. Inside a scan its two bytes cannot occur."""
+    return data.rfind(b"\xff\xd9", header.scan) < 0
+
+
+def scale_for(height: int, width: int, at_least: tuple[int, int]) -> int:
+    """The largest divisor of 1, 2, 4 and 8 that leaves `height` x `width` not smaller than `at_least`."""
+    ratio = min(height / at_least[0], width / at_least[1])
+    return next((scale for scale in (8, 4, 2) if scale <= ratio), 1)
+
+
+def decode_scaled(data: bytes, header: Header, grey: bool, scale: int = 1, rows: int | None = None) -> Tensor:
+    """uint8 [1 or 3, h, w], a strided view, of the first `rows` rows (at least) at a size divided by `scale`.
+
+    Raises ValueError for what libjpeg-turbo cannot read.
+    """
+    height = header.height
+    if rows is not None and header.sequential:
+        # One row of blocks more, since the smooth upsampling of colours looks at the next one.
+        height = min(height, (math.ceil(rows / header.row) + 1) * header.row)
+        if height < header.height:
+            copy = bytearray(data)
+            copy[header.frame : header.frame + 2] = height.to_bytes(2, "big")
+            data = bytes(copy)
+    pixels: np.ndarray = simplejpeg.decode_jpeg(
+        data,
+        "GRAY" if grey else "RGB",
+        min_height=math.ceil(height / scale),
+        min_width=math.ceil(header.width / scale),
+        strict=False,  # what libjpeg repairs with a warning, Pillow accepts too; `is_cut` finds cut files
+    )
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def turn(image: Tensor, orientation: int) -> Tensor:
+    """[..., H, W] as the camera held it to upright, by EXIF's number 1 to 8."""
+    if orientation >= 5:
+        image = image.transpose(-2, -1)
+    if orientation in (2, 3, 6, 7):
+        image = image.flip(-1)
+    if orientation in (3, 4, 7, 8):
+        image = image.flip(-2)
+    return image
+
+
+def unturn_box(box: tuple[int, int, int, int], height: int, width: int, orientation: int) -> tuple[int, int, int, int]:
+    """A box (top, left, height, width) of an upright picture of `height` x `width` in the stored picture."""
+    top, left, h, w = box
+    if orientation in (3, 4, 7, 8):
+        top = height - top - h
+    if orientation in (2, 3, 6, 7):
+        left = width - left - w
+    return (left, top, w, h) if orientation >= 5 else (top, left, h, w)

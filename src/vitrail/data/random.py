@@ -1,0 +1,52 @@
+"""Randomness as a function: the draws of a picture depend on (seed, epoch, sample), never on batch, worker or history.
+
+A counter goes through the finaliser of splitmix64 (Steele et al. 2014), which turns neighbouring numbers into
+unrelated ones. A whole batch is drawn at once on its device, with the same bits on every device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+GOLDEN = 0x9E3779B97F4A7C15
+_FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_ALL = (1 << 64) - 1
+
+
+def uniform(seed: int, epoch: int, samples: Tensor, draws: int, stream: int = 0) -> Tensor:
+    """Numbers in [0, 1) as float32 [B, draws] for sample numbers int64 [B], on their device.
+
+    `stream` keeps the draws of different purposes apart.
+    """
+    key = seed_for(seed, epoch, stream)
+    picture = _mix(samples * _signed(GOLDEN) + key)
+    counters = torch.arange(1, draws + 1, device=samples.device) * _signed(GOLDEN)
+    bits = _mix(picture[:, None] + counters)
+    # 24 bits are what a float32 below one holds exactly.
+    return _shift(bits, 40).float() * 2.0**-24
+
+
+def seed_for(*numbers: int) -> int:
+    """One number in [0, 2**63) for any row of numbers: the seed of a generator."""
+    text = ",".join(str(int(number)) for number in numbers)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _signed(_FIRST)
+    x = (x ^ _shift(x, 27)) * _signed(_SECOND)
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Shift right and fill with zeros; PyTorch's shift of int64 repeats the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(number: int) -> int:
+    """The int64 with the bits of an unsigned number."""
+    number &= _ALL
+    return number - (1 << 64) if number >> 63 else number

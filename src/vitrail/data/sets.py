@@ -1,0 +1,310 @@
+"""Sets of labelled pictures: where they are, what they are called, and which part is for what."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import io
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitrail.data import builtin, parquet
+from vitrail.data.decode import BadPicture, Picture
+from vitrail.data.pixels import to_bytes, with_channels
+from vitrail.errors import UserError
+
+log = logging.getLogger("vitrail")
+
+SPLITS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+"""names that folders and files of a part go by"""
+ENDINGS = frozenset(
+    [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".npy"]
+    + [".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2"]
+)
+
+
+class ImageSet:
+    """Labelled pictures. `items` holds files, encoded bytes or uint8 tensors [C, H, W]; it may be one tensor."""
+
+    def __init__(
+        self,
+        name: str,
+        classes: list[str],
+        labels: Tensor,
+        keys: list[str],
+        items: Sequence[bytes | Path | Tensor] | Tensor,
+        channels: int = 3,
+    ) -> None:
+        self.name = name
+        self.classes = classes
+        self.labels = labels
+        """int64 [N]"""
+        self.keys = keys
+        """what each picture is known by: its path below the root, or its name or number in a file"""
+        self.items = items
+        self.channels = channels
+        """as the pictures are stored; `picture` gives them with other counts too"""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, i: int) -> bytes | Path | Tensor:
+        """A picture as it is kept."""
+        return self.items[i]
+
+    def picture(self, i: int, channels: int | None = None, at_least: tuple[int, int] | None = None) -> Tensor:
+        """uint8 [channels, H, W]. Raises BadPicture with the key. For `at_least` see `decode`."""
+        opened = self.open(i)
+        if isinstance(opened, Picture):
+            return opened.pixels(channels or self.channels, at_least)
+        try:
+            return with_channels(to_bytes(opened), channels or self.channels)
+        except ValueError as error:
+            raise BadPicture(f"{self.keys[i]}: {error}") from None
+
+    def open(self, i: int) -> Picture | Tensor:
+        """A picture with only its header read, where it is encoded."""
+        item = self.read(i)
+        return item if isinstance(item, Tensor) else Picture(item, self.keys[i])
+
+    def subset(self, indices: Sequence[int] | Tensor) -> ImageSet:
+        """The pictures at `indices`, in that order."""
+        places = torch.as_tensor(indices, dtype=torch.int64)
+        if isinstance(self.items, Tensor):
+            items: Sequence[bytes | Path | Tensor] | Tensor = self.items[places]
+        else:
+            items = _Chosen(self.items, places.tolist())
+        keys = [self.keys[i] for i in places.tolist()]
+        return ImageSet(self.name, self.classes, self.labels[places], keys, items, self.channels)
+
+
+class _Chosen(Sequence[bytes | Path | Tensor]):
+    def __init__(self, items: Sequence[bytes | Path | Tensor], places: list[int]) -> None:
+        self.items, self.places = items, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, i: int) -> bytes | Path | Tensor:  # type: ignore[override]
+        return self.items[self.places[i]]
+
+
+@dataclass
+class Splits:
+    """The parts that a set brings. A set of evaluation parts alone has an empty `train`."""
+
+    train: ImageSet
+    val: ImageSet | None = None
+    test: ImageSet | None = None
+
+
+def open_data(data: str | Path, channels: int | None = None, name: str | None = None) -> Splits:
+    """The set at a path, or a built-in one by name; a path that exists wins over a name.
+
+    A path is a folder with a folder a class, with or without folders `train`, `val` and `test` around them; Parquet
+    in the Hub's layout, a file or a folder; or files in torchvision's layout. It may also be a folder that holds one
+    of these under `name`, the built-in set that is asked for. Built-in sets are looked for in `$VITRAIL_DATA` first,
+    and downloaded to `~/.cache/vitrail` where they are not found.
+    """
+    path = Path(data).expanduser()
+    if path.exists():
+        if name and (path / name).is_dir():
+            path = path / name
+        splits = _open_path(path)
+    elif str(data) in builtin.NAMES:
+        splits = _open_builtin(str(data))
+    else:
+        near = difflib.get_close_matches(str(data), builtin.NAMES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"built-in sets are {', '.join(builtin.NAMES)}"
+        raise UserError(f"no data at {data}, and no built-in set of that name: {hint}")
+    if channels is not None:
+        for part in (splits.train, splits.val, splits.test):
+            if part is not None:
+                part.channels = channels
+    return splits
+
+
+def _open_builtin(name: str) -> Splits:
+    if name == "digits":
+        return _from_arrays(name, builtin.digits())
+    if root := os.environ.get("VITRAIL_DATA"):
+        if (Path(root) / name).is_dir():
+            return _open_path(Path(root) / name)
+        if (found := builtin.find(Path(root), name)) is not None:
+            return _from_arrays(name, found)
+    return _from_arrays(name, builtin.download(name))
+
+
+def _open_path(path: Path) -> Splits:
+    if parquet.files(path):
+        return _from_parquet(path)
+    if path.is_file():
+        raise UserError(f"{path} is a file: give a folder with a folder a class, or a Parquet file")
+    if (found := builtin.find(path)) is not None:
+        return _from_arrays(path.name, found)
+    return _from_folder(path)
+
+
+def _from_arrays(name: str, parts: builtin.Arrays) -> Splits:
+    sets = {}
+    for split, (images, labels) in parts.splits.items():
+        keys = [f"{name}/{split}/{i}" for i in range(len(labels))]
+        sets[split] = ImageSet(name, parts.classes, labels, keys, images, images.shape[1])
+    return Splits(**sets)
+
+
+def _from_parquet(path: Path) -> Splits:
+    parts: dict[str, parquet.Table] = {}
+    for split, files in _by_split(parquet.files(path)).items():
+        parts[split] = parquet.read(files)
+    names = next((table.names for table in parts.values() if table.names is not None), None)
+    classes = names or sorted({str(label) for table in parts.values() for label in table.labels}, key=_natural)
+    sets = {}
+    for split, table in parts.items():
+        try:
+            numbers = [label if names else classes.index(str(label)) for label in table.labels]
+        except ValueError:
+            raise UserError(f"{path}: the {split} part has labels that the others do not name") from None
+        labels = torch.tensor(numbers, dtype=torch.int64)
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
+            raise UserError(f"{path}: a label of the {split} part is not among its {len(classes)} classes")
+        sets[split] = ImageSet(path.stem, classes, labels, table.keys, table.pictures)
+    return _finish(path, classes, sets)
+
+
+def _by_split(files: list[Path]) -> dict[str, list[Path]]:
+    """Files by the part that their name, or else their folder, begins with; `train` where neither says."""
+    parts: dict[str, list[Path]] = {}
+    for file in files:
+        words = [file.stem.lower().replace(".", "-").replace("_", "-").split("-")[0], file.parent.name.lower()]
+        split = next((part for word in words for part, names in SPLITS.items() if word in names), "train")
+        parts.setdefault(split, []).append(file)
+    return parts
+
+
+def _natural(text: str) -> tuple[bool, float, str]:
+    return (not text.isdecimal(), int(text) if text.isdecimal() else 0, text)
+
+
+def _from_folder(path: Path) -> Splits:
+    folders = {folder.name.lower(): folder for folder in _folders(path)}
+    parts = {split: folders[name] for split, names in SPLITS.items() for name in names if name in folders}
+    # A class may be called "test", but then its folder holds pictures and not folders.
+    parts = {split: folder for split, folder in parts.items() if _folders(folder)} or {"train": path}
+    found = {split: {folder.name: _pictures(folder) for folder in _folders(root)} for split, root in parts.items()}
+    for split, members in found.items():
+        for name in [name for name, pictures in members.items() if not pictures]:
+            log.warning(f"{parts[split] / name} holds no pictures and is left out")
+            del members[name]
+    if not any(found.values()):
+        loose = any(file.suffix.lower() in ENDINGS for file in path.iterdir())
+        found_here = "pictures but no class folders" if loose else "no pictures"
+        raise UserError(f"{path} holds {found_here}: put the pictures of each class in a folder of its name")
+    naming = [found["train"]] if found.get("train") else list(found.values())
+    classes = sorted({name for members in naming for name in members})
+    sets = {}
+    for split, members in found.items():
+        if unknown := sorted(set(members) - set(classes)):
+            raise UserError(f"{parts[split]} has a class that the training part lacks: {unknown[0]}")
+        files = [file for name in sorted(members) for file in members[name]]
+        labels = [classes.index(name) for name in sorted(members) for _ in members[name]]
+        keys = [file.relative_to(path).as_posix() for file in files]
+        sets[split] = ImageSet(path.name, classes, torch.tensor(labels, dtype=torch.int64), keys, files)
+    return _finish(path, classes, sets)
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """Every picture below a folder, by its ending."""
+    found = []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [
+            Path(place, file) for file in sorted(files) if Path(file).suffix.lower() in ENDINGS and file[0] != "."
+        ]
+    return found
+
+
+def _finish(path: Path, classes: list[str], sets: dict[str, ImageSet]) -> Splits:
+    if not any(len(part) for part in sets.values()):
+        raise UserError(f"{path} holds no pictures")
+    if len(classes) < 2:
+        raise UserError(f"{path} holds one class ({classes[0]}): a classifier needs at least two")
+    some = next(part for part in sets.values() if len(part))
+    channels = _stored_channels(some)
+    sets.setdefault("train", ImageSet(path.name, classes, torch.zeros(0, dtype=torch.int64), [], []))
+    for part in sets.values():
+        part.channels = channels
+    return Splits(**sets)
+
+
+def _stored_channels(part: ImageSet) -> int:
+    """1 where the first few good pictures are grey, the last axis of arrays, else 3."""
+    counts = set()
+    for i in range(min(len(part), 8)):
+        item = part.read(i)
+        try:
+            data = item if isinstance(item, bytes) else Path(item).read_bytes()  # type: ignore[arg-type]
+            counts.add(_count_channels(data))
+        except (BadPicture, OSError):
+            continue
+    return counts.pop() if len(counts) == 1 else 3
+
+
+def _count_channels(data: bytes) -> int:
+    if data[:6] == b"\x93NUMPY":
+        shape = np.load(io.BytesIO(data), allow_pickle=False).shape
+        return 1 if len(shape) == 2 else min(shape[0], shape[-1])
+    opened = Picture(data)
+    if opened.header is not None:
+        return 1 if opened.header.components == 1 else 3
+    image = opened.pixels(3)
+    return 1 if bool((image == image[:1]).all()) else 3
+
+
+def split_val(part: ImageSet, fraction: float = 0.1) -> tuple[ImageSet, ImageSet]:
+    """A training set without, and with only, about `fraction` of its pictures, for validation.
+
+    A picture's side follows from a hash of its content alone: it stays when others are added or files are renamed,
+    and copies of a picture fall on one side. Each side has at least one picture.
+    """
+    if len(part) < 2:
+        raise UserError(
+            f"{part.name} has {len(part)} pictures to train on: a validation part needs one of at least two"
+        )
+    places = torch.tensor([_hash(part.read(i)) for i in range(len(part))], dtype=torch.float64)
+    chosen = places < fraction
+    if not chosen.any():
+        chosen[places.argmin()] = True
+    if chosen.all():
+        chosen[places.argmax()] = False
+    return part.subset((~chosen).nonzero()[:, 0]), part.subset(chosen.nonzero()[:, 0])
+
+
+def _hash(item: bytes | Path | Tensor) -> float:
+    """A number in [0, 1) from the length and the first 16 KiB: no set is read whole for its split."""
+    try:
+        if isinstance(item, Path):
+            with item.open("rb") as file:
+                data, length = file.read(1 << 14), os.fstat(file.fileno()).st_size
+        else:
+            data = item if isinstance(item, bytes) else item.contiguous().numpy().tobytes()
+            data, length = data[: 1 << 14], len(data)
+    except OSError:
+        data, length = b"", 0  # a file that cannot be read is named when it is decoded
+    digest = hashlib.blake2b(length.to_bytes(8, "little") + data, digest_size=6).digest()
+    return int.from_bytes(digest, "little") / (1 << 48)

@@ -1,0 +1,48 @@
+"""`vitrail demo`: the whole path on data that the package carries, nothing to download."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from PIL import Image
+
+from vitrail import zoo
+from vitrail.data.sets import open_data
+from vitrail.errors import UserError
+from vitrail.explain import explain
+from vitrail.recipes import RECIPES
+from vitrail.train.start import begin
+
+SAMPLES = Path(__file__).parent / "zoo" / "samples"
+
+
+def run_demo(out: Path, device: str | None) -> None:
+    """Train on digits, test, draw attention, classify sample pictures, and say what to do next."""
+    if out.exists():
+        if not (out / "digits" / "recipe.json").exists():
+            raise UserError(f"{out} exists and is no demo's folder: choose another --out")
+        shutil.rmtree(out)  # an earlier demo: it is made anew
+    print("1. Training a Vision Transformer on 1,297 handwritten digits of 8x8 pixels", flush=True)
+    scores = begin(RECIPES["digits"], "digits", None, lambda run: run, out / "digits", device)
+    print(
+        f"2. Test: {scores['top1']:.2%} of {scores['count']} digits that it never saw, after {scores['seconds']:.0f} s"
+    )
+    task = zoo.load(out / "digits")
+    test = open_data("digits").test
+    assert test is not None
+    picture = Image.fromarray(test.picture(0, 1)[0].numpy())
+    answer = explain(task, picture, out / "attention")["predictions"][0]
+    print(
+        f"3. What it looks at, drawn for a {test.classes[int(test.labels[0])]} that it takes for a {answer['label']}:"
+    )
+    print(f"   {out / 'attention' / 'rollout.png'}")
+    print("4. Sample pictures, classified with the weights that the package carries (CIFAR-10's ten classes):")
+    samples = sorted(SAMPLES.glob("*.png"))
+    for path, prediction in zip(samples, zoo.load("classify").predict([Image.open(p) for p in samples]), strict=True):
+        best = prediction.labels[0]
+        print(f"   {path.stem:<12} {best['label']:<12} {best['score']:.0%}")
+    print(f"Learning curves and the confusion matrix: {out / 'digits' / 'report.html'}")
+    print(
+        "Next: vitrail predict YOUR.jpg · vitrail train folder --data YOUR_FOLDER · vitrail train (lists the recipes)"
+    )

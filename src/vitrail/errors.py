@@ -1,0 +1,13 @@
+"""What went wrong, in one plain line. The command line prints the line and ends with the class's exit code."""
+
+
+class UserError(ValueError):
+    """Wrong input: the line says what is wrong and what to do. Exit code 2."""
+
+    exit_code = 2
+
+
+class RunError(RuntimeError):
+    """A fault of the run, such as a full disk or a loss that is no longer finite. Exit code 1."""
+
+    exit_code = 1

@@ -1,0 +1,27 @@
+"""What the encoder looks for in a patch before any attention."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vitrail.layers import ConvStem
+from vitrail.vit import ViT
+
+
+@torch.no_grad()
+def patch_filters(encoder: ViT, count: int = 28) -> Tensor:
+    """First principal components of the patch projection, largest first: [count, C, patch, patch] (figure 7, left).
+
+    Components have length one, and the sign that makes their largest value positive. Behind a convolutional stem the
+    projection sees no pixels; then these are the first filters of the stem's first convolution. There may be fewer
+    than `count`.
+    """
+    if isinstance(stem := encoder.patches.stem, ConvStem):
+        first = next(layer for layer in stem.layers if isinstance(layer, nn.Conv2d))
+        return first.weight[:count].clone().float().cpu()
+    weight = encoder.patches.projection.weight.float().cpu()
+    flat = weight.flatten(1)
+    components = torch.linalg.svd(flat - flat.mean(dim=0), full_matrices=False).Vh[:count]
+    largest = components.gather(1, components.abs().argmax(dim=1, keepdim=True))
+    return (components * largest.sign()).unflatten(1, weight.shape[1:])

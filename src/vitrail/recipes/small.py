@@ -1,0 +1,114 @@
+"""Recipes for small pictures."""
+
+from __future__ import annotations
+
+from vitrail.data.augment import Augment
+from vitrail.train.optim import Optim
+from vitrail.train.run import Run
+from vitrail.vit import ViTConfig
+
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+
+
+def digits(pictures: int) -> Run:
+    """1,797 grey pictures of 8x8 pixels, carried in the package.
+
+    Command: vitrail train digits
+    Cost and score: results/digits.json
+    """
+    return Run(
+        recipe="digits",
+        data="digits",
+        model=ViTConfig(width=64, depth=4, heads=4, patch=2, image_size=(8, 8), channels=1, attention_init="mimetic"),
+        augment=Augment(crop="shift", shift=1),
+        optim=Optim(optimizer="muon", lr=3e-3, matrix_lr=8e-3, schedule="linear", beta2=0.98),
+        epochs=80,
+        batch_size=64,
+        smoothing=0.1,
+        eval_every=8,
+        precision="fp32",
+    )
+
+
+def mnist(pictures: int) -> Run:
+    """Grey pictures of 28x28 pixels: MNIST, Fashion-MNIST and sets of that layout.
+
+    Command: vitrail train mnist
+    """
+    return Run(
+        recipe="mnist",
+        data="mnist",
+        model=ViTConfig(
+            width=128, depth=4, heads=4, patch=4, image_size=(28, 28), channels=1, attention_init="mimetic"
+        ),
+        augment=Augment(crop="shift", shift=2),
+        optim=Optim(optimizer="muon", lr=3e-3, matrix_lr=8e-3, schedule="linear", beta2=0.98),
+        epochs=5,
+        batch_size=128,
+        smoothing=0.1,
+    )
+
+
+def cifar10_quick(pictures: int) -> Run:
+    """CIFAR-10 on a laptop with two cores, in less than 30 minutes.
+
+    Command: vitrail train cifar10-quick
+    Cost and score: results/cifar10-quick.json
+    """
+    return Run(
+        recipe="cifar10-quick",
+        data="cifar10",
+        model=ViTConfig(
+            width=128,
+            depth=6,
+            heads=4,
+            patch=4,
+            image_size=(32, 32),
+            class_token=False,
+            pool="average",
+            stem=(32, 64),
+            attention_init="mimetic",
+        ),
+        augment=Augment(crop="shift", shift=4, flip=True),
+        optim=Optim(optimizer="muon", lr=4e-3, matrix_lr=8e-3, schedule="linear", beta2=0.98),
+        mean=CIFAR10_MEAN,
+        std=CIFAR10_STD,
+        epochs=6,
+        batch_size=128,
+        smoothing=0.1,
+        eval_every=3,
+    )
+
+
+def cifar10(pictures: int) -> Run:
+    """CIFAR-10 on a GPU, in minutes.
+
+    Command: vitrail train cifar10
+    Not yet measured on a GPU.
+    """
+    return Run(
+        recipe="cifar10",
+        data="cifar10",
+        model=ViTConfig(
+            width=384,
+            depth=8,
+            heads=6,
+            patch=4,
+            image_size=(32, 32),
+            class_token=False,
+            pool="average",
+            stem=(64, 128),
+            attention_init="mimetic",
+            drop_path=0.1,
+        ),
+        augment=Augment(crop="shift", shift=4, flip=True, policy="trivial", cutmix=0.5, erase=0.25),
+        optim=Optim(optimizer="muon", lr=2e-3, matrix_lr=4e-3, beta2=0.98, clip=1.0, ema=0.999),
+        mean=CIFAR10_MEAN,
+        std=CIFAR10_STD,
+        epochs=150,
+        batch_size=512,
+        smoothing=0.1,
+        eval_every=10,
+        compile=True,
+    )

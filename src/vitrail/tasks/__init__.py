@@ -1,0 +1,1 @@
+"""One job a file, all of the shape that `task.py` sets."""

@@ -1,0 +1,155 @@
+"""Classification: which of K classes a picture shows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitrail.data.decode import Preprocess
+from vitrail.tasks.task import Batch, Prediction, Task
+from vitrail.vit import Head, Tokens, ViT
+
+
+class Classify(Task):
+    """An encoder, its pooling and a head.
+
+    Keys of a batch: `image` [B, C, H, W] normalised floats, `label` [B] class numbers or [B, K] soft targets,
+    `sample` [B] numbers of the samples.
+    """
+
+    name = "classify"
+    score = "top1"
+
+    def __init__(
+        self,
+        encoder: ViT,
+        classes: list[str],
+        preprocess: Preprocess,
+        *,
+        hidden: int | None = None,
+        loss: Literal["softmax", "sigmoid"] = "softmax",
+        smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
+    ) -> None:
+        """`hidden` makes the pre-training head of the paper; `loss="sigmoid"` is DeiT-III's binary cross-entropy.
+
+        `smoothing` and `class_weights` [K] shape the training loss alone.
+        """
+        super().__init__()
+        self.encoder = encoder
+        bias = -math.log(len(classes)) if loss == "sigmoid" else 0.0
+        self.head = Head(encoder.config.width, len(classes), hidden, bias)
+        self.classes = classes
+        self.preprocess = preprocess
+        self.hidden = hidden
+        self.loss_kind: Literal["softmax", "sigmoid"] = loss
+        self.smoothing = smoothing
+        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.class_weights: Tensor | None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised pictures [B, C, H, W] to logits [B, K]."""
+        return self.head(self.encoder.pool(self.encoder(images)))
+
+    def features(self, images: Tensor) -> Tokens:
+        return self.encoder(images)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Sum of the pictures' losses, and `correct`, the number of right first guesses (of the likelier class)."""
+        logits = self(batch["image"]).float()
+        hard = batch["label"] if batch["label"].ndim == 1 else batch["label"].argmax(dim=1)
+        losses = self._losses(logits, batch["label"])
+        if self.class_weights is not None:
+            losses = losses * self.class_weights[hard]
+        correct = (logits.argmax(dim=1) == hard).sum()
+        return {"loss": losses.sum(), "count": torch.tensor(len(logits), device=logits.device), "correct": correct}
+
+    def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """One loss a picture, [B]."""
+        classes = logits.shape[1]
+        targets = F.one_hot(labels, classes).to(logits) if labels.ndim == 1 else labels
+        targets = targets * (1 - self.smoothing) + self.smoothing / classes
+        if self.loss_kind == "sigmoid":
+            return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=1)
+        return -(targets * logits.log_softmax(dim=1)).sum(dim=1)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """[B, K]: a softmax, or for the sigmoid loss each class's own chance."""
+        return logits.float().sigmoid() if self.loss_kind == "sigmoid" else logits.float().softmax(dim=1)
+
+    def answer(self, batch: Batch, top: int = 5) -> list[Prediction]:
+        """The `top` likeliest classes of each picture, best first."""
+        scores, places = self.probabilities(self(batch["image"])).topk(min(top, len(self.classes)), dim=1)
+        return [
+            Prediction(labels=[{"label": self.classes[k], "score": p} for p, k in zip(ps, ks, strict=True)])
+            for ps, ks in zip(scores.tolist(), places.tolist(), strict=True)
+        ]
+
+    def metric(self) -> ClassifyMetric:
+        return ClassifyMetric(self)
+
+    def config(self) -> dict[str, Any]:
+        return {"encoder": asdict(self.encoder.config), "hidden": self.hidden, "loss": self.loss_kind}
+
+
+class ClassifyMetric:
+    """Top-1, top-5, per-class accuracy, confusion matrix, calibration error and cross-entropy, from the logits."""
+
+    def __init__(self, task: Classify) -> None:
+        self.task = task
+        self.rows: dict[int, tuple[Tensor, int]] = {}
+
+    def update(self, batch: Batch, outputs: Tensor) -> None:
+        """Keep each sample's logits; one that was seen before counts once."""
+        logits = outputs.detach().float().cpu()
+        for sample, row, label in zip(batch["sample"].tolist(), logits, batch["label"].tolist(), strict=True):
+            self.rows[sample] = (row, label)
+
+    def state(self) -> dict[str, Tensor]:
+        samples = sorted(self.rows)
+        return {
+            "sample": torch.tensor(samples),
+            "logits": torch.stack([self.rows[s][0] for s in samples]),
+            "label": torch.tensor([self.rows[s][1] for s in samples]),
+        }
+
+    def merge(self, state: dict[str, Tensor]) -> None:
+        for sample, row, label in zip(state["sample"].tolist(), state["logits"], state["label"].tolist(), strict=True):
+            self.rows[sample] = (row, label)
+
+    def compute(self) -> dict[str, Any]:
+        """Scores are fractions; `confusion[i][j]` counts pictures of class i taken for class j."""
+        state = self.state()
+        logits, labels = state["logits"], state["label"]
+        classes = logits.shape[1]
+        order = logits.argsort(dim=1, descending=True, stable=True)
+        hits = order == labels[:, None]
+        confusion = torch.bincount(labels * classes + order[:, 0], minlength=classes * classes).view(classes, classes)
+        counts = confusion.sum(dim=1)
+        probabilities = self.task.probabilities(logits)
+        return {
+            "top1": hits[:, 0].double().mean().item(),
+            "top5": hits[:, :5].any(dim=1).double().mean().item(),
+            "cross_entropy": F.cross_entropy(logits, labels).item(),
+            "calibration_error": calibration_error(probabilities, labels),
+            # A class without a picture in this part has no accuracy.
+            "per_class": [
+                c / n if n else None for c, n in zip(confusion.diag().tolist(), counts.tolist(), strict=True)
+            ],
+            "confusion": confusion.tolist(),
+            "count": len(labels),
+        }
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Expected calibration error (arXiv 1706.04599, equation 3): mean gap of confidence and accuracy over bins."""
+    confidence, guess = probabilities.max(dim=1)
+    correct = (guess == labels).double()
+    place = (confidence.double() * bins).ceil().clamp(1, bins).long() - 1
+    gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, correct - confidence.double())
+    return gaps.abs().sum().item() / len(labels)

@@ -1,0 +1,45 @@
+"""An encoder without a head: pictures to vectors."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor
+
+from vitrail.data.decode import Preprocess
+from vitrail.errors import UserError
+from vitrail.tasks.task import Batch, Metric, Prediction, Task
+from vitrail.vit import Tokens, ViT
+
+
+class Embed(Task):
+    """Key of a batch: `image` [B, C, H, W], normalised floats. It has nothing to train and no score of its own."""
+
+    name = "embed"
+    score = ""
+
+    def __init__(self, encoder: ViT, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.preprocess = preprocess
+        self.classes: list[str] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised pictures [B, C, H, W] to pooled vectors [B, D]."""
+        return self.encoder.pool(self.encoder(images))
+
+    def features(self, images: Tensor) -> Tokens:
+        return self.encoder(images)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        raise UserError("an encoder without a head has no loss: load it with classes=N to train it")
+
+    def answer(self, batch: Batch) -> list[Prediction]:
+        return [Prediction(embedding=vector) for vector in self(batch["image"]).float().tolist()]
+
+    def metric(self) -> Metric:
+        raise UserError("an encoder without a head has no score: load it with classes=N and train it")
+
+    def config(self) -> dict[str, Any]:
+        return {"encoder": asdict(self.encoder.config)}

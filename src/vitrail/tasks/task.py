@@ -1,0 +1,101 @@
+"""The contract that every job keeps: what the loop, evaluation, the command line and export may ask of it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from vitrail.data.decode import Preprocess
+from vitrail.vit import Tokens
+
+Batch = dict[str, Any]
+
+
+@dataclass
+class Prediction:
+    """An answer for one picture; each task fills its own fields."""
+
+    labels: list[dict[str, Any]] = field(default_factory=list)
+    """classification: `{"label": name, "score": probability}`, best first"""
+    embedding: list[float] = field(default_factory=list)
+    """an encoder without a head: its pooled vector"""
+
+    def as_row(self) -> dict[str, Any]:
+        """The filled fields, for a line of JSON."""
+        return {name: value for name, value in asdict(self).items() if value}
+
+
+class Metric(Protocol):
+    """Scores of an evaluation. State is kept by sample, so a repeated or padded sample counts once."""
+
+    def update(self, batch: Batch, outputs: Any) -> None:
+        """Take in a batch and what the task's `forward` gave for it."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What another process needs to merge."""
+
+    def merge(self, state: dict[str, Tensor]) -> None:
+        """Take in another process's state."""
+
+    def compute(self) -> dict[str, Any]:
+        """The scores; numbers, lists of numbers, or nested lists."""
+
+
+class Task(nn.Module):
+    """One job. A batch is a dict; its keys stand in the docstring of the task."""
+
+    name: ClassVar[str]
+    """what `config.json` calls the task"""
+    score: ClassVar[str]
+    """the entry of the metric that chooses the best checkpoint; higher is better"""
+
+    preprocess: Preprocess
+    classes: list[str]
+
+    @abstractmethod
+    def forward(self, *inputs: Any, **named: Any) -> Tensor | dict[str, Tensor]:
+        """Raw outputs under fixed names: what export and compile see."""
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """`loss` as a sum over `count` items; the loop divides over all ranks and accumulation steps."""
+
+    @abstractmethod
+    def answer(self, batch: Batch) -> list[Prediction]:
+        """Prepared tensors in, answers out."""
+
+    @abstractmethod
+    def metric(self) -> Metric:
+        """A fresh metric."""
+
+    @abstractmethod
+    def features(self, images: Tensor) -> Tokens:
+        """Tokens as they enter the pooling, for normalised pictures [B, C, H, W]."""
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """What `config.json` holds beside `task`, `preprocess` and `classes`: plain data to rebuild it from."""
+
+    @torch.inference_mode()
+    def predict(self, images: Sequence[Image.Image | Tensor], batch_size: int = 32) -> list[Prediction]:
+        """Answers for pictures: PIL images, or uint8 tensors [C, H, W]. Leaves the task in eval mode."""
+        self.eval()
+        device = next(self.parameters()).device
+        answers: list[Prediction] = []
+        for start in range(0, len(images), batch_size):
+            prepared = [self.preprocess(image) for image in images[start : start + batch_size]]
+            answers += self.answer({"image": torch.stack(prepared).to(device)})
+        return answers
+
+    def save(self, path: str | Path) -> None:
+        """Write the folder `path`: `model.safetensors` and `config.json`, whole or not at all."""
+        from vitrail.zoo.native import save
+
+        save(self, path)

@@ -1,0 +1,126 @@
+"""Several runs side by side: one table, one plot."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
+
+from vitrail.errors import UserError
+from vitrail.files import write_whole
+from vitrail.train.report import RunRecord, count, duration, percent, plain, read_run
+
+COLUMNS = {
+    "name": "run",
+    "recipe": "recipe",
+    "seed": "seed",
+    "parameters": "parameters",
+    "steps": "steps",
+    "seconds": "time",
+    "images_per_s": "images/s",
+    "best_val_top1": "best val",
+    "test_top1": "test",
+}
+SHOWN = {
+    "parameters": count,
+    "seconds": duration,
+    "images_per_s": count,
+    "best_val_top1": percent,
+    "test_top1": percent,
+}
+UNITS = [("hours", 3600), ("minutes", 60), ("seconds", 1)]
+
+
+def compare(folders: Sequence[str | Path], out: str | Path | None = None) -> list[dict[str, Any]]:
+    """One row a run folder, in the order given; a score or time that a run has not yet is None.
+
+    With `out`, the validation score of all runs against steps and against seconds is drawn into that PNG file. A folder
+    that holds no run is a UserError, and then nothing is drawn.
+    """
+    if not folders:
+        raise UserError("nothing to compare: give one or more run folders")
+    runs = [read_run(folder) for folder in folders]
+    names = _names([run.folder for run in runs])
+    if out is not None:
+        write_whole(out, _plot(runs, names))
+    return [_row(run, name) for run, name in zip(runs, names, strict=True)]
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths, of one length, that tell the folders apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(set(parts)):
+            break
+    return names
+
+
+def _row(run: RunRecord, name: str) -> dict[str, Any]:
+    last = run.done or (run.train or run.val or [{}])[-1]
+    return {
+        "name": name,
+        "recipe": run.recipe.get("recipe"),
+        "seed": run.recipe.get("seed"),
+        "parameters": run.done.get("parameters"),
+        "steps": last.get("step"),
+        "seconds": last.get("seconds"),
+        "images_per_s": run.images_per_s,
+        "best_val_top1": run.best.get("top1"),
+        "best_val_step": run.best.get("step"),
+        "test_top1": run.test.get("top1"),
+    }
+
+
+def as_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows of `compare` as aligned text; columns that no run fills are left out."""
+    columns = []
+    for name, title in COLUMNS.items():
+        values = [row[name] for row in rows]
+        if any(value is not None for value in values):
+            cells = [title, *("-" if value is None else SHOWN.get(name, str)(value) for value in values)]
+            width = max(map(len, cells))
+            columns.append([cell.ljust(width) if name in ("name", "recipe") else cell.rjust(width) for cell in cells])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
+
+
+def _plot(runs: Sequence[RunRecord], names: Sequence[str]) -> bytes:
+    columns = 1 if max(map(len, names)) > 40 else 3
+    figure = Figure(figsize=(11, 4.2 + 0.22 * math.ceil(len(runs) / columns)), layout="constrained")
+    by_step, by_time = figure.subplots(1, 2, sharey=True)
+    longest = max((row.get("seconds", 0) for run in runs for row in run.val), default=0)
+    unit, seconds = next(u for u in UNITS if longest >= u[1] * 3 or u[1] == 1)
+    colours = matplotlib.colormaps["tab10" if len(runs) <= 10 else "turbo"]
+    lines = []
+    for place, run in enumerate(runs):
+        colour = colours(place if len(runs) <= 10 else place / (len(runs) - 1))
+        scored = [row for row in run.val if row.get("top1") is not None]
+        timed = [row for row in scored if row.get("seconds") is not None]
+        lines.append(_line(by_step, [(row["step"], row["top1"]) for row in scored], colour))
+        _line(by_time, [(row["seconds"] / seconds, row["top1"]) for row in timed], colour)
+    plain(by_step, "validation accuracy against steps")
+    plain(by_time, "validation accuracy against time", unit)
+    by_step.yaxis.set_major_formatter(PercentFormatter(1.0))
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        # With a space in front, since a name that begins with an underscore would be left out.
+        labels = [f" {name}" for name in names]
+        figure.legend(lines, labels, loc="outside lower left", ncols=columns, fontsize=9, frameon=False)
+        figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
+
+
+def _line(axes: Axes, points: Sequence[tuple[float, float]], colour: Any) -> Line2D:
+    marker = "o" if len(points) < 30 else ""
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    return axes.plot(xs, ys, color=colour, linewidth=1.6, marker=marker, markersize=3.5)[0]

@@ -1,0 +1,40 @@
+"""Which device and which number format to compute with."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+
+from vitrail.errors import UserError
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The named device, or the best one there is."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} cannot be used here: choose cpu, or leave --device out") from error
+    return device
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether the processor multiplies bf16 itself; a CPU that only emulates it is slower than in float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        # PyTorch has no public name for these two checks.
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+    return False
+
+
+def autocast(device: torch.device, precision: Literal["auto", "bf16", "fp32"]) -> AbstractContextManager[object]:
+    """The context in which the forward pass and the loss are computed."""
+    if precision == "fp32" or (precision == "auto" and not native_bf16(device)):
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)

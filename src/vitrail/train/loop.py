@@ -1,0 +1,239 @@
+"""The loop: one for every task, in steps. A run is a function of its recipe, its data and its seed."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vitrail.data.loader import Loader
+from vitrail.data.random import seed_for
+from vitrail.errors import RunError
+from vitrail.tasks.task import Batch, Task
+from vitrail.train.device import autocast
+from vitrail.train.optim import Average, Optimizers, factor
+from vitrail.train.progress import Progress
+from vitrail.train.run import Run
+from vitrail.train.state import RunFolder
+from vitrail.zoo import native
+
+log = logging.getLogger("vitrail")
+
+LOG_EVERY = 20
+"""steps between rows of metrics.jsonl"""
+SAVE_EVERY = 300.0
+"""seconds between saved states; an evaluation saves one too"""
+
+
+class Stopped(Exception):
+    """A person or the system asked the run to stop; its state is saved."""
+
+
+class LossModule(nn.Module):
+    """A task whose forward is its loss: what torch.compile and DDP wrap."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.task = task
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return self.task.loss(batch)
+
+
+@dataclass
+class Parts:
+    """What a run is made of, built by `train/build.py`."""
+
+    task: Task
+    train: Loader
+    val: Loader
+    test: Loader | None
+
+
+def fit(run: Run, parts: Parts, folder: RunFolder, steps: int, resume: bool = False) -> dict[str, Any]:
+    """Train for `steps` steps and return the scores of the best checkpoint, on the test part where there is one.
+
+    Raises `Stopped` after Ctrl-C or SIGTERM, with the state saved, and `RunError` for a loss that is not finite.
+    """
+    task = parts.task
+    depth = len(getattr(getattr(task, "encoder", None), "blocks", ()))
+    optimizers = Optimizers(task, run.optim, depth)
+    average = Average(task, run.optim.ema) if run.optim.ema else None
+    start, best = folder.load_state(task, optimizers, average) if resume else (0, -1.0)
+    module = LossModule(task)
+    if run.compile:
+        module.compile(dynamic=False)
+    began = saved = time.monotonic()
+    spent = sum(row["seconds"] for row in folder.rows()[-1:] if "seconds" in row)
+    every = max(1, round(run.eval_every * parts.train.steps_per_epoch))
+    batches = parts.train.batches(start)
+    with stop_asked() as stop, Progress(steps, start, parts.train) as progress:
+        for step in range(start, steps):
+            task.train()
+            # Dropout and its like are a function of (seed, step), so a resumed run draws what the first one did.
+            torch.manual_seed(seed_for(run.seed, step))
+            batch = next(batches)
+            row = train_step(run, module, batch, optimizers, factor(run.optim, step, steps), step)
+            if average is not None:
+                average.update(task, step)
+            progress.step(row, run.batch_size)
+            done = step + 1
+            seconds = spent + time.monotonic() - began
+            if done % LOG_EVERY == 0 or done == steps:
+                epoch = done / parts.train.steps_per_epoch
+                folder.log(kind="train", step=done, epoch=epoch, seconds=seconds, **progress.row())
+            if done % every == 0 or done == steps:
+                scores = evaluate(task, parts.val, run.precision, average)
+                folder.log(kind="val", step=done, seconds=spent + time.monotonic() - began, **_numbers(scores))
+                progress.evaluated(scores, task.score)
+                weights = average.values if average else None
+                if scores[task.score] > best:
+                    best = scores[task.score]
+                    native.save(task, folder.best, weights)
+                native.save(task, folder.last, weights)
+            if stop.asked or done % every == 0 or done == steps or time.monotonic() - saved > SAVE_EVERY:
+                folder.save_state(done, best, task, optimizers, average)
+                saved = time.monotonic()
+            if stop.asked and done < steps:
+                raise Stopped(
+                    f"stopped after step {done} of {steps}; go on with `vitrail train --resume {folder.path}`"
+                )
+    return finish(run, parts, folder, steps, spent + time.monotonic() - began)
+
+
+def train_step(
+    run: Run, module: LossModule, batch: Batch, optimizers: Optimizers, factor: float, step: int
+) -> dict[str, float]:
+    """One step on one batch, cut into `run.accumulate` parts. Losses are sums, divided by the items of all parts."""
+    device = batch["image"].device
+    total, count, correct = 0.0, 0, 0
+    for part in _cut(batch, run.accumulate):
+        with autocast(device, run.precision):
+            sums = module(part)
+        (sums["loss"] / run.batch_size).backward()
+        total, count = total + sums["loss"].detach(), count + sums["count"]
+        correct = correct + sums.get("correct", 0)
+    loss = float(total / count)
+    if loss != loss or abs(loss) == float("inf"):
+        raise RunError(f"the loss is {loss} at step {step + 1}; {_where(module.task, batch)}")
+    parameters = [
+        p for group in optimizers.parts for g in group.param_groups for p in g["params"] if p.grad is not None
+    ]
+    gradients = [p.grad for p in parameters]
+    if count != run.batch_size:
+        # The exact mean is over the items that there were, which only the last part makes known.
+        torch._foreach_mul_(gradients, run.batch_size / float(count))
+    if run.optim.clip:
+        nn.utils.clip_grad_norm_(parameters, run.optim.clip)
+    optimizers.step(factor)
+    return {"loss": loss, "accuracy": float(correct) / float(count), "lr": run.optim.lr * factor}
+
+
+@torch.inference_mode()
+def evaluate(
+    task: Task, loader: Loader, precision: Literal["auto", "bf16", "fp32"] = "auto", average: Average | None = None
+) -> dict[str, Any]:
+    """The task's scores over a whole part, with the running average of the weights where there is one."""
+    current = {name: value.clone() for name, value in task.state_dict().items()} if average else None
+    if average:
+        task.load_state_dict(average.values)
+    task.eval()
+    metric = task.metric()
+    for batch in loader.evaluation():
+        with autocast(batch["image"].device, precision):
+            outputs = task(batch["image"])
+        metric.update(batch, outputs)
+    if current:
+        task.load_state_dict(current)
+    return metric.compute()
+
+
+def finish(run: Run, parts: Parts, folder: RunFolder, steps: int, seconds: float) -> dict[str, Any]:
+    """Read the test part once, with the checkpoint that was best on the validation part."""
+    _, weights = native.read(folder.best)
+    task = parts.task
+    task.load_state_dict(weights)
+    part, loader = ("test", parts.test) if parts.test else ("val", parts.val)
+    scores = evaluate(task, loader, run.precision)
+    if parts.test:
+        folder.log(kind="test", step=steps, **scores)
+    parameters = sum(p.numel() for p in task.parameters())
+    folder.log(kind="done", step=steps, seconds=seconds, parameters=parameters)
+    return {"part": part, "seconds": seconds, "parameters": parameters, **scores}
+
+
+def _cut(batch: Batch, parts: int) -> Iterator[Batch]:
+    """The batch in `parts` parts, as even as can be."""
+    if parts == 1:
+        yield batch
+        return
+    pieces = {name: value.tensor_split(parts) for name, value in batch.items() if isinstance(value, Tensor)}
+    for i in range(parts):
+        if len(pieces["image"][i]):
+            yield {**batch, **{name: values[i] for name, values in pieces.items()}}
+
+
+def _numbers(scores: dict[str, Any]) -> dict[str, float]:
+    """The scores that are single numbers: lists would swell the log."""
+    return {name: value for name, value in scores.items() if isinstance(value, int | float)}
+
+
+@torch.no_grad()
+def _where(task: nn.Module, batch: Batch) -> str:
+    """In words, the first layer that gives a number that is not finite for this batch."""
+    for name, parameter in task.named_parameters():
+        if not parameter.isfinite().all():
+            return f"the weights of {name} are not finite: lower the learning rate and start again"
+    found: list[str] = []
+
+    def look(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and not output.isfinite().all():
+                found.append(name)
+
+        return hook
+
+    leaves = [(name, m) for name, m in task.named_modules() if not list(m.children())]
+    handles = [module.register_forward_hook(look(name)) for name, module in leaves]
+    try:
+        if not batch["image"].isfinite().all():
+            return "the pictures hold numbers that are not finite: check the data"
+        task(batch["image"])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return f"it began in the layer {found[0]}" if found else "every layer is finite, the loss itself is not"
+
+
+class _Stop:
+    asked = False
+
+
+@contextmanager
+def stop_asked() -> Iterator[_Stop]:
+    """Turn Ctrl-C and SIGTERM into a flag; a second Ctrl-C stops at once."""
+    stop = _Stop()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+        log.warning("stopping after this step and saving; press Ctrl-C again to stop at once")
+
+    try:
+        old = [(number, signal.signal(number, ask)) for number in (signal.SIGINT, signal.SIGTERM)]
+    except ValueError:  # signals reach the main thread alone
+        old = []
+    try:
+        yield stop
+    finally:
+        for number, handler in old:
+            signal.signal(number, handler)

@@ -1,0 +1,141 @@
+"""What turns gradients into steps: AdamW, Muon for the matrices, schedules, layer-wise decay, a running average."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Optim:
+    """How the weights move. Learning rates are peaks; the schedule multiplies both by the same factor."""
+
+    optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
+    """muon: the blocks' matrices by Muon, the rest by AdamW; sgd: with momentum 0.9, as the paper fine-tunes"""
+    lr: float = 1e-3
+    matrix_lr: float = 4e-3
+    """Muon's own learning rate, for an update whose size matches AdamW's (arXiv 2502.16982)"""
+    weight_decay: float = 0.05
+    beta2: float = 0.999
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """after the warm-up: to zero by a cosine or a line, or constant and then to zero over the last `cooldown`"""
+    warmup: float = 0.05
+    """share of the steps"""
+    cooldown: float = 0.2
+    """share of the steps, for the constant schedule"""
+    layer_decay: float = 1.0
+    """factor on the learning rate for each layer further from the head (arXiv 2106.08254)"""
+    clip: float = 0.0
+    """largest norm of the whole gradient; 0 for no limit"""
+    ema: float = 0.0
+    """decay a step of the running average of the weights, which is what is evaluated and kept; 0 for none"""
+
+
+def factor(optim: Optim, step: int, steps: int) -> float:
+    """What the schedule multiplies the learning rates by at `step` of `steps`, from 0 to 1."""
+    warmup = max(1, round(optim.warmup * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    if optim.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    if optim.schedule == "linear":
+        return 1 - done
+    return min(1.0, (steps - step) / max(1, round(optim.cooldown * steps)))
+
+
+def layer_of(name: str, depth: int) -> int:
+    """How far up a parameter stands: 0 the embedding, 1 to depth the blocks, depth + 1 the final norm and the head."""
+    if match := re.match(r"encoder\.blocks\.(\d+)\.", name):
+        return int(match.group(1)) + 1
+    return 0 if re.match(r"encoder\.(patches|class_token|positions|registers)", name) else depth + 1
+
+
+def groups(module: nn.Module, optim: Optim, depth: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Parameters for AdamW, and matrices for Muon, grouped by layer and by whether they decay."""
+    adamw: dict[tuple[int, bool], list[Tensor]] = {}
+    muon: dict[tuple[int, bool], list[Tensor]] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        layer = layer_of(name, depth)
+        # Norms, biases, tokens and positions are not pulled to zero, as in DeiT and BEiT.
+        decays = parameter.ndim >= 2 and not name.endswith(("positions", "class_token", "registers"))
+        matrix = optim.optimizer == "muon" and parameter.ndim == 2 and ".blocks." in name
+        (muon if matrix else adamw).setdefault((layer, decays), []).append(parameter)
+
+    def as_groups(chosen: dict[tuple[int, bool], list[Tensor]], lr: float) -> list[dict[str, Any]]:
+        return [
+            {
+                "params": parameters,
+                "lr": lr * optim.layer_decay ** (depth + 1 - layer),
+                "weight_decay": optim.weight_decay if decays else 0.0,
+            }
+            for (layer, decays), parameters in _merged(chosen, optim).items()
+        ]
+
+    return as_groups(adamw, optim.lr), as_groups(muon, optim.matrix_lr)
+
+
+def _merged(chosen: dict[tuple[int, bool], list[Tensor]], optim: Optim) -> dict[tuple[int, bool], list[Tensor]]:
+    """Without layer-wise decay all layers share a group: fewer, larger fused updates."""
+    if optim.layer_decay != 1.0:
+        return chosen
+    merged: dict[tuple[int, bool], list[Tensor]] = {}
+    for (_, decays), parameters in chosen.items():
+        merged.setdefault((0, decays), []).extend(parameters)
+    return merged
+
+
+class Optimizers:
+    """AdamW (or SGD) and Muon as one: each parameter belongs to one of them."""
+
+    def __init__(self, module: nn.Module, optim: Optim, depth: int) -> None:
+        adamw, muon = groups(module, optim, depth)
+        self.parts: list[torch.optim.Optimizer] = [
+            torch.optim.SGD(adamw, lr=optim.lr, momentum=0.9)
+            if optim.optimizer == "sgd"
+            else torch.optim.AdamW(adamw, lr=optim.lr, betas=(0.9, optim.beta2), fused=True)
+        ]
+        if muon:
+            # Muon sets the size of an update by the matrix's shape; "match_rms_adamw" makes it that of AdamW.
+            self.parts.append(torch.optim.Muon(muon, lr=optim.matrix_lr, adjust_lr_fn="match_rms_adamw"))
+        self.peaks = [[group["lr"] for group in part.param_groups] for part in self.parts]
+
+    def step(self, factor: float) -> None:
+        """One step at `factor` times the peak learning rates; then the gradients are dropped."""
+        for part, peaks in zip(self.parts, self.peaks, strict=True):
+            for group, peak in zip(part.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor
+            part.step()
+            part.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        return [part.state_dict() for part in self.parts]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        for part, state in zip(self.parts, states, strict=True):
+            part.load_state_dict(state)
+
+
+class Average:
+    """A running average of a module's weights (and a copy of its statistics, such as batch norm's)."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.values = {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """Take in the weights after `step`. Early steps count for more, or the first random weights would linger."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, value in module.state_dict().items():
+            if value.is_floating_point():
+                self.values[name].lerp_(value, 1 - decay)
+            else:
+                self.values[name].copy_(value)

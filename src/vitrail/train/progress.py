@@ -1,0 +1,88 @@
+"""What a person sees of a run: a bar on a terminal, a line now and then elsewhere; both on standard error."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from vitrail.data.loader import Loader
+
+LINE_EVERY = 30.0
+"""seconds between lines where standard error is no terminal"""
+
+
+class Progress:
+    """Counts steps, pictures and waiting."""
+
+    def __init__(self, steps: int, start: int, loader: Loader) -> None:
+        self.steps, self.done, self.loader = steps, start, loader
+        self.console = Console(stderr=True)
+        self.bar = Bar(
+            TextColumn("step {task.completed}/{task.total}"),
+            BarColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not sys.stderr.isatty(),
+        )
+        self.line = self.bar.add_task("train", total=steps, completed=start, text="")
+        self.score = ""
+        self.said = time.monotonic()
+        self._reset()
+
+    def __enter__(self) -> Progress:
+        self.bar.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.__exit__(kind, error, trace)
+
+    def _reset(self) -> None:
+        self.began, self.waited = time.monotonic(), self.loader.wait
+        self.images = self.counted = 0
+        self.sums: dict[str, float] = {}
+
+    def step(self, row: dict[str, float], images: int) -> None:
+        """Take in a step's numbers and how many pictures it saw."""
+        self.done += 1
+        self.images += images
+        self.counted += 1
+        for name, value in row.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        text = self._text()
+        self.bar.update(self.line, completed=self.done, text=text)
+        if self.bar.disable and time.monotonic() - self.said > LINE_EVERY:
+            self.said = time.monotonic()
+            print(f"step {self.done}/{self.steps}  {text}", file=sys.stderr, flush=True)
+
+    def _rates(self) -> tuple[float, float]:
+        seconds = max(time.monotonic() - self.began, 1e-9)
+        return self.images / seconds, (self.loader.wait - self.waited) / seconds
+
+    def _text(self) -> str:
+        speed, wait = self._rates()
+        loss = self.sums["loss"] / self.counted
+        return f"loss {loss:.3f}  {speed:.0f} images/s  {wait:.0%} waiting for data{self.score}"
+
+    def row(self) -> dict[str, float]:
+        """Means since the last call, for the log."""
+        speed, wait = self._rates()
+        row = {name: value / self.counted for name, value in self.sums.items()}
+        self._reset()
+        return {**row, "images_per_s": speed, "wait": wait}
+
+    def evaluated(self, scores: dict[str, Any], name: str) -> None:
+        """Show the score of an evaluation, and leave its time out of the speed."""
+        self.score = f"  val {name} {scores[name]:.4f}"
+        self.console.print(f"step {self.done}/{self.steps}:{self.score}", highlight=False)
+        self._reset()

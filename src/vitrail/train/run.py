@@ -1,0 +1,93 @@
+"""A run: everything that decides what a training does, as plain data. Recipes return one; every field is a flag."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Literal
+
+from vitrail.data.augment import Augment
+from vitrail.train.optim import Optim
+from vitrail.vit import ViTConfig
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of a classifier."""
+
+    recipe: str
+    """name of the recipe that these values came from"""
+    data: str
+    """a built-in name, a folder with a folder a class, or Parquet files"""
+    model: ViTConfig = field(default_factory=ViTConfig)
+    """the encoder; with `init`, only its image size and drop path count"""
+    augment: Augment = field(default_factory=Augment)
+    optim: Optim = field(default_factory=Optim)
+    init: str | None = None
+    """start from these weights: a run, a checkpoint, or a name that the package carries"""
+    seed: int = 0
+    epochs: float = 10.0
+    batch_size: int = 128
+    """pictures a step"""
+    accumulate: int = 1
+    """parts that a step's pictures are cut into, to need less memory"""
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """softmax cross-entropy, or binary cross-entropy for each class (DeiT-III)"""
+    smoothing: float = 0.0
+    """label smoothing"""
+    hidden: int | None = None
+    """width of the tanh layer of the paper's pre-training head; None for a linear head"""
+    weighted: bool = False
+    """weigh each class's loss by the inverse of its count"""
+    balanced: bool = False
+    """draw each class equally often"""
+    mean: tuple[float, ...] | None = None
+    """of each channel, on a scale of 0 to 1; None for the checkpoint's, or 0.5"""
+    std: tuple[float, ...] | None = None
+    resize: Literal["crop", "squash"] = "crop"
+    """pictures of other shapes are cropped in the middle, or squashed"""
+    crop_fraction: float = 1.0
+    """share of the short side that the crop at evaluation keeps"""
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """auto: bf16 where the processor computes it, fp32 elsewhere"""
+    compile: bool = False
+    """compile the network with torch.compile"""
+    eval_every: float = 1.0
+    """epochs between evaluations on the validation part"""
+    workers: int = 2
+    """processes that decode pictures, where the set does not fit in memory"""
+    max_bad: float = 0.01
+    """largest share of pictures that cannot be read"""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for `recipe.json`."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> Run:
+        """The run of a `recipe.json`."""
+        values = dict(values)
+        return Run(
+            model=_rebuilt(ViTConfig, values.pop("model")),
+            augment=_rebuilt(Augment, values.pop("augment")),
+            optim=_rebuilt(Optim, values.pop("optim")),
+            **_tuples(values),
+        )
+
+
+def _rebuilt(kind: Any, values: dict[str, Any]) -> Any:
+    return kind(**_tuples(values))
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no tuples: its lists become tuples again."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def field_names(run: Run) -> list[str]:
+    """Every field of a run and of its parts, each of which is a flag of `vitrail train`."""
+    names: list[str] = []
+    for entry in fields(run):
+        value = getattr(run, entry.name)
+        names += [part.name for part in fields(value)] if is_dataclass(value) else [entry.name]
+    return names

@@ -1,0 +1,133 @@
+"""Begin a run, go on with one, score a model: what the commands `train`, `eval` and `demo` do."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from vitrail import recipes, zoo
+from vitrail.data.sets import ImageSet, Splits, open_data
+from vitrail.errors import UserError
+from vitrail.files import write_whole
+from vitrail.tasks.classify import Classify
+from vitrail.tasks.task import Task
+from vitrail.train.build import build, evaluation_loader
+from vitrail.train.device import choose_device
+from vitrail.train.loop import Parts, evaluate, fit
+from vitrail.train.report import write_report
+from vitrail.train.run import Run
+from vitrail.train.state import RunFolder
+
+
+def begin(
+    recipe: recipes.Recipe,
+    data: str | None,
+    init: str | None,
+    change: Callable[[Run], Run],
+    out: Path | None,
+    device: str | None,
+) -> dict[str, Any]:
+    """Train a recipe on `data`, from the weights `init` or from scratch; `change` sets fields. Returns the scores."""
+    name = recipe(1).data
+    data = data or name
+    splits = open_data(data, name=name)
+    if not len(splits.train):
+        raise UserError(f"{data} has no training part: add one, or score a model on it with `vitrail eval`")
+    run = recipe(len(splits.train))
+    if init is not None:
+        run = recipes.from_weights(run, init, zoo.encoder_of(zoo.load(init)).config)
+    run = change(run)
+    run = replace(run, data=str(data))
+    folder = RunFolder(out or Path("runs") / f"{run.recipe}-{run.seed}")
+    chosen = choose_device(device)
+    parts, steps = build(run, splits, chosen)
+    folder.begin(run, splits.train.classes)
+    return _train(run, parts, folder, steps, resume=False)
+
+
+def go_on(path: Path, device: str | None) -> dict[str, Any]:
+    """Go on with the run in the folder `path` from its last saved step, to the same bits."""
+    folder = RunFolder(path)
+    run = folder.run()
+    parts, steps = build(run, open_data(run.data, name=recipes.find(run.recipe)(1).data), choose_device(device))
+    if any(row["kind"] == "done" for row in folder.rows()):
+        raise UserError(f"the run in {path} is done: its report is {path / 'report.html'}")
+    return _train(run, parts, folder, steps, resume=True)
+
+
+def _train(run: Run, parts: Parts, folder: RunFolder, steps: int, resume: bool) -> dict[str, Any]:
+    scores = fit(run, parts, folder, steps, resume)
+    write_whole(folder.path / "examples.json", json.dumps(examples(parts)))
+    write_report(folder.path)
+    return scores
+
+
+def examples(parts: Parts, count: int = 24) -> list[dict[str, Any]]:
+    """The first pictures of the held-back part with the model's answers, for the report."""
+    loader = parts.test or parts.val
+    task, chosen = parts.task, loader.set
+    rows = []
+    numbers = torch.linspace(0, len(chosen) - 1, min(count, len(chosen))).long().tolist()
+    for i in numbers:
+        try:
+            picture = chosen.picture(i, task.preprocess.channels)
+        except UserError:
+            continue  # a picture that cannot be read was named when the loader met it
+        image = Image.fromarray(
+            picture[:3].permute(1, 2, 0).squeeze(2).numpy() if len(picture) != 2 else picture[0].numpy()
+        )
+        image.thumbnail((160, 160))
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        rows.append(
+            {
+                "image": base64.b64encode(buffer.getvalue()).decode(),
+                "label": chosen.classes[int(chosen.labels[i])],
+                "predictions": task.predict([picture])[0].labels[:3],
+            }
+        )
+    return rows
+
+
+def score(source: str, data: str, split: str | None, device: str | None) -> tuple[str, dict[str, Any]]:
+    """The name of the part that was read, and the scores of a model on it."""
+    task = zoo.load(source, device=choose_device(device))
+    if not isinstance(task, Classify):
+        raise UserError(f"{source} has no head to score: train one with `vitrail train folder --init {source}`")
+    name, part = choose_part(open_data(data), split)
+    loader = evaluation_loader(task, in_order_of(part, task), choose_device(device))
+    return name, evaluate(task, loader)
+
+
+def choose_part(splits: Splits, name: str | None) -> tuple[str, ImageSet]:
+    """A part by name, or the one furthest from training."""
+    there = {"test": splits.test, "val": splits.val, "train": splits.train}
+    if name is not None:
+        if there[name] is None:
+            raise UserError(f"the data has no {name} part: it has {', '.join(k for k, v in there.items() if v)}")
+        return name, there[name]  # type: ignore[return-value]
+    return next((k, v) for k, v in there.items() if v is not None and len(v))
+
+
+def in_order_of(part: ImageSet, task: Task) -> ImageSet:
+    """The part with its labels numbered as the model's classes are."""
+    if part.classes == task.classes or (
+        all(name.isdigit() for name in task.classes) and len(task.classes) == len(part.classes)
+    ):
+        return part
+    missing = [name for name in part.classes if name not in task.classes]
+    if missing:
+        raise UserError(
+            f"the data has {len(part.classes)} classes and the model {len(task.classes)}; the model does not know "
+            f"{missing[0]!r}: train it on this data with --init, or choose other data"
+        )
+    places = torch.tensor([task.classes.index(name) for name in part.classes])
+    return ImageSet(part.name, task.classes, places[part.labels], part.keys, part.items, part.channels)

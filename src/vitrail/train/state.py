@@ -1,0 +1,92 @@
+"""The run folder, and the state that lets a stopped run go on to the same bits.
+
+recipe.json     every value of the run            best/, last/    checkpoints that `vitrail.load` reads
+metrics.jsonl   one line a log, val or test row   state/          weights, optimizer and average in training
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitrail.errors import UserError
+from vitrail.files import write_whole
+from vitrail.train.optim import Average, Optimizers
+from vitrail.train.run import Run
+
+
+class RunFolder:
+    """Reads and writes a run's files."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.best, self.last = path / "best", path / "last"
+        self.metrics = path / "metrics.jsonl"
+        self._state = path / "state" / "state.pt"
+
+    def begin(self, run: Run, classes: list[str]) -> None:
+        """Claim the folder for a new run."""
+        if (self.path / "recipe.json").exists():
+            raise UserError(
+                f"{self.path} already holds a run: go on with it by `vitrail train --resume {self.path}`, "
+                "or choose another --out"
+            )
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file: choose another --out")
+        write_whole(self.path / "classes.json", json.dumps(classes))
+        write_whole(self.path / "recipe.json", json.dumps(run.as_dict(), indent=2) + "\n")
+
+    def run(self) -> Run:
+        """The run that the folder was begun with."""
+        try:
+            return Run.from_dict(json.loads((self.path / "recipe.json").read_text()))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.path} holds no run to go on with: give the folder that --out named") from error
+
+    def log(self, **row: Any) -> None:
+        """Add a line to metrics.jsonl."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows so far; a last line that a kill cut off does not count."""
+        if not self.metrics.exists():
+            return []
+        lines = self.metrics.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def save_state(
+        self, step: int, best: float, module: nn.Module, optimizers: Optimizers, average: Average | None
+    ) -> None:
+        """Write what `load_state` brings back."""
+        buffer = io.BytesIO()
+        state = {
+            "step": step,
+            "best": best,
+            "module": module.state_dict(),
+            "optimizers": optimizers.state_dict(),
+            "average": average.values if average else None,
+        }
+        torch.save(state, buffer)
+        write_whole(self._state, buffer.getvalue())
+
+    def load_state(self, module: nn.Module, optimizers: Optimizers, average: Average | None) -> tuple[int, float]:
+        """Bring a run back to its last saved step; returns the steps done and the best score. (0, -1) at the start."""
+        if not self._state.exists():
+            self.metrics.unlink(missing_ok=True)
+            return 0, -1.0
+        device = next(module.parameters()).device
+        state = torch.load(self._state, map_location=device, weights_only=True)
+        module.load_state_dict(state["module"])
+        optimizers.load_state_dict(state["optimizers"])
+        if average is not None:
+            average.values = state["average"]
+        # Rows from after the saved step will be written again.
+        rows = [row for row in self.rows() if row["step"] <= state["step"]]
+        write_whole(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+        return state["step"], state["best"]

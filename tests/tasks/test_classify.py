@@ -1,0 +1,108 @@
+"""Losses and scores of classification against PyTorch's, scikit-learn's and hand-made ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import confusion_matrix, top_k_accuracy_score
+
+import vitrail
+from vitrail.data.decode import Preprocess
+from vitrail.tasks.classify import Classify, calibration_error
+from vitrail.vit import SIZES, ViT
+
+NANO = SIZES["nano/2"]
+
+
+def classifier(**options: object) -> Classify:
+    torch.manual_seed(0)
+    task = Classify(ViT(NANO), ["a", "b", "c"], Preprocess(size=(8, 8)), **options)  # type: ignore[arg-type]
+    torch.nn.init.normal_(task.head.linear.weight)
+    return task
+
+
+def batch(count: int = 6) -> dict[str, torch.Tensor]:
+    return {
+        "image": torch.randn(count, 3, 8, 8),
+        "label": torch.arange(count) % 3,
+        "sample": torch.arange(count),
+    }
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_softmax_loss_equals_pytorchs(smoothing: float) -> None:
+    task, b = classifier(smoothing=smoothing), batch()
+    out = task.loss(b)
+    expected = F.cross_entropy(task(b["image"]), b["label"], label_smoothing=smoothing)
+    torch.testing.assert_close(out["loss"] / out["count"], expected)
+    soft = {**b, "label": F.one_hot(b["label"], 3).float()}
+    torch.testing.assert_close(task.loss(soft)["loss"], out["loss"])
+
+
+def test_sigmoid_loss_equals_pytorchs_and_starts_low() -> None:
+    task, b = classifier(loss="sigmoid"), batch()
+    targets = F.one_hot(b["label"], 3).float()
+    expected = F.binary_cross_entropy_with_logits(task(b["image"]), targets, reduction="sum")
+    torch.testing.assert_close(task.loss(b)["loss"], expected)
+    fresh = Classify(ViT(NANO), ["a", "b", "c"], Preprocess(size=(8, 8)), loss="sigmoid")
+    torch.testing.assert_close(fresh(b["image"]).sigmoid(), torch.full((6, 3), 0.25))  # 1 / (1 + K)
+
+
+def test_class_weights_scale_each_pictures_loss() -> None:
+    weights, b = torch.tensor([1.0, 2.0, 0.5]), batch()
+    task = classifier(class_weights=weights)
+    expected = F.cross_entropy(task(b["image"]), b["label"], weight=weights, reduction="sum")
+    torch.testing.assert_close(task.loss(b)["loss"], expected)
+
+
+def test_scores_equal_scikit_learns_and_a_repeated_sample_counts_once() -> None:
+    torch.manual_seed(3)
+    classes, count = 7, 50
+    task = Classify(ViT(NANO), [str(i) for i in range(classes)], Preprocess(size=(8, 8)))
+    logits, labels = torch.randn(count, classes), torch.randint(0, classes, (count,))
+    labels[labels == 6] = 5  # a class without a picture
+    metric, other = task.metric(), task.metric()
+    for part in (slice(0, 20), slice(10, 32)):  # ten samples twice
+        metric.update({"label": labels[part], "sample": torch.arange(count)[part]}, logits[part])
+    other.update({"label": labels[30:], "sample": torch.arange(count)[30:]}, logits[30:])
+    metric.merge(other.state())
+    scores = metric.compute()
+    assert scores["count"] == count
+    kinds = range(classes)
+    assert scores["top1"] == pytest.approx(top_k_accuracy_score(labels, logits, k=1, labels=kinds))
+    assert scores["top5"] == pytest.approx(top_k_accuracy_score(labels, logits, k=5, labels=kinds))
+    assert scores["confusion"] == confusion_matrix(labels, logits.argmax(1), labels=kinds).tolist()
+    assert scores["per_class"][6] is None
+    assert scores["cross_entropy"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+def test_calibration_error_of_known_cases() -> None:
+    sure = torch.tensor([[1.0, 0.0]] * 4)
+    assert calibration_error(sure, torch.tensor([0, 0, 0, 0])) == 0
+    assert calibration_error(sure, torch.tensor([0, 0, 1, 1])) == pytest.approx(0.5)
+    mixed = torch.tensor([[0.75, 0.25]] * 4)
+    assert calibration_error(mixed, torch.tensor([0, 0, 0, 1])) == pytest.approx(0.0)
+
+
+def test_predict_answers_in_order_best_first() -> None:
+    task = classifier()
+    pictures = [torch.randint(0, 256, (3, 8 + i, 10), dtype=torch.uint8) for i in range(5)]
+    answers = task.predict(pictures, batch_size=2)
+    assert len(answers) == 5
+    for picture, answer in zip(pictures, answers, strict=True):
+        scores = [label["score"] for label in answer.labels]
+        assert scores == sorted(scores, reverse=True) and sum(scores) == pytest.approx(1)
+        alone = task(task.preprocess(picture)[None]).softmax(1)[0]
+        assert scores[0] == pytest.approx(alone.max().item(), rel=1e-4)
+        assert answer.labels[0]["label"] == task.classes[int(alone.argmax())]
+
+
+def test_public_names() -> None:
+    assert set(vitrail.__all__) == {"create", "load"}
+    model = vitrail.create("S/16", classes=5, channels=4, image_size=(96, 128), depth=1)
+    images = torch.randn(2, 4, 96, 128)
+    assert model(images).shape == (2, 5)
+    tokens = model.features(images)
+    assert tokens.prefix.shape == (2, 1, 384) and tokens.patches.shape == (2, 48, 384) and tokens.grid == (6, 8)
+    assert vitrail.create("nano/2")(torch.randn(2, 3, 8, 8)).shape == (2, 64)

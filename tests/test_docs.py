@@ -1,0 +1,124 @@
+"""What README and docs name exists, and what they show is fresh."""
+
+import importlib.util
+import inspect
+import re
+import shlex
+from pathlib import Path
+from types import ModuleType
+from xml.etree import ElementTree
+
+import pytest
+
+from vitrail import cli
+from vitrail.recipes import RECIPES
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+OPTIONS = {
+    "demo": cli.DemoOptions,
+    "train": cli.TrainOptions,
+    "eval": cli.EvalOptions,
+    "predict": cli.PredictOptions,
+    "explain": cli.ExplainOptions,
+    "compare": cli.CompareOptions,
+}
+FIRST = r"src|docs|tests|bench|results|\.ci"
+
+
+def load_tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def shell_lines(page: Path) -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    inside = [link.partition("#")[0] for link in links if not link.startswith(("http", "#"))]
+    assert [link for link in inside if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_paths_in_prose_exist(page: Path) -> None:
+    paths = re.findall(rf"`((?:{FIRST})/[\w./-]*)`", page.read_text())
+    assert [path for path in paths if "NAME" not in path and not (ROOT / path).exists()] == []
+
+
+def test_files_that_the_readme_says_to_read_come_with_their_room() -> None:
+    rooms = re.findall(r"`(\w+(?:/|\.py))`", (ROOT / "CONTRIBUTING.md").read_text().partition("## Rules")[0])
+    package = ROOT / "src" / "vitrail"
+    assert rooms
+    assert [room for room in rooms if not any((folder / room).exists() for folder in (package, package / "tasks"))] == [
+        "bench/",
+        "results/",
+        "tests/",
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_parse(page: Path) -> None:
+    for line in shell_lines(page):
+        program, *words = shlex.split(line)
+        if program == "vitrail":
+            assert words[0] in cli.COMMANDS, line
+            recipe = words[1] if words[0] == "train" and words[1] != "--resume" else None
+            assert recipe is None or recipe in RECIPES, line
+            cli.parse(OPTIONS[words[0]], words[2 if recipe else 1 :])
+        if program == "make":
+            assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), line
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_says_its_command(name: str) -> None:
+    assert f"\nCommand: vitrail train {name}" in (inspect.getdoc(RECIPES[name]) or "")
+
+
+def test_tables_are_fresh(capsys: pytest.CaptureFixture[str]) -> None:
+    code = load_tables().main(["--check"])
+    assert code == 0, capsys.readouterr().err
+
+
+def test_table_shows_what_a_results_file_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = load_tables()
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "digits.json").write_text(
+        '{"command": "python bench/digits.py", "commit": "0123456789abcdef", "machine": "m", "date": "d",'
+        ' "rows": {"mean": 0.98125, "spread": {"low": 0.97, "seeds": [0, 1]}}}'
+    )
+    text = tables.fresh("a\n<!-- table:results -->\nold\n<!-- /table -->\nb\n")
+    assert "| digits from scratch: mean | 0.9812 | `python bench/digits.py` |" in text
+    assert "| digits from scratch: spread | low 0.97; seeds 0, 1 | the same |" in text
+    assert "not measured yet" in text
+    assert "old" not in text
+    assert tables.fresh(text) == text
+
+
+def test_unknown_table_is_refused() -> None:
+    with pytest.raises(SystemExit, match="no table 'nothing'"):
+        load_tables().fresh("<!-- table:nothing -->\n<!-- /table -->")
+
+
+@pytest.mark.parametrize("picture", sorted((ROOT / "docs").glob("*.svg")), ids=lambda picture: picture.name)
+def test_drawing_is_well_formed_and_draws_its_own_ground(picture: Path) -> None:
+    root = ElementTree.parse(picture).getroot()
+    space = "{http://www.w3.org/2000/svg}"
+    assert root.tag == f"{space}svg"
+    assert root.find(f"{space}title") is not None
+    ground = root.find(f"{space}rect")
+    assert ground is not None and ground.get("fill") == "#ffffff"
+
+
+def test_python_in_the_readme_compiles() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        compile(block, "README.md", "exec")

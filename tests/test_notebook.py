@@ -1,0 +1,31 @@
+"""The notebook runs from top to bottom, quickly, and what it trains works."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+NOTEBOOK = Path(__file__).resolve().parent.parent / "docs" / "quickstart.ipynb"
+
+
+def test_notebook_is_committed_without_outputs() -> None:
+    import nbformat
+
+    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
+        assert cell.cell_type == "markdown" or (cell.outputs == [] and cell.execution_count is None)
+
+
+def test_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import nbformat
+    from nbclient import NotebookClient
+
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel draws into the notebook
+    monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parent.parent / "src"))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell("print(scores['top1'])"))
+    start = time.monotonic()
+    NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert float(notebook.cells[-1].outputs[0].text) > 0.9
+    assert time.monotonic() - start < 240  # under a minute on a machine that does nothing else
+    assert any("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", []))

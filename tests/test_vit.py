@@ -1,0 +1,241 @@
+"""The model against the paper's equations, timm and the published sizes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from vitrail.errors import UserError
+from vitrail.vit import SIZES, Attention, Block, Head, PatchEmbedding, ViT, ViTConfig, config_for
+
+TINY = ViTConfig(width=32, depth=2, heads=4, patch=4, image_size=(8, 12))
+
+
+def randomise(module: torch.nn.Module) -> None:
+    """Give every weight a value that matters, also those that start at zero."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in module.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype) * 0.2
+
+
+def test_patch_embedding_is_the_linear_projection_of_flattened_patches() -> None:
+    embedding = PatchEmbedding(TINY).double()
+    images = torch.randn(2, 3, 8, 12, dtype=torch.float64)
+    patches = F.unfold(images, kernel_size=4, stride=4).transpose(1, 2)  # x_p of section 3.1: [B, N, P * P * C]
+    projection = embedding.projection
+    assert projection.bias is not None
+    expected = patches @ projection.weight.flatten(1).T + projection.bias
+    torch.testing.assert_close(embedding(images).flatten(2).transpose(1, 2), expected)
+
+
+def reference(model: ViT, head: Head, images: Tensor) -> Tensor:
+    """Equations 1 to 8, head by head, with nothing fused."""
+    c = model.config
+    weight, bias = model.patches.projection.weight, model.patches.projection.bias
+    patches = F.unfold(images, c.patch, stride=c.patch).transpose(1, 2)
+    assert model.class_token is not None and bias is not None
+    z = torch.cat([model.class_token.expand(len(images), -1, -1), patches @ weight.flatten(1).T + bias], 1)
+    z = z + model.positions
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        y = F.layer_norm(z, (c.width,), block.norm1.weight, block.norm1.bias, c.norm_eps)
+        q, k, v = (y @ block.attention.qkv.weight.T + block.attention.qkv.bias).chunk(3, dim=-1)
+        size = c.width // c.heads
+        heads = []
+        for i in range(c.heads):
+            part = slice(i * size, (i + 1) * size)
+            a = (q[..., part] @ k[..., part].transpose(1, 2) / math.sqrt(size)).softmax(-1)
+            heads.append(a @ v[..., part])
+        z = z + torch.cat(heads, -1) @ block.attention.out.weight.T + block.attention.out.bias
+        y = F.layer_norm(z, (c.width,), block.norm2.weight, block.norm2.bias, c.norm_eps)
+        y = y @ block.mlp.up.weight.T + block.mlp.up.bias
+        y = 0.5 * y * (1 + torch.erf(y / math.sqrt(2)))
+        z = z + y @ block.mlp.down.weight.T + block.mlp.down.bias
+    y = F.layer_norm(z[:, 0], (c.width,), model.norm.weight, model.norm.bias, c.norm_eps)
+    return y @ head.linear.weight.T + head.linear.bias
+
+
+def test_forward_and_gradients_equal_the_equations() -> None:
+    model, head = ViT(TINY).double(), Head(32, 5).double()
+    randomise(model), randomise(head)
+    images = torch.randn(3, 3, 8, 12, dtype=torch.float64, requires_grad=True)
+    ours, theirs = head(model.pool(model(images))), reference(model, head, images)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    parameters = [images, *model.parameters(), *head.parameters()]
+    target = torch.randn_like(ours)
+    for a, b in zip(
+        torch.autograd.grad((ours * target).sum(), parameters),
+        torch.autograd.grad((theirs * target).sum(), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_logits_equal_timms() -> None:
+    peer = timm.models.vision_transformer.VisionTransformer(
+        img_size=(8, 12), patch_size=4, embed_dim=32, depth=2, num_heads=4, num_classes=5
+    )
+    randomise(peer)
+    model, head = ViT(TINY), Head(32, 5)
+    renamed = {
+        "class_token": peer.cls_token,
+        "positions": peer.pos_embed,
+        "patches.projection.weight": peer.patch_embed.proj.weight,
+        "patches.projection.bias": peer.patch_embed.proj.bias,
+        "norm.weight": peer.norm.weight,
+        "norm.bias": peer.norm.bias,
+    }
+    names = {"norm1": "norm1", "norm2": "norm2", "attention.qkv": "attn.qkv", "attention.out": "attn.proj"}
+    names |= {"mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2"}
+    for i in range(2):
+        for ours, theirs in names.items():
+            for part in ("weight", "bias"):
+                renamed[f"blocks.{i}.{ours}.{part}"] = peer.get_parameter(f"blocks.{i}.{theirs}.{part}")
+    model.load_state_dict(renamed)
+    head.linear.load_state_dict(peer.head.state_dict())
+    images = torch.randn(2, 3, 8, 12)
+    torch.testing.assert_close(head(model.pool(model(images))), peer.eval()(images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters"),
+    [
+        # Counts of the models with 1,000 classes, as timm and the papers give them.
+        ("Ti/16", 5_717_416),
+        ("S/16", 22_050_664),
+        ("B/16", 86_567_656),
+        ("B/32", 88_224_232),
+        ("L/16", 304_326_632),
+        ("H/14", 632_045_800),
+    ],
+)
+def test_published_parameter_counts(size: str, parameters: int) -> None:
+    with torch.device("meta"):
+        config = SIZES[size]
+        counted = [*ViT(config).parameters(), *Head(config.width, 1000).parameters()]
+    assert sum(p.numel() for p in counted) == parameters
+
+
+def test_cross_attention_and_mask_equal_pytorchs() -> None:
+    attention = Attention(32, 4).double()
+    peer = torch.nn.MultiheadAttention(32, 4, batch_first=True, dtype=torch.float64)
+    peer.load_state_dict(
+        {
+            "in_proj_weight": attention.qkv.weight,
+            "in_proj_bias": attention.qkv.bias,
+            "out_proj.weight": attention.out.weight,
+            "out_proj.bias": attention.out.bias,
+        }
+    )
+    x, context = torch.randn(2, 5, 32, dtype=torch.float64), torch.randn(2, 7, 32, dtype=torch.float64)
+    mask = torch.rand(5, 7) > 0.3
+    mask[:, 0] = True
+    expected, weights = peer(x, context, context, attn_mask=~mask, average_attn_weights=False)
+    torch.testing.assert_close(attention(x, context, mask), expected)
+    torch.testing.assert_close(attention.weights(x, context, mask), weights)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.integers(1, 4),
+    columns=st.integers(1, 4),
+    channels=st.integers(1, 5),
+    registers=st.integers(0, 2),
+    class_token=st.booleans(),
+    positions=st.sampled_from(["learned", "sine", "none"]),
+    stem=st.sampled_from([(), (4,), (4, 6), (4, 6, 8)]),
+)
+def test_any_size_and_channel_count(
+    rows: int, columns: int, channels: int, registers: int, class_token: bool, positions: str, stem: tuple[int, ...]
+) -> None:
+    config = config_for(
+        TINY,
+        channels=channels,
+        registers=registers,
+        class_token=class_token,
+        pool="token" if class_token else "average",
+        positions=positions,
+        stem=stem,
+    )
+    model = ViT(config).eval()
+    tokens = model(torch.randn(2, channels, 4 * rows, 4 * columns))
+    assert tokens.grid == (rows, columns)
+    assert tokens.patches.shape == (2, rows * columns, 32)
+    assert tokens.prefix.shape == (2, registers + class_token, 32)
+    assert model.pool(tokens).shape == (2, 32)
+
+
+def test_without_positions_the_order_of_patches_does_not_matter() -> None:
+    images = torch.randn(1, 3, 8, 12)
+    swapped = torch.cat([images[..., 4:8], images[..., :4], images[..., 8:]], dim=-1)
+    for positions, equal in (("none", True), ("learned", False), ("sine", False)):
+        model = ViT(config_for(TINY, positions=positions))
+        a, b = (model.pool(model(x)) for x in (images, swapped))
+        assert torch.allclose(a, b, atol=1e-5) == equal, positions
+
+
+def test_interpolated_positions_keep_a_linear_ramp() -> None:
+    config = config_for(TINY, image_size=(16, 16))
+    model = ViT(config)
+    ramp = torch.arange(4.0).repeat(4, 1).flatten()
+    model.positions.data[0, 1:] = ramp[:, None].expand(-1, 32)
+    wide = model.positions_for((4, 8))
+    assert wide is not None
+    middle = wide[0, 1:, 0].view(4, 8)[:, 2:6]
+    torch.testing.assert_close(middle, torch.tensor([0.75, 1.25, 1.75, 2.25]).expand(4, 4), atol=0.1, rtol=0)
+    torch.testing.assert_close(wide[:, :1], model.positions[:, :1])
+
+
+def test_stochastic_depth_drops_whole_pictures_and_keeps_the_mean() -> None:
+    model = ViT(config_for(TINY, drop_path=0.5))
+    branch = model.blocks[-1].branch1
+    x = torch.ones(4000, 2, 3)
+    out = branch(x)
+    kept = out[:, 0, 0] > 0
+    assert ((out == 0) | (out == 2)).all() and (out.amax((1, 2)) == out.amin((1, 2))).all()
+    assert abs(kept.float().mean() - 0.5) < 0.05
+    assert torch.equal(branch.eval()(x), x)
+
+
+def test_mimetic_start_looks_at_itself() -> None:
+    torch.manual_seed(0)
+    model = ViT(ViTConfig(width=64, depth=1, heads=4, patch=4, image_size=(16, 16), attention_init="mimetic"))
+    qkv, out = model.blocks[0].attention.qkv.weight, model.blocks[0].attention.out.weight
+    query, key, value = qkv.chunk(3)
+    assert (query[:16].T @ key[:16]).diagonal().mean() > 0.2
+    assert (out @ value).diagonal().mean() < -0.3
+
+
+def test_first_logits_are_even_and_sigmoid_heads_start_low() -> None:
+    assert torch.equal(Head(8, 4)(torch.randn(2, 8)), torch.zeros(2, 4))
+    assert Head(8, 4, bias=-2.0)(torch.randn(2, 8)).unique().tolist() == [-2.0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"image_size": (30, 32), "patch": 16}, "30x32 does not divide into patches of 16"),
+        ({"width": 30, "heads": 4}, "width 30 does not divide into 4 heads"),
+        ({"class_token": False}, "class_token"),
+        ({"activation": "swish"}, "no activation 'swish'"),
+    ],
+)
+def test_bad_configs_are_refused_in_one_line(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        config_for("B/16", **changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_pictures_are_refused_in_one_line() -> None:
+    model = ViT(TINY)
+    with pytest.raises(UserError, match="10x12 do not divide into patches of 4"):
+        model(torch.randn(1, 3, 10, 12))
+    with pytest.raises(UserError, match="expected pictures"):
+        model(torch.randn(1, 4, 8, 12))

@@ -1,0 +1,101 @@
+"""Several runs in one table and one plot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from vitrail.errors import UserError
+from vitrail.train.compare import as_table, compare
+
+
+def write_run(folder: Path, scores: list[float], test: float | None = None, **recipe: Any) -> Path:
+    folder.mkdir(parents=True)
+    rows: list[dict[str, Any]] = []
+    for place, score in enumerate(scores):
+        common = {"step": 10 * (place + 1), "seconds": 100.0 * (place + 1)}
+        rows.append({"kind": "train", **common, "loss": 1.0, "images_per_s": 1000.0 + place, "wait": 0.0})
+        rows.append({"kind": "val", **common, "top1": score})
+    if test is not None:
+        rows.append({"kind": "test", "top1": test})
+        rows.append({"kind": "done", "step": 10 * len(scores), "seconds": 350.0, "parameters": 2_000_000})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "recipe.json").write_text(json.dumps({"recipe": "digits", "seed": 0, **recipe}))
+    return folder
+
+
+def test_rows_in_the_order_given(tmp_path: Path) -> None:
+    done = write_run(tmp_path / "b", [0.2, 0.8, 0.7], test=0.75, seed=3)
+    going = write_run(tmp_path / "a", [0.4])
+    rows = compare([done, going])
+    assert rows[0] == {
+        "name": "b",
+        "recipe": "digits",
+        "seed": 3,
+        "parameters": 2_000_000,
+        "steps": 30,
+        "seconds": 350.0,
+        "images_per_s": 1001.0,
+        "best_val_top1": 0.8,
+        "best_val_step": 20,
+        "test_top1": 0.75,
+    }
+    assert rows[1]["name"] == "a"
+    assert rows[1]["test_top1"] is None
+    assert (rows[1]["steps"], rows[1]["seconds"]) == (10, 100.0)
+    lines = as_table(rows).splitlines()
+    assert lines[0].split() == [
+        "run",
+        "recipe",
+        "seed",
+        "parameters",
+        "steps",
+        "time",
+        "images/s",
+        "best",
+        "val",
+        "test",
+    ]
+    assert "75.00 %" in lines[1]
+    assert "5 min 50 s" in lines[1]
+    assert lines[2].endswith("-")
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_columns_that_nobody_fills_are_left_out(tmp_path: Path) -> None:
+    text = as_table(compare([write_run(tmp_path / "a", [0.4])]))
+    assert "test" not in text
+    assert "parameters" not in text
+
+
+def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / seed / "run", [0.5]) for seed in ("0", "1")]
+    assert [row["name"] for row in compare(folders)] == ["0/run", "1/run"]
+    assert [row["name"] for row in compare([folders[0], folders[0]])] == ["run", "run"]
+
+
+@pytest.mark.parametrize("count", [1, 12])
+def test_the_plot(tmp_path: Path, count: int) -> None:
+    names = [f"_{i} $x^ 猫" for i in range(count)]
+    folders = [write_run(tmp_path / name, [0.1 * i for i in range(5)]) for name in names]
+    folders.append(write_run(tmp_path / "empty", []))
+    out = tmp_path / "plots" / "plot.png"
+    compare(folders, out)
+    with Image.open(out) as plot:
+        assert plot.format == "PNG"
+        assert plot.width > 1000
+        assert len(plot.convert("RGB").getcolors(1 << 24)) > 20  # type: ignore[arg-type]
+
+
+def test_no_run_folder_draws_nothing(tmp_path: Path) -> None:
+    good = write_run(tmp_path / "good", [0.5])
+    for bad in (tmp_path / "missing", tmp_path, good / "metrics.jsonl"):
+        with pytest.raises(UserError, match=str(bad.name)):
+            compare([good, bad], tmp_path / "plot.png")
+    with pytest.raises(UserError, match="nothing to compare"):
+        compare([])
+    assert not (tmp_path / "plot.png").exists()

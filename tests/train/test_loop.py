@@ -1,0 +1,130 @@
+"""One loop: the same run to the same bits, stopped or not; sums divided rightly; faults named."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vitrail.data.augment import Augment
+from vitrail.data.sets import open_data
+from vitrail.errors import RunError, UserError
+from vitrail.recipes import RECIPES
+from vitrail.train.build import build
+from vitrail.train.loop import LossModule, Stopped, fit, train_step
+from vitrail.train.optim import Optimizers
+from vitrail.train.run import Run
+from vitrail.train.state import RunFolder
+from vitrail.zoo import load
+
+CPU = torch.device("cpu")
+
+
+def small_run(**changes: object) -> Run:
+    """Digits with everything that is random switched on."""
+    run = RECIPES["digits"](1000)
+    model = replace(run.model, width=16, depth=2, heads=2, dropout=0.1, drop_path=0.2, stem=(4,))
+    augment = Augment(crop="shift", shift=1, flip=True, mixup=0.3, erase=0.2)
+    run = replace(run, model=model, augment=augment, optim=replace(run.optim, ema=0.9), batch_size=32, eval_every=0.5)
+    return replace(run, **changes)  # type: ignore[arg-type]
+
+
+def train(run: Run, path: Path, steps: int = 30, resume: bool = False) -> dict[str, Tensor]:
+    parts, _ = build(run, open_data("digits"), CPU)
+    folder = RunFolder(path)
+    if not resume:
+        folder.begin(run, parts.task.classes)
+    fit(run, parts, folder, steps, resume)
+    return {**load(path / "best").state_dict(), **{f"last.{k}": v for k, v in load(path / "last").state_dict().items()}}
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = small_run()
+    whole = train(run, tmp_path / "whole")
+    steps = 0
+    from vitrail.train import loop
+
+    def count_and_interrupt(*args: object) -> dict[str, float]:
+        nonlocal steps
+        steps += 1
+        if steps in (7, 16):
+            os.kill(os.getpid(), signal.SIGINT)
+        return train_step(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "train_step", count_and_interrupt)
+    assert threading.current_thread() is threading.main_thread()
+    for resume in (False, True):
+        with pytest.raises(Stopped, match="go on with `vitrail train --resume"):
+            train(run, tmp_path / "parts", resume=resume)
+    assert_same(train(run, tmp_path / "parts", resume=True), whole)
+    assert steps == 30
+    rows = [[r for r in RunFolder(tmp_path / name).rows() if r["kind"] == "val"] for name in ("whole", "parts")]
+    assert [(r["step"], r["top1"]) for r in rows[0]] == [(r["step"], r["top1"]) for r in rows[1]]
+
+
+def test_another_seed_gives_another_run(tmp_path: Path) -> None:
+    a, b = (train(small_run(seed=seed), tmp_path / str(seed), steps=3) for seed in (0, 1))
+    assert not torch.equal(a["head.linear.weight"], b["head.linear.weight"])
+
+
+def test_accumulated_parts_give_the_gradient_of_the_whole_batch() -> None:
+    # Batch norm's statistics and dropout depend on the cut, so this model has neither.
+    run = small_run(augment=Augment(), optim=replace(small_run().optim, optimizer="sgd", lr=0.1, ema=0.0))
+    run = replace(run, model=replace(run.model, dropout=0.0, drop_path=0.0, stem=()))
+    weights = []
+    for accumulate in (1, 3):
+        chosen = replace(run, accumulate=accumulate)
+        parts, _ = build(chosen, open_data("digits"), CPU)
+        optimizers = Optimizers(parts.task, chosen.optim, 2)
+        module = LossModule(parts.task)
+        for step, batch in zip(range(3), parts.train.batches(0), strict=False):
+            train_step(chosen, module, batch, optimizers, 1.0, step)
+        weights.append(parts.task.get_parameter("encoder.blocks.0.mlp.up.weight").detach())
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
+
+
+def test_a_loss_that_is_not_finite_names_step_and_layer(tmp_path: Path) -> None:
+    run = small_run()
+    parts, _ = build(run, open_data("digits"), CPU)
+
+    class Overflow(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * float("inf")
+
+    parts.task.encoder.blocks[1].mlp.activation = Overflow()  # type: ignore[union-attr,index]
+    folder = RunFolder(tmp_path / "run")
+    folder.begin(run, parts.task.classes)
+    with pytest.raises(RunError, match=r"at step 1; it began in the layer encoder\.blocks\.1\.mlp\.activation"):
+        fit(run, parts, folder, 5)
+    assert not (tmp_path / "run" / "best").exists()
+
+
+def test_a_folder_holds_one_run_and_its_recipe_reads_back(tmp_path: Path) -> None:
+    run = small_run()
+    folder = RunFolder(tmp_path / "run")
+    folder.begin(run, ["a", "b"])
+    assert folder.run() == run
+    with pytest.raises(UserError, match="already holds a run"):
+        folder.begin(run, ["a", "b"])
+    with pytest.raises(UserError, match="no run to go on with"):
+        RunFolder(tmp_path / "nothing").run()
+
+
+def test_the_best_checkpoint_is_chosen_on_val_and_test_is_read_once(tmp_path: Path) -> None:
+    train(small_run(), tmp_path / "run")
+    rows = RunFolder(tmp_path / "run").rows()
+    assert [r["kind"] for r in rows].count("test") == 1 and rows[-1]["kind"] == "done"
+    test = next(r for r in rows if r["kind"] == "test")
+    assert test["count"] == 360 and sum(map(sum, test["confusion"])) == 360

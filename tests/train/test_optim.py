@@ -1,0 +1,80 @@
+"""Schedules, groups, Muon beside AdamW, and the running average."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+import vitrail
+from vitrail.train.optim import Average, Optim, Optimizers, factor, groups, layer_of
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_schedules_warm_up_peak_once_and_end_near_zero(schedule: str) -> None:
+    optim = Optim(schedule=schedule, warmup=0.1, cooldown=0.3)  # type: ignore[arg-type]
+    values = [factor(optim, step, 100) for step in range(100)]
+    assert values[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert max(values) == 1.0
+    assert all(a >= b for a, b in itertools.pairwise(values[10:]))
+    assert values[-1] < 0.04
+    if schedule == "constant":
+        assert values[69] == 1.0 and values[85] == pytest.approx(0.5)
+
+
+def test_layers_are_counted_from_the_embedding_to_the_head() -> None:
+    task = vitrail.create("nano/2", classes=3)
+    layers = {name: layer_of(name, 4) for name, _ in task.named_parameters()}
+    assert layers["encoder.patches.projection.weight"] == layers["encoder.positions"] == 0
+    assert layers["encoder.blocks.0.norm1.weight"] == 1
+    assert layers["encoder.blocks.3.mlp.down.bias"] == 4
+    assert layers["encoder.norm.weight"] == layers["head.linear.weight"] == 5
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+def test_each_parameter_stands_in_one_group_with_its_rate_and_decay(layer_decay: float) -> None:
+    task = vitrail.create("nano/2", classes=3)
+    optim = Optim(optimizer="muon", lr=1.0, matrix_lr=2.0, weight_decay=0.3, layer_decay=layer_decay)
+    adamw, muon = groups(task, optim, 4)
+    found = {
+        id(p): (g["lr"], g["weight_decay"], kind)
+        for kind, part in ((False, adamw), (True, muon))
+        for g in part
+        for p in g["params"]
+    }
+    assert len(found) == sum(len(g["params"]) for g in adamw + muon) == len(list(task.parameters()))
+    encoder = task.get_submodule("encoder")
+    assert found[id(encoder.get_parameter("blocks.3.mlp.up.weight"))] == (2.0 * layer_decay, 0.3, True)
+    assert found[id(encoder.get_parameter("blocks.0.mlp.up.bias"))] == (layer_decay**4, 0.0, False)
+    assert found[id(encoder.get_parameter("positions"))] == (layer_decay**5, 0.0, False)
+    assert found[id(task.get_parameter("head.linear.weight"))] == (1.0, 0.3, False)
+
+
+def test_muon_moves_a_matrix_by_an_orthogonal_step_of_adamws_size() -> None:
+    task = vitrail.create("nano/2", classes=3)
+    weight = task.get_parameter("encoder.blocks.0.mlp.up.weight")  # [256, 64]
+    optimizers = Optimizers(task, Optim(optimizer="muon", matrix_lr=0.1, weight_decay=0.0), 4)
+    before = weight.detach().clone()
+    for parameter in task.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizers.step(0.5)
+    moved = (before - weight.detach()) / 0.05
+    singular = torch.linalg.svdvals(moved)
+    # Newton-Schulz brings each singular value near 1; the factor 0.2 sqrt(max(rows, columns)) is AdamW's size.
+    assert (singular / (0.2 * 256**0.5)).sub(1).abs().max() < 0.4
+    assert all(p.grad is None for p in task.parameters())
+
+
+def test_average_is_the_stated_recurrence() -> None:
+    module = nn.Linear(1, 1, bias=False)
+    module.weight.data.fill_(1.0)
+    average = Average(module, 0.9)
+    expected = 1.0
+    for step in range(200):
+        module.weight.data.fill_(float(step))
+        average.update(module, step)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+    assert average.values["weight"].item() == pytest.approx(expected, rel=1e-4)

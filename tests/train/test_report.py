@@ -1,0 +1,185 @@
+"""The report of a run: what it shows, what it leaves out, and that it stands alone."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from vitrail.errors import UserError
+from vitrail.train.report import count, duration, percent, read_run, write_report
+
+EVIL = "<script>alert('1')</script> & \"$x^$"
+
+
+class Page(HTMLParser):
+    """Text and tags of a page, with a check that tags close in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def png() -> str:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def write_run(folder: Path, names: list[str], steps: int = 60, ended: bool = True) -> Path:
+    folder.mkdir(parents=True)
+    classes = len(names)
+    rows: list[dict[str, Any]] = [{"kind": "start", "command": f"vitrail train digits --data {EVIL}"}]
+    for step in range(20, steps + 1, 20):
+        common = {"step": step, "seconds": step / 10}
+        rows.append(
+            {"kind": "train", **common, "epoch": 1.0, "loss": 2 / step, "lr": 0.1, "images_per_s": 99.0, "wait": 0.25}
+        )
+        rows.append({"kind": "val", **common, "cross_entropy": 1 / step, "top1": 0.5 + step / 1000, "top5": 1.0})
+    if ended:
+        confusion = [[7 if i == j else int(j == (i + 1) % classes) * 3 for j in range(classes)] for i in range(classes)]
+        test = {
+            "top1": 0.7,
+            "top5": 0.99,
+            "per_class": [0.7] * classes,
+            "confusion": confusion,
+            "calibration_error": 0.05,
+        }
+        rows.append({"kind": "test", **test})
+        rows.append({"kind": "done", "step": steps, "seconds": 125.0, "parameters": 1_234_567})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "recipe.json").write_text(json.dumps({"recipe": "digits", "optim": {"lr": 0.1, "note": EVIL}, "seed": 0}))
+    (folder / "classes.json").write_text(json.dumps(names))
+    guesses = [{"label": names[0], "score": 0.9}, {"label": names[1], "score": 0.1}]
+    examples = [{"image": png(), "label": label, "predictions": guesses} for label in names[:2]]
+    (folder / "examples.json").write_text(json.dumps(examples))
+    return folder
+
+
+@pytest.mark.parametrize("classes", [2, 10, 60, 101, 300])
+def test_everything_is_shown_and_nothing_is_fetched(tmp_path: Path, classes: int) -> None:
+    names = [EVIL, *(f"class {i}" for i in range(1, classes))]
+    path = write_report(write_run(tmp_path / "run", names))
+    assert path == tmp_path / "run" / "report.html"
+    html = path.read_text()
+    page = Page(html)
+    assert page.open == []
+    for part in ("70.00 %", "56.00 %", "1.23 M", "2 min 5 s", "25% of the time", "optim.lr", "✓ right", "✗ wrong"):
+        assert part in page.text, part
+    assert EVIL in page.text
+    tags = {tag for tag, _ in page.tags}
+    assert not tags & {"script", "link", "iframe", "object"}
+    for _, attributes in page.tags:
+        assert not any(name.startswith("on") or name == "href" for name in attributes)
+        assert (attributes.get("src") or "data:").startswith("data:")
+    assert "url(" not in html
+    cells = sum(tag == "title" for tag, _ in page.tags) - 1
+    assert cells == (2 * classes if classes <= 250 else 0)
+    assert "Most frequent mistakes" in page.text
+
+
+def test_curves_have_the_scores_and_their_text_is_text(tmp_path: Path) -> None:
+    html = write_report(write_run(tmp_path / "run", ["a", "b"])).read_text()
+    svg = base64.b64decode(re.search(r"data:image/svg\+xml;base64,([^\"]+)", html)[1]).decode()  # type: ignore[index]
+    for words in ("loss", "accuracy", "learning rate", "validation", "56.0 %"):
+        assert words in svg
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", ["a", "b"])
+    assert write_report(folder).read_bytes() == write_report(folder).read_bytes()
+
+
+@pytest.mark.parametrize("missing", ["recipe.json", "metrics.jsonl", "classes.json", "examples.json"])
+def test_missing_parts_are_left_out(tmp_path: Path, missing: str) -> None:
+    folder = write_run(tmp_path / "run", ["a", "b"])
+    (folder / missing).unlink()
+    page = Page(write_report(folder).read_text())
+    assert page.open == []
+    assert ("Recipe" in page.text) == (missing != "recipe.json")
+    assert ("Learning curves" in page.text) == ("Confusion" in page.text) == (missing != "metrics.jsonl")
+    assert ("Example" in page.text) == (missing != "examples.json")
+
+
+def test_a_run_that_was_killed_in_the_middle_of_a_line(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", ["a", "b"], ended=False)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "step": 80, "lo')
+    text = Page(write_report(folder).read_text()).text
+    assert "has not ended" in text
+    assert "Learning curves" in text
+    assert "Confusion" not in text
+
+
+def test_odd_rows_do_no_harm(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", ["a", "b"], ended=False)
+    odd = [
+        "3",
+        '{"kind": "val", "step": 80, "top1": NaN, "cross_entropy": Infinity}',
+        '{"kind": "other"}',
+        '{"kind": "train"}',
+        '{"kind": "test", "top1": 0.5, "per_class": [null, 0.5], "confusion": [[0, 0], [1, 1]]}',
+    ]
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write("\n".join(odd))
+    (folder / "examples.json").write_text(
+        json.dumps([1, {"image": '"><b>', "label": "a", "predictions": [{"label": "a"}]}])
+    )
+    page = Page(write_report(folder).read_text())
+    assert page.open == []
+    assert "Example" not in page.text
+    assert read_run(folder).best["step"] == 60
+
+
+def test_rows_after_a_resume_replace_those_before(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", ["a", "b"], ended=False)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "val", "step": 40, "top1": 0.9}\n')
+    run = read_run(folder)
+    assert [row["step"] for row in run.val] == [20, 40, 60]
+    assert run.best["top1"] == 0.9
+
+
+def test_a_long_curve_is_thinned(tmp_path: Path) -> None:
+    short = write_report(write_run(tmp_path / "short", ["a", "b"], steps=20 * 500))
+    long = write_report(write_run(tmp_path / "long", ["a", "b"], steps=20 * 5000))
+    assert long.stat().st_size < 2 * short.stat().st_size
+
+
+def test_no_run_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no run"):
+        write_report(tmp_path)
+    with pytest.raises(UserError, match="no folder"):
+        write_report(tmp_path / "missing")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_for_people() -> None:
+    assert [count(n) for n in (None, 0.5, 999, 1234, 85_798_656)] == ["", "0.5", "999", "1.23 k", "85.8 M"]
+    assert [duration(n) for n in (None, 4.21, 59.99, 125, 7500)] == ["", "4.21 s", "60 s", "2 min 5 s", "2 h 5 min"]
+    assert [percent(n) for n in (None, float("nan"), 0.97654)] == ["", "", "97.65 %"]
