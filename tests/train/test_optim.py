@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import vitrail
-from vitrail.train.optim import Average, Optim, Optimizers, factor, groups, layer_of
+from vitrail.train.optim import Average, Muon, Optim, Optimizers, factor, groups, layer_of
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
@@ -65,6 +65,21 @@ def test_muon_moves_a_matrix_by_an_orthogonal_step_of_adamws_size() -> None:
     # Newton-Schulz brings each singular value near 1; the factor 0.2 sqrt(max(rows, columns)) is AdamW's size.
     assert (singular / (0.2 * 256**0.5)).sub(1).abs().max() < 0.4
     assert all(p.grad is None for p in task.parameters())
+
+
+def test_muon_equals_pytorchs_to_the_rounding_of_bf16() -> None:
+    torch.manual_seed(0)
+    ours = [nn.Parameter(torch.randn(shape)) for shape in ((8, 24), (24, 8), (8, 24))]
+    theirs = [nn.Parameter(p.detach().clone()) for p in ours]
+    options = {"lr": 0.1, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    a, b = Muon(ours, **options), torch.optim.Muon(theirs, **options)  # type: ignore[arg-type]
+    for _ in range(3):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        a.step(), b.step()
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, atol=0.02, rtol=0.02)
 
 
 def test_average_is_the_stated_recurrence() -> None:

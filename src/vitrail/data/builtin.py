@@ -56,7 +56,7 @@ class Arrays:
 
 
 def digits() -> Arrays:
-    """1,797 handwritten digits of 8 x 8 grey pixels (UCI optical digits), of which 360, stratified, are the test part."""
+    """1,797 handwritten digits of 8 x 8 grey pixels (UCI optical digits); 360, stratified, are the test part."""
     folder = files("vitrail.data")
     with folder.joinpath("digits.npz").open("rb") as file, np.load(file) as arrays:
         images, labels = arrays["images"], arrays["labels"]

@@ -37,7 +37,7 @@ def from_pil(image: Image.Image, channels: int) -> Tensor:
 
 
 def _deep_grey(pixels: np.ndarray, mode: str) -> np.ndarray:
-    """Grey of 16 or 32 bits, or floats of 0 to 1 or 0 to 255, to 8 bits by a rule that no other pixel changes."""
+    """Grey of 16 or 32 bits, or floats of 0 to 1 or 0 to 255, to 8 bits; the largest value tells which."""
     if mode == "F":
         scale = 255 if pixels.max(initial=0) <= 1 else 1
         return np.clip(np.nan_to_num(pixels) * scale + 0.5, 0, 255).astype(np.uint8)
@@ -47,18 +47,17 @@ def _deep_grey(pixels: np.ndarray, mode: str) -> np.ndarray:
 
 
 def with_channels(image: Tensor, channels: int) -> Tensor:
-    """[..., C, H, W] with 1 channel repeated to 3, or 3 mixed to grey. Raises ValueError for other changes."""
+    """uint8 [..., C, H, W] with 1 channel repeated to 3, or 3 mixed to grey. Raises ValueError for other changes."""
     have = image.shape[-3]
     if have == channels:
         return image
     if have == 1 and channels == 3:
         return image.expand(*image.shape[:-3], 3, *image.shape[-2:])
     if have == 3 and channels == 1:
-        weights = GREY_WEIGHTS
-        if image.is_floating_point():
-            return sum(image[..., i : i + 1, :, :] * (w / 1000) for i, w in enumerate(weights))
-        mixed = sum(image[..., i : i + 1, :, :].int() * w for i, w in enumerate(weights))
-        return torch.div(mixed + 500, 1000, rounding_mode="floor").to(image.dtype)  # type: ignore[operator]
+        red, green, blue = (
+            image.int() * weight for image, weight in zip(image.split(1, -3), GREY_WEIGHTS, strict=True)
+        )
+        return ((red + green + blue + 500) // 1000).to(torch.uint8)
     raise ValueError(f"it has {have} channels, not {channels}")
 
 

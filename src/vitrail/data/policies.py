@@ -69,7 +69,7 @@ OPERATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "TranslateX": lambda x, m: _affine(x, move=(int(m), 0)),
     "TranslateY": lambda x, m: _affine(x, move=(0, int(m))),
     "Rotate": lambda x, m: V.rotate(x, m, fill=[FILL] * x.shape[-3]),
-    "Brightness": lambda x, m: V.adjust_brightness(x, 1 + m),
+    "Brightness": lambda x, m: V.adjust_brightness(x, 1 + m) if x.shape[-3] in (1, 3) else x,
     "Color": lambda x, m: V.adjust_saturation(x, 1 + m) if x.shape[-3] in (1, 3) else x,
     "Contrast": lambda x, m: V.adjust_contrast(x, 1 + m) if x.shape[-3] in (1, 3) else x,
     "Sharpness": lambda x, m: V.adjust_sharpness(x, 1 + m) if x.shape[-3] in (1, 3) else x,

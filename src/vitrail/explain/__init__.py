@@ -6,6 +6,7 @@ The numbers come from `attention`, `positions` and `filters`, the pictures from 
 from __future__ import annotations
 
 import json
+import logging
 import math
 from html import escape
 from pathlib import Path
@@ -30,6 +31,8 @@ from vitrail.files import write_whole
 
 if TYPE_CHECKING:
     from vitrail.tasks.task import Task
+
+log = logging.getLogger("vitrail")
 
 __all__ = [
     "attention_distance",
@@ -78,6 +81,7 @@ def explain(task: Task, image: Image.Image | str | Path, out: str | Path) -> dic
     notes = []
     if config.positions == "none":
         notes.append("no positions.png: this model has no positions")
+        log.warning(notes[-1])
     else:
         figures["positions.png"] = draw_positions(position_similarity(encoder))
 
