@@ -4,8 +4,8 @@
     python docs/tables.py --check    change nothing; name the stale ones and end with 1
 
 Their content comes from the code and from `results/*.json`. A file there holds
-`{"command": ..., "commit": ..., "machine": ..., "date": ..., "rows": {measure: value}}`, where a value is a number, a
-text, or a dict or list of them.
+`{"command": ..., "commit": ..., "changed": ..., "machine": ..., "date": ..., "rows": {measure: value}}`, as
+`bench/record.py` writes it; a value is a number, a text, or a dict or list of them.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ def runs() -> list[list[str]]:
     rows = [["file", "command", "commit", "machine", "date"]]
     for path in sorted((ROOT / "results").glob("*.json")):
         found = json.loads(path.read_text())
-        command, commit = f"`{found['command']}`", f"`{found['commit'][:10]}`"
-        rows.append([f"[{path.name}](../results/{path.name})", command, commit, found["machine"], found["date"]])
+        commit = f"`{found['commit'][:10]}`" + (" with changes" if found.get("changed") else "")
+        link, command = f"[{path.name}](../results/{path.name})", f"`{found['command']}`"
+        rows.append([link, command, commit, _plain(found["machine"]), found["date"][:10]])
     return rows
 
 

@@ -19,7 +19,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from vitrail.errors import RunError, UserError
+from vitrail.errors import RunError, Stopped, UserError
 
 if TYPE_CHECKING:
     from vitrail.tasks.task import Task
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 SOURCE = "a run folder, a checkpoint, or a name that the package carries"
 DATA = "a built-in name, a folder with a folder a class, or Parquet files"
-STOPPED = 130
-"""exit code after Ctrl-C"""
 
 
 def demo(args: Sequence[str]) -> int:
@@ -204,7 +202,7 @@ def main(args: Sequence[str] | None = None) -> int:
             hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}"
             raise UserError(f"no command {args[0]!r}: {hint}")
         return COMMANDS[args[0]](args[1:])
-    except (UserError, RunError) as error:
+    except (UserError, RunError, Stopped) as error:
         print(f"vitrail: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
@@ -214,7 +212,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return RunError.exit_code
     except KeyboardInterrupt:
         print("vitrail: stopped", file=sys.stderr)
-        return STOPPED
+        return Stopped.exit_code
 
 
 def load_model(source: str, device: str | None) -> Task:

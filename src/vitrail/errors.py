@@ -11,3 +11,9 @@ class RunError(RuntimeError):
     """A fault of the run, such as a full disk or a loss that is no longer finite. Exit code 1."""
 
     exit_code = 1
+
+
+class Stopped(Exception):
+    """Somebody asked the run to stop; its state is saved, and the line says how to go on. Exit code 130, as shells do."""
+
+    exit_code = 130

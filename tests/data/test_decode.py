@@ -162,10 +162,10 @@ def test_content_decides_not_the_name(tmp_path: Path) -> None:
 def test_bad_bytes(tmp_path: Path, data: bytes, reason: str) -> None:
     path = tmp_path / "cat.jpg"
     path.write_bytes(data)
-    with pytest.raises(BadPicture, match=f"cat.jpg: .*({reason})") as caught:
+    with pytest.raises(BadPicture, match=rf"cat\.jpg: .*({reason})") as caught:
         decode(path)
     assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="dog.jpg"):
+    with pytest.raises(UserError, match=r"dog\.jpg"):
         decode(tmp_path / "dog.jpg")
 
 

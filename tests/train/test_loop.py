@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from vitrail.data.augment import Augment
 from vitrail.data.sets import open_data
-from vitrail.errors import RunError, UserError
+from vitrail.errors import RunError, Stopped, UserError
 from vitrail.recipes import RECIPES
 from vitrail.train.build import build
-from vitrail.train.loop import LossModule, Stopped, fit, train_step
+from vitrail.train.loop import LossModule, fit, train_step
 from vitrail.train.optim import Optimizers
 from vitrail.train.run import Run
 from vitrail.train.state import RunFolder

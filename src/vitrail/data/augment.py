@@ -155,9 +155,8 @@ def shift_flip(images: Tensor, moves: Tensor, flips: Tensor) -> Tensor:
     rows = _reflect(torch.arange(height, device=images.device) - moves[:, :1], height)
     columns = torch.arange(width, device=images.device).expand(count, -1)
     columns = _reflect(torch.where(flips[:, None], width - 1 - columns, columns) - moves[:, 1:], width)
-    batch = torch.arange(count, device=images.device)[:, None, None, None]
-    channel = torch.arange(channels, device=images.device)[:, None, None]
-    return images[batch, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    places = (rows[:, :, None] * width + columns[:, None, :]).reshape(count, 1, height * width)
+    return images.flatten(2).gather(2, places.expand(-1, channels, -1)).view(images.shape)
 
 
 def _reflect(places: Tensor, size: int) -> Tensor:

@@ -91,7 +91,8 @@ class Preprocess:
         """uint8 [..., C, H, W] on any device to float32."""
         mean = torch.tensor(self.mean, device=images.device)[:, None, None] * 255
         std = torch.tensor(self.std, device=images.device)[:, None, None] * 255
-        return (images - mean) / std
+        # In place: a fresh tensor for each step takes twice the time.
+        return images.to(torch.float32, copy=True).sub_(mean).div_(std)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for `config.json`."""

@@ -29,8 +29,10 @@ SPLITS = {
 }
 """names that folders and files of a part go by"""
 ENDINGS = frozenset(
-    [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".npy"]
-    + [".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2"]
+    [
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".npy"),
+        *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2"),
+    ]
 )
 
 

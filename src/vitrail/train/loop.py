@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 
 from vitrail.data.loader import Loader
 from vitrail.data.random import seed_for
-from vitrail.errors import RunError
+from vitrail.errors import RunError, Stopped
 from vitrail.tasks.task import Batch, Task
 from vitrail.train.device import autocast
 from vitrail.train.optim import Average, Optimizers, factor
@@ -31,10 +33,6 @@ LOG_EVERY = 20
 """steps between rows of metrics.jsonl"""
 SAVE_EVERY = 300.0
 """seconds between saved states; an evaluation saves one too"""
-
-
-class Stopped(Exception):
-    """A person or the system asked the run to stop; its state is saved."""
 
 
 class LossModule(nn.Module):
@@ -72,7 +70,8 @@ def fit(run: Run, parts: Parts, folder: RunFolder, steps: int, resume: bool = Fa
     if run.compile:
         module.compile(dynamic=False)
     began = saved = time.monotonic()
-    spent = sum(row["seconds"] for row in folder.rows()[-1:] if "seconds" in row)
+    spent = next((row["seconds"] for row in reversed(folder.rows()) if "seconds" in row), 0.0)
+    folder.log(kind="start", step=start, command=shlex.join(["vitrail", *sys.argv[1:]]))
     every = max(1, round(run.eval_every * parts.train.steps_per_epoch))
     batches = parts.train.batches(start)
     with stop_asked() as stop, Progress(steps, start, parts.train) as progress:

@@ -1,0 +1,223 @@
+"""Each picture has its own draw, the same in any batch; the operations are torchvision's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pictures import smooth
+from torch import Tensor
+from torchvision.transforms import v2
+
+from vitrail.data import policies
+from vitrail.data.augment import (
+    CROP_DRAWS,
+    Augment,
+    augment_batch,
+    crop_boxes,
+    crop_resized,
+    erase,
+    mix,
+    shift_flip,
+)
+from vitrail.data.random import uniform
+
+EACH = {
+    "shift": Augment(crop="shift", shift=3),
+    "resized": Augment(crop="resized"),
+    "flip": Augment(flip=True),
+    "randaugment": Augment(policy="randaugment", policy_strength=15),
+    "trivial": Augment(policy="trivial"),
+    "three": Augment(policy="three"),
+    "erase": Augment(erase=0.7),
+    "all": Augment(crop="resized", flip=True, policy="randaugment", erase=0.25),
+}
+
+
+def pictures(count: int, size: tuple[int, int] = (19, 23), channels: int = 3) -> Tensor:
+    """The same picture `count` times, so that what differs comes from the draws."""
+    image = torch.from_numpy(smooth(*size)).permute(2, 0, 1)
+    image = image.repeat(-(-channels // 3), 1, 1)[:channels]
+    return image.expand(count, -1, -1, -1).contiguous()
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_batch_sizes_1_and_64_give_the_same_pictures(name: str) -> None:
+    images, labels, samples = pictures(64), torch.arange(64) % 10, torch.arange(100, 164)
+    together, same = augment_batch(images, labels, samples, 1, 2, EACH[name], 10, (19, 23))
+    assert torch.equal(same, labels) and together.dtype == torch.uint8
+    for i in range(64):
+        one = slice(i, i + 1)
+        alone, _ = augment_batch(images[one], labels[one], samples[one], 1, 2, EACH[name], 10, (19, 23))
+        assert torch.equal(alone[0], together[i])
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_two_pictures_of_a_batch_differ(name: str) -> None:
+    made, _ = augment_batch(pictures(64), torch.zeros(64).long(), torch.arange(64), 0, 0, EACH[name], 2, (19, 23))
+    kinds = {image.numpy().tobytes() for image in made}
+    assert len(kinds) >= (2 if name == "flip" else 15)
+    other, _ = augment_batch(pictures(64), torch.zeros(64).long(), torch.arange(64), 0, 1, EACH[name], 2, (19, 23))
+    assert not torch.equal(made, other)
+
+
+@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_any_channels(name: str, channels: int) -> None:
+    images = pictures(8, channels=channels)
+    made, _ = augment_batch(images, torch.zeros(8).long(), torch.arange(8), 0, 0, EACH[name], 2, (19, 23))
+    assert made.shape == images.shape
+
+
+def test_one_augmentation_leaves_the_draws_of_others() -> None:
+    images, labels, samples = pictures(16), torch.zeros(16).long(), torch.arange(16)
+    flipped, _ = augment_batch(images, labels, samples, 0, 0, Augment(flip=True), 2, (19, 23))
+    both, _ = augment_batch(images, labels, samples, 0, 0, Augment(flip=True, erase=1.0), 2, (19, 23))
+    kept = both != 128
+    assert torch.equal(both[kept], flipped[kept])
+
+
+@given(st.integers(-9, 9), st.integers(-9, 9), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_shift_reflects(down: int, right: int, flip: bool) -> None:
+    image = pictures(1, (11, 13))
+    moved = shift_flip(image, torch.tensor([[down, right]]), torch.tensor([flip]))
+    padded = np.pad(image[0].numpy(), ((0, 0), (9, 9), (9, 9)), mode="reflect")
+    wanted = padded[:, 9 - down : 20 - down, 9 - right : 22 - right]
+    assert np.array_equal(moved[0].numpy(), wanted[:, :, ::-1] if flip else wanted)
+
+
+@given(st.integers(0, 10**9), st.integers(1, 700), st.integers(1, 700))
+@settings(max_examples=60, deadline=None)
+def test_crop_boxes_lie_within(seed: int, height: int, width: int) -> None:
+    draws = uniform(seed, 0, torch.arange(20), CROP_DRAWS)
+    boxes = crop_boxes(draws, torch.full((20,), height), torch.full((20,), width), (0.08, 1.0), (32, 48))
+    top, left, h, w = boxes.unbind(1)
+    assert (top >= 0).all() and (left >= 0).all() and (h >= 1).all() and (w >= 1).all()
+    assert (top + h <= height).all() and (left + w <= width).all()
+
+
+def test_crop_boxes_are_spread_as_torchvisions() -> None:
+    draws = uniform(0, 0, torch.arange(4000), CROP_DRAWS)
+    many = torch.ones(4000, dtype=torch.int64)
+    ours = crop_boxes(draws, many * 150, many * 200, (0.08, 1.0), (224, 224)).float()
+    torch.manual_seed(0)
+    blank = torch.empty(3, 150, 200)
+    choose = v2.RandomResizedCrop(224).make_params
+    chosen = [choose([blank]) for _ in range(4000)]
+    theirs = torch.tensor([[p[side] for side in ("top", "left", "height", "width")] for p in chosen]).float()
+    for ours_one, theirs_one in zip(ours.unbind(1), theirs.unbind(1), strict=True):
+        for share in (0.1, 0.5, 0.9):
+            assert abs(float(ours_one.quantile(share) - theirs_one.quantile(share))) < 6
+
+
+def test_crop_boxes_lie_on_the_grid_of_their_scale() -> None:
+    draws = uniform(0, 0, torch.arange(500), CROP_DRAWS)
+    many = torch.ones(500, dtype=torch.int64)
+    boxes = crop_boxes(draws, many * 2000, many * 3000, (0.08, 1.0), (224, 224))
+    for box in boxes.tolist():
+        ratio = min(box[2], box[3]) / 224
+        step = max(s for s in (1, 2, 4, 8) if s <= max(ratio, 1))
+        assert all(side % step == 0 for side in box)
+        assert min(box[2], box[3]) // step >= 224 or step == 1
+
+
+def test_crop_resized_is_interpolation() -> None:
+    image = pictures(2, (30, 40))
+    boxes = torch.tensor([[3, 5, 12, 10], [0, 0, 30, 40]])
+    made = crop_resized(image, boxes, (30, 40))
+    inside = image[:1, :, 3:15, 5:15].float()
+    wanted = torch.nn.functional.interpolate(inside, size=(30, 40), mode="bilinear")
+    # At the border of the box the neighbours beyond it count too, which a crop that is cut out first has lost.
+    assert (made[:1, :, 3:-3, 3:-3] - wanted[:, :, 3:-3, 3:-3]).abs().max() <= 1
+    assert torch.equal(made[1], image[1])
+
+
+def test_magnitudes_are_torchvisions() -> None:
+    for policy, theirs in (("randaugment", v2.RandAugment), ("trivial", v2.TrivialAugmentWide)):
+        ours = policies.magnitudes(policy, 50, 70)
+        space = theirs._AUGMENTATION_SPACE
+        assert set(ours) == set(space) == set(policies.OPERATIONS)
+        for name, (values, signed) in space.items():
+            wanted = values(31, 50, 70)
+            assert ours[name][1] == signed
+            assert ours[name][0] == pytest.approx([0.0] * 31 if wanted is None else wanted.tolist())
+
+
+@pytest.mark.parametrize("operation", list(policies.OPERATIONS))
+def test_operations_are_torchvisions(operation: str) -> None:
+    images = pictures(2)
+    theirs = v2.RandAugment(fill=policies.FILL)
+    for magnitude in (0.25, -0.25) if operation not in ("Posterize", "Solarize") else (0.5, 4.0):
+        if operation in ("TranslateX", "TranslateY", "Rotate"):
+            magnitude *= 20
+        fill = {Tensor: [policies.FILL] * 3, "others": [policies.FILL] * 3}
+        if operation == "Solarize" and magnitude > 1:
+            continue
+        wanted = theirs._apply_image_or_video_transform(
+            images, operation, magnitude, v2.InterpolationMode.NEAREST, fill
+        )
+        assert torch.equal(policies.OPERATIONS[operation](images, magnitude), wanted)
+
+
+def test_blur_and_jitter() -> None:
+    images = pictures(3, (25, 25))
+    sigmas = torch.tensor([0.1, 1.0, 2.0])
+    made = policies.blur(images, sigmas)
+    assert torch.equal(made[0], images[0])
+    wanted = v2.functional.gaussian_blur(images[1:2], [13, 13], [1.0, 1.0])
+    assert (made[1:2, :, 6:-6, 6:-6].int() - wanted[:, :, 6:-6, 6:-6].int()).abs().max() <= 1
+    same = policies.colour_jitter(images, torch.full((3, 3), 0.5))
+    assert (same.int() - images.int()).abs().max() <= 1
+    draws = torch.tensor([[0.9, 0.5, 0.5], [0.5, 0.9, 0.5], [0.5, 0.5, 0.9]])
+    changed = policies.colour_jitter(images, draws)
+    for i, function in enumerate(
+        (v2.functional.adjust_brightness, v2.functional.adjust_contrast, v2.functional.adjust_saturation)
+    ):
+        wanted = function(images[i], 1 + 0.3 * 0.8)
+        assert (changed[i].int() - wanted.int()).abs().max() <= 2
+
+
+def test_erase() -> None:
+    draws = uniform(0, 0, torch.arange(3000), 5)
+    images = torch.zeros(3000, 1, 40, 40, dtype=torch.uint8)
+    share = (erase(images, draws, 0.25) == 128).float().mean(dim=(1, 2, 3))
+    assert 0.22 < float((share > 0).float().mean()) < 0.28
+    assert float(share[share > 0].min()) > 0.01 and float(share.max()) < 0.35
+
+
+@pytest.mark.parametrize("augment", [Augment(mixup=0.8), Augment(cutmix=1.0), Augment(mixup=0.2, cutmix=1.0)])
+def test_mixing_targets_are_the_shares_of_pixels(augment: Augment) -> None:
+    # Picture i is flat, of its own shade: a mixed one's mean tells the share of each.
+    shades = torch.arange(16, dtype=torch.uint8) * 16
+    images = shades[:, None, None, None].expand(-1, 3, 20, 20).contiguous()
+    made, targets = augment_batch(images, torch.arange(16), torch.arange(16), 3, 0, augment, 16, (20, 20))
+    assert targets.dtype == torch.float32 and torch.allclose(targets.sum(1), torch.ones(16))
+    assert torch.allclose(made.float().mean(dim=(1, 2, 3)), targets @ shades.float(), atol=0.6)
+    assert ((targets > 0).sum(1) <= 2).all() and (targets.max(1).values < 1).sum() > 8
+    again, same = augment_batch(
+        images.flip(0), torch.arange(15, -1, -1), torch.arange(15, -1, -1), 3, 0, augment, 16, (20, 20)
+    )
+    assert torch.equal(again.flip(0), made) and torch.equal(same.flip(0), targets)
+
+
+def test_mixup_shares_are_beta() -> None:
+    count = 20_000
+    draws = uniform(0, 0, torch.arange(count), 67)
+    images, labels = torch.zeros(count, 1, 1, 1, dtype=torch.uint8), torch.zeros(count, dtype=torch.int64)
+    labels[::2] = 1
+    partner = torch.arange(count).roll(1)
+    for alpha in (0.2, 0.8, 1.0):
+        _, targets = mix(images, labels, partner, draws, Augment(mixup=alpha), 2)
+        share = targets[torch.arange(count), labels].double()
+        wanted = torch.distributions.Beta(alpha, alpha)
+        assert abs(float(share.mean()) - 0.5) < 0.01
+        assert abs(float(share.var()) - float(wanted.variance)) < 0.01
+
+
+def test_settings_are_checked() -> None:
+    for wrong in ({"mixup": 2.0}, {"scale": (0.5, 0.1)}, {"policy_strength": 31}, {"shift": -1}):
+        with pytest.raises(ValueError, match="must"):
+            Augment(**wrong)  # type: ignore[arg-type]

@@ -1,0 +1,198 @@
+"""Sets are found in every layout, and wrong paths get one plain line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pictures import encoded, folder_of, smooth
+
+from vitrail.data import builtin, parquet
+from vitrail.data.decode import BadPicture
+from vitrail.data.sets import open_data, split_val
+from vitrail.errors import UserError
+
+
+def test_digits() -> None:
+    splits = open_data("digits")
+    assert len(splits.train) == 1437 and splits.test is not None and len(splits.test) == 360 and splits.val is None
+    assert splits.test.labels.bincount().min() >= 35
+    assert splits.train.channels == 1 and splits.train.classes == [str(i) for i in range(10)]
+    picture = splits.train.picture(0)
+    assert picture.shape == (1, 8, 8) and picture.dtype == torch.uint8
+    assert splits.train.picture(0, 3).shape == (3, 8, 8)
+    assert splits.train.items.max() == 255  # type: ignore[union-attr]
+    load_digits = pytest.importorskip("sklearn.datasets").load_digits
+    everything = torch.cat([splits.train.items, splits.test.items])  # type: ignore[list-item]
+    original = torch.tensor(load_digits().images)
+    assert torch.equal(everything.sum((0, 1, 2, 3)), ((original * 255 + 8) // 16).sum().long())
+
+
+def test_folder_without_splits(tmp_path: Path) -> None:
+    folder_of(tmp_path, {"dog": 3, "cat": 2})
+    (tmp_path / "cat" / "deeper").mkdir()
+    (tmp_path / "cat" / "deeper" / "z.PNG").write_bytes(encoded(smooth()))
+    (tmp_path / "cat" / "notes.txt").write_text("no picture")
+    splits = open_data(str(tmp_path))
+    assert splits.train.classes == ["cat", "dog"] and splits.val is None and splits.test is None
+    assert splits.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert splits.train.keys == ["cat/0.jpg", "cat/1.jpg", "cat/deeper/z.PNG", "dog/0.jpg", "dog/1.jpg", "dog/2.jpg"]
+    assert splits.train.subset([5, 2]).keys == ["dog/2.jpg", "cat/deeper/z.PNG"]
+    assert splits.train.subset([5, 2]).picture(1).shape == (3, 40, 56)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_folder_with_splits(tmp_path: Path, name: str) -> None:
+    folder_of(tmp_path / "train", {"a": 2, "b": 2})
+    folder_of(tmp_path / name, {"b": 1})
+    folder_of(tmp_path / "test", {"a": 1, "b": 1})
+    splits = open_data(tmp_path)
+    assert splits.val is not None and splits.val.labels.tolist() == [1] and splits.val.classes == ["a", "b"]
+    assert splits.val.keys == [f"{name}/b/0.jpg"]
+    assert splits.test is not None and len(splits.test) == 2
+    folder_of(tmp_path / "test" / "c", {"x": 1})
+    with pytest.raises(UserError, match="training part lacks: c"):
+        open_data(tmp_path)
+
+
+def test_folder_for_evaluation_alone(tmp_path: Path) -> None:
+    folder_of(tmp_path / "test", {"a": 1, "b": 1})
+    splits = open_data(tmp_path)
+    assert len(splits.train) == 0 and splits.test is not None and splits.test.classes == ["a", "b"]
+
+
+def test_a_class_may_be_called_test(tmp_path: Path) -> None:
+    splits = open_data(folder_of(tmp_path, {"test": 2, "other": 2}))
+    assert splits.train.classes == ["other", "test"]
+
+
+def test_grey_folder_is_seen(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(encoded(smooth()[:, :, 0]))
+    assert open_data(tmp_path).train.channels == 1
+    assert open_data(tmp_path, channels=3).train.channels == 3
+
+
+@pytest.mark.parametrize("struct_column", [True, False])
+def test_parquet(tmp_path: Path, struct_column: bool) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    files = [encoded(smooth(seed=i), "JPEG" if i % 2 else "PNG") for i in range(6)]
+    names = {"info": {"features": {"fine_label": {"names": ["x", "y", "z"], "_type": "ClassLabel"}}}}
+    for split, part in (("train-00000-of-00002", files[:2]), ("train-00001-of-00002", files[2:4]), ("test", files[4:])):
+        images = [{"bytes": data, "path": None} for data in part] if struct_column else part
+        table = pa.table({"img": images, "fine_label": [2, 0]})
+        table = table.replace_schema_metadata({"huggingface": json.dumps(names)})
+        (tmp_path / "data").mkdir(exist_ok=True)
+        pq.write_table(table, tmp_path / "data" / f"{split}.parquet")
+    splits = open_data(tmp_path)
+    assert splits.train.classes == ["x", "y", "z"] and splits.train.labels.tolist() == [2, 0, 2, 0]
+    assert splits.test is not None and len(splits.test) == 2
+    assert torch.equal(splits.train.picture(2), torch.from_numpy(smooth(seed=2)).permute(2, 0, 1))
+    assert len(set(splits.train.keys)) == 4
+    one = open_data(tmp_path / "data" / "test.parquet")
+    assert one.test is not None and len(one.test) == 2 and len(one.train) == 0
+    (tmp_path / "data" / "test.parquet").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="Parquet"):
+        open_data(tmp_path / "data" / "test.parquet")
+
+
+def test_large_parquet_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    files = [encoded(smooth(seed=i)) for i in range(5)]
+    pq.write_table(pa.table({"image": files, "label": ["b", "a", "b", "a", "a"]}), tmp_path / "photos.parquet")
+    monkeypatch.setattr(parquet, "IN_MEMORY", 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for _ in range(2):
+        train = open_data(tmp_path / "photos.parquet").train
+        assert [train.read(i) for i in range(5)] == files and train.labels.tolist() == [1, 0, 1, 0, 0]
+    assert len(list((tmp_path / "cache" / "vitrail").iterdir())) == 1
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    data = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+@pytest.mark.parametrize("below", ["", "raw", "MNIST/raw"])
+def test_mnists_files(tmp_path: Path, ending: str, below: str) -> None:
+    (tmp_path / below).mkdir(parents=True, exist_ok=True)
+    images = np.arange(4 * 5 * 5, dtype=np.uint8).reshape(4, 5, 5)
+    for part, count in (("train", 4), ("t10k", 2)):
+        write_idx(tmp_path / below / f"{part}-images-idx3-ubyte{ending}", images[:count])
+        write_idx(tmp_path / below / f"{part}-labels-idx1-ubyte{ending}", np.array([0, 1, 1, 0], np.uint8)[:count])
+    splits = open_data(tmp_path)
+    assert splits.train.channels == 1 and splits.test is not None and len(splits.test) == 2
+    assert torch.equal(splits.train.picture(3)[0], torch.from_numpy(images[3]))
+    (tmp_path / below / f"train-labels-idx1-ubyte{ending}").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="train-labels"):
+        open_data(tmp_path)
+
+
+def test_built_in_names_look_in_the_environment_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder_of(tmp_path / "mnist", {"0": 1, "1": 1})
+    monkeypatch.setenv("VITRAIL_DATA", str(tmp_path))
+    assert len(open_data("mnist").train) == 2
+    assert len(open_data(tmp_path, name="mnist").train) == 2
+
+    def fails(name: str, root: Path, download: bool) -> None:
+        raise RuntimeError("no network\nhere")
+
+    monkeypatch.setattr(builtin, "_torchvision", fails)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"cifar100 could not be downloaded \(no network here\)"):
+        open_data("cifar100")
+
+
+def test_wrong_data(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="did you mean cifar10"):
+        open_data("cifar_10")
+    with pytest.raises(UserError, match="built-in sets are digits"):
+        open_data(tmp_path / "missing")
+    with pytest.raises(UserError, match="holds no pictures"):
+        open_data(tmp_path)
+    (tmp_path / "loose.jpg").write_bytes(encoded(smooth(), "JPEG"))
+    with pytest.raises(UserError, match="no class folders"):
+        open_data(tmp_path)
+    with pytest.raises(UserError, match="is a file"):
+        open_data(tmp_path / "loose.jpg")
+    folder_of(tmp_path / "one", {"cat": 2})
+    with pytest.raises(UserError, match="one class"):
+        open_data(tmp_path / "one")
+    (tmp_path / "one" / "cat" / "bad.jpg").write_bytes(b"bad")
+    (tmp_path / "one" / "dog").mkdir()
+    (tmp_path / "one" / "dog" / "bad.jpg").write_bytes(b"")
+    with pytest.raises(BadPicture, match=r"dog/bad\.jpg: the file is empty"):
+        open_data(tmp_path / "one").train.picture(3)
+
+
+def test_split_stays_when_files_are_added_or_renamed(tmp_path: Path) -> None:
+    folder_of(tmp_path, {"a": 40, "b": 40})
+    train, val = split_val(open_data(tmp_path).train, 0.2)
+    assert 6 <= len(val) <= 26 and len(train) + len(val) == 80 and not set(train.keys) & set(val.keys)
+    (tmp_path / "a" / "new.jpg").write_bytes(encoded(smooth(seed=999), "JPEG"))
+    (tmp_path / val.keys[0]).rename(tmp_path / "b" / "renamed.jpg")
+    after_train, after_val = split_val(open_data(tmp_path).train, 0.2)
+    assert set(val.keys[1:]) | {"b/renamed.jpg"} <= set(after_val.keys)
+    assert set(train.keys) <= set(after_train.keys)
+
+
+def test_split_of_few(tmp_path: Path) -> None:
+    two = open_data(folder_of(tmp_path, {"a": 1, "b": 1})).train
+    for fraction in (0.0, 1.0):
+        train, val = split_val(two, fraction)
+        assert len(train) == len(val) == 1
+    with pytest.raises(UserError, match="at least two"):
+        split_val(two.subset([0]))
+    train, val = split_val(open_data("digits").train)
+    assert 100 < len(val) < 190 and torch.equal(split_val(open_data("digits").train)[1].labels, val.labels)
