@@ -17,10 +17,11 @@ import torch
 from vitrail.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results"
 PACKAGES = ("torchvision", "timm", "pillow", "simplejpeg")
 
 
-def record(name: str, rows: dict[str, Any], results: Path = ROOT / "results") -> Path:
+def record(name: str, rows: dict[str, Any], results: Path = RESULTS) -> Path:
     """Write `results/<name>.json`, whole: the rows with command, commit, machine and date. Gives its path."""
     content = {
         "command": _command(),

@@ -82,11 +82,13 @@ def test_compare_and_explain_draw(run: Path, tmp_path: Path, capsys: pytest.Capt
     assert main(["compare", str(run), str(run), "--out", str(tmp_path / "plot.png"), "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(rows) == 2 and rows[0] == rows[1]
-    assert Image.open(tmp_path / "plot.png").size[0] > 100
+    with Image.open(tmp_path / "plot.png") as plot:
+        assert plot.size[0] > 100
     picture = tmp_path / "p.png"
     Image.new("L", (20, 30), 90).save(picture)
     assert main(["explain", str(picture), "--model", str(run), "--out", str(tmp_path / "seen")]) == 0
-    assert Image.open(tmp_path / "seen" / "rollout.png").size[0] > 100
+    with Image.open(tmp_path / "seen" / "rollout.png") as picture_of_it:
+        assert picture_of_it.size[0] > 100
 
 
 def test_training_from_weights_and_on_a_folder(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

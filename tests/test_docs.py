@@ -99,11 +99,12 @@ def test_table_shows_what_a_results_file_holds(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "digits.json").write_text(
         '{"command": "python bench/digits.py", "commit": "0123456789abcdef", "machine": "m", "date": "d",'
-        ' "rows": {"mean": 0.98125, "spread": {"low": 0.97, "seeds": [0, 1]}}}'
+        ' "rows": {"mean": 0.98125, "spread": {"low": 0.97, "seeds": [0, 1]}, "runs": [1, 2]}}'
     )
     text = tables.fresh("a\n<!-- table:results -->\n| stale |\n<!-- /table -->\nb\n")
     assert "| digits from scratch: mean | 0.9812 | `python bench/digits.py` |" in text
     assert "| digits from scratch: spread | low 0.97; seeds 0, 1 | the same |" in text
+    assert "runs" not in text
     assert "not measured yet" in text
     assert "stale" not in text
     assert tables.fresh(text) == text

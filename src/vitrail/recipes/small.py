@@ -23,10 +23,10 @@ def digits(pictures: int) -> Run:
         model=ViTConfig(width=64, depth=4, heads=4, patch=2, image_size=(8, 8), channels=1, attention_init="mimetic"),
         augment=Augment(crop="shift", shift=1),
         optim=Optim(optimizer="muon", lr=3e-3, matrix_lr=8e-3, schedule="linear", beta2=0.98),
-        epochs=80,
+        epochs=60,
         batch_size=64,
         smoothing=0.1,
-        eval_every=8,
+        eval_every=10,
         precision="fp32",
     )
 

@@ -40,6 +40,7 @@ def build(run: Run, splits: Splits, device: torch.device) -> tuple[Parts, int]:
         augment=run.augment,
         device=device,
         workers=run.workers,
+        memory=run.memory,
         balanced=run.balanced,
         max_bad=run.max_bad,
     )

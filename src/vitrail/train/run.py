@@ -56,6 +56,8 @@ class Run:
     """epochs between evaluations on the validation part"""
     workers: int = 2
     """processes that decode pictures, where the set does not fit in memory"""
+    memory: bool | None = None
+    """keep the decoded pictures in memory; None decides by their size when the run begins"""
     max_bad: float = 0.01
     """largest share of pictures that cannot be read"""
 

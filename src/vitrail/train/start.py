@@ -49,6 +49,8 @@ def begin(
     folder = RunFolder(out or Path("runs") / f"{run.recipe}-{run.seed}")
     chosen = choose_device(device)
     parts, steps = build(run, splits, chosen)
+    # Pictures kept in memory are rounded otherwise than streamed ones, so a resumed run must do as it began.
+    run = replace(run, memory=parts.train.memory)
     folder.begin(run, splits.train.classes)
     return _train(run, parts, folder, steps, resume=False)
 
