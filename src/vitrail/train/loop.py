@@ -83,7 +83,7 @@ def fit(run: Run, parts: Parts, folder: RunFolder, steps: int, resume: bool = Fa
             row = train_step(run, module, batch, optimizers, factor(run.optim, step, steps), step)
             if average is not None:
                 average.update(task, step)
-            progress.step(row, run.batch_size)
+            progress.step(row, len(batch["image"]))
             done = step + 1
             seconds = spent + time.monotonic() - began
             if done % LOG_EVERY == 0 or done == steps:

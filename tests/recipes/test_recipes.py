@@ -1,0 +1,77 @@
+"""Every recipe is built and run for a few steps, as its command would, on small pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vitrail
+from vitrail.cli import main
+from vitrail.recipes import RECIPES, from_weights
+from vitrail.train.state import RunFolder
+from vitrail.vit import SIZES
+
+GREY = {"digits", "mnist"}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of sixteen noisy pictures."""
+    root = tmp_path_factory.mktemp("recipes")
+    generator = np.random.default_rng(0)
+    for name, level in (("dark", 40), ("middle", 120), ("light", 200)):
+        (root / name).mkdir()
+        for i in range(16):
+            values = level + generator.integers(-20, 20, (40, 36 + i, 3))
+            Image.fromarray(values.astype(np.uint8)).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_runs_a_few_steps(name: str, pictures: Path, tmp_path: Path) -> None:
+    run = RECIPES[name](48)
+    side = str(2 * run.model.patch)
+    args = ["train", name, "--data", str(pictures), "--out", str(tmp_path / "run"), "--device", "cpu", "--no-compile"]
+    args += ["--epochs", "2", "--workers", "0", "--batch-size", "16"]
+    if name == "finetune-b16-384":
+        vitrail.create("B/16", classes=7, width=32, depth=2, heads=2, image_size=32).save(tmp_path / "start")
+        args += ["--init", str(tmp_path / "start"), "--image-size", "48", "32"]
+    else:
+        args += ["--width", "32", "--depth", "2", "--heads", "2", "--image-size", side, side]
+    assert main(args) == 0
+    rows = RunFolder(tmp_path / "run").rows()
+    losses = [row["loss"] for row in rows if row["kind"] == "train"]
+    assert losses and all(0 < loss < 10 for loss in losses)
+    model = vitrail.load(tmp_path / "run")
+    assert model.classes == ["dark", "light", "middle"]
+    assert model.preprocess.channels == (1 if name in GREY else 3)
+    answer = model.predict([Image.new("RGB", (50, 40), (40, 40, 40))])[0]
+    assert sum(label["score"] for label in answer.labels) > 0
+
+
+def test_published_numbers_stand_in_the_recipes() -> None:
+    """What the papers print: batch, epochs, rates, augmentation."""
+    plain = RECIPES["vit-s16-90"](1_281_167)
+    assert (plain.epochs, plain.batch_size, plain.optim.lr, plain.model.positions) == (90, 1024, 1e-3, "sine")
+    assert (plain.augment.policy_count, plain.augment.policy_strength, plain.augment.mixup) == (2, 10, 0.2)
+    assert plain.optim.warmup == pytest.approx(10_000 / (90 * 1_281_167 / 1024))
+    deit = RECIPES["deit3-s16"](1_281_167)
+    assert (deit.loss, deit.augment.policy, deit.augment.mixup, deit.augment.cutmix) == ("sigmoid", "three", 0.8, 1.0)
+    tuned = RECIPES["finetune-b16-384"](1_281_167)
+    assert (tuned.optim.optimizer, tuned.batch_size, tuned.optim.weight_decay) == ("sgd", 512, 0.0)
+
+
+def test_weights_bring_their_architecture_and_a_size_that_suits_them() -> None:
+    start = SIZES["micro/4"]  # 32 pixels, patches of 4
+    run = from_weights(RECIPES["folder"](200), "classify", start)
+    assert (run.model.width, run.model.depth, run.model.image_size) == (start.width, start.depth, (64, 64))
+    same = from_weights(RECIPES["cifar10"](200), "classify", start)
+    assert same.model.image_size == (32, 32)
+
+
+def test_the_folder_recipe_follows_the_number_of_pictures() -> None:
+    small, large = RECIPES["folder"](200), RECIPES["folder"](100_000)
+    assert small.epochs > large.epochs and small.model.width < large.model.width
