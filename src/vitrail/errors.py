@@ -14,6 +14,6 @@ class RunError(RuntimeError):
 
 
 class Stopped(Exception):
-    """Somebody asked the run to stop; its state is saved and the line says how to go on. Exit code 130, as in shells."""
+    """Somebody asked the run to stop; its state is saved and the line says how to go on. Exit code 130."""
 
     exit_code = 130

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from vitrail.data.loader import Loader
 from vitrail.data.random import seed_for
-from vitrail.errors import RunError, Stopped
+from vitrail.errors import RunError, Stopped, UserError
 from vitrail.tasks.task import Batch, Task
 from vitrail.train.device import autocast
 from vitrail.train.optim import Average, Optimizers, factor
@@ -68,6 +69,8 @@ def fit(run: Run, parts: Parts, folder: RunFolder, steps: int, resume: bool = Fa
     start, best = folder.load_state(task, optimizers, average) if resume else (0, -1.0)
     module = LossModule(task)
     if run.compile:
+        if parts.train.device.type == "cpu" and not any(map(shutil.which, ("g++", "c++", "clang++", "cl"))):
+            raise UserError("compiling needs a C++ compiler on a CPU: install g++, or say --no-compile")
         module.compile(dynamic=False)
     began = saved = time.monotonic()
     spent = next((row["seconds"] for row in reversed(folder.rows()) if "seconds" in row), 0.0)
@@ -80,7 +83,11 @@ def fit(run: Run, parts: Parts, folder: RunFolder, steps: int, resume: bool = Fa
             # Dropout and its like are a function of (seed, step), so a resumed run draws what the first one did.
             torch.manual_seed(seed_for(run.seed, step))
             batch = next(batches)
-            row = train_step(run, module, batch, optimizers, factor(run.optim, step, steps), step)
+            try:
+                row = train_step(run, module, batch, optimizers, factor(run.optim, step, steps), step)
+            except RunError as error:
+                good = f"the last good checkpoint is {folder.last}" if folder.last.exists() else "none was saved yet"
+                raise RunError(f"{error}; {good}") from None
             if average is not None:
                 average.update(task, step)
             progress.step(row, len(batch["image"]))
