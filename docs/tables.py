@@ -23,10 +23,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 MEASURES = {
     "digits": "digits from scratch",
+    "classify": "the weights in the package, CIFAR-10",
     "cifar10-quick": "CIFAR-10 on a laptop",
     "training-step": "a training step beside timm",
     "loading": "loading photos beside torchvision",
     "folder": "ants and bees, `folder` as it stands",
+    "startup": "the command line",
 }
 """the files that the README shows, in order, and what each is about"""
 
@@ -48,6 +50,13 @@ def results() -> list[list[str]]:
             rows.append([f"{title}: {measure}", _plain(value), command])
             command = "the same"
     return rows
+
+
+def carried() -> list[list[str]]:
+    """Scores of the weights in the package."""
+    found = _read("classify")
+    rows = [["measure", "reached"]]
+    return rows + [[measure, _plain(value)] for measure, value in found["rows"].items()] if found else rows
 
 
 def runs() -> list[list[str]]:
@@ -93,6 +102,7 @@ def sizes() -> list[list[str]]:
 
 TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "results": results,
+    "carried": carried,
     "runs": runs,
     "recipes": recipes,
     "sizes": sizes,
@@ -113,7 +123,8 @@ def fresh(text: str) -> str:
 
 
 def pages() -> list[Path]:
-    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+    cards = sorted((ROOT / "src" / "vitrail" / "zoo" / "weights").glob("*/CARD.md"))
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), *cards]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 import vitrail
 from vitrail.cli import main
 from vitrail.recipes import RECIPES, from_weights
 from vitrail.train.state import RunFolder
-from vitrail.vit import SIZES
+from vitrail.vit import SIZES, ViT
 
 GREY = {"digits", "mnist"}
 
@@ -62,6 +64,17 @@ def test_published_numbers_stand_in_the_recipes() -> None:
     assert (deit.loss, deit.augment.policy, deit.augment.mixup, deit.augment.cutmix) == ("sigmoid", "three", 0.8, 1.0)
     tuned = RECIPES["finetune-b16-384"](1_281_167)
     assert (tuned.optim.optimizer, tuned.batch_size, tuned.optim.weight_decay) == ("sgd", 512, 0.0)
+
+
+def test_the_stem_of_cifar10_quick_holds_at_most_a_fifth_of_the_flops() -> None:
+    model = ViT(RECIPES["cifar10-quick"](45_000).model).eval()
+    images = torch.randn(1, 3, 32, 32)
+    counts = []
+    for module in (model.patches, model):
+        with FlopCounterMode(display=False) as counter:
+            module(images)
+        counts.append(counter.get_total_flops())
+    assert 0 < counts[0] <= counts[1] / 5
 
 
 def test_weights_bring_their_architecture_and_a_size_that_suits_them() -> None:

@@ -20,7 +20,9 @@ def digits(pictures: int) -> Run:
     return Run(
         recipe="digits",
         data="digits",
-        model=ViTConfig(width=64, depth=4, heads=4, patch=2, image_size=(8, 8), channels=1, attention_init="mimetic"),
+        model=ViTConfig(
+            width=64, depth=4, heads=4, patch=2, image_size=(8, 8), channels=1, stem=(32,), attention_init="mimetic"
+        ),
         augment=Augment(crop="shift", shift=1),
         optim=Optim(optimizer="muon", lr=3e-3, matrix_lr=8e-3, schedule="linear", beta2=0.98),
         epochs=60,
