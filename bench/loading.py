@@ -171,7 +171,7 @@ def main() -> None:
             print(
                 f"{name}: {row['ratio_of_medians']:.2f} times torchvision's images a second; mean difference to full "
                 f"decoding {row['mean_difference_of_255']:.2f}/255; decoded at {row['decoded_at']}, "
-                f"never below {row['least_decoded_pixels_over_needed']} of the crop's pixels"
+                f"least decoded over needed {row['least_decoded_pixels_over_needed']} of the crop's pixels"
             )
     print(f"written to {record('loading', rows, arguments.results)}", file=sys.stderr)
 

@@ -60,6 +60,7 @@ def test_published_numbers_stand_in_the_recipes() -> None:
     assert (plain.epochs, plain.batch_size, plain.optim.lr, plain.model.positions) == (90, 1024, 1e-3, "sine")
     assert (plain.augment.policy_count, plain.augment.policy_strength, plain.augment.mixup) == (2, 10, 0.2)
     assert plain.optim.warmup == pytest.approx(10_000 / (90 * 1_281_167 / 1024))
+    assert plain.hidden == plain.model.width
     deit = RECIPES["deit3-s16"](1_281_167)
     assert (deit.loss, deit.augment.policy, deit.augment.mixup, deit.augment.cutmix) == ("sigmoid", "three", 0.8, 1.0)
     tuned = RECIPES["finetune-b16-384"](1_281_167)
