@@ -23,7 +23,7 @@ def run_demo(out: Path, device: str | None) -> None:
         if not (out / "digits" / "recipe.json").exists():
             raise UserError(f"{out} exists and is no demo's folder: choose another --out")
         shutil.rmtree(out)  # an earlier demo: it is made anew
-    print("1. Training a Vision Transformer on 1,297 handwritten digits of 8x8 pixels", flush=True)
+    print("1. Training a Vision Transformer on handwritten digits of 8x8 pixels", flush=True)
     scores = begin(RECIPES["digits"], "digits", None, lambda run: run, out / "digits", device)
     print(
         f"2. Test: {scores['top1']:.2%} of {scores['count']} digits that it never saw, after {scores['seconds']:.0f} s"
