@@ -3,6 +3,7 @@
 # make lint    ruff and mypy alone
 # make format  let ruff mend what it can
 # make tables  write the tables of README.md and docs/ again, from results/
+# make parity  every architecture of timm's ViT modules against ours; goes on where it stopped, then writes docs/parity.md
 # make constraints  write .ci/constraints.txt from what is installed
 
 VENV := .venv
@@ -15,7 +16,7 @@ ifneq ($(wildcard ../shared/data),)
 export VITRAIL_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: demo test lint format tables constraints
+.PHONY: demo test lint format tables parity constraints
 
 demo: $(VENV)/installed
 	$(BIN)/vitrail demo
@@ -34,6 +35,10 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
 
 tables: $(VENV)/installed
+	$(BIN)/python docs/tables.py
+
+parity: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python bench/parity.py
 	$(BIN)/python docs/tables.py
 
 constraints: $(VENV)/installed-dev

@@ -73,7 +73,7 @@ def peer(data: str, run: Run, seconds: float, seed: int) -> dict[str, Any]:
         # Warm-up over a tenth of the time, then down to zero along a line.
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * min(done / 0.1 + 1e-3, (1 - done) / 0.9)
-        F.cross_entropy(model(batch["image"]), batch["label"], label_smoothing=run.smoothing).backward()
+        F.cross_entropy(model(batch["image"]), batch["label"], label_smoothing=run.task.smoothing).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

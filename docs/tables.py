@@ -100,12 +100,24 @@ def sizes() -> list[list[str]]:
     return rows
 
 
+def parity() -> list[list[str]]:
+    """Each of timm's architectures: sizes that were compared, and the largest relative differences."""
+    rows = [["architecture", "sizes", "logits", "tokens"]]
+    found = _read("parity-timm")
+    for name, row in found["rows"].items() if found else ():
+        sizes = row["sizes"]
+        worst = [f"{max(size[kind] for size in sizes.values()):.1e}" for kind in ("logits", "tokens")]
+        rows.append([f"`{name}`", ", ".join(sizes), *worst])
+    return rows
+
+
 TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "results": results,
     "carried": carried,
     "runs": runs,
     "recipes": recipes,
     "sizes": sizes,
+    "parity": parity,
 }
 
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from vitrail.tasks.task import Task
     from vitrail.train.run import Run
 
-SOURCE = "a run folder, a checkpoint, or a name that the package carries"
+SOURCE = "a run folder, a checkpoint of any layout, a name that the package carries, or a Hub id"
+VERIFY = "tell what became of each weight, and compare with the source library's own model where it is installed"
 DATA = "a built-in name, a folder with a folder a class, or Parquet files"
 
 
@@ -77,28 +78,38 @@ def train(args: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(scores))
     else:
-        print(f"{scores['part']} top-1 {scores['top1']:.4f}  top-5 {scores['top5']:.4f}  in {scores['seconds']:.0f} s")
+        first = list(fractions(scores).items())[:2]
+        print(scores["part"], *(f"{name} {value:.4f} " for name, value in first), f"in {scores['seconds']:.0f} s")
     return 0
 
 
 def evaluate(args: Sequence[str]) -> int:
-    """Score a model: `vitrail eval SOURCE --data D [--split S] [--json]`."""
+    """Score a model: `vitrail eval SOURCE --data D [--split S] [--probe] [--json]`."""
     parser = Parser("eval", evaluate)
     parser.add_argument("source", help=SOURCE)
+    parser.add_revision()
     parser.add_argument("--data", required=True, help=DATA)
     parser.add_argument("--split", choices=("train", "val", "test"), help="test, or the nearest to it, if left out")
+    parser.add_argument("--probe", action="store_true", help="score the features too, by k-NN and a linear probe")
     parser.add_argument("--json", action="store_true", help="print every score as one line of JSON")
     options = parser.parse_args(args)
     from vitrail.train.start import score
 
-    part, scores = score(options.source, options.data, options.split, options.device)
+    part, scores = score(
+        at_revision(options.source, options.revision), options.data, options.split, options.device, options.probe
+    )
     if options.json:
         print(json.dumps({"source": options.source, "data": options.data, "split": part, **scores}))
         return 0
     print(f"{part}: {scores['count']} pictures")
-    for name in ("top1", "top5", "cross_entropy", "calibration_error"):
-        print(f"  {name:<18} {scores[name]:.4f}")
+    for name, value in fractions(scores).items():
+        print(f"  {name:<18} {value:.4f}")
     return 0
+
+
+def fractions(scores: dict[str, Any]) -> dict[str, float]:
+    """The scores that are one number, in the task's order."""
+    return {name: value for name, value in scores.items() if isinstance(value, float) and name != "seconds"}
 
 
 def predict(args: Sequence[str]) -> int:
@@ -106,10 +117,12 @@ def predict(args: Sequence[str]) -> int:
     parser = Parser("predict", predict)
     parser.add_argument("images", type=Path, nargs="+", help="pictures, or folders of them")
     parser.add_argument("--model", default="classify", help=SOURCE)
+    parser.add_revision()
+    parser.add_argument("--verify", action="store_true", help=VERIFY)
     parser.add_argument("--json", action="store_true", help="print one object a line for each picture")
     options = parser.parse_args(args)
     paths = list(pictures_in(options.images))
-    task = load_model(options.model, options.device)
+    task = load_model(options.model, options.device, options.revision, options.verify)
     from vitrail.data.decode import decode
 
     code = 0
@@ -145,9 +158,11 @@ def explain(args: Sequence[str]) -> int:
     parser = Parser("explain", explain)
     parser.add_argument("image", type=Path)
     parser.add_argument("--model", default="classify", help=SOURCE)
+    parser.add_revision()
+    parser.add_argument("--verify", action="store_true", help=VERIFY)
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
     options = parser.parse_args(args)
-    task = load_model(options.model, options.device)
+    task = load_model(options.model, options.device, options.revision, options.verify)
     from vitrail.explain import explain as draw
 
     draw(task, options.image, options.out)
@@ -171,6 +186,24 @@ def compare(args: Sequence[str]) -> int:
     return 0
 
 
+def convert(args: Sequence[str]) -> int:
+    """Write a model in another layout, and prove it: `vitrail convert SOURCE OUT --to vitrail|timm|hf|google`."""
+    parser = Parser("convert", convert)
+    parser.add_argument("source", help=SOURCE)
+    parser.add_argument("out", type=Path, help="the folder to write; for google a file that ends in .npz")
+    parser.add_argument("--to", choices=("vitrail", "timm", "hf", "google"), default="vitrail")
+    parser.add_revision()
+    parser.add_argument("--verify", action="store_true", help=VERIFY)
+    parser.add_argument("--json", action="store_true", help="print the certificate with every weight, as one line")
+    options = parser.parse_args(args)
+    from vitrail.zoo import convert as write
+
+    certificate = write(options.source, options.out, options.to, options.revision, options.verify)
+    row = {**certificate.as_row(), "out": str(options.out), "to": options.to}
+    print(json.dumps(row) if options.json else f"{certificate.as_text()}\nwritten to {options.out} ({options.to})")
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": demo,
     "train": train,
@@ -178,6 +211,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "predict": predict,
     "explain": explain,
     "compare": compare,
+    "convert": convert,
 }
 
 
@@ -215,12 +249,17 @@ def main(args: Sequence[str] | None = None) -> int:
         return Stopped.exit_code
 
 
-def load_model(source: str, device: str | None) -> Task:
+def load_model(source: str, device: str | None, revision: str | None, verify: bool) -> Task:
     """The model of a source on the chosen device."""
     from vitrail.train.device import choose_device
     from vitrail.zoo import load
 
-    return load(source, device=choose_device(device))
+    return load(source, device=choose_device(device), revision=revision, verify=verify)
+
+
+def at_revision(source: str, revision: str | None) -> str:
+    """The source as one word."""
+    return source if revision is None else f"{source}@{revision}"
 
 
 def pictures_in(paths: Sequence[Path]) -> list[Path]:
@@ -245,6 +284,10 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, name: str, command: Callable[..., int]) -> None:
         super().__init__(f"vitrail {name}", description=inspect.getdoc(command), allow_abbrev=False)
         self.add_argument("--device", help="cpu, cuda, cuda:1, mps; the best there is if left out")
+
+    def add_revision(self) -> None:
+        """For commands that load a model."""
+        self.add_argument("--revision", help="branch, tag or commit of a Hub id; SOURCE@REVISION says the same")
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} ({self.prog} --help lists the options)")
@@ -274,14 +317,29 @@ def parse_run(run: Run, args: Sequence[str], name: str) -> Run:
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(sys.stdout if "--help" in args else said):
             return tyro.cli(
-                type(run), prog=f"vitrail train {name}", args=args, default=run, config=(tyro.conf.OmitArgPrefixes,)
+                type(run),
+                prog=f"vitrail train {name}",
+                args=args,
+                default=run,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands),
             )
     except SystemExit as end:
         if end.code == 0:
             raise
-        # The box's frame goes, and what follows its first empty line is tyro's usage.
-        text = re.sub(r"[\u2500-\u257f]+", " ", said.getvalue())
-        raise UserError(" ".join(text.split()).removeprefix("Parsing error ").split(" For full helptext")[0]) from None
+        raise UserError(_one_line(said.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """What tyro's box says: its frame and title go, as does the usage below; a wrong choice gets the nearest one."""
+    text = " ".join(re.sub(r"[\u2500-\u257f]+|-{3,}", " ", box).split())
+    text = re.sub(r"^(Parsing error|Value error|Invalid choice) ", "", text)
+    text = re.split(r" For full helptext| Argument helptext", text)[0]
+    if wrong := re.search(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)", text):
+        choices = [choice.strip("' ") for choice in wrong[3].split(",")]
+        near = get_close_matches(wrong[1], choices, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(choices)}"
+        return f"{wrong[2]} cannot be {wrong[1]!r}: {hint}"
+    return text
 
 
 def _unknown(option: str, known: Sequence[str]) -> str:

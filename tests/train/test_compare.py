@@ -40,12 +40,13 @@ def test_rows_in_the_order_given(tmp_path: Path) -> None:
         "steps": 30,
         "seconds": 350.0,
         "images_per_s": 1001.0,
-        "best_val_top1": 0.8,
+        "score": "top1",
+        "best_val": 0.8,
         "best_val_step": 20,
-        "test_top1": 0.75,
+        "test": 0.75,
     }
     assert rows[1]["name"] == "a"
-    assert rows[1]["test_top1"] is None
+    assert rows[1]["test"] is None
     assert (rows[1]["steps"], rows[1]["seconds"]) == (10, 100.0)
     lines = as_table(rows).splitlines()
     assert lines[0].split() == [
@@ -56,6 +57,7 @@ def test_rows_in_the_order_given(tmp_path: Path) -> None:
         "steps",
         "time",
         "images/s",
+        "score",
         "best",
         "val",
         "test",

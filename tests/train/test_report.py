@@ -106,7 +106,7 @@ def test_everything_is_shown_and_nothing_is_fetched(tmp_path: Path, classes: int
 def test_curves_have_the_scores_and_their_text_is_text(tmp_path: Path) -> None:
     html = write_report(write_run(tmp_path / "run", ["a", "b"])).read_text()
     svg = base64.b64decode(re.search(r"data:image/svg\+xml;base64,([^\"]+)", html)[1]).decode()  # type: ignore[index]
-    for words in ("loss", "accuracy", "learning rate", "validation", "56.0 %"):
+    for words in ("loss", "accuracy", "learning rate", "validation", "56.00 %"):
         assert words in svg
 
 

@@ -40,7 +40,7 @@ class Preprocess:
     size: tuple[int, int] = (224, 224)
     """(height, width) in pixels that the model gets"""
     resize: Literal["crop", "squash"] = "crop"
-    """crop: resize until `size` / `crop_fraction` is covered, then cut the centre out; squash: resize to `size`"""
+    """crop: resize until `size` / `crop_fraction` is covered; squash: resize to just that; then cut the centre out"""
     crop_fraction: float = 1.0
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, ...] = ()
@@ -81,9 +81,10 @@ class Preprocess:
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """What a picture of `height` x `width` is resized to before its centre is cut out."""
+        # 384 / (384 / 438) is a little less than 438.
+        h, w = (math.floor(round(pixels / self.crop_fraction, 6)) for pixels in self.size)
         if self.resize == "squash":
-            return self.size
-        h, w = (math.floor(pixels / self.crop_fraction) for pixels in self.size)
+            return h, w
         # torchvision and timm round the longer side down.
         return (h, max(w, int(h * width / height))) if h * width >= w * height else (int(w * height / width), w)
 

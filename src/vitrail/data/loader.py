@@ -39,7 +39,7 @@ class Loader:
     """Batches of a set, for training (endless, augmented) and for evaluation (once, in order).
 
     A batch is a dict: `image` float32 [B, C, H, W], normalised; `label` int64 [B], or soft targets [B, K] where the
-    augmentation mixes; `sample` int64 [B], numbers in the set; `epoch`.
+    augmentation mixes; `sample` int64 [B], numbers in the set; `epoch`; and what the set adds (see `ImageSet.extras`).
 
     `batch_size` counts the pictures of a step over all `world` processes: each takes every world-th one. `memory`
     None decides by size; what was decided stands in `.memory`, and belongs to a run that is resumed, since the two
@@ -169,7 +169,8 @@ class Loader:
             images, labels = augment_batch(images, labels, draws, self.seed, epoch, augment, classes, size)
         if images.shape[-2:] != size:
             images = self.preprocess.fit(images)
-        return {"image": self.preprocess.normalise(images), "label": labels, "sample": samples, "epoch": epoch}
+        extras = self.set.extras(samples.tolist())
+        return {"image": self.preprocess.normalise(images), "label": labels, "sample": samples, "epoch": epoch, **extras}
 
     def _fetch(self, plans: Iterator[list[Want]], train: bool) -> Iterator[tuple[Fetched, int]]:
         """Plans carried out by the workers, in order, with their epochs."""

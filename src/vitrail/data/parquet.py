@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,18 @@ def files(path: Path) -> list[Path]:
 
 def read(paths: list[Path]) -> Table:
     """The rows of some files of one part."""
+    table, schema = rows(paths, lambda names: [_column(names, IMAGES, paths[0]), _column(names, LABELS, paths[0])])
+    image, label = table.column_names
+    return Table(
+        Pictures(table.column(image), paths[0].parent),
+        table.column(label).to_pylist(),
+        _keys(table.column(image), paths),
+        _class_names(schema.metadata or {}, label),
+    )
+
+
+def rows(paths: list[Path], choose: Callable[[list[str]], list[str]]) -> tuple[Any, Any]:
+    """Some columns of some files of one part, chosen among their names, as an Arrow table in that order; its schema."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -44,20 +56,14 @@ def read(paths: list[Path]) -> Table:
         raise UserError("reading Parquet needs pyarrow: pip install 'vitrail[data]'") from None
     try:
         schema = pq.read_schema(paths[0])
-        image, label = _column(schema.names, IMAGES, paths[0]), _column(schema.names, LABELS, paths[0])
+        columns = choose(schema.names)
         if sum(path.stat().st_size for path in paths) < IN_MEMORY:
-            table = pa.concat_tables([pq.read_table(path, columns=[image, label]) for path in paths])
+            table = pa.concat_tables([pq.read_table(path, columns=columns) for path in paths])
         else:
-            table = _mapped(paths, [image, label])
+            table = _mapped(paths, columns)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{paths[0]} cannot be read as Parquet: {' '.join(str(error).split())}") from None
-    column, is_struct = table.column(image), pa.types.is_struct(table.schema.field(image).type)
-    return Table(
-        _Pictures(column, is_struct, paths[0].parent),
-        table.column(label).to_pylist(),
-        _keys(table, image, is_struct, paths),
-        _class_names(schema.metadata or {}, label),
-    )
+    return table.select(columns), schema
 
 
 def _column(names: list[str], wanted: tuple[str, ...], path: Path) -> str:
@@ -75,33 +81,41 @@ def _class_names(metadata: dict[bytes, bytes], label: str) -> list[str] | None:
         return None
 
 
-def _keys(table: Any, image: str, is_struct: bool, paths: list[Path]) -> list[str]:
+def _keys(column: Any, paths: list[Path]) -> list[str]:
     """The pictures' own names where each has one, else the file's name and a number."""
-    if is_struct:
-        import pyarrow.compute as pc
-
-        own = [str(name) for name in pc.struct_field(table.column(image), "path").to_pylist() if name]
-        if len(set(own)) == table.num_rows:
-            return own
-    return [f"{paths[0].stem}/{i}" for i in range(table.num_rows)]
+    own = [name for name in own_names(column) if name]
+    if len(set(own)) == len(column):
+        return own
+    return [f"{paths[0].stem}/{i}" for i in range(len(column))]
 
 
-class _Pictures(Sequence[bytes | Path]):
-    """A column of encoded pictures, each copied only when it is asked for."""
+def own_names(column: Any) -> list[str | None]:
+    """What the file calls each picture: the path of `{bytes, path}`, or a column of paths itself."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
-    def __init__(self, column: Any, is_struct: bool, root: Path) -> None:
-        self.column, self.is_struct, self.root = column, is_struct, root
+    if pa.types.is_struct(column.type):
+        column = pc.struct_field(column, "path")
+    names: list[str | None] = [None] * len(column)
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        names = column.to_pylist()
+    return names
+
+
+class Pictures(Sequence[bytes | Path]):
+    """A column of encoded pictures or of paths below `root`, each copied only when it is asked for."""
+
+    def __init__(self, column: Any, root: Path) -> None:
+        self.column, self.root = column, root
 
     def __len__(self) -> int:
         return len(self.column)
 
     def __getitem__(self, i: int) -> bytes | Path:  # type: ignore[override]
         value = self.column[i].as_py()
-        if self.is_struct and value is not None:
-            if value.get("bytes") is None and value.get("path"):
-                return self.root / value["path"]
-            value = value.get("bytes")
-        return bytes(value or b"")
+        if isinstance(value, dict):
+            value = value.get("path") if value.get("bytes") is None else value["bytes"]
+        return self.root / value if isinstance(value, str) and value else bytes(value or b"")
 
 
 def _mapped(paths: list[Path], columns: list[str]) -> Any:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,18 +81,22 @@ class ImageSet:
         item = self.read(i)
         return item if isinstance(item, Tensor) else Picture(item, self.keys[i])
 
+    def extras(self, samples: Sequence[int]) -> dict[str, list[Any]]:
+        """What a batch of these pictures holds beside its tensors, under the names that the task documents."""
+        return {}
+
     def subset(self, indices: Sequence[int] | Tensor) -> ImageSet:
         """The pictures at `indices`, in that order."""
         places = torch.as_tensor(indices, dtype=torch.int64)
         if isinstance(self.items, Tensor):
             items: Sequence[bytes | Path | Tensor] | Tensor = self.items[places]
         else:
-            items = _Chosen(self.items, places.tolist())
+            items = Chosen(self.items, places.tolist())
         keys = [self.keys[i] for i in places.tolist()]
         return ImageSet(self.name, self.classes, self.labels[places], keys, items, self.channels)
 
 
-class _Chosen(Sequence[bytes | Path | Tensor]):
+class Chosen(Sequence[bytes | Path | Tensor]):
     def __init__(self, items: Sequence[bytes | Path | Tensor], places: list[int]) -> None:
         self.items, self.places = items, places
 
@@ -200,11 +205,11 @@ def _natural(text: str) -> tuple[bool, float, str]:
 
 
 def _from_folder(path: Path) -> Splits:
-    folders = {folder.name.lower(): folder for folder in _folders(path)}
+    folders = {folder.name.lower(): folder for folder in folders_in(path)}
     parts = {split: folders[name] for split, names in SPLITS.items() for name in names if name in folders}
     # A class may be called "test", but then its folder holds pictures and not folders.
-    parts = {split: folder for split, folder in parts.items() if _folders(folder)} or {"train": path}
-    found = {split: {folder.name: _pictures(folder) for folder in _folders(root)} for split, root in parts.items()}
+    parts = {split: folder for split, folder in parts.items() if folders_in(folder)} or {"train": path}
+    found = {split: {folder.name: pictures_in(folder) for folder in folders_in(root)} for split, root in parts.items()}
     for split, members in found.items():
         for name in [name for name, pictures in members.items() if not pictures]:
             log.warning(f"{parts[split] / name} holds no pictures and is left out")
@@ -226,11 +231,11 @@ def _from_folder(path: Path) -> Splits:
     return _finish(path, classes, sets)
 
 
-def _folders(path: Path) -> list[Path]:
+def folders_in(path: Path) -> list[Path]:
     return sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
 
 
-def _pictures(folder: Path) -> list[Path]:
+def pictures_in(folder: Path) -> list[Path]:
     """Every picture below a folder, by its ending."""
     found = []
     for place, folders, files in os.walk(folder, followlinks=True):
@@ -247,14 +252,14 @@ def _finish(path: Path, classes: list[str], sets: dict[str, ImageSet]) -> Splits
     if len(classes) < 2:
         raise UserError(f"{path} holds one class ({classes[0]}): a classifier needs at least two")
     some = next(part for part in sets.values() if len(part))
-    channels = _stored_channels(some)
+    channels = stored_channels(some)
     sets.setdefault("train", ImageSet(path.name, classes, torch.zeros(0, dtype=torch.int64), [], []))
     for part in sets.values():
         part.channels = channels
     return Splits(**sets)
 
 
-def _stored_channels(part: ImageSet) -> int:
+def stored_channels(part: ImageSet) -> int:
     """1 where the first few good pictures are grey, the last axis of arrays, else 3."""
     counts = set()
     for i in range(min(len(part), 8)):

@@ -7,6 +7,8 @@ from dataclasses import replace
 from difflib import get_close_matches
 
 from vitrail.errors import UserError
+from vitrail.recipes.baselines import cnn_cifar10, gru_digits, lstm_digits, mlp_cifar10, resnet_cifar10, rnn_digits
+from vitrail.recipes.finetune import finetune
 from vitrail.recipes.folder import folder
 from vitrail.recipes.imagenet import augreg_s16, deit3_s16, finetune_b16_384, vit_s16_90
 from vitrail.recipes.small import cifar10, cifar10_quick, digits, mnist
@@ -21,7 +23,14 @@ RECIPES: dict[str, Recipe] = {
     "mnist": mnist,
     "cifar10-quick": cifar10_quick,
     "cifar10": cifar10,
+    "mlp-cifar10": mlp_cifar10,
+    "cnn-cifar10": cnn_cifar10,
+    "resnet-cifar10": resnet_cifar10,
+    "rnn-digits": rnn_digits,
+    "gru-digits": gru_digits,
+    "lstm-digits": lstm_digits,
     "folder": folder,
+    "finetune": finetune,
     "vit-s16-90": vit_s16_90,
     "augreg-s16": augreg_s16,
     "deit3-s16": deit3_s16,
@@ -43,6 +52,8 @@ def from_weights(run: Run, init: str, config: ViTConfig) -> Run:
 
     Pictures keep the checkpoint's size, or at most twice that where the recipe's are larger.
     """
+    if not isinstance(run.model, ViTConfig):
+        raise UserError(f"{init} is a Vision Transformer, which {run.recipe} does not train: leave --init out")
     height, width = (
         min(2 * own, max(own, wanted // config.patch * config.patch))
         for own, wanted in zip(config.image_size, run.model.image_size, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vitrail.data.augment import Augment
+from vitrail.tasks.classify import Classification
 from vitrail.train.optim import Optim
 from vitrail.train.run import Run
 from vitrail.vit import ViTConfig
@@ -37,8 +38,7 @@ def folder(pictures: int) -> Run:
         optim=Optim(optimizer="muon", lr=1e-3, matrix_lr=4e-3, weight_decay=0.05, beta2=0.98, warmup=0.1, clip=1.0),
         epochs=epochs,
         batch_size=32 if pictures < 2_000 else 128,
-        smoothing=0.1,
-        balanced=True,
+        task=Classification(smoothing=0.1, balanced=True),
         crop_fraction=0.9,
         eval_every=max(1.0, epochs / 10),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vitrail.data.augment import Augment
+from vitrail.tasks.classify import Classification
 from vitrail.train.optim import Optim
 from vitrail.train.run import Run
 from vitrail.vit import SIZES
@@ -38,7 +39,7 @@ def vit_s16_90(pictures: int) -> Run:
         optim=Optim(lr=1e-3, weight_decay=0.1, warmup=min(0.5, 10_000 / steps), clip=1.0),
         epochs=epochs,
         batch_size=batch,
-        hidden=384,
+        task=Classification(hidden=384),
         crop_fraction=224 / 256,
         compile=True,
         workers=16,
@@ -71,7 +72,7 @@ def augreg_s16(pictures: int) -> Run:
         epochs=epochs,
         batch_size=batch,
         accumulate=4,
-        hidden=384,
+        task=Classification(hidden=384),
         crop_fraction=224 / 256,
         compile=True,
         workers=16,
@@ -94,7 +95,7 @@ def deit3_s16(pictures: int) -> Run:
         epochs=400.0,
         batch_size=2048,
         accumulate=2,
-        loss="sigmoid",
+        task=Classification(loss="sigmoid"),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         compile=True,

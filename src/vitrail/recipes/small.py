@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vitrail.data.augment import Augment
+from vitrail.tasks.classify import Classification
 from vitrail.train.optim import Optim
 from vitrail.train.run import Run
 from vitrail.vit import ViTConfig
@@ -27,7 +28,7 @@ def digits(pictures: int) -> Run:
         optim=Optim(optimizer="muon", lr=3e-3, matrix_lr=8e-3, schedule="linear", beta2=0.98),
         epochs=60,
         batch_size=64,
-        smoothing=0.1,
+        task=Classification(smoothing=0.1),
         eval_every=10,
         precision="fp32",
     )
@@ -48,7 +49,7 @@ def mnist(pictures: int) -> Run:
         optim=Optim(optimizer="muon", lr=3e-3, matrix_lr=8e-3, schedule="linear", beta2=0.98),
         epochs=5,
         batch_size=128,
-        smoothing=0.1,
+        task=Classification(smoothing=0.1),
     )
 
 
@@ -78,7 +79,7 @@ def cifar10_quick(pictures: int) -> Run:
         std=CIFAR10_STD,
         epochs=9,
         batch_size=128,
-        smoothing=0.1,
+        task=Classification(smoothing=0.1),
         eval_every=3,
     )
 
@@ -110,7 +111,7 @@ def cifar10(pictures: int) -> Run:
         std=CIFAR10_STD,
         epochs=150,
         batch_size=512,
-        smoothing=0.1,
+        task=Classification(smoothing=0.1),
         eval_every=10,
         compile=True,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -11,8 +11,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.data.decode import Preprocess
+from vitrail.plain import describe
+from vitrail.tasks.encoder import KINDS, Encoder
 from vitrail.tasks.task import Batch, Prediction, Task
-from vitrail.vit import Head, Tokens, ViT
+from vitrail.vit import Head, Tokens, ViTConfig, head_for
+
+
+@dataclass(frozen=True)
+class Classification:
+    """How a classifier is learned: fields of a run."""
+
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """softmax cross-entropy, or binary cross-entropy for each class (DeiT-III)"""
+    smoothing: float = 0.0
+    """label smoothing"""
+    hidden: int | None = None
+    """width of the tanh layer of the paper's pre-training head; None for a linear head"""
+    weighted: bool = False
+    """weigh each class's loss by the inverse of its count"""
+    balanced: bool = False
+    """draw each class equally often"""
 
 
 class Classify(Task):
@@ -27,7 +45,7 @@ class Classify(Task):
 
     def __init__(
         self,
-        encoder: ViT,
+        encoder: Encoder,
         classes: list[str],
         preprocess: Preprocess,
         *,
@@ -43,7 +61,11 @@ class Classify(Task):
         super().__init__()
         self.encoder = encoder
         bias = -math.log(len(classes)) if loss == "sigmoid" else 0.0
-        self.head = Head(encoder.config.width, len(classes), hidden, bias)
+        config = encoder.config
+        if isinstance(config, ViTConfig):  # it pools in several ways, of which some join tokens or keep two
+            self.head = head_for(config, len(classes), hidden, bias)
+        else:
+            self.head = Head(config.width, len(classes), hidden, bias)
         self.classes = classes
         self.preprocess = preprocess
         self.hidden = hidden
@@ -60,14 +82,14 @@ class Classify(Task):
         return self.encoder(images)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Sum of the pictures' losses, and `correct`, the number of right first guesses (of the likelier class)."""
+        """Sum of the pictures' losses, and `accuracy`, the number of right first guesses (of the likelier class)."""
         logits = self(batch["image"]).float()
         hard = batch["label"] if batch["label"].ndim == 1 else batch["label"].argmax(dim=1)
         losses = self._losses(logits, batch["label"])
         if self.class_weights is not None:
             losses = losses * self.class_weights[hard]
         correct = (logits.argmax(dim=1) == hard).sum()
-        return {"loss": losses.sum(), "count": torch.tensor(len(logits), device=logits.device), "correct": correct}
+        return {"loss": losses.sum(), "count": torch.tensor(len(logits), device=logits.device), "accuracy": correct}
 
     def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """One loss a picture, [B]."""
@@ -94,7 +116,7 @@ class Classify(Task):
         return ClassifyMetric(self)
 
     def config(self) -> dict[str, Any]:
-        return {"encoder": asdict(self.encoder.config), "hidden": self.hidden, "loss": self.loss_kind}
+        return {"encoder": describe(self.encoder.config, KINDS), "hidden": self.hidden, "loss": self.loss_kind}
 
 
 class ClassifyMetric:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
 
 from vitrail.data.decode import Preprocess
 from vitrail.errors import UserError
+from vitrail.plain import describe
+from vitrail.tasks.encoder import KINDS, Encoder
 from vitrail.tasks.task import Batch, Metric, Prediction, Task
-from vitrail.vit import Tokens, ViT
+from vitrail.vit import Tokens
 
 
 class Embed(Task):
@@ -19,7 +20,7 @@ class Embed(Task):
     name = "embed"
     score = ""
 
-    def __init__(self, encoder: ViT, preprocess: Preprocess) -> None:
+    def __init__(self, encoder: Encoder, preprocess: Preprocess) -> None:
         super().__init__()
         self.encoder = encoder
         self.preprocess = preprocess
@@ -42,4 +43,4 @@ class Embed(Task):
         raise UserError("an encoder without a head has no score: load it with classes=N and train it")
 
     def config(self) -> dict[str, Any]:
-        return {"encoder": asdict(self.encoder.config)}
+        return {"encoder": describe(self.encoder.config, KINDS)}

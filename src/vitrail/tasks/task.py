@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from PIL import Image
@@ -24,6 +24,10 @@ class Prediction:
 
     labels: list[dict[str, Any]] = field(default_factory=list)
     """classification: `{"label": name, "score": probability}`, best first"""
+    caption: str = ""
+    """captioning: the best caption"""
+    captions: list[dict[str, Any]] = field(default_factory=list)
+    """captioning: `{"caption": text, "score": s, "tokens": [{"text": piece, "p": probability}]}`, best first"""
     embedding: list[float] = field(default_factory=list)
     """an encoder without a head: its pooled vector"""
 
@@ -36,7 +40,7 @@ class Metric(Protocol):
     """Scores of an evaluation. State is kept by sample, so a repeated or padded sample counts once."""
 
     def update(self, batch: Batch, outputs: Any) -> None:
-        """Take in a batch and what the task's `forward` gave for it."""
+        """Take in a batch and what the task gave for it (see `Task.metric_reads`)."""
 
     def state(self) -> dict[str, Tensor]:
         """What another process needs to merge."""
@@ -55,9 +59,20 @@ class Task(nn.Module):
     """what `config.json` calls the task"""
     score: ClassVar[str]
     """the entry of the metric that chooses the best checkpoint; higher is better"""
+    metric_reads: ClassVar[Literal["outputs", "answers"]] = "outputs"
+    """what the metric is updated with: what `forward` gives for a batch, or what `answer` does"""
 
     preprocess: Preprocess
     classes: list[str]
+    frozen: Sequence[nn.Module] = ()
+    """parts that stay in evaluation mode in training, since nothing of them is to change"""
+
+    def train(self, mode: bool = True) -> Self:
+        """As any module's, but for the frozen parts."""
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
 
     @abstractmethod
     def forward(self, *inputs: Any, **named: Any) -> Tensor | dict[str, Tensor]:
@@ -65,7 +80,10 @@ class Task(nn.Module):
 
     @abstractmethod
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """`loss` as a sum over `count` items; the loop divides over all ranks and accumulation steps."""
+        """`loss` as a sum over `count` items; the loop divides over all ranks and accumulation steps.
+
+        Other entries are sums over the same items, whose means are logged under their names.
+        """
 
     @abstractmethod
     def answer(self, batch: Batch) -> list[Prediction]:
@@ -79,6 +97,10 @@ class Task(nn.Module):
     def features(self, images: Tensor) -> Tokens:
         """Tokens as they enter the pooling, for normalised pictures [B, C, H, W]."""
 
+    def files(self) -> dict[str, str]:
+        """Texts that stand beside `config.json` in a checkpoint, by file name."""
+        return {}
+
     @abstractmethod
     def config(self) -> dict[str, Any]:
         """What `config.json` holds beside `task`, `preprocess` and `classes`: plain data to rebuild it from."""
@@ -91,7 +113,8 @@ class Task(nn.Module):
         answers: list[Prediction] = []
         for start in range(0, len(images), batch_size):
             prepared = [self.preprocess(image) for image in images[start : start + batch_size]]
-            answers += self.answer({"image": torch.stack(prepared).to(device)})
+            samples = torch.arange(start, start + len(prepared), device=device)
+            answers += self.answer({"image": torch.stack(prepared).to(device), "sample": samples})
         return answers
 
     def save(self, path: str | Path) -> None:

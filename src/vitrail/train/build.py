@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from vitrail import zoo
 from vitrail.data.decode import Preprocess
+from vitrail.data.captions import CaptionSet, open_captions
 from vitrail.data.loader import Loader
 from vitrail.data.random import seed_for
-from vitrail.data.sets import ImageSet, Splits, split_val
+from vitrail.data.sets import ImageSet, Splits, open_data, split_val
+from vitrail.data.text import Tokenizer
 from vitrail.errors import UserError
-from vitrail.tasks.classify import Classify
+from vitrail.tasks.caption import Caption, Captioning, numbered
+from vitrail.tasks.caption_scores import Cider
+from vitrail.tasks.classify import Classification, Classify
+from vitrail.tasks.encoder import encoder_for
+from vitrail.tasks.knn import KNN
 from vitrail.tasks.task import Task
 from vitrail.train.loop import Parts
-from vitrail.train.run import Run
-from vitrail.vit import ViT
+from vitrail.train.run import Run, TaskConfig
+from vitrail.train.tune import tune
 
 log = logging.getLogger("vitrail")
 
@@ -30,18 +37,23 @@ def build(run: Run, splits: Splits, device: torch.device) -> tuple[Parts, int]:
     """The parts of a run, and its number of steps."""
     train, val = (splits.train, splits.val) if splits.val else split_val(splits.train, VAL_FRACTION)
     torch.manual_seed(seed_for(run.seed, -1))
-    task = start(run, train).to(device)
+    task = start(run, train)
+    if run.init is not None:
+        tune(task, run.tune)
+    elif run.tune.method != "full":
+        raise UserError(f"method {run.tune.method} adapts trained weights: name some with --init")
+    task.to(device)
     loader = Loader(
         train,
         task.preprocess,
         batch_size=min(run.batch_size, len(train)),
         seed=run.seed,
-        train=True,
+        train=not run.tune.frozen,
         augment=run.augment,
         device=device,
         workers=run.workers,
         memory=run.memory,
-        balanced=run.balanced,
+        balanced=run.task.balanced,
         max_bad=run.max_bad,
     )
     others = [
@@ -52,6 +64,11 @@ def build(run: Run, splits: Splits, device: torch.device) -> tuple[Parts, int]:
     return Parts(task, loader, others[0], others[1]), steps
 
 
+def open_for(task: TaskConfig, data: str | Path, name: str | None = None) -> Splits:
+    """The parts of a set, as the task needs them."""
+    return open_captions(data) if isinstance(task, Captioning) else open_data(data, name=name)
+
+
 def evaluation_loader(task: Task, part: ImageSet, device: torch.device, workers: int = 0, seed: int = 0) -> Loader:
     """A loader that reads a part once, in order, as the task prepares pictures."""
     return Loader(
@@ -60,7 +77,10 @@ def evaluation_loader(task: Task, part: ImageSet, device: torch.device, workers:
 
 
 def start(run: Run, train: ImageSet) -> Task:
-    """A fresh task, or one from the weights that `run.init` names, for the classes of `train`."""
+    """A fresh task, or one from the weights that `run.init` names, for the classes or captions of `train`."""
+    if isinstance(train, CaptionSet):
+        return captioner(run, train)
+    assert isinstance(run.task, Classification)
     if run.init is not None:
         task = zoo.load(run.init, classes=train.classes, channels=run.model.channels, image_size=run.model.image_size)
         own = task.preprocess
@@ -68,14 +88,53 @@ def start(run: Run, train: ImageSet) -> Task:
             log.warning("mean and std differ from those that %s was trained with, which costs accuracy", run.init)
         task.preprocess = replace(own, mean=run.mean or own.mean, std=run.std or own.std)
         assert isinstance(task, Classify)
-        task.loss_kind, task.smoothing = run.loss, run.smoothing
-        task.class_weights = _class_weights(run, train)
+        if run.tune.method == "knn":
+            task = KNN(task.encoder, task.classes, task.preprocess, len(train))
+        elif isinstance(task, KNN):
+            task = Classify(task.encoder, task.classes, task.preprocess)
+        task.loss_kind, task.smoothing = run.task.loss, run.task.smoothing
+        task.class_weights = _class_weights(run.task, train)
         return task
+    return Classify(
+        encoder_for(run.model),
+        train.classes,
+        preparation(run),
+        hidden=run.task.hidden,
+        loss=run.task.loss,
+        smoothing=run.task.smoothing,
+        class_weights=_class_weights(run.task, train),
+    )
+
+
+def captioner(run: Run, train: CaptionSet) -> Caption:
+    """A captioner whose vocabulary comes from `train`, or one to go on with; `train` gets its numbered captions.
+
+    `run.init` may name a captioner, which keeps its decoder and vocabulary, or a model whose encoder is taken.
+    """
+    config = run.task
+    assert isinstance(config, Captioning)
+    loaded = zoo.load(run.init, channels=run.model.channels, image_size=run.model.image_size) if run.init else None
+    if isinstance(loaded, Caption):
+        task = loaded
+        task.learn_with(config)
+    else:
+        encoder = zoo.encoder_of(loaded) if loaded else encoder_for(run.model)
+        texts = [caption for captions in train.captions for caption in captions]
+        tokenizer = Tokenizer.train(texts, config.vocabulary, config.vocabulary_size, lower=config.lower)
+        task = Caption(encoder, config, tokenizer, loaded.preprocess if loaded else preparation(run))
+    if config.self_critical:
+        task.reward = Cider(dict(enumerate(train.captions))).rewards
+    train.labels = numbered(train.captions, task.tokenizer, task.captioning.longest)
+    return task
+
+
+def preparation(run: Run) -> Preprocess:
+    """How pictures are prepared for a model that starts from scratch."""
     channels = run.model.channels
     mean, std = run.mean or (0.5,) * channels, run.std or (0.5,) * channels
     if len(mean) != channels or len(std) != channels:
         raise UserError(f"mean and std need {channels} numbers, one a channel")
-    preprocess = Preprocess(
+    return Preprocess(
         size=run.model.image_size,
         resize=run.resize,
         crop_fraction=run.crop_fraction,
@@ -84,19 +143,10 @@ def start(run: Run, train: ImageSet) -> Task:
         std=std,
         channels=channels,
     )
-    return Classify(
-        ViT(run.model),
-        train.classes,
-        preprocess,
-        hidden=run.hidden,
-        loss=run.loss,
-        smoothing=run.smoothing,
-        class_weights=_class_weights(run, train),
-    )
 
 
-def _class_weights(run: Run, train: ImageSet) -> Tensor | None:
-    if not run.weighted:
+def _class_weights(config: Classification, train: ImageSet) -> Tensor | None:
+    if not config.weighted:
         return None
     counts = torch.bincount(train.labels, minlength=len(train.classes)).clamp(min=1)
     return len(train.labels) / (len(train.classes) * counts.float())

@@ -17,7 +17,7 @@ from matplotlib.ticker import PercentFormatter
 
 from vitrail.errors import UserError
 from vitrail.files import write_whole
-from vitrail.train.report import RunRecord, count, duration, percent, plain, read_run
+from vitrail.train.report import RunRecord, count, duration, plain, read_run, shown
 
 COLUMNS = {
     "name": "run",
@@ -27,15 +27,14 @@ COLUMNS = {
     "steps": "steps",
     "seconds": "time",
     "images_per_s": "images/s",
-    "best_val_top1": "best val",
-    "test_top1": "test",
+    "score": "score",
+    "best_val": "best val",
+    "test": "test",
 }
 SHOWN = {
     "parameters": count,
     "seconds": duration,
     "images_per_s": count,
-    "best_val_top1": percent,
-    "test_top1": percent,
 }
 UNITS = [("hours", 3600), ("minutes", 60), ("seconds", 1)]
 
@@ -75,9 +74,10 @@ def _row(run: RunRecord, name: str) -> dict[str, Any]:
         "steps": last.get("step"),
         "seconds": last.get("seconds"),
         "images_per_s": run.images_per_s,
-        "best_val_top1": run.best.get("top1"),
+        "score": run.score,
+        "best_val": run.best.get(run.score),
         "best_val_step": run.best.get("step"),
-        "test_top1": run.test.get("top1"),
+        "test": run.test.get(run.score),
     }
 
 
@@ -87,10 +87,16 @@ def as_table(rows: Sequence[dict[str, Any]]) -> str:
     for name, title in COLUMNS.items():
         values = [row[name] for row in rows]
         if any(value is not None for value in values):
-            cells = [title, *("-" if value is None else SHOWN.get(name, str)(value) for value in values)]
+            cells = [title, *("-" if row[name] is None else _cell(name, row) for row in rows)]
             width = max(map(len, cells))
             columns.append([cell.ljust(width) if name in ("name", "recipe") else cell.rjust(width) for cell in cells])
     return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
+
+
+def _cell(name: str, row: dict[str, Any]) -> str:
+    if name in ("best_val", "test"):
+        return shown(row["score"], row[name])
+    return SHOWN.get(name, str)(row[name])
 
 
 def _plot(runs: Sequence[RunRecord], names: Sequence[str]) -> bytes:
@@ -103,13 +109,16 @@ def _plot(runs: Sequence[RunRecord], names: Sequence[str]) -> bytes:
     lines = []
     for place, run in enumerate(runs):
         colour = colours(place if len(runs) <= 10 else place / (len(runs) - 1))
-        scored = [row for row in run.val if row.get("top1") is not None]
+        scored = [row for row in run.val if row.get(run.score) is not None]
         timed = [row for row in scored if row.get("seconds") is not None]
-        lines.append(_line(by_step, [(row["step"], row["top1"]) for row in scored], colour))
-        _line(by_time, [(row["seconds"] / seconds, row["top1"]) for row in timed], colour)
-    plain(by_step, "validation accuracy against steps")
-    plain(by_time, "validation accuracy against time", unit)
-    by_step.yaxis.set_major_formatter(PercentFormatter(1.0))
+        lines.append(_line(by_step, [(row["step"], row[run.score]) for row in scored], colour))
+        _line(by_time, [(row["seconds"] / seconds, row[run.score]) for row in timed], colour)
+    scores = sorted({run.score for run in runs})
+    what = "accuracy" if scores == ["top1"] else " or ".join(scores)
+    plain(by_step, f"validation {what} against steps")
+    plain(by_time, f"validation {what} against time", unit)
+    if scores == ["top1"]:
+        by_step.yaxis.set_major_formatter(PercentFormatter(1.0))
     buffer = io.BytesIO()
     with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")

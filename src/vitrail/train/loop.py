@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.data.loader import Loader
@@ -22,11 +23,13 @@ from vitrail.data.random import seed_for
 from vitrail.errors import RunError, Stopped, UserError
 from vitrail.tasks.task import Batch, Task
 from vitrail.train.device import autocast
+from vitrail.train.lora import merge_lora, merged
 from vitrail.train.optim import Average, Optimizers, factor
 from vitrail.train.progress import Progress
 from vitrail.train.run import Run
 from vitrail.train.state import RunFolder
 from vitrail.zoo import native
+from vitrail.zoo.files import open_files
 
 log = logging.getLogger("vitrail")
 
@@ -74,7 +77,7 @@ def fit(run: Run, parts: Parts, folder: RunFolder, steps: int, resume: bool = Fa
         module.compile(dynamic=False)
     began = saved = time.monotonic()
     spent = next((row["seconds"] for row in reversed(folder.rows()) if "seconds" in row), 0.0)
-    folder.log(kind="start", step=start, command=shlex.join(["vitrail", *sys.argv[1:]]))
+    folder.log(kind="start", step=start, score=task.score, command=shlex.join(["vitrail", *sys.argv[1:]]))
     every = max(1, round(run.eval_every * parts.train.steps_per_epoch))
     batches = parts.train.batches(start)
     with stop_asked() as stop, Progress(steps, start, parts.train) as progress:
@@ -83,6 +86,8 @@ def fit(run: Run, parts: Parts, folder: RunFolder, steps: int, resume: bool = Fa
             # Dropout and its like are a function of (seed, step), so a resumed run draws what the first one did.
             torch.manual_seed(seed_for(run.seed, step))
             batch = next(batches)
+            if run.early_size is not None and step < run.early * steps:
+                batch["image"] = F.interpolate(batch["image"], run.early_size, mode="bilinear", antialias=True)
             try:
                 row = train_step(run, module, batch, optimizers, factor(run.optim, step, steps), step)
             except RunError as error:
@@ -98,9 +103,9 @@ def fit(run: Run, parts: Parts, folder: RunFolder, steps: int, resume: bool = Fa
                 folder.log(kind="train", step=done, epoch=epoch, seconds=seconds, **progress.row())
             if done % every == 0 or done == steps:
                 scores = evaluate(task, parts.val, run.precision, average)
-                folder.log(kind="val", step=done, seconds=spent + time.monotonic() - began, **_numbers(scores))
+                folder.log(kind="val", step=done, seconds=spent + time.monotonic() - began, **numbers(scores))
                 progress.evaluated(scores, task.score)
-                weights = average.values if average else None
+                weights = merged(average.values if average else task.state_dict())
                 if scores[task.score] > best:
                     best = scores[task.score]
                     native.save(task, folder.best, weights)
@@ -120,14 +125,16 @@ def train_step(
 ) -> dict[str, float]:
     """One step on one batch, cut into `run.accumulate` parts. Losses are sums, divided by the items of all parts."""
     device = batch["image"].device
-    total, count, correct = 0.0, 0, 0
+    totals: dict[str, Any] = {}
     for part in _cut(batch, run.accumulate):
         with autocast(device, run.precision):
             sums = module(part)
         (sums["loss"] / run.batch_size).backward()
-        total, count = total + sums["loss"].detach(), count + sums["count"]
-        correct = correct + sums.get("correct", 0)
-    loss = float(total / count)
+        for name, value in sums.items():
+            totals[name] = totals.get(name, 0) + value.detach()
+    count = float(totals.pop("count"))
+    means = {name: float(total) / count for name, total in totals.items()}
+    loss = means["loss"]
     if loss != loss or abs(loss) == float("inf"):
         raise RunError(f"the loss is {loss} at step {step + 1}; {_where(module.task, batch)}")
     parameters = [
@@ -136,11 +143,11 @@ def train_step(
     gradients = [p.grad for p in parameters]
     if count != run.batch_size:
         # The exact mean is over the items that there were, which only the last part makes known.
-        torch._foreach_mul_(gradients, run.batch_size / float(count))
+        torch._foreach_mul_(gradients, run.batch_size / count)
     if run.optim.clip:
         nn.utils.clip_grad_norm_(parameters, run.optim.clip)
     optimizers.step(factor)
-    return {"loss": loss, "accuracy": float(correct) / float(count), "lr": run.optim.lr * factor}
+    return {**means, "lr": run.optim.lr * factor}
 
 
 @torch.inference_mode()
@@ -155,7 +162,7 @@ def evaluate(
     metric = task.metric()
     for batch in loader.evaluation():
         with autocast(batch["image"].device, precision):
-            outputs = task(batch["image"])
+            outputs = task.answer(batch) if task.metric_reads == "answers" else task(batch["image"])
         metric.update(batch, outputs)
     if current:
         task.load_state_dict(current)
@@ -164,16 +171,16 @@ def evaluate(
 
 def finish(run: Run, parts: Parts, folder: RunFolder, steps: int, seconds: float) -> dict[str, Any]:
     """Read the test part once, with the checkpoint that was best on the validation part."""
-    _, weights = native.read(folder.best)
     task = parts.task
-    task.load_state_dict(weights)
+    merge_lora(task)
+    task.load_state_dict(open_files(folder.best).weights)
     part, loader = ("test", parts.test) if parts.test else ("val", parts.val)
     scores = evaluate(task, loader, run.precision)
     if parts.test:
         folder.log(kind="test", step=steps, **scores)
     parameters = sum(p.numel() for p in task.parameters())
     folder.log(kind="done", step=steps, seconds=seconds, parameters=parameters)
-    return {"part": part, "seconds": seconds, "parameters": parameters, **scores}
+    return {"part": part, **scores, "seconds": seconds, "parameters": parameters}
 
 
 def _cut(batch: Batch, parts: int) -> Iterator[Batch]:
@@ -187,7 +194,7 @@ def _cut(batch: Batch, parts: int) -> Iterator[Batch]:
             yield {**batch, **{name: values[i] for name, values in pieces.items()}}
 
 
-def _numbers(scores: dict[str, Any]) -> dict[str, float]:
+def numbers(scores: dict[str, Any]) -> dict[str, float]:
     """The scores that are single numbers: lists would swell the log."""
     return {name: value for name, value in scores.items() if isinstance(value, int | float)}
 

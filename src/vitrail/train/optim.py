@@ -53,10 +53,11 @@ def factor(optim: Optim, step: int, steps: int) -> float:
 
 
 def layer_of(name: str, depth: int) -> int:
-    """How far up a parameter stands: 0 the embedding, 1 to depth the blocks, depth + 1 the final norm and the head."""
+    """How far up a parameter stands: 0 the embedding, 1 to depth the blocks, depth + 1 what follows them."""
     if match := re.match(r"encoder\.blocks\.(\d+)\.", name):
         return int(match.group(1)) + 1
-    return 0 if re.match(r"encoder\.(patches|class_token|positions|registers)", name) else depth + 1
+    last = not name.startswith("encoder.") or re.match(r"encoder\.(norm|neck|pooling|norm_pooled|projection)\.", name)
+    return depth + 1 if last else 0
 
 
 def groups(module: nn.Module, optim: Optim, depth: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -68,7 +69,7 @@ def groups(module: nn.Module, optim: Optim, depth: int) -> tuple[list[dict[str, 
             continue
         layer = layer_of(name, depth)
         # Norms, biases, tokens and positions are not pulled to zero, as in DeiT and BEiT.
-        decays = parameter.ndim >= 2 and not name.endswith(("positions", "class_token", "registers"))
+        decays = parameter.ndim >= 2 and not name.endswith(("positions", "_token", "registers"))
         matrix = optim.optimizer == "muon" and parameter.ndim == 2 and ".blocks." in name
         (muon if matrix else adamw).setdefault((layer, decays), []).append(parameter)
 

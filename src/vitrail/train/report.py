@@ -29,6 +29,7 @@ Row = dict[str, Any]
 
 BLUE, RED, GREY = "#2563a8", "#c2410c", "#6b7280"
 POINTS = 600  # of a curve; more would not be seen
+CAPTION_SCORES = ("cider", "bleu4", "rouge_l")
 # Classes up to which the confusion matrix has numbers, has names, and is drawn at all.
 NUMBERED, NAMED, DRAWN = 25, 100, 250
 
@@ -50,8 +51,13 @@ class RunRecord:
     @property
     def best(self) -> Row:
         """The row of the best validation score; empty where there is none."""
-        scored = [row for row in self.val if _number(row.get("top1")) is not None]
-        return max(scored, key=lambda row: row["top1"], default={})
+        scored = [row for row in self.val if _number(row.get(self.score)) is not None]
+        return max(scored, key=lambda row: row[self.score], default={})
+
+    @property
+    def score(self) -> str:
+        """The entry of the scores that chose the best checkpoint."""
+        return str(self.starts[-1].get("score") or "top1") if self.starts else "top1"
 
     @property
     def images_per_s(self) -> float | None:
@@ -156,13 +162,14 @@ def _headline(run: RunRecord) -> str:
     cards = [
         ("test accuracy", percent(run.test.get("top1")), "first guess is right"),
         ("test top 5", percent(run.test.get("top5")) if len(run.classes) > 5 else "", "among the first five guesses"),
-        ("best validation", percent(best.get("top1")), f"at step {best.get('step')}"),
+        *((name, shown(name, (run.test or best).get(name)), "test" if run.test else "") for name in CAPTION_SCORES),
+        ("best validation", shown(run.score, best.get(run.score)), f"at step {best.get('step')}"),
         ("calibration error", percent(run.test.get("calibration_error")), "confidence against accuracy"),
         ("parameters", count(run.done.get("parameters")), ""),
         ("time", duration(run.done.get("seconds")), f"{run.done.get('step')} steps" if "step" in run.done else ""),
         ("images a second", count(run.images_per_s), _waiting(run)),
     ]
-    shown = "".join(
+    drawn = "".join(
         f'<div class="card"><b>{escape(value)}</b><span>{label}</span><small>{escape(note)}</small></div>'
         for label, value, note in cards
         if value
@@ -171,7 +178,7 @@ def _headline(run: RunRecord) -> str:
     commands = dict.fromkeys(str(row["command"]) for row in run.starts if row.get("command"))
     lines = "".join(f"<pre>{escape(command)}</pre>" for command in commands)
     going = "" if run.done else '<p class="note">This run has not ended.</p>'
-    return f'<div class="cards">{shown}</div>{going}{lines}'
+    return f'<div class="cards">{drawn}</div>{going}{lines}'
 
 
 def _waiting(run: RunRecord) -> str:
@@ -183,6 +190,14 @@ def percent(value: Any) -> str:
     """A fraction as a percentage; nothing for what is no number."""
     number = _number(value)
     return "" if number is None else f"{100 * number:.2f} %"
+
+
+def shown(name: str, value: Any) -> str:
+    """A score as its field writes it: an accuracy as a percentage, scores of captions as they are."""
+    number = _number(value)
+    if name not in CAPTION_SCORES:
+        return percent(value)
+    return "" if number is None else f"{number:.3f}"
 
 
 def count(value: Any) -> str:
@@ -209,10 +224,11 @@ def duration(seconds: Any) -> str:
 
 def _curves(run: RunRecord) -> str:
     losses = _points(run.val, "loss") or _points(run.val, "cross_entropy")
-    scores = _points(run.val, "top1")
+    scores = _points(run.val, run.score)
+    score = "accuracy" if run.score == "top1" else run.score
     panels = [
         ("loss", [("training", _points(run.train, "loss"), BLUE), ("validation", losses, RED)]),
-        ("accuracy", [("training", _points(run.train, "accuracy"), BLUE), ("validation", scores, RED)]),
+        (score, [("training", _points(run.train, score), BLUE), ("validation", scores, RED)]),
         ("learning rate", [("", _points(run.train, "lr"), GREY)]),
     ]
     panels = [(name, kept) for name, lines in panels if (kept := [line for line in lines if line[1]])]
@@ -224,8 +240,8 @@ def _curves(run: RunRecord) -> str:
             steps, values = zip(*points, strict=True)
             few = len(points) < 30
             axes.plot(steps, values, color=colour, label=label, linewidth=1.6, marker="o" if few else "", markersize=3)
-        if name == "accuracy" and run.best:
-            _mark_best(axes, run.best)
+        if name == score and run.best:
+            _mark_best(axes, run.best, run.score)
         if len(lines) > 1:
             axes.legend(frameon=False, fontsize=9)
         plain(axes, name)
@@ -242,11 +258,11 @@ def _points(rows: list[Row], name: str) -> list[tuple[float, float]]:
     return [(sum(s for s, _ in group) / len(group), sum(v for _, v in group) / len(group)) for group in groups]
 
 
-def _mark_best(axes: Axes, best: Row) -> None:
-    axes.plot([best["step"]], [best["top1"]], "o", color=RED, markersize=7, markerfacecolor="white")
+def _mark_best(axes: Axes, best: Row, score: str) -> None:
+    axes.plot([best["step"]], [best[score]], "o", color=RED, markersize=7, markerfacecolor="white")
     axes.annotate(
-        f"{100 * best['top1']:.1f} %",
-        (best["step"], best["top1"]),
+        shown(score, best[score]),
+        (best["step"], best[score]),
         textcoords="offset points",
         xytext=(-4, -15),
         ha="right",
@@ -280,6 +296,11 @@ def _examples(run: RunRecord) -> str:
 
 
 def _example(example: Row) -> str:
+    if example.get("caption"):
+        return (
+            f'<figure class="example"><img src="data:image/png;base64,{escape(str(example.get("image")))}" alt="">'
+            f"<figcaption>{escape(str(example['caption']))}</figcaption></figure>"
+        )
     guesses = [g for g in example.get("predictions", []) if isinstance(g, dict) and "label" in g][:3]
     image = str(example.get("image", ""))
     try:

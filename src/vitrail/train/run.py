@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from vitrail.data.augment import Augment
+from vitrail.plain import describe, described, rebuild
+from vitrail.tasks.caption import Captioning
+from vitrail.tasks.classify import Classification
+from vitrail.tasks.encoder import KINDS, EncoderConfig
 from vitrail.train.optim import Optim
+from vitrail.train.tune import Tune
 from vitrail.vit import ViTConfig
+
+TaskConfig = Classification | Captioning
+
+TASKS: dict[str, type[Any]] = {"classify": Classification, "caption": Captioning}
+"""what `recipe.json` calls each task"""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training of a classifier."""
+    """One training."""
 
     recipe: str
     """name of the recipe that these values came from"""
     data: str
     """a built-in name, a folder with a folder a class, or Parquet files"""
-    model: ViTConfig = field(default_factory=ViTConfig)
+    task: TaskConfig = field(default_factory=Classification)
+    """the job, and how it is learned"""
+    model: EncoderConfig = field(default_factory=ViTConfig)
     """the encoder; with `init`, only its image size and drop path count"""
     augment: Augment = field(default_factory=Augment)
     optim: Optim = field(default_factory=Optim)
+    tune: Tune = field(default_factory=Tune)
     init: str | None = None
     """start from these weights: a run, a checkpoint, or a name that the package carries"""
     seed: int = 0
@@ -30,16 +43,10 @@ class Run:
     """pictures a step"""
     accumulate: int = 1
     """parts that a step's pictures are cut into, to need less memory"""
-    loss: Literal["softmax", "sigmoid"] = "softmax"
-    """softmax cross-entropy, or binary cross-entropy for each class (DeiT-III)"""
-    smoothing: float = 0.0
-    """label smoothing"""
-    hidden: int | None = None
-    """width of the tanh layer of the paper's pre-training head; None for a linear head"""
-    weighted: bool = False
-    """weigh each class's loss by the inverse of its count"""
-    balanced: bool = False
-    """draw each class equally often"""
+    early_size: int | None = None
+    """side in pixels that training pictures are shrunk to at first: quicker steps (arXiv 2104.00298, section 4)"""
+    early: float = 0.6
+    """share of the steps that read pictures of `early_size`"""
     mean: tuple[float, ...] | None = None
     """of each channel, on a scale of 0 to 1; None for the checkpoint's, or 0.5"""
     std: tuple[float, ...] | None = None
@@ -63,27 +70,15 @@ class Run:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for `recipe.json`."""
-        return asdict(self)
+        return {**asdict(self), "task": describe(self.task, TASKS), "model": describe(self.model, KINDS)}
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Run:
         """The run of a `recipe.json`."""
         values = dict(values)
-        return Run(
-            model=_rebuilt(ViTConfig, values.pop("model")),
-            augment=_rebuilt(Augment, values.pop("augment")),
-            optim=_rebuilt(Optim, values.pop("optim")),
-            **_tuples(values),
-        )
-
-
-def _rebuilt(kind: Any, values: dict[str, Any]) -> Any:
-    return kind(**_tuples(values))
-
-
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no tuples: its lists become tuples again."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        task = described(values.pop("task"), TASKS, "classify")
+        model = described(values.pop("model"), KINDS, "vit")
+        return replace(rebuild(Run, values), task=task, model=model)
 
 
 def field_names(run: Run) -> list[str]:

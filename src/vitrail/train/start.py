@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,17 +15,24 @@ import torch
 from PIL import Image
 
 from vitrail import recipes, zoo
-from vitrail.data.sets import ImageSet, Splits, open_data
+from vitrail.data.captions import CaptionSet, open_captions
+from vitrail.data.sets import ImageSet, Splits, open_data, split_val
 from vitrail.errors import UserError
 from vitrail.files import write_whole
+from vitrail.recipes.finetune import settle
 from vitrail.tasks.classify import Classify
+from vitrail.tasks.embed import Embed
 from vitrail.tasks.task import Task
-from vitrail.train.build import build, evaluation_loader
+from vitrail.train.build import build, evaluation_loader, open_for
 from vitrail.train.device import choose_device
+from vitrail.train.frozen import fit_frozen
 from vitrail.train.loop import Parts, evaluate, fit
+from vitrail.train.probe import probe as probe_scores
 from vitrail.train.report import write_report
 from vitrail.train.run import Run
 from vitrail.train.state import RunFolder
+
+log = logging.getLogger("vitrail")
 
 
 def begin(
@@ -38,13 +46,13 @@ def begin(
     """Train a recipe on `data`, from the weights `init` or from scratch; `change` sets fields. Returns the scores."""
     name = recipe(1).data
     data = data or name
-    splits = open_data(data, name=name)
+    splits = open_for(recipe(1).task, data, name)
     if not len(splits.train):
         raise UserError(f"{data} has no training part: add one, or score a model on it with `vitrail eval`")
     run = recipe(len(splits.train))
-    if init is not None:
+    if (init := init or run.init) is not None:
         run = recipes.from_weights(run, init, zoo.encoder_of(zoo.load(init)).config)
-    run = change(run)
+    run = settle(run, len(splits.train), len(splits.train.classes), change)
     run = replace(run, data=str(data))
     folder = RunFolder(out or Path("runs") / f"{run.recipe}-{run.seed}")
     chosen = choose_device(device)
@@ -59,14 +67,14 @@ def go_on(path: Path, device: str | None) -> dict[str, Any]:
     """Go on with the run in the folder `path` from its last saved step, to the same bits."""
     folder = RunFolder(path)
     run = folder.run()
-    parts, steps = build(run, open_data(run.data, name=recipes.find(run.recipe)(1).data), choose_device(device))
+    parts, steps = build(run, open_for(run.task, run.data, recipes.find(run.recipe)(1).data), choose_device(device))
     if any(row["kind"] == "done" for row in folder.rows()):
         raise UserError(f"the run in {path} is done: its report is {path / 'report.html'}")
     return _train(run, parts, folder, steps, resume=True)
 
 
 def _train(run: Run, parts: Parts, folder: RunFolder, steps: int, resume: bool) -> dict[str, Any]:
-    scores = fit(run, parts, folder, steps, resume)
+    scores = fit_frozen(run, parts, folder) if run.tune.frozen else fit(run, parts, folder, steps, resume)
     write_whole(folder.path / "examples.json", json.dumps(examples(parts)))
     write_report(folder.path)
     return scores
@@ -89,24 +97,57 @@ def examples(parts: Parts, count: int = 24) -> list[dict[str, Any]]:
         image.thumbnail((160, 160))
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
-        rows.append(
-            {
-                "image": base64.b64encode(buffer.getvalue()).decode(),
-                "label": chosen.classes[int(chosen.labels[i])],
-                "predictions": task.predict([picture])[0].labels[:3],
-            }
+        answer = task.predict([picture])[0]
+        says = (
+            {"caption": answer.caption, "reference": chosen.captions[i][0]}
+            if isinstance(chosen, CaptionSet)
+            else {"label": chosen.classes[int(chosen.labels[i])], "predictions": answer.labels[:3]}
         )
+        rows.append({"image": base64.b64encode(buffer.getvalue()).decode(), **says})
     return rows
 
 
-def score(source: str, data: str, split: str | None, device: str | None) -> tuple[str, dict[str, Any]]:
-    """The name of the part that was read, and the scores of a model on it."""
+def score(
+    source: str, data: str, split: str | None, device: str | None, probe: bool = False
+) -> tuple[str, dict[str, Any]]:
+    """The name of the part that was read, and the scores of a model on it; with `probe` also of its features.
+
+    An encoder without a head has those of its features alone.
+    """
     task = zoo.load(source, device=choose_device(device))
+    if probe or isinstance(task, Embed):
+        return score_features(task, open_data(data), split)
     if not isinstance(task, Classify):
         raise UserError(f"{source} has no head to score: train one with `vitrail train folder --init {source}`")
     name, part = choose_part(open_data(data), split)
     loader = evaluation_loader(task, in_order_of(part, task), choose_device(device))
     return name, evaluate(task, loader)
+
+
+def score_features(task: Task, splits: Splits, split: str | None) -> tuple[str, dict[str, Any]]:
+    """The part's name and its scores: the task's own where it knows the classes, and those of `train/probe.py`.
+
+    The probes learn from the training part. It is split where a part is missing to choose the penalty on, which is
+    never the part that is scored, or where there is no other part to score.
+    """
+    if not len(splits.train):
+        raise UserError("the data has no training part, which k-NN and the linear probe learn from: add a folder train")
+    if split == "train":
+        raise UserError("k-NN and the linear probe learn from the training part: choose --split val or test")
+    name, part = choose_part(splits, split)
+    train, val = splits.train, splits.val
+    if name == "train":
+        name, (train, part) = "val", split_val(train)
+    if val is None or name == "val":
+        train, val = split_val(train)
+    device = next(task.parameters()).device
+    loaders = [evaluation_loader(task, chosen, device) for chosen in (train, val, part)]
+    scores = {}
+    if isinstance(task, Classify) and set(part.classes) <= set(task.classes):
+        scores = evaluate(task, evaluation_loader(task, in_order_of(part, task), device))
+    elif isinstance(task, Classify):
+        log.warning("the model's head is for other classes than the data's: its features are scored alone")
+    return name, {**scores, **probe_scores(task, *loaders)}
 
 
 def choose_part(splits: Splits, name: str | None) -> tuple[str, ImageSet]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,9 +18,16 @@ from vitrail.errors import UserError
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.embed import Embed
 from vitrail.tasks.task import Task
-from vitrail.vit import Head, ViT, ViTConfig, config_for, resize_positions
-from vitrail.zoo import native
+from vitrail.vit import ViT, ViTConfig, config_for
+from vitrail.zoo import hub
+from vitrail.zoo.assemble import assemble, recognise, source_named
+from vitrail.zoo.certificate import Certificate, certify
+from vitrail.zoo.certificate import verify as compare
 
+log = logging.getLogger("vitrail")
+
+TARGETS = {"vitrail": "native", "timm": "timm", "hf": "huggingface", "google": "google"}
+"""what `convert` writes, and the module that does"""
 CARRIED = Path(__file__).parent / "weights"
 
 
@@ -51,43 +59,81 @@ def load(
     classes: int | Sequence[str] | None = None,
     channels: int | None = None,
     image_size: int | tuple[int, int] | None = None,
+    task: str | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
+    revision: str | None = None,
+    verify: bool = False,
 ) -> Task:
-    """The model of a run folder, a checkpoint folder, or the name of weights in the package; in eval mode.
+    """The model of a run folder, a checkpoint in any layout, a name in the package or a Hub id; in eval mode.
 
     Another number of `classes` gets a fresh head (0: none, pooled vectors come out); other `channels` spread the
-    patch filters; another `image_size`, a number or (height, width), interpolates the positions.
+    patch filters; another `image_size`, a number or (height, width), interpolates the positions. `task="embed"` leaves
+    the head out. Weights are float32 unless `dtype` says otherwise. `revision` is a branch, tag or commit on the Hub.
+    `verify` logs the certificate, with the differences from the source library's own model where it is installed.
     """
-    path = find(source)
-    config, weights = native.read(path)
-    task = native.build(config, path)
-    native.fill(task, weights, path)
+    if task not in (None, "classify", "embed"):
+        raise UserError(f"a checkpoint does not load as the task {task!r}: choose classify or embed")
+    model, certificate = load_certified(source, dtype, revision, verify)
+    if verify:
+        log.warning(certificate.as_text())
     if channels is not None:
-        change_channels(task, channels)
+        change_channels(model, channels)
     if image_size is not None:
-        change_size(task, (image_size, image_size) if isinstance(image_size, int) else image_size)
+        change_size(model, (image_size, image_size) if isinstance(image_size, int) else image_size)
+    if task == "embed":
+        classes = 0
     if classes is not None:
-        task = change_classes(task, classes)
-    return task.to(device=device, dtype=dtype).eval()
+        model = change_classes(model, classes)
+    if task not in (None, model.name):
+        raise UserError(f"{source} holds the task {model.name} and loads as {task} only with classes=N")
+    return model.to(device=device, dtype=dtype).eval()
 
 
-def find(source: str | Path) -> Path:
-    """The checkpoint folder that a source means. A path that exists wins over a name."""
+def load_certified(
+    source: str | Path, dtype: torch.dtype | None = None, revision: str | None = None, verify: bool = False
+) -> tuple[Task, Certificate]:
+    """The model as it is, and what became of each of its weights."""
+    files, module, found = recognise(find(source, revision))
+    for note in found.notes:
+        log.warning("%s: %s", source, note)
+    model = assemble(files, found, dtype)
+    certificate = certify(files, found, model)
+    if verify:
+        compare(certificate, files, module, model)
+    return model, certificate
+
+
+def find(source: str | Path, revision: str | None = None) -> Path:
+    """The file or folder that a source means. A path that exists wins over a name, a name over a Hub id."""
     path = Path(source)
+    if revision is not None and (path.exists() or str(source) in carried()):
+        raise UserError(f"{source} is no Hub id and has no revision {revision!r}: leave the revision out")
     for folder in (path, path / "best", path / "last"):
         if (folder / "config.json").is_file():
             return folder
-    if path.name == "model.safetensors" and path.is_file():
-        return path.parent
     if path.exists():
-        raise UserError(f"{source} holds no checkpoint: choose a run folder, or a folder with config.json and weights")
+        return path
     names = carried()
     if str(source) in names:
         return CARRIED / str(source)
+    if isinstance(source, str) and hub.is_id(source):
+        return hub.fetch(source, revision)
     near = get_close_matches(str(source), names, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"give a folder, or one of {', '.join(names) or 'no names yet'}"
+    hint = f"did you mean {near[0]}?" if near else f"give a file or folder, a Hub id, or one of {', '.join(names)}"
     raise UserError(f"no model {str(source)!r}: {hint}")
+
+
+def convert(
+    source: str | Path, out: str | Path, to: str = "vitrail", revision: str | None = None, verify: bool = False
+) -> Certificate:
+    """Write the model of `source` to the folder or file `out` in a library's own layout, and tell what became of it."""
+    if to not in TARGETS:
+        raise UserError(f"no format {to!r}: choose from {', '.join(TARGETS)}")
+    task, certificate = load_certified(source, revision=revision, verify=verify)
+    writer: Any = source_named(TARGETS[to])
+    writer.write(task, Path(out))
+    return certificate
 
 
 def carried() -> list[str]:
@@ -97,14 +143,13 @@ def carried() -> list[str]:
 
 def change_classes(task: Task, classes: int | Sequence[str]) -> Task:
     """The same encoder for other classes: a fresh head, unless the names are the checkpoint's own. 0 leaves it out."""
-    encoder = encoder_of(task)
+    encoder = getattr(task, "encoder", None)
+    if encoder is None:
+        raise UserError(f"the model of task {task.name} has no encoder for other classes")
     if classes == 0:
         return Embed(encoder, task.preprocess)
     names = _names(classes)
     if isinstance(task, Classify) and (names == task.classes or classes == len(task.classes)):
-        return task
-    if isinstance(task, Classify):
-        task.head, task.classes, task.hidden = Head(encoder.config.width, len(names)), names, None
         return task
     return Classify(encoder, names, task.preprocess)
 
@@ -130,13 +175,8 @@ def change_channels(task: Task, channels: int) -> None:
 
 
 def change_size(task: Task, size: tuple[int, int]) -> None:
-    """Interpolate the learned positions for pictures of `size` (height, width), and prepare pictures to that size."""
-    encoder = encoder_of(task)
-    old = encoder.config
-    encoder.config = new = replace(old, image_size=size)
-    if old.positions == "learned" and new.grid != old.grid:
-        positions = resize_positions(encoder.positions.detach(), old.grid, new.grid, int(old.class_token))
-        encoder.positions = nn.Parameter(positions)
+    """Interpolate what is learned of places for pictures of `size` (height, width), and prepare them to it."""
+    encoder_of(task).resize(size)
     task.preprocess = replace(task.preprocess, size=size)
 
 

@@ -6,18 +6,23 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitrail.data.decode import Preprocess
+from vitrail.data.text import Tokenizer
 from vitrail.errors import UserError
 from vitrail.files import whole_folder, write_whole
+from vitrail.plain import described, rebuild
+from vitrail.tasks.caption import Caption, Captioning
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.embed import Embed
+from vitrail.tasks.encoder import KINDS, encoder_for
+from vitrail.tasks.knn import KNN
 from vitrail.tasks.task import Task
-from vitrail.vit import ViT, ViTConfig
+from vitrail.zoo.source import Files, Found, Weight
 
+NAME = "vitrail"
 FORMAT = 1
 
 
@@ -36,37 +41,50 @@ def save(task: Task, path: str | Path, weights: dict[str, Tensor] | None = None)
     weights = {name: value.detach().contiguous().cpu() for name, value in (weights or task.state_dict()).items()}
     with whole_folder(path) as folder:
         write_whole(folder / "model.safetensors", to_safetensors(weights, metadata={"format": "pt"}))
+        for name, text in task.files().items():
+            write_whole(folder / name, text)
         write_whole(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 
-def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The config and the weights (memory-mapped) of the checkpoint folder `path`."""
-    try:
-        config = json.loads((path / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path / 'config.json'} cannot be read ({_first_line(error)}): choose another checkpoint"
-        ) from error
-    if not isinstance(config, dict) or config.get("vitrail") != FORMAT:
-        raise UserError(f"{path} is no checkpoint of vitrail's format {FORMAT}: choose a folder that vitrail saved")
-    try:
-        with safe_open(path / "model.safetensors", framework="pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{path / 'model.safetensors'} cannot be read ({_first_line(error)}): it is missing, cut off or damaged"
-        ) from error
-    return config, weights
+def recognise(files: Files) -> bool:
+    """A config with vitrail's mark, whichever version's."""
+    return "vitrail" in files.json.get("config.json", {})
 
 
-def build(config: dict[str, Any], path: Path) -> Task:
+def read(files: Files) -> Found:
+    """Every weight under its own name."""
+    config = files.json["config.json"]
+    if config["vitrail"] != FORMAT:
+        raise UserError(f"{files.path} has another format than vitrail's {FORMAT}: upgrade vitrail, or save it again")
+    return Found(
+        source=f"vitrail's {config.get('task')}",
+        encoder=None,
+        classes=config.get("classes"),
+        preprocess=Preprocess.from_dict(config["preprocess"]),
+        weights={name: Weight((name,)) for name in files.weights},
+        left={},
+        task=lambda: build(config, files),
+    )
+
+
+def write(task: Task, folder: Path) -> None:
+    """`model.safetensors` and `config.json`."""
+    save(task, folder)
+
+
+def build(config: dict[str, Any], files: Files) -> Task:
     """The task of a config, with fresh weights."""
+    path = files.path
     try:
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config["encoder"].items()}
-        encoder = ViT(ViTConfig(**values))
+        encoder = encoder_for(described(config["encoder"], KINDS, "vit"))
         preprocess = Preprocess.from_dict(config["preprocess"])
         if config["task"] == "classify":
             return Classify(encoder, config["classes"], preprocess, hidden=config["hidden"], loss=config["loss"])
+        if config["task"] == "knn":
+            return KNN(encoder, config["classes"], preprocess, config["pictures"])
+        if config["task"] == "caption":
+            tokenizer = Tokenizer.from_json(json.dumps(files.json["tokenizer.json"]))
+            return Caption(encoder, rebuild(Captioning, config["captioning"]), tokenizer, preprocess)
         if config["task"] == "embed":
             return Embed(encoder, preprocess)
     except (KeyError, TypeError, AttributeError) as error:
@@ -76,18 +94,3 @@ def build(config: dict[str, Any], path: Path) -> Task:
     raise UserError(
         f"{path} holds the task {config['task']!r}, which this version of vitrail does not know: upgrade it"
     )
-
-
-def fill(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Load weights into a module; every key must fit."""
-    own = module.state_dict()
-    wrong = sorted(set(own) ^ set(weights)) or [
-        name for name, value in own.items() if value.shape != weights[name].shape
-    ]
-    if wrong:
-        raise UserError(f"{path}: config.json and model.safetensors contradict each other at {wrong[0]}")
-    module.load_state_dict(weights)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,118 @@
+"""Write what timm's architecture names mean to src/vitrail/zoo/timm/models.json: one line a name, from timm's own code.
+
+    python bench/timm_models.py
+
+Each name has the class that timm builds, the arguments that it builds it with, and how pictures are prepared where a
+checkpoint does not say. What is a default (of the class, or in `PICTURES`) is left out. Reading a checkpoint needs only
+this file.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import beit, deit, eva, vision_transformer, vision_transformer_hybrid, vision_transformer_sam
+from torch import nn
+
+MODULES = (vision_transformer, deit, beit, vision_transformer_hybrid, vision_transformer_sam, eva)
+OUT = Path(__file__).resolve().parent.parent / "src" / "vitrail" / "zoo" / "timm" / "models.json"
+LEFT_OUT = {"pretrained_filter_fn", "feature_cfg", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+"""arguments of timm's builder, and some that have no say in what a model gives"""
+LEFT_OUT |= {"rope_rescale_coords", "dynamic_img_size", "block_fn", "embed_layer", "pretrained_strict"}
+PICTURES = {
+    "input_size": [3, 224, 224],
+    "fixed_input_size": True,
+    "interpolation": "bicubic",
+    "crop_pct": 0.9,
+    "crop_mode": "center",
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+}
+"""how pictures are prepared, as most names have it"""
+BLOCKS = {
+    "ResPostBlock": {"block": "post"},
+    "ParallelScalingBlock": {"block": "joint"},
+    "DiffParallelScalingBlock": {"block": "joint_fused", "attn_layer": "diff"},
+    "ParallelThingsBlock": {"block": "parallel"},
+}
+BACKBONES = {
+    # ResNet-D: the number of blocks in each stage that is used.
+    "vit_small_resnet26d_224": [2, 2, 2, 2],
+    "vit_small_resnet50d_s16_224": [3, 4, 6],
+    "vit_base_resnet26d_224": [2, 2, 2, 2],
+    "vit_base_resnet50d_224": [3, 4, 6, 3],
+}
+
+
+class Built(Exception):
+    """Raised in place of building a model."""
+
+
+def main() -> None:
+    calls: list[tuple[type[nn.Module], dict[str, Any]]] = []
+
+    def record(kind: type[nn.Module], name: str, pretrained: bool, **arguments: Any) -> None:
+        calls.append((kind, arguments))
+        raise Built
+
+    table = {}
+    for module in MODULES:
+        module.build_model_with_cfg = record
+        for name in timm.list_models(module=module.__name__.rsplit(".", 1)[-1]):
+            try:
+                timm.create_model(name)
+            except Built:
+                kind, arguments = calls.pop()
+            table[name] = entry(name, kind, arguments)
+    table[""] = {"pictures": PICTURES}
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(table[name], sort_keys=True)}" for name in sorted(table))
+    OUT.write_text("{\n" + lines + "\n}\n")
+
+
+def entry(name: str, kind: type[nn.Module], arguments: dict[str, Any]) -> dict[str, Any]:
+    defaults = {p.name: p.default for k in reversed(kind.__mro__) for p in _parameters(k)}
+    own = {"class": kind.__name__}
+    for key, value in arguments.items():
+        if key == "block_fn":
+            own |= BLOCKS[value.__name__]
+        elif key == "embed_layer":
+            own |= backbone(name, value.keywords["backbone"])
+        elif key not in LEFT_OUT and defaults.get(key, inspect.Parameter.empty) != value:
+            own[key] = plain(value)
+    settings = timm.get_pretrained_cfg(name, allow_unregistered=True).to_dict()
+    pictures = {key: plain(settings.get(key)) for key in PICTURES}
+    own["pictures"] = {key: value for key, value in pictures.items() if value not in (None, PICTURES[key])}
+    return own
+
+
+def backbone(name: str, module: nn.Module) -> dict[str, Any]:
+    """Kind of the convolutions before the patches, and blocks in each stage (or widths)."""
+    if name in BACKBONES:
+        return {"backbone": "resnet", "backbone_layers": BACKBONES[name]}
+    if type(module).__name__ == "ConvStem":
+        widths = [layer.conv.out_channels for layer in module]
+        return {"backbone": "conv", "backbone_layers": widths[:-1]}
+    return {"backbone": "resnetv2", "backbone_layers": [len(stage.blocks) for stage in getattr(module, "stages", [])]}
+
+
+def plain(value: Any) -> Any:
+    """Classes by name, with what they are called with."""
+    if isinstance(value, functools.partial):
+        return {"name": plain(value.func), **{k: plain(v) for k, v in value.keywords.items()}}
+    if inspect.isclass(value):
+        return value.__name__
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _parameters(kind: type) -> list[inspect.Parameter]:
+    own = kind.__dict__.get("__init__")
+    return list(inspect.signature(own).parameters.values()) if own and issubclass(kind, nn.Module) else []
+
+
+if __name__ == "__main__":
+    main()

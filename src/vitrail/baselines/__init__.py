@@ -1,0 +1,29 @@
+"""What came before the Vision Transformer, from scratch and behind the same interface: MLP, CNN, ResNet, RNN to LSTM.
+
+Each encoder gives `vit.Tokens` and pools them to one vector, so tasks, loop and reports take it as they take a ViT.
+`docs/ladder.md` says in which order to read them.
+"""
+
+from __future__ import annotations
+
+from vitrail.baselines.cnn import CNN, CNNConfig, ResNet, ResNetConfig
+from vitrail.baselines.mlp import MLP, MLPConfig
+from vitrail.baselines.rnn import CELLS, RNN, Cell, GRUCell, LSTMCell, Recurrent, RNNCell, RNNConfig, State
+
+__all__ = [
+    "CELLS",
+    "CNN",
+    "MLP",
+    "RNN",
+    "CNNConfig",
+    "Cell",
+    "GRUCell",
+    "LSTMCell",
+    "MLPConfig",
+    "RNNCell",
+    "RNNConfig",
+    "Recurrent",
+    "ResNet",
+    "ResNetConfig",
+    "State",
+]

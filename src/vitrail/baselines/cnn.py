@@ -1,0 +1,218 @@
+"""Convolutional networks: a small one in the manner of LeNet and VGG, and the ResNet for small pictures.
+
+Read from top to bottom: the convolution with its norm, the plain network, the residual block, the ResNet.
+
+    B images in the batch       C channels, H and W pixels       D channels of the last feature map, of h x w places
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitrail.baselines.mlp import check
+from vitrail.errors import UserError
+from vitrail.vit import Tokens
+
+
+@dataclass(frozen=True)
+class CNNConfig:
+    """A plain convolutional network. The defaults suit 32x32 pixels; photos take a stage more.
+
+    At 160x160, `widths=(32, 64, 128, 256), strides=(2, 2, 2, 2)` gives a feature map of 10x10.
+    """
+
+    kind: ClassVar[str] = "cnn"
+    widths: tuple[int, ...] = (32, 64, 128)
+    """channels of each stage"""
+    depth: int = 2
+    """convolutions a stage"""
+    strides: tuple[int, ...] = (2, 2, 2)
+    """side of each stage's max pooling, which makes the map that many times smaller; 1 for none"""
+    stem_stride: int = 1
+    """step of the first convolution"""
+    image_size: tuple[int, int] = (32, 32)
+    """(height, width) in pixels that it is trained at; it takes any other"""
+    channels: int = 3
+
+    def __post_init__(self) -> None:
+        _check_stages(self)
+
+    @property
+    def width(self) -> int:
+        """Channels of the last feature map."""
+        return self.widths[-1]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the feature map at `image_size`."""
+        return feature_grid(self.image_size, self.stem_stride * math.prod(self.strides))
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    """The ResNet that its paper uses for CIFAR-10 (arXiv 1512.03385, section 4.2); the defaults are its ResNet-20.
+
+    At 160x160, `stem_stride=2, strides=(2, 2, 2)` gives a feature map of 10x10.
+    """
+
+    kind: ClassVar[str] = "resnet"
+    widths: tuple[int, ...] = (16, 32, 64)
+    """channels of each stage"""
+    depth: int = 3
+    """blocks a stage, of two convolutions each: n of the paper, with 6n + 2 layers for three stages"""
+    strides: tuple[int, ...] = (1, 2, 2)
+    """step of the first convolution of each stage"""
+    stem_stride: int = 1
+    """step of the convolution before the stages"""
+    image_size: tuple[int, int] = (32, 32)
+    """(height, width) in pixels that it is trained at; it takes any other"""
+    channels: int = 3
+
+    def __post_init__(self) -> None:
+        _check_stages(self)
+        if sorted(self.widths) != list(self.widths):
+            raise UserError(f"shortcuts cannot drop channels: let the widths {self.widths} rise")
+
+    @property
+    def width(self) -> int:
+        """Channels of the last feature map."""
+        return self.widths[-1]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the feature map at `image_size`."""
+        return feature_grid(self.image_size, self.stem_stride * math.prod(self.strides))
+
+
+def _check_stages(config: CNNConfig | ResNetConfig) -> None:
+    if not config.widths or len(config.widths) != len(config.strides):
+        raise UserError(f"one stride a stage: got widths {config.widths} and strides {config.strides}")
+    if min(config.depth, config.stem_stride, *config.widths, *config.strides) < 1:
+        raise UserError("widths, strides and depth of a convolutional network must be at least 1")
+
+
+def feature_grid(pixels: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Rows and columns of the feature map: a step that does not divide the side counts as a whole one."""
+    return -(-pixels[0] // stride), -(-pixels[1] // stride)
+
+
+class Convolution(nn.Module):
+    """A 3x3 convolution and batch norm. With a kernel w, at place (i, j) of output channel o,
+
+        y[o, i, j] = sum over c, u, v of w[o, c, u, v] * x[c, s * i + u - 1, s * j + v - 1]        (s: the stride)
+
+    The same 9 weights a pair of channels serve every place: what is learned at one place holds everywhere, and a
+    shifted picture gives a shifted map. Batch norm (arXiv 1502.03167) then makes each channel's mean 0 and variance 1
+    over the batch, and learns a factor and a shift of its own, so the convolution needs no bias.
+    """
+
+    def __init__(self, channels: int, width: int, stride: int = 1) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        # ReLU halves the mean square of the signal; a variance of 2 / (9 * width) keeps the gradient's size from
+        # layer to layer (He et al., arXiv 1502.01852, equation 14).
+        nn.init.kaiming_normal_(self.convolution.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, channels, h, w] to [B, width, h / stride, w / stride], rounded up."""
+        return self.norm(self.convolution(x))
+
+
+class CNN(nn.Module):
+    """Stages of convolutions with ReLU, each ended by max pooling, as LeNet (1998) and VGG (arXiv 1409.1556) have it.
+
+    Every pooling halves the map, and every stage has more channels: fewer places that each say more.
+    """
+
+    def __init__(self, config: CNNConfig) -> None:
+        super().__init__()
+        self.config = c = config
+        layers: list[nn.Module] = []
+        channels, step = c.channels, c.stem_stride
+        for width, stride in zip(c.widths, c.strides, strict=True):
+            for _ in range(c.depth):
+                layers += [Convolution(channels, width, step), nn.ReLU(inplace=True)]
+                channels, step = width, 1
+            if stride > 1:
+                # `ceil_mode`: the last row and column of an odd map count too.
+                layers.append(nn.MaxPool2d(stride, ceil_mode=True))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, images: Tensor) -> Tokens:
+        """Normalised pictures [B, C, H, W] to the places of the last feature map, [B, h * w, D]."""
+        check(images, self.config.channels)
+        return as_tokens(self.layers(channels_last(images)))
+
+    def pool(self, tokens: Tokens) -> Tensor:
+        """The mean over all places, [B, D] (arXiv 1312.4400, section 3.2)."""
+        return tokens.patches.mean(dim=1)
+
+
+class BasicBlock(nn.Module):
+    """y = max(0, x + F(x)), with F two convolutions and a ReLU between them (arXiv 1512.03385, equation 1).
+
+    Layers learn what to change about x instead of x anew, and the gradient reaches early layers along the sum.
+    Where the map shrinks or channels are added, x is thinned and filled up with zeros (option A of the paper).
+    """
+
+    def __init__(self, channels: int, width: int, stride: int = 1) -> None:
+        super().__init__()
+        self.stride, self.added = stride, width - channels
+        self.first = Convolution(channels, width, stride)
+        self.second = Convolution(width, width)
+        # F starts at zero, every block as its shortcut alone: deep nets then start as shallow ones
+        # (arXiv 1706.02677, section 5.1).
+        nn.init.zeros_(self.second.norm.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, channels, h, w] to [B, width, h / stride, w / stride], rounded up."""
+        return F.relu(self.shortcut(x) + self.second(F.relu(self.first(x))))
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """x at every `stride`-th place, with channels of zeros behind its own."""
+        if self.stride > 1:
+            x = x[:, :, :: self.stride, :: self.stride]
+        return F.pad(x, (0, 0, 0, 0, 0, self.added)) if self.added else x
+
+
+class ResNet(nn.Module):
+    """A convolution, then stages of residual blocks (arXiv 1512.03385, section 4.2)."""
+
+    def __init__(self, config: ResNetConfig) -> None:
+        super().__init__()
+        self.config = c = config
+        self.stem = Convolution(c.channels, c.widths[0], c.stem_stride)
+        blocks: list[nn.Module] = []
+        channels = c.widths[0]
+        for width, stride in zip(c.widths, c.strides, strict=True):
+            for i in range(c.depth):
+                blocks.append(BasicBlock(channels, width, stride if i == 0 else 1))
+                channels = width
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, images: Tensor) -> Tokens:
+        """Normalised pictures [B, C, H, W] to the places of the last feature map, [B, h * w, D]."""
+        check(images, self.config.channels)
+        return as_tokens(self.blocks(F.relu(self.stem(channels_last(images)))))
+
+    def pool(self, tokens: Tokens) -> Tensor:
+        """The mean over all places, [B, D]."""
+        return tokens.patches.mean(dim=1)
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """The same [B, C, H, W], with a place's channels side by side in memory: convolutions are faster on that."""
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def as_tokens(x: Tensor) -> Tokens:
+    """A feature map [B, D, h, w] as tokens, one a place, row by row."""
+    patches = x.flatten(2).transpose(1, 2)
+    return Tokens(patches[:, :0], patches, (x.shape[2], x.shape[3]))

@@ -1,0 +1,347 @@
+"""The files that captions come in, each read to entries: a picture's name, and its captions with where they stand."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import hashlib
+import json
+import logging
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vitrail.data import parquet
+from vitrail.data.sets import ENDINGS, SPLITS, pictures_in
+from vitrail.errors import UserError
+
+log = logging.getLogger("vitrail")
+
+IMAGES = (
+    *("image", "img", "picture", "photo", "jpg", "png", "file_name", "filename", "image_name", "image_path"),
+    *("filepath", "file", "path", "image_id", "name"),
+)
+CAPTIONS = ("caption", "captions", "text", "sentence", "sentences", "description", "comment", "raw")
+PARTS = ("split", "part", "subset")
+NUMBERED = re.compile(r"(caption|sentence|text|comment)s?_?\d+")
+"""columns of a caption each, as `caption_0` to `caption_4`"""
+MARKS = ",\t;|"
+QUOTED = re.compile(r'"((?:[^"]|"")*)"')
+ROW = re.compile(
+    rf'"?[^"{MARKS}]*\.({"|".join(sorted(end[1:] for end in ENDINGS))})(#\d+)?"?\s*[{MARKS}]', re.IGNORECASE
+)
+"""a line that begins with a picture's name"""
+MOST_LINES = 20
+"""lines that a quoted caption may run over; a quote that stays open would otherwise swallow the rest of the file"""
+NAMED = 20
+"""of one kind, what is left out is named as a warning up to this many times, and beyond it as information"""
+
+
+@dataclass
+class Entry:
+    """A picture as a file names it, with its captions as they stand there."""
+
+    name: str
+    where: str
+    """file and line, for people"""
+    split: str | None = None
+    captions: list[tuple[str, str]] = field(default_factory=list)
+    """where, and the text"""
+    item: Path | int | None = None
+    """the picture where the reader knows it: a file, or a row of a Parquet column"""
+
+
+class Left:
+    """What is left out: each named once, and counted by kind."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+
+    def out(self, kind: str, line: str) -> None:
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        level = logging.WARNING if self.counts[kind] <= NAMED else logging.INFO
+        log.log(level, f"left out: {line}")
+
+    def sum_up(self, name: str) -> None:
+        if self.counts:
+            log.warning(f"{name}: left out " + ", ".join(f"{kind}: {n:,}" for kind, n in self.counts.items()))
+
+
+def part_of(file: Path) -> str | None:
+    """The part that a file's name tells: `captions_train2017.json` is of the training part."""
+    words = re.findall("[a-z]+", file.stem.lower())
+    return next((part for part, names in SPLITS.items() if any(name in words for name in names)), None)
+
+
+def read_text(path: Path) -> list[str]:
+    """The lines of a text in UTF-8 or UTF-16; those that are neither are read as Latin-1, which is said once."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return _lines(data.decode("utf-16", "replace"))
+    if b"\0" in data[:4096]:
+        raise UserError(f"{path} is no text: give a file of captions, or a folder that holds one")
+    try:
+        return _lines(data.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        lines = [_decode(line) for line in data.removeprefix(codecs.BOM_UTF8).split(b"\n")]
+    odd = [number for number, (_, good) in enumerate(lines, 1) if not good]
+    log.warning(
+        f"{path}, line {odd[0]}" + (f" and {len(odd) - 1:,} others" if len(odd) > 1 else "") + ": not UTF-8, "
+        "read as Latin-1 (Windows-1252)"
+    )
+    return _lines("\n".join(line for line, _ in lines))
+
+
+def _lines(text: str) -> list[str]:
+    # Not str.splitlines, which also parts at characters that a caption may hold.
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def _decode(line: bytes) -> tuple[str, bool]:
+    for encoding in ("utf-8", "cp1252"):
+        try:
+            return line.decode(encoding), encoding == "utf-8"
+        except UnicodeDecodeError:
+            continue
+    return line.decode("latin-1"), False
+
+
+def read_file(file: Path, left: Left) -> list[Entry]:
+    """A table or JSON, by its content."""
+    lines = read_text(file)
+    first = next((line.lstrip() for line in lines if line.strip()), "")
+    if not first:
+        raise UserError(f"{file} is empty: it needs the columns image and caption")
+    return read_json(file, lines, left) if first[0] in "{[" else read_table(file, lines, left)
+
+
+def read_table(file: Path, lines: list[str], left: Left) -> list[Entry]:
+    """`captions.txt`, whose first comma splits, and CSV with a header; also with tabs, semicolons or bars."""
+    start = next(i for i, line in enumerate(lines) if line.strip())
+    marks = re.search(f"[{MARKS}]", lines[start])
+    if marks is None:
+        raise UserError(f"{file}, line {start + 1}: one column alone; a line is a picture's name, a comma, a caption")
+    mark = marks[0]
+    image, captions, part = 0, [1], None
+    simple = ROW.match(lines[start].strip()) is not None
+    if not simple:
+        names = [name.strip() for name in next(csv.reader([lines[start]], delimiter=mark))]
+        image, captions, part = _columns(names, f"{file}, line {start + 1}")
+        simple, start = (image, captions, len(names)) == (0, [1], 2), start + 1
+    rows = _two_columns(lines, start, mark) if simple else _csv(file, lines, start, mark)
+    entries: dict[str, Entry] = {}
+    for number, values in rows:
+        where = f"{file}, line {number}"
+        if len(values) <= max(image, *captions):
+            left.out("lines with too few columns", f"{where}: no caption after the picture's name")
+            continue
+        name = re.sub(r"#\d+$", "", values[image].strip())
+        entry = entries.setdefault(name, Entry(name, where))
+        if part is not None and part < len(values):
+            entry.split = _split(values[part])
+        entry.captions += [(where, values[column]) for column in captions]
+    return list(entries.values())
+
+
+def _columns(names: list[str], where: str) -> tuple[int, list[int], int | None]:
+    """The places of a picture's name, of its captions, and of the part that it belongs to."""
+    lower = [name.lower() for name in names]
+
+    def first(wanted: Iterable[str]) -> int | None:
+        return next((lower.index(name) for name in wanted if name in lower), None)
+
+    image, caption = first(IMAGES), first(CAPTIONS)
+    captions = [caption] if caption is not None else [i for i, name in enumerate(lower) if NUMBERED.fullmatch(name)]
+    if image is None or not captions:
+        wanted = "image, file_name or path" if image is None else "caption, text or sentence"
+        raise UserError(f"{where}: the columns are {', '.join(names)}, and none is called {wanted}: rename one")
+    return image, captions, first(PARTS)
+
+
+def _split(name: Any) -> str | None:
+    """A part by any of its names. Karpathy's "restval" is for training."""
+    name = str(name or "").strip().lower()
+    return next((part for part, names in SPLITS.items() if name in names), "train" if name == "restval" else None)
+
+
+def _two_columns(lines: list[str], i: int, mark: str) -> Iterator[tuple[int, list[str]]]:
+    """Line numbers with name and caption. The first mark splits; the caption may be quoted, as in CSV."""
+    while i < len(lines):
+        number, line = i + 1, lines[i].strip()
+        i += 1
+        if not line:
+            continue
+        quoted = QUOTED.match(line)
+        if quoted and line[quoted.end() :].lstrip().startswith(mark):
+            name, caption = _unquoted(quoted[1]), line[quoted.end() :].lstrip()[1:]
+        else:
+            name, found, caption = line.partition(mark)
+            if not found:
+                yield number, [name]
+                continue
+        caption = caption.strip()
+        if caption.startswith('"'):
+            for more in range(min(MOST_LINES, len(lines) - i + 1)):
+                if more and ROW.match(lines[i + more - 1].strip()):
+                    break  # the next picture: the quote belongs to the caption
+                whole = QUOTED.fullmatch("\n".join([caption, *lines[i : i + more]]).rstrip())
+                if whole:
+                    caption, i = _unquoted(whole[1]), i + more
+                    break
+        yield number, [name, caption]
+
+
+def _unquoted(text: str) -> str:
+    return text.replace('""', '"')
+
+
+def _csv(file: Path, lines: list[str], start: int, mark: str) -> Iterator[tuple[int, list[str]]]:
+    """Line numbers with the fields of a row."""
+    before = csv.field_size_limit(sys.maxsize)  # a field that is too long is left out later, by name
+    try:
+        reader = csv.reader((f"{line}\n" for line in lines[start:]), delimiter=mark, skipinitialspace=True)
+        end = start
+        for values in reader:
+            number, end = end + 1, start + reader.line_num
+            if end - number >= MOST_LINES:
+                raise UserError(f"{file}, line {number}: a quote opens that is not closed within {MOST_LINES} lines")
+            if any(value.strip() for value in values):
+                yield number, values
+    except csv.Error as error:
+        raise UserError(f"{file}, line {start + reader.line_num}: {error}") from None
+    finally:
+        csv.field_size_limit(before)
+
+
+def read_json(file: Path, lines: list[str], left: Left) -> list[Entry]:
+    """Karpathy's JSON (images with sentences and a split), or COCO's captions (images and annotations)."""
+    try:
+        data = json.loads("\n".join(lines))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}, line {error.lineno}: no JSON: {error.msg}") from None
+    except RecursionError:
+        raise UserError(f"{file}: lists within lists without end") from None
+    images = data.get("images") if isinstance(data, dict) else None
+    if not isinstance(images, list) or not images:
+        found = ", ".join(map(str, data)) if isinstance(data, dict) else "a list"
+        raise UserError(f"{file} holds {found or 'nothing'}: captions in JSON have a list `images`, as COCO's")
+    return _coco(file, data, left) if "annotations" in data else _karpathy(file, images)
+
+
+def _karpathy(file: Path, images: list[Any]) -> list[Entry]:
+    entries = []
+    for i, image in enumerate(images):
+        where = f"{file}, images[{i}]"
+        name = _need(image, ("filename", "file_name"), where)
+        entry = Entry(str(name), where, _split(image.get("split")))
+        for sentence in _need(image, ("sentences", "captions"), where) or []:
+            text = _need(sentence, ("raw", "caption"), where) if isinstance(sentence, dict) else sentence
+            entry.captions.append((f"{where} ({name})", str(text or "")))
+        entries.append(entry)
+    return entries
+
+
+def _coco(file: Path, data: dict[str, Any], left: Left) -> list[Entry]:
+    entries: dict[Any, Entry] = {}
+    part = part_of(file)
+    for i, image in enumerate(data["images"]):
+        where = f"{file}, images[{i}]"
+        name = str(_need(image, ("file_name",), where))
+        entries[_need(image, ("id",), where)] = Entry(name, where, part)
+    if not isinstance(data["annotations"], list):
+        raise UserError(f"{file}: `annotations` is no list")
+    for i, annotation in enumerate(data["annotations"]):
+        where = f"{file}, annotations[{i}]"
+        text, image = _need(annotation, ("caption",), where), _need(annotation, ("image_id",), where)
+        if image in entries:
+            entries[image].captions.append((where, str(text or "")))
+        else:
+            left.out("captions of no picture", f"{where}: there is no picture with the id {image}")
+    return list(entries.values())
+
+
+def _need(record: Any, names: tuple[str, ...], where: str) -> Any:
+    for name in names:
+        if isinstance(record, dict) and name in record:
+            return record[name]
+    found = ", ".join(map(str, record)) if isinstance(record, dict) else repr(record)[:40]
+    raise UserError(f"{where}: no `{names[0]}` among {found}")
+
+
+def read_pairs(folder: Path) -> list[Entry]:
+    """`name.jpg` beside `name.txt`, a caption a line, in a folder and those below it; empty where no text is beside."""
+    pictures = pictures_in(folder)
+    if not any(file.with_suffix(".txt").is_file() for file in pictures):
+        return []
+    entries = []
+    for file in pictures:
+        text = file.with_suffix(".txt")
+        entry = Entry(file.name, str(file), item=file)
+        if text.is_file():
+            numbered = enumerate(read_text(text), 1)
+            entry.captions = [(f"{text}, line {number}", line) for number, line in numbered if line.strip()]
+        entries.append(entry)
+    return entries
+
+
+def read_parquet(files: list[Path]) -> tuple[list[Entry], parquet.Pictures]:
+    """Entries that name rows, and the column that they are rows of. Rows with the same picture are one entry."""
+    where = str(files[0] if len(files) == 1 else files[0].parent)
+
+    def choose(names: list[str]) -> list[str]:
+        image, captions, part = _columns(names, where)
+        return [names[i] for i in (image, *captions, *([] if part is None else [part]))]
+
+    table, _ = parquet.rows(files, choose)
+    names = [name for name in table.column_names[1:] if name.lower() not in PARTS]
+    parts = table.column(-1).to_pylist() if len(names) + 1 < table.num_columns else [None] * table.num_rows
+    pictures = parquet.Pictures(table.column(0), files[0].parent)
+    own = parquet.own_names(table.column(0))
+    texts = zip(*(table.column(name).to_pylist() for name in names), strict=True)
+    entries: dict[Any, Entry] = {}
+    for i, values in enumerate(texts):
+        row, item = f"{where}, row {i}", pictures[i]
+        there = item.is_file() if isinstance(item, Path) else bool(item)
+        same = i if not there else item if isinstance(item, Path) else hashlib.blake2b(item, digest_size=16).digest()
+        entry = entries.setdefault(same, Entry(own[i] or "", row, _split(parts[i]), item=i if there else None))
+        entry.captions += [(row, text) for value in values for text in _texts(value, row)]
+    return list(entries.values()), pictures
+
+
+def _texts(value: Any, where: str) -> list[str]:
+    """A text, or a list of them."""
+    if value is None or isinstance(value, str):
+        return [value or ""]
+    if isinstance(value, list):
+        return [text for part in value for text in _texts(part, where)]
+    if isinstance(value, dict):
+        return _texts(_need(value, ("raw", "caption", "text"), where), where)
+    raise UserError(f"{where}: the caption is no text but {value!r:.40}")
+
+
+Finder = Callable[[str], Path | None]
+
+
+def finder(base: Path) -> Finder:
+    """A function from a picture's name to its file, in a folder and the folders in it (`images/`, `Images/`, ...)."""
+    bases = [base, base.parent] if base.name.lower() == "annotations" else [base]
+    folders = [folder for each in bases for folder in (each, *sorted(each.iterdir())) if folder.is_dir()]
+
+    def find(name: str) -> Path | None:
+        for place, folder in enumerate(folders):
+            try:
+                file = folder / name
+                if name and file.is_file():
+                    folders.insert(0, folders.pop(place))  # the others are likely in the same folder
+                    return file
+            except OSError:  # a name that no file can have
+                continue
+        return None
+
+    return find

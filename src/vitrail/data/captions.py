@@ -1,0 +1,260 @@
+"""Sets of captioned pictures, in the layouts that people have them in."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitrail.data import parquet
+from vitrail.data.caption_files import (
+    Entry,
+    Finder,
+    Left,
+    finder,
+    part_of,
+    read_file,
+    read_pairs,
+    read_parquet,
+)
+from vitrail.data.sets import ENDINGS, SPLITS, Chosen, ImageSet, Splits, folders_in, split_val, stored_channels
+from vitrail.errors import UserError
+
+log = logging.getLogger("vitrail")
+
+MOST_WORDS = 1000
+MOST_CHARACTERS = 10 * MOST_WORDS
+"""A longer text is no caption but a column gone wrong. It is left out whole: its first words may say nothing."""
+
+
+class CaptionSet(ImageSet):
+    """Pictures with their captions, at least one each. There are no classes, and every label is 0."""
+
+    def __init__(
+        self,
+        name: str,
+        keys: list[str],
+        items: Sequence[bytes | Path | Tensor] | Tensor,
+        captions: list[list[str]],
+        channels: int = 3,
+    ) -> None:
+        super().__init__(name, [], torch.zeros(len(keys), dtype=torch.int64), keys, items, channels)
+        self.captions = captions
+        """of each picture, with white space between words made single and otherwise as they stand in the file"""
+
+    def extras(self, samples: Sequence[int]) -> dict[str, list[Any]]:
+        """`captions`: the texts of each picture."""
+        return {"captions": [self.captions[i] for i in samples]}
+
+    def subset(self, indices: Sequence[int] | Tensor) -> CaptionSet:
+        part = super().subset(indices)
+        captions = [self.captions[i] for i in torch.as_tensor(indices).tolist()]
+        return CaptionSet(self.name, part.keys, part.items, captions, self.channels)
+
+    def shuffled(self, seed: int = 0) -> CaptionSet:
+        """The control: each picture has the captions of another one, in an order that follows from the seed."""
+        if len(self) < 2:
+            raise UserError(f"{self.name} has one picture: there are no others' captions to give it")
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        captions = list(self.captions)
+        for place, other in zip(order.tolist(), order.roll(1).tolist(), strict=True):  # one cycle: none keeps its own
+            captions[place] = self.captions[other]
+        return CaptionSet(self.name, self.keys, self.items, captions, self.channels)
+
+
+@dataclass
+class CaptionSplits(Splits):
+    """The parts of a captioned set; a set of evaluation parts alone has an empty `train`."""
+
+    train: CaptionSet
+    val: CaptionSet | None = None
+    test: CaptionSet | None = None
+
+
+def open_captions(data: str | Path, val_fraction: float = 0.1) -> CaptionSplits:
+    """The captioned pictures at a path, or in a folder of that name below `$VITRAIL_DATA`.
+
+    A path is `captions.txt`, a CSV, JSON (Karpathy's or COCO's) or Parquet file; a folder that holds such files, with
+    the pictures beside them or in a folder beside them; a folder a part (`train/`, `val/`, `test/`) of that kind; or a
+    folder of `name.jpg` beside `name.txt`. Where nothing names a part, about `val_fraction` of the pictures are for
+    validation, by a hash of the picture; 0 leaves the set whole. What cannot be used is left out, named and counted.
+    """
+    path = _find(data)
+    left = Left()
+    parts = _from_parquet(path, left) if parquet.files(path) else _from_files(path, left)
+    left.sum_up(str(path))
+    parts = {part: chosen for part, chosen in parts.items() if len(chosen)}
+    if not parts:
+        raise UserError(f"{path} holds no picture with a caption")
+    channels = stored_channels(next(iter(parts.values())))
+    for chosen in parts.values():
+        chosen.channels = channels
+    whole = parts.pop("", None)
+    if whole is not None and parts:
+        log.warning(f"{path}: {len(whole):,} pictures whose part is not named are for training")
+        parts["train"] = _joined(whole, parts["train"]) if "train" in parts else whole
+    elif whole is not None:
+        parts = _split(whole, val_fraction)
+    empty = CaptionSet(path.name, [], [], [], channels)
+    return CaptionSplits(parts.get("train", empty), parts.get("val"), parts.get("test"))
+
+
+def _find(data: str | Path) -> Path:
+    path = Path(data).expanduser()
+    if path.exists():
+        return path
+    root = os.environ.get("VITRAIL_DATA")
+    if root and (Path(root) / path).exists():
+        return Path(root) / path
+    raise UserError(
+        f"no captions at {data}: give a folder with captions.txt and images, or a CSV, JSON or Parquet file"
+    )
+
+
+def _split(whole: CaptionSet, val_fraction: float) -> dict[str, CaptionSet]:
+    if not val_fraction or len(whole) < 2:
+        return {"train": whole}
+    train, val = split_val(whole, val_fraction)
+    assert isinstance(train, CaptionSet) and isinstance(val, CaptionSet)
+    log.info(f"{whole.name} names no parts: {len(val):,} of its {len(whole):,} pictures, by a hash, are for validation")
+    return {"train": train, "val": val}
+
+
+def _joined(a: CaptionSet, b: CaptionSet) -> CaptionSet:
+    items = [part.read(i) for part in (a, b) for i in range(len(part))]
+    return CaptionSet(a.name, a.keys + b.keys, items, a.captions + b.captions, a.channels)
+
+
+def _from_files(path: Path, left: Left) -> dict[str, CaptionSet]:
+    """The parts of a folder, or of a file of captions; "" for what names no part."""
+    if path.is_file():
+        return _from_tables(path, [path], left)
+    if files := _caption_files(path):
+        return _from_tables(path, files, left)
+    folders = {folder.name.lower(): folder for folder in folders_in(path)}
+    named = {part: folders[name] for part, names in SPLITS.items() for name in names if name in folders}
+    parts = {}
+    for part, folder in (named or {"": path}).items():
+        if files := _caption_files(folder):
+            entries, find = [entry for file in files for entry in read_file(file, left)], finder(folder)
+            _name_the_uncaptioned(folder, entries, find, left)
+        else:
+            entries, find = read_pairs(folder), None
+        if entries:
+            parts[part] = _make(path, entries, find, left)
+        elif part:
+            log.warning(f"{folder} holds no captions and is left out")
+    if not parts:
+        raise UserError(
+            f"{path} holds no captions: it needs captions.txt beside a folder of images, a CSV, JSON or Parquet file, "
+            "or name.txt beside each name.jpg"
+        )
+    return parts
+
+
+def _caption_files(folder: Path) -> list[Path]:
+    """The tables and JSON files of a folder that are of captions; where some are called so, these alone."""
+    places = [folder, *(place for place in folders_in(folder) if place.name.lower() == "annotations")]
+    files = [file for place in places for file in sorted(place.iterdir()) if file.is_file() and file.name[0] != "."]
+    files = [file for file in files if file.suffix.lower() in (".txt", ".csv", ".tsv", ".json")]
+    called = [file for file in files if "caption" in file.stem.lower() and not _beside_a_picture(file)]
+    return called or [file for file in files if file.suffix.lower() != ".txt"]
+
+
+def _beside_a_picture(file: Path) -> bool:
+    return file.suffix.lower() == ".txt" and any(file.with_suffix(end).is_file() for end in ENDINGS)
+
+
+def _from_tables(path: Path, files: list[Path], left: Left) -> dict[str, CaptionSet]:
+    """Files of captions by part: as each picture says, or else as the file's name does."""
+    find = finder(files[0].parent)
+    by_part: dict[str, list[Entry]] = {}
+    for file in files:
+        for entry in read_file(file, left):
+            by_part.setdefault(entry.split or part_of(file) or "", []).append(entry)
+    if path.is_dir() and all(file.suffix.lower() != ".json" for file in files):
+        _name_the_uncaptioned(path, [entry for entries in by_part.values() for entry in entries], find, left)
+    return {part: _make(path, entries, find, left) for part, entries in by_part.items()}
+
+
+def _name_the_uncaptioned(path: Path, entries: list[Entry], find: Finder, left: Left) -> None:
+    """Pictures that lie among the captioned ones, and that no line names."""
+    for entry in entries:
+        entry.item = find(entry.name)
+    there = {entry.item for entry in entries if isinstance(entry.item, Path)}
+    for folder in sorted({file.parent for file in there}):
+        for file in sorted(folder.iterdir()):
+            if file.suffix.lower() in ENDINGS and file not in there:
+                left.out("pictures without a caption", f"{file}: {path} has no caption for it")
+
+
+def _make(path: Path, entries: list[Entry], find: Finder | None, left: Left) -> CaptionSet:
+    """The entries with a picture and a caption. Raises UserError where no picture is there at all."""
+    if find is not None:
+        for entry in entries:
+            entry.item = entry.item or find(entry.name)
+        if entries and not any(entry.item for entry in entries):
+            raise UserError(
+                f"{entries[0].where}: {entries[0].name!r} is not there, nor any other of {len(entries):,} pictures: "
+                "put them beside the file or in a folder images beside it"
+            )
+    kept = [entry for entry in entries if _keep(entry, left)]
+    root = path if path.is_dir() else path.parent
+    files: list[Path] = [entry.item for entry in kept if isinstance(entry.item, Path)]
+    keys = [file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file) for file in files]
+    return CaptionSet(path.name, keys, files, [[text for _, text in entry.captions] for entry in kept])
+
+
+def _keep(entry: Entry, left: Left) -> bool:
+    """Whether a picture is of use; its captions become those that are."""
+    if entry.item is None:
+        left.out("pictures that are not there", f"{entry.where}: {entry.name!r} is not there")
+        return False
+    if not entry.captions:
+        left.out("pictures without a caption", f"{entry.where}: {entry.name} has no caption")
+        return False
+    kept = []
+    for where, text in entry.captions:
+        # JSON can write half a surrogate pair, which no encoding has bytes for.
+        text = " ".join(text.encode("utf-8", "replace").decode().split())
+        words = text.count(" ") + 1
+        if not text:
+            left.out("empty captions", f"{where}: the caption is empty")
+        elif words > MOST_WORDS or len(text) > MOST_CHARACTERS:
+            left.out(f"captions of more than {MOST_WORDS:,} words", f"{where}: the caption has {words:,} words")
+        else:
+            kept.append((where, text))
+    if not kept:
+        left.out("pictures without a caption", f"{entry.where}: {entry.name} has no caption that is of use")
+    entry.captions = kept
+    return bool(kept)
+
+
+def _from_parquet(path: Path, left: Left) -> dict[str, CaptionSet]:
+    files: dict[str, list[Path]] = {}
+    for file in parquet.files(path):
+        files.setdefault(part_of(file) or part_of(file.parent) or "", []).append(file)
+    parts: dict[str, CaptionSet] = {}
+    for part, members in files.items():
+        entries, pictures = read_parquet(members)
+        by_part: dict[str, list[Entry]] = {}
+        for entry in entries:
+            if _keep(entry, left):
+                by_part.setdefault(entry.split or part, []).append(entry)
+        for each, kept in by_part.items():
+            made = _from_rows(path, members[0], kept, pictures)
+            parts[each] = _joined(parts[each], made) if each in parts else made
+    return parts
+
+
+def _from_rows(path: Path, file: Path, entries: list[Entry], pictures: parquet.Pictures) -> CaptionSet:
+    rows = [entry.item for entry in entries if isinstance(entry.item, int)]
+    own = [entry.name for entry in entries]
+    keys = own if all(own) and len(set(own)) == len(own) else [f"{file.stem}/{row}" for row in rows]
+    return CaptionSet(path.stem, keys, Chosen(pictures, rows), [[text for _, text in e.captions] for e in entries])

@@ -1,0 +1,62 @@
+"""Other ways to gather values than one softmax, and how attention may start."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Differential(nn.Module):
+    """The difference of two attentions, each on half of every head's channels (arXiv 2410.05258)."""
+
+    def __init__(self, per_head: int, index: int) -> None:
+        """`index` is the number of the block: later ones start with a larger share of the second attention."""
+        super().__init__()
+        self.start = 0.8 - 0.6 * math.exp(-0.3 * index)
+        self.q1, self.k1, self.q2, self.k2 = (nn.Parameter(0.1 * torch.randn(per_head // 2)) for _ in range(4))
+        self.norm = nn.RMSNorm(per_head, eps=1e-5)
+
+    def share(self) -> Tensor:
+        """The factor on the second attention (equation 2)."""
+        return (self.q1 * self.k1).sum().exp() - (self.q2 * self.k2).sum().exp() + self.start
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+        """[B, heads, N, d] from queries, keys and values."""
+        first, second = (
+            F.scaled_dot_product_attention(a, b, v, attn_mask=mask, dropout_p=dropout)
+            for a, b in zip(q.chunk(2, dim=-1), k.chunk(2, dim=-1), strict=True)
+        )
+        return self.norm(first - self.share().to(q.dtype) * second) * (1 - self.start)
+
+
+@torch.no_grad()
+def mimetic_init(qkv: nn.Linear, out: nn.Linear, heads: int) -> None:
+    """Start attention as trained transformers have it (arXiv 2305.09828, equations 3 to 8).
+
+    Each head's query-key product is near the identity, so a token first looks at what resembles it; the value-output
+    product is near minus the identity. `qkv` is [3D, D] and `out` [D, D].
+    """
+    width = out.weight.shape[0]
+    per_head = width // heads
+    query, key, value = qkv.weight.chunk(3)
+    for head in range(heads):
+        rows = slice(head * per_head, (head + 1) * per_head)
+        left, right = _halves(_near_identity(width, noise=0.7, identity=0.7), per_head)
+        query[rows], key[rows] = left.T, right
+    left, right = _halves(_near_identity(width, noise=0.4, identity=-0.4), width)
+    out.weight.copy_(left)
+    value.copy_(right)
+
+
+def _near_identity(width: int, noise: float, identity: float) -> Tensor:
+    return noise * torch.randn(width, width) / width**0.5 + identity * torch.eye(width)
+
+
+def _halves(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """[D, rank] and [rank, D] whose product is the best approximation of `matrix` of that rank."""
+    u, s, v = torch.linalg.svd(matrix)
+    root = s[:rank].sqrt()
+    return u[:, :rank] * root, root[:, None] * v[:rank]

@@ -1,0 +1,54 @@
+"""From final tokens to what stands for the picture."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class AttentionPool(nn.Module):
+    """A learned query reads the tokens, then an MLP (the MAP head of arXiv 2106.04560)."""
+
+    def __init__(self, width: int, attention: nn.Module, norm: nn.Module, mlp: nn.Module) -> None:
+        super().__init__()
+        self.probe = nn.Parameter(torch.randn(1, 1, width) * width**-0.5)
+        self.attention, self.norm, self.mlp = attention, norm, mlp
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, T, D] to [B, D]."""
+        x = self.attention(self.probe.expand(len(tokens), -1, -1), tokens)
+        return (x + self.mlp(self.norm(x)))[:, 0]
+
+
+class ChannelNorm(nn.LayerNorm):
+    """A layer norm over the channels of a feature map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] to [B, C, h, w]."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Neck(nn.Sequential):
+    """SAM's neck: a linear map of each patch and a 3x3 convolution, each with a norm (arXiv 2304.02643)."""
+
+    def __init__(self, width: int, channels: int) -> None:
+        super().__init__(
+            nn.Conv2d(width, channels, 1, bias=False),
+            ChannelNorm(channels, eps=1e-6),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            ChannelNorm(channels, eps=1e-6),
+        )
+
+
+class Projection(nn.Linear):
+    """A linear map of the pooled vector, into the space that CLIP shares with words, or BERT's pooler with its tanh."""
+
+    def __init__(self, width: int, out: int, bias: bool, tanh: bool) -> None:
+        super().__init__(width, out, bias=bias)
+        self.tanh = tanh
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, D] to [B, out]."""
+        x = F.linear(x, self.weight, self.bias)
+        return x.tanh() if self.tanh else x

@@ -1,0 +1,181 @@
+"""Convolutions that the patches are cut from: the hybrids of section 3.1 and those that followed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitrail.layers.variant import Variant
+
+
+class ConvStem(nn.Module):
+    """3x3 convolutions, each with batch norm and ReLU, before the patches are projected (arXiv 2106.14881).
+
+    The first keeps the resolution and each later one halves it while the patch size allows, so `channels` of
+    (32, 64) with patches of 4 gives a feature map at half size, whose 2x2 patches are then projected.
+    """
+
+    def __init__(self, channels: int, widths: tuple[int, ...], patch: int) -> None:
+        super().__init__()
+        self.stride, self.width = 1, widths[-1]
+        layers: list[nn.Module] = []
+        for i, width in enumerate(widths):
+            stride = 2 if i > 0 and patch % (2 * self.stride) == 0 else 1
+            # The norm has its own shift, so the convolution needs no bias.
+            convolution = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
+            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+            layers += [convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+            channels, self.stride = width, self.stride * stride
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, widths[-1], H / stride, W / stride]."""
+        return self.layers(images)
+
+
+class PatchStem(nn.Module):
+    """Convolutions that do not overlap, each with batch norm and GELU: 4x4, then 2x2 (MobileCLIP, arXiv 2311.17049)."""
+
+    def __init__(self, channels: int, variant: Variant) -> None:
+        super().__init__()
+        self.stride, self.width = 1, variant.backbone_layers[-1]
+        layers: list[nn.Module] = []
+        for i, width in enumerate(variant.backbone_layers):
+            size = 2 if i else 4
+            layers += [nn.Conv2d(channels, width, size, size, bias=False)]
+            layers += [nn.BatchNorm2d(width, eps=variant.backbone_eps), nn.GELU()]
+            channels, self.stride = width, self.stride * size
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, widths[-1], H / stride, W / stride]."""
+        return self.layers(images)
+
+
+class StandardisedConv(nn.Conv2d):
+    """A convolution whose filters have mean 0 and variance 1 (arXiv 1903.10520), padded as TensorFlow pads."""
+
+    def __init__(self, channels: int, out: int, size: int, stride: int = 1, *, eps: float, deviation: bool) -> None:
+        super().__init__(channels, out, size, stride, bias=False)
+        self.eps, self.deviation = eps, deviation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, out, ceil(H / stride), ceil(W / stride)]."""
+        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True, correction=0)
+        scale = 1 / (variance.sqrt() + self.eps) if self.deviation else torch.rsqrt(variance + self.eps)
+        weight = (self.weight - mean) * scale
+        return F.conv2d(same(x, self.kernel_size[0], self.stride[0]), weight, None, self.stride)
+
+
+def same(x: Tensor, size: int, stride: int, value: float = 0.0) -> Tensor:
+    """Pad so that ceil(size / stride) outputs come; where the padding is odd, more of it goes right and below."""
+    pads = []
+    for n in (x.shape[3], x.shape[2]):
+        pad = max((-(-n // stride) - 1) * stride + size - n, 0)
+        pads += [pad // 2, pad - pad // 2]
+    return F.pad(x, pads, value=value) if any(pads) else x
+
+
+def plain_conv(channels: int, out: int, size: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(channels, out, size, stride, padding=size // 2, bias=False)
+
+
+class Unit(nn.Module):
+    """A bottleneck block of a ResNet: 1x1, 3x3 and 1x1 convolutions beside a shortcut (arXiv 1512.03385)."""
+
+    def __init__(
+        self,
+        channels: int,
+        out: int,
+        stride: int,
+        conv: Callable[..., nn.Module],
+        norm: Callable[[int], nn.Module],
+        shortcut: nn.Module | None,
+    ) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = conv(channels, out // 4, 1), norm(out // 4)
+        self.conv2, self.norm2 = conv(out // 4, out // 4, 3, stride), norm(out // 4)
+        self.conv3, self.norm3 = conv(out // 4, out, 1), norm(out)
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] to [B, out, h / stride, w / stride]."""
+        y = self.norm1(self.conv1(x)).relu()
+        y = self.norm2(self.conv2(y)).relu()
+        y = self.norm3(self.conv3(y))
+        return (y + (x if self.shortcut is None else self.shortcut(x))).relu()
+
+
+class Shortcut(nn.Module):
+    """The shortcut of a stage's first block, where width or resolution change."""
+
+    def __init__(
+        self, channels: int, out: int, stride: int, conv: Callable[..., nn.Module], norm: Callable[[int], nn.Module]
+    ) -> None:
+        super().__init__()
+        # ResNet-D averages before it projects, so that no value is skipped (arXiv 1812.01187).
+        averages = conv is plain_conv and stride > 1
+        self.average = nn.AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False) if averages else nn.Identity()
+        self.conv, self.norm = conv(channels, out, 1, 1 if averages else stride), norm(out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(self.average(x)))
+
+
+class ConvNorm(nn.Module):
+    """A convolution, a norm and a ReLU."""
+
+    def __init__(self, conv: nn.Module, norm: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.norm = conv, norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)).relu()
+
+
+class ResNet(nn.Module):
+    """A ResNet without its head; `Variant.backbone` says of which kind."""
+
+    def __init__(self, channels: int, variant: Variant) -> None:
+        super().__init__()
+        eps = variant.backbone_eps
+        self.tensorflow = variant.backbone == "resnetv2"
+        conv: Callable[..., nn.Module] = plain_conv
+        norm: Callable[[int], nn.Module] = partial(nn.BatchNorm2d, eps=eps)
+        if self.tensorflow:
+            deviation = variant.backbone_weight == "deviation"
+            conv = partial(StandardisedConv, eps=variant.backbone_weight_eps, deviation=deviation)
+            norm = partial(nn.GroupNorm, 32, eps=eps)
+            self.root = nn.Sequential(ConvNorm(conv(channels, 64, 7, 2), norm(64)))
+        else:
+            widths = [(channels, 32, 2), (32, 32, 1), (32, 64, 1)]
+            self.root = nn.Sequential(*(ConvNorm(conv(a, b, 3, stride), norm(b)) for a, b, stride in widths))
+        self.stride, self.width = 4, 64
+        self.stages = nn.ModuleList()
+        for i, units in enumerate(variant.backbone_layers):
+            out, first = 256 * 2**i, 1 if i == 0 else 2
+            stage = []
+            for j in range(units):
+                stride = first if j == 0 else 1
+                shortcut = Shortcut(self.width, out, stride, conv, norm) if j == 0 else None
+                stage.append(Unit(self.width, out, stride, conv, norm, shortcut))
+                self.width, self.stride = out, self.stride * stride
+            self.stages.append(nn.Sequential(*stage))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, width, H / stride, W / stride]."""
+        x = self.root(images)
+        # Zeros are safe to pad with: behind a ReLU nothing is smaller.
+        x = F.max_pool2d(same(x, 3, 2), 3, 2) if self.tensorflow else F.max_pool2d(x, 3, 2, padding=1)
+        for stage in self.stages:
+            x = stage(x)
+        return x
+
+
+def backbone_for(channels: int, variant: Variant) -> PatchStem | ResNet:
+    """The backbone that a variant names."""
+    return PatchStem(channels, variant) if variant.backbone == "conv" else ResNet(channels, variant)

@@ -1,0 +1,134 @@
+"""What published Vision Transformers change in the paper's model: one field a part, all plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from vitrail.errors import UserError
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The parts that replace the paper's. The defaults are the paper."""
+
+    # Norms
+    norm: Literal["layer", "rms"] = "layer"
+    """layer norm, or the root mean square alone (arXiv 1910.07467)"""
+    norm_patches: bool = False
+    """a norm on the projected patches, before class token and positions (AIMv2)"""
+    norm_before: bool = False
+    """a norm on the embedded tokens, before the first block (CLIP)"""
+    norm_after: bool = True
+    """the paper's norm on all tokens after the last block"""
+    norm_pooled: bool = False
+    """a norm on the pooled vector (BEiT, and timm's `fc_norm`)"""
+    norm_after_eps: float | None = None
+    """epsilon of `norm_after`, where it is not that of the blocks"""
+
+    # Blocks
+    arrangement: Literal["pre", "post", "parallel", "joint", "joint_fused"] = "pre"
+    """pre: equations 2 and 3; post: the norm on the branch's output (EVA-02 E); parallel: two attentions side by side,
+    then two MLPs (arXiv 2203.09795); joint: attention and MLP side by side behind one norm (arXiv 2302.05442);
+    joint_fused: the same with one output product, so with one bias"""
+    layer_scale_on: Literal["both", "attention"] = "both"
+    """which branches `layer_scale` is on"""
+
+    # Attention
+    key_bias: bool = True
+    """with `qkv_bias`: whether keys have one too (BEiT and EVA: queries and values alone)"""
+    output_bias: bool = True
+    """biases of attention's output and of the MLP"""
+    qk_norm: bool = False
+    """norms on queries and keys, head by head (arXiv 2302.05442)"""
+    attention_norm: bool = False
+    """a norm on what attention gathered, before its output product (arXiv 2210.06423)"""
+    differential: bool = False
+    """the difference of two attentions (arXiv 2410.05258)"""
+    kv_heads: tuple[int, ...] = ()
+    """heads of keys and values in each block, fewer than of queries (arXiv 2305.13245); empty for as many"""
+
+    # MLP
+    mlp: Literal["plain", "gated"] = "plain"
+    """gated: the activation of one half times the other half (arXiv 2002.05202)"""
+    mlp_hidden: int | None = None
+    """width inside the MLP, behind the gate if it has one; None for width times `mlp_ratio`"""
+    mlp_norm: bool = False
+    """a norm behind the activation (arXiv 2210.06423)"""
+
+    # Prefix and positions
+    distillation: bool = False
+    """a second class token, taught by another model (arXiv 2012.12877); it stands behind the first"""
+    prefix_positions: Literal["class", "all", "none"] = "class"
+    """which prefix tokens have learned positions: class and distillation token, registers too, or none"""
+    resampling: Literal[
+        "antialias", "bilinear_antialias", "bicubic", "bilinear", "bicubic_corners", "corners", "offset"
+    ] = "antialias"
+    """how learned positions fit another grid. antialias: bicubic, averaging where it shrinks (timm), or bilinear
+    (SigLIP 2); bicubic and bilinear: without (Hugging Face); bicubic_corners: from corner to corner (torchvision);
+    corners: bilinear from corner to corner (Google); offset: bicubic with 0.1 added to the new size (DINO, DINOv2)"""
+    relative: Literal["none", "table", "shared", "both", "decomposed"] = "none"
+    """biases on the scores by relative place: a table in each block (BEiT), one for all, both, or products of the query
+    with a row's and a column's vector (arXiv 2112.01526, SAM)"""
+    relative_resampling: Literal["geometric", "bilinear"] = "geometric"
+    """how tables fit another grid: places in geometric progression (BEiT, timm), or evenly (Hugging Face)"""
+    rotary: Literal["none", "axial", "centred", "mixed"] = "none"
+    """rotations of queries and keys. axial: by row and column (EVA-02); centred: by places from -1 to 1 (DINOv3);
+    mixed: by learned directions, head by head (arXiv 2403.13298)"""
+    rotary_temperature: float = 10_000.0
+    rotary_reference: tuple[int, int] | None = None
+    """axial: rows and columns that every grid is stretched to"""
+    rotary_offset: float = 0.0
+    """axial: added to each row and column number"""
+    rotary_first: Literal["rows", "columns"] = "rows"
+    """which axis turns the first frequencies"""
+    rotary_pairs: Literal["neighbours", "halves"] = "neighbours"
+    """what is rotated together: channels 2i and 2i + 1, or channels i and i + half"""
+    window: int = 0
+    """side in patches of the windows that attention stays in (SAM); 0 for the whole picture"""
+    global_blocks: tuple[int, ...] = ()
+    """with `window`: numbers of the blocks that attend to the whole picture"""
+
+    # Stem
+    floor_grid: bool = False
+    """leave out the pixels right and below that are no whole patch (SigLIP at 384 pixels), in place of refusing"""
+    patch_bias: bool = True
+    """bias of the patch projection"""
+    backbone: Literal["none", "resnetv2", "resnet", "conv"] = "none"
+    """what the patches are cut from. resnetv2: the hybrid's ResNet of section 3.1 (group norm, standardised weights);
+    resnet: ResNet-D with batch norm; conv: convolutions that do not overlap (MobileCLIP)"""
+    backbone_layers: tuple[int, ...] = ()
+    """blocks in each stage (none: the ResNet's first convolution alone); for conv its widths"""
+    backbone_eps: float = 1e-5
+    """epsilon of the backbone's norms"""
+    backbone_weight_eps: float = 1e-8
+    """resnetv2: epsilon of the standardised weights"""
+    backbone_weight: Literal["variance", "deviation"] = "variance"
+    """resnetv2: whether that epsilon is added to the variance (timm) or to its root (Google)"""
+
+    # After the blocks
+    neck: int | None = None
+    """channels of SAM's neck, two convolutions over the patches"""
+    pool_prefix: bool = False
+    """whether averages and attention pooling read the prefix tokens too"""
+    pool_heads: int | None = None
+    """heads of the attention pooling; None for the blocks'"""
+    pool_hidden: int | None = None
+    """width inside the attention pooling's MLP; None for the blocks'"""
+    pool_activation: str | None = None
+    """activation of the attention pooling's MLP; None for the blocks'"""
+    projection: int | None = None
+    """width of a linear map of the pooled vector (CLIP)"""
+    projection_bias: bool = False
+    projection_tanh: bool = False
+    """a tanh behind the projection (BERT's pooler)"""
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, list):
+                object.__setattr__(self, entry.name, tuple(value))  # JSON has lists for tuples
+        if self.global_blocks and not self.window:
+            raise UserError("global_blocks needs window: give the side of the other blocks' windows")
+        if self.relative == "decomposed" and self.kv_heads:
+            raise UserError("relative='decomposed' does not go with kv_heads: leave one out")

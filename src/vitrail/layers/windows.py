@@ -1,0 +1,26 @@
+"""Attention inside windows of the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from vitrail.layers.place import Place
+
+
+def in_windows(attend: Callable[[Tensor, Place], Tensor], x: Tensor, place: Place, size: int) -> Tensor:
+    """Let `attend` see windows of size x size patches of [B, N, D], each by itself.
+
+    Where they do not divide the picture, zeros fill it up to the right and below, and take part, as in SAM.
+    """
+    rows, columns = place.grid
+    image = rearrange(x, "b (h w) d -> b h w d", h=rows)
+    image = F.pad(image, (0, 0, 0, -columns % size, 0, -rows % size))
+    down = image.shape[1] // size
+    windows = rearrange(image, "b (h r) (w c) d -> (b h w) (r c) d", r=size, c=size)
+    windows = attend(windows, Place((size, size)))
+    image = rearrange(windows, "(b h w) (r c) d -> b (h r) (w c) d", b=len(x), h=down, r=size)
+    return image[:, :rows, :columns].flatten(1, 2)

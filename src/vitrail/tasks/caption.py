@@ -1,0 +1,261 @@
+"""Captioning: what a picture shows, in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitrail.data.decode import Preprocess
+from vitrail.data.text import END, PAD, START, UNKNOWN, Tokenizer
+from vitrail.errors import UserError
+from vitrail.plain import describe
+from vitrail.tasks.caption_scores import CaptionMetric
+from vitrail.tasks.decoders import AttentiveDecoder, Decoder, Memory, RecurrentDecoder, TransformerDecoder
+from vitrail.tasks.encoder import KINDS, Encoder
+from vitrail.tasks.search import Decoding, Written, write
+from vitrail.tasks.task import Batch, Metric, Prediction, Task
+from vitrail.vit import Tokens
+
+Reward = Callable[[Iterable[int], Iterable[str]], list[float]]
+"""sample numbers of pictures and a caption of each, to the captions' scores"""
+
+
+@dataclass(frozen=True)
+class Captioning:
+    """The decoder, its vocabulary, and how both are learned: fields of a run."""
+
+    decoder: Literal["recurrent", "attentive", "transformer"] = "transformer"
+    """reads the picture first (1411.4555), looks at it before each word (1502.03044), or a Transformer (1706.03762)"""
+    cell: Literal["rnn", "gru", "lstm"] = "lstm"
+    """of the recurrent decoders"""
+    decoder_width: int = 256
+    decoder_depth: int = 3
+    decoder_heads: int = 4
+    decoder_dropout: float = 0.1
+    longest: int = 64
+    """words of a caption at most, its end included"""
+    vocabulary: Literal["bpe", "words"] = "bpe"
+    vocabulary_size: int = 3000
+    lower: bool = True
+    """captions are learned in lower case"""
+    captions: int = 2
+    """of each picture's captions, how many a step reads"""
+    smoothing: float = 0.1
+    """label smoothing"""
+    word_dropout: float = 0.0
+    """chance that a word that is read becomes `<unknown>`"""
+    contrastive: float = 0.0
+    """weight of the loss that matches pictures with their captions (CoCa, 2205.01917)"""
+    text_depth: int = 0
+    """blocks at the bottom of the Transformer that read words alone; the contrastive loss needs them"""
+    self_critical: float = 0.0
+    """weight of the reward, CIDEr, of sampled captions over that of their mean (1612.00563); 0 for none"""
+    decoding: Decoding = field(default_factory=Decoding)
+
+    def __post_init__(self) -> None:
+        if self.contrastive and not 0 < self.text_depth < self.decoder_depth:
+            raise UserError("the contrastive loss needs a text depth of at least 1, below the decoder's depth")
+        if self.captions < 1:
+            raise UserError(f"a step reads at least one caption a picture, got {self.captions}")
+
+    balanced = False
+
+
+class Caption(Task):
+    """An encoder of pictures and a decoder of words.
+
+    Keys of a batch: `image` [B, C, H, W] normalised floats, `sample` [B]; to learn from, `label` int64 [B, K, T], the
+    numbers of K captions, each ended by `END` and filled up with `PAD` (a caption that is missing is all `PAD`); to
+    score, `captions`, the references as text.
+    """
+
+    name = "caption"
+    score = "cider"
+    metric_reads = "answers"
+
+    def __init__(self, encoder: Encoder, config: Captioning, tokenizer: Tokenizer, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.captioning = config
+        self.tokenizer = tokenizer
+        self.preprocess = preprocess
+        self.classes: list[str] = []
+        self.decoding = config.decoding
+        width = encoder.config.width
+        self.decoder = decoder_for(config, tokenizer.size, width)
+        if config.contrastive:
+            self.match = Match(width, config.decoder_width)
+        self.reward: Reward | None = None
+        """what self-critical training is rewarded with"""
+
+    def learn_with(self, config: Captioning) -> None:
+        """Go on learning as `config` says, with the decoder and the vocabulary as they are."""
+        how = ("captions", "smoothing", "word_dropout", "self_critical", "decoding")
+        self.captioning = replace(self.captioning, **{name: getattr(config, name) for name in how})
+        self.decoding = config.decoding
+
+    def forward(self, images: Tensor, words: Tensor) -> Tensor:
+        """Normalised pictures [B, C, H, W] and the words [B, K, T] of K captions, to logits of the next, [B, K, T, V]."""
+        return self.decoder.logits(self.decoder(words, self.memory(images)))
+
+    def features(self, images: Tensor) -> Tokens:
+        return self.encoder(images)
+
+    def memory(self, images: Tensor) -> Memory:
+        """What the decoder sees of the pictures: all their tokens, and one vector each."""
+        tokens = self.encoder(images)
+        return Memory(torch.cat([tokens.prefix, tokens.patches], dim=1), self.encoder.pool(tokens))
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Sums over the captions' words (or over the captions, in self-critical training)."""
+        memory = self.memory(batch["image"])
+        if self.captioning.self_critical:
+            return self._self_critical(memory, batch)
+        labels = self._some(batch["label"])
+        words = F.pad(labels[..., :-1], (1, 0), value=START)
+        words = words.masked_fill(words == END, PAD)
+        known = self.decoder(self._dropped(words), memory)
+        counted = labels != PAD
+        logits = self.decoder.logits(known[counted]).float()
+        targets = labels[counted]
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.captioning.smoothing, reduction="sum")
+        count = counted.sum()
+        parts = {"loss": loss, "count": count, "accuracy": (logits.argmax(dim=1) == targets).sum()}
+        if self.captioning.contrastive:
+            assert isinstance(self.decoder, TransformerDecoder)
+            matching = self.match(memory.pooled, self.decoder, labels)
+            parts["contrastive"] = matching.detach() * count
+            parts["loss"] = loss + self.captioning.contrastive * matching * count
+        return parts
+
+    def _some(self, labels: Tensor) -> Tensor:
+        """[B, K, T] of some of the captions of each picture, in turn from a random one."""
+        there = (labels[..., 0] != PAD).sum(dim=1)
+        first = (torch.rand(len(labels), device=labels.device) * there).long()
+        count = min(self.captioning.captions, int(there.max()))
+        places = (first[:, None] + torch.arange(count, device=labels.device)) % there[:, None]
+        chosen = labels[torch.arange(len(labels), device=labels.device)[:, None], places]
+        # A picture with fewer captions reads each of them once.
+        chosen = chosen.masked_fill((torch.arange(count, device=labels.device) >= there[:, None])[..., None], PAD)
+        return chosen[..., : int((chosen != PAD).any(dim=0).any(dim=0).sum())]
+
+    def _dropped(self, words: Tensor) -> Tensor:
+        if not self.captioning.word_dropout or not self.training:
+            return words
+        out = torch.rand(words.shape, device=words.device) < self.captioning.word_dropout
+        return words.masked_fill(out & (words > UNKNOWN), UNKNOWN)
+
+    def _self_critical(self, memory: Memory, batch: Batch) -> dict[str, Tensor]:
+        """Reward what a sampled caption scores above the mean of the picture's other samples (2005.01339, section 3)."""
+        assert self.reward is not None, "self-critical training needs a reward"
+        samples, draws = self.captioning.captions + 1, int(torch.randint(1 << 30, ()))
+        how = Decoding(beam=samples, sample=True, seed=draws, no_repeat=0, longest=self.decoding.longest)
+        self.eval()  # samples are drawn without dropout
+        with torch.no_grad():
+            written = write(self.decoder, memory, how, batch["sample"])
+        self.train()
+        texts = [self.tokenizer.decode(row) for row in written.words.flatten(0, 1).tolist()]
+        keys = batch["sample"].repeat_interleave(samples).tolist()
+        rewards = torch.tensor(self.reward(keys, texts), device=memory.tokens.device).float().view(-1, samples)
+        others = (rewards.sum(dim=1, keepdim=True) - rewards) / (samples - 1)
+        words = F.pad(written.words[..., :-1], (1, 0), value=START)
+        logits = self.decoder.logits(self.decoder(words.masked_fill(words == END, PAD), memory)).float()
+        logp = logits.log_softmax(dim=-1).gather(3, written.words[..., None])[..., 0]
+        counted = written.words != PAD
+        loss = -((rewards - others)[..., None] * logp * counted).sum()
+        count = counted.sum()
+        return {"loss": self.captioning.self_critical * loss, "count": count, "reward": rewards.mean() * count}
+
+    def answer(self, batch: Batch) -> list[Prediction]:
+        """The best captions of each picture, with the probability of each piece of text."""
+        written = self.write(batch)
+        probabilities = written.logp.exp().tolist()
+        scores = written.score.tolist()
+        answers = []
+        for words, ps, ss in zip(written.words.tolist(), probabilities, scores, strict=True):
+            rows = [self._row(*row) for row in zip(words, ps, ss, strict=True) if row[2] > -math.inf]
+            answers.append(Prediction(caption=rows[0]["caption"], captions=rows))
+        return answers
+
+    def write(self, batch: Batch) -> Written:
+        """Captions of a batch as `decoding` says."""
+        images = batch["image"]
+        samples = batch.get("sample", torch.arange(len(images), device=images.device))
+        return write(self.decoder, self.memory(images), self.decoding, samples)
+
+    def _row(self, words: list[int], ps: list[float], score: float) -> dict[str, Any]:
+        words = words[: words.index(END)] if END in words else [word for word in words if word != PAD]
+        pieces = self.tokenizer.tokens(words)
+        return {
+            "caption": "".join(pieces).strip(),
+            "score": score,
+            "tokens": [{"text": piece, "p": p} for piece, p in zip(pieces, ps, strict=False)],
+        }
+
+    def metric(self) -> Metric:
+        return CaptionMetric()
+
+    def config(self) -> dict[str, Any]:
+        captioning = {**asdict(self.captioning), "decoding": asdict(self.decoding)}
+        return {"encoder": describe(self.encoder.config, KINDS), "captioning": captioning}
+
+    def files(self) -> dict[str, str]:
+        return {"tokenizer.json": self.tokenizer.to_json()}
+
+
+class Match(nn.Module):
+    """CoCa's contrastive loss: of a batch's captions and pictures, which belong together."""
+
+    def __init__(self, width: int, text_width: int) -> None:
+        super().__init__()
+        self.image = nn.Linear(width, text_width, bias=False)
+        self.text = nn.Linear(text_width, text_width, bias=False)
+        self.scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # CLIP's (2103.00020)
+
+    def forward(self, pooled: Tensor, decoder: TransformerDecoder, labels: Tensor) -> Tensor:
+        """Pictures [B, D] and the captions [B, K, T], the first of which counts, to the mean loss of both directions."""
+        captions = labels[:, 0]
+        ends = (captions != PAD).sum(dim=1) - 1
+        known = decoder.read(F.pad(captions[:, :-1], (1, 0), value=START))
+        text = F.normalize(self.text(known[torch.arange(len(ends), device=ends.device), ends]), dim=1)
+        image = F.normalize(self.image(pooled), dim=1)
+        logits = self.scale.clamp(max=math.log(100)).exp() * image.float() @ text.float().T
+        own = torch.arange(len(logits), device=logits.device)
+        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
+def decoder_for(config: Captioning, vocabulary: int, memory_width: int) -> Decoder:
+    """The decoder that a config asks for."""
+    c = config
+    if c.decoder == "recurrent":
+        return RecurrentDecoder(c.cell, vocabulary, c.decoder_width, c.decoder_depth, memory_width, c.decoder_dropout)
+    if c.decoder == "attentive":
+        return AttentiveDecoder(c.cell, vocabulary, c.decoder_width, memory_width, c.decoder_dropout)
+    return TransformerDecoder(
+        vocabulary,
+        c.decoder_width,
+        c.decoder_depth,
+        c.decoder_heads,
+        memory_width,
+        c.decoder_dropout,
+        c.longest,
+        c.text_depth,
+    )
+
+
+def numbered(captions: Sequence[Sequence[str]], tokenizer: Tokenizer, longest: int) -> Tensor:
+    """Captions of pictures as int64 [N, K, T] (see `Caption`): cut to `longest` with their ends."""
+    rows = [[[*tokenizer.encode(text)[: longest - 1], END] for text in texts] for texts in captions]
+    most = max((len(texts) for texts in rows), default=1)
+    length = max((len(text) for texts in rows for text in texts), default=1)
+    table = torch.full((len(rows), most, length), PAD)
+    for i, texts in enumerate(rows):
+        for k, text in enumerate(texts):
+            table[i, k, : len(text)] = torch.tensor(text)
+    return table

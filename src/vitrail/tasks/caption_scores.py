@@ -1,0 +1,349 @@
+"""Scores of captions as the field reports them: BLEU, METEOR, ROUGE-L and CIDEr, from pycocoevalcap's scorers.
+
+They compare words, and so depend on how text is cut into them. Here this is fixed: lower case, then `[a-z0-9']+`. Where
+Java is found, the scores on Stanford's Penn Treebank tokens stand beside them, since papers on COCO use those. All are
+fractions as the scorers print them; a CIDEr of 0.42 is what papers write as 42.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import math
+import re
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from vitrail.errors import RunError, UserError
+
+log = logging.getLogger("vitrail")
+
+Key = TypeVar("Key", bound=Hashable)
+Ngram = tuple[str, ...]
+
+MISSING = "scores of captions need pycocoevalcap: pip install 'vitrail[caption]'"
+JAVA_LIMIT = 600
+"""seconds that Java may take"""
+COLLAPSED = 0.5
+"""a model that gives more than this share of the pictures one caption has collapsed,"""
+FEWEST = 10
+"""which fewer pictures than this do not show"""
+PUNCTUATION = frozenset(
+    ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
+)
+"""Treebank tokens that COCO's evaluation leaves out"""
+
+
+def words(text: str) -> list[str]:
+    """The fixed tokenisation: lower case, `[a-z0-9']+`. Text in other alphabets has no words by it."""
+    return re.findall(r"[a-z0-9']+", text.lower())
+
+
+def caption_scores(
+    candidates: Mapping[Key, str],
+    references: Mapping[Key, Sequence[str]],
+    *,
+    java: bool | None = None,
+    seen: Iterable[str] | None = None,
+) -> dict[str, float]:
+    """`bleu1` to `bleu4`, `rouge_l`, `cider`; with Java `meteor`, and all of them on Treebank tokens as `ptb_...`.
+
+    Beside them: `length` (mean words), `vocabulary` (different words over all captions), `identical` (the share of
+    pictures that have the most common caption: 1 where the model has collapsed), `distinct` (different captions a
+    picture), with `seen`, the captions trained on, `new` (the share of captions that are none of these), and `count`.
+
+    Each picture needs a candidate and at least one reference. `java` None uses Java where it is found, True insists.
+    CIDEr weighs n-grams by these references, so it is 0 for a single picture and means little for few.
+    """
+    if not candidates or candidates.keys() != references.keys() or not all(references.values()):
+        raise ValueError("every picture needs one candidate and at least one reference")
+    tokens = {key: " ".join(words(text)) for key, text in candidates.items()}
+    expected = {key: [" ".join(words(text)) for text in references[key]] for key in tokens}
+    scores = {**_ngram_scores(tokens, expected), **statistics(candidates.values(), seen)}
+    if java is None and not shutil.which("java"):
+        return scores
+    if java is not False:
+        try:
+            scores |= _java_scores(candidates, references, tokens, expected)
+        except (RunError, UserError) as error:
+            if java:
+                raise
+            log.warning(f"METEOR and scores on Treebank tokens are left out: {error}")
+    return scores
+
+
+def statistics(captions: Collection[str], seen: Iterable[str] | None = None) -> dict[str, float]:
+    """What the captions are like, whatever the pictures show: see `caption_scores`."""
+    tokens = [tuple(words(caption)) for caption in captions]
+    counts, total = Counter(tokens), len(tokens)
+    found: dict[str, float] = {
+        "length": sum(map(len, tokens)) / total,
+        "vocabulary": len(set(chain.from_iterable(tokens))),
+        "identical": max(counts.values()) / total,
+        "distinct": len(counts) / total,
+        "count": total,
+    }
+    if seen is not None:
+        known = {tuple(words(caption)) for caption in seen}
+        found["new"] = sum(caption not in known for caption in tokens) / total
+    return found
+
+
+def human_ceiling(references: Mapping[Key, Sequence[str]], *, java: bool | None = None) -> dict[str, float]:
+    """How people score: each reference in turn as the candidate against the picture's others, averaged over the turns.
+
+    Pictures with fewer than two references have no part in it. A person has one reference less to agree with than a
+    model has, so this is a little below what a person would get beside it.
+    """
+    several = {key: list(texts) for key, texts in references.items() if len(texts) > 1}
+    if not several:
+        raise UserError("a human ceiling needs pictures with at least two captions")
+    turns = []
+    for turn in range(max(map(len, several.values()))):
+        those = {key: texts for key, texts in several.items() if len(texts) > turn}
+        others = {key: texts[:turn] + texts[turn + 1 :] for key, texts in those.items()}
+        turns.append(caption_scores({key: texts[turn] for key, texts in those.items()}, others, java=java))
+    return {name: sum(turn[name] for turn in turns) / len(turns) for name in turns[0]}
+
+
+def _ngram_scores(tokens: Mapping[Key, str], expected: Mapping[Key, list[str]]) -> dict[str, float]:
+    """What needs no Java, on text whose words are parted by spaces."""
+    try:
+        from pycocoevalcap.bleu.bleu import Bleu
+        from pycocoevalcap.cider.cider import Cider as Theirs
+        from pycocoevalcap.rouge.rouge import Rouge
+    except ImportError:
+        raise UserError(MISSING) from None
+    given = {key: [text] for key, text in tokens.items()}
+    with contextlib.redirect_stdout(io.StringIO()):  # BLEU's scorer prints
+        bleu, _ = Bleu(4).compute_score(expected, given)
+        rouge, _ = Rouge().compute_score(expected, given)
+        cider, _ = Theirs().compute_score(expected, given)
+    return {
+        "cider": float(cider),
+        **{f"bleu{n}": float(score) for n, score in enumerate(bleu, 1)},
+        "rouge_l": float(rouge),
+    }
+
+
+def _java_scores(
+    candidates: Mapping[Key, str],
+    references: Mapping[Key, Sequence[str]],
+    tokens: Mapping[Key, str],
+    expected: Mapping[Key, list[str]],
+) -> dict[str, float]:
+    texts = [text for key in candidates for text in (candidates[key], *references[key])]
+    cut = iter(treebank(texts))
+    ptb_tokens, ptb_expected = {}, {}
+    for key in candidates:
+        ptb_tokens[key] = next(cut)
+        ptb_expected[key] = [next(cut) for _ in references[key]]
+    own, ptb = meteor((tokens, expected), (ptb_tokens, ptb_expected))
+    others = {**_ngram_scores(ptb_tokens, ptb_expected), "meteor": ptb}
+    return {"meteor": own, **{f"ptb_{name}": score for name, score in others.items()}}
+
+
+def treebank(texts: Sequence[str]) -> list[str]:
+    """Each text in Stanford's Penn Treebank tokens, lower case and without punctuation, as COCO's evaluation has it."""
+    jar = _jar("tokenizer/stanford-corenlp-3.4.1.jar")
+    command = [*_java(), "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+    lines = "".join(f"{_one_line(text)}\n" for text in texts)
+    try:
+        done = subprocess.run(command, input=lines.encode(), capture_output=True, timeout=JAVA_LIMIT, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise RunError(f"Java's tokenizer failed: {_reason(error)}") from None
+    cut = done.stdout.decode("utf-8", "replace").removesuffix("\n").split("\n")
+    if len(cut) != len(texts):
+        raise RunError(f"Java's tokenizer gave {len(cut)} lines for {len(texts)}")
+    return [" ".join(word for word in line.split() if word not in PUNCTUATION) for line in cut]
+
+
+def meteor(*sets: tuple[Mapping[Key, str], Mapping[Key, Sequence[str]]]) -> list[float]:
+    """METEOR 1.5 (Denkowski and Lavie 2014) of candidates and references, as pycocoevalcap asks for it.
+
+    Java reads a table of paraphrases for many seconds before it begins, so several sets are scored in one go.
+    """
+    jar = _jar("meteor/meteor-1.5.jar")
+    command = [*_java(), "-Xmx2G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
+    pipe = subprocess.PIPE
+    try:
+        with subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, encoding="utf-8", bufsize=1
+        ) as process:
+            assert process.stdin is not None and process.stdout is not None
+            scores = []
+            for tokens, expected in sets:
+                found = []
+                for key, text in tokens.items():
+                    process.stdin.write(_meteor_line("SCORE", *expected[key], text))
+                    found.append(process.stdout.readline())
+                process.stdin.write(_meteor_line("EVAL", *found))
+                # The answer is a line a picture, then the score of all.
+                scores.append(float([process.stdout.readline() for _ in range(len(found) + 1)][-1]))
+            return scores
+    except (OSError, ValueError) as error:
+        raise RunError(f"METEOR failed: {_reason(error)}") from None
+
+
+def _meteor_line(*fields: str) -> str:
+    """A request: fields parted by three bars, which none may hold itself."""
+    return " ||| ".join(_one_line(field.replace("|||", " ")) for field in fields) + "\n"
+
+
+def _java() -> list[str]:
+    java = shutil.which("java")
+    if java is None:
+        raise UserError("METEOR and Treebank tokens need Java: install a Java runtime, or go without them")
+    # Before Java 18 the encoding follows the locale, which on servers often knows ASCII alone.
+    return [java, "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8"]
+
+
+def _jar(name: str) -> Path:
+    try:
+        import pycocoevalcap.bleu.bleu
+    except ImportError:
+        raise UserError(MISSING) from None
+    jar = Path(pycocoevalcap.bleu.bleu.__file__).parent.parent / name
+    if not jar.is_file():
+        raise UserError(f"pycocoevalcap came without {name}: install it again with pip install 'vitrail[caption]'")
+    return jar
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _reason(error: Exception) -> str:
+    said = getattr(error, "stderr", None) or b""
+    return _one_line(said.decode("utf-8", "replace"))[-200:] or _one_line(str(error))
+
+
+class CaptionMetric:
+    """The scores of an evaluation, `cider` first, from answers with a `.caption`; state is kept by sample.
+
+    A picture's references are those of its batch under `captions`, a list a picture, or else those of `references` at
+    its sample number. Warns where the model has collapsed to one caption.
+    """
+
+    def __init__(
+        self,
+        references: Sequence[Sequence[str]] | None = None,
+        *,
+        seen: Iterable[str] | None = None,
+        java: bool | None = False,
+    ) -> None:
+        """`seen` and `java` as in `caption_scores`. Java takes seconds, so it is off unless asked for."""
+        self.references = references
+        self.seen = None if seen is None else list(seen)
+        self.java = java
+        self.rows: dict[int, tuple[str, list[str]]] = {}
+
+    def update(self, batch: dict[str, Any], answers: Sequence[Any]) -> None:
+        """Keep each sample's caption; one that was seen before counts once."""
+        samples = batch["sample"].tolist()
+        references = batch.get("captions")
+        if references is None:
+            assert self.references is not None, "the metric was given no references, and the batch has no `captions`"
+            references = [self.references[sample] for sample in samples]
+        for sample, answer, texts in zip(samples, answers, references, strict=True):
+            self.rows[sample] = (answer.caption, list(texts))
+
+    def state(self) -> dict[str, Tensor]:
+        """The rows as bytes of JSON."""
+        data = json.dumps([self.rows[sample] for sample in sorted(self.rows)]).encode()
+        return {"sample": torch.tensor(sorted(self.rows)), "text": torch.tensor(list(data), dtype=torch.uint8)}
+
+    def merge(self, state: dict[str, Tensor]) -> None:
+        rows = json.loads(bytes(state["text"].tolist()))
+        for sample, (caption, texts) in zip(state["sample"].tolist(), rows, strict=True):
+            self.rows[sample] = (caption, texts)
+
+    def compute(self) -> dict[str, Any]:
+        """The scores of `caption_scores`."""
+        candidates = {sample: self.rows[sample][0] for sample in sorted(self.rows)}
+        references = {sample: self.rows[sample][1] for sample in candidates}
+        scores = caption_scores(candidates, references, java=self.java, seen=self.seen)
+        if len(candidates) >= FEWEST and scores["identical"] > COLLAPSED:
+            common, _ = Counter(candidates.values()).most_common(1)[0]
+            log.warning(
+                f"{scores['identical']:.0%} of {len(candidates):,} pictures have the same caption ({common!r:.80}): "
+                "the model does not look at them, or has not trained for long enough"
+            )
+        return scores
+
+
+class Cider:
+    """CIDEr-D (1411.5726, section 5 and 6) of single captions, fast enough for a reward in training (1612.00563).
+
+    The number of pictures that an n-gram occurs with, which weighs it, is counted once, from the references. The mean
+    over all pictures is what pycocoevalcap's `Cider` prints: the variant with clipped counts, a Gaussian penalty on
+    the difference in length, and no stemming, times 10.
+    """
+
+    SIGMA = 6.0
+    """of the penalty, in words"""
+
+    def __init__(self, references: Mapping[Key, Sequence[str]], kept: int = 20_000) -> None:
+        """`references` of each picture by any key; the vectors of the `kept` pictures used last stay in memory."""
+        self.references = {key: [words(text) for text in texts] for key, texts in references.items()}
+        counts: Counter[Ngram] = Counter()
+        for texts in self.references.values():
+            counts.update({ngram for text in texts for ngram in _ngrams(text)})
+        self.most = math.log(len(self.references)) if self.references else 0.0
+        """the weight of an n-gram that no reference has"""
+        self.weights = {ngram: self.most - math.log(count) for ngram, count in counts.items()}
+        self._vectors: Callable[[Any], list[_Vector]] = lru_cache(kept)(
+            lambda key: [self._vector(text) for text in self.references[key]]
+        )
+
+    def __call__(self, key: Hashable, caption: str) -> float:
+        """The score of one caption of the picture `key`."""
+        vector = self._vector(words(caption))
+        expected = self._vectors(key)
+        return 10 * sum(self._similarity(vector, other) for other in expected) / len(expected)
+
+    def rewards(self, keys: Iterable[Hashable], captions: Iterable[str]) -> list[float]:
+        """The scores of captions, each of the picture beside it."""
+        return [self(key, caption) for key, caption in zip(keys, captions, strict=True)]
+
+    def _vector(self, text: list[str]) -> _Vector:
+        weights: dict[Ngram, float] = {}
+        squares = [0.0] * 4
+        for ngram, count in _ngrams(text).items():
+            weights[ngram] = weight = count * self.weights.get(ngram, self.most)
+            squares[len(ngram) - 1] += weight * weight
+        return weights, [math.sqrt(square) for square in squares], max(len(text) - 1, 0)
+
+    def _similarity(self, a: _Vector, b: _Vector) -> float:
+        """Equation 4 of the paper with clipping, averaged over 1- to 4-grams."""
+        products = [0.0] * 4
+        (weights, norms, length), (others, other_norms, other_length) = a, b
+        for ngram, weight in weights.items():
+            other = others.get(ngram)
+            if other is not None:
+                products[len(ngram) - 1] += min(weight, other) * other
+        cosine = sum(
+            product / (norm * other_norm)
+            for product, norm, other_norm in zip(products, norms, other_norms, strict=True)
+            if norm and other_norm
+        )
+        return cosine / 4 * math.exp(-((length - other_length) ** 2) / (2 * self.SIGMA**2))
+
+
+_Vector = tuple[dict[Ngram, float], list[float], int]
+"""weights of n-grams, the norms of its 1- to 4-grams, and its number of 2-grams, which the scorer takes for length"""
+
+
+def _ngrams(text: list[str]) -> Counter[Ngram]:
+    return Counter(tuple(text[i : i + n]) for n in range(1, 5) for i in range(len(text) - n + 1))

@@ -1,0 +1,265 @@
+"""Decoders of captions: recurrent ones, with attention or without, and the Transformer's, all behind one interface.
+
+Shapes: B pictures, K captions a picture, R = B * K rows, T words, M tokens of a picture, D width, V vocabulary.
+
+`forward` reads whole captions at once (teacher forcing). `start` and `step` write them word by word; what a step needs
+of the steps before it is in a state, whose `words` tensors have a row a caption and whose `picture` tensors have a row
+a picture, so that a search with several captions a picture never copies the picture's part.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitrail.baselines.rnn import CELLS, Recurrent, State
+from vitrail.data.text import PAD
+from vitrail.errors import UserError
+from vitrail.vit import MLP, Attention
+
+
+@dataclass
+class Memory:
+    """What a decoder sees of B pictures."""
+
+    tokens: Tensor
+    """[B, M, D]"""
+    pooled: Tensor
+    """[B, D]"""
+
+
+@dataclass
+class DecoderState:
+    """What is known after some words."""
+
+    words: list[Tensor]
+    """each [R, ...]"""
+    picture: list[Tensor]
+    """each [B, ...]"""
+    length: int = 0
+    """words read"""
+    looked: list[Tensor] = field(default_factory=list)
+    """attention of the last step over the picture's tokens, [R, M]; empty for a decoder without attention"""
+
+    def chosen(self, rows: Tensor) -> DecoderState:
+        """The state of these rows [R'], for a search that keeps some captions and drops others."""
+        return DecoderState([tensor[rows] for tensor in self.words], self.picture, self.length)
+
+
+class Decoder(nn.Module):
+    """Words and a picture in, what is known after each word out."""
+
+    def __init__(self, vocabulary: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.width = width
+        self.embedding = nn.Embedding(vocabulary, width, padding_idx=PAD)
+        # Words enter at the size of a unit normal over the width, and leave through the same matrix (1608.05859).
+        nn.init.normal_(self.embedding.weight, std=width**-0.5)
+        self.dropout = nn.Dropout(dropout)
+        self.bias = nn.Parameter(torch.zeros(vocabulary))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What is known [..., D] to logits [..., V]."""
+        return F.linear(hidden, self.embedding.weight, self.bias)
+
+    @abstractmethod
+    def forward(self, words: Tensor, memory: Memory) -> Tensor:
+        """Words [B, K, T] of K captions for each picture to what is known after each, [B, K, T, D]."""
+
+    @abstractmethod
+    def start(self, memory: Memory, captions: int = 1) -> DecoderState:
+        """The state before the first word, with room for `captions` captions a picture."""
+
+    @abstractmethod
+    def step(self, words: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        """The next word of each caption, [R], to what is known after it, [R, D], and the state then."""
+
+
+class RecurrentDecoder(Decoder):
+    """Show and Tell (1411.4555): the picture is the first thing that a recurrent network reads, the words follow."""
+
+    def __init__(self, cell: str, vocabulary: int, width: int, depth: int, memory_width: int, dropout: float) -> None:
+        super().__init__(vocabulary, width, dropout)
+        self.picture = nn.Linear(memory_width, width)
+        self.layers = Recurrent(CELLS[cell], width, width, depth, dropout)
+
+    def forward(self, words: Tensor, memory: Memory) -> Tensor:
+        pictures, captions, length = words.shape
+        first = self.picture(memory.pooled).repeat_interleave(captions, dim=0)[:, None]
+        read = self.dropout(self.embedding(words.flatten(0, 1)) * self.width**0.5)
+        shown, _ = self.layers(torch.cat([first, read], dim=1))
+        return self.dropout(shown[:, 1:]).view(pictures, captions, length, -1)
+
+    def start(self, memory: Memory, captions: int = 1) -> DecoderState:
+        first = self.picture(memory.pooled).repeat_interleave(captions, dim=0)
+        return DecoderState(_flat(self.layers.step(first, self.layers.start(len(first)))), [])
+
+    def step(self, words: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        cells = _cells(state.words, len(self.layers.cells))
+        after = self.layers.step(self.embedding(words) * self.width**0.5, cells)
+        return after[-1][0], DecoderState(_flat(after), [], state.length + 1)
+
+
+class AttentiveDecoder(Decoder):
+    """Show, Attend and Tell (1502.03044), with soft attention: before each word, look at the picture anew.
+
+    e_i = v . tanh(W a_i + U h), weights softmax(e) (equations 4 and 5); the weighted mean of the tokens a_i, times a
+    gate that the state sets (section 4.2.1), is read together with the word.
+    """
+
+    def __init__(self, cell: str, vocabulary: int, width: int, memory_width: int, dropout: float) -> None:
+        super().__init__(vocabulary, width, dropout)
+        self.keys = nn.Linear(memory_width, width)
+        self.values = nn.Linear(memory_width, width)
+        self.query = nn.Linear(width, width)
+        self.score = nn.Linear(width, 1, bias=False)
+        self.gate = nn.Linear(width, width)
+        self.begin = nn.Linear(memory_width, CELLS[cell].states * width)
+        self.cell = CELLS[cell](2 * width, width)
+        self.out = nn.Linear(3 * width, width)
+
+    def forward(self, words: Tensor, memory: Memory) -> Tensor:
+        state, known = self.start(memory, words.shape[1]), []
+        for column in words.flatten(0, 1).unbind(1):
+            after, state = self.step(column, state)
+            known.append(after)
+        return torch.stack(known, dim=1).view(*words.shape, -1)
+
+    def start(self, memory: Memory, captions: int = 1) -> DecoderState:
+        cell = torch.tanh(self.begin(memory.pooled)).repeat_interleave(captions, dim=0)
+        picture = [self.keys(memory.tokens), self.values(memory.tokens)]
+        return DecoderState(list(cell.chunk(self.cell.states, dim=1)), picture)
+
+    def step(self, words: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        keys, values = state.picture
+        hidden = state.words[0]
+        queries = self.query(hidden).view(len(keys), -1, 1, self.width)
+        weights = self.score(torch.tanh(keys[:, None] + queries)).squeeze(-1).softmax(dim=-1)  # [B, K, M]
+        seen = (weights @ values).flatten(0, 1) * torch.sigmoid(self.gate(hidden))
+        read = self.dropout(self.embedding(words) * self.width**0.5)
+        after = self.cell(torch.cat([read, seen], dim=1), tuple(state.words))
+        # The deep output of equation 7: word, state and what was seen together choose the next word.
+        known = torch.tanh(self.out(self.dropout(torch.cat([read, after[0], seen], dim=1))))
+        return self.dropout(known), DecoderState(list(after), state.picture, state.length + 1, [weights.flatten(0, 1)])
+
+
+class DecoderBlock(nn.Module):
+    """Attention to the words before, attention to the picture, MLP, each behind a norm and beside a residual path.
+
+    Without `look` the picture is left out, as in the lower half of CoCa's decoder (2205.01917).
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float, look: bool) -> None:
+        super().__init__()
+        self.norm1, self.attention = nn.LayerNorm(width), Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width) if look else None
+        self.look = Attention(width, heads) if look else None
+        self.norm3, self.mlp = nn.LayerNorm(width), MLP(width, 4 * width)
+        self.dropout = nn.Dropout(dropout)
+
+    def picture(self, memory: Tensor) -> list[Tensor]:
+        """Keys and values [B, heads, M, d] of the picture's tokens: the same at every step."""
+        return [] if self.look is None else list(self.look.project(memory[:, :0], memory)[1:])
+
+    def forward(
+        self, x: Tensor, picture: list[Tensor], before: list[Tensor], weights: bool = False
+    ) -> tuple[Tensor, list[Tensor], Tensor | None]:
+        """Words [R, T, D] after those whose keys and values are `before`: words, all keys and values, the weights.
+
+        The weights over the picture [R, heads, M], of the last word, are formed only where they are asked for.
+        """
+        q, k, v = self.attention.project(self.norm1(x))
+        if before:
+            k, v = torch.cat([before[0], k], dim=2), torch.cat([before[1], v], dim=2)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=not before and x.shape[1] > 1)
+        x = x + self.dropout(self.attention.out(mixed.transpose(1, 2).flatten(2)))
+        looked = None
+        if self.look is not None and self.norm2 is not None:
+            # The captions of a picture are so many more queries to the same keys, which are not copied.
+            pictures, (rows, length, width) = len(picture[0]), x.shape
+            q = F.linear(self.norm2(x), self.look.qkv.weight[:width], self.look.qkv.bias[:width])
+            q = q.view(pictures, -1, self.look.heads, width // self.look.heads).transpose(1, 2)
+            seen = F.scaled_dot_product_attention(q, picture[0], picture[1])
+            seen = seen.transpose(1, 2).reshape(rows, length, width)
+            x = x + self.dropout(self.look.out(seen))
+            if weights:
+                scores = (q @ picture[0].transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(dim=-1).transpose(1, 2)
+                looked = scores.reshape(rows, length, self.look.heads, -1)[:, -1]
+        return x + self.dropout(self.mlp(self.norm3(x))), [k, v], looked
+
+
+class TransformerDecoder(Decoder):
+    """The decoder of *Attention is all you need* (1706.03762) with norms first, over the picture's tokens."""
+
+    def __init__(
+        self,
+        vocabulary: int,
+        width: int,
+        depth: int,
+        heads: int,
+        memory_width: int,
+        dropout: float,
+        longest: int,
+        text_depth: int = 0,
+    ) -> None:
+        """The first `text_depth` of the `depth` blocks read words alone; `longest` is the words a caption may have."""
+        super().__init__(vocabulary, width, dropout)
+        self.memory = nn.Linear(memory_width, width) if memory_width != width else nn.Identity()
+        self.positions = nn.Parameter(torch.empty(longest, width).normal_(std=0.02))
+        self.blocks = nn.ModuleList(DecoderBlock(width, heads, dropout, look=i >= text_depth) for i in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.text_depth = text_depth
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, words: Tensor, memory: Memory) -> Tensor:
+        x = self._embed(words.flatten(0, 1), 0)
+        tokens = self.memory(memory.tokens)
+        for block in self.blocks:
+            x, _, _ = block(x, block.picture(tokens), [])
+        return self.norm(x).view(*words.shape, -1)
+
+    def read(self, words: Tensor) -> Tensor:
+        """Captions [R, T] alone to what the blocks without the picture make of them, [R, T, D]."""
+        x = self._embed(words, 0)
+        for block in list(self.blocks)[: self.text_depth]:
+            x, _, _ = block(x, [], [])
+        return x
+
+    def start(self, memory: Memory, captions: int = 1) -> DecoderState:
+        tokens = self.memory(memory.tokens)
+        return DecoderState([], [tensor for block in self.blocks for tensor in block.picture(tokens)])
+
+    def step(self, words: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        x = self._embed(words[:, None], state.length)
+        picture, after, looked = iter(state.picture), [], []
+        for i, block in enumerate(self.blocks):
+            own = [] if block.look is None else [next(picture), next(picture)]
+            before = state.words[2 * i : 2 * i + 2]
+            x, kept, weights = block(x, own, before, weights=True)
+            after += kept
+            if weights is not None:
+                looked.append(weights.mean(dim=1))
+        seen = [torch.stack(looked).mean(dim=0)] if looked else []
+        return self.norm(x)[:, 0], DecoderState(after, state.picture, state.length + 1, seen)
+
+    def _embed(self, words: Tensor, first: int) -> Tensor:
+        last = first + words.shape[1]
+        if last > len(self.positions):
+            raise UserError(f"a caption of {last} words is longer than the {len(self.positions)} that the model knows")
+        return self.dropout(self.embedding(words) * self.width**0.5 + self.positions[first:last])
+
+
+def _flat(states: tuple[State, ...]) -> list[Tensor]:
+    return [tensor for state in states for tensor in state]
+
+
+def _cells(tensors: list[Tensor], layers: int) -> tuple[State, ...]:
+    size = len(tensors) // layers
+    return tuple(tuple(tensors[i * size : (i + 1) * size]) for i in range(layers))

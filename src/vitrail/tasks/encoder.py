@@ -1,0 +1,29 @@
+"""Every network that turns pictures into tokens, by the type of its config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vitrail.baselines import CNN, MLP, RNN, CNNConfig, MLPConfig, ResNet, ResNetConfig, RNNConfig
+from vitrail.vit import ViT, ViTConfig
+
+Encoder = ViT | MLP | CNN | ResNet | RNN
+"""takes normalised pictures [B, C, H, W] to Tokens, and `pool` takes those to one vector a picture, [B, D]"""
+EncoderConfig = ViTConfig | MLPConfig | CNNConfig | ResNetConfig | RNNConfig
+"""has at least `width` (D), `channels` and `image_size`"""
+
+NETWORKS: dict[type[Any], Callable[[Any], Encoder]] = {
+    ViTConfig: ViT,
+    MLPConfig: MLP,
+    CNNConfig: CNN,
+    ResNetConfig: ResNet,
+    RNNConfig: RNN,
+}
+KINDS: dict[str, type[Any]] = {config.kind: config for config in NETWORKS}
+"""what `config.json` calls each config: "vit", "mlp", ..."""
+
+
+def encoder_for(config: EncoderConfig) -> Encoder:
+    """A fresh encoder of a config."""
+    return NETWORKS[type(config)](config)

@@ -1,0 +1,72 @@
+"""Classification by the nearest of the training pictures, which the model carries: nothing is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitrail.data.decode import Preprocess
+from vitrail.errors import UserError
+from vitrail.tasks.classify import Classify
+from vitrail.tasks.encoder import Encoder
+from vitrail.tasks.task import Batch
+from vitrail.vit import ViTConfig
+
+NEIGHBOURS, TEMPERATURE = 20, 0.07
+"""as DINO evaluates (arXiv 2104.14294, appendix F, after arXiv 1805.01978)"""
+
+
+class Neighbours(nn.Module):
+    """The votes of the k training pictures whose features point most nearly the same way.
+
+    A neighbour at cosine similarity s votes for its class with weight exp(s / temperature).
+    """
+
+    def __init__(
+        self, width: int, classes: int, pictures: int, k: int = NEIGHBOURS, temperature: float = TEMPERATURE
+    ) -> None:
+        super().__init__()
+        self.classes, self.k, self.temperature = classes, k, temperature
+        self.register_buffer("keys", torch.zeros(pictures, width))
+        self.register_buffer("labels", torch.zeros(pictures, dtype=torch.int64))
+        self.keys: Tensor
+        """unit vectors [N, D]"""
+        self.labels: Tensor
+        """class numbers [N]"""
+
+    def remember(self, vectors: Tensor, labels: Tensor) -> None:
+        """Take the features [N, D] of the training pictures and their classes [N]."""
+        self.keys, self.labels = F.normalize(vectors, dim=1), labels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features [B, D] to the logarithm of the votes' shares [B, K]; a class without a vote has that of 1e-9.
+
+        Of DeiT's pair of tokens, [B, 2, D], the mean is compared.
+        """
+        x = x.mean(dim=1) if x.ndim == 3 else x
+        near, rows = (F.normalize(x, dim=1) @ self.keys.T).topk(min(self.k, len(self.keys)), dim=1)
+        weights = (near / self.temperature).softmax(dim=1)
+        votes = weights.new_zeros(len(x), self.classes).scatter_add_(1, self.labels[rows], weights)
+        return votes.clamp(min=1e-9).log()
+
+
+class KNN(Classify):
+    """A classifier, answered by k nearest neighbours. Keys of a batch as there."""
+
+    name = "knn"
+
+    def __init__(self, encoder: Encoder, classes: list[str], preprocess: Preprocess, pictures: int) -> None:
+        """`pictures` is the number of training pictures that the head remembers."""
+        super().__init__(encoder, classes, preprocess)
+        config = encoder.config
+        width = config.pooled_width if isinstance(config, ViTConfig) else config.width
+        self.head: Neighbours = Neighbours(width, len(classes), pictures)  # type: ignore[assignment]
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        raise UserError("k nearest neighbours has no loss: load it with classes=N to train a head")
+
+    def config(self) -> dict[str, Any]:
+        return {"encoder": super().config()["encoder"], "pictures": len(self.head.keys)}

@@ -1,0 +1,191 @@
+"""Writing captions: greedy, beam and sampled, over any decoder, several captions of many pictures at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vitrail.data.random import uniform
+from vitrail.data.text import END, PAD, START, UNKNOWN
+from vitrail.errors import UserError
+from vitrail.tasks.decoders import Decoder, DecoderState, Memory
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How captions are written. It travels with a checkpoint: its score was taken so."""
+
+    beam: int = 3
+    """captions kept at each word; 1 is greedy"""
+    length_power: float = 0.7
+    """a caption's log-probability is divided by its length to this power, or short ones would always win"""
+    sample: bool = False
+    """draw words by their probabilities in place of a search; `beam` is then how many captions are drawn"""
+    temperature: float = 1.0
+    top_k: int = 0
+    """draw among this many likeliest words; 0 for all"""
+    top_p: float = 1.0
+    """draw among the likeliest words that hold this share of the probability (1904.09751)"""
+    seed: int = 0
+    no_repeat: int = 3
+    """no row of this many words comes twice in a caption; 0 allows it"""
+    longest: int = 40
+    """words of a caption at most, its end included"""
+
+    def __post_init__(self) -> None:
+        if self.beam < 1 or self.longest < 1 or self.top_k < 0 or self.no_repeat < 0:
+            raise UserError("beam and longest must be at least 1, top_k and no_repeat at least 0")
+        if not 0 < self.top_p <= 1 or self.temperature <= 0:
+            raise UserError("top_p must be above 0 and at most 1, and temperature above 0")
+
+
+@dataclass
+class Written:
+    """Captions of B pictures, K each, best first."""
+
+    words: Tensor
+    """int64 [B, K, T]: `END` closes a caption and `PAD` fills up"""
+    logp: Tensor
+    """[B, K, T] log-probability of each word; 0 after the end"""
+    score: Tensor
+    """[B, K] sum of `logp` over the length to the power `length_power`"""
+
+
+class _Writer:
+    """Log-probabilities of the next word, with a cache or, to compare with, by reading all words anew each time."""
+
+    def __init__(self, decoder: Decoder, memory: Memory, captions: int, cache: bool) -> None:
+        self.decoder, self.memory, self.captions = decoder, memory, captions
+        self.state: DecoderState | None = decoder.start(memory, captions) if cache else None
+
+    def next(self, words: Tensor, no_repeat: int) -> Tensor:
+        """[R, T] words so far, `START` first, to log-probabilities [R, V] of the next."""
+        if self.state is not None:
+            known, self.state = self.decoder.step(words[:, -1], self.state)
+        else:
+            rows = words.view(len(self.memory.tokens), -1, words.shape[1])
+            known = self.decoder(rows, self.memory)[:, :, -1].flatten(0, 1)
+        logits = self.decoder.logits(known).float()
+        logits[:, [PAD, START, UNKNOWN]] = -torch.inf
+        if no_repeat:
+            forbid_repeats(logits, words[:, 1:], no_repeat)
+        return logits.log_softmax(dim=-1)
+
+    def keep(self, rows: Tensor) -> None:
+        if self.state is not None:
+            self.state = self.state.chosen(rows)
+
+
+def forbid_repeats(logits: Tensor, words: Tensor, size: int) -> None:
+    """Rule out, in place, each word that would end a row of `size` words that a caption [R, T] has already."""
+    if words.shape[1] < size:
+        return
+    rows = words.unfold(1, size, 1)  # [R, T - size + 1, size]
+    ending = words[:, words.shape[1] - size + 1 :]
+    same = (rows[..., :-1] == ending[:, None]).all(dim=-1)
+    places, windows = same.nonzero(as_tuple=True)
+    logits[places, rows[places, windows, -1]] = -torch.inf
+
+
+def write(decoder: Decoder, memory: Memory, how: Decoding, samples: Tensor, cache: bool = True) -> Written:
+    """Captions for the pictures of `memory`, whose sample numbers [B] their draws hang on."""
+    if how.sample:
+        return _sample(decoder, memory, how, samples, cache)
+    return _beam(decoder, memory, how, cache)
+
+
+def _sample(decoder: Decoder, memory: Memory, how: Decoding, samples: Tensor, cache: bool) -> Written:
+    pictures, captions = len(memory.tokens), how.beam
+    writer = _Writer(decoder, memory, captions, cache)
+    words = torch.full((pictures * captions, 1), START, device=memory.tokens.device)
+    logps, ended = [], torch.zeros(len(words), dtype=torch.bool, device=words.device)
+    for place in range(how.longest):
+        logp = writer.next(words, how.no_repeat)
+        allowed = among(logp / how.temperature, how.top_k, how.top_p)
+        draws = uniform(how.seed, place, samples, captions, stream=_STREAM).flatten()
+        below = allowed.softmax(dim=-1).cumsum(dim=-1)
+        # Rounding can leave the last sum a little under a draw, so the draw is scaled to it.
+        chosen = torch.searchsorted(below, (draws[:, None] * below[:, -1:]), right=True)
+        chosen = chosen.clamp(max=below.shape[1] - 1).masked_fill(ended[:, None], PAD)
+        logps.append(logp.gather(1, chosen).masked_fill(ended[:, None], 0.0))
+        words, ended = torch.cat([words, chosen], dim=1), ended | (chosen[:, 0] == END)
+        if ended.all():
+            break
+    shape = (pictures, captions, -1)
+    return _sorted(words[:, 1:].view(shape), torch.cat(logps, dim=1).view(shape), how)
+
+
+_STREAM = 71
+
+
+def among(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Logits [R, V] with all words but the likeliest ruled out."""
+    if top_k:
+        least = logits.topk(min(top_k, logits.shape[1]), dim=1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if top_p < 1:
+        ordered, places = logits.sort(dim=1, descending=True)
+        before = ordered.softmax(dim=1).cumsum(dim=1) - ordered.softmax(dim=1)
+        out = torch.zeros_like(before, dtype=torch.bool).scatter(1, places, before >= top_p)
+        logits = logits.masked_fill(out, -torch.inf)
+    return logits
+
+
+def _sorted(words: Tensor, logp: Tensor, how: Decoding) -> Written:
+    lengths = (words != PAD).sum(dim=2).clamp(min=1)
+    score = logp.sum(dim=2) / lengths**how.length_power
+    order = score.argsort(dim=1, descending=True, stable=True)
+    places = order[:, :, None].expand_as(words)
+    return Written(words.gather(1, places), logp.gather(1, places), score.gather(1, order))
+
+
+def _beam(decoder: Decoder, memory: Memory, how: Decoding, cache: bool) -> Written:
+    """Of each picture, `beam` unfinished captions go on, and the best `beam` finished ones are kept.
+
+    A picture is done when no unfinished caption can come before its finished ones.
+    """
+    pictures, beam, device = len(memory.tokens), how.beam, memory.tokens.device
+    writer = _Writer(decoder, memory, beam, cache)
+    words = torch.full((pictures, beam, 1), START, device=device)
+    logp = torch.zeros(pictures, beam, 0, device=device)
+    sums = torch.full((pictures, beam), -torch.inf, device=device)
+    sums[:, 0] = 0.0  # all captions begin alike: only the first one counts
+    done = Written(
+        torch.full((pictures, beam, how.longest), PAD, device=device),
+        torch.zeros(pictures, beam, how.longest, device=device),
+        torch.full((pictures, beam), -torch.inf, device=device),
+    )
+    base = torch.arange(pictures, device=device)[:, None]
+    for place in range(1, how.longest + 1):
+        new = writer.next(words.flatten(0, 1), how.no_repeat).view(pictures, beam, -1)
+        if place == how.longest:  # what has not ended by now ends here
+            new = torch.full_like(new, -torch.inf).index_copy(2, new.new_tensor([END]).long(), new[..., END, None])
+        totals = sums[:, :, None] + new
+        # Twice as many as go on: at most `beam` of them end here.
+        best, at = totals.flatten(1).topk(min(2 * beam, totals[0].numel()), dim=1)
+        parent, word = at // new.shape[2], at % new.shape[2]
+        words_now = torch.cat([words[base, parent], word[:, :, None]], dim=2)
+        logp_now = torch.cat([logp[base, parent], new.flatten(1).gather(1, at)[:, :, None]], dim=2)
+        ends = word == END
+        done = _merged(done, words_now[..., 1:], logp_now, best.masked_fill(~ends, -torch.inf), place, how)
+        sums, kept = best.masked_fill(ends, -torch.inf).topk(beam, dim=1)
+        words, logp = words_now[base, kept], logp_now[base, kept]
+        writer.keep((base * beam + parent.gather(1, kept)).flatten())
+        # Each further word makes a sum smaller, so this is the best that an unfinished caption can still come to.
+        if (sums[:, 0] / how.longest**how.length_power < done.score[:, -1]).all():
+            break
+    length = int((done.words != PAD).sum(dim=2).max())
+    return Written(done.words[..., :length], done.logp[..., :length], done.score)
+
+
+def _merged(done: Written, words: Tensor, logp: Tensor, sums: Tensor, length: int, how: Decoding) -> Written:
+    """The best of the finished captions and of those that end now."""
+    pad = how.longest - length
+    words = torch.cat([done.words, torch.nn.functional.pad(words, (0, pad), value=PAD)], dim=1)
+    logp = torch.cat([done.logp, torch.nn.functional.pad(logp, (0, pad))], dim=1)
+    score = torch.cat([done.score, sums / length**how.length_power], dim=1)
+    score, order = score.topk(how.beam, dim=1)
+    places = order[:, :, None].expand(-1, -1, how.longest)
+    return Written(words.gather(1, places), logp.gather(1, places), score)

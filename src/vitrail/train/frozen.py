@@ -1,0 +1,65 @@
+"""Runs whose encoder stays as it is: its features are computed once, and a head is solved for or remembers them."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from vitrail.tasks.classify import Classify
+from vitrail.tasks.knn import KNN
+from vitrail.train.loop import Parts, evaluate, finish, numbers
+from vitrail.train.probe import Features, features, linear_probe, scores_of
+from vitrail.train.run import Run
+from vitrail.train.state import RunFolder
+from vitrail.vit import Head
+from vitrail.zoo import native
+
+
+def fit_frozen(run: Run, parts: Parts, folder: RunFolder) -> dict[str, Any]:
+    """What `fit` is for methods `linear` and `knn`. It is done in one pass, so a stopped one simply begins again."""
+    task = parts.task
+    assert isinstance(task, Classify)
+    began = time.monotonic()
+    folder.metrics.unlink(missing_ok=True)
+    folder.log(kind="start", step=0, score=task.score, command=shlex.join(["vitrail", *sys.argv[1:]]))
+    known = features(task, parts.train, run.precision)
+    speed = len(known.labels) / (time.monotonic() - began)
+    step = 1
+    if isinstance(task, KNN):
+        task.head.remember(*known)
+    else:
+        step = _solve_head(run, task, known, parts, folder)
+    learned = {} if isinstance(task, KNN) else _of_training(task, known)
+    folder.log(kind="train", step=step, epoch=1.0, seconds=time.monotonic() - began, images_per_s=speed, **learned)
+    scores = evaluate(task, parts.val, run.precision)
+    # The rows of the strengths have no score, so this one is the best.
+    folder.log(kind="val", step=step, seconds=time.monotonic() - began, **numbers(scores))
+    for place in (folder.best, folder.last):
+        native.save(task, place)
+    return finish(run, parts, folder, step, time.monotonic() - began)
+
+
+def _solve_head(run: Run, task: Classify, known: Features, parts: Parts, folder: RunFolder) -> int:
+    """Put the linear probe in as the head; a row for each strength of the penalty, and the chosen one's number."""
+    probe = linear_probe(known, features(task, parts.val, run.precision), len(task.classes))
+    for step, row in enumerate(probe.tried, 1):
+        folder.log(kind="val", step=step, strength=row["strength"], cross_entropy=row["cross_entropy"])
+    head = Head(known.vectors.shape[1], len(task.classes), distilled=task.head.distillation is not None)
+    head.to(probe.weight.device)
+    # DeiT's pair of heads averages what they say of their own tokens, which is what one says of the tokens' mean.
+    for linear in filter(None, (head.linear, head.distillation)):
+        linear.load_state_dict({"weight": probe.weight, "bias": probe.bias})
+    task.head, task.hidden, task.loss_kind = head, None, "softmax"
+    return next(step for step, row in enumerate(probe.tried, 1) if row["strength"] == probe.strength)
+
+
+@torch.no_grad()
+def _of_training(task: Classify, known: Features) -> dict[str, float]:
+    """Loss and accuracy on the training part."""
+    scores = scores_of(F.linear(known.vectors, task.head.linear.weight, task.head.linear.bias), known.labels)
+    return {"loss": scores["cross_entropy"], "accuracy": scores["top1"]}

@@ -1,0 +1,72 @@
+"""Which weights of a model that starts from trained ones may move: the methods of fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from vitrail.errors import UserError
+from vitrail.tasks.classify import Classify
+from vitrail.tasks.task import Task
+from vitrail.train.lora import add_lora
+from vitrail.train.optim import layer_of
+
+Method = Literal["auto", "full", "linear", "lora", "last-blocks", "knn"]
+
+
+@dataclass(frozen=True)
+class Tune:
+    """What moves. Methods other than `full` need weights to start from."""
+
+    method: Method = "full"
+    """full: all weights; linear: a new head alone, solved; lora: low-rank differences of the blocks' matrices;
+    last-blocks: the last few blocks; knn: nothing, the pictures are remembered; auto: by the size of the data"""
+    lora_rank: int = 8
+    """rank of LoRA's differences"""
+    lora_alpha: float = 16.0
+    """LoRA's differences are scaled by this over the rank"""
+    last_blocks: int = 2
+    """how many blocks `last-blocks` trains, with the final norm and the head"""
+
+    def __post_init__(self) -> None:
+        if self.lora_rank < 1 or self.last_blocks < 1:
+            raise UserError("lora_rank and last_blocks must be at least 1")
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the encoder stays as it is, so that its features are computed once."""
+        return self.method in ("linear", "knn")
+
+
+def tune(task: Task, config: Tune) -> None:
+    """Freeze what the method leaves as it is, and put LoRA in place. The head always learns."""
+    if config.method == "full":
+        return
+    if config.frozen and not isinstance(task, Classify):
+        raise UserError(f"method {config.method} is for classification: choose full, lora or last-blocks")
+    encoder = getattr(task, "encoder", None)
+    assert isinstance(encoder, nn.Module)
+    encoder.requires_grad_(False)
+    blocks = getattr(encoder, "blocks", None)
+    if not config.frozen and not isinstance(blocks, nn.ModuleList):
+        raise UserError(f"method {config.method} needs an encoder of blocks, such as a ViT: choose full, linear or knn")
+    if config.method == "lora":
+        assert blocks is not None
+        add_lora(blocks, config.lora_rank, config.lora_alpha)
+    if config.method == "last-blocks":
+        assert blocks is not None
+        if config.last_blocks > len(blocks):
+            raise UserError(f"the encoder has {len(blocks)} blocks: lower --last-blocks, or choose --method full")
+        for name, parameter in encoder.named_parameters():
+            parameter.requires_grad_(layer_of(f"encoder.{name}", len(blocks)) > len(blocks) - config.last_blocks)
+    # No graph is kept below the first part that learns, so the frozen ones cost a forward pass alone. They stay in
+    # evaluation mode, or batch norm's statistics would move.
+    task.frozen = [part for part in _parts(encoder) if not any(p.requires_grad for p in part.parameters())]
+
+
+def _parts(encoder: nn.Module) -> Iterator[nn.Module]:
+    for child in encoder.children():
+        yield from child if isinstance(child, nn.ModuleList) else [child]

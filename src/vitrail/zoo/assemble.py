@@ -1,0 +1,185 @@
+"""From files to a model: find whose they are, check that every name fits, and put the weights in without a copy."""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from vitrail.errors import UserError
+from vitrail.tasks.classify import Classify
+from vitrail.tasks.embed import Embed
+from vitrail.tasks.encoder import encoder_for
+from vitrail.tasks.task import Task
+from vitrail.zoo.files import open_files
+from vitrail.zoo.source import Files, Found, Source
+
+SOURCES = ("native", "google", "timm", "huggingface", "torchvision", "originals")
+"""modules of this folder, asked in this order whether a checkpoint is theirs"""
+MAX_PIXELS = 1 << 14
+"""a side that a config may ask for; a hostile one could ask for positions that fill the memory"""
+
+# What people have beside ViTs: a pattern that some weight's name matches, and what it is.
+FOREIGN = (
+    (r"layers\.\d+\.blocks\..*relative_position_bias_table$|\.downsample\.reduction\.weight$", "a Swin Transformer"),
+    (r"\.(dwconv|conv_dw|depthwise_conv|dwconv_layer)\.weight$", "a ConvNeXt or another convolutional network"),
+    (
+        r"^(.*\.)?layer1\.0\.conv1\.weight$|^(.*\.)?stages\.0\.(layers|blocks)\.0\.",
+        "a ResNet or the like",
+    ),
+    (r"^features\.\d+\.|^conv_stem\.", "a convolutional network"),
+    (r"(wte|embed_tokens|word_embeddings)\.weight$", "a language model"),
+    (r"^(down_blocks|up_blocks)\.|^model\.diffusion_model\.", "a diffusion model"),
+)
+
+
+def source_named(name: str) -> Source:
+    """The module of a source."""
+    return import_module(f"vitrail.zoo.{name}")
+
+
+def recognise(path: Path) -> tuple[Files, Source, Found]:
+    """The files at `path`, whose they are, and what they hold."""
+    files = open_files(path)
+    _check_depth(files)
+    for name in [name for name in SOURCES if find_spec(f"vitrail.zoo.{name}")]:
+        source = source_named(name)
+        if source.recognise(files):
+            try:
+                return files, source, source.read(files)
+            except (KeyError, TypeError, AttributeError, IndexError, ValueError, ZeroDivisionError) as error:
+                if isinstance(error, UserError):
+                    raise
+                raise UserError(
+                    f"{path} looks like a checkpoint of {source.NAME}, but does not describe a model "
+                    f"({type(error).__name__}: {str(error)[:120]}): choose another checkpoint"
+                ) from error
+    raise UserError(f"{path} {_what_else(files)}")
+
+
+def _check_depth(files: Files) -> None:
+    """Refuse a config that asks for more blocks than there are weights, before a table of a billion rows is made."""
+    values = [files.json.get("config.json")]
+    while values:
+        value = values.pop()
+        if isinstance(value, dict):
+            for name in ("depth", "num_hidden_layers", "num_layers", "layers"):
+                if isinstance(depth := value.get(name), int) and depth > len(files.weights):
+                    raise UserError(f"{files.path}: its config and its weights contradict each other at {name} {depth}")
+            values += value.values()
+
+
+def _what_else(files: Files) -> str:
+    config = files.json.get("config.json", {})
+    named = next((str(config[k]) for k in ("model_type", "architecture", "vitrail") if config.get(k)), None)
+    kind = next((kind for pattern, kind in FOREIGN if any(re.search(pattern, name) for name in files.weights)), None)
+    if named or kind:
+        what = " ".join(filter(None, [kind or "a model", f"named {named!r}" if named else None]))
+        return f"holds {what}, and no plain Vision Transformer that vitrail knows: choose a ViT's checkpoint"
+    names = ", ".join(list(files.weights)[:3])
+    return f"holds no Vision Transformer that vitrail knows (weights such as {names}): choose a ViT's checkpoint"
+
+
+def assemble(files: Files, found: Found, dtype: torch.dtype | None = None) -> Task:
+    """The model, in `dtype` (float32 if left out). A weight that is used as it is stays memory-mapped."""
+    _check_names(files, found)
+    with torch.device("meta"), _Untouched():
+        task = _build(files, found)
+    own = task.state_dict()
+    if wrong := sorted(own.keys() ^ found.weights.keys()):
+        raise UserError(
+            f"{files.path}: the config and the weights contradict each other at {wrong[0]}, "
+            f"which {'the weights lack' if wrong[0] in own else 'the config does not ask for'}"
+        )
+    state = {name: _weight(files, found, name, target, dtype or torch.float32) for name, target in own.items()}
+    task.load_state_dict(state, assign=True)
+    return task.eval()
+
+
+class _Untouched(TorchFunctionMode):
+    """Leaves weights as they are made: on the meta device they have no memory, and their first values no use.
+
+    Drawing them there works too, but makes PyTorch import its compiler, which takes seconds.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        tensor = args[0] if args else kwargs.get("tensor")
+        changes = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
+        if changes and isinstance(tensor, Tensor) and tensor.is_meta:
+            return tensor
+        return func(*args, **kwargs)
+
+
+def _build(files: Files, found: Found) -> Task:
+    if found.task is not None:
+        return found.task()
+    assert found.encoder is not None
+    config = found.encoder
+    if config.depth > len(found.weights) or max(config.image_size) > MAX_PIXELS:
+        raise UserError(
+            f"{files.path}: its config asks for {config.depth} blocks at {config.image_size}, its weights do not"
+        )
+    encoder = encoder_for(config)
+    if found.classes is None:
+        return Embed(encoder, found.preprocess)
+    return Classify(encoder, found.classes, found.preprocess, hidden=found.hidden)
+
+
+def _check_names(files: Files, found: Found) -> None:
+    """Every name in the files is used or left out on purpose, and every one that is used is there."""
+    used = {name for weight in found.weights.values() for name in weight.names}
+    there = files.weights.keys()
+    if missing := sorted(used - there):
+        raise UserError(
+            f"{files.path} lacks {missing[0]}{_and_more(missing)}, which {found.source} has: "
+            "it is incomplete, or its config contradicts its weights"
+        )
+    if unknown := sorted(there - used - found.left.keys()):
+        raise UserError(
+            f"{files.path} holds {unknown[0]}{_and_more(unknown)}, which {found.source} does not have: "
+            "it is another model, or its config contradicts its weights"
+        )
+
+
+def _and_more(names: list[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+
+
+def _weight(files: Files, found: Found, name: str, target: Tensor, dtype: torch.dtype) -> Tensor:
+    names, make, _ = found.weights[name]
+    if make is None:
+        shape = files.shapes[names[0]]
+        _check_shape(files, names, shape, target)
+        value = files.weights[names[0]]
+    else:
+        try:
+            value = make(*(files.weights[n] for n in names)).contiguous()
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            if isinstance(error, UserError):
+                raise
+            shapes = ", ".join(str(list(files.shapes[n])) for n in names)
+            raise UserError(f"{files.path}: {names[0]} has a shape {shapes} that its config contradicts") from error
+        _check_shape(files, names, tuple(value.shape), target)
+    if value.is_floating_point() != target.is_floating_point():
+        raise UserError(f"{files.path}: {names[0]} holds {value.dtype}: give weights that are not quantised")
+    value = value.to(dtype) if target.is_floating_point() else value.to(target.dtype)
+    # A zip archive puts arrays anywhere; PyTorch's own are at least aligned to their numbers.
+    return value.clone() if value.data_ptr() % value.element_size() else value
+
+
+def _check_shape(files: Files, names: tuple[str, ...], shape: tuple[int, ...], target: Tensor) -> None:
+    if shape != target.shape:
+        raise UserError(
+            f"{files.path}: {' and '.join(names)} gives {list(shape)} where its config asks for {list(target.shape)}: "
+            "the two contradict each other"
+        )

@@ -1,0 +1,113 @@
+"""Checkpoints of the Hugging Face Hub, through huggingface_hub: its cache, its tokens, `HF_ENDPOINT`, `HF_HUB_OFFLINE`.
+
+Only the files that a model needs are fetched: its weights (safetensors first) and the texts beside them.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from vitrail.errors import UserError
+from vitrail.zoo.files import ENDINGS, WEIGHTS, first_line, read_json
+
+TEXTS = ("preprocessor_config.json", "generation_config.json")
+
+
+def is_id(source: str) -> bool:
+    """Whether `source` may name a repository: `owner/name` or `owner/name@revision`, and no path that begins here."""
+    name = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+    return re.fullmatch(rf"{name}/{name}(@.+)?", source) is not None and not Path(source).parent.exists()
+
+
+def fetch(source: str, revision: str | None = None) -> Path:
+    """The place in the cache of a repository's files, fetched where they are not there yet: a folder, or one file."""
+    name, _, at = source.partition("@")
+    repository = Repository(name, revision or at or "main")
+    config = repository.get("config.json")
+    for name in WEIGHTS:
+        if weights := repository.get(name):
+            break
+        if weights := repository.get(f"{name}.index.json"):
+            repository.get_shards(weights)
+            break
+    else:
+        weights = repository.get_only_file()
+        if config is None:
+            return weights
+    for name in TEXTS:
+        repository.get(name)
+    return weights.parent
+
+
+class Repository:
+    """A model on the Hub at one commit: the first file fixes it, so that a push in between cannot mix two versions."""
+
+    def __init__(self, name: str, revision: str) -> None:
+        self.name, self.revision = name, revision
+        self.away: Exception | None = None
+        """why the Hub was not reached; from then on only the cache is asked"""
+
+    def get(self, file: str) -> Path | None:
+        """One file's place in the cache. None where the repository has none of that name."""
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
+
+        try:
+            path = hf_hub_download(self.name, file, revision=self.revision, local_files_only=self.away is not None)
+        except RemoteEntryNotFoundError:
+            return None
+        except LocalEntryNotFoundError as error:
+            self.away = self.away or error
+            return None
+        except Exception as error:  # the network libraries beneath have many kinds
+            raise self.refusal(error) from error
+        depth = len(Path(file).parts)
+        self.revision = Path(path).parts[-depth - 1]
+        return Path(path)
+
+    def get_shards(self, index: Path) -> None:
+        """The files that an index lists."""
+        places = read_json(index).get("weight_map")
+        for place in sorted({str(place) for place in places.values()} if isinstance(places, dict) else ()):
+            if ".." in place or place.startswith("/") or self.get(place) is None:
+                if self.away:
+                    raise self.refusal(self.away)
+                raise UserError(f"{self.name}: {index.name} names {place!r}, which the repository does not hold")
+
+    def get_only_file(self) -> Path:
+        """The one checkpoint of a repository where nothing has a usual name."""
+        from huggingface_hub import HfApi
+
+        if self.away:
+            raise self.refusal(self.away)
+        try:
+            names = HfApi().list_repo_files(self.name, revision=self.revision)
+        except Exception as error:
+            raise self.refusal(error) from error
+        files = [name for name in names if name.endswith(ENDINGS) and "/" not in name]
+        path = self.get(files[0]) if len(files) == 1 else None
+        if path is None:
+            what = f"{len(files)} checkpoints ({', '.join(files[:4])})" if files else "no weights that vitrail reads"
+            raise UserError(f"{self.name} on the Hub holds {what}: download the file that you mean and give its path")
+        return path
+
+    def refusal(self, error: Exception) -> UserError:
+        """One line for what huggingface_hub says in many."""
+        from huggingface_hub import errors
+
+        missing = f"{self.name} is no file or folder here, and"
+        if isinstance(error, errors.GatedRepoError):
+            return UserError(f"{self.name} is gated: accept its terms on its page, then log in with `hf auth login`")
+        if isinstance(error, errors.RepositoryNotFoundError):
+            return UserError(f"{missing} the Hub has no such model, or a private one: check the name, or log in")
+        if isinstance(error, errors.RevisionNotFoundError):
+            return UserError(f"{self.name} has no revision {self.revision!r} on the Hub: check it, or leave it out")
+        if isinstance(error, errors.HFValidationError):
+            return UserError(f"{missing} the Hub allows no such name: check the spelling")
+        if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+            return UserError(
+                f"{missing} the Hub cannot be reached for it, nor is it in the cache: check the path or the network, "
+                "and HF_HUB_OFFLINE and HF_ENDPOINT where they are set"
+            )
+        return UserError(f"{self.name} could not be fetched from the Hub ({first_line(error)[:160]}): try again later")

@@ -1,0 +1,165 @@
+"""Hugging Face's folders (transformers): `config.json` with `model_type`, weights, `preprocessor_config.json`.
+
+What an encoder without classes gives as its pooled vector is what transformers calls the pooled output:
+
+    vit, deit with a pooler          tanh of a linear map of the class token
+    without one; dinov2, dinov3,     the class token after the final norm
+    mae, msn, beit without mean
+    beit, data2vec (mean pooling)    the mean of the patches, and the pooler's norm where the file holds it
+    ijepa                            the mean of the patches after the final norm
+    clip                             the class token after its own norm, projected where there is a projection
+    siglip, siglip2                  attention pooling; without that head the mean of the patches
+
+Tokens are transformers' `last_hidden_state`. Of a model with a text tower the image tower is read. SigLIP 2's
+flexible resolution is read as the fixed one that its positions are made for.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import math
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitrail.zoo.huggingface.encoder import PARTS, encoder_config, filled, renaming
+from vitrail.zoo.huggingface.kinds import KINDS, LEFT, Kind, Spelling
+from vitrail.zoo.huggingface.processor import default_settings, preprocess, settings
+from vitrail.zoo.huggingface.writing import write
+from vitrail.zoo.source import Files, Found
+
+__all__ = ["NAME", "read", "recognise", "reference", "write"]
+
+NAME = "hf"
+
+
+OPTIONAL_BIASES = {
+    "query_bias": ("q_proj.bias",),
+    "key_bias": ("k_proj.bias",),
+    "value_bias": ("v_proj.bias",),
+    "proj_bias": ("o_proj.bias",),
+    "mlp_bias": ("gate_proj.bias", "up_proj.bias", "down_proj.bias"),
+}
+"""flags of DINOv3's config, and the names that are not there where one is false"""
+
+
+def recognise(files: Files) -> bool:
+    """Whether `config.json` names one of the types here."""
+    return files.json.get("config.json", {}).get("model_type") in KINDS
+
+
+def read(files: Files) -> Found:
+    """The image tower, its classes if it has some, and how its pictures are prepared."""
+    text = files.json["config.json"]
+    name = text["model_type"]
+    kind, notes = KINDS[name], list[str]()
+    values = {**kind.defaults, **_tower(text)}
+    names = _Names(files.weights, kind)
+    parts = {part for weight, part in PARTS.items() if names.find(weight)}
+    if "projection" in parts:
+        values["projection_dim"] = files.shapes[names["visual_projection.weight"]][0]
+    if "pooler" in parts and values.get("pooler_act") == "linear" and _is_identity(files, names["pooler.dense.weight"]):
+        parts.remove("pooler")
+    config = encoder_config(name, values, parts)
+    classes = names.find("classifier.weight") or names.find("cls_classifier.weight")
+    absent = tuple(end for flag, ends in OPTIONAL_BIASES.items() if values.get(flag) is False for end in ends)
+    weights = {
+        own: filled(own, weight, absent, config)
+        for own, weight in renaming(config, name, names.spelling, classes is not None).items()
+    }
+    weights = {own: weight._replace(names=tuple(names[n] for n in weight.names)) for own, weight in weights.items()}
+    used = {n for weight in weights.values() for n in weight.names}
+    pixels = settings(files.json)
+    if pixels is None:
+        notes.append(f"no preprocessor_config.json: pictures are prepared as the published {name} checkpoints want it")
+        pixels = default_settings(kind, config.image_size)
+    return Found(
+        source=f"Hugging Face {name}" + (f" ({text['architectures'][0]})" if text.get("architectures") else ""),
+        encoder=config,
+        classes=_classes(text, files.shapes[classes][0], notes) if classes else None,
+        preprocess=preprocess(pixels, kind, config.image_size, config.channels),
+        weights=weights,
+        left=_left(files.weights.keys() - used),
+        notes=notes,
+    )
+
+
+class _Names:
+    """transformers' names without the tower's prefix, as they stand in the files."""
+
+    def __init__(self, there: Collection[str], kind: Kind) -> None:
+        self.there, self.prefixes = set(there), kind.prefixes
+        self.spelling = next((s for s in kind.spellings if self.find(_first(s))), kind.spellings[0])
+
+    def find(self, name: str) -> str | None:
+        return next((prefix + name for prefix in self.prefixes if prefix + name in self.there), None)
+
+    def __getitem__(self, name: str) -> str:
+        """The name in the files; for one that is not there, what it should be."""
+        prefixed = any(there.startswith(self.prefixes[0]) for there in self.there)
+        return self.find(name) or (self.prefixes[0] if prefixed else "") + name
+
+
+def _first(spelling: Spelling) -> str:
+    """A name that tells one spelling from the others."""
+    return f"{spelling.block.format(0)}{spelling.query}.weight"
+
+
+def _tower(text: Mapping[str, Any]) -> dict[str, Any]:
+    """The image tower's part of a config."""
+    return {k: v for k, v in (text.get("vision_config") or text).items() if v is not None}
+
+
+def _is_identity(files: Files, weight: str) -> bool:
+    """Whether a pooler changes nothing: `write` puts one where transformers' model has to have one."""
+    rows, columns = files.shapes[weight]
+    bias = files.weights[weight.removesuffix("weight") + "bias"]
+    return rows == columns and torch.equal(files.weights[weight], torch.eye(rows)) and not bias.any()
+
+
+def _classes(text: Mapping[str, Any], count: int, notes: list[str]) -> list[str]:
+    """The names of `id2label`; numbers where it does not fit."""
+    labels = {int(number): str(label) for number, label in (text.get("id2label") or {}).items()}
+    if sorted(labels) == list(range(count)):
+        return [labels[i] for i in range(count)]
+    notes.append(f"config.json has no names for the {count} classes: they are numbered")
+    return [str(i) for i in range(count)]
+
+
+def _left(names: Collection[str]) -> dict[str, str]:
+    """The names that may be left out, with the reason."""
+    reasons = {name: next((why for start, why in LEFT.items() if re.match(start, name)), None) for name in names}
+    return {name: why for name, why in reasons.items() if why}
+
+
+def reference(files: Files) -> Callable[[Tensor], dict[str, Tensor]] | None:
+    """transformers' own model on normalised pictures; None where transformers is missing or cannot load the folder."""
+    if importlib.util.find_spec("transformers") is None:
+        return None
+    import transformers
+
+    folder = files.path if files.path.is_dir() else files.path.parent
+    name = (files.json["config.json"].get("architectures") or ["AutoModel"])[0]
+    maker = getattr(transformers, name, None)
+    if maker is None or files.json["config.json"]["model_type"].startswith("siglip2"):
+        return None  # SigLIP 2's models take patches and no pictures
+    model = maker.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
+    return lambda images: _outputs(model, images)
+
+
+def _outputs(model: Any, images: Tensor) -> dict[str, Tensor]:
+    tower = getattr(model, "vision_model", None) or (model if "dinov3" in model.config.model_type else model.base_model)
+    takes = inspect.signature(tower.forward).parameters
+    more: dict[str, Any] = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
+    if "noise" in takes:  # MAE: keep every patch, in its place
+        model.config.mask_ratio = tower.config.mask_ratio = 0.0
+        patches = math.prod(side // model.config.patch_size for side in images.shape[2:])
+        more["noise"] = torch.arange(patches, dtype=images.dtype).expand(len(images), -1)
+    found = {"tokens": tower(images, **more).last_hidden_state}
+    if hasattr(model, "classifier") or hasattr(model, "cls_classifier"):
+        found["logits"] = model(images, **more).logits
+    return found

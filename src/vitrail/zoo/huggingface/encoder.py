@@ -1,0 +1,300 @@
+"""transformers' configs and names as ours. The same tables serve reading and writing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitrail.errors import UserError
+from vitrail.layers import Variant
+from vitrail.vit import Pool, ViTConfig
+from vitrail.zoo.huggingface.kinds import ACTIVATIONS, Spelling
+from vitrail.zoo.source import Weight
+
+PARTS = {
+    "classifier.weight": "classes",
+    "cls_classifier.weight": "distilled",
+    "visual_projection.weight": "projection",
+    "pooler.dense.weight": "pooler",
+    "pooler.layernorm.weight": "norm",
+    "head.probe": "probe",
+}
+"""weights that not every model of a type has, and a word for each"""
+
+
+def encoder_config(kind: str, values: Mapping[str, Any], parts: Collection[str]) -> ViTConfig:
+    """The config of a `model_type` with the values of its `config.json`, for a model with those `PARTS`."""
+    c = values
+    if c["hidden_act"] not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise UserError(f"hidden_act {c['hidden_act']!r} is not supported: choose a model with one of {known}")
+    patch = _sides(c["patch_size"], "patch_size")
+    if patch[0] != patch[1]:
+        raise UserError(f"patches of {patch[0]}x{patch[1]} pixels are not supported: choose a model with square ones")
+    # SigLIP 2 gives its size as a number of patches, which stand in a square.
+    size = c["image_size"] if "num_patches" not in c else math.isqrt(c["num_patches"]) * patch[0]
+    image_size = _sides(size, "image_size")
+    config = ViTConfig(
+        width=c["hidden_size"],
+        depth=c["num_hidden_layers"],
+        heads=c["num_attention_heads"],
+        patch=patch[0],
+        image_size=image_size,
+        channels=c["num_channels"],
+        qkv_bias=c["qkv_bias"],
+        activation=ACTIVATIONS[c["hidden_act"]],
+        norm_eps=c["layer_norm_eps"],
+        variant=Variant(resampling="bicubic", floor_grid=any(side % patch[0] for side in image_size)),
+    )
+    config = with_hidden(config, c["intermediate_size"] or int(c["hidden_size"] * c["mlp_ratio"]))
+    family = kind.removesuffix("_vision_model")
+    return FAMILIES[family](config, c, parts)
+
+
+def with_hidden(config: ViTConfig, hidden: int) -> ViTConfig:
+    """The config with an MLP of that width inside."""
+    ratio = hidden / config.width
+    if config.variant.mlp == "plain" and int(config.width * ratio) == hidden:
+        return replace(config, mlp_ratio=ratio, variant=replace(config.variant, mlp_hidden=None))
+    return replace(config, variant=replace(config.variant, mlp_hidden=hidden))
+
+
+def _sides(value: int | list[int], name: str) -> tuple[int, int]:
+    sides = (value, value) if isinstance(value, int) else tuple(value)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise UserError(f"{name} {value!r} of config.json is no size in pixels: choose another checkpoint")
+    return sides[0], sides[1]
+
+
+def _vit(config: ViTConfig, c: Mapping[str, Any], parts: Collection[str]) -> ViTConfig:
+    if "pooler" not in parts or "classes" in parts:
+        return config
+    activation, width = c.get("pooler_act", "tanh"), c.get("pooler_output_size") or config.width
+    if activation not in ("tanh", "linear"):
+        raise UserError(f"a pooler with {activation!r} is not supported: choose a model with tanh or none")
+    variant = replace(config.variant, projection=width, projection_bias=True, projection_tanh=activation == "tanh")
+    return replace(config, variant=variant)
+
+
+def _deit(config: ViTConfig, c: Mapping[str, Any], parts: Collection[str]) -> ViTConfig:
+    config = replace(config, variant=replace(config.variant, distillation=True))
+    return replace(config, pool="distilled") if "distilled" in parts else _vit(config, c, parts)
+
+
+def _ijepa(config: ViTConfig, c: Mapping[str, Any], parts: Collection[str]) -> ViTConfig:
+    return replace(config, class_token=False, pool="average")
+
+
+def _dinov2(config: ViTConfig, c: Mapping[str, Any], parts: Collection[str]) -> ViTConfig:
+    config = replace(
+        config,
+        registers=c.get("num_register_tokens", 0),
+        pool="token_average" if "classes" in parts else "token",
+        layer_scale=c.get("layerscale_value", 1.0),
+    )
+    if "num_register_tokens" in c:
+        config = replace(config, variant=replace(config.variant, resampling="antialias"))
+    if not c["use_swiglu_ffn"]:
+        return config
+    config = replace(config, activation="silu", variant=replace(config.variant, mlp="gated"))
+    # Two thirds, so that three matrices have about the weights of two, in steps of 8.
+    return with_hidden(config, (int(int(config.width * c["mlp_ratio"]) * 2 / 3) + 7) // 8 * 8)
+
+
+def _dinov3(config: ViTConfig, c: Mapping[str, Any], parts: Collection[str]) -> ViTConfig:
+    biases = {name for name in ("query", "key", "value") if c[f"{name}_bias"]}
+    variant = replace(
+        config.variant,
+        rotary="centred",
+        rotary_temperature=float(c["rope_theta"]),
+        rotary_pairs="halves",
+        # A missing bias beside one that is there is filled with zeros; these two are common enough to keep.
+        key_bias=biases != {"query", "value"},
+        output_bias=c["proj_bias"] or c["mlp_bias"],
+        mlp="gated" if c["use_gated_mlp"] else "plain",
+    )
+    config = replace(
+        config,
+        registers=c["num_register_tokens"],
+        positions="none",
+        qkv_bias=bool(biases),
+        layer_scale=c.get("layerscale_value", 1.0),
+        variant=variant,
+    )
+    return with_hidden(config, c["intermediate_size"])
+
+
+def _clip(config: ViTConfig, c: Mapping[str, Any], parts: Collection[str]) -> ViTConfig:
+    classes = "classes" in parts
+    projection = c["projection_dim"] if "projection" in parts else None
+    variant = replace(
+        config.variant,
+        norm_before=True,
+        norm_after=False,
+        norm_pooled=not classes,
+        patch_bias=False,
+        projection=projection,
+    )
+    return replace(config, pool="average" if classes else "token", variant=variant)
+
+
+def _siglip(config: ViTConfig, c: Mapping[str, Any], parts: Collection[str]) -> ViTConfig:
+    pool: Pool = "attention" if "probe" in parts and "classes" not in parts else "average"
+    return replace(config, class_token=False, pool=pool)
+
+
+def _siglip2(config: ViTConfig, c: Mapping[str, Any], parts: Collection[str]) -> ViTConfig:
+    variant = replace(config.variant, resampling="bilinear_antialias")
+    return _siglip(replace(config, variant=variant), c, parts)
+
+
+def _beit(config: ViTConfig, c: Mapping[str, Any], parts: Collection[str]) -> ViTConfig:
+    own, shared = c["use_relative_position_bias"], c["use_shared_relative_position_bias"]
+    mean = c["use_mean_pooling"]
+    variant = replace(
+        config.variant,
+        key_bias=False,
+        norm_after=not mean,
+        norm_pooled=mean and "norm" in parts,
+        relative="both" if own and shared else "table" if own else "shared" if shared else "none",
+        relative_resampling="bilinear",
+    )
+    return replace(
+        config,
+        pool="average" if mean else "token",
+        positions="learned" if c["use_absolute_position_embeddings"] else "none",
+        layer_scale=c["layer_scale_init_value"] if c["layer_scale_init_value"] > 0 else None,
+        variant=variant,
+    )
+
+
+FAMILIES = {
+    "vit": _vit,
+    "vit_mae": _vit,
+    "vit_msn": _vit,
+    "deit": _deit,
+    "ijepa": _ijepa,
+    "dinov2": _dinov2,
+    "dinov2_with_registers": _dinov2,
+    "dinov3_vit": _dinov3,
+    "clip": _clip,
+    "siglip": _siglip,
+    "siglip2": _siglip2,
+    "beit": _beit,
+    "data2vec-vision": _beit,
+}
+
+
+def renaming(config: ViTConfig, kind: str, spelling: Spelling, classes: bool) -> dict[str, Weight]:
+    """The task's names to transformers' (without the tower's prefix)."""
+    s, v = spelling, config.variant
+    t: dict[str, Weight] = {}
+    _linear(t, "encoder.patches.projection", s.patches, bias=v.patch_bias)
+    if kind.startswith("siglip2"):
+        t["encoder.patches.projection.weight"] = Weight((f"{s.patches}.weight",), _filters(config.patch), "reshaped")
+    flat = {"clip", "siglip", "siglip2"} & {kind.removesuffix("_vision_model")}
+    if config.class_token:
+        t["encoder.class_token"] = _reshaped(s.class_token, (1, 1, -1)) if flat else Weight((s.class_token,))
+    if v.distillation:
+        t["encoder.distillation_token"] = Weight((s.distillation,))
+    if config.registers:
+        t["encoder.registers"] = Weight((s.registers,))
+    if config.positions == "learned":
+        shape = (1, -1, config.width)
+        t["encoder.positions"] = _reshaped(s.positions, shape) if flat else Weight((s.positions,))
+    if v.relative in ("shared", "both"):
+        t["encoder.relative.table"] = Weight((s.shared_table,))
+    for own, theirs, there in (
+        ("norm_before", s.norm_before, v.norm_before),
+        ("norm", s.norm, v.norm_after),
+        ("norm_pooled", s.norm_pooled, v.norm_pooled),
+    ):
+        if there:
+            _linear(t, f"encoder.{own}", theirs)
+    for i in range(config.depth):
+        _block(t, f"encoder.blocks.{i}.", s.block.format(i), config, s)
+    if config.pool == "attention":
+        _attention_pool(t)
+    if v.projection is not None:
+        name = "pooler.dense" if v.projection_bias else "visual_projection"
+        _linear(t, "encoder.projection", name, bias=v.projection_bias)
+    if config.pool == "distilled":
+        _linear(t, "head.linear", "cls_classifier")
+        _linear(t, "head.distillation", "distillation_classifier")
+    elif classes:
+        _linear(t, "head.linear", "classifier")
+    return t
+
+
+def _block(t: dict[str, Weight], own: str, theirs: str, config: ViTConfig, s: Spelling) -> None:
+    v = config.variant
+    _linear(t, f"{own}norm1", theirs + s.norm1)
+    _linear(t, f"{own}norm2", theirs + s.norm2)
+    qkv = [theirs + name for name in (s.query, s.key, s.value)]
+    t[f"{own}attention.qkv.weight"] = _joined(f"{name}.weight" for name in qkv)
+    if config.qkv_bias and v.key_bias:
+        t[f"{own}attention.qkv.bias"] = _joined(f"{name}.bias" for name in qkv)
+    elif config.qkv_bias:
+        t[f"{own}attention.q_bias"] = Weight((f"{qkv[0]}.bias",))
+        t[f"{own}attention.v_bias"] = Weight((f"{qkv[2]}.bias",))
+    _linear(t, f"{own}attention.out", theirs + s.out, bias=v.output_bias)
+    if v.relative in ("table", "both"):
+        t[f"{own}attention.relative.table"] = Weight((theirs + s.table,))
+    up, down = (s.up, s.down) if v.mlp == "plain" or s.gated is None else s.gated
+    _linear(t, f"{own}mlp.up", theirs + up, bias=v.output_bias)
+    if v.mlp == "gated" and s.gate is not None:
+        for end in ("weight", "bias")[: 1 + v.output_bias]:
+            t[f"{own}mlp.up.{end}"] = _joined(f"{theirs}{name}.{end}" for name in (s.gate, up))
+    _linear(t, f"{own}mlp.down", theirs + down, bias=v.output_bias)
+    if config.layer_scale is not None:
+        t[f"{own}branch1.0.scale"] = Weight((theirs + s.scale1,))
+        t[f"{own}branch2.0.scale"] = Weight((theirs + s.scale2,))
+
+
+def _attention_pool(t: dict[str, Weight]) -> None:
+    """SigLIP's head, whose attention is PyTorch's."""
+    t["encoder.pooling.probe"] = Weight(("head.probe",))
+    t["encoder.pooling.attention.qkv.weight"] = Weight(("head.attention.in_proj_weight",))
+    t["encoder.pooling.attention.qkv.bias"] = Weight(("head.attention.in_proj_bias",))
+    _linear(t, "encoder.pooling.attention.out", "head.attention.out_proj")
+    _linear(t, "encoder.pooling.norm", "head.layernorm")
+    _linear(t, "encoder.pooling.mlp.up", "head.mlp.fc1")
+    _linear(t, "encoder.pooling.mlp.down", "head.mlp.fc2")
+
+
+def _linear(t: dict[str, Weight], own: str, theirs: str, bias: bool = True) -> None:
+    for end in ("weight", "bias")[: 1 + bias]:
+        t[f"{own}.{end}"] = Weight((f"{theirs}.{end}",))
+
+
+def _joined(names: Iterable[str]) -> Weight:
+    return Weight(tuple(names), lambda *parts: torch.cat(parts), "joined")
+
+
+def _reshaped(name: str, shape: tuple[int, ...]) -> Weight:
+    return Weight((name,), lambda value: value.reshape(shape), "reshaped")
+
+
+def _filters(patch: int) -> Callable[[Tensor], Tensor]:
+    """SigLIP 2's linear map of patches, whose rows come first and channels last, as filters [D, C, p, p]."""
+    return lambda weight: weight.unflatten(1, (patch, patch, -1)).permute(0, 3, 1, 2)
+
+
+def filled(own: str, weight: Weight, absent: tuple[str, ...], config: ViTConfig) -> Weight:
+    """`weight` with zeros for the names that end like one of `absent`: biases that the source's config leaves out."""
+    here = [not name.endswith(absent) for name in weight.names]
+    if all(here) or not absent:
+        return weight
+    rows = config.hidden if ".mlp.up." in own else config.width
+
+    def make(*parts: Tensor) -> Tensor:
+        given = iter(parts)
+        return torch.cat([next(given) if there else torch.zeros(rows) for there in here])
+
+    names = tuple(name for name, there in zip(weight.names, here, strict=True) if there)
+    return Weight(names, make, "filled with zeros")

@@ -1,0 +1,245 @@
+"""A model of ours as a folder that transformers loads."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Collection
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from vitrail.errors import UserError
+from vitrail.files import whole_folder, write_whole
+from vitrail.tasks.classify import Classify
+from vitrail.tasks.task import Task
+from vitrail.vit import ViT, ViTConfig
+from vitrail.zoo.huggingface.encoder import encoder_config, renaming, with_hidden
+from vitrail.zoo.huggingface.kinds import ACTIVATIONS, KINDS
+from vitrail.zoo.huggingface.processor import settings_of
+
+log = logging.getLogger("vitrail")
+
+# The class without and with classes; None where transformers has none.
+ARCHITECTURES: dict[str, tuple[str | None, str | None]] = {
+    "vit": ("ViTModel", "ViTForImageClassification"),
+    "deit": ("DeiTModel", "DeiTForImageClassification"),
+    "dinov2": ("Dinov2Model", "Dinov2ForImageClassification"),
+    "dinov2_with_registers": ("Dinov2WithRegistersModel", "Dinov2WithRegistersForImageClassification"),
+    "dinov3_vit": ("DINOv3ViTModel", None),
+    "clip": (None, "CLIPForImageClassification"),
+    "clip_vision_model": ("CLIPVisionModel", None),
+    "siglip_vision_model": ("SiglipVisionModel", None),
+    "ijepa": ("IJepaModel", "IJepaForImageClassification"),
+    "beit": ("BeitModel", "BeitForImageClassification"),
+    "data2vec-vision": ("Data2VecVisionModel", None),
+}
+ANY_SHAPE = ("vit", "deit", "ijepa", "dinov3_vit")
+"""types whose own size may have two different sides in transformers"""
+
+
+def write(task: Task, path: Path) -> None:
+    """Write the folder `path`: config.json, preprocessor_config.json and model.safetensors, whole or not at all.
+
+    A model that no type of transformers expresses is refused, with the part that it has no place for.
+    """
+    if path.is_file() or (path.exists() and any(path.iterdir()) and not (path / "config.json").exists()):
+        raise UserError(f"{path} exists and is no checkpoint: choose another place to write to")
+    encoder = getattr(task, "encoder", None)
+    if not isinstance(encoder, ViT):
+        raise UserError(f"transformers has no place for the task {task.name!r} without a Vision Transformer")
+    classes = task.classes if isinstance(task, Classify) else None
+    if isinstance(task, Classify) and task.hidden is not None:
+        raise UserError("transformers has no place for the pre-training head's hidden layer: load it with classes=0")
+    config = encoder.config
+    name = _type_for(config, classes is not None)
+    parts = _parts(config, classes is not None)
+    values = _values(name, config)
+    plain = _checked(name, values, parts, config)
+    text = _text(name, values, parts, classes)
+    weights = _weights(task, encoder, plain, name, classes is not None)
+    with whole_folder(path) as folder:
+        write_whole(folder / "model.safetensors", to_safetensors(weights, metadata={"format": "pt"}))
+        write_whole(folder / "config.json", json.dumps(text, indent=2) + "\n")
+        write_whole(folder / "preprocessor_config.json", json.dumps(settings_of(task.preprocess), indent=2) + "\n")
+
+
+def _type_for(c: ViTConfig, classes: bool) -> str:
+    """The type that comes nearest; whether it fits is checked afterwards."""
+    v = c.variant
+    if v.rotary != "none":
+        return "dinov3_vit"
+    if v.norm_before:
+        return "clip" if classes else "clip_vision_model"
+    if c.pool == "attention":
+        return "siglip_vision_model"
+    if v.distillation:
+        return "deit"
+    if v.relative != "none" or not v.key_bias or v.norm_pooled:
+        return "beit" if v.norm_pooled or v.norm_after else "data2vec-vision"
+    if c.registers:
+        return "dinov2_with_registers"
+    if c.layer_scale is not None or v.mlp == "gated":
+        return "dinov2"
+    return "vit" if c.class_token else "ijepa"
+
+
+def _parts(c: ViTConfig, classes: bool) -> set[str]:
+    """What `encoder_config` is told that the files hold."""
+    parts = {
+        "classes": classes and c.pool != "distilled",
+        "distilled": c.pool == "distilled",
+        "projection": c.variant.projection is not None and not c.variant.projection_bias,
+        "pooler": c.variant.projection is not None and c.variant.projection_bias,
+        "norm": c.variant.norm_pooled,
+        "probe": c.pool == "attention",
+    }
+    return {part for part, there in parts.items() if there}
+
+
+def _values(name: str, c: ViTConfig) -> dict[str, Any]:
+    """The entries of `config.json` that say how the model is built."""
+    v, square = c.variant, c.image_size[0] == c.image_size[1]
+    if not square and name not in ANY_SHAPE:
+        raise UserError(
+            f"transformers has no place for pictures of {c.image_size[0]}x{c.image_size[1]} in its type {name}: "
+            "load the model with a square image_size"
+        )
+    values: dict[str, Any] = {
+        "hidden_size": c.width,
+        "num_hidden_layers": c.depth,
+        "num_attention_heads": c.heads,
+        "intermediate_size": c.hidden,
+        "hidden_act": next(theirs for theirs, ours in ACTIVATIONS.items() if ours == c.activation),
+        "layer_norm_eps": c.norm_eps,
+        "image_size": c.image_size[0] if square else list(c.image_size),
+        "patch_size": c.patch,
+        "num_channels": c.channels,
+        "qkv_bias": c.qkv_bias,
+    }
+    if name in ("vit", "deit"):
+        if v.projection is None:  # an identity stands in for the pooler, which transformers always has
+            return {**values, "pooler_output_size": c.width, "pooler_act": "linear"}
+        return {**values, "pooler_output_size": v.projection, "pooler_act": "tanh" if v.projection_tanh else "linear"}
+    if name.startswith("dinov2"):
+        values["use_swiglu_ffn"] = v.mlp == "gated"
+        values["mlp_ratio"] = _dinov2_ratio(c)
+        values["layerscale_value"] = c.layer_scale
+        del values["intermediate_size"]
+        values.update({"use_mask_token": False} if name == "dinov2" else {"num_register_tokens": c.registers})
+    if name == "dinov3_vit":
+        key = c.qkv_bias and v.key_bias
+        values.update(query_bias=c.qkv_bias, key_bias=key, value_bias=c.qkv_bias)
+        values.update(proj_bias=v.output_bias, mlp_bias=v.output_bias, use_gated_mlp=v.mlp == "gated")
+        values.update(num_register_tokens=c.registers, rope_theta=v.rotary_temperature, layerscale_value=c.layer_scale)
+    if name in ("beit", "data2vec-vision"):
+        values["use_absolute_position_embeddings"] = c.positions != "none"
+        values["use_relative_position_bias"] = v.relative in ("table", "both")
+        values["use_shared_relative_position_bias"] = v.relative in ("shared", "both")
+        values["use_mean_pooling"] = c.pool == "average"
+        values["layer_scale_init_value"] = c.layer_scale or 0.0
+    if name.startswith("clip") and v.projection is not None:
+        values["projection_dim"] = v.projection
+    if name.startswith("siglip"):
+        values["vision_use_head"] = True
+    return values
+
+
+def _dinov2_ratio(c: ViTConfig) -> int:
+    """DINOv2's config has a ratio, a whole number, and takes two thirds of the gated MLP's width."""
+    hidden = c.hidden
+    return round(hidden * 1.5 / c.width) if c.variant.mlp == "gated" else round(hidden / c.width)
+
+
+def _checked(name: str, values: dict[str, Any], parts: Collection[str], config: ViTConfig) -> ViTConfig:
+    """What the written config will be read as, where that is the model; else the part that does not fit is refused."""
+    if values.get("pooler_act") == "linear" and config.variant.projection is None:
+        parts = {*parts} - {"pooler"}
+    back = encoder_config(name, {**KINDS[name].defaults, **values}, parts)
+    ours = with_hidden(config, config.hidden)
+    variant = replace(
+        ours.variant,
+        # At its own size nothing is interpolated.
+        resampling=back.variant.resampling,
+        relative_resampling=back.variant.relative_resampling,
+        norm_after_eps=None if ours.variant.norm_after_eps == ours.norm_eps else ours.variant.norm_after_eps,
+    )
+    ours = replace(
+        ours,
+        # What training alone reads, and positions that a learned table can hold.
+        dropout=0.0,
+        drop_path=0.0,
+        attention_init=back.attention_init,
+        positions=back.positions if back.positions == "learned" else ours.positions,
+        variant=variant,
+    )
+    wanted, there = ({**asdict(c), **asdict(c.variant)} for c in (ours, back))
+    wrong = [field for field in wanted if field != "variant" and wanted[field] != there[field]]
+    if wrong:
+        raise UserError(
+            f"transformers has no place for {wrong[0]}={wanted[wrong[0]]!r} (the nearest type, {name}, "
+            f"has {there[wrong[0]]!r}): convert to another format"
+        )
+    if config.positions == "learned" and config.variant.resampling != back.variant.resampling:
+        log.warning("at other sizes transformers fits the positions in its own way: outputs are the same at this one")
+    return back
+
+
+def _text(name: str, values: dict[str, Any], parts: Collection[str], classes: list[str] | None) -> dict[str, Any]:
+    """config.json."""
+    architecture = ARCHITECTURES[name][classes is not None]
+    if architecture is None:
+        raise UserError(
+            f"transformers has no place for {'a classifier' if classes else 'an encoder without classes'} "
+            f"in its type {name}: convert to another format"
+        )
+    if "distilled" in parts:
+        architecture = "DeiTForImageClassificationWithTeacher"
+    elif "projection" in parts:
+        architecture = "CLIPVisionModelWithProjection"
+    text: dict[str, Any] = {"architectures": [architecture], "model_type": name, "dtype": "float32"}
+    text.update({"vision_config": {"model_type": "clip_vision_model", **values}} if name == "clip" else values)
+    if classes is not None:
+        text["id2label"] = {str(i): label for i, label in enumerate(classes)}
+        text["label2id"] = {label: i for i, label in enumerate(classes)}
+    return text
+
+
+def _weights(task: Task, encoder: ViT, config: ViTConfig, name: str, classes: bool) -> dict[str, Tensor]:
+    """The weights under transformers' names, as they stand in files on the Hub."""
+    own = {key: value.detach().cpu() for key, value in task.state_dict().items()}
+    c = encoder.config
+    if config.positions == "learned" and c.positions != "learned":
+        made = encoder.positions_for(c.grid)
+        shape = (1, c.prefix_tokens - c.registers + c.grid[0] * c.grid[1], c.width)
+        own["encoder.positions"] = torch.zeros(shape) if made is None else made.detach().cpu()
+    kind = KINDS[name]
+    theirs: dict[str, Tensor] = {}
+    for key, (names, _, change) in renaming(config, name, kind.spellings[0], classes).items():
+        value = own[key]
+        if change == "reshaped":  # CLIP's class token is [D], its positions [N, D]
+            value = value.flatten() if key.endswith("class_token") else value.flatten(0, 1)
+        theirs.update(zip(names, value.chunk(len(names)), strict=True))
+    theirs.update(_stand_ins(name, c, theirs.keys()))
+    # transformers 4 wants the prefix of a two-tower model for the image tower alone, too.
+    prefix = kind.prefixes[0] if classes or name.startswith(("clip", "siglip")) else ""
+    heads = ("classifier.", "cls_classifier.", "distillation_classifier.", "visual_projection.")
+    return {(key if key.startswith(heads) else prefix + key): value.contiguous() for key, value in theirs.items()}
+
+
+def _stand_ins(name: str, c: ViTConfig, there: Collection[str]) -> dict[str, Tensor]:
+    """Weights that transformers' models have and ours does not, such that they change nothing."""
+    if name in ("vit", "deit") and not {"pooler.dense.weight", "classifier.weight", "cls_classifier.weight"} & {*there}:
+        return {"pooler.dense.weight": torch.eye(c.width), "pooler.dense.bias": torch.zeros(c.width)}
+    if name == "clip":
+        return {"post_layernorm.weight": torch.ones(c.width), "post_layernorm.bias": torch.zeros(c.width)}
+    if name == "dinov2_with_registers":
+        return {"embeddings.mask_token": torch.zeros(1, c.width)}
+    if name == "dinov3_vit":
+        tokens = {} if c.registers else {"embeddings.register_tokens": torch.zeros(1, 0, c.width)}
+        return {"embeddings.mask_token": torch.zeros(1, 1, c.width), **tokens}
+    return {}

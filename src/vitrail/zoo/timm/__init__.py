@@ -1,0 +1,413 @@
+"""timm's folders (`config.json` with `architecture`, and weights) and bare state dicts. timm need not be installed."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from vitrail.data.decode import Preprocess
+from vitrail.errors import UserError
+from vitrail.files import whole_folder, write_whole
+from vitrail.layers import Variant
+from vitrail.tasks.classify import Classify
+from vitrail.tasks.embed import Embed
+from vitrail.tasks.task import Task
+from vitrail.vit import ViT, ViTConfig
+from vitrail.zoo.source import Files, Found
+from vitrail.zoo.timm.arguments import Arguments, arguments, encoder_config, table
+from vitrail.zoo.timm.names import skeleton, spelling, written
+
+__all__ = ["NAME", "read", "recognise", "reference", "write"]
+
+NAME = "timm"
+
+LEFT = (
+    (r"\.relative_position_index$", "an index that follows from the size"),
+    (r"^(mask_token|lm_head\.\w+)$", "part of the pre-training"),
+    (r"^pre_logits\.", "timm leaves the pre-training head's hidden layer out"),
+    (r"\.k_bias$", "zero by construction"),
+)
+"""names that timm's own loading leaves out, and why"""
+
+OWN = re.compile(
+    r"^(cls_token|dist_token|reg_token|pos_embed|rope\.freqs)$"
+    r"|^(norm|norm_pre|fc_norm|head|head\.fc|head_dist|pre_logits\.fc)\.(weight|bias)$"
+    r"|^(patch_embed|attn_pool|neck|rel_pos_bias)\."
+    r"|^blocks\.\d+\.(norm[12]|attn|mlp|ls[12]?|gamma_[12]|in_norm|in_proj|mlp_bias|q_norm|k_norm|sub_norm|lambda_\w+"
+    r"|attn_out_proj|mlp_out_proj|out_proj|attns|ffns)(\.|$)"
+)
+"""what a bare state dict may hold to be timm's"""
+
+
+def recognise(files: Files) -> bool:
+    """A config that names one of the architectures; or without a config, no other names than timm's."""
+    if "config.json" in files.json:
+        return files.json["config.json"].get("architecture") in table()
+    stem = any(name.startswith(("patch_embed.proj.", "patch_embed.backbone.")) for name in files.weights)
+    return stem and "blocks.0.mlp.lin1.weight" not in files.weights and all(map(OWN.match, _used(files)))
+
+
+def read(files: Files) -> Found:
+    """The model, its classes, and how its pictures are prepared."""
+    notes: list[str] = []
+    name, given, settings = _named(files, notes)
+    values: Arguments = (
+        table()[name] | {"in_chans": _channels(files)} | {k: v for k, v in given.items() if v is not None}
+    )
+    pictures = values["pictures"] | {k: v for k, v in settings.items() if v is not None and k in values["pictures"]}
+    size = _size(values, given, pictures)
+    encoder = encoder_config(values, _fitting(files, values, size, notes))
+    classes = _classes(files, settings)
+    parts = spelling(encoder, values["class"], files.weights.keys(), len(classes or []))
+    own = skeleton(encoder, len(classes or [])).state_dict()
+    return Found(
+        source=f"timm {name}",
+        encoder=encoder,
+        classes=classes,
+        preprocess=_preprocess(pictures, encoder, notes),
+        weights={key: part.weight(own[key].shape) for key, part in parts.items()},
+        left={key: why for key in files.weights for pattern, why in LEFT if re.search(pattern, key)},
+        notes=notes,
+    )
+
+
+def _named(files: Files, notes: list[str]) -> tuple[str, Arguments, dict[str, Any]]:
+    """Architecture, arguments, and what the config says beside them."""
+    config = files.json.get("config.json")
+    if config is None:
+        return *_guess(files, notes), {}
+    # Older folders have no second level.
+    labels = {key: config[key] for key in ("label_names", "label_descriptions") if key in config}
+    return config["architecture"], config.get("model_args") or {}, (config.get("pretrained_cfg") or config) | labels
+
+
+def _used(files: Files) -> Iterator[str]:
+    return (name for name in files.weights if not any(re.search(pattern, name) for pattern, _ in LEFT[:1] + LEFT[3:]))
+
+
+def _channels(files: Files) -> int:
+    first = next((n for n in FIRST if n in files.shapes), None)
+    if first is None or len(files.shapes[first]) != 4:
+        raise UserError(f"{files.path} has no patch projection such as {FIRST[0]}: it is no ViT of timm's, or cut off")
+    return files.shapes[first][1]
+
+
+FIRST = (
+    "patch_embed.backbone.stem.conv.weight",
+    "patch_embed.backbone.conv.weight",
+    "patch_embed.backbone.conv1.0.weight",
+    "patch_embed.backbone.0.conv.weight",
+    "patch_embed.proj.weight",
+)
+"""the convolution that sees the pixels: of a backbone, or the patch projection"""
+
+
+def _size(values: Arguments, given: Arguments, pictures: Arguments) -> tuple[int, int]:
+    """(height, width) as timm finds it: from the arguments, or from the checkpoint where its size is fixed."""
+    size = given.get("img_size") or values.get("img_size")
+    if size is None or (pictures["fixed_input_size"] and "img_size" not in given):
+        size = pictures["input_size"][-2:]
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _fitting(files: Files, values: Arguments, size: tuple[int, int], notes: list[str]) -> tuple[int, int]:
+    """`size`, or the one that the learned positions are for, where the two differ."""
+    shape = files.shapes.get("pos_embed")
+    if shape is None:
+        return size
+    config = encoder_config(values, size)
+    if len(shape) == 4:
+        grid = (shape[1], shape[2])
+    elif (count := shape[1] - config.placed_tokens) == math.prod(config.grid):
+        return size
+    elif (side := math.isqrt(max(count, 0))) ** 2 == count > 0:
+        grid = (side, side)
+    else:
+        raise UserError(
+            f"{files.path}: pos_embed is for {count} patches, which are no square, and pictures of "
+            f"{size[0]}x{size[1]} have {math.prod(config.grid)}: give img_size in model_args"
+        )
+    found = (grid[0] * config.patch, grid[1] * config.patch)
+    if grid != config.grid:
+        notes.append(f"the positions are for {found[0]}x{found[1]} pixels, and so is the model")
+    return found if grid != config.grid else size
+
+
+def _classes(files: Files, settings: dict[str, Any]) -> list[str] | None:
+    shape = files.shapes.get("head.weight") or files.shapes.get("head.fc.weight")
+    if shape is None:
+        return None
+    names = settings.get("label_names") or settings.get("labels")
+    told = settings.get("label_descriptions") or {}
+    if isinstance(names, dict):
+        names = [names[key] for key in sorted(names, key=int)]
+    if not isinstance(names, list) or len(names) != shape[0]:
+        return [str(i) for i in range(shape[0])]
+    return [str(told.get(name, name)) if isinstance(told, dict) else str(name) for name in names]
+
+
+def _preprocess(pictures: Arguments, encoder: ViTConfig, notes: list[str]) -> Preprocess:
+    mode, interpolation = pictures["crop_mode"], pictures["interpolation"]
+    if mode not in ("center", "squash"):
+        notes.append(f"timm's crop_mode {mode!r} is read as a crop of the centre")
+    if interpolation not in ("bicubic", "bilinear", "nearest"):
+        notes.append(f"timm's interpolation {interpolation!r} is read as bicubic")
+        interpolation = "bicubic"
+    mean, std = (
+        tuple(pictures[name][i % len(pictures[name])] for i in range(encoder.channels)) for name in ("mean", "std")
+    )
+    return Preprocess(
+        size=encoder.image_size,
+        resize="squash" if mode == "squash" else "crop",
+        crop_fraction=min(1.0, pictures["crop_pct"] or 1.0),
+        interpolation=interpolation,
+        mean=mean,
+        std=std,
+        channels=encoder.channels,
+    )
+
+
+def _guess(files: Files, notes: list[str]) -> tuple[str, Arguments]:
+    """The architecture whose weights have these names and shapes, or a plain one with what the shapes say."""
+    fitting: dict[str, ViTConfig] = {}
+    for name in sorted(table(), key=_plainness):
+        if (config := _fits(files, table()[name])) is not None:
+            fitting[name] = config
+    if fitting:
+        first, *others = fitting
+        differ = [name for name in others if fitting[name] != fitting[first]]
+        notes.append(
+            f"no config.json: the weights fit timm's {first}, and are read and their pictures prepared as it has them"
+            + (f"; they also fit {differ[0]}, which computes something else" if differ else "")
+        )
+        return first, {}
+    width, _, patch, _ = (*files.shapes.get("patch_embed.proj.weight", ()), 0, 0, 0, 0)[:4]
+    depth = _depth(files)
+    up = files.shapes.get("blocks.0.mlp.fc1.weight", (0,))[0]
+    if not (width and patch and depth and up):
+        raise UserError(f"{files.path} has the names of timm's ViTs but fits none of them: give its config.json too")
+    prefix = int("cls_token" in files.weights)
+    registers = files.shapes["reg_token"][1] if "reg_token" in files.weights else 0
+    count = files.shapes.get("pos_embed", (1, 0))[1]
+    pool = "map" if "attn_pool.latent" in files.weights else "token" if prefix else "avg"
+    notes.append(
+        f"no config.json: a plain ViT of width {width} and depth {depth}, with {max(1, width // 64)} heads of 64 "
+        "channels and timm's defaults where shapes do not say"
+    )
+    return "vit_base_patch16_224", {
+        "embed_dim": width,
+        "depth": depth,
+        "patch_size": patch,
+        "num_heads": max(1, width // 64),
+        "mlp_ratio": (up + 0.5) / width,
+        "qkv_bias": "blocks.0.attn.qkv.bias" in files.weights,
+        "init_values": 1e-5 if "blocks.0.ls1.gamma" in files.weights else None,
+        "class_token": bool(prefix),
+        "reg_tokens": registers,
+        "pos_embed": "learn" if count else "none",
+        "no_embed_class": bool(prefix + registers) and math.isqrt(count) ** 2 == count,
+        "pre_norm": "norm_pre.weight" in files.weights,
+        "final_norm": "norm.weight" in files.weights or "fc_norm.weight" in files.weights,
+        "fc_norm": "fc_norm.weight" in files.weights,
+        "qk_norm": "blocks.0.attn.q_norm.weight" in files.weights,
+        "scale_attn_norm": "blocks.0.attn.norm.weight" in files.weights,
+        "scale_mlp_norm": "blocks.0.mlp.norm.weight" in files.weights,
+        "proj_bias": "blocks.0.attn.proj.bias" in files.weights,
+        "global_pool": pool,
+    }
+
+
+def _plainness(name: str) -> tuple[bool, int, str]:
+    """Plain ViTs first, then those that say less about themselves."""
+    values = table()[name]
+    return not name.startswith("vit_"), len([k for k in values if k != "pictures"]), name
+
+
+def _depth(files: Files) -> int:
+    blocks = [int(name.split(".")[1]) for name in files.weights if re.match(r"blocks\.\d+\.", name)]
+    return max(blocks, default=-1) + 1
+
+
+def _fits(files: Files, values: Arguments) -> ViTConfig | None:
+    """The config with these arguments, if it has just the names and shapes of the file."""
+    shape = files.shapes.get("patch_embed.proj.weight") or files.shapes.get("patch_embed.backbone.2.conv.weight")
+    if shape is None or len(shape) != 4 or values.get("embed_dim", 768) != shape[0]:
+        return None
+    if values.get("depth", 12) != _depth(files):
+        return None
+    try:
+        values = values | {"in_chans": _channels(files)}
+        config = encoder_config(values, _fitting(files, values, _size(values, {}, values["pictures"]), []))
+    except UserError:
+        return None
+    classes = _classes(files, {})
+    parts = spelling(config, values["class"], files.weights.keys(), len(classes or []))
+    if {name for part in parts.values() for name in part.names} != set(_used(files)):
+        return None
+    own = skeleton(config, len(classes or [])).state_dict()
+    for key, part in parts.items():
+        whole = len(part.names) == 1 and part.piece is None
+        if whole and files.shapes[part.names[0]] != (part.shape or tuple(own[key].shape)):
+            return None
+    return config
+
+
+def write(task: Task, folder: Path) -> None:
+    """`config.json` and `model.safetensors`, for `timm.create_model("local-dir:FOLDER", pretrained=True)` and the Hub.
+
+    Raises:
+        UserError: the model has a part that no architecture of timm's has; the line names it.
+    """
+    encoder = getattr(task, "encoder", None)
+    if not isinstance(task, Classify | Embed) or not isinstance(encoder, ViT):
+        raise UserError(f"timm has no model for the task {task.name}: convert a classifier or an encoder")
+    if isinstance(task, Classify) and task.hidden is not None:
+        raise UserError("timm cannot express hidden, the pre-training head's tanh layer: convert with classes=0")
+    name, given = closest(encoder.config)
+    values = table()[name] | given
+    kind = values["class"]
+    parts = spelling(encoder.config, kind, _apart(values), len(task.classes))
+    state = task.state_dict()
+    weights = {key: value.contiguous().cpu() for key, value in written(parts, state).items()}
+    preprocess = task.preprocess
+    config = {
+        "architecture": name,
+        "num_classes": len(task.classes),
+        "num_features": encoder.config.variant.neck or encoder.config.width,
+        "model_args": given,
+        "pretrained_cfg": {
+            "input_size": [encoder.config.channels, *encoder.config.image_size],
+            "fixed_input_size": True,
+            "interpolation": preprocess.interpolation,
+            "crop_pct": preprocess.crop_fraction,
+            "crop_mode": "center" if preprocess.resize == "crop" else "squash",
+            "mean": list(preprocess.mean),
+            "std": list(preprocess.std),
+            "num_classes": len(task.classes),
+            "classifier": "head.fc" if kind == "VisionTransformerSAM" else "head",
+        },
+        **({"label_names": task.classes} if task.classes else {}),
+    }
+    with whole_folder(folder) as place:
+        write_whole(place / "model.safetensors", to_safetensors(weights, metadata={"format": "pt"}))
+        write_whole(place / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+IGNORED: dict[str, Any] = {"drop_path": 0.0, "dropout": 0.0, "attention_init": "xavier"}
+"""fields that training alone reads"""
+IGNORED_PARTS: dict[str, Any] = {"resampling": "antialias", "relative_resampling": "geometric", "floor_grid": False}
+"""fields for other sizes than the model's own, where timm goes its own way"""
+
+
+def closest(config: ViTConfig) -> tuple[str, Arguments]:
+    """The architecture that is this config with the fewest arguments, and those arguments."""
+    wanted, best = _canonical(config), list[tuple[int, str, Arguments]]()
+    near: tuple[int, str, list[str]] = (1000, "", [])
+    for name in sorted(table(), key=_plainness):
+        values = table()[name]
+        given = arguments(config, values["class"])
+        found = _config(values | given, config)
+        if found != wanted:
+            differ = _differences(found, wanted)
+            near = min(near, (len(differ), name, differ))
+            continue
+        for key in list(given):
+            fewer = {k: v for k, v in given.items() if k != key}
+            if key != "img_size" and _config(values | fewer, config) == wanted:
+                given = fewer
+        best.append((len(given), name, given))
+    if not best:
+        raise UserError(
+            f"timm cannot express this model's {' and '.join(near[2]) or 'parts'} (the nearest it has is {near[1]}): "
+            "convert to another layout"
+        )
+    _, name, given = min(best, key=lambda item: item[0])
+    return name, given
+
+
+def _config(values: Arguments, like: ViTConfig) -> ViTConfig | None:
+    try:
+        return _canonical(encoder_config(values, like.image_size))
+    except UserError:
+        return None
+
+
+def _canonical(config: ViTConfig) -> ViTConfig:
+    """The same model, told in one way."""
+    v = config.variant
+    parts: dict[str, Any] = {**IGNORED_PARTS, "mlp_hidden": config.hidden}
+    if config.positions == "none" or not config.prefix_tokens:
+        parts["prefix_positions"] = "class"
+    elif v.prefix_positions == "class" and not config.registers:
+        parts["prefix_positions"] = "all"
+    if config.pool == "attention":
+        parts |= {"pool_heads": v.pool_heads or config.heads, "pool_hidden": v.pool_hidden or config.hidden}
+        parts["pool_activation"] = v.pool_activation or config.activation
+    if v.rotary == "none":
+        parts |= {f"rotary_{f}": getattr(Variant(), f"rotary_{f}") for f in ("temperature", "reference", "offset")}
+        parts |= {f"rotary_{f}": getattr(Variant(), f"rotary_{f}") for f in ("first", "pairs")}
+    elif v.rotary == "mixed":
+        parts["rotary_temperature"] = Variant().rotary_temperature
+    layer_scale = config.layer_scale and 1.0
+    fields: dict[str, Any] = IGNORED | {"mlp_ratio": 4.0, "layer_scale": layer_scale}
+    return replace(config, **fields, variant=replace(v, **parts))
+
+
+def _differences(found: ViTConfig | None, wanted: ViTConfig) -> list[str]:
+    """Names of the fields that differ."""
+    if found is None:
+        return ["parts"] * 100
+    one, two = (asdict(config) | asdict(config)["variant"] for config in (found, wanted))
+    return [key for key in one if key != "variant" and one[key] != two[key]]
+
+
+def _apart(values: Arguments) -> set[str]:
+    """Names that timm's class has because it keeps some weights apart, for these arguments."""
+    blocks = range(values.get("depth", 12))
+    mlp, kind = values.get("mlp_layer"), values["class"]
+    names = set[str]()
+    if values.get("qkv_fused") is False:
+        names |= {f"blocks.{i}.attn.{part}_proj.{end}" for i in blocks for part in "qkv" for end in ("weight", "bias")}
+    split = mlp == "SwiGLU" or (isinstance(mlp, dict) and mlp["name"] == "SwiGLU")
+    eva = values.get("scale_mlp") or values.get("swiglu_align_to")
+    if split or (values.get("swiglu_mlp") and (kind == "Beit" or eva)):
+        names |= {f"blocks.{i}.mlp.fc1_g.{end}" for i in blocks for end in ("weight", "bias")}
+    return names
+
+
+def reference(files: Files) -> Callable[[Tensor], dict[str, Tensor]] | None:
+    """timm's own model with these weights: normalised pictures to logits (or the pooled vector) and tokens."""
+    if find_spec("timm") is None:
+        return None
+    import timm
+
+    found = read(files)
+    name, given, _ = _named(files, [])
+    assert found.encoder is not None
+    size = {"img_size": found.encoder.image_size, "in_chans": found.encoder.channels}
+    model: Any = timm.create_model(name, **{**given, **size, "num_classes": len(found.classes or [])}).eval()
+    weights = {key: value.float() for key, value in files.weights.items() if key not in found.left}
+    model.load_state_dict(weights)
+
+    @torch.inference_mode()
+    def answer(images: Tensor) -> dict[str, Tensor]:
+        tokens = model.forward_features(images)
+        logits = model.forward_head(tokens)
+        return {"logits": logits, "tokens": flat(tokens)}
+
+    return answer
+
+
+def flat(tokens: Tensor) -> Tensor:
+    """SAM's final map [B, C, h, w] as tokens [B, N, C]; others as they are."""
+    return tokens.flatten(2).transpose(1, 2) if tokens.ndim == 4 else tokens

@@ -1,0 +1,217 @@
+"""How timm names the weights of a model, and which it keeps apart or together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vitrail.vit import ViT, ViTConfig, head_for
+from vitrail.zoo.source import Weight
+
+
+class Part(NamedTuple):
+    """One of vitrail's tensors in timm's terms."""
+
+    names: tuple[str, ...]
+    """whose rows, in this order, are the tensor; or the one that it is, or is a piece of"""
+    sizes: tuple[int, ...] = ()
+    """rows of each of several names"""
+    piece: tuple[int, int, int] | None = None
+    """dimension, start and length within the name; other pieces are other tensors"""
+    shape: tuple[int, ...] = ()
+    """timm's shape, where it is another view of the same numbers"""
+
+    def weight(self, own: Sequence[int]) -> Weight:
+        """How a tensor of shape `own` is made."""
+        if len(self.names) > 1:
+            return Weight(self.names, lambda *parts: torch.cat(parts), "joined")
+        if self.piece is not None:
+            dim, start, length = self.piece
+            return Weight(self.names, lambda whole: whole.narrow(dim, start, length), "cut out")
+        if self.shape:
+            return Weight(self.names, lambda value: value.reshape(tuple(own)), "reshaped")
+        return Weight(self.names)
+
+
+RENAMED = (
+    (r"^patches\.projection\.", "patch_embed.proj."),
+    (r"^norm_patches\.", "patch_embed.norm."),
+    (r"^norm_before\.", "norm_pre."),
+    (r"^norm_pooled\.", "fc_norm."),
+    (r"^class_token$", "cls_token"),
+    (r"^distillation_token$", "dist_token"),
+    (r"^registers$", "reg_token"),
+    (r"^positions$", "pos_embed"),
+    (r"^rotary\.frequencies$", "rope.freqs"),
+    (r"^relative\.table$", "rel_pos_bias.relative_position_bias_table"),
+    (r"^pooling\.probe$", "attn_pool.latent"),
+    (r"^pooling\.attention\.out\.", "attn_pool.proj."),
+    (r"^pooling\.", "attn_pool."),
+    (r"\.attentions\.(\d)\.norm\.", r".attns.\1.norm."),
+    (r"\.attentions\.(\d)\.inner\.", r".attns.\1.attn."),
+    (r"\.attentions\.(\d)\.branch\.0\.scale$", r".attns.\1.ls.gamma"),
+    (r"\.mlps\.(\d)\.norm\.", r".ffns.\1.norm."),
+    (r"\.mlps\.(\d)\.inner\.", r".ffns.\1.mlp."),
+    (r"\.mlps\.(\d)\.branch\.0\.scale$", r".ffns.\1.ls.gamma"),
+    (r"\.attention\.relative\.table$", ".attn.relative_position_bias_table"),
+    (r"\.attention\.relative\.rows$", ".attn.rel_pos_h"),
+    (r"\.attention\.relative\.columns$", ".attn.rel_pos_w"),
+    (r"\.attention\.differential\.norm\.", ".attn.sub_norm."),
+    (r"\.attention\.differential\.([qk][12])$", r".attn.lambda_\1"),
+    (r"\.attention\.", ".attn."),
+    (r"\.attn\.out\.", ".attn.proj."),
+    (r"\.mlp\.up\.", ".mlp.fc1."),
+    (r"\.mlp\.down\.", ".mlp.fc2."),
+)
+"""applied in this order to the encoder's names"""
+
+JOINT = (
+    (r"\.attn\.(sub_norm\.|lambda_|q_norm\.|k_norm\.)", r".\1"),
+    (r"\.norm1\.", ".in_norm."),
+    (r"\.ls1\.gamma$", ".ls.gamma"),
+    (r"\.attn\.proj\.", ".attn_out_proj."),
+    (r"\.mlp\.fc2\.", ".mlp_out_proj."),
+)
+"""what ViT-22B's blocks call differently"""
+
+RESNETV2 = (
+    (r"^patches\.stem\.root\.0\.", "patch_embed.backbone.stem."),
+    (r"^patches\.stem\.stages\.(\d+)\.(\d+)\.", r"patch_embed.backbone.stages.\1.blocks.\2."),
+    (r"\.shortcut\.", ".downsample."),
+)
+RESNET = (
+    (r"^patches\.stem\.root\.2\.conv\.", "patch_embed.backbone.conv1.6."),
+    (r"^patches\.stem\.root\.2\.norm\.", "patch_embed.backbone.bn1."),
+    (r"^patches\.stem\.root\.0\.conv\.", "patch_embed.backbone.conv1.0."),
+    (r"^patches\.stem\.root\.0\.norm\.", "patch_embed.backbone.conv1.1."),
+    (r"^patches\.stem\.root\.1\.conv\.", "patch_embed.backbone.conv1.3."),
+    (r"^patches\.stem\.root\.1\.norm\.", "patch_embed.backbone.conv1.4."),
+    (r"\.shortcut\.conv\.", ".downsample.1."),
+    (r"\.shortcut\.norm\.", ".downsample.2."),
+    (r"^(patches\.stem\.stages.*)\.norm(\d)\.", r"\1.bn\2."),
+)
+CONV = (
+    (r"^patches\.stem\.layers\.0\.", "patch_embed.backbone.0.conv."),
+    (r"^patches\.stem\.layers\.1\.", "patch_embed.backbone.0.bn."),
+    (r"^patches\.stem\.layers\.3\.", "patch_embed.backbone.1.conv."),
+    (r"^patches\.stem\.layers\.4\.", "patch_embed.backbone.1.bn."),
+    (r"^patches\.projection\.", "patch_embed.backbone.2.conv."),
+)
+
+
+def skeleton(config: ViTConfig, classes: int | None) -> nn.ModuleDict:
+    """Encoder and head without memory for their weights."""
+    with torch.device("meta"):
+        parts: dict[str, nn.Module] = {"encoder": ViT(config)}
+        if classes:
+            parts["head"] = head_for(config, classes)
+        return nn.ModuleDict(parts)
+
+
+def spelling(config: ViTConfig, kind: str, there: Collection[str], classes: int | None) -> dict[str, Part]:
+    """timm's name for every tensor of a task with this encoder, for timm's class `kind`.
+
+    `there` are the names in the file: some classes keep query, key and value apart, and some do not.
+    """
+    own = skeleton(config, classes).state_dict()
+    return {name: _spelled(name, tuple(value.shape), config, kind, there) for name, value in own.items()}
+
+
+def _spelled(name: str, shape: tuple[int, ...], config: ViTConfig, kind: str, there: Collection[str]) -> Part:
+    part, _, own = name.partition(".")
+    if part == "head":
+        head = {"linear": "head.fc" if kind == "VisionTransformerSAM" else "head", "distillation": "head_dist"}
+        layer, _, rest = own.partition(".")
+        return Part((f"{head[layer]}.{rest}",))
+    if config.variant.backbone != "none" and own.startswith("patches."):
+        return Part((_backbone_name(own, config),))
+    theirs = _renamed(own, RENAMED)
+    if kind == "VisionTransformerSAM":
+        if own == "positions":
+            return Part((theirs,), shape=(1, *config.grid, config.width))
+        if own.startswith("norm."):
+            return Part((own.replace("norm.", "neck."),))
+    theirs = _scale_name(theirs, kind)
+    if config.variant.arrangement in ("joint", "joint_fused"):
+        return _joint(theirs, shape, config)
+    return _joined(theirs, config, there)
+
+
+def _joined(theirs: str, config: ViTConfig, there: Collection[str]) -> Part:
+    """What timm keeps in several tensors."""
+    if match := re.match(r"attn_pool\.attn\.qkv\.(\w+)$", theirs):
+        return Part((f"attn_pool.q.{match[1]}", f"attn_pool.kv.{match[1]}"), (config.width, 2 * config.width))
+    if match := re.match(r"(blocks\.(\d+)\.attn\.)qkv\.(\w+)$", theirs):
+        apart = tuple(f"{match[1]}{part}_proj.{match[3]}" for part in "qkv")
+        if apart[0] in there:
+            kv = config.variant.kv_heads[int(match[2])] if config.variant.kv_heads else config.heads
+            rows = config.width // config.heads
+            return Part(apart, (config.width, kv * rows, kv * rows))
+    if match := re.match(r"(blocks\.\d+\.attn\.)([qv])_bias$", theirs):
+        apart_bias = f"{match[1]}{match[2]}_proj.bias"
+        return Part((apart_bias,) if apart_bias in there else (theirs,))
+    if match := re.match(r"(blocks\.\d+\.mlp\.)fc1\.(\w+)$", theirs):
+        gate = f"{match[1]}fc1_g.{match[2]}"
+        if gate in there:
+            return Part((gate, f"{match[1]}fc1_x.{match[2]}"), (config.hidden, config.hidden))
+    return Part((theirs,))
+
+
+def _joint(theirs: str, shape: tuple[int, ...], config: ViTConfig) -> Part:
+    """ViT-22B's blocks have one product for MLP, queries, keys and values, and may have one for both outputs."""
+    hidden, width = config.hidden, config.width
+    rows = {"mlp.fc1": (0, 0, hidden), "attn.qkv": (0, hidden, 3 * width)}
+    columns = {"attn.proj": (1, 0, width), "mlp.fc2": (1, width, hidden)}
+    if match := re.match(r"(blocks\.\d+\.)(mlp\.fc1|attn\.qkv)\.(weight|bias)$", theirs):
+        if match[2] == "mlp.fc1" and match[3] == "bias" and not config.qkv_bias:
+            return Part((f"{match[1]}mlp_bias",))
+        return Part((f"{match[1]}in_proj.{match[3]}",), piece=rows[match[2]])
+    fused = config.variant.arrangement == "joint_fused"
+    if fused and (match := re.match(r"(blocks\.\d+\.)(attn\.proj|mlp\.fc2)\.(weight|bias)$", theirs)):
+        name = f"{match[1]}out_proj.{match[3]}"
+        return Part((name,), piece=columns[match[2]] if match[3] == "weight" else None)
+    return Part((_renamed(theirs, JOINT),))
+
+
+def _scale_name(name: str, kind: str) -> str:
+    """Layer scales, which EVA and BEiT keep in the block itself."""
+    if match := re.match(r"(blocks\.\d+\.)branch([12])\.0\.scale$", name):
+        return f"{match[1]}gamma_{match[2]}" if kind in ("Eva", "Beit") else f"{match[1]}ls{match[2]}.gamma"
+    return name
+
+
+def _backbone_name(own: str, config: ViTConfig) -> str:
+    rules = {"resnetv2": RESNETV2, "resnet": RESNET, "conv": CONV}[config.variant.backbone]
+    theirs = _renamed(own, (*rules, *RENAMED))
+    theirs = re.sub(r"^patches\.stem\.stages\.(\d+)\.", lambda m: f"patch_embed.backbone.layer{int(m[1]) + 1}.", theirs)
+    if not config.variant.backbone_layers:
+        theirs = theirs.replace("backbone.stem.", "backbone.")
+    return theirs
+
+
+def _renamed(name: str, rules: Sequence[tuple[str, str]]) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def written(parts: dict[str, Part], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """timm's tensors from vitrail's: what `spelling` tells, the other way round."""
+    out: dict[str, Tensor] = {}
+    pieces: dict[str, list[tuple[tuple[int, int, int], Tensor]]] = {}
+    for name, part in parts.items():
+        value = state[name].detach()
+        if len(part.names) > 1:
+            out.update(zip(part.names, value.split(part.sizes), strict=True))
+        elif part.piece is not None:
+            pieces.setdefault(part.names[0], []).append((part.piece, value))
+        else:
+            out[part.names[0]] = value.reshape(part.shape) if part.shape else value
+    for name, found in pieces.items():
+        found.sort(key=lambda item: item[0][1])
+        out[name] = torch.cat([value for _, value in found], dim=found[0][0][0])
+    return out

@@ -1,0 +1,332 @@
+"""Captioned sets are found in every layout; what cannot be used is named once and counted."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pictures import encoded, smooth
+
+from vitrail.data.caption_files import NAMED
+from vitrail.data.captions import CaptionSet, open_captions
+from vitrail.data.decode import Preprocess
+from vitrail.data.loader import Loader
+from vitrail.data.sets import split_val
+from vitrail.errors import UserError
+
+HEBREW = "שני ילדים משחקים בחול"
+
+
+def pictures(folder: Path, *names: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_bytes(encoded(smooth(20, 24, seed=sum(map(ord, str(folder.name) + name))), "JPEG"))
+    return folder
+
+
+def everything(part: CaptionSet | None) -> dict[str, list[str]]:
+    assert part is not None
+    assert all(part.picture(i).shape == (3, 20, 24) for i in range(len(part)))
+    return dict(zip(part.keys, part.captions, strict=True))
+
+
+def whole(path: Path) -> CaptionSet:
+    return open_captions(path, val_fraction=0).train
+
+
+@pytest.mark.parametrize("header", ["image,caption\n", ""])
+def test_a_folder_a_part_with_captions_txt(tmp_path: Path, header: str) -> None:
+    for part, name in (("train", "a.jpg"), ("dev", "b.jpg")):
+        pictures(tmp_path / part / "images", name)
+        (tmp_path / part / "captions.txt").write_text(
+            f'{header}{name},A dog, a cat , and  "a" bird .\n{name},"Go" says "he"\n'
+            f'{name},"An open quote\n\n{name},{HEBREW}'
+        )
+    splits = open_captions(tmp_path)
+    texts = ['A dog, a cat , and "a" bird .', '"Go" says "he"', '"An open quote', HEBREW]
+    assert everything(splits.train) == {"train/images/a.jpg": texts}
+    assert everything(splits.val) == {"dev/images/b.jpg": texts} and splits.test is None
+
+
+def test_kaggles_flickr8k(tmp_path: Path) -> None:
+    pictures(tmp_path / "Images", "1_a.jpg", "2_b.jpg")
+    (tmp_path / "captions.txt").write_bytes(
+        b'image,caption\r\n1_a.jpg,"A man , in a hat , says ""hi"" ."\r\n1_a.jpg,A man in a hat .\r\n'
+        b'2_b.jpg,"Over\r\ntwo lines"\r\n2_b.jpg,""" Go "" , he says"\r\n'
+    )
+    assert everything(whole(tmp_path)) == {
+        "Images/1_a.jpg": ['A man , in a hat , says "hi" .', "A man in a hat ."],
+        "Images/2_b.jpg": ["Over two lines", '" Go " , he says'],
+    }
+
+
+def test_flickrs_own_tables(tmp_path: Path) -> None:
+    pictures(tmp_path / "Flicker8k_Dataset", "1.jpg", "2.jpg")
+    (tmp_path / "Flickr8k.token.txt").write_text("1.jpg#0\tA dog .\n1.jpg#1\tA , b .\n2.jpg#0\tA cat .\n")
+    assert list(everything(whole(tmp_path / "Flickr8k.token.txt")).values()) == [["A dog .", "A , b ."], ["A cat ."]]
+    (tmp_path / "results.csv").write_text("image_name| comment_number| comment\n1.jpg| 0| A , dog\n1.jpg| 1| Two\n")
+    assert list(everything(whole(tmp_path / "results.csv")).values()) == [["A , dog", "Two"]]
+
+
+def test_karpathys_json(tmp_path: Path) -> None:
+    pictures(tmp_path / "Flicker8k_Dataset", "1.jpg", "2.jpg", "3.jpg", "4.jpg")
+    images = [
+        {"filename": f"{i}.jpg", "split": split, "sentences": [{"raw": f"Caption {i} .", "tokens": ["caption"]}]}
+        for i, split in enumerate(["train", "restval", "val", "test"], 1)
+    ]
+    (tmp_path / "dataset_flickr8k.json").write_text(json.dumps({"images": images, "dataset": "flickr8k"}))
+    for path in (tmp_path, tmp_path / "dataset_flickr8k.json"):
+        splits = open_captions(path)
+        assert list(everything(splits.train).values()) == [["Caption 1 ."], ["Caption 2 ."]]
+        assert everything(splits.val) == {"Flicker8k_Dataset/3.jpg": ["Caption 3 ."]}
+        assert everything(splits.test) == {"Flicker8k_Dataset/4.jpg": ["Caption 4 ."]}
+
+
+def coco(*texts: str, **more: Any) -> str:
+    images = [{"id": 70 + i, "file_name": f"{i}.jpg"} for i in range(len(texts))]
+    annotations = [{"id": i, "image_id": 70 + i, "caption": text} for i, text in enumerate(texts)]
+    return json.dumps({"info": {}, "images": images, "annotations": annotations, **more})
+
+
+def test_cocos_json(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for part, count in (("train2017", 3), ("val2017", 2)):
+        pictures(tmp_path / part, *(f"{i}.jpg" for i in range(count)))
+        folder = tmp_path / "annotations"
+        folder.mkdir(exist_ok=True)
+        (folder / f"captions_{part}.json").write_text(coco(*(f"{part} {i}" for i in range(count))))
+        (folder / f"instances_{part}.json").write_text("{}")
+    splits = open_captions(tmp_path)
+    assert list(everything(splits.train).values()) == [[f"train2017 {i}"] for i in range(3)]
+    assert len(everything(splits.val)) == 2 and not caplog.records
+    one = open_captions(tmp_path / "annotations" / "captions_val2017.json")
+    assert len(one.train) == 0 and one.val is not None and len(one.val) == 2
+    file = tmp_path / "annotations" / "captions_val2017.json"
+    file.write_text(json.dumps({**json.loads(coco("x", "y")), "annotations": [{"image_id": 9, "caption": "z"}]}))
+    with pytest.raises(UserError, match="no picture with a caption"):
+        open_captions(file)
+    assert "annotations[0]: there is no picture with the id 9" in caplog.text
+    file.write_text(coco("x", annotations=[{"image_id": 70, "bbox": []}]))
+    with pytest.raises(UserError, match=r"annotations\[0\]: no `caption` among image_id, bbox"):
+        open_captions(file)
+
+
+def test_csv_with_columns_in_any_order_and_a_part_each(tmp_path: Path) -> None:
+    pictures(tmp_path / "photos", "a.jpg", "b.jpg", "c.jpg")
+    with (tmp_path / "table.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "Text", "split", "File_Name"])
+        writer.writerows([[1, 'a "b",\nc', "train", "photos/a.jpg"], [2, HEBREW, "validation", "b.jpg"]])
+        writer.writerow([3, "third", "test", str(tmp_path / "photos" / "c.jpg")])
+    splits = open_captions(tmp_path)
+    assert everything(splits.train) == {"photos/a.jpg": ['a "b", c']}
+    assert everything(splits.val) == {"photos/b.jpg": [HEBREW]}
+    assert everything(splits.test) == {"photos/c.jpg": ["third"]}
+
+
+def test_csv_files_by_part_with_numbered_captions(tmp_path: Path) -> None:
+    pictures(tmp_path / "images", "a.jpg", "b.jpg")
+    (tmp_path / "train.csv").write_text("image;caption_0;caption_1\na.jpg;one, two;three\n")
+    (tmp_path / "val.csv").write_text("image;caption_0;caption_1\nb.jpg;four;five\n")
+    splits = open_captions(tmp_path)
+    assert everything(splits.train) == {"images/a.jpg": ["one, two", "three"]}
+    assert everything(splits.val) == {"images/b.jpg": ["four", "five"]}
+
+
+@pytest.mark.parametrize("kind", ["bytes", "struct", "path"])
+@pytest.mark.parametrize("text", ["row", "list"])
+def test_parquet(tmp_path: Path, kind: str, text: str, caplog: pytest.LogCaptureFixture) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    names = ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
+    pictures(tmp_path / "data", *names)
+    (tmp_path / "data" / "d.jpg").unlink()
+    data = {name: (tmp_path / "data" / name).read_bytes() if name != "d.jpg" else None for name in names}
+    made = {
+        "bytes": data,
+        "struct": {n: {"bytes": d, "path": n} for n, d in data.items()},
+        "path": {n: n for n in names},
+    }
+    repeats = 2 if text == "row" else 1
+    for part, members in (("train", ["a.jpg", "b.jpg", "d.jpg"]), ("test", ["c.jpg"])):
+        rows = [name for name in members for _ in range(repeats)]
+        captions = [f"{name} {i % 2}" if text == "row" else [f"{name} 0", f"{name} 1"] for i, name in enumerate(rows)]
+        table = pa.table({"image": [made[kind][name] for name in rows], "caption": captions})
+        pq.write_table(table, tmp_path / "data" / f"{part}-00000-of-00001.parquet")
+    splits = open_captions(tmp_path)
+    if kind == "bytes":
+        assert splits.train.keys[0].startswith("train-00000-of-00001/") and len(set(splits.train.keys)) == 2
+    else:
+        assert splits.train.keys == ["a.jpg", "b.jpg"]
+    assert list(everything(splits.train).values()) == [["a.jpg 0", "a.jpg 1"], ["b.jpg 0", "b.jpg 1"]]
+    assert splits.val is None and list(everything(splits.test).values()) == [["c.jpg 0", "c.jpg 1"]]
+    assert "pictures that are not there" in caplog.text
+    pq.write_table(pa.table({"image": [b"x"], "words": ["y"]}), tmp_path / "wrong.parquet")
+    with pytest.raises(UserError, match="the columns are image, words, and none is called caption"):
+        open_captions(tmp_path / "wrong.parquet")
+
+
+def test_text_beside_each_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pictures(tmp_path / "deep", "caption1.jpg")
+    pictures(tmp_path, "b.jpg", "c.jpg", "d.jpg")
+    (tmp_path / "deep" / "caption1.txt").write_text("first\n\n second \n")
+    (tmp_path / "b.txt").write_text(HEBREW, encoding="utf-8-sig")
+    (tmp_path / "c.txt").write_text("\n")
+    assert everything(whole(tmp_path)) == {"b.jpg": [HEBREW], "deep/caption1.jpg": ["first", "second"]}
+    warned = [record.getMessage() for record in caplog.records]
+    assert [line for line in warned if "c.jpg has no caption" in line] and [
+        line for line in warned if "d.jpg has no caption" in line
+    ]
+    assert "left out pictures without a caption: 2" in warned[-1]
+
+
+def test_every_flaw_is_named_once_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pictures(tmp_path / "images", "good.jpg", "empty.jpg", "long.jpg", "alone.jpg")
+    long = "word " * 10_000
+    rows = ["image,caption", "good.jpg,A dog .", "gone.jpg,One", "gone.jpg,Two", "empty.jpg,", f"long.jpg,{long}"]
+    (tmp_path / "captions.txt").write_text("\n".join([*rows, "long.jpg,A cat .", "no comma here", 'good.jpg,""']))
+    assert everything(whole(tmp_path)) == {"images/good.jpg": ["A dog ."], "images/long.jpg": ["A cat ."]}
+    lines = [record.getMessage() for record in caplog.records]
+    for place, words in [
+        ("line 3", "'gone.jpg' is not there"),
+        ("line 5", "the caption is empty"),
+        ("line 5", "empty.jpg has no caption"),
+        ("line 6", "the caption has 10,000 words"),
+        ("line 8", "no caption after the picture's name"),
+        ("line 9", "the caption is empty"),
+        ("", "alone.jpg: "),
+    ]:
+        assert len([line for line in lines if place in line and words in line]) == 1, words
+    for count in (
+        "pictures that are not there: 1",
+        "empty captions: 2",
+        "captions of more than 1,000 words: 1",
+        "pictures without a caption: 2",
+        "lines with too few columns: 1",
+    ):
+        assert count in lines[-1]
+    assert all("\n" not in line for line in lines)
+
+
+def test_many_of_a_kind_do_not_flood(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pictures(tmp_path / "images", "good.jpg")
+    (tmp_path / "captions.txt").write_text("good.jpg,A dog\n" + "".join(f"{i}.jpg,gone\n" for i in range(NAMED + 30)))
+    caplog.set_level(logging.INFO, "vitrail")
+    assert len(whole(tmp_path)) == 1
+    named = [record for record in caplog.records if "is not there" in record.getMessage()]
+    assert len(named) == NAMED + 30 and sum(record.levelno == logging.WARNING for record in named) == NAMED
+    assert f"not there: {NAMED + 30}" in caplog.records[-1].getMessage()
+
+
+def test_encodings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pictures(tmp_path / "images", "a.jpg")
+    file = tmp_path / "captions.txt"
+    for data in ("\ufeffimage,caption\na.jpg,Un café".encode(), "image,caption\na.jpg,Un café".encode("utf-16")):
+        file.write_bytes(data)
+        assert whole(tmp_path).captions == [["Un café"]] and not caplog.records
+    mixed = ["image,caption".encode("utf-8-sig"), "a.jpg,Un café".encode(), "a.jpg,Une fenêtre\u2019s".encode("cp1252")]
+    file.write_bytes(b"\n".join([*mixed, "a.jpg,Ça".encode("latin-1"), f"a.jpg,{HEBREW}".encode()]))
+    assert whole(tmp_path).captions == [["Un café", "Une fenêtre\u2019s", "Ça", HEBREW]]
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "line 3 and 1 others: not UTF-8, read as Latin-1" in said
+
+
+def test_half_a_surrogate_is_no_reason_to_stop(tmp_path: Path) -> None:
+    pictures(tmp_path, "0.jpg")
+    (tmp_path / "captions.json").write_text(coco("a \ud83d dog"))
+    assert whole(tmp_path).captions == [["a ? dog"]]
+
+
+def test_no_parts_are_split_by_the_picture(tmp_path: Path) -> None:
+    pictures(tmp_path / "images", *(f"{i}.jpg" for i in range(60)))
+    file = tmp_path / "captions.txt"
+    file.write_text("".join(f"{i}.jpg,caption {i} {j}\n" for i in range(60) for j in range(2)))
+    splits = open_captions(tmp_path, 0.2)
+    assert splits.val is not None and splits.test is None and len(splits.train) + len(splits.val) == 60
+    assert 3 <= len(splits.val) <= 22 and not {*splits.train.keys} & {*splits.val.keys}
+    before = everything(splits.val)
+    (tmp_path / "images" / "new.jpg").write_bytes(encoded(smooth(20, 24, seed=99999), "JPEG"))
+    file.write_text("new.jpg,new\n" + file.read_text())
+    after = open_captions(tmp_path, 0.2)
+    assert before.items() <= everything(after.val).items()
+    one, two = split_val(whole(tmp_path), 0.2)
+    assert one.keys == after.train.keys and isinstance(two, CaptionSet) and two.captions == after.val.captions  # type: ignore[union-attr]
+    assert two.subset([1]).captions == [two.captions[1]]
+
+
+def test_shuffled_gives_each_picture_anothers_captions(tmp_path: Path) -> None:
+    part = CaptionSet("x", list("abcdefg"), torch.zeros(7, 3, 4, 4, dtype=torch.uint8), [[c] for c in "ABCDEFG"])
+    for seed in range(5):
+        other = part.shuffled(seed)
+        assert sorted(other.captions) == sorted(part.captions) and other.keys == part.keys
+        assert not any(a == b for a, b in zip(part.captions, other.captions, strict=True))
+        assert other.captions == part.shuffled(seed).captions
+    with pytest.raises(UserError, match="one picture"):
+        part.subset([0]).shuffled()
+
+
+def test_the_loader_reads_it(tmp_path: Path) -> None:
+    pictures(tmp_path / "images", *(f"{i}.jpg" for i in range(5)))
+    (tmp_path / "captions.txt").write_text("".join(f"{i}.jpg,caption {i}\n" for i in range(5)))
+    part = whole(tmp_path)
+    loader = Loader(part, Preprocess(size=(8, 8)), batch_size=2, seed=0, train=False)
+    batches = list(loader.evaluation())
+    assert [part.captions[i] for batch in batches for i in batch["sample"].tolist()] == [
+        [f"caption {i}"] for i in range(5)
+    ]
+    assert batches[0]["image"].shape == (2, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("photo_id,words\n1,a dog\n", "line 1: the columns are photo_id, words, and none is called image, file_name"),
+        ("image,words\n1,a dog\n", "line 1: the columns are image, words, and none is called caption, text"),
+        ("just a line\n", "line 1: one column alone"),
+        ("", "is empty"),
+        ("a.jpg,A dog\nb.jpg,A cat\n", "line 1: 'a.jpg' is not there, nor any other of 2 pictures"),
+        ('x,image,caption\n1,a.jpg,"open\n' + "2,b.jpg,text\n" * 30, "line 2: a quote opens that is not closed"),
+        ('{"images": [}', "line 1: no JSON"),
+        ('{"licenses": [], "info": 1}', "holds licenses, info"),
+        ('{"images": [{"filename": "a.jpg"}]}', r"images\[0\]: no `sentences` among filename"),
+        ('[{"image": "a.jpg"}]', "holds a list"),
+        ("[" * 100_000, "lists within lists|no JSON"),
+        ("\0\1\2 not text", "is no text"),
+    ],
+)
+def test_one_flaw_that_is_enough_to_stop(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "captions.txt"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        open_captions(file)
+    assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_wrong_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="no captions at"):
+        open_captions(tmp_path / "missing")
+    pictures(tmp_path / "mine", "a.jpg")
+    with pytest.raises(UserError, match=r"it needs captions\.txt"):
+        open_captions(tmp_path / "mine")
+    (tmp_path / "mine" / "a.txt").write_text("A dog")
+    monkeypatch.setenv("VITRAIL_DATA", str(tmp_path))
+    assert open_captions("mine").train.captions == [["A dog"]]
+    (tmp_path / "mine" / "a.txt").write_text("")
+    with pytest.raises(UserError, match="no picture with a caption"):
+        open_captions("mine")
+
+
+def test_the_real_flickr8k() -> None:
+    root = Path(os.environ.get("VITRAIL_DATA", "")) / "flickr8k"
+    if "VITRAIL_DATA" not in os.environ or not root.is_dir():
+        pytest.skip("VITRAIL_DATA names no folder that holds flickr8k")
+    splits = open_captions(root)
+    assert splits.val is not None and (len(splits.train), len(splits.val)) == (6000, 1000)
+    assert {len(texts) for part in (splits.train, splits.val) for texts in part.captions} == {5}
+    assert splits.train.picture(0).shape == (3, 160, 160)

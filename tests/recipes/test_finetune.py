@@ -1,0 +1,319 @@
+"""Fine-tuning through the command: what is chosen, what moves, and one kind of run folder for every method."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+import vitrail
+from vitrail.cli import main
+from vitrail.data.sets import open_data
+from vitrail.errors import Stopped
+from vitrail.recipes import from_weights
+from vitrail.recipes.finetune import FEW, FEW_A_CLASS, choose, finetune, settle
+from vitrail.tasks.classify import Classify
+from vitrail.tasks.knn import KNN
+from vitrail.train import loop
+from vitrail.train.build import build, evaluation_loader
+from vitrail.train.compare import compare
+from vitrail.train.probe import features
+from vitrail.train.run import Run
+from vitrail.train.state import RunFolder
+from vitrail.train.tune import Tune, tune
+from vitrail.zoo import encoder_of
+
+CPU = torch.device("cpu")
+METHODS = ("full", "linear", "lora", "last-blocks", "knn")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes that differ in brightness: twelve noisy pictures each to train on, six to test."""
+    root = tmp_path_factory.mktemp("pictures")
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 12), ("test", 6)):
+        for name, level in (("dark", 40), ("middle", 120), ("light", 200)):
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                values = level + generator.integers(-30, 30, (20, 18 + i, 3))
+                Image.fromarray(values.astype(np.uint8)).save(root / part / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint for seven other classes, with a batch norm whose statistics must not move."""
+    path = tmp_path_factory.mktemp("weights") / "start"
+    torch.manual_seed(0)
+    vitrail.create("nano/2", classes=7, width=16, heads=2, depth=3, image_size=8, stem=(4,)).save(path)
+    return path
+
+
+def command(pictures: Path, weights: Path, out: Path, *options: str) -> list[str]:
+    args = ["train", "finetune", "--data", str(pictures), "--init", str(weights), "--out", str(out)]
+    return [*args, "--device", "cpu", "--workers", "0", "--epochs", "3", "--batch-size", "8", *options]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_leaves_one_kind_of_run(
+    method: str, pictures: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At another size, that is not square, for grey pictures and other classes."""
+    out = tmp_path / "run"
+    assert main(command(pictures, weights, out, "--method", method, "--image-size", "12", "16", "--channels", "1")) == 0
+    assert {"recipe.json", "metrics.jsonl", "report.html", "classes.json", "best"} <= {p.name for p in out.iterdir()}
+    assert json.loads((out / "recipe.json").read_text())["tune"]["method"] == method
+    kinds = [row["kind"] for row in RunFolder(out).rows()]
+    assert kinds[0] == "start" and kinds[-2:] == ["test", "done"] and {"train", "val"} <= set(kinds)
+
+    model = vitrail.load(out)
+    assert (model.classes, model.preprocess.size, model.preprocess.channels) == (
+        ["dark", "light", "middle"],
+        (12, 16),
+        1,
+    )
+    assert not [name for name in model.state_dict() if "lora" in name]
+    assert model.predict([Image.new("RGB", (20, 20))])[0].labels[0]["score"] > 1 / 3
+    assert main(["eval", str(out), "--data", str(pictures), "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert scores["count"] == 18
+    row = compare([out])[0]
+    assert row["test"] == scores["top1"] and row["best_val"] is not None
+
+
+def start_of(weights: Path) -> dict[str, Tensor]:
+    return {k: v for k, v in vitrail.load(weights).state_dict().items() if k.startswith("encoder.")}
+
+
+@pytest.mark.parametrize(
+    "method, moves",
+    [
+        ("linear", ()),
+        ("knn", ()),
+        ("last-blocks", ("encoder.blocks.1.", "encoder.blocks.2.", "encoder.norm.")),
+        ("lora", ("encoder.blocks.",)),
+    ],
+)
+def test_what_is_frozen_stays_bit_equal(
+    method: str, moves: tuple[str, ...], pictures: Path, weights: Path, tmp_path: Path
+) -> None:
+    assert main(command(pictures, weights, tmp_path / "run", "--method", method)) == 0
+    before, after = start_of(weights), vitrail.load(tmp_path / "run").state_dict()
+    moved = {name for name, value in before.items() if not torch.equal(after[name], value)}
+    assert all(name.startswith(moves) for name in moved)
+    assert all(any(name.startswith(part) for name in moved) for part in moves)
+    if method == "lora":
+        assert all(name.endswith("weight") and "norm" not in name for name in moved)
+    else:
+        assert {name for name in before if moves and name.startswith(moves)} == moved
+
+
+def test_full_moves_everything_and_early_layers_least(pictures: Path, weights: Path, tmp_path: Path) -> None:
+    assert main(command(pictures, weights, tmp_path / "run", "--method", "full", "--lr", "1e-4")) == 0
+    before, after = start_of(weights), vitrail.load(tmp_path / "run").state_dict()
+    steps = [
+        float((after[name] - before[name]).abs().mean())
+        for name in (f"encoder.blocks.{i}.mlp.up.weight" for i in range(3))
+    ]
+    assert 0 < steps[0] < steps[1] < steps[2]
+
+
+def test_the_linear_head_is_where_training_it_would_end(pictures: Path, weights: Path, tmp_path: Path) -> None:
+    """Through the whole model, the gradient of loss and penalty vanishes at the head that was solved for."""
+    assert main(command(pictures, weights, tmp_path / "run", "--method", "linear")) == 0
+    task = vitrail.load(tmp_path / "run").double()
+    assert isinstance(task, Classify)
+    run = RunFolder(tmp_path / "run").run()
+    parts, _ = build(run, open_data(pictures), CPU)
+    rows = [row for row in RunFolder(tmp_path / "run").rows() if "strength" in row]
+    strength = min(rows, key=lambda row: row["cross_entropy"])["strength"]
+    images, labels = zip(*((b["image"], b["label"]) for b in parts.train.evaluation()), strict=True)
+    std = features(parts.task, parts.train).vectors.double().std(dim=0, correction=0)
+    head = task.head.linear
+    loss = F.cross_entropy(task(torch.cat(images).double()), torch.cat(labels))
+    (loss + strength / 2 * (head.weight * std).square().sum()).backward()
+    assert head.weight.grad is not None and head.bias.grad is not None
+    assert float((head.weight.grad / std).abs().max()) < 1e-4 and float(head.bias.grad.abs().max()) < 1e-4
+
+
+def lora_run(weights: Path, pictures: Path) -> Run:
+    run = from_weights(finetune(36), str(weights), encoder_of(vitrail.load(weights)).config)
+    optim = replace(run.optim, ema=0.9)
+    return replace(run, data=str(pictures), tune=Tune("lora", lora_rank=2), optim=optim, batch_size=8, workers=0)
+
+
+def test_a_stopped_lora_run_goes_on_to_the_same_bits(
+    pictures: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = lora_run(weights, pictures)
+    steps, original = 0, loop.train_step
+
+    def interrupted(*args: object) -> dict[str, float]:
+        nonlocal steps
+        steps += 1
+        if steps == 12:  # of 8 in one go, and 8 with a stop in the middle
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*args)  # type: ignore[arg-type]
+
+    def fit(path: Path, resume: bool = False) -> dict[str, Tensor]:
+        parts, _ = build(run, open_data(pictures), CPU)
+        folder = RunFolder(path)
+        if not resume:
+            folder.begin(run, parts.task.classes)
+        loop.fit(run, parts, folder, 8, resume)
+        return torch.load(path / "state" / "state.pt", weights_only=True)["module"]
+
+    monkeypatch.setattr(loop, "train_step", interrupted)
+    whole = fit(tmp_path / "whole")
+    with pytest.raises(Stopped):
+        fit(tmp_path / "parts")
+    again = fit(tmp_path / "parts", resume=True)
+    assert any("lora_a" in name for name in whole) and whole.keys() == again.keys()
+    for name, value in whole.items():
+        assert torch.equal(value, again[name]), name
+    saved = [vitrail.load(tmp_path / name / "last").state_dict() for name in ("whole", "parts")]
+    assert all(torch.equal(value, saved[1][name]) for name, value in saved[0].items())
+
+
+def test_the_size_of_the_data_chooses() -> None:
+    assert choose(FEW_A_CLASS * 10 - 1, 10)[0] == "linear"
+    assert choose(FEW_A_CLASS * 10, 10)[0] == "lora" == choose(FEW - 1, 10)[0]
+    assert choose(FEW, 10)[0] == "full" == choose(10**7, 1000)[0]
+    assert "243 pictures, 121 a class" in choose(243, 2)[1]
+
+
+def test_the_choice_is_said_once_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
+    run = settle(finetune(243), 243, 2, lambda run: run)
+    assert run.tune.method == "lora" and run.optim.lr == 5e-4
+    [line] = caplog.messages
+    assert line.startswith("method lora at learning rate 0.0005, since 243 pictures")
+
+
+@pytest.mark.parametrize("method, lr, decay", [("full", 1e-4, 0.75), ("lora", 5e-4, 1.0), ("last-blocks", 1e-4, 1.0)])
+def test_what_is_asked_for_is_kept(method: str, lr: float, decay: float, caplog: pytest.LogCaptureFixture) -> None:
+    def asked(**optim: float) -> Callable[[Run], Run]:
+        return lambda run: replace(
+            run,
+            tune=replace(run.tune, method=method),  # type: ignore[arg-type]
+            optim=replace(run.optim, **optim),  # type: ignore[arg-type]
+        )
+
+    run = settle(finetune(243), 243, 2, asked())
+    assert (run.tune.method, run.optim.lr, run.optim.layer_decay) == (method, lr, decay)
+    assert settle(finetune(243), 243, 2, asked(lr=0.3)).optim.lr == 0.3
+    assert not caplog.messages, "a method that was asked for needs no reason"
+
+
+def test_a_narrower_model_gets_a_higher_rate() -> None:
+    run = finetune(5000)
+    narrow = replace(run, model=replace(run.model, width=192, heads=3))
+    assert settle(narrow, 5000, 10, lambda r: r).optim.lr == 4 * settle(run, 5000, 10, lambda r: r).optim.lr
+
+
+def test_other_recipes_take_a_method_with_their_own_rates(pictures: Path, weights: Path, tmp_path: Path) -> None:
+    args = [
+        *("train", "folder", "--data", str(pictures), "--init", str(weights), "--method", "lora", "--epochs", "1"),
+        *("--out", str(tmp_path / "run"), "--device", "cpu", "--workers", "0"),
+    ]
+    assert main(args) == 0
+    run = RunFolder(tmp_path / "run").run()
+    assert (run.tune.method, run.optim.optimizer) == ("lora", "muon")
+
+
+def test_a_run_of_knn_is_a_start_too(pictures: Path, weights: Path, tmp_path: Path) -> None:
+    assert main(command(pictures, weights, tmp_path / "knn", "--method", "knn")) == 0
+    known = vitrail.load(tmp_path / "knn")
+    assert isinstance(known, KNN) and known.head.keys.shape == (len(known.head.labels), 16)
+    assert main(command(pictures, tmp_path / "knn", tmp_path / "full", "--method", "full")) == 0
+    assert type(vitrail.load(tmp_path / "full")) is Classify
+    assert type(vitrail.load(tmp_path / "knn", classes=5)) is Classify
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--method", "lroa"], "--method cannot be 'lroa': did you mean lora?"),
+        (["--method", "prompts"], "choose from auto, full, linear, lora, last-blocks, knn"),
+        (["--method", "last-blocks", "--last-blocks", "9"], "the encoder has 3 blocks"),
+        (["--lora-rank", "0"], "must be at least 1"),
+    ],
+)
+def test_wrong_options_get_one_line(
+    options: list[str],
+    message: str,
+    pictures: Path,
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(command(pictures, weights, tmp_path / "run", *options)) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_method_without_weights_is_refused(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["train", "folder", "--data", str(pictures), "--method", "lora", "--out", str(tmp_path / "run")]
+    assert main(args) == 2
+    assert "name some with --init" in capsys.readouterr().err
+
+
+def test_lora_needs_blocks() -> None:
+    from vitrail.baselines import CNNConfig
+    from vitrail.tasks.encoder import encoder_for
+
+    config = CNNConfig()
+    task = Classify(
+        encoder_for(config),
+        ["a", "b"],
+        vitrail.create("nano/2").preprocess,
+    )
+    with pytest.raises(vitrail.errors.UserError, match="needs an encoder of blocks"):
+        tune(task, Tune("lora"))
+
+
+def test_eval_scores_an_encoder_without_a_head(
+    pictures: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vitrail.load(weights, classes=0).save(tmp_path / "encoder")
+    assert main(["eval", str(tmp_path / "encoder"), "--data", str(pictures), "--json", "--device", "cpu"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["split"] == "test" and scores["count"] == 18 and "top1" not in scores
+    assert scores["knn_top1"] > 0.6 and scores["linear_top1"] > 0.6
+    assert main(["eval", str(tmp_path / "encoder"), "--data", str(pictures), "--split", "train"]) == 2
+    assert "learn from the training part" in capsys.readouterr().err
+    # A part to score and one to choose the penalty on are taken from the training part where there is no other.
+    assert main(["eval", str(tmp_path / "encoder"), "--data", str(pictures / "train"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["split"] == "val"
+
+
+def test_eval_probes_a_model_with_a_head_too(
+    pictures: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main(["eval", str(weights), "--data", str(pictures), "--probe", "--json"]) == 0
+    assert "top1" not in json.loads(capsys.readouterr().out)
+    assert "head is for other classes" in caplog.text
+    vitrail.load(weights, classes=["dark", "light", "middle"]).save(tmp_path / "same")
+    assert main(["eval", str(tmp_path / "same"), "--data", str(pictures), "--probe", "--json"]) == 0
+    assert {"top1", "knn_top1", "linear_top1"} <= json.loads(capsys.readouterr().out).keys()
+
+
+def test_features_do_not_depend_on_how_they_are_batched(pictures: Path, weights: Path) -> None:
+    task = vitrail.load(weights, classes=0)
+    part = open_data(pictures).train
+    whole, few = (evaluation_loader(task, part, CPU) for _ in range(2))
+    few.batch_size = 5
+    torch.testing.assert_close(features(task, whole).vectors, features(task, few).vectors, rtol=1e-4, atol=1e-5)

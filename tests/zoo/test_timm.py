@@ -1,0 +1,304 @@
+"""timm's checkpoints in and out, against timm itself: one architecture a family here, all of them in bench/parity.py."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import vitrail
+from vitrail.errors import UserError
+from vitrail.layers import Variant
+from vitrail.tasks.task import Task
+from vitrail.vit import ViT, ViTConfig
+from vitrail.zoo import timm as source
+from vitrail.zoo.timm.arguments import encoder_config, table
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY: dict[str, Any] = {"embed_dim": 48, "num_heads": 3}
+
+
+@pytest.fixture(scope="module")
+def parity() -> ModuleType:
+    """bench/parity.py, whose comparison is the one here."""
+    sys.path.insert(0, str(ROOT / "bench"))
+    spec = importlib.util.spec_from_file_location("parity", ROOT / "bench" / "parity.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "vit_tiny_patch16_224": TINY,
+    "vit_base_patch16_clip_quickgelu_224": TINY,
+    "vit_giant_patch14_reg4_dinov2": TINY,
+    "vit_base_patch16_siglip_224": TINY,
+    "vit_base_patch16_xp_224": TINY,
+    "vit_dpwee_patch16_reg1_gap_256": TINY | {"num_heads": 2},
+    "vit_dwee_patch16_reg1_gap_256": TINY | {"num_heads": 2},
+    "vit_small_patch16_18x2_224": TINY,
+    "vit_base_patch16_rpn_224": TINY,
+    "aimv2_large_patch14_224": TINY,
+    "beit3_base_patch16_224": TINY,
+    "test_vit3": {},
+    "deit_tiny_distilled_patch16_224": TINY,
+    "deit3_small_patch16_224": TINY,
+    "beit_base_patch16_224": TINY,
+    "vit_base_mci_224": {},
+    "vit_tiny_r_s16_p8_224": TINY,
+    "vit_small_r26_s32_224": TINY,
+    "vit_small_resnet26d_224": TINY,
+    "samvit_base_patch16": TINY | {"window_size": 3},
+    "samvit_base_patch16_224": TINY | {"window_size": 3},
+    "eva02_tiny_patch14_224": TINY | {"num_heads": 4},
+    "eva02_base_patch14_224": TINY,
+    "eva02_enormous_patch14_clip_224": TINY,
+    "vit_small_patch16_rope_mixed_ape_224": TINY,
+    "vit_pe_core_tiny_patch16_384": TINY | {"attn_pool_num_heads": 4},
+    "vit_large_patch16_sapiens2": TINY | {"num_heads": 4, "num_kv_heads": [4, 2]},
+    "vit_small_plus_patch16_dinov3_qkvb": TINY,
+}
+"""a name for each part that timm's architectures are made of"""
+
+
+# timm's own resizing of BEiT's tables warns.
+@pytest.mark.filterwarnings("ignore:torch.searchsorted", "ignore:Using a non-tuple sequence")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_outputs_equal_timms_at_three_sizes(name: str, parity: ModuleType) -> None:
+    patch = encoder_config(table()[name], (448, 448)).patch
+    row = parity.compare(name, img_size=(4 * patch, 4 * patch), **FAMILIES[name])
+    assert len(row["sizes"]) >= 3
+    assert parity.worst_of(row) < 1e-5, row
+
+
+def test_every_name_is_understood() -> None:
+    assert len(table()) == 269
+    for values in table().values():
+        config = encoder_config(values, (448, 448))
+        assert config.width % config.heads == 0
+
+
+def save_timm(model: Any, folder: Path, name: str, **config: Any) -> Path:
+    """A folder as timm writes them."""
+    folder.mkdir(exist_ok=True)
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"architecture": name, **config}))
+    return folder
+
+
+def tiny(name: str = "vit_tiny_patch16_224", classes: int = 3, **arguments: Any) -> Any:
+    torch.manual_seed(0)
+    return timm.create_model(name, **{"depth": 2, "img_size": 32, "num_classes": classes, **TINY, **arguments}).eval()
+
+
+@torch.inference_mode()
+def test_a_folder_brings_arguments_classes_and_preprocessing(tmp_path: Path) -> None:
+    model = tiny(patch_size=8, img_size=(32, 48), in_chans=4)
+    given = {**TINY, "depth": 2, "patch_size": 8, "img_size": [32, 48]}
+    settings = {
+        "input_size": [4, 32, 48],
+        "mean": [0.1, 0.2, 0.3, 0.4],
+        "std": [0.5] * 4,
+        "crop_pct": 0.8,
+        "crop_mode": "squash",
+        "interpolation": "bilinear",
+        "label_names": ["n1", "n2", "n3"],
+        "label_descriptions": {"n1": "cat", "n3": "dog"},
+    }
+    folder = save_timm(model, tmp_path / "m", "vit_tiny_patch16_224", model_args=given, pretrained_cfg=settings)
+    task = vitrail.load(folder)
+    images = torch.randn(2, 4, 32, 48)
+    torch.testing.assert_close(task(images), model(images))
+    assert task.classes == ["cat", "n2", "dog"]
+    kept = task.preprocess
+    assert (kept.size, kept.resize, kept.interpolation) == ((32, 48), "squash", "bilinear")
+    assert (kept.mean, kept.crop_fraction, kept.channels) == ((0.1, 0.2, 0.3, 0.4), 0.8, 4)
+
+
+@torch.inference_mode()
+def test_bare_state_dicts_are_recognised_by_names_and_shapes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images = torch.randn(1, 3, 224, 224)
+    for name in ("test_vit4", "eva02_tiny_patch14_224"):
+        model = timm.create_model(name, num_classes=2, depth=12 if "eva" in name else 9).eval()
+        image = images[..., :160, :160] if name == "test_vit4" else images
+        path = tmp_path / f"{name}.safetensors"
+        save_file(model.state_dict(), path)
+        torch.testing.assert_close(vitrail.load(path)(image), model(image), rtol=1e-4, atol=1e-5)
+        assert f"the weights fit timm's {name}" in caplog.text
+
+
+@torch.inference_mode()
+def test_a_bare_state_dict_of_no_known_size_gets_defaults_and_a_note(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny(embed_dim=128, num_heads=2, reg_tokens=2, no_embed_class=True, init_values=0.1)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    images = torch.randn(1, 3, 32, 32)
+    torch.testing.assert_close(vitrail.load(tmp_path / "model.safetensors")(images), model(images))
+    assert "2 heads of 64 channels and timm's defaults" in caplog.text
+
+
+def test_reading_needs_no_timm_and_copies_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vitrail.zoo.files import open_files
+
+    given = {**TINY, "depth": 2, "img_size": 32}
+    folder = save_timm(tiny(), tmp_path / "m", "vit_tiny_patch16_224", model_args=given)
+    monkeypatch.setitem(sys.modules, "timm", None)
+    found = source.read(open_files(folder))
+    assert all(weight.make is None for weight in found.weights.values())
+
+
+@torch.inference_mode()
+def test_positions_of_another_size_than_the_config_decide(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = save_timm(tiny(img_size=64), tmp_path / "m", "vit_tiny_patch16_224", model_args={**TINY, "depth": 2})
+    task = vitrail.load(folder)
+    assert isinstance(task.encoder, ViT) and task.encoder.config.image_size == (64, 64)
+    assert "the positions are for 64x64 pixels" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"global_pool": "prr"}, "global_pool='prr' is not known"),
+        ({"norm_layer": "batchnorm"}, "norm_layer='batchnorm' is not known"),
+        ({"act_layer": "mish"}, "act_layer='mish' is not known"),
+        ({"attn_head_dim": 8}, "attn_head_dim=8 is not known"),
+        ({"depth": 3}, "contradict|lacks"),
+        ({"num_heads": 5}, "does not divide into 5 heads"),
+        ({"patch_size": [8, 16]}, "must be square"),
+        ({"embed_dim": "wide"}, "does not describe a model"),
+    ],
+)
+def test_what_is_not_known_or_does_not_fit_is_refused_in_one_line(
+    tmp_path: Path, given: dict[str, Any], words: str
+) -> None:
+    values = {**TINY, "depth": 2, "img_size": 32, **given}
+    folder = save_timm(tiny(), tmp_path / "m", "vit_tiny_patch16_224", model_args=values)
+    with pytest.raises(UserError, match=words) as caught:
+        vitrail.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def random(task: Task) -> Task:
+    """The task with a random value in each weight."""
+    generator = torch.Generator().manual_seed(1)
+    for value in task.state_dict().values():
+        if value.is_floating_point():
+            value.copy_(torch.rand(value.shape, generator=generator) - 0.3)
+    return task.eval()
+
+
+def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+BASE: dict[str, Any] = {"width": 32, "depth": 2, "heads": 2, "patch": 8, "image_size": (16, 24)}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    "config",
+    [
+        ViTConfig(**BASE),
+        ViTConfig(**BASE, mlp_ratio=2.7, layer_scale=0.1, qkv_bias=False, channels=2),
+        ViTConfig(**BASE, pool="average", class_token=False, registers=2, variant=Variant(prefix_positions="none")),
+        ViTConfig(**BASE, pool="attention", class_token=False, activation="gelu_tanh"),
+        ViTConfig(**BASE, activation="quick_gelu", norm_eps=1e-5, variant=Variant(norm_before=True, patch_bias=False)),
+        ViTConfig(**BASE, pool="distilled", variant=Variant(distillation=True)),
+        ViTConfig(**BASE, activation="silu", variant=Variant(mlp="gated", mlp_hidden=48, prefix_positions="none")),
+        ViTConfig(**BASE, variant=Variant(relative="table", key_bias=False), layer_scale=0.2),
+        ViTConfig(**BASE, variant=Variant(rotary="axial", rotary_reference=(4, 4)), norm_eps=1e-6),
+        ViTConfig(
+            **BASE,
+            variant=Variant(
+                rotary="centred", key_bias=False, rotary_pairs="halves", mlp="gated", rotary_temperature=100
+            ),
+            positions="none",
+            activation="silu",
+            norm_eps=1e-5,
+        ),
+        ViTConfig(**BASE, variant=Variant(arrangement="joint", qk_norm=True, norm="rms"), qkv_bias=False),
+        ViTConfig(**BASE, variant=Variant(arrangement="joint_fused", differential=True)),
+        ViTConfig(**BASE, variant=Variant(arrangement="parallel")),
+        ViTConfig(
+            **BASE,
+            variant=Variant(window=2, global_blocks=(1,), relative="decomposed", neck=8, norm_after=False),
+            class_token=False,
+            pool="average",
+            norm_eps=1e-5,
+        ),
+    ],
+    ids=lambda config: (
+        "-".join(f"{k}" for k, v in vars(config.variant).items() if v != getattr(Variant(), k))
+        or f"{config.pool}{config.channels}"
+    ),
+)
+def test_written_folders_are_timms_and_come_back_bit_equal(config: ViTConfig, tmp_path: Path) -> None:
+    task = random(vitrail.create(config, classes=["a", "b", "c"]))
+    source.write(task, tmp_path / "m")
+    peer = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True).eval()
+    images = torch.randn(2, config.channels, *config.image_size)
+    torch.testing.assert_close(peer(images), task(images), rtol=2e-5, atol=2e-5)
+    back = vitrail.load(tmp_path / "m")
+    assert back.classes == ["a", "b", "c"]
+    assert back.preprocess == task.preprocess
+    assert same(back.state_dict(), task.state_dict())
+
+
+@torch.inference_mode()
+def test_an_encoder_without_a_head_is_written(tmp_path: Path) -> None:
+    task = random(vitrail.create(ViTConfig(**BASE)))
+    source.write(task, tmp_path / "m")
+    peer = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True).eval()
+    images = torch.randn(1, 3, 16, 24)
+    torch.testing.assert_close(peer(images), task(images), rtol=2e-5, atol=2e-5)
+    assert same(vitrail.load(tmp_path / "m").state_dict(), task.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"stem": (4, 8)}, "stem"),
+        ({"positions": "sine"}, "positions"),
+        ({"norm_eps": 1e-12}, "norm_eps"),
+        ({"registers": 1}, "prefix_positions"),
+        ({"variant": Variant(projection=8)}, "projection"),
+        ({"variant": Variant(norm_pooled=True, pool_prefix=True, rotary="axial"), "pool": "average"}, "pool_prefix"),
+        ({"pool": "token_average"}, "pool"),
+    ],
+)
+def test_what_timm_cannot_express_is_refused_by_name(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    task = vitrail.create(ViTConfig(**{**BASE, **changes}), classes=2)
+    with pytest.raises(UserError, match=f"timm cannot express this model's.*{words}") as caught:
+        source.write(task, tmp_path / "m")
+    assert "\n" not in str(caught.value) and not (tmp_path / "m").exists()
+
+
+def test_a_pre_training_head_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="hidden"):
+        source.write(vitrail.create(ViTConfig(**BASE), classes=2, hidden=8), tmp_path / "m")
+
+
+def test_the_reference_is_timms_own_model(tmp_path: Path) -> None:
+    from vitrail.zoo.files import open_files
+
+    model = tiny("deit_tiny_distilled_patch16_224")
+    given = {**TINY, "depth": 2, "img_size": 32}
+    folder = save_timm(model, tmp_path / "m", "deit_tiny_distilled_patch16_224", model_args=given)
+    answer = source.reference(open_files(folder))
+    assert answer is not None
+    images = torch.randn(1, 3, 32, 32)
+    found = answer(images)
+    with torch.inference_mode():
+        torch.testing.assert_close(found["logits"], model(images))
+        torch.testing.assert_close(found["tokens"], model.forward_features(images))
