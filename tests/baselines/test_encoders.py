@@ -60,7 +60,7 @@ def test_gradients_reach_every_weight_and_pixel_at_odd_sizes(name: str) -> None:
     make, config = ENCODERS[name]
     model = make(replace(config, image_size=(11, 7), channels=2, **({"width": 64} if name == "mlp" else {})))
     for parameter in model.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)  # the ResNet's branches start at zero
+        parameter.data += 0.1 * torch.randn_like(parameter)  # biases start at zero
     images = torch.randn(8, 2, 11, 7, requires_grad=True)
     pooled = model.pool(model(images))
     (pooled * torch.randn_like(pooled)).sum().backward()

@@ -167,9 +167,6 @@ class BasicBlock(nn.Module):
         self.stride, self.added = stride, width - channels
         self.first = Convolution(channels, width, stride)
         self.second = Convolution(width, width)
-        # F starts at zero, every block as its shortcut alone: deep nets then start as shallow ones
-        # (arXiv 1706.02677, section 5.1).
-        nn.init.zeros_(self.second.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels, h, w] to [B, width, h / stride, w / stride], rounded up."""

@@ -11,7 +11,7 @@ from vitrail.recipes.baselines import cnn_cifar10, gru_digits, lstm_digits, mlp_
 from vitrail.recipes.finetune import finetune
 from vitrail.recipes.folder import folder
 from vitrail.recipes.imagenet import augreg_s16, deit3_s16, finetune_b16_384, vit_s16_90
-from vitrail.recipes.small import cifar10, cifar10_quick, digits, mnist
+from vitrail.recipes.small import cifar10, cifar10_laptop, cifar10_quick, digits, mnist
 from vitrail.train.run import Run
 from vitrail.vit import ViTConfig
 
@@ -22,6 +22,7 @@ RECIPES: dict[str, Recipe] = {
     "digits": digits,
     "mnist": mnist,
     "cifar10-quick": cifar10_quick,
+    "cifar10-laptop": cifar10_laptop,
     "cifar10": cifar10,
     "mlp-cifar10": mlp_cifar10,
     "cnn-cifar10": cnn_cifar10,

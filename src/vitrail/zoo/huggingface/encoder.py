@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from vitrail.errors import UserError
 from vitrail.layers import Variant
 from vitrail.vit import Pool, ViTConfig
 from vitrail.zoo.huggingface.kinds import ACTIVATIONS, Spelling
+from vitrail.zoo.renames import joined, linear, reshaped
 from vitrail.zoo.source import Weight
 
 PARTS = {
@@ -194,19 +195,19 @@ def renaming(config: ViTConfig, kind: str, spelling: Spelling, classes: bool) ->
     """The task's names to transformers' (without the tower's prefix)."""
     s, v = spelling, config.variant
     t: dict[str, Weight] = {}
-    _linear(t, "encoder.patches.projection", s.patches, bias=v.patch_bias)
+    linear(t, "encoder.patches.projection", s.patches, bias=v.patch_bias)
     if kind.startswith("siglip2"):
         t["encoder.patches.projection.weight"] = Weight((f"{s.patches}.weight",), _filters(config.patch), "reshaped")
     flat = {"clip", "siglip", "siglip2"} & {kind.removesuffix("_vision_model")}
     if config.class_token:
-        t["encoder.class_token"] = _reshaped(s.class_token, (1, 1, -1)) if flat else Weight((s.class_token,))
+        t["encoder.class_token"] = reshaped(s.class_token, (1, 1, -1)) if flat else Weight((s.class_token,))
     if v.distillation:
         t["encoder.distillation_token"] = Weight((s.distillation,))
     if config.registers:
         t["encoder.registers"] = Weight((s.registers,))
     if config.positions == "learned":
         shape = (1, -1, config.width)
-        t["encoder.positions"] = _reshaped(s.positions, shape) if flat else Weight((s.positions,))
+        t["encoder.positions"] = reshaped(s.positions, shape) if flat else Weight((s.positions,))
     if v.relative in ("shared", "both"):
         t["encoder.relative.table"] = Weight((s.shared_table,))
     for own, theirs, there in (
@@ -215,42 +216,42 @@ def renaming(config: ViTConfig, kind: str, spelling: Spelling, classes: bool) ->
         ("norm_pooled", s.norm_pooled, v.norm_pooled),
     ):
         if there:
-            _linear(t, f"encoder.{own}", theirs)
+            linear(t, f"encoder.{own}", theirs)
     for i in range(config.depth):
         _block(t, f"encoder.blocks.{i}.", s.block.format(i), config, s)
     if config.pool == "attention":
         _attention_pool(t)
     if v.projection is not None:
         name = "pooler.dense" if v.projection_bias else "visual_projection"
-        _linear(t, "encoder.projection", name, bias=v.projection_bias)
+        linear(t, "encoder.projection", name, bias=v.projection_bias)
     if config.pool == "distilled":
-        _linear(t, "head.linear", "cls_classifier")
-        _linear(t, "head.distillation", "distillation_classifier")
+        linear(t, "head.linear", "cls_classifier")
+        linear(t, "head.distillation", "distillation_classifier")
     elif classes:
-        _linear(t, "head.linear", "classifier")
+        linear(t, "head.linear", "classifier")
     return t
 
 
 def _block(t: dict[str, Weight], own: str, theirs: str, config: ViTConfig, s: Spelling) -> None:
     v = config.variant
-    _linear(t, f"{own}norm1", theirs + s.norm1)
-    _linear(t, f"{own}norm2", theirs + s.norm2)
+    linear(t, f"{own}norm1", theirs + s.norm1)
+    linear(t, f"{own}norm2", theirs + s.norm2)
     qkv = [theirs + name for name in (s.query, s.key, s.value)]
-    t[f"{own}attention.qkv.weight"] = _joined(f"{name}.weight" for name in qkv)
+    t[f"{own}attention.qkv.weight"] = joined(f"{name}.weight" for name in qkv)
     if config.qkv_bias and v.key_bias:
-        t[f"{own}attention.qkv.bias"] = _joined(f"{name}.bias" for name in qkv)
+        t[f"{own}attention.qkv.bias"] = joined(f"{name}.bias" for name in qkv)
     elif config.qkv_bias:
         t[f"{own}attention.q_bias"] = Weight((f"{qkv[0]}.bias",))
         t[f"{own}attention.v_bias"] = Weight((f"{qkv[2]}.bias",))
-    _linear(t, f"{own}attention.out", theirs + s.out, bias=v.output_bias)
+    linear(t, f"{own}attention.out", theirs + s.out, bias=v.output_bias)
     if v.relative in ("table", "both"):
         t[f"{own}attention.relative.table"] = Weight((theirs + s.table,))
     up, down = (s.up, s.down) if v.mlp == "plain" or s.gated is None else s.gated
-    _linear(t, f"{own}mlp.up", theirs + up, bias=v.output_bias)
+    linear(t, f"{own}mlp.up", theirs + up, bias=v.output_bias)
     if v.mlp == "gated" and s.gate is not None:
         for end in ("weight", "bias")[: 1 + v.output_bias]:
-            t[f"{own}mlp.up.{end}"] = _joined(f"{theirs}{name}.{end}" for name in (s.gate, up))
-    _linear(t, f"{own}mlp.down", theirs + down, bias=v.output_bias)
+            t[f"{own}mlp.up.{end}"] = joined(f"{theirs}{name}.{end}" for name in (s.gate, up))
+    linear(t, f"{own}mlp.down", theirs + down, bias=v.output_bias)
     if config.layer_scale is not None:
         t[f"{own}branch1.0.scale"] = Weight((theirs + s.scale1,))
         t[f"{own}branch2.0.scale"] = Weight((theirs + s.scale2,))
@@ -261,23 +262,10 @@ def _attention_pool(t: dict[str, Weight]) -> None:
     t["encoder.pooling.probe"] = Weight(("head.probe",))
     t["encoder.pooling.attention.qkv.weight"] = Weight(("head.attention.in_proj_weight",))
     t["encoder.pooling.attention.qkv.bias"] = Weight(("head.attention.in_proj_bias",))
-    _linear(t, "encoder.pooling.attention.out", "head.attention.out_proj")
-    _linear(t, "encoder.pooling.norm", "head.layernorm")
-    _linear(t, "encoder.pooling.mlp.up", "head.mlp.fc1")
-    _linear(t, "encoder.pooling.mlp.down", "head.mlp.fc2")
-
-
-def _linear(t: dict[str, Weight], own: str, theirs: str, bias: bool = True) -> None:
-    for end in ("weight", "bias")[: 1 + bias]:
-        t[f"{own}.{end}"] = Weight((f"{theirs}.{end}",))
-
-
-def _joined(names: Iterable[str]) -> Weight:
-    return Weight(tuple(names), lambda *parts: torch.cat(parts), "joined")
-
-
-def _reshaped(name: str, shape: tuple[int, ...]) -> Weight:
-    return Weight((name,), lambda value: value.reshape(shape), "reshaped")
+    linear(t, "encoder.pooling.attention.out", "head.attention.out_proj")
+    linear(t, "encoder.pooling.norm", "head.layernorm")
+    linear(t, "encoder.pooling.mlp.up", "head.mlp.fc1")
+    linear(t, "encoder.pooling.mlp.down", "head.mlp.fc2")
 
 
 def _filters(patch: int) -> Callable[[Tensor], Tensor]:

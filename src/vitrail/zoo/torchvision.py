@@ -1,0 +1,132 @@
+"""torchvision's `vit_b_16` and its siblings: state dicts, recognised by their names.
+
+Nothing in them says how pictures are prepared; the size tells which of the published weights they are nearest to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torchvision import models
+
+from vitrail.data.decode import Preprocess
+from vitrail.layers import Variant
+from vitrail.vit import ViTConfig
+from vitrail.zoo.renames import blocks_in, heads_for, linear, square
+from vitrail.zoo.source import Files, Found, Weight
+
+NAME = "torchvision"
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+BLOCK = "encoder.layers.encoder_layer_{}."
+
+
+def recognise(files: Files) -> bool:
+    """Whether the names are those of torchvision's VisionTransformer."""
+    return "conv_proj.weight" in files.weights and "encoder.pos_embedding" in files.weights
+
+
+def read(files: Files) -> Found:
+    """The model, by the shapes of its weights."""
+    width, channels, patch = files.shapes["conv_proj.weight"][:3]
+    side = square(files, "encoder.pos_embedding", prefix=1) * patch
+    up, down = ("mlp.linear_1", "mlp.linear_2") if f"{BLOCK.format(0)}mlp.linear_1.weight" in files.shapes else MLP
+    config = ViTConfig(
+        width=width,
+        depth=blocks_in(files, BLOCK + "ln_1.weight"),
+        heads=heads_for(width),
+        patch=patch,
+        image_size=(side, side),
+        channels=channels,
+        mlp_ratio=files.shapes[f"{BLOCK.format(0)}{up}.weight"][0] / width,
+        variant=Variant(resampling="bicubic_corners"),
+    )
+    weights: dict[str, Weight] = {
+        "encoder.class_token": Weight(("class_token",)),
+        "encoder.positions": Weight(("encoder.pos_embedding",)),
+    }
+    linear(weights, "encoder.patches.projection", "conv_proj")
+    for i in range(config.depth):
+        own, theirs = f"encoder.blocks.{i}.", BLOCK.format(i)
+        linear(weights, f"{own}norm1", f"{theirs}ln_1")
+        linear(weights, f"{own}norm2", f"{theirs}ln_2")
+        for end in ("weight", "bias"):
+            weights[f"{own}attention.qkv.{end}"] = Weight((f"{theirs}self_attention.in_proj_{end}",))
+        linear(weights, f"{own}attention.out", f"{theirs}self_attention.out_proj")
+        linear(weights, f"{own}mlp.up", theirs + up)
+        linear(weights, f"{own}mlp.down", theirs + down)
+    linear(weights, "encoder.norm", "encoder.ln")
+    classes, hidden = files.shapes.get("heads.head.weight"), files.shapes.get("heads.pre_logits.weight")
+    if classes:
+        linear(weights, "head.linear", "heads.head")
+    if hidden:
+        linear(weights, "head.hidden.0", "heads.pre_logits")
+    preprocess = _preprocess(config)
+    return Found(
+        source="torchvision's VisionTransformer",
+        encoder=config,
+        classes=_names(classes[0]) if classes else None,
+        preprocess=preprocess,
+        weights=weights,
+        left={},
+        hidden=hidden[0] if hidden else None,
+        notes=["the file has no preprocessing: torchvision's for published weights of this size stands in"],
+    )
+
+
+MLP = ("mlp.0", "mlp.3")
+
+
+def _preprocess(config: ViTConfig) -> Preprocess:
+    """Of the weights trained on ImageNet at 224 pixels; of those fine-tuned at larger sizes, and of ViT-H."""
+    side = config.image_size[0]
+    mean, std = (tuple(numbers[i % 3] for i in range(config.channels)) for numbers in (MEAN, STD))
+    enlarged, interpolation = side, "bicubic"
+    if side == 224 and config.patch != 14:
+        enlarged, interpolation = 242 if (config.width, config.patch) == (1024, 16) else 256, "bilinear"
+    return Preprocess(
+        size=(side, side),
+        crop_fraction=side / enlarged,
+        interpolation="bilinear" if interpolation == "bilinear" else "bicubic",
+        mean=mean,
+        std=std,
+        channels=config.channels,
+    )
+
+
+def _names(count: int) -> list[str]:
+    """ImageNet's names for its number of classes; else numbers."""
+    names = models.ViT_B_16_Weights.DEFAULT.meta["categories"]
+    return list(names) if count == len(names) else [str(i) for i in range(count)]
+
+
+def reference(files: Files) -> Callable[[Tensor], dict[str, Tensor]]:
+    """torchvision's own model with these weights."""
+    found = read(files)
+    config = found.encoder
+    assert config is not None
+    model = models.VisionTransformer(
+        image_size=config.image_size[0],
+        patch_size=config.patch,
+        num_layers=config.depth,
+        num_heads=config.heads,
+        hidden_dim=config.width,
+        mlp_dim=config.hidden,
+        num_classes=len(found.classes or [""]),
+        representation_size=found.hidden,
+    )
+    if config.channels != 3:
+        model.conv_proj = nn.Conv2d(config.channels, config.width, config.patch, config.patch)
+    model.load_state_dict({name: value.float() for name, value in files.weights.items()}, strict=bool(found.classes))
+    model.eval()
+    return lambda images: _outputs(model, images, found.classes is not None)
+
+
+def _outputs(model: Any, images: Tensor, classes: bool) -> dict[str, Tensor]:
+    kept: dict[str, Tensor] = {}
+    hook = model.encoder.register_forward_hook(lambda _, __, out: kept.update(tokens=out))
+    logits = model(images)
+    hook.remove()
+    return {**kept, "logits": logits} if classes else kept
