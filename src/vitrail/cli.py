@@ -148,6 +148,8 @@ def describe(row: dict[str, Any]) -> str:
     """A row of `predict` for people."""
     if "error" in row:
         return f"{row['image']}: no answer"
+    if "caption" in row:
+        return f"{row['image']}: {row['caption']}"
     if "labels" in row:
         return f"{row['image']}: " + ", ".join(f"{label['label']} {label['score']:.1%}" for label in row["labels"][:3])
     return f"{row['image']}: a vector of {len(row['embedding'])} numbers (--json prints it)"

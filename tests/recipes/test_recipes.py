@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,42 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("name", RECIPES)
+CAPTIONERS = [name for name in RECIPES if name.startswith("caption-")]
+
+
+@pytest.fixture(scope="module")
+def captioned(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same pictures, each beside two captions."""
+    root = tmp_path_factory.mktemp("captioned")
+    for source in sorted(pictures.rglob("*.png")):
+        kind = source.parent.name
+        (root / f"{kind}{source.name}").write_bytes(source.read_bytes())
+        (root / f"{kind}{source.stem}.txt").write_text(f"a {kind} picture\nsomething {kind} and noisy\n")
+    return root
+
+
+@pytest.mark.parametrize("name", CAPTIONERS)
+def test_captioner_runs_a_few_steps(
+    name: str, captioned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pycocoevalcap", reason="needs pip install 'vitrail[caption]'")
+    common = ["--data", str(captioned), "--device", "cpu", "--workers", "0", "--batch-size", "16", "--epochs", "1"]
+    if name == "caption-critic":
+        assert main(["train", "caption-vit", *common, "--out", str(tmp_path / "start")]) == 0
+        common += ["--init", str(tmp_path / "start")]
+    assert main(["train", name, *common, "--out", str(tmp_path / "run")]) == 0
+    rows = RunFolder(tmp_path / "run").rows()
+    assert any(row["kind"] == "val" and row["cider"] >= 0 for row in rows)
+    capsys.readouterr()
+    picture = next(captioned.glob("*.png"))
+    assert main(["predict", str(picture), "--model", str(tmp_path / "run"), "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    first = row["captions"][0]
+    assert row["caption"] == first["caption"] == "".join(token["text"] for token in first["tokens"]).strip()
+    assert all(0 <= token["p"] <= 1 for token in first["tokens"])
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in CAPTIONERS])
 def test_recipe_runs_a_few_steps(name: str, pictures: Path, tmp_path: Path) -> None:
     run = RECIPES[name](48)
     args = ["train", name, "--data", str(pictures), "--out", str(tmp_path / "run"), "--device", "cpu", "--no-compile"]

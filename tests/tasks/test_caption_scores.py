@@ -32,7 +32,7 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider as TheirCider
 from pycocoevalcap.rouge.rouge import Rouge
 
-VOCABULARY = "a the dog man boy runs jumps on in grass snow red black ball".split()
+VOCABULARY = ["a", "the", "dog", "man", "boy", "runs", "jumps", "on", "in", "grass", "snow", "red", "black", "ball"]
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="Java is not installed")
 
 

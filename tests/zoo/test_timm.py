@@ -1,4 +1,4 @@
-"""timm's checkpoints in and out, against timm itself: one architecture a family here, all of them in bench/parity.py."""
+"""timm's checkpoints in and out, against timm: one architecture a family here, all of them in bench/parity.py."""
 
 from __future__ import annotations
 

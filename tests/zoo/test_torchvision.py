@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from torchvision.models import ViT_B_16_Weights, VisionTransformer
+from torchvision.models import VisionTransformer, ViT_B_16_Weights
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 import vitrail

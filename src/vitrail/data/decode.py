@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +24,12 @@ MAX_PIXELS = 178_956_970
 """A picture declared larger is refused before it is decoded: a small file can declare a size that fills the memory.
 It is the size that Pillow refuses, half a gigabyte in RGB."""
 
+MAX_CHANNELS = 4096
+"""of a picture; hyperspectral ones have some hundred"""
+
 Box = tuple[int, int, int, int]
 """top, left, height, width in pixels of the upright picture"""
+Resize = Literal["crop", "squash"]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
 
@@ -39,7 +43,7 @@ class Preprocess:
 
     size: tuple[int, int] = (224, 224)
     """(height, width) in pixels that the model gets"""
-    resize: Literal["crop", "squash"] = "crop"
+    resize: Resize = "crop"
     """crop: resize until `size` / `crop_fraction` is covered; squash: resize to just that; then cut the centre out"""
     crop_fraction: float = 1.0
     interpolation: Interpolation = "bicubic"
@@ -49,14 +53,22 @@ class Preprocess:
     channels: int = 3
 
     def __post_init__(self) -> None:
+        # A config is a file from outside, so nothing is made by its numbers before they are known to be some.
+        if not isinstance(self.channels, int) or not 0 < self.channels <= MAX_CHANNELS:
+            raise ValueError(f"channels must be a number from 1 to {MAX_CHANNELS}, got {self.channels!r}")
         for name, empty in (("size", ()), ("mean", (0.5,) * self.channels), ("std", (0.5,) * self.channels)):
             # JSON has lists for tuples.
             object.__setattr__(self, name, tuple(getattr(self, name)) or empty)
-        if not len(self.mean) == len(self.std) == self.channels:
+        for value in (self.crop_fraction, *self.size, *self.mean, *self.std):
+            if not isinstance(value, int | float) or not -1e6 < value < 1e6:
+                raise ValueError(f"{value!r} is no number that fits")
+        if self.resize not in get_args(Resize) or self.interpolation not in get_args(Interpolation):
+            raise ValueError(f"no resize {self.resize!r} with interpolation {self.interpolation!r}")
+        if not len(self.mean) == len(self.std) == self.channels or min(self.std) <= 0:
             raise ValueError(f"mean {self.mean} and std {self.std} need {self.channels} numbers, one a channel")
         if not 0 < self.crop_fraction <= 1:
             raise ValueError(f"crop_fraction must be above 0 and at most 1, got {self.crop_fraction}")
-        if len(self.size) != 2 or min(self.size) < 1:
+        if len(self.size) != 2 or min(self.size) < 1 or not all(isinstance(pixels, int) for pixels in self.size):
             raise ValueError(f"size must be a height and a width in pixels, got {self.size}")
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:

@@ -170,7 +170,13 @@ class Loader:
         if images.shape[-2:] != size:
             images = self.preprocess.fit(images)
         extras = self.set.extras(samples.tolist())
-        return {"image": self.preprocess.normalise(images), "label": labels, "sample": samples, "epoch": epoch, **extras}
+        return {
+            "image": self.preprocess.normalise(images),
+            "label": labels,
+            "sample": samples,
+            "epoch": epoch,
+            **extras,
+        }
 
     def _fetch(self, plans: Iterator[list[Want]], train: bool) -> Iterator[tuple[Fetched, int]]:
         """Plans carried out by the workers, in order, with their epochs."""

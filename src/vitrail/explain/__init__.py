@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from vitrail.data.decode import decode
-from vitrail.explain.attention import attention_distance, attention_maps, encoder_of, per_head, rollout
+from vitrail.explain.attention import Pool, attention_distance, attention_maps, encoder_of, per_head, rollout
 from vitrail.explain.filters import patch_filters
 from vitrail.explain.pictures import (
     draw_distance,
@@ -62,7 +62,9 @@ def explain(task: Task, image: Image.Image | str | Path, out: str | Path) -> dic
     picture = task.preprocess.fit(pixels)
     prepared = task.preprocess.normalise(picture)[None]
 
-    prefix, pool = encoder.prefix_tokens, config.pool
+    prefix = encoder.prefix_tokens
+    # Other kinds of pooling read all patches, as the average does.
+    pool: Pool = "token" if config.pool in ("token", "distilled", "token_average") else "average"
     grid = (prepared.shape[2] // config.patch, prepared.shape[3] // config.patch)
     maps = attention_maps(task, prepared)
     heat = rollout(maps, prefix, pool)[0].unflatten(0, grid)

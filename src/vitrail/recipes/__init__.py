@@ -8,6 +8,15 @@ from difflib import get_close_matches
 
 from vitrail.errors import UserError
 from vitrail.recipes.baselines import cnn_cifar10, gru_digits, lstm_digits, mlp_cifar10, resnet_cifar10, rnn_digits
+from vitrail.recipes.captions import (
+    caption_cnn_attention,
+    caption_cnn_lstm,
+    caption_cnn_rnn,
+    caption_coca,
+    caption_critic,
+    caption_vit,
+    caption_vit_lstm,
+)
 from vitrail.recipes.finetune import finetune
 from vitrail.recipes.folder import folder
 from vitrail.recipes.imagenet import augreg_s16, deit3_s16, finetune_b16_384, vit_s16_90
@@ -30,6 +39,13 @@ RECIPES: dict[str, Recipe] = {
     "rnn-digits": rnn_digits,
     "gru-digits": gru_digits,
     "lstm-digits": lstm_digits,
+    "caption-cnn-rnn": caption_cnn_rnn,
+    "caption-cnn-lstm": caption_cnn_lstm,
+    "caption-cnn-attention": caption_cnn_attention,
+    "caption-vit-lstm": caption_vit_lstm,
+    "caption-vit": caption_vit,
+    "caption-coca": caption_coca,
+    "caption-critic": caption_critic,
     "folder": folder,
     "finetune": finetune,
     "vit-s16-90": vit_s16_90,

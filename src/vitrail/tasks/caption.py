@@ -38,7 +38,7 @@ class Captioning:
     decoder_depth: int = 3
     decoder_heads: int = 4
     decoder_dropout: float = 0.1
-    longest: int = 64
+    most_words: int = 64
     """words of a caption at most, its end included"""
     vocabulary: Literal["bpe", "words"] = "bpe"
     vocabulary_size: int = 3000
@@ -101,7 +101,7 @@ class Caption(Task):
         self.decoding = config.decoding
 
     def forward(self, images: Tensor, words: Tensor) -> Tensor:
-        """Normalised pictures [B, C, H, W] and the words [B, K, T] of K captions, to logits of the next, [B, K, T, V]."""
+        """Normalised pictures [B, C, H, W] and the words [B, K, T] of K captions, to logits [B, K, T, V]."""
         return self.decoder.logits(self.decoder(words, self.memory(images)))
 
     def features(self, images: Tensor) -> Tokens:
@@ -152,10 +152,10 @@ class Caption(Task):
         return words.masked_fill(out & (words > UNKNOWN), UNKNOWN)
 
     def _self_critical(self, memory: Memory, batch: Batch) -> dict[str, Tensor]:
-        """Reward what a sampled caption scores above the mean of the picture's other samples (2005.01339, section 3)."""
+        """Reward what a sampled caption scores above the mean of the picture's other samples (2005.01339)."""
         assert self.reward is not None, "self-critical training needs a reward"
         samples, draws = self.captioning.captions + 1, int(torch.randint(1 << 30, ()))
-        how = Decoding(beam=samples, sample=True, seed=draws, no_repeat=0, longest=self.decoding.longest)
+        how = Decoding(beam=samples, sample=True, sampling_seed=draws, no_repeat=0, longest=self.decoding.longest)
         self.eval()  # samples are drawn without dropout
         with torch.no_grad():
             written = write(self.decoder, memory, how, batch["sample"])
@@ -219,7 +219,7 @@ class Match(nn.Module):
         self.scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # CLIP's (2103.00020)
 
     def forward(self, pooled: Tensor, decoder: TransformerDecoder, labels: Tensor) -> Tensor:
-        """Pictures [B, D] and the captions [B, K, T], the first of which counts, to the mean loss of both directions."""
+        """Pictures [B, D] and the captions [B, K, T], the first of which counts, to the mean loss both ways."""
         captions = labels[:, 0]
         ends = (captions != PAD).sum(dim=1) - 1
         known = decoder.read(F.pad(captions[:, :-1], (1, 0), value=START))
@@ -244,7 +244,7 @@ def decoder_for(config: Captioning, vocabulary: int, memory_width: int) -> Decod
         c.decoder_heads,
         memory_width,
         c.decoder_dropout,
-        c.longest,
+        c.most_words,
         c.text_depth,
     )
 

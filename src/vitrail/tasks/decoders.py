@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -221,25 +222,25 @@ class TransformerDecoder(Decoder):
     def forward(self, words: Tensor, memory: Memory) -> Tensor:
         x = self._embed(words.flatten(0, 1), 0)
         tokens = self.memory(memory.tokens)
-        for block in self.blocks:
+        for block in self._blocks():
             x, _, _ = block(x, block.picture(tokens), [])
         return self.norm(x).view(*words.shape, -1)
 
     def read(self, words: Tensor) -> Tensor:
         """Captions [R, T] alone to what the blocks without the picture make of them, [R, T, D]."""
         x = self._embed(words, 0)
-        for block in list(self.blocks)[: self.text_depth]:
+        for block in self._blocks()[: self.text_depth]:
             x, _, _ = block(x, [], [])
         return x
 
     def start(self, memory: Memory, captions: int = 1) -> DecoderState:
         tokens = self.memory(memory.tokens)
-        return DecoderState([], [tensor for block in self.blocks for tensor in block.picture(tokens)])
+        return DecoderState([], [tensor for block in self._blocks() for tensor in block.picture(tokens)])
 
     def step(self, words: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         x = self._embed(words[:, None], state.length)
         picture, after, looked = iter(state.picture), [], []
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self._blocks()):
             own = [] if block.look is None else [next(picture), next(picture)]
             before = state.words[2 * i : 2 * i + 2]
             x, kept, weights = block(x, own, before, weights=True)
@@ -248,6 +249,9 @@ class TransformerDecoder(Decoder):
                 looked.append(weights.mean(dim=1))
         seen = [torch.stack(looked).mean(dim=0)] if looked else []
         return self.norm(x)[:, 0], DecoderState(after, state.picture, state.length + 1, seen)
+
+    def _blocks(self) -> list[DecoderBlock]:
+        return cast(list[DecoderBlock], list(self.blocks))
 
     def _embed(self, words: Tensor, first: int) -> Tensor:
         last = first + words.shape[1]

@@ -28,7 +28,7 @@ class Decoding:
     """draw among this many likeliest words; 0 for all"""
     top_p: float = 1.0
     """draw among the likeliest words that hold this share of the probability (1904.09751)"""
-    seed: int = 0
+    sampling_seed: int = 0
     no_repeat: int = 3
     """no row of this many words comes twice in a caption; 0 allows it"""
     longest: int = 40
@@ -104,7 +104,7 @@ def _sample(decoder: Decoder, memory: Memory, how: Decoding, samples: Tensor, ca
     for place in range(how.longest):
         logp = writer.next(words, how.no_repeat)
         allowed = among(logp / how.temperature, how.top_k, how.top_p)
-        draws = uniform(how.seed, place, samples, captions, stream=_STREAM).flatten()
+        draws = uniform(how.sampling_seed, place, samples, captions, stream=_STREAM).flatten()
         below = allowed.softmax(dim=-1).cumsum(dim=-1)
         # Rounding can leave the last sum a little under a draw, so the draw is scaled to it.
         chosen = torch.searchsorted(below, (draws[:, None] * below[:, -1:]), right=True)

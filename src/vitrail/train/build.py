@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from vitrail import zoo
-from vitrail.data.decode import Preprocess
 from vitrail.data.captions import CaptionSet, open_captions
+from vitrail.data.decode import Preprocess
 from vitrail.data.loader import Loader
 from vitrail.data.random import seed_for
 from vitrail.data.sets import ImageSet, Splits, open_data, split_val
@@ -124,7 +124,7 @@ def captioner(run: Run, train: CaptionSet) -> Caption:
         task = Caption(encoder, config, tokenizer, loaded.preprocess if loaded else preparation(run))
     if config.self_critical:
         task.reward = Cider(dict(enumerate(train.captions))).rewards
-    train.labels = numbered(train.captions, task.tokenizer, task.captioning.longest)
+    train.labels = numbered(train.captions, task.tokenizer, task.captioning.most_words)
     return task
 
 

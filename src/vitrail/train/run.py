@@ -81,10 +81,10 @@ class Run:
         return replace(rebuild(Run, values), task=task, model=model)
 
 
-def field_names(run: Run) -> list[str]:
+def field_names(run: Any) -> list[str]:
     """Every field of a run and of its parts, each of which is a flag of `vitrail train`."""
     names: list[str] = []
     for entry in fields(run):
         value = getattr(run, entry.name)
-        names += [part.name for part in fields(value)] if is_dataclass(value) else [entry.name]
+        names += field_names(value) if is_dataclass(value) else [entry.name]
     return names

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from vitrail import recipes, zoo
-from vitrail.data.captions import CaptionSet, open_captions
+from vitrail.data.captions import CaptionSet
 from vitrail.data.sets import ImageSet, Splits, open_data, split_val
 from vitrail.errors import UserError
 from vitrail.files import write_whole

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,10 +20,10 @@ from vitrail.tasks.classify import Classify
 from vitrail.tasks.embed import Embed
 from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.task import Task
-from vitrail.zoo.files import open_files
+from vitrail.zoo.files import first_line, open_files
 from vitrail.zoo.source import Files, Found, Source
 
-SOURCES = ("native", "google", "timm", "huggingface", "torchvision", "originals")
+SOURCES = ("native", "google", "sam", "originals", "timm", "huggingface", "torchvision")
 """modules of this folder, asked in this order whether a checkpoint is theirs"""
 MAX_PIXELS = 1 << 14
 """a side that a config may ask for; a hostile one could ask for positions that fill the memory"""
@@ -50,17 +53,24 @@ def recognise(path: Path) -> tuple[Files, Source, Found]:
     _check_depth(files)
     for name in [name for name in SOURCES if find_spec(f"vitrail.zoo.{name}")]:
         source = source_named(name)
-        if source.recognise(files):
-            try:
+        with _one_line(f"{path} looks like a checkpoint of {source.NAME}, but does not describe a model"):
+            if source.recognise(files):
                 return files, source, source.read(files)
-            except (KeyError, TypeError, AttributeError, IndexError, ValueError, ZeroDivisionError) as error:
-                if isinstance(error, UserError):
-                    raise
-                raise UserError(
-                    f"{path} looks like a checkpoint of {source.NAME}, but does not describe a model "
-                    f"({type(error).__name__}: {str(error)[:120]}): choose another checkpoint"
-                ) from error
     raise UserError(f"{path} {_what_else(files)}")
+
+
+@contextmanager
+def _one_line(message: str) -> Iterator[None]:
+    """A config is a file from outside: any of its values may be of another kind or size than it should."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of shapes without elements, whose weights are refused anyway
+            yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
+        reason = f"{type(error).__name__}: {first_line(error)[:120]}"
+        raise UserError(f"{message} ({reason}): choose another checkpoint") from error
 
 
 def _check_depth(files: Files) -> None:
@@ -89,7 +99,7 @@ def _what_else(files: Files) -> str:
 def assemble(files: Files, found: Found, dtype: torch.dtype | None = None) -> Task:
     """The model, in `dtype` (float32 if left out). A weight that is used as it is stays memory-mapped."""
     _check_names(files, found)
-    with torch.device("meta"), _Untouched():
+    with _one_line(f"{files.path} does not describe a model"), torch.device("meta"), _Untouched():
         task = _build(files, found)
     own = task.state_dict()
     if wrong := sorted(own.keys() ^ found.weights.keys()):
@@ -162,13 +172,9 @@ def _weight(files: Files, found: Found, name: str, target: Tensor, dtype: torch.
         _check_shape(files, names, shape, target)
         value = files.weights[names[0]]
     else:
-        try:
+        shapes = ", ".join(str(list(files.shapes[n])) for n in names)
+        with _one_line(f"{files.path}: {names[0]} has a shape {shapes} that its config contradicts"):
             value = make(*(files.weights[n] for n in names)).contiguous()
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            if isinstance(error, UserError):
-                raise
-            shapes = ", ".join(str(list(files.shapes[n])) for n in names)
-            raise UserError(f"{files.path}: {names[0]} has a shape {shapes} that its config contradicts") from error
         _check_shape(files, names, tuple(value.shape), target)
     if value.is_floating_point() != target.is_floating_point():
         raise UserError(f"{files.path}: {names[0]} holds {value.dtype}: give weights that are not quantised")

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
-from torchvision import models
 
 from vitrail.data.decode import Preprocess
 from vitrail.layers import Variant
@@ -21,6 +20,8 @@ NAME = "torchvision"
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BLOCK = "encoder.layers.encoder_layer_{}."
+MLP = ("mlp.0", "mlp.3")
+MLP_BEFORE_2022 = ("mlp.linear_1", "mlp.linear_2")
 
 
 def recognise(files: Files) -> bool:
@@ -32,7 +33,7 @@ def read(files: Files) -> Found:
     """The model, by the shapes of its weights."""
     width, channels, patch = files.shapes["conv_proj.weight"][:3]
     side = square(files, "encoder.pos_embedding", prefix=1) * patch
-    up, down = ("mlp.linear_1", "mlp.linear_2") if f"{BLOCK.format(0)}mlp.linear_1.weight" in files.shapes else MLP
+    up, down = MLP if f"{BLOCK.format(0)}{MLP[0]}.weight" in files.shapes else MLP_BEFORE_2022
     config = ViTConfig(
         width=width,
         depth=blocks_in(files, BLOCK + "ln_1.weight"),
@@ -76,9 +77,6 @@ def read(files: Files) -> Found:
     )
 
 
-MLP = ("mlp.0", "mlp.3")
-
-
 def _preprocess(config: ViTConfig) -> Preprocess:
     """Of the weights trained on ImageNet at 224 pixels; of those fine-tuned at larger sizes, and of ViT-H."""
     side = config.image_size[0]
@@ -98,16 +96,21 @@ def _preprocess(config: ViTConfig) -> Preprocess:
 
 def _names(count: int) -> list[str]:
     """ImageNet's names for its number of classes; else numbers."""
-    names = models.ViT_B_16_Weights.DEFAULT.meta["categories"]
-    return list(names) if count == len(names) else [str(i) for i in range(count)]
+    if count != 1000:
+        return [str(i) for i in range(count)]
+    from torchvision.models import ViT_B_16_Weights
+
+    return list(ViT_B_16_Weights.DEFAULT.meta["categories"])
 
 
 def reference(files: Files) -> Callable[[Tensor], dict[str, Tensor]]:
     """torchvision's own model with these weights."""
+    from torchvision.models import VisionTransformer
+
     found = read(files)
     config = found.encoder
     assert config is not None
-    model = models.VisionTransformer(
+    model = VisionTransformer(
         image_size=config.image_size[0],
         patch_size=config.patch,
         num_layers=config.depth,

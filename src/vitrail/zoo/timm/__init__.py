@@ -323,7 +323,7 @@ def closest(config: ViTConfig) -> tuple[str, Arguments]:
             continue
         for key in list(given):
             fewer = {k: v for k, v in given.items() if k != key}
-            if key != "img_size" and _config(values | fewer, config) == wanted:
+            if key not in ("img_size", "init_values") and _config(values | fewer, config) == wanted:
                 given = fewer
         best.append((len(given), name, given))
     if not best:
