@@ -72,6 +72,13 @@ def write(task: Task, folder: Path) -> None:
     save(task, folder)
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: it is missing or damaged, and the captions need it") from error
+
+
 def build(config: dict[str, Any], files: Files) -> Task:
     """The task of a config, with fresh weights."""
     path = files.path
@@ -83,7 +90,7 @@ def build(config: dict[str, Any], files: Files) -> Task:
         if config["task"] == "knn":
             return KNN(encoder, config["classes"], preprocess, config["pictures"])
         if config["task"] == "caption":
-            tokenizer = Tokenizer.from_json(json.dumps(files.json["tokenizer.json"]))
+            tokenizer = Tokenizer.from_json(_text(path / "tokenizer.json"))
             return Caption(encoder, rebuild(Captioning, config["captioning"]), tokenizer, preprocess)
         if config["task"] == "embed":
             return Embed(encoder, preprocess)
