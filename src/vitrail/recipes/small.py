@@ -59,6 +59,7 @@ def cifar10_quick(pictures: int) -> Run:
     """CIFAR-10 on a laptop with two cores, in less than 30 minutes.
 
     Command: vitrail train cifar10-quick
+    Three fifths of the steps see pictures shrunk to 24 pixels, which makes them 1.6 times as quick.
     Cost and score: results/cifar10-quick.json
     """
     return Run(
@@ -72,17 +73,18 @@ def cifar10_quick(pictures: int) -> Run:
             image_size=(32, 32),
             class_token=False,
             pool="average",
-            stem=(32, 64),
+            stem=(32, 64, 128),
             attention_init="mimetic",
         ),
         augment=Augment(crop="shift", shift=4, flip=True),
         optim=Optim(optimizer="muon", lr=4e-3, matrix_lr=6e-3, schedule="linear", beta2=0.98),
         mean=CIFAR10_MEAN,
         std=CIFAR10_STD,
-        epochs=9,
+        epochs=8,
+        early_size=24,
         batch_size=128,
         task=Classification(smoothing=0.1),
-        eval_every=3,
+        eval_every=4,
     )
 
 
@@ -90,7 +92,7 @@ def cifar10_laptop(pictures: int) -> Run:
     """CIFAR-10 on a laptop within two hours: the weights that the package carries.
 
     Command: vitrail train cifar10-laptop
-    The stem is deeper than cifar10-quick's, and three fifths of the steps see pictures shrunk to 24 pixels.
+    The stem is one layer deeper than cifar10-quick's.
     Score: results/classify.json
     """
     run = cifar10_quick(pictures)
