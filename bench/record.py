@@ -68,7 +68,9 @@ def _command() -> str:
     script = Path(sys.argv[0])
     if script.is_absolute() and script.is_relative_to(ROOT):
         script = script.relative_to(ROOT)
-    return " ".join(["python", str(script), *sys.argv[1:]])
+    # A folder of this machine says nothing elsewhere: data is named as `VITRAIL_DATA` finds it.
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return " ".join(["python", str(script), *words])
 
 
 def _git(*arguments: str) -> str | None:

@@ -52,17 +52,19 @@ def main() -> None:
     parser.add_argument("--data")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--name", help="of the results file; the recipe's if left out")
-    parser.add_argument("options", nargs="*", help="for `vitrail train`, after --")
-    asked = parser.parse_args()
+    # argparse takes what stands after `--` for positional arguments that it has already read.
+    words = sys.argv[1:]
+    split = words.index("--") if "--" in words else len(words)
+    asked, options = parser.parse_args(words[:split]), words[split + 1 :]
     name = asked.name or asked.recipe
-    train = f"vitrail train {asked.recipe} " + " ".join(asked.options)
+    train = " ".join(["vitrail train", asked.recipe, *options])
     file = RESULTS / f"{name}.json"
     rows = json.loads(file.read_text())["rows"] if file.exists() else {}
-    runs = {run["seed"]: run for run in rows.get("runs", []) if rows["train"] == train}
+    runs = {run["seed"]: run for run in rows.get("runs", []) if rows["train"].strip() == train}
     data = ["--data", asked.data] if asked.data else []
     for seed in asked.seeds:
         if seed not in runs:
-            runs[seed] = one(asked.recipe, seed, Path("runs") / "bench" / f"{name}-{seed}", [*data, *asked.options])
+            runs[seed] = one(asked.recipe, seed, Path("runs") / "bench" / f"{name}-{seed}", [*data, *options])
             print(runs[seed], flush=True)
         done = [runs[s] for s in sorted(runs)]
         top1 = [run["top1"] for run in done]

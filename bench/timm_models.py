@@ -21,7 +21,7 @@ from torch import nn
 
 MODULES = (vision_transformer, deit, beit, vision_transformer_hybrid, vision_transformer_sam, eva)
 OUT = Path(__file__).resolve().parent.parent / "src" / "vitrail" / "zoo" / "timm" / "models.json"
-LEFT_OUT = {"pretrained_filter_fn", "feature_cfg", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+LEFT_OUT = {"feature_cfg", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 """arguments of timm's builder, and some that have no say in what a model gives"""
 LEFT_OUT |= {"rope_rescale_coords", "dynamic_img_size", "block_fn", "embed_layer", "pretrained_strict"}
 PICTURES = {
@@ -80,6 +80,8 @@ def entry(name: str, kind: type[nn.Module], arguments: dict[str, Any]) -> dict[s
     for key, value in arguments.items():
         if key == "block_fn":
             own |= BLOCKS[value.__name__]
+        elif key == "pretrained_filter_fn":
+            own |= resizing(value)
         elif key == "embed_layer":
             own |= backbone(name, value.keywords["backbone"])
         elif key not in LEFT_OUT and defaults.get(key, inspect.Parameter.empty) != value:
@@ -88,6 +90,15 @@ def entry(name: str, kind: type[nn.Module], arguments: dict[str, Any]) -> dict[s
     pictures = {key: plain(settings.get(key)) for key in PICTURES}
     own["pictures"] = {key: value for key, value in pictures.items() if value not in (None, PICTURES[key])}
     return own
+
+
+def resizing(adapt: Any) -> dict[str, Any]:
+    """How positions fit another size where weights are loaded, unless as they do in all other places."""
+    options = getattr(adapt, "keywords", {})
+    if options.get("interpolation", "bicubic") == "bicubic":
+        return {}
+    assert (options["interpolation"], options["antialias"]) == ("bilinear", False), options
+    return {"resizing": "corners" if options.get("align_corners") else "bilinear"}
 
 
 def backbone(name: str, module: nn.Module) -> dict[str, Any]:

@@ -21,34 +21,126 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
-MEASURES = {
-    "digits": "digits from scratch",
-    "classify": "the weights in the package, CIFAR-10",
-    "cifar10-quick": "CIFAR-10 on a laptop",
-    "training-step": "a training step beside timm",
-    "loading": "loading photos beside torchvision",
-    "folder": "ants and bees, `folder` as it stands",
-    "startup": "the command line",
+Rows = dict[str, Any]
+"""what a file under `results/` holds by measure"""
+
+MEASURES: dict[str, tuple[str, str, Callable[[Rows], str]]] = {
+    "digits": (
+        "`digits` from scratch, test part",
+        "97.5 %, each within 2 minutes",
+        lambda rows: _seeds(rows),
+    ),
+    "cifar10-quick": (
+        "`cifar10-quick` from scratch, test part",
+        "80 %, each within 30 minutes of 2 cores",
+        lambda rows: _seeds(rows),
+    ),
+    "cifar10-quick-plain": (
+        "the same, with plain linear patches",
+        "stands beside it",
+        lambda rows: _seeds(rows),
+    ),
+    "classify": (
+        "the carried CIFAR-10 weights, test part",
+        "84 %",
+        lambda rows: f"{rows['top1']:.2%} of {rows['count']:,} pictures",
+    ),
+    "training-step": (
+        "training step, timm's time over ours",
+        "1, aim 1.3",
+        lambda rows: (
+            f"bf16 {rows['bf16, best of timm / best of vitrail']:.2f}, "
+            f"fp32 {rows['fp32, best of timm / best of vitrail']:.2f}"
+        ),
+    ),
+    "loading": (
+        "loading photos, our pictures a second over torchvision's",
+        "1.3 as they are, aim 2; 3 at 3,000 pixels",
+        lambda rows: f"{rows['as they are']['ratio_of_medians']:.2f}; {rows['3000 pixels']['ratio_of_medians']:.2f}",
+    ),
+    "folder": (
+        "`vitrail train folder` on ants and bees, from scratch and from the carried weights, beside timm's ViT",
+        "within 10 minutes; from scratch not below timm's",
+        lambda rows: (
+            f"{rows['scratch mean top-1']:.1%} and {rows['weights mean top-1']:.1%}, timm's "
+            f"{rows['timm mean top-1']:.1%}; at most "
+            f"{max(rows['scratch most seconds'], rows['weights most seconds']) / 60:.1f} minutes"
+        ),
+    ),
+    "transfer": (
+        "gain of the carried weights over starting from scratch: ants and bees; CIFAR-10 at twice the size",
+        "above twice its standard error; above 0",
+        lambda rows: "; ".join(_gain(rows[part]) for part in TRANSFERS if "gain" in rows.get(part, {})),
+    ),
+    "startup": (
+        "`vitrail --help`, median seconds",
+        "0.4",
+        lambda rows: f"{rows['vitrail --help, median seconds']:.2f}",
+    ),
 }
-"""the files that the README shows, in order, and what each is about"""
+"""the files that the README shows, in order: what was measured, what was asked for, and how to say what came out"""
 
 MARKED = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
 def results() -> list[list[str]]:
-    """What was measured, one row a measure."""
-    rows = [["measure", "reached", "command"]]
-    for name, title in MEASURES.items():
+    """What was measured, one row a file."""
+    rows = [["measure", "asked", "reached", "command"]]
+    for name, (title, asked, say) in MEASURES.items():
         found = _read(name)
-        if found is None:
-            rows.append([title, "not measured yet", ""])
+        rows.append([title, asked, *([say(found["rows"]), f"`{found['command']}`"] if found else ["not measured", ""])])
+    return rows
+
+
+def _seeds(rows: Rows) -> str:
+    """Mean, range and time of a series of `bench/seeds.py`."""
+    scores = [run["top1"] for run in rows["runs"]]
+    times = [run["wall_seconds"] / 60 for run in rows["runs"]]
+    spread = f" ({min(scores):.2%} to {max(scores):.2%})" if len(scores) > 1 else ""
+    seeds = f"{len(scores)} seeds" if len(scores) > 1 else "one seed"
+    return f"{rows['mean_top1']:.2%}{spread}, {seeds}, {min(times):.1f} to {max(times):.1f} minutes"
+
+
+TRANSFERS = {"hymenoptera": "ants and bees", "cifar10": "CIFAR-10"}
+"""parts of results/transfer.json"""
+TRANSFER_ROWS = {
+    "weights_top1": "from the carried weights",
+    "scratch_top1": "from scratch",
+    "gain": "gain, mean of the pairs",
+    "gain_standard_error": "its standard error",
+    "gain_corrected_standard_error": "its standard error, corrected for training parts that overlap",
+    "least_gain": "least gain of a pair",
+    "linear_top1": "linear probe of the carried weights",
+    "knn_top1": "k-NN with the carried weights",
+    "untouched_top1": "the carried weights as they are, at their own 32 pixels",
+    "untouched_at_twice_the_size_top1": "the carried weights as they are, at 64 pixels",
+}
+
+
+def _gain(rows: Rows) -> str:
+    """A mean gain, with what tells how sure it is."""
+    error = rows.get("gain_standard_error")
+    spread = f"standard error {100 * error:.1f}" if error else f"least {100 * rows['least_gain']:+.1f}"
+    return f"{100 * rows['gain']:+.1f} points ({spread}, {rows['pairs']} pairs)"
+
+
+def transfer() -> list[list[str]]:
+    """From the package's weights beside from scratch."""
+    rows, found = [["pictures", "budget", "measure", "reached"]], _read("transfer")
+    for part, title in TRANSFERS.items():
+        if found is None or part not in found["rows"]:
+            rows.append([title, "", "not measured", ""])
             continue
-        command = f"`{found['command']}`"
-        for measure, value in found["rows"].items():
-            if isinstance(value, list):
-                continue  # single runs stay in the file
-            rows.append([f"{title}: {measure}", _plain(value), command])
-            command = "the same"
+        own = found["rows"][part]
+        budget = own["settings"]
+        given = f"{budget['size']} pixels, {budget['epochs']:g} epochs" + (
+            f" of {budget['pictures']:,}" if budget["pictures"] else ""
+        )
+        for name, measure in TRANSFER_ROWS.items():
+            if name in own:
+                points = f"{100 * own[name]:.1f} points" if "gain" in name else f"{own[name]:.1%}"
+                rows.append([title, given, measure, points])
+                title = given = ""
     return rows
 
 
@@ -118,6 +210,7 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "recipes": recipes,
     "sizes": sizes,
     "parity": parity,
+    "transfer": transfer,
 }
 
 

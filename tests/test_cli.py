@@ -160,7 +160,7 @@ def test_help_is_quick_to_reach_and_the_package_imports_without_torch() -> None:
         "import sys, vitrail; from vitrail.cli import main; main(['--help']); "
         "heavy = {'torch', 'numpy', 'tyro', 'matplotlib'} & set(sys.modules); assert not heavy, heavy"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert all(f"vitrail {name}" in done.stdout for name in ("demo", "train", "eval", "predict", "explain", "compare"))
 
 
@@ -178,11 +178,16 @@ def test_a_killed_command_is_resumed_to_the_end(how: signal.Signals, tmp_path: P
     command = [sys.executable, "-m", "vitrail", "train", "digits", "--out", str(out), *TINY]
     command += ["--epochs", "40", "--eval-every", "1"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 90
-    while not (out / "state" / "state.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(how)
-    code = process.wait(timeout=60)
+    try:
+        deadline = time.monotonic() + 90
+        while not (out / "state" / "state.pt").exists():
+            assert process.poll() is None and time.monotonic() < deadline, "it saved nothing"
+            time.sleep(0.05)
+        process.send_signal(how)
+        code = process.wait(timeout=60)
+    finally:
+        process.kill()
+        process.wait(timeout=60)
     assert code == (-signal.SIGKILL if how == signal.SIGKILL else 130)
     assert not [row for row in RunFolder(out).rows() if row["kind"] == "done"]
     assert main(["train", "--resume", str(out), "--device", "cpu"]) == 0

@@ -15,6 +15,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
 SOURCE = "a run folder, a checkpoint of any layout, a name that the package carries, or a Hub id"
 VERIFY = "tell what became of each weight, and compare with the source library's own model where it is installed"
 DATA = "a built-in name, a folder with a folder a class, or Parquet files"
+DRAWING = ("temperature", "top_k", "top_p", "sampling_seed")
+DECODING = ("beam", "length_power", "longest", "no_repeat", "sample", *DRAWING)
+"""fields of `vitrail.tasks.search.Decoding` that are options"""
+
+log = logging.getLogger("vitrail")
 
 
 def demo(args: Sequence[str]) -> int:
@@ -86,25 +92,56 @@ def train(args: Sequence[str]) -> int:
 def evaluate(args: Sequence[str]) -> int:
     """Score a model: `vitrail eval SOURCE --data D [--split S] [--probe] [--json]`."""
     parser = Parser("eval", evaluate)
-    parser.add_argument("source", help=SOURCE)
+    parser.add_argument("source", nargs="?", help=SOURCE)
     parser.add_revision()
-    parser.add_argument("--data", required=True, help=DATA)
+    parser.add_argument("--data", required=True, help=f"{DATA}; for captioners a captioned set")
     parser.add_argument("--split", choices=("train", "val", "test"), help="test, or the nearest to it, if left out")
     parser.add_argument("--probe", action="store_true", help="score the features too, by k-NN and a linear probe")
+    parser.add_argument("--human", action="store_true", help="in place of a model, each caption against the others")
+    parser.add_argument("--shuffle-images", action="store_true", help="the control: captions of the wrong pictures")
+    parser.add_decoding()
     parser.add_argument("--json", action="store_true", help="print every score as one line of JSON")
     options = parser.parse_args(args)
-    from vitrail.train.start import score
+    if options.human == (options.source is not None):
+        raise UserError("name the one model to score, or say --human (vitrail eval --help lists the options)")
+    from vitrail.train.start import score, score_people
 
-    part, scores = score(
-        at_revision(options.source, options.revision), options.data, options.split, options.device, options.probe
-    )
+    if options.human:
+        part, scores = score_people(options.data, options.split)
+    else:
+        part, scores = score(
+            at_revision(options.source, options.revision),
+            options.data,
+            options.split,
+            options.device,
+            options.probe,
+            options.shuffle_images,
+            lambda task: redecode(task, options),
+        )
     if options.json:
-        print(json.dumps({"source": options.source, "data": options.data, "split": part, **scores}))
+        print(json.dumps({"source": options.source or "human", "data": options.data, "split": part, **scores}))
         return 0
-    print(f"{part}: {scores['count']} pictures")
+    print(f"{part}: {scores['count']} pictures" + ", each with the captions of another" * options.shuffle_images)
     for name, value in fractions(scores).items():
         print(f"  {name:<18} {value:.4f}")
     return 0
+
+
+def redecode(task: Task, options: argparse.Namespace) -> None:
+    """Let a captioner write as the options say."""
+    from vitrail.tasks.caption import Caption
+
+    changes = {name: value for name in DECODING if (value := getattr(options, name)) is not None}
+    if not changes:
+        return
+    given = [f"--{name.removeprefix('sampling_').replace('_', '-')}" for name in changes]
+    if not isinstance(task, Caption):
+        raise UserError(f"{given[0]} is for captioners, and this model's task is {task.name}: leave it out")
+    task.decoding = replace(task.decoding, **changes)
+    if not task.decoding.sample and changes.keys() & {*DRAWING}:
+        raise UserError(f"{given[-1]} is for words that are drawn: add --sample")
+    if (limit := task.decoder.longest) is not None and changes.get("longest", 0) > limit:
+        log.warning(f"this model writes at most {limit} words: captions end there")
 
 
 def fractions(scores: dict[str, Any]) -> dict[str, float]:
@@ -119,10 +156,12 @@ def predict(args: Sequence[str]) -> int:
     parser.add_argument("--model", default="classify", help=SOURCE)
     parser.add_revision()
     parser.add_argument("--verify", action="store_true", help=VERIFY)
+    parser.add_decoding()
     parser.add_argument("--json", action="store_true", help="print one object a line for each picture")
     options = parser.parse_args(args)
     paths = list(pictures_in(options.images))
     task = load_model(options.model, options.device, options.revision, options.verify)
+    redecode(task, options)
     from vitrail.data.decode import decode
 
     code = 0
@@ -290,6 +329,23 @@ class Parser(argparse.ArgumentParser):
     def add_revision(self) -> None:
         """For commands that load a model."""
         self.add_argument("--revision", help="branch, tag or commit of a Hub id; SOURCE@REVISION says the same")
+
+    def add_decoding(self) -> None:
+        """For commands that may write captions; what is left out stays as the captioner's checkpoint says."""
+        group = self.add_argument_group("how captions are written", "as the captioner's checkpoint says if left out")
+        group.add_argument("--beam", type=int, help="captions kept at each word, and given; 1 is greedy")
+        group.add_argument(
+            "--length-power", "--length-penalty", type=float, help="0 favours short captions, 1 compares means a word"
+        )
+        group.add_argument("--longest", type=int, help="words of a caption at most, its end included")
+        group.add_argument("--no-repeat", type=int, help="no row of so many words comes twice; 0 allows it")
+        group.add_argument(
+            "--sample", action=argparse.BooleanOptionalAction, help="draw --beam captions in place of a search"
+        )
+        group.add_argument("--temperature", type=float, help="below 1 likely words become likelier to be drawn")
+        group.add_argument("--top-k", type=int, help="draw among so many likeliest words; 0 for all")
+        group.add_argument("--top-p", type=float, help="draw among the likeliest words with this share of the odds")
+        group.add_argument("--seed", type=int, dest="sampling_seed", help="of the draws")
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} ({self.prog} --help lists the options)")

@@ -569,8 +569,8 @@ class ViT(nn.Module):
             return
         if old.positions == "learned":
             positions = self.positions.detach()
-            resized = resize_positions(positions, old.grid, new.grid, old.placed_tokens, old.variant.resampling)
-            self.positions = nn.Parameter(resized)
+            how = old.variant.resizing or old.variant.resampling
+            self.positions = nn.Parameter(resize_positions(positions, old.grid, new.grid, old.placed_tokens, how))
         for module in self.modules():
             whole = isinstance(module, ViT) or (isinstance(module, Attention) and not module.window)
             if whole and isinstance(relative := module.relative, RelativeTable | DecomposedBias):

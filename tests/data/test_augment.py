@@ -159,7 +159,13 @@ def test_operations_are_torchvisions(operation: str) -> None:
         wanted = theirs._apply_image_or_video_transform(
             images, operation, magnitude, v2.InterpolationMode.NEAREST, fill
         )
-        assert torch.equal(policies.OPERATIONS[operation](images, magnitude), wanted)
+        made = policies.OPERATIONS[operation](images, torch.full((2,), magnitude, dtype=torch.float64))
+        assert made.dtype == torch.uint8
+        off = (made.int() - wanted.int()).abs()
+        if operation.startswith(("Shear", "Rotate")):
+            assert (off > 0).float().mean() < 0.02  # where a place lies halfway between two pixels
+        else:
+            assert off.max() <= (operation in ("Color", "Contrast", "Sharpness"))
 
 
 def test_blur_and_jitter() -> None:

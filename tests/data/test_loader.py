@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +15,12 @@ import pytest
 import torch
 from pictures import encoded, folder_of, smooth
 
+from vitrail.data import loader as module
 from vitrail.data.augment import Augment
 from vitrail.data.decode import Preprocess
 from vitrail.data.loader import Batch, Loader, _occurrence
 from vitrail.data.sets import ImageSet, open_data
-from vitrail.errors import UserError
+from vitrail.errors import RunError, UserError
 
 SMALL = Preprocess((16, 16))
 AUGMENT = Augment(crop="resized", flip=True, policy="trivial", erase=0.5)
@@ -186,3 +192,30 @@ def test_memory_is_chosen_by_size(photos: ImageSet, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("vitrail.data.loader.IN_MEMORY", 1000)
     assert not loader(photos, memory=None).memory
     assert not loader(photos, memory=None, train=False).memory
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the workers' set would have to be pickled")
+@pytest.mark.parametrize(
+    "fault, words",
+    [(lambda: os.kill(os.getpid(), signal.SIGKILL), "ended by the system"), (lambda: time.sleep(60), "no batch in 1")],
+)
+def test_workers_that_die_or_hang_end_the_run(
+    photos: ImageSet, monkeypatch: pytest.MonkeyPatch, fault: Callable[[], None], words: str
+) -> None:
+    monkeypatch.setattr(module, "STALLED", 1)
+    monkeypatch.setattr(ImageSet, "open", lambda self, i: fault())
+    with pytest.raises(RunError, match=words) as caught:
+        take(loader(photos, workers=1), 1)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("memory", [False, True])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_set_of_bad_pictures_alone(tmp_path: Path, memory: bool, workers: int) -> None:
+    folder_of(tmp_path, {"a": 3, "b": 3})
+    for path in tmp_path.rglob("*.jpg"):
+        path.write_bytes(b"no picture")
+    for max_bad, words in ((0.5, "6 of 6 pictures"), (1.0, "no picture of .* can be read")):
+        with pytest.raises(UserError, match=words) as caught:
+            take(loader(open_data(tmp_path).train, memory=memory, workers=workers, max_bad=max_bad), 1)
+        assert "\n" not in str(caught.value)

@@ -118,7 +118,8 @@ draw = random.Random(0)
 texts = [" ".join(draw.choices(["ab", "ba", "abc", "cab", "bca"], k=6)) for _ in range(300)]
 print([zlib.crc32(Tokenizer.train(texts, *choice).to_json().encode()) for choice in (("bpe", 290), ("words", 8))])
 """
-    runs = {subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout for _ in range(3)}
+    command = [sys.executable, "-c", code]
+    runs = {subprocess.run(command, capture_output=True, check=True, timeout=120).stdout for _ in range(3)}
     assert len(runs) == 1
 
 

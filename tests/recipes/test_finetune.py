@@ -18,20 +18,23 @@ from torch import Tensor
 
 import vitrail
 from vitrail.cli import main
+from vitrail.data.decode import Preprocess
+from vitrail.data.loader import Loader
 from vitrail.data.sets import open_data
 from vitrail.errors import Stopped
 from vitrail.recipes import from_weights
 from vitrail.recipes.finetune import FEW, FEW_A_CLASS, choose, finetune, settle
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.knn import KNN
-from vitrail.train import loop
-from vitrail.train.build import build, evaluation_loader
+from vitrail.tasks.task import Task
+from vitrail.train import frozen, loop
+from vitrail.train.build import build, evaluation_loader, start
 from vitrail.train.compare import compare
-from vitrail.train.probe import features
+from vitrail.train.probe import Features, features
 from vitrail.train.run import Run
 from vitrail.train.state import RunFolder
 from vitrail.train.tune import Tune, tune
-from vitrail.zoo import encoder_of
+from vitrail.zoo import change_drop_path, encoder_of
 
 CPU = torch.device("cpu")
 METHODS = ("full", "linear", "lora", "last-blocks", "knn")
@@ -90,6 +93,22 @@ def test_every_method_leaves_one_kind_of_run(
     assert scores["count"] == 18
     row = compare([out])[0]
     assert row["test"] == scores["top1"] and row["best_val"] is not None
+
+
+@pytest.mark.parametrize("recipe", ["finetune", "folder"])
+def test_pictures_of_five_channels_make_a_model_of_five(recipe: str, weights: Path, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for name, level in (("wet", 40), ("dry", 180)):
+        (tmp_path / "fields" / name).mkdir(parents=True)
+        for i in range(6):
+            values = level + generator.integers(-30, 30, (16, 16, 5))
+            np.save(tmp_path / "fields" / name / f"{i}.npy", values.astype(np.uint8))
+    small = ["--init", str(weights)] if recipe == "finetune" else ["--width", "24", "--depth", "1", "--stem", "4"]
+    args = ["train", recipe, "--data", str(tmp_path / "fields"), "--out", str(tmp_path / "run"), *small]
+    assert main([*args, "--image-size", "16", "16", "--epochs", "1", "--workers", "0", "--device", "cpu"]) == 0
+    model = vitrail.load(tmp_path / "run")
+    assert model.preprocess.channels == 5 == len(model.preprocess.mean)
+    assert model.predict([torch.zeros(5, 20, 20, dtype=torch.uint8)])[0].labels
 
 
 def start_of(weights: Path) -> dict[str, Tensor]:
@@ -198,7 +217,8 @@ def test_the_choice_is_said_once_with_its_reason(caplog: pytest.LogCaptureFixtur
     run = settle(finetune(243), 243, 2, lambda run: run)
     assert run.tune.method == "lora" and run.optim.lr == 5e-4
     [line] = caplog.messages
-    assert line.startswith("method lora at learning rate 0.0005, since 243 pictures")
+    assert line.startswith("method lora, since 243 pictures, 121 a class, are enough to adapt the encoder")
+    assert line.endswith("; learning rate 0.0005, for a width of 768")
 
 
 @pytest.mark.parametrize("method, lr, decay", [("full", 1e-4, 0.75), ("lora", 5e-4, 1.0), ("last-blocks", 1e-4, 1.0)])
@@ -222,14 +242,16 @@ def test_a_narrower_model_gets_a_higher_rate() -> None:
     assert settle(narrow, 5000, 10, lambda r: r).optim.lr == 4 * settle(run, 5000, 10, lambda r: r).optim.lr
 
 
-def test_other_recipes_take_a_method_with_their_own_rates(pictures: Path, weights: Path, tmp_path: Path) -> None:
-    args = [
-        *("train", "folder", "--data", str(pictures), "--init", str(weights), "--method", "lora", "--epochs", "1"),
-        *("--out", str(tmp_path / "run"), "--device", "cpu", "--workers", "0"),
-    ]
-    assert main(args) == 0
-    run = RunFolder(tmp_path / "run").run()
-    assert (run.tune.method, run.optim.optimizer) == ("lora", "muon")
+@pytest.mark.parametrize("recipe, method, optimizer", [("cifar10-quick", "full", "muon"), ("folder", "lora", "adamw")])
+def test_other_recipes_start_from_weights_with_their_own_rates_and_folder_as_finetune_does(
+    recipe: str, method: str, optimizer: str, pictures: Path, weights: Path, tmp_path: Path
+) -> None:
+    given, out = ["--data", str(pictures), "--init", str(weights)], tmp_path / "run"
+    options = ["--epochs", "1", "--batch-size", "16", "--image-size", "8", "8", "--device", "cpu", "--workers", "0"]
+    assert main(["train", recipe, *given, *options, "--out", str(out), "--drop-path", "0.2"]) == 0
+    run = RunFolder(out).run()
+    assert (run.tune.method, run.optim.optimizer) == (method, optimizer)
+    assert encoder_of(vitrail.load(out)).config.drop_path == 0.2
 
 
 def test_a_run_of_knn_is_a_start_too(pictures: Path, weights: Path, tmp_path: Path) -> None:
@@ -241,11 +263,54 @@ def test_a_run_of_knn_is_a_start_too(pictures: Path, weights: Path, tmp_path: Pa
     assert type(vitrail.load(tmp_path / "knn", classes=5)) is Classify
 
 
+@pytest.mark.parametrize("method", ["linear", "knn"])
+def test_a_frozen_encoder_reads_each_picture_once(
+    method: str, pictures: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def counted(task: Task, loader: Loader, *precision: str) -> Features:
+        read.extend(loader.set.keys)
+        return features(task, loader, *precision)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(frozen, "features", counted)
+    assert main(command(pictures, weights, tmp_path / "run", "--method", method)) == 0
+    assert read and len(read) == len(set(read)), "features are computed once, however many heads are tried on them"
+
+
+def test_skipping_blocks_in_training_changes_no_weight(weights: Path) -> None:
+    images = torch.randn(2, 3, 8, 8)
+    task, plain = vitrail.load(weights), vitrail.load(weights)
+    change_drop_path(task, 0.9)
+    assert torch.equal(task.features(images).patches, plain.features(images).patches)
+    assert not torch.equal(task.train().features(images).patches, plain.train().features(images).patches)
+
+
+def test_pictures_are_prepared_as_the_checkpoint_says_and_a_change_is_said_once(
+    pictures: Path, weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = Preprocess((16, 16), "squash", 0.875, "bilinear", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    task = vitrail.load(weights)
+    task.preprocess = own
+    task.save(tmp_path / "start")
+    run = replace(lora_run(tmp_path / "start", pictures), tune=Tune())
+    train = open_data(pictures).train
+    assert start(run, train).preprocess == own and not caplog.messages
+    assert start(replace(run, interpolation="bicubic", resize="squash"), train).preprocess.interpolation == "bicubic"
+    [line] = caplog.messages
+    assert line.startswith("interpolation bicubic as") and "costs accuracy" in line
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
+        (["--crop-fraction", "3"], "crop_fraction must be above 0 and at most 1"),
+        (["--width", "32"], "--width is fixed by the weights of"),
+        (["--init", "classfy"], "did you mean classify?"),
+        (["--init", "nowhere/to/be/found.safetensors"], "no model 'nowhere/to/be/found.safetensors'"),
+        (["--mean", "0.5"], "need 3 numbers, one a channel"),
         (["--method", "lroa"], "--method cannot be 'lroa': did you mean lora?"),
-        (["--method", "prompts"], "choose from auto, full, linear, lora, last-blocks, knn"),
+        (["--method", "prompts"], "choose from auto, full, frozen, linear, lora, last-blocks, knn"),
         (["--method", "last-blocks", "--last-blocks", "9"], "the encoder has 3 blocks"),
         (["--lora-rank", "0"], "must be at least 1"),
     ],
@@ -310,6 +375,20 @@ def test_eval_probes_a_model_with_a_head_too(
     vitrail.load(weights, classes=["dark", "light", "middle"]).save(tmp_path / "same")
     assert main(["eval", str(tmp_path / "same"), "--data", str(pictures), "--probe", "--json"]) == 0
     assert {"top1", "knn_top1", "linear_top1"} <= json.loads(capsys.readouterr().out).keys()
+
+
+def test_eval_of_a_model_that_knows_fewer_classes_gets_one_line(
+    pictures: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vitrail.load(weights, classes=["dark", "light"]).save(tmp_path / "two")
+    assert main(["eval", str(tmp_path / "two"), "--data", str(pictures)]) == 2
+    said = capsys.readouterr().err
+    assert "the model does not know 'middle'" in said and said.count("\n") == 1
+
+
+def test_without_data_a_recipe_for_anyones_pictures_asks_for_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "folder"]) == 2 == main(["train", "finetune"])
+    assert capsys.readouterr().err.count("say which pictures: --data") == 2
 
 
 def test_features_do_not_depend_on_how_they_are_batched(pictures: Path, weights: Path) -> None:

@@ -139,6 +139,7 @@ def test_a_java_that_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, script: str
 ) -> None:
     fake_java(tmp_path, monkeypatch, script)
+    monkeypatch.setattr(module, "JAVA_LIMIT", 1)  # the second takes its input and never answers
     candidates, references = made_up(pictures=4)
     assert "meteor" not in caption_scores(candidates, references)
     assert "METEOR and scores on Treebank tokens are left out" in caplog.text

@@ -101,3 +101,24 @@ def test_no_run_folder_draws_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing to compare"):
         compare([])
     assert not (tmp_path / "plot.png").exists()
+
+
+def captions(folder: Path, scores: list[float]) -> Path:
+    """A captioner's run."""
+    write_run(folder, [])
+    rows: list[dict[str, Any]] = [{"kind": "start", "score": "cider"}]
+    rows += [{"kind": "val", "step": 10 * i, "seconds": 5.0 * i, "cider": s} for i, s in enumerate(scores, 1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_captioners_and_both_kinds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    one, two = captions(tmp_path / "one", [0.1, 0.32]), captions(tmp_path / "two", [0.4125])
+    rows = compare([one, two], tmp_path / "captions.png")
+    assert [(row["score"], row["best_val"]) for row in rows] == [("cider", 0.32), ("cider", 0.4125)]
+    assert "0.412" in as_table(rows) and "%" not in as_table(rows) and not caplog.records
+    mixed = compare([one, write_run(tmp_path / "three", [0.5])], tmp_path / "mixed.png")
+    assert "32.00 %" not in as_table(mixed) and "50.00 %" in as_table(mixed)
+    assert "scored by cider and top1, which say nothing about each other" in caplog.text
+    with Image.open(tmp_path / "captions.png") as plot, Image.open(tmp_path / "mixed.png") as taller:
+        assert taller.height > 1.5 * plot.height

@@ -7,15 +7,18 @@ import signal
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from vitrail.data.augment import Augment
+from vitrail.data.loader import Batch, Loader
 from vitrail.data.sets import open_data
 from vitrail.errors import RunError, Stopped, UserError
 from vitrail.recipes import RECIPES
+from vitrail.train import loop
 from vitrail.train.build import build
 from vitrail.train.loop import LossModule, fit, train_step
 from vitrail.train.optim import Optimizers
@@ -54,7 +57,6 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pyt
     run = small_run()
     whole = train(run, tmp_path / "whole")
     steps = 0
-    from vitrail.train import loop
 
     def count_and_interrupt(*args: object) -> dict[str, float]:
         nonlocal steps
@@ -106,9 +108,42 @@ def test_a_loss_that_is_not_finite_names_step_and_layer(tmp_path: Path) -> None:
     parts.task.encoder.blocks[1].mlp.activation = Overflow()  # type: ignore[union-attr,index]
     folder = RunFolder(tmp_path / "run")
     folder.begin(run, parts.task.classes)
+    before = {name: value.clone() for name, value in parts.task.named_parameters()}
     with pytest.raises(RunError, match=r"at step 1; it began in the layer encoder\.blocks\.1\.mlp\.activation"):
         fit(run, parts, folder, 5)
     assert not (tmp_path / "run" / "best").exists()
+    assert_same(dict(parts.task.named_parameters()), before)
+
+
+def test_a_step_makes_the_next_batch_while_the_device_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    read, made = loop.Reading.read, Loader._finish
+
+    def reads(self: loop.Reading) -> dict[str, float]:
+        events.append("read")
+        return read(self)
+
+    def makes(self: Loader, *args: Any) -> Batch:
+        if self.train:
+            events.append("make")
+        return made(self, *args)
+
+    monkeypatch.setattr(loop.Reading, "read", reads)
+    monkeypatch.setattr(Loader, "_finish", makes)
+    train(small_run(), tmp_path / "run", steps=3)
+    assert events == ["make", "make", "read", "make", "read", "read"]
+
+
+def test_a_worker_leaves_ctrl_c_to_its_parent(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with loop.stop_asked() as stop:
+        monkeypatch.setattr(loop.os, "getpid", lambda: -1)
+        signal.raise_signal(signal.SIGINT)
+        assert not stop.asked and not caplog.records
+        monkeypatch.undo()
+        signal.raise_signal(signal.SIGINT)
+        assert stop.asked and "press Ctrl-C again" in caplog.text
 
 
 def test_a_folder_holds_one_run_and_its_recipe_reads_back(tmp_path: Path) -> None:

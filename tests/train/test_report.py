@@ -183,3 +183,29 @@ def test_numbers_for_people() -> None:
     assert [count(n) for n in (None, 0.5, 999, 1234, 85_798_656)] == ["", "0.5", "999", "1.23 k", "85.8 M"]
     assert [duration(n) for n in (None, 4.21, 59.99, 125, 7500)] == ["", "4.21 s", "60 s", "2 min 5 s", "2 h 5 min"]
     assert [percent(n) for n in (None, float("nan"), 0.97654)] == ["", "", "97.65 %"]
+
+
+def test_a_captioners_report(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    rows: list[dict[str, Any]] = [{"kind": "start", "command": "vitrail train caption-vit", "score": "cider"}]
+    for step in (20, 40, 60):
+        rows.append({"kind": "train", "step": step, "loss": 5 - step / 20, "lr": 0.1})
+        scores = {"cider": 0.2 + step / 1000, "bleu4": 0.11, "rouge_l": 0.4, "identical": 0.3}
+        rows.append({"kind": "val", "step": step, **scores})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    hebrew = "כלב שחור"
+    examples = [
+        {"image": png(), "caption": f"a dog {EVIL}", "references": ["a black dog", hebrew, "a third"]},
+        {"image": png(), "caption": "", "references": []},
+        {"image": '"><b>', "caption": "never shown", "references": []},
+    ]
+    (folder / "examples.json").write_text(json.dumps(examples))
+    html = write_report(folder).read_text(encoding="utf-8")
+    page = Page(html)
+    assert page.open == [] and not {tag for tag, _ in page.tags} & {"script", "link"}
+    for part in ("0.260", "0.110", "0.400", f"a dog {EVIL}", "a black dog", hebrew, "no words"):
+        assert part in page.text, part
+    assert "never shown" not in page.text and "a third" not in page.text and "%" not in page.text.split("Recipe")[0]
+    svg = base64.b64decode(re.search(r"data:image/svg\+xml;base64,([^\"]+)", html)[1]).decode()  # type: ignore[index]
+    assert "cider" in svg and "share of the commonest caption" in svg

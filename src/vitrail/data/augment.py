@@ -75,24 +75,27 @@ def augment_batch(
     and cutmix need a second picture, which is taken from the batch. The batch is put in the order of a draw of each
     picture, and everyone's partner is the next one in that order, the last one's the first. The share is
     the picture's own draw. With either on, labels come as soft targets [B, K], float32.
+
+    `samples` are best on the processor, which chooses the operations of a policy: it then never waits for a GPU.
     """
+    there = samples.to(images.device, non_blocking=True)
 
     def draw(count: int, stream: int) -> Tensor:
-        return uniform(seed, epoch, samples, count, stream)
+        return uniform(seed, epoch, there, count, stream)
 
     if augment.crop == "resized":
         height, width = images.shape[-2:]
-        many = torch.full_like(samples, 1)
+        many = torch.full_like(there, 1)
         boxes = crop_boxes(draw(CROP_DRAWS, CROP), many * height, many * width, augment.scale, size)
         images = crop_resized(images, boxes, size)
     if augment.crop == "shift" or augment.flip:
         moves = ((draw(2, CROP) * (2 * augment.shift + 1)).long() - augment.shift) * (augment.crop == "shift")
         images = shift_flip(images, moves, (draw(1, FLIP)[:, 0] < 0.5) & augment.flip)
     if augment.policy == "three":
-        images = three_augment(images, draw(5, POLICY))
+        images = three_augment(images, uniform(seed, epoch, samples, 5, POLICY))
     elif augment.policy != "none":
         count = augment.policy_count if augment.policy == "randaugment" else 1
-        for draws in draw(3 * count, POLICY).split(3, dim=1):
+        for draws in uniform(seed, epoch, samples, 3 * count, POLICY).split(3, dim=1):
             images = apply_policy(images, draws, augment.policy, augment.policy_strength)
     if augment.erase:
         images = erase(images, draw(5, ERASE), augment.erase)

@@ -13,7 +13,6 @@ from vitrail.data.augment import CROP, CROP_DRAWS, Augment, crop_boxes
 from vitrail.data.decode import BadPicture, Box, Picture, Preprocess, resize
 from vitrail.data.random import uniform
 from vitrail.data.sets import ImageSet
-from vitrail.errors import UserError
 
 MARGIN = 2
 """Evaluation decodes a JPEG at no less than twice the size it needs, so that its scores are those of full decoding.
@@ -88,8 +87,11 @@ class Fetch(Dataset[Fetched]):
         )
 
     def _open(self, want: Want, bad: dict[int, str]) -> tuple[Picture | Tensor, Want, tuple[int, int]] | None:
-        """A picture, the `Want` it stands for, and its size; in evaluation None for a bad one."""
+        """A picture, the `Want` it stands for, and its size. None for a bad one in evaluation, or where all are bad."""
         for _ in range(len(self.part)):
+            if want.sample in bad:  # this batch has met it already
+                want = self._next(want)
+                continue
             try:
                 picture = self.kept[want.sample] if self.kept is not None else self.part.open(want.sample)
                 if self.scale is None:
@@ -102,7 +104,7 @@ class Fetch(Dataset[Fetched]):
                 if not self.train:
                     return None
                 want = self._next(want)
-        raise UserError(f"no picture of {self.part.name} can be read")
+        return None
 
     def _make(
         self, picture: Picture | Tensor, want: Want, box: Box | None, bad: dict[int, str]
@@ -115,10 +117,11 @@ class Fetch(Dataset[Fetched]):
             if not self.train:
                 return None
             found = self._open(self._next(want), bad)
-            assert found is not None
+            if found is None:
+                break
             picture, want, size = found
             box = self._boxes([want], [size])[0]
-        raise UserError(f"no picture of {self.part.name} can be read")
+        return None
 
     def _next(self, want: Want) -> Want:
         sample = (want.sample + 1) % len(self.part)

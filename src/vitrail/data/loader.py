@@ -10,6 +10,7 @@ import itertools
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -26,11 +27,13 @@ from vitrail.data.fetch import Fetch, Fetched, Want, decode_for, shrink
 from vitrail.data.pixels import to_bytes, with_channels
 from vitrail.data.random import seed_for
 from vitrail.data.sets import ImageSet
-from vitrail.errors import UserError
+from vitrail.errors import RunError, UserError
 
 Batch = dict[str, Any]
 T = TypeVar("T")
 
+STALLED = 300
+"""seconds without a batch after which the workers count as stuck"""
 IN_MEMORY = 2 << 30
 """bytes of decoded pictures up to which a set is kept in memory, if a quarter of the free memory holds them"""
 
@@ -150,20 +153,27 @@ class Loader:
 
     def _from_table(self, plan: list[Want], augment: bool = True) -> Batch:
         assert self._table is not None
-        samples = torch.tensor([want.sample for want in plan]).to(self.device)
-        rows = self._rows[samples] if self.bad else samples
-        draws = torch.tensor([want.draw for want in plan]).to(self.device)
-        return self._finish(self._table[rows], samples, draws, plan[0].epoch, self.augment if augment else None)
+        samples = torch.tensor([want.sample for want in plan])
+        draws = torch.tensor([want.draw for want in plan])
+        there = self._there(samples)
+        images = self._table[self._rows[there] if self.bad else there]
+        return self._finish(images, samples, draws, plan[0].epoch, self.augment if augment else None)
 
     def _from_fetched(self, part: Fetched, epoch: int, augment: bool = True) -> Batch:
-        images, samples, draws = (x.to(self.device, non_blocking=True) for x in (part.images, part.samples, part.draws))
         rest = self.augment
         if rest is not None and rest.crop == "resized":
             rest = replace(rest, crop="none")  # the workers did it
-        return self._finish(images, samples, draws, epoch, rest if augment else None)
+        images = self._there(part.images)
+        return self._finish(images, part.samples, part.draws, epoch, rest if augment else None)
+
+    def _there(self, tensor: Tensor) -> Tensor:
+        """A tensor of the processor's on the device, without waiting for what the device has yet to do."""
+        return tensor.to(self.device, non_blocking=True)
 
     def _finish(self, images: Tensor, samples: Tensor, draws: Tensor, epoch: int, augment: Augment | None) -> Batch:
-        labels, size = self.labels[samples], self.preprocess.size
+        """Pictures on the device, with their numbers and draws on the processor, to a batch."""
+        there, size = self._there(samples), self.preprocess.size
+        labels = self.labels[there]
         if augment is not None:
             classes = len(self.set.classes)
             images, labels = augment_batch(images, labels, draws, self.seed, epoch, augment, classes, size)
@@ -173,7 +183,7 @@ class Loader:
         return {
             "image": self.preprocess.normalise(images),
             "label": labels,
-            "sample": samples,
+            "sample": there,
             "epoch": epoch,
             **extras,
         }
@@ -183,19 +193,26 @@ class Loader:
         fetch = Fetch(self.set, self.preprocess, self.seed, self.augment, train, self._kept)
         # The sampler runs some batches ahead of the workers, so the epochs wait in a second copy of the plans.
         plans, copy = itertools.tee(plans)
-        loader: Iterable[Fetched] = DataLoader(
-            fetch,
-            batch_sampler=plans,
-            num_workers=self.workers,
-            collate_fn=_as_it_is,
-            prefetch_factor=4 if self.workers else None,
-            # Forked workers share the set's lists; elsewhere they are not to be had.
-            multiprocessing_context="fork" if self.workers and sys.platform == "linux" else None,
-            # Its own generator: the default one belongs to the model, and drawing from it would change a resumed run.
-            generator=torch.Generator(),
-        )
-        for part, plan in zip(loader, copy, strict=False):
+        with warnings.catch_warnings():
+            # How many workers read best hangs on the disk as much as on the processor.
+            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+            loader: DataLoader[Fetched] = DataLoader(
+                fetch,
+                batch_sampler=plans,
+                num_workers=self.workers,
+                collate_fn=_as_it_is,
+                prefetch_factor=4 if self.workers else None,
+                timeout=STALLED if self.workers else 0,
+                # Forked workers share the set's lists; elsewhere they are not to be had.
+                multiprocessing_context="fork" if self.workers and sys.platform == "linux" else None,
+                # Not the default one, which belongs to the model: drawing from it would change a resumed run.
+                generator=torch.Generator(),
+            )
+            batches = iter(loader)
+        for part, plan in zip(_told_apart(batches), copy, strict=False):
             self._note(part.bad)
+            if train and not len(part.samples):
+                raise UserError(f"no picture of {self.set.name} can be read")
             if self.device.type == "cuda":
                 part.images = part.images.pin_memory()
             yield part, plan[0].epoch
@@ -290,6 +307,24 @@ def _larger(size: Iterable[int], than: tuple[int, int]) -> bool:
 
 def _as_it_is(part: Any) -> Any:
     return part
+
+
+def _told_apart(batches: Iterator[T]) -> Iterator[T]:
+    """Batches, with one plain line where the workers are at an end: the system ended one, or none answers."""
+    try:
+        yield from batches
+    except RuntimeError as error:
+        text = str(error)
+        if "timed out" in text:
+            raise RunError(
+                f"the workers made no batch in {STALLED} seconds: see to the disk, or try --workers 0"
+            ) from None
+        if "exited unexpectedly" in text or "is killed by signal" in text:
+            raise RunError(
+                "a worker was ended by the system, which does so where memory (or /dev/shm) is short: "
+                "lower --workers or --batch-size"
+            ) from None
+        raise
 
 
 def _ahead(pool: ThreadPoolExecutor, function: Callable[[int], T], count: int) -> Iterator[T]:

@@ -1,7 +1,8 @@
 """RandAugment (arXiv 1909.13719), TrivialAugment (2103.10158) and three-augment (2204.07118), a draw a picture.
 
-torchvision's transforms draw once a batch. Here each picture draws its operation and magnitude, the pictures that
-drew the same go through torchvision's function together, and the result is the same as one by one.
+torchvision's transforms draw once a batch. Here each picture draws its operation and magnitude, the pictures that drew
+the same operation go through it together, each with its magnitude, and the result is the same as one by one. What the
+operations do is torchvision's.
 """
 
 from __future__ import annotations
@@ -51,52 +52,151 @@ def magnitudes(policy: str, height: int, width: int) -> dict[str, tuple[list[flo
     }
 
 
-def _affine(images: Tensor, move: tuple[int, int] = (0, 0), shear: tuple[float, float] = (0.0, 0.0)) -> Tensor:
-    # torchvision shears about the corner, as AutoAugment's first code did.
-    centre = [0.0, 0.0] if any(shear) else None
-    fill = [FILL] * images.shape[-3]
-    return V.affine(images, 0.0, list(move), 1.0, [_degrees(tangent) for tangent in shear], fill=fill, center=centre)
+def warp(images: Tensor, across: Tensor, down: Tensor) -> Tensor:
+    """uint8 [B, C, H, W] with each pixel from another place, the nearest one, or `FILL` where that is outside.
+
+    Rows of `across` and `down` [B, 3] tell where: the place's column and row, counted from the middle, are the products
+    of a row with (column, row, 1) of the pixel.
+    """
+    count, channels, height, width = images.shape
+    rows = torch.arange(height, device=images.device)[:, None] - (height - 1) / 2
+    columns = torch.arange(width, device=images.device) - (width - 1) / 2
+
+    def place(factors: Tensor, size: int) -> Tensor:
+        by_column, by_row, shift = on_device(factors, images).unbind(1)
+        return (by_column * columns + by_row * rows + (shift + (size - 1) / 2)).round().long()[:, 0]
+
+    row, column = place(down, height), place(across, width)
+    inside = ((row >= 0) & (row < height) & (column >= 0) & (column < width))[:, None]
+    places = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).view(count, 1, -1)
+    moved = images.flatten(2).gather(2, places.expand(-1, channels, -1)).view(images.shape)
+    return moved.masked_fill(~inside, int(FILL))
 
 
-def _degrees(tangent: float) -> float:
-    return math.degrees(math.atan(tangent))
+def on_device(numbers: Tensor, images: Tensor) -> Tensor:
+    """float64 [B] or [B, N] of the processor, to be multiplied with pictures: float32 [B, (N,) 1, 1, 1] beside them."""
+    return numbers.float().to(images.device, non_blocking=True)[..., None, None, None]
 
 
-OPERATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
+def _rows(*columns: Tensor | float) -> Tensor:
+    """[B, 3] from numbers and tensors [B]."""
+    tensors = [torch.as_tensor(column, dtype=torch.float64) for column in columns]
+    return torch.stack(torch.broadcast_tensors(*tensors), dim=-1)
+
+
+def shear(x: Tensor, tangents: Tensor, down: bool) -> Tensor:
+    """About the upper left corner, as AutoAugment's first code did."""
+    along = x.shape[-1 if down else -2] / 2 * tangents
+    one, none = torch.ones_like(tangents), torch.zeros_like(tangents)
+    if down:
+        return warp(x, _rows(one, 0, 0), _rows(tangents, 1, along))
+    return warp(x, _rows(one, tangents, along), _rows(none, 1, 0))
+
+
+def translate(x: Tensor, pixels: Tensor, down: bool) -> Tensor:
+    """By whole pixels, to the right or down."""
+    none = torch.zeros_like(pixels)
+    moves = (none, pixels.trunc()) if down else (pixels.trunc(), none)
+    return warp(x, _rows(1, 0, -moves[0]), _rows(0, 1, -moves[1]))
+
+
+def rotate(x: Tensor, degrees: Tensor) -> Tensor:
+    """About the middle, against the clock."""
+    cosines, sines = degrees.deg2rad().cos(), degrees.deg2rad().sin()
+    return warp(x, _rows(cosines, -sines, 0), _rows(sines, cosines, 0))
+
+
+def brightness(x: Tensor, factors: Tensor) -> Tensor:
+    return (x * on_device(factors, x)).clamp_(0, 255).to(torch.uint8)
+
+
+def saturation(x: Tensor, factors: Tensor) -> Tensor:
+    return _mixed(x, _luma(x), factors) if x.shape[1] == 3 else x
+
+
+def contrast(x: Tensor, factors: Tensor) -> Tensor:
+    grey = _luma(x) if x.shape[1] == 3 else x
+    # Whole numbers have the same sum in any order.
+    return _mixed(x, grey.double().mean(dim=(-3, -2, -1), keepdim=True).float(), factors)
+
+
+def sharpness(x: Tensor, factors: Tensor) -> Tensor:
+    """Against a blur by the eight neighbours, each a fifth of the pixel's own weight; the edge stays."""
+    if min(x.shape[-2:]) <= 2:
+        return x
+    inner, whole = x[..., 1:-1, 1:-1].float(), x.float()
+    total = 4 * inner
+    for down in range(3):
+        for right in range(3):
+            total = total + whole[..., down : down + inner.shape[-2], right : right + inner.shape[-1]]
+    whole[..., 1:-1, 1:-1] = inner + ((total / 13).round() - inner) * on_device(1 - factors, x)
+    return whole.clamp_(0, 255).to(torch.uint8)
+
+
+def posterize(x: Tensor, bits: Tensor) -> Tensor:
+    """Only the upper bits are kept."""
+    masks = (256 - 2 ** (8 - bits.long().clamp(max=8))).to(torch.uint8)
+    return x & masks.to(x.device, non_blocking=True)[:, None, None, None]
+
+
+def solarize(x: Tensor, shares: Tensor) -> Tensor:
+    """Pixels of at least 255 times the share become their negative."""
+    return torch.where(x >= on_device(255 * shares, x), 255 - x, x)
+
+
+def _luma(x: Tensor) -> Tensor:
+    red, green, blue = x.float().split(1, dim=1)
+    return (red * 0.2989 + green * 0.587 + blue * 0.114).floor()
+
+
+def _mixed(x: Tensor, other: Tensor, factors: Tensor) -> Tensor:
+    return (x * on_device(factors, x) + other * on_device(1 - factors, x)).clamp_(0, 255).to(torch.uint8)
+
+
+def _coloured(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """The function where there is colour or grey."""
+    return lambda x, m: function(x, m) if x.shape[1] in (1, 3) else x
+
+
+OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "Identity": lambda x, m: x,
-    "ShearX": lambda x, m: _affine(x, shear=(m, 0.0)),
-    "ShearY": lambda x, m: _affine(x, shear=(0.0, m)),
-    "TranslateX": lambda x, m: _affine(x, move=(int(m), 0)),
-    "TranslateY": lambda x, m: _affine(x, move=(0, int(m))),
-    "Rotate": lambda x, m: V.rotate(x, m, fill=[FILL] * x.shape[-3]),
-    "Brightness": lambda x, m: V.adjust_brightness(x, 1 + m) if x.shape[-3] in (1, 3) else x,
-    "Color": lambda x, m: V.adjust_saturation(x, 1 + m) if x.shape[-3] in (1, 3) else x,
-    "Contrast": lambda x, m: V.adjust_contrast(x, 1 + m) if x.shape[-3] in (1, 3) else x,
-    "Sharpness": lambda x, m: V.adjust_sharpness(x, 1 + m) if x.shape[-3] in (1, 3) else x,
-    "Posterize": lambda x, m: V.posterize(x, int(m)),
-    "Solarize": lambda x, m: V.solarize(x, 255.0 * m),
-    "AutoContrast": lambda x, m: V.autocontrast(x) if x.shape[-3] in (1, 3) else x,
+    "ShearX": lambda x, m: shear(x, m, down=False),
+    "ShearY": lambda x, m: shear(x, m, down=True),
+    "TranslateX": lambda x, m: translate(x, m, down=False),
+    "TranslateY": lambda x, m: translate(x, m, down=True),
+    "Rotate": rotate,
+    "Brightness": _coloured(lambda x, m: brightness(x, 1 + m)),
+    "Color": _coloured(lambda x, m: saturation(x, 1 + m)),
+    "Contrast": _coloured(lambda x, m: contrast(x, 1 + m)),
+    "Sharpness": _coloured(lambda x, m: sharpness(x, 1 + m)),
+    "Posterize": posterize,
+    "Solarize": solarize,
+    "AutoContrast": _coloured(lambda x, m: V.autocontrast(x)),
     "Equalize": lambda x, m: V.equalize(x),
 }
-"""uint8 [B, C, H, W] and a magnitude. Those about colour leave pictures of other channel counts than 1 and 3 alone."""
+"""uint8 [B, C, H, W] and a magnitude each, float64 [B] on the processor. Those about colour leave pictures of other
+channel counts than 1 and 3 alone."""
 
 
 def apply_policy(images: Tensor, draws: Tensor, policy: str, strength: int) -> Tensor:
     """One operation of `policy` ("randaugment" at bin `strength`, or "trivial") on each of uint8 [B, C, H, W].
 
-    `draws` [B, 3] choose the operation, the magnitude's bin and the sign.
+    `draws` [B, 3], best on the processor, choose the operation, the magnitude's bin and the sign.
     """
     table = magnitudes(policy, images.shape[-2], images.shape[-1])
-    names = list(table)
-    chosen = (draws[:, 0] * len(names)).long().tolist()
-    bins = (draws[:, 1] * BINS).long().tolist() if policy == "trivial" else [strength] * len(images)
-    signs = (draws[:, 2] < 0.5).tolist()
-    groups: dict[tuple[str, float], list[int]] = {}
-    for i, (operation, place, negative) in enumerate(zip(chosen, bins, signs, strict=True)):
-        values, signed = table[names[operation]]
-        magnitude = -values[place] if signed and negative else values[place]
-        groups.setdefault((names[operation], magnitude), []).append(i)
-    return _in_groups(images, groups, OPERATIONS)
+    draws = draws.cpu()
+    chosen = (draws[:, 0] * len(table)).long()
+    bins = (draws[:, 1] * BINS).long() if policy == "trivial" else torch.full_like(chosen, strength)
+    values = torch.tensor([values for values, _ in table.values()], dtype=torch.float64)[chosen, bins]
+    signed = torch.tensor([signed for _, signed in table.values()])[chosen]
+    values = torch.where(signed & (draws[:, 2] < 0.5), -values, values)
+    order = chosen.argsort(stable=True)
+    counts = chosen.bincount(minlength=len(table)).tolist()
+    places = order.to(images.device, non_blocking=True)
+    parts = zip(table, images[places].split(counts), values[order].split(counts), strict=True)
+    result = torch.empty_like(images)
+    result[places] = torch.cat([OPERATIONS[name](x, m) if len(x) else x for name, x, m in parts])
+    return result
 
 
 def three_augment(images: Tensor, draws: Tensor) -> Tensor:
@@ -105,17 +205,23 @@ def three_augment(images: Tensor, draws: Tensor) -> Tensor:
     `draws` [B, 5] choose the operation, the blur's sigma, and the factors of brightness, contrast and saturation
     (applied in this order). Grey and jitter leave pictures of other channel counts than 3 alone.
     """
-    chosen = (draws[:, 0] * 3).long()
-    grey, solar = chosen == 0, chosen == 1
+    grey, solar, blurred = ((draws[:, 0] * 3).long() == kind for kind in range(3))
     colour = images.shape[1] == 3
+
+    def there(tensor: Tensor) -> Tensor:
+        return tensor.to(images.device, non_blocking=True)
+
     result = images.clone()
     if colour and bool(grey.any()):
-        result[grey] = V.rgb_to_grayscale(images[grey], 3)
+        places = there(grey.nonzero()[:, 0])
+        result[places] = V.rgb_to_grayscale(images[places], 3)
     if bool(solar.any()):
-        result[solar] = V.solarize(images[solar], 128.0)
-    if bool((chosen == 2).any()):
-        result[chosen == 2] = blur(images[chosen == 2], BLUR[0] + draws[chosen == 2, 1] * (BLUR[1] - BLUR[0]))
-    return colour_jitter(result, draws[:, 2:5]) if colour else result
+        places = there(solar.nonzero()[:, 0])
+        result[places] = V.solarize(images[places], 128.0)
+    if bool(blurred.any()):
+        places = there(blurred.nonzero()[:, 0])
+        result[places] = blur(images[places], there(BLUR[0] + draws[blurred, 1] * (BLUR[1] - BLUR[0])))
+    return colour_jitter(result, there(draws[:, 2:5])) if colour else result
 
 
 def blur(images: Tensor, sigmas: Tensor) -> Tensor:
@@ -155,14 +261,3 @@ def _grey(x: Tensor) -> Tensor:
 def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
     factor = factor[:, None, None, None]
     return (x * factor + other * (1 - factor)).clamp(0, 255)
-
-
-def _in_groups(
-    images: Tensor, groups: dict[tuple[str, float], list[int]], operations: dict[str, Callable[[Tensor, float], Tensor]]
-) -> Tensor:
-    result = images.clone()
-    for (operation, magnitude), members in groups.items():
-        if operation != "Identity":
-            places = torch.tensor(members, device=images.device)
-            result[places] = operations[operation](images[places], magnitude)
-    return result

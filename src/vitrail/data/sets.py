@@ -122,7 +122,7 @@ def open_data(data: str | Path, channels: int | None = None, name: str | None = 
     A path is a folder with a folder a class, with or without folders `train`, `val` and `test` around them; Parquet
     in the Hub's layout, a file or a folder; or files in torchvision's layout. It may also be a folder that holds one
     of these under `name`, the built-in set that is asked for. Built-in sets are looked for in `$VITRAIL_DATA` first,
-    and downloaded to `~/.cache/vitrail` where they are not found.
+    and downloaded to `~/.cache/vitrail` where they are not found; other folders there are known by their name too.
     """
     path = Path(data).expanduser()
     if path.exists():
@@ -131,6 +131,8 @@ def open_data(data: str | Path, channels: int | None = None, name: str | None = 
         splits = _open_path(path)
     elif str(data) in builtin.NAMES:
         splits = _open_builtin(str(data))
+    elif (root := os.environ.get("VITRAIL_DATA")) and (Path(root) / path).is_dir():
+        splits = _open_path(Path(root) / path)
     else:
         near = difflib.get_close_matches(str(data), builtin.NAMES, n=1)
         hint = f"did you mean {near[0]}?" if near else f"built-in sets are {', '.join(builtin.NAMES)}"

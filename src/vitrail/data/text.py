@@ -7,6 +7,7 @@ The `tokenizers` library trains and applies them. Four numbers are the same in e
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
 import os
 import random
@@ -119,6 +120,12 @@ class Tokenizer:
         if pieces:
             pieces[-1] += decoder.decode(b"", final=True)
         return pieces
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the entries in their order: weights that were learned for one vocabulary are nonsense with another."""
+        entries = json.dumps([self.inner.id_to_token(i) for i in range(self.inner.get_vocab_size())])
+        return hashlib.blake2b(entries.encode(), digest_size=8).hexdigest()
 
     def to_json(self) -> str:
         """The content of a checkpoint's `tokenizer.json`, in the format of the `tokenizers` library."""

@@ -1,6 +1,6 @@
 """What a model looks at, for one picture: figures 6 and 7 of the paper, as numbers and as pictures.
 
-The numbers come from `attention`, `positions` and `filters`, the pictures from them in `pictures`.
+The numbers come from `attention`, `positions`, `filters` and `words`, the pictures from them in `pictures`.
 """
 
 from __future__ import annotations
@@ -8,13 +8,17 @@ from __future__ import annotations
 import json
 import logging
 import math
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from matplotlib.figure import Figure
 from PIL import Image
+from torch import Tensor
 
-from vitrail.data.decode import decode
+from vitrail.data.decode import Preprocess, decode
+from vitrail.errors import UserError
 from vitrail.explain.attention import Pool, attention_distance, attention_maps, encoder_of, per_head, rollout
 from vitrail.explain.filters import patch_filters
 from vitrail.explain.pictures import (
@@ -23,16 +27,20 @@ from vitrail.explain.pictures import (
     draw_heads,
     draw_positions,
     draw_rollout,
+    draw_words,
     png,
     shown_layers,
 )
 from vitrail.explain.positions import position_similarity
+from vitrail.explain.words import words_looked
 from vitrail.files import write_whole
-
-if TYPE_CHECKING:
-    from vitrail.tasks.task import Task
+from vitrail.tasks.caption import Caption
+from vitrail.tasks.task import Task
 
 log = logging.getLogger("vitrail")
+
+SHOWN = 320
+"""pixels of the longer side of a picture that is shown in its own shape"""
 
 __all__ = [
     "attention_distance",
@@ -43,25 +51,90 @@ __all__ = [
     "per_head",
     "position_similarity",
     "rollout",
+    "words_looked",
 ]
 
 
 def explain(task: Task, image: Image.Image | str | Path, out: str | Path) -> dict[str, Any]:
     """Draw what the model makes of a picture into the folder `out`.
 
-    Writes `rollout.png`, `heads.png`, `positions.png`, `filters.png`, `distance.png`, the numbers behind the attention
-    in `numbers.json`, and `index.html`, which shows them. Returns `predictions` (labels and scores, best first),
-    `files` (name to path) and `notes` (what was left out, and why). A model that is no Vision Transformer, and a file
-    that is no picture, are UserErrors, and then nothing is written.
+    Writes `rollout.png`, `heads.png`, `positions.png`, `filters.png`, `distance.png`, for a captioner `words.png`, the
+    numbers behind the attention in `numbers.json`, and `index.html`, which shows them. Returns `predictions` (labels
+    and scores, best first) or `caption` and `words`, `files` (name to path) and `notes` (what was left out, and why).
+    A model that is neither a Vision Transformer nor a captioner, and a file that is no picture, are UserErrors, and
+    then nothing is written.
     """
-    encoder = encoder_of(task)
-    config, out = encoder.config, Path(out)
+    out = Path(out)
     source = "picture" if isinstance(image, Image.Image) else str(image)
     pixels = image if isinstance(image, Image.Image) else decode(Path(image), task.preprocess.channels)
-    labels = task.predict([pixels])[0].labels
     picture = task.preprocess.fit(pixels)
     prepared = task.preprocess.normalise(picture)[None]
+    seen = Seen()
+    if isinstance(task, Caption):
+        task.eval()
+        _words(seen, task, _as_it_is(task.preprocess, pixels, picture), prepared)
+        try:
+            _encoder(seen, task, picture, prepared, seen.says["caption"])
+        except UserError as error:
+            seen.leave_out(f"the decoder's attention alone: {error}")
+    else:
+        labels = task.predict([pixels])[0].labels
+        seen.says["predictions"] = labels
+        _encoder(seen, task, picture, prepared, f"{labels[0]['label']} ({labels[0]['score']:.0%})" if labels else "")
 
+    files = {name: png(figure) for name, figure in seen.figures.items()}
+    files["numbers.json"] = json.dumps({**seen.says, **seen.numbers, "notes": seen.notes}).encode()
+    files["index.html"] = _page(source, seen.says, list(seen.figures), seen.notes).encode()
+    for name, data in files.items():
+        write_whole(out / name, data)
+    return {**seen.says, "files": {name: str(out / name) for name in files}, "notes": seen.notes}
+
+
+@dataclass
+class Seen:
+    """What there is to show of a model and a picture."""
+
+    says: dict[str, Any] = field(default_factory=dict)
+    """the model's answer"""
+    numbers: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, Figure] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def leave_out(self, note: str) -> None:
+        """Say why something is missing."""
+        self.notes.append(note)
+        log.warning(note)
+
+
+def _words(seen: Seen, task: Caption, picture: Tensor, prepared: Tensor) -> None:
+    """The caption, and where its decoder looked."""
+    seen.says["caption"], words = words_looked(task, prepared)
+    seen.says["words"] = [{"text": word.text, "p": word.p} for word in words]
+    drawn = [(word.text, word.p, word.heat) for word in words if word.heat is not None]
+    if drawn:
+        seen.figures["words.png"] = draw_words(picture, drawn)
+        seen.numbers["looked"] = [_rounded(heat.tolist()) for _, _, heat in drawn]
+    else:
+        seen.leave_out("no words.png: this decoder sees the picture once, as a whole, and has no attention over it")
+
+
+def _as_it_is(preprocess: Preprocess, pixels: Image.Image | Tensor, fitted: Tensor) -> Tensor:
+    """The picture in its own shape where the model sees all of it, squashed; or else what the model sees of it."""
+    if preprocess.resize != "squash" or preprocess.crop_fraction < 1:
+        return fitted
+    if isinstance(pixels, Image.Image):
+        height, width = pixels.height, pixels.width
+    else:
+        height, width = pixels.shape[-2:]
+    scale = min(1, SHOWN / max(height, width))
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    return replace(preprocess, size=size).fit(pixels)
+
+
+def _encoder(seen: Seen, task: Task, picture: Tensor, prepared: Tensor, title: str) -> None:
+    """The figures of the paper."""
+    encoder = encoder_of(task)
+    config = encoder.config
     prefix = encoder.prefix_tokens
     # Other kinds of pooling read all patches, as the average does.
     pool: Pool = "token" if config.pool in ("token", "distilled", "token_average") else "average"
@@ -71,24 +144,18 @@ def explain(task: Task, image: Image.Image | str | Path, out: str | Path) -> dic
     layers = shown_layers(len(maps))
     rows = [per_head(maps, prefix, pool, layer)[0].unflatten(1, grid) for layer in layers]
     distances = attention_distance(maps, grid, config.patch)
-
-    title = f"{labels[0]['label']} ({labels[0]['score']:.0%})" if labels else ""
     kind = "first filters of the stem" if config.stem else "principal components of the patch projection"
-    figures = {
+    seen.figures |= {
         "rollout.png": draw_rollout(picture, heat, title),
         "heads.png": draw_heads(picture, rows, [layer + 1 for layer in layers]),
         "distance.png": draw_distance(distances, math.hypot(*prepared.shape[2:])),
         "filters.png": draw_filters(patch_filters(encoder), kind),
     }
-    notes = []
     if config.positions == "none":
-        notes.append("no positions.png: this model has no positions")
-        log.warning(notes[-1])
+        seen.leave_out("no positions.png: this model has no positions")
     else:
-        figures["positions.png"] = draw_positions(position_similarity(encoder))
-
-    numbers = {
-        "predictions": labels,
+        seen.figures["positions.png"] = draw_positions(position_similarity(encoder))
+    seen.numbers |= {
         "grid": grid,
         "patch": config.patch,
         "prefix_tokens": prefix,
@@ -96,14 +163,7 @@ def explain(task: Task, image: Image.Image | str | Path, out: str | Path) -> dic
         "rollout": _rounded(heat.tolist()),
         "heads": {str(layer + 1): _rounded(row.tolist()) for layer, row in zip(layers, rows, strict=True)},
         "attention_distance": _rounded(distances.tolist()),
-        "notes": notes,
     }
-    files = {name: png(figure) for name, figure in figures.items()}
-    files["numbers.json"] = json.dumps(numbers).encode()
-    files["index.html"] = _page(source, labels, list(figures), notes).encode()
-    for name, data in files.items():
-        write_whole(out / name, data)
-    return {"predictions": labels, "files": {name: str(out / name) for name in files}, "notes": notes}
 
 
 def _rounded(values: Any) -> Any:
@@ -112,6 +172,8 @@ def _rounded(values: Any) -> Any:
 
 
 SAYS = {
+    "words.png": "Where the decoder looked when it chose each word, bright where it looked most, and how likely it "
+    "held the word.",
     "rollout.png": "The picture, the same darkened where little attention goes, and attention rollout: the attention "
     "of all layers multiplied together, with the residual paths (figure 6 of the paper).",
     "heads.png": "What each head takes from each patch, a row a layer, bright where it takes most. "
@@ -123,8 +185,10 @@ SAYS = {
 }
 
 
-def _page(source: str, labels: list[dict[str, Any]], names: list[str], notes: list[str]) -> str:
-    rows = "".join(f"<tr><td>{escape(row['label'])}<td>{row['score']:.1%}" for row in labels)
+def _page(source: str, says: dict[str, Any], names: list[str], notes: list[str]) -> str:
+    rows = "".join(f"<tr><td>{escape(row['label'])}<td>{row['score']:.1%}" for row in says.get("predictions", ()))
+    rows += "".join(f"<tr><td dir=auto>{escape(row['text'])}<td>{row['p']:.1%}" for row in says.get("words", ()))
+    caption = f"<h2 dir=auto>{escape(says['caption'])}</h2>" if "caption" in says else ""
     order = [name for name in SAYS if name in names]
     figures = "".join(
         f'<figure><img src="{name}" alt="{name}"><figcaption>{SAYS[name]}</figcaption></figure>' for name in order
@@ -140,6 +204,7 @@ td {{ padding: .1rem 1.5rem .1rem 0 }} td + td {{ text-align: right; font-varian
 </style>
 <h1>What the model looks at</h1>
 <p>{escape(source)}</p>
+{caption}
 <table>{rows}</table>
 {figures}
 {"".join(f'<p class="note">{escape(note)}</p>' for note in notes)}

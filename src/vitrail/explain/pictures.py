@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import unicodedata
 import warnings
 
 import matplotlib
@@ -74,6 +75,33 @@ def draw_heads(picture: Tensor, maps: list[Tensor], layers: list[int]) -> Figure
     for head in range(heads):
         axes[0, head].set_title(f"head {head + 1}", fontsize=9)
     return figure
+
+
+def draw_words(picture: Tensor, words: list[tuple[str, float, Tensor]]) -> Figure:
+    """Where a captioner looked for each word: picture uint8 [C, H, W], and text, probability and a map [h, w] a word.
+
+    The brightest colour is the word's largest value, or three times an even share if that is more.
+    """
+    pixels = _enlarged(picture)
+    grey = pixels.mean(axis=2, keepdims=True).repeat(3, axis=2)
+    columns = min(6, len(words) + 1)
+    rows = math.ceil((len(words) + 1) / columns)
+    figure = Figure(figsize=(1.9 * columns, rows * (1.9 * _aspect(pixels) + 0.35) + 0.2), layout="compressed")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    _image(axes[0], pixels, "picture")
+    colours = matplotlib.colormaps[HEAT]
+    for place, (text, p, heat) in zip(axes[1:], words, strict=False):
+        heat = heat / max(float(heat.max()), 3 / heat.numel(), 1e-12)
+        _image(place, 0.45 * grey + 0.55 * colours(_resized(heat, pixels))[..., :3])
+        place.set_title(f"{as_drawn(text.strip())}  {p:.0%}", fontsize=11, parse_math=False)
+    for place in axes[len(words) + 1 :]:
+        place.axis("off")
+    return figure
+
+
+def as_drawn(word: str) -> str:
+    """A word in the order that it is drawn in: matplotlib draws from left to right whatever the script."""
+    return word[::-1] if any(unicodedata.bidirectional(sign) in ("R", "AL") for sign in word) else word
 
 
 def draw_positions(similarity: Tensor) -> Figure:

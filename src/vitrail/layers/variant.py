@@ -7,6 +7,8 @@ from typing import Literal
 
 from vitrail.errors import UserError
 
+Resampling = Literal["antialias", "bilinear_antialias", "bicubic", "bilinear", "bicubic_corners", "corners", "offset"]
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -61,12 +63,13 @@ class Variant:
     """a second class token, taught by another model (arXiv 2012.12877); it stands behind the first"""
     prefix_positions: Literal["class", "all", "none"] = "class"
     """which prefix tokens have learned positions: class and distillation token, registers too, or none"""
-    resampling: Literal[
-        "antialias", "bilinear_antialias", "bicubic", "bilinear", "bicubic_corners", "corners", "offset"
-    ] = "antialias"
+    resampling: Resampling = "antialias"
     """how learned positions fit another grid. antialias: bicubic, averaging where it shrinks (timm), or bilinear
     (SigLIP 2); bicubic and bilinear: without (Hugging Face); bicubic_corners: from corner to corner (torchvision);
     corners: bilinear from corner to corner (Google); offset: bicubic with 0.1 added to the new size (DINO, DINOv2)"""
+    resizing: Resampling | None = None
+    """the same where the model itself is made for another size; None for as above (timm has FlexiViT's and RADIO's own
+    way there, and its common one for pictures of changing sizes)"""
     relative: Literal["none", "table", "shared", "both", "decomposed"] = "none"
     """biases on the scores by relative place: a table in each block (BEiT), one for all, both, or products of the query
     with a row's and a column's vector (arXiv 2112.01526, SAM)"""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from difflib import get_close_matches
 
+from vitrail.baselines import CNNConfig, MLPConfig, ResNetConfig, RNNConfig
 from vitrail.errors import UserError
 from vitrail.recipes.baselines import cnn_cifar10, gru_digits, lstm_digits, mlp_cifar10, resnet_cifar10, rnn_digits
+from vitrail.recipes.caption_zoo import caption_prefix, caption_zoo
 from vitrail.recipes.captions import (
     caption_cnn_attention,
     caption_cnn_lstm,
@@ -21,6 +23,8 @@ from vitrail.recipes.finetune import finetune
 from vitrail.recipes.folder import folder
 from vitrail.recipes.imagenet import augreg_s16, deit3_s16, finetune_b16_384, vit_s16_90
 from vitrail.recipes.small import cifar10, cifar10_laptop, cifar10_quick, digits, mnist
+from vitrail.tasks.classify import Classification
+from vitrail.tasks.encoder import EncoderConfig
 from vitrail.train.run import Run
 from vitrail.vit import ViTConfig
 
@@ -46,6 +50,8 @@ RECIPES: dict[str, Recipe] = {
     "caption-vit": caption_vit,
     "caption-coca": caption_coca,
     "caption-critic": caption_critic,
+    "caption-zoo": caption_zoo,
+    "caption-prefix": caption_prefix,
     "folder": folder,
     "finetune": finetune,
     "vit-s16-90": vit_s16_90,
@@ -53,6 +59,20 @@ RECIPES: dict[str, Recipe] = {
     "deit3-s16": deit3_s16,
     "finetune-b16-384": finetune_b16_384,
 }
+
+
+TUNED: dict[Recipe, Recipe] = {folder: finetune}
+"""what a recipe for training from scratch becomes where weights to start from are named"""
+IN_WORDS: dict[type[EncoderConfig], str] = {
+    ViTConfig: "a Vision Transformer",
+    CNNConfig: "a CNN",
+    ResNetConfig: "a ResNet",
+    MLPConfig: "an MLP",
+    RNNConfig: "a recurrent network",
+}
+"""encoders in words"""
+FREE = ("image_size", "channels", "drop_path")
+"""what of a model may differ from that of the weights it starts from"""
 
 
 def find(name: str) -> Recipe:
@@ -64,16 +84,30 @@ def find(name: str) -> Recipe:
     raise UserError(f"no recipe {name!r}: {hint}")
 
 
-def from_weights(run: Run, init: str, config: ViTConfig) -> Run:
+def from_weights(run: Run, init: str, config: EncoderConfig) -> Run:
     """The run, started from the weights `init` of a model `config`: its architecture, at the size that suits both.
 
-    Pictures keep the checkpoint's size, or at most twice that where the recipe's are larger.
+    Pictures keep the checkpoint's size, or at most twice that where the recipe's are larger; convolutions take the
+    recipe's as it is. A recipe for captions takes any kind of encoder, one that classifies its own kind alone.
     """
-    if not isinstance(run.model, ViTConfig):
-        raise UserError(f"{init} is a Vision Transformer, which {run.recipe} does not train: leave --init out")
+    if type(config) is not type(run.model) and isinstance(run.task, Classification):
+        raise UserError(f"{init} is {IN_WORDS[type(config)]}, which {run.recipe} does not train: leave --init out")
+    if isinstance(config, CNNConfig | ResNetConfig):
+        return replace(run, init=init, model=replace(config, image_size=run.model.image_size))
+    if not isinstance(config, ViTConfig):
+        return replace(run, init=init, model=config)
     height, width = (
         min(2 * own, max(own, wanted // config.patch * config.patch))
         for own, wanted in zip(config.image_size, run.model.image_size, strict=True)
     )
-    model = replace(config, image_size=(height, width), drop_path=run.model.drop_path)
+    drop_path = run.model.drop_path if isinstance(run.model, ViTConfig) else 0.0
+    model = replace(config, image_size=(height, width), drop_path=drop_path)
     return replace(run, init=init, model=model)
+
+
+def check_architecture(init: str, given: EncoderConfig, wanted: EncoderConfig) -> None:
+    """Refuse a model that the weights `init` of a model `given` do not fit."""
+    for entry in fields(given):
+        if entry.name not in FREE and getattr(given, entry.name) != getattr(wanted, entry.name):
+            option = f"--{entry.name.replace('_', '-')}"
+            raise UserError(f"{option} is fixed by the weights of {init}: leave {option} out, or train from scratch")

@@ -41,7 +41,7 @@ def finetune(pictures: int) -> Run:
     in a model 768 wide, and grows as the width shrinks: the update of each of AdamW's weights is about the rate, and
     fewer of them add up in a narrower layer (arXiv 2203.03466, table 3). Below 10,000 pictures the passes over the data
     rise, so that about 10,000 pictures are seen, at most 50 times each.
-    Score: results/transfer-hymenoptera.json
+    `vitrail train folder --init SOURCE` is the same. Score, beside training from scratch: results/transfer.json
     """
     epochs = min(50.0, max(5.0, 10_000 / max(pictures, 1)))
     return Run(
@@ -76,8 +76,8 @@ def settle(run: Run, pictures: int, classes: int, change: Callable[[Run], Run]) 
     run = change(replace(run, optim=optim))
     run = replace(run, tune=replace(run.tune, method=method))
     if reason:
-        rate = "" if run.tune.frozen else f" at learning rate {run.optim.lr:g}"
-        log.warning("method %s%s, since %s", method, rate, reason)
+        rate = "" if run.tune.frozen else f"; learning rate {run.optim.lr:g}, for a width of {width}"
+        log.warning("method %s, since %s%s", method, reason, rate)
     return run
 
 

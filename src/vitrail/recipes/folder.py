@@ -13,6 +13,7 @@ def folder(pictures: int) -> Run:
     """Any folder of images. How long to train, and how large a model, comes from the number of pictures.
 
     Command: vitrail train folder --data FOLDER [--init classify]
+    With --init it is the recipe `finetune`, which chooses by the size of the data what moves and how far.
     Cost and score on ants and bees (243 pictures): results/folder.json
     """
     large = pictures >= 20_000
@@ -24,7 +25,8 @@ def folder(pictures: int) -> Run:
         image_size=(224, 224) if large else (128, 128),
         class_token=False,
         pool="average",
-        stem=(24, 48, 96, 192),
+        # Narrow while the picture is large: the stem costs as much as the blocks, and no more.
+        stem=(16, 32, 64, 128),
         attention_init="mimetic",
         drop_path=0.1,
     )

@@ -17,7 +17,7 @@ from vitrail.errors import UserError
 from vitrail.plain import describe
 from vitrail.tasks.caption_scores import CaptionMetric
 from vitrail.tasks.decoders import AttentiveDecoder, Decoder, Memory, RecurrentDecoder, TransformerDecoder
-from vitrail.tasks.encoder import KINDS, Encoder
+from vitrail.tasks.encoder import KINDS, Encoder, pooled_width, token_width
 from vitrail.tasks.search import Decoding, Written, write
 from vitrail.tasks.task import Batch, Metric, Prediction, Task
 from vitrail.vit import Tokens
@@ -79,7 +79,15 @@ class Caption(Task):
     score = "cider"
     metric_reads = "answers"
 
-    def __init__(self, encoder: Encoder, config: Captioning, tokenizer: Tokenizer, preprocess: Preprocess) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        config: Captioning,
+        tokenizer: Tokenizer,
+        preprocess: Preprocess,
+        decoder: Decoder | None = None,
+    ) -> None:
+        """`decoder` stands in for the one that the config asks for."""
         super().__init__()
         self.encoder = encoder
         self.captioning = config
@@ -87,15 +95,15 @@ class Caption(Task):
         self.preprocess = preprocess
         self.classes: list[str] = []
         self.decoding = config.decoding
-        width = encoder.config.width
-        self.decoder = decoder_for(config, tokenizer.size, width)
+        width = pooled_width(encoder.config)
+        self.decoder = decoder or decoder_for(config, tokenizer.size, token_width(encoder.config), width)
         if config.contrastive:
             self.match = Match(width, config.decoder_width)
         self.reward: Reward | None = None
         """what self-critical training is rewarded with"""
 
-    def learn_with(self, config: Captioning) -> None:
-        """Go on learning as `config` says, with the decoder and the vocabulary as they are."""
+    def learn_with(self, config: Any) -> None:
+        """Go on learning as `config`, a `Captioning`, says, with the decoder and the vocabulary as they are."""
         how = ("captions", "smoothing", "word_dropout", "self_critical", "decoding")
         self.captioning = replace(self.captioning, **{name: getattr(config, name) for name in how})
         self.decoding = config.decoding
@@ -110,7 +118,12 @@ class Caption(Task):
     def memory(self, images: Tensor) -> Memory:
         """What the decoder sees of the pictures: all their tokens, and one vector each."""
         tokens = self.encoder(images)
-        return Memory(torch.cat([tokens.prefix, tokens.patches], dim=1), self.encoder.pool(tokens))
+        return Memory(torch.cat([tokens.prefix, tokens.patches], dim=1), self.pooled(tokens))
+
+    def pooled(self, tokens: Tokens) -> Tensor:
+        """One vector a picture, [B, D]; where the encoder gives a pair for two heads, their mean."""
+        vectors = self.encoder.pool(tokens)
+        return vectors.mean(dim=1) if vectors.ndim == 3 else vectors
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Sums over the captions' words (or over the captions, in self-critical training)."""
@@ -203,7 +216,8 @@ class Caption(Task):
 
     def config(self) -> dict[str, Any]:
         captioning = {**asdict(self.captioning), "decoding": asdict(self.decoding)}
-        return {"encoder": describe(self.encoder.config, KINDS), "captioning": captioning}
+        encoder = describe(self.encoder.config, KINDS)
+        return {"encoder": encoder, "captioning": captioning, "tokenizer": self.tokenizer.fingerprint}
 
     def files(self) -> dict[str, str]:
         return {"tokenizer.json": self.tokenizer.to_json()}
@@ -230,13 +244,13 @@ class Match(nn.Module):
         return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
 
-def decoder_for(config: Captioning, vocabulary: int, memory_width: int) -> Decoder:
-    """The decoder that a config asks for."""
+def decoder_for(config: Captioning, vocabulary: int, memory_width: int, pooled_width: int) -> Decoder:
+    """The decoder that a config asks for, for a picture's tokens and its one vector."""
     c = config
     if c.decoder == "recurrent":
-        return RecurrentDecoder(c.cell, vocabulary, c.decoder_width, c.decoder_depth, memory_width, c.decoder_dropout)
+        return RecurrentDecoder(c.cell, vocabulary, c.decoder_width, c.decoder_depth, pooled_width, c.decoder_dropout)
     if c.decoder == "attentive":
-        return AttentiveDecoder(c.cell, vocabulary, c.decoder_width, memory_width, c.decoder_dropout)
+        return AttentiveDecoder(c.cell, vocabulary, c.decoder_width, memory_width, c.decoder_dropout, pooled_width)
     return TransformerDecoder(
         vocabulary,
         c.decoder_width,

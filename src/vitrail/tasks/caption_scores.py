@@ -15,6 +15,7 @@ import math
 import re
 import shutil
 import subprocess
+import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -89,7 +90,7 @@ def statistics(captions: Collection[str], seen: Iterable[str] | None = None) -> 
     counts, total = Counter(tokens), len(tokens)
     found: dict[str, float] = {
         "length": sum(map(len, tokens)) / total,
-        "vocabulary": len(set(chain.from_iterable(tokens))),
+        "vocabulary": float(len(set(chain.from_iterable(tokens)))),
         "identical": max(counts.values()) / total,
         "distinct": len(counts) / total,
         "count": total,
@@ -178,22 +179,41 @@ def meteor(*sets: tuple[Mapping[Key, str], Mapping[Key, Sequence[str]]]) -> list
     command = [*_java(), "-Xmx2G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
     pipe = subprocess.PIPE
     try:
-        with subprocess.Popen(
+        process = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, encoding="utf-8", bufsize=1
-        ) as process:
-            assert process.stdin is not None and process.stdout is not None
-            scores = []
-            for tokens, expected in sets:
-                found = []
-                for key, text in tokens.items():
-                    process.stdin.write(_meteor_line("SCORE", *expected[key], text))
-                    found.append(process.stdout.readline())
-                process.stdin.write(_meteor_line("EVAL", *found))
-                # The answer is a line a picture, then the score of all.
-                scores.append(float([process.stdout.readline() for _ in range(len(found) + 1)][-1]))
-            return scores
+        )
+        # A Java that no longer answers would hold the reads, and the wait for its end, for ever.
+        limit = threading.Timer(JAVA_LIMIT, process.kill)
+        limit.start()
+        try:
+            with process:
+                return [_meteor_score(process, tokens, expected) for tokens, expected in sets]
+        finally:
+            limit.cancel()
     except (OSError, ValueError) as error:
         raise RunError(f"METEOR failed: {_reason(error)}") from None
+
+
+def _meteor_score(
+    process: subprocess.Popen[str], tokens: Mapping[Key, str], expected: Mapping[Key, Sequence[str]]
+) -> float:
+    """One set's score from a running METEOR."""
+    assert process.stdin is not None and process.stdout is not None
+    lines = process.stdout
+
+    def answer() -> str:
+        line = lines.readline()
+        if not line:
+            raise OSError(f"Java ended, or gave no answer within {JAVA_LIMIT} seconds")
+        return line
+
+    found = []
+    for key, text in tokens.items():
+        process.stdin.write(_meteor_line("SCORE", *expected[key], text))
+        found.append(answer())
+    process.stdin.write(_meteor_line("EVAL", *found))
+    # The answer is a line a picture, then the score of all.
+    return float([answer() for _ in range(len(found) + 1)][-1])
 
 
 def _meteor_line(*fields: str) -> str:

@@ -89,7 +89,9 @@ class Classify(Task):
         if self.class_weights is not None:
             losses = losses * self.class_weights[hard]
         correct = (logits.argmax(dim=1) == hard).sum()
-        return {"loss": losses.sum(), "count": torch.tensor(len(logits), device=logits.device), "accuracy": correct}
+        # Filled on the device: a number sent there would wait for all that a GPU has yet to do.
+        count = torch.full((), len(logits), device=logits.device)
+        return {"loss": losses.sum(), "count": count, "accuracy": correct}
 
     def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """One loss a picture, [B]."""

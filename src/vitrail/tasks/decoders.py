@@ -54,6 +54,9 @@ class DecoderState:
 class Decoder(nn.Module):
     """Words and a picture in, what is known after each word out."""
 
+    longest: int | None = None
+    """words of a caption at most, where the decoder has a limit of its own"""
+
     def __init__(self, vocabulary: int, width: int, dropout: float) -> None:
         super().__init__()
         self.width = width
@@ -112,14 +115,17 @@ class AttentiveDecoder(Decoder):
     gate that the state sets (section 4.2.1), is read together with the word.
     """
 
-    def __init__(self, cell: str, vocabulary: int, width: int, memory_width: int, dropout: float) -> None:
+    def __init__(
+        self, cell: str, vocabulary: int, width: int, memory_width: int, dropout: float, pooled_width: int | None = None
+    ) -> None:
+        """`pooled_width` is that of a picture's one vector, where it is another than its tokens'."""
         super().__init__(vocabulary, width, dropout)
         self.keys = nn.Linear(memory_width, width)
         self.values = nn.Linear(memory_width, width)
         self.query = nn.Linear(width, width)
         self.score = nn.Linear(width, 1, bias=False)
         self.gate = nn.Linear(width, width)
-        self.begin = nn.Linear(memory_width, CELLS[cell].states * width)
+        self.begin = nn.Linear(pooled_width or memory_width, CELLS[cell].states * width)
         self.cell = CELLS[cell](2 * width, width)
         self.out = nn.Linear(3 * width, width)
 
@@ -184,12 +190,14 @@ class DecoderBlock(nn.Module):
             pictures, (rows, length, width) = len(picture[0]), x.shape
             q = F.linear(self.norm2(x), self.look.qkv.weight[:width], self.look.qkv.bias[:width])
             q = q.view(pictures, -1, self.look.heads, width // self.look.heads).transpose(1, 2)
-            seen = F.scaled_dot_product_attention(q, picture[0], picture[1])
+            if weights:  # for few words this is no slower than fused attention, which never forms the matrix
+                matrix = (q @ picture[0].transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
+                looked = matrix.transpose(1, 2).reshape(rows, length, self.look.heads, -1)[:, -1]
+                seen = matrix @ picture[1]
+            else:
+                seen = F.scaled_dot_product_attention(q, picture[0], picture[1])
             seen = seen.transpose(1, 2).reshape(rows, length, width)
             x = x + self.dropout(self.look.out(seen))
-            if weights:
-                scores = (q @ picture[0].transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(dim=-1).transpose(1, 2)
-                looked = scores.reshape(rows, length, self.look.heads, -1)[:, -1]
         return x + self.dropout(self.mlp(self.norm3(x))), [k, v], looked
 
 
@@ -214,6 +222,7 @@ class TransformerDecoder(Decoder):
         self.blocks = nn.ModuleList(DecoderBlock(width, heads, dropout, look=i >= text_depth) for i in range(depth))
         self.norm = nn.LayerNorm(width)
         self.text_depth = text_depth
+        self.longest = longest
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

@@ -27,3 +27,13 @@ KINDS: dict[str, type[Any]] = {config.kind: config for config in NETWORKS}
 def encoder_for(config: EncoderConfig) -> Encoder:
     """A fresh encoder of a config."""
     return NETWORKS[type(config)](config)
+
+
+def token_width(config: EncoderConfig) -> int:
+    """Of the tokens that an encoder gives."""
+    return config.variant.neck or config.width if isinstance(config, ViTConfig) else config.width
+
+
+def pooled_width(config: EncoderConfig) -> int:
+    """Of the one vector that stands for a picture; a ViT may project it, as CLIP's does."""
+    return config.pooled_width if isinstance(config, ViTConfig) else config.width

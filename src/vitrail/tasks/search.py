@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -35,8 +35,8 @@ class Decoding:
     """words of a caption at most, its end included"""
 
     def __post_init__(self) -> None:
-        if self.beam < 1 or self.longest < 1 or self.top_k < 0 or self.no_repeat < 0:
-            raise UserError("beam and longest must be at least 1, top_k and no_repeat at least 0")
+        if self.beam < 1 or self.longest < 1 or self.top_k < 0 or self.no_repeat < 0 or self.length_power < 0:
+            raise UserError("beam and longest must be at least 1, top_k, no_repeat and length_power at least 0")
         if not 0 < self.top_p <= 1 or self.temperature <= 0:
             raise UserError("top_p must be above 0 and at most 1, and temperature above 0")
 
@@ -79,18 +79,25 @@ class _Writer:
 
 
 def forbid_repeats(logits: Tensor, words: Tensor, size: int) -> None:
-    """Rule out, in place, each word that would end a row of `size` words that a caption [R, T] has already."""
+    """Rule out, in place, each word that would close a row of `size` words that a caption [R, T] has already.
+
+    The end of a caption is always allowed, so that there is a next word whatever came before.
+    """
     if words.shape[1] < size:
         return
     rows = words.unfold(1, size, 1)  # [R, T - size + 1, size]
     ending = words[:, words.shape[1] - size + 1 :]
-    same = (rows[..., :-1] == ending[:, None]).all(dim=-1)
+    same = (rows[..., :-1] == ending[:, None]).all(dim=-1) & (rows[..., -1] != END)
     places, windows = same.nonzero(as_tuple=True)
     logits[places, rows[places, windows, -1]] = -torch.inf
 
 
 def write(decoder: Decoder, memory: Memory, how: Decoding, samples: Tensor, cache: bool = True) -> Written:
-    """Captions for the pictures of `memory`, whose sample numbers [B] their draws hang on."""
+    """Captions for the pictures of `memory`, whose sample numbers [B] their draws hang on.
+
+    Where the decoder knows fewer words than `how.longest`, captions are no longer than that.
+    """
+    how = replace(how, longest=min(how.longest, decoder.longest or how.longest))
     if how.sample:
         return _sample(decoder, memory, how, samples, cache)
     return _beam(decoder, memory, how, cache)
@@ -144,7 +151,8 @@ def _sorted(words: Tensor, logp: Tensor, how: Decoding) -> Written:
 def _beam(decoder: Decoder, memory: Memory, how: Decoding, cache: bool) -> Written:
     """Of each picture, `beam` unfinished captions go on, and the best `beam` finished ones are kept.
 
-    A picture is done when no unfinished caption can come before its finished ones.
+    A picture is done when that many have ended and no unfinished one scores better as it stands. A single caption goes
+    on with its likeliest word until that is the end.
     """
     pictures, beam, device = len(memory.tokens), how.beam, memory.tokens.device
     writer = _Writer(decoder, memory, beam, cache)
@@ -157,31 +165,35 @@ def _beam(decoder: Decoder, memory: Memory, how: Decoding, cache: bool) -> Writt
         torch.zeros(pictures, beam, how.longest, device=device),
         torch.full((pictures, beam), -torch.inf, device=device),
     )
+    closed = torch.zeros(pictures, 1, dtype=torch.bool, device=device)
     base = torch.arange(pictures, device=device)[:, None]
     for place in range(1, how.longest + 1):
         new = writer.next(words.flatten(0, 1), how.no_repeat).view(pictures, beam, -1)
         if place == how.longest:  # what has not ended by now ends here
             new = torch.full_like(new, -torch.inf).index_copy(2, new.new_tensor([END]).long(), new[..., END, None])
-        totals = sums[:, :, None] + new
+        totals = (sums[:, :, None] + new).flatten(1)
         # Twice as many as go on: at most `beam` of them end here.
-        best, at = totals.flatten(1).topk(min(2 * beam, totals[0].numel()), dim=1)
+        best, at = totals.topk(min(2 * beam, totals.shape[1]) if beam > 1 else 1, dim=1)
         parent, word = at // new.shape[2], at % new.shape[2]
+        ends = word == END
         words_now = torch.cat([words[base, parent], word[:, :, None]], dim=2)
         logp_now = torch.cat([logp[base, parent], new.flatten(1).gather(1, at)[:, :, None]], dim=2)
-        ends = word == END
-        done = _merged(done, words_now[..., 1:], logp_now, best.masked_fill(~ends, -torch.inf), place, how)
+        ending = best.masked_fill(~ends | closed, -torch.inf)
+        done = _merged(done, words_now[..., 1:], logp_now, ending, place, how)
         sums, kept = best.masked_fill(ends, -torch.inf).topk(beam, dim=1)
+        closed |= sums[:, :1] / place**how.length_power < done.score[:, -1:]
+        if closed.all():
+            break
         words, logp = words_now[base, kept], logp_now[base, kept]
         writer.keep((base * beam + parent.gather(1, kept)).flatten())
-        # Each further word makes a sum smaller, so this is the best that an unfinished caption can still come to.
-        if (sums[:, 0] / how.longest**how.length_power < done.score[:, -1]).all():
-            break
     length = int((done.words != PAD).sum(dim=2).max())
     return Written(done.words[..., :length], done.logp[..., :length], done.score)
 
 
 def _merged(done: Written, words: Tensor, logp: Tensor, sums: Tensor, length: int, how: Decoding) -> Written:
     """The best of the finished captions and of those that end now."""
+    if sums.isneginf().all():
+        return done
     pad = how.longest - length
     words = torch.cat([done.words, torch.nn.functional.pad(words, (0, pad), value=PAD)], dim=1)
     logp = torch.cat([done.logp, torch.nn.functional.pad(logp, (0, pad))], dim=1)

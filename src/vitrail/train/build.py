@@ -22,10 +22,13 @@ from vitrail.tasks.caption_scores import Cider
 from vitrail.tasks.classify import Classification, Classify
 from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.knn import KNN
+from vitrail.tasks.prefix import PrefixCaption, Prefixed
 from vitrail.tasks.task import Task
 from vitrail.train.loop import Parts
 from vitrail.train.run import Run, TaskConfig
 from vitrail.train.tune import tune
+from vitrail.vit import ViTConfig
+from vitrail.zoo import captioners
 
 log = logging.getLogger("vitrail")
 
@@ -66,7 +69,7 @@ def build(run: Run, splits: Splits, device: torch.device) -> tuple[Parts, int]:
 
 def open_for(task: TaskConfig, data: str | Path, name: str | None = None) -> Splits:
     """The parts of a set, as the task needs them."""
-    return open_captions(data) if isinstance(task, Captioning) else open_data(data, name=name)
+    return open_captions(data) if isinstance(task, Captioning | Prefixed) else open_data(data, name=name)
 
 
 def evaluation_loader(task: Task, part: ImageSet, device: torch.device, workers: int = 0, seed: int = 0) -> Loader:
@@ -83,10 +86,9 @@ def start(run: Run, train: ImageSet) -> Task:
     assert isinstance(run.task, Classification)
     if run.init is not None:
         task = zoo.load(run.init, classes=train.classes, channels=run.model.channels, image_size=run.model.image_size)
-        own = task.preprocess
-        if (run.mean and run.mean != own.mean) or (run.std and run.std != own.std):
-            log.warning("mean and std differ from those that %s was trained with, which costs accuracy", run.init)
-        task.preprocess = replace(own, mean=run.mean or own.mean, std=run.std or own.std)
+        if isinstance(run.model, ViTConfig):
+            zoo.change_drop_path(task, run.model.drop_path)
+        task.preprocess = changed_preparation(run, task.preprocess)
         assert isinstance(task, Classify)
         if run.tune.method == "knn":
             task = KNN(task.encoder, task.classes, task.preprocess, len(train))
@@ -109,40 +111,61 @@ def start(run: Run, train: ImageSet) -> Task:
 def captioner(run: Run, train: CaptionSet) -> Caption:
     """A captioner whose vocabulary comes from `train`, or one to go on with; `train` gets its numbered captions.
 
-    `run.init` may name a captioner, which keeps its decoder and vocabulary, or a model whose encoder is taken.
+    `run.init` may name a captioner, which keeps its decoder and vocabulary, or a model whose encoder is taken. The
+    vocabulary of a language model is its own.
     """
     config = run.task
-    assert isinstance(config, Captioning)
+    assert isinstance(config, Captioning | Prefixed)
     loaded = zoo.load(run.init, channels=run.model.channels, image_size=run.model.image_size) if run.init else None
-    if isinstance(loaded, Caption):
+    if loaded is not None and isinstance(run.model, ViTConfig):
+        zoo.change_drop_path(loaded, run.model.drop_path)
+    task: Caption
+    if isinstance(loaded, PrefixCaption if isinstance(config, Prefixed) else Caption):
         task = loaded
         task.learn_with(config)
     else:
         encoder = zoo.encoder_of(loaded) if loaded else encoder_for(run.model)
-        texts = [caption for captions in train.captions for caption in captions]
-        tokenizer = Tokenizer.train(texts, config.vocabulary, config.vocabulary_size, lower=config.lower)
-        task = Caption(encoder, config, tokenizer, loaded.preprocess if loaded else preparation(run))
+        prepared = loaded.preprocess if loaded else preparation(run)
+        if isinstance(config, Prefixed):
+            task = PrefixCaption(encoder, config, *captioners.language_model(config.language_model), prepared)
+        else:
+            texts = [caption for captions in train.captions for caption in captions]
+            tokenizer = Tokenizer.train(texts, config.vocabulary, config.vocabulary_size, lower=config.lower)
+            task = Caption(encoder, config, tokenizer, prepared)
     if config.self_critical:
         task.reward = Cider(dict(enumerate(train.captions))).rewards
     train.labels = numbered(train.captions, task.tokenizer, task.captioning.most_words)
     return task
 
 
+PREPARATION = ("mean", "std", "resize", "crop_fraction", "interpolation")
+"""fields of a run that say how pictures are prepared; what is None is the checkpoint's, or `Preprocess`'s own"""
+
+
 def preparation(run: Run) -> Preprocess:
     """How pictures are prepared for a model that starts from scratch."""
-    channels = run.model.channels
-    mean, std = run.mean or (0.5,) * channels, run.std or (0.5,) * channels
-    if len(mean) != channels or len(std) != channels:
-        raise UserError(f"mean and std need {channels} numbers, one a channel")
-    return Preprocess(
-        size=run.model.image_size,
-        resize=run.resize,
-        crop_fraction=run.crop_fraction,
-        interpolation=run.interpolation,
-        mean=mean,
-        std=std,
-        channels=channels,
-    )
+    return _prepared(run, Preprocess(size=run.model.image_size, channels=run.model.channels))
+
+
+def changed_preparation(run: Run, own: Preprocess) -> Preprocess:
+    """How a checkpoint prepares pictures, with what the run changes of it, which is said once."""
+    new = _prepared(run, own)
+    changed = [name for name in PREPARATION if getattr(new, name) != getattr(own, name)]
+    if changed:
+        log.warning(
+            "%s as %s was not trained with: that costs accuracy at first",
+            " and ".join(f"{name.replace('_', ' ')} {getattr(new, name)}" for name in changed),
+            run.init,
+        )
+    return new
+
+
+def _prepared(run: Run, own: Preprocess) -> Preprocess:
+    wanted = {name: getattr(run, name) for name in PREPARATION}
+    try:
+        return replace(own, **{name: value for name, value in wanted.items() if value is not None})
+    except ValueError as error:
+        raise UserError(f"{error}: change the option, or leave it out") from None
 
 
 def _class_weights(config: Classification, train: ImageSet) -> Tensor | None:

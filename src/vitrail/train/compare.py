@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 import warnings
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from matplotlib.ticker import PercentFormatter
 from vitrail.errors import UserError
 from vitrail.files import write_whole
 from vitrail.train.report import RunRecord, count, duration, plain, read_run, shown
+
+log = logging.getLogger("vitrail")
 
 COLUMNS = {
     "name": "run",
@@ -42,13 +45,16 @@ UNITS = [("hours", 3600), ("minutes", 60), ("seconds", 1)]
 def compare(folders: Sequence[str | Path], out: str | Path | None = None) -> list[dict[str, Any]]:
     """One row a run folder, in the order given; a score or time that a run has not yet is None.
 
-    With `out`, the validation score of all runs against steps and against seconds is drawn into that PNG file. A folder
-    that holds no run is a UserError, and then nothing is drawn.
+    With `out`, the validation score of all runs against steps and against seconds is drawn into that PNG file. Runs of
+    other kinds, such as classifiers beside captioners, have curves of their own, and that is said. A folder that holds
+    no run is a UserError, and then nothing is drawn.
     """
     if not folders:
         raise UserError("nothing to compare: give one or more run folders")
     runs = [read_run(folder) for folder in folders]
     names = _names([run.folder for run in runs])
+    if len(scores := _scores(runs)) > 1:
+        log.warning(f"these runs are scored by {' and '.join(scores)}, which say nothing about each other")
     if out is not None:
         write_whole(out, _plot(runs, names))
     return [_row(run, name) for run, name in zip(runs, names, strict=True)]
@@ -62,6 +68,11 @@ def _names(folders: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(set(parts)):
             break
     return names
+
+
+def _scores(runs: Sequence[RunRecord]) -> list[str]:
+    """What the runs are scored by, each once."""
+    return sorted({run.score for run in runs})
 
 
 def _row(run: RunRecord, name: str) -> dict[str, Any]:
@@ -101,24 +112,26 @@ def _cell(name: str, row: dict[str, Any]) -> str:
 
 def _plot(runs: Sequence[RunRecord], names: Sequence[str]) -> bytes:
     columns = 1 if max(map(len, names)) > 40 else 3
-    figure = Figure(figsize=(11, 4.2 + 0.22 * math.ceil(len(runs) / columns)), layout="constrained")
-    by_step, by_time = figure.subplots(1, 2, sharey=True)
+    scores = _scores(runs)
+    figure = Figure(figsize=(11, 4.2 * len(scores) + 0.22 * math.ceil(len(runs) / columns)), layout="constrained")
+    axes = dict(zip(scores, figure.subplots(len(scores), 2, sharey="row", squeeze=False), strict=True))
     longest = max((row.get("seconds", 0) for run in runs for row in run.val), default=0)
     unit, seconds = next(u for u in UNITS if longest >= u[1] * 3 or u[1] == 1)
     colours = matplotlib.colormaps["tab10" if len(runs) <= 10 else "turbo"]
     lines = []
     for place, run in enumerate(runs):
+        by_step, by_time = axes[run.score]
         colour = colours(place if len(runs) <= 10 else place / (len(runs) - 1))
         scored = [row for row in run.val if row.get(run.score) is not None]
         timed = [row for row in scored if row.get("seconds") is not None]
         lines.append(_line(by_step, [(row["step"], row[run.score]) for row in scored], colour))
         _line(by_time, [(row["seconds"] / seconds, row[run.score]) for row in timed], colour)
-    scores = sorted({run.score for run in runs})
-    what = "accuracy" if scores == ["top1"] else " or ".join(scores)
-    plain(by_step, f"validation {what} against steps")
-    plain(by_time, f"validation {what} against time", unit)
-    if scores == ["top1"]:
-        by_step.yaxis.set_major_formatter(PercentFormatter(1.0))
+    for score, (by_step, by_time) in axes.items():
+        what = "accuracy" if score == "top1" else score
+        plain(by_step, f"validation {what} against steps")
+        plain(by_time, f"validation {what} against time", unit)
+        if score == "top1":
+            by_step.yaxis.set_major_formatter(PercentFormatter(1.0))
     buffer = io.BytesIO()
     with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")

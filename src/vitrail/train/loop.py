@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import os
 import shlex
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 from vitrail.data.loader import Loader
 from vitrail.data.random import seed_for
 from vitrail.errors import RunError, Stopped, UserError
-from vitrail.tasks.task import Batch, Task
+from vitrail.tasks.task import Batch, Metric, Task
 from vitrail.train.device import autocast
 from vitrail.train.lora import merge_lora, merged
 from vitrail.train.optim import Average, Optimizers, factor
@@ -79,17 +81,18 @@ def fit(run: Run, parts: Parts, folder: RunFolder, steps: int, resume: bool = Fa
     spent = next((row["seconds"] for row in reversed(folder.rows()) if "seconds" in row), 0.0)
     folder.log(kind="start", step=start, score=task.score, command=shlex.join(["vitrail", *sys.argv[1:]]))
     every = max(1, round(run.eval_every * parts.train.steps_per_epoch))
-    batches = parts.train.batches(start)
+    batches = Ahead(itertools.islice(parts.train.batches(start), max(0, steps - start)))
     with stop_asked() as stop, Progress(steps, start, parts.train) as progress:
         for step in range(start, steps):
             task.train()
             # Dropout and its like are a function of (seed, step), so a resumed run draws what the first one did.
             torch.manual_seed(seed_for(run.seed, step))
-            batch = next(batches)
+            batch = batches.take()
             if run.early_size is not None and step < run.early * steps:
                 batch["image"] = F.interpolate(batch["image"], run.early_size, mode="bilinear", antialias=True)
             try:
-                row = train_step(run, module, batch, optimizers, factor(run.optim, step, steps), step)
+                rate = factor(run.optim, step, steps)
+                row = train_step(run, module, batch, optimizers, rate, step, batches.make)
             except RunError as error:
                 good = f"the last good checkpoint is {folder.last}" if folder.last.exists() else "none was saved yet"
                 raise RunError(f"{error}; {good}") from None
@@ -120,20 +123,69 @@ def fit(run: Run, parts: Parts, folder: RunFolder, steps: int, resume: bool = Fa
     return finish(run, parts, folder, steps, spent + time.monotonic() - began)
 
 
+class Ahead:
+    """Batches, each of which may be made before it is taken: while the device is busy with the one before."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self.batches = batches
+        self.made: Batch | None = None
+
+    def make(self) -> None:
+        """Make the next batch, if there is one to come."""
+        if self.made is None:
+            self.made = next(self.batches, None)
+
+    def take(self) -> Batch:
+        """The next batch. StopIteration after the last."""
+        made, self.made = self.made, None
+        return next(self.batches) if made is None else made
+
+
+class Reading:
+    """Numbers on their way from the device: asked for now, read later, without a wait for what it was given since."""
+
+    def __init__(self, numbers: dict[str, Tensor]) -> None:
+        self.names = list(numbers)
+        stacked = torch.stack([number.detach().float() for number in numbers.values()])
+        self.values = stacked.to("cpu", non_blocking=stacked.is_cuda)
+        self.event = torch.cuda.Event() if stacked.is_cuda else None
+        if self.event is not None:
+            self.event.record()
+
+    def read(self) -> dict[str, float]:
+        """The numbers, once they are there."""
+        if self.event is not None:
+            self.event.synchronize()
+        return dict(zip(self.names, self.values.tolist(), strict=True))
+
+
 def train_step(
-    run: Run, module: LossModule, batch: Batch, optimizers: Optimizers, factor: float, step: int
+    run: Run,
+    module: LossModule,
+    batch: Batch,
+    optimizers: Optimizers,
+    factor: float,
+    step: int,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """One step on one batch, cut into `run.accumulate` parts. Losses are sums, divided by the items of all parts."""
+    """One step on one batch, cut into `run.accumulate` parts. Losses are sums, divided by the items of all parts.
+
+    `meanwhile` is called while the device computes: the loss is read after it, so that no device waits for the next
+    batch, and before the weights move, so that a loss which is not finite leaves them as they were.
+    """
     device = batch["image"].device
     totals: dict[str, Any] = {}
     for part in _cut(batch, run.accumulate):
         with autocast(device, run.precision):
-            sums = module(part)
-        (sums["loss"] / run.batch_size).backward()
-        for name, value in sums.items():
+            found = module(part)
+        (found["loss"] / run.batch_size).backward()
+        for name, value in found.items():
             totals[name] = totals.get(name, 0) + value.detach()
-    count = float(totals.pop("count"))
-    means = {name: float(total) / count for name, total in totals.items()}
+    reading = Reading(totals)
+    meanwhile()
+    sums = reading.read()
+    count = sums.pop("count")
+    means = {name: total / count for name, total in sums.items()}
     loss = means["loss"]
     if loss != loss or abs(loss) == float("inf"):
         raise RunError(f"the loss is {loss} at step {step + 1}; {_where(module.task, batch)}")
@@ -152,14 +204,18 @@ def train_step(
 
 @torch.inference_mode()
 def evaluate(
-    task: Task, loader: Loader, precision: Literal["auto", "bf16", "fp32"] = "auto", average: Average | None = None
+    task: Task,
+    loader: Loader,
+    precision: Literal["auto", "bf16", "fp32"] = "auto",
+    average: Average | None = None,
+    metric: Metric | None = None,
 ) -> dict[str, Any]:
-    """The task's scores over a whole part, with the running average of the weights where there is one."""
+    """The scores over a whole part by the task's metric or another, with the average of the weights if there is one."""
     current = {name: value.clone() for name, value in task.state_dict().items()} if average else None
     if average:
         task.load_state_dict(average.values)
     task.eval()
-    metric = task.metric()
+    metric = metric or task.metric()
     for batch in loader.evaluation():
         with autocast(batch["image"].device, precision):
             outputs = task.answer(batch) if task.metric_reads == "answers" else task(batch["image"])
@@ -234,8 +290,11 @@ class _Stop:
 def stop_asked() -> Iterator[_Stop]:
     """Turn Ctrl-C and SIGTERM into a flag; a second Ctrl-C stops at once."""
     stop = _Stop()
+    process = os.getpid()
 
     def ask(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:
+            return  # a worker: a terminal's Ctrl-C reaches it too, and its parent ends it
         if stop.asked:
             raise KeyboardInterrupt
         stop.asked = True

@@ -182,8 +182,8 @@ class Average:
     def update(self, module: nn.Module, step: int) -> None:
         """Take in the weights after `step`. Early steps count for more, or the first random weights would linger."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in module.state_dict().items():
-            if value.is_floating_point():
-                self.values[name].lerp_(value, 1 - decay)
-            else:
-                self.values[name].copy_(value)
+        new = module.state_dict()
+        floats = [name for name, value in new.items() if value.is_floating_point()]
+        torch._foreach_lerp_([self.values[name] for name in floats], [new[name] for name in floats], 1 - decay)
+        for name in new.keys() - set(floats):
+            self.values[name].copy_(new[name])

@@ -230,6 +230,7 @@ def _curves(run: RunRecord) -> str:
         ("loss", [("training", _points(run.train, "loss"), BLUE), ("validation", losses, RED)]),
         (score, [("training", _points(run.train, score), BLUE), ("validation", scores, RED)]),
         ("learning rate", [("", _points(run.train, "lr"), GREY)]),
+        ("share of the commonest caption", [("", _points(run.val, "identical"), GREY)]),
     ]
     panels = [(name, kept) for name, lines in panels if (kept := [line for line in lines if line[1]])]
     if not panels:
@@ -245,7 +246,7 @@ def _curves(run: RunRecord) -> str:
         if len(lines) > 1:
             axes.legend(frameon=False, fontsize=9)
         plain(axes, name)
-    return f'<img class="wide" src="{_svg(figure)}" alt="loss, accuracy and learning rate against steps">'
+    return f'<img class="wide" src="{_svg(figure)}" alt="loss, score and learning rate against steps">'
 
 
 def _points(rows: list[Row], name: str) -> list[tuple[float, float]]:
@@ -296,17 +297,19 @@ def _examples(run: RunRecord) -> str:
 
 
 def _example(example: Row) -> str:
-    if example.get("caption"):
-        return (
-            f'<figure class="example"><img src="data:image/png;base64,{escape(str(example.get("image")))}" alt="">'
-            f"<figcaption>{escape(str(example['caption']))}</figcaption></figure>"
-        )
-    guesses = [g for g in example.get("predictions", []) if isinstance(g, dict) and "label" in g][:3]
     image = str(example.get("image", ""))
     try:
         base64.b64decode(image, validate=True)
     except (binascii.Error, ValueError):
         return ""
+    if image and "caption" in example:
+        people = "".join(f"<li dir=auto>{escape(str(text))}</li>" for text in example.get("references", [])[:2])
+        return (
+            f'<figure class="example plain"><img src="data:image/png;base64,{image}" alt="">'
+            f"<figcaption><b dir=auto>{escape(str(example['caption'])) or 'no words'}</b><ul>{people}</ul></figcaption>"
+            "</figure>"
+        )
+    guesses = [g for g in example.get("predictions", []) if isinstance(g, dict) and "label" in g][:3]
     if not image or not guesses:
         return ""
     label = str(example.get("label", ""))
@@ -482,6 +485,8 @@ th {{ color: #5b6270; font-weight: 500 }}
 .example.good {{ border-top-color: #15803d }} .example.bad {{ border-top-color: #c2410c }}
 .example img {{ width: 100%; aspect-ratio: 1; object-fit: contain; background: #f4f5f7; image-rendering: pixelated }}
 .example .name {{ max-width: 6rem }} .example .bar {{ min-width: 2rem }}
+.example.plain {{ border-top-color: #2563a8 }} .example.plain img {{ image-rendering: auto }}
+.example ul {{ color: #5b6270; margin: .4rem 0 0; padding-left: 1rem }}
 .right {{ color: #15803d; font-weight: 600 }} .wrong {{ color: #c2410c; font-weight: 600 }}
 .scroll {{ overflow: auto }}
 </style></head>

@@ -10,13 +10,14 @@ from vitrail.plain import describe, described, rebuild
 from vitrail.tasks.caption import Captioning
 from vitrail.tasks.classify import Classification
 from vitrail.tasks.encoder import KINDS, EncoderConfig
+from vitrail.tasks.prefix import Prefixed
 from vitrail.train.optim import Optim
 from vitrail.train.tune import Tune
 from vitrail.vit import ViTConfig
 
-TaskConfig = Classification | Captioning
+TaskConfig = Classification | Captioning | Prefixed
 
-TASKS: dict[str, type[Any]] = {"classify": Classification, "caption": Captioning}
+TASKS: dict[str, type[Any]] = {"classify": Classification, "caption": Captioning, "prefix": Prefixed}
 """what `recipe.json` calls each task"""
 
 
@@ -50,11 +51,12 @@ class Run:
     mean: tuple[float, ...] | None = None
     """of each channel, on a scale of 0 to 1; None for the checkpoint's, or 0.5"""
     std: tuple[float, ...] | None = None
-    resize: Literal["crop", "squash"] = "crop"
-    """pictures of other shapes are cropped in the middle, or squashed"""
-    crop_fraction: float = 1.0
-    """share of the short side that the crop at evaluation keeps"""
-    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic"
+    resize: Literal["crop", "squash"] | None = None
+    """pictures of other shapes are cropped in the middle, or squashed; None for the checkpoint's, or crop"""
+    crop_fraction: float | None = None
+    """share of the short side that the crop at evaluation keeps; None for the checkpoint's, or 1"""
+    interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None
+    """None for the checkpoint's, or bicubic"""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 where the processor computes it, fp32 elsewhere"""
     compile: bool = False

@@ -15,11 +15,13 @@ import torch
 from PIL import Image
 
 from vitrail import recipes, zoo
-from vitrail.data.captions import CaptionSet
+from vitrail.data.captions import CaptionSet, open_captions
 from vitrail.data.sets import ImageSet, Splits, open_data, split_val
 from vitrail.errors import UserError
 from vitrail.files import write_whole
 from vitrail.recipes.finetune import settle
+from vitrail.tasks.caption import Caption
+from vitrail.tasks.caption_scores import CaptionMetric, human_ceiling
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.embed import Embed
 from vitrail.tasks.task import Task
@@ -44,15 +46,28 @@ def begin(
     device: str | None,
 ) -> dict[str, Any]:
     """Train a recipe on `data`, from the weights `init` or from scratch; `change` sets fields. Returns the scores."""
+    if init is not None:
+        recipe = recipes.TUNED.get(recipe, recipe)
     name = recipe(1).data
+    if data is None and name == "folder":
+        raise UserError("say which pictures: --data with a folder that holds a folder a class, or a built-in name")
     data = data or name
     splits = open_for(recipe(1).task, data, name)
     if not len(splits.train):
         raise UserError(f"{data} has no training part: add one, or score a model on it with `vitrail eval`")
     run = recipe(len(splits.train))
     if (init := init or run.init) is not None:
-        run = recipes.from_weights(run, init, zoo.encoder_of(zoo.load(init)).config)
+        weights = zoo.load(init)
+        # Pictures come at the size that the checkpoint prepares them at; DINOv2's positions are for larger ones.
+        config = replace(zoo.encoder_of(weights).config, image_size=weights.preprocess.size)
+        run = recipes.from_weights(run, init, config)
+    if (channels := splits.train.channels) not in (1, 3, run.model.channels):  # others read as these two
+        log.warning("the pictures have %d channels, and so will the model", channels)
+        run = replace(run, model=replace(run.model, channels=channels))
+    given = run.model
     run = settle(run, len(splits.train), len(splits.train.classes), change)
+    if init is not None:
+        recipes.check_architecture(init, given, run.model)
     run = replace(run, data=str(data))
     folder = RunFolder(out or Path("runs") / f"{run.recipe}-{run.seed}")
     chosen = choose_device(device)
@@ -99,7 +114,7 @@ def examples(parts: Parts, count: int = 24) -> list[dict[str, Any]]:
         image.save(buffer, "PNG")
         answer = task.predict([picture])[0]
         says = (
-            {"caption": answer.caption, "reference": chosen.captions[i][0]}
+            {"caption": answer.caption, "references": chosen.captions[i]}
             if isinstance(chosen, CaptionSet)
             else {"label": chosen.classes[int(chosen.labels[i])], "predictions": answer.labels[:3]}
         )
@@ -108,13 +123,26 @@ def examples(parts: Parts, count: int = 24) -> list[dict[str, Any]]:
 
 
 def score(
-    source: str, data: str, split: str | None, device: str | None, probe: bool = False
+    source: str,
+    data: str,
+    split: str | None,
+    device: str | None,
+    probe: bool = False,
+    shuffle: bool = False,
+    change: Callable[[Task], None] | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """The name of the part that was read, and the scores of a model on it; with `probe` also of its features.
 
-    An encoder without a head has those of its features alone.
+    An encoder without a head has those of its features alone. `shuffle` gives each picture the captions of another
+    one. `change` is called with the model first.
     """
     task = zoo.load(source, device=choose_device(device))
+    if change is not None:
+        change(task)
+    if isinstance(task, Caption) and not probe:
+        return score_captions(task, data, split, shuffle)
+    if shuffle:
+        raise UserError(f"--shuffle-images is for captioners, and {source} holds the task {task.name}: leave it out")
     if probe or isinstance(task, Embed):
         return score_features(task, open_data(data), split)
     if not isinstance(task, Classify):
@@ -122,6 +150,24 @@ def score(
     name, part = choose_part(open_data(data), split)
     loader = evaluation_loader(task, in_order_of(part, task), choose_device(device))
     return name, evaluate(task, loader)
+
+
+def score_captions(task: Caption, data: str, split: str | None, shuffle: bool) -> tuple[str, dict[str, Any]]:
+    """The part's name and the scores of a captioner's captions of it, as docs/captioning.md tells them."""
+    splits = open_captions(data)
+    name, part = choose_part(splits, split)
+    assert isinstance(part, CaptionSet)
+    seen = [text for texts in splits.train.captions for text in texts] if name != "train" else []
+    loader = evaluation_loader(task, part.shuffled() if shuffle else part, next(task.parameters()).device)
+    scores = evaluate(task, loader, metric=CaptionMetric(seen=seen or None, java=None))
+    return name, {**scores, "shuffled": True} if shuffle else scores
+
+
+def score_people(data: str, split: str | None) -> tuple[str, dict[str, Any]]:
+    """The part's name and what its own captions come to: each as the answer, with the picture's others to compare."""
+    name, part = choose_part(open_captions(data), split)
+    assert isinstance(part, CaptionSet)
+    return name, {**human_ceiling(dict(enumerate(part.captions))), "count": len(part)}
 
 
 def score_features(task: Task, splits: Splits, split: str | None) -> tuple[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ from vitrail.tasks.task import Task
 from vitrail.train.lora import add_lora
 from vitrail.train.optim import layer_of
 
-Method = Literal["auto", "full", "linear", "lora", "last-blocks", "knn"]
+Method = Literal["auto", "full", "frozen", "linear", "lora", "last-blocks", "knn"]
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,9 @@ class Tune:
     """What moves. Methods other than `full` need weights to start from."""
 
     method: Method = "full"
-    """full: all weights; linear: a new head alone, solved; lora: low-rank differences of the blocks' matrices;
-    last-blocks: the last few blocks; knn: nothing, the pictures are remembered; auto: by the size of the data"""
+    """full: all weights; frozen: what follows the encoder; linear: a new head alone, solved; lora: low-rank differences
+    of the blocks' matrices; last-blocks: the last few blocks; knn: nothing, the pictures are remembered; auto: by the
+    size of the data"""
     lora_rank: int = 8
     """rank of LoRA's differences"""
     lora_alpha: float = 16.0
@@ -46,13 +47,13 @@ def tune(task: Task, config: Tune) -> None:
     if config.method == "full":
         return
     if config.frozen and not isinstance(task, Classify):
-        raise UserError(f"method {config.method} is for classification: choose full, lora or last-blocks")
+        raise UserError(f"method {config.method} is for classification: choose frozen, full, lora or last-blocks")
     encoder = getattr(task, "encoder", None)
     assert isinstance(encoder, nn.Module)
     encoder.requires_grad_(False)
     blocks = getattr(encoder, "blocks", None)
-    if not config.frozen and not isinstance(blocks, nn.ModuleList):
-        raise UserError(f"method {config.method} needs an encoder of blocks, such as a ViT: choose full, linear or knn")
+    if config.method in ("lora", "last-blocks") and not isinstance(blocks, nn.ModuleList):
+        raise UserError(f"method {config.method} needs an encoder of blocks, such as a ViT: choose full or frozen")
     if config.method == "lora":
         assert blocks is not None
         add_lora(blocks, config.lora_rank, config.lora_alpha)
@@ -64,7 +65,8 @@ def tune(task: Task, config: Tune) -> None:
             parameter.requires_grad_(layer_of(f"encoder.{name}", len(blocks)) > len(blocks) - config.last_blocks)
     # No graph is kept below the first part that learns, so the frozen ones cost a forward pass alone. They stay in
     # evaluation mode, or batch norm's statistics would move.
-    task.frozen = [part for part in _parts(encoder) if not any(p.requires_grad for p in part.parameters())]
+    still = [part for part in _parts(encoder) if not any(p.requires_grad for p in part.parameters())]
+    task.frozen = [*task.frozen, *still]
 
 
 def _parts(encoder: nn.Module) -> Iterator[nn.Module]:

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from vitrail.baselines import CNN, ResNet
 from vitrail.data.decode import Preprocess
 from vitrail.errors import UserError
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.embed import Embed
+from vitrail.tasks.encoder import Encoder
 from vitrail.tasks.task import Task
 from vitrail.vit import ViT, ViTConfig, config_for
 from vitrail.zoo import hub
@@ -160,7 +162,10 @@ def change_channels(task: Task, channels: int) -> None:
     old = encoder.config.channels
     if channels == old:
         return
-    first = next(module for module in encoder.patches.modules() if isinstance(module, nn.Conv2d))
+    seeing = encoder.patches if isinstance(encoder, ViT) else encoder
+    first = next((module for module in seeing.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is None:
+        raise UserError(f"the {type(encoder).__name__} of task {task.name} reads {old} channels alone: train a new one")
     places = torch.arange(channels) % old
     # To one channel the filters are summed: a grey picture then looks as it did with its channel repeated.
     weight = first.weight.sum(1, keepdim=True) if channels == 1 else first.weight[:, places] * old / channels
@@ -176,15 +181,31 @@ def change_channels(task: Task, channels: int) -> None:
 
 def change_size(task: Task, size: tuple[int, int]) -> None:
     """Interpolate what is learned of places for pictures of `size` (height, width), and prepare them to it."""
-    encoder_of(task).resize(size)
+    encoder = encoder_of(task)
+    if isinstance(encoder, ViT):
+        encoder.resize(size)
+    elif isinstance(encoder, CNN | ResNet):  # these take any size as they are
+        encoder.config = replace(encoder.config, image_size=size)
+    elif size != encoder.config.image_size:
+        fixed = "x".join(map(str, encoder.config.image_size))
+        raise UserError(f"the {type(encoder).__name__} of task {task.name} reads pictures of {fixed} alone: keep these")
     task.preprocess = replace(task.preprocess, size=size)
 
 
-def encoder_of(task: Task) -> ViT:
-    """The task's Vision Transformer."""
+def change_drop_path(task: Task, drop_path: float) -> None:
+    """Let the blocks be skipped in training with another chance. There are no weights in that."""
+    encoder = encoder_of(task)
+    if isinstance(encoder, ViT) and drop_path != encoder.config.drop_path:
+        fresh = ViT(replace(encoder.config, drop_path=drop_path))
+        fresh.load_state_dict(encoder.state_dict(), assign=True)
+        task.encoder = fresh.train(encoder.training)
+
+
+def encoder_of(task: Task) -> Encoder:
+    """The task's encoder: a Vision Transformer, or one of `baselines/`."""
     encoder = getattr(task, "encoder", None)
-    if not isinstance(encoder, ViT):
-        raise UserError(f"the model of task {task.name} has no Vision Transformer to change")
+    if not isinstance(encoder, Encoder):
+        raise UserError(f"the model of task {task.name} has no encoder that vitrail could change or train on")
     return encoder
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from vitrail.data.decode import MAX_CHANNELS
 from vitrail.errors import UserError
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.embed import Embed
@@ -23,10 +24,13 @@ from vitrail.tasks.task import Task
 from vitrail.zoo.files import first_line, open_files
 from vitrail.zoo.source import Files, Found, Source
 
-SOURCES = ("native", "google", "sam", "originals", "timm", "huggingface", "torchvision")
+SOURCES = ("native", "captioners", "google", "sam", "originals", "timm", "huggingface", "torchvision")
 """modules of this folder, asked in this order whether a checkpoint is theirs"""
 MAX_PIXELS = 1 << 14
 """a side that a config may ask for; a hostile one could ask for positions that fill the memory"""
+BLOCKS = ("depth", "num_hidden_layers", "num_layers", "layers")
+CHANNELS = ("channels", "num_channels", "in_chans")
+"""what configs call them"""
 
 # What people have beside ViTs: a pattern that some weight's name matches, and what it is.
 FOREIGN = (
@@ -50,7 +54,7 @@ def source_named(name: str) -> Source:
 def recognise(path: Path) -> tuple[Files, Source, Found]:
     """The files at `path`, whose they are, and what they hold."""
     files = open_files(path)
-    _check_depth(files)
+    _check_counts(files)
     for name in [name for name in SOURCES if find_spec(f"vitrail.zoo.{name}")]:
         source = source_named(name)
         with _one_line(f"{path} looks like a checkpoint of {source.NAME}, but does not describe a model"):
@@ -73,15 +77,22 @@ def _one_line(message: str) -> Iterator[None]:
         raise UserError(f"{message} ({reason}): choose another checkpoint") from error
 
 
-def _check_depth(files: Files) -> None:
-    """Refuse a config that asks for more blocks than there are weights, before a table of a billion rows is made."""
+def _check_counts(files: Files) -> None:
+    """Refuse a config that asks for more blocks than there are weights, or for channels that no picture has.
+
+    Tables are made a row a block, and statistics a number a channel: a billion of them would take minutes.
+    """
     values = [files.json.get("config.json")]
+    limits = {**dict.fromkeys(BLOCKS, len(files.weights)), **dict.fromkeys(CHANNELS, MAX_CHANNELS)}
     while values:
         value = values.pop()
         if isinstance(value, dict):
-            for name in ("depth", "num_hidden_layers", "num_layers", "layers"):
-                if isinstance(depth := value.get(name), int) and depth > len(files.weights):
-                    raise UserError(f"{files.path}: its config and its weights contradict each other at {name} {depth}")
+            for name in limits.keys() & value.keys():
+                if isinstance(value[name], int) and value[name] > limits[name]:
+                    wanted = str(value[name])[:20]
+                    raise UserError(
+                        f"{files.path}: its config and its weights contradict each other at {name} {wanted}"
+                    )
             values += value.values()
 
 
@@ -98,6 +109,8 @@ def _what_else(files: Files) -> str:
 
 def assemble(files: Files, found: Found, dtype: torch.dtype | None = None) -> Task:
     """The model, in `dtype` (float32 if left out). A weight that is used as it is stays memory-mapped."""
+    if found.ready is not None:
+        return found.ready().to(dtype or torch.float32).eval()
     _check_names(files, found)
     with _one_line(f"{files.path} does not describe a model"), torch.device("meta"), _Untouched():
         task = _build(files, found)
@@ -167,17 +180,17 @@ def _and_more(names: list[str]) -> str:
 
 def _weight(files: Files, found: Found, name: str, target: Tensor, dtype: torch.dtype) -> Tensor:
     names, make, _ = found.weights[name]
+    parts = [files.weights[n] for n in names]
+    for n, part in zip(names, parts, strict=True):
+        if part.is_floating_point() != target.is_floating_point():
+            raise UserError(f"{files.path}: {n} holds {part.dtype}: give weights that are not quantised")
     if make is None:
-        shape = files.shapes[names[0]]
-        _check_shape(files, names, shape, target)
-        value = files.weights[names[0]]
+        value = parts[0]
     else:
         shapes = ", ".join(str(list(files.shapes[n])) for n in names)
         with _one_line(f"{files.path}: {names[0]} has a shape {shapes} that its config contradicts"):
-            value = make(*(files.weights[n] for n in names)).contiguous()
-        _check_shape(files, names, tuple(value.shape), target)
-    if value.is_floating_point() != target.is_floating_point():
-        raise UserError(f"{files.path}: {names[0]} holds {value.dtype}: give weights that are not quantised")
+            value = make(*parts).contiguous()
+    _check_shape(files, names, tuple(value.shape), target)
     value = value.to(dtype) if target.is_floating_point() else value.to(target.dtype)
     # A zip archive puts arrays anywhere; PyTorch's own are at least aligned to their numbers.
     return value.clone() if value.data_ptr() % value.element_size() else value

@@ -1,17 +1,26 @@
 """Checkpoints of the Hugging Face Hub, through huggingface_hub: its cache, its tokens, `HF_ENDPOINT`, `HF_HUB_OFFLINE`.
 
-Only the files that a model needs are fetched: its weights (safetensors first) and the texts beside them.
+Only the files that a model needs are fetched: its weights (safetensors first) and the texts beside them. Where the Hub
+does not answer within seconds, the cache alone is asked.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 from pathlib import Path
 
 from vitrail.errors import UserError
 from vitrail.zoo.files import ENDINGS, WEIGHTS, first_line, read_json
 
+log = logging.getLogger("vitrail")
+
 TEXTS = ("preprocessor_config.json", "generation_config.json")
+WORDS = ("vocab_size", "text_config", "decoder")
+"""entries of a config whose model has words"""
+OLD_TOKENIZERS = ("tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
+"""what stands in for `tokenizer.json` in older repositories"""
 
 
 def is_id(source: str) -> bool:
@@ -37,6 +46,10 @@ def fetch(source: str, revision: str | None = None) -> Path:
             return weights
     for name in TEXTS:
         repository.get(name)
+    words = config is not None and read_json(config).keys() & set(WORDS)
+    if words and repository.get("tokenizer.json") is None:
+        for name in OLD_TOKENIZERS:
+            repository.get(name)
     return weights.parent
 
 
@@ -45,23 +58,53 @@ class Repository:
 
     def __init__(self, name: str, revision: str) -> None:
         self.name, self.revision = name, revision
+        # huggingface_hub reads the variable when it is imported, which may have been long ago.
+        self.endpoint = (os.environ.get("HF_ENDPOINT") or "").rstrip("/") or None
         self.away: Exception | None = None
         """why the Hub was not reached; from then on only the cache is asked"""
+        self.said = True
+        """whether a person knows, or asked for it"""
+        self.ask()
+
+    def ask(self) -> None:
+        """Find out whether the Hub answers. huggingface_hub itself would try again for minutes before it says so."""
+        from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+        try:
+            url = hf_hub_url(self.name, "config.json", revision=self.revision, endpoint=self.endpoint)
+            get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        except HFValidationError as error:
+            raise self.refusal(error) from error
+        except HfHubHTTPError as error:
+            status = error.response.status_code if error.response is not None else 500
+            if status in (408, 429) or status >= 500:  # of other codes, the download says what is wrong
+                self.away, self.said = error, False
+        except OfflineModeIsEnabled as error:
+            self.away = error
+        except Exception as error:  # the network libraries beneath have many kinds
+            self.away, self.said = error, False
 
     def get(self, file: str) -> Path | None:
         """One file's place in the cache. None where the repository has none of that name."""
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+        here = self.away is not None
         try:
-            path = hf_hub_download(self.name, file, revision=self.revision, local_files_only=self.away is not None)
-        except RemoteEntryNotFoundError:
-            return None
+            path = hf_hub_download(
+                self.name, file, revision=self.revision, endpoint=self.endpoint, local_files_only=here
+            )
         except LocalEntryNotFoundError as error:
             self.away = self.away or error
             return None
-        except Exception as error:  # the network libraries beneath have many kinds
+        except EntryNotFoundError:
+            return None
+        except Exception as error:
             raise self.refusal(error) from error
+        if not self.said:
+            log.warning("the Hub cannot be reached: %s comes from the cache", self.name)
+            self.said = True
         depth = len(Path(file).parts)
         self.revision = Path(path).parts[-depth - 1]
         return Path(path)
@@ -77,14 +120,16 @@ class Repository:
 
     def get_only_file(self) -> Path:
         """The one checkpoint of a repository where nothing has a usual name."""
-        from huggingface_hub import HfApi
+        from huggingface_hub import HfApi, constants
 
         if self.away:
             raise self.refusal(self.away)
+        patience = constants.HF_HUB_ETAG_TIMEOUT
         try:
-            names = HfApi().list_repo_files(self.name, revision=self.revision)
+            info = HfApi(self.endpoint).model_info(self.name, revision=self.revision, timeout=patience)
         except Exception as error:
             raise self.refusal(error) from error
+        names = [file.rfilename for file in info.siblings or ()]
         files = [name for name in names if name.endswith(ENDINGS) and "/" not in name]
         path = self.get(files[0]) if len(files) == 1 else None
         if path is None:
@@ -105,7 +150,7 @@ class Repository:
             return UserError(f"{self.name} has no revision {self.revision!r} on the Hub: check it, or leave it out")
         if isinstance(error, errors.HFValidationError):
             return UserError(f"{missing} the Hub allows no such name: check the spelling")
-        if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+        if error is self.away or isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
             return UserError(
                 f"{missing} the Hub cannot be reached for it, nor is it in the cache: check the path or the network, "
                 "and HF_HUB_OFFLINE and HF_ENDPOINT where they are set"

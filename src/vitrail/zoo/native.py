@@ -20,6 +20,8 @@ from vitrail.tasks.embed import Embed
 from vitrail.tasks.encoder import KINDS, encoder_for
 from vitrail.tasks.knn import KNN
 from vitrail.tasks.task import Task
+from vitrail.zoo import captioners
+from vitrail.zoo.files import first_line
 from vitrail.zoo.source import Files, Found, Weight
 
 NAME = "vitrail"
@@ -79,10 +81,28 @@ def _text(path: Path) -> str:
         raise UserError(f"{path} cannot be read: it is missing or damaged, and the captions need it") from error
 
 
+def _tokenizer(config: dict[str, Any], files: Files) -> Tokenizer:
+    """The checkpoint's own: another one would turn its captions into nonsense."""
+    path = files.path / "tokenizer.json"
+    text = _text(path)
+    try:
+        tokenizer = Tokenizer.from_json(text)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    rows = files.shapes.get("decoder.bias", (tokenizer.size,))[0]
+    if tokenizer.size != rows:
+        raise UserError(f"{path} has {tokenizer.size} entries where the weights have {rows}: put its own file back")
+    if config.get("tokenizer", tokenizer.fingerprint) != tokenizer.fingerprint:
+        raise UserError(f"{path} belongs to another checkpoint, with other words: put its own file back")
+    return tokenizer
+
+
 def build(config: dict[str, Any], files: Files) -> Task:
     """The task of a config, with fresh weights."""
     path = files.path
     try:
+        if "transformers" in config or "language" in config:
+            return captioners.rebuilt(config, _text(path / "tokenizer.json"), files.shapes)
         encoder = encoder_for(described(config["encoder"], KINDS, "vit"))
         preprocess = Preprocess.from_dict(config["preprocess"])
         if config["task"] == "classify":
@@ -90,13 +110,12 @@ def build(config: dict[str, Any], files: Files) -> Task:
         if config["task"] == "knn":
             return KNN(encoder, config["classes"], preprocess, config["pictures"])
         if config["task"] == "caption":
-            tokenizer = Tokenizer.from_json(_text(path / "tokenizer.json"))
-            return Caption(encoder, rebuild(Captioning, config["captioning"]), tokenizer, preprocess)
+            return Caption(encoder, rebuild(Captioning, config["captioning"]), _tokenizer(config, files), preprocess)
         if config["task"] == "embed":
             return Embed(encoder, preprocess)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path / 'config.json'} does not describe a model ({error}): choose another checkpoint"
+            f"{path / 'config.json'} does not describe a model ({first_line(error)}): choose another checkpoint"
         ) from error
     raise UserError(
         f"{path} holds the task {config['task']!r}, which this version of vitrail does not know: upgrade it"

@@ -71,6 +71,8 @@ class Found:
     """what a person should know, such as a default that stands in for a missing file"""
     task: Callable[[], Task] | None = None
     """builds the model, with fresh weights, where it is more than an encoder and a head: vitrail's own"""
+    ready: Callable[[], Task] | None = None
+    """gives the model with its weights, where another library puts them in"""
 
 
 class Source(Protocol):

@@ -61,9 +61,7 @@ def read(files: Files) -> Found:
     """The model, its classes, and how its pictures are prepared."""
     notes: list[str] = []
     name, given, settings = _named(files, notes)
-    values: Arguments = (
-        table()[name] | {"in_chans": _channels(files)} | {k: v for k, v in given.items() if v is not None}
-    )
+    values: Arguments = table()[name] | {"in_chans": _channels(files)} | given
     pictures = values["pictures"] | {k: v for k, v in settings.items() if v is not None and k in values["pictures"]}
     size = _size(values, given, pictures)
     encoder = encoder_config(values, _fitting(files, values, size, notes))
@@ -305,34 +303,57 @@ def write(task: Task, folder: Path) -> None:
 
 IGNORED: dict[str, Any] = {"drop_path": 0.0, "dropout": 0.0, "attention_init": "xavier"}
 """fields that training alone reads"""
-IGNORED_PARTS: dict[str, Any] = {"resampling": "antialias", "relative_resampling": "geometric", "floor_grid": False}
+OTHER_SIZES: dict[str, Any] = {"resampling": "antialias", "resizing": None, "relative_resampling": "geometric"}
+OTHER_SIZES |= {"floor_grid": True}
 """fields for other sizes than the model's own, where timm goes its own way"""
 
 
 def closest(config: ViTConfig) -> tuple[str, Arguments]:
-    """The architecture that is this config with the fewest arguments, and those arguments."""
-    wanted, best = _canonical(config), list[tuple[int, str, Arguments]]()
-    near: tuple[int, str, list[str]] = (1000, "", [])
-    for name in sorted(table(), key=_plainness):
+    """An architecture that can be this config and needs few arguments to be it, and those arguments."""
+    wanted = _canonical(config)
+    found: dict[str, Arguments] = {}
+    near: list[tuple[int, str, list[str]]] = []
+    for name in sorted(table(), key=lambda name: _unlike(name, config)):
         values = table()[name]
         given = arguments(config, values["class"])
-        found = _config(values | given, config)
-        if found != wanted:
-            differ = _differences(found, wanted)
-            near = min(near, (len(differ), name, differ))
-            continue
-        for key in list(given):
-            fewer = {k: v for k, v in given.items() if k != key}
-            if key not in ("img_size", "init_values") and _config(values | fewer, config) == wanted:
-                given = fewer
-        best.append((len(given), name, given))
-    if not best:
-        raise UserError(
-            f"timm cannot express this model's {' and '.join(near[2]) or 'parts'} (the nearest it has is {near[1]}): "
-            "convert to another layout"
-        )
-    _, name, given = min(best, key=lambda item: item[0])
-    return name, given
+        built = _config(values | given, config)
+        if built == wanted:
+            found[name] = _needed(values, given, config)
+        elif built is not None:
+            differ = _differences(built, wanted)
+            near.append((len(differ), name, differ))
+        if len(found) == LIKELY:
+            break
+    if found:
+        return min(found.items(), key=lambda item: (_unlike(item[0], config)[0], len(item[1])))
+    _, name, differ = min(near)
+    raise UserError(
+        f"timm cannot express this model's {' and '.join(differ)} (the nearest it has is {name}): "
+        "convert to another layout"
+    )
+
+
+LIKELY = 4
+"""architectures to choose from, of those that say most about a config"""
+
+
+def _unlike(name: str, config: ViTConfig) -> tuple[bool, int, bool, tuple[bool, int, str]]:
+    """How little an architecture says of a config, for sorting."""
+    values = table()[name]
+    given = arguments(config, values["class"])
+    equal = sum(1 if values[key] == given[key] else -1 for key in values.keys() & given.keys() - {"img_size"})
+    size = tuple(values["pictures"]["input_size"][-2:])
+    return values.get("resizing") != config.variant.resizing, -equal, size != config.image_size, _plainness(name)
+
+
+def _needed(values: Arguments, given: Arguments, config: ViTConfig) -> Arguments:
+    """Those of `given` that an architecture with `values` does not mean by itself; the size is always said."""
+    wanted = _canonical(config)
+    for key in list(given):
+        fewer = {k: v for k, v in given.items() if k != key}
+        if key not in ("img_size", "init_values") and _config(values | fewer, config) == wanted:
+            given = fewer
+    return given
 
 
 def _config(values: Arguments, like: ViTConfig) -> ViTConfig | None:
@@ -345,7 +366,7 @@ def _config(values: Arguments, like: ViTConfig) -> ViTConfig | None:
 def _canonical(config: ViTConfig) -> ViTConfig:
     """The same model, told in one way."""
     v = config.variant
-    parts: dict[str, Any] = {**IGNORED_PARTS, "mlp_hidden": config.hidden}
+    parts: dict[str, Any] = {**OTHER_SIZES, "mlp_hidden": config.hidden}
     if config.positions == "none" or not config.prefix_tokens:
         parts["prefix_positions"] = "class"
     elif v.prefix_positions == "class" and not config.registers:
@@ -363,10 +384,8 @@ def _canonical(config: ViTConfig) -> ViTConfig:
     return replace(config, **fields, variant=replace(v, **parts))
 
 
-def _differences(found: ViTConfig | None, wanted: ViTConfig) -> list[str]:
+def _differences(found: ViTConfig, wanted: ViTConfig) -> list[str]:
     """Names of the fields that differ."""
-    if found is None:
-        return ["parts"] * 100
     one, two = (asdict(config) | asdict(config)["variant"] for config in (found, wanted))
     return [key for key in one if key != "variant" and one[key] != two[key]]
 
@@ -395,7 +414,8 @@ def reference(files: Files) -> Callable[[Tensor], dict[str, Tensor]] | None:
     name, given, _ = _named(files, [])
     assert found.encoder is not None
     size = {"img_size": found.encoder.image_size, "in_chans": found.encoder.channels}
-    model: Any = timm.create_model(name, **{**given, **size, "num_classes": len(found.classes or [])}).eval()
+    build = timm.model_entrypoint(name)  # `create_model` would drop arguments that are None
+    model: Any = build(**{**given, **size, "num_classes": len(found.classes or [])}).eval()
     weights = {key: value.float() for key, value in files.weights.items() if key not in found.left}
     model.load_state_dict(weights)
 

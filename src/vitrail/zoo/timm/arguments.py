@@ -98,6 +98,7 @@ def _vision_transformer(given: Given, size: tuple[int, int]) -> ViTConfig:
         raise UserError(f"timm's attn_layer={attention!r} is not known to vitrail")
     registers = given("reg_tokens", 0)
     variant: Arguments = {
+        "resizing": given("resizing"),
         "norm": norm,
         "norm_patches": given("embed_norm_layer") is not None,
         "norm_before": given("pre_norm", False),
@@ -148,9 +149,12 @@ def _eva(given: Given, size: tuple[int, int]) -> ViTConfig:
     if gated and (align := given("swiglu_align_to", 0)):
         hidden += -hidden % align
     kv_heads = given("num_kv_heads")
-    kv_heads = [kv_heads] * given("depth") if isinstance(kv_heads, int) else list(kv_heads or [])[: given("depth")]
+    kv_heads = [kv_heads] * given("depth") if isinstance(kv_heads, int) else list(kv_heads or [])
+    if len(kv_heads) not in (0, given("depth")):
+        raise UserError(f"timm's num_kv_heads has {len(kv_heads)} numbers: it needs one for each of {given('depth')} blocks")
     registers = given("num_reg_tokens", 0)
-    given("qkv_fused"), given("swiglu_align_to"), given("rope_rotate_half"), given("rope_temperature")
+    pool_heads, pool_ratio = given("attn_pool_num_heads", heads), given("attn_pool_mlp_ratio", ratio)
+    given("qkv_fused"), given("swiglu_align_to")  # how weights are kept, and what a gate alone asks
     variant: Arguments = {
         "norm": norm,
         "norm_before": given("use_pre_transformer_norm", False),
@@ -172,8 +176,8 @@ def _eva(given: Given, size: tuple[int, int]) -> ViTConfig:
     if pool == "attention":
         variant |= {
             "pool_prefix": True,
-            "pool_heads": given("attn_pool_num_heads", heads),
-            "pool_hidden": int(width * given("attn_pool_mlp_ratio", ratio)),
+            "pool_heads": pool_heads,
+            "pool_hidden": int(width * pool_ratio),
             "pool_activation": "gelu",
         }
     return _common(
@@ -258,7 +262,7 @@ def arguments(config: ViTConfig, kind: str) -> Arguments:
         "mlp_ratio": _ratio(c.hidden, c.width),
         "qkv_bias": c.qkv_bias,
         "init_values": c.layer_scale,
-        "global_pool": pools.get(c.pool, c.pool),
+        "global_pool": pools.get(c.pool, "avg"),
     }
     if v.backbone == "none":
         values["patch_size"] = c.patch
@@ -361,21 +365,23 @@ CLASSES: dict[str, Callable[[Given, tuple[int, int]], ViTConfig]] = {
 
 
 def _rotary(given: Given) -> Arguments:
-    if not given("use_rot_pos_emb", False):
-        return {}
     kinds = {"cat": "axial", "dinov3": "centred", "mixed": "mixed"}
     kind, offset, reference = given("rope_type", "cat"), given("rope_grid_offset", 0.0), given("ref_feat_shape")
+    temperature, half = given("rope_temperature", 10_000.0), given("rope_rotate_half", False)
+    columns = given("rope_grid_indexing", "ij") == "xy"
+    if not given("use_rot_pos_emb", False):
+        return {}
     if kind not in kinds or (kind != "cat" and offset):
         raise UserError(f"timm's rope_type={kind!r} with rope_grid_offset={offset} is not known to vitrail")
     if reference is not None:
         reference = (reference, reference) if isinstance(reference, int) else tuple(reference)
     return {
         "rotary": kinds[kind],
-        "rotary_temperature": float(given("rope_temperature", 10_000.0)),
+        "rotary_temperature": float(temperature),
         "rotary_reference": reference if kind == "cat" else None,
         "rotary_offset": offset,
-        "rotary_first": "columns" if given("rope_grid_indexing", "ij") == "xy" else "rows",
-        "rotary_pairs": "halves" if given("rope_rotate_half", False) else "neighbours",
+        "rotary_first": "columns" if columns else "rows",
+        "rotary_pairs": "halves" if half else "neighbours",
     }
 
 

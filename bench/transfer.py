@@ -1,0 +1,268 @@
+"""Training from the package's weights beside training from scratch: one architecture, one budget, the same pictures.
+
+    python bench/transfer.py --data DIR                      DIR holds hymenoptera/ and cifar10/
+    python bench/transfer.py --data DIR --parts hymenoptera
+    python bench/transfer.py --data DIR --out FOLDER --epochs 0.1 --pictures 100 --seeds 0     a quick try
+
+hymenoptera: all open pictures in five folds, drawn anew for each seed. Both starts see the training pictures of a fold
+as often, at the same size and with the same augmentation; the score is that of the last step, on the fold that was
+left out. From the weights it is the recipe `finetune` with the method that it chooses; from scratch all weights move,
+with the optimizer of the recipe for such sets, `folder`. k-NN and the linear probe read the same folds.
+
+cifar10: pictures at twice the side that the weights were trained at, on a part of the training pictures; from scratch
+with the optimizer of `cifar10-quick`, which the weights themselves were trained with.
+
+Rows that results/transfer.json holds from the same settings are kept, so a stopped measurement goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from record import RESULTS, record
+from torch import Tensor
+
+from vitrail import recipes, zoo
+from vitrail.data.augment import Augment
+from vitrail.data.sets import ImageSet, Splits, open_data
+from vitrail.recipes import RECIPES
+from vitrail.recipes.finetune import finetune, settle
+from vitrail.train.build import build, evaluation_loader
+from vitrail.train.frozen import fit_frozen
+from vitrail.train.loop import evaluate, fit
+from vitrail.train.run import Run
+from vitrail.train.start import score_features
+from vitrail.train.state import RunFolder
+from vitrail.train.tune import Tune
+
+CPU = torch.device("cpu")
+STARTS = ("weights", "scratch")
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What both starts get."""
+
+    size: int
+    """side of the pictures in pixels"""
+    epochs: float
+    batch_size: int
+    pictures: int
+    """how many to train on; of the set, the first in an order drawn with seed 0. 0 for all"""
+    test: int
+    """how many to test on; 0 for all"""
+    scratch: str
+    """the recipe whose optimizer trains from scratch"""
+    shift: int = 0
+    """pixels that pictures move by in training, as they did for the weights; 0 for the recipe's own crops"""
+
+
+BUDGETS = {
+    "hymenoptera": Budget(size=48, epochs=10, batch_size=16, pictures=0, test=0, scratch="folder"),
+    "cifar10": Budget(size=64, epochs=1, batch_size=64, pictures=8_000, test=0, scratch="cifar10-quick", shift=8),
+}
+FOLDS = 5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--parts", nargs="+", choices=BUDGETS, default=list(BUDGETS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=float, help="in place of the budget's")
+    parser.add_argument("--pictures", type=int, help="to train and to test on, in place of the budget's")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of transfer.json")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for part in options.parts:
+        budget = BUDGETS[part]
+        if options.epochs is not None:
+            budget = replace(budget, epochs=options.epochs)
+        if options.pictures is not None:
+            budget = replace(budget, pictures=options.pictures, test=options.pictures)
+        measure(part, options.data / part, budget, options.seeds, options.out)
+
+
+def measure(part: str, data: Path, budget: Budget, seeds: list[int], out: Path) -> None:
+    """Make the rows that are missing, and write the file after each."""
+    cases, summary = {"hymenoptera": (ants_and_bees, of_folds), "cifar10": (larger, of_seeds)}[part]
+    file = out / "transfer.json"
+    rows = json.loads(file.read_text())["rows"] if file.exists() else {}
+    settings = asdict(budget)
+    kept = rows.get(part, {})
+    runs: list[Row] = kept["runs"] if kept.get("settings") == settings else []
+    for key, run in cases(data, budget, seeds):
+        if any(key.items() <= row.items() for row in runs):
+            continue
+        began = time.process_time()
+        runs.append({**key, **run(), "seconds": round(time.process_time() - began, 1)})
+        print(part, runs[-1], flush=True)
+        rows[part] = {
+            "settings": settings,
+            "seeds": len({row["seed"] for row in runs if "seed" in row}),
+            **summary(runs),
+            "runs": runs,
+        }
+        record("transfer", rows, out)
+
+
+Cases = Iterator[tuple[Row, Callable[[], Row]]]
+"""what names a row, and what makes the rest of it"""
+
+
+def ants_and_bees(data: Path, budget: Budget, seeds: list[int]) -> Cases:
+    """Every fold and seed from either start, and the features as they are."""
+    opened = open_data(data)
+    whole = some(joined([part for part in (opened.train, opened.val, opened.test) if part]), budget.pictures)
+    for seed in seeds:
+        for fold, left_out in enumerate(folds(whole.labels, FOLDS, seed)):
+            rest = torch.ones(len(whole), dtype=torch.bool)
+            rest[left_out] = False
+            splits = Splits(whole.subset(rest.nonzero()[:, 0]), test=whole.subset(left_out))
+            for start in STARTS:
+                yield {"seed": seed, "fold": fold, "start": start}, partial(train, splits, start, budget, seed)
+            yield {"seed": seed, "fold": fold, "start": "features"}, partial(probes, splits, budget)
+
+
+def larger(data: Path, budget: Budget, seeds: list[int]) -> Cases:
+    """Every seed from either start; the weights as they are, at their own size and at the larger one."""
+    opened = open_data(data)
+    assert opened.test is not None
+    splits = Splits(some(opened.train, budget.pictures), test=some(opened.test, budget.test))
+    for side in (None, budget.size):
+        yield {"start": "untouched", "size": side or "own"}, partial(untouched, splits, side)
+    for seed in seeds:
+        for start in STARTS:
+            yield {"seed": seed, "start": start}, partial(train, splits, start, budget, seed)
+
+
+def train(splits: Splits, start: str, budget: Budget, seed: int) -> Row:
+    """Top-1 on the test part after the last step."""
+    run = planned(splits.train, start, budget, seed)
+    with tempfile.TemporaryDirectory() as place:
+        parts, steps = build(run, splits, CPU)
+        folder = RunFolder(Path(place) / "run")
+        folder.begin(run, parts.task.classes)
+        scores = fit_frozen(run, parts, folder) if run.tune.frozen else fit(run, parts, folder, steps)
+    method = run.tune.method if run.init else "from scratch"
+    return {"method": method, "lr": run.optim.lr, "steps": steps, "top1": scores["top1"], "count": scores["count"]}
+
+
+def planned(part: ImageSet, start: str, budget: Budget, seed: int) -> Run:
+    """The run of either start: they differ in the first weights, in what moves, and in the optimizer."""
+    task = zoo.load("classify")
+    run = recipes.from_weights(finetune(len(part)), "classify", zoo.encoder_of(task).config)
+
+    def change(run: Run) -> Run:
+        # One evaluation, at the end: no step is chosen, so that noise in choosing does not blur the difference.
+        run = replace(run, seed=seed, epochs=budget.epochs, eval_every=budget.epochs, batch_size=budget.batch_size)
+        if budget.shift:
+            run = replace(run, augment=Augment(crop="shift", shift=budget.shift, flip=True))
+        return replace(run, workers=0, model=replace(run.model, image_size=(budget.size, budget.size)))
+
+    run = settle(run, len(part), len(part.classes), change)
+    if start == "weights":
+        return run
+    own, recipe = task.preprocess, RECIPES[budget.scratch](len(part))
+    return replace(run, init=None, tune=Tune(), optim=recipe.optim, mean=own.mean, std=own.std)
+
+
+def probes(splits: Splits, budget: Budget) -> Row:
+    """k-NN and linear probe of the weights' features, learned from the training part."""
+    task = zoo.load("classify", classes=0, image_size=budget.size)
+    _, scores = score_features(task, splits, "test")
+    return {name: scores[name] for name in ("knn_top1", "linear_top1", "count")}
+
+
+def untouched(splits: Splits, side: int | None) -> Row:
+    """The classifier that the package carries, without any training."""
+    assert splits.test is not None
+    task = zoo.load("classify", image_size=side)
+    return {"top1": evaluate(task, evaluation_loader(task, splits.test, CPU))["top1"], "count": len(splits.test)}
+
+
+def of_folds(runs: list[Row]) -> Row:
+    """Means over folds and seeds, and the gain of pairs with the same fold and seed.
+
+    The training parts of the folds overlap, so pairs are not independent: beside the plain standard error stands the
+    one that Nadeau and Bengio (2003) correct for it, with a test part a quarter of the training part.
+    """
+    found = {f"{start}_top1": values for start in STARTS if (values := column(runs, start, "top1"))}
+    found |= {name: values for name in ("knn_top1", "linear_top1") if (values := column(runs, "features", name))}
+    summary: Row = {name: statistics.mean(values.values()) for name, values in found.items()}
+    gains = paired(runs)
+    if len(gains) > 1:
+        spread = statistics.stdev(gains)
+        summary |= {
+            "pairs": len(gains),
+            "gain": statistics.mean(gains),
+            "gain_standard_error": spread / math.sqrt(len(gains)),
+            "gain_corrected_standard_error": spread * math.sqrt(1 / len(gains) + 1 / (FOLDS - 1)),
+        }
+    return summary
+
+
+def of_seeds(runs: list[Row]) -> Row:
+    """Means and spread over seeds, and the gain of pairs with the same seed."""
+    summary: Row = {}
+    for row in runs:
+        if row["start"] == "untouched":
+            summary["untouched_top1" if row["size"] == "own" else "untouched_at_twice_the_size_top1"] = row["top1"]
+    for start in STARTS:
+        if values := column(runs, start, "top1").values():
+            summary |= {f"{start}_top1": statistics.mean(values), f"{start}_spread": max(values) - min(values)}
+    if gains := paired(runs):
+        summary |= {"pairs": len(gains), "gain": statistics.mean(gains), "least_gain": min(gains)}
+    return summary
+
+
+def column(runs: list[Row], start: str, name: str) -> dict[tuple[int, int], float]:
+    """A score of each seed and fold."""
+    return {(row.get("seed", 0), row.get("fold", 0)): row[name] for row in runs if row["start"] == start}
+
+
+def paired(runs: list[Row]) -> list[float]:
+    """How much better the weights did than scratch, for each seed and fold that has both."""
+    weights, scratch = (column(runs, start, "top1") for start in STARTS)
+    return [weights[key] - scratch[key] for key in sorted(weights.keys() & scratch.keys())]
+
+
+def folds(labels: Tensor, count: int, seed: int) -> list[Tensor]:
+    """The pictures of each fold, int64; each class is spread evenly over them."""
+    generator = torch.Generator().manual_seed(seed)
+    place = torch.empty_like(labels)
+    for kind in labels.unique():
+        members = (labels == kind).nonzero()[:, 0]
+        place[members[torch.randperm(len(members), generator=generator)]] = torch.arange(len(members)) % count
+    return [(place == fold).nonzero()[:, 0] for fold in range(count)]
+
+
+def joined(parts: list[ImageSet]) -> ImageSet:
+    """All parts as one set."""
+    labels = torch.cat([part.labels for part in parts])
+    keys = [key for part in parts for key in part.keys]
+    items = [part.read(i) for part in parts for i in range(len(part))]
+    return ImageSet(parts[0].name, parts[0].classes, labels, keys, items, parts[0].channels)
+
+
+def some(part: ImageSet, count: int) -> ImageSet:
+    """The first `count` pictures of an order drawn with seed 0; all in their own order for 0."""
+    if not count or count >= len(part):
+        return part
+    return part.subset(torch.randperm(len(part), generator=torch.Generator().manual_seed(0))[:count])
+
+
+if __name__ == "__main__":
+    main()

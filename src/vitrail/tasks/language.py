@@ -1,0 +1,195 @@
+"""Language models of other makers, through transformers, behind the interface of `decoders.py`.
+
+Their vocabularies have numbers of their own, and ours all begin with `<pad>`, `<start>`, `<end>` and `<unknown>`. So
+number i of theirs is i + 4 here, but for the one that ends a text, which is `END`. Nothing else in the package has to
+know of it: losses, searches and reports see one more vocabulary.
+
+Shapes are those of `decoders.py`: B pictures, K captions each, R = B * K rows, T words, M tokens of a picture, D width,
+V words. transformers is imported where a model is made, by `vitrail.zoo.captioners`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import tokenizers
+import torch
+from tokenizers import decoders
+from torch import Tensor, nn
+
+from vitrail.data.text import END, SPECIALS, START, Tokenizer
+from vitrail.errors import UserError
+from vitrail.tasks.decoders import Decoder, DecoderState
+
+OWN = len(SPECIALS)
+"""numbers that stand before theirs"""
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Of a language model's own vocabulary."""
+
+    size: int
+    """rows of its embedding"""
+    start: int
+    """what it reads before the first word"""
+    end: int
+    """what closes a text"""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.start < self.size and 0 <= self.end < self.size):
+            raise UserError(f"numbers {self.start} and {self.end} for start and end lie outside of {self.size} words")
+
+    def theirs(self, words: Tensor) -> Tensor:
+        """Our numbers as theirs. What follows an end is read as one more, and nobody looks at what comes of it."""
+        own = words.new_tensor([self.end] * OWN)
+        own[START] = self.start
+        return torch.where(words < OWN, own[words.clamp(max=OWN - 1)], words - OWN)
+
+    def ours(self, logits: Tensor) -> Tensor:
+        """Their logits [..., V] as ours [..., V + 4]; what they can't say is ruled out."""
+        out = logits.new_full((*logits.shape[:-1], OWN + self.size), -torch.inf)
+        out[..., OWN:] = logits
+        out[..., END] = logits[..., self.end]
+        out[..., OWN + self.end] = -torch.inf
+        return out
+
+
+class TheirTokenizer(Tokenizer):
+    """A language model's own tokenizer, of whatever kind the tokenizers library knows."""
+
+    def __init__(self, inner: tokenizers.Tokenizer, numbers: Numbers) -> None:
+        if (known := inner.get_vocab_size()) > numbers.size:
+            raise UserError(f"the tokenizer has {known} words and its model {numbers.size}: they are not of one kind")
+        inner.encode_special_tokens = True  # "<|endoftext|>" within a caption is text
+        inner.no_padding()
+        inner.no_truncation()
+        self.inner, self.numbers = inner, numbers
+        self.kind: Literal["bpe", "words"] = "bpe"
+
+    @property
+    def size(self) -> int:
+        return OWN + self.numbers.size
+
+    def encode(self, text: str, dropout: float = 0.0, seed: int = 0) -> list[int]:
+        """Numbers without specials."""
+        if dropout:
+            raise ValueError("another model's vocabulary has no merges to drop")
+        ids = self.inner.encode(text, add_special_tokens=False).ids
+        return [END if i == self.numbers.end else i + OWN for i in ids]
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """What each number adds to the text, one string each; joined they are the text.
+
+        Tokenizers join and clean up in many ways ("do", "n't"), so a piece is what the text up to it has in common with
+        the whole beyond the pieces before. Specials add nothing.
+        """
+        theirs = [[i - OWN] if i >= OWN else [] for i in ids]
+        whole = self._text(theirs)
+        pieces, done = [], 0
+        for place in range(1, len(theirs) + 1):
+            text = whole if place == len(theirs) else self._text(theirs[:place])
+            now = max(done, _shared(text, whole))
+            pieces.append(whole[done:now])
+            done = now
+        return pieces
+
+    def _text(self, rows: Iterable[list[int]]) -> str:
+        text = self.inner.decode([i for row in rows for i in row], skip_special_tokens=True)
+        if not isinstance(self.inner.decoder, decoders.WordPiece):
+            return text
+        # Pieces of words lose the spaces between them; transformers puts signs and short forms back to their words.
+        return re.sub(r" (?=[.?!,]|n't|'m|'s|'ve|'re)", "", text.replace(" ' ", "'"))
+
+    @classmethod
+    def from_text(cls, text: str, numbers: Numbers) -> TheirTokenizer:
+        """The inverse of `to_json`. The text is a file from outside, so a wrong one is a UserError."""
+        try:
+            inner = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises plain Exception
+            raise UserError(f"the tokenizer cannot be read: {' '.join(str(error).split())}") from None
+        return cls(inner, numbers)
+
+    def __reduce__(self) -> tuple[object, tuple[Any, ...]]:
+        return TheirTokenizer.from_text, (self.to_json(), self.numbers)
+
+
+def _shared(a: str, b: str) -> int:
+    """How many first characters two texts have in common."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+@dataclass
+class LanguageState(DecoderState):
+    """The same, with the keys and values of the words so far in transformers' own cache, which has a row a caption."""
+
+    cache: Any = None
+    prefix: int = 0
+    """vectors of the picture that stand in the cache before the words"""
+
+    def chosen(self, rows: Tensor) -> LanguageState:
+        """The cache is put in order in place: nobody comes back to a state of before."""
+        if self.cache is not None:
+            self.cache.reorder_cache(rows)
+        words = [tensor[rows] for tensor in self.words]
+        return LanguageState(words, [], self.length, cache=self.cache, prefix=self.prefix)
+
+
+class Language(Decoder):
+    """A model of transformers that writes. `known` in its interface are the logits, unless a kind says otherwise.
+
+    In its state no weight stands twice: one that is tied to another is left out and tied again when weights are read.
+    """
+
+    def __init__(self, model: nn.Module, numbers: Numbers, positions: int) -> None:
+        """`positions` is how many words, and vectors that stand before them, the model has places for."""
+        nn.Module.__init__(self)  # the model has its own embedding
+        self.model: Any = model
+        self.numbers, self.positions, self.longest = numbers, positions, positions
+        self.tied = _tied(model)
+        state: Any = self  # these methods have no types
+        state.register_state_dict_post_hook(_leave_out_tied)
+        state.register_load_state_dict_pre_hook(_fill_in_tied)
+        state.register_load_state_dict_post_hook(_tie)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.numbers.ours(hidden)
+
+    def read(self, words: Tensor, before: int = 0) -> Tensor:
+        """Our numbers [R, T] as the model's, after `before` others."""
+        if before + words.shape[1] > self.positions:
+            raise UserError(
+                f"{words.shape[1]} words after {before} are more than the {self.positions} places that the model has: "
+                "lower --most-words and --longest, or the size of the pictures"
+            )
+        return self.numbers.theirs(words)
+
+
+def _tied(model: nn.Module) -> dict[str, str]:
+    """Names of parameters that are others, with the names of those."""
+    first: dict[int, str] = {}
+    tied = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if (other := first.setdefault(id(parameter), name)) != name:
+            tied[name] = other
+    return tied
+
+
+def _leave_out_tied(module: Language, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    for name in module.tied:
+        state.pop(f"{prefix}model.{name}", None)
+
+
+def _fill_in_tied(module: Language, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    for name, other in module.tied.items():
+        if f"{prefix}model.{other}" in state:
+            state.setdefault(f"{prefix}model.{name}", state[f"{prefix}model.{other}"])
+
+
+def _tie(module: Language, keys: Any) -> None:
+    for name, other in module.tied.items():
+        home, _, last = name.rpartition(".")
+        setattr(module.model.get_submodule(home), last, module.model.get_parameter(other))

@@ -1,0 +1,263 @@
+"""What is read through transformers itself: captioners of the Hub as they are, and language models to caption with.
+
+Files are opened by `vitrail.zoo.files` first, which refuses what could run code, and never from the network: what the
+Hub holds is in its cache by then. A model inside one of our own checkpoints is built from the config that is kept with
+it, and needs neither its folder nor a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitrail.data.decode import Preprocess
+from vitrail.errors import UserError
+from vitrail.plain import described, rebuild
+from vitrail.tasks.caption import Captioning
+from vitrail.tasks.encoder import KINDS as ENCODERS
+from vitrail.tasks.encoder import encoder_for
+from vitrail.tasks.hub_captioner import TYPES, HubCaption
+from vitrail.tasks.language import Numbers, TheirTokenizer
+from vitrail.tasks.prefix import LanguageModel, PrefixCaption, Prefixed
+from vitrail.tasks.search import Decoding
+from vitrail.tasks.task import Task
+from vitrail.zoo.files import first_line, open_files
+from vitrail.zoo.huggingface.kinds import CLIP, CROPPED, IMAGENET, KINDS, OPENAI, Kind
+from vitrail.zoo.huggingface.processor import default_settings, preprocess, settings
+from vitrail.zoo.source import Files, Found, Weight
+
+NAME = "transformers"
+
+MAKERS = dict(zip(TYPES, ("VisionEncoderDecoderModel", "BlipForConditionalGeneration", "GitForCausalLM"), strict=True))
+OTHER = Kind((CLIP,), ("",), {}, {**IMAGENET, "resample": 3})
+"""how pictures are prepared for an encoder that we know nothing of"""
+PICTURES = {
+    "blip": Kind((CLIP,), ("",), {}, {**OPENAI, "resample": 3}),
+    "git": Kind((CLIP,), ("",), {}, {**OPENAI, **CROPPED}, square=False),
+}
+"""and for the two types with an encoder of their own"""
+DEFAULT_LENGTH = 20
+"""words that transformers writes where nothing says how many, the start included"""
+
+
+def recognise(files: Files) -> bool:
+    """Whether `config.json` names one of the types."""
+    return files.json.get("config.json", {}).get("model_type") in TYPES
+
+
+def read(files: Files) -> Found:
+    """The captioner as transformers loads it."""
+    text = files.json["config.json"]
+    kind = text["model_type"]
+    name = (text.get("architectures") or [MAKERS[kind]])[0]
+    if name != MAKERS[kind]:
+        raise UserError(f"{files.path} holds a {name}, which writes no captions: choose a {MAKERS[kind]}")
+    notes: list[str] = []
+    prepared = _preprocess(files, kind, notes)
+    return Found(
+        source=f"Hugging Face {kind} ({name}), through transformers",
+        encoder=None,
+        classes=None,
+        preprocess=prepared,
+        weights={name: Weight((name,)) for name in files.weights},
+        left={},
+        notes=notes,
+        ready=lambda: _load(_folder(files.path), kind, prepared),
+    )
+
+
+def _folder(path: Path) -> Path:
+    return path if path.is_dir() else path.parent
+
+
+def _preprocess(files: Files, kind: str, notes: list[str]) -> Preprocess:
+    transformers = library()
+    with _one_line(files.path):
+        config = transformers.AutoConfig.from_pretrained(
+            _folder(files.path), local_files_only=True, trust_remote_code=False
+        )
+    eyes = config.encoder if kind == "vision-encoder-decoder" else config.vision_config
+    pictures = PICTURES.get(kind) or KINDS.get(eyes.model_type, OTHER)
+    side = getattr(eyes, "image_size", 224)
+    size = (side, side) if isinstance(side, int) else (int(side[0]), int(side[1]))
+    found = settings(files.json)
+    if found is None:
+        notes.append("no preprocessor_config.json: pictures are prepared as published checkpoints of its type want it")
+        found = default_settings(pictures, size)
+    return preprocess(found, pictures, size, getattr(eyes, "num_channels", 3))
+
+
+def _load(folder: Path, kind: str, prepared: Preprocess) -> HubCaption:
+    """The model with its weights, its tokenizer, and the decoding that its makers chose."""
+    maker = getattr(library(), MAKERS[kind])
+    model = _pretrained(maker, folder)
+    writer = {"vision-encoder-decoder": "decoder", "blip": "text_decoder"}.get(kind)
+    text = getattr(model, writer) if writer else model
+    chosen = (text if kind == "blip" else model).generation_config
+    start: tuple[Any, ...] = (chosen.bos_token_id, text.config.bos_token_id)
+    if kind == "vision-encoder-decoder":
+        start = (chosen.decoder_start_token_id, getattr(model.config, "decoder_start_token_id", None), *start)
+    end: tuple[Any, ...] = (chosen.eos_token_id, text.config.eos_token_id)
+    if kind == "blip":
+        end = (text.config.sep_token_id,)
+    numbers = _numbers(folder, text.config.vocab_size, start, end)
+    tokenizer = TheirTokenizer.from_text(tokenizer_of(folder), numbers)
+    longest = min(_longest(chosen), getattr(text.config, "max_position_embeddings", None) or 1024)
+    how = Decoding(
+        beam=chosen.num_beams or 1,
+        length_power=1.0 if chosen.length_penalty is None else chosen.length_penalty,
+        no_repeat=chosen.no_repeat_ngram_size or 0,
+        longest=longest,
+    )
+    return HubCaption(model, numbers, tokenizer, prepared, Captioning(smoothing=0.0, lower=False, decoding=how))
+
+
+def _longest(chosen: Any) -> int:
+    """Words of a caption at most, its end included. Their length counts the start too, and no end."""
+    return (chosen.max_new_tokens or (chosen.max_length or DEFAULT_LENGTH) - 1) + 1
+
+
+def _numbers(folder: Path, size: int, start: tuple[Any, ...], end: tuple[Any, ...]) -> Numbers:
+    """The first number that is given for each; where a text may close in several ways, the first of them."""
+    firsts = [next((i for i in given if i is not None), None) for given in (start, end)]
+    first, last = (i[0] if isinstance(i, list) else i for i in firsts)
+    if last is None:
+        raise UserError(f"{folder} names no eos_token_id, so its captions would never end: choose another model")
+    return Numbers(size, last if first is None else first, last)
+
+
+def tokenizer_of(folder: Path) -> str:
+    """The content of `tokenizer.json`, made from the older files where a folder has only those."""
+    try:
+        if (folder / "tokenizer.json").is_file():
+            return (folder / "tokenizer.json").read_text(encoding="utf-8")
+        with _quiet():
+            made = library().AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return made.backend_tokenizer.to_str()
+    except UserError:
+        raise
+    except Exception as error:  # a missing file is an error of many kinds there
+        raise UserError(
+            f"{folder} has no tokenizer that can be read ({first_line(error)[:100]}): it needs tokenizer.json"
+        ) from error
+
+
+def language_model(source: str) -> tuple[Any, Numbers, TheirTokenizer]:
+    """A causal language model of transformers by Hub id or folder, its numbers and its tokenizer."""
+    from vitrail.zoo import find
+
+    transformers = library()
+    path = find(source)
+    files = open_files(path)
+    folder = _folder(path)
+    kind = files.json.get("config.json", {}).get("model_type")
+    known = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if not isinstance(kind, str) or kind not in known or kind in TYPES:
+        raise UserError(f"{source} holds no causal language model: choose one such as openai-community/gpt2")
+    model = _pretrained(transformers.AutoModelForCausalLM, folder)
+    config = model.config.get_text_config()
+    start, end = (config.bos_token_id,), (config.eos_token_id,)
+    numbers = _numbers(folder, config.vocab_size, start, end)
+    LanguageModel.check(model, source)
+    return model, numbers, TheirTokenizer.from_text(tokenizer_of(folder), numbers)
+
+
+def _pretrained(maker: Any, folder: Path) -> Any:
+    """A model with its weights in float32; a weight that is missing would be random, and so is an error."""
+    with _one_line(folder), _quiet():
+        model, report = maker.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, output_loading_info=True
+        )
+    lacks = sorted(map(str, report["missing_keys"])) or sorted(map(str, report["mismatched_keys"]))
+    if lacks:
+        raise UserError(f"{folder} lacks {lacks[0]}, or holds it in another shape than its config says: fetch it again")
+    return model.float().eval()
+
+
+def rebuilt(config: Mapping[str, Any], tokenizer: str, shapes: Mapping[str, tuple[int, ...]]) -> Task:
+    """A captioner of a checkpoint of ours, with fresh weights, from its config and the text of `tokenizer.json`."""
+    prepared = Preprocess.from_dict(config["preprocess"])
+    inside = config.get("language", config)
+    numbers = Numbers(**inside["numbers"])
+    words = TheirTokenizer.from_text(tokenizer, numbers)
+
+    def make() -> Task:
+        if "language" in config:
+            encoder = encoder_for(described(config["encoder"], ENCODERS, "vit"))
+            model = _fresh(inside["transformers"], "AutoModelForCausalLM")
+            return PrefixCaption(encoder, rebuild(Prefixed, config["prefixed"]), model, numbers, words, prepared)
+        captioning = Captioning(smoothing=0.0, lower=False, decoding=Decoding(**config["captioning"]["decoding"]))
+        model = _fresh(inside["transformers"], MAKERS[inside["transformers"]["model_type"]])
+        return HubCaption(model, numbers, words, prepared, captioning)
+
+    return _with_memory(make, shapes)
+
+
+def _with_memory(make: Callable[[], Task], shapes: Mapping[str, tuple[int, ...]]) -> Task:
+    """The task with memory, for transformers' models hold tables that no checkpoint has; first, whether it is asked
+    for more of it than the weights fill."""
+    with torch.device("meta"):
+        asked = sum(value.numel() for value in make().state_dict().values())
+    there = sum(map(prod, shapes.values()))
+    if asked != there:
+        raise UserError(
+            f"its config asks for {asked:,} weights and its file holds {there:,}: choose another checkpoint"
+        )
+    with torch.device("cpu"):
+        return make()
+
+
+def _fresh(values: Mapping[str, Any], maker: str) -> Any:
+    """A model from transformers' config as plain data."""
+    transformers = library()
+    values = dict(values)
+    with _quiet():
+        config = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
+        if maker == "AutoModelForCausalLM":
+            return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return getattr(transformers, maker)(config)
+
+
+def library() -> Any:
+    """transformers, or how to get it."""
+    try:
+        import transformers
+    except ImportError:
+        raise UserError(
+            "captioners of the Hub and language models need transformers: pip install 'vitrail[caption]'"
+        ) from None
+    return transformers
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars and reports: what matters is said by us, in a line."""
+    logging: Any = library().utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    """transformers' errors have many kinds and lines."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{path} cannot be loaded by transformers ({first_line(error)[:160]}): choose another checkpoint, or "
+            "upgrade transformers"
+        ) from error

@@ -1,0 +1,277 @@
+"""Captioning: the losses against their formulas, what is drawn in training, and what a captioner answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import vitrail
+from vitrail.baselines import CNNConfig
+from vitrail.data.captions import CaptionSet
+from vitrail.data.decode import Preprocess
+from vitrail.data.loader import Loader
+from vitrail.data.text import END, PAD, START, UNKNOWN, Tokenizer
+from vitrail.errors import UserError
+from vitrail.tasks.caption import Caption, Captioning, Match, numbered
+from vitrail.tasks.encoder import encoder_for
+from vitrail.tasks.search import Decoding, write
+from vitrail.vit import ViTConfig
+
+TEXTS = [["a red dog runs", "the dog"], ["two cats sit on a wall"], ["a man", "a man rides", "he rides a red bicycle"]]
+WORDS = Tokenizer.train([text for texts in TEXTS for text in texts], "words", 40)
+SMALL: dict[str, Any] = {"decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2, "decoder_dropout": 0.0}
+VIT = ViTConfig(width=24, depth=1, heads=2, patch=4, image_size=(8, 8))
+
+
+def captioner(seed: int = 0, encoder: Any = VIT, **changes: Any) -> Caption:
+    torch.manual_seed(seed)
+    config = Captioning(**{**SMALL, "most_words": 12, "decoding": Decoding(longest=10), **changes})
+    return Caption(encoder_for(encoder), config, WORDS, Preprocess(size=(8, 8), resize="squash"))
+
+
+def batch(texts: list[list[str]] = TEXTS, seed: int = 0) -> dict[str, Any]:
+    images = torch.randn(len(texts), 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return {"image": images, "label": numbered(texts, WORDS, 12), "sample": torch.arange(len(texts))}
+
+
+def test_numbers_of_captions() -> None:
+    table = numbered(TEXTS, WORDS, 5)
+    assert table.shape == (3, 3, 5)
+    assert table[0, 0].tolist() == [*WORDS.encode("a red dog runs"), END]
+    assert table[0, 1].tolist() == [*WORDS.encode("the dog"), END, PAD, PAD]
+    assert not table[0, 2].any() and not table[1, 1:].any()
+    # A caption that is too long is cut, and has its end all the same.
+    assert table[1, 0].tolist() == [*WORDS.encode("two cats sit on"), END]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("decoder", ["recurrent", "attentive", "transformer"])
+def test_loss_is_cross_entropy_written_out(decoder: str, smoothing: float) -> None:
+    task, made = captioner(decoder=decoder, smoothing=smoothing, captions=3).eval(), batch()
+    sums = task.loss(made)
+    loss, count, right = 0.0, 0, 0
+    for i, texts in enumerate(TEXTS):
+        for text in texts:
+            ids = [*WORDS.encode(text), END]
+            with torch.no_grad():
+                logits = task(made["image"][i : i + 1], torch.tensor([[[START, *ids[:-1]]]]))[0, 0]
+            for p, wanted in zip(logits.softmax(dim=1), ids, strict=True):
+                target = torch.full((WORDS.size,), smoothing / WORDS.size)
+                target[wanted] += 1 - smoothing
+                loss -= float((target * p.log()).sum())
+                count, right = count + 1, right + int(p.argmax() == wanted)
+    assert sums["loss"].item() == pytest.approx(loss, rel=1e-5)
+    assert (sums["count"].item(), sums["accuracy"].item()) == (count, right)
+
+
+@pytest.mark.parametrize("decoder", ["recurrent", "attentive", "transformer"])
+def test_every_parameter_learns(decoder: str) -> None:
+    for changes in ({}, {"contrastive": 0.5, "text_depth": 1} if decoder == "transformer" else {"cell": "rnn"}):
+        task = captioner(decoder=decoder, **changes)
+        task.loss(batch())["loss"].backward()
+        without = {name for name, p in task.named_parameters() if p.grad is None or not p.grad.any()}
+        # The Transformer reads the picture's tokens and no vector of the whole, which the class token would be for.
+        assert not without
+
+
+def test_padding_and_more_pictures_change_nothing() -> None:
+    task = captioner(captions=3).eval()
+    alone = [task.loss(batch([texts], seed)) for seed, texts in enumerate(TEXTS)]
+    images = torch.cat([batch([texts], seed)["image"] for seed, texts in enumerate(TEXTS)])
+    wide = F.pad(numbered(TEXTS, WORDS, 12), (0, 5, 0, 2), value=PAD)
+    together = task.loss({"image": images, "label": wide, "sample": torch.arange(3)})
+    for name in ("loss", "count", "accuracy"):
+        assert together[name].item() == pytest.approx(sum(sums[name].item() for sums in alone), rel=1e-5)
+
+
+def test_some_captions_of_each_picture() -> None:
+    task, labels, seen = captioner(captions=2), numbered(TEXTS, WORDS, 12), set()
+    for seed in range(30):
+        torch.manual_seed(seed)
+        chosen = task._some(labels)
+        assert chosen.shape[:2] == (3, 2)
+        rows = [[tuple(w for w in row if w) for row in rows if row[0]] for rows in chosen.tolist()]
+        for i, texts in enumerate(TEXTS):
+            own = [(*WORDS.encode(text), END) for text in texts]
+            assert len(rows[i]) == min(2, len(texts)) and {*rows[i]} <= {*own} and len({*rows[i]}) == len(rows[i])
+        seen |= {*rows[2]}
+        assert chosen.shape[2] == max(len(row) for part in rows for row in part)
+    assert len(seen) == 3, "over the steps, each caption has its turn"
+
+
+def test_word_dropout() -> None:
+    task = captioner(word_dropout=0.4)
+    words = torch.randint(0, WORDS.size, (50, 4, 30))
+    words[..., 0] = START
+    torch.manual_seed(0)
+    dropped = task.train()._dropped(words)
+    real, gone = words > UNKNOWN, dropped != words
+    assert (dropped[gone] == UNKNOWN).all() and not gone[~real].any()
+    assert float(gone[real].float().mean()) == pytest.approx(0.4, abs=0.03)
+    assert torch.equal(task.eval()._dropped(words), words)
+    assert torch.equal(captioner().train()._dropped(words), words)
+
+
+def test_coca_matches_pictures_with_their_first_captions() -> None:
+    """Equation 3 of CoCa: normalised vectors, a learned temperature, cross-entropy both ways."""
+    task, made = captioner(contrastive=0.5, text_depth=1, smoothing=0.0, captions=1).eval(), batch()
+    texts = [[row[0]] for row in TEXTS]
+    made["label"] = numbered(texts, WORDS, 12)
+    sums = task.loss(made)
+    assert isinstance(task.match, Match)
+    with torch.no_grad():
+        images = task.match.image(task.memory(made["image"]).pooled)
+        vectors = []
+        for (text,) in texts:
+            ids = [START, *WORDS.encode(text)]
+            vectors.append(task.match.text(task.decoder.read(torch.tensor([ids]))[0, -1]))  # type: ignore[operator]
+        logits = torch.tensor([[float(F.cosine_similarity(i, t, dim=0)) / 0.07 for t in vectors] for i in images])
+    both = [-logits.log_softmax(dim=d).diagonal().mean() for d in (0, 1)]
+    expected = float(sum(both) / 2)
+    count = sums["count"].item()
+    assert sums["contrastive"].item() == pytest.approx(expected * count, rel=1e-4)
+    plain = replace(task.captioning, contrastive=0.0)
+    task.captioning = plain
+    assert sums["loss"].item() == pytest.approx(task.loss(made)["loss"].item() + 0.5 * expected * count, rel=1e-5)
+
+
+@pytest.mark.parametrize("decoder", ["recurrent", "attentive", "transformer"])
+def test_self_critical_gradient_is_the_formula(decoder: str) -> None:
+    """-(r - b) times the gradient of log p, with the mean of the picture's other captions as the baseline b."""
+    task, made = captioner(decoder=decoder, captions=3, self_critical=2.0), batch()
+    given: list[tuple[list[int], list[str], list[float]]] = []
+
+    def reward(keys: Iterable[int], texts: Iterable[str]) -> list[float]:
+        keys, texts = list(keys), list(texts)
+        given.append((keys, texts, [len(text) % 7 + 0.1 * key for key, text in zip(keys, texts, strict=True)]))
+        return given[-1][2]
+
+    task.reward = reward
+    torch.manual_seed(4)
+    sums = task.loss(made)
+    assert task.training
+    sums["loss"].backward()
+    found = {name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None}
+    task.zero_grad()
+    ((keys, texts, rewards),) = given
+    assert keys == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2] and len({*texts}) > 6
+    # The captions once more: they hang on the same draw.
+    torch.manual_seed(4)
+    how = Decoding(beam=4, sample=True, sampling_seed=int(torch.randint(1 << 30, ())), no_repeat=0, longest=10)
+    with torch.no_grad():
+        written = write(task.decoder, task.memory(made["image"]), how, made["sample"])
+    objective, count = torch.zeros(()), 0
+    for i in range(3):
+        own = rewards[4 * i : 4 * i + 4]
+        for k in range(4):
+            ids = [w for w in written.words[i, k].tolist() if w != PAD]
+            logits = task(made["image"][i : i + 1], torch.tensor([[[START, *ids[:-1]]]]))[0, 0]
+            logp = logits.log_softmax(dim=1)[torch.arange(len(ids)), torch.tensor(ids)].sum()
+            objective = objective - 2.0 * (own[k] - (sum(own) - own[k]) / 3) * logp
+            count += len(ids)
+    objective.backward()
+    assert count == sums["count"].item() and sums["loss"].item() == pytest.approx(objective.item(), rel=1e-4, abs=1e-3)
+    assert sums["reward"].item() == pytest.approx(sum(rewards) / 12 * count, rel=1e-5)
+    scale = max(float(p.grad.abs().max()) for p in task.parameters() if p.grad is not None)
+    for name, p in task.named_parameters():
+        if p.grad is not None:
+            torch.testing.assert_close(found[name], p.grad, atol=1e-4 * scale, rtol=1e-3)
+
+
+def pictures(count: int = 5) -> list[Image.Image]:
+    draw = torch.Generator().manual_seed(0)
+    sizes = [(8, 8), (40, 9), (9, 40), (31, 17), (8, 12)]
+    return [
+        Image.fromarray(torch.randint(0, 256, (h, w, 3), generator=draw, dtype=torch.uint8).numpy())
+        for w, h in sizes[:count]
+    ]
+
+
+@pytest.mark.parametrize("how", [Decoding(longest=10), Decoding(longest=10, sample=True, beam=4)])
+def test_answers_are_the_same_beside_other_pictures(how: Decoding) -> None:
+    task = captioner(decoder="attentive")
+    task.decoding = how
+    together = task.predict(pictures())
+    for picture, answer in zip(pictures(), together, strict=True):
+        (alone,) = task.predict([picture])
+        assert alone.caption == answer.caption
+        assert [row["caption"] for row in alone.captions] == [row["caption"] for row in answer.captions]
+    assert [row.caption for row in task.predict(pictures(), batch_size=2)] == [row.caption for row in together]
+    first = together[0]
+    assert len(first.captions) == how.beam and first.caption == first.captions[0]["caption"]
+    for row in first.captions:
+        assert "".join(token["text"] for token in row["tokens"]).strip() == row["caption"]
+        assert all(0 < token["p"] <= 1 for token in row["tokens"]) and row["score"] <= 0
+
+
+def test_pictures_of_all_shapes_are_prepared_as_in_training(tmp_path: Path) -> None:
+    for i, picture in enumerate(pictures()):
+        picture.save(tmp_path / f"{i}.png")
+    files = sorted(tmp_path.iterdir())
+    task = captioner()
+    part = CaptionSet("x", [file.name for file in files], files, [["a dog"]] * 5)
+    (made,) = Loader(part, task.preprocess, batch_size=8, seed=0, train=False).evaluation()
+    for i, picture in enumerate(pictures()):
+        torch.testing.assert_close(task.preprocess(picture), made["image"][i])
+    assert [a.caption for a in task.answer(made)] == [a.caption for a in task.predict(pictures())]
+
+
+@pytest.mark.parametrize("encoder", [VIT, CNNConfig(channels=3, image_size=(8, 8))])
+def test_saved_and_loaded(tmp_path: Path, encoder: Any) -> None:
+    task = captioner(encoder=encoder, word_dropout=0.1).eval()
+    task.decoding = Decoding(beam=2, longest=6, no_repeat=2)
+    task.save(tmp_path / "m")
+    again = vitrail.load(tmp_path / "m")
+    assert isinstance(again, Caption) and again.decoding == task.decoding
+    assert again.tokenizer.to_json() == WORDS.to_json()
+    assert [a.captions for a in again.predict(pictures())] == [a.captions for a in task.predict(pictures())]
+    images, words = torch.randn(2, 3, 8, 8), torch.randint(4, WORDS.size, (2, 3, 5))
+    assert torch.equal(task(images, words), again(images, words))
+
+
+def test_a_tokenizer_of_another_checkpoint(tmp_path: Path) -> None:
+    captioner().save(tmp_path / "m")
+    other = Tokenizer.train(["some other words altogether", "and more of them"], "words", 40)
+    (tmp_path / "m" / "tokenizer.json").write_text(other.to_json())
+    with pytest.raises(UserError, match=r"tokenizer\.json") as caught:
+        vitrail.load(tmp_path / "m")
+    assert "\n" not in str(caught.value) and f"{other.size}" in str(caught.value)
+    # As large, and with other words.
+    (tmp_path / "m" / "tokenizer.json").write_text(WORDS.to_json().replace('"red"', '"tin"'))
+    with pytest.raises(UserError, match=r"tokenizer\.json belongs to another checkpoint"):
+        vitrail.load(tmp_path / "m")
+    (tmp_path / "m" / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="tokenizer"):
+        vitrail.load(tmp_path / "m")
+    (tmp_path / "m" / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"tokenizer\.json"):
+        vitrail.load(tmp_path / "m")
+
+
+def test_going_on_keeps_the_decoder(tmp_path: Path) -> None:
+    task = captioner()
+    task.learn_with(Captioning(captions=4, self_critical=1.0, decoder_width=99, decoding=Decoding(longest=7)))
+    assert (task.captioning.captions, task.captioning.decoder_width, task.decoding.longest) == (4, 16, 7)
+
+
+def test_configs_that_make_no_sense() -> None:
+    with pytest.raises(UserError, match="text depth"):
+        Captioning(contrastive=1.0)
+    with pytest.raises(UserError, match="at least one caption"):
+        Captioning(captions=0)
+
+
+def test_contrastive_vectors_do_not_hang_on_what_fills_up() -> None:
+    task = captioner(contrastive=0.5, text_depth=1).eval()
+    pooled = torch.randn(3, 24)
+    labels = numbered([[row[0]] for row in TEXTS], WORDS, 12)
+    one = task.match(pooled, task.decoder, labels)
+    two = task.match(pooled, task.decoder, F.pad(labels, (0, 4), value=PAD))
+    torch.testing.assert_close(one, two)

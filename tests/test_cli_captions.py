@@ -1,0 +1,307 @@
+"""Captioners through the commands: scores and their control, decodings, answers, and what bad input gets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vitrail
+from vitrail.cli import main
+from vitrail.data.captions import open_captions
+from vitrail.data.decode import Preprocess, decode
+from vitrail.data.text import Tokenizer
+from vitrail.tasks import caption_scores as scorer
+from vitrail.tasks.caption import Caption, Captioning, numbered
+from vitrail.tasks.caption_scores import caption_scores, human_ceiling
+from vitrail.tasks.encoder import encoder_for
+from vitrail.tasks.search import Decoding
+from vitrail.vit import ViTConfig
+
+pytest.importorskip("pycocoevalcap", reason="needs pip install 'vitrail[caption]'")
+
+HEBREW, ARABIC = "כלב שחור רץ על הדשא", "كلب أسود يركض"
+THINGS = ("dog", "cat", "man", "child", "bird", "horse")
+TINY = [
+    "--device",
+    "cpu",
+    "--workers",
+    "0",
+    "--width",
+    "16",
+    "--depth",
+    "1",
+    "--heads",
+    "2",
+    "--image-size",
+    "16",
+    "16",
+]
+TINY += ["--stem", "--patch", "8", "--decoder-width", "16", "--decoder-depth", "2", "--decoder-heads", "2"]
+TINY += ["--vocabulary", "words", "--vocabulary-size", "60", "--batch-size", "8", "--epochs", "1", "--longest", "8"]
+
+
+@pytest.fixture(autouse=True)
+def _no_java(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Java takes many seconds; `test_caption_scores.py` has what it adds."""
+    monkeypatch.setattr(scorer.shutil, "which", lambda name: None)
+
+
+def picture(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (12 + 3 * (seed % 5), 30 - seed % 7, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve pictures to train on and eight for validation."""
+    root = tmp_path_factory.mktemp("captioned")
+    for part, count in (("train", 12), ("val", 8)):
+        lines = ["image,caption"]
+        for i in range(count):
+            picture(root / part / "images" / f"{part}{i}.png", 100 * count + i)
+            lines += [f"{part}{i}.png,A {thing} runs on the grass ." for thing in (THINGS[i % 6], THINGS[i % 5])]
+            lines += [f"{part}{i}.png,the {THINGS[i % 6]} is number {i}"]
+        (root / part / "captions.txt").write_text("\n".join(lines))
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A captioner with weights that nobody trained: it has much to say, and looks at the picture."""
+    torch.manual_seed(0)
+    texts = [text for texts in open_captions(data).train.captions for text in texts]
+    how = Decoding(beam=3, longest=8, no_repeat=2)
+    config = Captioning(decoder_width=16, decoder_depth=1, decoder_heads=2, most_words=12, decoding=how)
+    encoder = encoder_for(ViTConfig(width=16, depth=1, heads=2, patch=8, image_size=(16, 16)))
+    tokenizer = Tokenizer.train(texts, "words", 60, lower=True)
+    task = Caption(encoder, config, tokenizer, Preprocess(size=(16, 16), resize="squash"))
+    with torch.no_grad():
+        for parameter in task.parameters():
+            parameter.mul_(3.0)
+    folder = tmp_path_factory.mktemp("runs") / "captioner"
+    task.save(folder)
+    return folder
+
+
+def printed(capsys: pytest.CaptureFixture[str], *args: Any) -> list[dict[str, Any]]:
+    """The rows of a command that works."""
+    capsys.readouterr()
+    assert main([*map(str, args), "--json", "--device", "cpu"]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *args: Any) -> str:
+    """The one line of a command that stops."""
+    capsys.readouterr()
+    assert main([*map(str, args), "--device", "cpu"]) == 2
+    said = capsys.readouterr()
+    assert not said.out and said.err.startswith("vitrail: ") and said.err.count("\n") == 1
+    return said.err
+
+
+def test_eval_scores_what_predict_says(data: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (row,) = printed(capsys, "eval", run, "--data", data)
+    splits = open_captions(data)
+    assert splits.val is not None and (row["split"], row["count"], row["data"]) == ("val", 8, str(data))
+    rows = printed(capsys, "predict", data / "val" / "images", "--model", run)
+    said = {Path(r["image"]).name: r["caption"] for r in rows}
+    references = {Path(key).name: texts for key, texts in zip(splits.val.keys, splits.val.captions, strict=True)}
+    seen = [text for texts in splits.train.captions for text in texts]
+    expected = caption_scores(said, references, java=False, seen=seen)
+    assert {name: row[name] for name in expected} == pytest.approx(expected)
+    assert {"cider", "bleu1", "bleu4", "rouge_l", "length", "vocabulary", "identical", "new"} <= row.keys()
+    # The control: the same captions, and other pictures' references.
+    (control,) = printed(capsys, "eval", run, "--data", data, "--shuffle-images")
+    other = dict(zip(references, splits.val.shuffled().captions, strict=True))
+    assert control["shuffled"] and control["cider"] == pytest.approx(caption_scores(said, other, java=False)["cider"])
+    assert control["length"] == row["length"]
+    (train,) = printed(capsys, "eval", run, "--data", data, "--split", "train")
+    assert train["count"] == 12 and "new" not in train
+    assert main(["eval", str(run), "--data", str(data), "--device", "cpu"]) == 0
+    text = capsys.readouterr().out
+    assert "val: 8 pictures" in text and f"cider              {row['cider']:.4f}" in text and "vocabulary" in text
+
+
+def test_what_people_come_to(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (row,) = printed(capsys, "eval", "--human", "--data", data)
+    val = open_captions(data).val
+    assert val is not None and row["source"] == "human" and row["count"] == 8
+    assert row["cider"] == pytest.approx(human_ceiling(dict(enumerate(val.captions)), java=False)["cider"])
+
+
+def test_decodings(data: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = data / "val" / "images"
+    first = printed(capsys, "predict", folder, "--model", run)
+    assert all(len(row["captions"]) == 3 for row in first)
+    greedy = printed(capsys, "predict", folder, "--model", run, "--beam", "1", "--no-repeat", "0")
+    assert all(len(row["captions"]) == 1 for row in greedy)
+    short = printed(capsys, "predict", folder, "--model", run, "--longest", "3")
+    assert all(len(c["tokens"]) <= 2 for row in short for c in row["captions"])
+    plain = printed(capsys, "predict", folder, "--model", run, "--length-penalty", "0")
+    for row in plain:
+        for caption in row["captions"]:  # the score is then the log-probability, less that of the end
+            assert caption["score"] <= sum(np.log(token["p"]) for token in caption["tokens"]) + 1e-4
+    draws = ["--sample", "--beam", "2", "--top-p", "0.95", "--temperature", "2"]
+    drawn = printed(capsys, "predict", folder, "--model", run, *draws, "--seed", "5")
+    assert drawn == printed(capsys, "predict", folder, "--model", run, *draws, "--seed", "5")
+    assert drawn != printed(capsys, "predict", folder, "--model", run, *draws, "--seed", "6")
+    # A picture's draws are its own, whichever others are asked for.
+    (alone,) = printed(capsys, "predict", drawn[3]["image"], "--model", run, *draws, "--seed", "5")
+    assert [c["caption"] for c in alone["captions"]] == [c["caption"] for c in drawn[3]["captions"]]
+    (scores,) = printed(capsys, "eval", run, "--data", data, "--beam", "1", "--longest", "3")
+    assert scores["length"] <= 2
+
+
+def test_wrong_options(data: Path, run: Path, capsys: pytest.CaptureFixture[str], caplog: Any) -> None:
+    one = data / "val" / "images" / "val0.png"
+    assert "--top-p is for words that are drawn: add --sample" in refused(
+        capsys, "predict", one, "--model", run, "--top-p", "0.5"
+    )
+    assert "--seed is for words that are drawn" in refused(capsys, "eval", run, "--data", data, "--seed", "1")
+    assert "beam and longest must be at least 1" in refused(capsys, "predict", one, "--model", run, "--beam", "0")
+    assert "--beam is for captioners, and this model's task is classify" in refused(
+        capsys, "predict", one, "--model", "classify", "--beam", "2"
+    )
+    assert "--shuffle-images is for captioners" in refused(
+        capsys, "eval", "classify", "--data", data, "--shuffle-images"
+    )
+    assert "name the one model to score, or say --human" in refused(capsys, "eval", "--data", data)
+    assert "name the one model" in refused(capsys, "eval", run, "--human", "--data", data)
+    assert "the data has no test part" in refused(capsys, "eval", run, "--data", data, "--split", "test")
+    printed(capsys, "predict", one, "--model", run, "--longest", "500")
+    assert "this model writes at most 12 words" in caplog.text
+
+
+def test_predict_prints_the_caption_and_errors_row_by_row(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(tmp_path / "a.png", 3)
+    (tmp_path / "b.jpg").write_bytes(b"no picture")
+    Image.new("L", (200, 7)).save(tmp_path / "c.png")
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path), "--model", str(run), "--json", "--device", "cpu"]) == 2
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [set(row) for row in rows] == [
+        {"image", "task", "caption", "captions"},
+        {"image", "task", "error"},
+        {"image", "task", "caption", "captions"},
+    ]
+    for row in (rows[0], rows[2]):
+        assert row["task"] == "caption" and row["captions"][0]["caption"] == row["caption"]
+        (again,) = vitrail.load(run).predict([decode(Path(row["image"]))])
+        assert again.caption == row["caption"]
+    assert main(["predict", str(tmp_path / "a.png"), "--model", str(run), "--device", "cpu"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'a.png'}: {rows[0]['caption']}\n"
+
+
+def test_a_captioner_with_nothing_to_say(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task = vitrail.load(run)
+    with torch.no_grad():
+        task.decoder.bias[2] = 1e4  # type: ignore[union-attr, index]
+    task.save(tmp_path / "silent")
+    picture(tmp_path / "a.png", 3)
+    (row,) = printed(capsys, "predict", tmp_path / "a.png", "--model", tmp_path / "silent", "--beam", "1")
+    assert row["caption"] == "" and row["captions"][0]["tokens"] == []
+    assert main(["predict", str(tmp_path / "a.png"), "--model", str(tmp_path / "silent"), "--device", "cpu"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'a.png'}: \n"
+
+
+def test_what_is_left_out_is_named_once_and_counted(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Missing pictures, empty and endless captions, mixed encodings, pictures without a caption: training goes on."""
+    lines = (data / "train" / "captions.txt").read_bytes().split(b"\n")
+    for i in range(12):
+        picture(tmp_path / "images" / f"train{i}.png", i)
+    picture(tmp_path / "images" / "alone.png", 50)
+    lines += [
+        b"gone.png,A dog .",
+        b"train0.png,",
+        b"train1.png," + b"word " * 10_000,
+        "train2.png,Un café".encode("latin-1"),
+    ]
+    lines += [f"train3.png,{HEBREW}".encode(), f"train4.png,{ARABIC}".encode(), b"only a name"]
+    (tmp_path / "captions.txt").write_bytes(b"\n".join(lines))
+    out = tmp_path / "run"
+    assert main(["train", "caption-vit", "--data", str(tmp_path), "--out", str(out), *TINY]) == 0
+    said = [record.getMessage() for record in caplog.records]
+    for place, words in [
+        ("line 38", "'gone.png' is not there"),
+        ("line 39", "the caption is empty"),
+        ("line 40", "the caption has 10,000 words"),
+        ("line 41", "not UTF-8, read as Latin-1"),
+        ("line 44", "no caption after the picture's name"),
+        ("alone.png", "has no caption for it"),
+    ]:
+        assert len([line for line in said if place in line and words in line]) == 1, (words, said)
+    (summary,) = [line for line in said if f"{tmp_path}: left out" in line]
+    for kind in ("pictures that are not there", "empty captions", "captions of more than 1,000 words"):
+        assert f"{kind}: 1" in summary
+    words = json.loads((out / "best" / "tokenizer.json").read_text())["model"]["vocab"]
+    assert {"dog", "grass"} <= words.keys() and "word" not in words
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("photo,words\n1.png,a dog\n", "line 1: the columns are photo, words, and none is called caption"),
+        ("image,caption\ngone.png,a dog\n", "line 2: 'gone.png' is not there, nor any other of 1 pictures"),
+        ("image,caption\ntrain0.png,\ntrain1.png,\n", "holds no picture with a caption"),
+        ("image,caption\n", "holds no picture with a caption"),
+        ("only one column\n", "line 1: one column alone"),
+    ],
+)
+def test_what_is_enough_to_stop(
+    data: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    for i in range(2):
+        picture(tmp_path / "data" / "images" / f"train{i}.png", i)
+    file = tmp_path / "data" / "captions.txt"
+    file.write_text(text)
+    for args in (["train", "caption-vit", "--out", tmp_path / "run"], ["eval", run], ["eval", "--human"]):
+        capsys.readouterr()
+        assert main([*map(str, args), "--data", str(tmp_path / "data"), "--device", "cpu"]) == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert message in last and str(tmp_path / "data") in last
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_that_does_not_fit(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vitrail.load(run).save(tmp_path / "m")
+    picture(tmp_path / "a.png", 3)
+    (tmp_path / "m" / "tokenizer.json").write_text(Tokenizer.train(["some other words"], "words", 9).to_json())
+    line = refused(capsys, "predict", tmp_path / "a.png", "--model", tmp_path / "m")
+    assert str(tmp_path / "m" / "tokenizer.json") in line and "has 7 entries where the weights have" in line
+
+
+@pytest.mark.parametrize("kind", ["bpe", "words"])
+def test_scripts_from_right_to_left_come_back(kind: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Learned by heart, a caption comes back as it was written, and is drawn."""
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.train([HEBREW, ARABIC], kind, 300 if kind == "bpe" else 30)
+    config = Captioning(decoder_width=32, decoder_depth=1, decoder_heads=2, decoder_dropout=0.0, vocabulary=kind)
+    encoder = encoder_for(ViTConfig(width=16, depth=1, heads=2, patch=8, image_size=(16, 16)))
+    task = Caption(encoder, config, tokenizer, Preprocess(size=(16, 16), resize="squash"))
+    for i in range(2):
+        Image.new("RGB", (20 + i, 16), "black" if i else "white").save(tmp_path / f"{i}.png")
+    images = torch.stack([task.preprocess(decode(tmp_path / f"{i}.png")) for i in range(2)])
+    batch = {"image": images, "label": numbered([[HEBREW], [ARABIC]], tokenizer, 64), "sample": torch.arange(2)}
+    optimizer = torch.optim.AdamW(task.parameters(), 1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        task.loss(batch)["loss"].backward()
+        optimizer.step()
+    task.save(tmp_path / "m")
+    rows = printed(capsys, "predict", tmp_path / "0.png", tmp_path / "1.png", "--model", tmp_path / "m")
+    assert [row["caption"] for row in rows] == [HEBREW, ARABIC]
+    assert "".join(token["text"] for token in rows[0]["captions"][0]["tokens"]) == HEBREW
+    out = tmp_path / "out"
+    assert main(["explain", str(tmp_path / "0.png"), "--model", str(tmp_path / "m"), "--out", str(out)]) == 0
+    assert HEBREW in (out / "index.html").read_text(encoding="utf-8") and (out / "words.png").stat().st_size > 5000

@@ -1,0 +1,295 @@
+"""Hub ids, against a server on this machine that answers as the Hub does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import close_session, constants
+from safetensors.torch import load_file, save_file
+
+import vitrail
+from vitrail.cli import main
+from vitrail.errors import UserError
+from vitrail.zoo import convert, hub
+
+SOON = 20.0
+"""seconds; huggingface_hub alone would try for minutes"""
+
+
+class Hub(ThreadingHTTPServer):
+    """Repositories `owner/name`, each with files at revisions. A handler a request, all in daemon threads."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answers)
+        self.repositories: dict[str, dict[str, Path]] = {}
+        self.asked: list[str] = []
+        self.token: dict[str, str] = {}
+        """what a private repository asks for"""
+        self.gated: set[str] = set()
+        self.status = 0
+        """answers everything with this code, where it is one"""
+        self.silent = False
+        Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Answers(BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_HEAD(self) -> None:
+        self.do_GET(body=False)
+
+    def do_GET(self, body: bool = True) -> None:
+        self.server.asked.append(f"{self.command} {self.path}")
+        if self.server.silent:
+            time.sleep(3)
+            return
+        if self.server.status:
+            self.answer(self.server.status, b"", {}, body)
+            return
+        parts = self.path.lstrip("/").split("/")
+        api = parts[:2] == ["api", "models"]
+        name, rest = "/".join(parts[2:4] if api else parts[:2]), parts[4:] if api else parts[2:]
+        revisions = self.server.repositories.get(name)
+        token = self.server.token.get(name)
+        if revisions is None or (token and self.headers.get("Authorization") != f"Bearer {token}"):
+            self.answer(401, b"", {"X-Error-Code": "RepoNotFound"}, body)
+        elif name in self.server.gated:
+            self.answer(403, b"", {"X-Error-Code": "GatedRepo"}, body)
+        elif (at := self.place(revisions, rest[1] if len(rest) > 1 else "main")) is None:
+            self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"}, body)
+        else:
+            self.files(at, commit_of(at), "/".join(rest[2:]), api, body)
+
+    def place(self, revisions: dict[str, Path], revision: str) -> Path | None:
+        commits = {commit_of(place): place for place in revisions.values()}
+        return revisions.get(revision) or commits.get(revision)
+
+    def files(self, at: Path, commit: str, file: str, api: bool, body: bool) -> None:
+        if api:
+            siblings = [{"rfilename": path.name} for path in sorted(at.iterdir())]
+            self.answer(200, json.dumps({"id": "x/y", "sha": commit, "siblings": siblings}).encode(), {}, body)
+        elif (at / file).is_file():
+            content = (at / file).read_bytes()
+            tag = hashlib.sha1(content).hexdigest()
+            self.answer(200, content, {"ETag": f'"{tag}"', "X-Repo-Commit": commit}, body)
+        else:
+            self.answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}, body)
+
+    def answer(self, status: int, content: bytes, headers: dict[str, str], body: bool) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def commit_of(place: Path) -> str:
+    return hashlib.sha1(str(place).encode()).hexdigest()
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub that everything here asks, and an empty cache."""
+    server = Hub()
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    for name, value in {
+        "HF_HUB_CACHE": str(tmp_path / "cache"),
+        "HF_TOKEN_PATH": str(tmp_path / "no-token"),
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_ETAG_TIMEOUT": 1,
+        "HF_HUB_DOWNLOAD_TIMEOUT": 1,
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN": False,
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.chdir(tmp_path)
+    close_session()
+    yield server
+    close_session()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small models in the layouts that the Hub has."""
+    folder = tmp_path_factory.mktemp("models")
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = vitrail.create("nano/2", classes=["cat", "dog"], width=16, depth=1, heads=2, activation="gelu_tanh")
+        torch.nn.init.normal_(model.get_parameter("head.linear.weight"))
+        model.save(folder / f"vitrail-{seed}")
+    for to in ("timm", "hf", "google"):
+        convert(folder / "vitrail-0", folder / to, to)
+    return folder
+
+
+def answers(source: str | Path, **options: Any) -> torch.Tensor:
+    images = torch.linspace(-1, 1, 2 * 3 * 8 * 8).view(2, 3, 8, 8)
+    with torch.inference_mode():
+        return vitrail.load(source, **options)(images)
+
+
+@pytest.mark.parametrize("layout", ["timm", "hf", "google", "vitrail-0"])
+def test_every_layout_comes_from_the_hub_once(layout: str, server: Hub, models: Path) -> None:
+    server.repositories["some/vit"] = {"main": models / layout}
+    torch.testing.assert_close(answers("some/vit"), answers(models / "vitrail-0"), rtol=1e-4, atol=1e-5)
+    assert vitrail.load("some/vit").classes == (["0", "1"] if layout == "google" else ["cat", "dog"])
+    fetched = [line for line in server.asked if line.startswith("GET") and "/resolve/" in line]
+    assert len(fetched) == len(set(fetched)) == len(list((models / layout).iterdir()))
+
+
+def test_revisions(server: Hub, models: Path) -> None:
+    first, second = models / "vitrail-0", models / "vitrail-1"
+    server.repositories["some/vit"] = {"main": first, "v2": second}
+    assert torch.equal(answers("some/vit"), answers(first))
+    for how in ({"revision": "v2"}, {"revision": commit_of(second)}):
+        assert torch.equal(answers("some/vit", **how), answers(second))
+    assert torch.equal(answers("some/vit@v2"), answers(second))
+    with pytest.raises(UserError, match="no revision 'v9'"):
+        vitrail.load("some/vit", revision="v9")
+
+
+def test_a_push_between_two_files_mixes_no_versions(server: Hub, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.repositories["some/vit"] = {"main": models / "vitrail-0", "old": models / "vitrail-0"}
+    get = hub.Repository.get
+
+    def pushed(self: hub.Repository, file: str) -> Path | None:
+        found = get(self, file)
+        server.repositories["some/vit"]["main"] = models / "vitrail-1"
+        return found
+
+    monkeypatch.setattr(hub.Repository, "get", pushed)
+    assert torch.equal(answers("some/vit"), answers(models / "vitrail-0"))
+
+
+def test_private_ones_want_a_token(server: Hub, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.repositories["some/secret"] = {"main": models / "hf"}
+    server.token["some/secret"] = "hf_sesame"
+    with pytest.raises(UserError, match="or a private one: check the name, or log in"):
+        vitrail.load("some/secret")
+    monkeypatch.setenv("HF_TOKEN", "hf_sesame")
+    assert vitrail.load("some/secret").classes == ["cat", "dog"]
+
+
+def test_shards_and_single_files(server: Hub, models: Path, tmp_path: Path) -> None:
+    weights = load_file(models / "hf" / "model.safetensors")
+    folder = tmp_path / "sharded"
+    shutil.copytree(models / "hf", folder)
+    (folder / "model.safetensors").unlink()
+    places = {name: f"model-{i % 3}.safetensors" for i, name in enumerate(weights)}
+    for place in set(places.values()):
+        save_file({name: weights[name] for name in weights if places[name] == place}, folder / place)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    server.repositories["some/shards"] = {"main": folder}
+    torch.testing.assert_close(answers("some/shards"), answers(models / "vitrail-0"), rtol=1e-4, atol=1e-5)
+
+    (folder / "model-1.safetensors").unlink()
+    server.repositories["some/gap"] = {"main": folder}
+    with pytest.raises(UserError, match=r"names 'model-1.safetensors', which the repository does not hold"):
+        vitrail.load("some/gap")
+
+    (tmp_path / "two").mkdir()
+    for name in ("a.npz", "b.npz"):
+        np.savez(tmp_path / "two" / name, x=np.zeros(3))
+    server.repositories["some/two"] = {"main": tmp_path / "two"}
+    with pytest.raises(UserError, match=r"2 checkpoints \(a.npz, b.npz\): download the file that you mean"):
+        vitrail.load("some/two")
+    (tmp_path / "none").mkdir()
+    server.repositories["some/none"] = {"main": tmp_path / "none"}
+    with pytest.raises(UserError, match="no weights that vitrail reads"):
+        vitrail.load("some/none")
+
+
+@pytest.mark.parametrize(
+    "prepare, words",
+    [
+        ({}, "some/vit is no file or folder here, and the Hub has no such model"),
+        ({"gated": {"some/vit"}}, "some/vit is gated: accept its terms"),
+        ({"status": 500}, "the Hub cannot be reached for it"),
+        ({"status": 429}, "the Hub cannot be reached for it"),
+        ({"silent": True}, "the Hub cannot be reached for it"),
+    ],
+)
+def test_what_cannot_be_had_is_one_line_at_once(
+    prepare: dict[str, Any],
+    words: str,
+    server: Hub,
+    models: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for name, value in prepare.items():
+        setattr(server, name, value)
+    if "gated" in prepare:
+        server.repositories["some/vit"] = {"main": models / "hf"}
+    start = time.monotonic()
+    assert main(["convert", "some/vit", "out"]) == 2
+    said = capsys.readouterr()
+    assert (
+        said.out == "" and words in said.err and said.err.startswith("vitrail: some/vit") and said.err.count("\n") == 1
+    )
+    assert time.monotonic() - start < 5 and not Path("out").exists()
+
+
+def test_a_closed_port_and_a_name_that_no_hub_allows(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:  # bound and not listening: nobody answers there
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        start = time.monotonic()
+        with pytest.raises(UserError, match="cannot be reached"):
+            vitrail.load("some/vit")
+        assert time.monotonic() - start < SOON
+    with pytest.raises(UserError, match="the Hub allows no such name"):
+        vitrail.load("some/a--b")
+    assert server.asked == []
+
+
+def test_the_cache_answers_where_the_hub_does_not(
+    server: Hub, models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.repositories["some/vit"] = {"main": models / "hf"}
+    before = answers("some/vit")
+    server.silent = True
+    assert torch.equal(answers("some/vit"), before)
+    assert caplog.text.count("some/vit comes from the cache") == 1
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    server.asked.clear()
+    assert torch.equal(answers("some/vit"), before) and server.asked == []
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE"):
+        vitrail.load("some/other")
+
+
+def test_a_command_reads_from_the_hub_and_a_path_wins(
+    server: Hub, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.repositories["some/vit"] = {"main": models / "vitrail-0", "v2": models / "vitrail-1"}
+    assert main(["convert", "some/vit", "out", "--to", "timm", "--revision", "v2", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["out"] == "out" and row["to"] == "timm" and row["classes"] == 2
+    torch.testing.assert_close(answers("out"), answers(models / "vitrail-1"), rtol=1e-4, atol=1e-5)
+    shutil.copytree(models / "vitrail-1", tmp_path / "some" / "vit")
+    assert torch.equal(answers("some/vit"), answers(models / "vitrail-1"))
