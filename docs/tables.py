@@ -101,9 +101,9 @@ def _seeds(rows: Rows) -> str:
     return f"{rows['mean_top1']:.2%}{spread}, {seeds}, {min(times):.1f} to {max(times):.1f} minutes"
 
 
-TRANSFERS = {"hymenoptera": "ants and bees", "cifar10": "CIFAR-10"}
+TRANSFERS: dict[str, str] = {"hymenoptera": "ants and bees", "cifar10": "CIFAR-10"}
 """parts of results/transfer.json"""
-TRANSFER_ROWS = {
+TRANSFER_ROWS: dict[str, str] = {
     "weights_top1": "from the carried weights",
     "scratch_top1": "from scratch",
     "gain": "gain, mean of the pairs",
@@ -203,6 +203,17 @@ def parity() -> list[list[str]]:
     return rows
 
 
+def parity_huggingface() -> list[list[str]]:
+    """Each of Hugging Face's types: what was compared, and the largest relative differences, there and back."""
+    rows = [["model", "class", "sizes", "tokens", "logits or pooled", "written, and read by transformers", "same bits"]]
+    found = _read("parity-huggingface")
+    for name, row in found["rows"].items() if found else ():
+        worst = [f"{max(size[kind] for size in row['sizes'].values()):.1e}" for kind in ("tokens", "outputs")]
+        written = f"{max(row['written'].values()):.1e}"
+        rows.append([name, f"`{row['class']}`", ", ".join(row["sizes"]), *worst, written, _plain(row["same bits"])])
+    return rows
+
+
 TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "results": results,
     "carried": carried,
@@ -210,6 +221,7 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "recipes": recipes,
     "sizes": sizes,
     "parity": parity,
+    "parity-huggingface": parity_huggingface,
     "transfer": transfer,
 }
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import errno
 import json
+import re
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -112,6 +117,21 @@ def test_training_from_weights_and_on_a_folder(run: Path, tmp_path: Path, capsys
         (["train", "digits", "--epoch", "3"], "unknown option --epoch: did you mean --epochs?"),
         (["train", "digits", "--epochs", "many"], "epochs"),
         (["train", "digits", "--image-size", "9", "8"], "9x8 does not divide into patches of 2"),
+        (["train", "digits", "--image-size", "0", "8"], "a height and a width in pixels, got (0, 8)"),
+        (["train", "digits", "--heads", "0"], "heads must be at least 1"),
+        (["train", "digits", "--dropout", "1"], "dropout must be at least 0 and below 1"),
+        (["train", "digits", "--batch-size", "0"], "vitrail: batch_size must be at least 1, got 0"),
+        (["train", "digits", "--accumulate", "0"], "accumulate must be at least 1"),
+        (["train", "digits", "--epochs", "nan"], "epochs must be a number above 0"),
+        (["train", "digits", "--eval-every", "0"], "eval_every must be a number above 0"),
+        (["train", "digits", "--workers", "-1"], "workers must not be negative"),
+        (["train", "digits", "--max-bad", "1.5"], "max_bad is a share from 0 to 1"),
+        (["train", "digits", "--early-size", "7"], "multiple of the patch size 2"),
+        (["train", "digits", "--lr", "nan"], "lr must be a number of at least 0"),
+        (["train", "digits", "--ema", "1"], "ema must be at least 0 and below 1"),
+        (["train", "digits", "--mixup", "2"], "mixup must be 0 to 1"),
+        (["train", "digits", "--std", "0"], "std must be above 0"),
+        (["train", "digits", "--policy", "trivail"], "did you mean trivial?"),
         (["train", "folder", "--data", "no/such/folder"], "no data at no/such/folder"),
         (["train", "digits", "--init", "nothing"], "no model 'nothing'"),
         (["train", "--resume", "no/run"], "no/run holds no run"),
@@ -143,6 +163,113 @@ def test_other_classes_than_the_models_are_refused(
     assert "2 classes and the model 10" in line and "'ant'" in line
 
 
+def test_out_must_be_a_folder(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("")
+    picture = tmp_path / "p.png"
+    Image.new("L", (9, 9)).save(picture)
+    assert "is a file" in refused(capsys, "train", "digits", "--out", taken, *TINY)
+    assert "Not a directory" in refused(capsys, "train", "digits", "--out", taken / "below", *TINY)
+    assert "File exists" in refused(capsys, "explain", picture, "--model", run, "--out", taken)
+    assert taken.read_text() == ""
+
+
+@pytest.fixture
+def uneven(tmp_path: Path) -> Path:
+    """Two classes of 60 pictures, of which four are bad, one has the wrong ending, and one is a folder."""
+    root = tmp_path / "uneven"
+    generator = np.random.default_rng(0)
+    for name in ("ant", "bee"):
+        (root / name).mkdir(parents=True)
+        for i in range(60):
+            image = Image.fromarray(generator.integers(0, 255, (32, 30 + i % 7, 3)).astype(np.uint8))
+            image.save(root / name / f"{i}.jpg", "PNG" if i == 5 else "JPEG")
+    ants = root / "ant"
+    (ants / "0.jpg").write_bytes(b"")
+    (ants / "1.jpg").write_bytes(b"no picture")
+    (ants / "2.jpg").write_bytes((ants / "2.jpg").read_bytes()[:400])
+    (ants / "3.jpg").write_bytes(png_header(60_000, 60_000))
+    (ants / "folder.jpg").mkdir()
+    return root
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A small file that declares a large picture."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+
+
+REASONS = {
+    "ant/0.jpg": "the file is empty",
+    "ant/1.jpg": "the bytes are no picture",
+    "ant/2.jpg": "the file is cut off",
+    "ant/3.jpg": "it declares more than 178,956,970 pixels, the limit",
+}
+
+
+@pytest.mark.parametrize("memory", ["True", "False"])
+def test_bad_pictures_of_a_training(
+    memory: str, uneven: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each is named once and left out; too many of them end the run, and then nothing is left of it."""
+    small = ["--image-size", "32", "32", "--stem", "4", "--batch-size", "8", "--epochs", "2", "--workers", "0", *TINY]
+    command = ["train", "folder", "--data", str(uneven), "--out", str(tmp_path / "run"), "--memory", memory, *small]
+    line = refused(capsys, *command)
+    assert "bad, more than 1.0% (the last: ant/" in line and line.endswith("or raise --max-bad")
+    assert not (tmp_path / "run").exists()
+    caplog.clear()
+    assert main([*command, "--max-bad", "0.05"]) == 0
+    assert sorted(caplog.messages) == [f"left out: {name}: {reason}" for name, reason in REASONS.items()]
+
+
+def test_bad_pictures_of_a_prediction(uneven: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", str(uneven / "ant"), "--model", str(run), "--device", "cpu"]) == 2
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 60
+    assert said.err.splitlines() == [f"{uneven / name}: {reason}" for name, reason in REASONS.items()]
+
+
+@pytest.mark.parametrize(
+    "eval_every, words", [("1", "no checkpoint was saved yet"), ("0.05", "the last good checkpoint is")]
+)
+def test_a_loss_that_is_not_finite_is_a_fault_of_the_run(
+    eval_every: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    options = ["--optimizer", "sgd", "--lr", "1e30", "--eval-every", eval_every, "--epochs", "9", *TINY]
+    assert main(["train", "digits", "--out", str(out), *options]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert (
+        re.match(r"vitrail: the loss is nan at step \d; it began in the layer encoder\.\S+; ", line) and words in line
+    )
+    assert out.exists() == (out / "last").exists(), "what has no checkpoint leaves nothing"
+    if out.exists():
+        assert main(["eval", str(out), "--data", "digits", "--device", "cpu"]) == 0
+
+
+@pytest.mark.parametrize(
+    "file, content, words",
+    [
+        ("state/state.pt", b"junk", "state.pt cannot be read"),
+        ("metrics.jsonl", b"junk\n", "metrics.jsonl is damaged"),
+        ("recipe.json", b"{}", "holds no run to go on with"),
+    ],
+)
+def test_a_damaged_run_is_not_resumed(
+    file: str, content: bytes, words: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    rows = [line for line in (copy / "metrics.jsonl").read_text().splitlines(keepends=True) if '"done"' not in line]
+    (copy / "metrics.jsonl").write_text("".join(rows))
+    (copy / file).write_bytes(content)
+    assert words in refused(capsys, "train", "--resume", copy, "--device", "cpu")
+
+
 def test_a_full_disk_is_a_fault_of_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,7 +278,7 @@ def test_a_full_disk_is_a_fault_of_the_run(
 
     monkeypatch.setattr("vitrail.files.os.fsync", no_space)
     line = refused(capsys, "train", "digits", "--out", tmp_path / "r", "--epochs", "1", *TINY, code=1)
-    assert "No space left on device" in line
+    assert "classes.json: No space left on device" in line
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 

@@ -27,9 +27,9 @@ EYES: dict[str, Any] = {
     "image_size": SIDE,
     "patch_size": PATCH,
 }
-PIXELS = """{"do_resize": true, "do_center_crop": false, "size": {"height": 16, "width": 16}, "resample": 3, "do_normalize": true,
-"do_rescale": true, "rescale_factor": 0.00392156862745098, "image_mean": [0.48, 0.46, 0.41],
-"image_std": [0.27, 0.26, 0.28]}"""
+PIXELS = """{"do_resize": true, "size": {"height": 16, "width": 16}, "resample": 3, "do_center_crop": false,
+"do_rescale": true, "rescale_factor": 0.00392156862745098, "do_normalize": true,
+"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}"""
 
 
 def byte_pairs() -> tokenizers.Tokenizer:

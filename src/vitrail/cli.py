@@ -179,7 +179,7 @@ def predict(args: Sequence[str]) -> int:
         for row in rows:
             print(json.dumps(row) if options.json else describe(row))
             if "error" in row and not options.json:
-                print(f"{row['image']}: {row['error']}", file=sys.stderr)
+                print(row["error"], file=sys.stderr)
     return code
 
 
@@ -281,7 +281,10 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"vitrail: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+            print(f"vitrail: cannot write {error.filename}: {error.strerror}; choose another --out", file=sys.stderr)
+            return UserError.exit_code
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
             raise
         print(f"vitrail: cannot write {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
         return RunError.exit_code
@@ -310,7 +313,7 @@ def pictures_in(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS)
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and not p.is_dir())
             if not inside:
                 raise UserError(f"{path} holds no pictures: give a folder with some of {', '.join(sorted(ENDINGS))}")
             found += inside
@@ -390,7 +393,8 @@ def parse_run(run: Run, args: Sequence[str], name: str) -> Run:
 def _one_line(box: str) -> str:
     """What tyro's box says: its frame and title go, as does the usage below; a wrong choice gets the nearest one."""
     text = " ".join(re.sub(r"[\u2500-\u257f]+|-{3,}", " ", box).split())
-    text = re.sub(r"^(Parsing error|Value error|Invalid choice) ", "", text)
+    text = re.sub(r"^(Parsing error|Value error|Invalid choice|Unrecognized options) ", "", text)
+    text = re.sub(r"^Error parsing (\w+: )?", "", text)
     text = re.split(r" For full helptext| Argument helptext", text)[0]
     if wrong := re.search(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)", text):
         choices = [choice.strip("' ") for choice in wrong[3].split(",")]

@@ -22,8 +22,9 @@ def write_whole(path: str | Path, data: bytes | str) -> None:
             os.fsync(file.fileno())
         os.chmod(beside, 0o644)  # mkstemp makes files that only their owner reads
         os.replace(beside, path)
-    except BaseException:
+    except BaseException as error:
         Path(beside).unlink(missing_ok=True)
+        _name(error, path)
         raise
     _sync(path.parent)
 
@@ -47,10 +48,17 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             os.replace(beside, path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(beside, ignore_errors=True)
+        _name(error, path)
         raise
     _sync(path.parent)
+
+
+def _name(error: BaseException, path: Path) -> None:
+    """Say which file it was, where the system does not."""
+    if isinstance(error, OSError) and error.filename is None:
+        error.filename = str(path)
 
 
 def _sync(path: Path) -> None:

@@ -144,6 +144,8 @@ def test_built_in_names_look_in_the_environment_first(tmp_path: Path, monkeypatc
     monkeypatch.setenv("VITRAIL_DATA", str(tmp_path))
     assert len(open_data("mnist").train) == 2
     assert len(open_data(tmp_path, name="mnist").train) == 2
+    folder_of(tmp_path / "pets", {"cat": 2, "dog": 1})
+    assert len(open_data("pets").train) == 3, "other folders there are known by their name too"
 
     def fails(name: str, root: Path, download: bool) -> None:
         raise RuntimeError("no network\nhere")

@@ -60,7 +60,7 @@ def test_each_word_has_its_attention(decoder: str, encoder: Any) -> None:
         assert word.heat is not None and word.heat.shape == tokens.grid and 0 < word.p <= 1
         total = float(word.heat.sum())
         assert total == pytest.approx(1, abs=1e-5) if not prefix else 0 < total < 1
-    assert not torch.allclose(words[0].heat, words[1].heat)
+    assert len(words) == 1 or not torch.allclose(words[0].heat, words[1].heat)
 
 
 def test_attention_is_that_of_the_step_that_chose_the_word() -> None:

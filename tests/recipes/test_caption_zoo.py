@@ -86,8 +86,8 @@ def test_an_encoder_of_the_hub_stays_as_it_is_and_brings_its_pictures(
 def test_an_encoder_is_tuned_where_it_is_asked_for(hub: Any, captioned: Path, tmp_path: Path) -> None:
     tiny_captioners.encoder(hub.folder / "some" / "dinov2", "dinov2")
     source = vitrail.load("some/dinov2")
-    for method in ("full", "lora", "last-blocks"):
-        more = ("--method", method, "--last-blocks", "1", "--image-size", "16", "16")
+    for method in ("full", "lora"):
+        more = ("--method", method, "--image-size", "16", "16")
         task = train("caption-zoo", "some/dinov2", captioned, tmp_path / method, *SMALL, *more)
         assert not same(source.encoder, task.encoder)
         assert task.preprocess.size == (16, 16)
@@ -120,6 +120,13 @@ def test_a_language_model_of_the_hub_behind_an_encoder_of_the_hub(
     hub.status = 503
     row = predicted(captioned / "1.png", tmp_path / "run", capsys)
     assert row["task"] == "caption"
+    seen = ["--model", str(tmp_path / "run"), "--out", str(tmp_path / "seen"), "--device", "cpu"]
+    assert main(["explain", str(captioned / "1.png"), *seen]) == 0
+    assert (tmp_path / "seen" / "rollout.png").exists()
+    assert (tmp_path / "seen" / "words.png").exists() == (join == "projection")
+    capsys.readouterr()
+    assert main(["eval", str(tmp_path / "run"), "--data", str(captioned), "--json", "--device", "cpu"]) == 0
+    assert json.loads(capsys.readouterr().out)["cider"] >= 0
 
 
 def test_a_stopped_prefix_goes_on_to_the_same_bits(
@@ -166,6 +173,7 @@ def test_wrong_input_is_one_plain_line(
     tiny_captioners.language_model(hub.folder / "some" / "lm")
     command = ["train", "caption-prefix", "--init", str(tmp_path / "eyes"), "--data", str(captioned)]
     more = [] if args[0] == "--language-model" else ["--language-model", "some/lm"]
+    capsys.readouterr()
     assert main([*command, "--out", str(tmp_path / "run"), *COMMON, *more, *args]) == 2
     said = capsys.readouterr().err
     assert says in said and said.count("\n") == 1

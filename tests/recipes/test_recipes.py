@@ -15,6 +15,7 @@ import vitrail
 from vitrail.cli import main
 from vitrail.errors import UserError
 from vitrail.recipes import RECIPES, from_weights
+from vitrail.train.run import Run
 from vitrail.train.state import RunFolder
 from vitrail.vit import SIZES, ViT, ViTConfig
 
@@ -91,6 +92,12 @@ def test_recipe_runs_a_few_steps(name: str, pictures: Path, tmp_path: Path) -> N
     assert model.preprocess.channels == run.model.channels
     answer = model.predict([Image.new("RGB", (50, 40), (40, 40, 40))])[0]
     assert sum(label["score"] for label in answer.labels) > 0
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_comes_back_from_its_file(name: str) -> None:
+    run = RECIPES[name](1000)
+    assert Run.from_dict(json.loads(json.dumps(run.as_dict()))) == run
 
 
 def test_published_numbers_stand_in_the_recipes() -> None:

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from vitrail.data.text import PAD, START
 from vitrail.errors import UserError
-from vitrail.tasks.decoders import AttentiveDecoder, Decoder, DecoderBlock, Memory, RecurrentDecoder, TransformerDecoder
+from vitrail.tasks.decoders import (
+    AttentiveDecoder,
+    Cache,
+    Decoder,
+    DecoderBlock,
+    Memory,
+    RecurrentDecoder,
+    TransformerDecoder,
+)
 
 VOCABULARY, WIDTH, SEEN, POOLED, LONGEST = 13, 16, 12, 20, 9
 
@@ -121,9 +129,9 @@ def test_formed_attention_is_fused_attention() -> None:
     torch.manual_seed(0)
     block = DecoderBlock(WIDTH, 4, 0.0, look=True).eval()
     x, picture = torch.randn(6, 1, WIDTH), block.picture(torch.randn(3, 5, WIDTH))
-    fused, _, nothing = block(x, picture, [])
-    formed, _, weights = block(x, picture, [], weights=True)
-    assert nothing is None and weights.shape == (6, 4, 5)
+    fused = block(x, picture)
+    formed, _, weights = block.step(x, picture, Cache([], picture), 0)
+    assert weights.shape == (6, 4, 5)
     torch.testing.assert_close(fused, formed, atol=1e-6, rtol=1e-5)
     # Row r belongs to picture r // 2, head by head.
     q = block.look.project(block.norm2(x + block.attention(block.norm1(x))), torch.randn(6, 5, WIDTH))[0]

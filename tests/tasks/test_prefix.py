@@ -18,6 +18,7 @@ import vitrail
 from vitrail.data.decode import Preprocess
 from vitrail.data.text import END, PAD, START, UNKNOWN
 from vitrail.errors import UserError
+from vitrail.tasks import language
 from vitrail.tasks.caption import numbered
 from vitrail.tasks.language import OWN, Numbers, TheirTokenizer
 from vitrail.tasks.prefix import LanguageModel, PrefixCaption, Prefixed
@@ -92,6 +93,18 @@ def test_with_cache_and_without_the_same(join: Any, folder: Path) -> None:
     assert torch.equal(cached.words, anew.words) and torch.equal(drawn[0].words, drawn[1].words)
     there = cached.words > END
     assert torch.allclose(cached.logp[there], anew.logp[there], atol=1e-4)
+
+
+def test_a_large_batch_is_written_in_parts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = captioner(folder)
+    for how in (Decoding(beam=2, longest=9), Decoding(beam=2, longest=9, sample=True)):
+        task.decoding = how
+        with torch.no_grad():
+            monkeypatch.setattr(language, "TOGETHER", 32)
+            whole = task.write({"image": IMAGES})
+            monkeypatch.setattr(language, "TOGETHER", 3)
+            parts = task.write({"image": IMAGES})
+        assert torch.equal(whole.words, parts.words) and torch.allclose(whole.score, parts.score, atol=1e-5)
 
 
 def test_the_loss_is_the_cross_entropy_of_the_captions_words(folder: Path) -> None:

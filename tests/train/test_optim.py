@@ -72,7 +72,7 @@ def test_muon_equals_pytorchs_to_the_rounding_of_bf16() -> None:
     ours = [nn.Parameter(torch.randn(shape)) for shape in ((8, 24), (24, 8), (8, 24))]
     theirs = [nn.Parameter(p.detach().clone()) for p in ours]
     options = {"lr": 0.1, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
-    a, b = Muon(ours, **options), torch.optim.Muon(theirs, **options)  # type: ignore[arg-type]
+    a, b = Muon([{"params": ours}], **options), torch.optim.Muon(theirs, **options)  # type: ignore[arg-type]
     for _ in range(3):
         for p, q in zip(ours, theirs, strict=True):
             p.grad = torch.randn_like(p)
@@ -80,6 +80,27 @@ def test_muon_equals_pytorchs_to_the_rounding_of_bf16() -> None:
         a.step(), b.step()
     for p, q in zip(ours, theirs, strict=True):
         torch.testing.assert_close(p, q, atol=0.02, rtol=0.02)
+
+
+def test_filters_move_as_the_matrices_that_they_are() -> None:
+    torch.manual_seed(0)
+    filters = nn.Parameter(torch.randn(8, 3, 3, 3))
+    matrix = nn.Parameter(filters.detach().flatten(1).clone())
+    a, b = Muon([{"params": [filters]}], lr=0.1), Muon([{"params": [matrix]}], lr=0.1)
+    for _ in range(2):
+        filters.grad = torch.randn_like(filters)
+        matrix.grad = filters.grad.flatten(1)
+        a.step(), b.step()
+    torch.testing.assert_close(filters.flatten(1), matrix)
+
+
+def test_muon_takes_the_filters_of_convolutions() -> None:
+    task = vitrail.create("micro/4", classes=3, stem=(8, 16))
+    _, muon = groups(task, Optim(optimizer="muon"), 6)
+    taken = {id(p) for group in muon for p in group["params"]}
+    filters = [p for p in task.parameters() if p.ndim == 4]
+    assert len(filters) == 3 and all(id(p) in taken for p in filters)
+    Optimizers(task, Optim(optimizer="muon"), 6)
 
 
 def test_average_is_the_stated_recurrence() -> None:

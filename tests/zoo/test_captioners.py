@@ -127,6 +127,36 @@ def test_predict_prints_words_with_their_probabilities(
     assert all(0 < token["p"] <= 1 for token in first["tokens"])
 
 
+def test_explain_draws_where_it_looked_for_each_word(
+    pair: tuple[Any, Path], photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["explain", str(photo), "--model", str(pair[1]), "--out", str(tmp_path / "seen"), "--device", "cpu"]
+    assert main(args) == 0
+    numbers = json.loads((tmp_path / "seen" / "numbers.json").read_text())
+    assert (tmp_path / "seen" / "words.png").stat().st_size > 1000
+    assert len(numbers["looked"]) == len(numbers["words"]) and len(numbers["looked"][0]) == 2
+    assert "".join(word["text"] for word in numbers["words"]).strip().startswith(numbers["caption"])
+
+
+def test_eval_scores_it_and_convert_proves_it(tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pycocoevalcap", reason="needs pip install 'vitrail[caption]'")
+    tiny_captioners.blip(tmp_path / "m")
+    for i in range(4):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        Image.effect_noise((24, 20), 20 * i + 9).convert("RGB").save(tmp_path / "data" / f"{i}.png")
+        (tmp_path / "data" / f"{i}.txt").write_text("a dog runs\nnoise\n")
+    capsys.readouterr()
+    data = ["--data", str(tmp_path / "data"), "--split", "train", "--device", "cpu", "--json"]
+    assert main(["eval", str(tmp_path / "m"), *data]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["cider"] >= 0 and row["count"] >= 3 and 0 < row["distinct"] <= 1
+    args = ["convert", str(tmp_path / "m"), str(tmp_path / "own"), "--verify", "--json"]
+    assert main(args) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["task"] == "caption" and row["differences"]["tokens"]["relative"] < 1e-6
+    assert main(["predict", str(photo), "--model", str(tmp_path / "own"), "--device", "cpu"]) == 0
+
+
 def test_the_makers_decoding_is_kept(tmp_path: Path) -> None:
     tiny_captioners.vit_gpt2(tmp_path / "m")
     chosen = {

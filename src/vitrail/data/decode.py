@@ -64,8 +64,10 @@ class Preprocess:
                 raise ValueError(f"{value!r} is no number that fits")
         if self.resize not in get_args(Resize) or self.interpolation not in get_args(Interpolation):
             raise ValueError(f"no resize {self.resize!r} with interpolation {self.interpolation!r}")
-        if not len(self.mean) == len(self.std) == self.channels or min(self.std) <= 0:
+        if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(f"mean {self.mean} and std {self.std} need {self.channels} numbers, one a channel")
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be above 0, got {self.std}")
         if not 0 < self.crop_fraction <= 1:
             raise ValueError(f"crop_fraction must be above 0 and at most 1, got {self.crop_fraction}")
         if len(self.size) != 2 or min(self.size) < 1 or not all(isinstance(pixels, int) for pixels in self.size):

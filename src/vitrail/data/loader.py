@@ -46,7 +46,8 @@ class Loader:
 
     `batch_size` counts the pictures of a step over all `world` processes: each takes every world-th one. `memory`
     None decides by size; what was decided stands in `.memory`, and belongs to a run that is resumed, since the two
-    ways round differently. Raises UserError where more than the share `max_bad` of the pictures is bad.
+    ways round differently. Raises UserError where more than the share `max_bad` of the pictures is bad: of those of
+    the set, or of `whole` where it is a part of so many.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         max_bad: float = 0.01,
+        whole: int | None = None,
     ) -> None:
         if not len(set):
             raise UserError(f"{set.name} has no pictures to {'train on' if train else 'evaluate'}")
@@ -74,6 +76,7 @@ class Loader:
         self.batch_size, self.rank, self.world = batch_size, rank, world
         self.device = torch.device(device)
         self.workers, self.balanced, self.max_bad = workers, balanced, max_bad
+        self.whole = whole or len(set)
         self.augment = (augment or Augment()) if train else None
         self.wait = 0.0
         """seconds spent in making or waiting for batches"""
@@ -223,10 +226,12 @@ class Loader:
             if sample not in self.bad:
                 self.bad[sample] = reason
                 log.warning(f"left out: {reason}")
-        if len(self.bad) > self.max_bad * len(self.set):
+        if len(self.bad) > self.max_bad * self.whole:
             raise UserError(
-                f"{len(self.bad)} of {len(self.set)} pictures of {self.set.name} are bad, more than "
-                f"{self.max_bad:.1%} (the last: {reason_of(self.bad)}): mend or remove them, or raise --max-bad"
+                f"{len(self.bad)} of {self.whole} pictures of {self.set.name} are bad, more than "
+                f"{self.max_bad:.1%} (the last: {reason_of(self.bad)}): mend or remove them"
+                + ", or raise --max-bad"
+                * self.train
             )
 
     def _load(self) -> None:

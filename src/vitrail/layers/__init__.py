@@ -2,10 +2,23 @@
 
 from vitrail.layers.attention import Differential, mimetic_init
 from vitrail.layers.blocks import Branch, JointBlock, ParallelBlock, PostNormBlock
+from vitrail.layers.build import (
+    add_to_attention,
+    arranged,
+    branch_for,
+    check,
+    last_maps,
+    norm_for,
+    outer_norms,
+    places_for,
+    relations,
+    resize_relative,
+    stem_for,
+)
 from vitrail.layers.mlp import ACTIVATIONS, GatedMLP, QuickGELU
-from vitrail.layers.place import Place
-from vitrail.layers.pooling import AttentionPool, ChannelNorm, Neck, Projection
-from vitrail.layers.positions import resize_positions, sine_positions
+from vitrail.layers.place import Place, locate
+from vitrail.layers.pooling import AttentionPool, ChannelNorm, Neck, Projection, pooled
+from vitrail.layers.positions import fit_positions, resize_positions, sine_positions, with_gap
 from vitrail.layers.relative import DecomposedBias, RelativeTable, relative_index, resize_table
 from vitrail.layers.residual import LayerScale, StochasticDepth
 from vitrail.layers.rotary import Rotary, Rotation
@@ -37,11 +50,26 @@ __all__ = [
     "Rotation",
     "StochasticDepth",
     "Variant",
+    "add_to_attention",
+    "arranged",
     "backbone_for",
+    "branch_for",
+    "check",
+    "fit_positions",
     "in_windows",
+    "last_maps",
+    "locate",
     "mimetic_init",
+    "norm_for",
+    "outer_norms",
+    "places_for",
+    "pooled",
+    "relations",
     "relative_index",
     "resize_positions",
+    "resize_relative",
     "resize_table",
     "sine_positions",
+    "stem_for",
+    "with_gap",
 ]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from vitrail.layers.rotary import Rotation
@@ -22,3 +25,27 @@ class Place(NamedTuple):
     """[1, heads, T, T] on the scores, the same in each block"""
     pairs: Tensor | None = None
     """[T, T], what `relative_index` gives, where tables of relative places are read"""
+
+
+def locate(
+    q: Tensor,
+    k: Tensor,
+    mask: Tensor | None,
+    place: Place | None,
+    relative: Callable[[Tensor, Place], Tensor] | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Queries, keys and mask with what is known of places: rotations, and biases on the scores.
+
+    Without a place they stay as they are. `relative` gives the biases of one block's own.
+    """
+    if place is None:
+        return q, k, mask
+    if place.rotation is not None:
+        q, k = (place.rotation.apply(y, place.prefix) for y in (q, k))
+    bias = place.bias
+    if relative is not None:
+        own = relative(q, place)
+        bias = own if bias is None else bias + own
+    if bias is None or mask is None:
+        return q, k, mask if bias is None else bias.to(q.dtype)
+    return q, k, (bias.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else bias + mask).to(q.dtype)

@@ -21,6 +21,23 @@ class AttentionPool(nn.Module):
         return (x + self.mlp(self.norm(x)))[:, 0]
 
 
+def pooled(prefix: Tensor, patches: Tensor, kind: str, prefix_too: bool, attention: AttentionPool | None) -> Tensor:
+    """One vector a picture, in a way that `ViTConfig.pool` explains: [B, P, D] and [B, N, D] to [B, D].
+
+    The exceptions are distilled, [B, 2, D] with a row for each of two heads, and token_average, [B, 2D].
+    """
+    read = torch.cat([prefix, patches], dim=1) if prefix_too else patches
+    if kind == "distilled":
+        return prefix[:, :2]
+    if attention is not None:
+        return attention(read)
+    if kind == "average":
+        return read.mean(dim=1)
+    if kind == "token_average":
+        return torch.cat([prefix[:, 0], read.mean(dim=1)], dim=1)
+    return read.amax(dim=1) if kind == "max" else 0.5 * (read.amax(dim=1) + read.mean(dim=1))
+
+
 class ChannelNorm(nn.LayerNorm):
     """A layer norm over the channels of a feature map."""
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
 from vitrail.errors import UserError
+
+log = logging.getLogger("vitrail")
 
 RESAMPLINGS = {
     "antialias": ("bicubic", False, True),
@@ -48,3 +52,26 @@ def resize_positions(
         mode, corners, antialias = RESAMPLINGS[resampling]
         image = F.interpolate(image, size=new, mode=mode, align_corners=corners, antialias=antialias)
     return torch.cat([first, rearrange(image, "1 d h w -> 1 (h w) d").to(grid.dtype)], dim=1)
+
+
+def with_gap(positions: Tensor, placed: int, prefix: int) -> Tensor:
+    """Positions [1, placed + N, D] for prefix + N tokens: zeros for those of the prefix that have none (registers)."""
+    if placed == prefix:
+        return positions
+    gap = positions.new_zeros(1, prefix - placed, positions.shape[2])
+    return torch.cat([positions[:, :placed], gap, positions[:, placed:]], dim=1)
+
+
+def fit_positions(
+    positions: Tensor, old: tuple[int, int], new: tuple[int, int], prefix: int, resampling: str
+) -> Tensor:
+    """`resize_positions` for pictures of another size than the model's, which is said once."""
+    message = f"positions interpolated from {old[0]}x{old[1]} patches to {new[0]}x{new[1]}"
+    # `torch.compiler.disable` would say it in compiled models too, but imports the compiler, which takes seconds.
+    if not torch.compiler.is_compiling() and message not in _said:
+        _said.add(message)
+        log.warning(message)
+    return resize_positions(positions, old, new, prefix, resampling)
+
+
+_said: set[str] = set()

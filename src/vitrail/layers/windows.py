@@ -11,7 +11,7 @@ from torch import Tensor
 from vitrail.layers.place import Place
 
 
-def in_windows(attend: Callable[[Tensor, Place], Tensor], x: Tensor, place: Place, size: int) -> Tensor:
+def in_windows(attend: Callable[..., Tensor], x: Tensor, place: Place, size: int) -> Tensor:
     """Let `attend` see windows of size x size patches of [B, N, D], each by itself.
 
     Where they do not divide the picture, zeros fill it up to the right and below, and take part, as in SAM.
@@ -21,6 +21,6 @@ def in_windows(attend: Callable[[Tensor, Place], Tensor], x: Tensor, place: Plac
     image = F.pad(image, (0, 0, 0, -columns % size, 0, -rows % size))
     down = image.shape[1] // size
     windows = rearrange(image, "b (h r) (w c) d -> (b h w) (r c) d", r=size, c=size)
-    windows = attend(windows, Place((size, size)))
+    windows = attend(windows, place=Place((size, size)))
     image = rearrange(windows, "(b h w) (r c) d -> b (h r) (w c) d", b=len(x), h=down, r=size)
     return image[:, :rows, :columns].flatten(1, 2)

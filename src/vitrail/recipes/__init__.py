@@ -102,7 +102,8 @@ def from_weights(run: Run, init: str, config: EncoderConfig) -> Run:
     )
     drop_path = run.model.drop_path if isinstance(run.model, ViTConfig) else 0.0
     model = replace(config, image_size=(height, width), drop_path=drop_path)
-    return replace(run, init=init, model=model)
+    early = run.early_size if run.early_size and run.early_size < min(height, width) else None
+    return replace(run, init=init, model=model, early_size=early)
 
 
 def check_architecture(init: str, given: EncoderConfig, wanted: EncoderConfig) -> None:

@@ -46,13 +46,13 @@ def caption_zoo(pictures: int) -> Run:
 def caption_prefix(pictures: int) -> Run:
     """A trained encoder sees, a trained language model writes; a prefix joins them (ClipCap, arXiv 2111.09734).
 
-    Command: vitrail train caption-prefix --init openai/clip-vit-base-patch32 --language-model openai-community/gpt2
-             --data flickr8k
+    Command: vitrail train caption-prefix --init openai/clip-vit-base-patch32 --data flickr8k
 
-    Encoder and language model stay as they are, and a Transformer between them learns: section 3.2 of the paper. With
+    --language-model names another than GPT-2, by Hub id or folder; its own tokenizer goes with it. Encoder and language
+    model stay as they are, and a Transformer between them learns: section 3.2 of the paper. With
     `--join mlp --tune-language` an MLP and the language model learn: section 3.1. With `--join projection` the language
-    model reads every patch, and `vitrail explain` draws where it looked for each word. The learning rate is the
-    paper's, 2e-5, where the language model learns (say `--lr 2e-5`), and higher where it does not.
+    model reads every patch, and `vitrail explain` draws where it looked for each word. The learning rate is higher than
+    the paper's 2e-5, which is for a language model that learns (say `--lr 2e-5` then).
 
     Expected: CLIP with a tuned GPT-2 has a BLEU-4 of 0.257 and a ROUGE-L of 0.569 on Flickr8k
     (doi 10.1007/978-3-031-67357-3_14). On COCO's Karpathy split the paper has CIDEr 1.131 and BLEU-4 0.335 with the

@@ -76,7 +76,7 @@ def cifar10_quick(pictures: int) -> Run:
             stem=(32, 64, 128),
             attention_init="mimetic",
         ),
-        augment=Augment(crop="shift", shift=4, flip=True),
+        augment=Augment(crop="shift", shift=2, flip=True),
         optim=Optim(optimizer="muon", lr=4e-3, matrix_lr=6e-3, schedule="linear", beta2=0.98),
         mean=CIFAR10_MEAN,
         std=CIFAR10_STD,
@@ -98,7 +98,8 @@ def cifar10_laptop(pictures: int) -> Run:
     run = cifar10_quick(pictures)
     assert isinstance(run.model, ViTConfig)
     model = replace(run.model, stem=(32, 64, 128, 128))
-    return replace(run, recipe="cifar10-laptop", model=model, early_size=24, epochs=18)
+    augment = replace(run.augment, shift=4)
+    return replace(run, recipe="cifar10-laptop", model=model, augment=augment, epochs=18)
 
 
 def cifar10(pictures: int) -> Run:

@@ -61,6 +61,10 @@ class Captioning:
     def __post_init__(self) -> None:
         if self.contrastive and not 0 < self.text_depth < self.decoder_depth:
             raise UserError("the contrastive loss needs a text depth of at least 1, below the decoder's depth")
+        if self.decoder == "transformer" and self.decoder_width % self.decoder_heads:
+            raise UserError(
+                f"decoder width {self.decoder_width} does not divide into {self.decoder_heads} heads: change one of them"
+            )
         if self.captions < 1:
             raise UserError(f"a step reads at least one caption a picture, got {self.captions}")
 

@@ -172,7 +172,7 @@ class ClassifyMetric:
 
 def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
     """Expected calibration error (arXiv 1706.04599, equation 3): mean gap of confidence and accuracy over bins."""
-    confidence, guess = probabilities.max(dim=1)
+    confidence, guess = probabilities.nan_to_num(0).max(dim=1)
     correct = (guess == labels).double()
     place = (confidence.double() * bins).ceil().clamp(1, bins).long() - 1
     gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, correct - confidence.double())

@@ -51,6 +51,34 @@ class DecoderState:
         return DecoderState([tensor[rows] for tensor in self.words], self.picture, self.length)
 
 
+@dataclass
+class Cache(DecoderState):
+    """Keys and values of the words so far, each [T, R, heads, d]; which rows go on is carried out with the next word.
+
+    Choosing rows and adding a word are so one copy and not two, and with words first it is one of whole pieces.
+    """
+
+    rows: Tensor | None = None
+
+    def chosen(self, rows: Tensor) -> Cache:
+        rows = rows if self.rows is None else self.rows[rows]
+        return Cache(self.words, self.picture, self.length, rows=rows)
+
+    def extended(self, place: int, new: Tensor) -> Tensor:
+        """The tensor at `place` with the next word's [R, heads, 1, d] behind it."""
+        new = new.permute(2, 0, 1, 3)
+        if not self.words:
+            return new.contiguous()
+        before = self.words[place]
+        together = before.new_empty(len(before) + 1, *new.shape[1:])
+        if self.rows is None:
+            together[:-1] = before
+        else:
+            torch.index_select(before, 1, self.rows, out=together[:-1])
+        together[-1:] = new
+        return together
+
+
 class Decoder(nn.Module):
     """Words and a picture in, what is known after each word out."""
 
@@ -172,19 +200,24 @@ class DecoderBlock(nn.Module):
         """Keys and values [B, heads, M, d] of the picture's tokens: the same at every step."""
         return [] if self.look is None else list(self.look.project(memory[:, :0], memory)[1:])
 
-    def forward(
-        self, x: Tensor, picture: list[Tensor], before: list[Tensor], weights: bool = False
-    ) -> tuple[Tensor, list[Tensor], Tensor | None]:
-        """Words [R, T, D] after those whose keys and values are `before`: words, all keys and values, the weights.
-
-        The weights over the picture [R, heads, M], of the last word, are formed only where they are asked for.
-        """
+    def forward(self, x: Tensor, picture: list[Tensor]) -> Tensor:
+        """Whole captions [R, T, D], of which no word sees a later one."""
         q, k, v = self.attention.project(self.norm1(x))
-        if before:
-            k, v = torch.cat([before[0], k], dim=2), torch.cat([before[1], v], dim=2)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=not before and x.shape[1] > 1)
+        return self._after(x, F.scaled_dot_product_attention(q, k, v, is_causal=True), picture)[0]
+
+    def step(self, x: Tensor, picture: list[Tensor], cache: Cache, place: int) -> tuple[Tensor, list[Tensor], Tensor]:
+        """The next word [R, 1, D], with keys and values at `place` of the cache: the word, keys and values with its own,
+        and the attention over the picture [R, heads, M]."""
+        q, k, v = self.attention.project(self.norm1(x))
+        kept = [cache.extended(place, k), cache.extended(place + 1, v)]
+        mixed = F.scaled_dot_product_attention(q, *(part.permute(1, 2, 0, 3) for part in kept))
+        x, looked = self._after(x, mixed, picture, weights=True)
+        return x, kept, looked
+
+    def _after(self, x: Tensor, mixed: Tensor, picture: list[Tensor], weights: bool = False) -> tuple[Tensor, Tensor]:
+        """What follows the attention to the words: that to the picture, and the MLP."""
         x = x + self.dropout(self.attention.out(mixed.transpose(1, 2).flatten(2)))
-        looked = None
+        looked = x.new_empty(0)
         if self.look is not None and self.norm2 is not None:
             # The captions of a picture are so many more queries to the same keys, which are not copied.
             pictures, (rows, length, width) = len(picture[0]), x.shape
@@ -192,13 +225,13 @@ class DecoderBlock(nn.Module):
             q = q.view(pictures, -1, self.look.heads, width // self.look.heads).transpose(1, 2)
             if weights:  # for few words this is no slower than fused attention, which never forms the matrix
                 matrix = (q @ picture[0].transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
-                looked = matrix.transpose(1, 2).reshape(rows, length, self.look.heads, -1)[:, -1]
+                looked = matrix.transpose(1, 2).reshape(rows, self.look.heads, -1)
                 seen = matrix @ picture[1]
             else:
                 seen = F.scaled_dot_product_attention(q, picture[0], picture[1])
             seen = seen.transpose(1, 2).reshape(rows, length, width)
             x = x + self.dropout(self.look.out(seen))
-        return x + self.dropout(self.mlp(self.norm3(x))), [k, v], looked
+        return x + self.dropout(self.mlp(self.norm3(x))), looked
 
 
 class TransformerDecoder(Decoder):
@@ -232,32 +265,34 @@ class TransformerDecoder(Decoder):
         x = self._embed(words.flatten(0, 1), 0)
         tokens = self.memory(memory.tokens)
         for block in self._blocks():
-            x, _, _ = block(x, block.picture(tokens), [])
+            x = block(x, block.picture(tokens))
         return self.norm(x).view(*words.shape, -1)
 
     def read(self, words: Tensor) -> Tensor:
         """Captions [R, T] alone to what the blocks without the picture make of them, [R, T, D]."""
         x = self._embed(words, 0)
         for block in self._blocks()[: self.text_depth]:
-            x, _, _ = block(x, [], [])
+            x = block(x, [])
         return x
 
     def start(self, memory: Memory, captions: int = 1) -> DecoderState:
         tokens = self.memory(memory.tokens)
-        return DecoderState([], [tensor for block in self._blocks() for tensor in block.picture(tokens)])
+        # In one piece, or every step's product would copy them first.
+        return Cache([], [part.contiguous() for block in self._blocks() for part in block.picture(tokens)])
 
+    @torch.no_grad()
     def step(self, words: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        assert isinstance(state, Cache)
         x = self._embed(words[:, None], state.length)
         picture, after, looked = iter(state.picture), [], []
         for i, block in enumerate(self._blocks()):
             own = [] if block.look is None else [next(picture), next(picture)]
-            before = state.words[2 * i : 2 * i + 2]
-            x, kept, weights = block(x, own, before, weights=True)
+            x, kept, weights = block.step(x, own, state, 2 * i)
             after += kept
-            if weights is not None:
-                looked.append(weights.mean(dim=1))
-        seen = [torch.stack(looked).mean(dim=0)] if looked else []
-        return self.norm(x)[:, 0], DecoderState(after, state.picture, state.length + 1, seen)
+            if own:
+                looked.append(weights)
+        seen = torch.stack(looked).mean(dim=(0, 2))
+        return self.norm(x)[:, 0], Cache(after, state.picture, state.length + 1, [seen])
 
     def _blocks(self) -> list[DecoderBlock]:
         return cast(list[DecoderBlock], list(self.blocks))

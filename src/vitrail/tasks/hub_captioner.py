@@ -20,7 +20,8 @@ from vitrail.errors import UserError
 from vitrail.tasks.caption import Caption, Captioning
 from vitrail.tasks.decoders import DecoderState, Memory
 from vitrail.tasks.encoder import Encoder
-from vitrail.tasks.language import Language, LanguageState, Numbers, TheirTokenizer
+from vitrail.tasks.language import Language, LanguageState, Numbers, TheirTokenizer, in_parts
+from vitrail.tasks.search import Written
 from vitrail.tasks.task import Batch
 from vitrail.vit import Tokens
 
@@ -44,6 +45,9 @@ class HubCaption(Caption):
     def memory(self, images: Tensor) -> Memory:
         tokens = cast(TheirEncoder, self.encoder).see(images)
         return Memory(tokens, tokens.mean(dim=1))
+
+    def write(self, batch: Batch) -> Written:
+        return in_parts(super().write, batch)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         raise UserError("a captioner of the Hub is used as it is: train caption-zoo or caption-prefix from an encoder")
@@ -179,15 +183,16 @@ class _Seen(nn.Module):
         return SimpleNamespace(last_hidden_state=pixel_values[:, 0])
 
 
+def eyes_of(model: Any) -> Any:
+    """The image encoder of a captioner."""
+    kind = model.config.model_type
+    return model.git.image_encoder if kind == "git" else model.vision_model if kind == "blip" else model.encoder
+
+
 def taken_apart(model: Any, numbers: Numbers) -> tuple[Any, Language]:
     """Image encoder and text decoder of a captioner. The decoder forms its attention, since people look at it."""
-    kind = model.config.model_type
-    if kind == "git":
-        encoder, text = model.git.image_encoder, model
-    elif kind == "blip":
-        encoder, text = model.vision_model, model.text_decoder
-    else:
-        encoder, text = model.encoder, model.decoder
+    kind, encoder = model.config.model_type, eyes_of(model)
+    text = model if kind == "git" else model.text_decoder if kind == "blip" else model.decoder
     text.set_attn_implementation("eager")
     positions = getattr(text.config, "max_position_embeddings", None) or 1024
     if kind == "git":

@@ -11,18 +11,21 @@ V words. transformers is imported where a model is made, by `vitrail.zoo.caption
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import tokenizers
 import torch
+import torch.nn.functional as F
 from tokenizers import decoders
 from torch import Tensor, nn
 
-from vitrail.data.text import END, SPECIALS, START, Tokenizer
+from vitrail.data.text import END, PAD, SPECIALS, START, Tokenizer
 from vitrail.errors import UserError
 from vitrail.tasks.decoders import Decoder, DecoderState
+from vitrail.tasks.search import Written
+from vitrail.tasks.task import Batch
 
 OWN = len(SPECIALS)
 """numbers that stand before theirs"""
@@ -166,6 +169,25 @@ class Language(Decoder):
                 "lower --most-words and --longest, or the size of the pictures"
             )
         return self.numbers.theirs(words)
+
+
+TOGETHER = 32
+"""pictures written of at once: in transformers' cache each caption has the picture's keys and values for itself, which
+for a batch of hundreds would fill the memory"""
+
+
+def in_parts(write: Callable[[Batch], Written], batch: Batch) -> Written:
+    """What `write` gives for a batch, some of its pictures at a time."""
+    count = len(batch["image"])
+    given = {"image": batch["image"], "sample": batch.get("sample", torch.arange(count, device=batch["image"].device))}
+    parts = [
+        write({name: value[start : start + TOGETHER] for name, value in given.items()})
+        for start in range(0, max(count, 1), TOGETHER)
+    ]
+    length = max(part.words.shape[2] for part in parts)
+    words = [F.pad(part.words, (0, length - part.words.shape[2]), value=PAD) for part in parts]
+    logp = [F.pad(part.logp, (0, length - part.logp.shape[2])) for part in parts]
+    return Written(torch.cat(words), torch.cat(logp), torch.cat([part.score for part in parts]))
 
 
 def _tied(model: nn.Module) -> dict[str, str]:

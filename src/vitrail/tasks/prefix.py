@@ -24,8 +24,9 @@ from vitrail.plain import describe
 from vitrail.tasks.caption import Caption, Captioning
 from vitrail.tasks.decoders import DecoderState, Memory
 from vitrail.tasks.encoder import KINDS, Encoder, pooled_width, token_width
-from vitrail.tasks.language import Language, LanguageState, Numbers, TheirTokenizer
-from vitrail.tasks.search import Decoding
+from vitrail.tasks.language import Language, LanguageState, Numbers, TheirTokenizer, in_parts
+from vitrail.tasks.search import Decoding, Written
+from vitrail.tasks.task import Batch
 from vitrail.vit import Block, Tokens, ViTConfig
 
 HEAD = 64
@@ -114,6 +115,9 @@ class PrefixCaption(Caption):
         tokens = self.encoder(images)
         pooled = self.pooled(tokens)
         return Memory(self.join(tokens, pooled), pooled)
+
+    def write(self, batch: Batch) -> Written:
+        return in_parts(super().write, batch)
 
     def config(self) -> dict[str, Any]:
         return {

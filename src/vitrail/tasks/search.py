@@ -54,24 +54,25 @@ class Written:
 
 
 class _Writer:
-    """Log-probabilities of the next word, with a cache or, to compare with, by reading all words anew each time."""
+    """Logits of the next word, with a cache or, to compare with, by reading all words anew each time."""
 
     def __init__(self, decoder: Decoder, memory: Memory, captions: int, cache: bool) -> None:
         self.decoder, self.memory, self.captions = decoder, memory, captions
         self.state: DecoderState | None = decoder.start(memory, captions) if cache else None
 
     def next(self, words: Tensor, no_repeat: int) -> Tensor:
-        """[R, T] words so far, `START` first, to log-probabilities [R, V] of the next."""
+        """[R, T] words so far, `START` first, to logits [R, V] of the next; a word that may not come has -inf."""
         if self.state is not None:
             known, self.state = self.decoder.step(words[:, -1], self.state)
         else:
             rows = words.view(len(self.memory.tokens), -1, words.shape[1])
             known = self.decoder(rows, self.memory)[:, :, -1].flatten(0, 1)
         logits = self.decoder.logits(known).float()
-        logits[:, [PAD, START, UNKNOWN]] = -torch.inf
+        for special in (PAD, START, UNKNOWN):
+            logits[:, special] = -torch.inf
         if no_repeat:
             forbid_repeats(logits, words[:, 1:], no_repeat)
-        return logits.log_softmax(dim=-1)
+        return logits
 
     def keep(self, rows: Tensor) -> None:
         if self.state is not None:
@@ -109,7 +110,7 @@ def _sample(decoder: Decoder, memory: Memory, how: Decoding, samples: Tensor, ca
     words = torch.full((pictures * captions, 1), START, device=memory.tokens.device)
     logps, ended = [], torch.zeros(len(words), dtype=torch.bool, device=words.device)
     for place in range(how.longest):
-        logp = writer.next(words, how.no_repeat)
+        logp = writer.next(words, how.no_repeat).log_softmax(dim=-1)
         allowed = among(logp / how.temperature, how.top_k, how.top_p)
         draws = uniform(how.sampling_seed, place, samples, captions, stream=_STREAM).flatten()
         below = allowed.softmax(dim=-1).cumsum(dim=-1)
@@ -168,16 +169,19 @@ def _beam(decoder: Decoder, memory: Memory, how: Decoding, cache: bool) -> Writt
     closed = torch.zeros(pictures, 1, dtype=torch.bool, device=device)
     base = torch.arange(pictures, device=device)[:, None]
     for place in range(1, how.longest + 1):
-        new = writer.next(words.flatten(0, 1), how.no_repeat).view(pictures, beam, -1)
-        if place == how.longest:  # what has not ended by now ends here
-            new = torch.full_like(new, -torch.inf).index_copy(2, new.new_tensor([END]).long(), new[..., END, None])
-        totals = (sums[:, :, None] + new).flatten(1)
+        logits = writer.next(words.flatten(0, 1), how.no_repeat)
         # Twice as many as go on: at most `beam` of them end here.
-        best, at = totals.topk(min(2 * beam, totals.shape[1]) if beam > 1 else 1, dim=1)
-        parent, word = at // new.shape[2], at % new.shape[2]
+        most = 2 * beam if beam > 1 else 1
+        likely, number = logits.topk(min(most, logits.shape[1]), dim=1)
+        if place == how.longest:  # what has not ended by now ends here
+            likely, number = logits[:, END, None], torch.full_like(number[:, :1], END)
+        new = (likely - logits.logsumexp(dim=1, keepdim=True)).view(pictures, -1)
+        totals = (sums[:, :, None] + new.view(pictures, beam, -1)).flatten(1)
+        best, at = totals.topk(min(most, totals.shape[1]), dim=1)
+        parent, word = at // likely.shape[1], number.view(pictures, -1).gather(1, at)
         ends = word == END
         words_now = torch.cat([words[base, parent], word[:, :, None]], dim=2)
-        logp_now = torch.cat([logp[base, parent], new.flatten(1).gather(1, at)[:, :, None]], dim=2)
+        logp_now = torch.cat([logp[base, parent], new.gather(1, at)[:, :, None]], dim=2)
         ending = best.masked_fill(~ends | closed, -torch.inf)
         done = _merged(done, words_now[..., 1:], logp_now, ending, place, how)
         sums, kept = best.masked_fill(ends, -torch.inf).topk(beam, dim=1)

@@ -39,6 +39,7 @@ VAL_FRACTION = 0.1
 def build(run: Run, splits: Splits, device: torch.device) -> tuple[Parts, int]:
     """The parts of a run, and its number of steps."""
     train, val = (splits.train, splits.val) if splits.val else split_val(splits.train, VAL_FRACTION)
+    whole = None if splits.val else len(splits.train)
     torch.manual_seed(seed_for(run.seed, -1))
     task = start(run, train)
     if run.init is not None:
@@ -58,9 +59,11 @@ def build(run: Run, splits: Splits, device: torch.device) -> tuple[Parts, int]:
         memory=run.memory,
         balanced=run.task.balanced,
         max_bad=run.max_bad,
+        whole=whole,
     )
     others = [
-        evaluation_loader(task, part, device, run.workers, run.seed) if part else None for part in (val, splits.test)
+        evaluation_loader(task, part, device, run.workers, run.seed, run.max_bad, number) if part else None
+        for part, number in ((val, whole), (splits.test, None))
     ]
     assert others[0] is not None
     steps = max(1, round(run.epochs * loader.steps_per_epoch))
@@ -72,10 +75,26 @@ def open_for(task: TaskConfig, data: str | Path, name: str | None = None) -> Spl
     return open_captions(data) if isinstance(task, Captioning | Prefixed) else open_data(data, name=name)
 
 
-def evaluation_loader(task: Task, part: ImageSet, device: torch.device, workers: int = 0, seed: int = 0) -> Loader:
-    """A loader that reads a part once, in order, as the task prepares pictures."""
+def evaluation_loader(
+    task: Task,
+    part: ImageSet,
+    device: torch.device,
+    workers: int = 0,
+    seed: int = 0,
+    max_bad: float = 0.01,
+    whole: int | None = None,
+) -> Loader:
+    """A loader that reads a part once, in order, as the task prepares pictures; `whole` as in `Loader`."""
     return Loader(
-        part, task.preprocess, batch_size=256, seed=seed, train=False, augment=None, device=device, workers=workers
+        part,
+        task.preprocess,
+        batch_size=256,
+        seed=seed,
+        train=False,
+        device=device,
+        workers=workers,
+        max_bad=max_bad,
+        whole=whole,
     )
 
 

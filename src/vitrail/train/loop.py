@@ -94,8 +94,7 @@ def fit(run: Run, parts: Parts, folder: RunFolder, steps: int, resume: bool = Fa
                 rate = factor(run.optim, step, steps)
                 row = train_step(run, module, batch, optimizers, rate, step, batches.make)
             except RunError as error:
-                good = f"the last good checkpoint is {folder.last}" if folder.last.exists() else "none was saved yet"
-                raise RunError(f"{error}; {good}") from None
+                raise RunError(f"{error}; {saved_in(folder)}") from None
             if average is not None:
                 average.update(task, step)
             progress.step(row, len(batch["image"]))
@@ -105,6 +104,8 @@ def fit(run: Run, parts: Parts, folder: RunFolder, steps: int, resume: bool = Fa
                 epoch = done / parts.train.steps_per_epoch
                 folder.log(kind="train", step=done, epoch=epoch, seconds=seconds, **progress.row())
             if done % every == 0 or done == steps:
+                if (name := not_finite(task)) is not None:
+                    raise RunError(f"{no_number(name)} after step {done}; {saved_in(folder)}")
                 scores = evaluate(task, parts.val, run.precision, average)
                 folder.log(kind="val", step=done, seconds=spent + time.monotonic() - began, **numbers(scores))
                 progress.evaluated(scores, task.score)
@@ -255,12 +256,28 @@ def numbers(scores: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in scores.items() if isinstance(value, int | float)}
 
 
+def saved_in(folder: RunFolder) -> str:
+    """In words, what a run that failed has left."""
+    return f"the last good checkpoint is {folder.last}" if folder.last.exists() else "no checkpoint was saved yet"
+
+
+@torch.no_grad()
+def not_finite(task: nn.Module) -> str | None:
+    """The name of the first weights that are not finite numbers."""
+    named = dict(task.named_parameters())
+    finite = torch.stack([parameter.isfinite().all() for parameter in named.values()]).tolist()
+    return next((name for name, good in zip(named, finite, strict=True) if not good), None)
+
+
+def no_number(name: str) -> str:
+    return f"the weights of {name} are no longer finite (lower the learning rate and start again)"
+
+
 @torch.no_grad()
 def _where(task: nn.Module, batch: Batch) -> str:
     """In words, the first layer that gives a number that is not finite for this batch."""
-    for name, parameter in task.named_parameters():
-        if not parameter.isfinite().all():
-            return f"the weights of {name} are not finite: lower the learning rate and start again"
+    if (name := not_finite(task)) is not None:
+        return no_number(name)
     found: list[str] = []
 
     def look(name: str) -> Any:
@@ -271,7 +288,11 @@ def _where(task: nn.Module, batch: Batch) -> str:
         return hook
 
     leaves = [(name, m) for name, m in task.named_modules() if not list(m.children())]
-    handles = [module.register_forward_hook(look(name)) for name, module in leaves]
+    # What goes through nothing comes from the layer around it: fused attention is a function, no module.
+    handles = [
+        module.register_forward_hook(look(name.rpartition(".")[0] if isinstance(module, nn.Identity) else name))
+        for name, module in leaves
+    ]
     try:
         if not batch["image"].isfinite().all():
             return "the pictures hold numbers that are not finite: check the data"

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from vitrail.errors import UserError
 from vitrail.train.device import native_bf16
 
 
@@ -19,7 +20,8 @@ class Optim:
     """How the weights move. Learning rates are peaks; the schedule multiplies both by the same factor."""
 
     optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
-    """muon: the blocks' matrices by Muon, the rest by AdamW; sgd: with momentum 0.9, as the paper fine-tunes"""
+    """muon: the blocks' matrices and the filters of convolutions by Muon, the rest by AdamW; sgd: with momentum 0.9, as
+    the paper fine-tunes"""
     lr: float = 1e-3
     matrix_lr: float = 4e-3
     """Muon's own learning rate, for an update whose size matches AdamW's (arXiv 2502.16982)"""
@@ -37,6 +39,17 @@ class Optim:
     """largest norm of the whole gradient; 0 for no limit"""
     ema: float = 0.0
     """decay a step of the running average of the weights, which is what is evaluated and kept; 0 for none"""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "matrix_lr", "weight_decay", "layer_decay", "clip"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} must be a number of at least 0, got {getattr(self, name)}")
+        for name in ("warmup", "cooldown"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is a share from 0 to 1, got {getattr(self, name)}")
+        for name in ("beta2", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
 
 
 def factor(optim: Optim, step: int, steps: int) -> float:
@@ -70,7 +83,7 @@ def groups(module: nn.Module, optim: Optim, depth: int) -> tuple[list[dict[str, 
         layer = layer_of(name, depth)
         # Norms, biases, tokens and positions are not pulled to zero, as in DeiT and BEiT.
         decays = parameter.ndim >= 2 and not name.endswith(("positions", "_token", "registers"))
-        matrix = optim.optimizer == "muon" and parameter.ndim == 2 and ".blocks." in name
+        matrix = optim.optimizer == "muon" and (parameter.ndim == 4 or (parameter.ndim == 2 and ".blocks." in name))
         (muon if matrix else adamw).setdefault((layer, decays), []).append(parameter)
 
     def as_groups(chosen: dict[tuple[int, bool], list[Tensor]], lr: float) -> list[dict[str, Any]]:
@@ -100,8 +113,18 @@ class Muon(torch.optim.Muon):
     """`torch.optim.Muon`, with matrices of one shape made orthogonal together, and in fp32 where bf16 is emulated.
 
     The numbers are the same to bf16's rounding (the tests show it); the blocks of a ViT share four shapes, so a step
-    takes four products where PyTorch's takes four a block.
+    takes four products where PyTorch's takes four a block. A convolution's filters [O, C, h, w] are a matrix too,
+    [O, C h w]; PyTorch's constructor refuses them, so they join behind it.
     """
+
+    def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
+        flat = [{**group, "params": [p for p in group["params"] if p.ndim == 2]} for group in groups]
+        filters = [{**group, "params": [p for p in group["params"] if p.ndim > 2]} for group in groups]
+        super().__init__([group for group in flat if group["params"]] or [{"params": [torch.empty(0, 0)]}], **options)
+        self.param_groups = [group for group in self.param_groups if group["params"][0].numel()]
+        for group in filters:
+            if group["params"]:
+                self.add_param_group(group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -111,12 +134,15 @@ class Muon(torch.optim.Muon):
                 if parameter.grad is not None:
                     shapes.setdefault(parameter.shape, []).append(parameter)
             for shape, parameters in shapes.items():
-                updates = torch.stack([self._update(parameter, group["momentum"]) for parameter in parameters])
-                updates = orthogonal(updates, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                matrices = torch.stack(
+                    [self._update(parameter, group["momentum"]) for parameter in parameters]
+                ).flatten(2)
+                updates = orthogonal(matrices, group["ns_coefficients"], group["ns_steps"], group["eps"])
                 # An orthogonal matrix of this shape has entries of size 1 / sqrt(max); AdamW's updates are near 0.2.
-                lr = group["lr"] * 0.2 * math.sqrt(max(shape))
+                lr = group["lr"] * 0.2 * math.sqrt(max(matrices.shape[1:]))
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(parameters, list(updates.to(parameters[0].dtype).unbind()), alpha=-lr)
+                parts = updates.to(parameters[0].dtype).unflatten(2, shape[1:]).unbind()
+                torch._foreach_add_(parameters, list(parts), alpha=-lr)
 
     def _update(self, parameter: Tensor, momentum: float) -> Tensor:
         """The gradient with Nesterov's momentum."""

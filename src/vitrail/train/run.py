@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+import math
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 from vitrail.data.augment import Augment
+from vitrail.errors import UserError
 from vitrail.plain import describe, described, rebuild
 from vitrail.tasks.caption import Captioning
 from vitrail.tasks.classify import Classification
@@ -70,6 +72,22 @@ class Run:
     max_bad: float = 0.01
     """largest share of pictures that cannot be read"""
 
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("epochs", "eval_every"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"{name} must be a number above 0, got {getattr(self, name)}")
+        for name in ("early", "max_bad"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is a share from 0 to 1, got {getattr(self, name)}")
+        if self.workers < 0:
+            raise UserError(f"workers must not be negative, got {self.workers}")
+        patch = getattr(self.model, "patch", 1)
+        if self.early_size is not None and (self.early_size < 1 or self.early_size % patch):
+            raise UserError(f"early_size must be a multiple of the patch size {patch}, got {self.early_size}")
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for `recipe.json`."""
         return {**asdict(self), "task": describe(self.task, TASKS), "model": describe(self.model, KINDS)}
@@ -80,7 +98,7 @@ class Run:
         values = dict(values)
         task = described(values.pop("task"), TASKS, "classify")
         model = described(values.pop("model"), KINDS, "vit")
-        return replace(rebuild(Run, values), task=task, model=model)
+        return rebuild(Run, {**values, "task": task, "model": model})
 
 
 def field_names(run: Any) -> list[str]:

@@ -17,7 +17,7 @@ from PIL import Image
 from vitrail import recipes, zoo
 from vitrail.data.captions import CaptionSet, open_captions
 from vitrail.data.sets import ImageSet, Splits, open_data, split_val
-from vitrail.errors import UserError
+from vitrail.errors import RunError, UserError
 from vitrail.files import write_whole
 from vitrail.recipes.finetune import settle
 from vitrail.tasks.caption import Caption
@@ -70,12 +70,17 @@ def begin(
         recipes.check_architecture(init, given, run.model)
     run = replace(run, data=str(data))
     folder = RunFolder(out or Path("runs") / f"{run.recipe}-{run.seed}")
+    folder.refuse_taken()  # before the pictures are decoded, which takes its time
     chosen = choose_device(device)
     parts, steps = build(run, splits, chosen)
     # Pictures kept in memory are rounded otherwise than streamed ones, so a resumed run must do as it began.
     run = replace(run, memory=parts.train.memory)
     folder.begin(run, splits.train.classes)
-    return _train(run, parts, folder, steps, resume=False)
+    try:
+        return _train(run, parts, folder, steps, resume=False)
+    except (UserError, RunError):
+        folder.drop()
+        raise
 
 
 def go_on(path: Path, device: str | None) -> dict[str, Any]:

@@ -29,8 +29,8 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self._state = path / "state" / "state.pt"
 
-    def begin(self, run: Run, classes: list[str]) -> None:
-        """Claim the folder for a new run."""
+    def refuse_taken(self) -> None:
+        """Raise UserError where the folder cannot take a new run."""
         if (self.path / "recipe.json").exists():
             raise UserError(
                 f"{self.path} already holds a run: go on with it by `vitrail train --resume {self.path}`, "
@@ -38,6 +38,10 @@ class RunFolder:
             )
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file: choose another --out")
+
+    def begin(self, run: Run, classes: list[str]) -> None:
+        """Claim the folder for a new run."""
+        self.refuse_taken()
         write_whole(self.path / "classes.json", json.dumps(classes))
         write_whole(self.path / "recipe.json", json.dumps(run.as_dict(), indent=2) + "\n")
 
@@ -58,7 +62,19 @@ class RunFolder:
         if not self.metrics.exists():
             return []
         lines = self.metrics.read_text().splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        try:
+            return [json.loads(line) for line in lines if line.endswith("\n")]
+        except ValueError:
+            raise UserError(f"{self.metrics} is damaged: remove the lines that are no JSON") from None
+
+    def drop(self) -> None:
+        """Give the folder up, if nothing was saved in it that one could go on from."""
+        if self.best.exists() or self.last.exists() or self._state.exists():
+            return
+        for path in (self.path / "classes.json", self.path / "recipe.json", self.metrics):
+            path.unlink(missing_ok=True)
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
 
     def save_state(
         self, step: int, best: float, module: nn.Module, optimizers: Optimizers, average: Average | None
@@ -81,9 +97,15 @@ class RunFolder:
             self.metrics.unlink(missing_ok=True)
             return 0, -1.0
         device = next(module.parameters()).device
-        state = torch.load(self._state, map_location=device, weights_only=True)
-        module.load_state_dict(state["module"])
-        optimizers.load_state_dict(state["optimizers"])
+        try:
+            state = torch.load(self._state, map_location=device, weights_only=True)
+            module.load_state_dict(state["module"])
+            optimizers.load_state_dict(state["optimizers"])
+        except Exception as error:  # what unpickles broken bytes raises nearly anything
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(
+                f"{self._state} cannot be read ({reason}): remove it, and the run begins again from its start"
+            ) from None
         if average is not None:
             average.values = state["average"]
         # Rows from after the saved step will be written again.

@@ -74,21 +74,30 @@ def load(
     the head out. Weights are float32 unless `dtype` says otherwise. `revision` is a branch, tag or commit on the Hub.
     `verify` logs the certificate, with the differences from the source library's own model where it is installed.
     """
-    if task not in (None, "classify", "embed"):
-        raise UserError(f"a checkpoint does not load as the task {task!r}: choose classify or embed")
+    if task not in (None, "classify", "embed", "caption"):
+        raise UserError(f"a checkpoint does not load as the task {task!r}: choose classify, embed or caption")
     model, certificate = load_certified(source, dtype, revision, verify)
-    if verify:
-        log.warning(certificate.as_text())
-    if channels is not None:
+    notes = certificate.notes
+    if channels not in (None, model.preprocess.channels):
+        notes.append(f"the first filters, of {model.preprocess.channels} channels, spread over {channels}")
         change_channels(model, channels)
     if image_size is not None:
-        change_size(model, (image_size, image_size) if isinstance(image_size, int) else image_size)
+        size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if size != model.preprocess.size:
+            notes.append("positions interpolated from {}x{} pixels to {}x{}".format(*model.preprocess.size, *size))
+        change_size(model, size)
     if task == "embed":
         classes = 0
     if classes is not None:
-        model = change_classes(model, classes)
+        changed = change_classes(model, classes)
+        if changed is not model:
+            notes.append(f"a fresh head for {len(changed.classes)} classes" if classes else "the head left out")
+        model = changed
+    if verify:
+        log.warning(certificate.as_text())
     if task not in (None, model.name):
-        raise UserError(f"{source} holds the task {model.name} and loads as {task} only with classes=N")
+        how = "only with classes=N" if task == "classify" else "not at all: train one from it"
+        raise UserError(f"{source} holds the task {model.name} and loads as {task} {how}")
     return model.to(device=device, dtype=dtype).eval()
 
 
@@ -98,7 +107,7 @@ def load_certified(
     """The model as it is, and what became of each of its weights."""
     files, module, found = recognise(find(source, revision))
     for note in found.notes:
-        log.warning("%s: %s", source, note)
+        _say_once(f"{source}: {note}")
     model = assemble(files, found, dtype)
     certificate = certify(files, found, model)
     if verify:
@@ -129,12 +138,33 @@ def find(source: str | Path, revision: str | None = None) -> Path:
 def convert(
     source: str | Path, out: str | Path, to: str = "vitrail", revision: str | None = None, verify: bool = False
 ) -> Certificate:
-    """Write the model of `source` to the folder or file `out` in a library's own layout, and tell what became of it."""
+    """Write the model of `source` to the folder or file `out` in a library's own layout, and tell what became of it.
+
+    With `verify`, what was written is read again: its weights have to be the same bits, and its outputs are compared
+    with the target library's own model where that is installed.
+    """
     if to not in TARGETS:
         raise UserError(f"no format {to!r}: choose from {', '.join(TARGETS)}")
     task, certificate = load_certified(source, revision=revision, verify=verify)
+    if to != "vitrail" and task.name not in ("classify", "embed"):
+        raise UserError(f"{to} has no place for the task {task.name!r}: its checkpoints hold encoders and classifiers")
     writer: Any = source_named(TARGETS[to])
     writer.write(task, Path(out))
+    if verify:
+        certificate.written = _read_again(task, Path(out))
+    return certificate
+
+
+def _read_again(task: Task, out: Path) -> Certificate:
+    """The certificate of what was written, whose weights are those of `task` bit by bit."""
+    files, module, found = recognise(find(out))
+    again = assemble(files, found)
+    there = again.state_dict()
+    wrong = [name for name, value in task.state_dict().items() if name not in there or not there[name].equal(value)]
+    if wrong:
+        raise UserError(f"{out} does not read back to the same {wrong[0]}: do not use it, and please report this model")
+    certificate = certify(files, found, again)
+    compare(certificate, files, module, again)
     return certificate
 
 
@@ -145,9 +175,7 @@ def carried() -> list[str]:
 
 def change_classes(task: Task, classes: int | Sequence[str]) -> Task:
     """The same encoder for other classes: a fresh head, unless the names are the checkpoint's own. 0 leaves it out."""
-    encoder = getattr(task, "encoder", None)
-    if encoder is None:
-        raise UserError(f"the model of task {task.name} has no encoder for other classes")
+    encoder = encoder_of(task)
     if classes == 0:
         return Embed(encoder, task.preprocess)
     names = _names(classes)
@@ -207,6 +235,16 @@ def encoder_of(task: Task) -> Encoder:
     if not isinstance(encoder, Encoder):
         raise UserError(f"the model of task {task.name} has no encoder that vitrail could change or train on")
     return encoder
+
+
+_said: set[str] = set()
+
+
+def _say_once(message: str) -> None:
+    """A run loads its weights more than once."""
+    if message not in _said:
+        _said.add(message)
+        log.warning(message)
 
 
 def _names(classes: int | Sequence[str]) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vitrail.data.decode import Preprocess
 from vitrail.errors import UserError
@@ -21,13 +22,14 @@ from vitrail.plain import described, rebuild
 from vitrail.tasks.caption import Captioning
 from vitrail.tasks.encoder import KINDS as ENCODERS
 from vitrail.tasks.encoder import encoder_for
-from vitrail.tasks.hub_captioner import TYPES, HubCaption
+from vitrail.tasks.hub_captioner import TYPES, HubCaption, eyes_of
 from vitrail.tasks.language import Numbers, TheirTokenizer
 from vitrail.tasks.prefix import LanguageModel, PrefixCaption, Prefixed
 from vitrail.tasks.search import Decoding
 from vitrail.tasks.task import Task
 from vitrail.zoo.files import first_line, open_files
 from vitrail.zoo.huggingface.kinds import CLIP, CROPPED, IMAGENET, KINDS, OPENAI, Kind
+from vitrail.zoo.huggingface.library import quiet
 from vitrail.zoo.huggingface.processor import default_settings, preprocess, settings
 from vitrail.zoo.source import Files, Found, Weight
 
@@ -69,6 +71,13 @@ def read(files: Files) -> Found:
         notes=notes,
         ready=lambda: _load(_folder(files.path), kind, prepared),
     )
+
+
+def reference(files: Files) -> Callable[[Tensor], dict[str, Tensor]] | None:
+    """The image encoder of transformers' whole model on normalised pictures."""
+    model = _pretrained(getattr(library(), MAKERS[files.json["config.json"]["model_type"]]), _folder(files.path))
+    encoder = eyes_of(model)
+    return lambda images: {"tokens": encoder(pixel_values=images).last_hidden_state}
 
 
 def _folder(path: Path) -> Path:
@@ -136,7 +145,7 @@ def tokenizer_of(folder: Path) -> str:
     try:
         if (folder / "tokenizer.json").is_file():
             return (folder / "tokenizer.json").read_text(encoding="utf-8")
-        with _quiet():
+        with quiet():
             made = library().AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         return made.backend_tokenizer.to_str()
     except UserError:
@@ -169,7 +178,7 @@ def language_model(source: str) -> tuple[Any, Numbers, TheirTokenizer]:
 
 def _pretrained(maker: Any, folder: Path) -> Any:
     """A model with its weights in float32; a weight that is missing would be random, and so is an error."""
-    with _one_line(folder), _quiet():
+    with _one_line(folder), quiet():
         model, report = maker.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, output_loading_info=True
         )
@@ -216,7 +225,7 @@ def _fresh(values: Mapping[str, Any], maker: str) -> Any:
     """A model from transformers' config as plain data."""
     transformers = library()
     values = dict(values)
-    with _quiet():
+    with quiet():
         config = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
         if maker == "AutoModelForCausalLM":
             return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -232,21 +241,6 @@ def library() -> Any:
             "captioners of the Hub and language models need transformers: pip install 'vitrail[caption]'"
         ) from None
     return transformers
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars and reports: what matters is said by us, in a line."""
-    logging: Any = library().utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 @contextmanager

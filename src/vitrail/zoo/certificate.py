@@ -52,6 +52,8 @@ class Certificate:
     differences: dict[str, Difference] = field(default_factory=dict)
     compared: str = "not compared (--verify does)"
     """with what the outputs were compared, or why they were not"""
+    written: Certificate | None = None
+    """of what a conversion wrote, where that was read again"""
 
     def as_row(self) -> dict[str, Any]:
         """Plain data, for a line of JSON."""
@@ -59,7 +61,8 @@ class Certificate:
             name: {"largest": d.largest, "scale": d.scale, "relative": d.relative}
             for name, d in self.differences.items()
         }
-        return {**vars(self), "differences": differences}
+        written = self.written.as_row() if self.written else None
+        return {**vars(self), "differences": differences, "written": written}
 
     def as_text(self) -> str:
         """For people: counts, with the names of what was changed or left out."""
@@ -81,14 +84,19 @@ class Certificate:
             shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             lines.append(f"  left out    {shown}: {reason}")
         lines += [f"  note        {note}" for note in self.notes]
-        if not self.differences:
-            lines.append(f"  outputs     {self.compared}")
-        for name, d in self.differences.items():
-            lines.append(
-                f"  {name:<11} differ by at most {d.largest:.1e} from {self.compared} "
-                f"({d.relative:.1e} of the largest value)"
-            )
+        lines += self._outputs()
+        if self.written is not None:
+            lines.append(f"  read again  {self.written.path}: {self.written.source}, every weight with the same bits")
+            lines += self.written._outputs()
         return "\n".join(lines)
+
+    def _outputs(self) -> list[str]:
+        """How far the outputs are apart, one line each."""
+        lines = [
+            f"  {name:<11} differ by at most {d.largest:.1e} ({d.relative:.1e} of the largest value) from {self.compared}"
+            for name, d in self.differences.items()
+        ]
+        return lines or [f"  outputs     {self.compared}"]
 
 
 def certify(files: Files, found: Found, task: Task) -> Certificate:

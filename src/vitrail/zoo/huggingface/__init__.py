@@ -16,18 +16,15 @@ flexible resolution is read as the fixed one that its positions are made for.
 
 from __future__ import annotations
 
-import importlib.util
-import inspect
-import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vitrail.zoo.huggingface.encoder import PARTS, encoder_config, filled, renaming
 from vitrail.zoo.huggingface.kinds import KINDS, LEFT, Kind, Spelling
+from vitrail.zoo.huggingface.library import reference
 from vitrail.zoo.huggingface.processor import default_settings, preprocess, settings
 from vitrail.zoo.huggingface.writing import write
 from vitrail.zoo.source import Files, Found
@@ -134,32 +131,3 @@ def _left(names: Collection[str]) -> dict[str, str]:
     """The names that may be left out, with the reason."""
     reasons = {name: next((why for start, why in LEFT.items() if re.match(start, name)), None) for name in names}
     return {name: why for name, why in reasons.items() if why}
-
-
-def reference(files: Files) -> Callable[[Tensor], dict[str, Tensor]] | None:
-    """transformers' own model on normalised pictures; None where transformers is missing or cannot load the folder."""
-    if importlib.util.find_spec("transformers") is None:
-        return None
-    import transformers
-
-    folder = files.path if files.path.is_dir() else files.path.parent
-    name = (files.json["config.json"].get("architectures") or ["AutoModel"])[0]
-    maker = getattr(transformers, name, None)
-    if maker is None or files.json["config.json"]["model_type"].startswith("siglip2"):
-        return None  # SigLIP 2's models take patches and no pictures
-    model = maker.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
-    return lambda images: _outputs(model, images)
-
-
-def _outputs(model: Any, images: Tensor) -> dict[str, Tensor]:
-    tower = getattr(model, "vision_model", None) or (model if "dinov3" in model.config.model_type else model.base_model)
-    takes = inspect.signature(tower.forward).parameters
-    more: dict[str, Any] = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
-    if "noise" in takes:  # MAE: keep every patch, in its place
-        model.config.mask_ratio = tower.config.mask_ratio = 0.0
-        patches = math.prod(side // model.config.patch_size for side in images.shape[2:])
-        more["noise"] = torch.arange(patches, dtype=images.dtype).expand(len(images), -1)
-    found = {"tokens": tower(images, **more).last_hidden_state}
-    if hasattr(model, "classifier") or hasattr(model, "cls_classifier"):
-        found["logits"] = model(images, **more).logits
-    return found

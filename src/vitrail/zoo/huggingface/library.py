@@ -1,0 +1,75 @@
+"""transformers itself, where it is installed: nothing here is needed to read or write its files."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitrail.zoo.source import Files
+
+NOT_TAKEN = ("model_type", "dtype", "torch_dtype", "attn_implementation", "quantization_config", "auto_map")
+"""entries of a config that have no say in what a model gives, and that may name code to fetch"""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars and reports: what matters is said by us, in a line."""
+    import transformers
+
+    logging: Any = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def reference(files: Files) -> Callable[[Tensor], dict[str, Tensor]] | None:
+    """transformers' own model on normalised pictures; None where it is missing or has no such model."""
+    text = files.json["config.json"]
+    if importlib.util.find_spec("transformers") is None or text["model_type"].startswith("siglip2"):
+        return None  # SigLIP 2's models take patches and no pictures
+    import transformers
+
+    maker = getattr(transformers, (text.get("architectures") or ["AutoModel"])[0], None)
+    if maker is None:
+        return None
+    values = {key: value for key, value in text.items() if key not in NOT_TAKEN and not key.startswith("_")}
+    try:
+        with quiet():
+            config = transformers.AutoConfig.for_model(text["model_type"], **values)
+            model, report = maker.from_pretrained(
+                None, config=config, state_dict=dict(files.weights), dtype=torch.float32, output_loading_info=True
+            )
+    except Exception:  # it may be an older one, and raise anything
+        return None
+    # A pooler that the file does not have is made up, and not compared.
+    if any("pooler" not in name for name in report["missing_keys"]) or report["mismatched_keys"]:
+        return None
+    model.eval()
+    return lambda images: _outputs(model, images)
+
+
+def _outputs(model: Any, images: Tensor) -> dict[str, Tensor]:
+    tower = getattr(model, "vision_model", None) or (model if "dinov3" in model.config.model_type else model.base_model)
+    takes = inspect.signature(tower.forward).parameters
+    more: dict[str, Any] = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
+    if "noise" in takes:  # MAE: keep every patch, in its place
+        model.config.mask_ratio = tower.config.mask_ratio = 0.0
+        patches = math.prod(side // model.config.patch_size for side in images.shape[2:])
+        more["noise"] = torch.arange(patches, dtype=images.dtype).expand(len(images), -1)
+    found = {"tokens": tower(images, **more).last_hidden_state}
+    if hasattr(model, "classifier") or hasattr(model, "cls_classifier"):
+        found["logits"] = model(images, **more).logits
+    return found
