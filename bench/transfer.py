@@ -70,7 +70,7 @@ class Budget:
 
 
 BUDGETS = {
-    "hymenoptera": Budget(size=48, epochs=10, batch_size=16, pictures=0, test=0, scratch="folder"),
+    "hymenoptera": Budget(size=48, epochs=9, batch_size=16, pictures=0, test=0, scratch="folder"),
     "cifar10": Budget(size=64, epochs=1, batch_size=64, pictures=8_000, test=0, scratch="cifar10-quick", shift=8),
 }
 FOLDS = 5

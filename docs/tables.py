@@ -214,6 +214,25 @@ def parity_huggingface() -> list[list[str]]:
     return rows
 
 
+def ladder() -> list[list[str]]:
+    """The rungs of `bench/ladder.py`, in order, with the mean of their seeds on validation."""
+    rows = [["rung", "recipe", "parameters", "CIDEr", "BLEU-4", "epochs", "minutes", "rate", "seeds"]]
+    found = _read("ladder")
+    for recipe, row in found["rows"]["rungs"].items() if found else ():
+        done = row["runs"]
+        if not done:
+            continue
+
+        def mean(name: str, done: list[Rows] = done) -> float:
+            return sum(run[name] for run in done) / len(done)
+
+        scores = [f"{mean('cider'):.3f}", f"{mean('bleu4'):.3f}", f"{mean('epochs'):.1f}"]
+        minutes = f"{mean('training_seconds') / 60:.1f}"
+        size = f"{done[0]['parameters']:,}"
+        rows.append([row["title"], f"`{recipe}`", size, *scores, minutes, f"{row['rate']:g}", str(len(done))])
+    return rows if len(rows) > 1 else [["rung", "CIDEr"], ["not measured", ""]]
+
+
 TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "results": results,
     "carried": carried,
@@ -221,6 +240,7 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "recipes": recipes,
     "sizes": sizes,
     "parity": parity,
+    "ladder": ladder,
     "parity-huggingface": parity_huggingface,
     "transfer": transfer,
 }

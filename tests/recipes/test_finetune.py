@@ -23,7 +23,7 @@ from vitrail.data.loader import Loader
 from vitrail.data.sets import open_data
 from vitrail.errors import Stopped
 from vitrail.recipes import from_weights
-from vitrail.recipes.finetune import FEW, FEW_A_CLASS, choose, finetune, settle
+from vitrail.recipes.finetune import FEW, FEW_A_CLASS, NARROW, choose, finetune, settle
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.knn import KNN
 from vitrail.tasks.task import Task
@@ -210,6 +210,8 @@ def test_the_size_of_the_data_chooses() -> None:
     assert choose(FEW_A_CLASS * 10 - 1, 10)[0] == "linear"
     assert choose(FEW_A_CLASS * 10, 10)[0] == "lora" == choose(FEW - 1, 10)[0]
     assert choose(FEW, 10)[0] == "full" == choose(10**7, 1000)[0]
+    assert choose(FEW - 1, 10, NARROW)[0] == "lora" and choose(FEW - 1, 10, NARROW - 1)[0] == "full"
+    assert choose(FEW_A_CLASS * 10 - 1, 10, NARROW - 1)[0] == "linear"
     assert "243 pictures, 121 a class" in choose(243, 2)[1]
 
 
@@ -242,7 +244,7 @@ def test_a_narrower_model_gets_a_higher_rate() -> None:
     assert settle(narrow, 5000, 10, lambda r: r).optim.lr == 4 * settle(run, 5000, 10, lambda r: r).optim.lr
 
 
-@pytest.mark.parametrize("recipe, method, optimizer", [("cifar10-quick", "full", "muon"), ("folder", "lora", "adamw")])
+@pytest.mark.parametrize("recipe, method, optimizer", [("cifar10-quick", "full", "muon"), ("folder", "full", "adamw")])
 def test_other_recipes_start_from_weights_with_their_own_rates_and_folder_as_finetune_does(
     recipe: str, method: str, optimizer: str, pictures: Path, weights: Path, tmp_path: Path
 ) -> None:

@@ -16,6 +16,8 @@ log = logging.getLogger("vitrail")
 
 FEW_A_CLASS, FEW = 10, 1_000
 """below the first number of pictures a class the encoder stays frozen; below the second in all it moves by LoRA"""
+NARROW = 384
+"""below this width all weights move in place of LoRA"""
 RATES: dict[Method, float] = {"full": 1e-4, "last-blocks": 1e-4, "lora": 5e-4}
 """learning rates of a model 768 wide"""
 LAYER_DECAY: dict[Method, float] = {"full": 0.75}
@@ -31,7 +33,8 @@ def finetune(pictures: int) -> Run:
       and moving them spoils features that were good (arXiv 2202.10054); the head alone is a convex problem, solved
       exactly, with its penalty chosen on the validation part.
     - fewer than 1,000 pictures in all: `lora`. On tasks of 1,000 pictures, changes of low rank score above all
-      weights and above the head alone (arXiv 2206.04673, table 1).
+      weights and above the head alone (arXiv 2206.04673, table 1). Not in a model less than 384 wide: a difference of
+      rank 8 is no small part of a matrix there, and takes as long to learn as the whole; all weights move.
     - otherwise: `full`, with a rate that falls by 0.75 a layer towards the pixels, since early layers are the most
       general (arXiv 2106.08254).
     `last-blocks` and `knn` are never chosen: the first saves time and memory on a machine that has little, the second
@@ -66,8 +69,8 @@ def settle(run: Run, pictures: int, classes: int, change: Callable[[Run], Run]) 
     wanted = change(run).tune.method
     if "auto" not in (wanted, run.tune.method):
         return change(run)
-    method, reason = choose(pictures, classes) if wanted == "auto" else (wanted, "")
     width = run.model.width
+    method, reason = choose(pictures, classes, width) if wanted == "auto" else (wanted, "")
     optim = replace(
         run.optim,
         lr=float(f"{RATES.get(method, run.optim.lr) * 768 / width:.2g}"),
@@ -81,11 +84,13 @@ def settle(run: Run, pictures: int, classes: int, change: Callable[[Run], Run]) 
     return run
 
 
-def choose(pictures: int, classes: int) -> tuple[Method, str]:
-    """A method for so many training pictures of so many classes, and why."""
+def choose(pictures: int, classes: int, width: int = 768) -> tuple[Method, str]:
+    """A method for so many training pictures of so many classes, and a model so wide, and why."""
     have = f"{pictures:,} pictures, {pictures // max(classes, 1):,} a class,"
     if pictures < FEW_A_CLASS * classes:
         return "linear", f"{have} are too few to move the encoder by"
+    if pictures < FEW and width < NARROW:
+        return "full", f"{have} are enough to move all weights of a model as small as this"
     if pictures < FEW:
         return "lora", f"{have} are enough to adapt the encoder, not to learn all its weights anew"
     return "full", f"{have} are enough for all weights to move"

@@ -63,7 +63,7 @@ class Captioning:
             raise UserError("the contrastive loss needs a text depth of at least 1, below the decoder's depth")
         if self.decoder == "transformer" and self.decoder_width % self.decoder_heads:
             raise UserError(
-                f"decoder width {self.decoder_width} does not divide into {self.decoder_heads} heads: change one of them"
+                f"decoder width {self.decoder_width} does not divide into {self.decoder_heads} heads: change one"
             )
         if self.captions < 1:
             raise UserError(f"a step reads at least one caption a picture, got {self.captions}")

@@ -206,8 +206,8 @@ class DecoderBlock(nn.Module):
         return self._after(x, F.scaled_dot_product_attention(q, k, v, is_causal=True), picture)[0]
 
     def step(self, x: Tensor, picture: list[Tensor], cache: Cache, place: int) -> tuple[Tensor, list[Tensor], Tensor]:
-        """The next word [R, 1, D], with keys and values at `place` of the cache: the word, keys and values with its own,
-        and the attention over the picture [R, heads, M]."""
+        """The next word [R, 1, D], with keys and values at `place` of the cache, to what becomes of the word, the keys
+        and values with its own, and the attention over the picture [R, heads, M]."""
         q, k, v = self.attention.project(self.norm1(x))
         kept = [cache.extended(place, k), cache.extended(place + 1, v)]
         mixed = F.scaled_dot_product_attention(q, *(part.permute(1, 2, 0, 3) for part in kept))
@@ -277,8 +277,13 @@ class TransformerDecoder(Decoder):
 
     def start(self, memory: Memory, captions: int = 1) -> DecoderState:
         tokens = self.memory(memory.tokens)
-        # In one piece, or every step's product would copy them first.
-        return Cache([], [part.contiguous() for block in self._blocks() for part in block.picture(tokens)])
+        parts: list[Tensor] = []
+        for block in self._blocks():
+            if block.look is not None:
+                keys, values = block.picture(tokens)
+                # In memory as each step's products read them, which makes these several times as fast.
+                parts += [keys.mT.contiguous().mT, values.contiguous()]
+        return Cache([], parts)
 
     @torch.no_grad()
     def step(self, words: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
@@ -291,7 +296,7 @@ class TransformerDecoder(Decoder):
             after += kept
             if own:
                 looked.append(weights)
-        seen = torch.stack(looked).mean(dim=(0, 2))
+        seen = torch.stack(looked).mean(dim=0).mean(dim=1)
         return self.norm(x)[:, 0], Cache(after, state.picture, state.length + 1, [seen])
 
     def _blocks(self) -> list[DecoderBlock]:

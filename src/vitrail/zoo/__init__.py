@@ -145,14 +145,24 @@ def convert(
     """
     if to not in TARGETS:
         raise UserError(f"no format {to!r}: choose from {', '.join(TARGETS)}")
+    out = Path(out)
+    if out.exists() and not _may_be_replaced(out):
+        raise UserError(f"{out} exists and is no checkpoint: choose another place to write to")
     task, certificate = load_certified(source, revision=revision, verify=verify)
     if to != "vitrail" and task.name not in ("classify", "embed"):
         raise UserError(f"{to} has no place for the task {task.name!r}: its checkpoints hold encoders and classifiers")
     writer: Any = source_named(TARGETS[to])
-    writer.write(task, Path(out))
+    writer.write(task, out)
     if verify:
-        certificate.written = _read_again(task, Path(out))
+        certificate.written = _read_again(task, out)
     return certificate
+
+
+def _may_be_replaced(out: Path) -> bool:
+    """Whether what is there is a checkpoint, or nothing."""
+    if out.is_file():
+        return out.suffix == ".npz"
+    return not any(out.iterdir()) or any((out / name).is_file() for name in ("config.json", "model.npz"))
 
 
 def _read_again(task: Task, out: Path) -> Certificate:

@@ -21,7 +21,7 @@ from vitrail.tasks.classify import Classify
 from vitrail.tasks.embed import Embed
 from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.task import Task
-from vitrail.zoo.files import first_line, open_files
+from vitrail.zoo.files import Lazy, first_line, open_files
 from vitrail.zoo.source import Files, Found, Source
 
 SOURCES = ("native", "captioners", "google", "sam", "originals", "timm", "huggingface", "torchvision")
@@ -180,10 +180,13 @@ def _and_more(names: list[str]) -> str:
 
 def _weight(files: Files, found: Found, name: str, target: Tensor, dtype: torch.dtype) -> Tensor:
     names, make, _ = found.weights[name]
+    wanted = dtype if target.is_floating_point() else target.dtype
     parts = [files.weights[n] for n in names]
     for n, part in zip(names, parts, strict=True):
         if part.is_floating_point() != target.is_floating_point():
             raise UserError(f"{files.path}: {n} holds {part.dtype}: give weights that are not quantised")
+    if isinstance(files.weights, Lazy) and (make is not None or parts[0].dtype != wanted):
+        parts = [files.weights.passing(n) for n in names]  # copied, so that the source need not stay
     if make is None:
         value = parts[0]
     else:
@@ -191,7 +194,7 @@ def _weight(files: Files, found: Found, name: str, target: Tensor, dtype: torch.
         with _one_line(f"{files.path}: {names[0]} has a shape {shapes} that its config contradicts"):
             value = make(*parts).contiguous()
     _check_shape(files, names, tuple(value.shape), target)
-    value = value.to(dtype) if target.is_floating_point() else value.to(target.dtype)
+    value = value.to(wanted)
     # A zip archive puts arrays anywhere; PyTorch's own are at least aligned to their numbers.
     return value.clone() if value.data_ptr() % value.element_size() else value
 

@@ -92,10 +92,10 @@ class Certificate:
 
     def _outputs(self) -> list[str]:
         """How far the outputs are apart, one line each."""
-        lines = [
-            f"  {name:<11} differ by at most {d.largest:.1e} ({d.relative:.1e} of the largest value) from {self.compared}"
-            for name, d in self.differences.items()
-        ]
+        lines = []
+        for name, d in self.differences.items():
+            share = f"{d.relative:.1e} of the largest value"
+            lines.append(f"  {name:<11} differ by at most {d.largest:.1e}, {share}, from {self.compared}")
         return lines or [f"  outputs     {self.compared}"]
 
 

@@ -129,8 +129,12 @@ def _open_weights(path: Path) -> Opened:
 class Lazy(Mapping[str, Tensor]):
     """Tensors that are mapped or read when they are asked for, and not for a look at the names."""
 
-    def __init__(self, names: Iterable[str], get: Callable[[str], Tensor]) -> None:
+    def __init__(
+        self, names: Iterable[str], get: Callable[[str], Tensor], passing: Callable[[str], Tensor] | None = None
+    ) -> None:
         self.names, self.get_tensor = dict.fromkeys(names), get
+        self.passing = passing or get
+        """a tensor to copy from: it is mapped by itself, so that its memory goes when it does"""
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.names:
@@ -153,7 +157,8 @@ def _open_safetensors(path: Path) -> Opened:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.offset_keys()}
     except (SafetensorError, OverflowError) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}): it is cut off or damaged") from error
-    return Opened(Lazy(shapes, file.get_tensor), shapes)
+    # A file's tensors share one mapping, whose pages stay in memory once they are read.
+    return Opened(Lazy(shapes, file.get_tensor, lambda name: safe_open(path, framework="pt").get_tensor(name)), shapes)
 
 
 def _open_shards(index: Path) -> Opened:
@@ -175,7 +180,9 @@ def _open_shards(index: Path) -> Opened:
                 raise UserError(f"{index} looks for {name} in {place}, which does not hold it: fetch both again")
             shapes[name] = opened.shapes[name]
         parts[place] = opened.weights
-    return Opened(Lazy(places, lambda name: parts[places[name]][name]), shapes)
+    passing = {place: part.passing if isinstance(part, Lazy) else part.__getitem__ for place, part in parts.items()}
+    weights = Lazy(places, lambda name: parts[places[name]][name], lambda name: passing[places[name]](name))
+    return Opened(weights, shapes)
 
 
 def _open_zip(path: Path, size: int) -> Opened:
@@ -375,7 +382,8 @@ def _files(path: Path, texts: dict[str, Any], opened: Opened) -> Files:
     weights, shapes = opened.weights, opened.shapes
     renamed = _without_prefixes(list(weights), "model_type" in texts.get("config.json", {}), opened.notes)
     if renamed:
-        weights = Lazy(renamed, lambda name: opened.weights[renamed[name]])
+        passing = weights.passing if isinstance(weights, Lazy) else weights.__getitem__
+        weights = Lazy(renamed, lambda name: opened.weights[renamed[name]], lambda name: passing(renamed[name]))
         shapes = {new: shapes[old] for new, old in renamed.items()}
     return Files(path, texts, weights, shapes, opened.notes, opened.left)
 

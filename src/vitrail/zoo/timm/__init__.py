@@ -248,16 +248,24 @@ def _fits(files: Files, values: Arguments) -> ViTConfig | None:
         config = encoder_config(values, _fitting(files, values, _size(values, {}, values["pictures"]), []))
     except UserError:
         return None
-    classes = _classes(files, {})
-    parts = spelling(config, values["class"], files.weights.keys(), len(classes or []))
-    if {name for part in parts.values() for name in part.names} != set(_used(files)):
+    classes = len(_classes(files, {}) or [])
+    one = _first_block(config)
+    there = {name for name in _used(files) if not re.match(r"blocks\.[1-9]", name)}
+    parts, own = spelling(one, values["class"], there, classes), skeleton(one, classes).state_dict()
+    if {name for part in parts.values() for name in part.names} != there:
         return None
-    own = skeleton(config, len(classes or [])).state_dict()
     for key, part in parts.items():
         whole = len(part.names) == 1 and part.piece is None
         if whole and files.shapes[part.names[0]] != (part.shape or tuple(own[key].shape)):
             return None
     return config
+
+
+def _first_block(config: ViTConfig) -> ViTConfig:
+    """The same with one block, whose names and shapes tell as much and are soon made."""
+    v = config.variant
+    blocks = tuple(i for i in v.global_blocks if i == 0)
+    return replace(config, depth=1, variant=replace(v, kv_heads=v.kv_heads[:1], global_blocks=blocks))
 
 
 def write(task: Task, folder: Path) -> None:
