@@ -3,9 +3,13 @@
     python bench/load.py
 
 Each layout is loaded in fresh processes, whose file is in the system's cache. The clock runs from `import torch` to the
-model: importing vitrail and what it needs is inside, as a first `vitrail.load` in a program is. Then every weight is
-read once, as a first picture would. Memory is the largest that the process held (anonymous pages and those of mapped
-files) less what it held before: what is above the size of the weights is the second copy, or less.
+model: importing vitrail and what it needs is inside, as a first `vitrail.load` in a program is. Seconds of the processor
+are those that were spent on it, whatever else the machine did.
+
+Memory is measured at a second load, which imports nothing. `copied` are pages of the process's own (RssAnon): weights
+that are not as they stand in the file. `while loading` is the most that the process held (VmHWM) above what it holds in
+the end: a second copy of something. `beside the weights` is what it holds above their size once each was read, as a
+first picture does; of the file's pages some hold what was copied, and the system takes these back when it needs room.
 """
 
 from __future__ import annotations
@@ -24,34 +28,39 @@ REPEATS = 5
 LAYOUTS = ("vitrail", "timm", "hf")
 
 CHILD = """
-import json, sys, time
+import gc, json, sys, time
 import torch
 
-def held(name):
-    lines = open("/proc/self/status").read().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
+def held():
+    lines = [line.split() for line in open("/proc/self/status")]
+    return {words[0][:-1]: int(words[1]) * 1024 for words in lines if words[0] in ("VmRSS:", "VmHWM:", "RssAnon:")}
 
 torch.zeros(1).add_(1)
-start = time.perf_counter()
+start, busy = time.perf_counter(), time.process_time()
 import vitrail
 vitrail.load
 imported = time.perf_counter()
-if sys.argv[2] == "memory":
-    vitrail.load(sys.argv[1])  # what loading imports, and leaves behind, is no copy of the weights
-    import gc
-    gc.collect()
-open("/proc/self/clear_refs", "w").write("5")  # the peak starts here
-before, again = held("VmRSS"), time.perf_counter()
 model = vitrail.load(sys.argv[1])
-loaded = time.perf_counter()
-after = held("VmRSS") - before
+loaded, busy = time.perf_counter(), time.process_time() - busy
+del model
+gc.collect()
+open("/proc/self/clear_refs", "w").write("5")  # the peak starts here
+before = held()
+model = vitrail.load(sys.argv[1])
+after = held()
 weights = list(model.state_dict().values())
 for value in weights:
     value.sum()
 size = sum(value.numel() * value.element_size() for value in weights)
-peak = held("VmHWM") - before
-print(json.dumps({"seconds": imported - start + loaded - again, "load": loaded - again, "held": after,
-                  "extra": peak - size, "size": size}))
+print(json.dumps({
+    "seconds": loaded - start,
+    "load": loaded - imported,
+    "busy": busy,
+    "size": size,
+    "copied": after["RssAnon"] - before["RssAnon"],
+    "passing": after["VmHWM"] - after["VmRSS"],
+    "beside": held()["VmRSS"] - before["VmRSS"] - size,
+}))
 """
 
 
@@ -84,22 +93,26 @@ def make(folder: Path) -> None:
 
 def measure(path: Path) -> dict[str, Any]:
     """Median and slowest of the times, and the largest of the memory."""
-    times, memory = ([run(path, kind) for _ in range(REPEATS)] for kind in ("time", "memory"))
-    seconds = [row["seconds"] for row in times]
-    million = 1e6
+    found = [run(path) for _ in range(REPEATS)]
+    seconds = sorted(row["seconds"] for row in found)
     return {
         "seconds after import torch, median": round(statistics.median(seconds), 3),
-        "slowest": round(max(seconds), 3),
-        "of these in vitrail.load, median": round(statistics.median(row["load"] for row in times), 3),
-        "weights, MB": round(times[0]["size"] / million, 1),
-        "held after loading, MB": round(max(row["held"] for row in memory) / million, 1),
-        "largest beside the weights, once all are read, MB": round(max(row["extra"] for row in memory) / million, 1),
-        "seconds": [round(value, 3) for value in seconds],
+        "slowest": round(seconds[-1], 3),
+        "of the processor, median": round(statistics.median(row["busy"] for row in found), 3),
+        "of these in vitrail.load, median": round(statistics.median(row["load"] for row in found), 3),
+        "weights, MB": _megabytes(found[0]["size"]),
+        "copied, MB": _megabytes(max(row["copied"] for row in found)),
+        "while loading, MB": _megabytes(max(row["passing"] for row in found)),
+        "beside the weights, MB": _megabytes(max(row["beside"] for row in found)),
     }
 
 
-def run(path: Path, kind: str) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, "-c", CHILD, str(path), kind], capture_output=True, text=True, check=True)
+def _megabytes(count: int) -> float:
+    return round(max(count, 0) / 1e6, 1)
+
+
+def run(path: Path) -> dict[str, Any]:
+    done = subprocess.run([sys.executable, "-c", CHILD, str(path)], capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
 

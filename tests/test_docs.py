@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import inspect
+import json
 import re
 import shlex
 from collections.abc import Sequence
@@ -97,17 +98,32 @@ def test_table_shows_what_a_results_file_holds(tmp_path: Path, monkeypatch: pyte
     tables = load_tables()
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "digits.json").write_text(
-        '{"command": "python bench/digits.py", "commit": "0123456789abcdef", "machine": "m", "date": "d",'
-        ' "rows": {"mean": 0.98125, "spread": {"low": 0.97, "seeds": [0, 1]}, "runs": [1, 2]}}'
-    )
+    runs = [{"top1": top1, "wall_seconds": 90.0} for top1 in (0.97, 0.9925)]
+    found = {"command": "python bench/digits.py", "commit": "0123456789abcdef", "machine": "m", "date": "d"}
+    file = tmp_path / "results" / "digits.json"
+    file.write_text(json.dumps({**found, "rows": {"mean_top1": 0.98125, "runs": runs}}))
     text = tables.fresh("a\n<!-- table:results -->\n| stale |\n<!-- /table -->\nb\n")
-    assert "| digits from scratch: mean | 0.9812 | `python bench/digits.py` |" in text
-    assert "| digits from scratch: spread | low 0.97; seeds 0, 1 | the same |" in text
-    assert "runs" not in text
-    assert "not measured yet" in text
+    assert "| 98.12% (97.00% to 99.25%), 2 seeds, 1.5 to 1.5 minutes | `python bench/digits.py` |" in text
+    assert "| not measured |" in text
     assert "stale" not in text
     assert tables.fresh(text) == text
+
+
+def test_table_of_transfer_shows_the_parts_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = load_tables()
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    page = "<!-- table:transfer -->\n<!-- /table -->\n"
+    assert tables.fresh(page).count("not measured") == 2
+    (tmp_path / "results").mkdir()
+    part = {"settings": {"size": 48, "epochs": 9, "pictures": 0}, "weights_top1": 0.75, "scratch_top1": 0.5}
+    part |= {"pairs": 15, "gain": 0.25, "gain_standard_error": 0.021, "runs": []}
+    found = {"command": "python bench/transfer.py", "rows": {"hymenoptera": part}}
+    (tmp_path / "results" / "transfer.json").write_text(json.dumps(found))
+    text = tables.fresh(page)
+    assert "| ants and bees | 48 pixels, 9 epochs | from the carried weights | 75.0% |" in text
+    assert "gain, mean of the pairs | 25.0 points |" in text
+    assert text.count("not measured") == 1
+    assert any("+25.0 points (standard error 2.1, 15 pairs)" in row for row in tables.results())
 
 
 def test_unknown_table_is_refused() -> None:

@@ -14,6 +14,7 @@ def test_notebook_is_committed_without_outputs() -> None:
         assert cell.cell_type == "markdown" or (cell.outputs == [] and cell.execution_count is None)
 
 
+@pytest.mark.timeout(600)  # it trains, and a busy machine takes its time
 def test_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import nbformat
     from nbclient import NotebookClient
@@ -24,7 +25,7 @@ def test_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell("import time\nprint(scores['top1'], time.process_time())"))
     resources = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(notebook, timeout=120, startup_timeout=120, resources=resources).execute()
+    NotebookClient(notebook, timeout=400, startup_timeout=120, resources=resources).execute()
     top1, seconds = map(float, notebook.cells[-1].outputs[0].text.split())
     assert top1 > 0.9
     assert seconds < 240  # of the processor, whatever else the machine does

@@ -180,6 +180,19 @@ def test_bad_pictures_are_named_once_and_left_out(
         take(loader(part, memory=memory, workers=workers), 3)
 
 
+def test_bad_pictures_are_a_share_of_the_whole(tmp_path: Path) -> None:
+    """A part of few pictures may hold what the whole set can spare."""
+    root = folder_of(tmp_path, {"a": 2, "b": 2})
+    (root / "a" / "1.jpg").write_bytes(b"no picture")
+    part = open_data(root).train
+    for memory in (False, True):
+        settings = {"train": False, "memory": memory, "max_bad": 0.05}
+        with pytest.raises(UserError, match="1 of 4 pictures"):
+            list(loader(part, **settings).evaluation())
+        (batch,) = loader(part, whole=40, **settings).evaluation()
+        assert batch["sample"].tolist() == [0, 2, 3]
+
+
 def test_wrong_settings(photos: ImageSet) -> None:
     with pytest.raises(UserError, match="no pictures to train on"):
         loader(photos.subset([]))

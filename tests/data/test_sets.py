@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import socket
 import struct
 from pathlib import Path
 
@@ -154,6 +155,17 @@ def test_built_in_names_look_in_the_environment_first(tmp_path: Path, monkeypatc
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(UserError, match=r"cifar100 could not be downloaded \(no network here\)"):
         open_data("cifar100")
+
+
+def test_a_download_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(builtin, "SILENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/cifar.tar.gz"
+        monkeypatch.setattr("torchvision.datasets.CIFAR10.url", url)
+        with pytest.raises(UserError, match=r"cifar10 could not be downloaded \(.*timed out"):
+            builtin.download("cifar10")
+    assert socket.getdefaulttimeout() is None
 
 
 def test_wrong_data(tmp_path: Path) -> None:

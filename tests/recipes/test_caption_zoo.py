@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +108,14 @@ def test_a_resnet_of_ours_sees_for_a_captioner(captioned: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("join", ["transformer", "mlp", "projection"])
 def test_a_language_model_of_the_hub_behind_an_encoder_of_the_hub(
-    join: str, hub: Any, captioned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    join: str,
+    hub: Any,
+    captioned: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)  # Java's scores take many seconds
     tiny_captioners.encoder(hub.folder / "some" / "clip", "clip")
     model = tiny_captioners.language_model(hub.folder / "some" / "lm")
     tuned = ["--tune-language"] if join == "mlp" else []

@@ -115,6 +115,24 @@ def test_a_loss_that_is_not_finite_names_step_and_layer(tmp_path: Path) -> None:
     assert_same(dict(parts.task.named_parameters()), before)
 
 
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss may be finite and its gradient not: then the weights are looked at before they are scored or saved."""
+
+    def spoil(run: Run, module: LossModule, *args: Any) -> dict[str, float]:
+        row = train_step(run, module, *args)
+        if args[3] == 25:
+            module.task.get_parameter("encoder.blocks.1.mlp.up.weight").data[0, 0] = float("nan")
+            os.kill(os.getpid(), signal.SIGINT)
+        return row
+
+    monkeypatch.setattr(loop, "train_step", spoil)
+    with pytest.raises(
+        RunError, match=r"encoder\.blocks\.1\.mlp\.up\.weight are no longer finite .* after step 26; the last"
+    ):
+        train(small_run(), tmp_path / "run")
+    assert torch.load(tmp_path / "run" / "state" / "state.pt", weights_only=True)["step"] < 26
+
+
 def test_a_step_makes_the_next_batch_while_the_device_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     read, made = loop.Reading.read, Loader._finish

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -138,8 +139,11 @@ def test_explain_draws_where_it_looked_for_each_word(
     assert "".join(word["text"] for word in numbers["words"]).strip().startswith(numbers["caption"])
 
 
-def test_eval_scores_it_and_convert_proves_it(tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_scores_it_and_convert_proves_it(
+    tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("pycocoevalcap", reason="needs pip install 'vitrail[caption]'")
+    monkeypatch.setattr(shutil, "which", lambda name: None)  # Java's scores take many seconds
     tiny_captioners.blip(tmp_path / "m")
     for i in range(4):
         (tmp_path / "data").mkdir(exist_ok=True)

@@ -137,6 +137,23 @@ def test_bare_state_dicts_are_recognised_by_names_and_shapes(tmp_path: Path, cap
         assert f"the weights fit timm's {name}" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "name", ["vit_small_plus_patch16_dinov3", "vit_small_patch16_rope_mixed_224", "deit3_small_patch16_224"]
+)
+def test_a_bare_state_dict_needs_only_names_and_shapes(name: str) -> None:
+    from vitrail.zoo.source import Files
+
+    with torch.device("meta"):
+        weights = dict(timm.create_model(name, num_classes=3).state_dict())
+    files = Files(Path(name), {}, weights, {key: tuple(value.shape) for key, value in weights.items()})
+    assert source.recognise(files)
+    found = source.read(files)
+    values = table()[name]
+    assert found.encoder == encoder_config(values, tuple(values["pictures"]["input_size"][-2:]))
+    used = {key for weight in found.weights.values() for key in weight.names}
+    assert used | found.left.keys() == weights.keys()
+
+
 @torch.inference_mode()
 def test_a_bare_state_dict_of_no_known_size_gets_defaults_and_a_note(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -255,6 +272,26 @@ def test_written_folders_are_timms_and_come_back_bit_equal(config: ViTConfig, tm
     assert same(back.state_dict(), task.state_dict())
 
 
+@pytest.mark.parametrize(
+    "name", [*FAMILIES, "vit_so400m_patch14_siglip_384", "eva_giant_patch14_224", "flexivit_small"]
+)
+def test_what_a_name_means_is_written_under_that_name(name: str) -> None:
+    values = table()[name]
+    config = encoder_config(values, tuple(values["pictures"]["input_size"][-2:]))
+    found, given = source.closest(config)
+    assert given.keys() <= {"img_size", "init_values"}
+    assert encoder_config(table()[found] | given, config.image_size) == config
+
+
+def test_other_ways_to_interpolate_are_said_when_they_are_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source.write(vitrail.create(ViTConfig(**BASE)), tmp_path / "same")
+    assert not caplog.text
+    source.write(vitrail.create(ViTConfig(**BASE, variant=Variant(resampling="offset"))), tmp_path / "other")
+    assert "timm interpolates positions in its own way" in caplog.text
+
+
 @torch.inference_mode()
 def test_an_encoder_without_a_head_is_written(tmp_path: Path) -> None:
     task = random(vitrail.create(ViTConfig(**BASE)))
@@ -287,6 +324,19 @@ def test_what_timm_cannot_express_is_refused_by_name(changes: dict[str, Any], wo
 def test_a_pre_training_head_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="hidden"):
         source.write(vitrail.create(ViTConfig(**BASE), classes=2, hidden=8), tmp_path / "m")
+
+
+@torch.inference_mode()
+def test_the_reference_of_a_written_folder_equals_the_model(tmp_path: Path) -> None:
+    from vitrail.zoo.files import open_files
+
+    # The architecture has layer scales by itself, and the folder says that there are none.
+    task = random(vitrail.create(ViTConfig(**BASE, variant=Variant(arrangement="parallel")), classes=2))
+    source.write(task, tmp_path / "m")
+    answer = source.reference(open_files(tmp_path / "m"))
+    assert answer is not None
+    images = torch.randn(1, 3, 16, 24)
+    torch.testing.assert_close(answer(images)["logits"], task(images), rtol=2e-5, atol=2e-5)
 
 
 def test_the_reference_is_timms_own_model(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import socket
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +16,9 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import UserError
+
+SILENCE = 30.0
+"""seconds that a download may stand still"""
 
 NAMES = ("digits", "cifar10", "cifar100", "mnist", "fashion-mnist", "kmnist", "svhn", "stl10")
 
@@ -87,6 +91,8 @@ def download(name: str) -> Arrays:
     """A set from where torchvision knows it, checked and kept in `~/.cache/vitrail`."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     root = Path(cache) / "vitrail" / name
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SILENCE)  # torchvision would wait for ever
     try:
         root.mkdir(parents=True, exist_ok=True)
         return _torchvision(name, root, download=True)
@@ -95,6 +101,8 @@ def download(name: str) -> Arrays:
         raise UserError(
             f"{name} could not be downloaded ({reason}): give its folder with --data, or put it in $VITRAIL_DATA/{name}"
         ) from None
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _torchvision(name: str, root: Path, download: bool) -> Arrays:

@@ -36,7 +36,7 @@ def attention_maps(task: nn.Module, images: Tensor) -> Tensor:
     on the model's device. The model is left as it was.
     """
     encoder = encoder_of(task)
-    layers = [module for module in encoder.modules() if isinstance(module, Attention)]
+    layers = [module for module in encoder.blocks.modules() if isinstance(module, Attention)]
     maps: list[Tensor] = []
 
     def record(layer: Attention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ def caption_zoo(pictures: int) -> Run:
     `--method full --lr 1e-4 --layer-decay 0.75`, since trained weights want a lower rate than a new decoder.
 
     Expected: on Flickr8k's test part, published captioners that look at a frozen encoder from ImageNet's million
-    pictures have a BLEU-4 of 0.195 with soft attention and 0.213 with hard (arXiv 1502.03044, table 1, with a beam).
+    pictures have a BLEU-4 of 0.195 with soft attention and 0.213 with hard (arXiv 1502.03044, table 1).
     """
     return Run(
         recipe="caption-zoo",
@@ -49,10 +49,10 @@ def caption_prefix(pictures: int) -> Run:
     Command: vitrail train caption-prefix --init openai/clip-vit-base-patch32 --data flickr8k
 
     --language-model names another than GPT-2, by Hub id or folder; its own tokenizer goes with it. Encoder and language
-    model stay as they are, and a Transformer between them learns: section 3.2 of the paper. With
-    `--join mlp --tune-language` an MLP and the language model learn: section 3.1. With `--join projection` the language
-    model reads every patch, and `vitrail explain` draws where it looked for each word. The learning rate is higher than
-    the paper's 2e-5, which is for a language model that learns (say `--lr 2e-5` then).
+    model stay as they are, and a Transformer between them learns; with `--join mlp --tune-language` an MLP and the
+    language model learn: the two ways of the paper (sections 3.2 and 3.3). With `--join projection` the language model
+    reads every patch, and `vitrail explain` draws where it looked for each word. The learning rate is higher than the
+    paper's 2e-5, which suits a language model that learns (say `--lr 2e-5` then).
 
     Expected: CLIP with a tuned GPT-2 has a BLEU-4 of 0.257 and a ROUGE-L of 0.569 on Flickr8k
     (doi 10.1007/978-3-031-67357-3_14). On COCO's Karpathy split the paper has CIDEr 1.131 and BLEU-4 0.335 with the

@@ -42,8 +42,8 @@ class Prefixed:
     tune_language: bool = False
     """let the language model learn too; else it stays as it is"""
     join: Literal["transformer", "mlp", "projection"] = "transformer"
-    """transformer: learned queries read all of the picture's tokens, for a frozen language model (section 3.2 of
-    ClipCap); mlp: the picture's one vector through a hidden layer, for a tuned one (section 3.1); projection: each of
+    """transformer: learned queries read all of the picture's tokens, for a frozen language model (section 3.3 of
+    ClipCap); mlp: the picture's one vector through a hidden layer, for a tuned one (section 3.3); projection: each of
     the picture's tokens through one linear layer, so that words can be traced to places"""
     prefix_length: int = 10
     """vectors that stand for the picture; with `projection` there are as many as the picture has tokens"""
@@ -197,7 +197,7 @@ class LanguageModel(Language):
 
 
 class MLPJoin(nn.Module):
-    """The picture's vector through one hidden layer to all vectors of the prefix at once (section 3.1)."""
+    """The picture's vector through one hidden layer to all vectors of the prefix at once (section 3.3)."""
 
     def __init__(self, pooled: int, width: int, length: int) -> None:
         super().__init__()
@@ -213,7 +213,7 @@ class MLPJoin(nn.Module):
 class TransformerJoin(nn.Module):
     """Learned queries stand beside the picture's tokens in a Transformer, and what becomes of them is the prefix.
 
-    In section 3.2 they stand beside several projections of CLIP's one vector; all tokens say where things are too.
+    In section 3.3 they stand beside several projections of CLIP's one vector; all tokens say where things are too.
     """
 
     def __init__(self, seen: int, width: int, length: int, depth: int) -> None:

@@ -103,9 +103,11 @@ def fit(run: Run, parts: Parts, folder: RunFolder, steps: int, resume: bool = Fa
             if done % LOG_EVERY == 0 or done == steps:
                 epoch = done / parts.train.steps_per_epoch
                 folder.log(kind="train", step=done, epoch=epoch, seconds=seconds, **progress.row())
-            if done % every == 0 or done == steps:
-                if (name := not_finite(task)) is not None:
-                    raise RunError(f"{no_number(name)} after step {done}; {saved_in(folder)}")
+            evaluating, asked = done % every == 0 or done == steps, stop.asked
+            saving = evaluating or asked or time.monotonic() - saved > SAVE_EVERY
+            if saving and (name := not_finite(task)) is not None:
+                raise RunError(f"{no_number(name)} after step {done}; {saved_in(folder)}")
+            if evaluating:
                 scores = evaluate(task, parts.val, run.precision, average)
                 folder.log(kind="val", step=done, seconds=spent + time.monotonic() - began, **numbers(scores))
                 progress.evaluated(scores, task.score)
@@ -114,10 +116,10 @@ def fit(run: Run, parts: Parts, folder: RunFolder, steps: int, resume: bool = Fa
                     best = scores[task.score]
                     native.save(task, folder.best, weights)
                 native.save(task, folder.last, weights)
-            if stop.asked or done % every == 0 or done == steps or time.monotonic() - saved > SAVE_EVERY:
+            if saving:
                 folder.save_state(done, best, task, optimizers, average)
                 saved = time.monotonic()
-            if stop.asked and done < steps:
+            if asked and done < steps:
                 raise Stopped(
                     f"stopped after step {done} of {steps}; go on with `vitrail train --resume {folder.path}`"
                 )

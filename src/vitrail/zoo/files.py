@@ -152,13 +152,17 @@ class Lazy(Mapping[str, Tensor]):
 
 
 def _open_safetensors(path: Path) -> Opened:
+    def passing(name: str) -> Tensor:
+        # A file's tensors share one mapping, whose pages stay in memory once they are read.
+        again: Any = safe_open(path, framework="pt")
+        return again.get_tensor(name)
+
     try:
         file: Any = safe_open(path, framework="pt")
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.offset_keys()}
     except (SafetensorError, OverflowError) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}): it is cut off or damaged") from error
-    # A file's tensors share one mapping, whose pages stay in memory once they are read.
-    return Opened(Lazy(shapes, file.get_tensor, lambda name: safe_open(path, framework="pt").get_tensor(name)), shapes)
+    return Opened(Lazy(shapes, file.get_tensor, passing), shapes)
 
 
 def _open_shards(index: Path) -> Opened:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ from vitrail.vit import ViT, ViTConfig
 from vitrail.zoo.source import Files, Found
 from vitrail.zoo.timm.arguments import Arguments, arguments, encoder_config, table
 from vitrail.zoo.timm.names import skeleton, spelling, written
+
+log = logging.getLogger("vitrail")
 
 __all__ = ["NAME", "read", "recognise", "reference", "write"]
 
@@ -178,8 +182,10 @@ def _preprocess(pictures: Arguments, encoder: ViTConfig, notes: list[str]) -> Pr
 def _guess(files: Files, notes: list[str]) -> tuple[str, Arguments]:
     """The architecture whose weights have these names and shapes, or a plain one with what the shapes say."""
     fitting: dict[str, ViTConfig] = {}
+    fits = cache(lambda config, kind: _fits(files, config, kind))  # many names mean the same
     for name in sorted(table(), key=_plainness):
-        if (config := _fits(files, table()[name])) is not None:
+        config = _candidate(files, table()[name])
+        if config is not None and fits(config, table()[name]["class"]):
             fitting[name] = config
     if fitting:
         first, *others = fitting
@@ -236,8 +242,8 @@ def _depth(files: Files) -> int:
     return max(blocks, default=-1) + 1
 
 
-def _fits(files: Files, values: Arguments) -> ViTConfig | None:
-    """The config with these arguments, if it has just the names and shapes of the file."""
+def _candidate(files: Files, values: Arguments) -> ViTConfig | None:
+    """The config with these arguments, if it has the width and depth of the file."""
     shape = files.shapes.get("patch_embed.proj.weight") or files.shapes.get("patch_embed.backbone.2.conv.weight")
     if shape is None or len(shape) != 4 or values.get("embed_dim", 768) != shape[0]:
         return None
@@ -245,20 +251,28 @@ def _fits(files: Files, values: Arguments) -> ViTConfig | None:
         return None
     try:
         values = values | {"in_chans": _channels(files)}
-        config = encoder_config(values, _fitting(files, values, _size(values, {}, values["pictures"]), []))
+        return encoder_config(values, _fitting(files, values, _size(values, {}, values["pictures"]), []))
     except UserError:
         return None
+
+
+def _fits(files: Files, config: ViTConfig, kind: str) -> bool:
+    """Whether a model of timm's class `kind` with this config has just the names and shapes of the file."""
     classes = len(_classes(files, {}) or [])
     one = _first_block(config)
     there = {name for name in _used(files) if not re.match(r"blocks\.[1-9]", name)}
-    parts, own = spelling(one, values["class"], there, classes), skeleton(one, classes).state_dict()
+    parts, own = spelling(one, kind, there, classes), skeleton(one, classes).state_dict()
     if {name for part in parts.values() for name in part.names} != there:
-        return None
+        return False
     for key, part in parts.items():
-        whole = len(part.names) == 1 and part.piece is None
-        if whole and files.shapes[part.names[0]] != (part.shape or tuple(own[key].shape)):
-            return None
-    return config
+        shapes = [files.shapes[name] for name in part.names]
+        if part.sizes and any(shape[:1] != (rows,) for shape, rows in zip(shapes, part.sizes, strict=True)):
+            return False
+        # A piece's name holds more, and rotary directions are in one tensor for all blocks.
+        whole = not part.sizes and part.piece is None and key != "encoder.rotary.frequencies"
+        if whole and shapes[0] != (part.shape or tuple(own[key].shape)):
+            return False
+    return True
 
 
 def _first_block(config: ViTConfig) -> ViTConfig:
@@ -280,6 +294,8 @@ def write(task: Task, folder: Path) -> None:
     if isinstance(task, Classify) and task.hidden is not None:
         raise UserError("timm cannot express hidden, the pre-training head's tanh layer: convert with classes=0")
     name, given = closest(encoder.config)
+    if encoder.config.positions == "learned" and encoder.config.variant.resampling != "antialias":
+        log.warning("%s: for pictures of another size, timm interpolates positions in its own way", folder)
     values = table()[name] | given
     kind = values["class"]
     parts = spelling(encoder.config, kind, _apart(values), len(task.classes))

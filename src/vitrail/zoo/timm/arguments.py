@@ -151,7 +151,9 @@ def _eva(given: Given, size: tuple[int, int]) -> ViTConfig:
     kv_heads = given("num_kv_heads")
     kv_heads = [kv_heads] * given("depth") if isinstance(kv_heads, int) else list(kv_heads or [])
     if len(kv_heads) not in (0, given("depth")):
-        raise UserError(f"timm's num_kv_heads has {len(kv_heads)} numbers: it needs one for each of {given('depth')} blocks")
+        raise UserError(
+            f"timm's num_kv_heads has {len(kv_heads)} numbers: it needs one for each of {given('depth')} blocks"
+        )
     registers = given("num_reg_tokens", 0)
     pool_heads, pool_ratio = given("attn_pool_num_heads", heads), given("attn_pool_mlp_ratio", ratio)
     given("qkv_fused"), given("swiglu_align_to")  # how weights are kept, and what a gate alone asks

@@ -156,7 +156,7 @@ def _joined(theirs: str, config: ViTConfig, there: Collection[str]) -> Part:
         return Part((apart_bias,) if apart_bias in there else (theirs,))
     if match := re.match(r"(blocks\.\d+\.mlp\.)fc1\.(\w+)$", theirs):
         gate = f"{match[1]}fc1_g.{match[2]}"
-        if gate in there:
+        if config.variant.mlp == "gated" and gate in there:
             return Part((gate, f"{match[1]}fc1_x.{match[2]}"), (config.hidden, config.hidden))
     return Part((theirs,))
 

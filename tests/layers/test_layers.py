@@ -1,0 +1,195 @@
+"""The parts that variants swap in, each against what it must hold to; whole models with them are in tests/zoo."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from vitrail.errors import UserError
+from vitrail.layers import (
+    Differential,
+    GatedMLP,
+    Neck,
+    Place,
+    RelativeTable,
+    Rotary,
+    Variant,
+    in_windows,
+    locate,
+    pooled,
+    relative_index,
+    resize_positions,
+    resize_table,
+    sine_positions,
+    with_gap,
+)
+from vitrail.layers.positions import RESAMPLINGS
+from vitrail.vit import Attention, ViT, ViTConfig
+
+GRIDS = st.tuples(st.integers(2, 6), st.integers(2, 6))
+
+
+@settings(max_examples=30, deadline=None)
+@given(old=GRIDS, new=GRIDS, how=st.sampled_from([*RESAMPLINGS, "offset"]), prefix=st.integers(0, 2))
+def test_even_positions_stay_even_and_prefixes_stay(
+    old: tuple[int, int], new: tuple[int, int], how: str, prefix: int
+) -> None:
+    positions = torch.cat([torch.arange(prefix).float()[:, None] + 5, torch.full((old[0] * old[1], 1), 2.0)])[None]
+    found = resize_positions(positions, old, new, prefix, how)
+    assert found.shape == (1, prefix + new[0] * new[1], 1)
+    torch.testing.assert_close(found[:, :prefix], positions[:, :prefix])
+    torch.testing.assert_close(found[:, prefix:], torch.full_like(found[:, prefix:], 2.0))
+
+
+def test_registers_without_a_position_get_zeros_behind_the_class_token() -> None:
+    positions = torch.arange(1.0, 4.0).view(1, 3, 1)
+    assert with_gap(positions, placed=1, prefix=3).flatten().tolist() == [1, 0, 0, 2, 3]
+    assert with_gap(positions, placed=1, prefix=1) is positions
+
+
+def test_sine_positions_need_a_width_that_four_divides() -> None:
+    assert sine_positions((2, 3), 8).shape == (6, 8)
+    with pytest.raises(UserError, match="4 divides"):
+        sine_positions((2, 3), 6)
+
+
+@pytest.mark.parametrize("pairs", ["neighbours", "halves"])
+def test_rotary_scores_depend_on_how_far_apart_patches_are(pairs: str) -> None:
+    variant = Variant(rotary="axial", rotary_pairs=pairs)  # type: ignore[arg-type]
+    rotation = Rotary(variant, width=16, heads=2, depth=1)((3, 4), torch.device("cpu"))[0]
+    first, second = torch.randn(8), torch.randn(8)
+    q, k = first.expand(1, 1, 13, 8), second.expand(1, 1, 13, 8)
+    q, k, _ = locate(q, k, None, Place((3, 4), prefix=1, rotation=rotation), None)
+    scores = (q @ k.transpose(-2, -1))[0, 0]
+    patches = scores[1:, 1:].view(3, 4, 3, 4)
+    torch.testing.assert_close(patches[0, 0, 1, 1], patches[1, 2, 2, 3])  # both one down and one to the right
+    assert not torch.isclose(patches[0, 0, 1, 1], patches[0, 0, 2, 1])
+    assert torch.equal(q[0, 0, 0], first)  # the class token has no place
+
+
+def test_rotary_positions_want_all_patches() -> None:
+    rotation = Rotary(Variant(rotary="axial"), width=16, heads=2, depth=1)((3, 4), torch.device("cpu"))[0]
+    with pytest.raises(UserError, match="rotary positions for 12 patches, got 11"):
+        rotation.apply(torch.zeros(1, 2, 11, 8), prefix=0)
+
+
+def test_relative_index_counts_each_distance_once() -> None:
+    index = relative_index((2, 3))
+    patches = index[1:, 1:]
+    assert patches.unique().numel() == 3 * 5  # distances of -1 to 1 rows and -2 to 2 columns
+    assert patches.diagonal().unique().numel() == 1
+    assert patches[0, 1] == patches[1, 2] == patches[3, 4]  # one to the right
+    assert [int(index[0, 1]), int(index[1, 0]), int(index[0, 0])] == [15, 16, 17]
+
+
+@pytest.mark.parametrize("resampling", ["geometric", "bilinear"])
+def test_an_even_table_stays_even_and_keeps_its_class_token(resampling: str) -> None:
+    table = torch.cat([torch.full((15, 2), 3.0), torch.arange(6.0).view(3, 2)])
+    found = resize_table(table, (2, 3), (4, 4), resampling)
+    assert found.shape == (49 + 3, 2)
+    torch.testing.assert_close(found[:-3], torch.full((49, 2), 3.0))
+    assert torch.equal(found[-3:], table[-3:])
+    assert resize_table(table, (2, 3), (2, 3), resampling) is table
+
+
+def test_a_relative_bias_goes_with_a_mask() -> None:
+    relative = RelativeTable((2, 2), heads=2, resampling="geometric")
+    relative.table.data.normal_()
+    attention = Attention(8, 2)
+    attention.relative = relative
+    place = Place((2, 2), prefix=1, pairs=relative_index((2, 2)))
+    x, mask = torch.randn(1, 5, 8), torch.ones(5, 5, dtype=torch.bool)
+    mask[:, 3] = False
+    weights = attention.weights(x, mask=mask, place=place)
+    assert torch.equal(weights[..., 3], torch.zeros(1, 2, 5))
+    _, _, v = attention.project(x)
+    expected = attention.out((weights @ v).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(attention(x, mask=mask, place=place), expected)
+
+
+def test_windows_do_not_see_each_other() -> None:
+    attention = Attention(8, 2)
+    attention.window = 2
+    x = torch.randn(1, 16, 8)
+    place = Place((4, 4))
+    before = attention(x, place=place).view(4, 4, 8)
+    x[0, 0] += 1
+    changed = (attention(x, place=place).view(4, 4, 8) != before).any(-1)
+    assert changed.nonzero().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+
+
+def test_a_picture_of_one_window_is_attended_to_as_a_whole() -> None:
+    attention = Attention(8, 2)
+    x = torch.randn(2, 9, 8)
+    whole = attention(x)
+    attention.window = 3
+    torch.testing.assert_close(attention(x, place=Place((3, 3))), whole)
+
+
+def test_windows_that_do_not_divide_the_picture_are_filled_up() -> None:
+    seen = []
+
+    def attend(windows: Tensor, place: Place) -> Tensor:
+        seen.append((tuple(windows.shape), place.grid))
+        return windows
+
+    x = torch.randn(2, 15, 4)
+    assert torch.equal(in_windows(attend, x, Place((3, 5)), 2), x)
+    assert seen == [((2 * 6, 4, 4), (2, 2))]
+
+
+def test_equal_attentions_cancel_but_for_the_share() -> None:
+    differential = Differential(8, index=0)
+    q, k = (torch.randn(1, 2, 5, 4).repeat(1, 1, 1, 2) for _ in range(2))
+    v = torch.randn(1, 2, 5, 8)
+    one = torch.nn.functional.scaled_dot_product_attention(q[..., :4], k[..., :4], v)
+    expected = differential.norm(one * (1 - differential.share())) * (1 - differential.start)
+    torch.testing.assert_close(differential(q, k, v, None, 0.0), expected)
+
+
+def test_a_gate_of_zero_lets_nothing_through() -> None:
+    mlp = GatedMLP(4, 6, bias=False)
+    mlp.up.weight.data[:6] = 0
+    assert torch.equal(mlp(torch.randn(2, 3, 4)), torch.zeros(2, 3, 4))
+
+
+def test_necks_keep_the_grid() -> None:
+    assert Neck(8, 4)(torch.randn(2, 8, 3, 5)).shape == (2, 4, 3, 5)
+
+
+def test_pooling_of_every_kind() -> None:
+    prefix, patches = torch.tensor([[[9.0]]]), torch.tensor([[[1.0], [2.0], [6.0]]])
+    found = {kind: pooled(prefix, patches, kind, False, None).tolist() for kind in ("average", "max", "average_max")}
+    assert found == {"average": [[3.0]], "max": [[6.0]], "average_max": [[4.5]]}
+    assert pooled(prefix, patches, "average", True, None).tolist() == [[4.5]]
+    assert pooled(prefix, patches, "token_average", False, None).tolist() == [[9.0, 3.0]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"variant": Variant(window=2)}, "windows hold patches alone"),
+        ({"variant": Variant(relative="table"), "registers": 1}, "relative tables are for patches and a class token"),
+        ({"variant": Variant(kv_heads=(1,))}, "a number for each of 2 blocks"),
+        ({"variant": Variant(distillation=True), "class_token": False, "pool": "average"}, "distillation token"),
+        ({"pool": "distilled"}, "distillation token"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused_in_one_line(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        ViTConfig(width=16, depth=2, heads=2, patch=4, image_size=(8, 8), **changes)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_can_be_made_for_another_size_in_another_way_than_it_runs() -> None:
+    """timm's FlexiViT: bilinear where weights are loaded, as all others where sizes change from picture to picture."""
+    variant = Variant(resizing="bilinear")
+    encoder = ViT(ViTConfig(width=16, depth=1, heads=2, patch=4, image_size=(16, 16), variant=variant))
+    moving = encoder.positions_for((3, 5))
+    expected = resize_positions(encoder.positions, (4, 4), (3, 5), 1, "bilinear")
+    encoder.resize((12, 20))
+    assert torch.equal(encoder.positions, expected)
+    assert moving is not None and not torch.allclose(moving, expected)
