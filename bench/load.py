@@ -3,8 +3,8 @@
     python bench/load.py
 
 Each layout is loaded in fresh processes, whose file is in the system's cache. The clock runs from `import torch` to the
-model: importing vitrail and what it needs is inside, as a first `vitrail.load` in a program is. Seconds of the processor
-are those that were spent on it, whatever else the machine did.
+model: importing vitrail and what it needs is inside, as a first `vitrail.load` in a program is. Seconds of the
+processor are those that were spent on it, whatever else the machine did.
 
 Memory is measured at a second load, which imports nothing. `copied` are pages of the process's own (RssAnon): weights
 that are not as they stand in the file. `while loading` is the most that the process held (VmHWM) above what it holds in

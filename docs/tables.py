@@ -203,6 +203,16 @@ def parity() -> list[list[str]]:
     return rows
 
 
+def load() -> list[list[str]]:
+    """Seconds and memory of loading, a column a layout."""
+    found = _read("load")
+    if found is None:
+        return [["measure", "reached"]]
+    layouts = found["rows"]
+    measures = next(iter(layouts.values()))
+    return [["measure", *layouts], *([name, *(_plain(row[name]) for row in layouts.values())] for name in measures)]
+
+
 def parity_huggingface() -> list[list[str]]:
     """Each of Hugging Face's types: what was compared, and the largest relative differences, there and back."""
     rows = [["model", "class", "sizes", "tokens", "logits or pooled", "written, and read by transformers", "same bits"]]
@@ -242,6 +252,7 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "parity": parity,
     "ladder": ladder,
     "parity-huggingface": parity_huggingface,
+    "load": load,
     "transfer": transfer,
 }
 

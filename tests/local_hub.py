@@ -1,94 +1,121 @@
-"""A Hub on this machine: folders served as huggingface_hub asks for them."""
+"""A server on this machine that answers as the Hub does, for tests of several rooms."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import threading
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+class Hub(ThreadingHTTPServer):
+    """Repositories `owner/name`, each with files at revisions. A handler a request, all in daemon threads."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answers)
+        self.repositories: dict[str, dict[str, Path]] = {}
+        self.asked: list[str] = []
+        self.token: dict[str, str] = {}
+        """what a private repository asks for"""
+        self.gated: set[str] = set()
+        self.status = 0
+        """answers everything with this code, where it is one"""
+        self.silent = False
+        Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
 
 
-@dataclass
-class LocalHub:
-    """`folder` holds a folder `owner/name` a repository; `asked` is what was asked for, in order."""
+class Answers(BaseHTTPRequestHandler):
+    server: Hub
 
-    folder: Path
-    cache: Path
-    asked: list[str] = field(default_factory=list)
-    status: int = 0
-    """answers everything with this status, where it is not 0"""
+    def do_HEAD(self) -> None:
+        self.do_GET(body=False)
 
-    def listed(self, name: str) -> bytes:
-        """What the Hub says of a repository."""
-        files = [{"rfilename": path.name} for path in sorted((self.folder / name).glob("*"))]
-        return json.dumps({"id": name, "sha": COMMIT, "siblings": files}).encode()
+    def do_GET(self, body: bool = True) -> None:
+        self.server.asked.append(f"{self.command} {self.path}")
+        if self.server.silent:
+            time.sleep(3)
+            return
+        if self.server.status:
+            self.answer(self.server.status, b"", {}, body)
+            return
+        parts = self.path.lstrip("/").split("/")
+        api = parts[:2] == ["api", "models"]
+        name, rest = "/".join(parts[2:4] if api else parts[:2]), parts[4:] if api else parts[2:]
+        revisions = self.server.repositories.get(name)
+        token = self.server.token.get(name)
+        if revisions is None or (token and self.headers.get("Authorization") != f"Bearer {token}"):
+            self.answer(401, b"", {"X-Error-Code": "RepoNotFound"}, body)
+        elif name in self.server.gated:
+            self.answer(403, b"", {"X-Error-Code": "GatedRepo"}, body)
+        elif (at := self.place(revisions, rest[1] if len(rest) > 1 else "main")) is None:
+            self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"}, body)
+        else:
+            self.files(at, commit_of(at), "/".join(rest[2:]), api, body)
 
-    def file(self, owner: str, name: str, _: str, revision: str, file: str) -> tuple[int, bytes, dict[str, str]]:
-        """Status, content and headers of one file."""
-        path, headers = self.folder / owner / name / file, {"X-Repo-Commit": COMMIT}
-        if path.is_file() and revision in ("main", COMMIT):
-            data = path.read_bytes()
-            return 200, data, {**headers, "ETag": f'"{hashlib.sha1(data).hexdigest()}"'}
-        error = "RevisionNotFound" if path.is_file() else "EntryNotFound" if path.parent.is_dir() else "RepoNotFound"
-        return 404, b"", {**headers, "X-Error-Code": error}
+    def place(self, revisions: dict[str, Path], revision: str) -> Path | None:
+        commits = {commit_of(place): place for place in revisions.values()}
+        return revisions.get(revision) or commits.get(revision)
+
+    def files(self, at: Path, commit: str, file: str, api: bool, body: bool) -> None:
+        if api:
+            siblings = [{"rfilename": path.name} for path in sorted(at.iterdir())]
+            self.answer(200, json.dumps({"id": "x/y", "sha": commit, "siblings": siblings}).encode(), {}, body)
+        elif (at / file).is_file():
+            content = (at / file).read_bytes()
+            tag = hashlib.sha1(content).hexdigest()
+            self.answer(200, content, {"ETag": f'"{tag}"', "X-Repo-Commit": commit}, body)
+        else:
+            self.answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}, body)
+
+    def answer(self, status: int, content: bytes, headers: dict[str, str], body: bool) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def commit_of(place: Path) -> str:
+    return hashlib.sha1(str(place).encode()).hexdigest()
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
-    """A server on 127.0.0.1 that huggingface_hub takes for the Hub, with an empty cache."""
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub that everything here asks, and an empty cache."""
     from huggingface_hub import close_session, constants
 
-    place = LocalHub(tmp_path / "hub", tmp_path / "cache")
-    place.folder.mkdir()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.answer(False)
-
-        def do_GET(self) -> None:
-            self.answer(True)
-
-        def answer(self, body: bool) -> None:
-            place.asked.append(self.path)
-            parts = self.path.split("?")[0].strip("/").split("/")
-            status, data, headers = place.status or 404, b"", {}
-            if not place.status and parts[:2] == ["api", "models"]:
-                status, data = 200, place.listed("/".join(parts[2:4]))
-            elif not place.status and len(parts) == 5:
-                status, data, headers = place.file(*parts)
-            self.send_response(status)
-            for key, value in headers.items():
-                self.send_header(key, value)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            if body:
-                self.wfile.write(data)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-    for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(place.cache))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    server = Hub()
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    for name, value in {
+        "HF_HUB_CACHE": str(tmp_path / "cache"),
+        "HF_TOKEN_PATH": str(tmp_path / "no-token"),
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_ETAG_TIMEOUT": 1,
+        "HF_HUB_DOWNLOAD_TIMEOUT": 1,
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN": False,
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.chdir(tmp_path)
     close_session()
-    try:
-        yield place
-    finally:
-        close_session()
-        server.shutdown()
-        server.server_close()
+    yield server
+    close_session()
+    server.shutdown()
+    server.server_close()

@@ -4,6 +4,6 @@ from pathlib import Path
 # Rooms share what lies beside them, and pytest's importlib mode puts no folder on the path.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from local_hub import hub
+from local_hub import server
 
-__all__ = ["hub"]
+__all__ = ["server"]

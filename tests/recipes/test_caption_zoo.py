@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_captioners
 import torch
+from local_hub import Hub
 from PIL import Image
 
 import vitrail
@@ -43,6 +44,12 @@ def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def served(server: Hub, folder: Path) -> Path:
+    """A place whose files the Hub has as `some/NAME`."""
+    server.repositories[f"some/{folder.name}"] = {"main": folder}
+    return folder
+
+
 def train(recipe: str, init: str, data: Path, out: Path, *more: str) -> Any:
     assert main(["train", recipe, "--init", init, "--data", str(data), "--out", str(out), *COMMON, *more]) == 0
     rows = RunFolder(out).rows()
@@ -65,9 +72,9 @@ def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 
 @pytest.mark.parametrize("kind", ["dinov2", "clip", "siglip"])
 def test_an_encoder_of_the_hub_stays_as_it_is_and_brings_its_pictures(
-    kind: str, hub: Any, captioned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, server: Hub, captioned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tiny_captioners.encoder(hub.folder / "some" / kind, kind)
+    tiny_captioners.encoder(served(server, tmp_path / kind), kind)
     decoder = {"dinov2": "transformer", "clip": "attentive", "siglip": "recurrent"}[kind]
     task = train("caption-zoo", f"some/{kind}", captioned, tmp_path / "run", *SMALL, "--decoder", decoder)
     source = vitrail.load(f"some/{kind}")
@@ -80,12 +87,12 @@ def test_an_encoder_of_the_hub_stays_as_it_is_and_brings_its_pictures(
         theirs.interpolation,
     )
     assert ours.size == task.encoder.config.image_size == (32, 32)  # at most twice the checkpoint's own
-    hub.status = 503  # a captioner needs no Hub
+    server.status = 503  # a captioner needs no Hub
     predicted(captioned / "1.png", tmp_path / "run", capsys)
 
 
-def test_an_encoder_is_tuned_where_it_is_asked_for(hub: Any, captioned: Path, tmp_path: Path) -> None:
-    tiny_captioners.encoder(hub.folder / "some" / "dinov2", "dinov2")
+def test_an_encoder_is_tuned_where_it_is_asked_for(server: Hub, captioned: Path, tmp_path: Path) -> None:
+    tiny_captioners.encoder(served(server, tmp_path / "dinov2"), "dinov2")
     source = vitrail.load("some/dinov2")
     for method in ("full", "lora"):
         more = ("--method", method, "--image-size", "16", "16")
@@ -109,22 +116,22 @@ def test_a_resnet_of_ours_sees_for_a_captioner(captioned: Path, tmp_path: Path) 
 @pytest.mark.parametrize("join", ["transformer", "mlp", "projection"])
 def test_a_language_model_of_the_hub_behind_an_encoder_of_the_hub(
     join: str,
-    hub: Any,
+    server: Hub,
     captioned: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)  # Java's scores take many seconds
-    tiny_captioners.encoder(hub.folder / "some" / "clip", "clip")
-    model = tiny_captioners.language_model(hub.folder / "some" / "lm")
+    tiny_captioners.encoder(served(server, tmp_path / "clip"), "clip")
+    model = tiny_captioners.language_model(served(server, tmp_path / "lm"))
     tuned = ["--tune-language"] if join == "mlp" else []
     more = [*JOINED, "--language-model", "some/lm", "--join", join, *tuned, "--lr", "1e-2"]
     task = train("caption-prefix", "some/clip", captioned, tmp_path / "run", *more)
     assert isinstance(task, PrefixCaption)
     assert same(vitrail.load("some/clip").encoder, task.encoder)  # type: ignore[arg-type]
     assert same(model, task.decoder.model) == (join != "mlp")
-    hub.status = 503
+    server.status = 503
     row = predicted(captioned / "1.png", tmp_path / "run", capsys)
     assert row["task"] == "caption"
     seen = ["--model", str(tmp_path / "run"), "--out", str(tmp_path / "seen"), "--device", "cpu"]
@@ -174,10 +181,10 @@ def test_a_stopped_prefix_goes_on_to_the_same_bits(
     ],
 )
 def test_wrong_input_is_one_plain_line(
-    args: list[str], says: str, hub: Any, captioned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    args: list[str], says: str, server: Hub, captioned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     vitrail.create("nano/2", image_size=16, patch=8).save(tmp_path / "eyes")
-    tiny_captioners.language_model(hub.folder / "some" / "lm")
+    tiny_captioners.language_model(served(server, tmp_path / "lm"))
     command = ["train", "caption-prefix", "--init", str(tmp_path / "eyes"), "--data", str(captioned)]
     more = [] if args[0] == "--language-model" else ["--language-model", "some/lm"]
     capsys.readouterr()

@@ -257,13 +257,15 @@ def test_a_tokenizer_of_another_checkpoint(tmp_path: Path) -> None:
 
 def test_going_on_keeps_the_decoder(tmp_path: Path) -> None:
     task = captioner()
-    task.learn_with(Captioning(captions=4, self_critical=1.0, decoder_width=99, decoding=Decoding(longest=7)))
+    task.learn_with(Captioning(captions=4, self_critical=1.0, decoder_width=96, decoding=Decoding(longest=7)))
     assert (task.captioning.captions, task.captioning.decoder_width, task.decoding.longest) == (4, 16, 7)
 
 
 def test_configs_that_make_no_sense() -> None:
     with pytest.raises(UserError, match="text depth"):
         Captioning(contrastive=1.0)
+    with pytest.raises(UserError, match="width 128 does not divide into 3 heads"):
+        Captioning(decoder_width=128, decoder_heads=3)
     with pytest.raises(UserError, match="at least one caption"):
         Captioning(captions=0)
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import tiny_captioners
 import torch
+from local_hub import Hub
 from PIL import Image
 
 import vitrail
@@ -176,13 +177,14 @@ def test_the_makers_decoding_is_kept(tmp_path: Path) -> None:
     assert task.decoding == Decoding(beam=4, length_power=0.5, no_repeat=2, longest=12)
 
 
-def test_from_the_hub_and_then_without_it(hub: Any, images: torch.Tensor) -> None:
-    model = tiny_captioners.vit_gpt2(hub.folder / "some" / "captioner")
+def test_from_the_hub_and_then_without_it(server: Hub, images: torch.Tensor, tmp_path: Path) -> None:
+    model = tiny_captioners.vit_gpt2(tmp_path / "m")
+    server.repositories["some/captioner"] = {"main": tmp_path / "m"}
     task = vitrail.load("some/captioner")
     assert isinstance(task, HubCaption)
     rows = words(task, images)
-    assert any(path.endswith("/tokenizer.json") for path in hub.asked)
-    hub.status = 503
+    assert any(path.endswith("/tokenizer.json") for path in server.asked)
+    server.status = 503
     again = vitrail.load("some/captioner")
     assert isinstance(again, HubCaption) and words(again, images) == rows
     assert rows[0] == model.generate(pixel_values=images[:1], max_new_tokens=15, do_sample=False)[0, 1:].tolist()

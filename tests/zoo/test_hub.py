@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import socket
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import close_session, constants
+from huggingface_hub import constants
+from local_hub import Hub, commit_of
 from safetensors.torch import load_file, save_file
 
 import vitrail
@@ -26,111 +23,6 @@ from vitrail.zoo import convert, hub
 
 SOON = 20.0
 """seconds; huggingface_hub alone would try for minutes"""
-
-
-class Hub(ThreadingHTTPServer):
-    """Repositories `owner/name`, each with files at revisions. A handler a request, all in daemon threads."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answers)
-        self.repositories: dict[str, dict[str, Path]] = {}
-        self.asked: list[str] = []
-        self.token: dict[str, str] = {}
-        """what a private repository asks for"""
-        self.gated: set[str] = set()
-        self.status = 0
-        """answers everything with this code, where it is one"""
-        self.silent = False
-        Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Answers(BaseHTTPRequestHandler):
-    server: Hub
-
-    def do_HEAD(self) -> None:
-        self.do_GET(body=False)
-
-    def do_GET(self, body: bool = True) -> None:
-        self.server.asked.append(f"{self.command} {self.path}")
-        if self.server.silent:
-            time.sleep(3)
-            return
-        if self.server.status:
-            self.answer(self.server.status, b"", {}, body)
-            return
-        parts = self.path.lstrip("/").split("/")
-        api = parts[:2] == ["api", "models"]
-        name, rest = "/".join(parts[2:4] if api else parts[:2]), parts[4:] if api else parts[2:]
-        revisions = self.server.repositories.get(name)
-        token = self.server.token.get(name)
-        if revisions is None or (token and self.headers.get("Authorization") != f"Bearer {token}"):
-            self.answer(401, b"", {"X-Error-Code": "RepoNotFound"}, body)
-        elif name in self.server.gated:
-            self.answer(403, b"", {"X-Error-Code": "GatedRepo"}, body)
-        elif (at := self.place(revisions, rest[1] if len(rest) > 1 else "main")) is None:
-            self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"}, body)
-        else:
-            self.files(at, commit_of(at), "/".join(rest[2:]), api, body)
-
-    def place(self, revisions: dict[str, Path], revision: str) -> Path | None:
-        commits = {commit_of(place): place for place in revisions.values()}
-        return revisions.get(revision) or commits.get(revision)
-
-    def files(self, at: Path, commit: str, file: str, api: bool, body: bool) -> None:
-        if api:
-            siblings = [{"rfilename": path.name} for path in sorted(at.iterdir())]
-            self.answer(200, json.dumps({"id": "x/y", "sha": commit, "siblings": siblings}).encode(), {}, body)
-        elif (at / file).is_file():
-            content = (at / file).read_bytes()
-            tag = hashlib.sha1(content).hexdigest()
-            self.answer(200, content, {"ETag": f'"{tag}"', "X-Repo-Commit": commit}, body)
-        else:
-            self.answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}, body)
-
-    def answer(self, status: int, content: bytes, headers: dict[str, str], body: bool) -> None:
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(content))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-def commit_of(place: Path) -> str:
-    return hashlib.sha1(str(place).encode()).hexdigest()
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub that everything here asks, and an empty cache."""
-    server = Hub()
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "HF_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
-    for name, value in {
-        "HF_HUB_CACHE": str(tmp_path / "cache"),
-        "HF_TOKEN_PATH": str(tmp_path / "no-token"),
-        "HF_HUB_OFFLINE": False,
-        "HF_HUB_ETAG_TIMEOUT": 1,
-        "HF_HUB_DOWNLOAD_TIMEOUT": 1,
-        "HF_HUB_DISABLE_IMPLICIT_TOKEN": False,
-    }.items():
-        monkeypatch.setattr(constants, name, value)
-    monkeypatch.chdir(tmp_path)
-    close_session()
-    yield server
-    close_session()
-    server.shutdown()
-    server.server_close()
 
 
 @pytest.fixture(scope="module")

@@ -210,7 +210,8 @@ class DecoderBlock(nn.Module):
         and values with its own, and the attention over the picture [R, heads, M]."""
         q, k, v = self.attention.project(self.norm1(x))
         kept = [cache.extended(place, k), cache.extended(place + 1, v)]
-        mixed = F.scaled_dot_product_attention(q, *(part.permute(1, 2, 0, 3) for part in kept))
+        keys, values = (part.permute(1, 2, 0, 3) for part in kept)
+        mixed = F.scaled_dot_product_attention(q, keys, values)
         x, looked = self._after(x, mixed, picture, weights=True)
         return x, kept, looked
 
