@@ -303,7 +303,7 @@ def test_every_recipe_has_help_that_names_its_fields(name: str, capsys: pytest.C
 def test_a_killed_command_is_resumed_to_the_end(how: signal.Signals, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "vitrail", "train", "digits", "--out", str(out), *TINY]
-    command += ["--epochs", "40", "--eval-every", "5"]
+    command += ["--epochs", "24", "--eval-every", "3"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 150

@@ -18,6 +18,7 @@ from vitrail.cli import main
 from vitrail.data.decode import Preprocess
 from vitrail.errors import UserError
 from vitrail.layers import Variant
+from vitrail.tasks.classify import Classify
 from vitrail.tasks.task import Task
 from vitrail.zoo import convert, huggingface, load_certified
 
@@ -187,6 +188,19 @@ def picture(colour: Tensor) -> Image.Image:
     """A coloured slope, wider than high, so that resizing and cropping matter."""
     slope = torch.linspace(0, 1, 40)[None, :, None] * torch.linspace(0.2, 1, 24)[:, None, None]
     return Image.fromarray((slope * colour * 255).to(torch.uint8).numpy())
+
+
+def test_scores_of_each_class_for_itself_travel(tmp_path: Path) -> None:
+    model = small()
+    assert isinstance(model, Classify)
+    model.loss_kind = "sigmoid"
+    model.save(tmp_path / "own")
+    convert(tmp_path / "own", tmp_path / "hf", "hf")
+    wanted, found = (
+        task.predict([picture(torch.ones(3))])[0].labels for task in (model, vitrail.load(tmp_path / "hf"))
+    )
+    assert [label["score"] for label in found] == pytest.approx([label["score"] for label in wanted], abs=1e-4)
+    assert sum(label["score"] for label in found) != pytest.approx(1, abs=0.01)
 
 
 def test_sizes_that_are_no_square_and_other_channels_travel(tmp_path: Path) -> None:

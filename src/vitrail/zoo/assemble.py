@@ -155,7 +155,7 @@ def _build(files: Files, found: Found) -> Task:
     encoder = encoder_for(config)
     if found.classes is None:
         return Embed(encoder, found.preprocess)
-    return Classify(encoder, found.classes, found.preprocess, hidden=found.hidden)
+    return Classify(encoder, found.classes, found.preprocess, hidden=found.hidden, loss=found.loss)
 
 
 def _check_names(files: Files, found: Found) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -73,6 +73,8 @@ class Found:
     """builds the model, with fresh weights, where it is more than an encoder and a head: vitrail's own"""
     ready: Callable[[], Task] | None = None
     """gives the model with its weights, where another library puts them in"""
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """what makes probabilities of the logits: one class of all, or each for itself"""
 
 
 class Source(Protocol):

@@ -19,7 +19,7 @@ from vitrail.tasks.classify import Classify
 from vitrail.tasks.task import Task
 from vitrail.vit import ViT, ViTConfig
 from vitrail.zoo.huggingface.encoder import encoder_config, renaming, with_hidden
-from vitrail.zoo.huggingface.kinds import ACTIVATIONS, KINDS
+from vitrail.zoo.huggingface.kinds import ACTIVATIONS, KINDS, SEVERAL
 from vitrail.zoo.huggingface.processor import settings_of
 
 log = logging.getLogger("vitrail")
@@ -61,6 +61,8 @@ def write(task: Task, path: Path) -> None:
     values = _values(name, config)
     plain = _checked(name, values, parts, config)
     text = _text(name, values, parts, classes)
+    if isinstance(task, Classify) and task.loss_kind == "sigmoid":
+        text["problem_type"] = SEVERAL
     weights = _weights(task, encoder, plain, name, classes is not None)
     with whole_folder(path) as folder:
         write_whole(folder / "model.safetensors", to_safetensors(weights, metadata={"format": "pt"}))
