@@ -24,6 +24,7 @@ from vitrail.data.sets import open_data
 from vitrail.errors import Stopped
 from vitrail.recipes import from_weights
 from vitrail.recipes.finetune import FEW, FEW_A_CLASS, NARROW, choose, finetune, settle
+from vitrail.recipes.folder import folder
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.knn import KNN
 from vitrail.tasks.task import Task
@@ -140,7 +141,7 @@ def test_what_is_frozen_stays_bit_equal(
 
 
 def test_full_moves_everything_and_early_layers_least(pictures: Path, weights: Path, tmp_path: Path) -> None:
-    assert main(command(pictures, weights, tmp_path / "run", "--method", "full", "--lr", "1e-4")) == 0
+    assert main(command(pictures, weights, tmp_path / "run", "--method", "full", "--layer-decay", "0.5")) == 0
     before, after = start_of(weights), vitrail.load(tmp_path / "run").state_dict()
     steps = [
         float((after[name] - before[name]).abs().mean())
@@ -238,13 +239,16 @@ def test_what_is_asked_for_is_kept(method: str, lr: float, decay: float, caplog:
     assert not caplog.messages, "a method that was asked for needs no reason"
 
 
-def test_a_narrower_model_gets_a_higher_rate() -> None:
+def test_a_narrower_model_gets_a_higher_rate_and_a_small_one_moves_as_from_scratch() -> None:
     run = finetune(5000)
-    narrow = replace(run, model=replace(run.model, width=192, heads=3))
-    assert settle(narrow, 5000, 10, lambda r: r).optim.lr == 4 * settle(run, 5000, 10, lambda r: r).optim.lr
+    narrower = replace(run, model=replace(run.model, width=384, heads=6))
+    small = replace(run, model=replace(run.model, width=192, heads=3))
+    assert settle(narrower, 5000, 10, lambda r: r).optim.lr == 2 * settle(run, 5000, 10, lambda r: r).optim.lr
+    assert settle(small, 5000, 10, lambda r: r).optim == folder(5000).optim
+    assert settle(small, 5000, 10, lambda r: replace(r, optim=replace(r.optim, lr=0.3))).optim.lr == 0.3
 
 
-@pytest.mark.parametrize("recipe, method, optimizer", [("cifar10-quick", "full", "muon"), ("folder", "full", "adamw")])
+@pytest.mark.parametrize("recipe, method, optimizer", [("cifar10-quick", "full", "muon"), ("folder", "full", "muon")])
 def test_other_recipes_start_from_weights_with_their_own_rates_and_folder_as_finetune_does(
     recipe: str, method: str, optimizer: str, pictures: Path, weights: Path, tmp_path: Path
 ) -> None:

@@ -17,7 +17,9 @@ log = logging.getLogger("vitrail")
 FEW_A_CLASS, FEW = 10, 1_000
 """below the first number of pictures a class the encoder stays frozen; below the second in all it moves by LoRA"""
 NARROW = 384
-"""below this width all weights move in place of LoRA"""
+"""below this width all weights move in place of LoRA, and as those of a model that starts from scratch"""
+SMALL = Optim(optimizer="muon", lr=1e-3, matrix_lr=4e-3, weight_decay=0.05, beta2=0.98, warmup=0.1, clip=1.0)
+"""for all weights of a narrow model: the recipe `folder`'s. Features of so small a model leave much to learn"""
 RATES: dict[Method, float] = {"full": 1e-4, "last-blocks": 1e-4, "lora": 5e-4}
 """learning rates of a model 768 wide"""
 LAYER_DECAY: dict[Method, float] = {"full": 0.75}
@@ -36,7 +38,7 @@ def finetune(pictures: int) -> Run:
       weights and above the head alone (arXiv 2206.04673, table 1). Not in a model less than 384 wide: a difference of
       rank 8 is no small part of a matrix there, and takes as long to learn as the whole; all weights move.
     - otherwise: `full`, with a rate that falls by 0.75 a layer towards the pixels, since early layers are the most
-      general (arXiv 2106.08254).
+      general (arXiv 2106.08254); in a model less than 384 wide without that, by Muon and as fast as from scratch.
     `last-blocks` and `knn` are never chosen: the first saves time and memory on a machine that has little, the second
     answers in one pass over the data, but seldom better than `linear`.
 
@@ -71,12 +73,9 @@ def settle(run: Run, pictures: int, classes: int, change: Callable[[Run], Run]) 
         return change(run)
     width = run.model.width
     method, reason = choose(pictures, classes, width) if wanted == "auto" else (wanted, "")
-    optim = replace(
-        run.optim,
-        lr=float(f"{RATES.get(method, run.optim.lr) * 768 / width:.2g}"),
-        layer_decay=LAYER_DECAY.get(method, 1.0),
-    )
-    run = change(replace(run, optim=optim))
+    peak = float(f"{RATES.get(method, run.optim.lr) * 768 / width:.2g}")
+    optim = replace(run.optim, lr=peak, layer_decay=LAYER_DECAY.get(method, 1.0))
+    run = change(replace(run, optim=SMALL if method == "full" and width < NARROW else optim))
     run = replace(run, tune=replace(run.tune, method=method))
     if reason:
         rate = "" if run.tune.frozen else f"; learning rate {run.optim.lr:g}, for a width of {width}"
