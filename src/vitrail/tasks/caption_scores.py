@@ -157,6 +157,8 @@ def _java_scores(
 
 def treebank(texts: Sequence[str]) -> list[str]:
     """Each text in Stanford's Penn Treebank tokens, lower case and without punctuation, as COCO's evaluation has it."""
+    if not texts:
+        return []
     jar = _jar("tokenizer/stanford-corenlp-3.4.1.jar")
     command = [*_java(), "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
     lines = "".join(f"{_one_line(text)}\n" for text in texts)
