@@ -88,7 +88,11 @@ def results() -> list[list[str]]:
     rows = [["measure", "asked", "reached", "command"]]
     for name, (title, asked, say) in MEASURES.items():
         found = _read(name)
-        rows.append([title, asked, *([say(found["rows"]), f"`{found['command']}`"] if found else ["not measured", ""])])
+        if found is None:
+            rows.append([title, asked, "not measured", ""])
+            continue
+        where = " (on one core)" if found["machine"]["cores"] == 1 else ""
+        rows.append([title, asked, say(found["rows"]) + where, f"`{found['command']}`"])
     return rows
 
 
