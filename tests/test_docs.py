@@ -99,7 +99,7 @@ def test_table_shows_what_a_results_file_holds(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     (tmp_path / "results").mkdir()
     runs = [{"top1": top1, "wall_seconds": 90.0} for top1 in (0.97, 0.9925)]
-    found = {"command": "python bench/digits.py", "commit": "0123456789abcdef", "machine": "m", "date": "d"}
+    found = {"command": "python bench/digits.py", "commit": "0123456789abcdef", "machine": {"cores": 2}, "date": "d"}
     file = tmp_path / "results" / "digits.json"
     file.write_text(json.dumps({**found, "rows": {"mean_top1": 0.98125, "runs": runs}}))
     text = tables.fresh("a\n<!-- table:results -->\n| stale |\n<!-- /table -->\nb\n")
@@ -117,13 +117,13 @@ def test_table_of_transfer_shows_the_parts_that_are_there(tmp_path: Path, monkey
     (tmp_path / "results").mkdir()
     part = {"settings": {"size": 48, "epochs": 9, "pictures": 0}, "weights_top1": 0.75, "scratch_top1": 0.5}
     part |= {"pairs": 15, "gain": 0.25, "gain_standard_error": 0.021, "runs": []}
-    found = {"command": "python bench/transfer.py", "rows": {"hymenoptera": part}}
+    found = {"command": "python bench/transfer.py", "machine": {"cores": 1}, "rows": {"hymenoptera": part}}
     (tmp_path / "results" / "transfer.json").write_text(json.dumps(found))
     text = tables.fresh(page)
     assert "| ants and bees | 48 pixels, 9 epochs | from the carried weights | 75.0% |" in text
     assert "gain, mean of the pairs | 25.0 points |" in text
     assert text.count("not measured") == 1
-    assert any("+25.0 points (standard error 2.1, 15 pairs)" in row for row in tables.results())
+    assert any("+25.0 points (standard error 2.1, 15 pairs) (on one core)" in row for row in tables.results())
 
 
 def test_unknown_table_is_refused() -> None:
