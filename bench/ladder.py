@@ -6,8 +6,8 @@
 
 Each rung is timed over some steps; the epochs of its tries and of its run follow from that, so that a slow model gets
 fewer of them. Rates are chosen by CIDEr on validation, and the scores are those on validation, with the recipe's own
-decoding. What results/ladder.json already holds with the same minutes is kept, so the ladder can be climbed in several
-sittings.
+decoding. What results/ladder.json already holds with the same minutes is kept, so the ladder can be climbed piece by
+piece.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     python bench/seeds.py cifar10-quick --data DIR --seeds 0 --name cifar10-quick-plain -- --stem
 
 What stands after `--` goes to `vitrail train`. Seeds that results/NAME.json already holds from the same command are
-kept, so a long series can be made in several sittings.
+kept, so a long series can be made piece by piece.
 """
 
 from __future__ import annotations
