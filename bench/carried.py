@@ -1,4 +1,10 @@
-"""Score the weights that the package carries: python bench/carried.py --data DIR (a folder with CIFAR-10)."""
+"""Score the weights that the package carries.
+
+    python bench/carried.py --data DIR             the classifier
+    python bench/carried.py caption --data DIR     the captioner, with its control and with people's captions
+
+DIR holds CIFAR-10, or Flickr8k.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +12,34 @@ import argparse
 import json
 import subprocess
 import sys
+from typing import Any
 
 from record import record
 
+KEPT = {
+    "classify": ("top1", "top5", "cross_entropy", "calibration_error", "count"),
+    "caption": ("cider", "bleu1", "bleu4", "rouge_l", "meteor", "length", "vocabulary", "identical", "new", "count"),
+}
+
+
+def scores(name: str, *options: str) -> dict[str, Any]:
+    """What `vitrail eval` prints."""
+    command = [sys.executable, "-m", "vitrail", "eval", *options, "--json"]
+    found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return {"part": found["split"], **{measure: found[measure] for measure in KEPT[name] if measure in found}}
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="?", choices=list(KEPT), default="classify")
     parser.add_argument("--data", required=True)
-    options = parser.parse_args()
-    command = [sys.executable, "-m", "vitrail", "eval", "classify", "--data", options.data, "--json"]
-    scores = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    rows = {name: scores[name] for name in ("top1", "top5", "cross_entropy", "calibration_error", "count")}
+    asked = parser.parse_args()
+    rows = scores(asked.name, asked.name, "--data", asked.data)
+    if asked.name == "caption":
+        rows["captions of other pictures"] = scores("caption", "caption", "--data", asked.data, "--shuffle-images")
+        rows["people"] = scores("caption", "--human", "--data", asked.data)
     print(rows)
-    record("classify", {"part": scores["split"], **rows})
+    record(asked.name, rows)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,18 @@
-"""Draw the README's picture from the weights in the package: python docs/pictures.py."""
+"""Draw the pictures of README and docs from the weights in the package.
+
+    python docs/pictures.py                  what the classifier looks at
+    python docs/pictures.py --data DIR       captions too
+
+DIR holds `flickr8k/` and `photos/`.
+"""
 
 from __future__ import annotations
 
+import argparse
+import hashlib
+import io
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,6 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import vitrail
+from vitrail.data.captions import open_captions
 from vitrail.explain.attention import attention_maps, encoder_of, rollout
 from vitrail.explain.pictures import png
 from vitrail.files import write_whole
@@ -16,9 +28,11 @@ from vitrail.vit import ViT
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "src" / "vitrail" / "zoo" / "samples"
+COLUMNS = 4
 
 
-def main() -> None:
+def attention() -> None:
+    """The sample pictures, where the classifier looks, and its answers."""
     task = vitrail.load("classify")
     encoder: ViT = encoder_of(task)
     paths = sorted(SAMPLES.glob("*.png"))
@@ -40,6 +54,40 @@ def main() -> None:
         for row in range(2):
             axes[row, column].set_axis_off()
     write_whole(ROOT / "docs" / "rollout.png", png(figure, dpi=110))
+
+
+def captions(data: Path) -> None:
+    """What the captioner writes under 24 validation pictures and 12 photos, which a hash of their names chooses."""
+    task = vitrail.load("caption")
+    val = open_captions(data / "flickr8k").val
+    assert val is not None
+    for name, paths, count in (("flickr8k", val.items, 24), ("photos", sorted((data / "photos").iterdir()), 12)):
+        chosen = sorted(map(Path, paths), key=lambda path: hashlib.sha256(path.name.encode()).hexdigest())[:count]
+        written = [answer.caption for answer in task.predict([Image.open(path) for path in chosen])]
+        write_whole(ROOT / "docs" / f"captions-{name}.jpg", sheet(chosen, written))
+
+
+def sheet(paths: Sequence[Path], texts: Sequence[str]) -> bytes:
+    """A JPEG of pictures in rows, each with its text below."""
+    rows = -(-len(paths) // COLUMNS)
+    figure = Figure(figsize=(2.3 * COLUMNS, 2.45 * rows), layout="constrained")
+    for place, (path, text) in enumerate(zip(paths, texts, strict=True)):
+        axes = figure.add_subplot(rows, COLUMNS, place + 1)
+        axes.imshow(Image.open(path).convert("RGB"))
+        axes.set_axis_off()
+        axes.set_title("\n".join(textwrap.wrap(text, 34)), fontsize=8, y=-0.02, va="top")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="jpeg", dpi=100, pil_kwargs={"quality": 80})
+    return buffer.getvalue()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    asked = parser.parse_args()
+    attention()
+    if asked.data:
+        captions(asked.data)
 
 
 if __name__ == "__main__":

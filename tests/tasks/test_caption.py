@@ -142,6 +142,25 @@ def test_coca_matches_pictures_with_their_first_captions() -> None:
     assert sums["loss"].item() == pytest.approx(task.loss(made)["loss"].item() + 0.5 * expected * count, rel=1e-5)
 
 
+@pytest.mark.parametrize("decoder", ["recurrent", "transformer"])
+def test_bag_of_words_is_the_share_of_captions_that_use_a_word(decoder: str) -> None:
+    task, made = captioner(decoder=decoder, bag_of_words=0.2).eval(), batch()
+    torch.manual_seed(1)
+    sums = task.loss(made)
+    with torch.no_grad():
+        p = task.bag.linear(task.memory(made["image"]).pooled).sigmoid().double()
+    expected = 0.0
+    for i, texts in enumerate(TEXTS):
+        for word in range(WORDS.size):
+            share = sum(word in WORDS.encode(text) for text in texts) / len(texts)
+            expected -= float(share * p[i, word].log() + (1 - share) * (1 - p[i, word]).log()) / len(TEXTS)
+    count = sums["count"].item()
+    assert sums["bag_of_words"].item() == pytest.approx(expected * count, rel=1e-4)
+    task.captioning = replace(task.captioning, bag_of_words=0.0)
+    torch.manual_seed(1)  # the same captions are read
+    assert sums["loss"].item() == pytest.approx(task.loss(made)["loss"].item() + 0.2 * expected * count, rel=1e-5)
+
+
 @pytest.mark.parametrize("decoder", ["recurrent", "attentive", "transformer"])
 def test_self_critical_gradient_is_the_formula(decoder: str) -> None:
     """-(r - b) times the gradient of log p, with the mean of the picture's other captions as the baseline b."""

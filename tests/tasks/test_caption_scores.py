@@ -75,6 +75,17 @@ def test_fast_cider_is_pycocoevalcaps_for_each_caption(seed: int, pictures: int)
     assert fast.rewards(candidates.keys(), candidates.values()) == pytest.approx(each.tolist(), abs=1e-9)
 
 
+def test_fast_cider_may_count_ends_as_words() -> None:
+    candidates, references = made_up()
+    longer = {key: [f"{text} zzz" for text in texts] for key, texts in references.items()}
+    _, each = TheirCider().compute_score(longer, {key: [f"{text} zzz"] for key, text in candidates.items()})
+    ends = Cider(references, ends=True)
+    assert ends.rewards(candidates.keys(), candidates.values()) == pytest.approx(each.tolist(), abs=1e-9)
+    texts = {"x": ["a man sits in a boat"], "y": ["the black cat sleeps"]}
+    assert Cider(texts, ends=True)("x", "a man sits in a boat") == pytest.approx(10)
+    assert Cider(texts, ends=True)("x", "a man sits in a") < Cider(texts)("x", "a man sits in a")
+
+
 def test_fast_cider_weighs_by_its_references_alone() -> None:
     candidates, references = made_up()
     fast = Cider(references)

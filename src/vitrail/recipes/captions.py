@@ -106,11 +106,13 @@ def caption_vit(pictures: int) -> Run:
 
 
 def caption_coca(pictures: int) -> Run:
-    """The same, while pictures are matched with their captions: CoCa's contrastive loss (arXiv 2205.01917).
+    """The same, while pictures are matched with their captions (CoCa, arXiv 2205.01917) and tell the words in them.
 
     Command: vitrail train caption-coca --data flickr8k
     """
-    task = _task(decoder_dropout=0.2, word_dropout=0.1, decoder_depth=3, text_depth=1, contrastive=0.5)
+    task = _task(
+        decoder_dropout=0.2, word_dropout=0.1, decoder_depth=3, text_depth=1, contrastive=0.5, bag_of_words=0.1
+    )
     return _run("caption-coca", _vit(), task)
 
 

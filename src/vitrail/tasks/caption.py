@@ -52,6 +52,8 @@ class Captioning:
     """chance that a word that is read becomes `<unknown>`"""
     contrastive: float = 0.0
     """weight of the loss that matches pictures with their captions (CoCa, 2205.01917)"""
+    bag_of_words: float = 0.0
+    """weight of the loss that tells from the picture alone which words its captions use (1511.02251)"""
     text_depth: int = 0
     """blocks at the bottom of the Transformer that read words alone; the contrastive loss needs them"""
     self_critical: float = 0.0
@@ -103,6 +105,8 @@ class Caption(Task):
         self.decoder = decoder or decoder_for(config, tokenizer.size, token_width(encoder.config), width)
         if config.contrastive:
             self.match = Match(width, config.decoder_width)
+        if config.bag_of_words:
+            self.bag = BagOfWords(width, tokenizer.size)
         self.reward: Reward | None = None
         """what self-critical training is rewarded with"""
 
@@ -148,7 +152,11 @@ class Caption(Task):
             assert isinstance(self.decoder, TransformerDecoder)
             matching = self.match(memory.pooled, self.decoder, labels)
             parts["contrastive"] = matching.detach() * count
-            parts["loss"] = loss + self.captioning.contrastive * matching * count
+            parts["loss"] = parts["loss"] + self.captioning.contrastive * matching * count
+        if self.captioning.bag_of_words:
+            telling = self.bag(memory.pooled, batch["label"])
+            parts["bag_of_words"] = telling.detach() * count
+            parts["loss"] = parts["loss"] + self.captioning.bag_of_words * telling * count
         return parts
 
     def _some(self, labels: Tensor) -> Tensor:
@@ -246,6 +254,27 @@ class Match(nn.Module):
         logits = self.scale.clamp(max=math.log(100)).exp() * image.float() @ text.float().T
         own = torch.arange(len(logits), device=logits.device)
         return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
+class BagOfWords(nn.Module):
+    """Which words the captions of a picture use, whatever their order, told from its one vector."""
+
+    def __init__(self, width: int, vocabulary: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, vocabulary)
+        nn.init.constant_(self.linear.bias, -5.0)  # nearly all words are missing from a picture's captions
+
+    def forward(self, pooled: Tensor, labels: Tensor) -> Tensor:
+        """Pictures [B, D] and all their captions [B, K, T], to the mean over pictures of the summed cross-entropies.
+
+        The target of a word is the share of the picture's captions that use it.
+        """
+        logits = self.linear(pooled).float()
+        there = (labels[..., 0] != PAD).sum(dim=1, keepdim=True)
+        used = logits.new_zeros(*labels.shape[:2], logits.shape[1]).scatter_(2, labels, 1.0)
+        shares = used.sum(dim=1) / there
+        shares[:, : UNKNOWN + 1] = 0
+        return F.binary_cross_entropy_with_logits(logits, shares, reduction="sum") / len(labels)
 
 
 def decoder_for(config: Captioning, vocabulary: int, memory_width: int, pooled_width: int) -> Decoder:

@@ -316,9 +316,14 @@ class Cider:
     SIGMA = 6.0
     """of the penalty, in words"""
 
-    def __init__(self, references: Mapping[Key, Sequence[str]], kept: int = 20_000) -> None:
-        """`references` of each picture by any key; the vectors of the `kept` pictures used last stay in memory."""
-        self.references = {key: [words(text) for text in texts] for key, texts in references.items()}
+    def __init__(self, references: Mapping[Key, Sequence[str]], kept: int = 20_000, ends: bool = False) -> None:
+        """`references` of each picture by any key; the vectors of the `kept` pictures used last stay in memory.
+
+        With `ends` the end of a caption counts as a word, as in self-critical training it must: "a man in a" is else
+        worth as much as the whole sentence.
+        """
+        self.ends = ends
+        self.references = {key: [self._words(text) for text in texts] for key, texts in references.items()}
         counts: Counter[Ngram] = Counter()
         for texts in self.references.values():
             counts.update({ngram for text in texts for ngram in _ngrams(text)})
@@ -331,13 +336,16 @@ class Cider:
 
     def __call__(self, key: Hashable, caption: str) -> float:
         """The score of one caption of the picture `key`."""
-        vector = self._vector(words(caption))
+        vector = self._vector(self._words(caption))
         expected = self._vectors(key)
         return 10 * sum(self._similarity(vector, other) for other in expected) / len(expected)
 
     def rewards(self, keys: Iterable[Hashable], captions: Iterable[str]) -> list[float]:
         """The scores of captions, each of the picture beside it."""
         return [self(key, caption) for key, caption in zip(keys, captions, strict=True)]
+
+    def _words(self, text: str) -> list[str]:
+        return words(text) + ["<end>"] * self.ends
 
     def _vector(self, text: list[str]) -> _Vector:
         weights: dict[Ngram, float] = {}

@@ -152,7 +152,7 @@ def captioner(run: Run, train: CaptionSet) -> Caption:
             tokenizer = Tokenizer.train(texts, config.vocabulary, config.vocabulary_size, lower=config.lower)
             task = Caption(encoder, config, tokenizer, prepared)
     if config.self_critical:
-        task.reward = Cider(dict(enumerate(train.captions))).rewards
+        task.reward = Cider(dict(enumerate(train.captions)), ends=True).rewards
     train.labels = numbered(train.captions, task.tokenizer, task.captioning.most_words)
     return task
 
