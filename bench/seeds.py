@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from record import RESULTS, record
+from record import RESULTS, machine, record
 
 
 def one(recipe: str, seed: int, out: Path, options: list[str]) -> dict[str, Any]:
@@ -43,7 +43,8 @@ def one(recipe: str, seed: int, out: Path, options: list[str]) -> dict[str, Any]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     scores = json.loads(done.stdout)
     kept = ("part", "top1", "top5", "cross_entropy", "calibration_error", "parameters", "count")
-    return {"seed": seed, "wall_seconds": round(time.monotonic() - began, 1), **{k: scores[k] for k in kept}}
+    seconds = round(time.monotonic() - began, 1)
+    return {"seed": seed, "wall_seconds": seconds, "cores": machine()["cores"], **{k: scores[k] for k in kept}}
 
 
 def main() -> None:

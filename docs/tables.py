@@ -99,7 +99,8 @@ def results() -> list[list[str]]:
         if found is None:
             rows.append([title, asked, "not measured", ""])
             continue
-        where = " (on one core)" if found["machine"]["cores"] == 1 else ""
+        # A series says so for each of its seeds.
+        where = " (on one core)" if found["machine"]["cores"] == 1 and "runs" not in found["rows"] else ""
         rows.append([title, asked, say(found["rows"]) + where, f"`{found['command']}`"])
     return rows
 
@@ -107,10 +108,17 @@ def results() -> list[list[str]]:
 def _seeds(rows: Rows) -> str:
     """Mean, range and time of a series of `bench/seeds.py`."""
     scores = [run["top1"] for run in rows["runs"]]
-    times = [run["wall_seconds"] / 60 for run in rows["runs"]]
+    minutes: dict[int, list[float]] = {}
+    for run in sorted(rows["runs"], key=lambda run: -int(run["cores"])):
+        minutes.setdefault(run["cores"], []).append(run["wall_seconds"] / 60)
+    spans = (
+        (f"{min(each):.1f} to {max(each):.1f}" if len(each) > 1 else f"{each[0]:.1f}")
+        + f" minutes on {'one core' if cores == 1 else f'{cores} cores'}"
+        for cores, each in minutes.items()
+    )
     spread = f" ({min(scores):.2%} to {max(scores):.2%})" if len(scores) > 1 else ""
     seeds = f"{len(scores)} seeds" if len(scores) > 1 else "one seed"
-    return f"{rows['mean_top1']:.2%}{spread}, {seeds}, {min(times):.1f} to {max(times):.1f} minutes"
+    return f"{rows['mean_top1']:.2%}{spread}, {seeds}, {', '.join(spans)}"
 
 
 TRANSFERS: dict[str, str] = {"hymenoptera": "ants and bees", "cifar10": "CIFAR-10"}

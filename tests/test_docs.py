@@ -98,12 +98,13 @@ def test_table_shows_what_a_results_file_holds(tmp_path: Path, monkeypatch: pyte
     tables = load_tables()
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     (tmp_path / "results").mkdir()
-    runs = [{"top1": top1, "wall_seconds": 90.0} for top1 in (0.97, 0.9925)]
+    scores = (0.97, 1, 90.0), (0.9925, 2, 60.0), (0.97, 1, 120.0)
+    runs = [{"top1": top1, "cores": cores, "wall_seconds": seconds} for top1, cores, seconds in scores]
     found = {"command": "python bench/digits.py", "commit": "0123456789abcdef", "machine": {"cores": 2}, "date": "d"}
     file = tmp_path / "results" / "digits.json"
     file.write_text(json.dumps({**found, "rows": {"mean_top1": 0.98125, "runs": runs}}))
     text = tables.fresh("a\n<!-- table:results -->\n| stale |\n<!-- /table -->\nb\n")
-    assert "| 98.12% (97.00% to 99.25%), 2 seeds, 1.5 to 1.5 minutes | `python bench/digits.py` |" in text
+    assert "| 98.12% (97.00% to 99.25%), 3 seeds, 1.0 minutes on 2 cores, 1.5 to 2.0 minutes on one core | `python bench/digits.py` |" in text
     assert "| not measured |" in text
     assert "stale" not in text
     assert tables.fresh(text) == text
