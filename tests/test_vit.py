@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitrail.errors import UserError
 from vitrail.vit import SIZES, Attention, Block, Head, PatchEmbedding, ViT, ViTConfig, config_for
@@ -170,6 +170,21 @@ def test_any_size_and_channel_count(
     assert tokens.patches.shape == (2, rows * columns, 32)
     assert tokens.prefix.shape == (2, registers + class_token, 32)
     assert model.pool(tokens).shape == (2, 32)
+
+
+@pytest.mark.parametrize(
+    ("patch", "stem", "sides"),
+    [(4, (4, 6, 8, 9), [64, 32, 16, 16]), (2, (4,), [64]), (16, (4, 6, 8, 9), [32, 16, 8, 4]), (16, (4,), [32])],
+)
+def test_a_stem_halves_what_the_patches_allow(patch: int, stem: tuple[int, ...], sides: list[int]) -> None:
+    """With large patches from the first convolution on: photos can spare the pixels, small pictures can't."""
+    model = ViT(config_for(TINY, patch=patch, stem=stem, image_size=(64, 64))).eval()
+    found: list[int] = []
+    for module in model.patches.stem.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda *call: found.append(call[2].shape[-1]))
+    assert model(torch.randn(1, 3, 64, 64)).grid == (64 // patch, 64 // patch)
+    assert found == sides
 
 
 def test_without_positions_the_order_of_patches_does_not_matter() -> None:

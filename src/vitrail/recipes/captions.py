@@ -23,7 +23,7 @@ def _cnn() -> ResNetConfig:
 
 
 def _vit() -> ViTConfig:
-    """2.9 M parameters, 7x7 patches."""
+    """3.0 M parameters, 7x7 patches."""
     return ViTConfig(
         width=192,
         depth=6,
@@ -32,7 +32,7 @@ def _vit() -> ViTConfig:
         image_size=(112, 112),
         class_token=False,
         pool="average",
-        stem=(16, 32, 64, 128),
+        stem=(32, 64, 128, 192),
         attention_init="mimetic",
         drop_path=0.1,
     )

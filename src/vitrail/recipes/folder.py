@@ -25,8 +25,7 @@ def folder(pictures: int) -> Run:
         image_size=(224, 224) if large else (128, 128),
         class_token=False,
         pool="average",
-        # Narrow while the picture is large: the stem costs as much as the blocks, and no more.
-        stem=(16, 32, 64, 128),
+        stem=(32, 64, 128, 192),
         attention_init="mimetic",
         drop_path=0.1,
     )
