@@ -173,18 +173,26 @@ def test_any_size_and_channel_count(
 
 
 @pytest.mark.parametrize(
-    ("patch", "stem", "sides"),
-    [(4, (4, 6, 8, 9), [64, 32, 16, 16]), (2, (4,), [64]), (16, (4, 6, 8, 9), [32, 16, 8, 4]), (16, (4,), [32])],
+    ("patch", "stem", "first", "sides"),
+    [
+        (4, (4, 6, 8, 9), 1, [64, 32, 16, 16]),
+        (2, (4,), 1, [64]),
+        (2, (4, 6), 2, [32, 32]),
+        (16, (4, 6, 8, 9), 2, [32, 16, 8, 4]),
+        (16, (4, 6, 8, 9), 1, [64, 32, 16, 8]),
+        (16, (4,), 2, [32]),
+    ],
 )
-def test_a_stem_halves_what_the_patches_allow(patch: int, stem: tuple[int, ...], sides: list[int]) -> None:
-    """With large patches from the first convolution on: photos can spare the pixels, small pictures can't."""
-    model = ViT(config_for(TINY, patch=patch, stem=stem, image_size=(64, 64))).eval()
+def test_a_stem_halves_while_the_patches_allow(patch: int, stem: tuple[int, ...], first: int, sides: list[int]) -> None:
+    model = ViT(config_for(TINY, patch=patch, stem=stem, stem_stride=first, image_size=(64, 64))).eval()
     found: list[int] = []
     for module in model.patches.stem.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(lambda *call: found.append(call[2].shape[-1]))
     assert model(torch.randn(1, 3, 64, 64)).grid == (64 // patch, 64 // patch)
     assert found == sides
+    with pytest.raises(UserError, match="first stride is 1 or 2, not 3"):
+        ViT(config_for(TINY, patch=patch, stem=stem, stem_stride=3))
 
 
 def test_without_positions_the_order_of_patches_does_not_matter() -> None:

@@ -52,6 +52,8 @@ class ViTConfig:
     """learned 1-D positions (the paper), fixed 2-D sines and cosines (arXiv 2205.01580), or none (appendix D.4)"""
     stem: tuple[int, ...] = ()
     """channels of 3x3 convolutions before the projection: the hybrid of section 3.1, after arXiv 2106.14881"""
+    stem_stride: int = 1
+    """of the first of them: 1 for small pictures, 2 for photos, whose first feature maps would cost the most"""
     qkv_bias: bool = True
     layer_scale: float | None = None
     """first value of a learned factor on each residual branch (arXiv 2103.17239); None for none"""

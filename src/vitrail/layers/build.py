@@ -119,7 +119,9 @@ def stem_for(config: ViTConfig) -> tuple[nn.Module, int, int]:
     c = config
     if not c.stem and c.variant.backbone == "none":
         return nn.Identity(), c.channels, c.patch
-    found = ConvStem(c.channels, c.stem, c.patch) if c.stem else backbone_for(c.channels, c.variant)
+    if c.stem_stride not in (1, 2):
+        raise UserError(f"the stem's first stride is 1 or 2, not {c.stem_stride}")
+    found = ConvStem(c.channels, c.stem, c.patch, c.stem_stride) if c.stem else backbone_for(c.channels, c.variant)
     if c.patch % found.stride:
         raise UserError(f"patches of {c.patch} pixels are cut from every {found.stride}th: choose a multiple of it")
     return found, found.width, c.patch // found.stride

@@ -15,17 +15,18 @@ from vitrail.layers.variant import Variant
 class ConvStem(nn.Module):
     """3x3 convolutions, each with batch norm and ReLU, before the patches are projected (arXiv 2106.14881).
 
-    Each halves the resolution while the patch size allows. With patches below 16 pixels, those of small pictures, the
-    first one keeps it: `widths` of (32, 64) with patches of 4 give a feature map at half size, whose 2x2 patches are
-    then projected, and (32, 64, 128, 192) with patches of 16 one vector a patch.
+    The first has the stride `first`, 1 to keep every pixel of a small picture or 2, and each later one halves while the
+    patch size allows. So `widths` of (32, 64) with patches of 4 give a feature map at half size, whose 2x2 patches are
+    then projected; (32, 64, 128, 192) with patches of 16 and a first stride of 2 give one vector a patch.
     """
 
-    def __init__(self, channels: int, widths: tuple[int, ...], patch: int) -> None:
+    def __init__(self, channels: int, widths: tuple[int, ...], patch: int, first: int = 1) -> None:
         super().__init__()
         self.stride, self.width = 1, widths[-1]
         layers: list[nn.Module] = []
         for i, width in enumerate(widths):
-            stride = 2 if (i > 0 or patch >= 16) and patch % (2 * self.stride) == 0 else 1
+            stride = 2 if i else first
+            stride = stride if patch % (stride * self.stride) == 0 else 1
             # The norm has its own shift, so the convolution needs no bias.
             convolution = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
             nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")

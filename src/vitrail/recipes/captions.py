@@ -33,6 +33,7 @@ def _vit() -> ViTConfig:
         class_token=False,
         pool="average",
         stem=(32, 64, 128, 192),
+        stem_stride=2,
         attention_init="mimetic",
         drop_path=0.1,
     )

@@ -26,6 +26,7 @@ def folder(pictures: int) -> Run:
         class_token=False,
         pool="average",
         stem=(32, 64, 128, 192),
+        stem_stride=2,
         attention_init="mimetic",
         drop_path=0.1,
     )
