@@ -179,10 +179,12 @@ def captioner() -> list[list[str]]:
     model = found["rows"]
     columns = {"the captioner": model, "for other pictures": model["captions of other pictures"]}
     columns["people"] = model["people"]
-    rows = [["measure", *columns]]
-    for name in (name for name, value in model.items() if not isinstance(value, dict)):
-        rows.append([name, *(_plain(column[name]) if name in column else "" for column in columns.values())])
-    return rows
+    measures = [name for name, value in model.items() if not isinstance(value, dict)]
+
+    def cells(name: str) -> list[str]:
+        return [_plain(column[name]) if name in column else "" for column in columns.values()]
+
+    return [["measure", *columns], *([name, *cells(name)] for name in measures)]
 
 
 def runs() -> list[list[str]]:

@@ -192,7 +192,7 @@ def test_a_stem_halves_while_the_patches_allow(patch: int, stem: tuple[int, ...]
     assert model(torch.randn(1, 3, 64, 64)).grid == (64 // patch, 64 // patch)
     assert found == sides
     with pytest.raises(UserError, match="first stride is 1 or 2, not 3"):
-        ViT(config_for(TINY, patch=patch, stem=stem, stem_stride=3))
+        ViT(config_for(TINY, stem=stem, stem_stride=3))
 
 
 def test_without_positions_the_order_of_patches_does_not_matter() -> None:
