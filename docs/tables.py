@@ -260,6 +260,19 @@ def parity_huggingface() -> list[list[str]]:
     return rows
 
 
+BEFORE = ("mlp-cifar10", "cnn-cifar10", "resnet-cifar10", "cifar10-quick")
+BEFORE_DIGITS = ("rnn-digits", "gru-digits", "lstm-digits", "digits")
+"""classifiers in the order of docs/ladder.md, the Vision Transformer last"""
+
+
+def baselines() -> list[list[str]]:
+    """What came before the Vision Transformer, and the Vision Transformer, on the same data."""
+    header = ["recipe", "parameters", "test part: mean (range), seeds, time of the whole command"]
+    measured = {name: found["rows"] for name in (*BEFORE, *BEFORE_DIGITS) if (found := _read(name)) is not None}
+    rows = [[f"`{name}`", f"{rows['runs'][0]['parameters']:,}", _seeds(rows)] for name, rows in measured.items()]
+    return [header, *rows]
+
+
 def ladder() -> list[list[str]]:
     """The rungs of `bench/ladder.py`, in order, with the mean of their seeds on validation."""
     rows = [["rung", "recipe", "parameters", "CIDEr", "BLEU-4", "epochs", "minutes", "rate", "seeds"]]
@@ -287,6 +300,7 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "recipes": recipes,
     "sizes": sizes,
     "parity": parity,
+    "baselines": baselines,
     "ladder": ladder,
     "parity-huggingface": parity_huggingface,
     "load": load,
