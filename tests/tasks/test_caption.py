@@ -161,6 +161,19 @@ def test_bag_of_words_is_the_share_of_captions_that_use_a_word(decoder: str) -> 
     assert sums["loss"].item() == pytest.approx(task.loss(made)["loss"].item() + 0.2 * expected * count, rel=1e-5)
 
 
+def test_an_encoder_may_learn_from_captions_before_any_is_written() -> None:
+    task, made = captioner(contrastive=0.5, bag_of_words=0.1, text_depth=1, writing=0.0), batch()
+    sums = task.loss(made)
+    expected = 0.5 * sums["contrastive"] + 0.1 * sums["bag_of_words"]
+    assert sums["loss"].item() == pytest.approx(expected.item()) and "accuracy" not in sums
+    sums["loss"].backward()
+    assert all(p.grad is not None for p in task.encoder.parameters())
+    upper = task.decoder.blocks[1:]  # type: ignore[index]
+    assert all(p.grad is None for block in upper for p in block.parameters())
+    task.learn_with(captioner().captioning)
+    assert task.captioning.writing == 1.0 and "accuracy" in task.loss(made)
+
+
 @pytest.mark.parametrize("decoder", ["recurrent", "attentive", "transformer"])
 def test_self_critical_gradient_is_the_formula(decoder: str) -> None:
     """-(r - b) times the gradient of log p, with the mean of the picture's other captions as the baseline b."""

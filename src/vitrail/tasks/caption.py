@@ -48,6 +48,8 @@ class Captioning:
     """of each picture's captions, how many a step reads"""
     smoothing: float = 0.1
     """label smoothing"""
+    writing: float = 1.0
+    """weight of the captions' words; with 0 the decoder rests, and the encoder learns from the two losses below"""
     word_dropout: float = 0.0
     """chance that a word that is read becomes `<unknown>`"""
     contrastive: float = 0.0
@@ -112,7 +114,7 @@ class Caption(Task):
 
     def learn_with(self, config: Any) -> None:
         """Go on learning as `config`, a `Captioning`, says, with the decoder and the vocabulary as they are."""
-        how = ("captions", "smoothing", "word_dropout", "self_critical", "decoding")
+        how = ("captions", "smoothing", "writing", "word_dropout", "self_critical", "decoding")
         self.captioning = replace(self.captioning, **{name: getattr(config, name) for name in how})
         self.decoding = config.decoding
 
@@ -139,15 +141,11 @@ class Caption(Task):
         if self.captioning.self_critical:
             return self._self_critical(memory, batch)
         labels = self._some(batch["label"])
-        words = F.pad(labels[..., :-1], (1, 0), value=START)
-        words = words.masked_fill(words == END, PAD)
-        known = self.decoder(self._dropped(words), memory)
-        counted = labels != PAD
-        logits = self.decoder.logits(known[counted]).float()
-        targets = labels[counted]
-        loss = F.cross_entropy(logits, targets, label_smoothing=self.captioning.smoothing, reduction="sum")
-        count = counted.sum()
-        parts = {"loss": loss, "count": count, "accuracy": (logits.argmax(dim=1) == targets).sum()}
+        count = (labels != PAD).sum()
+        parts = {"loss": torch.zeros((), device=labels.device), "count": count}
+        if self.captioning.writing:
+            loss, parts["accuracy"] = self._writing(memory, labels)
+            parts["loss"] = self.captioning.writing * loss
         if self.captioning.contrastive:
             assert isinstance(self.decoder, TransformerDecoder)
             matching = self.match(memory.pooled, self.decoder, labels)
@@ -158,6 +156,17 @@ class Caption(Task):
             parts["bag_of_words"] = telling.detach() * count
             parts["loss"] = parts["loss"] + self.captioning.bag_of_words * telling * count
         return parts
+
+    def _writing(self, memory: Memory, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Summed cross-entropy of each next word of the captions [B, K, T], and how many are the likeliest one."""
+        words = F.pad(labels[..., :-1], (1, 0), value=START)
+        words = words.masked_fill(words == END, PAD)
+        known = self.decoder(self._dropped(words), memory)
+        counted = labels != PAD
+        logits = self.decoder.logits(known[counted]).float()
+        targets = labels[counted]
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.captioning.smoothing, reduction="sum")
+        return loss, (logits.argmax(dim=1) == targets).sum()
 
     def _some(self, labels: Tensor) -> Tensor:
         """[B, K, T] of some of the captions of each picture, in turn from a random one."""
