@@ -16,6 +16,7 @@ from vitrail.recipes.captions import (
     caption_cnn_rnn,
     caption_coca,
     caption_critic,
+    caption_match,
     caption_vit,
     caption_vit_lstm,
 )
@@ -48,6 +49,7 @@ RECIPES: dict[str, Recipe] = {
     "caption-cnn-attention": caption_cnn_attention,
     "caption-vit-lstm": caption_vit_lstm,
     "caption-vit": caption_vit,
+    "caption-match": caption_match,
     "caption-coca": caption_coca,
     "caption-critic": caption_critic,
     "caption-zoo": caption_zoo,

@@ -106,15 +106,28 @@ def caption_vit(pictures: int) -> Run:
     return _run("caption-vit", _vit(), _task(decoder_dropout=0.2, word_dropout=0.1))
 
 
+def _matching(**choices: Any) -> Captioning:
+    """Pictures are matched with their captions, and tell which words these use."""
+    losses = {"contrastive": 0.5, "bag_of_words": 0.1}
+    return _task(decoder_dropout=0.2, word_dropout=0.1, decoder_depth=3, text_depth=1, **losses, **choices)
+
+
+def caption_match(pictures: int) -> Run:
+    """To see, learned from captions before any is written: small pictures are matched with them and tell their words.
+
+    Command: vitrail train caption-match --data flickr8k
+    What comes out is for `caption-coca --init`. It writes nothing yet, so its scores as a captioner are 0.
+    """
+    run = _run("caption-match", replace(_vit(), image_size=(64, 64)), _matching(writing=0.0))
+    return replace(run, early_size=None, epochs=60, eval_every=60, batch_size=192)
+
+
 def caption_coca(pictures: int) -> Run:
     """The same, while pictures are matched with their captions (CoCa, arXiv 2205.01917) and tell the words in them.
 
-    Command: vitrail train caption-coca --data flickr8k
+    Command: vitrail train caption-coca --data flickr8k [--init RUN]
     """
-    task = _task(
-        decoder_dropout=0.2, word_dropout=0.1, decoder_depth=3, text_depth=1, contrastive=0.5, bag_of_words=0.1
-    )
-    return _run("caption-coca", _vit(), task)
+    return _run("caption-coca", _vit(), _matching())
 
 
 def caption_critic(pictures: int) -> Run:
