@@ -106,4 +106,4 @@ def test_names_and_places(tmp_path: Path) -> None:
         vitrail.load(tmp_path / "empty")
     with pytest.raises(UserError, match="exists and is no checkpoint"):
         vitrail.create("nano/2").save(tmp_path / "empty")
-    assert carried() == ["classify"]
+    assert carried() == ["caption", "classify"]

@@ -135,7 +135,7 @@ def caption_critic(pictures: int) -> Run:
 
     Command: vitrail train caption-critic --data flickr8k --init RUN
     """
-    task = _task(captions=4, self_critical=1.0, decoding=Decoding(longest=28))
+    task = _task(captions=4, self_critical=1.0, critic_temperature=0.7, decoding=Decoding(longest=28))
     run = _run("caption-critic", _vit(), task)
     optim = replace(run.optim, lr=5e-5, matrix_lr=2e-4, warmup=0.02)
     return replace(run, optim=optim, epochs=6, batch_size=32, eval_every=1)

@@ -60,6 +60,8 @@ class Captioning:
     """blocks at the bottom of the Transformer that read words alone; the contrastive loss needs them"""
     self_critical: float = 0.0
     """weight of the reward, CIDEr, of sampled captions over that of their mean (1612.00563); 0 for none"""
+    critic_temperature: float = 1.0
+    """at which these samples are drawn: below 1 where label smoothing has left a chance to every word"""
     decoding: Decoding = field(default_factory=Decoding)
 
     def __post_init__(self) -> None:
@@ -114,7 +116,7 @@ class Caption(Task):
 
     def learn_with(self, config: Any) -> None:
         """Go on learning as `config`, a `Captioning`, says, with the decoder and the vocabulary as they are."""
-        how = ("captions", "smoothing", "writing", "word_dropout", "self_critical", "decoding")
+        how = ("captions", "smoothing", "writing", "word_dropout", "critic_temperature", "self_critical", "decoding")
         self.captioning = replace(self.captioning, **{name: getattr(config, name) for name in how})
         self.decoding = config.decoding
 
@@ -188,8 +190,15 @@ class Caption(Task):
     def _self_critical(self, memory: Memory, batch: Batch) -> dict[str, Tensor]:
         """Reward what a sampled caption scores above the mean of the picture's other samples (2005.01339)."""
         assert self.reward is not None, "self-critical training needs a reward"
-        samples, draws = self.captioning.captions + 1, int(torch.randint(1 << 30, ()))
-        how = Decoding(beam=samples, sample=True, sampling_seed=draws, no_repeat=0, longest=self.decoding.longest)
+        samples, heat = self.captioning.captions + 1, self.captioning.critic_temperature
+        how = Decoding(
+            beam=samples,
+            sample=True,
+            temperature=heat,
+            sampling_seed=int(torch.randint(1 << 30, ())),
+            no_repeat=0,
+            longest=self.decoding.longest,
+        )
         self.eval()  # samples are drawn without dropout
         with torch.no_grad():
             written = write(self.decoder, memory, how, batch["sample"])
@@ -199,7 +208,7 @@ class Caption(Task):
         rewards = torch.tensor(self.reward(keys, texts), device=memory.tokens.device).float().view(-1, samples)
         others = (rewards.sum(dim=1, keepdim=True) - rewards) / (samples - 1)
         words = F.pad(written.words[..., :-1], (1, 0), value=START)
-        logits = self.decoder.logits(self.decoder(words.masked_fill(words == END, PAD), memory)).float()
+        logits = self.decoder.logits(self.decoder(words.masked_fill(words == END, PAD), memory)).float() / heat
         logp = logits.log_softmax(dim=-1).gather(3, written.words[..., None])[..., 0]
         counted = written.words != PAD
         loss = -((rewards - others)[..., None] * logp * counted).sum()
