@@ -15,6 +15,7 @@ import vitrail
 from vitrail.cli import main
 from vitrail.errors import UserError
 from vitrail.recipes import RECIPES, from_weights
+from vitrail.tasks.encoder import encoder_for
 from vitrail.train.run import Run
 from vitrail.train.state import RunFolder
 from vitrail.vit import SIZES, ViT, ViTConfig
@@ -68,6 +69,15 @@ def test_captioner_runs_a_few_steps(
     first = row["captions"][0]
     assert row["caption"] == first["caption"] == "".join(token["text"] for token in first["tokens"]).strip()
     assert all(0 <= token["p"] <= 1 for token in first["tokens"])
+
+
+def test_encoders_of_the_ladder_are_about_as_large() -> None:
+    rungs = ("caption-cnn-rnn", "caption-cnn-lstm", "caption-cnn-attention", "caption-vit-lstm", "caption-vit")
+    sizes = [
+        sum(p.numel() for p in encoder_for(RECIPES[name](6000).model).parameters())
+        for name in (*rungs, "caption-match", "caption-coca")
+    ]
+    assert max(sizes) <= 1.25 * min(sizes)
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name not in [*CAPTIONERS, *HUB]])

@@ -19,7 +19,7 @@ PHOTOS_MEAN, PHOTOS_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def _cnn() -> ResNetConfig:
     """2.8 M parameters, a map of 7x7."""
-    return ResNetConfig(widths=(48, 96, 192), depth=3, stem_stride=2, strides=(2, 2, 2), image_size=(112, 112))
+    return ResNetConfig(widths=(52, 104, 208), depth=3, stem_stride=2, strides=(2, 2, 2), image_size=(112, 112))
 
 
 def _vit() -> ViTConfig:
