@@ -39,7 +39,7 @@ class Captioning:
     decoder_heads: int = 4
     decoder_dropout: float = 0.1
     most_words: int = 64
-    """words of a caption at most, its end included"""
+    """words of a caption at most, its end included; of a longer one the first words are read, and no end"""
     vocabulary: Literal["bpe", "words"] = "bpe"
     vocabulary_size: int = 3000
     lower: bool = True
@@ -315,8 +315,8 @@ def decoder_for(config: Captioning, vocabulary: int, memory_width: int, pooled_w
 
 
 def numbered(captions: Sequence[Sequence[str]], tokenizer: Tokenizer, longest: int) -> Tensor:
-    """Captions of pictures as int64 [N, K, T] (see `Caption`): cut to `longest` with their ends."""
-    rows = [[[*tokenizer.encode(text)[: longest - 1], END] for text in texts] for texts in captions]
+    """Captions of pictures as int64 [N, K, T] (see `Caption`): their first `longest` words, the end counted as one."""
+    rows = [[[*tokenizer.encode(text), END][:longest] for text in texts] for texts in captions]
     most = max((len(texts) for texts in rows), default=1)
     length = max((len(text) for texts in rows for text in texts), default=1)
     table = torch.full((len(rows), most, length), PAD)
