@@ -173,6 +173,31 @@ def transfer() -> list[list[str]]:
     return rows
 
 
+FOLDER: dict[str, str] = {
+    "scratch": "`vitrail train folder`, from scratch",
+    "weights": "the same with `--init classify`",
+    "timm": "timm's ViT of the same width and depth, AdamW, for the seconds of the first row",
+}
+"""kinds of results/folder.json"""
+
+
+def folder() -> list[list[str]]:
+    """The recipe `folder` on a small folder, a column a seed."""
+    found = _read("folder")
+    if found is None:
+        return [["training", "mean"]]
+    runs = found["rows"]["runs"]
+    rows = [["training", "parameters", *(f"seed {run['seed']}" for run in runs), "mean", "seconds at most"]]
+    for kind, title in FOLDER.items():
+        done = [run[kind] for run in runs]
+        scores = [f"{run['top1']:.1%}" for run in done]
+        slowest = f"{max(run['wall_seconds'] for run in done):.0f}"
+        rows.append(
+            [title, f"{done[0]['parameters']:,}", *scores, f"{found['rows'][f'{kind} mean top-1']:.1%}", slowest]
+        )
+    return rows
+
+
 def carried() -> list[list[str]]:
     """Scores of the weights in the package."""
     found = _read("classify")
@@ -314,6 +339,7 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "parity-huggingface": parity_huggingface,
     "load": load,
     "transfer": transfer,
+    "folder": folder,
 }
 
 
