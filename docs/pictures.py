@@ -1,6 +1,6 @@
 """Draw the pictures of README and docs from the weights in the package.
 
-    python docs/pictures.py                  what the classifier looks at
+    python docs/pictures.py                  what the classifier looks at, and the captioning ladder
     python docs/pictures.py --data DIR       captions too
 
 DIR holds `flickr8k/` and `photos/`.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
+import json
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from tables import LADDER
 
 import vitrail
 from vitrail.data.captions import open_captions
@@ -67,6 +69,25 @@ def captions(data: Path) -> None:
         write_whole(ROOT / "docs" / f"captions-{name}.jpg", sheet(chosen, written))
 
 
+def ladder() -> None:
+    """CIDEr of the rungs that `bench/ladder.py` has measured, a dot a seed."""
+    files = {name: ROOT / "results" / f"ladder-{name}.json" for name in LADDER}
+    rungs = [json.loads(file.read_text())["rows"] for file in files.values() if file.exists()]
+    if not rungs:
+        return
+    figure = Figure(figsize=(7, 0.9 + 0.45 * len(rungs)), layout="constrained")
+    axes = figure.subplots()
+    for place, rung in enumerate(reversed(rungs)):
+        scores = [run["cider"] for run in rung["runs"]]
+        axes.barh(place, sum(scores) / len(scores), color="#9ecae1")
+        axes.plot(scores, [place] * len(scores), "o", color="#08519c", markersize=4)
+    axes.set_yticks(range(len(rungs)), [rung["title"] for rung in reversed(rungs)])
+    minutes = rungs[0]["budget"]["core_minutes"]
+    axes.set_xlabel(f"CIDEr on validation after the same {minutes:g} minutes of one core")
+    axes.spines[["top", "right"]].set_visible(False)
+    write_whole(ROOT / "docs" / "captioning-ladder.png", png(figure, dpi=110))
+
+
 def sheet(paths: Sequence[Path], texts: Sequence[str]) -> bytes:
     """A JPEG of pictures in rows, each with its text below."""
     rows = -(-len(paths) // COLUMNS)
@@ -87,6 +108,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     asked = parser.parse_args()
     attention()
+    ladder()
     if asked.data:
         captions(asked.data)
 

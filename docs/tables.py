@@ -307,22 +307,41 @@ def baselines() -> list[list[str]]:
     return [header, *rows]
 
 
+LADDER = ("a", "b", "c", "d", "e", "f", "cifar10")
+"""rungs of `bench/ladder.py`, in order"""
+
+
 def ladder() -> list[list[str]]:
-    """The rungs of `bench/ladder.py`, in order, with the mean of their seeds on validation."""
-    rows = [["rung", "recipe", "parameters", "CIDEr", "BLEU-4", "epochs", "minutes", "rate", "seeds"]]
-    found = _read("ladder")
-    for recipe, row in found["rows"]["rungs"].items() if found else ():
-        done = row["runs"]
-        if not done:
+    """The rungs with the mean of their seeds on validation."""
+    rows = [
+        [
+            "rung",
+            "recipe",
+            "parameters",
+            "CIDEr",
+            "BLEU-4",
+            "epochs",
+            "core minutes",
+            "rate",
+            "CIDEr of the tries",
+            "seeds",
+        ]
+    ]
+    for name in LADDER:
+        found = _read(f"ladder-{name}")
+        if found is None or not (done := found["rows"]["runs"]):
             continue
+        rung = found["rows"]
 
-        def mean(name: str, done: list[Rows] = done) -> float:
-            return sum(run[name] for run in done) / len(done)
+        def mean(key: str, done: list[Rows] = done) -> float:
+            return sum(run[key] for run in done) / len(done)
 
-        scores = [f"{mean('cider'):.3f}", f"{mean('bleu4'):.3f}", f"{mean('epochs'):.1f}"]
-        minutes = f"{mean('training_seconds') / 60:.1f}"
+        minutes = sum(run["training_seconds"] * run["cores"] for run in done) / len(done) / 60
+        tries = ", ".join(f"{tried['cider']:.3f}" for tried in rung["tries"])
+        title = f"{name}. {rung['title']}" if len(name) == 1 else rung["title"]
+        scores = [f"{mean('cider'):.3f}", f"{mean('bleu4'):.3f}", f"{mean('epochs'):.1f}", f"{minutes:.0f}"]
         size = f"{done[0]['parameters']:,}"
-        rows.append([row["title"], f"`{recipe}`", size, *scores, minutes, f"{row['rate']:g}", str(len(done))])
+        rows.append([title, f"`{rung['recipe']}`", size, *scores, f"{rung['rate']:g}", tries, str(len(done))])
     return rows if len(rows) > 1 else [["rung", "CIDEr"], ["not measured", ""]]
 
 

@@ -19,6 +19,7 @@ from vitrail.recipes.captions import (
     caption_match,
     caption_vit,
     caption_vit_lstm,
+    encoder_cifar10,
 )
 from vitrail.recipes.finetune import finetune
 from vitrail.recipes.folder import folder
@@ -50,6 +51,7 @@ RECIPES: dict[str, Recipe] = {
     "caption-vit-lstm": caption_vit_lstm,
     "caption-vit": caption_vit,
     "caption-match": caption_match,
+    "encoder-cifar10": encoder_cifar10,
     "caption-coca": caption_coca,
     "caption-critic": caption_critic,
     "caption-zoo": caption_zoo,

@@ -8,6 +8,7 @@ from typing import Any
 from vitrail.baselines import ResNetConfig
 from vitrail.data.augment import Augment
 from vitrail.tasks.caption import Captioning
+from vitrail.tasks.classify import Classification
 from vitrail.tasks.encoder import EncoderConfig
 from vitrail.tasks.search import Decoding
 from vitrail.train.optim import Optim
@@ -125,6 +126,17 @@ def caption_match(pictures: int) -> Run:
     """
     run = _run("caption-match", replace(_vit(), image_size=(64, 64)), _matching(writing=0.0))
     return replace(run, early_size=None, epochs=60, eval_every=60, batch_size=192)
+
+
+def encoder_cifar10(pictures: int) -> Run:
+    """The ladder's ViT taught by CIFAR-10, whose pictures are made as large as those of `caption-match`.
+
+    Command: vitrail train encoder-cifar10
+    What comes out is for `caption-vit --init`.
+    """
+    run = caption_match(pictures)
+    task = Classification(smoothing=0.1)
+    return replace(run, recipe="encoder-cifar10", data="cifar10", task=task, epochs=8, eval_every=4)
 
 
 def caption_coca(pictures: int) -> Run:
