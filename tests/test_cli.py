@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import shutil
 import signal
@@ -13,6 +14,7 @@ import sys
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,7 +115,9 @@ def test_training_from_weights_and_on_a_folder(run: Path, tmp_path: Path, capsys
     ("args", "words"),
     [
         (["train"], "name a recipe: digits"),
-        (["train", "digts"], "did you mean digits?"),
+        (["train", "digts"], "did you mean digits? The recipes are digits, mnist, cifar10-quick"),
+        (["train", "finetune-b16-384"], "goes on from weights: name them with --init"),
+        (["train", "caption-critic"], "goes on from weights: name them with --init"),
         (["train", "digits", "--epoch", "3"], "unknown option --epoch: did you mean --epochs?"),
         (["train", "digits", "--epochs", "many"], "epochs"),
         (["train", "digits", "--image-size", "9", "8"], "9x8 does not divide into patches of 2"),
@@ -176,7 +180,7 @@ def test_out_must_be_a_folder(run: Path, tmp_path: Path, capsys: pytest.CaptureF
 
 @pytest.fixture
 def uneven(tmp_path: Path) -> Path:
-    """Two classes of 60 pictures, of which four are bad, one has the wrong ending, and one is a folder."""
+    """Two classes of 60 pictures, of which four are bad, one has the wrong ending, and one is a folder; a cut array."""
     root = tmp_path / "uneven"
     generator = np.random.default_rng(0)
     for name in ("ant", "bee"):
@@ -190,6 +194,8 @@ def uneven(tmp_path: Path) -> Path:
     (ants / "2.jpg").write_bytes((ants / "2.jpg").read_bytes()[:400])
     (ants / "3.jpg").write_bytes(png_header(60_000, 60_000))
     (ants / "folder.jpg").mkdir()
+    np.save(ants / "00.npy", np.zeros((32, 32, 3), np.uint8))
+    (ants / "00.npy").write_bytes((ants / "00.npy").read_bytes()[:200])
     return root
 
 
@@ -205,6 +211,7 @@ def png_header(width: int, height: int) -> bytes:
 
 REASONS = {
     "ant/0.jpg": "the file is empty",
+    "ant/00.npy": "the file is cut off",
     "ant/1.jpg": "the bytes are no picture",
     "ant/2.jpg": "the file is cut off",
     "ant/3.jpg": "it declares more than 178,956,970 pixels, the limit",
@@ -216,7 +223,7 @@ def test_bad_pictures_of_a_training(
     memory: str, uneven: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each is named once and left out; too many of them end the run, and then nothing is left of it."""
-    small = ["--image-size", "32", "32", "--stem", "4", "--batch-size", "8", "--epochs", "2", "--workers", "0", *TINY]
+    small = ["--image-size", "32", "32", "--stem", "4", "--batch-size", "8", "--epochs", "4", "--workers", "0", *TINY]
     command = ["train", "folder", "--data", str(uneven), "--out", str(tmp_path / "run"), "--memory", memory, *small]
     line = refused(capsys, *command)
     assert "bad, more than 1.0% (the last: ant/" in line and line.endswith("or raise --max-bad")
@@ -229,7 +236,7 @@ def test_bad_pictures_of_a_training(
 def test_bad_pictures_of_a_prediction(uneven: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", str(uneven / "ant"), "--model", str(run), "--device", "cpu"]) == 2
     said = capsys.readouterr()
-    assert len(said.out.splitlines()) == 60
+    assert len(said.out.splitlines()) == 61
     assert said.err.splitlines() == [f"{uneven / name}: {reason}" for name, reason in REASONS.items()]
 
 
@@ -280,6 +287,50 @@ def test_a_full_disk_is_a_fault_of_the_run(
     line = refused(capsys, "train", "digits", "--out", tmp_path / "r", "--epochs", "1", *TINY, code=1)
     assert "classes.json: No space left on device" in line
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("command", [["--help"], ["compare", "RUN", "--json"]])
+def test_output_that_cannot_be_written_gets_one_line(command: list[str], run: Path, tmp_path: Path) -> None:
+    words = [str(run) if word == "RUN" else word for word in command]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    settings: dict[str, Any] = {"env": environment, "cwd": tmp_path, "timeout": 300, "text": True}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "vitrail", *words], stdout=full, stderr=subprocess.PIPE, **settings
+        )
+    said = [line for line in done.stderr.splitlines() if not line.startswith("plot: ")]
+    assert done.returncode == 1 and said == ["vitrail: cannot write a file: No space left on device"]
+    # Nobody reads: there is nobody to tell either.
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "vitrail", "--help"], stdout=writing, stderr=subprocess.PIPE, **settings
+    )
+    os.close(writing)
+    assert done.returncode == 1 and not done.stderr
+
+
+def test_eval_of_what_a_run_learned_from_reads_what_it_held_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, colour in (("dark", 20), ("light", 200)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(30):
+            Image.new("RGB", (20 + i, 24), (colour + i,) * 3).save(tmp_path / "data" / name / f"{i}.png")
+    data, out = str(tmp_path / "data"), str(tmp_path / "run")
+    small = ["--epochs", "1", "--batch-size", "8", "--image-size", "32", "32", "--stem", "4", "--device", "cpu", *TINY]
+    assert main(["train", "folder", "--data", data, "--out", out, "--json", *small]) == 0
+    trained = json.loads(capsys.readouterr().out)
+    for source, options in ((out, []), (f"{out}/best", []), (out, ["--split", "val"])):
+        assert main(["eval", source, "--data", data, "--json", "--device", "cpu", *options]) == 0
+        scores = json.loads(capsys.readouterr().out)
+        assert (scores["split"], scores["count"]) == ("val", trained["count"]) and scores["count"] < 20
+        assert scores["top1"] == trained["top1"]
+    # All pictures of a folder that it did not learn from.
+    shutil.copytree(data, tmp_path / "other")
+    assert main(["eval", out, "--data", str(tmp_path / "other"), "--json", "--device", "cpu"]) == 0
+    assert json.loads(capsys.readouterr().out)["count"] == 60
 
 
 def test_help_is_quick_to_reach_and_the_package_imports_without_torch() -> None:

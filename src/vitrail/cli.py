@@ -12,6 +12,7 @@ import inspect
 import io
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -257,9 +258,34 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
-    args = list(sys.argv[1:] if args is None else args)
+    """Run one command and return its exit code: 0, 2 for wrong input, 1 for a fault of the run."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        code = run(list(sys.argv[1:] if args is None else args))
+        sys.stdout.flush()  # a disk that is full shows here, and not once nobody can say so
+        return code
+    except (UserError, RunError, Stopped) as error:
+        print(f"vitrail: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # who read the output has seen enough
+        forget_output()
+        return RunError.exit_code
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+            print(f"vitrail: cannot write {error.filename}: {error.strerror}; choose another --out", file=sys.stderr)
+            return UserError.exit_code
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
+            raise
+        print(f"vitrail: cannot write {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        forget_output()
+        return RunError.exit_code
+    except KeyboardInterrupt:
+        print("vitrail: stopped", file=sys.stderr)
+        return Stopped.exit_code
+
+
+def run(args: list[str]) -> int:
+    """Run one command; what goes wrong is raised."""
     if not args or args[0] in ("-h", "--help"):
         print("vitrail: the Vision Transformer, from the paper's equations to a model that is in use.\n")
         for name, command in COMMANDS.items():
@@ -271,26 +297,17 @@ def main(args: Sequence[str] | None = None) -> int:
 
         print(__version__)
         return 0
-    try:
-        if args[0] not in COMMANDS:
-            near = get_close_matches(args[0], COMMANDS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}"
-            raise UserError(f"no command {args[0]!r}: {hint}")
-        return COMMANDS[args[0]](args[1:])
-    except (UserError, RunError, Stopped) as error:
-        print(f"vitrail: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
-            print(f"vitrail: cannot write {error.filename}: {error.strerror}; choose another --out", file=sys.stderr)
-            return UserError.exit_code
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
-            raise
-        print(f"vitrail: cannot write {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
-        return RunError.exit_code
-    except KeyboardInterrupt:
-        print("vitrail: stopped", file=sys.stderr)
-        return Stopped.exit_code
+    if args[0] not in COMMANDS:
+        near = get_close_matches(args[0], COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}"
+        raise UserError(f"no command {args[0]!r}: {hint}")
+    return COMMANDS[args[0]](args[1:])
+
+
+def forget_output() -> None:
+    """Drop what is yet to be printed: Python would try once more as it ends, and fail with lines of its own."""
+    with contextlib.suppress(OSError, ValueError):  # a stream without a file has nothing to lose
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def load_model(source: str, device: str | None, revision: str | None, verify: bool) -> Task:

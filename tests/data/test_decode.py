@@ -181,6 +181,17 @@ def test_too_large_is_refused_before_decoding() -> None:
         decode(bytes(jpeg))
 
 
+def test_large_below_the_limit_comes_without_a_warning() -> None:
+    buffer = io.BytesIO()
+    Image.new("1", (10_000, 10_000)).save(buffer, "PNG")
+    assert decode(buffer.getvalue(), 1).shape == (1, 10_000, 10_000)  # warnings are errors here
+
+
+def test_too_thin_is_refused_before_it_is_resized() -> None:
+    with pytest.raises(BadPicture, match="1000000x1: too long and thin"):
+        Preprocess()(Image.new("RGB", (1_000_000, 1)))
+
+
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 @pytest.mark.parametrize("progressive", [False, True])
 def test_crop_is_the_full_pictures(subsampling: int, progressive: bool) -> None:

@@ -18,7 +18,7 @@ from pictures import encoded, folder_of, smooth
 from vitrail.data import loader as module
 from vitrail.data.augment import Augment
 from vitrail.data.decode import Preprocess
-from vitrail.data.loader import Batch, Loader, _occurrence
+from vitrail.data.loader import Batch, Loader, Tally, _occurrence
 from vitrail.data.sets import ImageSet, open_data
 from vitrail.errors import RunError, UserError
 
@@ -189,8 +189,12 @@ def test_bad_pictures_are_a_share_of_the_whole(tmp_path: Path) -> None:
         settings = {"train": False, "memory": memory, "max_bad": 0.05}
         with pytest.raises(UserError, match="1 of 4 pictures"):
             list(loader(part, **settings).evaluation())
-        (batch,) = loader(part, whole=40, **settings).evaluation()
-        assert batch["sample"].tolist() == [0, 2, 3]
+        tally = Tally(40, bad=1)
+        (batch,) = loader(part, tally=tally, **settings).evaluation()
+        assert batch["sample"].tolist() == [0, 2, 3] and tally.bad == 2
+        # Another part of the same set has used up what it can spare.
+        with pytest.raises(UserError, match="3 of 40 pictures"):
+            list(loader(part, tally=tally, **settings).evaluation())
 
 
 def test_wrong_settings(photos: ImageSet) -> None:

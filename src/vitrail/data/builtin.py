@@ -115,7 +115,7 @@ def _torchvision(name: str, root: Path, download: bool) -> Arrays:
         try:
             part = getattr(datasets, kind)(str(root), download=download, **chosen)
         except ImportError as error:
-            raise UserError(f"{name} needs {error.name}: pip install {error.name}") from None
+            raise UserError(f"{name} needs {error.name}: pip install 'vitrail[data]'") from None
         except RuntimeError as error:
             if download:
                 raise

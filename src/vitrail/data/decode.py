@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -89,6 +90,11 @@ class Preprocess:
         except ValueError as error:
             raise UserError(f"the picture does not fit the model: {error}") from None
         height, width = self.resized(image.shape[-2], image.shape[-1])
+        if height * width > MAX_PIXELS:
+            raise BadPicture(
+                f"the picture is {image.shape[-1]}x{image.shape[-2]}: too long and thin, since its shorter side "
+                f"brought to {min(height, width)} makes more than {MAX_PIXELS:,} pixels"
+            )
         image = resize(image, (height, width), self.interpolation)
         top, left = round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)
         return image[..., top : top + self.size[0], left : left + self.size[1]]
@@ -230,7 +236,10 @@ class Picture:
         if self.data[:6] == b"\x93NUMPY":
             return pixels.from_array(self.data, channels)
         try:
-            image = Image.open(io.BytesIO(self.data))
+            with warnings.catch_warnings():
+                # Pillow warns at half of the limit that is checked below.
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                image = Image.open(io.BytesIO(self.data))
         except UnidentifiedImageError:
             if self.data[:4] in (b"II*\0", b"MM\0*"):
                 return pixels.with_channels(pixels.from_bands(self.data), channels)

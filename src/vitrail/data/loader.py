@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,6 +38,14 @@ IN_MEMORY = 2 << 30
 """bytes of decoded pictures up to which a set is kept in memory, if a quarter of the free memory holds them"""
 
 
+@dataclass
+class Tally:
+    """How many of some pictures are bad. The loaders of a set's parts may share one."""
+
+    pictures: int
+    bad: int = 0
+
+
 class Loader:
     """Batches of a set, for training (endless, augmented) and for evaluation (once, in order).
 
@@ -47,7 +55,7 @@ class Loader:
     `batch_size` counts the pictures of a step over all `world` processes: each takes every world-th one. `memory`
     None decides by size; what was decided stands in `.memory`, and belongs to a run that is resumed, since the two
     ways round differently. Raises UserError where more than the share `max_bad` of the pictures is bad: of those of
-    the set, or of `whole` where it is a part of so many.
+    the set, or of all that share the `tally`.
     """
 
     def __init__(
@@ -66,7 +74,7 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         max_bad: float = 0.01,
-        whole: int | None = None,
+        tally: Tally | None = None,
     ) -> None:
         if not len(set):
             raise UserError(f"{set.name} has no pictures to {'train on' if train else 'evaluate'}")
@@ -76,7 +84,7 @@ class Loader:
         self.batch_size, self.rank, self.world = batch_size, rank, world
         self.device = torch.device(device)
         self.workers, self.balanced, self.max_bad = workers, balanced, max_bad
-        self.whole = whole or len(set)
+        self.tally = tally or Tally(len(set))
         self.augment = (augment or Augment()) if train else None
         self.wait = 0.0
         """seconds spent in making or waiting for batches"""
@@ -225,10 +233,11 @@ class Loader:
         for sample, reason in bad.items():
             if sample not in self.bad:
                 self.bad[sample] = reason
+                self.tally.bad += 1
                 log.warning(f"left out: {reason}")
-        if len(self.bad) > self.max_bad * self.whole:
+        if self.bad and self.tally.bad > self.max_bad * self.tally.pictures:
             raise UserError(
-                f"{len(self.bad)} of {self.whole} pictures of {self.set.name} are bad, more than "
+                f"{self.tally.bad} of {self.tally.pictures} pictures of {self.set.name} are bad, more than "
                 f"{self.max_bad:.1%} (the last: {reason_of(self.bad)}): mend or remove them"
                 + ", or raise --max-bad"
                 * self.train

@@ -269,14 +269,16 @@ def stored_channels(part: ImageSet) -> int:
         try:
             data = item if isinstance(item, bytes) else Path(item).read_bytes()  # type: ignore[arg-type]
             counts.add(_count_channels(data))
-        except (BadPicture, OSError):
-            continue
+        except (BadPicture, OSError, ValueError, EOFError):
+            continue  # the loader names it and leaves it out
     return counts.pop() if len(counts) == 1 else 3
 
 
 def _count_channels(data: bytes) -> int:
     if data[:6] == b"\x93NUMPY":
         shape = np.load(io.BytesIO(data), allow_pickle=False).shape
+        if len(shape) not in (2, 3):
+            raise BadPicture(f"an array of {len(shape)} axes is no picture")
         return 1 if len(shape) == 2 else min(shape[0], shape[-1])
     opened = Picture(data)
     if opened.header is not None:

@@ -67,6 +67,8 @@ RECIPES: dict[str, Recipe] = {
 
 TUNED: dict[Recipe, Recipe] = {folder: finetune}
 """what a recipe for training from scratch becomes where weights to start from are named"""
+FROM_WEIGHTS = (finetune_b16_384, caption_critic)
+"""recipes that go on from weights and have none of their own to begin with"""
 IN_WORDS: dict[type[EncoderConfig], str] = {
     ViTConfig: "a Vision Transformer",
     CNNConfig: "a CNN",
@@ -84,8 +86,8 @@ def find(name: str) -> Recipe:
     if name in RECIPES:
         return RECIPES[name]
     near = get_close_matches(name, RECIPES, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(RECIPES)}"
-    raise UserError(f"no recipe {name!r}: {hint}")
+    hint = f"did you mean {near[0]}? The recipes are" if near else "choose from"
+    raise UserError(f"no recipe {name!r}: {hint} {', '.join(RECIPES)}")
 
 
 def from_weights(run: Run, init: str, config: EncoderConfig) -> Run:

@@ -83,8 +83,8 @@ def deit3_s16(pictures: int) -> Run:
     """ViT-S/16 of DeiT-III (arXiv 2204.07118) in 400 epochs on ImageNet-1k: 80.4 % there.
 
     Command: vitrail train deit3-s16 --data IMAGENET
-    Binary cross-entropy, three-augment, mixup 0.8 and cutmix 1, layer scale, a batch of 2,048. The paper's LAMB is
-    AdamW here, at the rate that AdamW takes at that batch.
+    Binary cross-entropy, three-augment, mixup 0.8 and cutmix 1, layer scale, a batch of 2,048. Two things are not the
+    paper's: LAMB is AdamW here, at the rate that AdamW takes at that batch, and no picture is repeated in a batch.
     """
     return Run(
         recipe="deit3-s16",

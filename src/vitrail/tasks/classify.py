@@ -97,9 +97,11 @@ class Classify(Task):
         """One loss a picture, [B]."""
         classes = logits.shape[1]
         targets = F.one_hot(labels, classes).to(logits) if labels.ndim == 1 else labels
+        if self.loss_kind == "sigmoid":
+            targets = (targets > 0).to(logits)  # both pictures of a mix are there
         targets = targets * (1 - self.smoothing) + self.smoothing / classes
         if self.loss_kind == "sigmoid":
-            return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=1)
+            return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
         return -(targets * logits.log_softmax(dim=1)).sum(dim=1)
 
     def probabilities(self, logits: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from vitrail import zoo
 from vitrail.data.captions import CaptionSet, open_captions
 from vitrail.data.decode import Preprocess
-from vitrail.data.loader import Loader
+from vitrail.data.loader import Loader, Tally
 from vitrail.data.random import seed_for
 from vitrail.data.sets import ImageSet, Splits, open_data, split_val
 from vitrail.data.text import Tokenizer
@@ -39,7 +39,8 @@ VAL_FRACTION = 0.1
 def build(run: Run, splits: Splits, device: torch.device) -> tuple[Parts, int]:
     """The parts of a run, and its number of steps."""
     train, val = (splits.train, splits.val) if splits.val else split_val(splits.train, VAL_FRACTION)
-    whole = None if splits.val else len(splits.train)
+    # A validation part that was cut from the training part shares its limit of bad pictures.
+    tally = None if splits.val else Tally(len(splits.train))
     torch.manual_seed(seed_for(run.seed, -1))
     task = start(run, train)
     if run.init is not None:
@@ -59,11 +60,11 @@ def build(run: Run, splits: Splits, device: torch.device) -> tuple[Parts, int]:
         memory=run.memory,
         balanced=run.task.balanced,
         max_bad=run.max_bad,
-        whole=whole,
+        tally=tally,
     )
     others = [
-        evaluation_loader(task, part, device, run.workers, run.seed, run.max_bad, number) if part else None
-        for part, number in ((val, whole), (splits.test, None))
+        evaluation_loader(task, part, device, run.workers, run.seed, run.max_bad, shared) if part else None
+        for part, shared in ((val, tally), (splits.test, None))
     ]
     assert others[0] is not None
     steps = max(1, round(run.epochs * loader.steps_per_epoch))
@@ -82,9 +83,9 @@ def evaluation_loader(
     workers: int = 0,
     seed: int = 0,
     max_bad: float = 0.01,
-    whole: int | None = None,
+    tally: Tally | None = None,
 ) -> Loader:
-    """A loader that reads a part once, in order, as the task prepares pictures; `whole` as in `Loader`."""
+    """A loader that reads a part once, in order, as the task prepares pictures; `tally` as in `Loader`."""
     return Loader(
         part,
         task.preprocess,
@@ -94,7 +95,7 @@ def evaluation_loader(
         device=device,
         workers=workers,
         max_bad=max_bad,
-        whole=whole,
+        tally=tally,
     )
 
 

@@ -234,8 +234,14 @@ def finish(run: Run, parts: Parts, folder: RunFolder, steps: int, seconds: float
     merge_lora(task)
     task.load_state_dict(open_files(folder.best).weights)
     part, loader = ("test", parts.test) if parts.test else ("val", parts.val)
-    scores = evaluate(task, loader, run.precision)
-    if parts.test:
+    try:
+        scores = evaluate(task, loader, run.precision)
+    except UserError as error:  # too many bad pictures, which should not cost the run
+        if part == "val":
+            raise
+        log.warning(f"the test part is not scored, and the validation part stands in: {error}")
+        part, scores = "val", evaluate(task, parts.val, run.precision)
+    if part == "test":
         folder.log(kind="test", step=steps, **scores)
     parameters = sum(p.numel() for p in task.parameters())
     folder.log(kind="done", step=steps, seconds=seconds, parameters=parameters)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
@@ -63,7 +64,7 @@ class Progress:
         self.bar.update(self.line, completed=self.done, text=text)
         if self.bar.disable and time.monotonic() - self.said > LINE_EVERY:
             self.said = time.monotonic()
-            print(f"step {self.done}/{self.steps}  {text}", file=sys.stderr, flush=True)
+            print(f"step {self.done}/{self.steps}  {text}  {self._left()}", file=sys.stderr, flush=True)
 
     def _rates(self) -> tuple[float, float]:
         seconds = max(time.monotonic() - self.began, 1e-9)
@@ -73,6 +74,11 @@ class Progress:
         speed, wait = self._rates()
         loss = self.sums["loss"] / self.counted
         return f"loss {loss:.3f}  {speed:.0f} images/s  {wait:.0%} waiting for data{self.score}"
+
+    def _left(self) -> str:
+        """The time that the steps to come take at the speed of those since the last evaluation."""
+        seconds = (time.monotonic() - self.began) / self.counted * (self.steps - self.done)
+        return f"{timedelta(seconds=round(seconds))} left"
 
     def row(self) -> dict[str, float]:
         """Means since the last call, for the log."""

@@ -25,7 +25,7 @@ from vitrail.tasks.caption_scores import CaptionMetric, human_ceiling
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.embed import Embed
 from vitrail.tasks.task import Task
-from vitrail.train.build import build, evaluation_loader, open_for
+from vitrail.train.build import VAL_FRACTION, build, evaluation_loader, open_for
 from vitrail.train.device import choose_device
 from vitrail.train.frozen import fit_frozen
 from vitrail.train.loop import Parts, evaluate, fit
@@ -49,6 +49,8 @@ def begin(
     if init is not None:
         recipe = recipes.TUNED.get(recipe, recipe)
     name = recipe(1).data
+    if init is None and recipe in recipes.FROM_WEIGHTS:
+        raise UserError(f"{recipe(1).recipe} goes on from weights: name them with --init")
     if data is None and name == "folder":
         raise UserError("say which pictures: --data with a folder that holds a folder a class, or a built-in name")
     data = data or name
@@ -152,9 +154,24 @@ def score(
         return score_features(task, open_data(data), split)
     if not isinstance(task, Classify):
         raise UserError(f"{source} has no head to score: train one with `vitrail train folder --init {source}`")
-    name, part = choose_part(open_data(data), split)
+    splits = open_data(data)
+    if splits.val is None and (
+        split == "val" or (split is None and splits.test is None and learned_from(source, data))
+    ):
+        # What training held back where the data names no part for it.
+        splits = replace(splits, val=split_val(splits.train, VAL_FRACTION)[1])
+    name, part = choose_part(splits, split)
     loader = evaluation_loader(task, in_order_of(part, task), choose_device(device))
     return name, evaluate(task, loader)
+
+
+def learned_from(source: str, data: str) -> bool:
+    """Whether `source` is a run's folder whose pictures were those of `data`."""
+    place = Path(source)
+    return any(
+        (folder / "recipe.json").exists() and Path(RunFolder(folder).run().data).resolve() == Path(data).resolve()
+        for folder in (place, place.parent)  # best/ and last/ are in the run's folder
+    )
 
 
 def score_captions(task: Caption, data: str, split: str | None, shuffle: bool) -> tuple[str, dict[str, Any]]:
