@@ -4,16 +4,18 @@
     python bench/ladder.py e f --data ../shared/data --seeds 0 1 2
     python bench/ladder.py e --data ../shared/data --core-minutes 1 --try-core-minutes 0.4    to see that it works
 
-Time is counted in minutes of one core: 40 of them are 20 minutes of two cores. Run with OMP_NUM_THREADS=1 on one core,
-rungs can be measured side by side. Each rung is timed over some steps; the epochs of its tries and of its run follow
-from that, so that a slow model gets fewer of them. A rung that starts from another recipe shares its time with it, half
-and half. Rates are chosen by CIDEr on validation, and the scores are those on validation, with the recipe's own
-decoding. What results/ladder-RUNG.json already holds from the same minutes is kept, so a stopped measurement goes on.
+Time is counted in minutes of one core: 40 of them are 20 minutes of two cores. With `OMP_NUM_THREADS=1 taskset -c 0`
+and `-c 1` before them, two rungs can be measured side by side. Each recipe is timed over some steps of both sizes of
+its pictures; the epochs of its tries and of its run follow from that, so that a slow model gets fewer of them. A rung
+that starts from another recipe shares its time with it, half and half. Rates are chosen by CIDEr on validation, and the
+scores are those on validation, with the recipe's own decoding. What results/ladder-RUNG.json already holds from the
+same minutes and the same recipes is kept, so a stopped measurement goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
 import subprocess
@@ -50,8 +52,9 @@ PICTURES = {"flickr8k": 6_000, "cifar10": 45_000}
 Row = dict[str, Any]
 RATES = (0.5, 1.0, 2.0)
 """what a recipe's learning rates are multiplied by"""
-TIMED_STEPS = 40
-KEPT = ("cider", "bleu1", "bleu4", "rouge_l", "meteor", "length", "vocabulary", "identical", "new", "parameters")
+TIMED_STEPS = 100
+"""of which the first fifth, in which loading and memory settle, is left out"""
+KEPT = ("cider", "bleu1", "bleu4", "rouge_l", "length", "vocabulary", "identical", "distinct")
 
 
 @dataclass(frozen=True)
@@ -93,19 +96,24 @@ class Climb:
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         return {
             "epochs": round(epochs, 2),
-            "training_seconds": round(steps_of(out)[-1]["seconds"], 1),
+            "training_seconds": round(rows_of(out, "train")[-1]["seconds"], 1),
             "command_seconds": round(time.monotonic() - began, 1),
             "cores": machine()["cores"],
-            **{name: value for name, value in json.loads(done.stdout).items() if name in KEPT},
+            "parameters": json.loads(done.stdout)["parameters"],
+            # A test part, where there is one, is neither chosen by nor shown.
+            **{name: value for name, value in rows_of(out, "val")[-1].items() if name in KEPT},
         }
 
     def speed(self, recipe: str) -> float:
-        """Epochs a minute, rounded, from the second half of some steps: the first ones load and warm up."""
-        share = recipe_of(recipe).batch_size / PICTURES[recipe_of(recipe).data]
+        """Epochs a minute, rounded, with as many steps of small pictures and of full ones as the recipe takes."""
+        run = recipe_of(recipe)
+        share = run.batch_size / PICTURES[run.data]
         self.train(recipe, TIMED_STEPS * share, 1.0, seed=0)
-        marks = [(line["step"], line["seconds"]) for line in steps_of(self.out)]
-        (first, began), (last, ended) = marks[0], marks[-1]
-        return round((last - first) * share / (ended - began) * 60, 4)
+        marks = {line["step"]: line["seconds"] for line in rows_of(self.out, "train")}
+        settled, change = TIMED_STEPS // 5, round(run.early * TIMED_STEPS)
+        small = (marks[change] - marks[settled]) / (change - settled)
+        full = (marks[TIMED_STEPS] - marks[change]) / (TIMED_STEPS - change)
+        return round(60 * share / (run.early * small + (1 - run.early) * full), 4)
 
 
 def recipe_of(name: str) -> Any:
@@ -113,10 +121,10 @@ def recipe_of(name: str) -> Any:
     return RECIPES[name](PICTURES["flickr8k"])
 
 
-def steps_of(out: Path) -> list[Row]:
-    """What a run logged of its steps."""
+def rows_of(out: Path, kind: str) -> list[Row]:
+    """What a run logged of one kind: `train` for its steps, `val` for its evaluations."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == "train"]
+    return [line for line in lines if line["kind"] == kind]
 
 
 def main() -> None:
@@ -137,9 +145,16 @@ def measure(name: str, data: Path, seeds: list[int], budget: dict[str, float]) -
     rung, file = RUNGS[name], RESULTS / f"ladder-{name}.json"
     climb = Climb(rung, data, Path("runs") / "bench" / f"ladder-{name}")
     row: Row = json.loads(file.read_text())["rows"] if file.exists() else {}
-    if row.get("budget") != budget:
-        row = {"title": rung.title, "recipe": rung.recipe, "budget": budget, "tries": [], "runs": []}
-    speeds = {recipe: climb.speed(recipe) for recipe in (rung.first, rung.recipe) if recipe}
+    stages = [recipe for recipe in (rung.first, rung.recipe) if recipe]
+    made = json.dumps([recipe_of(recipe).as_dict() for recipe in stages]).encode()
+    same = {"title": rung.title, "stages": stages, "recipes": hashlib.sha256(made).hexdigest()[:16], "budget": budget}
+    if any(row.get(key) != value for key, value in same.items()):
+        row = {**same, "epochs_a_minute": {}, "tries": [], "runs": []}
+    speeds = row["epochs_a_minute"]
+    for recipe in stages:
+        if recipe not in speeds:
+            speeds[recipe] = climb.speed(recipe)
+            record(f"ladder-{name}", row)
     cores = machine()["cores"]
     for rate in RATES[len(row["tries"]) :]:
         row["tries"].append(climb.run(speeds, budget["try_core_minutes"] / cores, rate, seed=0))

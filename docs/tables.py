@@ -320,37 +320,33 @@ LADDER = ("a", "b", "c", "d", "e", "f", "cifar10")
 
 
 def ladder() -> list[list[str]]:
-    """The rungs with the mean of their seeds on validation."""
-    rows = [
-        [
-            "rung",
-            "recipe",
-            "parameters",
-            "CIDEr",
-            "BLEU-4",
-            "epochs",
-            "core minutes",
-            "rate",
-            "CIDEr of the tries",
-            "seeds",
-        ]
-    ]
+    """The rungs with the mean of their seeds on validation, and people."""
+    columns = ["parameters", "CIDEr", "BLEU-4", "epochs", "core minutes", "rate", "CIDEr of the tries", "seeds"]
+    rows = [["rung", "recipes", *columns]]
     for name in LADDER:
         found = _read(f"ladder-{name}")
         if found is None or not (done := found["rows"]["runs"]):
             continue
         rung = found["rows"]
 
-        def mean(key: str, done: list[Rows] = done) -> float:
-            return sum(run[key] for run in done) / len(done)
+        def mean(key: str, done: list[Rows] = done) -> str:
+            return f"{sum(run[key] for run in done) / len(done):.3f}"
 
-        minutes = sum(run["training_seconds"] * run["cores"] for run in done) / len(done) / 60
-        tries = ", ".join(f"{tried['cider']:.3f}" for tried in rung["tries"])
         title = f"{name}. {rung['title']}" if len(name) == 1 else rung["title"]
-        scores = [f"{mean('cider'):.3f}", f"{mean('bleu4'):.3f}", f"{mean('epochs'):.1f}", f"{minutes:.0f}"]
-        size = f"{done[0]['parameters']:,}"
-        rows.append([title, f"`{rung['recipe']}`", size, *scores, f"{rung['rate']:g}", tries, str(len(done))])
-    return rows if len(rows) > 1 else [["rung", "CIDEr"], ["not measured", ""]]
+        minutes = sum(run["training_seconds"] * run["cores"] for run in done) / len(done) / 60
+        epochs = " + ".join(f"{done[0][key]:.1f}" for key in reversed(done[0]) if key.startswith("epochs"))
+        tries = ", ".join(f"{tried['cider']:.3f}" for tried in rung["tries"])
+        stages = ", ".join(f"`{stage}`" for stage in rung["stages"])
+        size, rate = f"{done[0]['parameters']:,}", f"{rung['rate']:g}"
+        scores = [mean("cider"), mean("bleu4"), epochs, f"{minutes:.0f}"]
+        rows.append([title, stages, size, *scores, rate, tries, str(len(done))])
+    if len(rows) == 1:
+        return [["rung", "CIDEr"], ["not measured", ""]]
+    if (found := _read("caption")) is not None:
+        people = found["rows"]["people"]
+        scores = [f"{people[key]:.3f}" for key in ("cider", "bleu4")]
+        rows.append(["people, each against the others", "", "", *scores, "", "", "", "", ""])
+    return rows
 
 
 TABLES: dict[str, Callable[[], list[list[str]]]] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import pytest
 import torch
 from pictures import encoded, smooth
 
-from vitrail.data.caption_files import NAMED
 from vitrail.data.captions import CaptionSet, open_captions
 from vitrail.data.decode import Preprocess
 from vitrail.data.loader import Loader
@@ -214,14 +212,30 @@ def test_every_flaw_is_named_once_and_counted(tmp_path: Path, caplog: pytest.Log
     assert all("\n" not in line for line in lines)
 
 
-def test_many_of_a_kind_do_not_flood(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_each_of_many_is_named_once_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pictures(tmp_path / "images", "good.jpg")
-    (tmp_path / "captions.txt").write_text("good.jpg,A dog\n" + "".join(f"{i}.jpg,gone\n" for i in range(NAMED + 30)))
-    caplog.set_level(logging.INFO, "vitrail")
+    (tmp_path / "captions.txt").write_text("good.jpg,A dog\n" + "".join(f"{i}.jpg,gone\n" for i in range(50)))
     assert len(whole(tmp_path)) == 1
-    named = [record for record in caplog.records if "is not there" in record.getMessage()]
-    assert len(named) == NAMED + 30 and sum(record.levelno == logging.WARNING for record in named) == NAMED
-    assert f"not there: {NAMED + 30}" in caplog.records[-1].getMessage()
+    named = [record.getMessage() for record in caplog.records if "is not there" in record.getMessage()]
+    assert len(named) == len(set(named)) == 50
+    assert "not there: 50" in caplog.records[-1].getMessage()
+
+
+@pytest.mark.parametrize("name", ["info.json", "stats.csv"])
+def test_a_table_of_something_else_does_not_hide_pairs(name: str, tmp_path: Path) -> None:
+    pictures(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "a.txt").write_text("A dog\n")
+    (tmp_path / "b.txt").write_text("A cat\n")
+    (tmp_path / name).write_text('{"made": "today"}')
+    assert sorted(whole(tmp_path).captions) == [["A cat"], ["A dog"]]
+
+
+def test_a_picture_that_no_json_names_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pictures(tmp_path / "images", "a.jpg", "alone.jpg")
+    entry = {"filename": "a.jpg", "sentences": [{"raw": "A dog"}]}
+    (tmp_path / "dataset.json").write_text(json.dumps({"images": [entry]}))
+    assert len(whole(tmp_path)) == 1
+    assert [r.getMessage() for r in caplog.records if "alone.jpg" in r.getMessage()]
 
 
 def test_encodings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -295,6 +309,13 @@ def test_the_loader_reads_it(tmp_path: Path) -> None:
         ('{"images": [}', "line 1: no JSON"),
         ('{"licenses": [], "info": 1}', "holds licenses, info"),
         ('{"images": [{"filename": "a.jpg"}]}', r"images\[0\]: no `sentences` among filename"),
+        ('{"images": [{"filename": "a.jpg", "sentences": 5}]}', r"images\[0\]: its captions are no list: 5"),
+        ('{"images": [{"filename": "a.jpg", "sentences": {"raw": "x"}}]}', r"images\[0\]: its captions are no list"),
+        ('{"images": [{"file_name": "a.jpg", "id": {}}], "annotations": []}', r"images\[0\]: `id` is no number: \{\}"),
+        (
+            '{"images": [{"file_name": "a.jpg", "id": 1}], "annotations": [{"caption": "x", "image_id": [2]}]}',
+            r"annotations\[0\]: `image_id` is no number: \[2\]",
+        ),
         ('[{"image": "a.jpg"}]', "holds a list"),
         ("[" * 100_000, "lists within lists|no JSON"),
         ("\0\1\2 not text", "is no text"),

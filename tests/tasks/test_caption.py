@@ -181,7 +181,8 @@ def test_self_critical_gradient_is_the_formula(decoder: str, heat: float) -> Non
     task, made = captioner(decoder=decoder, captions=3, self_critical=2.0, critic_temperature=heat), batch()
     given: list[tuple[list[int], list[str], list[float]]] = []
 
-    def reward(keys: Iterable[int], texts: Iterable[str]) -> list[float]:
+    def reward(keys: Iterable[int], texts: Iterable[str], ended: Iterable[bool]) -> list[float]:
+        assert not all(ended), "some captions are cut off at the longest length"
         keys, texts = list(keys), list(texts)
         given.append((keys, texts, [len(text) % 7 + 0.1 * key for key, text in zip(keys, texts, strict=True)]))
         return given[-1][2]

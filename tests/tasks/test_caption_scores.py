@@ -83,6 +83,7 @@ def test_fast_cider_may_count_ends_as_words() -> None:
     assert ends.rewards(candidates.keys(), candidates.values()) == pytest.approx(each.tolist(), abs=1e-9)
     texts = {"x": ["a man sits in a boat"], "y": ["the black cat sleeps"]}
     assert Cider(texts, ends=True)("x", "a man sits in a boat") == pytest.approx(10)
+    assert Cider(texts, ends=True)("x", "a man sits in a boat", ended=False) < 10
     assert Cider(texts, ends=True)("x", "a man sits in a") < Cider(texts)("x", "a man sits in a")
 
 

@@ -36,8 +36,6 @@ ROW = re.compile(
 """a line that begins with a picture's name"""
 MOST_LINES = 20
 """lines that a quoted caption may run over; a quote that stays open would otherwise swallow the rest of the file"""
-NAMED = 20
-"""of one kind, what is left out is named as a warning up to this many times, and beyond it as information"""
 
 
 @dataclass
@@ -62,8 +60,7 @@ class Left:
 
     def out(self, kind: str, line: str) -> None:
         self.counts[kind] = self.counts.get(kind, 0) + 1
-        level = logging.WARNING if self.counts[kind] <= NAMED else logging.INFO
-        log.log(level, f"left out: {line}")
+        log.warning(f"left out: {line}")
 
     def sum_up(self, name: str) -> None:
         if self.counts:
@@ -240,7 +237,10 @@ def _karpathy(file: Path, images: list[Any]) -> list[Entry]:
         where = f"{file}, images[{i}]"
         name = _need(image, ("filename", "file_name"), where)
         entry = Entry(str(name), where, _split(image.get("split")))
-        for sentence in _need(image, ("sentences", "captions"), where) or []:
+        sentences = _need(image, ("sentences", "captions"), where) or []
+        if not isinstance(sentences, list):
+            raise UserError(f"{where}: its captions are no list: {sentences!r:.40}")
+        for sentence in sentences:
             text = _need(sentence, ("raw", "caption"), where) if isinstance(sentence, dict) else sentence
             entry.captions.append((f"{where} ({name})", str(text or "")))
         entries.append(entry)
@@ -253,17 +253,25 @@ def _coco(file: Path, data: dict[str, Any], left: Left) -> list[Entry]:
     for i, image in enumerate(data["images"]):
         where = f"{file}, images[{i}]"
         name = str(_need(image, ("file_name",), where))
-        entries[_need(image, ("id",), where)] = Entry(name, where, part)
+        entries[_number(image, "id", where)] = Entry(name, where, part)
     if not isinstance(data["annotations"], list):
         raise UserError(f"{file}: `annotations` is no list")
     for i, annotation in enumerate(data["annotations"]):
         where = f"{file}, annotations[{i}]"
-        text, image = _need(annotation, ("caption",), where), _need(annotation, ("image_id",), where)
+        text, image = _need(annotation, ("caption",), where), _number(annotation, "image_id", where)
         if image in entries:
             entries[image].captions.append((where, str(text or "")))
         else:
             left.out("captions of no picture", f"{where}: there is no picture with the id {image}")
     return list(entries.values())
+
+
+def _number(record: Any, name: str, where: str) -> int | str:
+    """What tells a picture from others: a number, or a name."""
+    value = _need(record, (name,), where)
+    if not isinstance(value, int | str):
+        raise UserError(f"{where}: `{name}` is no number: {value!r:.40}")
+    return value
 
 
 def _need(record: Any, names: tuple[str, ...], where: str) -> Any:

@@ -164,6 +164,8 @@ def _caption_files(folder: Path) -> list[Path]:
     files = [file for place in places for file in sorted(place.iterdir()) if file.is_file() and file.name[0] != "."]
     files = [file for file in files if file.suffix.lower() in (".txt", ".csv", ".tsv", ".json")]
     called = [file for file in files if "caption" in file.stem.lower() and not _beside_a_picture(file)]
+    if not called and any(_beside_a_picture(file) for file in files):
+        return []  # the captions are name.txt beside name.jpg, and a table is of something else
     return called or [file for file in files if file.suffix.lower() != ".txt"]
 
 
@@ -178,7 +180,7 @@ def _from_tables(path: Path, files: list[Path], left: Left) -> dict[str, Caption
     for file in files:
         for entry in read_file(file, left):
             by_part.setdefault(entry.split or part_of(file) or "", []).append(entry)
-    if path.is_dir() and all(file.suffix.lower() != ".json" for file in files):
+    if path.is_dir():
         _name_the_uncaptioned(path, [entry for entries in by_part.values() for entry in entries], find, left)
     return {part: _make(path, entries, find, left) for part, entries in by_part.items()}
 
@@ -227,7 +229,8 @@ def _keep(entry: Entry, left: Left) -> bool:
         if not text:
             left.out("empty captions", f"{where}: the caption is empty")
         elif words > MOST_WORDS or len(text) > MOST_CHARACTERS:
-            left.out(f"captions of more than {MOST_WORDS:,} words", f"{where}: the caption has {words:,} words")
+            size = f"{words:,} words" if words > MOST_WORDS else f"{len(text):,} characters"
+            left.out(f"captions of more than {MOST_WORDS:,} words", f"{where}: the caption has {size}")
         else:
             kept.append((where, text))
     if not kept:

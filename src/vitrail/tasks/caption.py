@@ -22,7 +22,8 @@ from vitrail.tasks.search import Decoding, Written, write
 from vitrail.tasks.task import Batch, Metric, Prediction, Task
 from vitrail.vit import Tokens
 
-Reward = Callable[[Iterable[int], Iterable[str]], list[float]]
+Reward = Callable[[Iterable[int], Iterable[str], Iterable[bool]], list[float]]
+"""of pictures' numbers, captions of them, and whether each came to its end"""
 """sample numbers of pictures and a caption of each, to the captions' scores"""
 
 
@@ -205,7 +206,8 @@ class Caption(Task):
         self.train()
         texts = [self.tokenizer.decode(row) for row in written.words.flatten(0, 1).tolist()]
         keys = batch["sample"].repeat_interleave(samples).tolist()
-        rewards = torch.tensor(self.reward(keys, texts), device=memory.tokens.device).float().view(-1, samples)
+        ended = (written.words == END).any(dim=2).flatten().tolist()
+        rewards = torch.tensor(self.reward(keys, texts, ended), device=memory.tokens.device).float().view(-1, samples)
         others = (rewards.sum(dim=1, keepdim=True) - rewards) / (samples - 1)
         words = F.pad(written.words[..., :-1], (1, 0), value=START)
         logits = self.decoder.logits(self.decoder(words.masked_fill(words == END, PAD), memory)).float() / heat

@@ -334,18 +334,22 @@ class Cider:
             lambda key: [self._vector(text) for text in self.references[key]]
         )
 
-    def __call__(self, key: Hashable, caption: str) -> float:
-        """The score of one caption of the picture `key`."""
-        vector = self._vector(self._words(caption))
+    def __call__(self, key: Hashable, caption: str, ended: bool = True) -> float:
+        """The score of one caption of the picture `key`; one that was cut off has not `ended`."""
+        vector = self._vector(self._words(caption, ended))
         expected = self._vectors(key)
         return 10 * sum(self._similarity(vector, other) for other in expected) / len(expected)
 
-    def rewards(self, keys: Iterable[Hashable], captions: Iterable[str]) -> list[float]:
-        """The scores of captions, each of the picture beside it."""
-        return [self(key, caption) for key, caption in zip(keys, captions, strict=True)]
+    def rewards(
+        self, keys: Iterable[Hashable], captions: Iterable[str], ended: Iterable[bool] | None = None
+    ) -> list[float]:
+        """The scores of captions, each of the picture beside it; all of them ended, if `ended` does not say which."""
+        captions = list(captions)
+        marks = [True] * len(captions) if ended is None else ended
+        return [self(key, caption, end) for key, caption, end in zip(keys, captions, marks, strict=True)]
 
-    def _words(self, text: str) -> list[str]:
-        return words(text) + ["<end>"] * self.ends
+    def _words(self, text: str, ended: bool = True) -> list[str]:
+        return words(text) + ["<end>"] * (self.ends and ended)
 
     def _vector(self, text: list[str]) -> _Vector:
         weights: dict[Ngram, float] = {}
