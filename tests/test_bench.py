@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -21,3 +27,44 @@ def test_gpu_script_goes_through_its_stages(tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
     assert set(rows) == {"attention", "data", "step-b16"}
     assert rows["data"]["batches of 1 and 64 alike"] and rows["step-b16"]["vitrail"]["utilisation"] > 0
+
+
+def test_rungs_of_the_ladder_get_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With trainings whose first three fifths of steps take a second and the others two, on one core."""
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    ladder = importlib.import_module("ladder")
+    made: list[dict[str, str]] = []
+
+    def train(command: list[str], **_: Any) -> SimpleNamespace:
+        options = {name: value for name, value in itertools.pairwise(command) if name.startswith("--")}
+        made.append({"recipe": command[4], **options})
+        batch = ladder.recipe_of(command[4]).batch_size
+        steps = round(float(options["--epochs"]) * ladder.PICTURES[Path(options["--data"]).name] / batch)
+        marks = {*range(20, steps, 20), steps}
+        rows = [{"kind": "train", "step": s, "seconds": s + max(0.0, s - 0.6 * steps)} for s in sorted(marks)]
+        rows.append({"kind": "val", "cider": 1 / float(options["--lr"]), "bleu4": 0.1})
+        Path(options["--out"]).mkdir(parents=True)
+        (Path(options["--out"]) / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        return SimpleNamespace(stdout='{"parameters": 5, "cider": -1}')
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ladder.subprocess, "run", train)
+    monkeypatch.setattr(ladder, "machine", lambda: {"cores": 1})
+    monkeypatch.setattr(ladder, "RESULTS", tmp_path)
+    monkeypatch.setattr(
+        ladder, "record", lambda name, rows: (tmp_path / f"{name}.json").write_text(json.dumps({"rows": rows}))
+    )
+    budget = {"core_minutes": 40.0, "try_core_minutes": 10.0}
+    for name in ladder.RUNGS:
+        ladder.measure(name, Path("data"), [0], budget)
+        row = json.loads((tmp_path / f"ladder-{name}.json").read_text())["rows"]
+        assert row["rate"] == 0.5, "the rate with the best score on validation"
+        assert [tried["training_seconds"] for tried in row["tries"]] == pytest.approx([600] * 3, rel=0.03)
+        assert [run["training_seconds"] for run in row["runs"]] == pytest.approx([2400], rel=0.03)
+    # What is there is not made again, and another seed takes as many epochs.
+    before = len(made)
+    ladder.measure("f", Path("data"), [0, 1], budget)
+    first, second = made[before:]
+    assert (first["recipe"], second["recipe"], second["--init"]) == ("caption-match", "caption-coca", first["--out"])
+    row = json.loads((tmp_path / "ladder-f.json").read_text())["rows"]
+    assert row["runs"][0]["epochs"] == row["runs"][1]["epochs"] and second["--seed"] == "1"
