@@ -301,14 +301,35 @@ def test_output_that_cannot_be_written_gets_one_line(command: list[str], run: Pa
         )
     said = [line for line in done.stderr.splitlines() if not line.startswith("plot: ")]
     assert done.returncode == 1 and said == ["vitrail: cannot write a file: No space left on device"]
-    # Nobody reads: there is nobody to tell either.
+    # Nobody reads.
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
         [sys.executable, "-m", "vitrail", "--help"], stdout=writing, stderr=subprocess.PIPE, **settings
     )
     os.close(writing)
-    assert done.returncode == 1 and not done.stderr
+    assert done.returncode == 1 and done.stderr.splitlines() == ["vitrail: cannot write a file: Broken pipe"]
+
+
+def test_a_test_part_that_is_bad_does_not_cost_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitrail.data.loader.IN_MEMORY", 1000)  # what streams is not read before it is needed
+    for part, count in (("train", 16), ("test", 4)):
+        for name, colour in (("dark", 20), ("light", 200)):
+            (tmp_path / "data" / part / name).mkdir(parents=True)
+            for i in range(count):
+                picture = Image.new("RGB", (20 + i, 24), (colour + i,) * 3)
+                picture.save(tmp_path / "data" / part / name / f"{i}.png")
+    (tmp_path / "data" / "test" / "dark" / "0.png").write_bytes(b"no picture")
+    Image.new("1", (1_000_000, 1)).save(tmp_path / "data" / "test" / "dark" / "1.png")
+    small = ["--epochs", "1", "--batch-size", "8", "--image-size", "32", "32", "--stem", "4", "--device", "cpu", *TINY]
+    command = ["train", "folder", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
+    assert main([*command, "--workers", "0", *small]) == 0
+    assert any(m.startswith("the test part is not scored, and the validation part stands in") for m in caplog.messages)
+    assert any(m.startswith("left out: test/dark/1.png: the picture is 1000000x1: too long") for m in caplog.messages)
+    kinds = [row["kind"] for row in RunFolder(tmp_path / "run").rows()]
+    assert kinds[-1] == "done" and "test" not in kinds and (tmp_path / "run" / "report.html").exists()
 
 
 def test_eval_of_what_a_run_learned_from_reads_what_it_held_back(

@@ -267,14 +267,11 @@ def main(args: Sequence[str] | None = None) -> int:
     except (UserError, RunError, Stopped) as error:
         print(f"vitrail: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # who read the output has seen enough
-        forget_output()
-        return RunError.exit_code
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
             print(f"vitrail: cannot write {error.filename}: {error.strerror}; choose another --out", file=sys.stderr)
             return UserError.exit_code
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPIPE):
             raise
         print(f"vitrail: cannot write {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
         forget_output()
@@ -305,8 +302,10 @@ def run(args: list[str]) -> int:
 
 
 def forget_output() -> None:
-    """Drop what is yet to be printed: Python would try once more as it ends, and fail with lines of its own."""
-    with contextlib.suppress(OSError, ValueError):  # a stream without a file has nothing to lose
+    """Drop what cannot be printed: Python would try once more as it ends, and fail with lines of its own."""
+    try:
+        sys.stdout.flush()  # it is another file that could not be written
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

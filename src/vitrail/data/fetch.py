@@ -138,9 +138,7 @@ class Fetch(Dataset[Fetched]):
     def _pixels(self, picture: Picture | Tensor, box: Box | None) -> Tensor:
         p = self.preprocess
         if box is None:
-            if isinstance(picture, Picture):
-                picture = decode_for(picture, p)
-            return p.fit(picture)
+            return ready(picture, p) if isinstance(picture, Picture) else p.fit(picture)
         if isinstance(picture, Picture):
             return picture.crop(box, p.size, p.channels, p.interpolation)
         top, left, height, width = box
@@ -154,6 +152,15 @@ def decode_for(picture: Picture, preprocess: Preprocess) -> Tensor:
         height, width = preprocess.resized(*picture.size)
         at_least = (MARGIN * height, MARGIN * width)
     return picture.pixels(preprocess.channels, at_least)
+
+
+def ready(picture: Picture, preprocess: Preprocess) -> Tensor:
+    """A picture at the size of `preprocess`, uint8. Raises BadPicture, with the picture's name."""
+    pixels = decode_for(picture, preprocess)
+    try:
+        return preprocess.fit(pixels)
+    except BadPicture as error:
+        raise BadPicture(f"{picture.name}: {error}") from None
 
 
 def shrink(image: Tensor, preprocess: Preprocess) -> Tensor:

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from vitrail.data.augment import ORDER, Augment, augment_batch
 from vitrail.data.decode import BadPicture, Picture, Preprocess, log
-from vitrail.data.fetch import Fetch, Fetched, Want, decode_for, shrink
+from vitrail.data.fetch import Fetch, Fetched, Want, ready, shrink
 from vitrail.data.pixels import to_bytes, with_channels
 from vitrail.data.random import seed_for
 from vitrail.data.sets import ImageSet
@@ -256,7 +256,7 @@ class Loader:
             try:
                 picture = self.set.open(i)
                 if not resized:
-                    return p.fit(decode_for(picture, p) if isinstance(picture, Picture) else picture)
+                    return ready(picture, p) if isinstance(picture, Picture) else p.fit(picture)
                 return shrink(
                     picture.pixels(p.channels) if isinstance(picture, Picture) else self.set.picture(i, p.channels), p
                 )

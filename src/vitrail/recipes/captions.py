@@ -43,8 +43,8 @@ def _vit() -> ViTConfig:
 def _task(**choices: Any) -> Captioning:
     """Small decoders, for sentences of a dozen words.
 
-    Of Flickr8k's captions 92 in 100 have no more than `most_words`. One caption a step, since another pass over the
-    picture teaches more than a second caption in the same one.
+    Of Flickr8k's captions 92 in 100 have no more than `most_words`. One caption a step costs less than
+    two, so that each picture comes by more often.
     """
     small = {"decoder_width": 192, "decoder_depth": 2, "decoder_heads": 3, "most_words": 20, "captions": 1}
     return Captioning(**{**small, **choices})

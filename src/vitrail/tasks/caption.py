@@ -23,8 +23,7 @@ from vitrail.tasks.task import Batch, Metric, Prediction, Task
 from vitrail.vit import Tokens
 
 Reward = Callable[[Iterable[int], Iterable[str], Iterable[bool]], list[float]]
-"""of pictures' numbers, captions of them, and whether each came to its end"""
-"""sample numbers of pictures and a caption of each, to the captions' scores"""
+"""sample numbers of pictures, a caption of each and whether it came to its end, to the captions' scores"""
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,7 @@ def examples(parts: Parts, count: int = 24) -> list[dict[str, Any]]:
     for i in numbers:
         try:
             picture = chosen.picture(i, task.preprocess.channels)
+            answer = task.predict([picture])[0]
         except UserError:
             continue  # a picture that cannot be read was named when the loader met it
         image = Image.fromarray(
@@ -119,7 +120,6 @@ def examples(parts: Parts, count: int = 24) -> list[dict[str, Any]]:
         image.thumbnail((160, 160))
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
-        answer = task.predict([picture])[0]
         says = (
             {"caption": answer.caption, "references": chosen.captions[i]}
             if isinstance(chosen, CaptionSet)
@@ -167,11 +167,12 @@ def score(
 
 def learned_from(source: str, data: str) -> bool:
     """Whether `source` is a run's folder whose pictures were those of `data`."""
-    place = Path(source)
-    return any(
-        (folder / "recipe.json").exists() and Path(RunFolder(folder).run().data).resolve() == Path(data).resolve()
-        for folder in (place, place.parent)  # best/ and last/ are in the run's folder
-    )
+    for folder in (Path(source), Path(source).parent):  # best/ and last/ are in the run's folder
+        try:
+            return Path(RunFolder(folder).run().data).resolve() == Path(data).resolve()
+        except UserError:
+            continue  # no run's folder, or one of another version: nothing tells what it learned from
+    return False
 
 
 def score_captions(task: Caption, data: str, split: str | None, shuffle: bool) -> tuple[str, dict[str, Any]]:
