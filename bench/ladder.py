@@ -9,7 +9,7 @@ and `-c 1` before them, two rungs can be measured side by side. Each recipe is t
 its pictures; the epochs of its tries and of its run follow from that, so that a slow model gets fewer of them. A rung
 that starts from another recipe shares its time with it, half and half. Rates are chosen by CIDEr on validation, and the
 scores are those on validation, with the recipe's own decoding. What results/ladder-RUNG.json already holds from the
-same minutes and the same recipes is kept, so a stopped measurement goes on.
+same minutes, recipes and number of cores is kept, so a stopped measurement goes on.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Climb:
     def speed(self, recipe: str) -> float:
         """Epochs a minute, rounded, with as many steps of small pictures and of full ones as the recipe takes."""
         run = recipe_of(recipe)
-        share = run.batch_size / PICTURES[run.data]
+        share = 1 / (PICTURES[run.data] // run.batch_size)  # of an epoch, a step; a last short batch is left out
         self.train(recipe, TIMED_STEPS * share, 1.0, seed=0)
         marks = {line["step"]: line["seconds"] for line in rows_of(self.out, "train")}
         settled, change = TIMED_STEPS // 5, round(run.early * TIMED_STEPS)
@@ -147,7 +147,9 @@ def measure(name: str, data: Path, seeds: list[int], budget: dict[str, float]) -
     row: Row = json.loads(file.read_text())["rows"] if file.exists() else {}
     stages = [recipe for recipe in (rung.first, rung.recipe) if recipe]
     made = json.dumps([recipe_of(recipe).as_dict() for recipe in stages]).encode()
-    same = {"title": rung.title, "stages": stages, "recipes": hashlib.sha256(made).hexdigest()[:16], "budget": budget}
+    cores = machine()["cores"]
+    recipes = hashlib.sha256(made).hexdigest()[:16]
+    same = {"title": rung.title, "stages": stages, "recipes": recipes, "budget": budget, "cores": cores}
     if any(row.get(key) != value for key, value in same.items()):
         row = {**same, "epochs_a_minute": {}, "tries": [], "runs": []}
     speeds = row["epochs_a_minute"]
@@ -155,7 +157,6 @@ def measure(name: str, data: Path, seeds: list[int], budget: dict[str, float]) -
         if recipe not in speeds:
             speeds[recipe] = climb.speed(recipe)
             record(f"ladder-{name}", row)
-    cores = machine()["cores"]
     for rate in RATES[len(row["tries"]) :]:
         row["tries"].append(climb.run(speeds, budget["try_core_minutes"] / cores, rate, seed=0))
         record(f"ladder-{name}", row)

@@ -38,8 +38,8 @@ def test_rungs_of_the_ladder_get_the_same_time(tmp_path: Path, monkeypatch: pyte
     def train(command: list[str], **_: Any) -> SimpleNamespace:
         options = {name: value for name, value in itertools.pairwise(command) if name.startswith("--")}
         made.append({"recipe": command[4], **options})
-        batch = ladder.recipe_of(command[4]).batch_size
-        steps = round(float(options["--epochs"]) * ladder.PICTURES[Path(options["--data"]).name] / batch)
+        an_epoch = ladder.PICTURES[Path(options["--data"]).name] // ladder.recipe_of(command[4]).batch_size
+        steps = round(float(options["--epochs"]) * an_epoch)
         marks = {*range(20, steps, 20), steps}
         rows = [{"kind": "train", "step": s, "seconds": s + max(0.0, s - 0.6 * steps)} for s in sorted(marks)]
         rows.append({"kind": "val", "cider": 1 / float(options["--lr"]), "bleu4": 0.1})
