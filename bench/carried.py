@@ -34,10 +34,13 @@ def main() -> None:
     parser.add_argument("name", nargs="?", choices=list(KEPT), default="classify")
     parser.add_argument("--data", required=True)
     asked = parser.parse_args()
-    rows = scores(asked.name, asked.name, "--data", asked.data)
+    data = ["--data", asked.data]
     if asked.name == "caption":
-        rows["captions of other pictures"] = scores("caption", "caption", "--data", asked.data, "--shuffle-images")
-        rows["people"] = scores("caption", "--human", "--data", asked.data)
+        data += ["--split", "val"]  # whose test part is kept for the end
+    rows = scores(asked.name, asked.name, *data)
+    if asked.name == "caption":
+        rows["captions of other pictures"] = scores("caption", "caption", *data, "--shuffle-images")
+        rows["people"] = scores("caption", "--human", *data)
     print(rows)
     record(asked.name, rows)
 

@@ -15,7 +15,6 @@ same minutes, recipes and number of cores is kept, so a stopped measurement goes
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import shutil
 import subprocess
@@ -25,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from record import RESULTS, machine, record
+from record import RESULTS, fingerprint, machine, record
 
 from vitrail.recipes import RECIPES
 
@@ -146,9 +145,7 @@ def measure(name: str, data: Path, seeds: list[int], budget: dict[str, float]) -
     climb = Climb(rung, data, Path("runs") / "bench" / f"ladder-{name}")
     row: Row = json.loads(file.read_text())["rows"] if file.exists() else {}
     stages = [recipe for recipe in (rung.first, rung.recipe) if recipe]
-    made = json.dumps([recipe_of(recipe).as_dict() for recipe in stages]).encode()
-    cores = machine()["cores"]
-    recipes = hashlib.sha256(made).hexdigest()[:16]
+    cores, recipes = machine()["cores"], fingerprint(map(recipe_of, stages))
     same = {"title": rung.title, "stages": stages, "recipes": recipes, "budget": budget, "cores": cores}
     if any(row.get(key) != value for key, value in same.items()):
         row = {**same, "epochs_a_minute": {}, "tries": [], "runs": []}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 
 from vitrail.files import write_whole
+from vitrail.train.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
@@ -54,6 +57,11 @@ def machine() -> dict[str, Any]:
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found
+
+
+def fingerprint(runs: Iterable[Run]) -> str:
+    """Of all fields of some runs: figures stand beside each other while it is the same."""
+    return hashlib.sha256(json.dumps([run.as_dict() for run in runs]).encode()).hexdigest()[:16]
 
 
 def _cpu() -> str:

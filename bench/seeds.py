@@ -4,8 +4,8 @@
     python bench/seeds.py cifar10-quick --data DIR --seeds 0 1 2
     python bench/seeds.py cifar10-quick --data DIR --seeds 0 --name cifar10-quick-plain -- --stem
 
-What stands after `--` goes to `vitrail train`. Seeds that results/NAME.json already holds from the same command are
-kept, so a long series can be made piece by piece.
+What stands after `--` goes to `vitrail train`. Seeds that results/NAME.json already holds from the same command and the
+same fields of the recipe are kept, so a long series can be made piece by piece.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from record import RESULTS, machine, record
+from record import RESULTS, fingerprint, machine, record
+
+from vitrail.recipes import RECIPES
 
 
 def one(recipe: str, seed: int, out: Path, options: list[str]) -> dict[str, Any]:
@@ -61,18 +63,19 @@ def main() -> None:
     train = " ".join(["vitrail train", asked.recipe, *options])
     file = RESULTS / f"{name}.json"
     rows = json.loads(file.read_text())["rows"] if file.exists() else {}
-    runs = {run["seed"]: run for run in rows.get("runs", []) if rows["train"].strip() == train}
+    same = {"train": train, "recipe": fingerprint([RECIPES[asked.recipe](50_000)])}
+    kept = rows["runs"] if all(rows.get(key) == value for key, value in same.items()) else []
+    runs = {run["seed"]: run for run in kept}
     data = ["--data", asked.data] if asked.data else []
-    for seed in asked.seeds:
-        if seed not in runs:
-            runs[seed] = one(asked.recipe, seed, Path("runs") / "bench" / f"{name}-{seed}", [*data, *options])
-            print(runs[seed], flush=True)
+    for seed in [seed for seed in asked.seeds if seed not in runs]:
+        runs[seed] = one(asked.recipe, seed, Path("runs") / "bench" / f"{name}-{seed}", [*data, *options])
+        print(runs[seed], flush=True)
         done = [runs[s] for s in sorted(runs)]
         top1 = [run["top1"] for run in done]
         record(
             name,
             {
-                "train": train,
+                **same,
                 "runs": done,
                 "mean_top1": statistics.mean(top1),
                 "spread_top1": max(top1) - min(top1),

@@ -74,7 +74,7 @@ MEASURES: dict[str, tuple[str, str, Callable[[Rows], str]]] = {
     ),
     "caption": (
         "the carried captioner on Flickr8k's validation part; the same captions for other pictures",
-        "CIDEr 0.42, BLEU-4 0.16; under a quarter of that CIDEr",
+        "CIDEr 0.42, BLEU-4 0.16; the second under a quarter of the first",
         lambda rows: (
             f"CIDEr {rows['cider']:.3f}, BLEU-4 {rows['bleu4']:.3f}; CIDEr "
             f"{rows['captions of other pictures']['cider']:.3f}"
@@ -157,7 +157,11 @@ TRANSFER_ROWS: dict[str, str] = {
 def _gain(rows: Rows) -> str:
     """A mean gain, with what tells how sure it is."""
     error = rows.get("gain_standard_error")
-    spread = f"standard error {100 * error:.1f}" if error else f"least {100 * rows['least_gain']:+.1f}"
+    if error:
+        corrected = 100 * rows["gain_corrected_standard_error"]
+        spread = f"standard error {100 * error:.1f}, corrected for overlapping folds {corrected:.1f}"
+    else:
+        spread = f"least {100 * rows['least_gain']:+.1f}"
     return f"{100 * rows['gain']:+.1f} points ({spread}, {rows['pairs']} pairs)"
 
 
@@ -288,7 +292,8 @@ def load() -> list[list[str]]:
         return [["measure", "reached"]]
     layouts = found["rows"]
     measures = next(iter(layouts.values()))
-    return [["measure", *layouts], *([name, *(_plain(row[name]) for row in layouts.values())] for name in measures)]
+    headers = ["measure", *(f"{name} layout" for name in layouts)]
+    return [headers, *([name, *(_plain(row[name]) for row in layouts.values())] for name in measures)]
 
 
 def parity_huggingface() -> list[list[str]]:

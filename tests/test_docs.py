@@ -119,13 +119,15 @@ def test_table_of_transfer_shows_the_parts_that_are_there(tmp_path: Path, monkey
     (tmp_path / "results").mkdir()
     part = {"settings": {"size": 48, "epochs": 9, "pictures": 0}, "weights_top1": 0.75, "scratch_top1": 0.5}
     part |= {"pairs": 15, "gain": 0.25, "gain_standard_error": 0.021, "runs": []}
+    part["gain_corrected_standard_error"] = 0.046
     found = {"command": "python bench/transfer.py", "machine": {"cores": 1}, "rows": {"hymenoptera": part}}
     (tmp_path / "results" / "transfer.json").write_text(json.dumps(found))
     text = tables.fresh(page)
     assert "| ants and bees | 48 pixels, 9 epochs | from the carried weights | 75.0% |" in text
     assert "gain, mean of the pairs | 25.0 points |" in text
     assert text.count("not measured") == 1
-    assert any("+25.0 points (standard error 2.1, 15 pairs) (on one core)" in row for row in tables.results())
+    told = "+25.0 points (standard error 2.1, corrected for overlapping folds 4.6, 15 pairs) (on one core)"
+    assert any(told in row for row in tables.results())
 
 
 def test_unknown_table_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, asdict, replace
 from typing import Any
@@ -30,7 +31,10 @@ ENCODERS: dict[str, tuple[Callable[[Any], nn.Module], Any]] = {
 def expected_grid(config: Any, height: int, width: int) -> tuple[int, int]:
     if isinstance(config, MLPConfig):
         return 1, 1
-    return (height, 1) if isinstance(config, RNNConfig) else config.grid
+    if isinstance(config, RNNConfig):
+        return height, 1
+    stride = config.stem_stride * math.prod(config.strides)  # one that does not divide the side counts as a whole one
+    return -(-height // stride), -(-width // stride)
 
 
 @settings(max_examples=60, deadline=None)

@@ -102,6 +102,7 @@ def test_cocos_json(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     splits = open_captions(tmp_path)
     assert list(everything(splits.train).values()) == [[f"train2017 {i}"] for i in range(3)]
     assert len(everything(splits.val)) == 2 and not caplog.records
+    assert splits.val is not None and splits.val.keys == ["val2017/0.jpg", "val2017/1.jpg"], "names that both have"
     one = open_captions(tmp_path / "annotations" / "captions_val2017.json")
     assert len(one.train) == 0 and one.val is not None and len(one.val) == 2
     file = tmp_path / "annotations" / "captions_val2017.json"
@@ -272,6 +273,19 @@ def test_no_parts_are_split_by_the_picture(tmp_path: Path) -> None:
     one, two = split_val(whole(tmp_path), 0.2)
     assert one.keys == after.train.keys and isinstance(two, CaptionSet) and two.captions == after.val.captions  # type: ignore[union-attr]
     assert two.subset([1]).captions == [two.captions[1]]
+
+
+def test_a_picture_of_a_named_part_is_in_no_other(tmp_path: Path) -> None:
+    pictures(tmp_path / "images", *(f"{i}.jpg" for i in range(6)))
+    for name, those in (("captions", range(6)), ("captions_val", (1, 2)), ("captions_test", (3,))):
+        (tmp_path / f"{name}.txt").write_text("".join(f"{i}.jpg,A dog {i}\n" for i in those))
+    splits = open_captions(tmp_path)
+    assert splits.val is not None and splits.test is not None
+    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [3, 2, 1]
+    assert not {*splits.train.keys} & {*splits.val.keys, *splits.test.keys}
+    (tmp_path / "captions_test.txt").write_text("2.jpg,A dog\n")
+    with pytest.raises(UserError, match=r"2\.jpg is in test and in val, one of 1"):
+        open_captions(tmp_path)
 
 
 def test_shuffled_gives_each_picture_anothers_captions(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pictures import encoded, smooth
 from PIL import Image
 from torchvision.transforms.v2 import functional as V
 
-from vitrail.data.decode import BadPicture, Preprocess, decode, decode_crop
+from vitrail.data.decode import BadPicture, Picture, Preprocess, decode
 from vitrail.errors import UserError
 
 RGB = smooth()
@@ -95,7 +95,7 @@ def test_exif_turns(orientation: int) -> None:
     png = encoded(RGB, "PNG", exif=exif)
     assert difference(decode(png), wanted) < 3
     box = (3, 5, 20, 17)
-    cropped = decode_crop(data, box, (20, 17))
+    cropped = Picture(data).crop(box, (20, 17))
     assert torch.equal(cropped, wanted[:, 3:23, 5:22])
 
 
@@ -201,7 +201,7 @@ def test_crop_is_the_full_pictures(subsampling: int, progressive: bool) -> None:
         top, left, height, width = box
         # At its own size the crop must not differ by a bit, though rows below it were never decoded.
         wanted = full[:, top : top + height, left : left + width]
-        assert torch.equal(decode_crop(data, box, (height, width)), wanted)
+        assert torch.equal(Picture(data).crop(box, (height, width)), wanted)
 
 
 @pytest.mark.parametrize("scale", [2, 4, 8])
@@ -210,7 +210,7 @@ def test_crop_of_a_scaled_picture(scale: int) -> None:
     box = (64, 32, 40 * scale, 48 * scale)
     full = decode(data)[:, box[0] : box[0] + box[2], box[1] : box[1] + box[3]]
     wanted = V.resize(full, [40, 48], interpolation=V.InterpolationMode.BICUBIC, antialias=True)
-    assert difference(decode_crop(data, box, (40, 48)), wanted) < 2
+    assert difference(Picture(data).crop(box, (40, 48)), wanted) < 2
     smaller = decode(data, at_least=(640 // scale, 700 // scale))
     assert smaller.shape == (3, 640 // scale, 800 // scale)
     assert decode(data, at_least=(640 // scale + 1, 10)).shape[1] > 640 // scale

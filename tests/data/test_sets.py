@@ -7,6 +7,7 @@ import json
 import socket
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from pictures import encoded, folder_of, smooth
 
 from vitrail.data import builtin, parquet
 from vitrail.data.decode import BadPicture
-from vitrail.data.sets import open_data, split_val
+from vitrail.data.sets import ImageSet, open_data, split_val
 from vitrail.errors import UserError
 
 
@@ -77,7 +78,6 @@ def test_grey_folder_is_seen(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "1.png").write_bytes(encoded(smooth()[:, :, 0]))
     assert open_data(tmp_path).train.channels == 1
-    assert open_data(tmp_path, channels=3).train.channels == 3
 
 
 @pytest.mark.parametrize("struct_column", [True, False])
@@ -199,6 +199,36 @@ def test_split_stays_when_files_are_added_or_renamed(tmp_path: Path) -> None:
     after_train, after_val = split_val(open_data(tmp_path).train, 0.2)
     assert set(val.keys[1:]) | {"b/renamed.jpg"} <= set(after_val.keys)
     assert set(train.keys) <= set(after_train.keys)
+
+
+@pytest.mark.parametrize("kind", ["BMP", "PPM", "TIFF", "npy", "tensor"])
+def test_split_of_uncompressed_pictures_with_the_same_margin(kind: str, tmp_path: Path) -> None:
+    items: list[Any] = []
+    for i in range(60):
+        pixels = np.concatenate([smooth(60, 160, seed=i), np.full((60, 160, 3), 255, np.uint8)])
+        pixels = np.concatenate([pixels[60:], pixels])  # margins at both ends: BMP begins with the last row
+        if kind == "tensor":
+            items.append(torch.from_numpy(pixels))
+        elif kind == "npy":
+            np.save(tmp_path / f"{i}.npy", pixels)
+            items.append(tmp_path / f"{i}.npy")
+        else:
+            items.append(encoded(pixels, kind))
+    whole = ImageSet("margins", ["a", "b"], torch.zeros(60, dtype=torch.int64), [str(i) for i in range(60)], items)
+    _, val = split_val(whole, 0.4)
+    assert 12 <= len(val) <= 36
+
+
+def test_rows_without_a_label_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    images = [encoded(smooth(seed=i), "PNG") for i in range(5)]
+    pq.write_table(pa.table({"image": images, "label": ["x", None, "y", None, "x"]}), tmp_path / "train.parquet")
+    train = open_data(tmp_path).train
+    assert train.classes == ["x", "y"] and train.labels.tolist() == [0, 1, 0]
+    assert torch.equal(train.picture(1), torch.from_numpy(smooth(seed=2)).permute(2, 0, 1))
+    assert "2 of 5 rows have no label" in caplog.text
 
 
 def test_split_of_few(tmp_path: Path) -> None:

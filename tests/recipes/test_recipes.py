@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,7 @@ def test_recipe_runs_a_few_steps(name: str, pictures: Path, tmp_path: Path) -> N
     elif isinstance(run.model, ViTConfig):  # the baselines are small as they stand
         side = str(2 * run.model.patch)
         args += ["--width", "32", "--depth", "2", "--heads", "2", "--image-size", side, side]
+        args += ["--early-size", str(run.model.patch)] if run.early_size else []
     assert main(args) == 0
     rows = RunFolder(tmp_path / "run").rows()
     losses = [row["loss"] for row in rows if row["kind"] == "train"]
@@ -145,6 +147,23 @@ def test_weights_bring_their_architecture_and_a_size_that_suits_them() -> None:
     assert (run.model.width, run.model.depth, run.model.image_size) == (start.width, start.depth, (64, 64))
     same = from_weights(RECIPES["cifar10"](200), "classify", start)
     assert same.model.image_size == (32, 32)
+
+
+@pytest.mark.parametrize(("patch", "early"), [(14, 70), (16, 80), (32, 64)])
+def test_weights_of_any_patch_keep_the_quick_steps(patch: int, early: int) -> None:
+    start = replace(SIZES["S/16"], patch=patch, image_size=(7 * patch, 7 * patch))
+    assert from_weights(RECIPES["caption-vit"](200), "weights", start).early_size == early
+    # The 24 pixels of this one hold a patch of 14, or one of 16, and none of 32.
+    run = from_weights(RECIPES["cifar10-quick"](200), "weights", start)
+    assert run.early_size == {14: 14, 16: 16, 32: None}[patch]
+
+
+def test_quick_steps_keep_the_shape_of_the_pictures() -> None:
+    run = RECIPES["cifar10-quick"](200)
+    assert run.early_shape == (24, 24)
+    wide = replace(run, model=replace(run.model, image_size=(32, 64)), early_size=16)
+    assert wide.early_shape == (16, 32)
+    assert replace(run, early_size=None).early_shape is None
 
 
 def test_a_baseline_does_not_start_from_a_transformer() -> None:

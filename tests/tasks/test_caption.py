@@ -296,13 +296,34 @@ def test_going_on_keeps_the_decoder(tmp_path: Path) -> None:
     assert (task.captioning.captions, task.captioning.decoder_width, task.decoding.longest) == (4, 16, 7)
 
 
+def test_going_on_takes_the_losses_of_the_new_recipe(tmp_path: Path) -> None:
+    task = captioner(text_depth=1)
+    task.learn_with(replace(task.captioning, contrastive=0.5, bag_of_words=0.1))
+    assert {"contrastive", "bag_of_words"} <= task.loss(batch()).keys()
+    before = task.match.image.weight.clone()
+    task.learn_with(replace(task.captioning, bag_of_words=0.0))
+    assert torch.equal(task.match.image.weight, before) and not hasattr(task, "bag")
+    task.save(tmp_path / "m")
+    assert {"contrastive"} == {"contrastive", "bag_of_words"} & vitrail.load(tmp_path / "m").loss(batch()).keys()
+    with pytest.raises(UserError, match="contrastive compares"):
+        captioner().learn_with(Captioning(contrastive=0.5, text_depth=1))
+
+
 def test_configs_that_make_no_sense() -> None:
-    with pytest.raises(UserError, match="text depth"):
-        Captioning(contrastive=1.0)
-    with pytest.raises(UserError, match="width 128 does not divide into 3 heads"):
-        Captioning(decoder_width=128, decoder_heads=3)
-    with pytest.raises(UserError, match="at least one caption"):
-        Captioning(captions=0)
+    wrong: dict[str, dict[str, Any]] = {
+        "needs the decoder transformer with a text_depth of at least 1": {"contrastive": 1.0},
+        "contrastive compares": {"contrastive": 0.5, "text_depth": 1, "decoder": "attentive"},
+        "text_depth is from 0 to below the decoder's depth, got 3": {"text_depth": 3},
+        "width 128 does not divide into 3 heads": {"decoder_width": 128, "decoder_heads": 3},
+        "captions must be at least 1, got 0": {"captions": 0},
+        "most_words must be at least 1": {"most_words": 0},
+        "smoothing is a share": {"smoothing": 1.5},
+        "one of them above 0": {"writing": 0.0},
+        "critic_temperature must be above 0": {"critic_temperature": 0.0},
+    }
+    for message, fields in wrong.items():
+        with pytest.raises(UserError, match=message):
+            Captioning(**fields)
 
 
 def test_contrastive_vectors_do_not_hang_on_what_fills_up() -> None:

@@ -112,7 +112,8 @@ def test_human_ceiling_is_each_reference_against_the_others() -> None:
     third = {"a": "the dog"}, {"a": ["a red dog", "a dog runs"]}
     turns = [caption_scores(*turn, java=False) for turn in (first, second, third)]
     for name in ("cider", "bleu1", "bleu4", "rouge_l", "length"):
-        assert ceiling[name] == pytest.approx(sum(turn[name] for turn in turns) / 3)
+        assert ceiling[name] == pytest.approx((2 * turns[0][name] + 2 * turns[1][name] + turns[2][name]) / 5)
+    assert ceiling["count"] == 2
     with pytest.raises(UserError, match="at least two captions"):
         human_ceiling({"a": ["one"]})
 
@@ -186,9 +187,9 @@ def test_metric_counts_a_sample_once_and_merges() -> None:
     candidates, references = made_up()
     texts, expected = list(candidates.values()), list(references.values())
     texts[3] = "שלום \N{GRINNING FACE}"
-    one, two = CaptionMetric(expected, seen=["a dog"]), CaptionMetric(seen=["a dog"])
-    one.update({"sample": torch.arange(40)}, answers(texts[:40]))
-    one.update({"sample": torch.arange(30, 40)}, answers(texts[30:40]))
+    one, two = CaptionMetric(seen=["a dog"]), CaptionMetric(seen=["a dog"])
+    one.update({"sample": torch.arange(40), "captions": expected[:40]}, answers(texts[:40]))
+    one.update({"sample": torch.arange(30, 40), "captions": expected[30:40]}, answers(texts[30:40]))
     two.update({"sample": torch.arange(35, 60), "captions": expected[35:]}, answers(texts[35:]))
     one.merge(two.state())
     assert [one.rows[i] for i in range(60)] == list(zip(texts, expected, strict=True))
@@ -199,11 +200,13 @@ def test_metric_counts_a_sample_once_and_merges() -> None:
 
 def test_metric_warns_of_a_collapse(caplog: pytest.LogCaptureFixture) -> None:
     expected = [[f"caption {i}"] for i in range(20)]
-    metric = CaptionMetric(expected)
-    metric.update({"sample": torch.arange(20)}, answers(["a dog runs"] * 9 + [f"a {i}" for i in range(11)]))
+    metric = CaptionMetric()
+    metric.update(
+        {"sample": torch.arange(20), "captions": expected}, answers(["a dog runs"] * 9 + [f"a {i}" for i in range(11)])
+    )
     metric.compute()
     assert not caplog.records
-    metric.update({"sample": torch.arange(16)}, answers(["a dog runs"] * 16))
+    metric.update({"sample": torch.arange(16), "captions": expected[:16]}, answers(["a dog runs"] * 16))
     assert metric.compute()["identical"] == 0.8
     (record,) = caplog.records
     assert (

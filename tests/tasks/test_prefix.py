@@ -125,6 +125,20 @@ def test_the_loss_is_the_cross_entropy_of_the_captions_words(folder: Path) -> No
     assert parts["count"] == sum(len(tiny_captioners.byte_pairs().encode(text[0]).ids) + 1 for text in texts)
 
 
+def test_self_critical_training_is_finite_where_a_caption_ends(folder: Path) -> None:
+    """What fills a caption up is a word that the language model cannot say."""
+    task = captioner(folder, self_critical=1.0, captions=3, decoding=Decoding(longest=6))
+    task.reward = lambda keys, texts, ended: [float(len(text)) for text in texts]
+    with torch.no_grad():  # an end is as likely as any word
+        task.decoder.model.get_output_embeddings().weight[task.numbers.end] *= 0
+    for seed in range(4):
+        torch.manual_seed(seed)
+        parts = task.loss({"image": IMAGES, "sample": torch.arange(4)})
+        assert parts["loss"].isfinite() and parts["count"] <= 4 * 4 * 6
+    parts["loss"].backward()
+    assert all(p.grad.isfinite().all() for p in task.join.parameters() if p.grad is not None)
+
+
 @pytest.mark.parametrize("tuned", [False, True])
 def test_what_learns(folder: Path, tuned: bool) -> None:
     task = captioner(folder, tune_language=tuned).train()

@@ -14,16 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.data.augment import Augment
+from vitrail.data.decode import Preprocess
 from vitrail.data.loader import Batch, Loader
 from vitrail.data.sets import open_data
+from vitrail.data.text import Tokenizer
 from vitrail.errors import RunError, Stopped, UserError
 from vitrail.recipes import RECIPES
+from vitrail.tasks.caption import Caption, Captioning, numbered
+from vitrail.tasks.encoder import encoder_for
 from vitrail.train import loop
 from vitrail.train.build import build
 from vitrail.train.loop import LossModule, fit, train_step
 from vitrail.train.optim import Optimizers
 from vitrail.train.run import Run
 from vitrail.train.state import RunFolder
+from vitrail.vit import ViTConfig
 from vitrail.zoo import load
 
 CPU = torch.device("cpu")
@@ -113,6 +118,18 @@ def test_a_loss_that_is_not_finite_names_step_and_layer(tmp_path: Path) -> None:
         fit(run, parts, folder, 5)
     assert not (tmp_path / "run" / "best").exists()
     assert_same(dict(parts.task.named_parameters()), before)
+
+
+def test_a_captioner_whose_loss_is_not_finite_names_the_layer() -> None:
+    config = Captioning(decoder_width=8, decoder_depth=1, decoder_heads=2, most_words=8)
+    words = Tokenizer.train(["a dog"], "words", 8)
+    encoder = encoder_for(ViTConfig(width=8, depth=1, heads=2, patch=4, image_size=(8, 8)))
+    task = Caption(encoder, config, words, Preprocess(size=(8, 8)))
+    task.decoder.blocks[0].mlp.register_forward_hook(lambda *_: torch.tensor(torch.inf))  # type: ignore[union-attr,index]
+    batch = {"image": torch.randn(2, 3, 8, 8), "label": numbered([["a dog"], ["a dog"]], words, 8)}
+    run = Run(recipe="x", data="y", model=encoder.config, batch_size=2)
+    with pytest.raises(RunError, match=r"the loss is \w+ at step 1; it began in the layer decoder\."):
+        train_step(run, LossModule(task), batch, Optimizers(task, run.optim, 1), 1.0, 0)
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ Read from top to bottom: the convolution with its norm, the plain network, the r
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -48,11 +47,6 @@ class CNNConfig:
         """Channels of the last feature map."""
         return self.widths[-1]
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of the feature map at `image_size`."""
-        return feature_grid(self.image_size, self.stem_stride * math.prod(self.strides))
-
 
 @dataclass(frozen=True)
 class ResNetConfig:
@@ -84,22 +78,12 @@ class ResNetConfig:
         """Channels of the last feature map."""
         return self.widths[-1]
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of the feature map at `image_size`."""
-        return feature_grid(self.image_size, self.stem_stride * math.prod(self.strides))
-
 
 def _check_stages(config: CNNConfig | ResNetConfig) -> None:
     if not config.widths or len(config.widths) != len(config.strides):
         raise UserError(f"one stride a stage: got widths {config.widths} and strides {config.strides}")
     if min(config.depth, config.stem_stride, *config.widths, *config.strides) < 1:
         raise UserError("widths, strides and depth of a convolutional network must be at least 1")
-
-
-def feature_grid(pixels: tuple[int, int], stride: int) -> tuple[int, int]:
-    """Rows and columns of the feature map: a step that does not divide the side counts as a whole one."""
-    return -(-pixels[0] // stride), -(-pixels[1] // stride)
 
 
 class Convolution(nn.Module):

@@ -336,10 +336,14 @@ def _texts(value: Any, where: str) -> list[str]:
 Finder = Callable[[str], Path | None]
 
 
-def finder(base: Path) -> Finder:
-    """A function from a picture's name to its file, in a folder and the folders in it (`images/`, `Images/`, ...)."""
+def finder(base: Path, part: str = "") -> Finder:
+    """A function from a picture's name to its file, in a folder and the folders in it (`images/`, `Images/`, ...).
+
+    Folders that are named for the `part` come first: `train2017/` and `val2017/` may both have a `1.jpg`.
+    """
     bases = [base, base.parent] if base.name.lower() == "annotations" else [base]
     folders = [folder for each in bases for folder in (each, *sorted(each.iterdir())) if folder.is_dir()]
+    folders.sort(key=lambda folder: part_of(folder) != part)
 
     def find(name: str) -> Path | None:
         for place, folder in enumerate(folders):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Sequence
@@ -87,7 +88,7 @@ def open_captions(data: str | Path, val_fraction: float = 0.1) -> CaptionSplits:
     """
     path = _find(data)
     left = Left()
-    parts = _from_parquet(path, left) if parquet.files(path) else _from_files(path, left)
+    parts = _from_parquet(path, left) if parquet.files(path) else _apart(path, _from_files(path, left))
     left.sum_up(str(path))
     parts = {part: chosen for part, chosen in parts.items() if len(chosen)}
     if not parts:
@@ -126,6 +127,20 @@ def _split(whole: CaptionSet, val_fraction: float) -> dict[str, CaptionSet]:
     return {"train": train, "val": val}
 
 
+def _apart(path: Path, parts: dict[str, CaptionSet]) -> dict[str, CaptionSet]:
+    """The parts, of which no two have a file in common; UserError where two that are named do.
+
+    A table of all pictures may stand beside one of those to test on, so what names no part gives way.
+    """
+    for a, b in itertools.combinations(filter(None, parts), 2):
+        if both := {*parts[a].keys} & {*parts[b].keys}:
+            raise UserError(f"{path}: {min(both)} is in {a} and in {b}, one of {len(both):,}: take them out of one")
+    if "" in parts:
+        named = {key for part, chosen in parts.items() if part for key in chosen.keys}
+        parts[""] = parts[""].subset([i for i, key in enumerate(parts[""].keys) if key not in named])
+    return parts
+
+
 def _joined(a: CaptionSet, b: CaptionSet) -> CaptionSet:
     items = [part.read(i) for part in (a, b) for i in range(len(part))]
     return CaptionSet(a.name, a.keys + b.keys, items, a.captions + b.captions, a.channels)
@@ -142,12 +157,13 @@ def _from_files(path: Path, left: Left) -> dict[str, CaptionSet]:
     parts = {}
     for part, folder in (named or {"": path}).items():
         if files := _caption_files(folder):
-            entries, find = [entry for file in files for entry in read_file(file, left)], finder(folder)
-            _name_the_uncaptioned(folder, entries, find, left)
+            entries = [entry for file in files for entry in read_file(file, left)]
+            _find_pictures(entries, finder(folder))
+            _name_the_uncaptioned(folder, entries, left)
         else:
-            entries, find = read_pairs(folder), None
+            entries = read_pairs(folder)
         if entries:
-            parts[part] = _make(path, entries, find, left)
+            parts[part] = _make(path, entries, left)
         elif part:
             log.warning(f"{folder} holds no captions and is left out")
     if not parts:
@@ -175,20 +191,30 @@ def _beside_a_picture(file: Path) -> bool:
 
 def _from_tables(path: Path, files: list[Path], left: Left) -> dict[str, CaptionSet]:
     """Files of captions by part: as each picture says, or else as the file's name does."""
-    find = finder(files[0].parent)
     by_part: dict[str, list[Entry]] = {}
     for file in files:
         for entry in read_file(file, left):
             by_part.setdefault(entry.split or part_of(file) or "", []).append(entry)
+    for part, entries in by_part.items():
+        _find_pictures(entries, finder(files[0].parent, part))
     if path.is_dir():
-        _name_the_uncaptioned(path, [entry for entries in by_part.values() for entry in entries], find, left)
-    return {part: _make(path, entries, find, left) for part, entries in by_part.items()}
+        _name_the_uncaptioned(path, [entry for entries in by_part.values() for entry in entries], left)
+    return {part: _make(path, entries, left) for part, entries in by_part.items()}
 
 
-def _name_the_uncaptioned(path: Path, entries: list[Entry], find: Finder, left: Left) -> None:
-    """Pictures that lie among the captioned ones, and that no line names."""
+def _find_pictures(entries: list[Entry], find: Finder) -> None:
+    """Raises UserError where no picture is there at all."""
     for entry in entries:
         entry.item = find(entry.name)
+    if entries and not any(entry.item for entry in entries):
+        raise UserError(
+            f"{entries[0].where}: {entries[0].name!r} is not there, nor any other of {len(entries):,} pictures: "
+            "put them beside the file or in a folder images beside it"
+        )
+
+
+def _name_the_uncaptioned(path: Path, entries: list[Entry], left: Left) -> None:
+    """Pictures that lie among the captioned ones, and that no line names."""
     there = {entry.item for entry in entries if isinstance(entry.item, Path)}
     for folder in sorted({file.parent for file in there}):
         for file in sorted(folder.iterdir()):
@@ -196,16 +222,8 @@ def _name_the_uncaptioned(path: Path, entries: list[Entry], find: Finder, left: 
                 left.out("pictures without a caption", f"{file}: {path} has no caption for it")
 
 
-def _make(path: Path, entries: list[Entry], find: Finder | None, left: Left) -> CaptionSet:
-    """The entries with a picture and a caption. Raises UserError where no picture is there at all."""
-    if find is not None:
-        for entry in entries:
-            entry.item = entry.item or find(entry.name)
-        if entries and not any(entry.item for entry in entries):
-            raise UserError(
-                f"{entries[0].where}: {entries[0].name!r} is not there, nor any other of {len(entries):,} pictures: "
-                "put them beside the file or in a folder images beside it"
-            )
+def _make(path: Path, entries: list[Entry], left: Left) -> CaptionSet:
+    """The entries with a picture and a caption."""
     kept = [entry for entry in entries if _keep(entry, left)]
     root = path if path.is_dir() else path.parent
     files: list[Path] = [entry.item for entry in kept if isinstance(entry.item, Path)]

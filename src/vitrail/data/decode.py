@@ -6,7 +6,6 @@ import io
 import logging
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -276,22 +275,3 @@ def decode(
     Raises BadPicture, which names the file (or `name`) and the reason.
     """
     return Picture(data, name).pixels(channels, at_least)
-
-
-def decode_crop(
-    data: bytes | Path,
-    box: Box | Callable[[int, int], Box],
-    size: tuple[int, int],
-    channels: int = 3,
-    interpolation: Interpolation = "bicubic",
-    name: str | None = None,
-) -> Tensor:
-    """A box of a picture at `size`: uint8 [channels, h, w]. `box` may be chosen from the height and width.
-
-    A JPEG is decoded at the largest of 1/8, 1/4, 1/2 and 1 at which the box still has `size` pixels; its edges move
-    to whole pixels of that scale (`augment.crop_boxes` chooses boxes that lie on them).
-    """
-    picture = Picture(data, name)
-    if callable(box):
-        box = box(*picture.measure(channels))
-    return picture.crop(box, size, channels, interpolation)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.errors import UserError
+
+log = logging.getLogger("vitrail")
 
 IMAGES = ("image", "img", "picture", "jpg", "png")
 LABELS = ("label", "labels", "fine_label", "class", "target")
@@ -39,6 +42,9 @@ def read(paths: list[Path]) -> Table:
     """The rows of some files of one part."""
     table, schema = rows(paths, lambda names: [_column(names, IMAGES, paths[0]), _column(names, LABELS, paths[0])])
     image, label = table.column_names
+    if missing := table.column(label).null_count:
+        log.warning(f"{paths[0]}: {missing:,} of {len(table):,} rows have no {label} and are left out")
+        table = table.filter(table.column(label).is_valid())
     return Table(
         Pictures(table.column(image), paths[0].parent),
         table.column(label).to_pylist(),

@@ -66,11 +66,11 @@ class ImageSet:
         """A picture as it is kept."""
         return self.items[i]
 
-    def picture(self, i: int, channels: int | None = None, at_least: tuple[int, int] | None = None) -> Tensor:
-        """uint8 [channels, H, W]. Raises BadPicture with the key. For `at_least` see `decode`."""
+    def picture(self, i: int, channels: int | None = None) -> Tensor:
+        """uint8 [channels, H, W]. Raises BadPicture with the key."""
         opened = self.open(i)
         if isinstance(opened, Picture):
-            return opened.pixels(channels or self.channels, at_least)
+            return opened.pixels(channels or self.channels)
         try:
             return with_channels(to_bytes(opened), channels or self.channels)
         except ValueError as error:
@@ -116,7 +116,7 @@ class Splits:
     test: ImageSet | None = None
 
 
-def open_data(data: str | Path, channels: int | None = None, name: str | None = None) -> Splits:
+def open_data(data: str | Path, name: str | None = None) -> Splits:
     """The set at a path, or a built-in one by name; a path that exists wins over a name.
 
     A path is a folder with a folder a class, with or without folders `train`, `val` and `test` around them; Parquet
@@ -137,10 +137,6 @@ def open_data(data: str | Path, channels: int | None = None, name: str | None = 
         near = difflib.get_close_matches(str(data), builtin.NAMES, n=1)
         hint = f"did you mean {near[0]}?" if near else f"built-in sets are {', '.join(builtin.NAMES)}"
         raise UserError(f"no data at {data}, and no built-in set of that name: {hint}")
-    if channels is not None:
-        for part in (splits.train, splits.val, splits.test):
-            if part is not None:
-                part.channels = channels
     return splits
 
 
@@ -306,15 +302,24 @@ def split_val(part: ImageSet, fraction: float = 0.1) -> tuple[ImageSet, ImageSet
     return part.subset((~chosen).nonzero()[:, 0]), part.subset(chosen.nonzero()[:, 0])
 
 
+RAW = (b"BM", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"II*\0", b"MM\0*", b"\x93NUMPY")
+"""how files begin that may not be compressed: BMP, PNM, TIFF and arrays"""
+
+
 def _hash(item: bytes | Path | Tensor) -> float:
-    """A number in [0, 1) from the length and the first 16 KiB: no set is read whole for its split."""
+    """A number in [0, 1) from the length and the first 16 KiB, so that no set is read whole for its split.
+
+    These tell compressed pictures apart. Others may all begin with the same white rows, and are read whole.
+    """
+    start = 1 << 14
     try:
         if isinstance(item, Path):
             with item.open("rb") as file:
-                data, length = file.read(1 << 14), os.fstat(file.fileno()).st_size
+                data, length = file.read(start), os.fstat(file.fileno()).st_size
+                data += file.read() if data.startswith(RAW) else b""
         else:
             data = item if isinstance(item, bytes) else item.contiguous().numpy().tobytes()
-            data, length = data[: 1 << 14], len(data)
+            data, length = data if isinstance(item, Tensor) or data.startswith(RAW) else data[:start], len(data)
     except OSError:
         data, length = b"", 0  # a file that cannot be read is named when it is decoded
     digest = hashlib.blake2b(length.to_bytes(8, "little") + data, digest_size=6).digest()

@@ -10,11 +10,8 @@ import codecs
 import hashlib
 import json
 import os
-import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
-from itertools import pairwise
 from typing import Literal
 
 import tokenizers
@@ -48,12 +45,10 @@ class Tokenizer:
         size: int = 4096,
         *,
         lower: bool = False,
-        minimum: int = 1,
     ) -> Tokenizer:
         """A vocabulary of at most `size` entries, specials included: a function of the captions alone.
 
-        `minimum` is how often a word, or with BPE a pair to merge, must occur. `lower` makes all text lower case; with
-        it off, BPE gives any text back to the bit.
+        `lower` makes all text lower case; with it off, BPE gives any text back to the bit.
         """
         captions = list(captions)
         if not any(caption.strip() for caption in captions):
@@ -61,7 +56,7 @@ class Tokenizer:
         least = LEAST_BPE if kind == "bpe" else len(SPECIALS) + 1
         if size < least:
             raise UserError(f"a vocabulary of {size} is too small: with {kind} it has at least {least} entries")
-        inner, trainer = _bpe(size, minimum) if kind == "bpe" else _words(size, minimum)
+        inner, trainer = _bpe(size) if kind == "bpe" else _words(size)
         if lower:
             inner.normalizer = normalizers.Lowercase()
         with _one_thread():
@@ -73,22 +68,9 @@ class Tokenizer:
         """Entries of the vocabulary, specials included: every number is below it."""
         return self.inner.get_vocab_size()
 
-    def encode(self, text: str, dropout: float = 0.0, seed: int = 0) -> list[int]:
-        """Numbers without specials; a word that is not in a word vocabulary is `UNKNOWN`.
-
-        `dropout` is BPE-dropout (1910.13267): each merge that could be made is passed over with this chance, by draws
-        that are a function of the text and `seed`, so that the same caption comes in other pieces each epoch.
-        """
-        if not dropout:
-            return self.inner.encode(text, add_special_tokens=False).ids
-        if self.kind != "bpe":
-            raise ValueError("a word vocabulary has no merges to drop")
-        draw = random.Random(f"{seed} {text}")
-        if self.inner.normalizer is not None:
-            text = self.inner.normalizer.normalize_str(text)
-        assert self.inner.pre_tokenizer is not None
-        words = [word for word, _ in self.inner.pre_tokenizer.pre_tokenize_str(text)]
-        return [self._numbers[piece] for word in words for piece in self._merge(word, dropout, draw)]
+    def encode(self, text: str) -> list[int]:
+        """Numbers without specials; a word that is not in a word vocabulary is `UNKNOWN`."""
+        return self.inner.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the numbers up to the first `END`, without specials."""
@@ -151,48 +133,26 @@ class Tokenizer:
             raise ValueError(f"{i} is not in a vocabulary of {self.size}")
         return piece
 
-    @cached_property
-    def _numbers(self) -> dict[str, int]:
-        return self.inner.get_vocab()
 
-    @cached_property
-    def _ranks(self) -> dict[tuple[str, str], int]:
-        merges = json.loads(self.to_json())["model"]["merges"]
-        # Older releases of the library write a merge as one string.
-        pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
-        return {pair: rank for rank, pair in enumerate(pairs)}
-
-    def _merge(self, word: str, dropout: float, draw: random.Random) -> list[str]:
-        """The pieces of a word, where each possible merge is passed over with the chance `dropout` at each step."""
-        pieces = list(word)
-        while True:
-            ranked = [(self._ranks.get(pair), place) for place, pair in enumerate(pairwise(pieces))]
-            possible = [(rank, place) for rank, place in ranked if rank is not None and draw.random() >= dropout]
-            if not possible:
-                return pieces
-            _, place = min(possible)
-            pieces[place : place + 2] = ["".join(pieces[place : place + 2])]
-
-
-def _bpe(size: int, minimum: int) -> tuple[tokenizers.Tokenizer, trainers.Trainer]:
+def _bpe(size: int) -> tuple[tokenizers.Tokenizer, trainers.Trainer]:
     inner = tokenizers.Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()  # for others who read tokenizer.json
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     return inner, trainers.BpeTrainer(
         vocab_size=size,
-        min_frequency=minimum,
+        min_frequency=1,
         special_tokens=list(SPECIALS),
         initial_alphabet=alphabet,
         show_progress=False,
     )
 
 
-def _words(size: int, minimum: int) -> tuple[tokenizers.Tokenizer, trainers.Trainer]:
+def _words(size: int) -> tuple[tokenizers.Tokenizer, trainers.Trainer]:
     inner = tokenizers.Tokenizer(models.WordLevel(unk_token=SPECIALS[UNKNOWN]))
     inner.pre_tokenizer = pre_tokenizers.Split(Regex(WORD), behavior="removed", invert=True)
     return inner, trainers.WordLevelTrainer(
-        vocab_size=size, min_frequency=minimum, special_tokens=list(SPECIALS), show_progress=False
+        vocab_size=size, min_frequency=1, special_tokens=list(SPECIALS), show_progress=False
     )
 
 

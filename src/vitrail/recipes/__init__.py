@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
+from typing import Any
 
 from vitrail.baselines import CNNConfig, MLPConfig, ResNetConfig, RNNConfig
 from vitrail.errors import UserError
@@ -94,10 +95,13 @@ def from_weights(run: Run, init: str, config: EncoderConfig) -> Run:
     """The run, started from the weights `init` of a model `config`: its architecture, at the size that suits both.
 
     Pictures keep the checkpoint's size, or at most twice that where the recipe's are larger; convolutions take the
-    recipe's as it is. A recipe for captions takes any kind of encoder, one that classifies its own kind alone.
+    recipe's as it is. A recipe for captions takes any kind of encoder, and pictures as that was taught with them; one
+    that classifies takes its own kind alone.
     """
     if type(config) is not type(run.model) and isinstance(run.task, Classification):
         raise UserError(f"{init} is {IN_WORDS[type(config)]}, which {run.recipe} does not train: leave --init out")
+    if not isinstance(run.task, Classification):
+        run = replace(run, mean=None, std=None, resize=None, crop_fraction=None, interpolation=None)
     if isinstance(config, CNNConfig | ResNetConfig):
         return replace(run, init=init, model=replace(config, image_size=run.model.image_size))
     if not isinstance(config, ViTConfig):
@@ -108,13 +112,14 @@ def from_weights(run: Run, init: str, config: EncoderConfig) -> Run:
     )
     drop_path = run.model.drop_path if isinstance(run.model, ViTConfig) else 0.0
     model = replace(config, image_size=(height, width), drop_path=drop_path)
-    early = run.early_size if run.early_size and run.early_size < min(height, width) else None
-    return replace(run, init=init, model=model, early_size=early)
+    early = (run.early_size or 0) // config.patch * config.patch
+    return replace(run, init=init, model=model, early_size=early if 0 < early < min(height, width) else None)
 
 
-def check_architecture(init: str, given: EncoderConfig, wanted: EncoderConfig) -> None:
-    """Refuse a model that the weights `init` of a model `given` do not fit."""
-    for entry in fields(given):
-        if entry.name not in FREE and getattr(given, entry.name) != getattr(wanted, entry.name):
+def check_fixed(init: str, wanted: Any, recipe: Any, own: Any, free: Sequence[str]) -> None:
+    """Refuse a field that is `wanted` otherwise than in the `recipe` and in the weights `init`, whose `own` it is."""
+    for entry in fields(own):
+        value = getattr(wanted, entry.name)
+        if entry.name not in free and value != getattr(recipe, entry.name) and value != getattr(own, entry.name):
             option = f"--{entry.name.replace('_', '-')}"
             raise UserError(f"{option} is fixed by the weights of {init}: leave {option} out, or train from scratch")

@@ -119,10 +119,10 @@ def _matching(**choices: Any) -> Captioning:
 
 
 def caption_match(pictures: int) -> Run:
-    """To see, learned from captions before any is written: small pictures are matched with them and tell their words.
+    """Teaches a ViT to see from captions: small pictures are matched with them, and tell which words they use.
 
     Command: vitrail train caption-match --data flickr8k
-    What comes out is for `caption-coca --init`. It writes nothing yet, so its scores as a captioner are 0.
+    What comes out is for `caption-coca --init`. It writes nothing, so its scores as a captioner are 0.
     """
     run = _run("caption-match", replace(_vit(), image_size=(64, 64)), _matching(writing=0.0))
     # Evaluated at the end alone: no caption is written that a better checkpoint could be told by.
@@ -141,7 +141,7 @@ def encoder_cifar10(pictures: int) -> Run:
 
 
 def caption_coca(pictures: int) -> Run:
-    """The same, while pictures are matched with their captions (CoCa, arXiv 2205.01917) and tell the words in them.
+    """`caption-vit` that also matches pictures with captions (CoCa, arXiv 2205.01917) and tells which words these use.
 
     Command: vitrail train caption-coca --data flickr8k [--init RUN]
     """
@@ -156,4 +156,4 @@ def caption_critic(pictures: int) -> Run:
     task = _task(captions=4, self_critical=1.0, critic_temperature=0.7, decoding=Decoding(longest=28))
     run = _run("caption-critic", _vit(), task)
     optim = replace(run.optim, lr=5e-5, matrix_lr=2e-4, warmup=0.02)
-    return replace(run, optim=optim, epochs=6, batch_size=32, eval_every=1)
+    return replace(run, early_size=None, optim=optim, epochs=6, batch_size=32, eval_every=1)

@@ -78,7 +78,7 @@ def settle(run: Run, pictures: int, classes: int, change: Callable[[Run], Run]) 
     run = change(replace(run, optim=SMALL if method == "full" and width < NARROW else optim))
     run = replace(run, tune=replace(run.tune, method=method))
     if reason:
-        rate = "" if run.tune.frozen else f"; learning rate {run.optim.lr:g}, for a width of {width}"
+        rate = "" if run.tune.frozen else f"; learning rate {run.optim.lr:g}"
         log.warning("method %s, since %s%s", method, reason, rate)
     return run
 

@@ -103,10 +103,9 @@ def cifar10_laptop(pictures: int) -> Run:
 
 
 def cifar10(pictures: int) -> Run:
-    """CIFAR-10 on a GPU, in minutes.
+    """CIFAR-10 on a GPU; not measured yet.
 
     Command: vitrail train cifar10
-    Not yet measured on a GPU.
     """
     return Run(
         recipe="cifar10",

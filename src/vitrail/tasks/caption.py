@@ -65,16 +65,37 @@ class Captioning:
     decoding: Decoding = field(default_factory=Decoding)
 
     def __post_init__(self) -> None:
-        if self.contrastive and not 0 < self.text_depth < self.decoder_depth:
-            raise UserError("the contrastive loss needs a text depth of at least 1, below the decoder's depth")
+        for name in ("decoder_width", "decoder_depth", "decoder_heads", "most_words", "captions"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("smoothing", "word_dropout", "decoder_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} is a share from 0 to below 1, got {getattr(self, name)}")
+        weights = (self.writing, self.contrastive, self.bag_of_words, self.self_critical)
+        if min(weights) < 0 or not any(weights):
+            raise UserError("writing, contrastive, bag_of_words and self_critical are weights, one of them above 0")
+        if self.critic_temperature <= 0:
+            raise UserError(f"critic_temperature must be above 0, got {self.critic_temperature}")
         if self.decoder == "transformer" and self.decoder_width % self.decoder_heads:
             raise UserError(
                 f"decoder width {self.decoder_width} does not divide into {self.decoder_heads} heads: change one"
             )
-        if self.captions < 1:
-            raise UserError(f"a step reads at least one caption a picture, got {self.captions}")
+        if not 0 <= self.text_depth < self.decoder_depth:
+            raise UserError(f"text_depth is from 0 to below the decoder's depth, got {self.text_depth}")
+        if self.contrastive and not (self.decoder == "transformer" and self.text_depth):
+            raise UserError(
+                "contrastive compares pictures with what a Transformer's lowest blocks know from words alone: it needs "
+                "the decoder transformer with a text_depth of at least 1, or a weight of 0"
+            )
 
     balanced = False
+
+
+FREE = (
+    *("captions", "smoothing", "word_dropout", "decoding"),
+    *("writing", "contrastive", "bag_of_words", "self_critical", "critic_temperature"),
+)
+"""what of a captioner may change when it goes on learning; the rest is in its weights and its vocabulary"""
 
 
 class Caption(Task):
@@ -88,6 +109,8 @@ class Caption(Task):
     name = "caption"
     score = "cider"
     metric_reads = "answers"
+    match: Match
+    bag: BagOfWords
 
     def __init__(
         self,
@@ -107,18 +130,29 @@ class Caption(Task):
         self.decoding = config.decoding
         width = pooled_width(encoder.config)
         self.decoder = decoder or decoder_for(config, tokenizer.size, token_width(encoder.config), width)
-        if config.contrastive:
-            self.match = Match(width, config.decoder_width)
-        if config.bag_of_words:
-            self.bag = BagOfWords(width, tokenizer.size)
+        self._make_heads()
         self.reward: Reward | None = None
         """what self-critical training is rewarded with"""
 
+    def _make_heads(self) -> None:
+        """A head for each loss that has a weight, the one that is there where there is one."""
+        config, width = self.captioning, pooled_width(self.encoder.config)
+        for name, weight in (("match", config.contrastive), ("bag", config.bag_of_words)):
+            if hasattr(self, name) and not weight:
+                delattr(self, name)
+        if config.contrastive and not hasattr(self, "match"):
+            self.match = Match(width, config.decoder_width)
+        if config.bag_of_words and not hasattr(self, "bag"):
+            self.bag = BagOfWords(width, self.tokenizer.size)
+
+    def kept(self, config: Any) -> Any:
+        """`config`, a `Captioning`, with the decoder and the vocabulary that are in these weights."""
+        return replace(self.captioning, **{name: getattr(config, name) for name in FREE})
+
     def learn_with(self, config: Any) -> None:
-        """Go on learning as `config`, a `Captioning`, says, with the decoder and the vocabulary as they are."""
-        how = ("captions", "smoothing", "writing", "word_dropout", "critic_temperature", "self_critical", "decoding")
-        self.captioning = replace(self.captioning, **{name: getattr(config, name) for name in how})
-        self.decoding = config.decoding
+        """Go on learning as `config` says, with what these weights keep."""
+        self.captioning, self.decoding = self.kept(config), config.decoding
+        self._make_heads()
 
     def forward(self, images: Tensor, words: Tensor) -> Tensor:
         """Normalised pictures [B, C, H, W] and the words [B, K, T] of K captions, to logits [B, K, T, V]."""
@@ -138,7 +172,7 @@ class Caption(Task):
         return vectors.mean(dim=1) if vectors.ndim == 3 else vectors
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Sums over the captions' words (or over the captions, in self-critical training)."""
+        """Sums over the captions' words; in self-critical training over those of the samples."""
         memory = self.memory(batch["image"])
         if self.captioning.self_critical:
             return self._self_critical(memory, batch)
@@ -199,7 +233,7 @@ class Caption(Task):
             no_repeat=0,
             longest=self.decoding.longest,
         )
-        self.eval()  # samples are drawn without dropout
+        self.eval()  # the decoder draws without dropout
         with torch.no_grad():
             written = write(self.decoder, memory, how, batch["sample"])
         self.train()
@@ -212,7 +246,8 @@ class Caption(Task):
         logits = self.decoder.logits(self.decoder(words.masked_fill(words == END, PAD), memory)).float() / heat
         logp = logits.log_softmax(dim=-1).gather(3, written.words[..., None])[..., 0]
         counted = written.words != PAD
-        loss = -((rewards - others)[..., None] * logp * counted).sum()
+        # What fills a caption up is masked and not multiplied: a language model cannot say it, and 0 times -inf is nan.
+        loss = -((rewards - others)[..., None] * logp.masked_fill(~counted, 0.0)).sum()
         count = counted.sum()
         return {"loss": self.captioning.self_critical * loss, "count": count, "reward": rewards.mean() * count}
 

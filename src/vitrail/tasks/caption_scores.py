@@ -8,6 +8,7 @@ fractions as the scorers print them; a CIDEr of 0.42 is what papers write as 42.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import json
 import logging
@@ -104,18 +105,27 @@ def statistics(captions: Collection[str], seen: Iterable[str] | None = None) -> 
 def human_ceiling(references: Mapping[Key, Sequence[str]], *, java: bool | None = None) -> dict[str, float]:
     """How people score: each reference in turn as the candidate against the picture's others, averaged over the turns.
 
-    Pictures with fewer than two references have no part in it. A person has one reference less to agree with than a
-    model has, so this is a little below what a person would get beside it.
+    A turn counts by its pictures, since few have a sixth reference. Those with fewer than two have no part in it;
+    `count` is of the others. A person has one reference less to agree with than a model has, so this is a little below
+    what a person would get beside it.
     """
     several = {key: list(texts) for key, texts in references.items() if len(texts) > 1}
     if not several:
         raise UserError("a human ceiling needs pictures with at least two captions")
-    turns = []
+    turns: list[dict[str, float]] = []
     for turn in range(max(map(len, several.values()))):
         those = {key: texts for key, texts in several.items() if len(texts) > turn}
         others = {key: texts[:turn] + texts[turn + 1 :] for key, texts in those.items()}
         turns.append(caption_scores({key: texts[turn] for key, texts in those.items()}, others, java=java))
-    return {name: sum(turn[name] for turn in turns) / len(turns) for name in turns[0]}
+    captions = sum(turn["count"] for turn in turns)
+    means = {name: sum(turn[name] * turn["count"] for turn in turns) / captions for name in turns[0]}
+    return {**means, "count": len(several)}
+
+
+def check_scorers() -> None:
+    """UserError where pycocoevalcap is missing."""
+    if importlib.util.find_spec("pycocoevalcap") is None:
+        raise UserError(MISSING)
 
 
 def _ngram_scores(tokens: Mapping[Key, str], expected: Mapping[Key, list[str]]) -> dict[str, float]:
@@ -254,31 +264,19 @@ def _reason(error: Exception) -> str:
 class CaptionMetric:
     """The scores of an evaluation, `cider` first, from answers with a `.caption`; state is kept by sample.
 
-    A picture's references are those of its batch under `captions`, a list a picture, or else those of `references` at
-    its sample number. Warns where the model has collapsed to one caption.
+    A picture's references are those of its batch under `captions`, a list a picture. Warns where the model has
+    collapsed to one caption.
     """
 
-    def __init__(
-        self,
-        references: Sequence[Sequence[str]] | None = None,
-        *,
-        seen: Iterable[str] | None = None,
-        java: bool | None = False,
-    ) -> None:
+    def __init__(self, *, seen: Iterable[str] | None = None, java: bool | None = False) -> None:
         """`seen` and `java` as in `caption_scores`. Java takes seconds, so it is off unless asked for."""
-        self.references = references
         self.seen = None if seen is None else list(seen)
         self.java = java
         self.rows: dict[int, tuple[str, list[str]]] = {}
 
     def update(self, batch: dict[str, Any], answers: Sequence[Any]) -> None:
         """Keep each sample's caption; one that was seen before counts once."""
-        samples = batch["sample"].tolist()
-        references = batch.get("captions")
-        if references is None:
-            assert self.references is not None, "the metric was given no references, and the batch has no `captions`"
-            references = [self.references[sample] for sample in samples]
-        for sample, answer, texts in zip(samples, answers, references, strict=True):
+        for sample, answer, texts in zip(batch["sample"].tolist(), answers, batch["captions"], strict=True):
             self.rows[sample] = (answer.caption, list(texts))
 
     def state(self) -> dict[str, Tensor]:

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from vitrail.data.decode import Preprocess
 from vitrail.errors import UserError
 from vitrail.tasks.classify import Classify
-from vitrail.tasks.encoder import Encoder
+from vitrail.tasks.encoder import Encoder, pooled_width
 from vitrail.tasks.task import Batch
-from vitrail.vit import ViTConfig
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 """as DINO evaluates (arXiv 2104.14294, appendix F, after arXiv 1805.01978)"""
@@ -61,9 +60,7 @@ class KNN(Classify):
     def __init__(self, encoder: Encoder, classes: list[str], preprocess: Preprocess, pictures: int) -> None:
         """`pictures` is the number of training pictures that the head remembers."""
         super().__init__(encoder, classes, preprocess)
-        config = encoder.config
-        width = config.pooled_width if isinstance(config, ViTConfig) else config.width
-        self.head: Neighbours = Neighbours(width, len(classes), pictures)  # type: ignore[assignment]
+        self.head: Neighbours = Neighbours(pooled_width(encoder.config), len(classes), pictures)  # type: ignore[assignment]
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         raise UserError("k nearest neighbours has no loss: load it with classes=N to train a head")

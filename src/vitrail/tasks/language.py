@@ -77,10 +77,8 @@ class TheirTokenizer(Tokenizer):
     def size(self) -> int:
         return OWN + self.numbers.size
 
-    def encode(self, text: str, dropout: float = 0.0, seed: int = 0) -> list[int]:
+    def encode(self, text: str) -> list[int]:
         """Numbers without specials."""
-        if dropout:
-            raise ValueError("another model's vocabulary has no merges to drop")
         ids = self.inner.encode(text, add_special_tokens=False).ids
         return [END if i == self.numbers.end else i + OWN for i in ids]
 

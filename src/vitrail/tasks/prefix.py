@@ -102,12 +102,15 @@ class PrefixCaption(Caption):
             decoder.requires_grad_(False)
             self.frozen = [decoder]
 
-    def learn_with(self, config: Any) -> None:
-        """Go on learning as `config` says, with language model and join as they are."""
+    def kept(self, config: Any) -> Prefixed:
+        """`config` with the language model and the join that are in these weights."""
         if not isinstance(config, Prefixed):
             raise UserError("this captioner has a language model: go on with it by the recipe caption-prefix")
         own = ("language_model", "join", "prefix_length", "join_depth", "tune_language")
-        self.prefixed = replace(config, **{name: getattr(self.prefixed, name) for name in own})
+        return replace(config, **{name: getattr(self.prefixed, name) for name in own})
+
+    def learn_with(self, config: Any) -> None:
+        self.prefixed = self.kept(config)
         self.captioning, self.decoding = self.prefixed.captioning, config.decoding
 
     def memory(self, images: Tensor) -> Memory:

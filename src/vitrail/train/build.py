@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from vitrail.data.sets import ImageSet, Splits, open_data, split_val
 from vitrail.data.text import Tokenizer
 from vitrail.errors import UserError
 from vitrail.tasks.caption import Caption, Captioning, numbered
-from vitrail.tasks.caption_scores import Cider
+from vitrail.tasks.caption_scores import Cider, check_scorers
 from vitrail.tasks.classify import Classification, Classify
 from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.knn import KNN
@@ -39,6 +39,11 @@ VAL_FRACTION = 0.1
 def build(run: Run, splits: Splits, device: torch.device) -> tuple[Parts, int]:
     """The parts of a run, and its number of steps."""
     train, val = (splits.train, splits.val) if splits.val else split_val(splits.train, VAL_FRACTION)
+    if run.early_size is not None and run.early_size >= min(run.model.image_size):
+        sides = "x".join(map(str, run.model.image_size))
+        raise UserError(f"early_size {run.early_size} does not shrink pictures of {sides}: say --early-size None")
+    if run.tune.frozen and isinstance(run.task, Classification):
+        refuse_unused(run.task, run.tune.method)
     # A validation part that was cut from the training part shares its limit of bad pictures.
     tally = None if splits.val else Tally(len(splits.train))
     torch.manual_seed(seed_for(run.seed, -1))
@@ -69,6 +74,14 @@ def build(run: Run, splits: Splits, device: torch.device) -> tuple[Parts, int]:
     assert others[0] is not None
     steps = max(1, round(run.epochs * loader.steps_per_epoch))
     return Parts(task, loader, others[0], others[1]), steps
+
+
+def refuse_unused(task: Classification, method: str) -> None:
+    """Refuse what a head that is solved for, or that remembers, makes no use of."""
+    plain = Classification(smoothing=task.smoothing, balanced=task.balanced)  # the recipe's, for the other methods
+    for entry in fields(plain):
+        if getattr(task, entry.name) != getattr(plain, entry.name):
+            raise UserError(f"method {method} makes no use of --{entry.name}: leave it out, or choose another --method")
 
 
 def open_for(task: TaskConfig, data: str | Path, name: str | None = None) -> Splits:
@@ -114,6 +127,8 @@ def start(run: Run, train: ImageSet) -> Task:
             task = KNN(task.encoder, task.classes, task.preprocess, len(train))
         elif isinstance(task, KNN):
             task = Classify(task.encoder, task.classes, task.preprocess)
+        if run.task.hidden not in (None, task.hidden):
+            task = Classify(task.encoder, task.classes, task.preprocess, hidden=run.task.hidden)
         task.loss_kind, task.smoothing = run.task.loss, run.task.smoothing
         task.class_weights = _class_weights(run.task, train)
         return task
@@ -128,24 +143,34 @@ def start(run: Run, train: ImageSet) -> Task:
     )
 
 
+def goes_on(config: TaskConfig, weights: Task) -> bool:
+    """Whether a run takes the whole captioner `weights`, and not its encoder alone."""
+    if isinstance(config, Classification):
+        return False
+    return isinstance(weights, PrefixCaption if isinstance(config, Prefixed) else Caption)
+
+
 def captioner(run: Run, train: CaptionSet) -> Caption:
     """A captioner whose vocabulary comes from `train`, or one to go on with; `train` gets its numbered captions.
 
     `run.init` may name a captioner, which keeps its decoder and vocabulary, or a model whose encoder is taken. The
     vocabulary of a language model is its own.
     """
+    check_scorers()  # which are needed at the first evaluation
     config = run.task
     assert isinstance(config, Captioning | Prefixed)
     loaded = zoo.load(run.init, channels=run.model.channels, image_size=run.model.image_size) if run.init else None
     if loaded is not None and isinstance(run.model, ViTConfig):
         zoo.change_drop_path(loaded, run.model.drop_path)
     task: Caption
-    if isinstance(loaded, PrefixCaption if isinstance(config, Prefixed) else Caption):
+    if loaded is not None and goes_on(config, loaded):
+        assert isinstance(loaded, Caption)
         task = loaded
         task.learn_with(config)
+        task.preprocess = changed_preparation(run, task.preprocess)
     else:
         encoder = zoo.encoder_of(loaded) if loaded else encoder_for(run.model)
-        prepared = loaded.preprocess if loaded else preparation(run)
+        prepared = changed_preparation(run, loaded.preprocess) if loaded else preparation(run)
         if isinstance(config, Prefixed):
             task = PrefixCaption(encoder, config, *captioners.language_model(config.language_model), prepared)
         else:

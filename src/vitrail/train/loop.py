@@ -88,8 +88,8 @@ def fit(run: Run, parts: Parts, folder: RunFolder, steps: int, resume: bool = Fa
             # Dropout and its like are a function of (seed, step), so a resumed run draws what the first one did.
             torch.manual_seed(seed_for(run.seed, step))
             batch = batches.take()
-            if run.early_size is not None and step < run.early * steps:
-                batch["image"] = F.interpolate(batch["image"], run.early_size, mode="bilinear", antialias=True)
+            if run.early_shape is not None and step < run.early * steps:
+                batch["image"] = F.interpolate(batch["image"], run.early_shape, mode="bilinear", antialias=True)
             try:
                 rate = factor(run.optim, step, steps)
                 row = train_step(run, module, batch, optimizers, rate, step, batches.make)
@@ -282,7 +282,7 @@ def no_number(name: str) -> str:
 
 
 @torch.no_grad()
-def _where(task: nn.Module, batch: Batch) -> str:
+def _where(task: Task, batch: Batch) -> str:
     """In words, the first layer that gives a number that is not finite for this batch."""
     if (name := not_finite(task)) is not None:
         return no_number(name)
@@ -304,7 +304,7 @@ def _where(task: nn.Module, batch: Batch) -> str:
     try:
         if not batch["image"].isfinite().all():
             return "the pictures hold numbers that are not finite: check the data"
-        task(batch["image"])
+        task.loss(batch)
     finally:
         for handle in handles:
             handle.remove()

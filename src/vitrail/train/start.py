@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +21,12 @@ from vitrail.data.sets import ImageSet, Splits, open_data, split_val
 from vitrail.errors import RunError, UserError
 from vitrail.files import write_whole
 from vitrail.recipes.finetune import settle
-from vitrail.tasks.caption import Caption
+from vitrail.tasks.caption import FREE, Caption
 from vitrail.tasks.caption_scores import CaptionMetric, human_ceiling
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.embed import Embed
 from vitrail.tasks.task import Task
-from vitrail.train.build import VAL_FRACTION, build, evaluation_loader, open_for
+from vitrail.train.build import VAL_FRACTION, build, evaluation_loader, goes_on, open_for
 from vitrail.train.device import choose_device
 from vitrail.train.frozen import fit_frozen
 from vitrail.train.loop import Parts, evaluate, fit
@@ -66,10 +67,14 @@ def begin(
     if (channels := splits.train.channels) not in (1, 3, run.model.channels):  # others read as these two
         log.warning("the pictures have %d channels, and so will the model", channels)
         run = replace(run, model=replace(run.model, channels=channels))
-    given = run.model
+    given = run
     run = settle(run, len(splits.train), len(splits.train.classes), change)
     if init is not None:
-        recipes.check_architecture(init, given, run.model)
+        recipes.check_fixed(init, run.model, given.model, given.model, recipes.FREE)
+        if isinstance(weights, Caption) and goes_on(run.task, weights):
+            own = weights.kept(run.task)
+            recipes.check_fixed(init, run.task, given.task, own, FREE)
+            run = replace(run, task=own)
     run = replace(run, data=str(data))
     folder = RunFolder(out or Path("runs") / f"{run.recipe}-{run.seed}")
     folder.refuse_taken()  # before the pictures are decoded, which takes its time
@@ -89,9 +94,9 @@ def go_on(path: Path, device: str | None) -> dict[str, Any]:
     """Go on with the run in the folder `path` from its last saved step, to the same bits."""
     folder = RunFolder(path)
     run = folder.run()
-    parts, steps = build(run, open_for(run.task, run.data, recipes.find(run.recipe)(1).data), choose_device(device))
     if any(row["kind"] == "done" for row in folder.rows()):
         raise UserError(f"the run in {path} is done: its report is {path / 'report.html'}")
+    parts, steps = build(run, open_for(run.task, run.data, recipes.find(run.recipe)(1).data), choose_device(device))
     return _train(run, parts, folder, steps, resume=True)
 
 
@@ -190,7 +195,7 @@ def score_people(data: str, split: str | None) -> tuple[str, dict[str, Any]]:
     """The part's name and what its own captions come to: each as the answer, with the picture's others to compare."""
     name, part = choose_part(open_captions(data), split)
     assert isinstance(part, CaptionSet)
-    return name, {**human_ceiling(dict(enumerate(part.captions))), "count": len(part)}
+    return name, human_ceiling(dict(enumerate(part.captions)))
 
 
 def score_features(task: Task, splits: Splits, split: str | None) -> tuple[str, dict[str, Any]]:
@@ -231,9 +236,11 @@ def choose_part(splits: Splits, name: str | None) -> tuple[str, ImageSet]:
 
 def in_order_of(part: ImageSet, task: Task) -> ImageSet:
     """The part with its labels numbered as the model's classes are."""
-    if part.classes == task.classes or (
-        all(name.isdigit() for name in task.classes) and len(task.classes) == len(part.classes)
-    ):
+    count = len(part.classes)
+    unnamed = task.classes == [str(i) for i in range(count)] and not all(name.isdecimal() for name in part.classes)
+    # ImageNet's folders (n01440764 and so on) stand in the order of its classes, by whatever words a model knows these.
+    synsets = count == len(task.classes) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in part.classes)
+    if part.classes == task.classes or unnamed or synsets:
         return part
     missing = [name for name in part.classes if name not in task.classes]
     if missing:
