@@ -164,6 +164,7 @@ def test_quick_steps_keep_the_shape_of_the_pictures() -> None:
     wide = replace(run, model=replace(run.model, image_size=(32, 64)), early_size=16)
     assert wide.early_shape == (16, 32)
     assert replace(run, early_size=None).early_shape is None
+    assert replace(run, early_size=32).early_shape is None, "nothing is made larger"
 
 
 def test_a_baseline_does_not_start_from_a_transformer() -> None:

@@ -39,9 +39,6 @@ VAL_FRACTION = 0.1
 def build(run: Run, splits: Splits, device: torch.device) -> tuple[Parts, int]:
     """The parts of a run, and its number of steps."""
     train, val = (splits.train, splits.val) if splits.val else split_val(splits.train, VAL_FRACTION)
-    if run.early_size is not None and run.early_size >= min(run.model.image_size):
-        sides = "x".join(map(str, run.model.image_size))
-        raise UserError(f"early_size {run.early_size} does not shrink pictures of {sides}: say --early-size None")
     if run.tune.frozen and isinstance(run.task, Classification):
         refuse_unused(run.task, run.tune.method)
     # A validation part that was cut from the training part shares its limit of bad pictures.

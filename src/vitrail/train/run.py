@@ -47,7 +47,7 @@ class Run:
     accumulate: int = 1
     """parts that a step's pictures are cut into, to need less memory"""
     early_size: int | None = None
-    """short side in pixels that pictures are shrunk to at first, for quicker steps (arXiv 2104.00298, section 4)"""
+    """short side in pixels that larger pictures are shrunk to at first: quicker steps (arXiv 2104.00298, section 4)"""
     early: float = 0.6
     """share of the steps that read pictures of `early_size`"""
     mean: tuple[float, ...] | None = None
@@ -91,9 +91,9 @@ class Run:
     @property
     def early_shape(self) -> tuple[int, int] | None:
         """Height and width at first: the shape of the pictures, as near as whole patches come to it."""
-        if self.early_size is None:
-            return None
         patch, (height, width) = getattr(self.model, "patch", 1), self.model.image_size
+        if self.early_size is None or self.early_size >= min(height, width):
+            return None
         scale = self.early_size / min(height, width) / patch
         return round(height * scale) * patch, round(width * scale) * patch
 
