@@ -127,6 +127,7 @@ def test_a_captioner_whose_loss_is_not_finite_names_the_layer() -> None:
     task = Caption(encoder, config, words, Preprocess(size=(8, 8)))
     task.decoder.blocks[0].mlp.register_forward_hook(lambda *_: torch.tensor(torch.inf))  # type: ignore[union-attr,index]
     batch = {"image": torch.randn(2, 3, 8, 8), "label": numbered([["a dog"], ["a dog"]], words, 8)}
+    batch |= {"sample": torch.arange(2), "epoch": 0}
     run = Run(recipe="x", data="y", model=encoder.config, batch_size=2)
     with pytest.raises(RunError, match=r"the loss is \w+ at step 1; it began in the layer decoder\."):
         train_step(run, LossModule(task), batch, Optimizers(task, run.optim, 1), 1.0, 0)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.data.decode import Preprocess
+from vitrail.data.random import uniform
 from vitrail.data.text import END, PAD, START, UNKNOWN, Tokenizer
 from vitrail.errors import UserError
 from vitrail.plain import describe
@@ -103,7 +104,7 @@ class Caption(Task):
 
     Keys of a batch: `image` [B, C, H, W] normalised floats, `sample` [B]; to learn from, `label` int64 [B, K, T], the
     numbers of K captions, each ended by `END` and filled up with `PAD` (a caption that is missing is all `PAD`); to
-    score, `captions`, the references as text.
+    score, `captions`, the references as text. In training `epoch` tells whose turn it is among them.
     """
 
     name = "caption"
@@ -176,7 +177,7 @@ class Caption(Task):
         memory = self.memory(batch["image"])
         if self.captioning.self_critical:
             return self._self_critical(memory, batch)
-        labels = self._some(batch["label"])
+        labels = self._some(batch)
         count = (labels != PAD).sum()
         parts = {"loss": torch.zeros((), device=labels.device), "count": count}
         if self.captioning.writing:
@@ -204,11 +205,12 @@ class Caption(Task):
         loss = F.cross_entropy(logits, targets, label_smoothing=self.captioning.smoothing, reduction="sum")
         return loss, (logits.argmax(dim=1) == targets).sum()
 
-    def _some(self, labels: Tensor) -> Tensor:
-        """[B, K, T] of some of the captions of each picture, in turn from a random one."""
+    def _some(self, batch: Batch) -> Tensor:
+        """[B, K, T] of some of the captions of each picture: the next ones each epoch, from one that hangs on it."""
+        labels = batch["label"]
         there = (labels[..., 0] != PAD).sum(dim=1)
-        first = (torch.rand(len(labels), device=labels.device) * there).long()
         count = min(self.captioning.captions, int(there.max()))
+        first = (uniform(0, 0, batch["sample"], 1)[:, 0] * there).long() + batch["epoch"] * count
         places = (first[:, None] + torch.arange(count, device=labels.device)) % there[:, None]
         chosen = labels[torch.arange(len(labels), device=labels.device)[:, None], places]
         # A picture with fewer captions reads each of them once.
