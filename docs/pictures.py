@@ -72,7 +72,8 @@ def captions(data: Path) -> None:
 def ladder() -> None:
     """CIDEr of the rungs that `bench/ladder.py` has measured, a dot a seed."""
     files = {name: ROOT / "results" / f"ladder-{name}.json" for name in LADDER}
-    rungs = [json.loads(file.read_text())["rows"] for file in files.values() if file.exists()]
+    begun = [json.loads(file.read_text())["rows"] for file in files.values() if file.exists()]
+    rungs = [rung for rung in begun if rung["runs"]]  # of the others only the rates were tried so far
     if not rungs:
         return
     figure = Figure(figsize=(7, 0.9 + 0.45 * len(rungs)), layout="constrained")
