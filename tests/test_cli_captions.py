@@ -293,7 +293,8 @@ def test_scripts_from_right_to_left_come_back(kind: Any, tmp_path: Path, capsys:
     for i in range(2):
         Image.new("RGB", (20 + i, 16), "black" if i else "white").save(tmp_path / f"{i}.png")
     images = torch.stack([task.preprocess(decode(tmp_path / f"{i}.png")) for i in range(2)])
-    batch = {"image": images, "label": numbered([[HEBREW], [ARABIC]], tokenizer, 64), "sample": torch.arange(2)}
+    batch = {"image": images, "label": numbered([[HEBREW], [ARABIC]], tokenizer, 64)}
+    batch |= {"sample": torch.arange(2), "epoch": 0}
     optimizer = torch.optim.AdamW(task.parameters(), 1e-2)
     for _ in range(60):
         optimizer.zero_grad()
