@@ -320,6 +320,15 @@ def baselines() -> list[list[str]]:
     return [header, *rows]
 
 
+def ideas() -> list[list[str]]:
+    """The runs that led to the captioner in the package, with their best scores on validation."""
+    rows, found = [["command", "minutes", "CIDEr", "BLEU-4"]], _read("caption-ideas")
+    for run in found["rows"]["runs"] if found else []:
+        scores = [f"{run[key]:.3f}" for key in ("cider", "bleu4")]
+        rows.append([f"`{run['command']}`", f"{run['minutes']:.0f}", *scores])
+    return rows
+
+
 LADDER = ("a", "b", "c", "d", "e", "f", "cifar10")
 """rungs of `bench/ladder.py`, in order"""
 
@@ -358,6 +367,7 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "results": results,
     "carried": carried,
     "captioner": captioner,
+    "ideas": ideas,
     "runs": runs,
     "recipes": recipes,
     "sizes": sizes,

@@ -1,0 +1,36 @@
+"""What each idea added to a captioner: the runs that led to it one after the other, from what they logged.
+
+    python bench/ideas.py runs/coca-alone runs/match runs/coca runs/critic
+
+Scores are those of a run's best evaluation on validation, which its checkpoint is.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from record import record
+
+
+def logged(run: Path) -> dict[str, Any]:
+    """One run: its command, how long it took, and its best scores."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    best = max((row for row in rows if row["kind"] == "val"), key=lambda row: row["cider"])
+    done = next(row for row in rows if row["kind"] == "done")
+    # A folder of this machine says nothing elsewhere.
+    words = [Path(word).name if Path(word).is_absolute() else word for word in shlex.split(rows[0]["command"])]
+    return {
+        "command": shlex.join(words),
+        "minutes": round(done["seconds"] / 60, 1),
+        "parameters": done["parameters"],
+        "cider": best["cider"],
+        "bleu4": best["bleu4"],
+    }
+
+
+if __name__ == "__main__":
+    record("caption-ideas", {"runs": [logged(Path(run)) for run in sys.argv[1:]]})
