@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ import vitrail
 from vitrail.cli import main
 from vitrail.data.captions import open_captions
 from vitrail.data.decode import Preprocess, decode
+from vitrail.data.sets import split_val
 from vitrail.data.text import Tokenizer
+from vitrail.explain.words import words_looked
 from vitrail.tasks import caption_scores as scorer
 from vitrail.tasks.caption import Caption, Captioning, numbered
 from vitrail.tasks.caption_scores import caption_scores, human_ceiling
 from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.search import Decoding
+from vitrail.train.build import VAL_FRACTION
 from vitrail.vit import ViTConfig
 
 pytest.importorskip("pycocoevalcap", reason="needs pip install 'vitrail[caption]'")
@@ -170,9 +174,13 @@ def test_wrong_options(data: Path, run: Path, capsys: pytest.CaptureFixture[str]
     assert "--beam is for captioners, and this model's task is classify" in refused(
         capsys, "predict", one, "--model", "classify", "--beam", "2"
     )
-    assert "--shuffle-images is for captioners" in refused(
-        capsys, "eval", "classify", "--data", data, "--shuffle-images"
-    )
+    control = ("--data", data, "--shuffle-images")
+    assert "captions, and classify holds the task classify" in refused(capsys, "eval", "classify", *control)
+    assert "captions, and --probe scores features" in refused(capsys, "eval", run, *control, "--probe")
+    assert "--shuffle-images is for a model, which --human" in refused(capsys, "eval", "--human", *control)
+    assert "--length-power is for a model" in refused(capsys, "eval", "--human", "--data", data, "--length-power", "1")
+    for wrong in (["--length-power", "nan"], ["--length-power", "500"], ["--sample", "--temperature", "nan"]):
+        assert "length_power must be at most 10" in refused(capsys, "predict", one, "--model", run, *wrong)
     assert "name the one model to score, or say --human" in refused(capsys, "eval", "--data", data)
     assert "name the one model" in refused(capsys, "eval", run, "--human", "--data", data)
     assert "the data has no test part" in refused(capsys, "eval", run, "--data", data, "--split", "test")
@@ -272,6 +280,42 @@ def test_what_is_enough_to_stop(
         last = capsys.readouterr().err.splitlines()[-1]
         assert message in last and str(tmp_path / "data") in last
     assert not (tmp_path / "run").exists()
+
+
+def test_what_training_does_not_take(data: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def said(recipe: str, *options: object) -> str:
+        return refused(capsys, "train", recipe, *options, "--data", data, "--out", tmp_path / "run")
+
+    assert "captions have none" in said("caption-vit", *TINY, "--mixup", "0.5")
+    assert "name one with --init" in said("caption-vit", *TINY, "--self-critical", "1")
+    assert "name one with --init" in said("caption-critic", "--init", "classify", "--longest", "8")
+    assert "has the decoder transformer, and the recipe attentive lstm" in said("caption-vit-lstm", "--init", run)
+    # Also where it is what the recipe would have: the weights have another.
+    depth = vitrail.load(run).captioning.decoder_depth
+    assert "--decoder-depth is fixed by the weights" in said("caption-vit", "--init", run, "--decoder-depth", depth + 1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_training_held_back_is_scored(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: Any
+) -> None:
+    shutil.copytree(data / "train", tmp_path / "set" / "train")
+    options = ["--data", tmp_path / "set"]
+    printed(capsys, "train", "caption-vit", *TINY, *options, "--out", tmp_path / "run")
+    held = split_val(open_captions(tmp_path / "set").train, VAL_FRACTION)[1]
+    (row,) = printed(capsys, "eval", tmp_path / "run", *options)
+    (asked,) = printed(capsys, "eval", tmp_path / "run", *options, "--split", "val")
+    assert row == asked and (row["split"], row["count"]) == ("val", len(held)) and len(held) < 12
+    (everything,) = printed(capsys, "eval", "caption", *options, "--longest", "3")
+    assert (everything["split"], everything["count"]) == ("train", 12)
+
+
+def test_explain_draws_the_caption_that_predict_says(data: Path, run: Path, tmp_path: Path) -> None:
+    task, image = vitrail.load(run), decode(data / "val" / "images" / "val1.png", 3)
+    for seed in range(5):
+        task.decoding = Decoding(sample=True, temperature=3.0, beam=1, longest=8, sampling_seed=seed)
+        caption, _ = words_looked(task, task.preprocess(image)[None])
+        assert caption == task.predict([image])[0].caption
 
 
 def test_a_tokenizer_that_does_not_fit(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -105,6 +105,10 @@ def evaluate(args: Sequence[str]) -> int:
     options = parser.parse_args(args)
     if options.human == (options.source is not None):
         raise UserError("name the one model to score, or say --human (vitrail eval --help lists the options)")
+    of_models = ("revision", "probe", "shuffle_images", *DECODING)
+    given = [name for name in of_models if getattr(options, name) not in (None, False)]
+    if options.human and given:
+        raise UserError(f"--{given[0].replace('_', '-')} is for a model, which --human has none of: leave one out")
     from vitrail.train.start import score, score_people
 
     if options.human:

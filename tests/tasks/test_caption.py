@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -209,6 +210,7 @@ def test_self_critical_gradient_is_the_formula(decoder: str, heat: float) -> Non
         for k in range(4):
             ids = [w for w in written.words[i, k].tolist() if w != PAD]
             logits = task(made["image"][i : i + 1], torch.tensor([[[START, *ids[:-1]]]]))[0, 0] / heat
+            logits[:, [PAD, START, UNKNOWN]] = -torch.inf  # as where they were drawn
             logp = logits.log_softmax(dim=1)[torch.arange(len(ids)), torch.tensor(ids)].sum()
             objective = objective - 2.0 * (own[k] - (sum(own) - own[k]) / 3) * logp
             count += len(ids)
@@ -295,6 +297,10 @@ def test_going_on_keeps_the_decoder(tmp_path: Path) -> None:
     task = captioner()
     task.learn_with(Captioning(captions=4, self_critical=1.0, decoder_width=96, decoding=Decoding(longest=7)))
     assert (task.captioning.captions, task.captioning.decoder_width, task.decoding.longest) == (4, 16, 7)
+    with pytest.raises(UserError, match="has the decoder transformer, and the recipe attentive lstm"):
+        task.learn_with(Captioning(decoder="attentive"))
+    with pytest.raises(UserError, match="has the decoder recurrent lstm, and the recipe recurrent gru"):
+        captioner(decoder="recurrent").learn_with(Captioning(decoder="recurrent", cell="gru"))
 
 
 def test_going_on_takes_the_losses_of_the_new_recipe(tmp_path: Path) -> None:
@@ -321,10 +327,37 @@ def test_configs_that_make_no_sense() -> None:
         "smoothing is a share": {"smoothing": 1.5},
         "one of them above 0": {"writing": 0.0},
         "critic_temperature must be above 0": {"critic_temperature": 0.0},
+        "text_depth counts blocks of the Transformer": {"text_depth": 1, "decoder": "recurrent"},
+        "learns from the reward alone": {"self_critical": 1.0, "bag_of_words": 0.1},
     }
     for message, fields in wrong.items():
         with pytest.raises(UserError, match=message):
             Captioning(**fields)
+
+
+def test_matching_keeps_its_precision_under_autocast() -> None:
+    """At a scale of 100, bf16's rounding of the products would be as large as a fair difference between captions."""
+    task = captioner(contrastive=0.5, text_depth=1).eval()
+    with torch.no_grad():
+        task.match.scale.fill_(math.log(100))
+    pooled, labels = torch.randn(3, 24), numbered([[row[0]] for row in TEXTS], WORDS, 12)
+    given: list[torch.Tensor] = []
+    for layer in (task.match.image, task.match.text):
+        layer.register_forward_hook(lambda module, inputs, output: given.append(output.detach()))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = task.match(pooled, task.decoder, labels)
+        text, image = (F.normalize(vectors, dim=1).float() for vectors in given)
+    logits, own = 100 * image @ text.T, torch.arange(3)
+    expected = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    assert found.item() == pytest.approx(expected.item(), abs=1e-3)
+
+
+def test_weights_that_are_no_numbers_are_named() -> None:
+    task = captioner()
+    with torch.no_grad():
+        task.decoder.bias.fill_(torch.nan)
+    with pytest.raises(UserError, match="gives no probabilities of words"):
+        task.predict(pictures(2))
 
 
 def test_contrastive_vectors_do_not_hang_on_what_fills_up() -> None:

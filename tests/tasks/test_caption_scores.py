@@ -104,6 +104,23 @@ def test_what_captions_are_like() -> None:
     assert "new" not in statistics(["a"])
 
 
+def test_captions_without_words_of_the_tokenisation(caplog: pytest.LogCaptureFixture) -> None:
+    """They score 0, and are counted by what spaces part: so many captions are not one."""
+    references = {i: [f"собака номер {'абвгдежзик'[i]}", "собака бежит"] for i in range(10)}
+    candidates = {i: texts[0] for i, texts in references.items()}
+    scores = caption_scores(candidates, references, java=False)
+    assert [scores[name] for name in ("cider", "bleu1", "bleu4", "rouge_l")] == [0, 0, 0, 0]
+    assert (scores["identical"], scores["distinct"], scores["length"], scores["vocabulary"]) == (0.1, 1.0, 3.0, 12)
+    assert human_ceiling(references, java=False)["cider"] == 0
+    metric = CaptionMetric()
+    metric.update({"sample": torch.arange(10), "captions": [*references.values()]}, answers([*candidates.values()]))
+    metric.compute()
+    assert not [record for record in caplog.records if "the same caption" in record.message]
+    # One word of the alphabet, and the scorers are asked; what has none is worth nothing.
+    some = caption_scores(candidates, {**references, 0: ["собака 7"]}, java=False)
+    assert some["rouge_l"] == 0 and some["cider"] == 0
+
+
 def test_human_ceiling_is_each_reference_against_the_others() -> None:
     references = {"a": ["a red dog", "a dog runs", "the dog"], "b": ["two cats", "a cat sits"], "c": ["alone"]}
     ceiling = human_ceiling(references, java=False)

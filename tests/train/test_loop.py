@@ -58,6 +58,19 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
         assert torch.equal(a[name], b[name]), name
 
 
+def test_of_equal_scores_the_later_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A score that stays at 0, as CIDEr does for one picture, must not keep the weights of the first evaluation."""
+    scores = iter((0.5, 0.5, 0.25))
+    monkeypatch.setattr(loop, "evaluate", lambda task, *rest: {task.score: next(scores, 0.0)})
+    seen: list[str] = []
+    save = loop.native.save
+    monkeypatch.setattr(
+        loop.native, "save", lambda task, path, *rest: (seen.append(path.name), save(task, path, *rest))
+    )
+    train(small_run(eval_every=10 / 57), tmp_path / "run")
+    assert seen[:5] == ["best", "last", "best", "last", "last"]
+
+
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = small_run()
     whole = train(run, tmp_path / "whole")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vitrail.data.text import END, PAD, START
 from vitrail.tasks.caption import Caption
+from vitrail.tasks.task import numbered_by_pixels
 
 
 class Word(NamedTuple):
@@ -28,7 +29,7 @@ def words_looked(task: Caption, images: Tensor) -> tuple[str, list[Word]]:
     """The best caption of one normalised picture [1, C, H, W], and its words with the end."""
     device = next(task.parameters()).device
     images = images.to(device)
-    written = task.write({"image": images})
+    written = task.write({"image": images, "sample": torch.tensor([numbered_by_pixels(images[0])], device=device)})
     words = [word for word in written.words[0, 0].tolist() if word != PAD]
     pieces = task.tokenizer.tokens([word for word in words if word != END])
     tokens, memory = task.features(images), task.memory(images)

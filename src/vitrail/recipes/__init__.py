@@ -105,7 +105,7 @@ def from_weights(run: Run, init: str, config: EncoderConfig) -> Run:
     if isinstance(config, CNNConfig | ResNetConfig):
         return replace(run, init=init, model=replace(config, image_size=run.model.image_size))
     if not isinstance(config, ViTConfig):
-        return replace(run, init=init, model=config)
+        return replace(run, init=init, model=config, early_size=None)
     height, width = (
         min(2 * own, max(own, wanted // config.patch * config.patch))
         for own, wanted in zip(config.image_size, run.model.image_size, strict=True)
@@ -116,10 +116,9 @@ def from_weights(run: Run, init: str, config: EncoderConfig) -> Run:
     return replace(run, init=init, model=model, early_size=early if 0 < early < min(height, width) else None)
 
 
-def check_fixed(init: str, wanted: Any, recipe: Any, own: Any, free: Sequence[str]) -> None:
-    """Refuse a field that is `wanted` otherwise than in the `recipe` and in the weights `init`, whose `own` it is."""
+def check_fixed(init: str, wanted: Any, own: Any, free: Sequence[str]) -> None:
+    """Refuse a field that is `wanted` otherwise than it is in the weights `init`, whose `own` fields these are."""
     for entry in fields(own):
-        value = getattr(wanted, entry.name)
-        if entry.name not in free and value != getattr(recipe, entry.name) and value != getattr(own, entry.name):
+        if entry.name not in free and getattr(wanted, entry.name) != getattr(own, entry.name):
             option = f"--{entry.name.replace('_', '-')}"
             raise UserError(f"{option} is fixed by the weights of {init}: leave {option} out, or train from scratch")

@@ -37,7 +37,9 @@ class Captioning:
     """of the recurrent decoders"""
     decoder_width: int = 256
     decoder_depth: int = 3
+    """layers of the Transformer or of the recurrent decoder; the attentive one has a single cell"""
     decoder_heads: int = 4
+    """of the Transformer"""
     decoder_dropout: float = 0.1
     most_words: int = 64
     """words of a caption at most, its end included; of a longer one the first words are read, and no end"""
@@ -54,13 +56,15 @@ class Captioning:
     word_dropout: float = 0.0
     """chance that a word that is read becomes `<unknown>`"""
     contrastive: float = 0.0
-    """weight of the loss that matches pictures with their captions (CoCa, 2205.01917)"""
+    """weight of the loss that matches pictures with their captions (CoCa, 2205.01917), among those of a step; where
+    `accumulate` cuts a step, among those of each part"""
     bag_of_words: float = 0.0
     """weight of the loss that tells from the picture alone which words its captions use (1511.02251)"""
     text_depth: int = 0
     """blocks at the bottom of the Transformer that read words alone; the contrastive loss needs them"""
     self_critical: float = 0.0
-    """weight of the reward, CIDEr, of sampled captions over that of their mean (1612.00563); 0 for none"""
+    """weight of the reward, CIDEr, of sampled captions over the mean of the others (1612.00563); 0 for none. It is
+    learned from alone: smoothing, word dropout and `writing` rest, and of each picture `captions` and one are drawn"""
     critic_temperature: float = 1.0
     """at which these samples are drawn: below 1 where label smoothing has left a chance to every word"""
     decoding: Decoding = field(default_factory=Decoding)
@@ -75,6 +79,8 @@ class Captioning:
         weights = (self.writing, self.contrastive, self.bag_of_words, self.self_critical)
         if min(weights) < 0 or not any(weights):
             raise UserError("writing, contrastive, bag_of_words and self_critical are weights, one of them above 0")
+        if self.self_critical and (self.contrastive or self.bag_of_words):
+            raise UserError("self_critical learns from the reward alone: let contrastive and bag_of_words be 0")
         if self.critic_temperature <= 0:
             raise UserError(f"critic_temperature must be above 0, got {self.critic_temperature}")
         if self.decoder == "transformer" and self.decoder_width % self.decoder_heads:
@@ -87,6 +93,10 @@ class Captioning:
             raise UserError(
                 "contrastive compares pictures with what a Transformer's lowest blocks know from words alone: it needs "
                 "the decoder transformer with a text_depth of at least 1, or a weight of 0"
+            )
+        if self.text_depth and self.decoder != "transformer":
+            raise UserError(
+                f"text_depth counts blocks of the Transformer, and the decoder is {self.decoder}: let it be 0"
             )
 
     balanced = False
@@ -148,6 +158,12 @@ class Caption(Task):
 
     def kept(self, config: Any) -> Any:
         """`config`, a `Captioning`, with the decoder and the vocabulary that are in these weights."""
+        own = self.captioning
+        if config.decoder != own.decoder or (own.decoder != "transformer" and config.cell != own.cell):
+            raise UserError(
+                f"the captioner to go on with has the decoder {_kind(own)}, and the recipe {_kind(config)}: choose "
+                "another recipe, or begin without --init"
+            )
         return replace(self.captioning, **{name: getattr(config, name) for name in FREE})
 
     def learn_with(self, config: Any) -> None:
@@ -224,7 +240,7 @@ class Caption(Task):
         return words.masked_fill(out & (words > UNKNOWN), UNKNOWN)
 
     def _self_critical(self, memory: Memory, batch: Batch) -> dict[str, Tensor]:
-        """Reward what a sampled caption scores above the mean of the picture's other samples (2005.01339)."""
+        """Reward what a sampled caption scores above the mean of the picture's other samples (2003.09971)."""
         assert self.reward is not None, "self-critical training needs a reward"
         samples, heat = self.captioning.captions + 1, self.captioning.critic_temperature
         how = Decoding(
@@ -246,6 +262,7 @@ class Caption(Task):
         others = (rewards.sum(dim=1, keepdim=True) - rewards) / (samples - 1)
         words = F.pad(written.words[..., :-1], (1, 0), value=START)
         logits = self.decoder.logits(self.decoder(words.masked_fill(words == END, PAD), memory)).float() / heat
+        logits[..., [PAD, START, UNKNOWN]] = -torch.inf  # which are never drawn
         logp = logits.log_softmax(dim=-1).gather(3, written.words[..., None])[..., 0]
         counted = written.words != PAD
         # What fills a caption up is masked and not multiplied: a language model cannot say it, and 0 times -inf is nan.
@@ -261,6 +278,8 @@ class Caption(Task):
         answers = []
         for words, ps, ss in zip(written.words.tolist(), probabilities, scores, strict=True):
             rows = [self._row(*row) for row in zip(words, ps, ss, strict=True) if row[2] > -math.inf]
+            if not rows:
+                raise UserError("this captioner gives no probabilities of words, only nan: take other weights")
             answers.append(Prediction(caption=rows[0]["caption"], captions=rows))
         return answers
 
@@ -307,7 +326,8 @@ class Match(nn.Module):
         known = decoder.read(F.pad(captions[:, :-1], (1, 0), value=START))
         text = F.normalize(self.text(known[torch.arange(len(ends), device=ends.device), ends]), dim=1)
         image = F.normalize(self.image(pooled), dim=1)
-        logits = self.scale.clamp(max=math.log(100)).exp() * image.float() @ text.float().T
+        with torch.autocast(image.device.type, enabled=False):  # a scale of 100 makes much of bf16's rounding
+            logits = self.scale.clamp(max=math.log(100)).exp() * (image.float() @ text.float().T)
         own = torch.arange(len(logits), device=logits.device)
         return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
@@ -331,6 +351,10 @@ class BagOfWords(nn.Module):
         shares = used.sum(dim=1) / there
         shares[:, : UNKNOWN + 1] = 0
         return F.binary_cross_entropy_with_logits(logits, shares, reduction="sum") / len(labels)
+
+
+def _kind(config: Captioning) -> str:
+    return config.decoder if config.decoder == "transformer" else f"{config.decoder} {config.cell}"
 
 
 def decoder_for(config: Captioning, vocabulary: int, memory_width: int, pooled_width: int) -> Decoder:

@@ -66,7 +66,8 @@ def caption_scores(
     picture), with `seen`, the captions trained on, `new` (the share of captions that are none of these), and `count`.
 
     Each picture needs a candidate and at least one reference. `java` None uses Java where it is found, True insists.
-    CIDEr weighs n-grams by these references, so it is 0 for a single picture and means little for few.
+    CIDEr weighs n-grams by these references, so it is 0 for a single picture and means little for few. Captions that
+    have no word by the fixed tokenisation score 0, and `length` and the others beside it count what spaces part.
     """
     if not candidates or candidates.keys() != references.keys() or not all(references.values()):
         raise ValueError("every picture needs one candidate and at least one reference")
@@ -87,7 +88,7 @@ def caption_scores(
 
 def statistics(captions: Collection[str], seen: Iterable[str] | None = None) -> dict[str, float]:
     """What the captions are like, whatever the pictures show: see `caption_scores`."""
-    tokens = [tuple(words(caption)) for caption in captions]
+    tokens = [_said(caption) for caption in captions]
     counts, total = Counter(tokens), len(tokens)
     found: dict[str, float] = {
         "length": sum(map(len, tokens)) / total,
@@ -97,9 +98,14 @@ def statistics(captions: Collection[str], seen: Iterable[str] | None = None) -> 
         "count": total,
     }
     if seen is not None:
-        known = {tuple(words(caption)) for caption in seen}
+        known = {_said(caption) for caption in seen}
         found["new"] = sum(caption not in known for caption in tokens) / total
     return found
+
+
+def _said(caption: str) -> tuple[str, ...]:
+    """A caption's words, or, in an alphabet that the tokenisation does not know, what spaces part."""
+    return tuple(words(caption) or caption.lower().split())
 
 
 def human_ceiling(references: Mapping[Key, Sequence[str]], *, java: bool | None = None) -> dict[str, float]:
@@ -137,15 +143,24 @@ def _ngram_scores(tokens: Mapping[Key, str], expected: Mapping[Key, list[str]]) 
     except ImportError:
         raise UserError(MISSING) from None
     given = {key: [text] for key, text in tokens.items()}
+    if not any(chain.from_iterable(expected.values())):  # which CIDEr's scorer cannot weigh
+        _warn_once("no caption of the data has a word of [a-z0-9']: CIDEr, BLEU and ROUGE-L are 0 and say nothing")
+        return dict.fromkeys(("cider", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l"), 0.0)
     with contextlib.redirect_stdout(io.StringIO()):  # BLEU's scorer prints
         bleu, _ = Bleu(4).compute_score(expected, given)
-        rouge, _ = Rouge().compute_score(expected, given)
+        _, rouge = Rouge().compute_score(expected, given)
         cider, _ = Theirs().compute_score(expected, given)
     return {
         "cider": float(cider),
         **{f"bleu{n}": float(score) for n, score in enumerate(bleu, 1)},
-        "rouge_l": float(rouge),
+        # Its scorer takes a caption without words for the same as a reference without any.
+        "rouge_l": sum(float(score) for score, text in zip(rouge, tokens.values(), strict=True) if text) / len(tokens),
     }
+
+
+@lru_cache
+def _warn_once(message: str) -> None:
+    log.warning(message)
 
 
 def _java_scores(

@@ -37,8 +37,10 @@ class Decoding:
     def __post_init__(self) -> None:
         if self.beam < 1 or self.longest < 1 or self.top_k < 0 or self.no_repeat < 0 or self.length_power < 0:
             raise UserError("beam and longest must be at least 1, top_k, no_repeat and length_power at least 0")
-        if not 0 < self.top_p <= 1 or self.temperature <= 0:
-            raise UserError("top_p must be above 0 and at most 1, and temperature above 0")
+        if not 0 < self.top_p <= 1:
+            raise UserError("top_p must be above 0 and at most 1")
+        if not self.length_power <= 10 or not 0.01 <= self.temperature <= 100:
+            raise UserError("length_power must be at most 10, and temperature from 0.01 to 100")
 
 
 @dataclass

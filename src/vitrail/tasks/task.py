@@ -114,8 +114,7 @@ class Task(nn.Module):
         answers: list[Prediction] = []
         for start in range(0, len(images), batch_size):
             prepared = [self.preprocess(image) for image in images[start : start + batch_size]]
-            # What is drawn for a picture hangs on its pixels, not on which others are asked for beside it.
-            samples = torch.tensor([zlib.crc32(image.numpy().tobytes()) for image in prepared], device=device)
+            samples = torch.tensor([numbered_by_pixels(image) for image in prepared], device=device)
             answers += self.answer({"image": torch.stack(prepared).to(device), "sample": samples})
         return answers
 
@@ -124,3 +123,8 @@ class Task(nn.Module):
         from vitrail.zoo.native import save
 
         save(self, path)
+
+
+def numbered_by_pixels(image: Tensor) -> int:
+    """A sample number for a prepared picture that has none: what is drawn for it hangs on it alone."""
+    return zlib.crc32(image.cpu().numpy().tobytes())

@@ -41,6 +41,8 @@ def build(run: Run, splits: Splits, device: torch.device) -> tuple[Parts, int]:
     train, val = (splits.train, splits.val) if splits.val else split_val(splits.train, VAL_FRACTION)
     if run.tune.frozen and isinstance(run.task, Classification):
         refuse_unused(run.task, run.tune.method)
+    if not isinstance(run.task, Classification) and (run.augment.mixup or run.augment.cutmix):
+        raise UserError("mixup and cutmix mix the labels of classes, and captions have none: leave them out")
     # A validation part that was cut from the training part shares its limit of bad pictures.
     tally = None if splits.val else Tally(len(splits.train))
     torch.manual_seed(seed_for(run.seed, -1))
@@ -157,6 +159,8 @@ def captioner(run: Run, train: CaptionSet) -> Caption:
     config = run.task
     assert isinstance(config, Captioning | Prefixed)
     loaded = zoo.load(run.init, channels=run.model.channels, image_size=run.model.image_size) if run.init else None
+    if config.self_critical and (loaded is None or not goes_on(config, loaded)):
+        raise UserError("self-critical training goes on from a captioner that can write: name one with --init")
     if loaded is not None and isinstance(run.model, ViTConfig):
         zoo.change_drop_path(loaded, run.model.drop_path)
     task: Caption

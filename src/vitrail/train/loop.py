@@ -112,7 +112,7 @@ def fit(run: Run, parts: Parts, folder: RunFolder, steps: int, resume: bool = Fa
                 folder.log(kind="val", step=done, seconds=spent + time.monotonic() - began, **numbers(scores))
                 progress.evaluated(scores, task.score)
                 weights = merged(average.values if average else task.state_dict())
-                if scores[task.score] > best:
+                if scores[task.score] >= best:  # of equals the one that has learned longer
                     best = scores[task.score]
                     native.save(task, folder.best, weights)
                 native.save(task, folder.last, weights)

@@ -67,14 +67,14 @@ def begin(
     if (channels := splits.train.channels) not in (1, 3, run.model.channels):  # others read as these two
         log.warning("the pictures have %d channels, and so will the model", channels)
         run = replace(run, model=replace(run.model, channels=channels))
+    if init is not None and isinstance(weights, Caption) and goes_on(run.task, weights):
+        run = replace(run, task=weights.kept(run.task))
     given = run
     run = settle(run, len(splits.train), len(splits.train.classes), change)
     if init is not None:
-        recipes.check_fixed(init, run.model, given.model, given.model, recipes.FREE)
+        recipes.check_fixed(init, run.model, given.model, recipes.FREE)
         if isinstance(weights, Caption) and goes_on(run.task, weights):
-            own = weights.kept(run.task)
-            recipes.check_fixed(init, run.task, given.task, own, FREE)
-            run = replace(run, task=own)
+            recipes.check_fixed(init, run.task, given.task, FREE)
     run = replace(run, data=str(data))
     folder = RunFolder(out or Path("runs") / f"{run.recipe}-{run.seed}")
     folder.refuse_taken()  # before the pictures are decoded, which takes its time
@@ -152,22 +152,29 @@ def score(
     if change is not None:
         change(task)
     if isinstance(task, Caption) and not probe:
-        return score_captions(task, data, split, shuffle)
+        return score_captions(task, data, split, shuffle, learned_from(source, data))
     if shuffle:
-        raise UserError(f"--shuffle-images is for captioners, and {source} holds the task {task.name}: leave it out")
+        what = "--probe scores features" if probe else f"{source} holds the task {task.name}"
+        raise UserError(f"--shuffle-images is the control of a captioner's captions, and {what}: leave it out")
     if probe or isinstance(task, Embed):
         return score_features(task, open_data(data), split)
     if not isinstance(task, Classify):
         raise UserError(f"{source} has no head to score: train one with `vitrail train folder --init {source}`")
-    splits = open_data(data)
-    if splits.val is None and (
-        split == "val" or (split is None and splits.test is None and learned_from(source, data))
-    ):
-        # What training held back where the data names no part for it.
-        splits = replace(splits, val=split_val(splits.train, VAL_FRACTION)[1])
+    splits = with_held_back(open_data(data), split, learned_from(source, data))
     name, part = choose_part(splits, split)
     loader = evaluation_loader(task, in_order_of(part, task), choose_device(device))
     return name, evaluate(task, loader)
+
+
+def with_held_back(splits: Splits, split: str | None, learned: bool) -> Splits:
+    """The parts, with what training held back where the data names no part for it.
+
+    That is when `val` is asked for, or when a model that has `learned` from this data would else be scored on it.
+    """
+    if splits.val is not None or not (split == "val" or (split is None and splits.test is None and learned)):
+        return splits
+    train, val = split_val(splits.train, VAL_FRACTION)
+    return replace(splits, train=train, val=val)
 
 
 def learned_from(source: str, data: str) -> bool:
@@ -180,11 +187,16 @@ def learned_from(source: str, data: str) -> bool:
     return False
 
 
-def score_captions(task: Caption, data: str, split: str | None, shuffle: bool) -> tuple[str, dict[str, Any]]:
-    """The part's name and the scores of a captioner's captions of it, as docs/captioning.md tells them."""
-    splits = open_captions(data)
+def score_captions(
+    task: Caption, data: str, split: str | None, shuffle: bool, learned: bool
+) -> tuple[str, dict[str, Any]]:
+    """The part's name and the scores of a captioner's captions of it, as docs/captioning.md tells them.
+
+    `learned` says that the captioner learned from this data (see `with_held_back`).
+    """
+    splits = with_held_back(open_captions(data), split, learned)
     name, part = choose_part(splits, split)
-    assert isinstance(part, CaptionSet)
+    assert isinstance(part, CaptionSet) and isinstance(splits.train, CaptionSet)
     seen = [text for texts in splits.train.captions for text in texts] if name != "train" else []
     loader = evaluation_loader(task, part.shuffled() if shuffle else part, next(task.parameters()).device)
     scores = evaluate(task, loader, metric=CaptionMetric(seen=seen or None, java=None))
@@ -193,7 +205,7 @@ def score_captions(task: Caption, data: str, split: str | None, shuffle: bool) -
 
 def score_people(data: str, split: str | None) -> tuple[str, dict[str, Any]]:
     """The part's name and what its own captions come to: each as the answer, with the picture's others to compare."""
-    name, part = choose_part(open_captions(data), split)
+    name, part = choose_part(with_held_back(open_captions(data), split, learned=False), split)
     assert isinstance(part, CaptionSet)
     return name, human_ceiling(dict(enumerate(part.captions)))
 
