@@ -22,6 +22,7 @@ from PIL import Image
 
 from vitrail.cli import main
 from vitrail.data.sets import open_data
+from vitrail.errors import RunError
 from vitrail.recipes import RECIPES
 from vitrail.train.state import RunFolder
 
@@ -83,6 +84,32 @@ def test_predict_answers_good_pictures_and_names_bad_ones(
     assert all("error" in row and "labels" not in row for row in rows[1:])
     assert main(["predict", str(folder / "a.png"), "--model", str(run)]) == 0
     assert "a.png: " in capsys.readouterr().out
+
+
+def test_a_demo_removes_its_own_run_alone(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(recipe: object, data: str, init: None, change: object, out: Path, device: None) -> None:
+        assert not (out / "recipe.json").exists(), "the earlier run is gone"
+        (out / "recipe.json").write_text("{}")
+        raise RunError("far enough")
+
+    monkeypatch.setattr("vitrail.demo.begin", begin)
+    mine, link, room = tmp_path / "runs", tmp_path / "link", tmp_path / "room"
+    shutil.copytree(run, mine / "digits")
+    link.symlink_to(mine)
+    before = sorted(mine.rglob("*"))
+    for out in (mine, link, run / "recipe.json"):
+        assert "is no demo's folder: choose another --out" in refused(capsys, "demo", "--out", out)
+    assert sorted(mine.rglob("*")) == before
+    room.mkdir()
+    link.unlink()
+    link.symlink_to(room)
+    for _ in range(2):
+        assert main(["demo", "--out", str(link)]) == 1
+        assert capsys.readouterr().err == "vitrail: far enough\n"
+        (room / "kept.txt").write_text("mine")
+    assert (room / "kept.txt").exists() and link.is_symlink()
 
 
 def test_compare_and_explain_draw(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
