@@ -77,11 +77,16 @@ def test_predict_answers_good_pictures_and_names_bad_ones(
     Image.fromarray(test.picture(0, 1)[0].numpy()).save(folder / "a.png")
     (folder / "b.png").write_bytes(b"no picture")
     (folder / "c.jpg").write_bytes(b"")
+    Image.new("1", (4_000_000, 1)).save(folder / "d.png")
+    Image.new("L", (8, 8)).save(folder / "e.png")
     assert main(["predict", str(folder), str(tmp_path / "gone.png"), "--model", str(run), "--json"]) == 2
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [Path(row["image"]).name for row in rows] == ["a.png", "b.png", "c.jpg", "gone.png"]
+    assert [Path(row["image"]).name for row in rows] == ["a.png", "b.png", "c.jpg", "d.png", "e.png", "gone.png"]
     assert len(rows[0]["labels"]) == 5 and rows[0]["task"] == "classify" and "error" not in rows[0]
-    assert all("error" in row and "labels" not in row for row in rows[1:])
+    assert "labels" in rows[4], "one after a bad one"
+    for row in [*rows[1:4], rows[5]]:
+        assert row["error"].startswith(f"{row['image']}: ") and "labels" not in row
+    assert "4000000x1: too long and thin" in rows[3]["error"]
     assert main(["predict", str(folder / "a.png"), "--model", str(run)]) == 0
     assert "a.png: " in capsys.readouterr().out
 

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from vitrail.errors import RunError, Stopped, UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vitrail.tasks.task import Task
     from vitrail.train.run import Run
 
@@ -163,15 +165,13 @@ def predict(args: Sequence[str]) -> int:
     paths = list(pictures_in(options.images))
     task = load_model(options.model, options.device, options.revision, options.verify)
     redecode(task, options)
-    from vitrail.data.decode import decode
-
     code = 0
     for start in range(0, len(paths), 32):
         good, rows = [], []
         for path in paths[start : start + 32]:
             row: dict[str, Any] = {"image": str(path), "task": task.name}
             try:
-                good.append((row, decode(path, task.preprocess.channels)))
+                good.append((row, read_picture(path, task)))
             except UserError as error:
                 row["error"], code = str(error), UserError.exit_code
             rows.append(row)
@@ -182,6 +182,18 @@ def predict(args: Sequence[str]) -> int:
             if "error" in row and not options.json:
                 print(row["error"], file=sys.stderr)
     return code
+
+
+def read_picture(path: Path, task: Task) -> Tensor:
+    """A file's pixels, uint8 [C, H, W], which the task can prepare. Raises BadPicture, which names the file."""
+    from vitrail.data.decode import BadPicture, decode
+
+    image = decode(path, task.preprocess.channels)
+    try:
+        task.preprocess.check(image)
+    except BadPicture as error:
+        raise BadPicture(f"{path}: {error}") from None
+    return image
 
 
 def describe(row: dict[str, Any]) -> str:
