@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from vitrail.cli import main
 from vitrail.data.sets import open_data
 from vitrail.errors import RunError
 from vitrail.recipes import RECIPES
+from vitrail.train.report import write_report
 from vitrail.train.state import RunFolder
 
 TINY = ["--width", "16", "--depth", "1", "--heads", "2", "--device", "cpu"]
@@ -89,6 +91,28 @@ def test_predict_answers_good_pictures_and_names_bad_ones(
     assert "4000000x1: too long and thin" in rows[3]["error"]
     assert main(["predict", str(folder / "a.png"), "--model", str(run)]) == 0
     assert "a.png: " in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are text")
+def test_names_that_are_not_utf8(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")
+    monkeypatch.setattr(sys, "stdout", printed)
+    odd = os.fsdecode(b"caf\xe9")
+    picture = tmp_path / f"{odd}.png"
+    Image.new("L", (9, 9)).save(picture)
+    assert main(["predict", str(picture), "--model", str(run), "--device", "cpu"]) == 0
+    out = tmp_path / "run"
+    shutil.copytree(run, out)
+    (out / "classes.json").write_text(json.dumps([odd, *"123456789"]))
+    config = json.loads((out / "best" / "config.json").read_text())
+    (out / "best" / "config.json").write_text(json.dumps({**config, "classes": [odd] * 10}))
+    assert main(["explain", str(picture), "--model", str(out), "--out", str(tmp_path / "seen"), "--device", "cpu"]) == 0
+    write_report(out)
+    (tmp_path / odd).symlink_to(out)
+    assert main(["compare", str(tmp_path / odd), "--out", str(tmp_path / "plot.png")]) == 0
+    printed.seek(0)
+    for text in (printed.read(), (tmp_path / "seen" / "index.html").read_text(), (out / "report.html").read_text()):
+        assert r"caf\udce9" in text
 
 
 def test_a_demo_removes_its_own_run_alone(

@@ -272,6 +272,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 2 for wrong input, 1 for a fault of the run."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text that can be printed
     try:
         code = run(list(sys.argv[1:] if args is None else args))
         sys.stdout.flush()  # a disk that is full shows here, and not once nobody can say so

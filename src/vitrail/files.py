@@ -29,6 +29,11 @@ def write_whole(path: str | Path, data: bytes | str) -> None:
     _sync(path.parent)
 
 
+def printable(text: str) -> str:
+    r"""Text for pages and figures: the bytes of a file name that is not UTF-8 as `\udce9`, as on standard output."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 @contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
     """A folder to fill, which takes the place of `path` when the block ends well."""
