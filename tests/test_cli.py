@@ -333,6 +333,31 @@ def test_a_damaged_run_is_not_resumed(
     assert words in refused(capsys, "train", "--resume", copy, "--device", "cpu")
 
 
+@pytest.mark.parametrize("wanting", ["report", "examples"])
+def test_a_report_that_could_not_be_written_is_written_by_a_resume(
+    wanting: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+
+    def no_space(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"vitrail.train.start.{'write_report' if wanting == 'report' else 'examples'}", no_space)
+        assert main(["train", "digits", "--out", str(out), "--epochs", "1", "--json", *TINY]) == 1
+    before = RunFolder(out).rows()
+    assert before[-1]["kind"] == "done" and not (out / "report.html").exists()
+    capsys.readouterr()
+    assert main(["train", "--resume", str(out), "--json", "--device", "cpu"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    after = RunFolder(out).rows()
+    assert [row["kind"] for row in after if row["kind"] != "start"] == [
+        r["kind"] for r in before if r["kind"] != "start"
+    ]
+    assert after[-2] == before[-2] and scores["top1"] == after[-2]["top1"]
+    assert (out / "report.html").exists() and (out / "examples.json").exists()
+
+
 def test_a_full_disk_is_a_fault_of_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,8 +94,9 @@ def go_on(path: Path, device: str | None) -> dict[str, Any]:
     """Go on with the run in the folder `path` from its last saved step, to the same bits."""
     folder = RunFolder(path)
     run = folder.run()
-    if any(row["kind"] == "done" for row in folder.rows()):
-        raise UserError(f"the run in {path} is done: its report is {path / 'report.html'}")
+    report = path / "report.html"  # the last that a run writes
+    if report.exists() and any(row["kind"] == "done" for row in folder.rows()):
+        raise UserError(f"the run in {path} is done: its report is {report}")
     parts, steps = build(run, open_for(run.task, run.data, recipes.find(run.recipe)(1).data), choose_device(device))
     return _train(run, parts, folder, steps, resume=True)
 

@@ -108,7 +108,7 @@ class RunFolder:
             ) from None
         if average is not None:
             average.values = state["average"]
-        # Rows from after the saved step will be written again.
-        rows = [row for row in self.rows() if row["step"] <= state["step"]]
+        # Rows from after the saved step will be written again, as will those of the end.
+        rows = [row for row in self.rows() if row["step"] <= state["step"] and row["kind"] not in ("test", "done")]
         write_whole(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
         return state["step"], state["best"]
