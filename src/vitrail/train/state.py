@@ -77,9 +77,15 @@ class RunFolder:
             self.path.rmdir()
 
     def save_state(
-        self, step: int, best: float, module: nn.Module, optimizers: Optimizers, average: Average | None
+        self,
+        step: int,
+        best: float,
+        module: nn.Module,
+        optimizers: Optimizers,
+        average: Average | None,
+        sums: dict[str, float],
     ) -> None:
-        """Write what `load_state` brings back."""
+        """Write what `load_state` brings back; `sums` are those of the row of the log that is not yet full."""
         buffer = io.BytesIO()
         state = {
             "step": step,
@@ -87,15 +93,21 @@ class RunFolder:
             "module": module.state_dict(),
             "optimizers": optimizers.state_dict(),
             "average": average.values if average else None,
+            "sums": sums,
         }
         torch.save(state, buffer)
         write_whole(self._state, buffer.getvalue())
 
-    def load_state(self, module: nn.Module, optimizers: Optimizers, average: Average | None) -> tuple[int, float]:
-        """Bring a run back to its last saved step; returns the steps done and the best score. (0, -1) at the start."""
+    def load_state(
+        self, module: nn.Module, optimizers: Optimizers, average: Average | None
+    ) -> tuple[int, float, dict[str, float]]:
+        """Bring a run back to its last saved step; returns the steps done, the best score and the sums of `save_state`.
+
+        (0, -1, {}) at the start.
+        """
         if not self._state.exists():
             self.metrics.unlink(missing_ok=True)
-            return 0, -1.0
+            return 0, -1.0, {}
         device = next(module.parameters()).device
         try:
             state = torch.load(self._state, map_location=device, weights_only=True)
@@ -111,4 +123,4 @@ class RunFolder:
         # Rows from after the saved step will be written again, as will those of the end.
         rows = [row for row in self.rows() if row["step"] <= state["step"] and row["kind"] not in ("test", "done")]
         write_whole(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
-        return state["step"], state["best"]
+        return state["step"], state["best"], state.get("sums", {})  # which runs of earlier versions did not save
