@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
@@ -312,6 +313,19 @@ def test_a_loss_that_is_not_finite_is_a_fault_of_the_run(
     assert out.exists() == (out / "last").exists(), "what has no checkpoint leaves nothing"
     if out.exists():
         assert main(["eval", str(out), "--data", "digits", "--device", "cpu"]) == 0
+
+
+@pytest.mark.parametrize("error", [MemoryError(), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
+def test_a_run_that_saved_nothing_leaves_nothing(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr("vitrail.train.loop.train_step", fail)
+    with contextlib.suppress(MemoryError):
+        main(["train", "digits", "--out", str(tmp_path / "run"), *TINY])
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

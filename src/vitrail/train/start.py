@@ -18,7 +18,7 @@ from PIL import Image
 from vitrail import recipes, zoo
 from vitrail.data.captions import CaptionSet, open_captions
 from vitrail.data.sets import ImageSet, Splits, open_data, split_val
-from vitrail.errors import RunError, UserError
+from vitrail.errors import UserError
 from vitrail.files import write_whole
 from vitrail.recipes.finetune import settle
 from vitrail.tasks.caption import FREE, Caption
@@ -85,7 +85,7 @@ def begin(
     folder.begin(run, splits.train.classes)
     try:
         return _train(run, parts, folder, steps, resume=False)
-    except (UserError, RunError):
+    except BaseException:  # whatever it was, a run that saved nothing must not take the name
         folder.drop()
         raise
 
