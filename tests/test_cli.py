@@ -372,6 +372,36 @@ def test_a_report_that_could_not_be_written_is_written_by_a_resume(
     assert (out / "report.html").exists() and (out / "examples.json").exists()
 
 
+def two_classes(root: Path, count: int) -> Path:
+    """A folder of dark and of light pictures."""
+    for name, colour in (("dark", 20), ("light", 200)):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (20 + i, 24), (colour + i,) * 3).save(root / name / f"{i}.png")
+    return root
+
+
+SHORT = ["--epochs", "1", "--batch-size", "8", "--image-size", "32", "32", "--stem", "4", "--workers", "0", *TINY]
+
+
+def test_a_resume_says_how_its_data_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = two_classes(tmp_path / "data", 12), tmp_path / "run"
+    assert main(["train", "folder", "--data", str(data), "--out", str(out), *SHORT]) == 0
+    (out / "report.html").unlink()
+    capsys.readouterr()
+
+    def moved(source: str, target: str, words: str) -> None:
+        (data / source).rename(tmp_path / target)
+        line = refused(capsys, "train", "--resume", out, "--device", "cpu")
+        assert f"{data} is not what the run began with: {words}; put it back" in line
+        (tmp_path / target).rename(data / source)
+
+    moved("dark/3.png", "away.png", "its train part had 24 pictures and has 23")
+    moved("dark/3.png", "data/dark/30.png", "pictures of its train part have other names, labels or captions")
+    moved("light", "data/bright", "it had 2 classes and has 2; changed: bright")
+    assert main(["train", "--resume", str(out), "--device", "cpu"]) == 0
+
+
 def test_a_full_disk_is_a_fault_of_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

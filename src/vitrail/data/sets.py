@@ -115,6 +115,38 @@ class Splits:
     val: ImageSet | None = None
     test: ImageSet | None = None
 
+    def marks(self) -> dict[str, Any]:
+        """Plain data by which the same set is known again: names, labels and counts. The pictures are not read."""
+        parts = {"train": self.train, "val": self.val, "test": self.test}
+        return {
+            "classes": self.train.classes,
+            "parts": {name: {"pictures": len(part), "hash": _hash_names(part)} for name, part in parts.items() if part},
+        }
+
+
+def difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """In words, the first way in which a set's marks are no longer what they were; None where they are the same."""
+    if before["classes"] != now["classes"]:
+        changed = sorted(set(before["classes"]) ^ set(now["classes"])) or ["in another order"]
+        return f"it had {len(before['classes'])} classes and has {len(now['classes'])}; changed: {changed[0]}"
+    for name in {**before["parts"], **now["parts"]}:
+        had, has = (marks["parts"].get(name, {"pictures": 0}) for marks in (before, now))
+        if had["pictures"] != has["pictures"]:
+            return f"its {name} part had {had['pictures']:,} pictures and has {has['pictures']:,}"
+        if had != has:
+            return f"pictures of its {name} part have other names, labels or captions"
+    return None
+
+
+def _hash_names(part: ImageSet) -> str:
+    """Of the keys, the labels, and what else belongs to each picture."""
+    digest = hashlib.blake2b(digest_size=16)
+    # Names of files need not be text.
+    digest.update("\0".join(part.keys).encode(errors="surrogatepass"))
+    digest.update(part.labels.numpy().tobytes())
+    digest.update(repr(part.extras(range(len(part)))).encode(errors="surrogatepass"))
+    return digest.hexdigest()
+
 
 def open_data(data: str | Path, name: str | None = None) -> Splits:
     """The set at a path, or a built-in one by name; a path that exists wins over a name.

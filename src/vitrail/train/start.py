@@ -79,10 +79,11 @@ def begin(
     folder = RunFolder(out or Path("runs") / f"{run.recipe}-{run.seed}")
     folder.refuse_taken()  # before the pictures are decoded, which takes its time
     chosen = choose_device(device)
+    marks = splits.marks()  # before the labels become a captioner's
     parts, steps = build(run, splits, chosen)
     # Pictures kept in memory are rounded otherwise than streamed ones, so a resumed run must do as it began.
     run = replace(run, memory=parts.train.memory)
-    folder.begin(run, splits.train.classes)
+    folder.begin(run, splits.train.classes, marks)
     try:
         return _train(run, parts, folder, steps, resume=False)
     except BaseException:  # whatever it was, a run that saved nothing must not take the name
@@ -97,7 +98,9 @@ def go_on(path: Path, device: str | None) -> dict[str, Any]:
     report = path / "report.html"  # the last that a run writes
     if report.exists() and any(row["kind"] == "done" for row in folder.rows()):
         raise UserError(f"the run in {path} is done: its report is {report}")
-    parts, steps = build(run, open_for(run.task, run.data, recipes.find(run.recipe)(1).data), choose_device(device))
+    splits = open_for(run.task, run.data, recipes.find(run.recipe)(1).data)
+    folder.check_data(splits.marks(), run.data)
+    parts, steps = build(run, splits, choose_device(device))
     return _train(run, parts, folder, steps, resume=True)
 
 
