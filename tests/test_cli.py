@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -400,6 +401,37 @@ def test_a_resume_says_how_its_data_changed(tmp_path: Path, capsys: pytest.Captu
     moved("dark/3.png", "data/dark/30.png", "pictures of its train part have other names, labels or captions")
     moved("light", "data/bright", "it had 2 classes and has 2; changed: bright")
     assert main(["train", "--resume", str(out), "--device", "cpu"]) == 0
+
+
+def test_a_folder_that_may_not_be_read_is_wrong_input(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = two_classes(tmp_path / "data", 2)
+    listing = Path.iterdir
+
+    def listed(path: Path) -> Iterator[Path]:  # whoever is root may read everything
+        if path == data:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listing(path)
+
+    monkeypatch.setattr(Path, "iterdir", listed)
+    for command in (["train", "folder", "--data", data], ["eval", run, "--data", data], ["predict", data]):
+        assert refused(capsys, *command) == f"vitrail: cannot read {data}: Permission denied"
+
+
+@pytest.mark.parametrize("number, code", [(errno.ENOENT, 2), (errno.EPERM, 1), (errno.EIO, 1)])
+def test_what_the_system_refuses_gets_one_line(
+    number: int, code: int, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_folder(path: Path, *args: object, **named: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "mkdir", no_folder)
+        assert main(["compare", str(run), "--out", str(tmp_path / "below" / "plot.png")]) == code
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"write {tmp_path / 'below'}: {os.strerror(number)}" in line
+    assert line.endswith("choose another --out") == (code == 2)
 
 
 def test_a_full_disk_is_a_fault_of_the_run(

@@ -282,17 +282,31 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"vitrail: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
-            print(f"vitrail: cannot write {error.filename}: {error.strerror}; choose another --out", file=sys.stderr)
-            return UserError.exit_code
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPIPE):
-            raise
-        print(f"vitrail: cannot write {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
-        forget_output()
-        return RunError.exit_code
+        return say_os_error(error)
     except KeyboardInterrupt:
         print("vitrail: stopped", file=sys.stderr)
         return Stopped.exit_code
+
+
+NO_PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG)
+"""errors of a place where nothing can be written"""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPIPE)
+"""errors of writing"""
+NO_ACCESS = (errno.EPERM, errno.EIO)
+"""errors of reading as much as of writing"""
+
+
+def say_os_error(error: OSError) -> int:
+    """Print what the system refused in one line and return the exit code; an error that tells nothing is raised."""
+    if error.errno in NO_PLACE and error.filename is not None:
+        print(f"vitrail: cannot write {error.filename}: {error.strerror}; choose another --out", file=sys.stderr)
+        return UserError.exit_code
+    if error.errno not in (*NO_ROOM, *NO_ACCESS):
+        raise error
+    what = "read or write" if error.errno in NO_ACCESS else "write"
+    print(f"vitrail: cannot {what} {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+    forget_output()
+    return RunError.exit_code
 
 
 def run(args: list[str]) -> int:
@@ -339,16 +353,19 @@ def at_revision(source: str, revision: str | None) -> str:
 def pictures_in(paths: Sequence[Path]) -> list[Path]:
     """The files themselves, and the pictures in folders, by name."""
     from vitrail.data.sets import ENDINGS
+    from vitrail.files import reading
 
     found: list[Path] = []
     for path in paths:
-        if path.is_dir():
+        with reading(path):
+            if not path.is_dir():
+                found.append(path)
+                continue
+            next(path.iterdir(), None)  # which says so where the folder may not be read: rglob finds nothing there
             inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and not p.is_dir())
-            if not inside:
-                raise UserError(f"{path} holds no pictures: give a folder with some of {', '.join(sorted(ENDINGS))}")
-            found += inside
-        else:
-            found.append(path)
+        if not inside:
+            raise UserError(f"{path} holds no pictures: give a folder with some of {', '.join(sorted(ENDINGS))}")
+        found += inside
     return found
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vitrail.errors import UserError
+
 
 def write_whole(path: str | Path, data: bytes | str) -> None:
     """Write one file, replacing what stands there."""
@@ -32,6 +34,15 @@ def write_whole(path: str | Path, data: bytes | str) -> None:
 def printable(text: str) -> str:
     r"""Text for pages and figures: the bytes of a file name that is not UTF-8 as `\udce9`, as on standard output."""
     return text.encode(errors="backslashreplace").decode()
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Files and folders of a person's, whose listing fails where they may not be read: then UserError."""
+    try:
+        yield
+    except PermissionError as error:
+        raise UserError(f"cannot read {error.filename or path}: {error.strerror}") from None
 
 
 @contextmanager

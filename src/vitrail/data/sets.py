@@ -20,6 +20,7 @@ from vitrail.data import builtin, parquet
 from vitrail.data.decode import BadPicture, Picture
 from vitrail.data.pixels import to_bytes, with_channels
 from vitrail.errors import UserError
+from vitrail.files import reading
 
 log = logging.getLogger("vitrail")
 
@@ -157,9 +158,11 @@ def open_data(data: str | Path, name: str | None = None) -> Splits:
     and downloaded to `~/.cache/vitrail` where they are not found; other folders there are known by their name too.
     """
     path = Path(data).expanduser()
-    if path.exists():
-        if name and (path / name).is_dir():
+    with reading(path):
+        there = path.exists()
+        if there and name and (path / name).is_dir():
             path = path / name
+    if there:
         splits = _open_path(path)
     elif str(data) in builtin.NAMES:
         splits = _open_builtin(str(data))
@@ -188,9 +191,10 @@ def _open_path(path: Path) -> Splits:
         return _from_parquet(path)
     if path.is_file():
         raise UserError(f"{path} is a file: give a folder with a folder a class, or a Parquet file")
-    if (found := builtin.find(path)) is not None:
-        return _from_arrays(path.name, found)
-    return _from_folder(path)
+    with reading(path):
+        if (found := builtin.find(path)) is not None:
+            return _from_arrays(path.name, found)
+        return _from_folder(path)
 
 
 def _from_arrays(name: str, parts: builtin.Arrays) -> Splits:
