@@ -26,7 +26,7 @@ from vitrail.tasks.caption_scores import CaptionMetric, human_ceiling
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.embed import Embed
 from vitrail.tasks.task import Task
-from vitrail.train.build import VAL_FRACTION, build, evaluation_loader, goes_on, open_for
+from vitrail.train.build import VAL_FRACTION, build, evaluation_loader, goes_on, open_for, warn_unused
 from vitrail.train.device import choose_device
 from vitrail.train.frozen import fit_frozen
 from vitrail.train.loop import Parts, evaluate, fit
@@ -75,6 +75,7 @@ def begin(
             own = weights.kept(run.task)
             recipes.check_fixed(init, run.task, given.task, own, FREE)
             run = replace(run, task=own)
+    warn_unused(given, change(given), run.tune.method)
     run = replace(run, data=str(data))
     folder = RunFolder(out or Path("runs") / f"{run.recipe}-{run.seed}")
     folder.refuse_taken()  # before the pictures are decoded, which takes its time
