@@ -396,8 +396,11 @@ def test_eval_scores_an_encoder_without_a_head(
     assert main(["eval", str(tmp_path / "encoder"), "--data", str(pictures), "--split", "train"]) == 2
     assert "learn from the training part" in capsys.readouterr().err
     # A part to score and one to choose the penalty on are taken from the training part where there is no other.
-    assert main(["eval", str(tmp_path / "encoder"), "--data", str(pictures / "train"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["split"] == "val"
+    scored = []
+    for options in ([], ["--split", "val"]):
+        assert main(["eval", str(tmp_path / "encoder"), "--data", str(pictures / "train"), "--json", *options]) == 0
+        scored.append(json.loads(capsys.readouterr().out))
+    assert scored[0]["split"] == "val" and scored[1] == scored[0]
 
 
 def test_eval_probes_a_model_with_a_head_too(

@@ -213,8 +213,8 @@ def score_features(task: Task, splits: Splits, split: str | None) -> tuple[str, 
         raise UserError("the data has no training part, which k-NN and the linear probe learn from: add a folder train")
     if split == "train":
         raise UserError("k-NN and the linear probe learn from the training part: choose --split val or test")
-    name, part = choose_part(splits, split)
     train, val = splits.train, splits.val
+    name, part = ("train", train) if split == "val" and val is None else choose_part(splits, split)
     if name == "train":
         name, (train, part) = "val", split_val(train)
     if val is None or name == "val":
