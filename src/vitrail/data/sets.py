@@ -211,11 +211,12 @@ def _from_parquet(path: Path) -> Splits:
         parts[split] = parquet.read(files)
     names = next((table.names for table in parts.values() if table.names is not None), None)
     classes = names or sorted({str(label) for table in parts.values() for label in table.labels}, key=_natural)
+    number = {name: i for i, name in enumerate(classes)}
     sets = {}
     for split, table in parts.items():
         try:
-            numbers = [label if names else classes.index(str(label)) for label in table.labels]
-        except ValueError:
+            numbers = [label if names else number[str(label)] for label in table.labels]
+        except KeyError:
             raise UserError(f"{path}: the {split} part has labels that the others do not name") from None
         labels = torch.tensor(numbers, dtype=torch.int64)
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
@@ -254,12 +255,13 @@ def _from_folder(path: Path) -> Splits:
         raise UserError(f"{path} holds {found_here}: put the pictures of each class in a folder of its name")
     naming = [found["train"]] if found.get("train") else list(found.values())
     classes = sorted({name for members in naming for name in members})
+    number = {name: i for i, name in enumerate(classes)}
     sets = {}
     for split, members in found.items():
         if unknown := sorted(set(members) - set(classes)):
             raise UserError(f"{parts[split]} has a class that the training part lacks: {unknown[0]}")
         files = [file for name in sorted(members) for file in members[name]]
-        labels = [classes.index(name) for name in sorted(members) for _ in members[name]]
+        labels = [number[name] for name in sorted(members) for _ in members[name]]
         keys = [file.relative_to(path).as_posix() for file in files]
         sets[split] = ImageSet(path.name, classes, torch.tensor(labels, dtype=torch.int64), keys, files)
     return _finish(path, classes, sets)
