@@ -403,6 +403,14 @@ def test_a_resume_says_how_its_data_changed(tmp_path: Path, capsys: pytest.Captu
     assert main(["train", "--resume", str(out), "--device", "cpu"]) == 0
 
 
+def test_class_folders_beside_a_test_part_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = two_classes(tmp_path / "data", 2)
+    two_classes(data / "test", 2)
+    (data / "notes").mkdir()
+    line = refused(capsys, "train", "folder", "--data", data)
+    assert "no training part: put the folders of pictures that stand beside the others (dark, light) in a" in line
+
+
 def test_a_folder_that_may_not_be_read_is_wrong_input(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

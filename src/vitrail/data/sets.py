@@ -8,7 +8,7 @@ import io
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,8 @@ class Splits:
     train: ImageSet
     val: ImageSet | None = None
     test: ImageSet | None = None
+    beside: Sequence[str] = field(default=(), init=False)
+    """folders of pictures that stand beside the parts and belong to none"""
 
     def marks(self) -> dict[str, Any]:
         """Plain data by which the same set is known again: names, labels and counts. The pictures are not read."""
@@ -264,7 +266,11 @@ def _from_folder(path: Path) -> Splits:
         labels = [number[name] for name in sorted(members) for _ in members[name]]
         keys = [file.relative_to(path).as_posix() for file in files]
         sets[split] = ImageSet(path.name, classes, torch.tensor(labels, dtype=torch.int64), keys, files)
-    return _finish(path, classes, sets)
+    splits = _finish(path, classes, sets)
+    if not len(splits.train):
+        others = [folder for folder in folders_in(path) if folder not in parts.values()]
+        splits.beside = [folder.name for folder in others if pictures_in(folder)]
+    return splits
 
 
 def folders_in(path: Path) -> list[Path]:

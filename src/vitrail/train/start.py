@@ -57,7 +57,11 @@ def begin(
     data = data or name
     splits = open_for(recipe(1).task, data, name)
     if not len(splits.train):
-        raise UserError(f"{data} has no training part: add one, or score a model on it with `vitrail eval`")
+        names = ", ".join(splits.beside[:3]) + ", ..." * (len(splits.beside) > 3)
+        found = f"put the folders of pictures that stand beside the others ({names}) in a folder train"
+        raise UserError(
+            f"{data} has no training part: {found if names else 'add one'}, or score a model on it with `vitrail eval`"
+        )
     run = recipe(len(splits.train))
     if (init := init or run.init) is not None:
         weights = zoo.load(init)
