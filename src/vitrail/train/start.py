@@ -97,7 +97,7 @@ def begin(
 
 
 def go_on(path: Path, device: str | None) -> dict[str, Any]:
-    """Go on with the run in the folder `path` from its last saved step, to the same bits."""
+    """Go on with the run in the folder `path` from its last saved step; on the processor (CPU) to the same bits."""
     folder = RunFolder(path)
     run = folder.run()
     report = path / "report.html"  # the last that a run writes

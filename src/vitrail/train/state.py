@@ -1,4 +1,4 @@
-"""The run folder, and the state that lets a stopped run go on to the same bits.
+"""The run folder, and the state that lets a stopped run go on, on the processor (CPU) to the same bits.
 
 recipe.json     every value of the run            best/, last/    checkpoints that `vitrail.load` reads
 metrics.jsonl   one line a log, val or test row   state/          weights, optimizer and average in training
