@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import json
 import os
 import re
@@ -13,6 +15,7 @@ import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,9 @@ from PIL import Image
 
 from vitrail.cli import main
 from vitrail.data.sets import open_data
+from vitrail.errors import RunError
 from vitrail.recipes import RECIPES
+from vitrail.train.report import write_report
 from vitrail.train.state import RunFolder
 
 TINY = ["--width", "16", "--depth", "1", "--heads", "2", "--device", "cpu"]
@@ -76,13 +81,66 @@ def test_predict_answers_good_pictures_and_names_bad_ones(
     Image.fromarray(test.picture(0, 1)[0].numpy()).save(folder / "a.png")
     (folder / "b.png").write_bytes(b"no picture")
     (folder / "c.jpg").write_bytes(b"")
+    Image.new("1", (4_000_000, 1)).save(folder / "d.png")
+    Image.new("L", (8, 8)).save(folder / "e.png")
     assert main(["predict", str(folder), str(tmp_path / "gone.png"), "--model", str(run), "--json"]) == 2
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [Path(row["image"]).name for row in rows] == ["a.png", "b.png", "c.jpg", "gone.png"]
+    assert [Path(row["image"]).name for row in rows] == ["a.png", "b.png", "c.jpg", "d.png", "e.png", "gone.png"]
     assert len(rows[0]["labels"]) == 5 and rows[0]["task"] == "classify" and "error" not in rows[0]
-    assert all("error" in row and "labels" not in row for row in rows[1:])
+    assert "labels" in rows[4], "one after a bad one"
+    for row in [*rows[1:4], rows[5]]:
+        assert row["error"].startswith(f"{row['image']}: ") and "labels" not in row
+    assert "4000000x1: too long and thin" in rows[3]["error"]
     assert main(["predict", str(folder / "a.png"), "--model", str(run)]) == 0
     assert "a.png: " in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are text")
+def test_names_that_are_not_utf8(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")
+    monkeypatch.setattr(sys, "stdout", printed)
+    odd = os.fsdecode(b"caf\xe9")
+    picture = tmp_path / f"{odd}.png"
+    Image.new("L", (9, 9)).save(picture)
+    assert main(["predict", str(picture), "--model", str(run), "--device", "cpu"]) == 0
+    out = tmp_path / "run"
+    shutil.copytree(run, out)
+    (out / "classes.json").write_text(json.dumps([odd, *"123456789"]))
+    config = json.loads((out / "best" / "config.json").read_text())
+    (out / "best" / "config.json").write_text(json.dumps({**config, "classes": [odd] * 10}))
+    assert main(["explain", str(picture), "--model", str(out), "--out", str(tmp_path / "seen"), "--device", "cpu"]) == 0
+    write_report(out)
+    (tmp_path / odd).symlink_to(out)
+    assert main(["compare", str(tmp_path / odd), "--out", str(tmp_path / "plot.png")]) == 0
+    printed.seek(0)
+    for text in (printed.read(), (tmp_path / "seen" / "index.html").read_text(), (out / "report.html").read_text()):
+        assert r"caf\udce9" in text
+
+
+def test_a_demo_removes_its_own_run_alone(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(recipe: object, data: str, init: None, change: object, out: Path, device: None) -> None:
+        assert not (out / "recipe.json").exists(), "the earlier run is gone"
+        (out / "recipe.json").write_text("{}")
+        raise RunError("far enough")
+
+    monkeypatch.setattr("vitrail.demo.begin", begin)
+    mine, link, room = tmp_path / "runs", tmp_path / "link", tmp_path / "room"
+    shutil.copytree(run, mine / "digits")
+    link.symlink_to(mine)
+    before = sorted(mine.rglob("*"))
+    for out in (mine, link, run / "recipe.json"):
+        assert "is no demo's folder: choose another --out" in refused(capsys, "demo", "--out", out)
+    assert sorted(mine.rglob("*")) == before
+    room.mkdir()
+    link.unlink()
+    link.symlink_to(room)
+    for _ in range(2):
+        assert main(["demo", "--out", str(link)]) == 1
+        assert capsys.readouterr().err == "vitrail: far enough\n"
+        (room / "kept.txt").write_text("mine")
+    assert (room / "kept.txt").exists() and link.is_symlink()
 
 
 def test_compare_and_explain_draw(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -258,6 +316,19 @@ def test_a_loss_that_is_not_finite_is_a_fault_of_the_run(
         assert main(["eval", str(out), "--data", "digits", "--device", "cpu"]) == 0
 
 
+@pytest.mark.parametrize("error", [MemoryError(), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
+def test_a_run_that_saved_nothing_leaves_nothing(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr("vitrail.train.loop.train_step", fail)
+    with contextlib.suppress(MemoryError):
+        main(["train", "digits", "--out", str(tmp_path / "run"), *TINY])
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     "file, content, words",
     [
@@ -275,6 +346,100 @@ def test_a_damaged_run_is_not_resumed(
     (copy / "metrics.jsonl").write_text("".join(rows))
     (copy / file).write_bytes(content)
     assert words in refused(capsys, "train", "--resume", copy, "--device", "cpu")
+
+
+@pytest.mark.parametrize("wanting", ["report", "examples"])
+def test_a_report_that_could_not_be_written_is_written_by_a_resume(
+    wanting: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+
+    def no_space(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"vitrail.train.start.{'write_report' if wanting == 'report' else 'examples'}", no_space)
+        assert main(["train", "digits", "--out", str(out), "--epochs", "1", "--json", *TINY]) == 1
+    before = RunFolder(out).rows()
+    assert before[-1]["kind"] == "done" and not (out / "report.html").exists()
+    capsys.readouterr()
+    assert main(["train", "--resume", str(out), "--json", "--device", "cpu"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    after = RunFolder(out).rows()
+    assert [row["kind"] for row in after if row["kind"] != "start"] == [
+        r["kind"] for r in before if r["kind"] != "start"
+    ]
+    assert after[-2] == before[-2] and scores["top1"] == after[-2]["top1"]
+    assert (out / "report.html").exists() and (out / "examples.json").exists()
+
+
+def two_classes(root: Path, count: int) -> Path:
+    """A folder of dark and of light pictures."""
+    for name, colour in (("dark", 20), ("light", 200)):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (20 + i, 24), (colour + i,) * 3).save(root / name / f"{i}.png")
+    return root
+
+
+SHORT = ["--epochs", "1", "--batch-size", "8", "--image-size", "32", "32", "--stem", "4", "--workers", "0", *TINY]
+
+
+def test_a_resume_says_how_its_data_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = two_classes(tmp_path / "data", 12), tmp_path / "run"
+    assert main(["train", "folder", "--data", str(data), "--out", str(out), *SHORT]) == 0
+    (out / "report.html").unlink()
+    capsys.readouterr()
+
+    def moved(source: str, target: str, words: str) -> None:
+        (data / source).rename(tmp_path / target)
+        line = refused(capsys, "train", "--resume", out, "--device", "cpu")
+        assert f"{data} is not what the run began with: {words}; put it back" in line
+        (tmp_path / target).rename(data / source)
+
+    moved("dark/3.png", "away.png", "its train part had 24 pictures and has 23")
+    moved("dark/3.png", "data/dark/30.png", "pictures of its train part have other names, labels or captions")
+    moved("light", "data/bright", "it had 2 classes and has 2; changed: bright")
+    assert main(["train", "--resume", str(out), "--device", "cpu"]) == 0
+
+
+def test_class_folders_beside_a_test_part_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = two_classes(tmp_path / "data", 2)
+    two_classes(data / "test", 2)
+    (data / "notes").mkdir()
+    line = refused(capsys, "train", "folder", "--data", data)
+    assert "no training part: put the folders of pictures that stand beside the others (dark, light) in a" in line
+
+
+def test_a_folder_that_may_not_be_read_is_wrong_input(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = two_classes(tmp_path / "data", 2)
+    listing = Path.iterdir
+
+    def listed(path: Path) -> Iterator[Path]:  # whoever is root may read everything
+        if path == data:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listing(path)
+
+    monkeypatch.setattr(Path, "iterdir", listed)
+    for command in (["train", "folder", "--data", data], ["eval", run, "--data", data], ["predict", data]):
+        assert refused(capsys, *command) == f"vitrail: cannot read {data}: Permission denied"
+
+
+@pytest.mark.parametrize("number, code", [(errno.ENOENT, 2), (errno.EPERM, 1), (errno.EIO, 1)])
+def test_what_the_system_refuses_gets_one_line(
+    number: int, code: int, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_folder(path: Path, *args: object, **named: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "mkdir", no_folder)
+        assert main(["compare", str(run), "--out", str(tmp_path / "below" / "plot.png")]) == code
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"write {tmp_path / 'below'}: {os.strerror(number)}" in line
+    assert line.endswith("choose another --out") == (code == 2)
 
 
 def test_a_full_disk_is_a_fault_of_the_run(

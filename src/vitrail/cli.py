@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from vitrail.errors import RunError, Stopped, UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vitrail.tasks.task import Task
     from vitrail.train.run import Run
 
@@ -167,15 +169,13 @@ def predict(args: Sequence[str]) -> int:
     paths = list(pictures_in(options.images))
     task = load_model(options.model, options.device, options.revision, options.verify)
     redecode(task, options)
-    from vitrail.data.decode import decode
-
     code = 0
     for start in range(0, len(paths), 32):
         good, rows = [], []
         for path in paths[start : start + 32]:
             row: dict[str, Any] = {"image": str(path), "task": task.name}
             try:
-                good.append((row, decode(path, task.preprocess.channels)))
+                good.append((row, read_picture(path, task)))
             except UserError as error:
                 row["error"], code = str(error), UserError.exit_code
             rows.append(row)
@@ -186,6 +186,18 @@ def predict(args: Sequence[str]) -> int:
             if "error" in row and not options.json:
                 print(row["error"], file=sys.stderr)
     return code
+
+
+def read_picture(path: Path, task: Task) -> Tensor:
+    """A file's pixels, uint8 [C, H, W], which the task can prepare. Raises BadPicture, which names the file."""
+    from vitrail.data.decode import BadPicture, decode
+
+    image = decode(path, task.preprocess.channels)
+    try:
+        task.preprocess.check(image)
+    except BadPicture as error:
+        raise BadPicture(f"{path}: {error}") from None
+    return image
 
 
 def describe(row: dict[str, Any]) -> str:
@@ -264,6 +276,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 2 for wrong input, 1 for a fault of the run."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text that can be printed
     try:
         code = run(list(sys.argv[1:] if args is None else args))
         sys.stdout.flush()  # a disk that is full shows here, and not once nobody can say so
@@ -272,17 +286,31 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"vitrail: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
-            print(f"vitrail: cannot write {error.filename}: {error.strerror}; choose another --out", file=sys.stderr)
-            return UserError.exit_code
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPIPE):
-            raise
-        print(f"vitrail: cannot write {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
-        forget_output()
-        return RunError.exit_code
+        return say_os_error(error)
     except KeyboardInterrupt:
         print("vitrail: stopped", file=sys.stderr)
         return Stopped.exit_code
+
+
+NO_PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG)
+"""errors of a place where nothing can be written"""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPIPE)
+"""errors of writing"""
+NO_ACCESS = (errno.EPERM, errno.EIO)
+"""errors of reading as much as of writing"""
+
+
+def say_os_error(error: OSError) -> int:
+    """Print what the system refused in one line and return the exit code; an error that tells nothing is raised."""
+    if error.errno in NO_PLACE and error.filename is not None:
+        print(f"vitrail: cannot write {error.filename}: {error.strerror}; choose another --out", file=sys.stderr)
+        return UserError.exit_code
+    if error.errno not in (*NO_ROOM, *NO_ACCESS):
+        raise error
+    what = "read or write" if error.errno in NO_ACCESS else "write"
+    print(f"vitrail: cannot {what} {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+    forget_output()
+    return RunError.exit_code
 
 
 def run(args: list[str]) -> int:
@@ -329,16 +357,19 @@ def at_revision(source: str, revision: str | None) -> str:
 def pictures_in(paths: Sequence[Path]) -> list[Path]:
     """The files themselves, and the pictures in folders, by name."""
     from vitrail.data.sets import ENDINGS
+    from vitrail.files import reading
 
     found: list[Path] = []
     for path in paths:
-        if path.is_dir():
+        with reading(path):
+            if not path.is_dir():
+                found.append(path)
+                continue
+            next(path.iterdir(), None)  # which says so where the folder may not be read: rglob finds nothing there
             inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and not p.is_dir())
-            if not inside:
-                raise UserError(f"{path} holds no pictures: give a folder with some of {', '.join(sorted(ENDINGS))}")
-            found += inside
-        else:
-            found.append(path)
+        if not inside:
+            raise UserError(f"{path} holds no pictures: give a folder with some of {', '.join(sorted(ENDINGS))}")
+        found += inside
     return found
 
 

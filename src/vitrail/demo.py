@@ -11,18 +11,18 @@ from vitrail import zoo
 from vitrail.data.sets import open_data
 from vitrail.errors import UserError
 from vitrail.explain import explain
+from vitrail.files import write_whole
 from vitrail.recipes import RECIPES
 from vitrail.train.start import begin
 
 SAMPLES = Path(__file__).parent / "zoo" / "samples"
+MADE = "made-by-demo.txt"
+"""a file in the demo's own run: only a run that has it is removed"""
 
 
 def run_demo(out: Path, device: str | None) -> None:
     """Train on digits, test, draw attention, classify sample pictures, and say what to do next."""
-    if out.exists():
-        if not (out / "digits" / "recipe.json").exists():
-            raise UserError(f"{out} exists and is no demo's folder: choose another --out")
-        shutil.rmtree(out)  # an earlier demo: it is made anew
+    make_room(out)
     print("1. Training a Vision Transformer on handwritten digits of 8x8 pixels", flush=True)
     scores = begin(RECIPES["digits"], "digits", None, lambda run: run, out / "digits", device)
     print(
@@ -46,3 +46,17 @@ def run_demo(out: Path, device: str | None) -> None:
     print(
         "Next: vitrail predict YOUR.jpg · vitrail train folder --data YOUR_FOLDER · vitrail train (lists the recipes)"
     )
+
+
+def make_room(out: Path) -> None:
+    """Remove the run of an earlier demo, and nothing else, and mark the place of the one to come.
+
+    Raises UserError where the folder `out` holds anything and no demo's run.
+    """
+    run = out / "digits"
+    if (run / MADE).is_file() and not run.is_symlink():
+        shutil.rmtree(run)  # the attention's pictures are written over
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is no demo's folder: choose another --out")
+    # Before the run, so that a demo that was stopped can be started again.
+    write_whole(run / MADE, "`vitrail demo` made this run, and removes it when it runs again.\n")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from vitrail.errors import UserError
 
 
 def write_whole(path: str | Path, data: bytes | str) -> None:
@@ -29,10 +32,26 @@ def write_whole(path: str | Path, data: bytes | str) -> None:
     _sync(path.parent)
 
 
+def printable(text: str) -> str:
+    r"""Text for pages and figures: the bytes of a file name that is not UTF-8 as `\udce9`, as on standard output."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Files and folders of a person's, whose listing fails where they may not be read: then UserError."""
+    try:
+        yield
+    except PermissionError as error:
+        raise UserError(f"cannot read {error.filename or path}: {error.strerror}") from None
+
+
 @contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
     """A folder to fill, which takes the place of `path` when the block ends well."""
     path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
@@ -41,11 +60,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
             _sync(file)
         os.chmod(beside, 0o755)
         if path.exists():
-            # A folder cannot replace a folder in one step: between the two renames only the old one's new name stands.
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            os.replace(path, old)
-            os.replace(beside, path)
-            shutil.rmtree(old)
+            _exchange(beside, path)
         else:
             os.replace(beside, path)
     except BaseException as error:
@@ -53,6 +68,23 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         _name(error, path)
         raise
     _sync(path.parent)
+
+
+def _exchange(new: Path, path: Path) -> None:
+    """Put a folder in the place of another, or leave that as it was."""
+    # A folder cannot replace a folder in one step: between the two renames only the old one's new name stands.
+    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+    try:
+        os.replace(path, old)
+    except BaseException:
+        old.rmdir()
+        raise
+    try:
+        os.replace(new, path)
+    except BaseException:
+        os.replace(old, path)
+        raise
+    shutil.rmtree(old)
 
 
 def _name(error: BaseException, path: Path) -> None:

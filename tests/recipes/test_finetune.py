@@ -338,6 +338,31 @@ def test_wrong_options_get_one_line(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        (
+            ["--method", "linear", "--lr", "0.1", "--no-flip", "--smoothing", "0", "--compile"],
+            "--smoothing, --flip, --lr",
+        ),
+        (["--method", "knn", "--last-blocks", "1", "--ema", "0.9"], "--ema, --last-blocks"),
+        (["--method", "lora", "--lora-rank", "2", "--last-blocks", "1", "--lr", "1e-4"], "--last-blocks"),
+        (["--method", "last-blocks", "--lora-alpha", "8", "--last-blocks", "1"], "--lora-alpha"),
+    ],
+)
+def test_options_that_a_method_makes_no_use_of_are_named(
+    options: list[str],
+    named: str,
+    pictures: Path,
+    weights: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert main(command(pictures, weights, tmp_path / "run", *options)) == 0
+    also = {"linear": ", --epochs, --compile", "knn": ", --epochs"}.get(options[1], "")
+    assert f"method {options[1]} makes no use of {named}{also}" in caplog.messages
+
+
 def test_a_method_without_weights_is_refused(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -371,8 +396,11 @@ def test_eval_scores_an_encoder_without_a_head(
     assert main(["eval", str(tmp_path / "encoder"), "--data", str(pictures), "--split", "train"]) == 2
     assert "learn from the training part" in capsys.readouterr().err
     # A part to score and one to choose the penalty on are taken from the training part where there is no other.
-    assert main(["eval", str(tmp_path / "encoder"), "--data", str(pictures / "train"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["split"] == "val"
+    scored = []
+    for options in ([], ["--split", "val"]):
+        assert main(["eval", str(tmp_path / "encoder"), "--data", str(pictures / "train"), "--json", *options]) == 0
+        scored.append(json.loads(capsys.readouterr().out))
+    assert scored[0]["split"] == "val" and scored[1] == scored[0]
 
 
 def test_eval_probes_a_model_with_a_head_too(

@@ -90,8 +90,26 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pyt
             train(run, tmp_path / "parts", resume=resume)
     assert_same(train(run, tmp_path / "parts", resume=True), whole)
     assert steps == 30
-    rows = [[r for r in RunFolder(tmp_path / name).rows() if r["kind"] == "val"] for name in ("whole", "parts")]
-    assert [(r["step"], r["top1"]) for r in rows[0]] == [(r["step"], r["top1"]) for r in rows[1]]
+    for kind, values in (("val", ("step", "top1")), ("train", ("step", "loss", "lr"))):
+        rows = [[r for r in RunFolder(tmp_path / name).rows() if r["kind"] == kind] for name in ("whole", "parts")]
+        assert rows[0] and [[r[name] for name in values] for r in rows[0]] == [
+            [r[name] for name in values] for r in rows[1]
+        ]
+
+
+def test_a_row_of_the_log_is_the_mean_of_all_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of those before an evaluation."""
+
+    def numbered_step(*args: Any) -> dict[str, float]:
+        return {**train_step(*args), "loss": args[5] + 1.0}
+
+    monkeypatch.setattr(loop, "train_step", numbered_step)
+    train(small_run(eval_every=0.4), tmp_path / "run", steps=45)
+    logged = RunFolder(tmp_path / "run").rows()
+    assert any(row["kind"] == "val" and row["step"] % loop.LOG_EVERY for row in logged)
+    rows = [row for row in logged if row["kind"] == "train"]
+    assert [(row["step"], row["loss"]) for row in rows] == [(20, 10.5), (40, 30.5), (45, 43.0)]
+    assert all(row["images_per_s"] > 0 for row in rows)
 
 
 def test_another_seed_gives_another_run(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,27 @@ def test_other_classes_channels_and_sizes(tmp_path: Path) -> None:
         wide.get_parameter("encoder.positions"),
         model.get_submodule("encoder").positions_for((4, 8)),  # type: ignore[operator]
     )
+
+
+def test_what_stands_in_the_place_of_a_checkpoint_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(FileExistsError):
+        saved(file)
+    assert list(tmp_path.iterdir()) == [file] and file.read_text() == "mine"
+    path = saved(tmp_path / "model")
+    before, replace = load_file(path / "model.safetensors"), os.replace
+
+    def once(source: Path, target: Path) -> None:
+        if target == path and ".old." not in source.name:
+            raise OSError(errno.EIO, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", once)
+    with pytest.raises(OSError, match="Input/output"):
+        saved(path)
+    assert sorted(tmp_path.iterdir()) == [file, path]
+    assert all(torch.equal(value, before[name]) for name, value in load_file(path / "model.safetensors").items())
 
 
 def _damage(path: Path, how: str) -> None:

@@ -88,15 +88,20 @@ class Preprocess:
                 image = pixels.from_pil(image, self.channels)
         except ValueError as error:
             raise UserError(f"the picture does not fit the model: {error}") from None
+        self.check(image)
+        height, width = self.resized(image.shape[-2], image.shape[-1])
+        image = resize(image, (height, width), self.interpolation)
+        top, left = round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)
+        return image[..., top : top + self.size[0], left : left + self.size[1]]
+
+    def check(self, image: Tensor) -> None:
+        """Raise BadPicture for [..., C, H, W] so long and thin that it would fill the memory on its way to `size`."""
         height, width = self.resized(image.shape[-2], image.shape[-1])
         if height * width > MAX_PIXELS:
             raise BadPicture(
                 f"the picture is {image.shape[-1]}x{image.shape[-2]}: too long and thin, since its shorter side "
                 f"brought to {min(height, width)} makes more than {MAX_PIXELS:,} pixels"
             )
-        image = resize(image, (height, width), self.interpolation)
-        top, left = round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)
-        return image[..., top : top + self.size[0], left : left + self.size[1]]
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """What a picture of `height` x `width` is resized to before its centre is cut out."""

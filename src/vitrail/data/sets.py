@@ -8,7 +8,7 @@ import io
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from vitrail.data import builtin, parquet
 from vitrail.data.decode import BadPicture, Picture
 from vitrail.data.pixels import to_bytes, with_channels
 from vitrail.errors import UserError
+from vitrail.files import reading
 
 log = logging.getLogger("vitrail")
 
@@ -114,6 +115,40 @@ class Splits:
     train: ImageSet
     val: ImageSet | None = None
     test: ImageSet | None = None
+    beside: Sequence[str] = field(default=(), init=False)
+    """folders of pictures that stand beside the parts and belong to none"""
+
+    def marks(self) -> dict[str, Any]:
+        """Plain data by which the same set is known again: names, labels and counts. The pictures are not read."""
+        parts = {"train": self.train, "val": self.val, "test": self.test}
+        return {
+            "classes": self.train.classes,
+            "parts": {name: {"pictures": len(part), "hash": _hash_names(part)} for name, part in parts.items() if part},
+        }
+
+
+def difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """In words, the first way in which a set's marks are no longer what they were; None where they are the same."""
+    if before["classes"] != now["classes"]:
+        changed = sorted(set(before["classes"]) ^ set(now["classes"])) or ["in another order"]
+        return f"it had {len(before['classes'])} classes and has {len(now['classes'])}; changed: {changed[0]}"
+    for name in {**before["parts"], **now["parts"]}:
+        had, has = (marks["parts"].get(name, {"pictures": 0}) for marks in (before, now))
+        if had["pictures"] != has["pictures"]:
+            return f"its {name} part had {had['pictures']:,} pictures and has {has['pictures']:,}"
+        if had != has:
+            return f"pictures of its {name} part have other names, labels or captions"
+    return None
+
+
+def _hash_names(part: ImageSet) -> str:
+    """Of the keys, the labels, and what else belongs to each picture."""
+    digest = hashlib.blake2b(digest_size=16)
+    # Names of files need not be text.
+    digest.update("\0".join(part.keys).encode(errors="surrogatepass"))
+    digest.update(part.labels.numpy().tobytes())
+    digest.update(repr(part.extras(range(len(part)))).encode(errors="surrogatepass"))
+    return digest.hexdigest()
 
 
 def open_data(data: str | Path, name: str | None = None) -> Splits:
@@ -125,9 +160,11 @@ def open_data(data: str | Path, name: str | None = None) -> Splits:
     and downloaded to `~/.cache/vitrail` where they are not found; other folders there are known by their name too.
     """
     path = Path(data).expanduser()
-    if path.exists():
-        if name and (path / name).is_dir():
+    with reading(path):
+        there = path.exists()
+        if there and name and (path / name).is_dir():
             path = path / name
+    if there:
         splits = _open_path(path)
     elif str(data) in builtin.NAMES:
         splits = _open_builtin(str(data))
@@ -156,9 +193,10 @@ def _open_path(path: Path) -> Splits:
         return _from_parquet(path)
     if path.is_file():
         raise UserError(f"{path} is a file: give a folder with a folder a class, or a Parquet file")
-    if (found := builtin.find(path)) is not None:
-        return _from_arrays(path.name, found)
-    return _from_folder(path)
+    with reading(path):
+        if (found := builtin.find(path)) is not None:
+            return _from_arrays(path.name, found)
+        return _from_folder(path)
 
 
 def _from_arrays(name: str, parts: builtin.Arrays) -> Splits:
@@ -175,11 +213,12 @@ def _from_parquet(path: Path) -> Splits:
         parts[split] = parquet.read(files)
     names = next((table.names for table in parts.values() if table.names is not None), None)
     classes = names or sorted({str(label) for table in parts.values() for label in table.labels}, key=_natural)
+    number = {name: i for i, name in enumerate(classes)}
     sets = {}
     for split, table in parts.items():
         try:
-            numbers = [label if names else classes.index(str(label)) for label in table.labels]
-        except ValueError:
+            numbers = [label if names else number[str(label)] for label in table.labels]
+        except KeyError:
             raise UserError(f"{path}: the {split} part has labels that the others do not name") from None
         labels = torch.tensor(numbers, dtype=torch.int64)
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
@@ -218,15 +257,20 @@ def _from_folder(path: Path) -> Splits:
         raise UserError(f"{path} holds {found_here}: put the pictures of each class in a folder of its name")
     naming = [found["train"]] if found.get("train") else list(found.values())
     classes = sorted({name for members in naming for name in members})
+    number = {name: i for i, name in enumerate(classes)}
     sets = {}
     for split, members in found.items():
         if unknown := sorted(set(members) - set(classes)):
             raise UserError(f"{parts[split]} has a class that the training part lacks: {unknown[0]}")
         files = [file for name in sorted(members) for file in members[name]]
-        labels = [classes.index(name) for name in sorted(members) for _ in members[name]]
+        labels = [number[name] for name in sorted(members) for _ in members[name]]
         keys = [file.relative_to(path).as_posix() for file in files]
         sets[split] = ImageSet(path.name, classes, torch.tensor(labels, dtype=torch.int64), keys, files)
-    return _finish(path, classes, sets)
+    splits = _finish(path, classes, sets)
+    if not len(splits.train):
+        others = [folder for folder in folders_in(path) if folder not in parts.values()]
+        splits.beside = [folder.name for folder in others if pictures_in(folder)]
+    return splits
 
 
 def folders_in(path: Path) -> list[Path]:

@@ -33,7 +33,7 @@ from vitrail.explain.pictures import (
 )
 from vitrail.explain.positions import position_similarity
 from vitrail.explain.words import words_looked
-from vitrail.files import write_whole
+from vitrail.files import printable, write_whole
 from vitrail.tasks.caption import Caption
 from vitrail.tasks.task import Task
 
@@ -80,11 +80,12 @@ def explain(task: Task, image: Image.Image | str | Path, out: str | Path) -> dic
     else:
         labels = task.predict([pixels])[0].labels
         seen.says["predictions"] = labels
-        _encoder(seen, task, picture, prepared, f"{labels[0]['label']} ({labels[0]['score']:.0%})" if labels else "")
+        title = f"{labels[0]['label']} ({labels[0]['score']:.0%})" if labels else ""
+        _encoder(seen, task, picture, prepared, printable(title))
 
     files = {name: png(figure) for name, figure in seen.figures.items()}
     files["numbers.json"] = json.dumps({**seen.says, **seen.numbers, "notes": seen.notes}).encode()
-    files["index.html"] = _page(source, seen.says, list(seen.figures), seen.notes).encode()
+    files["index.html"] = printable(_page(source, seen.says, list(seen.figures), seen.notes)).encode()
     for name, data in files.items():
         write_whole(out / name, data)
     return {**seen.says, "files": {name: str(out / name) for name in files}, "notes": seen.notes}

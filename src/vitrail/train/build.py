@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vitrail import zoo
+from vitrail.data.augment import Augment
 from vitrail.data.captions import CaptionSet, open_captions
 from vitrail.data.decode import Preprocess
 from vitrail.data.loader import Loader, Tally
@@ -25,8 +26,9 @@ from vitrail.tasks.knn import KNN
 from vitrail.tasks.prefix import PrefixCaption, Prefixed
 from vitrail.tasks.task import Task
 from vitrail.train.loop import Parts
-from vitrail.train.run import Run, TaskConfig
-from vitrail.train.tune import tune
+from vitrail.train.optim import Optim
+from vitrail.train.run import Run, TaskConfig, changed_fields
+from vitrail.train.tune import FROZEN, tune
 from vitrail.vit import ViTConfig
 from vitrail.zoo import captioners
 
@@ -81,6 +83,25 @@ def refuse_unused(task: Classification, method: str) -> None:
     for entry in fields(plain):
         if getattr(task, entry.name) != getattr(plain, entry.name):
             raise UserError(f"method {method} makes no use of --{entry.name}: leave it out, or choose another --method")
+
+
+IDLE = frozenset(
+    [
+        *("epochs", "accumulate", "early_size", "early", "eval_every", "compile", "smoothing", "balanced", "drop_path"),
+        *(entry.name for config in (Optim, Augment) for entry in fields(config)),
+    ]
+)
+"""options that a frozen encoder makes no use of, which reads each picture once, as it is"""
+
+
+def warn_unused(recipe: Run, asked: Run, method: str) -> None:
+    """Name what `asked` sets otherwise than the recipe, and what the method, which may follow the data, passes over."""
+    used = {"lora": {"lora_rank", "lora_alpha"}, "last-blocks": {"last_blocks"}}
+    idle = {name for other, names in used.items() if other != method for name in names}
+    idle |= IDLE if method in FROZEN else set()
+    names = [f"--{name.replace('_', '-')}" for name in changed_fields(recipe, asked) if name in idle]
+    if names:
+        log.warning("method %s makes no use of %s", method, ", ".join(names))
 
 
 def open_for(task: TaskConfig, data: str | Path, name: str | None = None) -> Splits:

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from vitrail.errors import UserError
-from vitrail.files import write_whole
+from vitrail.files import printable, write_whole
 from vitrail.train.report import RunRecord, count, duration, plain, read_run, shown
 
 log = logging.getLogger("vitrail")
@@ -136,7 +136,7 @@ def _plot(runs: Sequence[RunRecord], names: Sequence[str]) -> bytes:
     with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         # With a space in front, since a name that begins with an underscore would be left out.
-        labels = [f" {name}" for name in names]
+        labels = [f" {printable(name)}" for name in names]
         figure.legend(lines, labels, loc="outside lower left", ncols=columns, fontsize=9, frameon=False)
         figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()

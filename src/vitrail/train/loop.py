@@ -71,7 +71,7 @@ def fit(run: Run, parts: Parts, folder: RunFolder, steps: int, resume: bool = Fa
     depth = len(getattr(getattr(task, "encoder", None), "blocks", ()))
     optimizers = Optimizers(task, run.optim, depth)
     average = Average(task, run.optim.ema) if run.optim.ema else None
-    start, best = folder.load_state(task, optimizers, average) if resume else (0, -1.0)
+    start, best, sums = folder.load_state(task, optimizers, average) if resume else (0, -1.0, {})
     module = LossModule(task)
     if run.compile:
         if parts.train.device.type == "cpu" and not any(map(shutil.which, ("g++", "c++", "clang++", "cl"))):
@@ -82,7 +82,7 @@ def fit(run: Run, parts: Parts, folder: RunFolder, steps: int, resume: bool = Fa
     folder.log(kind="start", step=start, score=task.score, command=shlex.join(["vitrail", *sys.argv[1:]]))
     every = max(1, round(run.eval_every * parts.train.steps_per_epoch))
     batches = Ahead(itertools.islice(parts.train.batches(start), max(0, steps - start)))
-    with stop_asked() as stop, Progress(steps, start, parts.train) as progress:
+    with stop_asked() as stop, Progress(steps, start, parts.train, sums) as progress:
         for step in range(start, steps):
             task.train()
             # Dropout and its like are a function of (seed, step), so a resumed run draws what the first one did.
@@ -117,7 +117,7 @@ def fit(run: Run, parts: Parts, folder: RunFolder, steps: int, resume: bool = Fa
                     native.save(task, folder.best, weights)
                 native.save(task, folder.last, weights)
             if saving:
-                folder.save_state(done, best, task, optimizers, average)
+                folder.save_state(done, best, task, optimizers, average, progress.sums)
                 saved = time.monotonic()
             if asked and done < steps:
                 raise Stopped(

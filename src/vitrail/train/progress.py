@@ -21,8 +21,10 @@ LINE_EVERY = 30.0
 class Progress:
     """Counts steps, pictures and waiting."""
 
-    def __init__(self, steps: int, start: int, loader: Loader) -> None:
+    def __init__(self, steps: int, start: int, loader: Loader, sums: dict[str, float] | None = None) -> None:
         self.steps, self.done, self.loader = steps, start, loader
+        self.sums = sums or {}
+        """of the numbers of the steps since the last row, and under `steps` how many these are"""
         self.console = Console(stderr=True)
         self.bar = Bar(
             TextColumn("step {task.completed}/{task.total}"),
@@ -37,7 +39,7 @@ class Progress:
         self.line = self.bar.add_task("train", total=steps, completed=start, text="")
         self.score = ""
         self.said = time.monotonic()
-        self._reset()
+        self._restart()
 
     def __enter__(self) -> Progress:
         self.bar.__enter__()
@@ -48,17 +50,17 @@ class Progress:
     ) -> None:
         self.bar.__exit__(kind, error, trace)
 
-    def _reset(self) -> None:
+    def _restart(self) -> None:
+        """Time pictures and steps from here."""
         self.began, self.waited = time.monotonic(), self.loader.wait
-        self.images = self.counted = 0
-        self.sums: dict[str, float] = {}
+        self.images = self.timed = 0
 
     def step(self, row: dict[str, float], images: int) -> None:
         """Take in a step's numbers and how many pictures it saw."""
         self.done += 1
         self.images += images
-        self.counted += 1
-        for name, value in row.items():
+        self.timed += 1
+        for name, value in {**row, "steps": 1.0}.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         text = self._text()
         self.bar.update(self.line, completed=self.done, text=text)
@@ -72,23 +74,25 @@ class Progress:
 
     def _text(self) -> str:
         speed, wait = self._rates()
-        loss = self.sums["loss"] / self.counted
+        loss = self.sums["loss"] / self.sums["steps"]
         return f"loss {loss:.3f}  {speed:.0f} images/s  {wait:.0%} waiting for data{self.score}"
 
     def _left(self) -> str:
         """The time that the steps to come take at the speed of those since the last evaluation."""
-        seconds = (time.monotonic() - self.began) / self.counted * (self.steps - self.done)
+        seconds = (time.monotonic() - self.began) / self.timed * (self.steps - self.done)
         return f"{timedelta(seconds=round(seconds))} left"
 
     def row(self) -> dict[str, float]:
-        """Means since the last call, for the log."""
+        """Means of the steps since the last row, for the log."""
         speed, wait = self._rates()
-        row = {name: value / self.counted for name, value in self.sums.items()}
-        self._reset()
+        steps = self.sums.pop("steps")
+        row = {name: value / steps for name, value in self.sums.items()}
+        self.sums = {}
+        self._restart()
         return {**row, "images_per_s": speed, "wait": wait}
 
     def evaluated(self, scores: dict[str, Any], name: str) -> None:
         """Show the score of an evaluation, and leave its time out of the speed."""
         self.score = f"  val {name} {scores[name]:.4f}"
         self.console.print(f"step {self.done}/{self.steps}:{self.score}", highlight=False)
-        self._reset()
+        self._restart()

@@ -23,7 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vitrail.errors import UserError
-from vitrail.files import write_whole
+from vitrail.files import printable, write_whole
 
 Row = dict[str, Any]
 
@@ -149,7 +149,7 @@ def write_report(run_folder: Path) -> Path:
     ]
     page = PAGE.format(title=escape(title), folder=escape(name), body="\n".join(filter(None, sections)))
     path = run.folder / "report.html"
-    write_whole(path, page)
+    write_whole(path, printable(page))
     return path
 
 

@@ -117,3 +117,15 @@ def field_names(run: Any) -> list[str]:
         value = getattr(run, entry.name)
         names += field_names(value) if is_dataclass(value) else [entry.name]
     return names
+
+
+def changed_fields(before: Any, after: Any) -> list[str]:
+    """The fields of a run and of its parts that differ."""
+    names: list[str] = []
+    for entry in fields(before):
+        old, new = getattr(before, entry.name), getattr(after, entry.name)
+        if is_dataclass(old) and type(old) is type(new):
+            names += changed_fields(old, new)
+        elif old != new:
+            names.append(entry.name)
+    return names

@@ -18,7 +18,7 @@ from PIL import Image
 from vitrail import recipes, zoo
 from vitrail.data.captions import CaptionSet, open_captions
 from vitrail.data.sets import ImageSet, Splits, open_data, split_val
-from vitrail.errors import RunError, UserError
+from vitrail.errors import UserError
 from vitrail.files import write_whole
 from vitrail.recipes.finetune import settle
 from vitrail.tasks.caption import FREE, Caption
@@ -26,7 +26,7 @@ from vitrail.tasks.caption_scores import CaptionMetric, human_ceiling
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.embed import Embed
 from vitrail.tasks.task import Task
-from vitrail.train.build import VAL_FRACTION, build, evaluation_loader, goes_on, open_for
+from vitrail.train.build import VAL_FRACTION, build, evaluation_loader, goes_on, open_for, warn_unused
 from vitrail.train.device import choose_device
 from vitrail.train.frozen import fit_frozen
 from vitrail.train.loop import Parts, evaluate, fit
@@ -57,7 +57,11 @@ def begin(
     data = data or name
     splits = open_for(recipe(1).task, data, name)
     if not len(splits.train):
-        raise UserError(f"{data} has no training part: add one, or score a model on it with `vitrail eval`")
+        names = ", ".join(splits.beside[:3]) + ", ..." * (len(splits.beside) > 3)
+        found = f"put the folders of pictures that stand beside the others ({names}) in a folder train"
+        raise UserError(
+            f"{data} has no training part: {found if names else 'add one'}, or score a model on it with `vitrail eval`"
+        )
     run = recipe(len(splits.train))
     if (init := init or run.init) is not None:
         weights = zoo.load(init)
@@ -75,28 +79,33 @@ def begin(
         recipes.check_fixed(init, run.model, given.model, recipes.FREE)
         if isinstance(weights, Caption) and goes_on(run.task, weights):
             recipes.check_fixed(init, run.task, given.task, FREE)
+    warn_unused(given, change(given), run.tune.method)
     run = replace(run, data=str(data))
     folder = RunFolder(out or Path("runs") / f"{run.recipe}-{run.seed}")
     folder.refuse_taken()  # before the pictures are decoded, which takes its time
     chosen = choose_device(device)
+    marks = splits.marks()  # before the labels become a captioner's
     parts, steps = build(run, splits, chosen)
     # Pictures kept in memory are rounded otherwise than streamed ones, so a resumed run must do as it began.
     run = replace(run, memory=parts.train.memory)
-    folder.begin(run, splits.train.classes)
+    folder.begin(run, splits.train.classes, marks)
     try:
         return _train(run, parts, folder, steps, resume=False)
-    except (UserError, RunError):
+    except BaseException:  # whatever it was, a run that saved nothing must not take the name
         folder.drop()
         raise
 
 
 def go_on(path: Path, device: str | None) -> dict[str, Any]:
-    """Go on with the run in the folder `path` from its last saved step, to the same bits."""
+    """Go on with the run in the folder `path` from its last saved step; on the processor (CPU) to the same bits."""
     folder = RunFolder(path)
     run = folder.run()
-    if any(row["kind"] == "done" for row in folder.rows()):
-        raise UserError(f"the run in {path} is done: its report is {path / 'report.html'}")
-    parts, steps = build(run, open_for(run.task, run.data, recipes.find(run.recipe)(1).data), choose_device(device))
+    report = path / "report.html"  # the last that a run writes
+    if report.exists() and any(row["kind"] == "done" for row in folder.rows()):
+        raise UserError(f"the run in {path} is done: its report is {report}")
+    splits = open_for(run.task, run.data, recipes.find(run.recipe)(1).data)
+    folder.check_data(splits.marks(), run.data)
+    parts, steps = build(run, splits, choose_device(device))
     return _train(run, parts, folder, steps, resume=True)
 
 
@@ -220,8 +229,8 @@ def score_features(task: Task, splits: Splits, split: str | None) -> tuple[str, 
         raise UserError("the data has no training part, which k-NN and the linear probe learn from: add a folder train")
     if split == "train":
         raise UserError("k-NN and the linear probe learn from the training part: choose --split val or test")
-    name, part = choose_part(splits, split)
     train, val = splits.train, splits.val
+    name, part = ("train", train) if split == "val" and val is None else choose_part(splits, split)
     if name == "train":
         name, (train, part) = "val", split_val(train)
     if val is None or name == "val":

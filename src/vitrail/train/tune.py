@@ -15,6 +15,8 @@ from vitrail.train.lora import add_lora
 from vitrail.train.optim import layer_of
 
 Method = Literal["auto", "full", "frozen", "linear", "lora", "last-blocks", "knn"]
+FROZEN: tuple[Method, ...] = ("linear", "knn")
+"""methods that leave the encoder as it is, so that its features are computed once"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Tune:
     @property
     def frozen(self) -> bool:
         """Whether the encoder stays as it is, so that its features are computed once."""
-        return self.method in ("linear", "knn")
+        return self.method in FROZEN
 
 
 def tune(task: Task, config: Tune) -> None:
