@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from vitrail.errors import UserError
+from vitrail.layers import Variant
 from vitrail.vit import SIZES, Attention, Block, Head, PatchEmbedding, ViT, ViTConfig, config_for
 
 TINY = ViTConfig(width=32, depth=2, heads=4, patch=4, image_size=(8, 12))
@@ -225,6 +226,24 @@ def test_stochastic_depth_drops_whole_pictures_and_keeps_the_mean() -> None:
     assert ((out == 0) | (out == 2)).all() and (out.amax((1, 2)) == out.amin((1, 2))).all()
     assert abs(kept.float().mean() - 0.5) < 0.05
     assert torch.equal(branch.eval()(x), x)
+
+
+@pytest.mark.parametrize("arrangement", ["pre", "post", "parallel", "joint", "joint_fused"])
+def test_dropout_follows_the_attention_of_every_block(arrangement: str) -> None:
+    variant = Variant(arrangement=arrangement)  # type: ignore[arg-type]
+    model = ViT(config_for(TINY, dropout=0.5, variant=variant))
+    outputs: list[Tensor] = []
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.register_forward_hook(lambda *call: outputs.append(call[2]))
+    randomise(model)
+    images = torch.randn(50, 3, 8, 12)
+    model(images)
+    assert len(outputs) == (4 if arrangement == "parallel" else 2)
+    assert all(0.45 < (output == 0).float().mean() < 0.55 for output in outputs)
+    outputs.clear()
+    model.eval()(images)
+    assert all((output != 0).all() for output in outputs)
 
 
 def test_mimetic_start_looks_at_itself() -> None:
