@@ -228,6 +228,18 @@ def test_stochastic_depth_drops_whole_pictures_and_keeps_the_mean() -> None:
     assert torch.equal(branch.eval()(x), x)
 
 
+@pytest.mark.parametrize("kv_heads", [(), (1, 2)])
+def test_queries_keys_and_values_start_as_three_matrices(kv_heads: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model = ViT(config_for(TINY, pool="attention", variant=Variant(kv_heads=kv_heads)))
+    found = [module for module in model.modules() if isinstance(module, Attention)]
+    assert len(found) == 3  # the blocks' and the pooling's
+    for attention in found:
+        for matrix in attention.qkv.weight.split(attention.sizes):
+            bound = math.sqrt(6 / sum(matrix.shape))
+            assert 0.97 * bound < matrix.abs().max() <= bound
+
+
 @pytest.mark.parametrize("arrangement", ["pre", "post", "parallel", "joint", "joint_fused"])
 def test_dropout_follows_the_attention_of_every_block(arrangement: str) -> None:
     variant = Variant(arrangement=arrangement)  # type: ignore[arg-type]

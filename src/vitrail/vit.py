@@ -325,6 +325,10 @@ class ViT(nn.Module):
                         nn.init.normal_(bias, std=1e-6)
             elif isinstance(module, Attention) and self.config.attention_init == "mimetic":
                 layers.mimetic_init(module.qkv, module.out, module.heads)
+            elif isinstance(module, Attention):
+                # Google's queries, keys and values come from three matrices, each with a size of its own.
+                for matrix in module.qkv.weight.detach().split(module.sizes):
+                    nn.init.xavier_uniform_(matrix)
         # LeCun's normal: each token starts with the variance of its pixels.
         weight = self.patches.projection.weight
         nn.init.trunc_normal_(weight, std=math.sqrt(1 / weight[0].numel()))
