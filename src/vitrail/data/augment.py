@@ -36,7 +36,7 @@ class Augment:
     """left to right, every second picture"""
     policy: Literal["none", "randaugment", "trivial", "three"] = "none"
     policy_strength: int = 9
-    """RandAugment's magnitude, 0 to 30"""
+    """RandAugment's magnitude, 0 to 30 as torchvision counts; big_vision and its papers have 10 for these 30"""
     policy_count: int = 2
     """RandAugment's operations a picture"""
     erase: float = 0.0
