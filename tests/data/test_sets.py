@@ -231,6 +231,31 @@ def test_rows_without_a_label_are_left_out(tmp_path: Path, caplog: pytest.LogCap
     assert "2 of 5 rows have no label" in caplog.text
 
 
+def test_a_part_whose_labels_are_hidden_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    names = {"info": {"features": {"label": {"names": ["x", "y"], "_type": "ClassLabel"}}}}
+    images = [encoded(smooth(seed=i)) for i in range(3)]
+    for split, labels in {"train": [0, 1, 0], "validation": [1, -1, 0], "test": [-1, -1, -1]}.items():
+        table = pa.table({"image": images, "label": labels})
+        table = table.replace_schema_metadata({"huggingface": json.dumps(names)})
+        pq.write_table(table, tmp_path / f"{split}-00000-of-00001.parquet")
+    splits = open_data(tmp_path)
+    assert splits.test is None and splits.val is not None and splits.val.labels.tolist() == [1, 0]
+    assert torch.equal(splits.val.picture(1), torch.from_numpy(smooth(seed=2)).permute(2, 0, 1))
+    assert "1 of 3 rows have no label" in caplog.text and "3 of 3 rows have no label" in caplog.text
+
+
+def test_where_nothing_names_the_classes_minus_one_is_one_of_them(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    images = [encoded(smooth(seed=i)) for i in range(4)]
+    pq.write_table(pa.table({"image": images, "label": [-1, 1, 1, -1]}), tmp_path / "train.parquet")
+    assert len(open_data(tmp_path).train) == 4
+
+
 def test_split_of_few(tmp_path: Path) -> None:
     two = open_data(folder_of(tmp_path, {"a": 1, "b": 1})).train
     for fraction in (0.0, 1.0):

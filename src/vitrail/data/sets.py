@@ -172,7 +172,8 @@ def _from_arrays(name: str, parts: builtin.Arrays) -> Splits:
 def _from_parquet(path: Path) -> Splits:
     parts: dict[str, parquet.Table] = {}
     for split, files in _by_split(parquet.files(path)).items():
-        parts[split] = parquet.read(files)
+        if (table := parquet.read(files)).labels:
+            parts[split] = table
     names = next((table.names for table in parts.values() if table.names is not None), None)
     classes = names or sorted({str(label) for table in parts.values() for label in table.labels}, key=_natural)
     sets = {}
