@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pictures import encoded, folder_of, smooth
+from pictures import encoded, folder_of, smooth, tiff
 
 from vitrail.data import builtin, parquet
 from vitrail.data.decode import BadPicture
@@ -78,6 +78,19 @@ def test_grey_folder_is_seen(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "1.png").write_bytes(encoded(smooth()[:, :, 0]))
     assert open_data(tmp_path).train.channels == 1
+
+
+@pytest.mark.parametrize("bands", [2, 5])
+def test_tiffs_have_as_many_channels_as_bands(tmp_path: Path, bands: int) -> None:
+    draw = np.random.default_rng(0)
+    for i in range(6):
+        (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
+        pixels = draw.integers(0, 256, (bands, 12, 10), dtype=np.uint8)
+        (tmp_path / "ab"[i % 2] / f"{i}.tif").write_bytes(tiff(pixels, planar=i > 2, deep=False, packed=True))
+    (tmp_path / "a" / "0.tif").write_bytes(b"II*\0 and no more")
+    train = open_data(tmp_path).train
+    assert train.channels == bands
+    assert train.picture(train.keys.index("b/5.tif")).shape == (bands, 12, 10)
 
 
 @pytest.mark.parametrize("struct_column", [True, False])

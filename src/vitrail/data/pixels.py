@@ -12,6 +12,8 @@ from torch import Tensor
 
 GREY_WEIGHTS = (299, 587, 114)
 """thousandths of red, green and blue (ITU-R 601), as Pillow's and JPEG's grey"""
+TIFF = (b"II*\0", b"MM\0*")
+"""how a TIFF begins"""
 
 
 def from_pil(image: Image.Image, channels: int) -> Tensor:

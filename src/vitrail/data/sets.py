@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vitrail.data import builtin, parquet
 from vitrail.data.decode import BadPicture, Picture
-from vitrail.data.pixels import to_bytes, with_channels
+from vitrail.data.pixels import TIFF, from_bands, to_bytes, with_channels
 from vitrail.errors import UserError
 
 log = logging.getLogger("vitrail")
@@ -259,14 +259,15 @@ def _finish(path: Path, classes: list[str], sets: dict[str, ImageSet]) -> Splits
 
 
 def stored_channels(part: ImageSet) -> int:
-    """1 where the first few good pictures are grey, the last axis of arrays, else 3."""
+    """1 where the first few good pictures are grey, the axis of arrays, the bands of a TIFF that Pillow does not open,
+    else 3."""
     counts = set()
     for i in range(min(len(part), 8)):
         item = part.read(i)
         try:
             data = item if isinstance(item, bytes) else Path(item).read_bytes()  # type: ignore[arg-type]
             counts.add(_count_channels(data))
-        except (BadPicture, OSError, ValueError, EOFError):
+        except Exception:  # decoders of broken bytes raise nearly anything
             continue  # the loader names it and leaves it out
     return counts.pop() if len(counts) == 1 else 3
 
@@ -280,7 +281,12 @@ def _count_channels(data: bytes) -> int:
     opened = Picture(data)
     if opened.header is not None:
         return 1 if opened.header.components == 1 else 3
-    image = opened.pixels(3)
+    try:
+        image = opened.pixels(3)
+    except BadPicture:
+        if data[:4] not in TIFF:
+            raise
+        return len(from_bands(data))
     return 1 if bool((image == image[:1]).all()) else 3
 
 
@@ -303,7 +309,7 @@ def split_val(part: ImageSet, fraction: float = 0.1) -> tuple[ImageSet, ImageSet
     return part.subset((~chosen).nonzero()[:, 0]), part.subset(chosen.nonzero()[:, 0])
 
 
-RAW = (b"BM", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"II*\0", b"MM\0*", b"\x93NUMPY")
+RAW = (b"BM", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", *TIFF, b"\x93NUMPY")
 """how files begin that may not be compressed: BMP, PNM, TIFF and arrays"""
 
 
