@@ -279,6 +279,11 @@ def test_first_logits_are_even_and_sigmoid_heads_start_low() -> None:
         ({"width": 30, "heads": 4}, "width 30 does not divide into 4 heads"),
         ({"class_token": False}, "class_token"),
         ({"activation": "swish"}, "no activation 'swish'"),
+        ({"registers": -1}, "registers must not be negative, got -1"),
+        ({"mlp_ratio": 0.001}, "mlp_ratio times the width 768 must be at least 1"),
+        ({"mlp_ratio": math.nan}, "mlp_ratio times the width 768 must be at least 1"),
+        ({"mlp_ratio": -math.inf}, "mlp_ratio times the width 768 must be at least 1"),
+        ({"stem": (32, 0)}, "stem is the channels of its convolutions, each at least 1"),
     ],
 )
 def test_bad_configs_are_refused_in_one_line(changes: dict[str, object], words: str) -> None:

@@ -223,6 +223,12 @@ def test_mixup_shares_are_beta() -> None:
         assert abs(float(share.var()) - float(wanted.variance)) < 0.01
 
 
+def test_no_operations_leave_the_picture_as_it_is() -> None:
+    images, none = pictures(3), Augment(policy="randaugment", policy_count=0)
+    made, _ = augment_batch(images, torch.zeros(3).long(), torch.arange(3), 0, 0, none, 2, (19, 23))
+    assert torch.equal(made, images)
+
+
 def test_settings_are_checked() -> None:
     for wrong in ({"mixup": 2.0}, {"scale": (0.5, 0.1)}, {"policy_strength": 31}, {"shift": -1}):
         with pytest.raises(ValueError, match="must"):
