@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import smooth
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import v2
 
 from vitrail.data import policies
@@ -184,6 +188,29 @@ def test_blur_and_jitter() -> None:
     ):
         wanted = function(images[i], 1 + 0.3 * 0.8)
         assert (changed[i].int() - wanted.int()).abs().max() <= 2
+
+
+class NoFloat64(TorchDispatchMode):
+    """Refuses float64 on Apple's GPUs, as these do."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.device.type == "mps":
+            assert result.dtype != torch.float64, func
+        return result
+
+
+@pytest.mark.parametrize("kind", ["contrast", "blur", "jitter"])
+def test_apples_gpus_need_no_float64(kind: str) -> None:
+    with FakeTensorMode(), NoFloat64():
+        images = torch.empty(2, 3, 9, 9, dtype=torch.uint8, device="mps")
+        if kind == "contrast":
+            made = policies.contrast(images, torch.empty(2, dtype=torch.float64))
+        elif kind == "blur":
+            made = policies.blur(images, torch.empty(2, device="mps"))
+        else:
+            made = policies.colour_jitter(images, torch.empty(2, 3, device="mps"))
+    assert (made.device.type, made.dtype, made.shape) == ("mps", torch.uint8, images.shape)
 
 
 def test_erase() -> None:
