@@ -73,6 +73,13 @@ def test_a_class_may_be_called_test(tmp_path: Path) -> None:
     assert splits.train.classes == ["other", "test"]
 
 
+@pytest.mark.parametrize("name", ["folder", "mnist"])
+def test_a_class_may_be_called_as_what_is_asked_for(tmp_path: Path, name: str) -> None:
+    folder_of(tmp_path / "folder", {"front": 1, "back": 1})  # a class with folders inside
+    splits = open_data(folder_of(tmp_path, {"mnist": 2, "other": 2}), name=name)
+    assert splits.train.classes == ["folder", "mnist", "other"]
+
+
 def test_grey_folder_is_seen(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

@@ -126,7 +126,7 @@ def open_data(data: str | Path, name: str | None = None) -> Splits:
     """
     path = Path(data).expanduser()
     if path.exists():
-        if name and (path / name).is_dir():
+        if name in builtin.NAMES and _may_be_a_set(path / name):
             path = path / name
         splits = _open_path(path)
     elif str(data) in builtin.NAMES:
@@ -138,6 +138,11 @@ def open_data(data: str | Path, name: str | None = None) -> Splits:
         hint = f"did you mean {near[0]}?" if near else f"built-in sets are {', '.join(builtin.NAMES)}"
         raise UserError(f"no data at {data}, and no built-in set of that name: {hint}")
     return splits
+
+
+def _may_be_a_set(folder: Path) -> bool:
+    """Whether a folder is there that is no class: a class has pictures, a set has folders or files that hold them."""
+    return folder.is_dir() and not any(file.suffix.lower() in ENDINGS for file in folder.iterdir())
 
 
 def _open_builtin(name: str) -> Splits:
