@@ -56,6 +56,16 @@ def test_sixteen_bits_keep_the_upper_eight(kind: str) -> None:
     assert torch.equal(decode(encoded(deep, kind), 1)[0], torch.from_numpy((deep >> 8).astype(np.uint8)))
 
 
+@pytest.mark.parametrize("most", [1, 255])
+@pytest.mark.parametrize("odd, becomes", [(np.nan, 0), (np.inf, 255), (-np.inf, 0)])
+def test_a_float_that_is_no_number_costs_its_own_pixel_alone(most: int, odd: float, becomes: int) -> None:
+    pixels = np.linspace(0, most, 60, dtype=np.float32).reshape(6, 10)
+    wanted = decode(encoded(Image.fromarray(pixels), "TIFF"), 1)
+    assert wanted.max() == 255
+    pixels[2, 3], wanted[0, 2, 3] = odd, becomes
+    assert torch.equal(decode(encoded(Image.fromarray(pixels), "TIFF"), 1), wanted)
+
+
 def test_cmyk() -> None:
     image = Image.fromarray(RGB).convert("CMYK")
     assert difference(decode(encoded(image, "TIFF")), TENSOR) < 1
