@@ -337,6 +337,7 @@ def test_a_fresh_head_starts_low_for_the_sigmoid_loss_and_a_learned_one_stays(
         (["--method", "last-blocks", "--last-blocks", "9"], "the encoder has 3 blocks"),
         (["--method", "linear", "--loss", "sigmoid"], "method linear makes no use of --loss"),
         (["--lora-rank", "0"], "must be at least 1"),
+        (["--weighted"], "both make up for rare classes: add --no-balanced or --no-weighted"),
     ],
 )
 def test_wrong_options_get_one_line(

@@ -60,6 +60,7 @@ def test_sigmoid_loss_equals_pytorchs_and_starts_low() -> None:
         ({"hidden": 0}, "hidden must be at least 1"),
         ({"smoothing": 1.0}, "smoothing is a share from 0 to below 1"),
         ({"smoothing": -0.1}, "smoothing is a share from 0 to below 1"),
+        ({"weighted": True, "balanced": True}, "add --no-balanced or --no-weighted"),
     ],
 )
 def test_bad_settings_are_refused_in_one_line(changes: dict[str, object], words: str) -> None:

@@ -38,6 +38,8 @@ class Classification:
             raise UserError(f"hidden must be at least 1, or None for a linear head, got {self.hidden}")
         if not 0 <= self.smoothing < 1:
             raise UserError(f"smoothing is a share from 0 to below 1, got {self.smoothing}")
+        if self.weighted and self.balanced:
+            raise UserError("weighted and balanced both make up for rare classes: add --no-balanced or --no-weighted")
 
 
 class Classify(Task):
