@@ -198,6 +198,7 @@ def test_training_from_weights_and_on_a_folder(run: Path, tmp_path: Path, capsys
         (["train", "digits", "--init", "nothing"], "no model 'nothing'"),
         (["train", "--resume", "no/run"], "no/run holds no run"),
         (["train", "digits", "--device", "abacus"], "abacus"),
+        (["train", "digits", "--device", "meta"], "device 'meta' cannot be used here"),
         (["trian"], "did you mean train?"),
         (["eval", "nothing", "--data", "digits"], "no model 'nothing'"),
         (["eval", "nothing"], "--data"),

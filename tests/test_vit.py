@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from vitrail.errors import UserError
+from vitrail.layers import Variant
 from vitrail.vit import SIZES, Attention, Block, Head, PatchEmbedding, ViT, ViTConfig, config_for
 
 TINY = ViTConfig(width=32, depth=2, heads=4, patch=4, image_size=(8, 12))
@@ -227,6 +228,36 @@ def test_stochastic_depth_drops_whole_pictures_and_keeps_the_mean() -> None:
     assert torch.equal(branch.eval()(x), x)
 
 
+@pytest.mark.parametrize("kv_heads", [(), (1, 2)])
+def test_queries_keys_and_values_start_as_three_matrices(kv_heads: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model = ViT(config_for(TINY, pool="attention", variant=Variant(kv_heads=kv_heads)))
+    found = [module for module in model.modules() if isinstance(module, Attention)]
+    assert len(found) == 3  # the blocks' and the pooling's
+    for attention in found:
+        for matrix in attention.qkv.weight.split(attention.sizes):
+            bound = math.sqrt(6 / sum(matrix.shape))
+            assert 0.97 * bound < matrix.abs().max() <= bound
+
+
+@pytest.mark.parametrize("arrangement", ["pre", "post", "parallel", "joint", "joint_fused"])
+def test_dropout_follows_the_attention_of_every_block(arrangement: str) -> None:
+    variant = Variant(arrangement=arrangement)  # type: ignore[arg-type]
+    model = ViT(config_for(TINY, dropout=0.5, variant=variant))
+    outputs: list[Tensor] = []
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.register_forward_hook(lambda *call: outputs.append(call[2]))
+    randomise(model)
+    images = torch.randn(50, 3, 8, 12)
+    model(images)
+    assert len(outputs) == (4 if arrangement == "parallel" else 2)
+    assert all(0.45 < (output == 0).float().mean() < 0.55 for output in outputs)
+    outputs.clear()
+    model.eval()(images)
+    assert all((output != 0).all() for output in outputs)
+
+
 def test_mimetic_start_looks_at_itself() -> None:
     torch.manual_seed(0)
     model = ViT(ViTConfig(width=64, depth=1, heads=4, patch=4, image_size=(16, 16), attention_init="mimetic"))
@@ -248,6 +279,11 @@ def test_first_logits_are_even_and_sigmoid_heads_start_low() -> None:
         ({"width": 30, "heads": 4}, "width 30 does not divide into 4 heads"),
         ({"class_token": False}, "class_token"),
         ({"activation": "swish"}, "no activation 'swish'"),
+        ({"registers": -1}, "registers must not be negative, got -1"),
+        ({"mlp_ratio": 0.001}, "mlp_ratio times the width 768 must be at least 1"),
+        ({"mlp_ratio": math.nan}, "mlp_ratio times the width 768 must be at least 1"),
+        ({"mlp_ratio": -math.inf}, "mlp_ratio times the width 768 must be at least 1"),
+        ({"stem": (32, 0)}, "stem is the channels of its convolutions, each at least 1"),
     ],
 )
 def test_bad_configs_are_refused_in_one_line(changes: dict[str, object], words: str) -> None:

@@ -60,6 +60,7 @@ class ViTConfig:
     drop_path: float = 0.0
     """stochastic depth: chance that the last block's branches are skipped, rising from 0 (arXiv 1603.09382)"""
     dropout: float = 0.0
+    """after every linear layer but that of queries, keys and values, and on the embedded tokens (appendix B.1)"""
     attention_init: Literal["xavier", "mimetic"] = "xavier"
     """mimetic: start attention as trained models have it, which helps small data (arXiv 2305.09828)"""
     activation: str = "gelu"
@@ -134,10 +135,11 @@ class Attention(nn.Module):
         self, width: int, heads: int, bias: bool = True, dropout: float = 0.0, kv_heads: int | None = None
     ) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.dropout = heads, kv_heads or heads, dropout
+        self.heads, self.kv_heads = heads, kv_heads or heads
         self.sizes = [width, *[width // heads * self.kv_heads] * 2]
         self.qkv = nn.Linear(width, sum(self.sizes), bias=bias)  # U_qkv: query, key and value in one product
         self.out = nn.Linear(width, width)  # U_msa
+        self.dropout = nn.Dropout(dropout)  # as after every linear layer but qkv (appendix B.1)
         # Nothing in the paper; `layers.add_to_attention` puts a variant's parts here.
         self.q_norm: nn.Module = nn.Identity()
         self.k_norm: nn.Module = nn.Identity()
@@ -161,8 +163,8 @@ class Attention(nn.Module):
         q, k, v = self.project(x, context)
         q, k, mask = layers.locate(q, k, mask, place, self.relative)
         attend = F.scaled_dot_product_attention if self.differential is None else self.differential
-        x = attend(q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0)  # equations 7 and 8
-        return self.out(self.norm(x.transpose(1, 2).flatten(2)))
+        x = attend(q, k, v, attn_mask=mask)  # equations 7 and 8
+        return self.dropout(self.out(self.norm(x.transpose(1, 2).flatten(2))))
 
     def project(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, heads, N, D/heads], and keys and values [B, heads, M, D/heads] (equation 6)."""
@@ -236,7 +238,7 @@ def attention_for(config: ViTConfig, index: int) -> Attention:
     """The attention of block `index`."""
     c, v = config, config.variant
     kv_heads = v.kv_heads[index] if v.kv_heads else None
-    attention = Attention(c.width, c.heads, c.qkv_bias and v.key_bias, kv_heads=kv_heads)
+    attention = Attention(c.width, c.heads, c.qkv_bias and v.key_bias, c.dropout, kv_heads)
     layers.add_to_attention(attention, c, index)
     return attention
 
@@ -323,6 +325,10 @@ class ViT(nn.Module):
                         nn.init.normal_(bias, std=1e-6)
             elif isinstance(module, Attention) and self.config.attention_init == "mimetic":
                 layers.mimetic_init(module.qkv, module.out, module.heads)
+            elif isinstance(module, Attention):
+                # Google's queries, keys and values come from three matrices, each with a size of its own.
+                for matrix in module.qkv.weight.detach().split(module.sizes):
+                    nn.init.xavier_uniform_(matrix)
         # LeCun's normal: each token starts with the variance of its pixels.
         weight = self.patches.projection.weight
         nn.init.trunc_normal_(weight, std=math.sqrt(1 / weight[0].numel()))

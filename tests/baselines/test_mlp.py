@@ -44,6 +44,16 @@ def test_pictures_of_another_size_are_refused_in_one_line() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_an_mlp_has_a_hidden_layer() -> None:
-    with pytest.raises(UserError, match="at least one hidden layer"):
-        MLPConfig(depth=0)
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"depth": 0}, "at least one hidden layer"),
+        ({"width": 0}, "width, channels and image_size must be at least 1"),
+        ({"channels": 0}, "width, channels and image_size must be at least 1"),
+        ({"dropout": -0.1}, "dropout must be at least 0 and below 1, got -0.1"),
+    ],
+)
+def test_bad_configs_are_refused_in_one_line(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        MLPConfig(**changes)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)

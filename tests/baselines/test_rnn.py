@@ -139,7 +139,14 @@ def test_rows_are_read_from_the_top_down() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"), [({"cell": "elman"}, "no cell 'elman'"), ({"depth": 0}, "at least one layer, got depth 0")]
+    ("changes", "words"),
+    [
+        ({"cell": "elman"}, "no cell 'elman'"),
+        ({"depth": 0}, "at least one layer, got depth 0"),
+        ({"width": 0}, "width, channels and image_size must be at least 1"),
+        ({"image_size": (8, 0)}, "width, channels and image_size must be at least 1"),
+        ({"dropout": 1.5}, "dropout must be at least 0 and below 1, got 1.5"),
+    ],
 )
 def test_bad_configs_are_refused_in_one_line(changes: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:

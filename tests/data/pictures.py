@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -38,3 +40,25 @@ def folder_of(root: Path, counts: dict[str, int], size: tuple[int, int] = (20, 2
             seed += 1
             (root / name / f"{i}.jpg").write_bytes(encoded(smooth(*size, seed=seed), "JPEG", quality=90))
     return root
+
+
+def tiff(bands: np.ndarray, planar: bool, deep: bool, packed: bool) -> bytes:
+    """A TIFF of any number of bands in one strip a plane; Pillow writes at most four."""
+    count, height, width = bands.shape
+    pixels = bands.astype("<u2") << 8 if deep else bands
+    planes = [plane.tobytes() for plane in pixels] if planar else [pixels.transpose(1, 2, 0).tobytes()]
+    planes = [zlib.compress(plane) if packed else plane for plane in planes]
+    entries = {256: [width], 257: [height], 258: [16 if deep else 8] * count, 259: [8 if packed else 1], 262: [1]}
+    starts = np.cumsum([8] + [len(plane) for plane in planes])
+    entries |= {273: starts[:-1].tolist(), 277: [count], 279: [len(plane) for plane in planes], 284: [1 + planar]}
+    body, place = b"".join(planes), int(starts[-1])
+    extra, rows = b"", b""
+    after = place + 2 + 12 * len(entries) + 4
+    for tag, values in sorted(entries.items()):
+        packed_values = struct.pack(f"<{len(values)}I", *values)
+        if len(values) > 1:
+            rows += struct.pack("<HHII", tag, 4, len(values), after + len(extra))
+            extra += packed_values
+        else:
+            rows += struct.pack("<HHI", tag, 4, 1) + packed_values
+    return b"II*\0" + struct.pack("<I", place) + body + struct.pack("<H", len(entries)) + rows + bytes(4) + extra

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import smooth
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import v2
 
 from vitrail.data import policies
@@ -186,6 +190,29 @@ def test_blur_and_jitter() -> None:
         assert (changed[i].int() - wanted.int()).abs().max() <= 2
 
 
+class NoFloat64(TorchDispatchMode):
+    """Refuses float64 on Apple's GPUs, as these do."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.device.type == "mps":
+            assert result.dtype != torch.float64, func
+        return result
+
+
+@pytest.mark.parametrize("kind", ["contrast", "blur", "jitter"])
+def test_apples_gpus_need_no_float64(kind: str) -> None:
+    with FakeTensorMode(), NoFloat64():
+        images = torch.empty(2, 3, 9, 9, dtype=torch.uint8, device="mps")
+        if kind == "contrast":
+            made = policies.contrast(images, torch.empty(2, dtype=torch.float64))
+        elif kind == "blur":
+            made = policies.blur(images, torch.empty(2, device="mps"))
+        else:
+            made = policies.colour_jitter(images, torch.empty(2, 3, device="mps"))
+    assert (made.device.type, made.dtype, made.shape) == ("mps", torch.uint8, images.shape)
+
+
 def test_erase() -> None:
     draws = uniform(0, 0, torch.arange(3000), 5)
     images = torch.zeros(3000, 1, 40, 40, dtype=torch.uint8)
@@ -221,6 +248,12 @@ def test_mixup_shares_are_beta() -> None:
         wanted = torch.distributions.Beta(alpha, alpha)
         assert abs(float(share.mean()) - 0.5) < 0.01
         assert abs(float(share.var()) - float(wanted.variance)) < 0.01
+
+
+def test_no_operations_leave_the_picture_as_it_is() -> None:
+    images, none = pictures(3), Augment(policy="randaugment", policy_count=0)
+    made, _ = augment_batch(images, torch.zeros(3).long(), torch.arange(3), 0, 0, none, 2, (19, 23))
+    assert torch.equal(made, images)
 
 
 def test_settings_are_checked() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pictures import encoded, smooth
+from pictures import encoded, smooth, tiff
 from PIL import Image
 from torchvision.transforms.v2 import functional as V
 
@@ -54,6 +54,16 @@ def test_grey() -> None:
 def test_sixteen_bits_keep_the_upper_eight(kind: str) -> None:
     deep = np.arange(0, 65536, 7, dtype=np.uint16)[: 64 * 80].reshape(64, 80) * 3
     assert torch.equal(decode(encoded(deep, kind), 1)[0], torch.from_numpy((deep >> 8).astype(np.uint8)))
+
+
+@pytest.mark.parametrize("most", [1, 255])
+@pytest.mark.parametrize("odd, becomes", [(np.nan, 0), (np.inf, 255), (-np.inf, 0)])
+def test_a_float_that_is_no_number_costs_its_own_pixel_alone(most: int, odd: float, becomes: int) -> None:
+    pixels = np.linspace(0, most, 60, dtype=np.float32).reshape(6, 10)
+    wanted = decode(encoded(Image.fromarray(pixels), "TIFF"), 1)
+    assert wanted.max() == 255
+    pixels[2, 3], wanted[0, 2, 3] = odd, becomes
+    assert torch.equal(decode(encoded(Image.fromarray(pixels), "TIFF"), 1), wanted)
 
 
 def test_cmyk() -> None:
@@ -118,28 +128,6 @@ def test_many_channels(tmp_path: Path) -> None:
                 assert torch.equal(decode(tiff(bands, planar, deep, packed), 5), wanted)
     with pytest.raises(BadPicture, match="5 channels, not 3"):
         decode(tiff(bands, True, False, False))
-
-
-def tiff(bands: np.ndarray, planar: bool, deep: bool, packed: bool) -> bytes:
-    """A TIFF of any number of bands in one strip a plane; Pillow writes at most four."""
-    count, height, width = bands.shape
-    pixels = bands.astype("<u2") << 8 if deep else bands
-    planes = [plane.tobytes() for plane in pixels] if planar else [pixels.transpose(1, 2, 0).tobytes()]
-    planes = [zlib.compress(plane) if packed else plane for plane in planes]
-    entries = {256: [width], 257: [height], 258: [16 if deep else 8] * count, 259: [8 if packed else 1], 262: [1]}
-    starts = np.cumsum([8] + [len(plane) for plane in planes])
-    entries |= {273: starts[:-1].tolist(), 277: [count], 279: [len(plane) for plane in planes], 284: [1 + planar]}
-    body, place = b"".join(planes), int(starts[-1])
-    extra, rows = b"", b""
-    after = place + 2 + 12 * len(entries) + 4
-    for tag, values in sorted(entries.items()):
-        packed_values = struct.pack(f"<{len(values)}I", *values)
-        if len(values) > 1:
-            rows += struct.pack("<HHII", tag, 4, len(values), after + len(extra))
-            extra += packed_values
-        else:
-            rows += struct.pack("<HHI", tag, 4, 1) + packed_values
-    return b"II*\0" + struct.pack("<I", place) + body + struct.pack("<H", len(entries)) + rows + bytes(4) + extra
 
 
 def test_content_decides_not_the_name(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pictures import encoded, folder_of, smooth
+from pictures import encoded, folder_of, smooth, tiff
 
 from vitrail.data import builtin, parquet
 from vitrail.data.decode import BadPicture
@@ -73,11 +73,31 @@ def test_a_class_may_be_called_test(tmp_path: Path) -> None:
     assert splits.train.classes == ["other", "test"]
 
 
+@pytest.mark.parametrize("name", ["folder", "mnist"])
+def test_a_class_may_be_called_as_what_is_asked_for(tmp_path: Path, name: str) -> None:
+    folder_of(tmp_path / "folder", {"front": 1, "back": 1})  # a class with folders inside
+    splits = open_data(folder_of(tmp_path, {"mnist": 2, "other": 2}), name=name)
+    assert splits.train.classes == ["folder", "mnist", "other"]
+
+
 def test_grey_folder_is_seen(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "1.png").write_bytes(encoded(smooth()[:, :, 0]))
     assert open_data(tmp_path).train.channels == 1
+
+
+@pytest.mark.parametrize("bands", [2, 5])
+def test_tiffs_have_as_many_channels_as_bands(tmp_path: Path, bands: int) -> None:
+    draw = np.random.default_rng(0)
+    for i in range(6):
+        (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
+        pixels = draw.integers(0, 256, (bands, 12, 10), dtype=np.uint8)
+        (tmp_path / "ab"[i % 2] / f"{i}.tif").write_bytes(tiff(pixels, planar=i > 2, deep=False, packed=True))
+    (tmp_path / "a" / "0.tif").write_bytes(b"II*\0 and no more")
+    train = open_data(tmp_path).train
+    assert train.channels == bands
+    assert train.picture(train.keys.index("b/5.tif")).shape == (bands, 12, 10)
 
 
 @pytest.mark.parametrize("struct_column", [True, False])
@@ -229,6 +249,31 @@ def test_rows_without_a_label_are_left_out(tmp_path: Path, caplog: pytest.LogCap
     assert train.classes == ["x", "y"] and train.labels.tolist() == [0, 1, 0]
     assert torch.equal(train.picture(1), torch.from_numpy(smooth(seed=2)).permute(2, 0, 1))
     assert "2 of 5 rows have no label" in caplog.text
+
+
+def test_a_part_whose_labels_are_hidden_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    names = {"info": {"features": {"label": {"names": ["x", "y"], "_type": "ClassLabel"}}}}
+    images = [encoded(smooth(seed=i)) for i in range(3)]
+    for split, labels in {"train": [0, 1, 0], "validation": [1, -1, 0], "test": [-1, -1, -1]}.items():
+        table = pa.table({"image": images, "label": labels})
+        table = table.replace_schema_metadata({"huggingface": json.dumps(names)})
+        pq.write_table(table, tmp_path / f"{split}-00000-of-00001.parquet")
+    splits = open_data(tmp_path)
+    assert splits.test is None and splits.val is not None and splits.val.labels.tolist() == [1, 0]
+    assert torch.equal(splits.val.picture(1), torch.from_numpy(smooth(seed=2)).permute(2, 0, 1))
+    assert "1 of 3 rows have no label" in caplog.text and "3 of 3 rows have no label" in caplog.text
+
+
+def test_where_nothing_names_the_classes_minus_one_is_one_of_them(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    images = [encoded(smooth(seed=i)) for i in range(4)]
+    pq.write_table(pa.table({"image": images, "label": [-1, 1, 1, -1]}), tmp_path / "train.parquet")
+    assert len(open_data(tmp_path).train) == 4
 
 
 def test_split_of_few(tmp_path: Path) -> None:

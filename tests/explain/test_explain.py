@@ -15,6 +15,7 @@ from vitrail.data.decode import decode
 from vitrail.errors import UserError
 from vitrail.explain import attention_maps, explain, patch_filters, position_similarity, rollout
 from vitrail.explain.pictures import shown_layers
+from vitrail.layers import Variant
 
 PICTURES = {"rollout.png", "heads.png", "positions.png", "filters.png", "distance.png"}
 
@@ -64,6 +65,15 @@ def test_filters_are_few_for_small_patches_and_of_the_stem_where_there_is_one() 
     assert not filters.requires_grad
     filters.zero_()
     assert encoder.patches.stem.layers[0].weight.any(), "the model's own weights must not be handed out"
+
+
+@pytest.mark.parametrize(("backbone", "layers"), [("resnetv2", (1,)), ("resnet", (1,)), ("conv", (5, 8))])
+def test_filters_of_a_hybrid_are_those_that_see_the_pixels(backbone: str, layers: tuple[int, ...]) -> None:
+    variant = Variant(backbone=backbone, backbone_layers=layers)  # type: ignore[arg-type]
+    encoder = vitrail.create("nano/2", classes=2, patch=8, image_size=(16, 16), variant=variant).encoder
+    first = next(module for module in encoder.patches.modules() if isinstance(module, torch.nn.Conv2d))
+    assert first.in_channels == 3
+    assert torch.equal(patch_filters(encoder, 4), first.weight[:4])
 
 
 @pytest.mark.parametrize(

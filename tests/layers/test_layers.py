@@ -147,7 +147,7 @@ def test_equal_attentions_cancel_but_for_the_share() -> None:
     v = torch.randn(1, 2, 5, 8)
     one = torch.nn.functional.scaled_dot_product_attention(q[..., :4], k[..., :4], v)
     expected = differential.norm(one * (1 - differential.share())) * (1 - differential.start)
-    torch.testing.assert_close(differential(q, k, v, None, 0.0), expected)
+    torch.testing.assert_close(differential(q, k, v, None), expected)
 
 
 def test_a_gate_of_zero_lets_nothing_through() -> None:

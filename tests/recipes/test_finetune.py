@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from vitrail.errors import Stopped, UserError
 from vitrail.recipes import from_weights
 from vitrail.recipes.finetune import FEW, FEW_A_CLASS, NARROW, choose, finetune, settle
 from vitrail.recipes.folder import folder
-from vitrail.tasks.classify import Classify
+from vitrail.tasks.classify import Classification, Classify
 from vitrail.tasks.knn import KNN
 from vitrail.tasks.task import Task
 from vitrail.train import frozen, loop
@@ -309,6 +310,20 @@ def test_pictures_are_prepared_as_the_checkpoint_says_and_a_change_is_said_once(
     assert line.startswith("interpolation bicubic as") and "costs accuracy" in line
 
 
+@pytest.mark.parametrize("hidden", [None, 6])
+def test_a_fresh_head_starts_low_for_the_sigmoid_loss_and_a_learned_one_stays(
+    hidden: int | None, pictures: Path, weights: Path, tmp_path: Path
+) -> None:
+    run = replace(lora_run(weights, pictures), task=Classification(loss="sigmoid", hidden=hidden))
+    train = open_data(pictures).train
+    fresh = start(run, train)
+    assert fresh.head.linear.bias.tolist() == pytest.approx([-math.log(3)] * 3)
+    fresh.head.linear.bias.data = torch.tensor([1.0, 2.0, 3.0])
+    fresh.save(tmp_path / "learned")
+    again = start(replace(run, init=str(tmp_path / "learned")), train)
+    assert again.head.linear.bias.tolist() == [1.0, 2.0, 3.0] and again.loss_kind == "sigmoid"
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -322,6 +337,7 @@ def test_pictures_are_prepared_as_the_checkpoint_says_and_a_change_is_said_once(
         (["--method", "last-blocks", "--last-blocks", "9"], "the encoder has 3 blocks"),
         (["--method", "linear", "--loss", "sigmoid"], "method linear makes no use of --loss"),
         (["--lora-rank", "0"], "must be at least 1"),
+        (["--weighted"], "both make up for rare classes: add --no-balanced or --no-weighted"),
     ],
 )
 def test_wrong_options_get_one_line(

@@ -9,7 +9,8 @@ from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
 import vitrail
 from vitrail.data.decode import Preprocess
-from vitrail.tasks.classify import Classify, calibration_error
+from vitrail.errors import UserError
+from vitrail.tasks.classify import Classification, Classify, calibration_error
 from vitrail.vit import SIZES, ViT
 
 NANO = SIZES["nano/2"]
@@ -51,6 +52,21 @@ def test_sigmoid_loss_equals_pytorchs_and_starts_low() -> None:
     torch.testing.assert_close(task.loss(mixed)["loss"], both)
     fresh = Classify(ViT(NANO), ["a", "b", "c"], Preprocess(size=(8, 8)), loss="sigmoid")
     torch.testing.assert_close(fresh(b["image"]).sigmoid(), torch.full((6, 3), 0.25))  # 1 / (1 + K)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hidden": 0}, "hidden must be at least 1"),
+        ({"smoothing": 1.0}, "smoothing is a share from 0 to below 1"),
+        ({"smoothing": -0.1}, "smoothing is a share from 0 to below 1"),
+        ({"weighted": True, "balanced": True}, "add --no-balanced or --no-weighted"),
+    ],
+)
+def test_bad_settings_are_refused_in_one_line(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        Classification(**changes)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
 
 
 def test_class_weights_scale_each_pictures_loss() -> None:

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 import vitrail
+from vitrail.layers import Variant
 from vitrail.train.optim import Average, Muon, Optim, Optimizers, factor, groups, layer_of
+from vitrail.vit import ViTConfig
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
@@ -101,6 +103,32 @@ def test_muon_takes_the_filters_of_convolutions() -> None:
     filters = [p for p in task.parameters() if p.ndim == 4]
     assert len(filters) == 3 and all(id(p) in taken for p in filters)
     Optimizers(task, Optim(optimizer="muon"), 6)
+
+
+MODELS = {
+    "paper": ViTConfig(32, 2, 2, 4, image_size=(8, 8)),
+    "tokens": ViTConfig(32, 2, 2, 4, image_size=(8, 8), registers=2, stem=(4,), layer_scale=0.1),
+    "distilled": ViTConfig(32, 2, 2, 4, image_size=(8, 8), pool="distilled", variant=Variant(distillation=True)),
+    "attention": ViTConfig(32, 2, 2, 4, image_size=(8, 8), pool="attention"),
+    "rotary": ViTConfig(32, 2, 2, 4, image_size=(8, 8), variant=Variant(rotary="mixed")),
+    "tables": ViTConfig(32, 2, 2, 4, image_size=(8, 8), variant=Variant(relative="both")),
+    "decomposed": ViTConfig(
+        *(32, 2, 2, 4), image_size=(8, 8), class_token=False, pool="average", variant=Variant(relative="decomposed")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_decays_and_what_muon_takes_are_matrices_and_filters(name: str) -> None:
+    task = vitrail.create(MODELS[name], classes=3)
+    names = {id(parameter): name for name, parameter in task.named_parameters()}
+    maps = {
+        f"{name}.weight" for name, module in task.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
+    }  # the only parts of these models that multiply what they read by a matrix
+    adamw, muon = groups(task, Optim(optimizer="muon", weight_decay=0.3), 2)
+    assert {names[id(p)] for group in adamw + muon if group["weight_decay"] for p in group["params"]} == maps
+    blocks = {name for name in maps if ".blocks." in name or task.get_parameter(name).ndim == 4}
+    assert {names[id(p)] for group in muon for p in group["params"]} == blocks
 
 
 def test_average_is_the_stated_recurrence() -> None:

@@ -8,13 +8,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.errors import UserError
 from vitrail.vit import Tokens
+
+if TYPE_CHECKING:
+    from vitrail.baselines.rnn import RNNConfig
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class MLPConfig:
     def __post_init__(self) -> None:
         if self.depth < 1:
             raise UserError(f"an MLP needs at least one hidden layer, got depth {self.depth}")
+        check_sizes(self)
 
 
 class MLP(nn.Module):
@@ -75,6 +79,17 @@ class MLP(nn.Module):
     def pool(self, tokens: Tokens) -> Tensor:
         """The only token, [B, D]."""
         return tokens.patches[:, 0]
+
+
+def check_sizes(config: MLPConfig | RNNConfig) -> None:
+    """UserError for numbers that mean no network of fully connected or recurrent layers."""
+    if min(config.width, config.channels, *config.image_size) < 1:
+        raise UserError(
+            f"width, channels and image_size must be at least 1, got {config.width}, {config.channels} and "
+            f"{config.image_size}"
+        )
+    if not 0 <= config.dropout < 1:
+        raise UserError(f"dropout must be at least 0 and below 1, got {config.dropout}")
 
 
 def check(images: Tensor, channels: int) -> None:

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from vitrail.baselines.mlp import check
+from vitrail.baselines.mlp import check, check_sizes
 from vitrail.errors import UserError
 from vitrail.vit import Tokens
 
@@ -200,6 +200,7 @@ class RNNConfig:
             raise UserError(f"no cell {self.cell!r}: choose from {', '.join(CELLS)}")
         if self.depth < 1:
             raise UserError(f"a recurrent network needs at least one layer, got depth {self.depth}")
+        check_sizes(self)
 
 
 class RNN(nn.Module):

@@ -36,7 +36,7 @@ class Augment:
     """left to right, every second picture"""
     policy: Literal["none", "randaugment", "trivial", "three"] = "none"
     policy_strength: int = 9
-    """RandAugment's magnitude, 0 to 30"""
+    """RandAugment's magnitude, 0 to 30 as torchvision counts; big_vision and its papers have 10 for these 30"""
     policy_count: int = 2
     """RandAugment's operations a picture"""
     erase: float = 0.0
@@ -95,8 +95,9 @@ def augment_batch(
         images = three_augment(images, uniform(seed, epoch, samples, 5, POLICY))
     elif augment.policy != "none":
         count = augment.policy_count if augment.policy == "randaugment" else 1
-        for draws in uniform(seed, epoch, samples, 3 * count, POLICY).split(3, dim=1):
-            images = apply_policy(images, draws, augment.policy, augment.policy_strength)
+        draws = uniform(seed, epoch, samples, 3 * count, POLICY)
+        for i in range(count):
+            images = apply_policy(images, draws[:, 3 * i : 3 * i + 3], augment.policy, augment.policy_strength)
     if augment.erase:
         images = erase(images, draw(5, ERASE), augment.erase)
     if augment.mixup or augment.cutmix:

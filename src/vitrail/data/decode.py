@@ -245,7 +245,7 @@ class Picture:
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 image = Image.open(io.BytesIO(self.data))
         except UnidentifiedImageError:
-            if self.data[:4] in (b"II*\0", b"MM\0*"):
+            if self.data[:4] in pixels.TIFF:
                 return pixels.with_channels(pixels.from_bands(self.data), channels)
             raise
         except Image.DecompressionBombError:

@@ -42,15 +42,18 @@ def read(paths: list[Path]) -> Table:
     """The rows of some files of one part."""
     table, schema = rows(paths, lambda names: [_column(names, IMAGES, paths[0]), _column(names, LABELS, paths[0])])
     image, label = table.column_names
-    if missing := table.column(label).null_count:
+    names = _class_names(schema.metadata or {}, label)
+    there = _labelled(table.column(label), names)
+    if missing := there.count(False):
         log.warning(f"{paths[0]}: {missing:,} of {len(table):,} rows have no {label} and are left out")
-        table = table.filter(table.column(label).is_valid())
-    return Table(
-        Pictures(table.column(image), paths[0].parent),
-        table.column(label).to_pylist(),
-        _keys(table.column(image), paths),
-        _class_names(schema.metadata or {}, label),
-    )
+        table = table.filter(there)
+    labels = table.column(label).to_pylist()
+    return Table(Pictures(table.column(image), paths[0].parent), labels, _keys(table.column(image), paths), names)
+
+
+def _labelled(column: Any, names: list[str] | None) -> list[bool]:
+    """Which rows have a label. Where numbers stand for names, -1 stands for none: so the Hub marks hidden ones."""
+    return [label is not None and (names is None or label != -1) for label in column.to_pylist()]
 
 
 def rows(paths: list[Path], choose: Callable[[list[str]], list[str]]) -> tuple[Any, Any]:

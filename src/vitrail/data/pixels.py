@@ -12,6 +12,8 @@ from torch import Tensor
 
 GREY_WEIGHTS = (299, 587, 114)
 """thousandths of red, green and blue (ITU-R 601), as Pillow's and JPEG's grey"""
+TIFF = (b"II*\0", b"MM\0*")
+"""how a TIFF begins"""
 
 
 def from_pil(image: Image.Image, channels: int) -> Tensor:
@@ -37,10 +39,13 @@ def from_pil(image: Image.Image, channels: int) -> Tensor:
 
 
 def _deep_grey(pixels: np.ndarray, mode: str) -> np.ndarray:
-    """Grey of 16 or 32 bits, or floats of 0 to 1 or 0 to 255, to 8 bits; the largest value tells which."""
+    """Grey of 16 or 32 bits, or floats of 0 to 1 or 0 to 255, to 8 bits; the largest number tells which.
+
+    Pixels that are no number become black, as those without data often are, and infinite ones white or black.
+    """
     if mode == "F":
-        scale = 255 if pixels.max(initial=0) <= 1 else 1
-        return np.clip(np.nan_to_num(pixels) * scale + 0.5, 0, 255).astype(np.uint8)
+        scale = 255 if pixels.max(initial=0, where=np.isfinite(pixels)) <= 1 else 1
+        return np.clip(np.nan_to_num(pixels, posinf=255, neginf=0) * scale + 0.5, 0, 255).astype(np.uint8)
     # Pillow reads some 16-bit files as 32-bit numbers.
     bits = 8 if mode != "I" or pixels.max(initial=0) < 1 << 16 else 23
     return (np.maximum(pixels.astype(np.int64), 0) >> bits).astype(np.uint8)

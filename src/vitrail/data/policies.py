@@ -116,8 +116,7 @@ def saturation(x: Tensor, factors: Tensor) -> Tensor:
 
 def contrast(x: Tensor, factors: Tensor) -> Tensor:
     grey = _luma(x) if x.shape[1] == 3 else x
-    # Whole numbers have the same sum in any order.
-    return _mixed(x, grey.double().mean(dim=(-3, -2, -1), keepdim=True).float(), factors)
+    return _mixed(x, _mean(grey), factors)
 
 
 def sharpness(x: Tensor, factors: Tensor) -> Tensor:
@@ -142,6 +141,17 @@ def posterize(x: Tensor, bits: Tensor) -> Tensor:
 def solarize(x: Tensor, shares: Tensor) -> Tensor:
     """Pixels of at least 255 times the share become their negative."""
     return torch.where(x >= on_device(255 * shares, x), 255 - x, x)
+
+
+def _exact(x: Tensor) -> Tensor:
+    """The numbers as float64: beside them, or on the processor where they are on Apple's GPUs, which have none."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
+def _mean(x: Tensor) -> Tensor:
+    """The mean of each picture of whole numbers [B, C, H, W], [B, 1, 1, 1]."""
+    # In float64 whole numbers have the same sum in any order.
+    return _exact(x).mean(dim=(-3, -2, -1), keepdim=True).float().to(x.device)
 
 
 def _luma(x: Tensor) -> Tensor:
@@ -228,17 +238,19 @@ def blur(images: Tensor, sigmas: Tensor) -> Tensor:
     """Gaussian blur of uint8 [B, C, H, W], each with its own sigma [B]."""
     # Sums of shifted pictures, and no convolution: its order of additions changes with the batch.
     radius = math.ceil(3 * BLUR[1])
-    offsets = torch.arange(-radius, radius + 1, device=images.device)
-    weights = [torch.exp(-((offset / sigmas.double()) ** 2) / 2) for offset in offsets.tolist()]
+    offsets = range(-radius, radius + 1)
+    sigmas = _exact(sigmas)
+    weights = [torch.exp(-((offset / sigmas) ** 2) / 2) for offset in offsets]
     total = torch.stack(weights).sum(0)
+    shares = [(weight / total).float().to(images.device)[:, None, None, None] for weight in weights]
     x = images.float()
     for axis in (-1, -2):
         size = x.shape[axis]
         places = torch.arange(size, device=x.device)
         parts = torch.zeros_like(x)
-        for offset, weight in zip(offsets.tolist(), weights, strict=True):
+        for offset, share in zip(offsets, shares, strict=True):
             source = (places + offset).clamp(0, size - 1)
-            parts = parts + x.index_select(x.ndim + axis, source) * (weight / total).float()[:, None, None, None]
+            parts = parts + x.index_select(x.ndim + axis, source) * share
         x = parts
     return x.round().clamp(0, 255).to(torch.uint8)
 
@@ -247,8 +259,7 @@ def colour_jitter(images: Tensor, draws: Tensor) -> Tensor:
     """Brightness, contrast and saturation of uint8 [B, 3, H, W], factors uniform in 0.7 to 1.3 by `draws` [B, 3]."""
     factors = 1 + COLOUR_JITTER * (2 * draws - 1)
     x = (images.float() * factors[:, 0, None, None, None]).clamp(0, 255).floor()
-    # Whole numbers have the same sum in any order.
-    mean = _grey(x).floor().double().mean(dim=(-3, -2, -1), keepdim=True).float()
+    mean = _mean(_grey(x).floor())
     x = _blend(x, mean, factors[:, 1]).floor()
     x = _blend(x, _grey(x).floor(), factors[:, 2]).floor()
     return x.to(torch.uint8)

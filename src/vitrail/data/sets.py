@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vitrail.data import builtin, parquet
 from vitrail.data.decode import BadPicture, Picture
-from vitrail.data.pixels import to_bytes, with_channels
+from vitrail.data.pixels import TIFF, from_bands, to_bytes, with_channels
 from vitrail.errors import UserError
 from vitrail.files import reading
 
@@ -162,7 +162,7 @@ def open_data(data: str | Path, name: str | None = None) -> Splits:
     path = Path(data).expanduser()
     with reading(path):
         there = path.exists()
-        if there and name and (path / name).is_dir():
+        if there and name in builtin.NAMES and _may_be_a_set(path / name):
             path = path / name
     if there:
         splits = _open_path(path)
@@ -175,6 +175,11 @@ def open_data(data: str | Path, name: str | None = None) -> Splits:
         hint = f"did you mean {near[0]}?" if near else f"built-in sets are {', '.join(builtin.NAMES)}"
         raise UserError(f"no data at {data}, and no built-in set of that name: {hint}")
     return splits
+
+
+def _may_be_a_set(folder: Path) -> bool:
+    """Whether a folder is there that is no class: a class has pictures, a set has folders or files that hold them."""
+    return folder.is_dir() and not any(file.suffix.lower() in ENDINGS for file in folder.iterdir())
 
 
 def _open_builtin(name: str) -> Splits:
@@ -210,7 +215,8 @@ def _from_arrays(name: str, parts: builtin.Arrays) -> Splits:
 def _from_parquet(path: Path) -> Splits:
     parts: dict[str, parquet.Table] = {}
     for split, files in _by_split(parquet.files(path)).items():
-        parts[split] = parquet.read(files)
+        if (table := parquet.read(files)).labels:
+            parts[split] = table
     names = next((table.names for table in parts.values() if table.names is not None), None)
     classes = names or sorted({str(label) for table in parts.values() for label in table.labels}, key=_natural)
     number = {name: i for i, name in enumerate(classes)}
@@ -302,14 +308,15 @@ def _finish(path: Path, classes: list[str], sets: dict[str, ImageSet]) -> Splits
 
 
 def stored_channels(part: ImageSet) -> int:
-    """1 where the first few good pictures are grey, the last axis of arrays, else 3."""
+    """1 where the first few good pictures are grey, the axis of arrays, the bands of a TIFF that Pillow does not open,
+    else 3."""
     counts = set()
     for i in range(min(len(part), 8)):
         item = part.read(i)
         try:
             data = item if isinstance(item, bytes) else Path(item).read_bytes()  # type: ignore[arg-type]
             counts.add(_count_channels(data))
-        except (BadPicture, OSError, ValueError, EOFError):
+        except Exception:  # decoders of broken bytes raise nearly anything
             continue  # the loader names it and leaves it out
     return counts.pop() if len(counts) == 1 else 3
 
@@ -323,7 +330,12 @@ def _count_channels(data: bytes) -> int:
     opened = Picture(data)
     if opened.header is not None:
         return 1 if opened.header.components == 1 else 3
-    image = opened.pixels(3)
+    try:
+        image = opened.pixels(3)
+    except BadPicture:
+        if data[:4] not in TIFF:
+            raise
+        return len(from_bands(data))
     return 1 if bool((image == image[:1]).all()) else 3
 
 
@@ -346,7 +358,7 @@ def split_val(part: ImageSet, fraction: float = 0.1) -> tuple[ImageSet, ImageSet
     return part.subset((~chosen).nonzero()[:, 0]), part.subset(chosen.nonzero()[:, 0])
 
 
-RAW = (b"BM", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"II*\0", b"MM\0*", b"\x93NUMPY")
+RAW = (b"BM", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", *TIFF, b"\x93NUMPY")
 """how files begin that may not be compressed: BMP, PNM, TIFF and arrays"""
 
 

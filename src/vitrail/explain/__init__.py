@@ -145,7 +145,8 @@ def _encoder(seen: Seen, task: Task, picture: Tensor, prepared: Tensor, title: s
     layers = shown_layers(len(maps))
     rows = [per_head(maps, prefix, pool, layer)[0].unflatten(1, grid) for layer in layers]
     distances = attention_distance(maps, grid, config.patch)
-    kind = "first filters of the stem" if config.stem else "principal components of the patch projection"
+    plain = not config.stem and config.variant.backbone == "none"
+    kind = "principal components of the patch projection" if plain else "first filters of the first convolution"
     seen.figures |= {
         "rollout.png": draw_rollout(picture, heat, title),
         "heads.png": draw_heads(picture, rows, [layer + 1 for layer in layers]),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vitrail.layers import ConvStem
 from vitrail.vit import ViT
 
 
@@ -13,12 +12,12 @@ from vitrail.vit import ViT
 def patch_filters(encoder: ViT, count: int = 28) -> Tensor:
     """First principal components of the patch projection, largest first: [count, C, patch, patch] (figure 7, left).
 
-    Components have length one, and the sign that makes their largest value positive. Behind a convolutional stem the
-    projection sees no pixels; then these are the first filters of the stem's first convolution. There may be fewer
+    Components have length one, and the sign that makes their largest value positive. Behind convolutions, a stem or a
+    backbone, the projection sees no pixels; then these are the first filters of the first of them. There may be fewer
     than `count`.
     """
-    if isinstance(stem := encoder.patches.stem, ConvStem):
-        first = next(layer for layer in stem.layers if isinstance(layer, nn.Conv2d))
+    first = next((layer for layer in encoder.patches.stem.modules() if isinstance(layer, nn.Conv2d)), None)
+    if first is not None:
         return first.weight[:count].clone().float().cpu()
     weight = encoder.patches.projection.weight.float().cpu()
     flat = weight.flatten(1)

@@ -23,10 +23,10 @@ class Differential(nn.Module):
         """The factor on the second attention (equation 2)."""
         return (self.q1 * self.k1).sum().exp() - (self.q2 * self.k2).sum().exp() + self.start
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, dropout_p: float) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None) -> Tensor:
         """[B, heads, N, d] from queries, keys and values, as PyTorch's own attention."""
         first, second = (
-            F.scaled_dot_product_attention(a, b, v, attn_mask=attn_mask, dropout_p=dropout_p)
+            F.scaled_dot_product_attention(a, b, v, attn_mask=attn_mask)
             for a, b in zip(q.chunk(2, dim=-1), k.chunk(2, dim=-1), strict=True)
         )
         return self.norm(first - self.share().to(q.dtype) * second) * (1 - self.start)

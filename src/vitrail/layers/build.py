@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,12 @@ def check(config: ViTConfig) -> None:
     for name in ("width", "depth", "heads", "patch", "channels"):
         if getattr(c, name) < 1:
             raise UserError(f"{name} must be at least 1, got {getattr(c, name)}")
+    if c.registers < 0:
+        raise UserError(f"registers must not be negative, got {c.registers}")
+    if not (0 < c.width * c.mlp_ratio < math.inf and c.hidden >= 1):
+        raise UserError(f"mlp_ratio times the width {c.width} must be at least 1 and finite, got {c.mlp_ratio}")
+    if min(c.stem, default=1) < 1:
+        raise UserError(f"stem is the channels of its convolutions, each at least 1, got {c.stem}")
     if min(c.image_size) < 1:
         raise UserError(f"image_size is a height and a width in pixels, got {c.image_size}")
     for name in ("dropout", "drop_path"):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.data.decode import Preprocess
+from vitrail.errors import UserError
 from vitrail.plain import describe
 from vitrail.tasks.encoder import KINDS, Encoder
 from vitrail.tasks.task import Batch, Prediction, Task
@@ -31,6 +32,14 @@ class Classification:
     """weigh each class's loss by the inverse of its count"""
     balanced: bool = False
     """draw each class equally often"""
+
+    def __post_init__(self) -> None:
+        if self.hidden is not None and self.hidden < 1:
+            raise UserError(f"hidden must be at least 1, or None for a linear head, got {self.hidden}")
+        if not 0 <= self.smoothing < 1:
+            raise UserError(f"smoothing is a share from 0 to below 1, got {self.smoothing}")
+        if self.weighted and self.balanced:
+            raise UserError("weighted and balanced both make up for rare classes: add --no-balanced or --no-weighted")
 
 
 class Classify(Task):

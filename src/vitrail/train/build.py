@@ -138,7 +138,8 @@ def start(run: Run, train: ImageSet) -> Task:
         return captioner(run, train)
     assert isinstance(run.task, Classification)
     if run.init is not None:
-        task = zoo.load(run.init, classes=train.classes, channels=run.model.channels, image_size=run.model.image_size)
+        loaded = zoo.load(run.init, channels=run.model.channels, image_size=run.model.image_size)
+        task = zoo.change_classes(loaded, train.classes, run.task.loss)
         if isinstance(run.model, ViTConfig):
             zoo.change_drop_path(task, run.model.drop_path)
         task.preprocess = changed_preparation(run, task.preprocess)
@@ -146,9 +147,10 @@ def start(run: Run, train: ImageSet) -> Task:
         if run.tune.method == "knn":
             task = KNN(task.encoder, task.classes, task.preprocess, len(train))
         elif isinstance(task, KNN):
-            task = Classify(task.encoder, task.classes, task.preprocess)
+            task = Classify(task.encoder, task.classes, task.preprocess, loss=run.task.loss)
         if run.task.hidden not in (None, task.hidden):
-            task = Classify(task.encoder, task.classes, task.preprocess, hidden=run.task.hidden)
+            new = {"hidden": run.task.hidden, "loss": run.task.loss}
+            task = Classify(task.encoder, task.classes, task.preprocess, **new)
         task.loss_kind, task.smoothing = run.task.loss, run.task.smoothing
         task.class_weights = _class_weights(run.task, train)
         return task

@@ -65,6 +65,14 @@ def factor(optim: Optim, step: int, steps: int) -> float:
     return min(1.0, (steps - step) / max(1, round(optim.cooldown * steps)))
 
 
+NO_MATRICES = (
+    *("positions", "_token", "registers", "pooling.probe", "rotary.frequencies"),
+    *("relative.table", "relative.rows", "relative.columns"),
+)
+"""ends of the names of tokens and positions, which have axes as matrices and filters do, and map nothing. They are not
+pulled to zero, as norms and biases are not, after DeiT and BEiT; and their updates are not made orthogonal"""
+
+
 def layer_of(name: str, depth: int) -> int:
     """How far up a parameter stands: 0 the embedding, 1 to depth the blocks, depth + 1 what follows them."""
     if match := re.match(r"encoder\.blocks\.(\d+)\.", name):
@@ -81,9 +89,9 @@ def groups(module: nn.Module, optim: Optim, depth: int) -> tuple[list[dict[str, 
         if not parameter.requires_grad:
             continue
         layer = layer_of(name, depth)
-        # Norms, biases, tokens and positions are not pulled to zero, as in DeiT and BEiT.
-        decays = parameter.ndim >= 2 and not name.endswith(("positions", "_token", "registers"))
-        matrix = optim.optimizer == "muon" and (parameter.ndim == 4 or (parameter.ndim == 2 and ".blocks." in name))
+        decays = parameter.ndim >= 2 and not name.endswith(NO_MATRICES)
+        blocks = parameter.ndim == 4 or (parameter.ndim == 2 and ".blocks." in name)
+        matrix = optim.optimizer == "muon" and decays and blocks
         (muon if matrix else adamw).setdefault((layer, decays), []).append(parameter)
 
     def as_groups(chosen: dict[tuple[int, bool], list[Tensor]], lr: float) -> list[dict[str, Any]]:

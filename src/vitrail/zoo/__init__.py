@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -183,15 +183,18 @@ def carried() -> list[str]:
     return sorted(folder.parent.name for folder in CARRIED.glob("*/config.json"))
 
 
-def change_classes(task: Task, classes: int | Sequence[str]) -> Task:
-    """The same encoder for other classes: a fresh head, unless the names are the checkpoint's own. 0 leaves it out."""
+def change_classes(task: Task, classes: int | Sequence[str], loss: Literal["softmax", "sigmoid"] = "softmax") -> Task:
+    """The same encoder for other classes: a fresh head, unless the names are the checkpoint's own. 0 leaves it out.
+
+    `loss` is what a fresh head is to learn by, and begins for.
+    """
     encoder = encoder_of(task)
     if classes == 0:
         return Embed(encoder, task.preprocess)
     names = _names(classes)
     if isinstance(task, Classify) and (names == task.classes or classes == len(task.classes)):
         return task
-    return Classify(encoder, names, task.preprocess)
+    return Classify(encoder, names, task.preprocess, loss=loss)
 
 
 def change_channels(task: Task, channels: int) -> None:
