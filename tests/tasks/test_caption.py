@@ -164,6 +164,23 @@ def test_bag_of_words_is_the_share_of_captions_that_use_a_word(decoder: str) -> 
     assert sums["loss"].item() == pytest.approx(task.loss(made)["loss"].item() + 0.2 * expected * count, rel=1e-5)
 
 
+def test_words_are_as_likely_at_first_as_in_the_captions() -> None:
+    task = captioner(bag_of_words=0.1, text_depth=1)
+    labels = numbered(TEXTS, WORDS, 12)
+    task.expect(labels)
+    words = [word for row in labels.flatten(0, 1).tolist() for word in row if word != PAD]
+    first = task.decoder.bias.softmax(dim=0)
+    for word in {*words}:
+        assert first[word].item() == pytest.approx(words.count(word) / len(words), rel=0.1)
+    never = {*range(WORDS.size)} - {*words}
+    assert 0 < max(first[word].item() for word in never) < min(first[word].item() for word in {*words})
+    rows = [[WORDS.encode(text) for text in texts] for texts in TEXTS]
+    used = [[sum(word in row for row in some) / len(some) for word in range(WORDS.size)] for some in rows]
+    share = torch.tensor(used).mean(dim=0)
+    found = task.bag.linear.bias.sigmoid()
+    torch.testing.assert_close(found, share.clamp(1e-5, 1 - 1e-3), rtol=1e-4, atol=1e-6)
+
+
 def test_an_encoder_may_learn_from_captions_before_any_is_written() -> None:
     task, made = captioner(contrastive=0.5, bag_of_words=0.1, text_depth=1, writing=0.0), batch()
     sums = task.loss(made)

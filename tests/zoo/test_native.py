@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import vitrail
 from vitrail.errors import UserError
+from vitrail.files import whole_folder
 from vitrail.zoo import carried
 
 
@@ -57,8 +58,8 @@ def test_other_classes_channels_and_sizes(tmp_path: Path) -> None:
 def test_what_stands_in_the_place_of_a_checkpoint_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
     file.write_text("mine")
-    with pytest.raises(FileExistsError):
-        saved(file)
+    with pytest.raises(FileExistsError), whole_folder(file):
+        pass
     assert list(tmp_path.iterdir()) == [file] and file.read_text() == "mine"
     path = saved(tmp_path / "model")
     before, replace = load_file(path / "model.safetensors"), os.replace

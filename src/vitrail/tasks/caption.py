@@ -156,6 +156,18 @@ class Caption(Task):
         if config.bag_of_words and not hasattr(self, "bag"):
             self.bag = BagOfWords(width, self.tokenizer.size)
 
+    def expect(self, labels: Tensor) -> None:
+        """Let each word be as likely at first as it is in the captions `labels` [N, K, T], whatever the picture.
+
+        AdamW moves a bias by its rate a step, so that to say how common a word is would else be left to the picture's
+        vectors for long: as one direction that they all share, in which what tells them apart is lost.
+        """
+        there = labels[labels != PAD]
+        counts = torch.bincount(there, minlength=self.tokenizer.size) + 0.1
+        self.decoder.bias.data.copy_((counts / counts.sum()).log())
+        if self.captioning.bag_of_words:
+            self.bag.expect(labels)
+
     def kept(self, config: Any) -> Any:
         """`config`, a `Captioning`, with the decoder and the vocabulary that are in these weights."""
         own = self.captioning
@@ -340,16 +352,25 @@ class BagOfWords(nn.Module):
         self.linear = nn.Linear(width, vocabulary)
         nn.init.constant_(self.linear.bias, -5.0)  # nearly all words are missing from a picture's captions
 
+    def expect(self, labels: Tensor) -> None:
+        """Begin with the share of pictures' captions [N, K, T] that use each word."""
+        share = sum(self.shares(part).sum(dim=0) for part in labels.split(500)) / len(labels)
+        self.linear.bias.data.copy_(torch.as_tensor(share).clamp(1e-5, 1 - 1e-3).logit())
+
+    def shares(self, labels: Tensor) -> Tensor:
+        """Of each picture's captions [B, K, T] the share that uses each word, [B, V]."""
+        there = (labels[..., 0] != PAD).sum(dim=1, keepdim=True)
+        used = torch.zeros(*labels.shape[:2], self.linear.out_features, device=labels.device).scatter_(2, labels, 1.0)
+        shares = used.sum(dim=1) / there
+        shares[:, : UNKNOWN + 1] = 0
+        return shares
+
     def forward(self, pooled: Tensor, labels: Tensor) -> Tensor:
         """Pictures [B, D] and all their captions [B, K, T], to the mean over pictures of the summed cross-entropies.
 
         The target of a word is the share of the picture's captions that use it.
         """
-        logits = self.linear(pooled).float()
-        there = (labels[..., 0] != PAD).sum(dim=1, keepdim=True)
-        used = logits.new_zeros(*labels.shape[:2], logits.shape[1]).scatter_(2, labels, 1.0)
-        shares = used.sum(dim=1) / there
-        shares[:, : UNKNOWN + 1] = 0
+        logits, shares = self.linear(pooled).float(), self.shares(labels)
         return F.binary_cross_entropy_with_logits(logits, shares, reduction="sum") / len(labels)
 
 

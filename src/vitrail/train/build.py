@@ -149,8 +149,7 @@ def start(run: Run, train: ImageSet) -> Task:
         elif isinstance(task, KNN):
             task = Classify(task.encoder, task.classes, task.preprocess, loss=run.task.loss)
         if run.task.hidden not in (None, task.hidden):
-            new = {"hidden": run.task.hidden, "loss": run.task.loss}
-            task = Classify(task.encoder, task.classes, task.preprocess, **new)
+            task = Classify(task.encoder, task.classes, task.preprocess, hidden=run.task.hidden, loss=run.task.loss)
         task.loss_kind, task.smoothing = run.task.loss, run.task.smoothing
         task.class_weights = _class_weights(run.task, train)
         return task
@@ -204,6 +203,8 @@ def captioner(run: Run, train: CaptionSet) -> Caption:
     if config.self_critical:
         task.reward = Cider(dict(enumerate(train.captions)), ends=True).rewards
     train.labels = numbered(train.captions, task.tokenizer, task.captioning.most_words)
+    if isinstance(config, Captioning) and (loaded is None or not goes_on(config, loaded)):
+        task.expect(train.labels)
     return task
 
 
