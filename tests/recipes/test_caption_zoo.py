@@ -109,7 +109,7 @@ def test_a_resnet_of_ours_sees_for_a_captioner(captioned: Path, tmp_path: Path) 
     assert isinstance(task.encoder, ResNet) and same(network, task.encoder)
     assert all(torch.equal(a, b) for a, b in zip(network.buffers(), task.encoder.buffers(), strict=True))
     assert task.preprocess.mean == (0.4,) * 3 and task.preprocess.size == (48, 48)
-    again = train("caption-cnn-lstm", str(tmp_path / "run"), captioned, tmp_path / "on", *SMALL, "--epochs", "2")
+    again = train("caption-cnn-lstm", str(tmp_path / "resnet"), captioned, tmp_path / "on", *SMALL, "--epochs", "2")
     assert isinstance(again.encoder, ResNet) and not same(network, again.encoder)
 
 

@@ -116,9 +116,6 @@ def test_captions_without_words_of_the_tokenisation(caplog: pytest.LogCaptureFix
     metric.update({"sample": torch.arange(10), "captions": [*references.values()]}, answers([*candidates.values()]))
     metric.compute()
     assert not [record for record in caplog.records if "the same caption" in record.message]
-    # One word of the alphabet, and the scorers are asked; what has none is worth nothing.
-    some = caption_scores(candidates, {**references, 0: ["собака 7"]}, java=False)
-    assert some["rouge_l"] == 0 and some["cider"] == 0
 
 
 def test_human_ceiling_is_each_reference_against_the_others() -> None:

@@ -148,13 +148,12 @@ def _ngram_scores(tokens: Mapping[Key, str], expected: Mapping[Key, list[str]]) 
         return dict.fromkeys(("cider", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l"), 0.0)
     with contextlib.redirect_stdout(io.StringIO()):  # BLEU's scorer prints
         bleu, _ = Bleu(4).compute_score(expected, given)
-        _, rouge = Rouge().compute_score(expected, given)
+        rouge, _ = Rouge().compute_score(expected, given)
         cider, _ = Theirs().compute_score(expected, given)
     return {
         "cider": float(cider),
         **{f"bleu{n}": float(score) for n, score in enumerate(bleu, 1)},
-        # Its scorer takes a caption without words for the same as a reference without any.
-        "rouge_l": sum(float(score) for score, text in zip(rouge, tokens.values(), strict=True) if text) / len(tokens),
+        "rouge_l": float(rouge),
     }
 
 
