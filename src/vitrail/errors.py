@@ -1,5 +1,18 @@
 """What went wrong, in one plain line. The command line prints the line and ends with the class's exit code."""
 
+from __future__ import annotations
+
+import logging
+
+_said: set[str] = set()
+
+
+def warn_once(message: str) -> None:
+    """Warn of what happens more than once in a command, such as whenever weights are loaded, the first time alone."""
+    if message not in _said:
+        _said.add(message)
+        logging.getLogger("vitrail").warning(message)
+
 
 class UserError(ValueError):
     """Wrong input: the line says what is wrong and what to do. Exit code 2."""

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from vitrail.errors import UserError
-
-log = logging.getLogger("vitrail")
+from vitrail.errors import UserError, warn_once
 
 RESAMPLINGS = {
     "antialias": ("bicubic", False, True),
@@ -68,10 +64,6 @@ def fit_positions(
     """`resize_positions` for pictures of another size than the model's, which is said once."""
     message = f"positions interpolated from {old[0]}x{old[1]} patches to {new[0]}x{new[1]}"
     # `torch.compiler.disable` would say it in compiled models too, but imports the compiler, which takes seconds.
-    if not torch.compiler.is_compiling() and message not in _said:
-        _said.add(message)
-        log.warning(message)
+    if not torch.compiler.is_compiling():
+        warn_once(message)
     return resize_positions(positions, old, new, prefix, resampling)
-
-
-_said: set[str] = set()

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from vitrail.errors import RunError, UserError
+from vitrail.errors import RunError, UserError, warn_once
 
 log = logging.getLogger("vitrail")
 
@@ -144,7 +144,7 @@ def _ngram_scores(tokens: Mapping[Key, str], expected: Mapping[Key, list[str]]) 
         raise UserError(MISSING) from None
     given = {key: [text] for key, text in tokens.items()}
     if not any(chain.from_iterable(expected.values())):  # which CIDEr's scorer cannot weigh
-        _warn_once("no caption of the data has a word of [a-z0-9']: CIDEr, BLEU and ROUGE-L are 0 and say nothing")
+        warn_once("no caption of the data has a word of [a-z0-9']: CIDEr, BLEU and ROUGE-L are 0 and say nothing")
         return dict.fromkeys(("cider", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l"), 0.0)
     with contextlib.redirect_stdout(io.StringIO()):  # BLEU's scorer prints
         bleu, _ = Bleu(4).compute_score(expected, given)
@@ -155,11 +155,6 @@ def _ngram_scores(tokens: Mapping[Key, str], expected: Mapping[Key, list[str]]) 
         **{f"bleu{n}": float(score) for n, score in enumerate(bleu, 1)},
         "rouge_l": float(rouge),
     }
-
-
-@lru_cache
-def _warn_once(message: str) -> None:
-    log.warning(message)
 
 
 def _java_scores(

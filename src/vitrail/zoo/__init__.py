@@ -15,7 +15,7 @@ from torch import nn
 
 from vitrail.baselines import CNN, ResNet
 from vitrail.data.decode import Preprocess
-from vitrail.errors import UserError
+from vitrail.errors import UserError, warn_once
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.embed import Embed
 from vitrail.tasks.encoder import Encoder
@@ -107,7 +107,7 @@ def load_certified(
     """The model as it is, and what became of each of its weights."""
     files, module, found = recognise(find(source, revision))
     for note in found.notes:
-        _say_once(f"{source}: {note}")
+        warn_once(f"{source}: {note}")
     model = assemble(files, found, dtype)
     certificate = certify(files, found, model)
     if verify:
@@ -248,16 +248,6 @@ def encoder_of(task: Task) -> Encoder:
     if not isinstance(encoder, Encoder):
         raise UserError(f"the model of task {task.name} has no encoder that vitrail could change or train on")
     return encoder
-
-
-_said: set[str] = set()
-
-
-def _say_once(message: str) -> None:
-    """A run loads its weights more than once."""
-    if message not in _said:
-        _said.add(message)
-        log.warning(message)
 
 
 def _names(classes: int | Sequence[str]) -> list[str]:
