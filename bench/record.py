@@ -29,7 +29,8 @@ def record(name: str, rows: dict[str, Any], results: Path = RESULTS) -> Path:
     content = {
         "command": _command(),
         "commit": _git("rev-parse", "HEAD"),
-        "changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        # What is measured, that is, and not the results that this command and others have written.
+        "changed": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "rows": rows,
