@@ -9,17 +9,18 @@ and `-c 1` before them, two rungs can be measured side by side. Each recipe is t
 its pictures; the epochs of its tries and of its run follow from that, so that a slow model gets fewer of them. A rung
 that starts from another recipe shares its time with it, half and half. Rates are chosen by CIDEr on validation, and the
 scores are those on validation, with the recipe's own decoding. What results/ladder-RUNG.json already holds from the
-same minutes, recipes and number of cores is kept, so a stopped measurement goes on.
+same minutes, recipes and number of cores is kept, and a training that was stopped is resumed, so a stopped measurement
+goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,13 +73,12 @@ class Climb:
         start = self.out.with_name(f"{self.out.name}-start")
         before = self.train(first, speeds[first] * minutes / 2, rate, seed, start)
         row = self.train(recipe, speeds[recipe] * minutes / 2, rate, seed, None, "--init", str(start))
-        spent = {name: round(before[name] + row[name], 1) for name in ("training_seconds", "command_seconds")}
-        return {"seed": seed, "rate": rate, **row, **spent, f"epochs of {first}": before["epochs"]}
+        spent = round(before["training_seconds"] + row["training_seconds"], 1)
+        return {"seed": seed, "rate": rate, **row, "training_seconds": spent, f"epochs of {first}": before["epochs"]}
 
     def train(self, recipe: str, epochs: float, rate: float, seed: int, out: Path | None = None, *more: str) -> Row:
         """One whole command: its scores on validation, and how long its steps took."""
         out = out or self.out
-        shutil.rmtree(out, ignore_errors=True)
         optim = recipe_of(recipe).optim
         options = {
             "--data": str(self.data / recipe_of(recipe).data),
@@ -89,14 +89,16 @@ class Climb:
             "--seed": str(seed),
             "--out": str(out),
         }
-        words = [*(word for option in options.items() for word in option), *more]
-        began = time.monotonic()
-        command = [sys.executable, "-m", "vitrail", "train", recipe, *words, "--json"]
+        words = ["train", recipe, *(word for option in options.items() for word in option), *more, "--json"]
+        if was_stopped(out, words):
+            words = ["train", "--resume", str(out), "--json"]
+        else:
+            shutil.rmtree(out, ignore_errors=True)
+        command = [sys.executable, "-m", "vitrail", *words]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         return {
             "epochs": round(epochs, 2),
             "training_seconds": round(rows_of(out, "train")[-1]["seconds"], 1),
-            "command_seconds": round(time.monotonic() - began, 1),
             "cores": machine()["cores"],
             "parameters": json.loads(done.stdout)["parameters"],
             # A test part, where there is one, is neither chosen by nor shown.
@@ -120,10 +122,21 @@ def recipe_of(name: str) -> Any:
     return RECIPES[name](PICTURES["flickr8k"])
 
 
+def logged(out: Path) -> list[Row]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
 def rows_of(out: Path, kind: str) -> list[Row]:
     """What a run logged of one kind: `train` for its steps, `val` for its evaluations."""
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == kind]
+    return [row for row in logged(out) if row["kind"] == kind]
+
+
+def was_stopped(out: Path, words: list[str]) -> bool:
+    """Whether `out` holds a run of just this command that has saved its state and is not done."""
+    if not (out / "state").exists():
+        return False
+    rows = logged(out)
+    return rows[0].get("command") == shlex.join(["vitrail", *words]) and rows[-1]["kind"] != "done"
 
 
 def main() -> None:

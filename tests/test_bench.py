@@ -68,3 +68,17 @@ def test_rungs_of_the_ladder_get_the_same_time(tmp_path: Path, monkeypatch: pyte
     assert (first["recipe"], second["recipe"], second["--init"]) == ("caption-match", "caption-coca", first["--out"])
     row = json.loads((tmp_path / "ladder-f.json").read_text())["rows"]
     assert row["runs"][0]["epochs"] == row["runs"][1]["epochs"] and second["--seed"] == "1"
+
+
+@pytest.mark.parametrize("kind", ["train", "done"])
+def test_a_stopped_rung_of_the_ladder_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """A run of another command, or one that is done, is made anew."""
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    ladder = importlib.import_module("ladder")
+    words = ["train", "caption-vit", "--lr", "0.001", "--json"]
+    rows = [{"kind": "start", "command": "vitrail train caption-vit --lr 0.001 --json"}, {"kind": kind}]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert not ladder.was_stopped(tmp_path, words), "no state to go on from"
+    (tmp_path / "state").mkdir()
+    assert ladder.was_stopped(tmp_path, words) is (kind == "train")
+    assert not ladder.was_stopped(tmp_path, [*words[:3], "0.002", "--json"])
