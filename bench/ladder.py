@@ -70,16 +70,14 @@ class Climb:
         recipe, first = self.rung.recipe, self.rung.first
         if first is None:
             return {"seed": seed, "rate": rate, **self.train(recipe, speeds[recipe] * minutes, rate, seed)}
-        start = self.out.with_name(f"{self.out.name}-start")
-        before = self.train(first, speeds[first] * minutes / 2, rate, seed, start)
-        row = self.train(recipe, speeds[recipe] * minutes / 2, rate, seed, None, "--init", str(start))
+        before = self.train(first, speeds[first] * minutes / 2, rate, seed)
+        row = self.train(recipe, speeds[recipe] * minutes / 2, rate, seed, "--init", str(self.out / first))
         spent = round(before["training_seconds"] + row["training_seconds"], 1)
         return {"seed": seed, "rate": rate, **row, "training_seconds": spent, f"epochs of {first}": before["epochs"]}
 
-    def train(self, recipe: str, epochs: float, rate: float, seed: int, out: Path | None = None, *more: str) -> Row:
+    def train(self, recipe: str, epochs: float, rate: float, seed: int, *more: str) -> Row:
         """One whole command: its scores on validation, and how long its steps took."""
-        out = out or self.out
-        optim = recipe_of(recipe).optim
+        out, optim = self.out / recipe, recipe_of(recipe).optim
         options = {
             "--data": str(self.data / recipe_of(recipe).data),
             "--epochs": f"{epochs:.3f}",
@@ -109,8 +107,9 @@ class Climb:
         """Epochs a minute, rounded, with as many steps of small pictures and of full ones as the recipe takes."""
         run = recipe_of(recipe)
         share = 1 / (PICTURES[run.data] // run.batch_size)  # of an epoch, a step; a last short batch is left out
+        shutil.rmtree(self.out, ignore_errors=True)  # nothing is resumed, which would count loading twice
         self.train(recipe, TIMED_STEPS * share, 1.0, seed=0)
-        marks = {line["step"]: line["seconds"] for line in rows_of(self.out, "train")}
+        marks = {line["step"]: line["seconds"] for line in rows_of(self.out / recipe, "train")}
         settled, change = TIMED_STEPS // 5, round(run.early * TIMED_STEPS)
         small = (marks[change] - marks[settled]) / (change - settled)
         full = (marks[TIMED_STEPS] - marks[change]) / (TIMED_STEPS - change)

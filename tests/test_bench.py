@@ -6,6 +6,7 @@ import importlib
 import itertools
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -70,15 +71,31 @@ def test_rungs_of_the_ladder_get_the_same_time(tmp_path: Path, monkeypatch: pyte
     assert row["runs"][0]["epochs"] == row["runs"][1]["epochs"] and second["--seed"] == "1"
 
 
-@pytest.mark.parametrize("kind", ["train", "done"])
-def test_a_stopped_rung_of_the_ladder_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """A run of another command, or one that is done, is made anew."""
+@pytest.mark.parametrize("left", ["stopped", "done", "no state", "another rate"])
+def test_a_stopped_training_of_the_ladder_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    """One that is done, that has saved nothing or that was another command begins anew."""
     monkeypatch.syspath_prepend(ROOT / "bench")
     ladder = importlib.import_module("ladder")
-    words = ["train", "caption-vit", "--lr", "0.001", "--json"]
-    rows = [{"kind": "start", "command": "vitrail train caption-vit --lr 0.001 --json"}, {"kind": kind}]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert not ladder.was_stopped(tmp_path, words), "no state to go on from"
-    (tmp_path / "state").mkdir()
-    assert ladder.was_stopped(tmp_path, words) is (kind == "train")
-    assert not ladder.was_stopped(tmp_path, [*words[:3], "0.002", "--json"])
+    climb, out = ladder.Climb(ladder.RUNGS["e"], Path("data"), tmp_path), tmp_path / "caption-vit"
+    commands: list[list[str]] = []
+
+    def train(command: list[str], **_: Any) -> SimpleNamespace:
+        commands.append(command[3:])
+        kind = "done" if left == "done" else "train"
+        rows = [{"kind": "start", "command": shlex.join(["vitrail", *commands[0]])}, {"kind": "train", "seconds": 1}]
+        rows += [{"kind": "val", "cider": 0.2}, {"kind": kind, "seconds": 2}]
+        (out if left == "no state" else out / "state").mkdir(parents=True, exist_ok=True)
+        (out / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        return SimpleNamespace(stdout='{"parameters": 5}')
+
+    monkeypatch.setattr(ladder.subprocess, "run", train)
+    climb.train("caption-vit", 2.0, 1.0, 0)
+    climb.train("caption-vit", 2.0, 0.5 if left == "another rate" else 1.0, 0)
+    first, second = commands
+    assert first[:2] == ["train", "caption-vit"]
+    if left == "stopped":
+        assert second == ["train", "--resume", str(out), "--json"]
+    else:
+        assert second[:2] == ["train", "caption-vit"]
