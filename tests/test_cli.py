@@ -537,18 +537,19 @@ def test_every_recipe_has_help_that_names_its_fields(name: str, capsys: pytest.C
     assert end.value.code == 0 and f"vitrail train {name}" in said and "--matrix-lr" in said
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda how: how.name)
 def test_a_killed_command_is_resumed_to_the_end(how: signal.Signals, tmp_path: Path) -> None:
+    """The signal reaches the worker too, as a terminal's Ctrl-C does, and what Slurm sends."""
     out = tmp_path / "run"
     command = [sys.executable, "-m", "vitrail", "train", "digits", "--out", str(out), *TINY]
-    command += ["--epochs", "24", "--eval-every", "3"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command += ["--epochs", "24", "--eval-every", "3", "--memory", "False", "--workers", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         deadline = time.monotonic() + 150
         while not (out / "state" / "state.pt").exists():
             assert process.poll() is None and time.monotonic() < deadline, "it saved nothing"
             time.sleep(0.05)
-        process.send_signal(how)
+        os.killpg(process.pid, how)
         code = process.wait(timeout=100)
     finally:
         process.kill()

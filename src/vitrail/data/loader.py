@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import sys
 import time
 import warnings
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -214,6 +216,7 @@ class Loader:
                 collate_fn=_as_it_is,
                 prefetch_factor=4 if self.workers else None,
                 timeout=STALLED if self.workers else 0,
+                worker_init_fn=_let_one_pass,
                 # Forked workers share the set's lists; elsewhere they are not to be had.
                 multiprocessing_context="fork" if self.workers and sys.platform == "linux" else None,
                 # Not the default one, which belongs to the model: drawing from it would change a resumed run.
@@ -321,6 +324,18 @@ def _larger(size: Iterable[int], than: tuple[int, int]) -> bool:
 
 def _as_it_is(part: Any) -> Any:
     return part
+
+
+def _let_one_pass(worker: int) -> None:
+    """A worker outlives its first SIGTERM: sent to all processes of a job, as Slurm does, it is for the run to save.
+
+    When that is done the workers end with it. One that hangs gets a second, from PyTorch or from Python's exit.
+    """
+
+    def pass_by(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, pass_by)
 
 
 def _told_apart(batches: Iterator[T]) -> Iterator[T]:
