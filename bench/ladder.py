@@ -9,8 +9,8 @@ and `-c 1` before them, two rungs can be measured side by side. Each recipe is t
 its pictures; the epochs of its tries and of its run follow from that, so that a slow model gets fewer of them. A rung
 that starts from another recipe shares its time with it, half and half. Rates are chosen by CIDEr on validation, and the
 scores are those on validation, with the recipe's own decoding. What results/ladder-RUNG.json already holds from the
-same minutes, recipes and number of cores is kept, and a training that was stopped is resumed, so a stopped measurement
-goes on.
+same minutes, recipes and kind of machine is kept, and a training that was stopped is resumed, so a stopped measurement
+goes on. A processor that multiplies bf16 trains faster, so it is another kind.
 """
 
 from __future__ import annotations
@@ -157,8 +157,9 @@ def measure(name: str, data: Path, seeds: list[int], budget: dict[str, float]) -
     climb = Climb(rung, data, Path("runs") / "bench" / f"ladder-{name}")
     row: Row = json.loads(file.read_text())["rows"] if file.exists() else {}
     stages = [recipe for recipe in (rung.first, rung.recipe) if recipe]
-    cores, recipes = machine()["cores"], fingerprint(map(recipe_of, stages))
-    same = {"title": rung.title, "stages": stages, "recipes": recipes, "budget": budget, "cores": cores}
+    kind = {key: machine()[key] for key in ("cores", "bf16")}
+    recipes = fingerprint(map(recipe_of, stages))
+    same = {"title": rung.title, "stages": stages, "recipes": recipes, "budget": budget, **kind}
     if any(row.get(key) != value for key, value in same.items()):
         row = {**same, "epochs_a_minute": {}, "tries": [], "runs": []}
     speeds = row["epochs_a_minute"]
@@ -167,12 +168,12 @@ def measure(name: str, data: Path, seeds: list[int], budget: dict[str, float]) -
             speeds[recipe] = climb.speed(recipe)
             record(f"ladder-{name}", row)
     for rate in RATES[len(row["tries"]) :]:
-        row["tries"].append(climb.run(speeds, budget["try_core_minutes"] / cores, rate, seed=0))
+        row["tries"].append(climb.run(speeds, budget["try_core_minutes"] / kind["cores"], rate, seed=0))
         record(f"ladder-{name}", row)
     row["rate"] = max(row["tries"], key=lambda tried: tried["cider"])["rate"]
     for seed in seeds:
         if seed not in [run["seed"] for run in row["runs"]]:
-            row["runs"].append(climb.run(speeds, budget["core_minutes"] / cores, row["rate"], seed))
+            row["runs"].append(climb.run(speeds, budget["core_minutes"] / kind["cores"], row["rate"], seed))
             record(f"ladder-{name}", row)
     print(name, json.dumps(row["runs"]), flush=True)
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from vitrail.files import write_whole
+from vitrail.train.device import native_bf16
 from vitrail.train.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,6 +47,7 @@ def machine() -> dict[str, Any]:
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load": round(os.getloadavg()[0], 2),
+        "bf16": native_bf16(torch.device("cpu")),
         "system": platform.system(),
         "python": platform.python_version(),
         "torch": torch.__version__,

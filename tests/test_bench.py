@@ -50,7 +50,7 @@ def test_rungs_of_the_ladder_get_the_same_time(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ladder.subprocess, "run", train)
-    monkeypatch.setattr(ladder, "machine", lambda: {"cores": 1})
+    monkeypatch.setattr(ladder, "machine", lambda: {"cores": 1, "bf16": False})
     monkeypatch.setattr(ladder, "RESULTS", tmp_path)
     monkeypatch.setattr(
         ladder, "record", lambda name, rows: (tmp_path / f"{name}.json").write_text(json.dumps({"rows": rows}))
@@ -69,6 +69,11 @@ def test_rungs_of_the_ladder_get_the_same_time(tmp_path: Path, monkeypatch: pyte
     assert (first["recipe"], second["recipe"], second["--init"]) == ("caption-match", "caption-coca", first["--out"])
     row = json.loads((tmp_path / "ladder-f.json").read_text())["rows"]
     assert row["runs"][0]["epochs"] == row["runs"][1]["epochs"] and second["--seed"] == "1"
+    # A faster kind of processor trains for more epochs in the same time, so nothing of the slower one is kept.
+    monkeypatch.setattr(ladder, "machine", lambda: {"cores": 1, "bf16": True})
+    before = len(made)
+    ladder.measure("e", Path("data"), [0], budget)
+    assert len(made) == before + 5, "its speed, three tries and the run"
 
 
 @pytest.mark.parametrize("left", ["stopped", "done", "no state", "another rate"])
