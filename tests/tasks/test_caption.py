@@ -94,12 +94,13 @@ def test_padding_and_more_pictures_change_nothing() -> None:
 
 
 def test_some_captions_of_each_picture() -> None:
-    task, seen = captioner(captions=2), set()
+    task, seen = captioner(), set()
     for epoch in range(2):
         made = {**batch(), "epoch": epoch}
-        chosen = task._some(made)
+        chosen = task._some(made, 2)
         order = torch.tensor([2, 0, 1])
-        turned = task._some({"label": made["label"][order], "sample": made["sample"][order], "epoch": epoch})
+        there = {"label": made["label"][order], "sample": made["sample"][order], "epoch": epoch}
+        turned = task._some(there, 2)
         assert torch.equal(turned, chosen[order]), "which captions are read hangs on the picture, not on its place"
         assert chosen.shape[:2] == (3, 2)
         rows = [[tuple(w for w in row if w) for row in rows if row[0]] for rows in chosen.tolist()]
@@ -124,7 +125,20 @@ def test_word_dropout() -> None:
     assert torch.equal(captioner().train()._dropped(words), words)
 
 
-def test_coca_matches_pictures_with_their_first_captions() -> None:
+@pytest.mark.parametrize("captions", [1, 2, 3])
+def test_each_caption_has_its_turn_to_be_matched(captions: int) -> None:
+    """However many a step reads: three captions of a picture, three epochs."""
+    task = captioner(contrastive=0.5, text_depth=1, captions=captions)
+    matched: list[torch.Tensor] = []
+    assert isinstance(task.match, Match)
+    task.match.register_forward_pre_hook(lambda module, inputs: matched.append(inputs[2]))
+    for epoch in range(3):
+        task.loss({**batch(), "epoch": epoch})
+    own = {(*WORDS.encode(text), END) for text in TEXTS[2]}
+    assert {tuple(word for word in captions[2].tolist() if word != PAD) for captions in matched} == own
+
+
+def test_coca_matches_pictures_with_their_captions() -> None:
     """Equation 3 of CoCa: normalised vectors, a learned temperature, cross-entropy both ways."""
     task, made = captioner(contrastive=0.5, text_depth=1, smoothing=0.0, captions=1).eval(), batch()
     texts = [[row[0]] for row in TEXTS]
@@ -357,7 +371,7 @@ def test_matching_keeps_its_precision_under_autocast() -> None:
     task = captioner(contrastive=0.5, text_depth=1).eval()
     with torch.no_grad():
         task.match.scale.fill_(math.log(100))
-    pooled, labels = torch.randn(3, 24), numbered([[row[0]] for row in TEXTS], WORDS, 12)
+    pooled, labels = torch.randn(3, 24), numbered([[row[0]] for row in TEXTS], WORDS, 12)[:, 0]
     given: list[torch.Tensor] = []
     for layer in (task.match.image, task.match.text):
         layer.register_forward_hook(lambda module, inputs, output: given.append(output.detach()))
@@ -380,7 +394,7 @@ def test_weights_that_are_no_numbers_are_named() -> None:
 def test_contrastive_vectors_do_not_hang_on_what_fills_up() -> None:
     task = captioner(contrastive=0.5, text_depth=1).eval()
     pooled = torch.randn(3, 24)
-    labels = numbered([[row[0]] for row in TEXTS], WORDS, 12)
+    labels = numbered([[row[0]] for row in TEXTS], WORDS, 12)[:, 0]
     one = task.match(pooled, task.decoder, labels)
     two = task.match(pooled, task.decoder, F.pad(labels, (0, 4), value=PAD))
     torch.testing.assert_close(one, two)

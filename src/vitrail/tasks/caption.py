@@ -205,7 +205,7 @@ class Caption(Task):
         memory = self.memory(batch["image"])
         if self.captioning.self_critical:
             return self._self_critical(memory, batch)
-        labels = self._some(batch)
+        labels = self._some(batch, self.captioning.captions)
         count = (labels != PAD).sum()
         parts = {"loss": torch.zeros((), device=labels.device), "count": count}
         if self.captioning.writing:
@@ -213,7 +213,7 @@ class Caption(Task):
             parts["loss"] = self.captioning.writing * loss
         if self.captioning.contrastive:
             assert isinstance(self.decoder, TransformerDecoder)
-            matching = self.match(memory.pooled, self.decoder, labels)
+            matching = self.match(memory.pooled, self.decoder, self._some(batch, 1)[:, 0])
             parts["contrastive"] = matching.detach() * count
             parts["loss"] = parts["loss"] + self.captioning.contrastive * matching * count
         if self.captioning.bag_of_words:
@@ -233,11 +233,11 @@ class Caption(Task):
         loss = F.cross_entropy(logits, targets, label_smoothing=self.captioning.smoothing, reduction="sum")
         return loss, (logits.argmax(dim=1) == targets).sum()
 
-    def _some(self, batch: Batch) -> Tensor:
+    def _some(self, batch: Batch, most: int) -> Tensor:
         """[B, K, T] of some of the captions of each picture: the next ones each epoch, from one that hangs on it."""
         labels = batch["label"]
         there = (labels[..., 0] != PAD).sum(dim=1)
-        count = min(self.captioning.captions, int(there.max()))
+        count = min(most, int(there.max()))
         first = (uniform(0, 0, batch["sample"], 1)[:, 0] * there).long() + batch["epoch"] * count
         places = (first[:, None] + torch.arange(count, device=labels.device)) % there[:, None]
         chosen = labels[torch.arange(len(labels), device=labels.device)[:, None], places]
@@ -331,9 +331,8 @@ class Match(nn.Module):
         self.text = nn.Linear(text_width, text_width, bias=False)
         self.scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # CLIP's (2103.00020)
 
-    def forward(self, pooled: Tensor, decoder: TransformerDecoder, labels: Tensor) -> Tensor:
-        """Pictures [B, D] and the captions [B, K, T], the first of which counts, to the mean loss both ways."""
-        captions = labels[:, 0]
+    def forward(self, pooled: Tensor, decoder: TransformerDecoder, captions: Tensor) -> Tensor:
+        """Pictures [B, D] and a caption of each, [B, T], to the mean loss both ways."""
         ends = (captions != PAD).sum(dim=1) - 1
         known = decoder.read(F.pad(captions[:, :-1], (1, 0), value=START))
         text = F.normalize(self.text(known[torch.arange(len(ends), device=ends.device), ends]), dim=1)
