@@ -171,6 +171,34 @@ def test_parquet(tmp_path: Path, kind: str, text: str, caplog: pytest.LogCapture
         open_captions(tmp_path / "wrong.parquet")
 
 
+@pytest.mark.parametrize("value", [391895, 0.5, -1, [0.5], {"id": 1}])
+def test_a_column_of_parquet_that_holds_no_pictures(value: Any, tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"image_id": [value], "caption": ["a dog"]}), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=r"t.parquet: the column image_id holds .*, no pictures and no paths"):
+        open_captions(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize("layout", ["a copy of each", "another part"])
+def test_a_missing_picture_moves_no_other(layout: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where the picture stands in a second folder too, and that is searched last or not at all."""
+    names = [f"{i}.jpg" for i in range(5)]
+    first, second = ("images", "thumbs") if layout == "a copy of each" else ("train", "val")
+    pictures(tmp_path / second, *names)
+    pictures(tmp_path / first, *names[:1], *names[2:])
+    file = tmp_path / ("captions.csv" if layout == "a copy of each" else "captions_train.json")
+    table = "image,caption\n" + "".join(f"{name},a dog\n" for name in names)
+    file.write_text(table if file.suffix == ".csv" else coco(*["a dog"] * 5))
+    splits = open_captions(file)
+    sets = [part for part in (splits.train, splits.val, splits.test) if part is not None]
+    found = sorted(str(Path(item).relative_to(tmp_path)) for part in sets for item in part.items)
+    there = [f"{first}/{name}" for name in names if name != "1.jpg"]
+    assert found == (sorted([*there, "thumbs/1.jpg"]) if second == "thumbs" else there)
+    assert ("1.jpg" in caplog.text) == (second == "val")
+
+
 def test_text_beside_each_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pictures(tmp_path / "deep", "caption1.jpg")
     pictures(tmp_path, "b.jpg", "c.jpg", "d.jpg")
@@ -332,6 +360,8 @@ def test_the_loader_reads_it(tmp_path: Path) -> None:
         ),
         ('[{"image": "a.jpg"}]', "holds a list"),
         ("[" * 100_000, "lists within lists|no JSON"),
+        ('{"images": ' + "1" * 5_000 + "}", "no JSON: Exceeds the limit"),
+        ("photo.heic," + "word " * 30_000, "line 1: the columns are photo.heic, word word"),
         ("\0\1\2 not text", "is no text"),
     ],
 )
@@ -340,7 +370,7 @@ def test_one_flaw_that_is_enough_to_stop(tmp_path: Path, text: str, message: str
     file.write_text(text)
     with pytest.raises(UserError, match=message) as caught:
         open_captions(file)
-    assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+    assert str(file) in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 700
 
 
 def test_wrong_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,6 @@ from vitrail.baselines import CNNConfig
 from vitrail.data.decode import Preprocess
 from vitrail.data.text import Tokenizer
 from vitrail.explain import explain, words_looked
-from vitrail.explain.pictures import as_drawn
 from vitrail.tasks.caption import Caption, Captioning
 from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.search import Decoding
@@ -107,7 +106,3 @@ def test_explain_a_captioner(tmp_path: Path, encoder: Any, decoder: str, drawn: 
         assert len(numbers["looked"]) == len(numbers["words"])
         with Image.open(tmp_path / "out" / "words.png") as image:
             assert len(set(image.convert("L").tobytes())) > 50
-
-
-def test_words_from_right_to_left_are_turned_for_drawing() -> None:
-    assert as_drawn("כלב") == "בלכ" and as_drawn("dog") == "dog" and as_drawn("<end>") == "<end>"

@@ -52,13 +52,18 @@ def captioned(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("name", CAPTIONERS)
+STARTS = {"caption-critic": "caption-vit", "caption-coca": "caption-match"}
+
+
+@pytest.mark.parametrize(
+    "name, start", [*((name, STARTS.get(name)) for name in CAPTIONERS), ("caption-critic", "caption-cnn-attention")]
+)
 def test_captioner_runs_a_few_steps(
-    name: str, captioned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, start: str | None, captioned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("pycocoevalcap", reason="needs pip install 'vitrail[caption]'")
     common = ["--data", str(captioned), "--device", "cpu", "--workers", "0", "--batch-size", "16", "--epochs", "1"]
-    if start := {"caption-critic": "caption-vit", "caption-coca": "caption-match"}.get(name):
+    if start is not None:
         assert main(["train", start, *common, "--out", str(tmp_path / "start")]) == 0
         common += ["--init", str(tmp_path / "start")]
     assert main(["train", name, *common, "--out", str(tmp_path / "run")]) == 0

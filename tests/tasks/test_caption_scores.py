@@ -132,6 +132,13 @@ def test_human_ceiling_is_each_reference_against_the_others() -> None:
         human_ceiling({"a": ["one"]})
 
 
+def test_a_human_ceiling_has_what_all_turns_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Java may fail in any of them."""
+    turns = iter([{"cider": 1.0, "meteor": 0.2, "count": 2}, {"cider": 0.5, "count": 2}])
+    monkeypatch.setattr(module, "caption_scores", lambda *_, **__: next(turns))
+    assert human_ceiling({"a": ["x", "y"], "b": ["x", "z"]}) == {"cider": 0.75, "count": 2}
+
+
 @needs_java
 def test_treebank_tokens() -> None:
     texts = ["A Dog's toy, (red)\n-- don't!", "", "Un café … “so”", "a\u2028b\rc"]

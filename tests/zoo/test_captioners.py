@@ -240,7 +240,7 @@ def fewer_weights(folder: Path) -> None:
         (wrong_type, "BlipForQuestionAnswering, which writes no captions"),
         (wrong_width, "lacks|cannot be loaded"),
         (no_tokenizer, "has no tokenizer that can be read"),
-        (other_tokenizer, "the tokenizer has 329 words and its model 320"),
+        (other_tokenizer, "/m: the tokenizer has 329 words and its model 320"),
         (fewer_weights, "lacks decoder.transformer.h.0.mlp.c_fc.weight"),
     ],
 )
@@ -250,6 +250,21 @@ def test_damage_is_one_plain_line(damage: Callable[[Path], None], says: str, tmp
     with pytest.raises(UserError, match=says) as raised:
         vitrail.load(str(tmp_path / "m"))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("more", [0, 9])
+def test_a_tokenizer_of_another_checkpoint_is_refused(more: int, tmp_path: Path) -> None:
+    tiny_captioners.vit_gpt2(tmp_path / "m")
+    vitrail.load(str(tmp_path / "m")).save(tmp_path / "own")
+    file = tmp_path / "own" / "tokenizer.json"
+    values = json.loads(file.read_text())
+    words = sorted(values["model"]["vocab"], key=values["model"]["vocab"].get)
+    turned = {word: i for i, word in enumerate([*words[:-2], words[-1], words[-2]])}
+    values["model"]["vocab"] = turned | {f"more{i}": 320 + i for i in range(more)}
+    file.write_text(json.dumps(values))
+    with pytest.raises(UserError, match="own/tokenizer.json") as raised:
+        vitrail.load(str(tmp_path / "own"))
+    assert ("belongs to another checkpoint", "329 words and its model 320")[more > 0] in str(raised.value)
 
 
 def test_a_checkpoint_that_asks_for_more_than_it_holds_gets_no_memory(tmp_path: Path) -> None:

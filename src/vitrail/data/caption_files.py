@@ -128,7 +128,8 @@ def read_table(file: Path, lines: list[str], left: Left) -> list[Entry]:
     image, captions, part = 0, [1], None
     simple = ROW.match(lines[start].strip()) is not None
     if not simple:
-        names = [name.strip() for name in next(csv.reader([lines[start]], delimiter=mark))]
+        header = list(_csv(file, lines[: start + 1], start, mark))
+        names = [name.strip() for _, values in header for name in values]
         image, captions, part = _columns(names, f"{file}, line {start + 1}")
         simple, start = (image, captions, len(names)) == (0, [1], 2), start + 1
     rows = _two_columns(lines, start, mark) if simple else _csv(file, lines, start, mark)
@@ -157,7 +158,7 @@ def _columns(names: list[str], where: str) -> tuple[int, list[int], int | None]:
     captions = [caption] if caption is not None else [i for i, name in enumerate(lower) if NUMBERED.fullmatch(name)]
     if image is None or not captions:
         wanted = "image, file_name or path" if image is None else "caption, text or sentence"
-        raise UserError(f"{where}: the columns are {', '.join(names)}, and none is called {wanted}: rename one")
+        raise UserError(f"{where}: the columns are {', '.join(names):.200}, and none is called {wanted}: rename one")
     return image, captions, first(PARTS)
 
 
@@ -222,6 +223,8 @@ def read_json(file: Path, lines: list[str], left: Left) -> list[Entry]:
         data = json.loads("\n".join(lines))
     except json.JSONDecodeError as error:
         raise UserError(f"{file}, line {error.lineno}: no JSON: {error.msg}") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise UserError(f"{file}: no JSON: {error}") from None
     except RecursionError:
         raise UserError(f"{file}: lists within lists without end") from None
     images = data.get("images") if isinstance(data, dict) else None
@@ -309,7 +312,7 @@ def read_parquet(files: list[Path]) -> tuple[list[Entry], parquet.Pictures]:
     table, _ = parquet.rows(files, choose)
     names = [name for name in table.column_names[1:] if name.lower() not in PARTS]
     parts = table.column(-1).to_pylist() if len(names) + 1 < table.num_columns else [None] * table.num_rows
-    pictures = parquet.Pictures(table.column(0), files[0].parent)
+    pictures = parquet.Pictures(table, files[0])
     own = parquet.own_names(table.column(0))
     texts = zip(*(table.column(name).to_pylist() for name in names), strict=True)
     entries: dict[Any, Entry] = {}
@@ -339,18 +342,20 @@ Finder = Callable[[str], Path | None]
 def finder(base: Path, part: str = "") -> Finder:
     """A function from a picture's name to its file, in a folder and the folders in it (`images/`, `Images/`, ...).
 
-    Folders that are named for the `part` come first: `train2017/` and `val2017/` may both have a `1.jpg`.
+    Folders that are named for the `part` come first, and those named for another one not at all: `train2017/` and
+    `val2017/` may both have a `1.jpg`.
     """
     bases = [base, base.parent] if base.name.lower() == "annotations" else [base]
     folders = [folder for each in bases for folder in (each, *sorted(each.iterdir())) if folder.is_dir()]
+    if part:
+        folders = [folder for folder in folders if folder in bases or part_of(folder) in (part, None)]
     folders.sort(key=lambda folder: part_of(folder) != part)
 
     def find(name: str) -> Path | None:
-        for place, folder in enumerate(folders):
+        for folder in folders:
             try:
                 file = folder / name
                 if name and file.is_file():
-                    folders.insert(0, folders.pop(place))  # the others are likely in the same folder
                     return file
             except OSError:  # a name that no file can have
                 continue

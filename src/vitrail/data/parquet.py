@@ -48,7 +48,7 @@ def read(paths: list[Path]) -> Table:
         log.warning(f"{paths[0]}: {missing:,} of {len(table):,} rows have no {label} and are left out")
         table = table.filter(there)
     labels = table.column(label).to_pylist()
-    return Table(Pictures(table.column(image), paths[0].parent), labels, _keys(table.column(image), paths), names)
+    return Table(Pictures(table, paths[0]), labels, _keys(table.column(image), paths), names)
 
 
 def _labelled(column: Any, names: list[str] | None) -> list[bool]:
@@ -112,10 +112,15 @@ def own_names(column: Any) -> list[str | None]:
 
 
 class Pictures(Sequence[bytes | Path]):
-    """A column of encoded pictures or of paths below `root`, each copied only when it is asked for."""
+    """The first column of a table, encoded pictures or paths beside `file`, each copied only when it is asked for."""
 
-    def __init__(self, column: Any, root: Path) -> None:
-        self.column, self.root = column, root
+    def __init__(self, table: Any, file: Path) -> None:
+        self.column, self.root = table.column(0), file.parent
+        if not _can_be_pictures(self.column.type):
+            raise UserError(
+                f"{file}: the column {table.column_names[0]} holds {self.column.type}, no pictures and no paths: "
+                "rename the one that does to image"
+            )
 
     def __len__(self) -> int:
         return len(self.column)
@@ -125,6 +130,18 @@ class Pictures(Sequence[bytes | Path]):
         if isinstance(value, dict):
             value = value.get("path") if value.get("bytes") is None else value["bytes"]
         return self.root / value if isinstance(value, str) and value else bytes(value or b"")
+
+
+def _can_be_pictures(kind: Any) -> bool:
+    """Whether an Arrow type is of encoded pictures, of paths, or the Hub's `{bytes, path}`; nothing at all is too."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        return any(kind.field(i).name in ("bytes", "path") for i in range(kind.num_fields))
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    known = ("binary", "large_binary", "binary_view", "string", "large_string", "string_view", "null")
+    return any(getattr(pa.types, f"is_{name}")(kind) for name in known)
 
 
 def _mapped(paths: list[Path], columns: list[str]) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import unicodedata
 import warnings
 
 import matplotlib
@@ -93,15 +92,10 @@ def draw_words(picture: Tensor, words: list[tuple[str, float, Tensor]]) -> Figur
     for place, (text, p, heat) in zip(axes[1:], words, strict=False):
         heat = heat / max(float(heat.max()), 3 / heat.numel(), 1e-12)
         _image(place, 0.45 * grey + 0.55 * colours(_resized(heat, pixels))[..., :3])
-        place.set_title(f"{as_drawn(text.strip())}  {p:.0%}", fontsize=11, parse_math=False)
+        place.set_title(f"{text.strip()}  {p:.0%}", fontsize=11, parse_math=False)
     for place in axes[len(words) + 1 :]:
         place.axis("off")
     return figure
-
-
-def as_drawn(word: str) -> str:
-    """A word in the order that it is drawn in: matplotlib draws from left to right whatever the script."""
-    return word[::-1] if any(unicodedata.bidirectional(sign) in ("R", "AL") for sign in word) else word
 
 
 def draw_positions(similarity: Tensor) -> Figure:

@@ -169,9 +169,13 @@ class Caption(Task):
             self.bag.expect(labels)
 
     def kept(self, config: Any) -> Any:
-        """`config`, a `Captioning`, with the decoder and the vocabulary that are in these weights."""
+        """`config`, a `Captioning`, with the decoder and the vocabulary that are in these weights.
+
+        Another decoder is a UserError, but in self-critical training, whose recipe is for any captioner.
+        """
         own = self.captioning
-        if config.decoder != own.decoder or (own.decoder != "transformer" and config.cell != own.cell):
+        other = config.decoder != own.decoder or (own.decoder != "transformer" and config.cell != own.cell)
+        if other and not config.self_critical:
             raise UserError(
                 f"the captioner to go on with has the decoder {_kind(own)}, and the recipe {_kind(config)}: choose "
                 "another recipe, or begin without --init"

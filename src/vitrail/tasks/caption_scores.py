@@ -124,7 +124,9 @@ def human_ceiling(references: Mapping[Key, Sequence[str]], *, java: bool | None 
         others = {key: texts[:turn] + texts[turn + 1 :] for key, texts in those.items()}
         turns.append(caption_scores({key: texts[turn] for key, texts in those.items()}, others, java=java))
     captions = sum(turn["count"] for turn in turns)
-    means = {name: sum(turn[name] * turn["count"] for turn in turns) / captions for name in turns[0]}
+    # Java may fail in one of them, and its scores are missing then.
+    names = [name for name in turns[0] if all(name in turn for turn in turns)]
+    means = {name: sum(turn[name] * turn["count"] for turn in turns) / captions for name in names}
     return {**means, "count": len(several)}
 
 

@@ -57,6 +57,7 @@ class HubCaption(Caption):
             "transformers": self.description,
             "numbers": asdict(self.numbers),
             "captioning": {"decoding": asdict(self.decoding)},
+            "tokenizer": self.tokenizer.fingerprint,
         }
 
 

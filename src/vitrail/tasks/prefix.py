@@ -127,6 +127,7 @@ class PrefixCaption(Caption):
             "encoder": describe(self.encoder.config, KINDS),
             "language": {"transformers": self.description, "numbers": asdict(self.numbers)},
             "prefixed": asdict(replace(self.prefixed, decoding=self.decoding)),
+            "tokenizer": self.tokenizer.fingerprint,
         }
 
 

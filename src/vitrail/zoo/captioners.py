@@ -115,7 +115,7 @@ def _load(folder: Path, kind: str, prepared: Preprocess) -> HubCaption:
     if kind == "blip":
         end = (text.config.sep_token_id,)
     numbers = _numbers(folder, text.config.vocab_size, start, end)
-    tokenizer = TheirTokenizer.from_text(tokenizer_of(folder), numbers)
+    tokenizer = _their_tokenizer(folder, numbers)
     longest = min(_longest(chosen), getattr(text.config, "max_position_embeddings", None) or 1024)
     how = Decoding(
         beam=chosen.num_beams or 1,
@@ -140,7 +140,16 @@ def _numbers(folder: Path, size: int, start: tuple[Any, ...], end: tuple[Any, ..
     return Numbers(size, last if first is None else first, last)
 
 
-def tokenizer_of(folder: Path) -> str:
+def _their_tokenizer(folder: Path, numbers: Numbers) -> TheirTokenizer:
+    """The tokenizer of a folder of transformers'; one that does not fit its model is a UserError that names it."""
+    text = _tokenizer_text(folder)
+    try:
+        return TheirTokenizer.from_text(text, numbers)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
+
+
+def _tokenizer_text(folder: Path) -> str:
     """The content of `tokenizer.json`, made from the older files where a folder has only those."""
     try:
         if (folder / "tokenizer.json").is_file():
@@ -173,7 +182,7 @@ def language_model(source: str) -> tuple[Any, Numbers, TheirTokenizer]:
     start, end = (config.bos_token_id,), (config.eos_token_id,)
     numbers = _numbers(folder, config.vocab_size, start, end)
     LanguageModel.check(model, source)
-    return model, numbers, TheirTokenizer.from_text(tokenizer_of(folder), numbers)
+    return model, numbers, _their_tokenizer(folder, numbers)
 
 
 def _pretrained(maker: Any, folder: Path) -> Any:
@@ -188,12 +197,15 @@ def _pretrained(maker: Any, folder: Path) -> Any:
     return model.float().eval()
 
 
-def rebuilt(config: Mapping[str, Any], tokenizer: str, shapes: Mapping[str, tuple[int, ...]]) -> Task:
-    """A captioner of a checkpoint of ours, with fresh weights, from its config and the text of `tokenizer.json`."""
+def words_of(config: Mapping[str, Any], text: str) -> TheirTokenizer:
+    """The tokenizer of a checkpoint of ours, from its config and the text of `tokenizer.json`."""
+    return TheirTokenizer.from_text(text, Numbers(**config.get("language", config)["numbers"]))
+
+
+def rebuilt(config: Mapping[str, Any], words: TheirTokenizer, shapes: Mapping[str, tuple[int, ...]]) -> Task:
+    """A captioner of a checkpoint of ours, with fresh weights, from its config and its tokenizer."""
     prepared = Preprocess.from_dict(config["preprocess"])
-    inside = config.get("language", config)
-    numbers = Numbers(**inside["numbers"])
-    words = TheirTokenizer.from_text(tokenizer, numbers)
+    inside, numbers = config.get("language", config), words.numbers
 
     def make() -> Task:
         if "language" in config:

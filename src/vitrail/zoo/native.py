@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
@@ -26,6 +28,7 @@ from vitrail.zoo.source import Files, Found, Weight
 
 NAME = "vitrail"
 FORMAT = 1
+Words = TypeVar("Words", bound=Tokenizer)
 
 
 def save(task: Task, path: str | Path, weights: dict[str, Tensor] | None = None) -> None:
@@ -81,12 +84,12 @@ def _text(path: Path) -> str:
         raise UserError(f"{path} cannot be read: it is missing or damaged, and the captions need it") from error
 
 
-def _tokenizer(config: dict[str, Any], files: Files) -> Tokenizer:
+def _tokenizer(config: dict[str, Any], files: Files, read: Callable[[str], Words]) -> Words:
     """The checkpoint's own: another one would turn its captions into nonsense."""
     path = files.path / "tokenizer.json"
     text = _text(path)
     try:
-        tokenizer = Tokenizer.from_json(text)
+        tokenizer = read(text)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     rows = files.shapes.get("decoder.bias", (tokenizer.size,))[0]
@@ -102,7 +105,8 @@ def build(config: dict[str, Any], files: Files) -> Task:
     path = files.path
     try:
         if "transformers" in config or "language" in config:
-            return captioners.rebuilt(config, _text(path / "tokenizer.json"), files.shapes)
+            theirs = _tokenizer(config, files, partial(captioners.words_of, config))
+            return captioners.rebuilt(config, theirs, files.shapes)
         encoder = encoder_for(described(config["encoder"], KINDS, "vit"))
         preprocess = Preprocess.from_dict(config["preprocess"])
         if config["task"] == "classify":
@@ -110,7 +114,8 @@ def build(config: dict[str, Any], files: Files) -> Task:
         if config["task"] == "knn":
             return KNN(encoder, config["classes"], preprocess, config["pictures"])
         if config["task"] == "caption":
-            return Caption(encoder, rebuild(Captioning, config["captioning"]), _tokenizer(config, files), preprocess)
+            words = _tokenizer(config, files, Tokenizer.from_json)
+            return Caption(encoder, rebuild(Captioning, config["captioning"]), words, preprocess)
         if config["task"] == "embed":
             return Embed(encoder, preprocess)
     except (KeyError, TypeError, AttributeError) as error:
