@@ -82,7 +82,10 @@ def ladder() -> None:
         scores = [run["cider"] for run in rung["runs"]]
         axes.barh(place, sum(scores) / len(scores), color="#9ecae1")
         axes.plot(scores, [place] * len(scores), "o", color="#08519c", markersize=4)
-    axes.set_yticks(range(len(rungs)), [rung["title"] for rung in reversed(rungs)])
+    slower = [" (slower processor)" * (not rung.get("bf16")) for rung in reversed(rungs)]
+    axes.set_yticks(
+        range(len(rungs)), [rung["title"] + note for rung, note in zip(reversed(rungs), slower, strict=True)]
+    )
     minutes = rungs[0]["budget"]["core_minutes"]
     axes.set_xlabel(f"CIDEr on validation after the same {minutes:g} minutes of one core")
     axes.spines[["top", "right"]].set_visible(False)

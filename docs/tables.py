@@ -335,7 +335,7 @@ LADDER = ("a", "b", "c", "d", "e", "f", "cifar10")
 
 def ladder() -> list[list[str]]:
     """The rungs with the mean of their seeds on validation, and people."""
-    columns = ["parameters", "CIDEr", "BLEU-4", "epochs", "core minutes", "rate", "CIDEr of the tries", "seeds"]
+    columns = ["parameters", "CIDEr", "BLEU-4", "epochs", "core minutes", "rate", "CIDEr of the tries", "seeds", "in"]
     rows = [["rung", "recipes", *columns]]
     for name in LADDER:
         found = _read(f"ladder-{name}")
@@ -353,13 +353,14 @@ def ladder() -> list[list[str]]:
         stages = ", ".join(f"`{stage}`" for stage in rung["stages"])
         size, rate = f"{done[0]['parameters']:,}", f"{rung['rate']:g}"
         scores = [mean("cider"), mean("bleu4"), epochs, f"{minutes:.0f}"]
-        rows.append([title, stages, size, *scores, rate, tries, str(len(done))])
+        precision = "bf16" if rung.get("bf16") else "float32"
+        rows.append([title, stages, size, *scores, rate, tries, str(len(done)), precision])
     if len(rows) == 1:
         return [["rung", "CIDEr"], ["not measured", ""]]
     if (found := _read("caption")) is not None:
         people = found["rows"]["people"]
         scores = [f"{people[key]:.3f}" for key in ("cider", "bleu4")]
-        rows.append(["people, each against the others", "", "", *scores, "", "", "", "", ""])
+        rows.append(["people, each against the others", "", "", *scores, *[""] * 6])
     return rows
 
 
