@@ -58,10 +58,12 @@ def test_a_run_leaves_what_the_design_names(run: Path) -> None:
     assert "<html" in (run / "report.html").read_text()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_train_prints_the_test_score_and_eval_gives_the_same(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    args = ["train", "digits", "--out", str(tmp_path / "r"), "--epochs", "3", "--json", *TINY]
+    """Whatever training computes in, scores are in float32, as answers are."""
+    args = ["train", "digits", "--out", str(tmp_path / "r"), "--epochs", "3", "--precision", precision, "--json", *TINY]
     assert main(args) == 0
     trained = json.loads(capsys.readouterr().out)
     assert trained["part"] == "test" and trained["count"] == 360

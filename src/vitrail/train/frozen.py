@@ -36,7 +36,7 @@ def fit_frozen(run: Run, parts: Parts, folder: RunFolder) -> dict[str, Any]:
         step = _solve_head(run, task, known, parts, folder)
     learned = {} if isinstance(task, KNN) else _of_training(task, known)
     folder.log(kind="train", step=step, epoch=1.0, seconds=time.monotonic() - began, images_per_s=speed, **learned)
-    scores = evaluate(task, parts.val, run.precision)
+    scores = evaluate(task, parts.val)
     # The rows of the strengths have no score, so this one is the best.
     folder.log(kind="val", step=step, seconds=time.monotonic() - began, **numbers(scores))
     for place in (folder.best, folder.last):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -108,7 +108,7 @@ def fit(run: Run, parts: Parts, folder: RunFolder, steps: int, resume: bool = Fa
             if saving and (name := not_finite(task)) is not None:
                 raise RunError(f"{no_number(name)} after step {done}; {saved_in(folder)}")
             if evaluating:
-                scores = evaluate(task, parts.val, run.precision, average)
+                scores = evaluate(task, parts.val, average)
                 folder.log(kind="val", step=done, seconds=spent + time.monotonic() - began, **numbers(scores))
                 progress.evaluated(scores, task.score)
                 weights = merged(average.values if average else task.state_dict())
@@ -209,19 +209,20 @@ def train_step(
 def evaluate(
     task: Task,
     loader: Loader,
-    precision: Literal["auto", "bf16", "fp32"] = "auto",
     average: Average | None = None,
     metric: Metric | None = None,
 ) -> dict[str, Any]:
-    """The scores over a whole part by the task's metric or another, with the average of the weights if there is one."""
+    """The scores over a whole part by the task's metric or another, with the average of the weights if there is one.
+
+    In the weights' own float32, whatever training computes in: `predict` does so too, on every processor.
+    """
     current = {name: value.clone() for name, value in task.state_dict().items()} if average else None
     if average:
         task.load_state_dict(average.values)
     task.eval()
     metric = metric or task.metric()
     for batch in loader.evaluation():
-        with autocast(batch["image"].device, precision):
-            outputs = task.answer(batch) if task.metric_reads == "answers" else task(batch["image"])
+        outputs = task.answer(batch) if task.metric_reads == "answers" else task(batch["image"])
         metric.update(batch, outputs)
     if current:
         task.load_state_dict(current)
@@ -235,12 +236,12 @@ def finish(run: Run, parts: Parts, folder: RunFolder, steps: int, seconds: float
     task.load_state_dict(open_files(folder.best).weights)
     part, loader = ("test", parts.test) if parts.test else ("val", parts.val)
     try:
-        scores = evaluate(task, loader, run.precision)
+        scores = evaluate(task, loader)
     except UserError as error:  # too many bad pictures, which should not cost the run
         if part == "val":
             raise
         log.warning(f"the test part is not scored, and the validation part stands in: {error}")
-        part, scores = "val", evaluate(task, parts.val, run.precision)
+        part, scores = "val", evaluate(task, parts.val)
     if part == "test":
         folder.log(kind="test", step=steps, **scores)
     parameters = sum(p.numel() for p in task.parameters())

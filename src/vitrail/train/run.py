@@ -60,7 +60,7 @@ class Run:
     interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None
     """None for the checkpoint's, or bicubic"""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """auto: bf16 where the processor computes it, fp32 elsewhere"""
+    """that training computes in; auto: bf16 where the processor computes it, fp32 elsewhere. Scores are in fp32"""
     compile: bool = False
     """compile the network with torch.compile"""
     eval_every: float = 1.0
