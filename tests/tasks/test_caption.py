@@ -135,7 +135,7 @@ def test_each_caption_has_its_turn_to_be_matched(captions: int) -> None:
     for epoch in range(3):
         task.loss({**batch(), "epoch": epoch})
     own = {(*WORDS.encode(text), END) for text in TEXTS[2]}
-    assert {tuple(word for word in captions[2].tolist() if word != PAD) for captions in matched} == own
+    assert {tuple(word for word in rows[2].tolist() if word != PAD) for rows in matched} == own
 
 
 def test_coca_matches_pictures_with_their_captions() -> None:
