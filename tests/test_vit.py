@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import UserError
 from vitrail.layers import Variant
+from vitrail.layers.convolution import BasicBlock
 from vitrail.vit import SIZES, Attention, Block, Head, PatchEmbedding, ViT, ViTConfig, config_for
 
 TINY = ViTConfig(width=32, depth=2, heads=4, patch=4, image_size=(8, 12))
@@ -194,6 +195,25 @@ def test_a_stem_halves_while_the_patches_allow(patch: int, stem: tuple[int, ...]
     assert found == sides
     with pytest.raises(UserError, match="first stride is 1 or 2, not 3"):
         ViT(config_for(TINY, stem=stem, stem_stride=3))
+
+
+def test_a_stem_has_residual_blocks_where_its_map_is_small() -> None:
+    """As many as asked for behind each convolution but the first, each of that convolution's channels."""
+    stem = {"patch": 16, "stem": (4, 6, 8), "stem_stride": 2, "image_size": (64, 48)}
+    model = ViT(config_for(TINY, stem_blocks=2, **stem)).eval()
+    found: list[tuple[int, ...]] = []
+    for module in model.patches.stem.modules():
+        if isinstance(module, BasicBlock):
+            module.register_forward_hook(lambda *call: found.append(tuple(call[2].shape[1:])))
+    images = torch.randn(1, 3, 64, 48, requires_grad=True)
+    tokens = model(images)
+    assert tokens.grid == (4, 3)
+    assert found == [(6, 16, 12), (6, 16, 12), (8, 8, 6), (8, 8, 6)]
+    plain = ViT(config_for(TINY, **stem))
+    assert not any(isinstance(module, BasicBlock) for module in plain.modules())
+    for wrong in ({"stem_blocks": -1}, {"stem_blocks": 1, "stem": (4,)}, {"stem_blocks": 1, "stem": ()}):
+        with pytest.raises(UserError, match="stem_blocks stand behind the stem's second convolution"):
+            config_for(TINY, **{**stem, **wrong})
 
 
 def test_without_positions_the_order_of_patches_does_not_matter() -> None:

@@ -54,6 +54,8 @@ class ViTConfig:
     """channels of 3x3 convolutions before the projection: the hybrid of section 3.1, after arXiv 2106.14881"""
     stem_stride: int = 1
     """of the first of them: 1 for small pictures, 2 for photos, whose first feature maps would cost the most"""
+    stem_blocks: int = 0
+    """residual blocks of two convolutions (arXiv 1512.03385) behind each of them but the first"""
     qkv_bias: bool = True
     layer_scale: float | None = None
     """first value of a learned factor on each residual branch (arXiv 2103.17239); None for none"""

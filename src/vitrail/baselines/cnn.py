@@ -1,6 +1,6 @@
 """Convolutional networks: a small one in the manner of LeNet and VGG, and the ResNet for small pictures.
 
-Read from top to bottom: the convolution with its norm, the plain network, the residual block, the ResNet.
+Read layers/convolution.py first, the convolution with its norm and the residual block; here both are stacked.
 
     B images in the batch       C channels, H and W pixels       D channels of the last feature map, of h x w places
 """
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vitrail.baselines.mlp import check
 from vitrail.errors import UserError
+from vitrail.layers.convolution import BasicBlock, Convolution
 from vitrail.vit import Tokens
 
 
@@ -86,29 +87,6 @@ def _check_stages(config: CNNConfig | ResNetConfig) -> None:
         raise UserError("widths, strides and depth of a convolutional network must be at least 1")
 
 
-class Convolution(nn.Module):
-    """A 3x3 convolution and batch norm. With a kernel w, at place (i, j) of output channel o,
-
-        y[o, i, j] = sum over c, u, v of w[o, c, u, v] * x[c, s * i + u - 1, s * j + v - 1]        (s: the stride)
-
-    The same 9 weights a pair of channels serve every place: what is learned at one place holds everywhere, and a
-    shifted picture gives a shifted map. Batch norm (arXiv 1502.03167) then makes each channel's mean 0 and variance 1
-    over the batch, and learns a factor and a shift of its own, so the convolution needs no bias.
-    """
-
-    def __init__(self, channels: int, width: int, stride: int = 1) -> None:
-        super().__init__()
-        self.convolution = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(width)
-        # ReLU halves the mean square of the signal; a variance of 2 / (9 * width) keeps the gradient's size from
-        # layer to layer (He et al., arXiv 1502.01852, equation 14).
-        nn.init.kaiming_normal_(self.convolution.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, channels, h, w] to [B, width, h / stride, w / stride], rounded up."""
-        return self.norm(self.convolution(x))
-
-
 class CNN(nn.Module):
     """Stages of convolutions with ReLU, each ended by max pooling, as LeNet (1998) and VGG (arXiv 1409.1556) have it.
 
@@ -137,30 +115,6 @@ class CNN(nn.Module):
     def pool(self, tokens: Tokens) -> Tensor:
         """The mean over all places, [B, D] (arXiv 1312.4400, section 3.2)."""
         return tokens.patches.mean(dim=1)
-
-
-class BasicBlock(nn.Module):
-    """y = max(0, x + F(x)), with F two convolutions and a ReLU between them (arXiv 1512.03385, equation 1).
-
-    Layers learn what to change about x instead of x anew, and the gradient reaches early layers along the sum.
-    Where the map shrinks or channels are added, x is thinned and filled up with zeros (option A of the paper).
-    """
-
-    def __init__(self, channels: int, width: int, stride: int = 1) -> None:
-        super().__init__()
-        self.stride, self.added = stride, width - channels
-        self.first = Convolution(channels, width, stride)
-        self.second = Convolution(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, channels, h, w] to [B, width, h / stride, w / stride], rounded up."""
-        return F.relu(self.shortcut(x) + self.second(F.relu(self.first(x))))
-
-    def shortcut(self, x: Tensor) -> Tensor:
-        """x at every `stride`-th place, with channels of zeros behind its own."""
-        if self.stride > 1:
-            x = x[:, :, :: self.stride, :: self.stride]
-        return F.pad(x, (0, 0, 0, 0, 0, self.added)) if self.added else x
 
 
 class ResNet(nn.Module):

@@ -40,6 +40,8 @@ def check(config: ViTConfig) -> None:
         raise UserError(f"mlp_ratio times the width {c.width} must be at least 1 and finite, got {c.mlp_ratio}")
     if min(c.stem, default=1) < 1:
         raise UserError(f"stem is the channels of its convolutions, each at least 1, got {c.stem}")
+    if c.stem_blocks < 0 or (c.stem_blocks and len(c.stem) < 2):
+        raise UserError(f"stem_blocks stand behind the stem's second convolution and later ones, got {c.stem_blocks}")
     if min(c.image_size) < 1:
         raise UserError(f"image_size is a height and a width in pixels, got {c.image_size}")
     for name in ("dropout", "drop_path"):
@@ -128,7 +130,8 @@ def stem_for(config: ViTConfig) -> tuple[nn.Module, int, int]:
         return nn.Identity(), c.channels, c.patch
     if c.stem_stride not in (1, 2):
         raise UserError(f"the stem's first stride is 1 or 2, not {c.stem_stride}")
-    found = ConvStem(c.channels, c.stem, c.patch, c.stem_stride) if c.stem else backbone_for(c.channels, c.variant)
+    own = ConvStem(c.channels, c.stem, c.patch, c.stem_stride, c.stem_blocks) if c.stem else None
+    found = own or backbone_for(c.channels, c.variant)
     if c.patch % found.stride:
         raise UserError(f"patches of {c.patch} pixels are cut from every {found.stride}th: choose a multiple of it")
     return found, found.width, c.patch // found.stride

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitrail.layers.convolution import BasicBlock
 from vitrail.layers.variant import Variant
 
 
@@ -17,10 +18,11 @@ class ConvStem(nn.Module):
 
     The first has the stride `first`, 1 to keep every pixel of a small picture or 2, and each later one halves while the
     patch size allows. So `widths` of (32, 64) with patches of 4 give a feature map at half size, whose 2x2 patches are
-    then projected; (32, 64, 128, 192) with patches of 16 and a first stride of 2 give one vector a patch.
+    then projected; (32, 64, 128, 192) with patches of 16 and a first stride of 2 give one vector a patch. `blocks`
+    residual ones behind each convolution but the first, whose map they would cost the most on, make a small ResNet.
     """
 
-    def __init__(self, channels: int, widths: tuple[int, ...], patch: int, first: int = 1) -> None:
+    def __init__(self, channels: int, widths: tuple[int, ...], patch: int, first: int = 1, blocks: int = 0) -> None:
         super().__init__()
         self.stride, self.width = 1, widths[-1]
         layers: list[nn.Module] = []
@@ -31,6 +33,7 @@ class ConvStem(nn.Module):
             convolution = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
             nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
             layers += [convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+            layers += [BasicBlock(width, width) for _ in range(blocks if i else 0)]
             channels, self.stride = width, self.stride * stride
         self.layers = nn.Sequential(*layers)
 

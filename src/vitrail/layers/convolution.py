@@ -1,0 +1,53 @@
+"""The 3x3 convolution with its norm, and the residual block of two of them: of the baselines, and of a ViT's stem."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Convolution(nn.Module):
+    """A 3x3 convolution and batch norm. With a kernel w, at place (i, j) of output channel o,
+
+        y[o, i, j] = sum over c, u, v of w[o, c, u, v] * x[c, s * i + u - 1, s * j + v - 1]        (s: the stride)
+
+    The same 9 weights a pair of channels serve every place: what is learned at one place holds everywhere, and a
+    shifted picture gives a shifted map. Batch norm (arXiv 1502.03167) then makes each channel's mean 0 and variance 1
+    over the batch, and learns a factor and a shift of its own, so the convolution needs no bias.
+    """
+
+    def __init__(self, channels: int, width: int, stride: int = 1) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        # ReLU halves the mean square of the signal; a variance of 2 / (9 * width) keeps the gradient's size from
+        # layer to layer (He et al., arXiv 1502.01852, equation 14).
+        nn.init.kaiming_normal_(self.convolution.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, channels, h, w] to [B, width, h / stride, w / stride], rounded up."""
+        return self.norm(self.convolution(x))
+
+
+class BasicBlock(nn.Module):
+    """y = max(0, x + F(x)), with F two convolutions and a ReLU between them (arXiv 1512.03385, equation 1).
+
+    Layers learn what to change about x instead of x anew, and the gradient reaches early layers along the sum.
+    Where the map shrinks or channels are added, x is thinned and filled up with zeros (option A of the paper).
+    """
+
+    def __init__(self, channels: int, width: int, stride: int = 1) -> None:
+        super().__init__()
+        self.stride, self.added = stride, width - channels
+        self.first = Convolution(channels, width, stride)
+        self.second = Convolution(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, channels, h, w] to [B, width, h / stride, w / stride], rounded up."""
+        return F.relu(self.shortcut(x) + self.second(F.relu(self.first(x))))
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """x at every `stride`-th place, with channels of zeros behind its own."""
+        if self.stride > 1:
+            x = x[:, :, :: self.stride, :: self.stride]
+        return F.pad(x, (0, 0, 0, 0, 0, self.added)) if self.added else x
