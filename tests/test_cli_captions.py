@@ -178,6 +178,9 @@ def test_wrong_options(data: Path, run: Path, capsys: pytest.CaptureFixture[str]
     assert "captions, and classify holds the task classify" in refused(capsys, "eval", "classify", *control)
     assert "captions, and --probe scores features" in refused(capsys, "eval", run, *control, "--probe")
     assert "--shuffle-images is for a model, which --human" in refused(capsys, "eval", "--human", *control)
+    assert "--match is for captioners that have learned to match" in refused(
+        capsys, "predict", one, "--model", run, "--match", "0.2"
+    )
     assert "--length-power is for a model" in refused(capsys, "eval", "--human", "--data", data, "--length-power", "1")
     for wrong in (["--length-power", "nan"], ["--length-power", "500"], ["--sample", "--temperature", "nan"]):
         assert "length_power must be at most 10" in refused(capsys, "predict", one, "--model", run, *wrong)

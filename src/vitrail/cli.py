@@ -33,7 +33,7 @@ SOURCE = "a run folder, a checkpoint of any layout, a name that the package carr
 VERIFY = "tell what became of each weight, and compare with the source library's own model where it is installed"
 DATA = "a built-in name, a folder with a folder a class, or Parquet files"
 DRAWING = ("temperature", "top_k", "top_p", "sampling_seed")
-DECODING = ("beam", "length_power", "longest", "no_repeat", "sample", *DRAWING)
+DECODING = ("beam", "length_power", "longest", "no_repeat", "match", "sample", *DRAWING)
 """fields of `vitrail.tasks.search.Decoding` that are options"""
 
 log = logging.getLogger("vitrail")
@@ -144,6 +144,8 @@ def redecode(task: Task, options: argparse.Namespace) -> None:
     given = [f"--{name.removeprefix('sampling_').replace('_', '-')}" for name in changes]
     if not isinstance(task, Caption):
         raise UserError(f"{given[0]} is for captioners, and this model's task is {task.name}: leave it out")
+    if changes.get("match") and not hasattr(task, "match"):
+        raise UserError("--match is for captioners that have learned to match, as with caption-coca: leave it out")
     task.decoding = replace(task.decoding, **changes)
     if not task.decoding.sample and changes.keys() & {*DRAWING}:
         raise UserError(f"{given[-1]} is for words that are drawn: add --sample")
@@ -393,6 +395,9 @@ class Parser(argparse.ArgumentParser):
         )
         group.add_argument("--longest", type=int, help="words of a caption at most, its end included")
         group.add_argument("--no-repeat", type=int, help="no row of so many words comes twice; 0 allows it")
+        group.add_argument(
+            "--match", type=float, help="how much a caption's match with the picture counts; 0: not at all"
+        )
         group.add_argument(
             "--sample", action=argparse.BooleanOptionalAction, help="draw --beam captions in place of a search"
         )

@@ -161,6 +161,30 @@ def test_coca_matches_pictures_with_their_captions() -> None:
     assert sums["loss"].item() == pytest.approx(task.loss(made)["loss"].item() + 0.5 * expected * count, rel=1e-5)
 
 
+@pytest.mark.parametrize("sample", [False, True])
+def test_captions_that_match_their_picture_come_first(sample: bool) -> None:
+    """The same captions, whose scores have the weighted logit of the contrastive loss on top, in the new order."""
+    how = Decoding(longest=8, beam=4, sample=sample, temperature=3.0, sampling_seed=5)
+    task, made = captioner(contrastive=0.5, text_depth=1, decoding=how).eval(), batch()
+    before = task.answer(made)
+    task.decoding = replace(how, match=0.3)
+    changed = False
+    for i, (plain, found) in enumerate(zip(before, task.answer(made), strict=True)):
+        with torch.no_grad():
+            image = task.match.image(task.memory(made["image"][i : i + 1]).pooled)[0]
+            expected = {}
+            for row in plain.captions:
+                ids = [START, *WORDS.encode(row["caption"])][: how.longest]  # without the last of one that is cut off
+                text = task.match.text(task.decoder.read(torch.tensor([ids]))[0, -1])
+                logit = float(F.cosine_similarity(image, text, dim=0)) / 0.07
+                expected[row["caption"]] = row["score"] + 0.3 * logit
+        assert {row["caption"]: pytest.approx(row["score"], abs=1e-4) for row in found.captions} == expected
+        scores = [row["score"] for row in found.captions]
+        assert scores == sorted(scores, reverse=True) and found.caption == max(expected, key=expected.__getitem__)
+        changed |= found.caption != plain.caption
+    assert changed
+
+
 @pytest.mark.parametrize("decoder", ["recurrent", "transformer"])
 def test_bag_of_words_is_the_share_of_captions_that_use_a_word(decoder: str) -> None:
     task, made = captioner(decoder=decoder, bag_of_words=0.2).eval(), batch()
@@ -347,6 +371,26 @@ def test_going_on_takes_the_losses_of_the_new_recipe(tmp_path: Path) -> None:
         captioner().learn_with(Captioning(contrastive=0.5, text_depth=1))
 
 
+def test_a_critic_leaves_the_matching_as_it_is_where_there_is_any(tmp_path: Path) -> None:
+    critic = Captioning(self_critical=1.0, contrastive=0.5, text_depth=1, decoding=Decoding(longest=7, match=0.2))
+    task = captioner(contrastive=0.5, text_depth=1)
+    before = {name: value.clone() for name, value in task.match.state_dict().items()}
+    task.learn_with(critic)
+    task.reward = lambda keys, texts, ended: [float(len(text)) for text in texts]
+    sums = task.loss(batch())
+    assert "contrastive" not in sums
+    sums["loss"].backward()
+    assert all(parameter.grad is None for parameter in task.match.parameters())
+    task.save(tmp_path / "m")
+    again = vitrail.load(tmp_path / "m")
+    assert again.decoding.match == 0.2
+    for name, value in again.match.state_dict().items():
+        torch.testing.assert_close(value, before[name], atol=1e-3, rtol=1e-2)  # weights are stored in half precision
+    other = captioner()
+    other.learn_with(critic)
+    assert not hasattr(other, "match") and (other.captioning.contrastive, other.decoding.match) == (0.0, 0.0)
+
+
 def test_configs_that_make_no_sense() -> None:
     wrong: dict[str, dict[str, Any]] = {
         "needs the decoder transformer with a text_depth of at least 1": {"contrastive": 1.0},
@@ -360,6 +404,7 @@ def test_configs_that_make_no_sense() -> None:
         "critic_temperature must be above 0": {"critic_temperature": 0.0},
         "text_depth counts blocks of the Transformer": {"text_depth": 1, "decoder": "recurrent"},
         "learns from the reward alone": {"self_critical": 1.0, "bag_of_words": 0.1},
+        "captioners with a contrastive loss": {"decoding": Decoding(match=0.2)},
     }
     for message, fields in wrong.items():
         with pytest.raises(UserError, match=message):

@@ -40,8 +40,8 @@ def check(config: ViTConfig) -> None:
         raise UserError(f"mlp_ratio times the width {c.width} must be at least 1 and finite, got {c.mlp_ratio}")
     if min(c.stem, default=1) < 1:
         raise UserError(f"stem is the channels of its convolutions, each at least 1, got {c.stem}")
-    if c.stem_blocks < 0 or (c.stem_blocks and len(c.stem) < 2):
-        raise UserError(f"stem_blocks stand behind the stem's second convolution and later ones, got {c.stem_blocks}")
+    if c.stem_blocks < 0:
+        raise UserError(f"stem_blocks must not be negative, got {c.stem_blocks}")
     if min(c.image_size) < 1:
         raise UserError(f"image_size is a height and a width in pixels, got {c.image_size}")
     for name in ("dropout", "drop_path"):

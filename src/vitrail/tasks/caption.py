@@ -64,7 +64,8 @@ class Captioning:
     """blocks at the bottom of the Transformer that read words alone; the contrastive loss needs them"""
     self_critical: float = 0.0
     """weight of the reward, CIDEr, of sampled captions over the mean of the others (1612.00563); 0 for none. It is
-    learned from alone: smoothing, word dropout and `writing` rest, and of each picture `captions` and one are drawn"""
+    learned from alone: smoothing, word dropout, `writing` and `contrastive` rest, and of each picture `captions` and
+    one are drawn"""
     critic_temperature: float = 1.0
     """at which these samples are drawn: below 1 where label smoothing has left a chance to every word"""
     decoding: Decoding = field(default_factory=Decoding)
@@ -79,8 +80,8 @@ class Captioning:
         weights = (self.writing, self.contrastive, self.bag_of_words, self.self_critical)
         if min(weights) < 0 or not any(weights):
             raise UserError("writing, contrastive, bag_of_words and self_critical are weights, one of them above 0")
-        if self.self_critical and (self.contrastive or self.bag_of_words):
-            raise UserError("self_critical learns from the reward alone: let contrastive and bag_of_words be 0")
+        if self.self_critical and self.bag_of_words:
+            raise UserError("self_critical learns from the reward alone: let bag_of_words be 0")
         if self.critic_temperature <= 0:
             raise UserError(f"critic_temperature must be above 0, got {self.critic_temperature}")
         if self.decoder == "transformer" and self.decoder_width % self.decoder_heads:
@@ -94,6 +95,8 @@ class Captioning:
                 "contrastive compares pictures with what a Transformer's lowest blocks know from words alone: it needs "
                 "the decoder transformer with a text_depth of at least 1, or a weight of 0"
             )
+        if self.decoding.match and not self.contrastive:
+            raise UserError("match in decoding is for captioners with a contrastive loss: let one be 0, or both not")
         if self.text_depth and self.decoder != "transformer":
             raise UserError(
                 f"text_depth counts blocks of the Transformer, and the decoder is {self.decoder}: let it be 0"
@@ -180,11 +183,14 @@ class Caption(Task):
                 f"the captioner to go on with has the decoder {_kind(own)}, and the recipe {_kind(config)}: choose "
                 "another recipe, or begin without --init"
             )
+        if config.self_critical and not hasattr(self, "match"):
+            config = replace(config, contrastive=0.0, decoding=replace(config.decoding, match=0.0))
         return replace(self.captioning, **{name: getattr(config, name) for name in FREE})
 
     def learn_with(self, config: Any) -> None:
         """Go on learning as `config` says, with what these weights keep."""
-        self.captioning, self.decoding = self.kept(config), config.decoding
+        self.captioning = self.kept(config)
+        self.decoding = self.captioning.decoding
         self._make_heads()
 
     def forward(self, images: Tensor, words: Tensor) -> Tensor:
@@ -301,9 +307,16 @@ class Caption(Task):
 
     def write(self, batch: Batch) -> Written:
         """Captions of a batch as `decoding` says."""
-        images = batch["image"]
+        images, how = batch["image"], self.decoding
         samples = batch.get("sample", torch.arange(len(images), device=images.device))
-        return write(self.decoder, self.memory(images), self.decoding, samples)
+        memory = self.memory(images)
+        written = write(self.decoder, memory, how, samples)
+        if not how.match:
+            return written
+        assert isinstance(self.decoder, TransformerDecoder)
+        image, text = self.match.image_of(memory.pooled), self.match.text_of(self.decoder, written.words.flatten(0, 1))
+        logits = self.match.logits(image[:, None], text.unflatten(0, written.score.shape))[:, 0]
+        return written.ranked(how.match * logits)
 
     def _row(self, words: list[int], ps: list[float], score: float) -> dict[str, Any]:
         words = words[: words.index(END)] if END in words else [word for word in words if word != PAD]
@@ -335,14 +348,24 @@ class Match(nn.Module):
         self.text = nn.Linear(text_width, text_width, bias=False)
         self.scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # CLIP's (2103.00020)
 
-    def forward(self, pooled: Tensor, decoder: TransformerDecoder, captions: Tensor) -> Tensor:
-        """Pictures [B, D] and a caption of each, [B, T], to the mean loss both ways."""
+    def image_of(self, pooled: Tensor) -> Tensor:
+        """Unit vectors [B, D] of pictures."""
+        return F.normalize(self.image(pooled), dim=1)
+
+    def text_of(self, decoder: TransformerDecoder, captions: Tensor) -> Tensor:
+        """Unit vectors [R, D] of captions [R, T], from what the decoder knows when it has read all but the end."""
         ends = (captions != PAD).sum(dim=1) - 1
         known = decoder.read(F.pad(captions[:, :-1], (1, 0), value=START))
-        text = F.normalize(self.text(known[torch.arange(len(ends), device=ends.device), ends]), dim=1)
-        image = F.normalize(self.image(pooled), dim=1)
+        return F.normalize(self.text(known[torch.arange(len(ends), device=ends.device), ends]), dim=1)
+
+    def logits(self, image: Tensor, text: Tensor) -> Tensor:
+        """How well each of the pictures [..., B, D] matches each of the captions [..., R, D]: [..., B, R]."""
         with torch.autocast(image.device.type, enabled=False):  # a scale of 100 makes much of bf16's rounding
-            logits = self.scale.clamp(max=math.log(100)).exp() * (image.float() @ text.float().T)
+            return self.scale.clamp(max=math.log(100)).exp() * (image.float() @ text.float().mT)
+
+    def forward(self, pooled: Tensor, decoder: TransformerDecoder, captions: Tensor) -> Tensor:
+        """Pictures [B, D] and a caption of each, [B, T], to the mean loss both ways."""
+        logits = self.logits(self.image_of(pooled), self.text_of(decoder, captions))
         own = torch.arange(len(logits), device=logits.device)
         return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
