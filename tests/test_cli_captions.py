@@ -181,6 +181,9 @@ def test_wrong_options(data: Path, run: Path, capsys: pytest.CaptureFixture[str]
     assert "--match is for captioners that have learned to match" in refused(
         capsys, "predict", one, "--model", run, "--match", "0.2"
     )
+    assert "--consensus and --neighbours are for captioners of caption-recall" in refused(
+        capsys, "predict", one, "--model", run, "--neighbours", "3"
+    )
     assert "--length-power is for a model" in refused(capsys, "eval", "--human", "--data", data, "--length-power", "1")
     for wrong in (["--length-power", "nan"], ["--length-power", "500"], ["--sample", "--temperature", "nan"]):
         assert "length_power must be at most 10" in refused(capsys, "predict", one, "--model", run, *wrong)
@@ -292,6 +295,8 @@ def test_what_training_does_not_take(data: Path, run: Path, tmp_path: Path, caps
     assert "captions have none" in said("caption-vit", *TINY, "--mixup", "0.5")
     assert "name one with --init" in said("caption-vit", *TINY, "--self-critical", "1")
     assert "name one with --init" in said("caption-critic", "--init", "classify", "--longest", "8")
+    assert "method knn remembers pictures by what they match" in said("caption-recall", "--init", run)
+    assert "method linear is for classification" in said("caption-vit", "--init", run, "--method", "linear")
     assert "has the decoder transformer, and the recipe attentive lstm" in said("caption-vit-lstm", "--init", run)
     # Also where it is what the recipe would have: the weights have another.
     depth = vitrail.load(run).captioning.decoder_depth

@@ -33,7 +33,7 @@ SOURCE = "a run folder, a checkpoint of any layout, a name that the package carr
 VERIFY = "tell what became of each weight, and compare with the source library's own model where it is installed"
 DATA = "a built-in name, a folder with a folder a class, or Parquet files"
 DRAWING = ("temperature", "top_k", "top_p", "sampling_seed")
-DECODING = ("beam", "length_power", "longest", "no_repeat", "match", "sample", *DRAWING)
+DECODING = ("beam", "length_power", "longest", "no_repeat", "match", "consensus", "neighbours", "sample", *DRAWING)
 """fields of `vitrail.tasks.search.Decoding` that are options"""
 
 log = logging.getLogger("vitrail")
@@ -146,6 +146,8 @@ def redecode(task: Task, options: argparse.Namespace) -> None:
         raise UserError(f"{given[0]} is for captioners, and this model's task is {task.name}: leave it out")
     if changes.get("match") and not hasattr(task, "match"):
         raise UserError("--match is for captioners that have learned to match, as with caption-coca: leave it out")
+    if changes.keys() & {"consensus", "neighbours"} and not hasattr(task, "consensus"):
+        raise UserError("--consensus and --neighbours are for captioners of caption-recall: leave them out")
     task.decoding = replace(task.decoding, **changes)
     if not task.decoding.sample and changes.keys() & {*DRAWING}:
         raise UserError(f"{given[-1]} is for words that are drawn: add --sample")
@@ -398,6 +400,8 @@ class Parser(argparse.ArgumentParser):
         group.add_argument(
             "--match", type=float, help="how much a caption's match with the picture counts; 0: not at all"
         )
+        group.add_argument("--consensus", type=float, help="how much its CIDEr with like pictures' captions counts")
+        group.add_argument("--neighbours", type=int, help="how many like pictures that are")
         group.add_argument(
             "--sample", action=argparse.BooleanOptionalAction, help="draw --beam captions in place of a search"
         )

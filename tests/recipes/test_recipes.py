@@ -52,7 +52,7 @@ def captioned(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-STARTS = {"caption-critic": "caption-vit", "caption-coca": "caption-match"}
+STARTS = {"caption-critic": "caption-vit", "caption-coca": "caption-match", "caption-recall": "caption-coca"}
 
 
 @pytest.mark.parametrize(

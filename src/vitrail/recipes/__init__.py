@@ -18,6 +18,7 @@ from vitrail.recipes.captions import (
     caption_coca,
     caption_critic,
     caption_match,
+    caption_recall,
     caption_vit,
     caption_vit_lstm,
     encoder_cifar10,
@@ -55,6 +56,7 @@ RECIPES: dict[str, Recipe] = {
     "encoder-cifar10": encoder_cifar10,
     "caption-coca": caption_coca,
     "caption-critic": caption_critic,
+    "caption-recall": caption_recall,
     "caption-zoo": caption_zoo,
     "caption-prefix": caption_prefix,
     "folder": folder,
@@ -68,7 +70,7 @@ RECIPES: dict[str, Recipe] = {
 
 TUNED: dict[Recipe, Recipe] = {folder: finetune}
 """what a recipe for training from scratch becomes where weights to start from are named"""
-FROM_WEIGHTS = (finetune_b16_384, caption_critic)
+FROM_WEIGHTS = (finetune_b16_384, caption_critic, caption_recall)
 """recipes that go on from weights and have none of their own to begin with"""
 IN_WORDS: dict[type[EncoderConfig], str] = {
     ViTConfig: "a Vision Transformer",

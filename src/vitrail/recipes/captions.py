@@ -13,6 +13,7 @@ from vitrail.tasks.encoder import EncoderConfig
 from vitrail.tasks.search import Decoding
 from vitrail.train.optim import Optim
 from vitrail.train.run import Run
+from vitrail.train.tune import Tune
 from vitrail.vit import ViTConfig
 
 PHOTOS_MEAN, PHOTOS_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -148,6 +149,17 @@ def caption_coca(pictures: int) -> Run:
     Command: vitrail train caption-coca --data flickr8k [--init RUN]
     """
     return _run("caption-coca", _vit(), _matching())
+
+
+def caption_recall(pictures: int) -> Run:
+    """A captioner that has learned to match, which also remembers what is said of the training pictures.
+
+    Command: vitrail train caption-recall --data flickr8k --init RUN
+    Nothing is trained: of the captions that it finds it chooses by those of the pictures most like its own.
+    """
+    decoding = Decoding(longest=28, length_power=1.5, beam=20, match=0.2, consensus=6.0)
+    task = _task(decoding=decoding, contrastive=0.5, decoder_depth=3, text_depth=1)
+    return replace(_run("caption-recall", _vit(), task), tune=Tune(method="knn"), early_size=None)
 
 
 def caption_critic(pictures: int) -> Run:

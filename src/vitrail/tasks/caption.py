@@ -17,6 +17,7 @@ from vitrail.data.text import END, PAD, START, UNKNOWN, Tokenizer
 from vitrail.errors import UserError
 from vitrail.plain import describe
 from vitrail.tasks.caption_scores import CaptionMetric
+from vitrail.tasks.consensus import Consensus
 from vitrail.tasks.decoders import AttentiveDecoder, Decoder, Memory, RecurrentDecoder, TransformerDecoder
 from vitrail.tasks.encoder import KINDS, Encoder, pooled_width, token_width
 from vitrail.tasks.search import Decoding, Written, write
@@ -95,8 +96,8 @@ class Captioning:
                 "contrastive compares pictures with what a Transformer's lowest blocks know from words alone: it needs "
                 "the decoder transformer with a text_depth of at least 1, or a weight of 0"
             )
-        if self.decoding.match and not self.contrastive:
-            raise UserError("match in decoding is for captioners with a contrastive loss: let one be 0, or both not")
+        if (self.decoding.match or self.decoding.consensus) and not self.contrastive:
+            raise UserError("match and consensus are for captioners with a contrastive loss: let them be 0, or it not")
         if self.text_depth and self.decoder != "transformer":
             raise UserError(
                 f"text_depth counts blocks of the Transformer, and the decoder is {self.decoder}: let it be 0"
@@ -125,6 +126,7 @@ class Caption(Task):
     metric_reads = "answers"
     match: Match
     bag: BagOfWords
+    consensus: Consensus
 
     def __init__(
         self,
@@ -187,9 +189,15 @@ class Caption(Task):
             config = replace(config, contrastive=0.0, decoding=replace(config.decoding, match=0.0))
         return replace(self.captioning, **{name: getattr(config, name) for name in FREE})
 
+    def remember(self, vectors: Tensor, labels: Tensor) -> None:
+        """Keep what is said of the training pictures: their pooled vectors [N, D], and their captions [N, K, T]."""
+        self.consensus = Consensus.of(self.match.image_of(vectors), labels, self.tokenizer.size).to(vectors.device)
+
     def learn_with(self, config: Any) -> None:
-        """Go on learning as `config` says, with what these weights keep."""
+        """Go on learning as `config` says, with what these weights keep. What they remember is of other vectors."""
         self.captioning = self.kept(config)
+        if hasattr(self, "consensus"):
+            del self.consensus
         self.decoding = self.captioning.decoding
         self._make_heads()
 
@@ -311,12 +319,16 @@ class Caption(Task):
         samples = batch.get("sample", torch.arange(len(images), device=images.device))
         memory = self.memory(images)
         written = write(self.decoder, memory, how, samples)
-        if not how.match:
-            return written
-        assert isinstance(self.decoder, TransformerDecoder)
-        image, text = self.match.image_of(memory.pooled), self.match.text_of(self.decoder, written.words.flatten(0, 1))
-        logits = self.match.logits(image[:, None], text.unflatten(0, written.score.shape))[:, 0]
-        return written.ranked(how.match * logits)
+        if how.match or how.consensus:
+            image = self.match.image_of(memory.pooled)
+            if how.match:
+                assert isinstance(self.decoder, TransformerDecoder)
+                text = self.match.text_of(self.decoder, written.words.flatten(0, 1)).unflatten(0, written.score.shape)
+                written.score += how.match * self.match.logits(image[:, None], text)[:, 0]
+            if how.consensus:
+                written.score += how.consensus * self.consensus(image, written.words, how.neighbours)
+            written = written.ranked()
+        return written
 
     def _row(self, words: list[int], ps: list[float], score: float) -> dict[str, Any]:
         words = words[: words.index(END)] if END in words else [word for word in words if word != PAD]
@@ -332,8 +344,9 @@ class Caption(Task):
 
     def config(self) -> dict[str, Any]:
         captioning = {**asdict(self.captioning), "decoding": asdict(self.decoding)}
+        remembered = {"remembered": self.consensus.sizes} if hasattr(self, "consensus") else {}
         encoder = describe(self.encoder.config, KINDS)
-        return {"encoder": encoder, "captioning": captioning, "tokenizer": self.tokenizer.fingerprint}
+        return {"encoder": encoder, "captioning": captioning, "tokenizer": self.tokenizer.fingerprint, **remembered}
 
     def files(self) -> dict[str, str]:
         return {"tokenizer.json": self.tokenizer.to_json()}

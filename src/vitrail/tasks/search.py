@@ -36,6 +36,10 @@ class Decoding:
     match: float = 0.0
     """how much a finished caption's match with its picture counts, in a captioner that has learned to match them: the
     logit of its contrastive loss times this is added to the score, and the best of the `beam` captions comes first"""
+    consensus: float = 0.0
+    """the same for its CIDEr with the captions of like training pictures, in a captioner that remembers these"""
+    neighbours: int = 100
+    """how many pictures that are"""
 
     def __post_init__(self) -> None:
         if self.beam < 1 or self.longest < 1 or self.top_k < 0 or self.no_repeat < 0 or self.length_power < 0:
@@ -44,8 +48,10 @@ class Decoding:
             raise UserError("top_p must be above 0 and at most 1")
         if not self.length_power <= 10 or not 0.01 <= self.temperature <= 100:
             raise UserError("length_power must be at most 10, and temperature from 0.01 to 100")
-        if not 0 <= self.match <= 100:
-            raise UserError(f"match must be from 0 to 100, got {self.match}")
+        if not (0 <= self.match <= 100 and 0 <= self.consensus <= 100):
+            raise UserError(f"match and consensus must be from 0 to 100, got {self.match} and {self.consensus}")
+        if self.neighbours < 1:
+            raise UserError(f"neighbours must be at least 1, got {self.neighbours}")
 
 
 @dataclass
@@ -57,11 +63,11 @@ class Written:
     logp: Tensor
     """[B, K, T] log-probability of each word; 0 after the end"""
     score: Tensor
-    """[B, K] sum of `logp` over the length to the power `length_power`; where matches count, with what they add"""
+    """[B, K] sum of `logp` over the length to the power `length_power`, and what `match` and `consensus` add"""
 
-    def ranked(self, more: Tensor) -> Written:
-        """The same captions with `more` [B, K] added to their scores, the best first again."""
-        score, order = (self.score + more).sort(dim=1, descending=True, stable=True)
+    def ranked(self) -> Written:
+        """The same captions, the best first again."""
+        score, order = self.score.sort(dim=1, descending=True, stable=True)
         places = order[:, :, None].expand_as(self.words)
         return Written(self.words.gather(1, places), self.logp.gather(1, places), score)
 

@@ -171,6 +171,15 @@ def goes_on(config: TaskConfig, weights: Task) -> bool:
     return isinstance(weights, PrefixCaption if isinstance(config, Prefixed) else Caption)
 
 
+def check_remembers(run: Run, weights: Task | None) -> None:
+    """Refuse method knn for a captioner that cannot tell which pictures are alike."""
+    if run.tune.method == "knn" and not hasattr(weights, "match"):
+        raise UserError(
+            "method knn remembers pictures by what they match: with --init name a captioner that has learned to match, "
+            "as with caption-coca"
+        )
+
+
 def captioner(run: Run, train: CaptionSet) -> Caption:
     """A captioner whose vocabulary comes from `train`, or one to go on with; `train` gets its numbered captions.
 
@@ -183,6 +192,7 @@ def captioner(run: Run, train: CaptionSet) -> Caption:
     loaded = zoo.load(run.init, channels=run.model.channels, image_size=run.model.image_size) if run.init else None
     if config.self_critical and (loaded is None or not goes_on(config, loaded)):
         raise UserError("self-critical training goes on from a captioner that can write: name one with --init")
+    check_remembers(run, loaded)
     if loaded is not None and isinstance(run.model, ViTConfig):
         zoo.change_drop_path(loaded, run.model.drop_path)
     task: Caption

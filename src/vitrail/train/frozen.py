@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from vitrail.tasks.caption import Caption
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.knn import KNN
 from vitrail.train.loop import Parts, evaluate, finish, numbers
@@ -23,18 +24,21 @@ from vitrail.zoo import native
 def fit_frozen(run: Run, parts: Parts, folder: RunFolder) -> dict[str, Any]:
     """What `fit` is for methods `linear` and `knn`. It is done in one pass, so a stopped one simply begins again."""
     task = parts.task
-    assert isinstance(task, Classify)
     began = time.monotonic()
     folder.metrics.unlink(missing_ok=True)
     folder.log(kind="start", step=0, score=task.score, command=shlex.join(["vitrail", *sys.argv[1:]]))
     known = features(task, parts.train, run.precision)
     speed = len(known.labels) / (time.monotonic() - began)
     step = 1
-    if isinstance(task, KNN):
+    learned: dict[str, float] = {}
+    if isinstance(task, Caption):
+        task.remember(*known)
+    elif isinstance(task, KNN):
         task.head.remember(*known)
     else:
+        assert isinstance(task, Classify)
         step = _solve_head(run, task, known, parts, folder)
-    learned = {} if isinstance(task, KNN) else _of_training(task, known)
+        learned = _of_training(task, known)
     folder.log(kind="train", step=step, epoch=1.0, seconds=time.monotonic() - began, images_per_s=speed, **learned)
     scores = evaluate(task, parts.val)
     # The rows of the strengths have no score, so this one is the best.

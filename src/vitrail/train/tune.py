@@ -48,8 +48,9 @@ def tune(task: Task, config: Tune) -> None:
     """Freeze what the method leaves as it is, and put LoRA in place. The head always learns."""
     if config.method == "full":
         return
-    if config.frozen and not isinstance(task, Classify):
-        raise UserError(f"method {config.method} is for classification: choose frozen, full, lora or last-blocks")
+    if config.frozen and not (isinstance(task, Classify) or (config.method == "knn" and hasattr(task, "match"))):
+        also = ", or captioners that have learned to match" * (config.method == "knn")
+        raise UserError(f"method {config.method} is for classification{also}: choose frozen, full, lora or last-blocks")
     encoder = getattr(task, "encoder", None)
     assert isinstance(encoder, nn.Module)
     encoder.requires_grad_(False)

@@ -18,6 +18,7 @@ from vitrail.files import whole_folder, write_whole
 from vitrail.plain import described, rebuild
 from vitrail.tasks.caption import Caption, Captioning
 from vitrail.tasks.classify import Classify
+from vitrail.tasks.consensus import Consensus
 from vitrail.tasks.embed import Embed
 from vitrail.tasks.encoder import KINDS, encoder_for
 from vitrail.tasks.knn import KNN
@@ -115,7 +116,10 @@ def build(config: dict[str, Any], files: Files) -> Task:
             return KNN(encoder, config["classes"], preprocess, config["pictures"])
         if config["task"] == "caption":
             words = _tokenizer(config, files, Tokenizer.from_json)
-            return Caption(encoder, rebuild(Captioning, config["captioning"]), words, preprocess)
+            task = Caption(encoder, rebuild(Captioning, config["captioning"]), words, preprocess)
+            if "remembered" in config:
+                task.consensus = Consensus(**config["remembered"])
+            return task
         if config["task"] == "embed":
             return Embed(encoder, preprocess)
     except (KeyError, TypeError, AttributeError) as error:

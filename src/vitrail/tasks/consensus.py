@@ -1,0 +1,144 @@
+"""What people said of like pictures, to choose by it among the captions that a decoder found.
+
+Of a new picture nobody has written yet, but of pictures like it people have, and a caption that says what many of
+theirs say is rarely all wrong (Devlin et al., arXiv 1505.04467; Mao et al., arXiv 1412.6632, section 8).
+
+    N training pictures     K captions of each     T words at most     M n-grams     R captions in a row
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from vitrail.data.text import END, PAD
+from vitrail.errors import UserError
+
+LONGEST = 4
+"""words of an n-gram at most, as CIDEr counts"""
+FEWEST = 2
+"""pictures that have an n-gram, or it is not kept: what one picture alone has, hardly any caption will say"""
+
+
+class Consensus(nn.Module):
+    """The training pictures' vectors, and of each picture the n-grams of its captions.
+
+    The score of a caption is its CIDEr (arXiv 1411.5726, equations 1 to 3, times 10) with the captions of the pictures
+    most like its own as references: of the cosines between the caption's and each reference's n-grams, weighted by how
+    rare they are, the mean. A mean of products is a product with the mean, so each picture has one row for all of its
+    captions. No sentence is stored.
+    """
+
+    vectors: Tensor
+    """half [N, D]: unit vectors of the pictures"""
+    codes: Tensor
+    """int64 [M], rising: the n-grams, each as one number"""
+    weights: Tensor
+    """half [M]: the log of N over the number of pictures that have it"""
+    ends: Tensor
+    """int32 [N]: where a picture's n-grams end in the following two"""
+    places: Tensor
+    """int32 [entries]: of n-grams among `codes`"""
+    shares: Tensor
+    """half [entries]: of n-grams in the mean of a picture's captions, each divided by its length"""
+
+    def __init__(self, pictures: int, width: int, ngrams: int, entries: int, vocabulary: int) -> None:
+        super().__init__()
+        self.vocabulary = vocabulary
+        self.register_buffer("vectors", torch.zeros(pictures, width, dtype=torch.half))
+        self.register_buffer("codes", torch.zeros(ngrams, dtype=torch.int64))
+        self.register_buffer("weights", torch.zeros(ngrams, dtype=torch.half))
+        self.register_buffer("ends", torch.zeros(pictures, dtype=torch.int32))
+        self.register_buffer("places", torch.zeros(entries, dtype=torch.int32))
+        self.register_buffer("shares", torch.zeros(entries, dtype=torch.half))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What makes another one as large."""
+        pictures, width = self.vectors.shape
+        ngrams, entries = len(self.codes), len(self.places)
+        named = {"pictures": pictures, "width": width, "ngrams": ngrams, "entries": entries}
+        return {**named, "vocabulary": self.vocabulary}
+
+    @classmethod
+    def of(cls, vectors: Tensor, labels: Tensor, vocabulary: int) -> Consensus:
+        """From unit vectors [N, D] and numbered captions [N, K, T], of so many words."""
+        if vocabulary**LONGEST >= 2**63:
+            raise UserError(f"a vocabulary of {vocabulary} is too large to remember captions of: at most 55,000")
+        vectors, labels = vectors.cpu(), labels.cpu()
+        pictures, each = labels.shape[:2]
+        caption, code, count = counted(labels.flatten(0, 1), vocabulary)
+        codes, place = code.unique(return_inverse=True)
+        picture, present = _pairs(caption // each, place, len(codes))
+        weights = math.log(pictures) - torch.bincount(place[present], minlength=len(codes)).log()
+        value = shortened(count * weights[place], caption, code, vocabulary)
+        captions = (labels[..., 0] != PAD).sum(dim=1)
+        shares = torch.zeros(len(present)).index_add_(0, picture, value / captions[caption // each])
+        picture, place = (caption // each)[present], place[present]
+        kept = torch.bincount(place, minlength=len(codes)) >= FEWEST
+        chosen = kept[place]
+        made = cls(pictures, vectors.shape[1], int(kept.sum()), int(chosen.sum()), vocabulary)
+        made.vectors.copy_(vectors)
+        made.codes.copy_(codes[kept])
+        made.weights.copy_(weights[kept])
+        made.ends.copy_(torch.bincount(picture[chosen], minlength=pictures).cumsum(0))
+        made.places.copy_((kept.cumsum(0) - 1)[place[chosen]])
+        made.shares.copy_(shares[chosen])
+        return made
+
+    def forward(self, images: Tensor, captions: Tensor, neighbours: int) -> Tensor:
+        """Unit vectors [B, D] of pictures and captions [B, K, T] of each, to the captions' scores [B, K]."""
+        likeness = images.float() @ self.vectors.float().T
+        nearest = likeness.topk(min(neighbours, len(self.vectors)), dim=1).indices
+        return torch.stack([self._scores(own, like) for own, like in zip(captions, nearest, strict=True)])
+
+    def _scores(self, captions: Tensor, pictures: Tensor) -> Tensor:
+        """Of captions [R, T] with those of the training pictures of these numbers as references, [R]."""
+        common = torch.zeros(len(self.codes), device=captions.device)
+        for end, number in zip(self.ends[pictures].tolist(), pictures.tolist(), strict=True):
+            begin = int(self.ends[number - 1]) if number else 0
+            common.index_add_(0, self.places[begin:end], self.shares[begin:end].float())
+        caption, code, count = counted(captions, self.vocabulary)
+        if not len(self.codes):
+            return torch.zeros(len(captions), device=captions.device)
+        place = torch.searchsorted(self.codes, code).clamp(max=len(self.codes) - 1)
+        known = self.codes[place] == code
+        weight = torch.where(known, self.weights[place].float(), math.log(len(self.vectors)))
+        value = shortened(count * weight, caption, code, self.vocabulary) * common[place] * known
+        scores = torch.zeros(len(captions), device=captions.device).index_add_(0, caption, value)
+        return 10 / LONGEST / len(pictures) * scores
+
+
+def counted(captions: Tensor, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The n-grams of captions [R, T], each once a caption: of which, as one number, and how often."""
+    words = captions.masked_fill(captions == END, PAD)
+    owners, codes = [], []
+    code = torch.zeros_like(words)
+    for size in range(1, min(LONGEST, words.shape[1]) + 1):
+        code = code[:, : words.shape[1] - size + 1] * vocabulary + words[:, size - 1 :]
+        there = words[:, size - 1 :] != PAD
+        owners.append(there.nonzero()[:, 0])
+        codes.append(code[there])
+    different, place = torch.cat(codes).unique(return_inverse=True)
+    row, count = (torch.cat(owners) * len(different) + place).unique(return_counts=True)
+    return row // max(len(different), 1), different[row % max(len(different), 1)], count
+
+
+def shortened(values: Tensor, caption: Tensor, code: Tensor, vocabulary: int) -> Tensor:
+    """Values of captions' n-grams, with a length of 1 of those of one caption and of as many words."""
+    words = torch.ones_like(code)
+    for size in range(1, LONGEST):
+        words += code >= vocabulary**size
+    group = caption * LONGEST + words - 1
+    squares = torch.zeros(int(group.max()) + 1 if len(group) else 0, device=values.device)
+    squares.index_add_(0, group, values**2)
+    return values / squares.sqrt().clamp(min=1e-9)[group]
+
+
+def _pairs(first: Tensor, second: Tensor, seconds: int) -> tuple[Tensor, Tensor]:
+    """Of pairs of numbers, which different one each is, and a place where each different one stands."""
+    different, which = (first * seconds + second).unique(return_inverse=True)
+    where = torch.empty_like(different).scatter_(0, which, torch.arange(len(which)))
+    return which, where
