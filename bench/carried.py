@@ -3,7 +3,8 @@
     python bench/carried.py --data DIR             the classifier
     python bench/carried.py caption --data DIR     the captioner, with its control and with people's captions
 
-DIR holds CIFAR-10, or Flickr8k.
+DIR holds CIFAR-10, or Flickr8k. The captioner chooses among captions by its match with the picture and by what people
+said of like pictures, and is scored without either too.
 """
 
 from __future__ import annotations
@@ -19,6 +20,13 @@ from record import record
 KEPT = {
     "classify": ("top1", "top5", "cross_entropy", "calibration_error", "count"),
     "caption": ("cider", "bleu1", "bleu4", "rouge_l", "meteor", "length", "vocabulary", "identical", "new", "count"),
+}
+
+
+CHOOSING = {
+    "the likeliest": ("--match", "0", "--consensus", "0"),
+    "with its match": ("--consensus", "0"),
+    "with the consensus": ("--match", "0"),
 }
 
 
@@ -40,6 +48,7 @@ def main() -> None:
     rows = scores(asked.name, asked.name, *data)
     if asked.name == "caption":
         rows["captions of other pictures"] = scores("caption", "caption", *data, "--shuffle-images")
+        rows["chosen"] = {how: scores("caption", "caption", *data, *options) for how, options in CHOOSING.items()}
         rows["people"] = scores("caption", "--human", *data)
     print(rows)
     record(asked.name, rows)

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from record import RESULTS, fingerprint, machine, record
+from record import RESULTS, machine, record
 
 from vitrail.recipes import RECIPES
 
@@ -158,7 +158,7 @@ def measure(name: str, data: Path, seeds: list[int], budget: dict[str, float]) -
     row: Row = json.loads(file.read_text())["rows"] if file.exists() else {}
     stages = [recipe for recipe in (rung.first, rung.recipe) if recipe]
     kind = {key: machine()[key] for key in ("cores", "bf16")}
-    recipes = fingerprint(map(recipe_of, stages))
+    recipes = [recipe_of(stage).fingerprint for stage in stages]
     same = {"title": rung.title, "stages": stages, "recipes": recipes, "budget": budget, **kind}
     if any(row.get(key) != value for key, value in same.items()):
         row = {**same, "epochs_a_minute": {}, "tries": [], "runs": []}

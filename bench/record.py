@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,7 +16,6 @@ import torch
 
 from vitrail.files import write_whole
 from vitrail.train.device import native_bf16
-from vitrail.train.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
@@ -60,11 +57,6 @@ def machine() -> dict[str, Any]:
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found
-
-
-def fingerprint(runs: Iterable[Run]) -> str:
-    """Of all fields of some runs: figures stand beside each other while it is the same."""
-    return hashlib.sha256(json.dumps([run.as_dict() for run in runs]).encode()).hexdigest()[:16]
 
 
 def _cpu() -> str:

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from record import RESULTS, fingerprint, machine, record
+from record import RESULTS, machine, record
 
 from vitrail.recipes import RECIPES
 
@@ -63,7 +63,7 @@ def main() -> None:
     train = " ".join(["vitrail train", asked.recipe, *options])
     file = RESULTS / f"{name}.json"
     rows = json.loads(file.read_text())["rows"] if file.exists() else {}
-    same = {"train": train, "recipe": fingerprint([RECIPES[asked.recipe](50_000)])}
+    same = {"train": train, "recipe": RECIPES[asked.recipe](50_000).fingerprint}
     kept = rows["runs"] if all(rows.get(key) == value for key, value in same.items()) else []
     runs = {run["seed"]: run for run in kept}
     data = ["--data", asked.data] if asked.data else []

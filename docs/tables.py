@@ -233,6 +233,17 @@ def captioner() -> list[list[str]]:
     return [["measure", *columns], *([name, *cells(name)] for name in measures)]
 
 
+def choosing() -> list[list[str]]:
+    """Scores of the captioner in the package by how it chooses among the captions that it finds."""
+    rows, found = [["chosen", "CIDEr", "BLEU-4", "length"]], _read("caption")
+    if found is None:
+        return rows
+    ways = {**found["rows"].get("chosen", {}), "with both": found["rows"]}
+    return rows + [
+        [how, f"{row['cider']:.3f}", f"{row['bleu4']:.3f}", f"{row['length']:.1f}"] for how, row in ways.items()
+    ]
+
+
 def runs() -> list[list[str]]:
     """Where and when each file under `results/` was made."""
     rows = [["file", "command", "commit", "machine", "date"]]
@@ -335,7 +346,9 @@ LADDER = ("a", "b", "c", "d", "e", "f", "cifar10")
 
 def ladder() -> list[list[str]]:
     """The rungs with the mean of their seeds on validation, and people."""
-    columns = ["parameters", "CIDEr", "BLEU-4", "epochs", "core minutes", "rate", "CIDEr of the tries", "seeds", "in"]
+    from vitrail.recipes import RECIPES
+
+    columns = ["parameters", "CIDEr", "BLEU-4", "epochs", "core minutes", "rate", "CIDEr of the tries", "seeds"]
     rows = [["rung", "recipes", *columns]]
     for name in LADDER:
         found = _read(f"ladder-{name}")
@@ -351,16 +364,17 @@ def ladder() -> list[list[str]]:
         epochs = " + ".join(f"{done[0][key]:.1f}" for key in reversed(done[0]) if key.startswith("epochs"))
         tries = ", ".join(f"{tried['cider']:.3f}" for tried in rung["tries"])
         stages = ", ".join(f"`{stage}`" for stage in rung["stages"])
+        if rung["recipes"] != [RECIPES[stage](6_000).fingerprint for stage in rung["stages"]]:
+            stages += " of an earlier version"
         size, rate = f"{done[0]['parameters']:,}", f"{rung['rate']:g}"
         scores = [mean("cider"), mean("bleu4"), epochs, f"{minutes:.0f}"]
-        precision = "bf16" if rung.get("bf16") else "float32"
-        rows.append([title, stages, size, *scores, rate, tries, str(len(done)), precision])
+        rows.append([title, stages, size, *scores, rate, tries, str(len(done))])
     if len(rows) == 1:
         return [["rung", "CIDEr"], ["not measured", ""]]
     if (found := _read("caption")) is not None:
         people = found["rows"]["people"]
         scores = [f"{people[key]:.3f}" for key in ("cider", "bleu4")]
-        rows.append(["people, each against the others", "", "", *scores, *[""] * 6])
+        rows.append(["people, each against the others", "", "", *scores, *[""] * 5])
     return rows
 
 
@@ -368,6 +382,7 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "results": results,
     "carried": carried,
     "captioner": captioner,
+    "choosing": choosing,
     "ideas": ideas,
     "runs": runs,
     "recipes": recipes,

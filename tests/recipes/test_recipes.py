@@ -18,7 +18,8 @@ from vitrail.data.policies import magnitudes
 from vitrail.errors import UserError
 from vitrail.recipes import RECIPES, from_weights
 from vitrail.tasks.encoder import encoder_for
-from vitrail.train.run import Run
+from vitrail.tasks.search import Decoding
+from vitrail.train.run import Run, _chosen
 from vitrail.train.state import RunFolder
 from vitrail.vit import SIZES, ViT, ViTConfig
 
@@ -116,6 +117,16 @@ def test_recipe_runs_a_few_steps(name: str, pictures: Path, tmp_path: Path) -> N
 def test_recipe_comes_back_from_its_file(name: str) -> None:
     run = RECIPES[name](1000)
     assert Run.from_dict(json.loads(json.dumps(run.as_dict()))) == run
+
+
+def test_fingerprints_tell_what_runs_set() -> None:
+    run = RECIPES["caption-vit"](1000)
+    assert run.fingerprint == RECIPES["caption-vit"](1000).fingerprint == Run.from_dict(run.as_dict()).fingerprint
+    assert len({recipe(1000).fingerprint for recipe in RECIPES.values()}) == len(RECIPES)
+    deeper = replace(run, task=replace(run.task, decoding=Decoding(beam=4)))  # type: ignore[arg-type]
+    assert deeper.fingerprint != run.fingerprint
+    # A field as it is by default has no part in it, so one that is added later changes nothing.
+    assert "accumulate" not in _chosen(run) and "early_size" in _chosen(run)
 
 
 def test_published_numbers_stand_in_the_recipes() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 from vitrail.data.augment import Augment
@@ -101,6 +103,11 @@ class Run:
         """Plain data, for `recipe.json`."""
         return {**asdict(self), "task": describe(self.task, TASKS), "model": describe(self.model, KINDS)}
 
+    @property
+    def fingerprint(self) -> str:
+        """Of all that is not as it is by default: runs with the same one train alike, whatever fields came later."""
+        return hashlib.sha256(json.dumps(_chosen(self), sort_keys=True).encode()).hexdigest()[:16]
+
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Run:
         """The run of a `recipe.json`."""
@@ -129,3 +136,15 @@ def changed_fields(before: Any, after: Any) -> list[str]:
         elif old != new:
             names.append(entry.name)
     return names
+
+
+def _chosen(value: Any) -> Any:
+    """Of a dataclass its name and what differs from its defaults; anything else as it is."""
+    if not is_dataclass(value):
+        return value
+    chosen: dict[str, Any] = {"": type(value).__name__}
+    for entry in fields(value):
+        default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+        if (own := getattr(value, entry.name)) != default:
+            chosen[entry.name] = _chosen(own)
+    return chosen
