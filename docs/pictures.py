@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from tables import LADDER
+from tables import LADDER, earlier
 
 import vitrail
 from vitrail.data.captions import open_captions
@@ -82,10 +82,8 @@ def ladder() -> None:
         scores = [run["cider"] for run in rung["runs"]]
         axes.barh(place, sum(scores) / len(scores), color="#9ecae1")
         axes.plot(scores, [place] * len(scores), "o", color="#08519c", markersize=4)
-    slower = [" (slower processor)" * (not rung.get("bf16")) for rung in reversed(rungs)]
-    axes.set_yticks(
-        range(len(rungs)), [rung["title"] + note for rung, note in zip(reversed(rungs), slower, strict=True)]
-    )
+    titles = [rung["title"] + " (recipe of an earlier version)" * earlier(rung) for rung in reversed(rungs)]
+    axes.set_yticks(range(len(rungs)), titles)
     minutes = rungs[0]["budget"]["core_minutes"]
     axes.set_xlabel(f"CIDEr on validation after the same {minutes:g} minutes of one core")
     axes.spines[["top", "right"]].set_visible(False)

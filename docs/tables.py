@@ -344,10 +344,15 @@ LADDER = ("a", "b", "c", "d", "e", "f", "cifar10")
 """rungs of `bench/ladder.py`, in order"""
 
 
-def ladder() -> list[list[str]]:
-    """The rungs with the mean of their seeds on validation, and people."""
+def earlier(rung: Rows) -> bool:
+    """Whether a rung was measured with recipes that have changed since."""
     from vitrail.recipes import RECIPES
 
+    return rung["recipes"] != [RECIPES[stage](6_000).fingerprint for stage in rung["stages"]]
+
+
+def ladder() -> list[list[str]]:
+    """The rungs with the mean of their seeds on validation, and people."""
     columns = ["parameters", "CIDEr", "BLEU-4", "epochs", "core minutes", "rate", "CIDEr of the tries", "seeds"]
     rows = [["rung", "recipes", *columns]]
     for name in LADDER:
@@ -364,8 +369,7 @@ def ladder() -> list[list[str]]:
         epochs = " + ".join(f"{done[0][key]:.1f}" for key in reversed(done[0]) if key.startswith("epochs"))
         tries = ", ".join(f"{tried['cider']:.3f}" for tried in rung["tries"])
         stages = ", ".join(f"`{stage}`" for stage in rung["stages"])
-        if rung["recipes"] != [RECIPES[stage](6_000).fingerprint for stage in rung["stages"]]:
-            stages += " of an earlier version"
+        stages += " of an earlier version" * earlier(rung)
         size, rate = f"{done[0]['parameters']:,}", f"{rung['rate']:g}"
         scores = [mean("cider"), mean("bleu4"), epochs, f"{minutes:.0f}"]
         rows.append([title, stages, size, *scores, rate, tries, str(len(done))])
