@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.data.text import END, PAD
@@ -97,9 +98,11 @@ class Consensus(nn.Module):
     def _scores(self, captions: Tensor, pictures: Tensor) -> Tensor:
         """Of captions [R, T] with those of the training pictures of these numbers as references, [R]."""
         common = torch.zeros(len(self.codes), device=captions.device)
-        for end, number in zip(self.ends[pictures].tolist(), pictures.tolist(), strict=True):
-            begin = int(self.ends[number - 1]) if number else 0
-            common.index_add_(0, self.places[begin:end], self.shares[begin:end].float())
+        begin, end = F.pad(self.ends, (1, 0))[pictures], self.ends[pictures]
+        lengths = end - begin
+        rows = torch.arange(int(lengths.sum()), device=captions.device)
+        rows += (end - lengths.cumsum(0)).repeat_interleave(lengths)  # one picture's rows behind another's
+        common.index_add_(0, self.places[rows], self.shares[rows].float())
         caption, code, count = counted(captions, self.vocabulary)
         if not len(self.codes):
             return torch.zeros(len(captions), device=captions.device)
