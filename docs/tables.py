@@ -236,9 +236,9 @@ def captioner() -> list[list[str]]:
 def choosing() -> list[list[str]]:
     """Scores of the captioner in the package by how it chooses among the captions that it finds."""
     rows, found = [["chosen", "CIDEr", "BLEU-4", "length"]], _read("caption")
-    if found is None:
+    if found is None or "chosen" not in found["rows"]:
         return rows
-    ways = {**found["rows"].get("chosen", {}), "with both": found["rows"]}
+    ways = {**found["rows"]["chosen"], "with both": found["rows"]}
     return rows + [
         [how, f"{row['cider']:.3f}", f"{row['bleu4']:.3f}", f"{row['length']:.1f}"] for how, row in ways.items()
     ]

@@ -108,7 +108,7 @@ def evaluate(args: Sequence[str]) -> int:
     if options.human == (options.source is not None):
         raise UserError("name the one model to score, or say --human (vitrail eval --help lists the options)")
     of_models = ("revision", "probe", "shuffle_images", *DECODING)
-    given = [name for name in of_models if getattr(options, name) not in (None, False)]
+    given = [name for name in of_models if (value := getattr(options, name)) is not None and value is not False]
     if options.human and given:
         raise UserError(f"--{given[0].replace('_', '-')} is for a model, which --human has none of: leave one out")
     from vitrail.train.start import score, score_people
@@ -146,7 +146,7 @@ def redecode(task: Task, options: argparse.Namespace) -> None:
         raise UserError(f"{given[0]} is for captioners, and this model's task is {task.name}: leave it out")
     if changes.get("match") and not hasattr(task, "match"):
         raise UserError("--match is for captioners that have learned to match, as with caption-coca: leave it out")
-    if changes.keys() & {"consensus", "neighbours"} and not hasattr(task, "consensus"):
+    if (changes.get("consensus") or "neighbours" in changes) and not hasattr(task, "consensus"):
         raise UserError("--consensus and --neighbours are for captioners of caption-recall: leave them out")
     task.decoding = replace(task.decoding, **changes)
     if not task.decoding.sample and changes.keys() & {*DRAWING}:

@@ -88,6 +88,31 @@ def test_encoders_of_the_ladder_are_about_as_large() -> None:
     assert max(sizes) <= 1.25 * min(sizes)
 
 
+def test_what_a_captioner_has_learned_goes_with_it(
+    captioned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From matching to what it remembers, each run from the one before, at the size that it has."""
+    pytest.importorskip("pycocoevalcap", reason="needs pip install 'vitrail[caption]'")
+    common = ["--data", str(captioned), "--device", "cpu", "--workers", "0", "--batch-size", "16"]
+    small = ["--image-size", "48", "48", "--early-size", "32", "--epochs", "1"]
+    assert main(["train", "caption-coca", *common, *small, "--out", str(tmp_path / "coca")]) == 0
+    critic = ["--init", str(tmp_path / "coca"), "--epochs", "1", "--out", str(tmp_path / "critic")]
+    assert main(["train", "caption-critic", *common, *critic]) == 0
+    assert vitrail.load(tmp_path / "critic").decoding.match > 0
+    recall = ["train", "caption-recall", *common, "--init", str(tmp_path / "critic"), "--out", str(tmp_path / "recall")]
+    capsys.readouterr()
+    assert main([*recall, "--method", "full"]) == 2
+    assert "consensus in decoding is for the recipe caption-recall" in capsys.readouterr().err
+    assert main(recall) == 0
+    made = vitrail.load(tmp_path / "recall")
+    before = vitrail.load(tmp_path / "critic")
+    assert made.preprocess.size == before.preprocess.size and made.consensus.sizes["pictures"] > 30
+    theirs = before.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in made.state_dict().items() if name in theirs)
+    for options in (["--match", "0", "--consensus", "0"], ["--consensus", "2", "--neighbours", "5"]):
+        assert main(["eval", str(tmp_path / "recall"), "--data", str(captioned), "--device", "cpu", *options]) == 0
+
+
 @pytest.mark.parametrize("name", [name for name in RECIPES if name not in [*CAPTIONERS, *HUB]])
 def test_recipe_runs_a_few_steps(name: str, pictures: Path, tmp_path: Path) -> None:
     run = RECIPES[name](48)

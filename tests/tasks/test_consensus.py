@@ -86,9 +86,10 @@ def test_a_captioner_chooses_what_people_said_of_like_pictures(tmp_path: Path) -
     """Scores have the weighted consensus on top, also from a checkpoint; what goes on learning forgets."""
     how = Decoding(longest=8, beam=4, sample=True, temperature=3.0)
     task, made = captioner(contrastive=0.5, text_depth=1, decoding=how).eval(), batch()
+    vectors = task.pooled(task.features(made["image"]))
+    task.remember(vectors, made["label"])
+    assert not task.consensus.vectors.requires_grad
     with torch.no_grad():
-        vectors = task.pooled(task.features(made["image"]))
-        task.remember(vectors, made["label"])
         plain = task.write(made)
         task.decoding = Decoding(**{**vars(how), "consensus": 90.0, "neighbours": 1})
         found = task.write(made)
@@ -103,3 +104,6 @@ def test_a_captioner_chooses_what_people_said_of_like_pictures(tmp_path: Path) -
         torch.testing.assert_close(again.write(made).score, found.score, atol=1e-4, rtol=1e-4)
     again.learn_with(Captioning(contrastive=0.5, text_depth=1))
     assert not hasattr(again, "consensus") and "remembered" not in again.config()
+    again.decoding = task.decoding
+    with pytest.raises(UserError, match="has not learned what consensus in decoding counts"):
+        again.write(made)

@@ -104,6 +104,8 @@ def from_weights(run: Run, init: str, config: EncoderConfig) -> Run:
         raise UserError(f"{init} is {IN_WORDS[type(config)]}, which {run.recipe} does not train: leave --init out")
     if not isinstance(run.task, Classification):
         run = replace(run, mean=None, std=None, resize=None, crop_fraction=None, interpolation=None)
+    if run.tune.frozen:  # nothing will learn to see at another size
+        return replace(run, init=init, model=config, early_size=None)
     if isinstance(config, CNNConfig | ResNetConfig):
         return replace(run, init=init, model=replace(config, image_size=run.model.image_size))
     if not isinstance(config, ViTConfig):

@@ -189,6 +189,7 @@ class Caption(Task):
             config = replace(config, contrastive=0.0, decoding=replace(config.decoding, match=0.0))
         return replace(self.captioning, **{name: getattr(config, name) for name in FREE})
 
+    @torch.no_grad()
     def remember(self, vectors: Tensor, labels: Tensor) -> None:
         """Keep what is said of the training pictures: their pooled vectors [N, D], and their captions [N, K, T]."""
         self.consensus = Consensus.of(self.match.image_of(vectors), labels, self.tokenizer.size).to(vectors.device)
@@ -316,6 +317,9 @@ class Caption(Task):
     def write(self, batch: Batch) -> Written:
         """Captions of a batch as `decoding` says."""
         images, how = batch["image"], self.decoding
+        for name in ("match", "consensus"):
+            if getattr(how, name) and not hasattr(self, name):
+                raise UserError(f"this captioner has not learned what {name} in decoding counts: let it be 0")
         samples = batch.get("sample", torch.arange(len(images), device=images.device))
         memory = self.memory(images)
         written = write(self.decoder, memory, how, samples)

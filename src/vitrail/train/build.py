@@ -88,6 +88,7 @@ def refuse_unused(task: Classification, method: str) -> None:
 IDLE = frozenset(
     [
         *("epochs", "accumulate", "early_size", "early", "eval_every", "compile", "smoothing", "balanced", "drop_path"),
+        *("captions", "word_dropout", "writing", "contrastive", "bag_of_words", "self_critical", "critic_temperature"),
         *(entry.name for config in (Optim, Augment) for entry in fields(config)),
     ]
 )
@@ -189,6 +190,8 @@ def captioner(run: Run, train: CaptionSet) -> Caption:
     check_scorers()  # which are needed at the first evaluation
     config = run.task
     assert isinstance(config, Captioning | Prefixed)
+    if config.decoding.consensus and run.tune.method != "knn":
+        raise UserError("consensus in decoding is for the recipe caption-recall and its method knn: let it be 0")
     loaded = zoo.load(run.init, channels=run.model.channels, image_size=run.model.image_size) if run.init else None
     if config.self_critical and (loaded is None or not goes_on(config, loaded)):
         raise UserError("self-critical training goes on from a captioner that can write: name one with --init")

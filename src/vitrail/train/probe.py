@@ -30,7 +30,7 @@ class Features(NamedTuple):
     vectors: Tensor
     """[N, D] float32, pooled"""
     labels: Tensor
-    """class numbers [N]"""
+    """class numbers [N]; of captioners the numbered captions, [N, K, T]"""
 
 
 @torch.no_grad()

@@ -105,7 +105,10 @@ class Run:
 
     @property
     def fingerprint(self) -> str:
-        """Of all that is not as it is by default: runs with the same one train alike, whatever fields came later."""
+        """Of all that is not as by default: a field that is added later changes none, and a recipe that is edited does.
+
+        Whoever changes a default sets the old one in the recipes that have been measured, or measures them anew.
+        """
         return hashlib.sha256(json.dumps(_chosen(self), sort_keys=True).encode()).hexdigest()[:16]
 
     @staticmethod
