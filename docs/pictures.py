@@ -82,8 +82,8 @@ def ladder() -> None:
         scores = [run["cider"] for run in rung["runs"]]
         axes.barh(place, sum(scores) / len(scores), color="#9ecae1")
         axes.plot(scores, [place] * len(scores), "o", color="#08519c", markersize=4)
-    titles = [rung["title"] + " (recipe of an earlier version)" * earlier(rung) for rung in reversed(rungs)]
-    axes.set_yticks(range(len(rungs)), titles)
+    titles = [rung["title"] + " (an earlier recipe)" * earlier(rung) for rung in reversed(rungs)]
+    axes.set_yticks(range(len(rungs)), [textwrap.fill(title, 34) for title in titles])
     minutes = rungs[0]["budget"]["core_minutes"]
     axes.set_xlabel(f"CIDEr on validation after the same {minutes:g} minutes of one core")
     axes.spines[["top", "right"]].set_visible(False)
