@@ -155,9 +155,10 @@ def caption_recall(pictures: int) -> Run:
     """A captioner that has learned to match, which also remembers what is said of the training pictures.
 
     Command: vitrail train caption-recall --data flickr8k --init RUN
-    Nothing is trained: of the captions that it finds it chooses by those of the pictures most like its own.
+    Nothing is trained: of the captions that it finds it chooses by those of the pictures most like its own. Behind
+    `caption-critic`, say `--length-power 1.5 --longest 28` as that does.
     """
-    decoding = Decoding(longest=28, length_power=1.5, beam=20, match=0.2, consensus=6.0)
+    decoding = Decoding(beam=10, match=0.2, consensus=6.0)
     task = _task(decoding=decoding, contrastive=0.5, decoder_depth=3, text_depth=1)
     return replace(_run("caption-recall", _vit(), task), tune=Tune(method="knn"), early_size=None)
 
