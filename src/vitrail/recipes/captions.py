@@ -148,7 +148,9 @@ def caption_coca(pictures: int) -> Run:
 
     Command: vitrail train caption-coca --data flickr8k [--init RUN]
     """
-    return _run("caption-coca", _vit(), _matching())
+    run = _run("caption-coca", _vit(), _matching())
+    # Such decay at the full rate would take most of what matching taught the encoder; lower layers get less of both.
+    return replace(run, optim=replace(run.optim, layer_decay=0.8))
 
 
 def caption_recall(pictures: int) -> Run:
