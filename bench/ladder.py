@@ -6,11 +6,11 @@
 
 Time is counted in minutes of one core: 40 of them are 20 minutes of two cores. With `OMP_NUM_THREADS=1 taskset -c 0`
 and `-c 1` before them, two rungs can be measured side by side. Each recipe is timed over some steps of both sizes of
-its pictures; the epochs of its tries and of its run follow from that, so that a slow model gets fewer of them. A rung
-that starts from another recipe shares its time with it, half and half. Rates are chosen by CIDEr on validation, and the
-scores are those on validation, with the recipe's own decoding. What results/ladder-RUNG.json already holds from the
-same minutes, recipes and kind of machine is kept, and a training that was stopped is resumed, so a stopped measurement
-goes on. A processor that multiplies bf16 trains faster, so it is another kind.
+its pictures; the epochs of its tries and of its run follow from that, so that a slow model gets fewer of them. In a
+rung that starts from another recipe, both get the same part of the epochs that they ask for. Rates are chosen by CIDEr
+on validation, and the scores are those on validation, with the recipe's own decoding. What results/ladder-RUNG.json
+already holds from the same minutes, recipes and kind of machine is kept, and a training that was stopped is resumed, so
+a stopped measurement goes on. A processor that multiplies bf16 trains faster, so it is another kind.
 """
 
 from __future__ import annotations
@@ -70,8 +70,10 @@ class Climb:
         recipe, first = self.rung.recipe, self.rung.first
         if first is None:
             return {"seed": seed, "rate": rate, **self.train(recipe, speeds[recipe] * minutes, rate, seed)}
-        before = self.train(first, speeds[first] * minutes / 2, rate, seed)
-        row = self.train(recipe, speeds[recipe] * minutes / 2, rate, seed, "--init", str(self.out / first))
+        asked = {name: recipe_of(name).epochs for name in (first, recipe)}
+        part = minutes / sum(asked[name] / speeds[name] for name in asked)
+        before = self.train(first, asked[first] * part, rate, seed)
+        row = self.train(recipe, asked[recipe] * part, rate, seed, "--init", str(self.out / first))
         spent = round(before["training_seconds"] + row["training_seconds"], 1)
         return {"seed": seed, "rate": rate, **row, "training_seconds": spent, f"epochs of {first}": before["epochs"]}
 
