@@ -17,6 +17,7 @@ from vitrail.cli import main
 from vitrail.data.policies import magnitudes
 from vitrail.errors import UserError
 from vitrail.recipes import RECIPES, from_weights
+from vitrail.tasks.caption import Captioning
 from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.search import Decoding
 from vitrail.train.run import Run, _chosen
@@ -148,7 +149,8 @@ def test_fingerprints_tell_what_runs_set() -> None:
     run = RECIPES["caption-vit"](1000)
     assert run.fingerprint == RECIPES["caption-vit"](1000).fingerprint == Run.from_dict(run.as_dict()).fingerprint
     assert len({recipe(1000).fingerprint for recipe in RECIPES.values()}) == len(RECIPES)
-    deeper = replace(run, task=replace(run.task, decoding=Decoding(beam=4)))  # type: ignore[arg-type]
+    assert isinstance(run.task, Captioning)
+    deeper = replace(run, task=replace(run.task, decoding=Decoding(beam=4)))
     assert deeper.fingerprint != run.fingerprint
     # A field as it is by default has no part in it, so one that is added later changes nothing.
     assert "accumulate" not in _chosen(run) and "early_size" in _chosen(run)

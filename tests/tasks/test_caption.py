@@ -20,9 +20,10 @@ from vitrail.data.decode import Preprocess
 from vitrail.data.loader import Loader
 from vitrail.data.text import END, PAD, START, UNKNOWN, Tokenizer
 from vitrail.errors import UserError
-from vitrail.tasks.caption import Caption, Captioning, Match, numbered
+from vitrail.tasks.caption import Caption, Captioning, numbered
 from vitrail.tasks.decoders import TransformerDecoder
 from vitrail.tasks.encoder import encoder_for
+from vitrail.tasks.matching import Match
 from vitrail.tasks.search import Decoding, write
 from vitrail.vit import ViTConfig
 
