@@ -164,7 +164,7 @@ class Attention(nn.Module):
             return layers.in_windows(self.forward, x, place, self.window)
         q, k, v = self.project(x, context)
         q, k, mask = layers.locate(q, k, mask, place, self.relative)
-        attend = F.scaled_dot_product_attention if self.differential is None else self.differential
+        attend = layers.attend if self.differential is None else self.differential
         x = attend(q, k, v, attn_mask=mask)  # equations 7 and 8
         return self.dropout(self.out(self.norm(x.transpose(1, 2).flatten(2))))
 
@@ -193,10 +193,7 @@ class Attention(nn.Module):
             raise UserError("attention in windows, or the difference of two, has no one matrix for the whole picture")
         q, k, _ = self.project(x, context)
         q, k, mask = layers.locate(q, k, mask, place, self.relative)
-        scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
-        return scores.softmax(dim=-1)
+        return layers.attention_weights(q, k, mask)
 
 
 class MLP(nn.Module):

@@ -17,6 +17,8 @@ from vitrail.layers import (
     RelativeTable,
     Rotary,
     Variant,
+    attend,
+    attention_weights,
     in_windows,
     locate,
     pooled,
@@ -139,6 +141,36 @@ def test_windows_that_do_not_divide_the_picture_are_filled_up() -> None:
     x = torch.randn(2, 15, 4)
     assert torch.equal(in_windows(attend, x, Place((3, 5)), 2), x)
     assert seen == [((2 * 6, 4, 4), (2, 2))]
+
+
+@pytest.mark.parametrize("kind", ["none", "hidden", "added", "causal"])
+def test_attention_of_each_precision_is_the_softmax_of_the_products(kind: str) -> None:
+    """Also where a processor trains in bf16, which has its own path: values and gradients, against float64."""
+    torch.manual_seed(0)
+    values = [torch.randn(2, 3, n, 8, dtype=torch.float64) for n in (5, 7, 7)]
+    hidden = torch.rand(5, 7) < 0.7
+    hidden[:, 0] = True
+    masks = {"none": None, "hidden": hidden, "added": torch.randn(3, 5, 7), "causal": torch.ones(5, 7).tril().bool()}
+    mask = masks[kind]
+    scores = torch.einsum("bhnd,bhmd->bhnm", *values[:2]) / 8**0.5
+    if mask is not None:
+        scores = scores + mask if kind == "added" else scores.masked_fill(~mask, -torch.inf)
+    parts = [value.clone().requires_grad_() for value in values]
+    expected = torch.einsum("bhnm,bhmd->bhnd", attention_weights(*parts[:2], mask), parts[2])
+    torch.testing.assert_close(attention_weights(*values[:2], mask), scores.softmax(dim=-1))
+    expected.square().sum().backward()
+    for dtype, close in ((torch.float32, 1e-5), (torch.bfloat16, 0.05)):
+        own = [value.to(dtype).requires_grad_() for value in values]
+        added = mask.to(dtype) if mask is not None and kind == "added" else mask
+        found = attend(*own, None, is_causal=True) if kind == "causal" else attend(*own, added)
+        assert found.dtype == dtype
+        found.square().sum().backward()
+        with torch.no_grad():
+            fused = attend(*own, None, is_causal=True) if kind == "causal" else attend(*own, added)
+        for one in (found, fused):
+            torch.testing.assert_close(one.double(), expected, rtol=close, atol=close)
+        for one, other in zip(own, parts, strict=True):
+            torch.testing.assert_close(one.grad.double(), other.grad, rtol=close, atol=3 * close)
 
 
 def test_equal_attentions_cancel_but_for_the_share() -> None:

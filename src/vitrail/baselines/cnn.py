@@ -10,13 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.baselines.mlp import check
 from vitrail.errors import UserError
-from vitrail.layers.convolution import BasicBlock, Convolution
+from vitrail.layers.convolution import BasicBlock, Convolution, channels_last
 from vitrail.vit import Tokens
 
 
@@ -140,11 +139,6 @@ class ResNet(nn.Module):
     def pool(self, tokens: Tokens) -> Tensor:
         """The mean over all places, [B, D]."""
         return tokens.patches.mean(dim=1)
-
-
-def channels_last(images: Tensor) -> Tensor:
-    """The same [B, C, H, W], with a place's channels side by side in memory: convolutions are faster on that."""
-    return images.contiguous(memory_format=torch.channels_last)
 
 
 def as_tokens(x: Tensor) -> Tokens:

@@ -1,6 +1,6 @@
 """Parts that published variants of the Vision Transformer swap into the paper's model: one file a kind of part."""
 
-from vitrail.layers.attention import Differential, mimetic_init
+from vitrail.layers.attention import Differential, attend, attention_weights, mimetic_init
 from vitrail.layers.blocks import Branch, JointBlock, ParallelBlock, PostNormBlock
 from vitrail.layers.build import (
     add_to_attention,
@@ -52,6 +52,8 @@ __all__ = [
     "Variant",
     "add_to_attention",
     "arranged",
+    "attend",
+    "attention_weights",
     "backbone_for",
     "branch_for",
     "check",

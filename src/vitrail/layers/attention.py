@@ -1,4 +1,4 @@
-"""Other ways to gather values than one softmax, and how attention may start."""
+"""Attention from queries, keys and values; other ways to gather values than one softmax; how attention may start."""
 
 from __future__ import annotations
 
@@ -7,6 +7,30 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Equation 7: the matrix A [B, heads, N, M] of queries [B, heads, N, d] and keys [B, heads, M, d].
+
+    `mask` is broadcast to A: False (or a large negative number) hides a key from a query.
+    """
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(dim=-1)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    """Equation 8: what each query gathers of the values [B, heads, M, d], [B, heads, N, d].
+
+    This is PyTorch's fused attention, which never forms A, but on a processor that trains in bf16: there its gradient
+    takes two to five times as long as that of the products it stands for (results/attention.json).
+    """
+    if not (q.requires_grad and q.dtype == torch.bfloat16 and q.device.type == "cpu"):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, is_causal=is_causal)
+    if is_causal:
+        attn_mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril()
+    return attention_weights(q, k, attn_mask) @ v
 
 
 class Differential(nn.Module):
@@ -26,8 +50,7 @@ class Differential(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None) -> Tensor:
         """[B, heads, N, d] from queries, keys and values, as PyTorch's own attention."""
         first, second = (
-            F.scaled_dot_product_attention(a, b, v, attn_mask=attn_mask)
-            for a, b in zip(q.chunk(2, dim=-1), k.chunk(2, dim=-1), strict=True)
+            attend(a, b, v, attn_mask) for a, b in zip(q.chunk(2, dim=-1), k.chunk(2, dim=-1), strict=True)
         )
         return self.norm(first - self.share().to(q.dtype) * second) * (1 - self.start)
 

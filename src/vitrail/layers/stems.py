@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitrail.layers.convolution import BasicBlock
+from vitrail.layers.convolution import BasicBlock, channels_last
 from vitrail.layers.variant import Variant
 
 
@@ -39,7 +39,7 @@ class ConvStem(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, C, H, W] to [B, widths[-1], H / stride, W / stride]."""
-        return self.layers(images)
+        return self.layers(channels_last(images))
 
 
 class PatchStem(nn.Module):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vitrail.baselines.rnn import CELLS, Recurrent, State
 from vitrail.data.text import PAD
 from vitrail.errors import UserError
+from vitrail.layers import attend, attention_weights
 from vitrail.vit import MLP, Attention
 
 
@@ -203,7 +204,7 @@ class DecoderBlock(nn.Module):
     def forward(self, x: Tensor, picture: list[Tensor]) -> Tensor:
         """Whole captions [R, T, D], of which no word sees a later one."""
         q, k, v = self.attention.project(self.norm1(x))
-        return self._after(x, F.scaled_dot_product_attention(q, k, v, is_causal=True), picture)[0]
+        return self._after(x, attend(q, k, v, is_causal=True), picture)[0]
 
     def step(self, x: Tensor, picture: list[Tensor], cache: Cache, place: int) -> tuple[Tensor, list[Tensor], Tensor]:
         """The next word [R, 1, D], with keys and values at `place` of the cache, to what becomes of the word, the keys
@@ -211,7 +212,7 @@ class DecoderBlock(nn.Module):
         q, k, v = self.attention.project(self.norm1(x))
         kept = [cache.extended(place, k), cache.extended(place + 1, v)]
         keys, values = (part.permute(1, 2, 0, 3) for part in kept)
-        mixed = F.scaled_dot_product_attention(q, keys, values)
+        mixed = attend(q, keys, values)
         x, looked = self._after(x, mixed, picture, weights=True)
         return x, kept, looked
 
@@ -225,11 +226,11 @@ class DecoderBlock(nn.Module):
             q = F.linear(self.norm2(x), self.look.qkv.weight[:width], self.look.qkv.bias[:width])
             q = q.view(pictures, -1, self.look.heads, width // self.look.heads).transpose(1, 2)
             if weights:  # for few words this is no slower than fused attention, which never forms the matrix
-                matrix = (q @ picture[0].transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
+                matrix = attention_weights(q, picture[0])
                 looked = matrix.transpose(1, 2).reshape(rows, self.look.heads, -1)
                 seen = matrix @ picture[1]
             else:
-                seen = F.scaled_dot_product_attention(q, picture[0], picture[1])
+                seen = attend(q, picture[0], picture[1])
             seen = seen.transpose(1, 2).reshape(rows, length, width)
             x = x + self.dropout(self.look.out(seen))
         return x + self.dropout(self.mlp(self.norm3(x))), looked
