@@ -92,6 +92,34 @@ def coco(*texts: str, **more: Any) -> str:
     return json.dumps({"info": {}, "images": images, "annotations": annotations, **more})
 
 
+@pytest.mark.parametrize("between", ["", "images"])
+def test_karpathys_json_of_coco(between: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its parts are drawn from folders that are named for others: all but those of train2014 lie in val2014."""
+    images = []
+    for i, (folder, split) in enumerate(
+        [("train2014", "train"), *(("val2014", s) for s in ("restval", "val", "test"))]
+    ):
+        pictures(tmp_path / between / folder, f"{i}.jpg")
+        images.append({"filepath": folder, "filename": f"{i}.jpg", "split": split, "sentences": [{"raw": split}]})
+    (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": images}))
+    splits = open_captions(tmp_path)
+    assert splits.train.captions == [["train"], ["restval"]]
+    assert splits.val is not None and splits.val.captions == [["val"]]
+    assert splits.test is not None and splits.test.captions == [["test"]] and not caplog.records
+
+
+def test_a_column_tells_the_part_whatever_the_folder(tmp_path: Path) -> None:
+    pictures(tmp_path / "train_images", "a.jpg", "b.jpg", "c.jpg")
+    pictures(tmp_path / "val_images", "b.jpg")
+    (tmp_path / "captions.csv").write_text("image,caption,split\na.jpg,A,train\nb.jpg,B,val\nc.jpg,C,test\n")
+    splits = open_captions(tmp_path)
+    assert [part.keys for part in (splits.train, splits.val, splits.test) if part is not None] == [
+        ["train_images/a.jpg"],
+        ["val_images/b.jpg"],
+        ["train_images/c.jpg"],
+    ]
+
+
 def test_cocos_json(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for part, count in (("train2017", 3), ("val2017", 2)):
         pictures(tmp_path / part, *(f"{i}.jpg" for i in range(count)))
@@ -214,31 +242,44 @@ def test_text_beside_each_picture(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 
 
 def test_every_flaw_is_named_once_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    pictures(tmp_path / "images", "good.jpg", "empty.jpg", "long.jpg", "alone.jpg")
+    pictures(tmp_path / "images", "good.jpg", "empty.jpg", "long.jpg", "alone.jpg", "short.jpg")
     long = "word " * 10_000
     rows = ["image,caption", "good.jpg,A dog .", "gone.jpg,One", "gone.jpg,Two", "empty.jpg,", f"long.jpg,{long}"]
-    (tmp_path / "captions.txt").write_text("\n".join([*rows, "long.jpg,A cat .", "no comma here", 'good.jpg,""']))
+    rows += ["long.jpg,A cat .", "no comma here", 'good.jpg,""', "short.jpg"]
+    (tmp_path / "captions.txt").write_text("\n".join(rows))
     assert everything(whole(tmp_path)) == {"images/good.jpg": ["A dog ."], "images/long.jpg": ["A cat ."]}
     lines = [record.getMessage() for record in caplog.records]
     for place, words in [
         ("line 3", "'gone.jpg' is not there"),
         ("line 5", "the caption is empty"),
-        ("line 5", "empty.jpg has no caption"),
         ("line 6", "the caption has 10,000 words"),
         ("line 8", "no caption after the picture's name"),
         ("line 9", "the caption is empty"),
+        ("line 10", "no caption after the picture's name"),
         ("", "alone.jpg: "),
     ]:
         assert len([line for line in lines if place in line and words in line]) == 1, words
+    assert len(lines) == 7 + 1
     for count in (
         "pictures that are not there: 1",
         "empty captions: 2",
         "captions of more than 1,000 words: 1",
-        "pictures without a caption: 2",
-        "lines with too few columns: 1",
+        "pictures without a caption: 1",
+        "lines with too few columns: 2",
     ):
         assert count in lines[-1]
     assert all("\n" not in line for line in lines)
+
+
+def test_a_comma_too_many_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A caption is not cut at a comma that nobody quoted; empty columns at the end say nothing."""
+    pictures(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    rows = ["image,caption,split", "a.jpg,A dog, black,train", 'b.jpg,"A dog, black",train', "c.jpg,A cat,train,,"]
+    (tmp_path / "captions.csv").write_text("\n".join(rows))
+    assert everything(open_captions(tmp_path).train) == {"b.jpg": ["A dog, black"], "c.jpg": ["A cat"]}
+    lines = [record.getMessage() for record in caplog.records]
+    assert "line 2: 4 columns for 3; a caption with a ',' in it is quoted" in lines[0]
+    assert "lines with too many columns: 1" in lines[-1] and len(lines) == 2
 
 
 def test_each_of_many_is_named_once_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -257,6 +298,14 @@ def test_a_table_of_something_else_does_not_hide_pairs(name: str, tmp_path: Path
     (tmp_path / "b.txt").write_text("A cat\n")
     (tmp_path / name).write_text('{"made": "today"}')
     assert sorted(whole(tmp_path).captions) == [["A cat"], ["A dog"]]
+
+
+@pytest.mark.parametrize("name", ["caption1.JPG", "IMG_1.JPG"])
+def test_pairs_with_capital_endings(name: str, tmp_path: Path) -> None:
+    pictures(tmp_path, name)
+    (tmp_path / name).with_suffix(".txt").write_text("A dog\n")
+    (tmp_path / "info.json").write_text('{"made": "today"}')
+    assert everything(whole(tmp_path)) == {name: ["A dog"]}
 
 
 def test_a_picture_that_no_json_names_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -11,11 +11,12 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from vitrail.data import parquet
-from vitrail.data.sets import ENDINGS, SPLITS, pictures_in
+from vitrail.data.sets import ENDINGS, SPLITS, folders_in, pictures_in
 from vitrail.errors import UserError
 
 log = logging.getLogger("vitrail")
@@ -48,6 +49,10 @@ class Entry:
     split: str | None = None
     captions: list[tuple[str, str]] = field(default_factory=list)
     """where, and the text"""
+    folder: str = ""
+    """where the file says that the picture lies"""
+    named: bool = False
+    """whether what is wrong with it has been said"""
     item: Path | int | None = None
     """the picture where the reader knows it: a file, or a row of a Parquet column"""
 
@@ -125,22 +130,29 @@ def read_table(file: Path, lines: list[str], left: Left) -> list[Entry]:
     if marks is None:
         raise UserError(f"{file}, line {start + 1}: one column alone; a line is a picture's name, a comma, a caption")
     mark = marks[0]
-    image, captions, part = 0, [1], None
+    image, captions, part, most = 0, [1], None, 2
     simple = ROW.match(lines[start].strip()) is not None
     if not simple:
         header = list(_csv(file, lines[: start + 1], start, mark))
         names = [name.strip() for _, values in header for name in values]
         image, captions, part = _columns(names, f"{file}, line {start + 1}")
-        simple, start = (image, captions, len(names)) == (0, [1], 2), start + 1
+        most = len(names)
+        simple, start = (image, captions, most) == (0, [1], 2), start + 1
     rows = _two_columns(lines, start, mark) if simple else _csv(file, lines, start, mark)
     entries: dict[str, Entry] = {}
     for number, values in rows:
         where = f"{file}, line {number}"
-        if len(values) <= max(image, *captions):
-            left.out("lines with too few columns", f"{where}: no caption after the picture's name")
-            continue
-        name = re.sub(r"#\d+$", "", values[image].strip())
+        name = re.sub(r"#\d+$", "", values[image].strip()) if image < len(values) else ""
         entry = entries.setdefault(name, Entry(name, where))
+        few, many = len(values) <= max(image, *captions), any(value.strip() for value in values[most:])
+        if few:
+            left.out("lines with too few columns", f"{where}: no caption after the picture's name")
+        elif many:
+            advice = f"a caption with a {mark!r} in it is quoted"
+            left.out("lines with too many columns", f"{where}: {len(values)} columns for {most}; {advice}")
+        if few or many:
+            entry.named = True
+            continue
         if part is not None and part < len(values):
             entry.split = _split(values[part])
         entry.captions += [(where, values[column]) for column in captions]
@@ -239,7 +251,8 @@ def _karpathy(file: Path, images: list[Any]) -> list[Entry]:
     for i, image in enumerate(images):
         where = f"{file}, images[{i}]"
         name = _need(image, ("filename", "file_name"), where)
-        entry = Entry(str(name), where, _split(image.get("split")))
+        # COCO's are of the folders train2014 and val2014, whatever part they are given here.
+        entry = Entry(str(name), where, _split(image.get("split")), folder=str(image.get("filepath") or ""))
         sentences = _need(image, ("sentences", "captions"), where) or []
         if not isinstance(sentences, list):
             raise UserError(f"{where}: its captions are no list: {sentences!r:.40}")
@@ -252,11 +265,10 @@ def _karpathy(file: Path, images: list[Any]) -> list[Entry]:
 
 def _coco(file: Path, data: dict[str, Any], left: Left) -> list[Entry]:
     entries: dict[Any, Entry] = {}
-    part = part_of(file)
     for i, image in enumerate(data["images"]):
         where = f"{file}, images[{i}]"
         name = str(_need(image, ("file_name",), where))
-        entries[_number(image, "id", where)] = Entry(name, where, part)
+        entries[_number(image, "id", where)] = Entry(name, where)
     if not isinstance(data["annotations"], list):
         raise UserError(f"{file}: `annotations` is no list")
     for i, annotation in enumerate(data["annotations"]):
@@ -336,29 +348,34 @@ def _texts(value: Any, where: str) -> list[str]:
     raise UserError(f"{where}: the caption is no text but {value!r:.40}")
 
 
-Finder = Callable[[str], Path | None]
+Finder = Callable[[Entry], Path | None]
 
 
-def finder(base: Path, part: str = "") -> Finder:
-    """A function from a picture's name to its file, in a folder and the folders in it (`images/`, `Images/`, ...).
+def finder(base: Path, told: str = "") -> Finder:
+    """A function from an entry to its picture, in a folder and two levels below (`images/`, `images/train2017/`).
 
-    Folders that are named for the `part` come first, and those named for another one not at all: `train2017/` and
-    `val2017/` may both have a `1.jpg`.
+    Folders that are named for the entry's part come first. Where the file's name has `told` the part, those that are
+    named for another one do not count: `train2017/` and `val2017/` may both have a `1.jpg`.
     """
     bases = [base, base.parent] if base.name.lower() == "annotations" else [base]
-    folders = [folder for each in bases for folder in (each, *sorted(each.iterdir())) if folder.is_dir()]
-    if part:
-        folders = [folder for folder in folders if folder in bases or part_of(folder) in (part, None)]
-    folders.sort(key=lambda folder: part_of(folder) != part)
+    below = [folder for each in bases for folder in folders_in(each)]
+    folders = [*bases, *below, *(folder for each in below for folder in folders_in(each))]
 
-    def find(name: str) -> Path | None:
-        for folder in folders:
-            try:
-                file = folder / name
-                if name and file.is_file():
-                    return file
-            except OSError:  # a name that no file can have
-                continue
+    @cache
+    def places(split: str | None) -> list[Path]:
+        part = split or told
+        some = folders if split or not told else [f for f in folders if f in bases or part_of(f) in (part, None)]
+        return sorted(some, key=lambda folder: part_of(folder) != part)
+
+    def find(entry: Entry) -> Path | None:
+        names = [f"{entry.folder}/{entry.name}"] if entry.folder else []
+        for name in filter(None, [*names, entry.name]):
+            for folder in places(entry.split):
+                try:
+                    if (folder / name).is_file():
+                        return folder / name
+                except OSError:  # a name that no file can have
+                    break
         return None
 
     return find

@@ -186,17 +186,19 @@ def _caption_files(folder: Path) -> list[Path]:
 
 
 def _beside_a_picture(file: Path) -> bool:
-    return file.suffix.lower() == ".txt" and any(file.with_suffix(end).is_file() for end in ENDINGS)
+    endings = (way for end in ENDINGS for way in (end, end.upper()))
+    return file.suffix.lower() == ".txt" and any(file.with_suffix(end).is_file() for end in endings)
 
 
 def _from_tables(path: Path, files: list[Path], left: Left) -> dict[str, CaptionSet]:
     """Files of captions by part: as each picture says, or else as the file's name does."""
     by_part: dict[str, list[Entry]] = {}
     for file in files:
-        for entry in read_file(file, left):
-            by_part.setdefault(entry.split or part_of(file) or "", []).append(entry)
-    for part, entries in by_part.items():
-        _find_pictures(entries, finder(files[0].parent, part))
+        told = part_of(file) or ""
+        entries = read_file(file, left)
+        _find_pictures(entries, finder(file.parent, told))
+        for entry in entries:
+            by_part.setdefault(entry.split or told, []).append(entry)
     if path.is_dir():
         _name_the_uncaptioned(path, [entry for entries in by_part.values() for entry in entries], left)
     return {part: _make(path, entries, left) for part, entries in by_part.items()}
@@ -205,7 +207,7 @@ def _from_tables(path: Path, files: list[Path], left: Left) -> dict[str, Caption
 def _find_pictures(entries: list[Entry], find: Finder) -> None:
     """Raises UserError where no picture is there at all."""
     for entry in entries:
-        entry.item = find(entry.name)
+        entry.item = find(entry)
     if entries and not any(entry.item for entry in entries):
         raise UserError(
             f"{entries[0].where}: {entries[0].name!r} is not there, nor any other of {len(entries):,} pictures: "
@@ -233,12 +235,13 @@ def _make(path: Path, entries: list[Entry], left: Left) -> CaptionSet:
 
 def _keep(entry: Entry, left: Left) -> bool:
     """Whether a picture is of use; its captions become those that are."""
+    if entry.named and not entry.captions:
+        return False
     if entry.item is None:
         left.out("pictures that are not there", f"{entry.where}: {entry.name!r} is not there")
         return False
     if not entry.captions:
         left.out("pictures without a caption", f"{entry.where}: {entry.name} has no caption")
-        return False
     kept = []
     for where, text in entry.captions:
         # JSON can write half a surrogate pair, which no encoding has bytes for.
@@ -251,8 +254,6 @@ def _keep(entry: Entry, left: Left) -> bool:
             left.out(f"captions of more than {MOST_WORDS:,} words", f"{where}: the caption has {size}")
         else:
             kept.append((where, text))
-    if not kept:
-        left.out("pictures without a caption", f"{entry.where}: {entry.name} has no caption that is of use")
     entry.captions = kept
     return bool(kept)
 
