@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,15 @@ def test_eval_scores_what_predict_says(data: Path, run: Path, capsys: pytest.Cap
     assert main(["eval", str(run), "--data", str(data), "--device", "cpu"]) == 0
     text = capsys.readouterr().out
     assert "val: 8 pictures" in text and f"cider              {row['cider']:.4f}" in text and "vocabulary" in text
+
+
+def test_without_scorers_no_caption_is_written(
+    data: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever waits for a thousand captions should not learn then that nothing can score them."""
+    monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
+    monkeypatch.setattr(Caption, "answer", lambda *args: pytest.fail("a caption is written"))
+    assert "pip install 'vitrail[caption]'" in refused(capsys, "eval", run, "--data", data)
 
 
 def test_what_people_come_to(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -213,9 +213,8 @@ def test_a_stem_has_residual_blocks_where_its_map_is_small() -> None:
     assert not any(isinstance(module, BasicBlock) for module in plain.modules())
     with pytest.raises(UserError, match="stem_blocks must not be negative, got -1"):
         config_for(TINY, **stem, stem_blocks=-1)
-    for short in ((), (4,)):
-        with pytest.raises(UserError, match="stem_blocks stand behind the second"):
-            config_for(TINY, stem=short, stem_blocks=1)
+    with pytest.raises(UserError, match="stem_blocks stand behind the second"):
+        config_for(TINY, stem=(4,), stem_blocks=1)
 
 
 def test_without_positions_the_order_of_patches_does_not_matter() -> None:

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 import tiny_captioners
+import tokenizers
 import torch
 from local_hub import Hub
 from PIL import Image
+from tokenizers import models
 
 import vitrail
 from vitrail.cli import main
@@ -226,6 +228,19 @@ def other_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(values))
 
 
+def few_words(folder: Path) -> None:
+    small = tokenizers.Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    (folder / "tokenizer.json").write_text(small.to_str())
+
+
+def no_end(folder: Path) -> None:
+    values = json.loads((folder / "tokenizer.json").read_text())
+    values["added_tokens"], vocabulary = [], values["model"]["vocab"]
+    vocabulary[next(word for word, i in vocabulary.items() if i == 0)] = 319 + 1
+    values["model"]["vocab"] = {word: i for word, i in vocabulary.items() if i < 320}
+    (folder / "tokenizer.json").write_text(json.dumps(values))
+
+
 def fewer_weights(folder: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -241,6 +256,8 @@ def fewer_weights(folder: Path) -> None:
         (wrong_width, "lacks|cannot be loaded"),
         (no_tokenizer, "has no tokenizer that can be read"),
         (other_tokenizer, "/m: the tokenizer has 329 words and its model 320"),
+        (few_words, "/m: the tokenizer has 2 words and its model 320"),
+        (no_end, "/m: the tokenizer has no word 0, which ends a text of its model"),
         (fewer_weights, "lacks decoder.transformer.h.0.mlp.c_fc.weight"),
     ],
 )

@@ -42,7 +42,7 @@ def check(config: ViTConfig) -> None:
         raise UserError(f"stem is the channels of its convolutions, each at least 1, got {c.stem}")
     if c.stem_blocks < 0:
         raise UserError(f"stem_blocks must not be negative, got {c.stem_blocks}")
-    if c.stem_blocks and len(c.stem) < 2:
+    if c.stem_blocks and len(c.stem) == 1:
         raise UserError(f"stem_blocks stand behind the second convolution of a stem and later ones: stem is {c.stem}")
     if min(c.image_size) < 1:
         raise UserError(f"image_size is a height and a width in pixels, got {c.image_size}")

@@ -345,7 +345,7 @@ class Caption(Task):
         }
 
     def metric(self) -> Metric:
-        return CaptionMetric()
+        return CaptionMetric(resting=not self.captioning.writing)
 
     def config(self) -> dict[str, Any]:
         captioning = {**asdict(self.captioning), "decoding": asdict(self.decoding)}

@@ -65,8 +65,11 @@ class TheirTokenizer(Tokenizer):
     """A language model's own tokenizer, of whatever kind the tokenizers library knows."""
 
     def __init__(self, inner: tokenizers.Tokenizer, numbers: Numbers) -> None:
-        if (known := inner.get_vocab_size()) > numbers.size:
+        # Models have a few numbers more than their tokenizer has words: rows are filled up to a round count.
+        if not numbers.size // 2 <= (known := inner.get_vocab_size()) <= numbers.size:
             raise UserError(f"the tokenizer has {known} words and its model {numbers.size}: they are not of one kind")
+        if inner.id_to_token(numbers.end) is None:
+            raise UserError(f"the tokenizer has no word {numbers.end}, which ends a text of its model")
         inner.encode_special_tokens = True  # "<|endoftext|>" within a caption is text
         inner.no_padding()
         inner.no_truncation()

@@ -22,7 +22,7 @@ from vitrail.errors import UserError
 from vitrail.files import write_whole
 from vitrail.recipes.finetune import settle
 from vitrail.tasks.caption import FREE, Caption
-from vitrail.tasks.caption_scores import CaptionMetric, human_ceiling
+from vitrail.tasks.caption_scores import CaptionMetric, check_scorers, human_ceiling
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.embed import Embed
 from vitrail.tasks.task import Task
@@ -204,6 +204,7 @@ def score_captions(
 
     `learned` says that the captioner learned from this data (see `with_held_back`).
     """
+    check_scorers()  # before the captions are written, which takes its time
     splits = with_held_back(open_captions(data), split, learned)
     name, part = choose_part(splits, split)
     assert isinstance(part, CaptionSet) and isinstance(splits.train, CaptionSet)
