@@ -19,7 +19,7 @@ from vitrail.train.device import native_bf16
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
-PACKAGES = ("torchvision", "timm", "pillow", "simplejpeg")
+PACKAGES = ("torchvision", "timm", "pillow", "simplejpeg", "pycocoevalcap")
 
 
 def record(name: str, rows: dict[str, Any], results: Path = RESULTS) -> Path:

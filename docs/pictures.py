@@ -1,6 +1,6 @@
 """Draw the pictures of README and docs from the weights in the package.
 
-    python docs/pictures.py                  what the classifier looks at, and the captioning ladder
+    python docs/pictures.py                  what the classifier looks at, and both ladders
     python docs/pictures.py --data DIR       captions too
 
 DIR holds `flickr8k/` and `photos/`.
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from tables import LADDER, earlier
+from tables import BEFORE, BEFORE_DIGITS, earlier, measured_rungs
 
 import vitrail
 from vitrail.data.captions import open_captions
@@ -71,9 +71,7 @@ def captions(data: Path) -> None:
 
 def ladder() -> None:
     """CIDEr of the rungs that `bench/ladder.py` has measured, a dot a seed."""
-    files = {name: ROOT / "results" / f"ladder-{name}.json" for name in LADDER}
-    begun = [json.loads(file.read_text())["rows"] for file in files.values() if file.exists()]
-    rungs = [rung for rung in begun if rung["runs"]]  # of the others only the rates were tried so far
+    rungs = list(measured_rungs().values())
     if not rungs:
         return
     figure = Figure(figsize=(7, 0.9 + 0.45 * len(rungs)), layout="constrained")
@@ -88,6 +86,21 @@ def ladder() -> None:
     axes.set_xlabel(f"CIDEr on validation after the same {minutes:g} minutes of one core")
     axes.spines[["top", "right"]].set_visible(False)
     write_whole(ROOT / "docs" / "captioning-ladder.png", png(figure, dpi=110))
+
+
+def baselines() -> None:
+    """Accuracy beside time of what came before the Vision Transformer, and of the Vision Transformer; a dot a seed."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axes, title, names in zip(figure.subplots(1, 2), ("CIFAR-10", "digits"), (BEFORE, BEFORE_DIGITS), strict=True):
+        for name, mark in zip(names, "o+x^", strict=True):
+            runs = json.loads((ROOT / "results" / f"{name}.json").read_text())["rows"]["runs"]
+            minutes = [run["wall_seconds"] / 60 * run["cores"] for run in runs]
+            axes.plot(minutes, [100 * run["top1"] for run in runs], mark, label=f"{name}, {runs[0]['parameters']:,}")
+        axes.set(title=title, xlabel="minutes of one core", ylabel="right on the test part, %")
+        axes.set_xlim(left=0)
+        axes.legend(title="recipe, parameters", fontsize=8, loc="lower right")
+        axes.spines[["top", "right"]].set_visible(False)
+    write_whole(ROOT / "docs" / "baselines.png", png(figure, dpi=110))
 
 
 def sheet(paths: Sequence[Path], texts: Sequence[str]) -> bytes:
@@ -110,6 +123,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     asked = parser.parse_args()
     attention()
+    baselines()
     ladder()
     if asked.data:
         captions(asked.data)

@@ -86,12 +86,10 @@ MEASURES: dict[str, tuple[str, str, Callable[[Rows], str]]] = {
         lambda rows: "; ".join(
             [
                 *(
-                    " and ".join(
-                        f"{rows[f'batch 16, {words} words, {n} threads']['times as fast']:.1f}" for words in (20, 60)
-                    )
-                    + f" times on {'one thread' if n == 1 else f'{n} threads'}"
+                    f"{_faster(rows, 16, n)} times on {'one thread' if n == 1 else f'{n} threads'}"
                     for n in rows["threads"]
                 ),
+                f"one picture {_faster(rows, 1, rows['threads'][-1])} times",
                 f"{rows['agreement']['same']:,} of {rows['pictures']:,} captions the same",
                 f"{rows['latency']['as its checkpoint']['median']:.0f} ms",
             ]
@@ -120,6 +118,12 @@ def results() -> list[list[str]]:
         where = " (on one core)" if found["machine"]["cores"] == 1 and "runs" not in found["rows"] else ""
         rows.append([title, asked, say(found["rows"]) + where, f"`{found['command']}`"])
     return rows
+
+
+def _faster(rows: Rows, batch: int, threads: int) -> str:
+    """What the cache gains at 20 and at 60 words."""
+    found = (rows[f"batch {batch}, {words} words, {threads} threads"]["times as fast"] for words in (20, 60))
+    return " and ".join(f"{times:.1f}" for times in found)
 
 
 def _seeds(rows: Rows) -> str:
@@ -351,15 +355,18 @@ def earlier(rung: Rows) -> bool:
     return rung["recipes"] != [RECIPES[stage](6_000).fingerprint for stage in rung["stages"]]
 
 
+def measured_rungs() -> dict[str, Rows]:
+    """Of the rungs that have been measured, what `bench/ladder.py` wrote."""
+    found = {name: _read(f"ladder-{name}") for name in LADDER}
+    return {name: each["rows"] for name, each in found.items() if each is not None and each["rows"]["runs"]}
+
+
 def ladder() -> list[list[str]]:
     """The rungs with the mean of their seeds on validation, and people."""
-    columns = ["parameters", "CIDEr", "BLEU-4", "epochs", "core minutes", "rate", "CIDEr of the tries", "seeds"]
-    rows = [["rung", "recipes", *columns]]
-    for name in LADDER:
-        found = _read(f"ladder-{name}")
-        if found is None or not (done := found["rows"]["runs"]):
-            continue
-        rung = found["rows"]
+    columns = ["parameters", "encoder's", "CIDEr", "BLEU-4", "epochs", "core minutes", "rate", "CIDEr of the tries"]
+    rows = [["rung", "recipes", *columns, "seeds"]]
+    for name, rung in measured_rungs().items():
+        done = rung["runs"]
 
         def mean(key: str, done: list[Rows] = done) -> str:
             return f"{sum(run[key] for run in done) / len(done):.3f}"
@@ -370,15 +377,42 @@ def ladder() -> list[list[str]]:
         tries = ", ".join(f"{tried['cider']:.3f}" for tried in rung["tries"])
         stages = ", ".join(f"`{stage}`" for stage in rung["stages"])
         stages += " of an earlier version" * earlier(rung)
-        size, rate = f"{done[0]['parameters']:,}", f"{rung['rate']:g}"
+        sizes = [f"{done[0]['parameters']:,}", "" if earlier(rung) else f"{_encoder_size(rung['stages'][-1]):,}"]
         scores = [mean("cider"), mean("bleu4"), epochs, f"{minutes:.0f}"]
-        rows.append([title, stages, size, *scores, rate, tries, str(len(done))])
+        rows.append([title, stages, *sizes, *scores, f"{rung['rate']:g}", tries, str(len(done))])
     if len(rows) == 1:
         return [["rung", "CIDEr"], ["not measured", ""]]
     if (found := _read("caption")) is not None:
         people = found["rows"]["people"]
         scores = [f"{people[key]:.3f}" for key in ("cider", "bleu4")]
-        rows.append(["people, each against the others", "", "", *scores, *[""] * 5])
+        rows.append(["people, each against the others", *[""] * 3, *scores, *[""] * 5])
+    return rows
+
+
+def _encoder_size(recipe: str) -> int:
+    from vitrail.recipes import RECIPES
+    from vitrail.tasks.encoder import encoder_for
+
+    return sum(parameter.numel() for parameter in encoder_for(RECIPES[recipe](6000).model).parameters())
+
+
+def ladder_commands() -> list[list[str]]:
+    """The commands of the rungs that are measured with the recipes of now, for the first seed."""
+    from vitrail.recipes import RECIPES
+
+    rows = [["rung", "commands"]]
+    for name, rung in measured_rungs().items():
+        if earlier(rung):
+            continue
+        run, commands = rung["runs"][0], []
+        for i, stage in enumerate(rung["stages"]):
+            recipe = RECIPES[stage](6000)
+            epochs = run["epochs" if stage == rung["stages"][-1] else f"epochs of {stage}"]
+            rates = f"--lr {recipe.optim.lr * rung['rate']:g} --matrix-lr {recipe.optim.matrix_lr * rung['rate']:g}"
+            init = f" --init runs/{rung['stages'][i - 1]}-{run['seed']}" if i else ""
+            words = f"--epochs {epochs:g} --eval-every {epochs:g} {rates} --seed {run['seed']}"
+            commands.append(f"`vitrail train {stage} --data {recipe.data} {words}{init}`")
+        rows.append([name, ", ".join(commands)])
     return rows
 
 
@@ -394,6 +428,7 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "parity": parity,
     "baselines": baselines,
     "ladder": ladder,
+    "ladder-commands": ladder_commands,
     "parity-huggingface": parity_huggingface,
     "load": load,
     "transfer": transfer,
