@@ -15,6 +15,7 @@ from vitrail.baselines import CNNConfig
 from vitrail.data.decode import Preprocess
 from vitrail.data.text import Tokenizer
 from vitrail.explain import explain, words_looked
+from vitrail.explain.pictures import draw_words, png
 from vitrail.tasks.caption import Caption, Captioning
 from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.search import Decoding
@@ -106,3 +107,10 @@ def test_explain_a_captioner(tmp_path: Path, encoder: Any, decoder: str, drawn: 
         assert len(numbers["looked"]) == len(numbers["words"])
         with Image.open(tmp_path / "out" / "words.png") as image:
             assert len(set(image.convert("L").tobytes())) > 50
+
+
+def test_letters_that_no_font_has_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    picture, heat = torch.zeros(3, 16, 16, dtype=torch.uint8), torch.rand(2, 2)
+    for word, said in (("dog", 0), ("\U0010fffd", 1), ("\U0010fffc", 1)):  # the last two are nobody's
+        assert png(draw_words(picture, [(word, 0.5, heat)])).startswith(b"\x89PNG")
+        assert len([record for record in caplog.records if "are boxes in the pictures" in record.message]) == said

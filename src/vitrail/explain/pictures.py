@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
+import re
 import warnings
 
 import matplotlib
 import numpy as np
 import torch.nn.functional as F
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from numpy.typing import NDArray
 from torch import Tensor
+
+from vitrail.errors import warn_once
 
 Pixels = NDArray[np.float32]
 
@@ -21,13 +27,31 @@ LAYERS = 6  # rows of the figure of heads
 TILES = 16  # positions shown along a side
 
 
+FONTS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Source Han Sans SC", "WenQuanYi Zen Hei"),
+    *("PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic"),
+    *("Noto Sans Devanagari", "Lohit Devanagari", "Noto Sans Bengali", "Noto Sans Tamil", "Noto Sans Thai"),
+    *("Kohinoor Devanagari", "Nirmala UI", "Arial Unicode MS", "Unifont"),
+)
+"""where letters may be found that matplotlib's own font lacks, on the systems that people have"""
+
+
 def png(figure: Figure, dpi: int = 120) -> bytes:
-    """The figure as the bytes of a PNG file."""
+    """The figure as the bytes of a PNG file. Letters that no font here has are boxes, which is said once."""
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        # A class may be named in a script that the font lacks; its box is enough.
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
+    there = set(font_manager.get_font_names())
+    family = ["DejaVu Sans", *(name for name in FONTS if name in there)]
+    for text in figure.findobj(Text):
+        text.set_fontfamily(family)
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # a font without a normal weight will do
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", bbox_inches="tight", pad_inches=0.1)
+    for warning in caught:
+        if re.match("Glyph .* missing", str(warning.message)):
+            warn_once("some letters are boxes in the pictures: no font here has them; Noto's fonts have all")
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return buffer.getvalue()
 
 
