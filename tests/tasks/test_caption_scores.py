@@ -132,11 +132,21 @@ def test_human_ceiling_is_each_reference_against_the_others() -> None:
         human_ceiling({"a": ["one"]})
 
 
-def test_a_human_ceiling_has_what_all_turns_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Java may fail in any of them."""
-    turns = iter([{"cider": 1.0, "meteor": 0.2, "count": 2}, {"cider": 0.5, "count": 2}])
-    monkeypatch.setattr(module, "caption_scores", lambda *_, **__: next(turns))
-    assert human_ceiling({"a": ["x", "y"], "b": ["x", "z"]}) == {"cider": 0.75, "count": 2}
+@needs_java
+def test_a_human_ceiling_starts_java_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tables take many seconds to be read: once to cut all turns into tokens, and once for METEOR."""
+    references = {"a": ["a red dog", "a dog runs", "the dog"], "b": ["two cats", "a cat sits"]}
+    first = {"a": "a red dog", "b": "two cats"}, {"a": ["a dog runs", "the dog"], "b": ["a cat sits"]}
+    second = {"a": "a dog runs", "b": "a cat sits"}, {"a": ["a red dog", "the dog"], "b": ["two cats"]}
+    third = {"a": "the dog"}, {"a": ["a red dog", "a dog runs"]}
+    one, two, three = module.meteor(first, second, third)
+    started: list[list[str]] = []
+    popen = module.subprocess.Popen
+    monkeypatch.setattr(module.subprocess, "Popen", lambda *args, **kw: started.append(args[0]) or popen(*args, **kw))
+    ceiling = human_ceiling(references, java=True)
+    assert len(started) == 2
+    for name in ("meteor", "ptb_meteor"):  # the same words by either rule
+        assert ceiling[name] == pytest.approx((2 * one + 2 * two + three) / 5, abs=1e-9)
 
 
 @needs_java

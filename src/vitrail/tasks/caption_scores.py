@@ -33,6 +33,10 @@ log = logging.getLogger("vitrail")
 
 Key = TypeVar("Key", bound=Hashable)
 Ngram = tuple[str, ...]
+Given = tuple[Mapping[Key, str], Mapping[Key, Sequence[str]]]
+"""candidates, and the references of each"""
+Cut = tuple[dict[Key, str], dict[Key, list[str]]]
+"""the same in tokens, parted by spaces"""
 
 MISSING = "scores of captions need pycocoevalcap: pip install 'vitrail[caption]'"
 JAVA_LIMIT = 600
@@ -69,21 +73,36 @@ def caption_scores(
     CIDEr weighs n-grams by these references, so it is 0 for a single picture and means little for few. Captions that
     have no word by the fixed tokenisation score 0, and `length` and the others beside it count what spaces part.
     """
-    if not candidates or candidates.keys() != references.keys() or not all(references.values()):
+    return _scored([(candidates, references)], java, seen)[0]
+
+
+def _scored(sets: Sequence[Given[Key]], java: bool | None, seen: Iterable[str] | None = None) -> list[dict[str, float]]:
+    """`caption_scores` of several sets. Java takes many seconds to begin, so it does so once for all."""
+    if not all(given and given.keys() == texts.keys() and all(texts.values()) for given, texts in sets):
         raise ValueError("every picture needs one candidate and at least one reference")
-    tokens = {key: " ".join(words(text)) for key, text in candidates.items()}
-    expected = {key: [" ".join(words(text)) for text in references[key]] for key in tokens}
-    scores = {**_ngram_scores(tokens, expected), **statistics(candidates.values(), seen)}
-    if java is None and not shutil.which("java"):
+    cut = [_each(given, lambda text: " ".join(words(text))) for given in sets]
+    scores = [
+        {**_ngram_scores(*c), **statistics(given.values(), seen)} for c, (given, _) in zip(cut, sets, strict=True)
+    ]
+    if java is False or (java is None and not shutil.which("java")):
         return scores
-    if java is not False:
-        try:
-            scores |= _java_scores(candidates, references, tokens, expected)
-        except (RunError, UserError) as error:
-            if java:
-                raise
-            log.warning(f"METEOR and scores on Treebank tokens are left out: {error}")
-    return scores
+    try:
+        return [{**own, **more} for own, more in zip(scores, _java_scores(sets, cut), strict=True)]
+    except (RunError, UserError) as error:
+        if java:
+            raise
+        log.warning(f"METEOR and scores on Treebank tokens are left out: {error}")
+        return scores
+
+
+def _each(given: Given[Key], change: Callable[[str], str]) -> Cut[Key]:
+    """Candidates and references, each text changed: the picture's candidate first, then its references."""
+    candidates, references = given
+    tokens, expected = {}, {}
+    for key, text in candidates.items():
+        tokens[key] = change(text)
+        expected[key] = [change(reference) for reference in references[key]]
+    return tokens, expected
 
 
 def statistics(captions: Collection[str], seen: Iterable[str] | None = None) -> dict[str, float]:
@@ -118,15 +137,14 @@ def human_ceiling(references: Mapping[Key, Sequence[str]], *, java: bool | None 
     several = {key: list(texts) for key, texts in references.items() if len(texts) > 1}
     if not several:
         raise UserError("a human ceiling needs pictures with at least two captions")
-    turns: list[dict[str, float]] = []
+    sets: list[Given[Key]] = []
     for turn in range(max(map(len, several.values()))):
         those = {key: texts for key, texts in several.items() if len(texts) > turn}
         others = {key: texts[:turn] + texts[turn + 1 :] for key, texts in those.items()}
-        turns.append(caption_scores({key: texts[turn] for key, texts in those.items()}, others, java=java))
+        sets.append(({key: texts[turn] for key, texts in those.items()}, others))
+    turns = _scored(sets, java)
     captions = sum(turn["count"] for turn in turns)
-    # Java may fail in one of them, and its scores are missing then.
-    names = [name for name in turns[0] if all(name in turn for turn in turns)]
-    means = {name: sum(turn[name] * turn["count"] for turn in turns) / captions for name in names}
+    means = {name: sum(turn[name] * turn["count"] for turn in turns) / captions for name in turns[0]}
     return {**means, "count": len(several)}
 
 
@@ -159,21 +177,16 @@ def _ngram_scores(tokens: Mapping[Key, str], expected: Mapping[Key, list[str]]) 
     }
 
 
-def _java_scores(
-    candidates: Mapping[Key, str],
-    references: Mapping[Key, Sequence[str]],
-    tokens: Mapping[Key, str],
-    expected: Mapping[Key, list[str]],
-) -> dict[str, float]:
-    texts = [text for key in candidates for text in (candidates[key], *references[key])]
-    cut = iter(treebank(texts))
-    ptb_tokens, ptb_expected = {}, {}
-    for key in candidates:
-        ptb_tokens[key] = next(cut)
-        ptb_expected[key] = [next(cut) for _ in references[key]]
-    own, ptb = meteor((tokens, expected), (ptb_tokens, ptb_expected))
-    others = {**_ngram_scores(ptb_tokens, ptb_expected), "meteor": ptb}
-    return {"meteor": own, **{f"ptb_{name}": score for name, score in others.items()}}
+def _java_scores(sets: Sequence[Given[Key]], cut: Sequence[Cut[Key]]) -> list[dict[str, float]]:
+    """What needs Java, of each set and of its fixed tokens."""
+    texts = [text for given, references in sets for key in given for text in (given[key], *references[key])]
+    lines = iter(treebank(texts))
+    ptb = [_each(given, lambda text: next(lines)) for given in sets]
+    meteors = meteor(*cut, *ptb)
+    return [
+        {"meteor": own, **{f"ptb_{name}": score for name, score in {**_ngram_scores(*each), "meteor": theirs}.items()}}
+        for each, own, theirs in zip(ptb, meteors[: len(sets)], meteors[len(sets) :], strict=True)
+    ]
 
 
 def treebank(texts: Sequence[str]) -> list[str]:
