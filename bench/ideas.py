@@ -1,6 +1,6 @@
 """What each idea added to a captioner: the runs that led to it one after the other, from what they logged.
 
-    python bench/ideas.py runs/coca-alone runs/match runs/coca runs/critic
+    python bench/ideas.py runs/match runs/coca runs/coca-on runs/critic runs/recall
 
 Scores are those of a run's best evaluation on validation, which its checkpoint is.
 """
