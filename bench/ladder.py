@@ -97,7 +97,7 @@ class Climb:
         command = [sys.executable, "-m", "vitrail", *words]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         return {
-            "epochs": round(epochs, 2),
+            "epochs": round(epochs, 3),
             "training_seconds": round(rows_of(out, "train")[-1]["seconds"], 1),
             "cores": machine()["cores"],
             "parameters": json.loads(done.stdout)["parameters"],

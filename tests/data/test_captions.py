@@ -108,6 +108,32 @@ def test_karpathys_json_of_coco(between: str, tmp_path: Path, caplog: pytest.Log
     assert splits.test is not None and splits.test.captions == [["test"]] and not caplog.records
 
 
+def test_cocos_folders_in_one_of_images(tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    for part in ("train2017", "val2017"):
+        pictures(tmp_path / "images" / part, "0.jpg")
+        (tmp_path / "annotations" / f"captions_{part}.json").write_text(coco(part))
+    splits = open_captions(tmp_path)
+    assert (splits.train.keys, splits.train.captions) == (["images/train2017/0.jpg"], [["train2017"]])
+    assert splits.val is not None and splits.val.keys == ["images/val2017/0.jpg"]
+
+
+@pytest.mark.parametrize("folder", ["train/images", "cats/images", "images/cats"])
+def test_a_picture_of_the_same_name_elsewhere_is_another(folder: str, tmp_path: Path) -> None:
+    pictures(tmp_path / folder, "0.jpg")
+    (tmp_path / "captions_val.json").write_text(coco("A dog"))
+    with pytest.raises(UserError, match=r"'0.jpg' is not there, nor any other of 1 pictures"):
+        open_captions(tmp_path / "captions_val.json")
+
+
+def test_a_table_without_any_of_its_pictures_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pictures(tmp_path, "a.jpg")
+    for name in "ab":
+        (tmp_path / f"captions_{name}.csv").write_text(f"image,caption\n{name}.jpg,One\n")
+    assert everything(whole(tmp_path)) == {"a.jpg": ["One"]}
+    assert "captions_b.csv, line 2: 'b.jpg' is not there" in caplog.text
+
+
 def test_a_column_tells_the_part_whatever_the_folder(tmp_path: Path) -> None:
     pictures(tmp_path / "train_images", "a.jpg", "b.jpg", "c.jpg")
     pictures(tmp_path / "val_images", "b.jpg")

@@ -165,12 +165,22 @@ def test_attention_of_each_precision_is_the_softmax_of_the_products(kind: str) -
         found = attend(*own, None, is_causal=True) if kind == "causal" else attend(*own, added)
         assert found.dtype == dtype
         found.square().sum().backward()
-        with torch.no_grad():
+        with torch.no_grad():  # fused whatever the precision
             fused = attend(*own, None, is_causal=True) if kind == "causal" else attend(*own, added)
         for one in (found, fused):
             torch.testing.assert_close(one.double(), expected, rtol=close, atol=close)
         for one, other in zip(own, parts, strict=True):
             torch.testing.assert_close(one.grad.double(), other.grad, rtol=close, atol=3 * close)
+
+
+def test_a_query_that_may_look_nowhere_learns_nothing() -> None:
+    """On every path, and nothing becomes nan."""
+    mask = torch.tensor([[True, True, False], [False, False, False]])
+    for dtype in (torch.float32, torch.bfloat16):
+        q, k, v = (torch.randn(1, 2, n, 8, dtype=dtype, requires_grad=True) for n in (2, 3, 3))
+        found = attend(q, k, v, mask)
+        found.float().square().sum().backward()
+        assert not found[:, :, 1].any() and not q.grad[:, :, 1].any() and v.grad.isfinite().all()
 
 
 def test_equal_attentions_cancel_but_for_the_share() -> None:

@@ -29,6 +29,8 @@ CAPTIONS = ("caption", "captions", "text", "sentence", "sentences", "description
 PARTS = ("split", "part", "subset")
 NUMBERED = re.compile(r"(caption|sentence|text|comment)s?_?\d+")
 """columns of a caption each, as `caption_0` to `caption_4`"""
+PICTURES = ("images", "image", "imgs", "img", "pictures", "photos")
+"""folders that may hold one a part"""
 MARKS = ",\t;|"
 QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 ROW = re.compile(
@@ -351,15 +353,23 @@ def _texts(value: Any, where: str) -> list[str]:
 Finder = Callable[[Entry], Path | None]
 
 
+def _readable(folder: Path) -> list[Path]:
+    try:
+        return folders_in(folder)
+    except OSError:
+        return []
+
+
 def finder(base: Path, told: str = "") -> Finder:
-    """A function from an entry to its picture, in a folder and two levels below (`images/`, `images/train2017/`).
+    """A function from an entry to its picture, in a folder, in the folders there, and in `images/train2017/` and such.
 
     Folders that are named for the entry's part come first. Where the file's name has `told` the part, those that are
     named for another one do not count: `train2017/` and `val2017/` may both have a `1.jpg`.
     """
     bases = [base, base.parent] if base.name.lower() == "annotations" else [base]
     below = [folder for each in bases for folder in folders_in(each)]
-    folders = [*bases, *below, *(folder for each in below for folder in folders_in(each))]
+    inner = [folder for each in below if each.name.lower() in PICTURES for folder in _readable(each) if part_of(folder)]
+    folders = [*bases, *below, *inner]
 
     @cache
     def places(split: str | None) -> list[Path]:
@@ -374,8 +384,8 @@ def finder(base: Path, told: str = "") -> Finder:
                 try:
                     if (folder / name).is_file():
                         return folder / name
-                except OSError:  # a name that no file can have
-                    break
+                except OSError:  # a name that no file can have, or a folder that may not be read
+                    continue
         return None
 
     return find

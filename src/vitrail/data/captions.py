@@ -16,7 +16,6 @@ from torch import Tensor
 from vitrail.data import parquet
 from vitrail.data.caption_files import (
     Entry,
-    Finder,
     Left,
     finder,
     part_of,
@@ -158,7 +157,10 @@ def _from_files(path: Path, left: Left) -> dict[str, CaptionSet]:
     for part, folder in (named or {"": path}).items():
         if files := _caption_files(folder):
             entries = [entry for file in files for entry in read_file(file, left)]
-            _find_pictures(entries, finder(folder))
+            find = finder(folder)
+            for entry in entries:
+                entry.item = find(entry)
+            _check_pictures(entries)
             _name_the_uncaptioned(folder, entries, left)
         else:
             entries = read_pairs(folder)
@@ -195,22 +197,23 @@ def _from_tables(path: Path, files: list[Path], left: Left) -> dict[str, Caption
     by_part: dict[str, list[Entry]] = {}
     for file in files:
         told = part_of(file) or ""
-        entries = read_file(file, left)
-        _find_pictures(entries, finder(file.parent, told))
-        for entry in entries:
+        find = finder(file.parent, told)
+        for entry in read_file(file, left):
+            entry.item = find(entry)
             by_part.setdefault(entry.split or told, []).append(entry)
+    found = [entry for entries in by_part.values() for entry in entries]
+    _check_pictures(found)
     if path.is_dir():
-        _name_the_uncaptioned(path, [entry for entries in by_part.values() for entry in entries], left)
+        _name_the_uncaptioned(path, found, left)
     return {part: _make(path, entries, left) for part, entries in by_part.items()}
 
 
-def _find_pictures(entries: list[Entry], find: Finder) -> None:
+def _check_pictures(entries: list[Entry]) -> None:
     """Raises UserError where no picture is there at all."""
-    for entry in entries:
-        entry.item = find(entry)
-    if entries and not any(entry.item for entry in entries):
+    sound = [entry for entry in entries if entry.captions or not entry.named]
+    if sound and not any(entry.item for entry in sound):
         raise UserError(
-            f"{entries[0].where}: {entries[0].name!r} is not there, nor any other of {len(entries):,} pictures: "
+            f"{sound[0].where}: {sound[0].name!r} is not there, nor any other of {len(sound):,} pictures: "
             "put them beside the file or in a folder images beside it"
         )
 

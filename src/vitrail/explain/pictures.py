@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import logging
 import math
-import re
 import warnings
 
 import matplotlib
@@ -27,32 +25,39 @@ LAYERS = 6  # rows of the figure of heads
 TILES = 16  # positions shown along a side
 
 
-FONTS = (
-    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Source Han Sans SC", "WenQuanYi Zen Hei"),
-    *("PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic"),
-    *("Noto Sans Devanagari", "Lohit Devanagari", "Noto Sans Bengali", "Noto Sans Tamil", "Noto Sans Thai"),
-    *("Kohinoor Devanagari", "Nirmala UI", "Arial Unicode MS", "Unifont"),
-)
-"""where letters may be found that matplotlib's own font lacks, on the systems that people have"""
+OWN_FONT = "DejaVu Sans"
+"""which matplotlib carries"""
 
 
 def png(figure: Figure, dpi: int = 120) -> bytes:
     """The figure as the bytes of a PNG file. Letters that no font here has are boxes, which is said once."""
     buffer = io.BytesIO()
-    there = set(font_manager.get_font_names())
-    family = ["DejaVu Sans", *(name for name in FONTS if name in there)]
-    for text in figure.findobj(Text):
-        text.set_fontfamily(family)
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # a font without a normal weight will do
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    texts = [text for text in figure.findobj(Text) if isinstance(text, Text)]
+    fonts = _fonts_for("".join(text.get_text() for text in texts))
+    for text in texts:
+        text.set_fontfamily(fonts)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", bbox_inches="tight", pad_inches=0.1)
-    for warning in caught:
-        if re.match("Glyph .* missing", str(warning.message)):
-            warn_once("some letters are boxes in the pictures: no font here has them; Noto's fonts have all")
-        else:
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return buffer.getvalue()
+
+
+def _fonts_for(text: str) -> list[str]:
+    """Matplotlib's own font, and behind it those of this machine that have the letters which it lacks."""
+
+    def lacking(letters: set[str], file: str) -> set[str]:
+        there = font_manager.get_font(file).get_charmap()
+        return {letter for letter in letters if ord(letter) not in there}
+
+    fonts = [OWN_FONT]
+    missing = lacking({letter for letter in text if letter.isprintable()}, font_manager.findfont(OWN_FONT))
+    others = sorted(font_manager.fontManager.ttflist, key=lambda font: ("Sans" not in font.name, font.name))
+    for font in others if missing else []:
+        if "Last Resort" not in font.name and (left := lacking(missing, font.fname)) != missing:
+            fonts, missing = [*fonts, font.name], left
+    if missing:
+        warn_once(f"no font here has {', '.join(sorted(missing))[:60]}: such letters are boxes in the pictures")
+    return fonts
 
 
 def draw_rollout(picture: Tensor, heat: Tensor, title: str = "") -> Figure:

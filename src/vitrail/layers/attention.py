@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+MOST_TOKENS = 640
+"""of which A is formed to learn faster; of more it takes much memory, and no less time"""
+
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
     """Equation 7: the matrix A [B, heads, N, M] of queries [B, heads, N, d] and keys [B, heads, M, d].
@@ -23,14 +26,14 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tenso
 def attend(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
     """Equation 8: what each query gathers of the values [B, heads, M, d], [B, heads, N, d].
 
-    This is PyTorch's fused attention, which never forms A, but on a processor that trains in bf16: there its gradient
-    takes two to five times as long as that of the products it stands for (results/attention.json).
+    This is PyTorch's fused attention, which never forms A, but where a processor trains in bf16: there its gradient
+    takes several times as long as that of the products it stands for (results/attention.json). A mask leaves it fused.
     """
-    if not (q.requires_grad and q.dtype == torch.bfloat16 and q.device.type == "cpu"):
+    learns = torch.is_grad_enabled() and q.requires_grad and q.dtype == torch.bfloat16 and q.device.type == "cpu"
+    if not learns or attn_mask is not None or max(q.shape[-2], k.shape[-2]) > MOST_TOKENS:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, is_causal=is_causal)
-    if is_causal:
-        attn_mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril()
-    return attention_weights(q, k, attn_mask) @ v
+    before = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril() if is_causal else None
+    return attention_weights(q, k, before) @ v
 
 
 class Differential(nn.Module):

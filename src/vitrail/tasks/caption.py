@@ -345,7 +345,12 @@ class Caption(Task):
         }
 
     def metric(self) -> Metric:
-        return CaptionMetric(resting=not self.captioning.writing)
+        return CaptionMetric(resting=self.resting)
+
+    @property
+    def resting(self) -> bool:
+        """Whether the decoder has not begun to learn: its captions say nothing."""
+        return not self.captioning.writing
 
     def config(self) -> dict[str, Any]:
         captioning = {**asdict(self.captioning), "decoding": asdict(self.decoding)}

@@ -40,7 +40,7 @@ Cut = tuple[dict[Key, str], dict[Key, list[str]]]
 
 MISSING = "scores of captions need pycocoevalcap: pip install 'vitrail[caption]'"
 JAVA_LIMIT = 600
-"""seconds that Java may take"""
+"""seconds that Java may take for a set"""
 COLLAPSED = 0.5
 """a model that gives more than this share of the pictures one caption has collapsed,"""
 FEWEST = 10
@@ -219,7 +219,7 @@ def meteor(*sets: tuple[Mapping[Key, str], Mapping[Key, Sequence[str]]]) -> list
             command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, encoding="utf-8", bufsize=1
         )
         # A Java that no longer answers would hold the reads, and the wait for its end, for ever.
-        limit = threading.Timer(JAVA_LIMIT, process.kill)
+        limit = threading.Timer(JAVA_LIMIT * len(sets), process.kill)
         limit.start()
         try:
             with process:
