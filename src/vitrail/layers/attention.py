@@ -27,7 +27,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_
     """Equation 8: what each query gathers of the values [B, heads, M, d], [B, heads, N, d].
 
     This is PyTorch's fused attention, which never forms A, but where a processor trains in bf16: for few tokens that
-    takes up to four times as long as the products it stands for (results/attention.json). With a mask it is fused.
+    takes three to four times as long as the products it stands for (results/attention.json). With a mask it is fused.
     """
     learns = torch.is_grad_enabled() and q.requires_grad and q.dtype == torch.bfloat16 and q.device.type == "cpu"
     if not learns or attn_mask is not None or max(q.shape[-2], k.shape[-2]) > MOST_TOKENS:
