@@ -362,14 +362,16 @@ def measured_rungs() -> dict[str, Rows]:
 
 
 def ladder() -> list[list[str]]:
-    """The rungs with the mean of their seeds on validation, and people."""
+    """The rungs with the mean and range of their seeds on validation, and people."""
     columns = ["parameters", "encoder's", "CIDEr", "BLEU-4", "epochs", "core minutes", "rate", "CIDEr of the tries"]
     rows = [["rung", "recipes", *columns, "seeds"]]
     for name, rung in measured_rungs().items():
         done = rung["runs"]
 
         def mean(key: str, done: list[Rows] = done) -> str:
-            return f"{sum(run[key] for run in done) / len(done):.3f}"
+            scores = [run[key] for run in done]
+            spread = f" ({min(scores):.3f} to {max(scores):.3f})" if len(scores) > 1 else ""
+            return f"{sum(scores) / len(scores):.3f}{spread}"
 
         title = f"{name}. {rung['title']}" if len(name) == 1 else rung["title"]
         minutes = sum(run["training_seconds"] * run["cores"] for run in done) / len(done) / 60
