@@ -1,15 +1,16 @@
 """What each idea added to a captioner: the runs that led to it one after the other, from what they logged.
 
     python bench/ideas.py runs/match runs/coca runs/coca-on runs/critic runs/recall
+    python bench/ideas.py runs/short/match runs/short/coca --name caption-short
 
 Scores are those of a run's best evaluation on validation, which its checkpoint is.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,4 +34,8 @@ def logged(run: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    record("caption-ideas", {"runs": [logged(Path(run)) for run in sys.argv[1:]]})
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--name", default="caption-ideas", help="of the file under results/")
+    asked = parser.parse_args()
+    record(asked.name, {"runs": [logged(run) for run in asked.runs]})
