@@ -18,9 +18,9 @@ from record import record
 
 
 def logged(run: Path) -> dict[str, Any]:
-    """One run: its command, how long it took, and its best scores."""
+    """One run: its command, how long it took, and its best scores; one that matches alone has none."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    best = max((row for row in rows if row["kind"] == "val"), key=lambda row: row["cider"])
+    best = max((row for row in rows if row["kind"] == "val"), key=lambda row: row[rows[0]["score"]])
     done = next(row for row in rows if row["kind"] == "done")
     # A folder of this machine says nothing elsewhere.
     words = [Path(word).name if Path(word).is_absolute() else word for word in shlex.split(rows[0]["command"])]
@@ -28,8 +28,7 @@ def logged(run: Path) -> dict[str, Any]:
         "command": shlex.join(words),
         "minutes": round(done["seconds"] / 60, 1),
         "parameters": done["parameters"],
-        "cider": best["cider"],
-        "bleu4": best["bleu4"],
+        **{name: best[name] for name in ("cider", "bleu4") if name in best},
     }
 
 

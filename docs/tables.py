@@ -339,9 +339,21 @@ def ideas() -> list[list[str]]:
     """The runs that led to the captioner in the package, with their best scores on validation."""
     rows, found = [["command", "minutes", "CIDEr", "BLEU-4"]], _read("caption-ideas")
     for run in found["rows"]["runs"] if found else []:
-        scores = [f"{run[key]:.3f}" for key in ("cider", "bleu4")]
+        scores = [f"{run[key]:.3f}" if key in run else "" for key in ("cider", "bleu4")]
         rows.append([f"`{run['command']}`", f"{run['minutes']:.0f}", *scores])
     return rows
+
+
+def matching() -> list[list[str]]:
+    """How well runs of `caption-match` find captions for pictures and pictures for captions, on validation."""
+    among = ("recall1", "recall5", "recall10", "search1", "search5", "search10")
+    header = ["command", "minutes", *(f"`{name}`" for name in among)]
+    found = _read("caption-recall")
+    runs = found["rows"]["runs"] if found else []
+    return [
+        header,
+        *([f"`{run['command']}`", f"{run['minutes']:.0f}", *(f"{run[k]:.3f}" for k in among)] for run in runs),
+    ]
 
 
 LADDER = ("a", "b", "c", "d", "e", "f", "cifar10")
@@ -424,6 +436,7 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "captioner": captioner,
     "choosing": choosing,
     "ideas": ideas,
+    "matching": matching,
     "runs": runs,
     "recipes": recipes,
     "sizes": sizes,

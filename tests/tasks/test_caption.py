@@ -229,8 +229,32 @@ def test_an_encoder_may_learn_from_captions_before_any_is_written() -> None:
     assert all(p.grad is not None for p in task.encoder.parameters())
     assert isinstance(task.decoder, TransformerDecoder)
     assert all(p.grad is None for block in list(task.decoder.blocks)[1:] for p in block.parameters())
+    task.eval()
+    answers = task.answer(made)
+    own = F.normalize(task.match.image(task.memory(made["image"]).pooled), dim=1)
+    torch.testing.assert_close(torch.tensor([answer.embedding for answer in answers]), own)
+    assert task.score == "recall5" and task.resting and "caption" not in answers[0].as_row()
     task.learn_with(captioner().captioning)
     assert task.captioning.writing == 1.0 and "accuracy" in task.loss(made) and not task.resting
+    assert task.score == "cider" and task.answer(made)[0].captions
+
+
+def test_matching_is_learned_and_its_recall_shows_it() -> None:
+    """The loss brings each picture next to its own captions, by the vectors that the metric compares."""
+    task, made = captioner(contrastive=1.0, text_depth=1, writing=0.0), {**batch(), "captions": TEXTS}
+    optimizer = torch.optim.Adam(task.parameters(), lr=0.01)
+    for epoch in range(60):
+        sums = task.loss({**made, "epoch": epoch})
+        optimizer.zero_grad()
+        (sums["loss"] / sums["count"]).backward()
+        optimizer.step()
+    task.eval()
+    with torch.no_grad():
+        metric = task.metric()
+        metric.update(made, task.answer(made))
+    assert metric.compute() == dict.fromkeys(
+        [f"{name}{n}" for name in ("recall", "search") for n in (1, 5, 10)], 1.0
+    ) | {"count": 3}
 
 
 @pytest.mark.parametrize(("decoder", "heat"), [("recurrent", 1.0), ("attentive", 0.6), ("transformer", 0.6)])
@@ -402,6 +426,7 @@ def test_configs_that_make_no_sense() -> None:
         "most_words must be at least 1": {"most_words": 0},
         "smoothing is a share": {"smoothing": 1.5},
         "one of them above 0": {"writing": 0.0},
+        "scored by what it matches": {"writing": 0.0, "bag_of_words": 0.1},
         "critic_temperature must be above 0": {"critic_temperature": 0.0},
         "text_depth counts blocks of the Transformer": {"text_depth": 1, "decoder": "recurrent"},
         "learns from the reward alone": {"self_critical": 1.0, "bag_of_words": 0.1},

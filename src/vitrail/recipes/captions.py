@@ -125,10 +125,11 @@ def caption_match(pictures: int) -> Run:
     """Teaches a ViT to see from captions: small pictures are matched with them, and tell which words they use.
 
     Command: vitrail train caption-match --data flickr8k
-    What comes out is for `caption-coca --init`. It writes nothing, so its scores as a captioner are 0.
+    What comes out is for `caption-coca --init`. It writes nothing, and is scored by how well pictures and captions
+    find each other.
     """
     run = _run("caption-match", replace(_vit(), image_size=(64, 64)), _matching(writing=0.0))
-    # Evaluated at the end alone: no caption is written that a better checkpoint could be told by.
+    # Evaluated at the end alone: what goes on is the encoder that has learned for longest.
     return replace(run, early_size=None, epochs=60, eval_every=1000, batch_size=192)
 
 

@@ -20,7 +20,7 @@ from vitrail.tasks.caption_scores import CaptionMetric
 from vitrail.tasks.consensus import Consensus
 from vitrail.tasks.decoders import AttentiveDecoder, Decoder, Memory, RecurrentDecoder, TransformerDecoder
 from vitrail.tasks.encoder import KINDS, Encoder, pooled_width, token_width
-from vitrail.tasks.matching import BagOfWords, Match
+from vitrail.tasks.matching import BagOfWords, Match, Recall
 from vitrail.tasks.search import Decoding, Written, write
 from vitrail.tasks.task import Batch, Metric, Prediction, Task
 from vitrail.vit import Tokens
@@ -54,7 +54,8 @@ class Captioning:
     smoothing: float = 0.1
     """label smoothing"""
     writing: float = 1.0
-    """weight of the captions' words; with 0 the decoder rests, and the encoder learns from the two losses below"""
+    """weight of the captions' words; with 0 the decoder rests, and the encoder learns from the two losses below. Such a
+    captioner answers with a vector a picture, and is scored by how well that finds the picture's captions"""
     word_dropout: float = 0.0
     """chance that a word that is read becomes `<unknown>`"""
     contrastive: float = 0.0
@@ -82,6 +83,8 @@ class Captioning:
         weights = (self.writing, self.contrastive, self.bag_of_words, self.self_critical)
         if min(weights) < 0 or not any(weights):
             raise UserError("writing, contrastive, bag_of_words and self_critical are weights, one of them above 0")
+        if not (self.writing or self.self_critical or self.contrastive):
+            raise UserError("a captioner that does not write is scored by what it matches: let contrastive be above 0")
         if self.self_critical and self.bag_of_words:
             raise UserError("self_critical learns from the reward alone: let bag_of_words be 0")
         if self.critic_temperature <= 0:
@@ -116,6 +119,8 @@ FREE = (
 
 class Caption(Task):
     """An encoder of pictures and a decoder of words.
+
+    While the decoder is `resting`, since its words have no weight yet, an answer is the vector that matches captions.
 
     Keys of a batch: `image` [B, C, H, W] normalised floats, `sample` [B]; to learn from, `label` int64 [B, K, T], the
     numbers of K captions, each ended by `END` and filled up with `PAD` (a caption that is missing is all `PAD`); to
@@ -152,7 +157,8 @@ class Caption(Task):
         """what self-critical training is rewarded with"""
 
     def _make_heads(self) -> None:
-        """A head for each loss that has a weight, the one that is there where there is one."""
+        """A head for each loss that has a weight, the one that is there where there is one; and what scores them."""
+        self.score = "recall5" if self.resting else "cider"
         config, width = self.captioning, pooled_width(self.encoder.config)
         for name, weight in (("match", config.contrastive), ("bag", config.bag_of_words)):
             if hasattr(self, name) and not weight:
@@ -303,7 +309,9 @@ class Caption(Task):
         return {"loss": self.captioning.self_critical * loss, "count": count, "reward": rewards.mean() * count}
 
     def answer(self, batch: Batch) -> list[Prediction]:
-        """The best captions of each picture, with the probability of each piece of text."""
+        """The best captions of each picture, with the probability of each piece of text; its vector while resting."""
+        if self.resting:
+            return [Prediction(embedding=vector) for vector in self._vectors(batch["image"]).tolist()]
         written = self.write(batch)
         probabilities = written.logp.exp().tolist()
         scores = written.score.tolist()
@@ -345,12 +353,22 @@ class Caption(Task):
         }
 
     def metric(self) -> Metric:
-        return CaptionMetric(resting=self.resting)
+        return Recall(self._vectors_of_texts) if self.resting else CaptionMetric()
 
     @property
     def resting(self) -> bool:
-        """Whether the decoder has not begun to learn: its captions say nothing."""
-        return not self.captioning.writing
+        """Whether the decoder has not begun to learn: its captions would say nothing."""
+        return not (self.captioning.writing or self.captioning.self_critical)
+
+    def _vectors(self, images: Tensor) -> Tensor:
+        """Unit vectors [B, D] of pictures, near those of their captions."""
+        return self.match.image_of(self.memory(images).pooled)
+
+    def _vectors_of_texts(self, texts: list[str]) -> Tensor:
+        """Unit vectors [R, D] of captions."""
+        assert isinstance(self.decoder, TransformerDecoder)
+        words = numbered([texts], self.tokenizer, self.captioning.most_words)[0]
+        return self.match.text_of(self.decoder, words.to(self.match.scale.device))
 
     def config(self) -> dict[str, Any]:
         captioning = {**asdict(self.captioning), "decoding": asdict(self.decoding)}

@@ -289,13 +289,13 @@ class CaptionMetric:
     """The scores of an evaluation, `cider` first, from answers with a `.caption`; state is kept by sample.
 
     A picture's references are those of its batch under `captions`, a list a picture. Warns where the model has
-    collapsed to one caption, unless it is `resting`: a decoder that has not begun to learn.
+    collapsed to one caption.
     """
 
-    def __init__(self, *, seen: Iterable[str] | None = None, java: bool | None = False, resting: bool = False) -> None:
+    def __init__(self, *, seen: Iterable[str] | None = None, java: bool | None = False) -> None:
         """`seen` and `java` as in `caption_scores`. Java takes seconds, so it is off unless asked for."""
         self.seen = None if seen is None else list(seen)
-        self.java, self.resting = java, resting
+        self.java = java
         self.rows: dict[int, tuple[str, list[str]]] = {}
 
     def update(self, batch: dict[str, Any], answers: Sequence[Any]) -> None:
@@ -318,7 +318,7 @@ class CaptionMetric:
         candidates = {sample: self.rows[sample][0] for sample in sorted(self.rows)}
         references = {sample: self.rows[sample][1] for sample in candidates}
         scores = caption_scores(candidates, references, java=self.java, seen=self.seen)
-        if len(candidates) >= FEWEST and scores["identical"] > COLLAPSED and not self.resting:
+        if len(candidates) >= FEWEST and scores["identical"] > COLLAPSED:
             common, _ = Counter(candidates.values()).most_common(1)[0]
             log.warning(
                 f"{scores['identical']:.0%} of {len(candidates):,} pictures have the same caption ({common!r:.80}): "

@@ -129,6 +129,8 @@ def examples(parts: Parts, count: int = 24) -> list[dict[str, Any]]:
             answer = task.predict([picture])[0]
         except UserError:
             continue  # a picture that cannot be read was named when the loader met it
+        if answer.embedding:  # nothing that a page could show
+            continue
         image = Image.fromarray(
             picture[:3].permute(1, 2, 0).squeeze(2).numpy() if len(picture) != 2 else picture[0].numpy()
         )
@@ -210,7 +212,7 @@ def score_captions(
     assert isinstance(part, CaptionSet) and isinstance(splits.train, CaptionSet)
     seen = [text for texts in splits.train.captions for text in texts] if name != "train" else []
     loader = evaluation_loader(task, part.shuffled() if shuffle else part, next(task.parameters()).device)
-    scores = evaluate(task, loader, metric=CaptionMetric(seen=seen or None, java=None, resting=task.resting))
+    scores = evaluate(task, loader, metric=None if task.resting else CaptionMetric(seen=seen or None, java=None))
     return name, {**scores, "shuffled": True} if shuffle else scores
 
 
