@@ -2,7 +2,7 @@
 
     python bench/ladder.py a --data ../shared/data                       about 70 minutes on one core, 35 on two
     python bench/ladder.py e f --data ../shared/data --seeds 0 1 2
-    python bench/ladder.py e --data ../shared/data --core-minutes 1 --try-core-minutes 0.4    to see that it works
+    python bench/ladder.py e --data ../shared/data --core-minutes 1 --try-core-minutes 0.4 --results runs    a trial
 
 Time is counted in minutes of one core: 40 of them are 20 minutes of two cores. With `OMP_NUM_THREADS=1 taskset -c 0`
 and `-c 1` before them, two rungs can be measured side by side. Each recipe is timed over some steps of both sizes of
@@ -28,6 +28,7 @@ from typing import Any
 from record import RESULTS, machine, record
 
 from vitrail.recipes import RECIPES
+from vitrail.train.state import RunFolder
 
 
 @dataclass(frozen=True)
@@ -123,20 +124,16 @@ def recipe_of(name: str) -> Any:
     return RECIPES[name](PICTURES["flickr8k"])
 
 
-def logged(out: Path) -> list[Row]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
 def rows_of(out: Path, kind: str) -> list[Row]:
     """What a run logged of one kind: `train` for its steps, `val` for its evaluations."""
-    return [row for row in logged(out) if row["kind"] == kind]
+    return [row for row in RunFolder(out).rows() if row["kind"] == kind]
 
 
 def was_stopped(out: Path, words: list[str]) -> bool:
     """Whether `out` holds a run of just this command that has saved its state and is not done."""
     if not (out / "state").exists():
         return False
-    rows = logged(out)
+    rows = RunFolder(out).rows()
     return rows[0].get("command") == shlex.join(["vitrail", *words]) and rows[-1]["kind"] != "done"
 
 
@@ -147,15 +144,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--core-minutes", type=float, default=40.0)
     parser.add_argument("--try-core-minutes", type=float, default=10.0)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of ladder-RUNG.json")
     asked = parser.parse_args()
     budget = {"core_minutes": asked.core_minutes, "try_core_minutes": asked.try_core_minutes}
     for name in asked.rungs:
-        measure(name, asked.data, asked.seeds, budget)
+        measure(name, asked.data, asked.seeds, budget, asked.results)
 
 
-def measure(name: str, data: Path, seeds: list[int], budget: dict[str, float]) -> None:
-    """Tries and runs of a rung that its file does not hold yet."""
-    rung, file = RUNGS[name], RESULTS / f"ladder-{name}.json"
+def measure(name: str, data: Path, seeds: list[int], budget: dict[str, float], results: Path) -> None:
+    """Tries and runs of a rung that its file in `results` does not hold yet."""
+    rung, file = RUNGS[name], results / f"ladder-{name}.json"
     climb = Climb(rung, data, Path("runs") / "bench" / f"ladder-{name}")
     row: Row = json.loads(file.read_text())["rows"] if file.exists() else {}
     stages = [recipe for recipe in (rung.first, rung.recipe) if recipe]
@@ -168,15 +166,15 @@ def measure(name: str, data: Path, seeds: list[int], budget: dict[str, float]) -
     for recipe in stages:
         if recipe not in speeds:
             speeds[recipe] = climb.speed(recipe)
-            record(f"ladder-{name}", row)
+            record(f"ladder-{name}", row, results)
     for rate in RATES[len(row["tries"]) :]:
         row["tries"].append(climb.run(speeds, budget["try_core_minutes"] / kind["cores"], rate, seed=0))
-        record(f"ladder-{name}", row)
+        record(f"ladder-{name}", row, results)
     row["rate"] = max(row["tries"], key=lambda tried: tried["cider"])["rate"]
     for seed in seeds:
         if seed not in [run["seed"] for run in row["runs"]]:
             row["runs"].append(climb.run(speeds, budget["core_minutes"] / kind["cores"], row["rate"], seed))
-            record(f"ladder-{name}", row)
+            record(f"ladder-{name}", row, results)
     print(name, json.dumps(row["runs"]), flush=True)
 
 

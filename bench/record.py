@@ -71,9 +71,12 @@ def _command() -> str:
     script = Path(sys.argv[0])
     if script.is_absolute() and script.is_relative_to(ROOT):
         script = script.relative_to(ROOT)
-    # A folder of this machine says nothing elsewhere: data is named as `VITRAIL_DATA` finds it.
-    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    return " ".join(["python", str(script), *words])
+    return " ".join(["python", str(script), *portable(sys.argv[1:])])
+
+
+def portable(words: list[str]) -> list[str]:
+    """A command's words without folders of this machine, which say nothing elsewhere: `VITRAIL_DATA` finds data."""
+    return [Path(word).name if Path(word).is_absolute() else word for word in words]
 
 
 def _git(*arguments: str) -> str | None:

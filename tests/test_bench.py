@@ -45,26 +45,25 @@ def test_rungs_of_the_ladder_get_the_same_time(tmp_path: Path, monkeypatch: pyte
         rows = [{"kind": "train", "step": s, "seconds": s + max(0.0, s - 0.6 * steps)} for s in sorted(marks)]
         rows.append({"kind": "val", "cider": 1 / float(options["--lr"]), "bleu4": 0.1})
         Path(options["--out"]).mkdir(parents=True)
-        (Path(options["--out"]) / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        (Path(options["--out"]) / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return SimpleNamespace(stdout='{"parameters": 5, "cider": -1}')
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ladder.subprocess, "run", train)
     monkeypatch.setattr(ladder, "machine", lambda: {"cores": 1, "bf16": False})
-    monkeypatch.setattr(ladder, "RESULTS", tmp_path)
     monkeypatch.setattr(
-        ladder, "record", lambda name, rows: (tmp_path / f"{name}.json").write_text(json.dumps({"rows": rows}))
+        ladder, "record", lambda name, rows, to: (to / f"{name}.json").write_text(json.dumps({"rows": rows}))
     )
     budget = {"core_minutes": 40.0, "try_core_minutes": 10.0}
     for name in ladder.RUNGS:
-        ladder.measure(name, Path("data"), [0], budget)
+        ladder.measure(name, Path("data"), [0], budget, tmp_path)
         row = json.loads((tmp_path / f"ladder-{name}.json").read_text())["rows"]
         assert row["rate"] == 0.5, "the rate with the best score on validation"
         assert [tried["training_seconds"] for tried in row["tries"]] == pytest.approx([600] * 3, rel=0.03)
         assert [run["training_seconds"] for run in row["runs"]] == pytest.approx([2400], rel=0.03)
     # What is there is not made again, and another seed takes as many epochs.
     before = len(made)
-    ladder.measure("f", Path("data"), [0, 1], budget)
+    ladder.measure("f", Path("data"), [0, 1], budget, tmp_path)
     first, second = made[before:]
     assert (first["recipe"], second["recipe"], second["--init"]) == ("caption-match", "caption-coca", first["--out"])
     row = json.loads((tmp_path / "ladder-f.json").read_text())["rows"]
@@ -72,7 +71,7 @@ def test_rungs_of_the_ladder_get_the_same_time(tmp_path: Path, monkeypatch: pyte
     # A faster kind of processor trains for more epochs in the same time, so nothing of the slower one is kept.
     monkeypatch.setattr(ladder, "machine", lambda: {"cores": 1, "bf16": True})
     before = len(made)
-    ladder.measure("e", Path("data"), [0], budget)
+    ladder.measure("e", Path("data"), [0], budget, tmp_path)
     assert len(made) == before + 5, "its speed, three tries and the run"
 
 
@@ -92,7 +91,8 @@ def test_a_stopped_training_of_the_ladder_is_resumed(
         rows = [{"kind": "start", "command": shlex.join(["vitrail", *commands[0]])}, {"kind": "train", "seconds": 1}]
         rows += [{"kind": "val", "cider": 0.2}, {"kind": kind, "seconds": 2}]
         (out if left == "no state" else out / "state").mkdir(parents=True, exist_ok=True)
-        (out / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        torn = '{"kind": "tr' if left == "stopped" else ""  # by the kill
+        (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + torn)
         return SimpleNamespace(stdout='{"parameters": 5}')
 
     monkeypatch.setattr(ladder.subprocess, "run", train)

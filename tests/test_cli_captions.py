@@ -307,6 +307,11 @@ def test_what_training_does_not_take(data: Path, run: Path, tmp_path: Path, caps
     assert "name one with --init" in said("caption-critic", "--init", "classify", "--longest", "8")
     assert "method knn remembers pictures by what they match" in said("caption-recall", "--init", run)
     assert "method linear is for classification" in said("caption-vit", "--init", run, "--method", "linear")
+    mute = tmp_path / "mute"
+    match = ["--contrastive", "1", "--decoder-depth", "2", "--text-depth", "1", "--writing", "0"]
+    printed(capsys, "train", "caption-vit", *TINY, *match, "--data", data, "--out", mute)
+    assert "a captioner that can write" in said("caption-critic", "--init", mute)
+    assert "a captioner that writes" in said("caption-recall", "--init", mute)
     assert "has the decoder transformer, and the recipe attentive lstm" in said("caption-vit-lstm", "--init", run)
     # Also where it is what the recipe would have: the weights have another.
     depth = vitrail.load(run).captioning.decoder_depth

@@ -391,6 +391,37 @@ def test_a_picture_of_a_named_part_is_in_no_other(tmp_path: Path) -> None:
         open_captions(tmp_path)
 
 
+def test_a_picture_that_several_files_or_records_name_is_one(tmp_path: Path) -> None:
+    """Its references would else be torn apart, and each score be of fewer of them."""
+    pictures(tmp_path / "images", "a.jpg", "b.jpg")
+    (tmp_path / "captions_en.csv").write_text("image,caption\na.jpg,one\nb.jpg,two\na.jpg,one\n")
+    (tmp_path / "captions_more.csv").write_text("image,caption\na.jpg,one\na.jpg,three\n")
+    assert everything(whole(tmp_path)) == {"images/a.jpg": ["one", "one", "three"], "images/b.jpg": ["two"]}
+    records = [{"filename": "a.jpg", "sentences": [{"raw": text}]} for text in ("one", "two")]
+    (tmp_path / "dataset.json").write_text(json.dumps({"images": records}))
+    assert everything(whole(tmp_path / "dataset.json")) == {"images/a.jpg": ["one", "two"]}
+
+
+def test_parquet_keeps_a_picture_of_two_parts_where_it_is_scored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    folder = pictures(tmp_path / "data", "a.jpg", "b.jpg")
+    a, b = ((folder / name).read_bytes() for name in ("a.jpg", "b.jpg"))
+    table = pa.table({"image": [a, a, b], "caption": ["one", "two", "three"]})
+    pq.write_table(table, tmp_path / "train.parquet")
+    pq.write_table(table.slice(0, 1), tmp_path / "test.parquet")
+    splits = open_captions(tmp_path)
+    assert splits.train.captions == [["three"]] and splits.test is not None and splits.test.captions == [["one"]]
+    assert "row 0: its picture is in test too" in caplog.text and "pictures of two parts: 1" in caplog.text
+    told = pa.table({"image": [a, a, b], "caption": ["one", "two", "three"], "split": ["train", "val", "train"]})
+    pq.write_table(told, tmp_path / "told.parquet")
+    splits = open_captions(tmp_path / "told.parquet")
+    assert splits.train.captions == [["three"]] and splits.val is not None and splits.val.captions == [["two"]]
+
+
 def test_shuffled_gives_each_picture_anothers_captions(tmp_path: Path) -> None:
     part = CaptionSet("x", list("abcdefg"), torch.zeros(7, 3, 4, 4, dtype=torch.uint8), [[c] for c in "ABCDEFG"])
     for seed in range(5):
@@ -423,6 +454,7 @@ def test_the_loader_reads_it(tmp_path: Path) -> None:
         ("", "is empty"),
         ("a.jpg,A dog\nb.jpg,A cat\n", "line 1: 'a.jpg' is not there, nor any other of 2 pictures"),
         ('x,image,caption\n1,a.jpg,"open\n' + "2,b.jpg,text\n" * 30, "line 2: a quote opens that is not closed"),
+        ("image,caption,split\na.jpg,x,train\na.jpg,y,test\n", "line 3: a.jpg is in test here and in train before"),
         ('{"images": [}', "line 1: no JSON"),
         ('{"licenses": [], "info": 1}', "holds licenses, info"),
         ('{"images": [{"filename": "a.jpg"}]}', r"images\[0\]: no `sentences` among filename"),

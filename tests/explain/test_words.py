@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image
 
 from vitrail.baselines import CNNConfig
 from vitrail.data.decode import Preprocess
-from vitrail.data.text import Tokenizer
+from vitrail.data.text import PAD, START, UNKNOWN, Tokenizer
 from vitrail.explain import explain, words_looked
 from vitrail.explain.pictures import draw_words, png
 from vitrail.tasks.caption import Caption, Captioning
@@ -64,20 +65,26 @@ def test_each_word_has_its_attention(decoder: str, encoder: Any) -> None:
     assert len(words) == 1 or not torch.allclose(words[0].heat, words[1].heat)
 
 
-def test_attention_is_that_of_the_step_that_chose_the_word() -> None:
-    """Blind the decoder to all patches but one: each word looks there."""
-    task = captioner(decoder="attentive").eval()
+@pytest.mark.parametrize("decoder", ["attentive", "transformer"])
+@torch.no_grad()
+def test_attention_is_that_of_the_step_that_chose_the_word(decoder: str) -> None:
+    """Of the step whose logits give the word its probability, and of no other."""
+    task = captioner(decoder=decoder, decoding=Decoding(longest=8, no_repeat=0)).eval()
     images = torch.randn(1, 3, 8, 12)
-    with torch.no_grad():
-        keys = task.decoder.keys(task.memory(images).tokens)[0]  # type: ignore[operator]
-        task.decoder.score.weight.copy_(1e4 * torch.sign(keys[5] - keys.mean(dim=0)))  # type: ignore[union-attr]
-        task.decoder.query.weight.zero_()  # type: ignore[union-attr]
-        task.decoder.query.bias.zero_()  # type: ignore[union-attr]
-        best = int((torch.tanh(keys) @ task.decoder.score.weight[0]).argmax())  # type: ignore[index]
     _, words = words_looked(task, images)
-    for word in words:
-        share = torch.cat([torch.zeros(2), word.heat.flatten()])
-        assert best >= 2 and float(share[best]) == pytest.approx(1, abs=1e-3)
+    memory = task.memory(images)
+    state, before = task.decoder.start(memory), START
+    chosen = [word for word in task.write({"image": images}).words[0, 0].tolist() if word != PAD]
+    assert len(words) == len(chosen) > 2
+    for word, number in zip(words, chosen, strict=True):
+        known, state = task.decoder.step(torch.tensor([before]), state)
+        logits = task.decoder.logits(known)[0]
+        logits[[PAD, START, UNKNOWN]] = -torch.inf
+        assert word.p == pytest.approx(float(logits.softmax(dim=0)[number]), rel=1e-4)
+        assert word.heat is not None
+        torch.testing.assert_close(word.heat.flatten(), state.looked[0][0, 2:])
+        before = number
+    assert all(not torch.allclose(a.heat, b.heat) for a, b in itertools.pairwise(words))  # type: ignore[arg-type]
 
 
 def test_a_decoder_that_does_not_look_again() -> None:

@@ -80,7 +80,6 @@ def test_every_parameter_learns(decoder: str) -> None:
         task = captioner(decoder=decoder, **changes)
         task.loss(batch())["loss"].backward()
         without = {name for name, p in task.named_parameters() if p.grad is None or not p.grad.any()}
-        # The Transformer reads the picture's tokens and no vector of the whole, which the class token would be for.
         assert not without
 
 

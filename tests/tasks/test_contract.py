@@ -4,19 +4,49 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
 import vitrail
+from vitrail.data.decode import Preprocess
+from vitrail.data.text import Tokenizer
+from vitrail.tasks.caption import Caption, Captioning
+from vitrail.tasks.classify import Classify
+from vitrail.tasks.encoder import encoder_for
+from vitrail.tasks.knn import KNN
+from vitrail.tasks.search import Decoding
 from vitrail.tasks.task import Task
+from vitrail.vit import SIZES
+
+NANO, EIGHT = SIZES["nano/2"], Preprocess(size=(8, 8))
+WORDS = Tokenizer.train(["a red dog runs on the grass"], "words", 20)
+
+
+def neighbours() -> Task:
+    task = KNN(encoder_for(NANO), ["a", "b"], EIGHT, pictures=5)
+    task.head.remember(torch.randn(5, 64), torch.tensor([0, 1, 1, 0, 1]))
+    return task
+
+
+def captioner(decoder: Any) -> Task:
+    small = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2, "decoding": Decoding(longest=6)}
+    return Caption(encoder_for(NANO), Captioning(decoder=decoder, **small), WORDS, EIGHT)  # type: ignore[arg-type]
+
 
 TASKS: dict[str, Callable[[], Task]] = {
     "classify": lambda: vitrail.create("nano/2", classes=["a", "b"]),
-    "classify, sigmoid and hidden": lambda: vitrail.create("nano/2", classes=3, hidden=8, registers=1),
+    "classify, sigmoid and hidden": lambda: Classify(
+        encoder_for(replace(NANO, registers=1)), ["a", "b", "c"], EIGHT, hidden=8, loss="sigmoid"
+    ),
+    "knn": neighbours,
     "embed": lambda: vitrail.create("nano/2"),
+    **{f"caption, {decoder}": partial(captioner, decoder) for decoder in ("recurrent", "attentive", "transformer")},
 }
 
 
@@ -26,13 +56,19 @@ def task(request: pytest.FixtureRequest) -> Task:
     return TASKS[request.param]()
 
 
+def inputs(task: Task, pictures: int) -> tuple[torch.Tensor, ...]:
+    """What `forward` takes: normalised pictures, and two captions of each where there are words."""
+    images = torch.randn(pictures, 3, 8, 8)
+    return (images, torch.randint(4, 8, (pictures, 2, 3))) if isinstance(task, Caption) else (images,)
+
+
 def test_saved_loaded_and_plain_data(task: Task, tmp_path: Path) -> None:
     task.save(tmp_path / "m")
     again = vitrail.load(tmp_path / "m")
     assert type(again) is type(task) and again.classes == task.classes
     assert json.loads(json.dumps(task.config())) == json.loads(json.dumps(again.config()))
-    images = torch.randn(3, 3, 8, 8)
-    assert torch.equal(task.eval()(images), again(images))
+    given = inputs(task, 3)
+    assert torch.equal(task.eval()(*given), again(*given))
 
 
 def test_features_keep_their_grid_at_odd_sizes(task: Task) -> None:
@@ -52,10 +88,11 @@ def test_answers_do_not_depend_on_the_batch(task: Task) -> None:
     pictures = [torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8) for _ in range(5)]
     together, alone = task.predict(pictures), [task.predict([p])[0] for p in pictures]
     for a, b in zip(together, alone, strict=True):
-        assert [x["label"] for x in a.labels] == [x["label"] for x in b.labels]
+        assert [x["label"] for x in a.labels] == [x["label"] for x in b.labels] and a.caption == b.caption
         assert a.embedding == pytest.approx(b.embedding, abs=1e-5)
 
 
 def test_a_batch_of_eight_and_of_nothing_go_through_forward(task: Task) -> None:
-    assert len(task(torch.randn(8, 3, 8, 8))) == 8
-    assert len(task(torch.randn(0, 3, 8, 8))) == 0
+    assert len(task(*inputs(task, 8))) == 8
+    if not isinstance(task, Caption):  # whose words are shared out among the pictures
+        assert len(task(*inputs(task, 0))) == 0

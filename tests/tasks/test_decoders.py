@@ -140,8 +140,8 @@ def test_formed_attention_is_fused_attention() -> None:
 
 
 @torch.no_grad()
-def test_soft_attention_as_the_paper_writes_it() -> None:
-    """Equations 4, 5 and 13 of Show, Attend and Tell, for one caption's first word."""
+def test_soft_attention_written_out() -> None:
+    """Equations 4, 5 and 13 of Show, Attend and Tell with the class's own gate and output, for a first word."""
     torch.manual_seed(0)
     d, seen = AttentiveDecoder("lstm", VOCABULARY, WIDTH, SEEN, 0.0, POOLED).eval(), memory(1)
     h, c = torch.tanh(d.begin(seen.pooled))[0].chunk(2)

@@ -152,6 +152,11 @@ def test_what_learns(folder: Path, tuned: bool) -> None:
     assert task.decoder.model.lm_head.weight is task.decoder.model.transformer.wte.weight
 
 
+def test_one_that_goes_on_keeps_what_it_began_with(folder: Path) -> None:
+    kept = captioner(folder, most_words=60).kept(Prefixed(captions=3))
+    assert (kept.most_words, kept.prefix_length, kept.join_depth, kept.captions) == (60, 3, 2, 3)
+
+
 @pytest.mark.parametrize("join", JOINS)
 def test_a_checkpoint_carries_the_language_model(join: Any, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "lm")

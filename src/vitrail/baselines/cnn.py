@@ -83,13 +83,17 @@ def _check_stages(config: CNNConfig | ResNetConfig) -> None:
     if not config.widths or len(config.widths) != len(config.strides):
         raise UserError(f"one stride a stage: got widths {config.widths} and strides {config.strides}")
     if min(config.depth, config.stem_stride, *config.widths, *config.strides) < 1:
-        raise UserError("widths, strides and depth of a convolutional network must be at least 1")
+        raise UserError(
+            f"widths {config.widths}, strides {config.strides}, stem_stride {config.stem_stride} and depth "
+            f"{config.depth} of a convolutional network must be at least 1"
+        )
 
 
 class CNN(nn.Module):
-    """Stages of convolutions with ReLU, each ended by max pooling, as LeNet (1998) and VGG (arXiv 1409.1556) have it.
+    """Stages of convolutions with ReLU, ended by max pooling, as LeNet (1998) and VGG (arXiv 1409.1556) have it.
 
-    Every pooling halves the map, and every stage has more channels: fewer places that each say more.
+    A pooling makes the map smaller, mostly by half, and the next stage has more channels: fewer places that each say
+    more.
     """
 
     def __init__(self, config: CNNConfig) -> None:

@@ -57,6 +57,8 @@ class Entry:
     """whether what is wrong with it has been said"""
     item: Path | int | None = None
     """the picture where the reader knows it: a file, or a row of a Parquet column"""
+    same: Path | bytes | int | None = None
+    """what rows of a Parquet column with the same picture have in common"""
 
 
 class Left:
@@ -155,8 +157,10 @@ def read_table(file: Path, lines: list[str], left: Left) -> list[Entry]:
         if few or many:
             entry.named = True
             continue
-        if part is not None and part < len(values):
-            entry.split = _split(values[part])
+        split = _split(values[part]) if part is not None and part < len(values) else None
+        if split and entry.split not in (None, split):
+            raise UserError(f"{where}: {name} is in {split} here and in {entry.split} before: take it out of one")
+        entry.split = split or entry.split
         entry.captions += [(where, values[column]) for column in captions]
     return list(entries.values())
 
@@ -316,7 +320,7 @@ def read_pairs(folder: Path) -> list[Entry]:
 
 
 def read_parquet(files: list[Path]) -> tuple[list[Entry], parquet.Pictures]:
-    """Entries that name rows, and the column that they are rows of. Rows with the same picture are one entry."""
+    """Entries that name rows, and the column of these. Rows of a part with the same picture are one entry."""
     where = str(files[0] if len(files) == 1 else files[0].parent)
 
     def choose(names: list[str]) -> list[str]:
@@ -334,7 +338,9 @@ def read_parquet(files: list[Path]) -> tuple[list[Entry], parquet.Pictures]:
         row, item = f"{where}, row {i}", pictures[i]
         there = item.is_file() if isinstance(item, Path) else bool(item)
         same = i if not there else item if isinstance(item, Path) else hashlib.blake2b(item, digest_size=16).digest()
-        entry = entries.setdefault(same, Entry(own[i] or "", row, _split(parts[i]), item=i if there else None))
+        split = _split(parts[i])
+        fresh = Entry(own[i] or "", row, split, item=i if there else None, same=same)
+        entry = entries.setdefault((same, split), fresh)
         entry.captions += [(row, text) for value in values for text in _texts(value, row)]
     return list(entries.values()), pictures
 

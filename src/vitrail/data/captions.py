@@ -228,12 +228,17 @@ def _name_the_uncaptioned(path: Path, entries: list[Entry], left: Left) -> None:
 
 
 def _make(path: Path, entries: list[Entry], left: Left) -> CaptionSet:
-    """The entries with a picture and a caption."""
-    kept = [entry for entry in entries if _keep(entry, left)]
+    """The entries with a picture and a caption; those of the same picture are one."""
+    captions: dict[Path, list[str]] = {}
+    for entry in entries:
+        if _keep(entry, left):
+            assert isinstance(entry.item, Path)
+            texts = [text for _, text in entry.captions]
+            known = captions.get(entry.item)  # from another file or record, which may say the same once more
+            captions[entry.item] = texts if known is None else known + [text for text in texts if text not in known]
     root = path if path.is_dir() else path.parent
-    files: list[Path] = [entry.item for entry in kept if isinstance(entry.item, Path)]
-    keys = [file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file) for file in files]
-    return CaptionSet(path.name, keys, files, [[text for _, text in entry.captions] for entry in kept])
+    keys = [file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file) for file in captions]
+    return CaptionSet(path.name, keys, [*captions], [*captions.values()])
 
 
 def _keep(entry: Entry, left: Left) -> bool:
@@ -265,16 +270,19 @@ def _from_parquet(path: Path, left: Left) -> dict[str, CaptionSet]:
     files: dict[str, list[Path]] = {}
     for file in parquet.files(path):
         files.setdefault(part_of(file) or part_of(file.parent) or "", []).append(file)
+    groups = [(part, members[0], *read_parquet(members)) for part, members in files.items()]
     parts: dict[str, CaptionSet] = {}
-    for part, members in files.items():
-        entries, pictures = read_parquet(members)
-        by_part: dict[str, list[Entry]] = {}
-        for entry in entries:
-            if _keep(entry, left):
-                by_part.setdefault(entry.split or part, []).append(entry)
-        for each, kept in by_part.items():
-            made = _from_rows(path, members[0], kept, pictures)
-            parts[each] = _joined(parts[each], made) if each in parts else made
+    whose: dict[Any, str] = {}
+    for each in ("test", "val", "train", ""):  # what is to be scored keeps a picture that others have too
+        for part, file, entries, pictures in groups:
+            own = [entry for entry in entries if (entry.split or part) == each and _keep(entry, left)]
+            kept = [entry for entry in own if whose.setdefault(entry.same, each) == each]
+            for entry in own:
+                if (other := whose[entry.same]) != each:
+                    left.out("pictures of two parts", f"{entry.where}: its picture is in {other} too")
+            if kept:
+                made = _from_rows(path, file, kept, pictures)
+                parts[each] = _joined(parts[each], made) if each in parts else made
     return parts
 
 

@@ -115,10 +115,13 @@ def caption_vit(pictures: int) -> Run:
     return _run("caption-vit", _vit(), _task(decoder_dropout=0.2, word_dropout=0.1))
 
 
+MATCHING = {"contrastive": 0.5, "decoder_depth": 3, "text_depth": 1}
+"""of captioners that match, which needs blocks that read words alone; one that goes on keeps the depths it has"""
+
+
 def _matching(**choices: Any) -> Captioning:
     """Pictures are matched with their captions, and tell which words these use."""
-    losses = {"contrastive": 0.5, "bag_of_words": 0.1}
-    return _task(decoder_dropout=0.2, word_dropout=0.1, decoder_depth=3, text_depth=1, **losses, **choices)
+    return _task(decoder_dropout=0.2, word_dropout=0.1, bag_of_words=0.1, **MATCHING, **choices)
 
 
 def caption_match(pictures: int) -> Run:
@@ -159,10 +162,10 @@ def caption_recall(pictures: int) -> Run:
 
     Command: vitrail train caption-recall --data flickr8k --init RUN
     Nothing is trained: of the captions that it finds it chooses by those of the pictures most like its own. Behind
-    `caption-critic`, say `--length-power 1.5 --longest 28` as that does.
+    `caption-critic`, say `--length-power 1.5` as that does.
     """
     decoding = Decoding(beam=10, match=0.2, consensus=6.0)
-    task = _task(decoding=decoding, contrastive=0.5, decoder_depth=3, text_depth=1)
+    task = _task(decoding=decoding, **MATCHING)
     return replace(_run("caption-recall", _vit(), task), tune=Tune(method="knn"), early_size=None)
 
 
@@ -173,9 +176,8 @@ def caption_critic(pictures: int) -> Run:
     """
     # Captions come out two words shorter than before, which this power of the length half makes up for. A captioner
     # that has learned to match chooses among ten; any other leaves that out.
-    decoding = Decoding(longest=28, length_power=1.5, beam=10, match=0.2)
-    matching = {"contrastive": 0.5, "decoder_depth": 3, "text_depth": 1}
-    task = _task(captions=4, self_critical=1.0, critic_temperature=0.7, decoding=decoding, **matching)
+    decoding = Decoding(length_power=1.5, beam=10, match=0.2)
+    task = _task(captions=4, self_critical=1.0, critic_temperature=0.7, decoding=decoding, **MATCHING)
     run = _run("caption-critic", _vit(), task)
     optim = replace(run.optim, lr=5e-5, matrix_lr=2e-4, warmup=0.02)
     return replace(run, early_size=None, optim=optim, epochs=3, batch_size=32, eval_every=1)

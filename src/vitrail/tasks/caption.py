@@ -19,7 +19,7 @@ from vitrail.plain import describe
 from vitrail.tasks.caption_scores import CaptionMetric
 from vitrail.tasks.consensus import Consensus
 from vitrail.tasks.decoders import AttentiveDecoder, Decoder, Memory, RecurrentDecoder, TransformerDecoder
-from vitrail.tasks.encoder import KINDS, Encoder, pooled_width, token_width
+from vitrail.tasks.encoder import KINDS, Encoder, one_vector, pooled_width, token_width
 from vitrail.tasks.matching import BagOfWords, Match, Recall
 from vitrail.tasks.search import Decoding, Written, write
 from vitrail.tasks.task import Batch, Metric, Prediction, Task
@@ -107,8 +107,6 @@ class Captioning:
                 f"text_depth counts blocks of the Transformer, and the decoder is {self.decoder}: let it be 0"
             )
 
-    balanced = False
-
 
 FREE = (
     *("captions", "smoothing", "word_dropout", "decoding"),
@@ -128,7 +126,6 @@ class Caption(Task):
     """
 
     name = "caption"
-    score = "cider"
     metric_reads = "answers"
     match: Match
     bag: BagOfWords
@@ -222,9 +219,8 @@ class Caption(Task):
         return Memory(torch.cat([tokens.prefix, tokens.patches], dim=1), self.pooled(tokens))
 
     def pooled(self, tokens: Tokens) -> Tensor:
-        """One vector a picture, [B, D]; where the encoder gives a pair for two heads, their mean."""
-        vectors = self.encoder.pool(tokens)
-        return vectors.mean(dim=1) if vectors.ndim == 3 else vectors
+        """One vector a picture, [B, D]."""
+        return one_vector(self.encoder.pool(tokens))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Sums over the captions' words; in self-critical training over those of the samples."""

@@ -133,7 +133,11 @@ class Classify(Task):
 
 
 class ClassifyMetric:
-    """Top-1, top-5, per-class accuracy, confusion matrix, calibration error and cross-entropy, from the logits."""
+    """Top-1, top-5, per-class accuracy, confusion matrix, calibration error and cross-entropy, from the logits.
+
+    The cross-entropy is that of their softmax, whatever the loss; the calibration error is of the task's own
+    probabilities.
+    """
 
     def __init__(self, task: Classify) -> None:
         self.task = task

@@ -115,9 +115,9 @@ class Decoder(nn.Module):
 class RecurrentDecoder(Decoder):
     """Show and Tell (1411.4555): the picture is the first thing that a recurrent network reads, the words follow."""
 
-    def __init__(self, cell: str, vocabulary: int, width: int, depth: int, memory_width: int, dropout: float) -> None:
+    def __init__(self, cell: str, vocabulary: int, width: int, depth: int, pooled_width: int, dropout: float) -> None:
         super().__init__(vocabulary, width, dropout)
-        self.picture = nn.Linear(memory_width, width)
+        self.picture = nn.Linear(pooled_width, width)
         self.layers = Recurrent(CELLS[cell], width, width, depth, dropout)
 
     def forward(self, words: Tensor, memory: Memory) -> Tensor:
@@ -140,8 +140,9 @@ class RecurrentDecoder(Decoder):
 class AttentiveDecoder(Decoder):
     """Show, Attend and Tell (1502.03044), with soft attention: before each word, look at the picture anew.
 
-    e_i = v . tanh(W a_i + U h), weights softmax(e) (equations 4 and 5); the weighted mean of the tokens a_i, times a
-    gate that the state sets (section 4.2.1), is read together with the word.
+    e_i = v . tanh(W a_i + U h), weights softmax(e) (equations 4 and 5); the weighted mean of V a_i, times a gate that
+    the state sets (section 4.2.1), is read together with the word. Other than there, the tokens a_i go through V first,
+    the gate has a number a channel in place of one, and a tanh is around the sum of equation 7.
     """
 
     def __init__(
@@ -178,7 +179,7 @@ class AttentiveDecoder(Decoder):
         seen = (weights @ values).flatten(0, 1) * torch.sigmoid(self.gate(hidden))
         read = self.dropout(self.embedding(words) * self.width**0.5)
         after = self.cell(torch.cat([read, seen], dim=1), tuple(state.words))
-        # The deep output of equation 7: word, state and what was seen together choose the next word.
+        # The deep output, as in equation 7: word, state and what was seen together choose the next word.
         known = torch.tanh(self.out(self.dropout(torch.cat([read, after[0], seen], dim=1))))
         return self.dropout(known), DecoderState(list(after), state.picture, state.length + 1, [weights.flatten(0, 1)])
 

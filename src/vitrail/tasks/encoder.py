@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from vitrail.baselines import CNN, MLP, RNN, CNNConfig, MLPConfig, ResNet, ResNetConfig, RNNConfig
 from vitrail.vit import ViT, ViTConfig
 
@@ -37,3 +39,8 @@ def token_width(config: EncoderConfig) -> int:
 def pooled_width(config: EncoderConfig) -> int:
     """Of the one vector that stands for a picture; a ViT may project it, as CLIP's does."""
     return config.pooled_width if isinstance(config, ViTConfig) else config.width
+
+
+def one_vector(pooled: Tensor) -> Tensor:
+    """What an encoder pools, [B, D]; where that is a pair for DeiT's two heads, [B, 2, D], the mean of the two."""
+    return pooled.mean(dim=1) if pooled.ndim == 3 else pooled

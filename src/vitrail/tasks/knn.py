@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vitrail.data.decode import Preprocess
 from vitrail.errors import UserError
 from vitrail.tasks.classify import Classify
-from vitrail.tasks.encoder import Encoder, pooled_width
+from vitrail.tasks.encoder import Encoder, one_vector, pooled_width
 from vitrail.tasks.task import Batch
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07
@@ -41,12 +41,8 @@ class Neighbours(nn.Module):
         self.keys, self.labels = F.normalize(vectors, dim=1), labels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features [B, D] to the logarithm of the votes' shares [B, K]; a class without a vote has that of 1e-9.
-
-        Of DeiT's pair of tokens, [B, 2, D], the mean is compared.
-        """
-        x = x.mean(dim=1) if x.ndim == 3 else x
-        near, rows = (F.normalize(x, dim=1) @ self.keys.T).topk(min(self.k, len(self.keys)), dim=1)
+        """Features [B, D] to the logarithm of the votes' shares [B, K]; a class without a vote has that of 1e-9."""
+        near, rows = (F.normalize(one_vector(x), dim=1) @ self.keys.T).topk(min(self.k, len(self.keys)), dim=1)
         weights = (near / self.temperature).softmax(dim=1)
         votes = weights.new_zeros(len(x), self.classes).scatter_add_(1, self.labels[rows], weights)
         return votes.clamp(min=1e-9).log()

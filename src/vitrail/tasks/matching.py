@@ -28,7 +28,10 @@ class Match(nn.Module):
         return F.normalize(self.image(pooled), dim=1)
 
     def text_of(self, decoder: TransformerDecoder, captions: Tensor) -> Tensor:
-        """Unit vectors [R, D] of captions [R, T], from what the decoder knows when it has read all but the end."""
+        """Unit vectors [R, D] of captions [R, T], from what the decoder knows when it has read all but the last word.
+
+        That is the end, but of a caption that was cut off.
+        """
         ends = (captions != PAD).sum(dim=1) - 1
         known = decoder.read(F.pad(captions[:, :-1], (1, 0), value=START))
         return F.normalize(self.text(known[torch.arange(len(ends), device=ends.device), ends]), dim=1)

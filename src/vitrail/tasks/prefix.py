@@ -54,14 +54,12 @@ class Prefixed:
     captions: int = 2
     """of each picture's captions, how many a step reads"""
     self_critical: float = 0.0
-    """weight of the reward, CIDEr, of sampled captions over that of their mean (1612.00563); 0 for none"""
+    """weight of the reward, CIDEr, of sampled captions over the mean of the others (1612.00563); 0 for none"""
     decoding: Decoding = field(default_factory=Decoding)
 
     def __post_init__(self) -> None:
         if min(self.prefix_length, self.join_depth, self.captions, self.most_words) < 1:
             raise UserError("prefix_length, join_depth, captions and most_words must be at least 1")
-
-    balanced = False
 
     @property
     def captioning(self) -> Captioning:
@@ -106,7 +104,7 @@ class PrefixCaption(Caption):
         """`config` with the language model and the join that are in these weights."""
         if not isinstance(config, Prefixed):
             raise UserError("this captioner has a language model: go on with it by the recipe caption-prefix")
-        own = ("language_model", "join", "prefix_length", "join_depth", "tune_language")
+        own = ("language_model", "join", "prefix_length", "join_depth", "tune_language", "most_words")
         return replace(config, **{name: getattr(self.prefixed, name) for name in own})
 
     def learn_with(self, config: Any) -> None:

@@ -64,7 +64,7 @@ def build(run: Run, splits: Splits, device: torch.device) -> tuple[Parts, int]:
         device=device,
         workers=run.workers,
         memory=run.memory,
-        balanced=run.task.balanced,
+        balanced=isinstance(run.task, Classification) and run.task.balanced,
         max_bad=run.max_bad,
         tally=tally,
     )
@@ -172,12 +172,17 @@ def goes_on(config: TaskConfig, weights: Task) -> bool:
     return isinstance(weights, PrefixCaption if isinstance(config, Prefixed) else Caption)
 
 
-def check_remembers(run: Run, weights: Task | None) -> None:
-    """Refuse method knn for a captioner that cannot tell which pictures are alike."""
-    if run.tune.method == "knn" and not hasattr(weights, "match"):
+def check_start(run: Run, weights: Task | None) -> None:
+    """Refuse to begin from a captioner that lacks what the run builds upon, or from none."""
+    config = run.task
+    assert isinstance(config, Captioning | Prefixed)
+    writes = isinstance(weights, Caption) and goes_on(config, weights) and not weights.resting
+    if config.self_critical and not writes:
+        raise UserError("self-critical training goes on from a captioner that can write: name one with --init")
+    if run.tune.method == "knn" and not (writes and hasattr(weights, "match")):
         raise UserError(
-            "method knn remembers pictures by what they match: with --init name a captioner that has learned to match, "
-            "as with caption-coca"
+            "method knn remembers pictures by what they match: with --init name a captioner that writes and has "
+            "learned to match, as with caption-coca"
         )
 
 
@@ -193,9 +198,7 @@ def captioner(run: Run, train: CaptionSet) -> Caption:
     if config.decoding.consensus and run.tune.method != "knn":
         raise UserError("consensus in decoding is for the recipe caption-recall and its method knn: let it be 0")
     loaded = zoo.load(run.init, channels=run.model.channels, image_size=run.model.image_size) if run.init else None
-    if config.self_critical and (loaded is None or not goes_on(config, loaded)):
-        raise UserError("self-critical training goes on from a captioner that can write: name one with --init")
-    check_remembers(run, loaded)
+    check_start(run, loaded)
     if loaded is not None and isinstance(run.model, ViTConfig):
         zoo.change_drop_path(loaded, run.model.drop_path)
     task: Caption

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vitrail.data.loader import Loader
 from vitrail.errors import UserError
+from vitrail.tasks.encoder import one_vector
 from vitrail.tasks.knn import Neighbours
 from vitrail.tasks.task import Task
 from vitrail.train.device import autocast
@@ -43,9 +44,7 @@ def features(task: Task, loader: Loader, precision: Literal["auto", "bf16", "fp3
     vectors, labels = [], []
     for batch in loader.evaluation():
         with autocast(batch["image"].device, precision):
-            pooled = encoder.pool(task.features(batch["image"])).float()
-        # DeiT's pair of tokens counts as their mean.
-        vectors.append(pooled.mean(dim=1) if pooled.ndim == 3 else pooled)
+            vectors.append(one_vector(encoder.pool(task.features(batch["image"])).float()))
         labels.append(batch["label"])
     return Features(torch.cat(vectors), torch.cat(labels))
 

@@ -26,7 +26,7 @@ from vitrail.tasks.caption_scores import CaptionMetric, check_scorers, human_cei
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.embed import Embed
 from vitrail.tasks.task import Task
-from vitrail.train.build import VAL_FRACTION, build, check_remembers, evaluation_loader, goes_on, open_for, warn_unused
+from vitrail.train.build import VAL_FRACTION, build, check_start, evaluation_loader, goes_on, open_for, warn_unused
 from vitrail.train.device import choose_device
 from vitrail.train.frozen import fit_frozen
 from vitrail.train.loop import Parts, evaluate, fit
@@ -72,7 +72,7 @@ def begin(
         log.warning("the pictures have %d channels, and so will the model", channels)
         run = replace(run, model=replace(run.model, channels=channels))
     if init is not None and isinstance(weights, Caption) and goes_on(run.task, weights):
-        check_remembers(run, weights)
+        check_start(run, weights)
         run = replace(run, task=weights.kept(run.task))
     given = run
     run = settle(run, len(splits.train), len(splits.train.classes), change)
