@@ -19,9 +19,11 @@ from record import record
 
 KEPT = {
     "classify": ("top1", "top5", "cross_entropy", "calibration_error", "count"),
-    "caption": ("cider", "bleu1", "bleu4", "rouge_l", "meteor", "length", "vocabulary", "identical", "new", "count"),
+    "caption": (
+        *("cider", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "meteor", "ptb_cider", "ptb_bleu4", "ptb_rouge_l"),
+        *("length", "vocabulary", "identical", "new", "count"),
+    ),
 }
-
 
 CHOOSING = {
     "the likeliest": ("--match", "0", "--consensus", "0"),

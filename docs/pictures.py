@@ -110,9 +110,9 @@ def sheet(paths: Sequence[Path], texts: Sequence[str]) -> bytes:
     for place, (path, text) in enumerate(zip(paths, texts, strict=True)):
         axes = figure.add_subplot(rows, COLUMNS, place + 1)
         axes.imshow(Image.open(path).convert("RGB"))
-        axes.set_axis_off()
-        lines = "\n".join(textwrap.wrap(text, 34))
-        axes.text(0.5, -0.03, lines, fontsize=8, ha="center", va="top", transform=axes.transAxes)
+        axes.set(xticks=[], yticks=[], frame_on=False)
+        lines = textwrap.wrap(text.replace(" .", "\N{NO-BREAK SPACE}."), 34)  # no line of a full stop alone
+        axes.set_xlabel("\n".join(lines), fontsize=8)  # which the layout makes room for
     buffer = io.BytesIO()
     figure.savefig(buffer, format="jpeg", dpi=100, pil_kwargs={"quality": 80})
     return buffer.getvalue()

@@ -307,6 +307,12 @@ def test_what_training_does_not_take(data: Path, run: Path, tmp_path: Path, caps
     assert "name one with --init" in said("caption-critic", "--init", "classify", "--longest", "8")
     assert "method knn remembers pictures by what they match" in said("caption-recall", "--init", run)
     assert "method linear is for classification" in said("caption-vit", "--init", run, "--method", "linear")
+    (tmp_path / "far" / "images").mkdir(parents=True)
+    for i in range(4):
+        picture(tmp_path / "far" / "images" / f"{i}.png", i)
+    (tmp_path / "far" / "captions.txt").write_text("".join(f"{i}.png,{HEBREW}\n" for i in range(4)))
+    options = ["--data", tmp_path / "far", "--init", run, "--out", tmp_path / "run"]
+    assert "no caption has a word of [a-z0-9']" in refused(capsys, "train", "caption-critic", *options)
     mute = tmp_path / "mute"
     match = ["--contrastive", "1", "--decoder-depth", "2", "--text-depth", "1", "--writing", "0"]
     printed(capsys, "train", "caption-vit", *TINY, *match, "--data", data, "--out", mute)
@@ -329,6 +335,13 @@ def test_what_training_held_back_is_scored(
     (row,) = printed(capsys, "eval", tmp_path / "run", *options)
     (asked,) = printed(capsys, "eval", tmp_path / "run", *options, "--split", "val")
     assert row == asked and (row["split"], row["count"]) == ("val", len(held)) and len(held) < 12
+    (everything,) = printed(capsys, "eval", "caption", *options, "--longest", "3")
+    assert (everything["split"], everything["count"]) == ("train", 12)
+    # So it is where the data names no part at all.
+    options = ["--data", tmp_path / "set" / "train"]
+    printed(capsys, "train", "caption-vit", *TINY, *options, "--out", tmp_path / "whole")
+    (row,) = printed(capsys, "eval", tmp_path / "whole", *options)
+    assert (row["split"], row["count"]) == ("val", len(held))
     (everything,) = printed(capsys, "eval", "caption", *options, "--longest", "3")
     assert (everything["split"], everything["count"]) == ("train", 12)
 

@@ -182,6 +182,12 @@ def test_csv_with_columns_in_any_order_and_a_part_each(tmp_path: Path) -> None:
     assert everything(splits.test) == {"photos/c.jpg": ["third"]}
 
 
+def test_every_column_of_captions_counts(tmp_path: Path) -> None:
+    pictures(tmp_path, "a.jpg")
+    (tmp_path / "table.csv").write_text("image,caption,other,caption\na.jpg,one,x,two\n")
+    assert everything(whole(tmp_path)) == {"a.jpg": ["one", "two"]}
+
+
 def test_csv_files_by_part_with_numbered_captions(tmp_path: Path) -> None:
     pictures(tmp_path / "images", "a.jpg", "b.jpg")
     (tmp_path / "train.csv").write_text("image;caption_0;caption_1\na.jpg;one, two;three\n")
@@ -345,7 +351,8 @@ def test_a_picture_that_no_json_names_is_named(tmp_path: Path, caplog: pytest.Lo
 def test_encodings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pictures(tmp_path / "images", "a.jpg")
     file = tmp_path / "captions.txt"
-    for data in ("\ufeffimage,caption\na.jpg,Un café".encode(), "image,caption\na.jpg,Un café".encode("utf-16")):
+    text = "image,caption\na.jpg,Un café"
+    for data in (f"\ufeff{text}".encode(), text.encode("utf-16"), text.encode("utf-32")):
         file.write_bytes(data)
         assert whole(tmp_path).captions == [["Un café"]] and not caplog.records
     mixed = ["image,caption".encode("utf-8-sig"), "a.jpg,Un café".encode(), "a.jpg,Une fenêtre\u2019s".encode("cp1252")]
@@ -455,6 +462,12 @@ def test_the_loader_reads_it(tmp_path: Path) -> None:
         ("a.jpg,A dog\nb.jpg,A cat\n", "line 1: 'a.jpg' is not there, nor any other of 2 pictures"),
         ('x,image,caption\n1,a.jpg,"open\n' + "2,b.jpg,text\n" * 30, "line 2: a quote opens that is not closed"),
         ("image,caption,split\na.jpg,x,train\na.jpg,y,test\n", "line 3: a.jpg is in test here and in train before"),
+        ('image,caption,split\na.jpg,"open,train\nb.jpg,x,train\n', "line 2: a quote opens that is not closed"),
+        ('id,image,caption\n1,a.jpg,"open\n2,b.jpg,a "dog"\n', "line 2: a quote opens that is not closed"),
+        (
+            '{"images": [{"filename": "a.jpg", "sentences": [{"raw": 5}]}]}',
+            r"images\[0\]: the caption is no text but 5",
+        ),
         ('{"images": [}', "line 1: no JSON"),
         ('{"licenses": [], "info": 1}', "holds licenses, info"),
         ('{"images": [{"filename": "a.jpg"}]}', r"images\[0\]: no `sentences` among filename"),

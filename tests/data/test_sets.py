@@ -281,6 +281,10 @@ def test_split_of_few(tmp_path: Path) -> None:
     for fraction in (0.0, 1.0):
         train, val = split_val(two, fraction)
         assert len(train) == len(val) == 1
+        copies = two.subset([0, 1, 0, 1])
+        for part in split_val(copies, fraction):
+            assert len(part) == 2 and torch.equal(part.picture(0), part.picture(1)), "copies are on one side"
+        assert [len(part) for part in split_val(two.subset([0, 0, 0]), fraction)] == [2, 1]
     with pytest.raises(UserError, match="at least two"):
         split_val(two.subset([0]))
     train, val = split_val(open_data("digits").train)

@@ -70,6 +70,13 @@ def test_words() -> None:
     assert few.size == 6 and few.tokens([4, 5]) == ["b", " a"] and few.encode("c") == [UNKNOWN]
 
 
+def test_a_word_that_begins_a_caption_is_the_same_word_further_on() -> None:
+    many = Tokenizer.train(["a dog and a dog"] * 3, "bpe", 300)
+    first, *_, again, last = many.encode("a dog and a dog")
+    assert first != again == many.spaced()[first] and many.spaced()[last] == last
+    assert WORDS.spaced() == list(range(WORDS.size))
+
+
 def test_specials_have_their_names_and_a_cut_character_shows() -> None:
     assert [BPE.inner.token_to_id(name) for name in SPECIALS] == [PAD, START, END, UNKNOWN]
     plain = Tokenizer.train(["a"], "bpe", LEAST_BPE)  # bytes alone

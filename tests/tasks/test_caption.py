@@ -74,6 +74,22 @@ def test_loss_is_cross_entropy_written_out(decoder: str, smoothing: float) -> No
     assert (sums["count"].item(), sums["accuracy"].item()) == (count, right)
 
 
+def test_no_word_repeats_that_begins_the_caption() -> None:
+    """In byte-level BPE it has another number there, so that the numbers alone tell no repeat."""
+    letters = Tokenizer.train(["a b c a b c"] * 3, "bpe", 270)
+    task = captioner(decoding=Decoding(beam=1, no_repeat=1, longest=10)).eval()
+    task = Caption(task.encoder, task.captioning, letters, task.preprocess).eval()
+    a, later = letters.encode("a"), letters.encode("b a")[1:]
+    assert len(a) == len(later) == 1 and a != later
+    with torch.no_grad():
+        task.decoder.bias[[*a, *later]] = torch.tensor([40.0, 30.0])
+    (answer,) = task.answer({"image": torch.randn(1, 3, 8, 8)})
+    assert answer.caption.startswith("a") and " a" not in answer.caption
+    task.decoding = Decoding(beam=1, no_repeat=0, longest=10)
+    (answer,) = task.answer({"image": torch.randn(1, 3, 8, 8)})
+    assert answer.caption.startswith("aa")
+
+
 @pytest.mark.parametrize("decoder", ["recurrent", "attentive", "transformer"])
 def test_every_parameter_learns(decoder: str) -> None:
     for changes in ({}, {"contrastive": 0.5, "text_depth": 1} if decoder == "transformer" else {"cell": "rnn"}):

@@ -270,7 +270,7 @@ def test_captions_are_no_longer_than_the_decoder_knows() -> None:
     [
         *({"beam": 0}, {"longest": 0}, {"top_k": -1}, {"no_repeat": -1}, {"length_power": -0.1}),
         *({"top_p": 0.0}, {"top_p": 1.1}, {"temperature": 0.0}, {"match": -1.0}, {"match": float("nan")}),
-        *({"consensus": -1.0}, {"neighbours": 0}),
+        *({"consensus": -1.0}, {"neighbours": 0}, {"beam": 10**13}, {"longest": 10**20}),
     ],
 )
 def test_decodings_that_make_no_sense(wrong: dict[str, float]) -> None:

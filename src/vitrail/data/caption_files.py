@@ -37,6 +37,10 @@ ROW = re.compile(
     rf'"?[^"{MARKS}]*\.({"|".join(sorted(end[1:] for end in ENDINGS))})(#\d+)?"?\s*[{MARKS}]', re.IGNORECASE
 )
 """a line that begins with a picture's name"""
+BEGINNINGS = {
+    (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE): "utf-32",  # one of which begins with one of UTF-16's
+    (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE): "utf-16",
+}
 MOST_LINES = 20
 """lines that a quoted caption may run over; a quote that stays open would otherwise swallow the rest of the file"""
 
@@ -83,13 +87,17 @@ def part_of(file: Path) -> str | None:
 
 
 def read_text(path: Path) -> list[str]:
-    """The lines of a text in UTF-8 or UTF-16; those that are neither are read as Latin-1, which is said once."""
+    """The lines of a text in UTF-8, or in UTF-16 or UTF-32 with its mark.
+
+    Lines that are neither are read as Latin-1, which is said once.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return _lines(data.decode("utf-16", "replace"))
+    for marks, encoding in BEGINNINGS.items():
+        if data.startswith(marks):
+            return _lines(data.decode(encoding, "replace"))
     if b"\0" in data[:4096]:
         raise UserError(f"{path} is no text: give a file of captions, or a folder that holds one")
     try:
@@ -173,7 +181,8 @@ def _columns(names: list[str], where: str) -> tuple[int, list[int], int | None]:
         return next((lower.index(name) for name in wanted if name in lower), None)
 
     image, caption = first(IMAGES), first(CAPTIONS)
-    captions = [caption] if caption is not None else [i for i, name in enumerate(lower) if NUMBERED.fullmatch(name)]
+    wanted = re.escape(lower[caption]) if caption is not None else NUMBERED
+    captions = [i for i, name in enumerate(lower) if re.fullmatch(wanted, name)]
     if image is None or not captions:
         wanted = "image, file_name or path" if image is None else "caption, text or sentence"
         raise UserError(f"{where}: the columns are {', '.join(names):.200}, and none is called {wanted}: rename one")
@@ -225,8 +234,12 @@ def _csv(file: Path, lines: list[str], start: int, mark: str) -> Iterator[tuple[
         end = start
         for values in reader:
             number, end = end + 1, start + reader.line_num
-            if end - number >= MOST_LINES:
-                raise UserError(f"{file}, line {number}: a quote opens that is not closed within {MOST_LINES} lines")
+            swallowed = any(ROW.search(line) for line in lines[number:end])
+            if end - number >= MOST_LINES or swallowed:
+                raise UserError(
+                    f"{file}, line {number}: a quote opens that is not closed, at least not before the next picture "
+                    f"and within {MOST_LINES} lines"
+                )
             if any(value.strip() for value in values):
                 yield number, values
     except csv.Error as error:
@@ -263,8 +276,7 @@ def _karpathy(file: Path, images: list[Any]) -> list[Entry]:
         if not isinstance(sentences, list):
             raise UserError(f"{where}: its captions are no list: {sentences!r:.40}")
         for sentence in sentences:
-            text = _need(sentence, ("raw", "caption"), where) if isinstance(sentence, dict) else sentence
-            entry.captions.append((f"{where} ({name})", str(text or "")))
+            entry.captions += [(f"{where} ({name})", text) for text in _texts(sentence, where)]
         entries.append(entry)
     return entries
 
@@ -279,9 +291,9 @@ def _coco(file: Path, data: dict[str, Any], left: Left) -> list[Entry]:
         raise UserError(f"{file}: `annotations` is no list")
     for i, annotation in enumerate(data["annotations"]):
         where = f"{file}, annotations[{i}]"
-        text, image = _need(annotation, ("caption",), where), _number(annotation, "image_id", where)
+        texts, image = _texts(_need(annotation, ("caption",), where), where), _number(annotation, "image_id", where)
         if image in entries:
-            entries[image].captions.append((where, str(text or "")))
+            entries[image].captions += [(where, text) for text in texts]
         else:
             left.out("captions of no picture", f"{where}: there is no picture with the id {image}")
     return list(entries.values())

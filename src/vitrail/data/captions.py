@@ -246,10 +246,11 @@ def _keep(entry: Entry, left: Left) -> bool:
     if entry.named and not entry.captions:
         return False
     if entry.item is None:
-        left.out("pictures that are not there", f"{entry.where}: {entry.name!r} is not there")
+        name = repr(entry.name) if entry.name else "its picture"
+        left.out("pictures that are not there", f"{entry.where}: {name} is not there")
         return False
     if not entry.captions:
-        left.out("pictures without a caption", f"{entry.where}: {entry.name} has no caption")
+        left.out("pictures without a caption", f"{entry.where}: {entry.name or 'its picture'} has no caption")
     kept = []
     for where, text in entry.captions:
         # JSON can write half a surrogate pair, which no encoding has bytes for.

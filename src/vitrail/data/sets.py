@@ -352,9 +352,11 @@ def split_val(part: ImageSet, fraction: float = 0.1) -> tuple[ImageSet, ImageSet
     places = torch.tensor([_hash(part.read(i)) for i in range(len(part))], dtype=torch.float64)
     chosen = places < fraction
     if not chosen.any():
-        chosen[places.argmin()] = True
+        chosen = places == places.min()
     if chosen.all():
-        chosen[places.argmax()] = False
+        chosen = places < places.max()
+    if not chosen.any():  # all are copies of one picture
+        chosen[0] = True
     return part.subset((~chosen).nonzero()[:, 0]), part.subset(chosen.nonzero()[:, 0])
 
 

@@ -23,6 +23,8 @@ SPECIALS = ("<pad>", "<start>", "<end>", "<unknown>")
 PAD, START, END, UNKNOWN = range(4)
 WORD = r"\w+(?:['\u2019]\w+)*|[!-/:-@\[-`{-~]|[^\w\s!-/:-@\[-`{-~]+"
 """what is a word: letters, marks and digits with apostrophes inside; one sign of ASCII; a run of other signs"""
+SPACE = "\u0120"
+"""how byte-level BPE writes a space"""
 LEAST_BPE = len(SPECIALS) + 256
 """the specials and every byte, so that any text has numbers"""
 
@@ -102,6 +104,14 @@ class Tokenizer:
         if pieces:
             pieces[-1] += decoder.decode(b"", final=True)
         return pieces
+
+    def spaced(self) -> list[int]:
+        """Of each number, that of its piece with a space before it, and the number itself where there is none.
+
+        A caption begins without a space, so in byte-level BPE a word has another number there than further on.
+        """
+        numbers = self.inner.get_vocab() if self.kind == "bpe" else {}
+        return [numbers.get(SPACE + self._piece(i), i) for i in range(self.size)]
 
     @property
     def fingerprint(self) -> str:

@@ -81,13 +81,13 @@ class Captioning:
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} is a share from 0 to below 1, got {getattr(self, name)}")
         weights = (self.writing, self.contrastive, self.bag_of_words, self.self_critical)
-        if min(weights) < 0 or not any(weights):
+        if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
             raise UserError("writing, contrastive, bag_of_words and self_critical are weights, one of them above 0")
         if not (self.writing or self.self_critical or self.contrastive):
             raise UserError("a captioner that does not write is scored by what it matches: let contrastive be above 0")
         if self.self_critical and self.bag_of_words:
             raise UserError("self_critical learns from the reward alone: let bag_of_words be 0")
-        if self.critic_temperature <= 0:
+        if not 0 < self.critic_temperature < math.inf:
             raise UserError(f"critic_temperature must be above 0, got {self.critic_temperature}")
         if self.decoder == "transformer" and self.decoder_width % self.decoder_heads:
             raise UserError(
@@ -150,6 +150,7 @@ class Caption(Task):
         width = pooled_width(encoder.config)
         self.decoder = decoder or decoder_for(config, tokenizer.size, token_width(encoder.config), width)
         self._make_heads()
+        self.spaced = torch.tensor(tokenizer.spaced(), device="cpu")  # no weight: also where weights are yet to come
         self.reward: Reward | None = None
         """what self-critical training is rewarded with"""
 
@@ -287,7 +288,7 @@ class Caption(Task):
         )
         self.eval()  # the decoder draws without dropout
         with torch.no_grad():
-            written = write(self.decoder, memory, how, batch["sample"])
+            written = write(self.decoder, memory, how, batch["sample"])  # with no_repeat 0
         self.train()
         texts = [self.tokenizer.decode(row) for row in written.words.flatten(0, 1).tolist()]
         keys = batch["sample"].repeat_interleave(samples).tolist()
@@ -327,7 +328,7 @@ class Caption(Task):
                 raise UserError(f"this captioner has not learned what {name} in decoding counts: let it be 0")
         samples = batch.get("sample", torch.arange(len(images), device=images.device))
         memory = self.memory(images)
-        written = write(self.decoder, memory, how, samples)
+        written = write(self.decoder, memory, how, samples, spaced=self.spaced.to(images.device))
         if how.match or how.consensus:
             image = self.match.image_of(memory.pooled)
             if how.match:

@@ -85,6 +85,10 @@ class TheirTokenizer(Tokenizer):
         ids = self.inner.encode(text, add_special_tokens=False).ids
         return [END if i == self.numbers.end else i + OWN for i in ids]
 
+    def spaced(self) -> list[int]:
+        """Each number is itself alone, as transformers counts repeats."""
+        return list(range(self.size))
+
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """What each number adds to the text, one string each; joined they are the text.
 

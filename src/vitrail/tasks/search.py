@@ -12,6 +12,9 @@ from vitrail.data.text import END, PAD, START, UNKNOWN
 from vitrail.errors import UserError
 from vitrail.tasks.decoders import Decoder, DecoderState, Memory
 
+MOST = 10_000
+"""captions at a time, or pieces of one, far above any use: more would only ask for memory that no machine has"""
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -30,9 +33,9 @@ class Decoding:
     """draw among the likeliest words that hold this share of the probability (1904.09751)"""
     sampling_seed: int = 0
     no_repeat: int = 3
-    """no row of this many words comes twice in a caption; 0 allows it"""
+    """no row of this many pieces comes twice in a caption; 0 allows it. A rare word is several pieces"""
     longest: int = 40
-    """words of a caption at most, its end included"""
+    """pieces of a caption at most, its end included"""
     match: float = 0.0
     """how much a finished caption's match with its picture counts, in a captioner that has learned to match them: the
     logit of its contrastive loss times this is added to the score, and the best of the `beam` captions comes first"""
@@ -44,6 +47,8 @@ class Decoding:
     def __post_init__(self) -> None:
         if self.beam < 1 or self.longest < 1 or self.top_k < 0 or self.no_repeat < 0 or self.length_power < 0:
             raise UserError("beam and longest must be at least 1, top_k, no_repeat and length_power at least 0")
+        if max(self.beam, self.longest) > MOST:
+            raise UserError(f"beam and longest must be at most {MOST:,}")
         if not 0 < self.top_p <= 1:
             raise UserError("top_p must be above 0 and at most 1")
         if not self.length_power <= 10 or not 0.01 <= self.temperature <= 100:
@@ -75,8 +80,10 @@ class Written:
 class _Writer:
     """Logits of the next word, with a cache or, to compare with, by reading all words anew each time."""
 
-    def __init__(self, decoder: Decoder, memory: Memory, captions: int, cache: bool) -> None:
-        self.decoder, self.memory, self.captions = decoder, memory, captions
+    def __init__(
+        self, decoder: Decoder, memory: Memory, captions: int, cache: bool, spaced: Tensor | None = None
+    ) -> None:
+        self.decoder, self.memory, self.captions, self.spaced = decoder, memory, captions, spaced
         self.state: DecoderState | None = decoder.start(memory, captions) if cache else None
 
     def next(self, words: Tensor, no_repeat: int) -> Tensor:
@@ -90,7 +97,10 @@ class _Writer:
         for special in (PAD, START, UNKNOWN):
             logits[:, special] = -torch.inf
         if no_repeat:
-            forbid_repeats(logits, words[:, 1:], no_repeat)
+            said = words[:, 1:].clone()
+            if self.spaced is not None:
+                said[:, :1] = self.spaced[said[:, :1]]  # the first word is the same as the same word later
+            forbid_repeats(logits, said, no_repeat)
         return logits
 
     def keep(self, rows: Tensor) -> None:
@@ -112,20 +122,27 @@ def forbid_repeats(logits: Tensor, words: Tensor, size: int) -> None:
     logits[places, rows[places, windows, -1]] = -torch.inf
 
 
-def write(decoder: Decoder, memory: Memory, how: Decoding, samples: Tensor, cache: bool = True) -> Written:
+def write(
+    decoder: Decoder,
+    memory: Memory,
+    how: Decoding,
+    samples: Tensor,
+    cache: bool = True,
+    spaced: Tensor | None = None,
+) -> Written:
     """Captions for the pictures of `memory`, whose sample numbers [B] their draws hang on.
 
-    Where the decoder knows fewer words than `how.longest`, captions are no longer than that.
+    Where the decoder knows fewer words than `how.longest`, captions are no longer than that. `spaced` [V] is what
+    `Tokenizer.spaced` gives.
     """
     how = replace(how, longest=min(how.longest, decoder.longest or how.longest))
-    if how.sample:
-        return _sample(decoder, memory, how, samples, cache)
-    return _beam(decoder, memory, how, cache)
+    writer = _Writer(decoder, memory, how.beam, cache, spaced)
+    return _sample(writer, how, samples) if how.sample else _beam(writer, how)
 
 
-def _sample(decoder: Decoder, memory: Memory, how: Decoding, samples: Tensor, cache: bool) -> Written:
-    pictures, captions = len(memory.tokens), how.beam
-    writer = _Writer(decoder, memory, captions, cache)
+def _sample(writer: _Writer, how: Decoding, samples: Tensor) -> Written:
+    memory, captions = writer.memory, how.beam
+    pictures = len(memory.tokens)
     words = torch.full((pictures * captions, 1), START, device=memory.tokens.device)
     logps, ended = [], torch.zeros(len(words), dtype=torch.bool, device=words.device)
     for place in range(how.longest):
@@ -168,14 +185,14 @@ def _sorted(words: Tensor, logp: Tensor, how: Decoding) -> Written:
     return Written(words.gather(1, places), logp.gather(1, places), score.gather(1, order))
 
 
-def _beam(decoder: Decoder, memory: Memory, how: Decoding, cache: bool) -> Written:
+def _beam(writer: _Writer, how: Decoding) -> Written:
     """Of each picture, `beam` unfinished captions go on, and the best `beam` finished ones are kept.
 
     A picture is done when that many have ended and no unfinished one scores better as it stands. A single caption goes
     on with its likeliest word until that is the end.
     """
-    pictures, beam, device = len(memory.tokens), how.beam, memory.tokens.device
-    writer = _Writer(decoder, memory, beam, cache)
+    tokens, beam = writer.memory.tokens, how.beam
+    pictures, device = len(tokens), tokens.device
     words = torch.full((pictures, beam, 1), START, device=device)
     logp = torch.zeros(pictures, beam, 0, device=device)
     sums = torch.full((pictures, beam), -torch.inf, device=device)

@@ -19,7 +19,7 @@ from vitrail.data.sets import ImageSet, Splits, open_data, split_val
 from vitrail.data.text import Tokenizer
 from vitrail.errors import UserError
 from vitrail.tasks.caption import Caption, Captioning, numbered
-from vitrail.tasks.caption_scores import Cider, check_scorers
+from vitrail.tasks.caption_scores import Cider, check_scorers, words
 from vitrail.tasks.classify import Classification, Classify
 from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.knn import KNN
@@ -217,6 +217,10 @@ def captioner(run: Run, train: CaptionSet) -> Caption:
             tokenizer = Tokenizer.train(texts, config.vocabulary, config.vocabulary_size, lower=config.lower)
             task = Caption(encoder, config, tokenizer, prepared)
     if config.self_critical:
+        if not any(words(text) for texts in train.captions for text in texts):
+            raise UserError(
+                "no caption has a word of [a-z0-9'], which are what CIDEr rewards: leave self-critical training out"
+            )
         task.reward = Cider(dict(enumerate(train.captions)), ends=True).rewards
     train.labels = numbered(train.captions, task.tokenizer, task.captioning.most_words)
     if isinstance(config, Captioning) and (loaded is None or not goes_on(config, loaded)):

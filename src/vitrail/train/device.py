@@ -1,7 +1,9 @@
-"""Which device and which number format to compute with."""
+"""Which device and which number format to compute with, and memory that is given back."""
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -40,3 +42,12 @@ def autocast(device: torch.device, precision: Literal["auto", "bf16", "fp32"]) -
     if precision == "fp32" or (precision == "auto" and not native_bf16(device)):
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
+
+
+def release_memory() -> None:
+    """Give free memory that lies between what is in use back to the system, where glibc allocates.
+
+    Steps whose tensors differ in size leave gaps of gigabytes within the hour, as captions of many lengths do.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)

@@ -24,7 +24,7 @@ from vitrail.data.loader import Loader
 from vitrail.data.random import seed_for
 from vitrail.errors import RunError, Stopped, UserError
 from vitrail.tasks.task import Batch, Metric, Task
-from vitrail.train.device import autocast
+from vitrail.train.device import autocast, release_memory
 from vitrail.train.lora import merge_lora, merged
 from vitrail.train.optim import Average, Optimizers, factor
 from vitrail.train.progress import Progress
@@ -119,6 +119,7 @@ def fit(run: Run, parts: Parts, folder: RunFolder, steps: int, resume: bool = Fa
             if saving:
                 folder.save_state(done, best, task, optimizers, average, progress.sums)
                 saved = time.monotonic()
+                release_memory()
             if asked and done < steps:
                 raise Stopped(
                     f"stopped after step {done} of {steps}; go on with `vitrail train --resume {folder.path}`"

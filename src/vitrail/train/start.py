@@ -207,7 +207,7 @@ def score_captions(
     `learned` says that the captioner learned from this data (see `with_held_back`).
     """
     check_scorers()  # before the captions are written, which takes its time
-    splits = with_held_back(open_captions(data), split, learned)
+    splits = with_held_back(open_captions(data, val_fraction=0), split, learned)
     name, part = choose_part(splits, split)
     assert isinstance(part, CaptionSet) and isinstance(splits.train, CaptionSet)
     seen = [text for texts in splits.train.captions for text in texts] if name != "train" else []
@@ -218,7 +218,7 @@ def score_captions(
 
 def score_people(data: str, split: str | None) -> tuple[str, dict[str, Any]]:
     """The part's name and what its own captions come to: each as the answer, with the picture's others to compare."""
-    name, part = choose_part(with_held_back(open_captions(data), split, learned=False), split)
+    name, part = choose_part(with_held_back(open_captions(data, val_fraction=0), split, learned=False), split)
     assert isinstance(part, CaptionSet)
     return name, human_ceiling(dict(enumerate(part.captions)))
 
