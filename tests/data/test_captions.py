@@ -241,6 +241,19 @@ def test_a_column_of_parquet_that_holds_no_pictures(value: Any, tmp_path: Path) 
         open_captions(tmp_path / "t.parquet")
 
 
+def test_a_folder_tells_the_part_where_nothing_else_does(tmp_path: Path) -> None:
+    for folder, name in (("train", "a.jpg"), ("val", "b.jpg"), ("photos", "c.jpg")):
+        pictures(tmp_path / folder, name)
+    file = tmp_path / "captions.txt"
+    file.write_text("image,caption\na.jpg,one\nval/b.jpg,two\nc.jpg,three\n")
+    splits = open_captions(file)
+    assert everything(splits.train) == {"train/a.jpg": ["one"], "photos/c.jpg": ["three"]}
+    assert everything(splits.val) == {"val/b.jpg": ["two"]}
+    file.write_text("image,caption,split\na.jpg,one,val\nb.jpg,two,train\n")
+    splits = open_captions(file)
+    assert everything(splits.val) == {"train/a.jpg": ["one"]}
+
+
 @pytest.mark.parametrize("layout", ["a copy of each", "another part"])
 def test_a_missing_picture_moves_no_other(layout: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Where the picture stands in a second folder too, and that is searched last or not at all."""

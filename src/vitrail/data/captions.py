@@ -193,19 +193,25 @@ def _beside_a_picture(file: Path) -> bool:
 
 
 def _from_tables(path: Path, files: list[Path], left: Left) -> dict[str, CaptionSet]:
-    """Files of captions by part: as each picture says, or else as the file's name does."""
+    """Files of captions by part: as each picture says, or else the file's name, or else the folder it lies in."""
     by_part: dict[str, list[Entry]] = {}
     for file in files:
         told = part_of(file) or ""
         find = finder(file.parent, told)
         for entry in read_file(file, left):
             entry.item = find(entry)
-            by_part.setdefault(entry.split or told, []).append(entry)
+            by_part.setdefault(entry.split or told or _part_of_folder(entry, file.parent), []).append(entry)
     found = [entry for entries in by_part.values() for entry in entries]
     _check_pictures(found)
     if path.is_dir():
         _name_the_uncaptioned(path, found, left)
     return {part: _make(path, entries, left) for part, entries in by_part.items()}
+
+
+def _part_of_folder(entry: Entry, base: Path) -> str:
+    """The part that a picture's folder below `base` is named for."""
+    folder = entry.item.parent if isinstance(entry.item, Path) else base
+    return part_of(folder) or "" if folder != base and folder.is_relative_to(base) else ""
 
 
 def _check_pictures(entries: list[Entry]) -> None:
