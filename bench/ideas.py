@@ -1,7 +1,7 @@
-"""What each idea added to a captioner: the runs that led to it one after the other, from what they logged.
+"""Trainings of captioners side by side, from what they logged: what each idea added, and what else was tried.
 
     python bench/ideas.py runs/long runs/match runs/coca runs/coca-on runs/critic runs/recall
-    python bench/ideas.py runs/short/match runs/short/coca --name caption-short
+    python bench/ideas.py runs/short/match runs/short/coca --name caption-tried
 
 Scores are those of a run's best evaluation on validation, which its checkpoint is.
 """

@@ -1,6 +1,8 @@
 """How well runs of `caption-match` find each picture's captions, and the captions' pictures, on validation.
 
-python bench/recall.py runs/short/match runs/ladder/match runs/match --data flickr8k
+    python bench/recall.py runs/short/match runs/ladder/match runs/match --data flickr8k
+
+Each is scored among all pictures and captions of the part.
 """
 
 from __future__ import annotations

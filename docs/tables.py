@@ -16,6 +16,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -335,9 +336,9 @@ def baselines() -> list[list[str]]:
     return [header, *rows]
 
 
-def ideas() -> list[list[str]]:
-    """The runs that led to the captioner in the package, with their best scores on validation."""
-    rows, found = [["command", "minutes", "CIDEr", "BLEU-4"]], _read("caption-ideas")
+def trained(name: str) -> list[list[str]]:
+    """Trainings of captioners, as `bench/ideas.py` gathered them, with their best scores on validation."""
+    rows, found = [["command", "minutes", "CIDEr", "BLEU-4"]], _read(name)
     for run in found["rows"]["runs"] if found else []:
         scores = [f"{run[key]:.3f}" if key in run else "" for key in ("cider", "bleu4")]
         rows.append([f"`{run['command']}`", f"{run['minutes']:.0f}", *scores])
@@ -435,7 +436,8 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "carried": carried,
     "captioner": captioner,
     "choosing": choosing,
-    "ideas": ideas,
+    "ideas": partial(trained, "caption-ideas"),
+    "tried": partial(trained, "caption-tried"),
     "matching": matching,
     "runs": runs,
     "recipes": recipes,
