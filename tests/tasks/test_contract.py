@@ -35,8 +35,13 @@ def neighbours() -> Task:
 
 
 def captioner(decoder: Any) -> Task:
-    small = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2, "decoding": Decoding(longest=6)}
-    return Caption(encoder_for(NANO), Captioning(decoder=decoder, **small), WORDS, EIGHT)  # type: ignore[arg-type]
+    small: dict[str, Any] = {
+        "decoder_width": 16,
+        "decoder_depth": 1,
+        "decoder_heads": 2,
+        "decoding": Decoding(longest=6),
+    }
+    return Caption(encoder_for(NANO), Captioning(decoder=decoder, **small), WORDS, EIGHT)
 
 
 TASKS: dict[str, Callable[[], Task]] = {
