@@ -54,7 +54,7 @@ def captioned(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-STARTS = {"caption-critic": "caption-vit", "caption-coca": "caption-match", "caption-recall": "caption-coca"}
+STARTS = {"caption-critic": "caption-vit", "caption-coca": "caption-match", "caption-recall": "caption-match"}
 
 
 @pytest.mark.parametrize(
@@ -76,15 +76,6 @@ def test_captioner_runs_a_few_steps(
     picture = next(captioned.glob("*.png"))
     assert main(["predict", str(picture), "--model", str(tmp_path / "run"), "--json"]) == 0
     row = json.loads(capsys.readouterr().out)
-    if name == "caption-match":  # which cannot write yet
-        assert score == "recall5" and "caption" not in row and len(row["embedding"]) == 192
-        assert main(["predict", str(picture), "--model", str(tmp_path / "run"), "--beam", "3"]) == 2
-        assert "--beam is for writing, which this captioner has not learned yet" in capsys.readouterr().err
-        assert main(["eval", str(tmp_path / "run"), "--data", str(captioned), "--split", "val"]) == 0
-        assert "recall5" in capsys.readouterr().out
-        assert main(["explain", str(picture), "--model", str(tmp_path / "run"), "--out", str(tmp_path / "seen")]) == 0
-        assert "words.png" not in {path.name for path in (tmp_path / "seen").iterdir()}
-        return
     assert score == "cider"
     first = row["captions"][0]
     assert row["caption"] == first["caption"] == "".join(token["text"] for token in first["tokens"]).strip()
@@ -106,9 +97,9 @@ def test_what_a_captioner_has_learned_goes_with_it(
     """From matching to what it remembers, each run from the one before, at the size that it has."""
     pytest.importorskip("pycocoevalcap", reason="needs pip install 'vitrail[caption]'")
     common = ["--data", str(captioned), "--device", "cpu", "--workers", "0", "--batch-size", "16"]
-    small = ["--image-size", "48", "48", "--early-size", "32", "--epochs", "1"]
-    assert main(["train", "caption-coca", *common, *small, "--out", str(tmp_path / "coca")]) == 0
-    critic = ["--init", str(tmp_path / "coca"), "--epochs", "1", "--out", str(tmp_path / "critic")]
+    small = ["--image-size", "48", "48", "--epochs", "1"]
+    assert main(["train", "caption-match", *common, *small, "--out", str(tmp_path / "match")]) == 0
+    critic = ["--init", str(tmp_path / "match"), "--epochs", "1", "--out", str(tmp_path / "critic")]
     assert main(["train", "caption-critic", *common, *critic]) == 0
     assert vitrail.load(tmp_path / "critic").decoding.match > 0
     recall = ["train", "caption-recall", *common, "--init", str(tmp_path / "critic"), "--out", str(tmp_path / "recall")]

@@ -70,7 +70,7 @@ RECIPES: dict[str, Recipe] = {
 
 TUNED: dict[Recipe, Recipe] = {folder: finetune}
 """what a recipe for training from scratch becomes where weights to start from are named"""
-FROM_WEIGHTS = (finetune_b16_384, caption_critic, caption_recall)
+FROM_WEIGHTS = (finetune_b16_384, caption_coca, caption_critic, caption_recall)
 """recipes that go on from weights and have none of their own to begin with"""
 IN_WORDS: dict[type[EncoderConfig], str] = {
     ViTConfig: "a Vision Transformer",

@@ -120,20 +120,18 @@ MATCHING = {"contrastive": 0.5, "decoder_depth": 3, "text_depth": 1}
 
 
 def _matching(**choices: Any) -> Captioning:
-    """Pictures are matched with their captions, and tell which words these use."""
+    """Pictures are matched with their captions, tell which words these use, and are captioned."""
     return _task(decoder_dropout=0.2, word_dropout=0.1, bag_of_words=0.1, **MATCHING, **choices)
 
 
 def caption_match(pictures: int) -> Run:
-    """Teaches a ViT to see from captions: small pictures are matched with them, and tell which words they use.
+    """Begins on small pictures: they are matched with a caption each, tell which words theirs use, and are captioned.
 
     Command: vitrail train caption-match --data flickr8k
-    What comes out is for `caption-coca --init`. It writes nothing, and is scored by how well pictures and captions
-    find each other.
+    What comes out sees and writes already; `caption-coca --init` goes on from it.
     """
-    run = _run("caption-match", replace(_vit(), image_size=(64, 64)), _matching(writing=0.0))
-    # Evaluated at the end alone: what goes on is the encoder that has learned for longest.
-    return replace(run, early_size=None, epochs=60, eval_every=1000, batch_size=192)
+    run = _run("caption-match", replace(_vit(), image_size=(64, 64)), _matching(captions=1))
+    return replace(run, early_size=None, epochs=60, eval_every=15, batch_size=192)
 
 
 def encoder_cifar10(pictures: int) -> Run:
@@ -148,13 +146,15 @@ def encoder_cifar10(pictures: int) -> Run:
 
 
 def caption_coca(pictures: int) -> Run:
-    """`caption-vit` that also matches pictures with captions (CoCa, arXiv 2205.01917) and tells which words these use.
+    """Goes on from `caption-match` with larger pictures and all their captions (CoCa, arXiv 2205.01917).
 
-    Command: vitrail train caption-coca --data flickr8k [--init RUN]
+    Command: vitrail train caption-coca --data flickr8k --init RUN
     """
     run = _run("caption-coca", _vit(), _matching())
-    # Such decay at the full rate would take most of what matching taught the encoder; lower layers get less of both.
-    return replace(run, optim=replace(run.optim, layer_decay=0.8))
+    # At the full rate the decoder would forget much of what it has learned, and such decay take most of what matching
+    # has taught the encoder. Lower layers get less of both.
+    optim = replace(run.optim, lr=2.5e-4, matrix_lr=1e-3, layer_decay=0.8)
+    return replace(run, optim=optim)
 
 
 def caption_recall(pictures: int) -> Run:
