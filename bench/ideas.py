@@ -15,21 +15,19 @@ from typing import Any
 
 from record import portable, record
 
-import vitrail
 from vitrail.train.state import RunFolder
 
 
 def logged(run: Path) -> dict[str, Any]:
-    """One run: its command, how long it took, and its best scores; one that only matches has written nothing."""
+    """One run: its command, how long it took, and its best scores."""
     rows = RunFolder(run).rows()
     best = max((row for row in rows if row["kind"] == "val"), key=lambda row: row[rows[0]["score"]])
     done = next(row for row in rows if row["kind"] == "done")
-    names = () if getattr(vitrail.load(run), "resting", False) else ("cider", "bleu4")
     return {
         "command": shlex.join(portable(shlex.split(rows[0]["command"]))),
         "minutes": round(done["seconds"] / 60, 1),
         "parameters": done["parameters"],
-        **{name: best[name] for name in names},
+        **{name: best[name] for name in ("cider", "bleu4")},
     }
 
 

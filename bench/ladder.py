@@ -74,12 +74,14 @@ class Climb:
         asked = {name: recipe_of(name).epochs for name in (first, recipe)}
         part = minutes / sum(asked[name] / speeds[name] for name in asked)
         before = self.train(first, asked[first] * part, rate, seed)
-        row = self.train(recipe, asked[recipe] * part, rate, seed, "--init", str(self.out / first))
+        row = self.train(recipe, asked[recipe] * part, rate, seed)
         spent = round(before["training_seconds"] + row["training_seconds"], 1)
         return {"seed": seed, "rate": rate, **row, "training_seconds": spent, f"epochs of {first}": before["epochs"]}
 
-    def train(self, recipe: str, epochs: float, rate: float, seed: int, *more: str) -> Row:
+    def train(self, recipe: str, epochs: float, rate: float, seed: int) -> Row:
         """One whole command: its scores on validation, and how long its steps took."""
+        first = self.rung.first
+        more = ["--init", str(self.out / first)] if first and recipe != first else []
         out, optim = self.out / recipe, recipe_of(recipe).optim
         options = {
             "--data": str(self.data / recipe_of(recipe).data),
@@ -110,7 +112,7 @@ class Climb:
         """Epochs a minute, rounded, with as many steps of small pictures and of full ones as the recipe takes."""
         run = recipe_of(recipe)
         share = 1 / (PICTURES[run.data] // run.batch_size)  # of an epoch, a step; a last short batch is left out
-        shutil.rmtree(self.out, ignore_errors=True)  # nothing is resumed, which would count loading twice
+        shutil.rmtree(self.out / recipe, ignore_errors=True)  # nothing is resumed, which would count loading twice
         self.train(recipe, TIMED_STEPS * share, 1.0, seed=0)
         marks = {line["step"]: line["seconds"] for line in rows_of(self.out / recipe, "train")}
         settled, change = TIMED_STEPS // 5, round(run.early * TIMED_STEPS)

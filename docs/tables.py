@@ -345,18 +345,6 @@ def trained(name: str) -> list[list[str]]:
     return rows
 
 
-def matching() -> list[list[str]]:
-    """How well runs of `caption-match` find captions for pictures and pictures for captions, on validation."""
-    among = ("recall1", "recall5", "recall10", "search1", "search5", "search10")
-    header = ["command", "minutes", *(f"`{name}`" for name in among)]
-    found = _read("caption-recall")
-    runs = found["rows"]["runs"] if found else []
-    return [
-        header,
-        *([f"`{run['command']}`", f"{run['minutes']:.0f}", *(f"{run[k]:.3f}" for k in among)] for run in runs),
-    ]
-
-
 LADDER = ("a", "b", "c", "d", "e", "f", "cifar10")
 """rungs of `bench/ladder.py`, in order"""
 
@@ -438,7 +426,6 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "choosing": choosing,
     "ideas": partial(trained, "caption-ideas"),
     "tried": partial(trained, "caption-tried"),
-    "matching": matching,
     "runs": runs,
     "recipes": recipes,
     "sizes": sizes,

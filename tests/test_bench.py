@@ -61,6 +61,7 @@ def test_rungs_of_the_ladder_get_the_same_time(tmp_path: Path, monkeypatch: pyte
         assert row["rate"] == 0.5, "the rate with the best score on validation"
         assert [tried["training_seconds"] for tried in row["tries"]] == pytest.approx([600] * 3, rel=0.03)
         assert [run["training_seconds"] for run in row["runs"]] == pytest.approx([2400], rel=0.03)
+    assert all("--init" in command for command in made if command["recipe"] == "caption-coca"), "timed too"
     # What is there is not made again, and another seed takes as many epochs.
     before = len(made)
     ladder.measure("f", Path("data"), [0, 1], budget, tmp_path)

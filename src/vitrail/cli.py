@@ -144,10 +144,8 @@ def redecode(task: Task, options: argparse.Namespace) -> None:
     given = [f"--{name.removeprefix('sampling_').replace('_', '-')}" for name in changes]
     if not isinstance(task, Caption):
         raise UserError(f"{given[0]} is for captioners, and this model's task is {task.name}: leave it out")
-    if task.resting:
-        raise UserError(f"{given[0]} is for writing, which this captioner has not learned yet: leave it out")
     if changes.get("match") and not hasattr(task, "match"):
-        raise UserError("--match is for captioners that have learned to match, as with caption-coca: leave it out")
+        raise UserError("--match is for captioners that have learned to match, as with caption-match: leave it out")
     if (changes.get("consensus") or "neighbours" in changes) and not hasattr(task, "consensus"):
         raise UserError("--consensus and --neighbours are for captioners of caption-recall: leave them out")
     task.decoding = replace(task.decoding, **changes)

@@ -70,7 +70,7 @@ def explain(task: Task, image: Image.Image | str | Path, out: str | Path) -> dic
     picture = task.preprocess.fit(pixels)
     prepared = task.preprocess.normalise(picture)[None]
     seen = Seen()
-    if isinstance(task, Caption) and not task.resting:
+    if isinstance(task, Caption):
         task.eval()
         _words(seen, task, _as_it_is(task.preprocess, pixels, picture), prepared)
         try:

@@ -20,7 +20,7 @@ from vitrail.tasks.caption_scores import CaptionMetric
 from vitrail.tasks.consensus import Consensus
 from vitrail.tasks.decoders import AttentiveDecoder, Decoder, Memory, RecurrentDecoder, TransformerDecoder
 from vitrail.tasks.encoder import KINDS, Encoder, one_vector, pooled_width, token_width
-from vitrail.tasks.matching import BagOfWords, Match, Recall
+from vitrail.tasks.matching import BagOfWords, Match
 from vitrail.tasks.search import Decoding, Written, write
 from vitrail.tasks.task import Batch, Metric, Prediction, Task
 from vitrail.vit import Tokens
@@ -53,22 +53,19 @@ class Captioning:
     """of each picture's captions, how many a step reads"""
     smoothing: float = 0.1
     """label smoothing"""
-    writing: float = 1.0
-    """weight of the captions' words; with 0 the decoder rests, and the encoder learns from the two losses below. Such a
-    captioner answers with a vector a picture, and is scored by how well that finds the picture's captions"""
     word_dropout: float = 0.0
     """chance that a word that is read becomes `<unknown>`"""
     contrastive: float = 0.0
-    """weight of the loss that matches pictures with their captions (CoCa, 2205.01917), among those of a step; where
-    `accumulate` cuts a step, among those of each part"""
+    """weight, that of the captions' words being 1, of the loss that matches pictures with their captions (CoCa,
+    2205.01917), among those of a step; where `accumulate` cuts a step, among those of each part"""
     bag_of_words: float = 0.0
     """weight of the loss that tells from the picture alone which words its captions use (1511.02251)"""
     text_depth: int = 0
     """blocks at the bottom of the Transformer that read words alone; the contrastive loss needs them"""
     self_critical: float = 0.0
     """weight of the reward, CIDEr, of sampled captions over the mean of the others (1612.00563); 0 for none. It is
-    learned from alone: smoothing, word dropout, `writing` and `contrastive` rest, and of each picture `captions` and
-    one are drawn"""
+    learned from alone: smoothing, word dropout and `contrastive` rest, and of each picture `captions` and one are
+    drawn"""
     critic_temperature: float = 1.0
     """at which these samples are drawn: below 1 where label smoothing has left a chance to every word"""
     decoding: Decoding = field(default_factory=Decoding)
@@ -80,11 +77,9 @@ class Captioning:
         for name in ("smoothing", "word_dropout", "decoder_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} is a share from 0 to below 1, got {getattr(self, name)}")
-        weights = (self.writing, self.contrastive, self.bag_of_words, self.self_critical)
-        if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
-            raise UserError("writing, contrastive, bag_of_words and self_critical are weights, one of them above 0")
-        if not (self.writing or self.self_critical or self.contrastive):
-            raise UserError("a captioner that does not write is scored by what it matches: let contrastive be above 0")
+        for name in ("contrastive", "bag_of_words", "self_critical"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} is a weight, from 0, got {getattr(self, name)}")
         if self.self_critical and self.bag_of_words:
             raise UserError("self_critical learns from the reward alone: let bag_of_words be 0")
         if not 0 < self.critic_temperature < math.inf:
@@ -110,7 +105,7 @@ class Captioning:
 
 FREE = (
     *("captions", "smoothing", "word_dropout", "decoding"),
-    *("writing", "contrastive", "bag_of_words", "self_critical", "critic_temperature"),
+    *("contrastive", "bag_of_words", "self_critical", "critic_temperature"),
 )
 """what of a captioner may change when it goes on learning; the rest is in its weights and its vocabulary"""
 
@@ -118,14 +113,13 @@ FREE = (
 class Caption(Task):
     """An encoder of pictures and a decoder of words.
 
-    While the decoder is `resting`, since its words have no weight yet, an answer is the vector that matches captions.
-
     Keys of a batch: `image` [B, C, H, W] normalised floats, `sample` [B]; to learn from, `label` int64 [B, K, T], the
     numbers of K captions, each ended by `END` and filled up with `PAD` (a caption that is missing is all `PAD`); to
     score, `captions`, the references as text. In training `epoch` tells whose turn it is among them.
     """
 
     name = "caption"
+    score = "cider"
     metric_reads = "answers"
     match: Match
     bag: BagOfWords
@@ -155,8 +149,7 @@ class Caption(Task):
         """what self-critical training is rewarded with"""
 
     def _make_heads(self) -> None:
-        """A head for each loss that has a weight, the one that is there where there is one; and what scores them."""
-        self.score = "recall5" if self.resting else "cider"
+        """A head for each loss that has a weight: the one that is there where there is one."""
         config, width = self.captioning, pooled_width(self.encoder.config)
         for name, weight in (("match", config.contrastive), ("bag", config.bag_of_words)):
             if hasattr(self, name) and not weight:
@@ -230,10 +223,8 @@ class Caption(Task):
             return self._self_critical(memory, batch)
         labels = self._some(batch, self.captioning.captions)
         count = (labels != PAD).sum()
-        parts = {"loss": torch.zeros((), device=labels.device), "count": count}
-        if self.captioning.writing:
-            loss, parts["accuracy"] = self._writing(memory, labels)
-            parts["loss"] = self.captioning.writing * loss
+        loss, right = self._writing(memory, labels)
+        parts = {"loss": loss, "count": count, "accuracy": right}
         if self.captioning.contrastive:
             assert isinstance(self.decoder, TransformerDecoder)
             matching = self.match(memory.pooled, self.decoder, self._some(batch, 1)[:, 0])
@@ -306,9 +297,7 @@ class Caption(Task):
         return {"loss": self.captioning.self_critical * loss, "count": count, "reward": rewards.mean() * count}
 
     def answer(self, batch: Batch) -> list[Prediction]:
-        """The best captions of each picture, with the probability of each piece of text; its vector while resting."""
-        if self.resting:
-            return [Prediction(embedding=vector) for vector in self._vectors(batch["image"]).tolist()]
+        """The best captions of each picture, with the probability of each piece of text."""
         written = self.write(batch)
         probabilities = written.logp.exp().tolist()
         scores = written.score.tolist()
@@ -350,22 +339,7 @@ class Caption(Task):
         }
 
     def metric(self) -> Metric:
-        return Recall(self._vectors_of_texts) if self.resting else CaptionMetric()
-
-    @property
-    def resting(self) -> bool:
-        """Whether the decoder has not begun to learn: its captions would say nothing."""
-        return not (self.captioning.writing or self.captioning.self_critical)
-
-    def _vectors(self, images: Tensor) -> Tensor:
-        """Unit vectors [B, D] of pictures, near those of their captions."""
-        return self.match.image_of(self.memory(images).pooled)
-
-    def _vectors_of_texts(self, texts: list[str]) -> Tensor:
-        """Unit vectors [R, D] of captions."""
-        assert isinstance(self.decoder, TransformerDecoder)
-        words = numbered([texts], self.tokenizer, self.captioning.most_words)[0]
-        return self.match.text_of(self.decoder, words.to(self.match.scale.device))
+        return CaptionMetric()
 
     def config(self) -> dict[str, Any]:
         captioning = {**asdict(self.captioning), "decoding": asdict(self.decoding)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 
 from vitrail.data.text import PAD, START, UNKNOWN
 from vitrail.tasks.decoders import TransformerDecoder
-from vitrail.tasks.task import Batch, Prediction
 
 
 class Match(nn.Module):
@@ -46,71 +44,6 @@ class Match(nn.Module):
         logits = self.logits(self.image_of(pooled), self.text_of(decoder, captions))
         own = torch.arange(len(logits), device=logits.device)
         return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
-
-
-class Recall:
-    """How well pictures and captions of a part find each other: the scores of a captioner that does not write yet.
-
-    `recall1`, `recall5` and `recall10` are the shares of pictures that have one of their own captions among the nearest
-    1, 5 and 10 of all captions of the part; `search1`, `search5` and `search10` those of captions whose picture is
-    among the nearest. A caption or picture that is just as near counts as nearer. State is kept by sample.
-    """
-
-    NEAREST = (1, 5, 10)
-    ROWS = 1000
-    """that are compared at a time, for the memory"""
-
-    def __init__(self, text_of: Callable[[list[str]], Tensor]) -> None:
-        """`text_of` gives the unit vectors [R, D] of R captions."""
-        self.text_of = text_of
-        self.rows: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def update(self, batch: Batch, answers: Sequence[Prediction]) -> None:
-        """Keep each sample's vector and those of its captions, a list a picture under `captions`."""
-        texts = self.text_of([text for own in batch["captions"] for text in own]).cpu()
-        several = texts.split([len(own) for own in batch["captions"]])
-        for sample, answer, own in zip(batch["sample"].tolist(), answers, several, strict=True):
-            self.rows[sample] = (torch.tensor(answer.embedding), own)
-
-    def state(self) -> dict[str, Tensor]:
-        samples = sorted(self.rows)
-        images, texts = zip(*(self.rows[sample] for sample in samples), strict=True)
-        counts = torch.tensor([len(own) for own in texts])
-        return {
-            "sample": torch.tensor(samples),
-            "image": torch.stack(images),
-            "text": torch.cat(texts),
-            "count": counts,
-        }
-
-    def merge(self, state: dict[str, Tensor]) -> None:
-        several = state["text"].split(state["count"].tolist())
-        for sample, image, own in zip(state["sample"].tolist(), state["image"], several, strict=True):
-            self.rows[sample] = (image, own)
-
-    def compute(self) -> dict[str, float]:
-        state = self.state()
-        images, texts = state["image"], state["text"]
-        numbers = torch.arange(len(images))
-        owners = numbers.repeat_interleave(state["count"])
-        found = {
-            "recall": self._nearer(images, numbers, texts, owners),
-            "search": self._nearer(texts, owners, images, numbers),
-        }
-        shares = {
-            f"{name}{n}": (nearer < n).double().mean().item() for name, nearer in found.items() for n in self.NEAREST
-        }
-        return {**shares, "count": len(images)}
-
-    def _nearer(self, asking: Tensor, askers: Tensor, asked: Tensor, owners: Tensor) -> Tensor:
-        """For each of the vectors [Q, D], how many of [K, D] of other owners are as near as the nearest of its own."""
-        counts = []
-        for some, whose in zip(asking.split(self.ROWS), askers.split(self.ROWS), strict=True):
-            near = some @ asked.T
-            own = whose[:, None] == owners
-            best = near.masked_fill(~own, -math.inf).amax(dim=1, keepdim=True)
-            counts.append((~own & ~(near < best)).sum(dim=1))  # what is no number counts as near
-        return torch.cat(counts)
 
 
 class BagOfWords(nn.Module):

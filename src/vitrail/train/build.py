@@ -88,7 +88,7 @@ def refuse_unused(task: Classification, method: str) -> None:
 IDLE = frozenset(
     [
         *("epochs", "accumulate", "early_size", "early", "eval_every", "compile", "smoothing", "balanced", "drop_path"),
-        *("captions", "word_dropout", "writing", "contrastive", "bag_of_words", "self_critical", "critic_temperature"),
+        *("captions", "word_dropout", "contrastive", "bag_of_words", "self_critical", "critic_temperature"),
         *(entry.name for config in (Optim, Augment) for entry in fields(config)),
     ]
 )
@@ -176,13 +176,13 @@ def check_start(run: Run, weights: Task | None) -> None:
     """Refuse to begin from a captioner that lacks what the run builds upon, or from none."""
     config = run.task
     assert isinstance(config, Captioning | Prefixed)
-    writes = isinstance(weights, Caption) and goes_on(config, weights) and not weights.resting
+    writes = isinstance(weights, Caption) and goes_on(config, weights)
     if config.self_critical and not writes:
-        raise UserError("self-critical training goes on from a captioner that can write: name one with --init")
+        raise UserError("self-critical training goes on from a captioner: name one with --init")
     if run.tune.method == "knn" and not (writes and hasattr(weights, "match")):
         raise UserError(
-            "method knn remembers pictures by what they match: with --init name a captioner that writes and has "
-            "learned to match, as with caption-coca"
+            "method knn remembers pictures by what they match: with --init name a captioner that has learned to "
+            "match, as with caption-match"
         )
 
 

@@ -212,7 +212,7 @@ def score_captions(
     assert isinstance(part, CaptionSet) and isinstance(splits.train, CaptionSet)
     seen = [text for texts in splits.train.captions for text in texts] if name != "train" else []
     loader = evaluation_loader(task, part.shuffled() if shuffle else part, next(task.parameters()).device)
-    scores = evaluate(task, loader, metric=None if task.resting else CaptionMetric(seen=seen or None, java=None))
+    scores = evaluate(task, loader, metric=CaptionMetric(seen=seen or None, java=None))
     return name, {**scores, "shuffled": True} if shuffle else scores
 
 
