@@ -21,7 +21,7 @@ from vitrail.train.state import RunFolder
 def logged(run: Path) -> dict[str, Any]:
     """One run: its command, how long it took, and its best scores."""
     rows = RunFolder(run).rows()
-    best = max((row for row in rows if row["kind"] == "val"), key=lambda row: row[rows[0]["score"]])
+    best = max((row for row in rows if row["kind"] == "val"), key=lambda row: row["cider"])
     done = next(row for row in rows if row["kind"] == "done")
     return {
         "command": shlex.join(portable(shlex.split(rows[0]["command"]))),

@@ -164,11 +164,10 @@ def measure(name: str, data: Path, seeds: list[int], budget: dict[str, float], r
     same = {"title": rung.title, "stages": stages, "recipes": recipes, "budget": budget, **kind}
     if any(row.get(key) != value for key, value in same.items()):
         row = {**same, "epochs_a_minute": {}, "tries": [], "runs": []}
+    if not row["epochs_a_minute"]:
+        row["epochs_a_minute"] = {recipe: climb.speed(recipe) for recipe in stages}
+        record(f"ladder-{name}", row, results)
     speeds = row["epochs_a_minute"]
-    for recipe in stages:
-        if recipe not in speeds:
-            speeds[recipe] = climb.speed(recipe)
-            record(f"ladder-{name}", row, results)
     for rate in RATES[len(row["tries"]) :]:
         row["tries"].append(climb.run(speeds, budget["try_core_minutes"] / kind["cores"], rate, seed=0))
         record(f"ladder-{name}", row, results)

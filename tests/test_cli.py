@@ -177,6 +177,7 @@ def test_training_from_weights_and_on_a_folder(run: Path, tmp_path: Path, capsys
         (["train"], "name a recipe: digits"),
         (["train", "digts"], "did you mean digits? The recipes are digits, mnist, cifar10-quick"),
         (["train", "finetune-b16-384"], "goes on from weights: name them with --init"),
+        (["train", "caption-coca"], "goes on from weights: name them with --init"),
         (["train", "caption-critic"], "goes on from weights: name them with --init"),
         (["train", "digits", "--epoch", "3"], "unknown option --epoch: did you mean --epochs?"),
         (["train", "digits", "--epochs", "many"], "epochs"),

@@ -306,6 +306,8 @@ def test_what_training_does_not_take(data: Path, run: Path, tmp_path: Path, caps
     assert "name one with --init" in said("caption-vit", *TINY, "--self-critical", "1")
     assert "name one with --init" in said("caption-critic", "--init", "classify", "--longest", "8")
     assert "method knn remembers pictures by what they match" in said("caption-recall", "--init", run)
+    assert "caption-coca goes on from a captioner, and classify is none" in said("caption-coca", "--init", "classify")
+    assert "blocks that read words alone, which this captioner lacks" in said("caption-coca", "--init", run)
     assert "method linear is for classification" in said("caption-vit", "--init", run, "--method", "linear")
     (tmp_path / "far" / "images").mkdir(parents=True)
     for i in range(4):

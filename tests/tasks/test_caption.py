@@ -236,7 +236,7 @@ def test_words_are_as_likely_at_first_as_in_the_captions() -> None:
 
 
 def test_matching_is_learned() -> None:
-    """The loss brings each picture next to its own captions."""
+    """The loss brings each caption next to its own picture."""
     task, made = captioner(contrastive=1.0, text_depth=1), batch()
     optimizer = torch.optim.Adam(task.parameters(), lr=0.01)
     for epoch in range(60):

@@ -125,10 +125,10 @@ def _matching(**choices: Any) -> Captioning:
 
 
 def caption_match(pictures: int) -> Run:
-    """Begins on small pictures: they are matched with a caption each, tell which words theirs use, and are captioned.
+    """CoCa (arXiv 2205.01917) on small pictures: a caption of each is written and matched, and the words of all told.
 
     Command: vitrail train caption-match --data flickr8k
-    What comes out sees and writes already; `caption-coca --init` goes on from it.
+    What comes out is for `caption-coca --init`.
     """
     run = _run("caption-match", replace(_vit(), image_size=(64, 64)), _matching(captions=1))
     return replace(run, early_size=None, epochs=60, eval_every=15, batch_size=192)
@@ -146,13 +146,13 @@ def encoder_cifar10(pictures: int) -> Run:
 
 
 def caption_coca(pictures: int) -> Run:
-    """Goes on from `caption-match` with larger pictures and all their captions (CoCa, arXiv 2205.01917).
+    """Goes on from `caption-match` with larger pictures and all their captions, at a quarter of its rate.
 
     Command: vitrail train caption-coca --data flickr8k --init RUN
     """
     run = _run("caption-coca", _vit(), _matching())
-    # At the full rate the decoder would forget much of what it has learned, and such decay take most of what matching
-    # has taught the encoder. Lower layers get less of both.
+    # At the full rate nothing was gained (docs/captioning.md), and the weight decay of `_run`, which is times the rate,
+    # would take most of what matching has taught the encoder. Lower layers get less of both.
     optim = replace(run.optim, lr=2.5e-4, matrix_lr=1e-3, layer_decay=0.8)
     return replace(run, optim=optim)
 

@@ -181,7 +181,7 @@ class Caption(Task):
         if other and not config.self_critical:
             raise UserError(
                 f"the captioner to go on with has the decoder {_kind(own)}, and the recipe {_kind(config)}: choose "
-                "another recipe, or begin without --init"
+                "another recipe, or other weights"
             )
         if config.self_critical and not hasattr(self, "match"):
             config = replace(config, contrastive=0.0, decoding=replace(config.decoding, match=0.0))

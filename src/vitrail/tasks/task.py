@@ -58,7 +58,7 @@ class Task(nn.Module):
 
     name: ClassVar[str]
     """what `config.json` calls the task"""
-    score: str
+    score: ClassVar[str]
     """the entry of the metric that chooses the best checkpoint; higher is better"""
     metric_reads: ClassVar[Literal["outputs", "answers"]] = "outputs"
     """what the metric is updated with: what `forward` gives for a batch, or what `answer` does"""

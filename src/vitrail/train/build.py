@@ -176,13 +176,18 @@ def check_start(run: Run, weights: Task | None) -> None:
     """Refuse to begin from a captioner that lacks what the run builds upon, or from none."""
     config = run.task
     assert isinstance(config, Captioning | Prefixed)
-    writes = isinstance(weights, Caption) and goes_on(config, weights)
-    if config.self_critical and not writes:
+    whole = weights if isinstance(weights, Caption) and goes_on(config, weights) else None
+    if config.self_critical and whole is None:
         raise UserError("self-critical training goes on from a captioner: name one with --init")
-    if run.tune.method == "knn" and not (writes and hasattr(weights, "match")):
+    if run.tune.method == "knn" and not hasattr(whole, "match"):
         raise UserError(
             "method knn remembers pictures by what they match: with --init name a captioner that has learned to "
             "match, as with caption-match"
+        )
+    matches = isinstance(config, Captioning) and config.contrastive and not config.self_critical
+    if matches and whole is not None and not whole.captioning.text_depth:
+        raise UserError(
+            "matching needs blocks that read words alone, which this captioner lacks: go on from one of caption-match"
         )
 
 
@@ -199,6 +204,7 @@ def captioner(run: Run, train: CaptionSet) -> Caption:
         raise UserError("consensus in decoding is for the recipe caption-recall and its method knn: let it be 0")
     loaded = zoo.load(run.init, channels=run.model.channels, image_size=run.model.image_size) if run.init else None
     check_start(run, loaded)
+    had_bag = hasattr(loaded, "bag")
     if loaded is not None and isinstance(run.model, ViTConfig):
         zoo.change_drop_path(loaded, run.model.drop_path)
     task: Caption
@@ -225,6 +231,8 @@ def captioner(run: Run, train: CaptionSet) -> Caption:
     train.labels = numbered(train.captions, task.tokenizer, task.captioning.most_words)
     if isinstance(config, Captioning) and (loaded is None or not goes_on(config, loaded)):
         task.expect(train.labels)
+    elif isinstance(config, Captioning) and config.bag_of_words and not had_bag:
+        task.bag.expect(train.labels)
     return task
 
 

@@ -21,7 +21,7 @@ from vitrail.data.sets import ImageSet, Splits, open_data, split_val
 from vitrail.errors import UserError
 from vitrail.files import write_whole
 from vitrail.recipes.finetune import settle
-from vitrail.tasks.caption import FREE, Caption
+from vitrail.tasks.caption import FREE, Caption, Captioning
 from vitrail.tasks.caption_scores import CaptionMetric, check_scorers, human_ceiling
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.embed import Embed
@@ -71,14 +71,17 @@ def begin(
     if (channels := splits.train.channels) not in (1, 3, run.model.channels):  # others read as these two
         log.warning("the pictures have %d channels, and so will the model", channels)
         run = replace(run, model=replace(run.model, channels=channels))
-    if init is not None and isinstance(weights, Caption) and goes_on(run.task, weights):
-        check_start(run, weights)
-        run = replace(run, task=weights.kept(run.task))
+    whole = weights if init is not None and isinstance(weights, Caption) and goes_on(run.task, weights) else None
+    if recipe in recipes.FROM_WEIGHTS and isinstance(run.task, Captioning) and whole is None:
+        raise UserError(f"{run.recipe} goes on from a captioner, and {init} is none: name one with --init")
+    if whole is not None:
+        check_start(run, whole)
+        run = replace(run, task=whole.kept(run.task))
     given = run
     run = settle(run, len(splits.train), len(splits.train.classes), change)
     if init is not None:
         recipes.check_fixed(init, run.model, given.model, recipes.FREE)
-        if isinstance(weights, Caption) and goes_on(run.task, weights):
+        if whole is not None:
             recipes.check_fixed(init, run.task, given.task, FREE)
     warn_unused(given, change(given), run.tune.method)
     run = replace(run, data=str(data))
@@ -129,8 +132,6 @@ def examples(parts: Parts, count: int = 24) -> list[dict[str, Any]]:
             answer = task.predict([picture])[0]
         except UserError:
             continue  # a picture that cannot be read was named when the loader met it
-        if answer.embedding:  # nothing that a page could show
-            continue
         image = Image.fromarray(
             picture[:3].permute(1, 2, 0).squeeze(2).numpy() if len(picture) != 2 else picture[0].numpy()
         )
