@@ -27,7 +27,7 @@ def test_gpu_script_goes_through_its_stages(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
     assert set(rows) == {"attention", "data", "step-b16"}
-    assert rows["data"]["batches of 1 and 64 alike"] and rows["step-b16"]["vitrail"]["utilisation"] > 0
+    assert rows["data"]["batches of 1 and 64 alike"] and rows["step-b16"]["vitrail"]["pictures a second"] > 0
 
 
 def test_rungs_of_the_ladder_get_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
