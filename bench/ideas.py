@@ -1,7 +1,7 @@
 """Trainings of captioners side by side, from what they logged: what each idea added, and what else was tried.
 
-    python bench/ideas.py runs/long runs/match runs/coca runs/coca-on runs/critic runs/recall
-    python bench/ideas.py runs/short/match runs/short/coca --name caption-tried
+    python bench/ideas.py runs/long runs/match runs/coca runs/critic runs/recall
+    python bench/ideas.py runs/small/vit runs/small/slower --name caption-tried
 
 Scores are those of a run's best evaluation on validation, which its checkpoint is.
 """
