@@ -1,29 +1,46 @@
-# make demo    train, test, look and classify, from a fresh clone (Python 3.11 or later and a network)
-# make test    lint, types and tests
-# make lint    ruff and mypy alone
-# make format  let ruff mend what it can
-# make tables  write the tables of README.md and docs/ again, from results/
-# make parity  every architecture of timm's ViT modules against ours; goes on where it stopped, then writes docs/parity.md
-# make constraints  write .ci/constraints.txt from what is installed
+# make demo         train, test, look and classify, from a fresh clone (Python 3.11 or later and a network)
+# make test         lint, types and all tests but the slow ones, on the locked releases of .ci/locked.txt
+# make test-slow    the tests that take more than ten seconds each, on the same releases
+# make test-latest  all tests, on the newest release of every package
+# make test-oldest  all tests, on the oldest releases that pyproject.toml allows
+# make lint         ruff and mypy alone
+# make format       let ruff mend what it can
+# make tables       write the tables of README.md and docs/ again, from results/
+# make parity       every architecture of timm's ViT modules against ours; resumes where it stopped; writes docs/parity.md
+# make locks        write .ci/locked.txt and .ci/oldest.txt from pyproject.toml and what is published today
 
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 python; do \
 	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+NEED_PYTHON := { echo "vitrail needs Python 3.11 or later with its venv module: install it, or say make PYTHON=/path/to/python" >&2; exit 2; }
+
+# Each test process has one thread: two of them are quicker than one with two.
+PYTEST := python -m pytest -q -n auto --maxprocesses=4
+COMPILE := uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --quiet --no-header --no-annotate
 
 # Tests that need real data read it from here, and say so when they skip.
 ifneq ($(wildcard ../shared/data),)
 export VITRAIL_DATA ?= $(abspath ../shared/data)
 endif
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint format tables parity constraints
+.PHONY: demo test test-slow test-latest test-oldest lint format tables parity locks
 
 demo: $(VENV)/installed
 	$(BIN)/vitrail demo
 
-# Each test process has one thread: two of them are quicker than one with two.
-test: $(VENV)/installed-dev lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses=4
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST) -m "not slow"
+
+test-slow: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST) -m slow
+
+test-latest: .venv-latest/installed
+	OMP_NUM_THREADS=1 .venv-latest/bin/$(PYTEST)
+
+test-oldest: .venv-oldest/installed
+	OMP_NUM_THREADS=1 .venv-oldest/bin/$(PYTEST)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -41,21 +58,31 @@ parity: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python bench/parity.py
 	$(BIN)/python docs/tables.py
 
-constraints: $(VENV)/installed-dev
-	$(BIN)/pip freeze --exclude vitrail > .ci/constraints.txt.new
-	mv .ci/constraints.txt.new .ci/constraints.txt
+locks: $(VENV)/installed-dev
+	$(BIN)/pip install --quiet uv
+	$(BIN)/$(COMPILE) --upgrade --output-file .ci/locked.txt
+	$(BIN)/$(COMPILE) --upgrade --resolution lowest-direct --output-file .ci/oldest.txt
 
-# The stamps hold when the last installation was; a newer pyproject.toml installs again.
-$(VENV)/installed: pyproject.toml | $(BIN)/pip
+# The stamps tell when the last installation was; a newer pyproject.toml or lock installs again.
+$(VENV)/installed: pyproject.toml .ci/locked.txt | $(BIN)/pip
 	@echo "Installing vitrail; the first time this downloads PyTorch, some gigabytes."
-	$(BIN)/pip install -e .
+	$(BIN)/pip install -c .ci/locked.txt -e .
 	@touch $@
 
-$(VENV)/installed-dev: pyproject.toml | $(BIN)/pip
+$(VENV)/installed-dev: pyproject.toml .ci/locked.txt | $(BIN)/pip
 	@echo "Installing vitrail and what its tests need; the first time this downloads PyTorch, some gigabytes."
-	$(BIN)/pip install -e '.[all,dev]'
+	$(BIN)/pip install -c .ci/locked.txt -e '.[all,dev]'
 	@touch $(VENV)/installed $@
 
-$(BIN)/pip:
-	@test -n "$(PYTHON)" || { echo "vitrail needs Python 3.11 or later with its venv module: install it, or say make PYTHON=/path/to/python" >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+# What is newest changes from day to day, so that these are asked for each time.
+.PHONY: .venv-latest/installed
+.venv-latest/installed: | .venv-latest/bin/pip
+	.venv-latest/bin/pip install --upgrade --upgrade-strategy eager -e '.[all,dev]'
+
+.venv-oldest/installed: pyproject.toml .ci/oldest.txt | .venv-oldest/bin/pip
+	.venv-oldest/bin/pip install -c .ci/oldest.txt -e '.[all,dev]'
+	@touch $@
+
+%/bin/pip:
+	@test -n "$(PYTHON)" || $(NEED_PYTHON)
+	$(PYTHON) -m venv $*

@@ -540,6 +540,7 @@ def test_every_recipe_has_help_that_names_its_fields(name: str, capsys: pytest.C
     assert end.value.code == 0 and f"vitrail train {name}" in said and "--matrix-lr" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda how: how.name)
 def test_a_killed_command_is_resumed_to_the_end(how: signal.Signals, tmp_path: Path) -> None:
     """The signal reaches the worker too, as a terminal's Ctrl-C does, and what Slurm sends."""

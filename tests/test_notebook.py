@@ -14,6 +14,7 @@ def test_notebook_is_committed_without_outputs() -> None:
         assert cell.cell_type == "markdown" or (cell.outputs == [] and cell.execution_count is None)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)  # it trains, and a busy machine takes its time
 def test_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import nbformat

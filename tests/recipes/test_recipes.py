@@ -91,6 +91,7 @@ def test_encoders_of_the_ladder_are_about_as_large() -> None:
     assert max(sizes) <= 1.25 * min(sizes)
 
 
+@pytest.mark.slow
 def test_what_a_captioner_has_learned_goes_with_it(
     captioned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -133,6 +133,7 @@ def test_human_ceiling_is_each_reference_against_the_others() -> None:
 
 
 @needs_java
+@pytest.mark.slow
 def test_a_human_ceiling_starts_java_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its tables take many seconds to be read: once to cut all turns into tokens, and once for METEOR."""
     references = {"a": ["a red dog", "a dog runs", "the dog"], "b": ["two cats", "a cat sits"]}

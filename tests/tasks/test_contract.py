@@ -72,8 +72,11 @@ def test_saved_loaded_and_plain_data(task: Task, tmp_path: Path) -> None:
     again = vitrail.load(tmp_path / "m")
     assert type(again) is type(task) and again.classes == task.classes
     assert json.loads(json.dumps(task.config())) == json.loads(json.dumps(again.config()))
+    own, loaded = task.state_dict(), again.state_dict()
+    assert own.keys() == loaded.keys() and all(torch.equal(own[name], loaded[name]) for name in own)
     given = inputs(task, 3)
-    assert torch.equal(task.eval()(*given), again(*given))
+    # The same bits in other memory: some processors choose another kernel by where a tensor begins, and round otherwise.
+    torch.testing.assert_close(task.eval()(*given), again(*given), atol=1e-5, rtol=1e-5)
 
 
 def test_features_keep_their_grid_at_odd_sizes(task: Task) -> None:
@@ -93,7 +96,8 @@ def test_answers_do_not_depend_on_the_batch(task: Task) -> None:
     pictures = [torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8) for _ in range(5)]
     together, alone = task.predict(pictures), [task.predict([p])[0] for p in pictures]
     for a, b in zip(together, alone, strict=True):
-        assert [x["label"] for x in a.labels] == [x["label"] for x in b.labels] and a.caption == b.caption
+        scores = [{label["label"]: label["score"] for label in answer.labels} for answer in (a, b)]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-5) and a.caption == b.caption
         assert a.embedding == pytest.approx(b.embedding, abs=1e-5)
 
 

@@ -159,5 +159,8 @@ def test_the_carried_head_answers_as_the_probe(tmp_path: object) -> None:
     task.head.remember(*known)
     answers = task.predict([asked.picture(i) for i in range(50)])
     votes = knn(known, wanted.vectors, 10)
-    assert [answer.labels[0]["label"] for answer in answers] == [train.classes[i] for i in votes.argmax(1).tolist()]
+    chosen = torch.tensor([train.classes.index(answer.labels[0]["label"]) for answer in answers])
+    # Of two classes with almost as many votes, another processor's rounding may choose the other one.
+    torch.testing.assert_close(votes.gather(1, chosen[:, None])[:, 0], votes.max(1).values, atol=1e-4, rtol=1e-4)
+    assert (votes.max(1).values > votes.mean(1) + 1e-2).all()  # so that a class chosen blindly would be found out
     assert sum(label["score"] for label in answers[0].labels) <= 1 + 1e-5

@@ -20,7 +20,15 @@ from vitrail.errors import UserError
 from vitrail.tasks.caption import Caption, Captioning
 from vitrail.tasks.decoders import DecoderState, Memory
 from vitrail.tasks.encoder import Encoder
-from vitrail.tasks.language import Language, LanguageState, Numbers, TheirTokenizer, in_parts
+from vitrail.tasks.language import (
+    Language,
+    LanguageState,
+    Numbers,
+    TheirTokenizer,
+    cache_arguments,
+    cache_of,
+    in_parts,
+)
 from vitrail.tasks.search import Written
 from vitrail.tasks.task import Batch
 from vitrail.vit import Tokens
@@ -132,12 +140,11 @@ class CrossDecoder(Language):
             input_ids=ids,
             attention_mask=ids.new_ones(len(ids), length),
             encoder_hidden_states=state.words[0],
-            past_key_values=state.cache,
-            use_cache=True,
             output_attentions=True,
+            **cache_arguments(self.model, state.cache),
         )
         looked = [_mean(out.cross_attentions)] if out.cross_attentions else []
-        return out.logits[:, -1], LanguageState(state.words, [], length, looked, out.past_key_values)
+        return out.logits[:, -1], LanguageState(state.words, [], length, looked, cache_of(out))
 
 
 class GitDecoder(Language):
@@ -168,12 +175,11 @@ class GitDecoder(Language):
             input_ids=ids,
             position_ids=torch.full_like(ids, state.length),
             pixel_values=tokens[:, None] if state.cache is None else None,
-            past_key_values=state.cache,
-            use_cache=True,
             output_attentions=True,
+            **cache_arguments(self.model, state.cache),
         )
         looked = _mean(out.attentions)[:, : tokens.shape[1]]
-        return out.logits[:, -1], LanguageState(state.words, [], state.length + 1, [looked], out.past_key_values)
+        return out.logits[:, -1], LanguageState(state.words, [], state.length + 1, [looked], cache_of(out))
 
 
 class _Seen(nn.Module):

@@ -10,6 +10,7 @@ V words. transformers is imported where a model is made, by `vitrail.zoo.caption
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -144,6 +145,17 @@ class LanguageState(DecoderState):
             self.cache.reorder_cache(rows)
         words = [tensor[rows] for tensor in self.words]
         return LanguageState(words, [], self.length, cache=self.cache, prefix=self.prefix)
+
+
+def cache_arguments(model: Any, cache: Any) -> dict[str, Any]:
+    """What `model` is called with to read `cache` and to give a new one: transformers 5.24 renamed the argument."""
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    return {name: cache, "use_cache": True}
+
+
+def cache_of(output: Any) -> Any:
+    """The cache that a model gave with its output, under whichever name the release of transformers has."""
+    return output["cache"] if "cache" in output else output["past_key_values"]
 
 
 class Language(Decoder):

@@ -24,7 +24,15 @@ from vitrail.plain import describe
 from vitrail.tasks.caption import Caption, Captioning
 from vitrail.tasks.decoders import DecoderState, Memory
 from vitrail.tasks.encoder import KINDS, Encoder, pooled_width, token_width
-from vitrail.tasks.language import Language, LanguageState, Numbers, TheirTokenizer, in_parts
+from vitrail.tasks.language import (
+    Language,
+    LanguageState,
+    Numbers,
+    TheirTokenizer,
+    cache_arguments,
+    cache_of,
+    in_parts,
+)
 from vitrail.tasks.search import Decoding, Written
 from vitrail.tasks.task import Batch
 from vitrail.vit import Block, Tokens, ViTConfig
@@ -163,22 +171,24 @@ class LanguageModel(Language):
         return known[:, prefix.shape[1] :].unflatten(0, words.shape[:2])
 
     def start(self, memory: Memory, captions: int = 1) -> LanguageState:
-        out = self.model.base_model(inputs_embeds=memory.tokens, use_cache=True)
-        out.past_key_values.batch_repeat_interleave(captions)
-        return LanguageState([], [], cache=out.past_key_values, prefix=memory.tokens.shape[1])
+        cache = cache_of(self.model.base_model(inputs_embeds=memory.tokens, use_cache=True))
+        cache.batch_repeat_interleave(captions)
+        return LanguageState([], [], cache=cache, prefix=memory.tokens.shape[1])
 
     def step(self, words: Tensor, state: DecoderState) -> tuple[Tensor, LanguageState]:
         assert isinstance(state, LanguageState)
         read = self._embed(words[:, None], state.prefix + state.length)
         with self._attention_formed():
             out = self.model.base_model(
-                inputs_embeds=read, past_key_values=state.cache, use_cache=True, output_attentions=self.looks
+                inputs_embeds=read,
+                output_attentions=self.looks,
+                **cache_arguments(self.model.base_model, state.cache),
             )
         looked = []
         if self.looks and out.attentions:
             layers = [layer[:, :, -1, : state.prefix].float().mean(dim=1) for layer in out.attentions]
             looked = [torch.stack(layers).mean(dim=0)]
-        after = LanguageState([], [], state.length + 1, looked, out.past_key_values, state.prefix)
+        after = LanguageState([], [], state.length + 1, looked, cache_of(out), state.prefix)
         return out.last_hidden_state[:, -1], after
 
     def _embed(self, words: Tensor, before: int) -> Tensor:
