@@ -22,11 +22,15 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "bench"
 SCRIPTS = sorted(path.stem for path in BENCH.glob("*.py") if path.stem != "harness")
-SLOW = {"carried", "folder", "gpu", "ladder", "load", "loading", "parity_huggingface", "seeds", "transfer"}
-"""scripts that take more than ten seconds on a busy machine, as those do that start several processes"""
+SLOW = pytest.mark.slow
+"""on scripts that start or train so much that they take about ten seconds of one core, or more"""
+MARKS = {
+    **dict.fromkeys(("folder", "gpu", "ladder", "transfer"), (SLOW,)),
+    "load": (pytest.mark.skipif(sys.platform != "linux", reason="reads its memory from /proc"),),
+}
 RUNS = [
-    *(pytest.param(name, (), marks=[pytest.mark.slow] * (name in SLOW), id=name) for name in SCRIPTS),
-    pytest.param("carried", ("caption",), marks=pytest.mark.slow, id="carried-caption"),
+    *(pytest.param(name, (), marks=MARKS.get(name, ()), id=name) for name in SCRIPTS),
+    pytest.param("carried", ("caption",), marks=SLOW, id="carried-caption"),
 ]
 
 
