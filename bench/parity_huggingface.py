@@ -5,7 +5,7 @@
 A row is the largest difference over the largest value, in the final tokens and in what the model gives: its logits, or
 its pooled vectors where it has no classes. The models are small and have everything else as published ones do. Then the
 model is written in Hugging Face's layout: transformers' outputs with that folder, and whether it comes back with the
-same bits.
+same bits. Ends with 1 where a difference is above the limit. `--tiny` compares two of the models.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import transformers
-from record import record
+from harness import Parser, record
 from torch import Tensor
 
 import vitrail
@@ -33,7 +33,7 @@ LIMIT = 1e-4
 SIZE = (32, 32)
 OTHER = (40, 24)
 PATCH = 8
-SMALL = {
+SMALL: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
@@ -137,13 +137,20 @@ MODELS: dict[str, Callable[[], Any]] = {
 """a name for people, whose first word is the type of `config.json`"""
 
 
+def parser() -> Parser:
+    parser = Parser(__doc__, names=["vit, classes", "dinov2"])
+    parser.set_defaults(names=[*MODELS])
+    return parser
+
+
 def main() -> int:
+    asked = parser().parse_args()
     rows = {}
-    for name in MODELS:
+    for name in asked.names:
         with tempfile.TemporaryDirectory() as folder:
             rows[name] = compare(name, Path(folder))
         print(f"{name}: {worst_of(rows[name]):.1e}", file=sys.stderr, flush=True)
-    record(NAME, rows)
+    record(NAME, rows, asked.results)
     worst = max(map(worst_of, rows.values()))
     print(f"{len(rows)} models of {len({name.split(',')[0] for name in rows})} types, largest difference {worst:.1e}")
     return int(worst > LIMIT or not all(row["same bits"] for row in rows.values()))

@@ -5,7 +5,7 @@
 
 Their content comes from the code and from `results/*.json`. A file there holds
 `{"command": ..., "commit": ..., "changed": ..., "machine": ..., "date": ..., "rows": {measure: value}}`, as
-`bench/record.py` writes it; a value is a number, a text, or a dict or list of them.
+`record` in `bench/harness.py` writes it; a value is a number, a text, or a dict or list of them.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ class Tokens(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Multi-head attention (appendix A, equations 6 to 8); to a context it is cross-attention."""
+    """Multi-head attention (appendix A, equations 5 to 8); to a context it is cross-attention."""
 
     def __init__(
         self, width: int, heads: int, bias: bool = True, dropout: float = 0.0, kv_heads: int | None = None
@@ -165,11 +165,11 @@ class Attention(nn.Module):
         q, k, v = self.project(x, context)
         q, k, mask = layers.locate(q, k, mask, place, self.relative)
         attend = layers.attend if self.differential is None else self.differential
-        x = attend(q, k, v, attn_mask=mask)  # equations 7 and 8
-        return self.dropout(self.out(self.norm(x.transpose(1, 2).flatten(2))))
+        x = attend(q, k, v, attn_mask=mask)  # equations 6 and 7
+        return self.dropout(self.out(self.norm(x.transpose(1, 2).flatten(2))))  # equation 8
 
     def project(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, heads, N, D/heads], and keys and values [B, heads, M, D/heads] (equation 6)."""
+        """Queries [B, heads, N, D/heads], and keys and values [B, heads, M, D/heads] (equation 5)."""
         if context is None:
             q, k, v = self.qkv(x).split(self.sizes, dim=-1)
         else:
@@ -188,7 +188,7 @@ class Attention(nn.Module):
     def weights(
         self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, place: layers.Place | None = None
     ) -> Tensor:
-        """The attention matrix A of equation 7, [B, heads, N, M]. Fused attention never forms it; pictures need it."""
+        """The attention matrix A of equation 6, [B, heads, N, M]. Fused attention never forms it; figures need it."""
         if self.window or self.differential is not None:
             raise UserError("attention in windows, or the difference of two, has no one matrix for the whole picture")
         q, k, _ = self.project(x, context)

@@ -13,7 +13,7 @@ MOST_TOKENS = 256
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Equation 7: the matrix A [B, heads, N, M] of queries [B, heads, N, d] and keys [B, heads, M, d].
+    """Equation 6: the matrix A [B, heads, N, M] of queries [B, heads, N, d] and keys [B, heads, M, d].
 
     `mask` is broadcast to A: False (or a large negative number) hides a key from a query.
     """
@@ -24,7 +24,7 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-    """Equation 8: what each query gathers of the values [B, heads, M, d], [B, heads, N, d].
+    """Equation 7: what each query gathers of the values [B, heads, M, d], [B, heads, N, d].
 
     This is PyTorch's fused attention, which never forms A, but where a processor trains in bf16: for few tokens that
     takes three to four times as long as the products it stands for (results/attention.json). With a mask it is fused.
@@ -47,7 +47,7 @@ class Differential(nn.Module):
         self.norm = nn.RMSNorm(per_head, eps=1e-5)
 
     def share(self) -> Tensor:
-        """The factor on the second attention (equation 2)."""
+        """The factor on the second attention (lambda, equation 2 of its paper)."""
         return (self.q1 * self.k1).sum().exp() - (self.q2 * self.k2).sum().exp() + self.start
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None) -> Tensor:
