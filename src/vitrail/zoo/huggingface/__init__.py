@@ -23,10 +23,11 @@ from typing import Any
 import torch
 
 from vitrail.zoo.huggingface.encoder import PARTS, encoder_config, filled, renaming
-from vitrail.zoo.huggingface.kinds import KINDS, LEFT, SEVERAL, Kind, Spelling
+from vitrail.zoo.huggingface.kinds import KINDS, LEFT, Kind, Spelling
 from vitrail.zoo.huggingface.library import reference
 from vitrail.zoo.huggingface.processor import default_settings, preprocess, settings
 from vitrail.zoo.huggingface.writing import write
+from vitrail.zoo.problem import problem_of
 from vitrail.zoo.source import Files, Found
 
 __all__ = ["NAME", "read", "recognise", "reference", "write"]
@@ -81,7 +82,7 @@ def read(files: Files) -> Found:
         preprocess=preprocess(pixels, kind, config.image_size, config.channels),
         weights=weights,
         left=_left(files.weights.keys() - used),
-        loss="sigmoid" if text.get("problem_type") == SEVERAL else "softmax",
+        problem=problem_of(text if classes else {}, files.path),
         notes=notes,
     )
 
