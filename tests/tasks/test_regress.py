@@ -38,6 +38,7 @@ HEADS: dict[str, dict[str, Any]] = {
     "values": {"id2label": {0: "x", 1: "y", 2: "angle"}, "problem_type": "regression"},
     "several": {"id2label": {0: "x", 1: "y", 2: "z"}, "problem_type": "multi_label_classification"},
     "classes": {"id2label": {0: "x", 1: "y", 2: "z"}},
+    "two without names": {"num_labels": 2},
 }
 IMAGES = [
     Image.fromarray(np.random.default_rng(seed).integers(0, 120 * seed, (40, 40, 3), dtype="u1")) for seed in (1, 2)

@@ -52,7 +52,7 @@ def write(model: ViTConfig, place: Path, to: str) -> str | None:
 def advised(line: str) -> list[str]:
     """The options in a line's advice."""
     assert "\n" not in line and "--to vitrail" in line
-    found = re.search(r"train one that can be written, with (--[^(]+)", line)
+    found = re.search(r"train one that can be written with `vitrail train RECIPE (--[^`]+)`", line)
     assert found is not None, line
     return shlex.split(found[1])
 
@@ -96,7 +96,7 @@ def test_digits_trained_as_advised_answers_the_same_there(
     capsys.readouterr()
     assert main(["convert", str(tmp_path / "stem"), str(place), "--to", to]) == 2
     line = capsys.readouterr().err.strip()
-    assert "stem=(32,)" in line and "--stem with nothing after it" in line and not place.exists()
+    assert "stem=(32,)" in line and "no value after --stem" in line and not place.exists()
     with torch.inference_mode(False):
         assert main(["train", "digits", "--out", str(tmp_path / "plain"), *short, *advised(line)]) == 0
     assert main(["convert", str(tmp_path / "plain"), str(place), "--to", to, "--verify"]) == 0

@@ -65,8 +65,8 @@ def _numbered(data: Sequence[str], count: int) -> list[int]:
         return list(range(count))
     named = next(name for name, number in zip(data, own, strict=True) if number is None)
     raise UserError(
-        f"the data has {len(data):,} classes and the model {count:,}, which have numbers and no names; the model does "
-        f"not know {named!r}: call the data's classes by those numbers, or train the model on this data with --init"
+        f"the data has {len(data):,} classes and the model {count:,} without names; the model does not know {named!r}: "
+        "call the data's classes by their numbers in the model, or train it on this data with --init"
     )
 
 

@@ -121,8 +121,10 @@ def _is_identity(files: Files, weight: str) -> bool:
 
 
 def _classes(text: Mapping[str, Any], count: int, notes: list[str]) -> list[str]:
-    """The names of `id2label`; numbers where it does not fit."""
-    labels = {int(number): str(label) for number, label in (text.get("id2label") or {}).items()}
+    """The names of `id2label`, which transformers leaves out where they are its own; numbers where it does not fit."""
+    if text.get("id2label") is None:
+        return [f"LABEL_{i}" for i in range(count)]
+    labels = {int(number): str(label) for number, label in text["id2label"].items()}
     if sorted(labels) == list(range(count)):
         return [labels[i] for i in range(count)]
     notes.append(f"config.json has no names for the {count} classes: they are numbered")
