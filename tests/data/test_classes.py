@@ -56,6 +56,12 @@ def test_all_of_imagenet_is_found_by_its_ids_in_whatever_order(data: list[str], 
         assert outputs_of([data[i] for i in order], model) == order
 
 
+@pytest.mark.parametrize("model", LISTS.values(), ids=LISTS)
+@pytest.mark.parametrize("data", LISTS.values(), ids=LISTS)
+def test_imagenet_in_its_own_order_is_itself_by_any_list(data: list[str], model: list[str]) -> None:
+    assert outputs_of(data, model) == list(range(1000))
+
+
 @pytest.mark.parametrize("name", ["crane", "maillot", "cardigan", "Cardigan", "panther", "horn"])
 @pytest.mark.parametrize("model", LISTS.values(), ids=LISTS)
 def test_a_name_of_two_classes_is_refused_with_their_ids(name: str, model: list[str]) -> None:
@@ -105,6 +111,8 @@ def test_a_list_in_another_order_is_not_taken_for_imagenets() -> None:
 def test_two_classes_of_the_data_that_are_one_of_the_model() -> None:
     with pytest.raises(UserError, match="'tench' and 'n01440764' are both the model's class 'tench'"):
         outputs_of(["tench", "goldfish", "n01440764"], NAMES)
+    with pytest.raises(UserError, match="'cat' and 'cat' are both"):  # a Parquet file may name two classes alike
+        outputs_of(["cat", "cat"], ["cat", "dog", "elk"])
 
 
 def test_the_names_of_a_models_own_data_are_just_those(caplog: pytest.LogCaptureFixture) -> None:

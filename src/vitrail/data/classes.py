@@ -32,12 +32,15 @@ def outputs_of(data: Sequence[str], model: Sequence[str]) -> list[int]:
         places = _numbered(data, len(model))
     else:
         names = _Names(model)
+        if imagenet.is_order_of(data):  # two of these may have one name, and no two have one id
+            data = [synset.wnid for synset in imagenet.synsets()]
         places = [names.find(name, data) for name in data]
-    first: dict[int, str] = {}
-    for name, place in zip(data, places, strict=True):
-        if (other := first.setdefault(place, name)) != name:
+    first: dict[int, int] = {}
+    for i, place in enumerate(places):
+        if (other := first.setdefault(place, i)) != i:
             raise UserError(
-                f"the data's classes {other!r} and {name!r} are both the model's class {model[place]!r}: join the two"
+                f"the data's classes {data[other]!r} and {data[i]!r} are both the model's class {model[place]!r}: "
+                "join the two"
             )
     return places
 
