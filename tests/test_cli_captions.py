@@ -354,6 +354,9 @@ def test_what_training_does_not_take(data: Path, run: Path, tmp_path: Path, caps
     (tmp_path / "far" / "captions.txt").write_text("".join(f"{i}.png,{HEBREW}\n" for i in range(4)))
     options = ["--data", tmp_path / "far", "--init", run, "--out", tmp_path / "run"]
     assert "no caption has a word of [a-z0-9']" in refused(capsys, "train", "caption-critic", *options)
+    (tmp_path / "far" / "captions.txt").write_text("".join(f"{i}.png,a dog runs\n" for i in range(4)))
+    line = refused(capsys, "train", "caption-critic", *options)
+    assert "rewards CIDEr" in line and "all have the same" in line
     assert "has the decoder transformer, and the recipe attentive lstm" in said("caption-vit-lstm", "--init", run)
     # Also where it is what the recipe would have: the weights have another.
     depth = vitrail.load(run).captioning.decoder_depth
