@@ -206,10 +206,14 @@ def read_picture(path: Path, task: Task) -> Tensor:
 
 def describe(row: dict[str, Any]) -> str:
     """A row of `predict` for people."""
+    from vitrail.tasks.task import in_words
+
     if "error" in row:
         return f"{row['image']}: no answer"
     if "caption" in row:
         return f"{row['image']}: {row['caption']}"
+    if "values" in row:
+        return f"{row['image']}: {in_words(row['values'])}"
     if "labels" in row:
         return f"{row['image']}: " + ", ".join(f"{label['label']} {label['score']:.1%}" for label in row["labels"][:3])
     return f"{row['image']}: a vector of {len(row['embedding'])} numbers (--json prints it)"

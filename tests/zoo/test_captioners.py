@@ -151,7 +151,7 @@ def test_eval_scores_it_and_convert_proves_it(
     for i in range(4):
         (tmp_path / "data").mkdir(exist_ok=True)
         Image.effect_noise((24, 20), 20 * i + 9).convert("RGB").save(tmp_path / "data" / f"{i}.png")
-        (tmp_path / "data" / f"{i}.txt").write_text("a dog runs\nnoise\n")
+        (tmp_path / "data" / f"{i}.txt").write_text(f"a dog runs\nnoise {i}\n")
     capsys.readouterr()
     data = ["--data", str(tmp_path / "data"), "--split", "train", "--device", "cpu", "--json"]
     assert main(["eval", str(tmp_path / "m"), *data]) == 0

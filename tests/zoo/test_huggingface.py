@@ -232,7 +232,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"positions": "none", "classes": 3, "layer_scale": 1.0, "variant": ROTARY},
         "a classifier in its type dinov3_vit",
     ),
-    "two sides": ({"layer_scale": 0.1, "image_size": (32, 48)}, "32x48"),
+    "two sides": ({"layer_scale": 0.1, "image_size": (32, 48)}, r"image_size=\(32, 48\)"),
     "average beside a class token": ({"pool": "average", "classes": 3}, "pool='average'"),
 }
 

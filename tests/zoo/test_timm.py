@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import vitrail
+from vitrail.data import imagenet
 from vitrail.errors import UserError
 from vitrail.layers import Variant
 from vitrail.tasks.task import Task
@@ -123,6 +124,32 @@ def test_a_folder_brings_arguments_classes_and_preprocessing(tmp_path: Path) -> 
     kept = task.preprocess
     assert (kept.size, kept.resize, kept.interpolation) == ((32, 48), "squash", "bilinear")
     assert (kept.mean, kept.crop_fraction, kept.channels) == ((0.1, 0.2, 0.3, 0.4), 0.8, 4)
+
+
+THOUSAND = {**TINY, "depth": 1, "img_size": 32, "num_classes": 1000}
+
+
+def test_a_thousand_classes_without_names_have_imagenets(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """timm's configs of ImageNet-1k have no names; that they are for it is known, or else assumed and said."""
+    model = timm.create_model("vit_tiny_patch16_224", **THOUSAND)
+    timm.models.save_for_hf(model, tmp_path / "known", model_args=THOUSAND)
+    assert "in1k" in json.loads((tmp_path / "known" / "config.json").read_text())["pretrained_cfg"]["tag"]
+    assert vitrail.load(tmp_path / "known").classes == imagenet.names() and not caplog.messages
+    save_timm(model, tmp_path / "assumed", "vit_tiny_patch16_224", model_args=THOUSAND)
+    assert vitrail.load(tmp_path / "assumed").classes == imagenet.names()
+    assert "do not name the 1,000 classes: they are taken for ImageNet's" in caplog.text
+
+
+def test_names_that_a_config_has_are_kept(tmp_path: Path) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", **THOUSAND)
+    own = [f"thing {i}" for i in range(1000)]
+    save_timm(model, tmp_path / "own", "vit_tiny_patch16_224", model_args=THOUSAND, label_names=own)
+    assert vitrail.load(tmp_path / "own").classes == own
+    ids = [synset.wnid for synset in imagenet.synsets()][::-1]
+    save_timm(model, tmp_path / "ids", "vit_tiny_patch16_224", model_args=THOUSAND, label_names=ids)
+    assert vitrail.load(tmp_path / "ids").classes == imagenet.names()[::-1]
+    folder = save_timm(tiny(classes=21843), tmp_path / "more", "vit_tiny_patch16_224", model_args={**TINY, "depth": 2})
+    assert vitrail.load(folder, image_size=32).classes[:2] == ["0", "1"]
 
 
 @torch.inference_mode()
@@ -316,7 +343,7 @@ def test_an_encoder_without_a_head_is_written(tmp_path: Path) -> None:
 )
 def test_what_timm_cannot_express_is_refused_by_name(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
     task = vitrail.create(ViTConfig(**{**BASE, **changes}), classes=2)
-    with pytest.raises(UserError, match=f"timm cannot express this model's.*{words}") as caught:
+    with pytest.raises(UserError, match=f"timm has no place for .*{words}.*--to vitrail") as caught:
         source.write(task, tmp_path / "m")
     assert "\n" not in str(caught.value) and not (tmp_path / "m").exists()
 

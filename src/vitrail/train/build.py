@@ -227,7 +227,13 @@ def captioner(run: Run, train: CaptionSet) -> Caption:
             raise UserError(
                 "no caption has a word of [a-z0-9'], which are what CIDEr rewards: leave self-critical training out"
             )
-        task.reward = Cider(dict(enumerate(train.captions)), ends=True).rewards
+        cider = Cider(dict(enumerate(train.captions)), ends=True)
+        if not any(cider.weights.values()):
+            raise UserError(
+                f"self-critical training rewards CIDEr, which weighs words by how few of the {len(train)} training "
+                "images have them, and all have the same: add images, or leave it out"
+            )
+        task.reward = cider.rewards
     train.labels = numbered(train.captions, task.tokenizer, task.captioning.most_words)
     if isinstance(config, Captioning) and (loaded is None or not goes_on(config, loaded)):
         task.expect(train.labels)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from vitrail.data.loader import Loader
 from vitrail.data.random import seed_for
-from vitrail.errors import RunError, Stopped, UserError
+from vitrail.errors import RunError, Stopped, UserError, warn_once
 from vitrail.tasks.task import Batch, Metric, Task
 from vitrail.train.device import autocast, release_memory
 from vitrail.train.lora import merge_lora, merged
@@ -112,8 +112,10 @@ def fit(run: Run, parts: Parts, folder: RunFolder, steps: int, resume: bool = Fa
                 folder.log(kind="val", step=done, seconds=spent + time.monotonic() - began, **numbers(scores))
                 progress.evaluated(scores, task.score)
                 weights = merged(average.values if average else task.state_dict())
-                if scores[task.score] >= best:  # of equals the one that has learned longer
-                    best = scores[task.score]
+                if (score := scores[task.score]) is None:
+                    warn_once(f"the validation split has no {task.score}: the newest checkpoint counts as the best")
+                if score is None or score >= best:  # of equals the one that has learned longer
+                    best = best if score is None else score
                     native.save(task, folder.best, weights)
                 native.save(task, folder.last, weights)
             if saving:

@@ -93,6 +93,6 @@ class Progress:
 
     def evaluated(self, scores: dict[str, Any], name: str) -> None:
         """Show the score of an evaluation, and leave its time out of the speed."""
-        self.score = f"  val {name} {scores[name]:.4f}"
+        self.score = f"  val {name} none" if scores[name] is None else f"  val {name} {scores[name]:.4f}"
         self.console.print(f"step {self.done}/{self.steps}:{self.score}", highlight=False)
         self._restart()

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import logging
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +22,9 @@ from vitrail.files import write_whole
 from vitrail.recipes.finetune import settle
 from vitrail.tasks.caption import FREE, Caption, Captioning
 from vitrail.tasks.caption_scores import CaptionMetric, check_scorers, human_ceiling
-from vitrail.tasks.classify import Classify
+from vitrail.tasks.classify import Classify, ClassifyMetric
 from vitrail.tasks.embed import Embed
+from vitrail.tasks.regress import Regress
 from vitrail.tasks.task import Task
 from vitrail.train.build import VAL_FRACTION, build, check_start, evaluation_loader, goes_on, open_for, warn_unused
 from vitrail.train.device import choose_device
@@ -171,12 +171,17 @@ def score(
         raise UserError(f"--shuffle-images is the control of a captioner's captions, and {what}: leave it out")
     if probe or isinstance(task, Embed):
         return score_features(task, open_data(data), split)
+    if isinstance(task, Regress):
+        raise UserError(
+            f"the head of {source} gives values ({', '.join(task.values[:3])}), and classes are no values to compare "
+            f"them with: score its features with --probe, or train a head with `vitrail train folder --init {source}`"
+        )
     if not isinstance(task, Classify):
         raise UserError(f"{source} has no head to score: train one with `vitrail train folder --init {source}`")
     splits = with_held_back(open_data(data), split, learned_from(source, data))
     name, part = choose_part(splits, split)
-    loader = evaluation_loader(task, in_order_of(part, task), choose_device(device))
-    return name, evaluate(task, loader)
+    metric = class_metric(task, part)
+    return name, evaluate(task, evaluation_loader(task, part, choose_device(device)), metric=metric)
 
 
 def with_held_back(splits: Splits, split: str | None, learned: bool) -> Splits:
@@ -242,11 +247,14 @@ def score_features(task: Task, splits: Splits, split: str | None) -> tuple[str, 
         train, val = split_val(train)
     device = next(task.parameters()).device
     loaders = [evaluation_loader(task, chosen, device) for chosen in (train, val, part)]
-    scores = {}
-    if isinstance(task, Classify) and set(part.classes) <= set(task.classes):
-        scores = evaluate(task, evaluation_loader(task, in_order_of(part, task), device))
-    elif isinstance(task, Classify):
-        log.warning("the model's head is for other classes than the data's: its features are scored alone")
+    scores, metric = {}, None
+    if isinstance(task, Classify):
+        try:
+            metric = class_metric(task, part)
+        except UserError as error:
+            log.warning(f"the model's features are scored alone, since its head is for other classes: {error}")
+    if metric is not None:
+        scores = evaluate(task, evaluation_loader(task, part, device), metric=metric)
     return name, {**scores, **probe_scores(task, *loaders)}
 
 
@@ -260,19 +268,12 @@ def choose_part(splits: Splits, name: str | None) -> tuple[str, ImageSet]:
     return next((k, v) for k, v in there.items() if v is not None and len(v))
 
 
-def in_order_of(part: ImageSet, task: Task) -> ImageSet:
-    """The part with its labels numbered as the model's classes are."""
-    count = len(part.classes)
-    unnamed = task.classes == [str(i) for i in range(count)] and not all(name.isdecimal() for name in part.classes)
-    # ImageNet's folders (n01440764 and so on) stand in the order of its classes, by whatever words a model knows these.
-    synsets = count == len(task.classes) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in part.classes)
-    if part.classes == task.classes or unnamed or synsets:
-        return part
-    missing = [name for name in part.classes if name not in task.classes]
-    if missing:
-        raise UserError(
-            f"the data has {len(part.classes)} classes and the model {len(task.classes)}; the model does not know "
-            f"{missing[0]!r}: train it on this data with --init, or choose other data"
+def class_metric(task: Classify, part: ImageSet) -> ClassifyMetric:
+    """The metric of a classifier on a part whose classes are the model's, or some of them, by whatever name."""
+    metric = ClassifyMetric(task, part.classes)
+    if (count := len(part.classes)) < (known := len(task.classes)):
+        log.warning(
+            f"the data has {count:,} of the model's {known:,} classes: an answer is one of all {known:,}, and right "
+            "only where it is the image's own"
         )
-    places = torch.tensor([task.classes.index(name) for name in part.classes])
-    return ImageSet(part.name, task.classes, places[part.labels], part.keys, part.items, part.channels)
+    return metric

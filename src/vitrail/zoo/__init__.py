@@ -74,8 +74,8 @@ def load(
     the head out. Weights are float32 unless `dtype` says otherwise. `revision` is a branch, tag or commit on the Hub.
     `verify` logs the certificate, with the differences from the source library's own model where it is installed.
     """
-    if task not in (None, "classify", "embed", "caption"):
-        raise UserError(f"a checkpoint does not load as the task {task!r}: choose classify, embed or caption")
+    if task not in (None, "classify", "regress", "embed", "caption"):
+        raise UserError(f"a checkpoint does not load as the task {task!r}: choose classify, regress, embed or caption")
     model, certificate = load_certified(source, dtype, revision, verify)
     notes = certificate.notes
     if channels not in (None, model.preprocess.channels):
@@ -96,7 +96,7 @@ def load(
     if verify:
         log.warning(certificate.as_text())
     if task not in (None, model.name):
-        how = "only with classes=N" if task == "classify" else "not at all: train one from it"
+        how = {"classify": "only with classes=N", "regress": "not at all"}.get(task, "not at all: train one from it")
         raise UserError(f"{source} holds the task {model.name} and loads as {task} {how}")
     return model.to(device=device, dtype=dtype).eval()
 
@@ -149,7 +149,7 @@ def convert(
     if out.exists() and not _may_be_replaced(out):
         raise UserError(f"{out} exists and is no checkpoint: choose another place to write to")
     task, certificate = load_certified(source, revision=revision, verify=verify)
-    if to != "vitrail" and task.name not in ("classify", "embed"):
+    if to != "vitrail" and task.name not in ("classify", "regress", "embed"):
         raise UserError(f"{to} has no place for the task {task.name!r}: its checkpoints hold encoders and classifiers")
     writer: Any = source_named(TARGETS[to])
     writer.write(task, out)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from vitrail.errors import UserError
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.embed import Embed
 from vitrail.tasks.encoder import encoder_for
+from vitrail.tasks.regress import Regress
 from vitrail.tasks.task import Task
 from vitrail.zoo.files import Lazy, first_line, open_files
 from vitrail.zoo.source import Files, Found, Source
@@ -155,7 +156,10 @@ def _build(files: Files, found: Found) -> Task:
     encoder = encoder_for(config)
     if found.classes is None:
         return Embed(encoder, found.preprocess)
-    return Classify(encoder, found.classes, found.preprocess, hidden=found.hidden, loss=found.loss)
+    if found.problem == "regression":
+        return Regress(encoder, found.classes, found.preprocess, hidden=found.hidden)
+    loss: Literal["softmax", "sigmoid"] = "sigmoid" if found.problem == "multi_label_classification" else "softmax"
+    return Classify(encoder, found.classes, found.preprocess, hidden=found.hidden, loss=loss)
 
 
 def _check_names(files: Files, found: Found) -> None:

@@ -7,6 +7,7 @@ convolutions as [height, width, in, out]. The code beside them has GELU's tanh f
 from __future__ import annotations
 
 import io
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -22,11 +23,16 @@ from vitrail.data.decode import Preprocess
 from vitrail.errors import UserError
 from vitrail.files import write_whole
 from vitrail.layers import Variant
-from vitrail.tasks.classify import Classify
 from vitrail.tasks.embed import Embed
+from vitrail.tasks.headed import Headed
 from vitrail.tasks.task import Task
 from vitrail.vit import ViT, ViTConfig
+from vitrail.zoo.problem import problem_in
+from vitrail.zoo.refusals import KEPT, no_place
+from vitrail.zoo.renames import class_names
 from vitrail.zoo.source import Files, Found, Weight
+
+log = logging.getLogger("vitrail")
 
 NAME = "google"
 
@@ -79,7 +85,7 @@ def read(files: Files) -> Found:
     config, notes = _config(files, shapes, names)
     classes, hidden = None, None
     if "head/kernel" in shapes and config.variant.projection is None:
-        classes = [str(i) for i in range(shapes["head/kernel"][1])]
+        classes = class_names(shapes["head/kernel"][1], notes)
         hidden = shapes["pre_logits/kernel"][1] if "pre_logits/kernel" in shapes else None
     table = _table(config, names, shapes, hidden, classes is not None)
     weights = {name: weight._replace(names=tuple(prefix + n for n in weight.names)) for name, weight in table.items()}
@@ -337,12 +343,19 @@ def _layer(weight: Weight, i: int) -> Weight:
 def write(task: Task, path: Path) -> None:
     """Write the file `path`, or `model.npz` in the folder `path`; one that Google's code cannot express is refused."""
     encoder = getattr(task, "encoder", None)
-    if not isinstance(encoder, ViT) or not isinstance(task, Classify | Embed):
-        raise UserError(f"Google's .npz cannot hold the task {task.name}: it holds a ViT with a head or without")
+    if not isinstance(encoder, ViT) or not isinstance(task, Headed | Embed):
+        raise UserError(f"Google's .npz has no place for the task {task.name}: it holds a ViT with a head or without")
+    problem = problem_in(task).get("problem_type")
+    if problem == "regression":
+        raise UserError(
+            f"Google's .npz cannot say that the outputs of a head are values, and is read as a classifier's: {KEPT}"
+        )
+    if problem == "multi_label_classification":
+        log.warning("an .npz cannot say that each class has a probability of its own: it is read as one class of all")
     config = encoder.config
-    names = _names_for(config)
-    hidden = task.hidden if isinstance(task, Classify) else None
-    table = _table(config, names, {}, hidden, isinstance(task, Classify))
+    names = _names_for(config, isinstance(task, Headed))
+    hidden = task.hidden if isinstance(task, Headed) else None
+    table = _table(config, names, {}, hidden, isinstance(task, Headed))
     state = task.state_dict()
     arrays: dict[str, np.ndarray] = {}
     prefix = "" if names is PAPER else "params/img/" if config.variant.projection else "params/"
@@ -368,16 +381,16 @@ def _split(weight: Weight, value: Tensor, config: ViTConfig, name: str) -> list[
     return [value.t()] if weight.make is torch.t else [value]
 
 
-def _names_for(config: ViTConfig) -> Names:
+def _names_for(config: ViTConfig, head: bool) -> Names:
     """Which code base has such a model; a part that neither has is named."""
     v = config.variant
-    hybrid = v.backbone == "resnetv2"
-    newer = config.pool == "attention" or config.positions == "sine" or v.projection is not None
+    hybrid, projection = v.backbone == "resnetv2", None if head else v.projection  # both would be called `head`
+    newer = config.pool == "attention" or config.positions == "sine" or projection is not None
     newer = newer or (config.class_token and v.prefix_positions == "none")
     if hybrid and newer:
         raise UserError(
-            "Google's .npz cannot hold a hybrid with attention pooling, a projection, or other positions than learned "
-            "ones on all tokens: its code has no such model"
+            "Google's .npz has no place for a hybrid with attention pooling, a projection, or other positions than "
+            f"learned ones on all tokens: {KEPT}"
         )
     names = BIG_VISION if newer else PAPER
     wants: dict[str, object] = {
@@ -388,26 +401,24 @@ def _names_for(config: ViTConfig) -> Names:
         "registers": 0,
         "stem": (),
         "image_size": (min(config.image_size),) * 2,
-        "class_token": config.pool == "token",
+        "pool": config.pool if config.pool in ("token", "average", "attention") else "average",
+        "positions": "learned" if config.positions == "none" else config.positions,
     }
-    for name, want in wants.items():
-        if getattr(config, name) != want:
-            raise UserError(f"Google's .npz cannot hold {name}={getattr(config, name)!r}: its code has {want!r} alone")
-    if config.pool not in ("token", "average", "attention") or config.positions == "none":
-        part = f"pool={config.pool!r}" if config.positions != "none" else "positions='none'"
-        raise UserError(f"Google's .npz cannot hold {part}: its code has no such model")
-    free = {"mlp_hidden", "resampling", "pool_heads", "pool_hidden", "projection"}
+    wants["class_token"] = wants["pool"] == "token"
+    differ = {name: (own, want) for name, want in wants.items() if (own := getattr(config, name)) != want}
+    free = {"mlp_hidden", "resampling", "pool_heads", "pool_hidden"}
     same: dict[str, object] = {
-        "projection_bias": v.projection is not None,
+        "projection": projection,
+        "projection_bias": projection is not None,
         "prefix_positions": "none" if newer and config.class_token else "class",
     }
     if hybrid:
         free |= {"backbone", "backbone_layers"}
         same |= {"backbone_eps": 1e-6, "backbone_weight": "deviation", "backbone_weight_eps": 1e-5}
     for entry in fields(Variant):
-        want = same.get(entry.name, entry.default)
-        if entry.name not in free and getattr(v, entry.name) != want:
-            raise UserError(
-                f"Google's .npz cannot hold {entry.name}={getattr(v, entry.name)!r}: its code has {want!r} alone"
-            )
+        want, own = same.get(entry.name, entry.default), getattr(v, entry.name)
+        if entry.name not in free and own != want:
+            differ[entry.name] = (own, want)
+    if differ:
+        raise no_place("Google's .npz", names.title + " code", differ)
     return names

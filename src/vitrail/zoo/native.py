@@ -22,6 +22,7 @@ from vitrail.tasks.consensus import Consensus
 from vitrail.tasks.embed import Embed
 from vitrail.tasks.encoder import KINDS, encoder_for
 from vitrail.tasks.knn import KNN
+from vitrail.tasks.regress import Regress
 from vitrail.tasks.task import Task
 from vitrail.zoo import captioners
 from vitrail.zoo.files import first_line
@@ -112,6 +113,8 @@ def build(config: dict[str, Any], files: Files) -> Task:
         preprocess = Preprocess.from_dict(config["preprocess"])
         if config["task"] == "classify":
             return Classify(encoder, config["classes"], preprocess, hidden=config["hidden"], loss=config["loss"])
+        if config["task"] == "regress":
+            return Regress(encoder, config["values"], preprocess, hidden=config["hidden"])
         if config["task"] == "knn":
             return KNN(encoder, config["classes"], preprocess, config["pictures"])
         if config["task"] == "caption":

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from vitrail.data.decode import Preprocess
 from vitrail.tasks.task import Task
 from vitrail.vit import ViTConfig
+from vitrail.zoo.problem import Problem
 
 
 class Weight(NamedTuple):
@@ -59,7 +60,7 @@ class Found:
     encoder: ViTConfig | None
     """None where `task` builds something else"""
     classes: list[str] | None
-    """names of the classes (numbers in words where the source has no names); None for an encoder without a head"""
+    """names of the head's outputs (numbers in words where the source has no names); None for an encoder without one"""
     preprocess: Preprocess
     weights: dict[str, Weight]
     """by the names of the task's `state_dict`: `encoder.*`, and `head.*` where there are classes"""
@@ -73,8 +74,8 @@ class Found:
     """builds the model, with fresh weights, where it is more than an encoder and a head: vitrail's own"""
     ready: Callable[[], Task] | None = None
     """gives the model with its weights, where another library puts them in"""
-    loss: Literal["softmax", "sigmoid"] = "softmax"
-    """what makes probabilities of the logits: one class of all, or each for itself"""
+    problem: Problem = "single_label_classification"
+    """what the head's outputs mean"""
 
 
 class Source(Protocol):
