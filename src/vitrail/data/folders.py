@@ -189,9 +189,13 @@ EXCERPT = 1 << 16
 
 def refuse_other_kinds(path: Path, root: Folder) -> None:
     """Refuse what looks like images with captions, boxes or masks; the line says by what, and which recipe takes it."""
-    inner = [unwrapped(folder) for folder in root.folders]
-    places = [folder for folder in inner if len(inner) == 1 or split_of(folder.name) or _role(folder) is not None]
-    for place in [root, *places]:
+    top = root
+    places = [root]
+    while len(inner := top.with_images()) == 1 and not top.images:  # folders around the data, as VOCdevkit/VOC2007/
+        top = inner[0]
+        places.append(top)
+    places += [unwrapped(folder) for folder in top.folders if split_of(folder.name) or _role(folder) is not None]
+    for place in places:
         for kind, sign in (*_signs_of_files(place), *_signs_of_folders(place)):
             remedy = REMEDIES[kind].format(path=path)
             raise UserError(

@@ -355,10 +355,10 @@ def _choose(part: ImageSet, places: Tensor, units: Tensor, fraction: float) -> t
     if not splittable.any():  # a set of few images is split as well as can be
         splittable = units_of > 1
     # All of one unit go to one side, so what a class must keep stays in training for other classes too.
-    keep = ~splittable[labels]
+    kept = torch.isin(units, units[~splittable[labels]])
     last = torch.zeros(count, dtype=torch.float64).scatter_reduce(0, labels, units, "amax", include_self=False)
-    keep |= (last < fraction)[labels] & (units == last[labels])
-    free = ~torch.isin(units, units[keep])
+    bare = (last < fraction) & (torch.bincount(labels, kept, count) == 0)
+    free = ~kept & ~torch.isin(units, last[bare])
     if not free.any():
         raise UserError(
             f"{part.name} has no image or group that can be held back for validation, so that each class keeps one to "

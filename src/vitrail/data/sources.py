@@ -220,8 +220,8 @@ def say_left_out(root: Folder) -> None:
             f"vitrail: {total:,} {what} known to vitrail {verb} left out in {root.path} ({_counted(counts)}){hint}"
         )
     if again := [link for folder in root.below() for link in folder.again]:
-        others = f", as do {len(again) - 1:,} others" if len(again) > 1 else ""
-        log.warning(f"vitrail: {again[0]} leads to a folder that is read already{others}: it is not entered again")
+        more = f", and so do {len(again) - 1:,} more" if len(again) > 1 else ""
+        log.warning(f"vitrail: {again[0]} leads to a folder that is read already{more}: it is not entered again")
 
 
 def found_instead(root: Folder) -> str:
