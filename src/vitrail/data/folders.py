@@ -59,14 +59,14 @@ def find_splits(root: Folder) -> dict[str, Folder]:
     """The folders of the splits, each with class folders in it; empty where the folders in `root` are the classes.
 
     A class may be called "test", but then its folder holds images and not folders. A name that tells more than the
-    split, as `seg_train`, counts where another split is beside it, or nothing but folders with a word in common.
+    split, as `seg_train`, counts where another split is beside it, or no folder without a word in common.
     """
     named = [(split, folder) for folder in root.folders if (split := split_of(folder.name))]
     named = [(split, folder) for split, folder in named if unwrapped(folder).with_images()]
     clear = any(split_of(folder.name, strict=True) for _, folder in named)
     if named and not clear and len({split for split, _ in named}) < 2:
         words = {word for _, folder in named for word in words_of(folder.name)}
-        others = [folder for folder in root.with_images() if not any(folder is other for _, other in named)]
+        others = [folder for folder in root.with_images() if split_of(folder.name) is None]
         if any(words.isdisjoint(words_of(folder.name)) for folder in others):
             return {}
     folders = {folder.path: folder for _, folder in named}
