@@ -9,7 +9,7 @@ from pathlib import Path
 from vitrail.data.sources import split_of
 from vitrail.errors import UserError
 
-DRIVE = re.compile(r"^(?://[?.]/)?(?:[A-Za-z]:|file://)?")
+DRIVE = re.compile(r"^(?://[?.]/)?(?:[A-Za-z]:|file:)?")
 """what stands before the folders: a drive letter, a device path, a URL's scheme"""
 
 
