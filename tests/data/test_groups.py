@@ -79,10 +79,10 @@ def test_each_class_keeps_a_group(images: list[tuple[int, int]], fraction: float
     [
         ("slide(", r"--group slide\(: not `parent`, no CSV file, and no regular expression either: "),
         ("no.csv", "--group no.csv: there is no such file"),
-        ("nothing", "--group nothing: 12 of 12 images of made have no group, as cat/a_0.png"),
-        ("a_", "--group a_: 6 of 12 images of made have no group, as cat/b_0.png"),
-        ("x?", "have no group"),
-        ("parent", "--group parent: 12 of 12 images of made have no group, as cat/a_0.png"),
+        ("nothing", "--group nothing: 12 of 12 images of made do not match it, as cat/a_0.png"),
+        ("a_", "--group a_: 6 of 12 images of made do not match it, as cat/b_0.png"),
+        ("x?", "12 of 12 images of made do not match it"),
+        ("parent", "--group parent: 12 of 12 images of made lie in a class folder itself.*, as cat/a_0.png"),
         (r"\.png", "--group .*: all 12 images of made are in one group, '.png'"),
     ],
 )
@@ -97,10 +97,13 @@ def test_groups_that_cannot_be_told(group: str, message: str) -> None:
     "text, message",
     [
         ("image;patient\ncat\\0.png;p1\nC:\\set\\cat\\1.PNG;p1\ndog/0.png;p2\n./dog/1.png ;p2\ncow/9.png;p3\n", None),
-        ("\ufefffile_name\tgroup\n0.jpg\tx\n", r"4 of 4 images of made have no group, as cat/0.png"),
+        ("\ufefffile_name\tgroup\n0.jpg\tx\n", r"4 of 4 images of made are not in the table.*, as cat/0.png"),
         ("name,side\n", "groups.csv, line 1: the columns are name, side, and not image and group"),
         ("", "groups.csv, line 1: the columns are none"),
-        ("image,group\ncat/0.png,a\ncat/1.png,b\ndog/0.png,b\n", "1 of 4 images of made have no group, as dog/1.png"),
+        (
+            "image,group\ncat/0.png,a\ncat/1.png,b\ndog/0.png,b\n",
+            "1 of 4 images of made are not in the table.*, as dog/1.png",
+        ),
         ("image,group\n0.png,a\n", "line 2: '0.png' could be cat/0.png or dog/0.png"),
         ("image,group\ncat/0.png,a\ncat\\0.png,b\n", "line 3: cat/0.png is in group 'b' here and in 'a' before"),
     ],

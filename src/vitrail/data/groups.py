@@ -38,14 +38,14 @@ COLUMNS = ("group", "groups", "group_id", "patient", "patient_id", "subject", "s
 def groups_of(part: ImageSet, group: str) -> list[str]:
     """The group of each image. Raises UserError where an image has none."""
     if group == "parent":
-        names = _by_parent(part)
+        names, reason = _by_parent(part), "lie in a class folder itself, and in no folder of a group"
     elif Path(group).suffix.lower() in TABLES or Path(group).is_file():
-        names = _by_table(part, Path(group).expanduser())
+        names, reason = _by_table(part, Path(group).expanduser()), "are not in the table, or have no group there"
     else:
-        names = _by_pattern(part, group)
+        names, reason = _by_pattern(part, group), "do not match it"
     if lacking := [key for key, name in zip(part.keys, names, strict=True) if not name]:
         raise UserError(
-            f"--group {group}: {len(lacking):,} of {len(part):,} images of {part.name} have no group, as {lacking[0]}"
+            f"--group {group}: {len(lacking):,} of {len(part):,} images of {part.name} {reason}, as {lacking[0]}"
         )
     return names
 
