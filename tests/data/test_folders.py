@@ -47,6 +47,7 @@ def sizes(splits: Splits) -> dict[str, int]:
         ("train2017/cat train2017/dog val2017/cat", {"train": 4, "val": 2}),
         ("seg_train/seg_train/cat seg_train/seg_train/dog seg_test/seg_test/dog", {"train": 4, "test": 2}),
         ("training_set/training/cat training_set/training/dog", {"train": 4}),
+        ("train/cat train/dog val/cat testing/testing/dog", {"train": 4, "val": 2, "test": 2}),
     ],
 )
 def test_splits_by_other_names(folders: str, expected: dict[str, int], tmp_path: Path, caplog: Any) -> None:
@@ -78,7 +79,9 @@ def test_images_beside_the_class_folders_are_counted(tmp_path: Path, caplog: pyt
         (tmp_path / "train" / name).write_bytes((tmp_path / "train" / "cat" / "0.jpg").read_bytes())
     assert len(open_data(tmp_path).train) == 4
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line == f"vitrail: 2 images lie beside the class folders in {tmp_path}/train, as cover.jpg: left out"
+    assert line == (
+        f"vitrail: 2 images lie beside the class folders in {tmp_path}, as {tmp_path}/train/cover.jpg: left out"
+    )
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from vitrail.data.sources import (
     listing,
     one_per_split,
     say_left_out,
+    scan,
     split_of,
 )
 from vitrail.errors import UserError
@@ -162,8 +163,7 @@ def _from_files(path: Path, left: Left) -> dict[str, CaptionSet]:
         return _from_tables(path, [path], left)
     if files := _caption_files(path):
         return _from_tables(path, files, left)
-    named = one_per_split((split, folder) for folder in folders_in(path) if (split := split_of(folder.name)))
-    named = {split: _unwrapped(folder) for split, folder in named.items()}
+    named = _split_folders(path)
     parts = {}
     for part, folder in (named or {"": path}).items():
         if files := _caption_files(folder):
@@ -198,6 +198,18 @@ def _caption_files(folder: Path) -> list[Path]:
     if not called and pairs:
         return []  # the captions are name.txt beside name.jpg, and a table is of something else
     return called or [file for file in files if file.suffix.lower() != ".txt"]
+
+
+def _split_folders(path: Path) -> dict[str, Path]:
+    """The folders of the splits. Names that tell more than the split count where every folder has such a name."""
+    folders = folders_in(path)
+    told = {folder: split for folder in folders if (split := split_of(folder.name, strict=True))}
+    if not told and all(split_of(folder.name) for folder in folders):
+        told = {folder: split for folder in folders if (split := split_of(folder.name))}
+    for folder in folders if told else ():
+        if folder not in told and (count := len(scan(folder).all_images())):
+            log.warning(f"vitrail: {folder} is left out, with {count:,} images: it is no split (train, val or test)")
+    return {split: _unwrapped(folder) for split, folder in one_per_split((s, f) for f, s in told.items()).items()}
 
 
 def _unwrapped(folder: Path) -> Path:

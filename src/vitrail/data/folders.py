@@ -46,11 +46,19 @@ def read_class_folders(path: Path, grouped: bool = False) -> ClassFolders:
         instead = "" if root.images else sources.found_instead(scanned)
         raise UserError(f"{path} holds {what}{instead}: put the images of each class in a folder of its name")
     beside = [folder for folder in root.with_images() if splits and not _holds_one(folder, splits)]
+    refuse_one_class(path, found, splits or {"train": root}, root)
     if found.get("train"):
         for folder in beside:
             _warn_unsorted(folder)
-        _drop_unsorted(splits, found)
-    refuse_one_class(path, found, splits or {"train": root}, root)
+        beside += _drop_unsorted(splits, found)
+    read = {image for classes in found.values() for images in classes.values() for image in images}
+    read |= {image for folder in beside for image in folder.all_images()}
+    if loose := [image for image in scanned.all_images() if image not in read]:
+        what = "1 image lies" if len(loose) == 1 else f"{len(loose):,} images lie"
+        log.warning(f"vitrail: {what} beside the class folders in {path}, as {loose[0]}: left out")
+    for name in found.get("train", {}):
+        if split_of(name, strict=True):
+            log.warning(f"vitrail: {path} has a class {name}: it would be a split if its images were in class folders")
     sources.say_left_out(scanned)
     return ClassFolders(found, [folder.name for folder in beside])
 
@@ -81,12 +89,6 @@ def _classes(folder: Folder) -> Classes:
             classes[each.name] = images
         else:
             log.warning(f"vitrail: {each.path} holds no images{sources.found_instead(each)} and is left out")
-    if classes and folder.images:
-        count = len(folder.images)
-        log.warning(
-            f"vitrail: {count:,} {'image lies' if count == 1 else 'images lie'} beside the class folders in "
-            f"{folder.path}, as {folder.images[0].name}: left out"
-        )
     return classes
 
 
@@ -101,14 +103,17 @@ def _warn_unsorted(folder: Folder) -> None:
     )
 
 
-def _drop_unsorted(splits: dict[str, Folder], found: dict[str, Classes]) -> None:
-    """Leave out the splits whose images lie in one folder that names no class, as `test/images/`."""
+def _drop_unsorted(splits: dict[str, Folder], found: dict[str, Classes]) -> list[Folder]:
+    """Leave out, and return, the splits whose images lie in one folder that names no class, as `test/images/`."""
+    dropped = []
     for split in [split for split in found if split != "train"]:
         names = [*found[split]]
         plain = {*words_of(names[0])} <= {"unknown", "unlabelled", "unlabeled", *sources.NEUTRAL, *SPLITS[split]}
         if len(names) == 1 and names[0] not in found["train"] and plain:
             _warn_unsorted(splits[split])
+            dropped.append(splits[split])
             del found[split]
+    return dropped
 
 
 def refuse_unsorted_splits(path: Path, root: Folder) -> None:

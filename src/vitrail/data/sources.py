@@ -77,10 +77,12 @@ class Folder:
         return self.path.name
 
     def below(self) -> Iterable[Folder]:
-        """This folder and all below it."""
-        yield self
-        for folder in self.folders:
-            yield from folder.below()
+        """This folder and all below it, each before those in it."""
+        stack = [self]
+        while stack:
+            folder = stack.pop()
+            yield folder
+            stack.extend(reversed(folder.folders))
 
     def all_images(self) -> list[Path]:
         """Those of this folder first, then those of each folder in it."""
@@ -183,8 +185,8 @@ def _leads_up(link: Path) -> bool:
 
 
 def unwrapped(folder: Folder) -> Folder:
-    """The folder inside one that holds nothing but a folder of the same name or split, as unzipping leaves them."""
-    while len(inner := folder.with_images()) == 1 and not folder.images:
+    """The folder inside one that holds no other than one of the same name or split, as unzipping leaves them."""
+    while len(inner := folder.with_images()) == 1:
         same = inner[0].name.lower() == folder.name.lower()
         if not same and (split_of(inner[0].name) is None or split_of(inner[0].name) != split_of(folder.name)):
             break
