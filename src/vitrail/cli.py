@@ -67,7 +67,7 @@ def train(args: Sequence[str]) -> int:
     from vitrail.train.start import begin, go_on
 
     if options.resume is not None:
-        if name is not None or rest or options.data or options.init or options.out or options.group:
+        if name is not None or rest or options.data or options.init or options.out or options.group is not None:
             raise UserError(
                 "--resume takes the run as it was begun: give it no recipe and no other option than --device"
             )

@@ -78,6 +78,8 @@ def test_each_class_keeps_a_group(images: list[tuple[int, int]], fraction: float
     "group, message",
     [
         ("slide(", r"--group slide\(: not `parent`, no CSV file, and no regular expression either: "),
+        ("", "12 of 12 images of made do not match it"),
+        ("x" * 5000, "12 of 12 images of made do not match it"),
         ("no.csv", "--group no.csv: there is no such file"),
         ("nothing", "--group nothing: 12 of 12 images of made do not match it, as cat/a_0.png"),
         ("a_", "--group a_: 6 of 12 images of made do not match it, as cat/b_0.png"),
@@ -100,6 +102,7 @@ def test_groups_that_cannot_be_told(group: str, message: str) -> None:
         ("\ufefffile_name\tgroup\n0.jpg\tx\n", r"4 of 4 images of made are not in the table.*, as cat/0.png"),
         ("name,side\n", "groups.csv, line 1: the columns are name, side, and not image and group"),
         ("", "groups.csv, line 1: the columns are none"),
+        ("image,group\ncat/0.png," + "x" * 200_000, "groups.csv, line 2: field larger than field limit"),
         (
             "image,group\ncat/0.png,a\ncat/1.png,b\ndog/0.png,b\n",
             "1 of 4 images of made are not in the table.*, as dog/1.png",

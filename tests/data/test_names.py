@@ -59,7 +59,14 @@ def test_no_name_is_too_odd(tmp_path_factory: pytest.TempPathFactory, name: str)
     "name",
     [
         *("images\\000.jpg", "images/000.jpg", ".\\images\\000.jpg", "images\\\\000.jpg", "images/000.jpg ", "000.jpg"),
-        *("images\\000.JPG", "images/000.Jpg", "C:\\data\\images\\000.jpg", "c:/Users/me/set/images/000.jpg"),
+        *(
+            "images\\000.JPG",
+            "images/000.Jpg",
+            "Images\\000.jpg",
+            "C:\\IMAGES\\000.JPG",
+            "C:\\data\\images\\000.jpg",
+            "c:/Users/me/set/images/000.jpg",
+        ),
         *(
             "\\\\nas\\share\\images\\000.jpg",
             "/home/somebody/set/images/000.jpg",

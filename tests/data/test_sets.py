@@ -127,6 +127,18 @@ def test_parquet(tmp_path: Path, struct_column: bool) -> None:
         open_data(tmp_path / "data" / "test.parquet")
 
 
+def test_hidden_parquet_files_are_left_out(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    table = pa.table({"image": [encoded(smooth(seed=i)) for i in range(2)], "label": ["a", "b"]})
+    for folder in ("data", ".ipynb_checkpoints", "__MACOSX"):
+        (tmp_path / folder).mkdir()
+        pq.write_table(table, tmp_path / folder / "train-0.parquet")
+    (tmp_path / "data" / "._train-0.parquet").write_bytes(b"AppleDouble")
+    assert len(open_data(tmp_path).train) == 2
+
+
 def test_large_parquet_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq
@@ -267,6 +279,17 @@ def test_a_part_whose_labels_are_hidden_is_left_out(tmp_path: Path, caplog: pyte
     assert splits.test is None and splits.val is not None and splits.val.labels.tolist() == [1, 0]
     assert torch.equal(splits.val.picture(1), torch.from_numpy(smooth(seed=2)).permute(2, 0, 1))
     assert "1 of 3 rows have no label" in caplog.text and "3 of 3 rows have no label" in caplog.text
+
+
+def test_a_class_of_parquet_without_training_images_is_refused(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    images = [encoded(smooth(seed=i)) for i in range(2)]
+    pq.write_table(pa.table({"image": images, "label": ["a", "b"]}), tmp_path / "train.parquet")
+    pq.write_table(pa.table({"image": images, "label": ["a", "c"]}), tmp_path / "val.parquet")
+    with pytest.raises(UserError, match="the val split of .* has a class that the training split lacks: c"):
+        open_data(tmp_path)
 
 
 def test_where_nothing_names_the_classes_minus_one_is_one_of_them(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from vitrail.data.caption_files import IMAGES, MARKS, read_text
-from vitrail.data.names import match_keys
+from vitrail.data.names import is_file, match_keys
 from vitrail.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def groups_of(part: ImageSet, group: str) -> list[str]:
     """The group of each image. Raises UserError where an image has none."""
     if group == "parent":
         names, reason = _by_parent(part), "lie in a class folder itself, and in no folder of a group"
-    elif Path(group).suffix.lower() in TABLES or Path(group).is_file():
+    elif Path(group).suffix.lower() in TABLES or is_file(Path(group)):
         names, reason = _by_table(part, Path(group).expanduser()), "are not in the table, or have no group there"
     else:
         names, reason = _by_pattern(part, group), "do not match it"
@@ -70,12 +70,15 @@ def _by_pattern(part: ImageSet, group: str) -> list[str]:
 
 
 def _by_table(part: ImageSet, file: Path) -> list[str]:
-    if not file.is_file():
+    if not is_file(file):
         raise UserError(f"--group {file}: there is no such file")
     lines = read_text(file)
     mark = re.search(f"[{MARKS}]", lines[0])
     reader = csv.reader(lines, delimiter=mark[0] if mark else ",", skipinitialspace=True)
-    rows = [(reader.line_num, [value.strip() for value in row]) for row in reader if any(row)]
+    try:
+        rows = [(reader.line_num, [value.strip() for value in row]) for row in reader if any(row)]
+    except csv.Error as error:
+        raise UserError(f"{file}, line {reader.line_num}: {error}") from None
     header = [name.lower() for name in rows[0][1]] if rows else []
     image, group = (next((header.index(n) for n in names if n in header), None) for names in (IMAGES, COLUMNS))
     if image is None or group is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -36,23 +37,23 @@ def tails(name: str) -> Iterable[str]:
 class Finder:
     """Finds files by the names that a table has for them.
 
-    A name is taken as it stands where such a file is there. Else a backslash separates folders, the case of the
-    ending does not count if just one file matches, and of an absolute path the longest end counts that is there.
+    A name is taken as it stands where such a file is there. Else a backslash separates folders, the case of folders
+    and of the ending does not count if just one matches, and of an absolute path the longest end counts that is there.
     """
 
     def __init__(self) -> None:
         self._shortened: dict[Path, str] = {}
-        self._listed: dict[Path, dict[str, list[str]]] = {}
+        self._listed: dict[tuple[Path, Callable[[str], str]], dict[str, list[str]]] = {}
 
     def find(self, name: str, folders: Sequence[Path], where: str) -> Path | None:
         """The file in the first of the folders that has it. Raises UserError, with `where`, if it could be several."""
         clean = tidied(name)
         for written in dict.fromkeys((name, clean)):
             for folder in folders:
-                if written and _is_file(folder / written):
+                if written and is_file(folder / written):
                     return folder / written
         for folder in folders if clean else ():
-            if (found := self._with_another_ending(folder / clean)) is not None:
+            if (found := self._in_another_case(folder, clean)) is not None:
                 return found
         return self._by_its_end(clean, folders, where) if is_absolute(clean) else None
 
@@ -62,7 +63,7 @@ class Finder:
             dropped = split_of(Path(whole.removesuffix(tail)).name)
             found: dict[Path, Path] = {}
             for folder in folders:
-                file = folder / tail if _is_file(folder / tail) else self._with_another_ending(folder / tail)
+                file = folder / tail if is_file(folder / tail) else self._in_another_case(folder, tail)
                 # 1.jpg of a folder train is not the 1.jpg of a folder val.
                 if file is not None and (dropped is None or split_of(file.parent.name) in (None, dropped)):
                     found[file.resolve()] = file
@@ -78,19 +79,26 @@ class Finder:
                 return file
         return None
 
-    def _with_another_ending(self, file: Path) -> Path | None:
-        """`x.JPG` for `x.jpg`, if that is the only one."""
-        folder = file.parent
-        if folder not in self._listed:
+    def _in_another_case(self, folder: Path, name: str) -> Path | None:
+        """`Images/x.JPG` for `images/x.jpg`, if that is the only one."""
+        *parents, last = name.split("/")
+        for parent in parents:
+            alike = self._names(folder, str.lower).get(parent.lower(), [])
+            folder = folder / (alike[0] if len(alike) == 1 else parent)
+        alike = self._names(folder, _folded).get(_folded(last), [])
+        return folder / alike[0] if len(alike) == 1 and is_file(folder / alike[0]) else None
+
+    def _names(self, folder: Path, fold: Callable[[str], str]) -> dict[str, list[str]]:
+        """The names in a folder by what they fold to."""
+        if (folder, fold) not in self._listed:
             names: dict[str, list[str]] = {}
             try:
-                for entry in folder.iterdir():
-                    names.setdefault(_folded(entry.name), []).append(entry.name)
+                for entry in os.scandir(folder):
+                    names.setdefault(fold(entry.name), []).append(entry.name)
             except (OSError, ValueError):  # no such folder, or a name that no folder can have
                 pass
-            self._listed[folder] = names
-        alike = self._listed[folder].get(_folded(file.name), [])
-        return folder / alike[0] if len(alike) == 1 and _is_file(folder / alike[0]) else None
+            self._listed[folder, fold] = names
+        return self._listed[folder, fold]
 
 
 def _folded(name: str) -> str:
@@ -98,10 +106,11 @@ def _folded(name: str) -> str:
     return stem + dot + ending.lower() if dot else name
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
+    """Whether a file is there; False for what no file can be called."""
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a name that no file can have, or a folder that may not be read
+    except (OSError, ValueError):  # too long, or a folder that may not be read
         return False
 
 
