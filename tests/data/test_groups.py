@@ -64,7 +64,7 @@ def test_a_class_of_one_group_stays_in_training(caplog: pytest.LogCaptureFixture
     alone = [f"rare/slide{s:02d}/{i}.png" for s in (3,) for i in range(9)]
     for fraction in (0.3, 1.0):
         assert "slide03" not in held(made(*tiles(8), *alone), "parent", fraction)
-    assert "all images in one group, or too few), so all train: rare (9)" in caplog.text
+    assert "one group, or fewer than 3 different images), so all train: rare (9)" in caplog.text
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), max_size=60), st.sampled_from([0.1, 0.5, 1.0]))

@@ -70,9 +70,10 @@ def test_folder_for_evaluation_alone(tmp_path: Path) -> None:
     assert len(splits.train) == 0 and splits.test is not None and splits.test.classes == ["a", "b"]
 
 
-def test_a_class_may_be_called_test(tmp_path: Path) -> None:
+def test_a_class_may_be_called_test(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     splits = open_data(folder_of(tmp_path, {"test": 2, "other": 2}))
     assert splits.train.classes == ["other", "test"]
+    assert f"vitrail: {tmp_path} has a class test: it would be a split if" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["folder", "mnist"])

@@ -238,13 +238,10 @@ def _natural(text: str) -> tuple[bool, float, str]:
 
 def _from_folder(path: Path, grouped: bool) -> Splits:
     folders = read_class_folders(path, grouped)
-    naming = [folders.splits["train"]] if folders.splits.get("train") else list(folders.splits.values())
-    classes = sorted({name for members in naming for name in members})
+    classes = sorted({name for members in folders.splits.values() for name in members})
     number = {name: i for i, name in enumerate(classes)}
     sets = {}
     for split, members in folders.splits.items():
-        if unknown := sorted(set(members) - set(classes)):
-            raise UserError(f"the {split} split of {path} has a class that the training split lacks: {unknown[0]}")
         files = [file for name in sorted(members) for file in members[name]]
         labels = [number[name] for name in sorted(members) for _ in members[name]]
         keys = [file.relative_to(path).as_posix() for file in files]
@@ -257,11 +254,11 @@ def _from_folder(path: Path, grouped: bool) -> Splits:
 
 def _finish(path: Path, classes: list[str], sets: dict[str, ImageSet]) -> Splits:
     if not any(len(part) for part in sets.values()):
-        raise UserError(f"{path} holds no pictures")
-    if len(classes) < 2:
-        raise UserError(f"{path} holds one class ({classes[0]}): a classifier needs at least two")
+        raise UserError(f"{path} holds no images")
     if "train" in sets:
         _refuse_untrained(path, classes, sets)
+    if len(classes) < 2:
+        raise UserError(f"{path} holds one class ({classes[0]}): a classifier needs at least two")
     some = next(part for part in sets.values() if len(part))
     channels = stored_channels(some)
     sets.setdefault("train", ImageSet(path.name, classes, torch.zeros(0, dtype=torch.int64), [], []))
@@ -333,7 +330,7 @@ def split_val(part: ImageSet, fraction: float = 0.1, group: str | None = None) -
     units = places if names is None else grouping.places(names)
     chosen, small = _choose(part, places, units, fraction)
     if small:
-        what = f"fewer than {SMALL} different images" if group is None else "all images in one group, or too few"
+        what = f"{'one group, or ' if names else ''}fewer than {SMALL} different images"
         named = ", ".join(small[:5]) + (f" and {len(small) - 5:,} others" if len(small) > 5 else "")
         log.warning(f"vitrail: too small to hold images back for validation ({what}), so all train: {named}")
     if names is None:
@@ -357,7 +354,7 @@ def _choose(part: ImageSet, places: Tensor, units: Tensor, fraction: float) -> t
     # All of one unit go to one side, so what a class must keep stays in training for other classes too.
     kept = torch.isin(units, units[~splittable[labels]])
     last = torch.zeros(count, dtype=torch.float64).scatter_reduce(0, labels, units, "amax", include_self=False)
-    bare = (last < fraction) & (torch.bincount(labels, kept, count) == 0)
+    bare = (last < fraction) & (torch.bincount(labels, kept.double(), count) == 0)
     free = ~kept & ~torch.isin(units, last[bare])
     if not free.any():
         raise UserError(
