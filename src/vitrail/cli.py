@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 SOURCE = "a run folder, a checkpoint of any layout, a name that the package carries, or a Hub id"
 VERIFY = "tell what became of each weight, and compare with the source library's own model where it is installed"
-DATA = "a built-in name, a folder with a folder a class, or Parquet files"
+DATA = "a built-in name, a folder with one folder per class, or Parquet files"
+GROUP = "keep images of one group on one side of the validation split: parent, a regular expression, or a CSV file"
 DRAWING = ("temperature", "top_k", "top_p", "sampling_seed")
 DECODING = ("beam", "length_power", "longest", "no_repeat", "match", "consensus", "neighbours", "sample", *DRAWING)
 """fields of `vitrail.tasks.search.Decoding` that are options"""
@@ -57,6 +58,7 @@ def train(args: Sequence[str]) -> int:
     parser.add_argument("--data", help=f"{DATA}; the recipe's own if left out")
     parser.add_argument("--init", help=f"start from these weights: {SOURCE}")
     parser.add_argument("--out", type=Path, help="the run's folder; runs/RECIPE-SEED if left out")
+    parser.add_argument("--group", help=GROUP)
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder; give no recipe")
     parser.add_argument("--json", action="store_true", help="print the scores as one line of JSON")
     wants_help = any(a in ("-h", "--help") for a in args) and args[0] not in ("-h", "--help")
@@ -65,7 +67,7 @@ def train(args: Sequence[str]) -> int:
     from vitrail.train.start import begin, go_on
 
     if options.resume is not None:
-        if name is not None or rest or options.data or options.init or options.out:
+        if name is not None or rest or options.data or options.init or options.out or options.group is not None:
             raise UserError(
                 "--resume takes the run as it was begun: give it no recipe and no other option than --device"
             )
@@ -82,7 +84,13 @@ def train(args: Sequence[str]) -> int:
             print(f"{inspect.getdoc(recipe)}\n\n{parser.format_help()}\nFields of the recipe:\n")
             parse_run(recipe(10_000), ["--help"], name)
         scores = begin(
-            recipe, options.data, options.init, lambda run: parse_run(run, rest, name), options.out, options.device
+            recipe,
+            options.data,
+            options.init,
+            lambda run: parse_run(run, rest, name),
+            options.out,
+            options.device,
+            options.group,
         )
     if options.json:
         print(json.dumps(scores))
@@ -170,7 +178,9 @@ def predict(args: Sequence[str]) -> int:
     parser.add_decoding()
     parser.add_argument("--json", action="store_true", help="print one object a line for each picture")
     options = parser.parse_args(args)
-    paths = list(pictures_in(options.images))
+    from vitrail.data.sources import images_of
+
+    paths = images_of(options.images)
     task = load_model(options.model, options.device, options.revision, options.verify)
     redecode(task, options)
     code = 0
@@ -360,25 +370,6 @@ def load_model(source: str, device: str | None, revision: str | None, verify: bo
 def at_revision(source: str, revision: str | None) -> str:
     """The source as one word."""
     return source if revision is None else f"{source}@{revision}"
-
-
-def pictures_in(paths: Sequence[Path]) -> list[Path]:
-    """The files themselves, and the pictures in folders, by name."""
-    from vitrail.data.sets import ENDINGS
-    from vitrail.files import reading
-
-    found: list[Path] = []
-    for path in paths:
-        with reading(path):
-            if not path.is_dir():
-                found.append(path)
-                continue
-            next(path.iterdir(), None)  # which says so where the folder may not be read: rglob finds nothing there
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and not p.is_dir())
-        if not inside:
-            raise UserError(f"{path} holds no pictures: give a folder with some of {', '.join(sorted(ENDINGS))}")
-        found += inside
-    return found
 
 
 class Parser(argparse.ArgumentParser):

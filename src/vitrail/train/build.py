@@ -13,6 +13,7 @@ from vitrail import zoo
 from vitrail.data.augment import Augment
 from vitrail.data.captions import CaptionSet, open_captions
 from vitrail.data.decode import Preprocess
+from vitrail.data.groups import check_splits
 from vitrail.data.loader import Loader, Tally
 from vitrail.data.random import seed_for
 from vitrail.data.sets import ImageSet, Splits, open_data, split_val
@@ -40,7 +41,7 @@ VAL_FRACTION = 0.1
 
 def build(run: Run, splits: Splits, device: torch.device) -> tuple[Parts, int]:
     """The parts of a run, and its number of steps."""
-    train, val = (splits.train, splits.val) if splits.val else split_val(splits.train, VAL_FRACTION)
+    train, val = (splits.train, splits.val) if splits.val else split_val(splits.train, VAL_FRACTION, run.group)
     if run.tune.frozen and isinstance(run.task, Classification):
         refuse_unused(run.task, run.tune.method)
     if not isinstance(run.task, Classification) and (run.augment.mixup or run.augment.cutmix):
@@ -105,9 +106,15 @@ def warn_unused(recipe: Run, asked: Run, method: str) -> None:
         log.warning("method %s makes no use of %s", method, ", ".join(names))
 
 
-def open_for(task: TaskConfig, data: str | Path, name: str | None = None) -> Splits:
-    """The parts of a set, as the task needs them."""
-    return open_captions(data) if isinstance(task, Captioning | Prefixed) else open_data(data, name=name)
+def open_for(task: TaskConfig, data: str | Path, name: str | None = None, group: str | None = None) -> Splits:
+    """The splits of a set, as the task needs them; no `group` may lie in two of them."""
+    if isinstance(task, Captioning | Prefixed):
+        splits: Splits = open_captions(data, group=group)
+    else:
+        splits = open_data(data, name=name, grouped=group is not None)
+    if group is not None:
+        check_splits(splits, group)
+    return splits
 
 
 def evaluation_loader(

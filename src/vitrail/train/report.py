@@ -47,6 +47,8 @@ class RunRecord:
     done: Row
     classes: list[str]
     examples: list[Row]
+    groups: str | None = None
+    """how many groups of images were kept on one side of the split; None where none were named"""
 
     @property
     def best(self) -> Row:
@@ -89,6 +91,9 @@ def read_run(folder: str | Path) -> RunRecord:
         done=kinds["done"][-1] if kinds["done"] else {},
         classes=[str(name) for name in _json(folder / "classes.json", list)],
         examples=[row for row in _json(folder / "examples.json", list) if isinstance(row, dict)],
+        groups=next(
+            (value for name, value in _flat(_json(folder / "data.json", dict)) if name == "groups.count"), None
+        ),
     )
 
 
@@ -430,8 +435,9 @@ def _mistakes(run: RunRecord, matrix: Sequence[Sequence[int]], most: int = 10) -
 
 
 def _recipe(run: RunRecord) -> str:
+    values = run.recipe if run.groups is None else {**run.recipe, "groups in the data": run.groups}
     rows = "".join(
-        f"<tr><td>{escape(name)}</td><td><code>{escape(value)}</code></td></tr>" for name, value in _flat(run.recipe)
+        f"<tr><td>{escape(name)}</td><td><code>{escape(value)}</code></td></tr>" for name, value in _flat(values)
     )
     return f'<div class="columns"><table class="plain">{rows}</table></div>' if rows else ""
 

@@ -42,6 +42,9 @@ class Run:
     tune: Tune = field(default_factory=Tune)
     init: str | None = None
     """start from these weights: a run, a checkpoint, or a name that the package carries"""
+    group: str | None = None
+    """keep images of one slide, patient or day on one side of the validation split: parent, a regular expression on
+    the path below the data, or a CSV file with the columns image and group"""
     seed: int = 0
     epochs: float = 10.0
     batch_size: int = 128

@@ -45,8 +45,12 @@ def begin(
     change: Callable[[Run], Run],
     out: Path | None,
     device: str | None,
+    group: str | None = None,
 ) -> dict[str, Any]:
-    """Train a recipe on `data`, from the weights `init` or from scratch; `change` sets fields. Returns the scores."""
+    """Train a recipe on `data`, from the weights `init` or from scratch; `change` sets fields. Returns the scores.
+
+    `group` is the run's field of that name, which is needed before the others: to open the data.
+    """
     if init is not None:
         recipe = recipes.TUNED.get(recipe, recipe)
     name = recipe(1).data
@@ -54,8 +58,8 @@ def begin(
         raise UserError(f"{recipe(1).recipe} goes on from weights: name them with --init")
     if data is None and name == "folder":
         raise UserError("say which pictures: --data with a folder that holds a folder a class, or a built-in name")
-    data = data or name
-    splits = open_for(recipe(1).task, data, name)
+    data, group = data or name, recipe(1).group if group is None else group
+    splits = open_for(recipe(1).task, data, name, group)
     if not len(splits.train):
         names = ", ".join(splits.beside[:3]) + ", ..." * (len(splits.beside) > 3)
         found = f"put the folders of pictures that stand beside the others ({names}) in a folder train"
@@ -84,11 +88,11 @@ def begin(
         if whole is not None:
             recipes.check_fixed(init, run.task, given.task, FREE)
     warn_unused(given, change(given), run.tune.method)
-    run = replace(run, data=str(data))
+    run = replace(run, data=str(data), group=group)
     folder = RunFolder(out or Path("runs") / f"{run.recipe}-{run.seed}")
     folder.refuse_taken()  # before the pictures are decoded, which takes its time
     chosen = choose_device(device)
-    marks = splits.marks()  # before the labels become a captioner's
+    marks = splits.marks(run.group)  # before the labels become a captioner's
     parts, steps = build(run, splits, chosen)
     # Pictures kept in memory are rounded otherwise than streamed ones, so a resumed run must do as it began.
     run = replace(run, memory=parts.train.memory)
@@ -107,8 +111,8 @@ def go_on(path: Path, device: str | None) -> dict[str, Any]:
     report = path / "report.html"  # the last that a run writes
     if report.exists() and any(row["kind"] == "done" for row in folder.rows()):
         raise UserError(f"the run in {path} is done: its report is {report}")
-    splits = open_for(run.task, run.data, recipes.find(run.recipe)(1).data)
-    folder.check_data(splits.marks(), run.data)
+    splits = open_for(run.task, run.data, recipes.find(run.recipe)(1).data, run.group)
+    folder.check_data(splits.marks(run.group), run.data)
     parts, steps = build(run, splits, choose_device(device))
     return _train(run, parts, folder, steps, resume=True)
 
@@ -164,13 +168,15 @@ def score(
     task = zoo.load(source, device=choose_device(device))
     if change is not None:
         change(task)
+    learned = learned_from(source, data)
+    group = learned.group if learned else None
     if isinstance(task, Caption) and not probe:
-        return score_captions(task, data, split, shuffle, learned_from(source, data))
+        return score_captions(task, data, split, shuffle, learned)
     if shuffle:
         what = "--probe scores features" if probe else f"{source} holds the task {task.name}"
         raise UserError(f"--shuffle-images is the control of a captioner's captions, and {what}: leave it out")
     if probe or isinstance(task, Embed):
-        return score_features(task, open_data(data), split)
+        return score_features(task, open_data(data, grouped=group is not None), split, group)
     if isinstance(task, Regress):
         raise UserError(
             f"the head of {source} gives values ({', '.join(task.values[:3])}), and classes are no values to compare "
@@ -178,39 +184,40 @@ def score(
         )
     if not isinstance(task, Classify):
         raise UserError(f"{source} has no head to score: train one with `vitrail train folder --init {source}`")
-    splits = with_held_back(open_data(data), split, learned_from(source, data))
+    splits = with_held_back(open_data(data, grouped=group is not None), split, learned)
     name, part = choose_part(splits, split)
     metric = class_metric(task, part)
     return name, evaluate(task, evaluation_loader(task, part, choose_device(device)), metric=metric)
 
 
-def with_held_back(splits: Splits, split: str | None, learned: bool) -> Splits:
+def with_held_back(splits: Splits, split: str | None, learned: Run | None) -> Splits:
     """The parts, with what training held back where the data names no part for it.
 
-    That is when `val` is asked for, or when a model that has `learned` from this data would else be scored on it.
+    That is when `val` is asked for, or when a model whose run has `learned` from this data would else be scored on it.
     """
     if splits.val is not None or not (split == "val" or (split is None and splits.test is None and learned)):
         return splits
-    train, val = split_val(splits.train, VAL_FRACTION)
+    train, val = split_val(splits.train, VAL_FRACTION, learned.group if learned else None)
     return replace(splits, train=train, val=val)
 
 
-def learned_from(source: str, data: str) -> bool:
-    """Whether `source` is a run's folder whose pictures were those of `data`."""
+def learned_from(source: str, data: str) -> Run | None:
+    """The run in whose folder `source` is, if its images were those of `data`."""
     for folder in (Path(source), Path(source).parent):  # best/ and last/ are in the run's folder
         try:
-            return Path(RunFolder(folder).run().data).resolve() == Path(data).resolve()
+            run = RunFolder(folder).run()
         except UserError:
             continue  # no run's folder, or one of another version: nothing tells what it learned from
-    return False
+        return run if Path(run.data).resolve() == Path(data).resolve() else None
+    return None
 
 
 def score_captions(
-    task: Caption, data: str, split: str | None, shuffle: bool, learned: bool
+    task: Caption, data: str, split: str | None, shuffle: bool, learned: Run | None
 ) -> tuple[str, dict[str, Any]]:
     """The part's name and the scores of a captioner's captions of it, as docs/captioning.md tells them.
 
-    `learned` says that the captioner learned from this data (see `with_held_back`).
+    `learned` is the captioner's run, if it learned from this data (see `with_held_back`).
     """
     check_scorers()  # before the captions are written, which takes its time
     splits = with_held_back(open_captions(data, val_fraction=0), split, learned)
@@ -224,12 +231,14 @@ def score_captions(
 
 def score_people(data: str, split: str | None) -> tuple[str, dict[str, Any]]:
     """The part's name and what its own captions come to: each as the answer, with the picture's others to compare."""
-    name, part = choose_part(with_held_back(open_captions(data, val_fraction=0), split, learned=False), split)
+    name, part = choose_part(with_held_back(open_captions(data, val_fraction=0), split, learned=None), split)
     assert isinstance(part, CaptionSet)
     return name, human_ceiling(dict(enumerate(part.captions)))
 
 
-def score_features(task: Task, splits: Splits, split: str | None) -> tuple[str, dict[str, Any]]:
+def score_features(
+    task: Task, splits: Splits, split: str | None, group: str | None = None
+) -> tuple[str, dict[str, Any]]:
     """The part's name and its scores: the task's own where it knows the classes, and those of `train/probe.py`.
 
     The probes learn from the training part. It is split where a part is missing to choose the penalty on, which is
@@ -242,9 +251,9 @@ def score_features(task: Task, splits: Splits, split: str | None) -> tuple[str, 
     train, val = splits.train, splits.val
     name, part = ("train", train) if split == "val" and val is None else choose_part(splits, split)
     if name == "train":
-        name, (train, part) = "val", split_val(train)
+        name, (train, part) = "val", split_val(train, group=group)
     if val is None or name == "val":
-        train, val = split_val(train)
+        train, val = split_val(train, group=group)
     device = next(task.parameters()).device
     loaders = [evaluation_loader(task, chosen, device) for chosen in (train, val, part)]
     scores, metric = {}, None
