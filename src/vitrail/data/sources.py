@@ -236,7 +236,7 @@ def found_instead(root: Folder) -> str:
 
 
 def _heif_hint() -> str:
-    return "`pip install pillow-heif` lets vitrail read HEIC"
+    return "`pip install 'vitrail[heic]'` lets vitrail read HEIC"
 
 
 def _is_side_file(file: Path) -> bool:
