@@ -72,7 +72,7 @@ def fit(run: Run, parts: Parts, folder: RunFolder, steps: int, resume: bool = Fa
     average = Average(task, run.optim.ema) if run.optim.ema else None
     start, best, sums = folder.load_state(task, optimizers, average) if resume else (0, -1.0, {})
     module = LossModule(task)
-    if run.compile:
+    if run.compiled:
         ready_to_compile(parts.train.device)
         module.compile(dynamic=False)
     began = saved = time.monotonic()

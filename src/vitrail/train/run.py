@@ -21,7 +21,7 @@ from vitrail.vit import ViTConfig
 
 TaskConfig = Classification | Captioning | Prefixed
 
-FAST_STEPS, FAST_IMAGES = 3, 16
+FAST_STEPS, FAST_IMAGES = 3, 8
 """of a fast dev run: its steps, and the images of each split that it reads"""
 
 TASKS: dict[str, type[Any]] = {"classify": Classification, "caption": Captioning, "prefix": Prefixed}
@@ -50,7 +50,7 @@ class Run:
     max_steps: int | None = None
     """train for so many steps, whatever `epochs` says; the schedule spans them"""
     fast_dev_run: bool = False
-    """try everything within seconds: 3 steps, on 16 images of each split. Its scores mean nothing"""
+    """try everything within seconds: 3 steps on 8 images of each split, without compiling. Its scores mean nothing"""
     batch_size: int = 128
     """pictures a step"""
     accumulate: int = 1
@@ -117,6 +117,11 @@ class Run:
     def images(self) -> int | None:
         """How many images of each split are read; None for all."""
         return FAST_IMAGES if self.fast_dev_run else None
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the network is compiled, which takes a minute."""
+        return self.compile and not self.fast_dev_run
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for `recipe.json`."""
