@@ -31,21 +31,21 @@ def hold(path: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_a_folder_belongs_to_one_process_until_it_ends(tmp_path: Path) -> None:
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_folder_belongs_to_one_process_until_it_ends(killed: bool, tmp_path: Path) -> None:
     """Also one that is killed, of which the file of the lock stays."""
     folder = RunFolder(tmp_path / "runs" / "run")
-    for how in ("ends", "killed"):
-        other = hold(folder.path)
-        with pytest.raises(Taken, match="another process is training in .*run: wait"), folder.new():
-            pass
-        assert (folder.path / "lock").exists(), "whoever is refused leaves it"
-        if how == "killed":
-            os.kill(other.pid, signal.SIGKILL)
-        other.communicate()
-        assert folder.path.exists() == (how == "killed"), "what holds nothing is removed"
-        with folder.new():
-            assert (folder.path / "lock").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["runs"] and not list(folder.path.iterdir())
+    other = hold(folder.path)
+    with pytest.raises(Taken, match="another process is training in .*run: wait"), folder.new():
+        pass
+    assert (folder.path / "lock").exists(), "whoever is refused leaves it"
+    if killed:
+        os.kill(other.pid, signal.SIGKILL)
+    other.communicate()
+    assert [path.name for path in tmp_path.rglob("*")] == (["runs", "run", "lock"] if killed else [])
+    with folder.new():
+        assert (folder.path / "lock").exists()
+    assert not list(tmp_path.rglob("lock"))
 
 
 def test_an_error_leaves_no_folders_but_those_that_were_there(tmp_path: Path) -> None:

@@ -94,6 +94,5 @@ class Progress:
     def evaluated(self, scores: dict[str, Any], name: str) -> None:
         """Show the score of an evaluation, and leave its time out of the speed."""
         self.score = f"  val {name} {scores[name]:.4f}"
-        text = f"vitrail: step {self.done}/{self.steps}:{self.score}"
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(f"vitrail: step {self.done}/{self.steps}:{self.score}", highlight=False)
         self._restart()
