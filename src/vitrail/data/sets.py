@@ -86,6 +86,12 @@ class ImageSet:
         keys = [self.keys[i] for i in places.tolist()]
         return ImageSet(self.name, self.classes, self.labels[places], keys, items, self.channels)
 
+    def spread(self, count: int | None) -> ImageSet:
+        """At most `count` images, evenly spaced so that most classes are among them; None for all."""
+        if count is None or count >= len(self):
+            return self
+        return self.subset(torch.linspace(0, len(self) - 1, count).round().long())
+
 
 class Chosen(Sequence[bytes | Path | Tensor]):
     def __init__(self, items: Sequence[bytes | Path | Tensor], places: list[int]) -> None:

@@ -46,8 +46,12 @@ def build(run: Run, splits: Splits, device: torch.device) -> tuple[Parts, int]:
         refuse_unused(run.task, run.tune.method)
     if not isinstance(run.task, Classification) and (run.augment.mixup or run.augment.cutmix):
         raise UserError("mixup and cutmix mix the labels of classes, and captions have none: leave them out")
-    # A validation part that was cut from the training part shares its limit of bad pictures.
-    tally = None if splits.val else Tally(len(splits.train))
+    # A validation split that was cut from the training split shares its limit of bad images.
+    tally = Tally(len(splits.train))
+    val_tally = Tally(len(val)) if splits.val else tally
+    test_tally = Tally(len(splits.test)) if splits.test else None
+    train, val = train.spread(run.images), val.spread(run.images)
+    test = splits.test.spread(run.images) if splits.test else None
     torch.manual_seed(seed_for(run.seed, -1))
     task = start(run, train)
     if run.init is not None:
@@ -71,11 +75,10 @@ def build(run: Run, splits: Splits, device: torch.device) -> tuple[Parts, int]:
     )
     others = [
         evaluation_loader(task, part, device, run.workers, run.seed, run.max_bad, shared) if part else None
-        for part, shared in ((val, tally), (splits.test, None))
+        for part, shared in ((val, val_tally), (test, test_tally))
     ]
     assert others[0] is not None
-    steps = max(1, round(run.epochs * loader.steps_per_epoch))
-    return Parts(task, loader, others[0], others[1]), steps
+    return Parts(task, loader, others[0], others[1]), run.steps(loader.steps_per_epoch)
 
 
 def refuse_unused(task: Classification, method: str) -> None:
@@ -88,7 +91,18 @@ def refuse_unused(task: Classification, method: str) -> None:
 
 IDLE = frozenset(
     [
-        *("epochs", "accumulate", "early_size", "early", "eval_every", "compile", "smoothing", "balanced", "drop_path"),
+        *(
+            "epochs",
+            "max_steps",
+            "accumulate",
+            "early_size",
+            "early",
+            "eval_every",
+            "compile",
+            "smoothing",
+            "balanced",
+            "drop_path",
+        ),
         *("captions", "word_dropout", "contrastive", "bag_of_words", "self_critical", "critic_temperature"),
         *(entry.name for config in (Optim, Augment) for entry in fields(config)),
     ]

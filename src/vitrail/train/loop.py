@@ -6,7 +6,6 @@ import itertools
 import logging
 import os
 import shlex
-import shutil
 import signal
 import sys
 import time
@@ -24,7 +23,7 @@ from vitrail.data.loader import Loader
 from vitrail.data.random import seed_for
 from vitrail.errors import RunError, Stopped, UserError, warn_once
 from vitrail.tasks.task import Batch, Metric, Task
-from vitrail.train.device import autocast, release_memory
+from vitrail.train.device import autocast, ready_to_compile, release_memory
 from vitrail.train.lora import merge_lora, merged
 from vitrail.train.optim import Average, Optimizers, factor
 from vitrail.train.progress import Progress
@@ -73,9 +72,8 @@ def fit(run: Run, parts: Parts, folder: RunFolder, steps: int, resume: bool = Fa
     average = Average(task, run.optim.ema) if run.optim.ema else None
     start, best, sums = folder.load_state(task, optimizers, average) if resume else (0, -1.0, {})
     module = LossModule(task)
-    if run.compile:
-        if parts.train.device.type == "cpu" and not any(map(shutil.which, ("g++", "c++", "clang++", "cl"))):
-            raise UserError("compiling needs a C++ compiler on a CPU: install g++, or say --no-compile")
+    if run.compiled:
+        ready_to_compile(parts.train.device)
         module.compile(dynamic=False)
     began = saved = time.monotonic()
     spent = next((row["seconds"] for row in reversed(folder.rows()) if "seconds" in row), 0.0)

@@ -21,6 +21,9 @@ from vitrail.vit import ViTConfig
 
 TaskConfig = Classification | Captioning | Prefixed
 
+FAST_STEPS, FAST_IMAGES = 3, 8
+"""of a fast dev run: its steps, and the images of each split that it reads"""
+
 TASKS: dict[str, type[Any]] = {"classify": Classification, "caption": Captioning, "prefix": Prefixed}
 """what `recipe.json` calls each task"""
 
@@ -47,6 +50,10 @@ class Run:
     the path below the data, or a CSV file with the columns image and group"""
     seed: int = 0
     epochs: float = 10.0
+    max_steps: int | None = None
+    """train for so many steps, whatever `epochs` says; the schedule spans them"""
+    fast_dev_run: bool = False
+    """try everything within seconds: 3 steps on 8 images of each split, without compiling. Its scores mean nothing"""
     batch_size: int = 128
     """pictures a step"""
     accumulate: int = 1
@@ -87,6 +94,8 @@ class Run:
         for name in ("early", "max_bad"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is a share from 0 to 1, got {getattr(self, name)}")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise UserError(f"max_steps must be at least 1, got {self.max_steps}")
         if self.workers < 0:
             raise UserError(f"workers must not be negative, got {self.workers}")
         patch = getattr(self.model, "patch", 1)
@@ -101,6 +110,21 @@ class Run:
             return None
         scale = self.early_size / min(height, width) / patch
         return round(height * scale) * patch, round(width * scale) * patch
+
+    def steps(self, per_epoch: int) -> int:
+        """How many steps training takes, where an epoch has `per_epoch`."""
+        steps = self.max_steps or max(1, round(self.epochs * per_epoch))
+        return min(steps, FAST_STEPS) if self.fast_dev_run else steps
+
+    @property
+    def images(self) -> int | None:
+        """How many images of each split are read; None for all."""
+        return FAST_IMAGES if self.fast_dev_run else None
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the network is compiled, which takes a minute."""
+        return self.compile and not self.fast_dev_run
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for `recipe.json`."""

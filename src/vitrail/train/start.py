@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,9 +33,9 @@ from vitrail.train.device import choose_device
 from vitrail.train.frozen import fit_frozen
 from vitrail.train.loop import Parts, evaluate, fit
 from vitrail.train.probe import probe as probe_scores
-from vitrail.train.report import write_report
+from vitrail.train.report import NO_SCORES, write_report
 from vitrail.train.run import Run
-from vitrail.train.state import RunFolder
+from vitrail.train.state import RunFolder, Taken
 
 log = logging.getLogger("vitrail")
 
@@ -89,36 +91,62 @@ def begin(
             recipes.check_fixed(init, run.task, given.task, FREE)
     warn_unused(given, change(given), run.tune.method)
     run = replace(run, data=str(data), group=group)
-    folder = RunFolder(out or Path("runs") / f"{run.recipe}-{run.seed}")
-    folder.refuse_taken()  # before the pictures are decoded, which takes its time
     chosen = choose_device(device)
-    marks = splits.marks(run.group)  # before the labels become a captioner's
-    parts, steps = build(run, splits, chosen)
-    # Pictures kept in memory are rounded otherwise than streamed ones, so a resumed run must do as it began.
-    run = replace(run, memory=parts.train.memory)
-    folder.begin(run, splits.train.classes, marks)
-    try:
-        return _train(run, parts, folder, steps, resume=False)
-    except BaseException:  # whatever it was, a run that saved nothing must not take the name
-        folder.drop()
-        raise
+    with new_folder(run, out) as folder:  # before the images are decoded, which takes its time
+        marks = splits.marks(run.group)  # before the labels become a captioner's
+        parts, steps = build(run, splits, chosen)
+        # Pictures kept in memory are rounded otherwise than streamed ones, so a resumed run must do as it began.
+        run = replace(run, memory=parts.train.memory)
+        try:
+            folder.begin(run, splits.train.classes, marks)
+            return _train(run, parts, folder, steps, resume=False)
+        except BaseException:  # whatever it was, a run that saved nothing must not take the name
+            folder.drop()
+            raise
+
+
+@contextmanager
+def new_folder(run: Run, out: Path | None) -> Iterator[RunFolder]:
+    """The folder `out`, or the first free one of runs/RECIPE-SEED, runs/RECIPE-SEED-2 and so on, for this run alone."""
+    first = out or Path("runs") / f"{run.recipe}-{run.seed}"
+    folder = RunFolder(first)
+    with ExitStack() as stack:
+        for number in itertools.count(2):
+            try:
+                stack.enter_context(folder.new())
+                break
+            except Taken:
+                if out is not None:
+                    raise
+                folder = RunFolder(first.with_name(f"{first.name}-{number}"))
+        if folder.path != first:
+            log.warning(f"{first} holds another run, so this one is in {folder.path}")
+        yield folder
 
 
 def go_on(path: Path, device: str | None) -> dict[str, Any]:
-    """Go on with the run in the folder `path` from its last saved step; on the processor (CPU) to the same bits."""
+    """Resume the run in the folder `path` from its last saved step; on the processor (CPU) to the same bits.
+
+    One that has ended gives its scores again.
+    """
     folder = RunFolder(path)
     run = folder.run()
-    report = path / "report.html"  # the last that a run writes
-    if report.exists() and any(row["kind"] == "done" for row in folder.rows()):
-        raise UserError(f"the run in {path} is done: its report is {report}")
-    splits = open_for(run.task, run.data, recipes.find(run.recipe)(1).data, run.group)
-    folder.check_data(splits.marks(run.group), run.data)
-    parts, steps = build(run, splits, choose_device(device))
-    return _train(run, parts, folder, steps, resume=True)
+    if (scores := folder.scores) is not None:
+        log.warning(f"the run in {path} has ended: its report is {path / 'report.html'}")
+        return scores
+    with folder.alone():
+        splits = open_for(run.task, run.data, recipes.find(run.recipe)(1).data, run.group)
+        folder.check_data(splits.marks(run.group), run.data)
+        parts, steps = build(run, splits, choose_device(device))
+        return _train(run, parts, folder, steps, resume=True)
 
 
 def _train(run: Run, parts: Parts, folder: RunFolder, steps: int, resume: bool) -> dict[str, Any]:
+    if run.fast_dev_run:
+        log.warning(f"fast dev run: {steps} steps on at most {run.images} images of each split; {NO_SCORES}")
     scores = fit_frozen(run, parts, folder) if run.tune.frozen else fit(run, parts, folder, steps, resume)
+    scores |= {"fast_dev_run": True} if run.fast_dev_run else {}
+    folder.end(scores)
     write_whole(folder.path / "examples.json", json.dumps(examples(parts)))
     write_report(folder.path)
     return scores
@@ -159,11 +187,12 @@ def score(
     probe: bool = False,
     shuffle: bool = False,
     change: Callable[[Task], None] | None = None,
+    images: int | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """The name of the part that was read, and the scores of a model on it; with `probe` also of its features.
 
     An encoder without a head has those of its features alone. `shuffle` gives each picture the captions of another
-    one. `change` is called with the model first.
+    one. `change` is called with the model first. At most `images` of each split are read.
     """
     task = zoo.load(source, device=choose_device(device))
     if change is not None:
@@ -171,12 +200,12 @@ def score(
     learned = learned_from(source, data)
     group = learned.group if learned else None
     if isinstance(task, Caption) and not probe:
-        return score_captions(task, data, split, shuffle, learned)
+        return score_captions(task, data, split, shuffle, learned, images)
     if shuffle:
         what = "--probe scores features" if probe else f"{source} holds the task {task.name}"
         raise UserError(f"--shuffle-images is the control of a captioner's captions, and {what}: leave it out")
     if probe or isinstance(task, Embed):
-        return score_features(task, open_data(data, grouped=group is not None), split, group)
+        return score_features(task, open_data(data, grouped=group is not None), split, images, group)
     if isinstance(task, Regress):
         raise UserError(
             f"the head of {source} gives values ({', '.join(task.values[:3])}), and classes are no values to compare "
@@ -187,7 +216,8 @@ def score(
     splits = with_held_back(open_data(data, grouped=group is not None), split, learned)
     name, part = choose_part(splits, split)
     metric = class_metric(task, part)
-    return name, evaluate(task, evaluation_loader(task, part, choose_device(device)), metric=metric)
+    loader = evaluation_loader(task, part.spread(images), choose_device(device))
+    return name, evaluate(task, loader, metric=metric)
 
 
 def with_held_back(splits: Splits, split: str | None, learned: Run | None) -> Splits:
@@ -213,7 +243,7 @@ def learned_from(source: str, data: str) -> Run | None:
 
 
 def score_captions(
-    task: Caption, data: str, split: str | None, shuffle: bool, learned: Run | None
+    task: Caption, data: str, split: str | None, shuffle: bool, learned: Run | None, images: int | None = None
 ) -> tuple[str, dict[str, Any]]:
     """The part's name and the scores of a captioner's captions of it, as docs/captioning.md tells them.
 
@@ -222,6 +252,7 @@ def score_captions(
     check_scorers()  # before the captions are written, which takes its time
     splits = with_held_back(open_captions(data, val_fraction=0), split, learned)
     name, part = choose_part(splits, split)
+    part = part.spread(images)
     assert isinstance(part, CaptionSet) and isinstance(splits.train, CaptionSet)
     seen = [text for texts in splits.train.captions for text in texts] if name != "train" else []
     loader = evaluation_loader(task, part.shuffled() if shuffle else part, next(task.parameters()).device)
@@ -229,15 +260,16 @@ def score_captions(
     return name, {**scores, "shuffled": True} if shuffle else scores
 
 
-def score_people(data: str, split: str | None) -> tuple[str, dict[str, Any]]:
+def score_people(data: str, split: str | None, images: int | None = None) -> tuple[str, dict[str, Any]]:
     """The part's name and what its own captions come to: each as the answer, with the picture's others to compare."""
     name, part = choose_part(with_held_back(open_captions(data, val_fraction=0), split, learned=None), split)
+    part = part.spread(images)
     assert isinstance(part, CaptionSet)
     return name, human_ceiling(dict(enumerate(part.captions)))
 
 
 def score_features(
-    task: Task, splits: Splits, split: str | None, group: str | None = None
+    task: Task, splits: Splits, split: str | None, images: int | None = None, group: str | None = None
 ) -> tuple[str, dict[str, Any]]:
     """The part's name and its scores: the task's own where it knows the classes, and those of `train/probe.py`.
 
@@ -254,6 +286,7 @@ def score_features(
         name, (train, part) = "val", split_val(train, group=group)
     if val is None or name == "val":
         train, val = split_val(train, group=group)
+    train, val, part = (chosen.spread(images) for chosen in (train, val, part))
     device = next(task.parameters()).device
     loaders = [evaluation_loader(task, chosen, device) for chosen in (train, val, part)]
     scores, metric = {}, None

@@ -16,6 +16,7 @@ from torch import nn
 from vitrail.baselines import CNN, ResNet
 from vitrail.data.decode import Preprocess
 from vitrail.errors import UserError, warn_once
+from vitrail.files import refuse_url
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.embed import Embed
 from vitrail.tasks.encoder import Encoder
@@ -117,6 +118,7 @@ def load_certified(
 
 def find(source: str | Path, revision: str | None = None) -> Path:
     """The file or folder that a source means. A path that exists wins over a name, a name over a Hub id."""
+    refuse_url(str(source))
     path = Path(source)
     if revision is not None and (path.exists() or str(source) in carried()):
         raise UserError(f"{source} is no Hub id and has no revision {revision!r}: leave the revision out")
