@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import vitrail
 from vitrail.errors import UserError
-from vitrail.zoo import originals, sam
+from vitrail.zoo import sam
+from vitrail.zoo.assemble import recognise
 from vitrail.zoo.files import open_files
 
 SMALL = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
@@ -63,7 +64,7 @@ def test_mae_leaves_its_decoder(tmp_path: Path) -> None:
     larger = torch.randn(2, 3, 48, 48)
     expected = at_another_size(model, weights, size=(6, 6)).forward_features(larger)
     assert_same_tokens(tmp_path / "mae.pth", expected, larger)
-    found = originals.read(open_files(tmp_path / "mae.pth"))
+    _, _, found = recognise(tmp_path / "mae.pth")
     assert set(found.left) == set(decoder) and found.source == "MAE's .pth"
     assert found.preprocess.mean == (0.485, 0.456, 0.406) and found.preprocess.resized(100, 100) == (36, 36)
 

@@ -11,8 +11,8 @@ import os
 import re
 from pathlib import Path
 
-from vitrail.errors import UserError
-from vitrail.zoo.files import ENDINGS, WEIGHTS, first_line, read_json
+from vitrail.errors import UserError, first_line
+from vitrail.zoo.files import ENDINGS, WEIGHTS, read_json
 
 log = logging.getLogger("vitrail")
 
