@@ -116,7 +116,17 @@ def load_certified(
 
 
 def find(source: str | Path, revision: str | None = None) -> Path:
-    """The file or folder that a source means. A path that exists wins over a name, a name over a Hub id."""
+    """The file or folder that a source means. A path that exists wins over a name, a name over a Hub id.
+
+    timm's way to write a source is understood: `hf-hub:OWNER/NAME` and `local-dir:FOLDER`.
+    """
+    scheme, _, rest = str(source).partition(":")
+    if scheme in ("hf-hub", "hf_hub") and not Path(source).exists():
+        if not hub.is_id(rest, beside_folders=True):
+            raise UserError(f"{source} names no model of the Hub: write hf-hub:OWNER/NAME")
+        return hub.fetch(rest, revision)
+    if scheme == "local-dir" and not Path(source).exists():
+        source = rest
     path = Path(source)
     if revision is not None and (path.exists() or str(source) in carried()):
         raise UserError(f"{source} is no Hub id and has no revision {revision!r}: leave the revision out")
@@ -130,6 +140,13 @@ def find(source: str | Path, revision: str | None = None) -> Path:
         return CARRIED / str(source)
     if isinstance(source, str) and hub.is_id(source):
         return hub.fetch(source, revision)
+    from vitrail.zoo.timm.arguments import table as timm_architectures  # costs time, and a wrong name can wait
+
+    if str(source).removeprefix("timm/").partition(".")[0] in timm_architectures():
+        raise UserError(
+            f"no model {str(source)!r} here, and timm's names are no weights: on the Hub these are timm/NAME.TAG, such "
+            "as timm/vit_base_patch16_224.augreg_in21k"
+        )
     near = get_close_matches(str(source), names, n=1)
     hint = f"did you mean {near[0]}?" if near else f"give a file or folder, a Hub id, or one of {', '.join(names)}"
     raise UserError(f"no model {str(source)!r}: {hint}")

@@ -9,6 +9,7 @@ stands beside the place is left out for a reason that the certificate gives, or 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -222,6 +223,8 @@ def _add_beside(
         reason = next((why for why, words in BESIDE.items() if _words(first) & words), None)
         if copies and name.startswith(copies):
             left[full] = f"{best} is used"
+        elif math.prod(files.shapes[full]) <= 1:
+            left[full] = NO_WEIGHT  # a step, a decay
         elif first in HEADS and headless:
             names[".".join(own[shared:])] = full
         elif reason or (copies and _words(first) & {"predictor", "prediction"}):
