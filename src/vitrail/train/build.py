@@ -47,9 +47,11 @@ def build(run: Run, splits: Splits, device: torch.device) -> tuple[Parts, int]:
         raise UserError("mixup and cutmix mix the labels of classes, and captions have none: leave them out")
     # A validation part that was cut from the training part shares its limit of bad pictures.
     tally = None if splits.val else Tally(len(splits.train))
-    torch.manual_seed(seed_for(run.seed, -1))
+    seed = seed_for(run.seed, -1)
+    torch.manual_seed(seed)
     task = start(run, train)
     if run.init is not None:
+        zoo.check_filled(task, run.init, seed)
         tune(task, run.tune)
     elif run.tune.method != "full":
         raise UserError(f"method {run.tune.method} adapts trained weights: name some with --init")

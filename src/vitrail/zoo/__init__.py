@@ -18,13 +18,14 @@ from vitrail.data.decode import Preprocess
 from vitrail.errors import UserError, warn_once
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.embed import Embed
-from vitrail.tasks.encoder import Encoder
+from vitrail.tasks.encoder import Encoder, encoder_for
 from vitrail.tasks.task import Task
 from vitrail.vit import ViT, ViTConfig, config_for
 from vitrail.zoo import hub
 from vitrail.zoo.assemble import assemble, recognise, source_named
 from vitrail.zoo.certificate import Certificate, certify
 from vitrail.zoo.certificate import verify as compare
+from vitrail.zoo.filled import check_encoder, fill
 
 log = logging.getLogger("vitrail")
 
@@ -255,8 +256,21 @@ def change_drop_path(task: Task, drop_path: float) -> None:
     encoder = encoder_of(task)
     if isinstance(encoder, ViT) and drop_path != encoder.config.drop_path:
         fresh = ViT(replace(encoder.config, drop_path=drop_path))
-        fresh.load_state_dict(encoder.state_dict(), assign=True)
+        fill(fresh, encoder.state_dict(), "the encoder with another drop path")
         task.encoder = fresh.train(encoder.training)
+
+
+def check_filled(task: Task, source: str, seed: int) -> None:
+    """Refuse a task whose encoder is as random as a new one, though it begins from the weights of `source`.
+
+    `seed` is that of the generator of random numbers when the task was made.
+    """
+    encoder = getattr(task, "encoder", None)
+    if isinstance(encoder, Encoder):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            fresh = encoder_for(encoder.config)
+        check_encoder(encoder, fresh, source)
 
 
 def encoder_of(task: Task) -> Encoder:

@@ -22,6 +22,7 @@ from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.task import Task
 from vitrail.zoo.entries import choose
 from vitrail.zoo.files import open_files
+from vitrail.zoo.filled import fill, made_twice
 from vitrail.zoo.foreign import refuse_unready, what_else
 from vitrail.zoo.source import Files, Found, Lazy, Source
 
@@ -101,7 +102,7 @@ def _check_counts(files: Files) -> None:
 def assemble(files: Files, found: Found, dtype: torch.dtype | None = None) -> Task:
     """The model, in `dtype` (float32 if left out). A weight that is used as it is stays memory-mapped."""
     if found.ready is not None:
-        return found.ready().to(dtype or torch.float32).eval()
+        return made_twice(found.ready, files.path).to(dtype or torch.float32).eval()
     _check_names(files, found)
     with _one_line(f"{files.path} does not describe a model"), torch.device("meta"), _Untouched():
         task = _build(files, found)
@@ -112,7 +113,7 @@ def assemble(files: Files, found: Found, dtype: torch.dtype | None = None) -> Ta
             f"which {'the weights lack' if wrong[0] in own else 'the config does not ask for'}"
         )
     state = {name: _weight(files, found, name, target, dtype or torch.float32) for name, target in own.items()}
-    task.load_state_dict(state, assign=True)
+    fill(task, state, files.path)
     return task.eval()
 
 

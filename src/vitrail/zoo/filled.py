@@ -1,0 +1,98 @@
+"""Whether weights arrived in the model that they were put into. Every way to fill a model ends here.
+
+Elsewhere "223 of 223 keys" were reported while a model stayed as random as it was made. So a model without memory has
+to be given every tensor; what has values already, and so hides a missing one, is judged by what it computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitrail.errors import UserError
+from vitrail.tasks.task import Task
+
+
+def fill(model: nn.Module, weights: Mapping[str, Tensor], source: object) -> None:
+    """Give the model its weights, which it takes as they are and does not copy; `source` is whose they are.
+
+    Raises:
+        UserError: a tensor was not given, or the model computes what it did before.
+    """
+    old = model.state_dict()
+    encoder = getattr(model, "encoder", model)
+    has_memory = not any(value.is_meta for value in old.values())
+    before = features(encoder) if has_memory else None
+    model.load_state_dict(weights, assign=True)
+    lost = [n for n, value in chain(model.named_parameters(), model.named_buffers()) if value.is_meta]
+    lost += [n for n, value in model.state_dict().items() if value.data_ptr() != weights[n].data_ptr()]
+    if lost:
+        raise UserError(f"{source}: {_several(lost)} did not reach the model: please report this checkpoint")
+    if before is not None:
+        _check_change(before, features(encoder), [], source)
+
+
+def check_encoder(encoder: nn.Module, fresh: nn.Module, source: object) -> None:
+    """Refuse an encoder that computes what `fresh`, made in the same way but without the weights of `source`, does."""
+    first = fresh.state_dict()
+    same = [n for n, value in encoder.state_dict().items() if n in first and _is_drawn(first[n], value)]
+    _check_change(features(fresh), features(encoder), same, source)
+
+
+def made_twice(make: Callable[[], Task], source: object) -> Task:
+    """A model that another library makes and fills, without a look at it in between.
+
+    It is made from two states of the generator of random numbers. What the weights do not reach differs.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        task = make()
+        torch.manual_seed(1)
+        again = make()
+    given = again.state_dict()
+    drawn = [n for n, value in task.state_dict().items() if not torch.equal(value, given[n]) and value.isfinite().all()]
+    _check_change(None, features(task.encoder), drawn, source)
+    return task
+
+
+@torch.inference_mode()
+def features(encoder: Any) -> Tensor:
+    """The encoder's tokens [2, P + N, D] of two fixed images, in evaluation mode."""
+    config = encoder.config
+    shape = (config.channels, *config.image_size)
+    place = torch.linspace(0, 40, shape[0] * shape[1] * shape[2]).view(shape)
+    first = next(encoder.parameters())
+    training = encoder.training
+    try:
+        tokens = encoder.eval()(torch.stack([place.sin(), (3 * place).cos()]).to(first.device, first.dtype))
+    finally:
+        encoder.train(training)
+    return torch.cat(tokens[:2], dim=1)
+
+
+def _check_change(before: Tensor | None, after: Tensor, untouched: list[str], source: object) -> None:
+    if not after.isfinite().all():
+        raise UserError(f"the weights of {source} give features that are not finite: choose another checkpoint")
+    if before is not None and torch.equal(before, after):
+        raise UserError(
+            f"the weights of {source} changed nothing: the features of two images are those of a new model; "
+            "please report this checkpoint"
+        )
+    if untouched:
+        raise UserError(
+            f"{source}: {_several(untouched)} kept the random values of a new model, though the file has weights: "
+            "please report this checkpoint"
+        )
+
+
+def _is_drawn(first: Tensor, value: Tensor) -> bool:
+    """Whether a tensor has the random numbers that it was made with; equal zeros or ones may be anybody's."""
+    return first.shape == value.shape and torch.equal(first, value) and bool((first != first.flatten()[:1]).any())
+
+
+def _several(names: list[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
