@@ -23,7 +23,9 @@ FEWEST = 6
 DEEPEST = 8
 """words in a prefix"""
 
-WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
+WRAPPERS = re.compile(
+    r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_fpw_module|_checkpoint_wrapped_module|_forward_module)\."
+)
 """what torch.compile and the like put before the names of a module that they wrap, at any depth"""
 
 AVERAGES = {"ema", "swa", "avg", "average", "averaged", "averaging", "shadow", "polyak", "teacher", "target_encoder"}

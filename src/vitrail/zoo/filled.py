@@ -23,17 +23,24 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], source: object) -> Non
     Raises:
         UserError: a tensor was not given, or the model computes what it did before.
     """
-    old = model.state_dict()
     encoder = getattr(model, "encoder", model)
-    has_memory = not any(value.is_meta for value in old.values())
-    before = features(encoder) if has_memory else None
+    before = None if any(value.is_meta for value in _tensors(model).values()) else features(encoder)
     model.load_state_dict(weights, assign=True)
-    lost = [n for n, value in chain(model.named_parameters(), model.named_buffers()) if value.is_meta]
-    lost += [n for n, value in model.state_dict().items() if value.data_ptr() != weights[n].data_ptr()]
+    lost = [
+        name
+        for name, value in _tensors(model).items()
+        if value.is_meta or (name in weights and value.data_ptr() != weights[name].data_ptr())
+    ]
     if lost:
         raise UserError(f"{source}: {_several(lost)} did not reach the model: please report this checkpoint")
     if before is not None:
         _check_change(before, features(encoder), [], source)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, those that no checkpoint holds too."""
+    every = model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
+    return dict(chain(*every))
 
 
 def check_encoder(encoder: nn.Module, fresh: nn.Module, source: object) -> None:

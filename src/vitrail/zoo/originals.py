@@ -66,8 +66,8 @@ def _layout(files: Files) -> str | None:
         return "DINOv2"
     if any(name.startswith(("head.last_layer.", "head.mlp.")) for name in names):
         return "DINO"
-    if "head.1.running_mean" in names:
-        return "MoCo v3"
+    if "head.7.running_mean" in names and "head.7.weight" not in names:
+        return "MoCo v3"  # whose projector ends in a norm without weights
     return None
 
 

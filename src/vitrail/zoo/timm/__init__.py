@@ -73,6 +73,10 @@ def read(files: Files) -> Found:
     notes: list[str] = []
     name, given, settings = _named(files, notes)
     values: Arguments = table()[name] | {"in_chans": _channels(files)} | given
+    if "config.json" not in files.json:
+        # timm fits positions in FlexiViT's and RADIO's own way where it creates these as pretrained, and never for a
+        # bare state dict, which may be another model's as well.
+        values = values | {"resizing": None}
     pictures = values["pictures"] | {k: v for k, v in settings.items() if v is not None and k in values["pictures"]}
     size = _size(values, given, pictures)
     encoder = encoder_config(values, _fitting(files, values, size, notes))
