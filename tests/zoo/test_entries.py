@@ -217,9 +217,24 @@ def test_what_is_refused_has_a_line_that_names_it(tmp_path: Path, weights: Weigh
     assert str(tmp_path / "a.pth") in line and "\n" not in line and len(line) < 330 + len(str(tmp_path))
 
 
-def test_an_encoder_beside_a_head_in_an_entry_is_said_to_be_one(tmp_path: Path, weights: Weights) -> None:
+def test_a_head_in_an_entry_of_its_own(tmp_path: Path, weights: Weights, expected: Tensor) -> None:
+    """Under the name `head` it is the encoder's; another one is left out, and a note says so."""
     encoder = {name: value for name, value in weights.items() if not name.startswith("head.")}
-    head = {name: value for name, value in weights.items() if name.startswith("head.")}
+    head = {name.removeprefix("head."): weights[name] for name in weights.keys() - encoder.keys()}
     torch.save({"backbone": encoder, "head": head}, tmp_path / "a.pth")
+    assert torch.equal(answers(tmp_path / "a.pth"), expected)
+    torch.save({"backbone": encoder, "classifier": head}, tmp_path / "b.pth")
+    assert vitrail.load(tmp_path / "b.pth").name == "embed"
+    assert "the entry 'classifier' is left out" in notes(tmp_path / "b.pth")
+
+
+def test_pretraining_gives_an_encoder(tmp_path: Path, weights: Weights) -> None:
+    encoder = {name: value for name, value in weights.items() if not name.startswith("head.")}
+    more = {"projector.0.weight": torch.ones(4, 64), "predictor.0.weight": torch.ones(4, 4), "queue": torch.ones(4, 9)}
+    torch.save({"state_dict": {**pre("encoder.", encoder), **more}}, tmp_path / "a.pth")
     assert vitrail.load(tmp_path / "a.pth").name == "embed"
-    assert "the entry 'head' is left out" in notes(tmp_path / "a.pth")
+    assert "predictor.0.weight: the head of pre-training" in notes(tmp_path / "a.pth")
+    heads = {"student_head.0.weight": torch.ones(4, 64), "teacher_head.0.weight": torch.ones(4, 64)}
+    both = {**pre("student_backbone.", other(encoder)), **pre("teacher_backbone.", encoder), **heads}
+    torch.save(both, tmp_path / "b.pth")
+    assert torch.equal(answers(tmp_path / "b.pth"), answers(tmp_path / "a.pth"))

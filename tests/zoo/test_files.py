@@ -149,6 +149,12 @@ def make_bad(path: Path, how: str) -> str:
         case "keras":
             path.write_bytes(b"\x89HDF\r\n\x1a\n" + b"\0" * 64)
             return "HDF5"
+        case "flax":
+            path.write_bytes(b"\x83\xa10\x82\xa9embedding" + b"\0" * 64)
+            return "msgpack.* .npz"
+        case "gguf":
+            path.write_bytes(b"GGUF" + b"\0" * 64)
+            return "GGUF"
         case "gzip":
             path.write_bytes(gzip.compress(b"hello" * 100))
             return "gzip"
@@ -253,6 +259,7 @@ BAD = [
         "one tensor",
         "list",
     ),
+    *("flax", "gguf"),
     *("nothing", "packed", "other archive", "objects", "numpy lie", "numpy bomb", "numpy header", "safetensors lie"),
     *("safetensors header", "cut off"),
 ]
@@ -274,6 +281,7 @@ def test_bad_files_get_one_line(tmp_path: Path, how: str) -> None:
         ({}, "holds no checkpoint"),
         ({"flax_model.msgpack": b"x"}, "flax_model.msgpack"),
         ({"a.pth": b"x", "b.pth": b"y"}, "2 checkpoints"),
+        ({".metadata": b"x", "__0_0.distcp": b"y"}, "dcp_to_torch"),
         ({"config.json": b"{" + b'"a":[' * 100_000, "model.safetensors": b"x"}, "config.json cannot be read"),
         ({"config.json": b"[]", "model.safetensors": b"x"}, "holds a list"),
         ({"model.safetensors.index.json": b'{"weight_map": 3}'}, "no index"),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitrail.baselines import CNN, ResNet
 from vitrail.data.decode import Preprocess
@@ -261,16 +261,22 @@ def change_drop_path(task: Task, drop_path: float) -> None:
 
 
 def check_filled(task: Task, source: str, seed: int) -> None:
-    """Refuse a task whose encoder is as random as a new one, though it begins from the weights of `source`.
+    """Refuse a task with an encoder that is as random as a new one, though it begins from the weights of `source`.
 
     `seed` is that of the generator of random numbers when the task was made.
     """
     encoder = getattr(task, "encoder", None)
-    if isinstance(encoder, Encoder):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            fresh = encoder_for(encoder.config)
-        check_encoder(encoder, fresh, source)
+    if not isinstance(encoder, Encoder):
+        return
+    config = encoder.config
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = encoder_for(config)
+
+    def given() -> Mapping[str, Tensor]:
+        return encoder_of(load(source, channels=config.channels, image_size=config.image_size)).state_dict()
+
+    check_encoder(encoder, fresh, given, source)
 
 
 def encoder_of(task: Task) -> Encoder:

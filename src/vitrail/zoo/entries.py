@@ -36,12 +36,13 @@ HEADS = {"head", "heads", "classifier"}
 ASIDE: dict[str, set[str]] = {
     "thop's count of operations or parameters": {"total_ops", "total_params"},
     "the number of averaged models": {"n_averaged"},
-    "of the loss": {"loss", "losses", "criterion", "criterions", "criteria"},
+    "of the loss": {"loss", "losses", "criterion", "criterions", "criteria", "class_weights", "pos_weight"},
     "of a metric": {"metric", "metrics", "acc", "accuracy", "auroc", "auc", "confmat", "f1", "f1score"},
 }
 """words of names that are not the model's, wherever they stand"""
+PRETRAINED = "the head of pre-training"
 BESIDE: dict[str, set[str]] = {
-    "the head of pre-training": {"dino", "ibot", "projector", "projection", "prototypes", "queue"},
+    PRETRAINED: {"dino", "ibot", "projector", "projection", "prototypes", "queue"},
     "an average under other names than the model's": AVERAGES,
 }
 """words that start names beside the model's prefix"""
@@ -82,8 +83,9 @@ def choose(files: Files, known: Callable[[Files], bool]) -> Files:
         return files
     best = _best(files, places)
     names, notes = dict(best.names), _notes(best)
-    left = {**aside, **_entries_left(files, groups, places, best, notes)}
-    _add_beside(files, groups[best.entry], places, best, names, left)
+    _add_head(groups, best, names)
+    left = {**aside, **_beside(files, groups[best.entry], places, best, names)}
+    left.update(_entries_left(files, groups, places, best, names, notes))
     _complete(files, places, best, names, notes)
     if best.rank():
         notes += _passed_over(files, left, groups, places, best)
@@ -184,17 +186,23 @@ def _notes(best: Place) -> list[str]:
 
 
 def _entries_left(
-    files: Files, groups: Mapping[str, Mapping[str, str]], places: list[Place], best: Place, notes: list[str]
+    files: Files,
+    groups: Mapping[str, Mapping[str, str]],
+    places: list[Place],
+    best: Place,
+    names: Mapping[str, str],
+    notes: list[str],
 ) -> dict[str, str]:
     """What the other entries are, by the first part of their names that the chosen one does not share."""
     around = {"", best.entry, *_outer(best.entry)}
     left = {name: why for name, why in files.left.items() if next(_outer(name), "") in around}
     copies = {place.entry for place in places if place.entry != best.entry}
-    for entry, names in groups.items():
-        if entry == best.entry:
+    used = set(names.values())
+    for entry, group in groups.items():
+        if entry == best.entry or used.issuperset(group.values()):
             continue
         if entry in around:
-            left.update(dict.fromkeys(names.values(), NO_WEIGHT))
+            left.update(dict.fromkeys(group.values(), NO_WEIGHT))
             continue
         top = [place for place in (entry, *_outer(entry)) if place not in around][-1]
         if entry in copies:
@@ -204,41 +212,51 @@ def _entries_left(
     return left
 
 
-def _add_beside(
-    files: Files,
-    group: Mapping[str, str],
-    places: list[Place],
-    best: Place,
-    names: dict[str, str],
-    left: dict[str, str],
-) -> None:
-    """What stands beside the prefix: a head on the encoder is added to `names`, the rest to `left` or refused."""
+def _add_head(groups: Mapping[str, Mapping[str, str]], best: Place, names: dict[str, str]) -> None:
+    """Add the names of a `head` beside an encoder that has none, in the same entry or as an entry of its own."""
+    if any(name.startswith("head.") for name in names):
+        return
+    if best.prefix:
+        start = f"{best.prefix[:-1].rpartition('.')[0]}.head.".removeprefix(".")
+        found = {name[len(start) :]: full for name, full in groups[best.entry].items() if name.startswith(start)}
+    else:
+        found = dict(groups.get(f"{best.entry.rpartition('.')[0]}.head".removeprefix("."), {}))
+    names.update({f"head.{name}": full for name, full in found.items()})
+
+
+def _beside(
+    files: Files, group: Mapping[str, str], places: list[Place], best: Place, names: Mapping[str, str]
+) -> dict[str, str]:
+    """What stands beside the prefix and has a reason to be left out; the rest is refused."""
     copies = tuple(place.prefix for place in places if place.entry == best.entry and place is not best)
-    headless = not any(name.split(".")[0] in HEADS for name in names)
-    unknown = []
-    for name, full in group.items():
-        if name.startswith(best.prefix):
-            continue
-        own = name.split(".")
-        shared = next((i for i, word in enumerate(best.prefix.split(".")) if i >= len(own) or own[i] != word), 0)
-        first = own[shared] if shared < len(own) else own[-1]
-        reason = next((why for why, words in BESIDE.items() if _words(first) & words), None)
+    used = set(names.values())
+    outside = {name: full for name, full in group.items() if full not in used}
+    firsts = {name: _words(_first_apart(name, best.prefix)) for name in outside}
+    pretrained = copies or any(words & BESIDE[PRETRAINED] for words in firsts.values())
+    left: dict[str, str] = {}
+    for name, full in outside.items():
+        reason = next((why for why, words in BESIDE.items() if firsts[name] & words), None)
         if copies and name.startswith(copies):
             left[full] = f"{best} is used"
         elif math.prod(files.shapes[full]) <= 1:
             left[full] = NO_WEIGHT  # a step, a decay
-        elif first in HEADS and headless:
-            names[".".join(own[shared:])] = full
-        elif reason or (copies and _words(first) & {"predictor", "prediction"}):
-            left[full] = reason or "the head of pre-training"
-        else:
-            unknown.append(full)
-    if unknown:
+        elif reason:
+            left[full] = reason
+        elif pretrained and firsts[name] & (TRAINED | {"predictor", "prediction"}):
+            left[full] = PRETRAINED
+    if unknown := [full for full in outside.values() if full not in left]:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise UserError(
             f"{files.path} holds {unknown[0]}{more} beside the model at {best}, and it is not known what "
             "that is: save the state dict of the model alone"
         )
+    return left
+
+
+def _first_apart(name: str, prefix: str) -> str:
+    """The first part of a name that a prefix does not share."""
+    parts, shared = name.split("."), prefix.split(".")
+    return next((part for part, other in zip(parts, shared, strict=False) if part != other), parts[-1])
 
 
 def _complete(files: Files, places: list[Place], best: Place, names: dict[str, str], notes: list[str]) -> None:

@@ -43,6 +43,11 @@ KINDS = {
     b"\x89PNG": "a picture",
     b"\xff\xd8\xff": "a picture",
     b"%PDF": "a PDF",
+    b"GGUF": "a GGUF file of quantised weights: give the model's safetensors",
+    **{
+        bytes([128 + entries]): "flax's msgpack: write the parameters to an .npz, their names joined with /"
+        for entries in range(1, 16)
+    },
 }
 
 
@@ -74,6 +79,11 @@ def _open_folder(path: Path) -> Files:
     if others:
         names = ", ".join(p.name for p in others[:4])
         raise UserError(f"{path} holds {len(others)} checkpoints ({names}): choose one of the files")
+    if (path / ".metadata").is_file():
+        raise UserError(
+            f"{path} holds a checkpoint in shards of torch.distributed: make it one file with "
+            "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE"
+        )
     for other in ("flax_model.msgpack", "tf_model.h5"):
         if (path / other).is_file():
             raise UserError(f"{path} holds only {other}: save the model as safetensors with the library it comes from")

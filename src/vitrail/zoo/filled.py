@@ -21,10 +21,10 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], source: object) -> Non
     """Give the model its weights, which it takes as they are and does not copy; `source` is whose they are.
 
     Raises:
-        UserError: a tensor was not given, or the model computes what it did before.
+        UserError: a tensor was not given, or other values than the model had change nothing that it computes.
     """
-    encoder = getattr(model, "encoder", model)
-    before = None if any(value.is_meta for value in _tensors(model).values()) else features(encoder)
+    encoder, old = getattr(model, "encoder", model), _tensors(model)
+    before = None if any(value.is_meta for value in old.values()) else features(encoder)
     model.load_state_dict(weights, assign=True)
     lost = [
         name
@@ -34,7 +34,10 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], source: object) -> Non
     if lost:
         raise UserError(f"{source}: {_several(lost)} did not reach the model: please report this checkpoint")
     if before is not None:
-        _check_change(before, features(encoder), [], source)
+        after = features(encoder)
+        _check_finite(after, source)
+        if torch.equal(before, after) and any(not torch.equal(old[name], weights[name]) for name in weights):
+            raise UserError(_unchanged(source))
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -43,11 +46,25 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict(chain(*every))
 
 
-def check_encoder(encoder: nn.Module, fresh: nn.Module, source: object) -> None:
-    """Refuse an encoder that computes what `fresh`, made in the same way but without the weights of `source`, does."""
-    first = fresh.state_dict()
+def check_encoder(
+    encoder: nn.Module, fresh: nn.Module, given: Callable[[], Mapping[str, Tensor]], source: object
+) -> None:
+    """Refuse an encoder with the random values of `fresh`, made in the same way, where the source has others.
+
+    `given` gives the source's, which are looked at where there is a suspicion: they may be as untrained.
+    """
+    first, after = fresh.state_dict(), features(encoder)
+    _check_finite(after, source)
+    unchanged = torch.equal(features(fresh), after)
     same = [n for n, value in encoder.state_dict().items() if n in first and _is_drawn(first[n], value)]
-    _check_change(features(fresh), features(encoder), same, source)
+    if not (unchanged or same):
+        return
+    theirs = given()
+    differ = {n for n, value in first.items() if n in theirs and not torch.equal(theirs[n], value)}
+    if unchanged and differ:
+        raise UserError(_unchanged(source))
+    if kept := [name for name in same if name in differ]:
+        raise UserError(_random(kept, source))
 
 
 def made_twice(make: Callable[[], Task], source: object) -> Task:
@@ -59,10 +76,10 @@ def made_twice(make: Callable[[], Task], source: object) -> Task:
         torch.manual_seed(0)
         task = make()
         torch.manual_seed(1)
-        again = make()
-    given = again.state_dict()
-    drawn = [n for n, value in task.state_dict().items() if not torch.equal(value, given[n]) and value.isfinite().all()]
-    _check_change(None, features(task.encoder), drawn, source)
+        again = make().state_dict()
+    _check_finite(features(task.encoder), source)
+    if drawn := [name for name, value in task.state_dict().items() if not _equal(value, again[name])]:
+        raise UserError(_random(drawn, source))
     return task
 
 
@@ -81,24 +98,34 @@ def features(encoder: Any) -> Tensor:
     return torch.cat(tokens[:2], dim=1)
 
 
-def _check_change(before: Tensor | None, after: Tensor, untouched: list[str], source: object) -> None:
-    if not after.isfinite().all():
+def _check_finite(found: Tensor, source: object) -> None:
+    if not found.isfinite().all():
         raise UserError(f"the weights of {source} give features that are not finite: choose another checkpoint")
-    if before is not None and torch.equal(before, after):
-        raise UserError(
-            f"the weights of {source} changed nothing: the features of two images are those of a new model; "
-            "please report this checkpoint"
-        )
-    if untouched:
-        raise UserError(
-            f"{source}: {_several(untouched)} kept the random values of a new model, though the file has weights: "
-            "please report this checkpoint"
-        )
+
+
+def _unchanged(source: object) -> str:
+    return (
+        f"the weights of {source} changed nothing: the features of two images are those of a new model; "
+        "please report this checkpoint"
+    )
+
+
+def _random(names: list[str], source: object) -> str:
+    return (
+        f"{source}: {_several(names)} kept the random values of a new model, though the file has weights: "
+        "please report this checkpoint"
+    )
 
 
 def _is_drawn(first: Tensor, value: Tensor) -> bool:
     """Whether a tensor has the random numbers that it was made with; equal zeros or ones may be anybody's."""
     return first.shape == value.shape and torch.equal(first, value) and bool((first != first.flatten()[:1]).any())
+
+
+def _equal(one: Tensor, two: Tensor) -> bool:
+    """Whether the values are the same; what is no number is the same as its like."""
+    floats = one.is_floating_point()
+    return torch.equal(one, two) or (floats and torch.allclose(one, two, rtol=0, atol=0, equal_nan=True))
 
 
 def _several(names: list[str]) -> str:

@@ -22,8 +22,8 @@ from torch import Tensor
 from vitrail.errors import UserError, first_line
 from vitrail.zoo.source import Files
 
-MAX_DEPTH = 6
-"""dictionaries within each other; training frameworks have three"""
+MAX_DEPTH = 32
+"""dictionaries within each other; training frameworks have five"""
 NO_WEIGHT = "no weight"
 UNNAMED = "a list of tensors, which has no names"
 
