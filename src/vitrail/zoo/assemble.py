@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,15 +41,21 @@ def source_named(name: str) -> Source:
     return import_module(f"vitrail.zoo.{name}")
 
 
+@cache
+def _source_there(name: str) -> Source | None:
+    return source_named(name) if find_spec(f"vitrail.zoo.{name}") else None
+
+
 def recognise(path: Path) -> tuple[Files, Source, Found]:
     """The files at `path`, whose they are, and what they hold."""
     found = open_files(path)
     _check_counts(found)
     refuse_unready(found)
-    sources = [source_named(name) for name in SOURCES if find_spec(f"vitrail.zoo.{name}")]
 
     def source_of(files: Files) -> Source | None:
-        for source in sources:
+        for name in SOURCES:  # imported one by one, which takes its time
+            if (source := _source_there(name)) is None:
+                continue
             with _one_line(_contradiction(path, source)):
                 if source.recognise(files):
                     return source
