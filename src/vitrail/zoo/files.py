@@ -120,7 +120,8 @@ def _open_safetensors(path: Path) -> Files:
 
     try:
         file: Any = safe_open(path, framework="pt")
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.offset_keys()}
+        names: list[str] = file.keys()
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, OverflowError) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}): it is cut off or damaged") from error
     return Files(path, {}, Lazy(shapes, file.get_tensor, passing), shapes)
