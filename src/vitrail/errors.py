@@ -30,3 +30,8 @@ class Stopped(Exception):
     """Somebody asked the run to stop; its state is saved and the line says how to go on. Exit code 130."""
 
     exit_code = 130
+
+
+def first_line(error: Exception | str) -> str:
+    """The first line of what went wrong."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -54,6 +54,27 @@ def test_every_layout_comes_from_the_hub_once(layout: str, server: Hub, models: 
     assert len(fetched) == len(set(fetched)) == len(list((models / layout).iterdir()))
 
 
+@pytest.mark.parametrize("scheme", ["hf-hub:", "hf_hub:"])
+def test_an_id_as_timm_writes_it(
+    scheme: str, server: Hub, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It means the Hub, also where a folder has the owner's name."""
+    server.repositories["some/vit"] = {"main": models / "timm", "v2": models / "vitrail-1"}
+    (tmp_path / "some").mkdir()
+    monkeypatch.chdir(tmp_path)
+    torch.testing.assert_close(answers(f"{scheme}some/vit"), answers(models / "vitrail-0"), rtol=1e-4, atol=1e-5)
+    assert torch.equal(answers(f"{scheme}some/vit", revision="v2"), answers(models / "vitrail-1"))
+    assert torch.equal(answers(f"local-dir:{models / 'timm'}"), answers(models / "timm"))
+    with pytest.raises(UserError, match="hf-hub:OWNER/NAME"):
+        vitrail.load(f"{scheme}vit_base_patch16_224")
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_224", "vit_base_patch16_224.augreg_in21k"])
+def test_timms_names_get_a_line_that_helps(name: str) -> None:
+    with pytest.raises(UserError, match="timm/NAME.TAG"):
+        vitrail.load(name)
+
+
 def test_revisions(server: Hub, models: Path) -> None:
     first, second = models / "vitrail-0", models / "vitrail-1"
     server.repositories["some/vit"] = {"main": first, "v2": second}

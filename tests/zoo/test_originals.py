@@ -1,4 +1,4 @@
-"""MAE's, DINO's, DINOv2's, DINOv3's and SAM's own files, against timm's and transformers' models of them."""
+"""MAE's, MoCo v3's, DINO's, DINOv2's, DINOv3's and SAM's own files, against timm's and transformers' models of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import vitrail
 from vitrail.errors import UserError
-from vitrail.zoo import originals, sam
+from vitrail.zoo import sam
+from vitrail.zoo.assemble import recognise
 from vitrail.zoo.files import open_files
 
 SMALL = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
@@ -63,9 +64,22 @@ def test_mae_leaves_its_decoder(tmp_path: Path) -> None:
     larger = torch.randn(2, 3, 48, 48)
     expected = at_another_size(model, weights, size=(6, 6)).forward_features(larger)
     assert_same_tokens(tmp_path / "mae.pth", expected, larger)
-    found = originals.read(open_files(tmp_path / "mae.pth"))
+    _, _, found = recognise(tmp_path / "mae.pth")
     assert set(found.left) == set(decoder) and found.source == "MAE's .pth"
     assert found.preprocess.mean == (0.485, 0.456, 0.406) and found.preprocess.resized(100, 100) == (36, 36)
+
+
+def test_moco_is_its_base_encoder_with_twelve_heads(tmp_path: Path) -> None:
+    """Its projector ends in a norm without weights, which no classifier's head does; ViT-S has heads of 32 channels."""
+    model = plain(embed_dim=96, num_heads=12)
+    head = {"head.0.weight": torch.ones(8, 96), "head.1.weight": torch.ones(8), "head.1.running_mean": torch.ones(8)}
+    head |= {"head.6.weight": torch.ones(4, 8), "head.7.running_mean": torch.ones(4)}
+    base = {f"module.base_encoder.{name}": value for name, value in {**model.state_dict(), **head}.items()}
+    momentum = {name.replace("base", "momentum"): torch.zeros_like(value) for name, value in base.items()}
+    more = {"module.predictor.0.weight": torch.ones(8, 4)}
+    torch.save({"state_dict": {**base, **momentum, **more}, "arch": "vit_small"}, tmp_path / "moco.pth")
+    images = torch.randn(2, 3, 32, 32)
+    assert_same_tokens(tmp_path / "moco.pth", model.forward_features(images), images)
 
 
 def test_dino_is_its_teacher_without_the_head(tmp_path: Path) -> None:

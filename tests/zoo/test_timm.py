@@ -310,6 +310,33 @@ def test_what_a_name_means_is_written_under_that_name(name: str) -> None:
     assert encoder_config(table()[found] | given, config.image_size) == config
 
 
+@torch.inference_mode()
+def test_flexivit_at_other_sizes(tmp_path: Path) -> None:
+    """timm creates a pretrained FlexiViT for another size in its own way, and fits any model later in its common one.
+
+    The two differ by 3e-3. A folder is read as what timm creates, a bare state dict as what it fits.
+    """
+    torch.manual_seed(0)
+    peer = timm.create_model("flexivit_small", num_classes=7).eval()
+    torch.nn.init.normal_(peer.head.weight)
+    timm.models.save_for_hf(peer, tmp_path / "folder", model_args={})
+    torch.save(peer.state_dict(), tmp_path / "bare.pth")
+    for size in ((304, 304), (208, 336)):
+        images = torch.randn(1, 3, *size)
+        created = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True, img_size=size).eval()
+        assert relative(vitrail.load(tmp_path / "folder", image_size=size)(images), created(images)) < 1e-5
+        peer.set_input_size(size)
+        assert relative(vitrail.load(tmp_path / "bare.pth", image_size=size)(images), peer(images)) < 1e-5
+        peer.set_input_size((240, 240))
+        peer.load_state_dict(torch.load(tmp_path / "bare.pth"))
+        moving = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True, dynamic_img_size=True).eval()
+        assert relative(vitrail.load(tmp_path / "folder")(images), moving(images)) < 1e-5
+
+
+def relative(mine: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((mine - theirs).abs().max() / theirs.abs().max())
+
+
 def test_other_ways_to_interpolate_are_said_when_they_are_lost(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

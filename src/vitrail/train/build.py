@@ -52,9 +52,11 @@ def build(run: Run, splits: Splits, device: torch.device) -> tuple[Parts, int]:
     test_tally = Tally(len(splits.test)) if splits.test else None
     train, val = train.spread(run.images), val.spread(run.images)
     test = splits.test.spread(run.images) if splits.test else None
-    torch.manual_seed(seed_for(run.seed, -1))
+    seed = seed_for(run.seed, -1)
+    torch.manual_seed(seed)
     task = start(run, train)
     if run.init is not None:
+        zoo.check_filled(task, run.init, seed)
         tune(task, run.tune)
     elif run.tune.method != "full":
         raise UserError(f"method {run.tune.method} adapts trained weights: name some with --init")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitrail.baselines import CNN, ResNet
 from vitrail.data.decode import Preprocess
@@ -19,13 +19,14 @@ from vitrail.errors import UserError, warn_once
 from vitrail.files import refuse_url
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.embed import Embed
-from vitrail.tasks.encoder import Encoder
+from vitrail.tasks.encoder import Encoder, encoder_for
 from vitrail.tasks.task import Task
 from vitrail.vit import ViT, ViTConfig, config_for
 from vitrail.zoo import hub
 from vitrail.zoo.assemble import assemble, recognise, source_named
 from vitrail.zoo.certificate import Certificate, certify
 from vitrail.zoo.certificate import verify as compare
+from vitrail.zoo.filled import check_encoder, fill
 
 log = logging.getLogger("vitrail")
 
@@ -117,8 +118,18 @@ def load_certified(
 
 
 def find(source: str | Path, revision: str | None = None) -> Path:
-    """The file or folder that a source means. A path that exists wins over a name, a name over a Hub id."""
+    """The file or folder that a source means. A path that exists wins over a name, a name over a Hub id.
+
+    timm's way to write a source is understood: `hf-hub:OWNER/NAME` and `local-dir:FOLDER`.
+    """
     refuse_url(str(source))
+    scheme, _, rest = str(source).partition(":")
+    if scheme in ("hf-hub", "hf_hub") and not Path(source).exists():
+        if not hub.is_id(rest, beside_folders=True):
+            raise UserError(f"{source} names no model of the Hub: write hf-hub:OWNER/NAME")
+        return hub.fetch(rest, revision)
+    if scheme == "local-dir" and not Path(source).exists():
+        source = rest
     path = Path(source)
     if revision is not None and (path.exists() or str(source) in carried()):
         raise UserError(f"{source} is no Hub id and has no revision {revision!r}: leave the revision out")
@@ -132,6 +143,13 @@ def find(source: str | Path, revision: str | None = None) -> Path:
         return CARRIED / str(source)
     if isinstance(source, str) and hub.is_id(source):
         return hub.fetch(source, revision)
+    from vitrail.zoo.timm.arguments import table as timm_architectures  # costs time, and a wrong name can wait
+
+    if str(source).removeprefix("timm/").partition(".")[0] in timm_architectures():
+        raise UserError(
+            f"no model {str(source)!r} here, and timm's names are no weights: on the Hub these are timm/NAME.TAG, such "
+            "as timm/vit_base_patch16_224.augreg_in21k"
+        )
     near = get_close_matches(str(source), names, n=1)
     hint = f"did you mean {near[0]}?" if near else f"give a file or folder, a Hub id, or one of {', '.join(names)}"
     raise UserError(f"no model {str(source)!r}: {hint}")
@@ -240,8 +258,27 @@ def change_drop_path(task: Task, drop_path: float) -> None:
     encoder = encoder_of(task)
     if isinstance(encoder, ViT) and drop_path != encoder.config.drop_path:
         fresh = ViT(replace(encoder.config, drop_path=drop_path))
-        fresh.load_state_dict(encoder.state_dict(), assign=True)
+        fill(fresh, encoder.state_dict(), "the encoder with another drop path")
         task.encoder = fresh.train(encoder.training)
+
+
+def check_filled(task: Task, source: str, seed: int) -> None:
+    """Refuse a task with an encoder that is as random as a new one, though it begins from the weights of `source`.
+
+    `seed` is that of the generator of random numbers when the task was made.
+    """
+    encoder = getattr(task, "encoder", None)
+    if not isinstance(encoder, Encoder):
+        return
+    config = encoder.config
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = encoder_for(config)
+
+    def given() -> Mapping[str, Tensor]:
+        return encoder_of(load(source, channels=config.channels, image_size=config.image_size)).state_dict()
+
+    check_encoder(encoder, fresh, given, source)
 
 
 def encoder_of(task: Task) -> Encoder:

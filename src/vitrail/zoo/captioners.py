@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vitrail.data.decode import Preprocess
-from vitrail.errors import UserError
+from vitrail.errors import UserError, first_line
 from vitrail.plain import described, rebuild
 from vitrail.tasks.caption import Captioning
 from vitrail.tasks.encoder import KINDS as ENCODERS
@@ -27,7 +27,7 @@ from vitrail.tasks.language import Numbers, TheirTokenizer
 from vitrail.tasks.prefix import LanguageModel, PrefixCaption, Prefixed
 from vitrail.tasks.search import Decoding
 from vitrail.tasks.task import Task
-from vitrail.zoo.files import first_line, open_files
+from vitrail.zoo.files import open_files
 from vitrail.zoo.huggingface.kinds import CLIP, CROPPED, IMAGENET, KINDS, OPENAI, Kind
 from vitrail.zoo.huggingface.library import quiet
 from vitrail.zoo.huggingface.processor import default_settings, preprocess, settings

@@ -1,7 +1,10 @@
 """Google's `.npz` files: the paper's own models, AugReg's and the hybrids, and big_vision's with SigLIP's image tower.
 
-Both are JAX's parameters, flat, with `/` in the names. Kernels stand as [in, out], attention's as [D, heads, d], and
-convolutions as [height, width, in, out]. The code beside them has GELU's tanh form and norms with epsilon 1e-6.
+Both are JAX's parameters, flat, with `/` in the names. The paper's code once numbered the layers of a block together
+(`LayerNorm_0`, `MultiHeadDotProductAttention_1`, `LayerNorm_2`, `MlpBlock_3`), and its published files keep that; since
+it uses flax's linen it numbers each kind by itself, as big_vision does. The names of the positions tell the two apart.
+Kernels stand as [in, out], attention's as [D, heads, d], and convolutions as [height, width, in, out]. The code beside
+them has GELU's tanh form and norms with epsilon 1e-6.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from vitrail.tasks.embed import Embed
 from vitrail.tasks.headed import Headed
 from vitrail.tasks.task import Task
 from vitrail.vit import ViT, ViTConfig
+from vitrail.zoo.entries import average_rank
 from vitrail.zoo.problem import problem_in
 from vitrail.zoo.refusals import KEPT, no_place
 from vitrail.zoo.renames import class_names
@@ -39,34 +43,38 @@ NAME = "google"
 
 @dataclass(frozen=True)
 class Names:
-    """What the two code bases call the parts of a block."""
+    """What a code base calls the parts of a block."""
 
     title: str
-    norm1: str
-    norm2: str
-    attention: str
-    mlp: str
     positions: str
+    norm1: str = "LayerNorm_0"
+    norm2: str = "LayerNorm_1"
+    attention: str = "MultiHeadDotProductAttention_0"
+    mlp: str = "MlpBlock_0"
+
+    @property
+    def papers(self) -> bool:
+        """Whether it is the paper's code, which adds positions to the class token too."""
+        return self.title == "Google's"
 
 
 PAPER = Names(
     "Google's",
-    "LayerNorm_0",
-    "LayerNorm_2",
-    "MultiHeadDotProductAttention_1",
-    "MlpBlock_3",
     "Transformer/posembed_input/pos_embedding",
+    norm2="LayerNorm_2",
+    attention="MultiHeadDotProductAttention_1",
+    mlp="MlpBlock_3",
 )
-BIG_VISION = Names(
-    "big_vision's", "LayerNorm_0", "LayerNorm_1", "MultiHeadDotProductAttention_0", "MlpBlock_0", "pos_embedding"
-)
+PAPER_LINEN = Names("Google's", PAPER.positions)
+BIG_VISION = Names("big_vision's", "pos_embedding")
 
-PREFIXES = ("", "params/", "params/img/", "img/", "opt/target/", "target/")
-"""where the image model's parameters stand; `img` in files with two towers"""
+KERNEL, NORM = "embedding/kernel", "Transformer/encoder_norm/scale"
+"""names of every model's"""
+OPTIMIZER = r"(^|/)(opt|opt_state|optimizer)/(?!target/)"
 LEFT = (
-    (r"^(params/)?txt/", "the text tower: vitrail loads the image tower"),
-    (r"^(params/)?[tb]$", "temperature or bias of the loss between pictures and texts"),
-    (r"^opt/(?!target/)|^opt_state|^step$", "the optimizer's"),
+    (r"(^|/)txt/", "the text tower: vitrail loads the image tower"),
+    (r"(^|/)[tb]$", "temperature or bias of the loss between images and texts"),
+    (rf"{OPTIMIZER}|(^|/)step$", "the optimizer's"),
     (r"^(chrono|state)(/|$)", "the training loop's"),
 )
 
@@ -81,7 +89,7 @@ def read(files: Files) -> Found:
     prefix = _prefix(files.shapes)
     assert prefix is not None
     shapes = {n.removeprefix(prefix): s for n, s in files.shapes.items() if n.startswith(prefix)}
-    names = BIG_VISION if any("/LayerNorm_1/" in name for name in shapes if name.startswith("Transformer")) else PAPER
+    names = _names_of(shapes)
     config, notes = _config(files, shapes, names)
     classes, hidden = None, None
     if "head/kernel" in shapes and config.variant.projection is None:
@@ -89,10 +97,15 @@ def read(files: Files) -> Found:
         hidden = shapes["pre_logits/kernel"][1] if "pre_logits/kernel" in shapes else None
     table = _table(config, names, shapes, hidden, classes is not None)
     weights = {name: weight._replace(names=tuple(prefix + n for n in weight.names)) for name, weight in table.items()}
-    left = {n: why for n in files.shapes for pattern, why in LEFT if re.search(pattern, n)}
+    left: dict[str, str] = {}
+    copies = tuple(place for place in _prefixes(files.shapes) if place != prefix and not prefix.startswith(place))
     for name in files.shapes.keys() - {n for weight in weights.values() for n in weight.names}:
         if classes is None and name.startswith(f"{prefix}pre_logits/"):
             left[name] = "the pre-training head's first half, without the second"
+        elif copies and name.startswith(copies):
+            left[name] = f"the parameters under {prefix!r} are used"
+        elif why := next((why for pattern, why in LEFT if re.search(pattern, name)), None):
+            left[name] = why
     kind = f"{names.title} .npz" + (", two towers" if prefix.endswith("img/") else "")
     # Both code bases evaluate on pictures of -1 to 1; the file itself says nothing.
     half = (0.5,) * config.channels
@@ -103,14 +116,26 @@ def read(files: Files) -> Found:
     return Found(kind, config, classes, preprocess, weights, left, hidden, notes)
 
 
+def _prefixes(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Where the parameters of image models stand, such as `params/`, `opt/target/` or `params/img/`.
+
+    The optimizer's moments have the same names, and are none. An average comes first, then the outermost.
+    """
+    found = [name.removesuffix(NORM) for name in shapes if name == NORM or name.endswith(f"/{NORM}")]
+    places = [p for p in found if len(shapes.get(p + KERNEL, ())) == 4 and not re.search(OPTIMIZER, p)]
+    return sorted(places, key=lambda place: (average_rank(place.replace("/", ".")), place.count("/"), place))
+
+
 def _prefix(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    for prefix in PREFIXES:
-        if (
-            len(shapes.get(f"{prefix}embedding/kernel", ())) == 4
-            and f"{prefix}Transformer/encoder_norm/scale" in shapes
-        ):
-            return prefix
-    return None
+    return next(iter(_prefixes(shapes)), None)
+
+
+def _names_of(shapes: Mapping[str, tuple[int, ...]]) -> Names:
+    """Whose code wrote a file: the paper's has its positions, or its numbers, or a ResNet before the patches."""
+    linen = any("/LayerNorm_1/" in name for name in shapes if name.startswith("Transformer/"))
+    if not linen:
+        return PAPER
+    return PAPER_LINEN if PAPER.positions in shapes or "conv_root/kernel" in shapes else BIG_VISION
 
 
 def _config(files: Files, shapes: dict[str, tuple[int, ...]], names: Names) -> tuple[ViTConfig, list[str]]:
@@ -136,7 +161,7 @@ def _config(files: Files, shapes: dict[str, tuple[int, ...]], names: Names) -> t
     ratio = hidden / width
     variant = Variant(
         # The original adds positions to the class token too, big_vision before it joins them.
-        prefix_positions="class" if names is PAPER or not token else "none",
+        prefix_positions="class" if names.papers or not token else "none",
         resampling="corners",
         mlp_hidden=None if int(width * ratio) == hidden else hidden,
         **_backbone(stages),
@@ -153,7 +178,7 @@ def _config(files: Files, shapes: dict[str, tuple[int, ...]], names: Names) -> t
         mlp_ratio=ratio,
         class_token=token,
         pool="token" if token else "attention" if "MAPHead_0/probe" in shapes else "average",
-        positions="learned" if names.positions in shapes else "sine",
+        positions="learned" if names.positions in shapes else "none" if names.papers else "sine",
         activation="gelu_tanh",
         norm_eps=1e-6,
         variant=variant,
@@ -205,9 +230,10 @@ def _image_size(
 ) -> tuple[int, int]:
     if names.positions not in shapes:
         pixels = max(1, 224 // patch) * patch
-        notes.append(f"fixed positions fit any size, and the file names none: {pixels} pixels are assumed")
+        kind = "a model without positions fits" if names.papers else "big_vision's fixed positions fit"
+        notes.append(f"the file has no learned positions; {kind} any size, and {pixels} pixels are assumed")
         return pixels, pixels
-    count = shapes[names.positions][1] - (names is PAPER and token)
+    count = shapes[names.positions][1] - (names.papers and token)
     side = math.isqrt(count)
     if side * side != count or side == 0:
         raise UserError(f"{files.path} has positions for {count} patches, which make no square: its size is unknown")

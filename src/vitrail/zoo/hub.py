@@ -11,8 +11,8 @@ import os
 import re
 from pathlib import Path
 
-from vitrail.errors import UserError
-from vitrail.zoo.files import ENDINGS, WEIGHTS, first_line, read_json
+from vitrail.errors import UserError, first_line
+from vitrail.zoo.files import ENDINGS, WEIGHTS, read_json
 
 log = logging.getLogger("vitrail")
 
@@ -23,10 +23,14 @@ OLD_TOKENIZERS = ("tokenizer_config.json", "vocab.json", "merges.txt", "vocab.tx
 """what stands in for `tokenizer.json` in older repositories"""
 
 
-def is_id(source: str) -> bool:
-    """Whether `source` may name a repository: `owner/name` or `owner/name@revision`, and no path that begins here."""
+def is_id(source: str, beside_folders: bool = False) -> bool:
+    """Whether `source` may name a repository: `owner/name` or `owner/name@revision`.
+
+    A path that begins in the current folder does not, unless `beside_folders`.
+    """
     name = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-    return re.fullmatch(rf"{name}/{name}(@.+)?", source) is not None and not Path(source).parent.exists()
+    fits = re.fullmatch(rf"{name}/{name}(@.+)?", source) is not None
+    return fits and (beside_folders or not Path(source).parent.exists())
 
 
 def fetch(source: str, revision: str | None = None) -> Path:

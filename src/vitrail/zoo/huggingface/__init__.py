@@ -46,8 +46,11 @@ OPTIONAL_BIASES = {
 
 
 def recognise(files: Files) -> bool:
-    """Whether `config.json` names one of the types here."""
-    return files.json.get("config.json", {}).get("model_type") in KINDS
+    """Whether `config.json` names one of the types here, and the weights have its names."""
+    kind = KINDS.get(files.json.get("config.json", {}).get("model_type"))
+    return kind is not None and any(
+        f"{prefix}{_first(spelling)}" in files.weights for prefix in kind.prefixes for spelling in kind.spellings
+    )
 
 
 def read(files: Files) -> Found:

@@ -58,11 +58,18 @@ OWN = re.compile(
 
 
 def recognise(files: Files) -> bool:
-    """A config that names one of the architectures; or without a config, no other names than timm's."""
+    """A config that names one of the architectures and weights with a stem; or without a config, timm's names.
+
+    Of the names that timm's ViTs do not have, those inside of blocks and stem tell of another model. Beside these they
+    are somebody's addition, which is refused by name.
+    """
     if "config.json" in files.json:
-        return files.json["config.json"].get("architecture") in table()
+        return files.json["config.json"].get("architecture") in table() and any(n in files.weights for n in FIRST)
     stem = any(name.startswith(("patch_embed.proj.", "patch_embed.backbone.")) for name in files.weights)
-    return stem and "blocks.0.mlp.lin1.weight" not in files.weights and all(map(OWN.match, _used(files)))
+    blocks = any(name.startswith("blocks.0.") for name in files.weights)
+    if not (stem and blocks) or "blocks.0.mlp.lin1.weight" in files.weights:
+        return False
+    return all(OWN.match(name) or not name.startswith(("blocks.", "patch_embed.")) for name in _used(files))
 
 
 def read(files: Files) -> Found:
@@ -70,6 +77,10 @@ def read(files: Files) -> Found:
     notes: list[str] = []
     name, given, settings = _named(files, notes)
     values: Arguments = table()[name] | {"in_chans": _channels(files)} | given
+    if "config.json" not in files.json:
+        # timm fits positions in FlexiViT's and RADIO's own way where it creates these as pretrained, and never for a
+        # bare state dict, which may be another model's as well.
+        values = values | {"resizing": None}
     pictures = values["pictures"] | {k: v for k, v in settings.items() if v is not None and k in values["pictures"]}
     size = _size(values, given, pictures)
     encoder = encoder_config(values, _fitting(files, values, size, notes))
@@ -274,7 +285,7 @@ def _fits(files: Files, config: ViTConfig, kind: str) -> bool:
     """Whether a model of timm's class `kind` with this config has just the names and shapes of the file."""
     classes = _outputs(files)
     one = _first_block(config)
-    there = {name for name in _used(files) if not re.match(r"blocks\.[1-9]", name)}
+    there = {name for name in _used(files) if OWN.match(name) and not re.match(r"blocks\.[1-9]", name)}
     parts, own = spelling(one, kind, there, classes), skeleton(one, classes).state_dict()
     if {name for part in parts.values() for name in part.names} != there:
         return False
