@@ -253,7 +253,8 @@ def _siglip2(tower: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     patches = images.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH).permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
     mask, shapes = torch.ones(len(images), rows * columns), torch.tensor([[rows, columns]] * len(images))
     # The tower inside a whole model calls it by another name in transformers 4.
-    name = next(n for n in ("pixel_attention_mask", "attention_mask") if n in inspect.signature(tower.forward).parameters)
+    takes = inspect.signature(tower.forward).parameters
+    name = "pixel_attention_mask" if "pixel_attention_mask" in takes else "attention_mask"
     encoded = tower(patches, spatial_shapes=shapes, **{name: mask})
     return encoded.last_hidden_state, encoded.pooler_output
 

@@ -75,7 +75,8 @@ def test_saved_loaded_and_plain_data(task: Task, tmp_path: Path) -> None:
     own, loaded = task.state_dict(), again.state_dict()
     assert own.keys() == loaded.keys() and all(torch.equal(own[name], loaded[name]) for name in own)
     given = inputs(task, 3)
-    # The same bits in other memory: some processors choose another kernel by where a tensor begins, and round otherwise.
+    # The same bits in other memory: some processors choose another kernel by where a tensor begins, which rounds
+    # in another way.
     torch.testing.assert_close(task.eval()(*given), again(*given), atol=1e-5, rtol=1e-5)
 
 

@@ -21,6 +21,7 @@ from vitrail.cli import main
 from vitrail.errors import UserError
 from vitrail.zoo import convert, hub
 
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small models in the layouts that the Hub has."""

@@ -159,7 +159,8 @@ def _open_safetensors(path: Path) -> Opened:
 
     try:
         file: Any = safe_open(path, framework="pt")
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+        names = file.keys()  # before safetensors 0.5 the file itself cannot be iterated over
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, OverflowError) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}): it is cut off or damaged") from error
     return Opened(Lazy(shapes, file.get_tensor, passing), shapes)

@@ -71,7 +71,7 @@ class Repository:
         up to minutes before they say so."""
         from huggingface_hub import constants, get_session, hf_hub_url
         from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
-        from huggingface_hub.utils import build_hf_headers
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, not in __all__
 
         try:
             url = hf_hub_url(self.name, "config.json", revision=self.revision, endpoint=self.endpoint)
