@@ -239,9 +239,12 @@ def theirs(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     encoded = tower(images, **more)
     tokens = encoded.last_hidden_state
     if has_classes(model):
-        return tokens, model(images, **more).logits
+        # Not every release's classifiers hand arguments on to their tower.
+        with tower.register_forward_pre_hook(lambda _, args, named: (args, named | more), with_kwargs=True):
+            return tokens, model(images).logits
     if hasattr(model, "get_image_features"):
-        return tokens, model.get_image_features(images, **more).pooler_output
+        features = model.get_image_features(images, **more)
+        return tokens, features if isinstance(features, Tensor) else features.pooler_output  # transformers 4, and 5
     if hasattr(model, "visual_projection"):
         return tokens, model(images, **more).image_embeds
     pooled = encoded.get("pooler_output")
@@ -256,7 +259,10 @@ def _siglip2(tower: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     rows, columns = images.shape[2] // PATCH, images.shape[3] // PATCH
     patches = images.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH).permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
     mask, shapes = torch.ones(len(images), rows * columns), torch.tensor([[rows, columns]] * len(images))
-    encoded = tower(patches, pixel_attention_mask=mask, spatial_shapes=shapes)
+    # The tower inside a whole model calls it by another name in transformers 4.
+    takes = inspect.signature(tower.forward).parameters
+    name = "pixel_attention_mask" if "pixel_attention_mask" in takes else "attention_mask"
+    encoded = tower(patches, spatial_shapes=shapes, **{name: mask})
     return encoded.last_hidden_state, encoded.pooler_output
 
 

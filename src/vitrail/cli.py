@@ -491,7 +491,7 @@ def parse_run(run: Run, args: Sequence[str], name: str) -> Run:
     """A recipe's run with the fields that the arguments change. tyro prints boxes; a person gets one line."""
     import tyro
 
-    from vitrail.train.run import field_names
+    from vitrail.train.run import choices, field_names
 
     known = [f"--{field.replace('_', '-')}" for field in field_names(run)]
     known += [f"--no-{option[2:]}" for option in known]
@@ -499,6 +499,7 @@ def parse_run(run: Run, args: Sequence[str], name: str) -> Run:
         option = option.split("=")[0].replace("_", "-")
         if option.startswith("--") and option != "--help" and option not in known:
             raise UserError(_unknown(option, known))
+    _check_choices(args, choices(run))
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(sys.stdout if "--help" in args else said):
@@ -528,17 +529,27 @@ def squared(args: Sequence[str]) -> list[str]:
 
 
 def _one_line(box: str) -> str:
-    """What tyro's box says: its frame and title go, as does the usage below; a wrong choice gets the nearest one."""
+    """What tyro's box says: its frame and title go, as does the usage below."""
     text = " ".join(re.sub(r"[\u2500-\u257f]+|-{3,}", " ", box).split())
-    text = re.sub(r"^(Parsing error|Value error|Invalid choice|Unrecognized options) ", "", text)
+    text = re.sub(r"^(Parsing error|Value error|Missing argument|Unrecognized options) ", "", text)
     text = re.sub(r"^Error parsing (\w+: )?", "", text)
-    text = re.split(r" For full helptext| Argument helptext", text)[0]
-    if wrong := re.search(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)", text):
-        choices = [choice.strip("' ") for choice in wrong[3].split(",")]
-        near = get_close_matches(wrong[1], choices, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(choices)}"
-        return f"{wrong[2]} cannot be {wrong[1]!r}: {hint}"
-    return text
+    return re.split(r" For full helptext| Argument helptext", text)[0]
+
+
+def _check_choices(args: Sequence[str], choices: dict[str, list[str]]) -> None:
+    """Refuse a value that is none of its field's, with the nearest one: tyro's releases word this differently."""
+    for place, arg in enumerate(args):
+        option, equals, value = arg.partition("=")
+        name = option.removeprefix("--").replace("-", "_")
+        if not option.startswith("--") or name not in choices:
+            continue
+        if not equals:
+            value = args[place + 1] if place + 1 < len(args) else "--"
+        if value in choices[name] or value.startswith("--"):  # an option without a value is for tyro to refuse
+            continue
+        near = get_close_matches(value, choices[name], n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(choices[name])}"
+        raise UserError(f"{option} cannot be {value!r}: {hint}")
 
 
 def _unknown(option: str, known: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import vitrail
@@ -104,18 +105,28 @@ RENAMED = {
     "embeddings.patch_embeddings": "patch_embed.proj",
     "embeddings.position_embeddings": "pos_embed",
     "encoder.layer.": "blocks.",
-    "model.layer.": "blocks.",
+    "layer.": "blocks.",
+    "attention.attention.query": "attention.q_proj",
+    "attention.attention.key": "attention.k_proj",
+    "attention.attention.value": "attention.v_proj",
+    "attention.output.dense": "attn.proj",
     "attention.o_proj": "attn.proj",
+    "mlp.weights_in": "mlp.w12",
+    "mlp.weights_out": "mlp.w3",
     "layer_scale1.lambda1": "ls1.gamma",
     "layer_scale2.lambda1": "ls2.gamma",
     "layernorm": "norm",
 }
 
 
-def original_names(model: nn.Module, more: dict[str, str]) -> dict[str, Tensor]:
-    """Weights of transformers' model under the authors' names, queries, keys and values in one."""
+def original_names(model: Any, folder: Path, more: dict[str, str]) -> dict[str, Tensor]:
+    """Weights of transformers' model under the authors' names, queries, keys and values in one.
+
+    They come from the file that it saves: names in memory change with the release.
+    """
+    model.save_pretrained(folder)
     weights: dict[str, Tensor] = {}
-    for name, value in model.state_dict().items():
+    for name, value in load_file(folder / "model.safetensors").items():
         for theirs, ours in {**more, **RENAMED}.items():
             name = name.replace(theirs, ours)
         weights[name] = value
@@ -135,11 +146,7 @@ def test_dinov2(registers: int, gated: bool, chunks: bool, tmp_path: Path) -> No
     kind, count = ("Dinov2WithRegisters", {"num_register_tokens": registers}) if registers else ("Dinov2", {})
     config = getattr(transformers, f"{kind}Config")(**SMALL, **count, use_swiglu_ffn=gated)
     model = randomised(getattr(transformers, f"{kind}Model")(config))
-    weights = original_names(model, {"embeddings.register_tokens": "register_tokens", "mlp.down_proj": "mlp.w3"})
-    for i in range(2 if gated else 0):
-        for end in ("weight", "bias"):
-            parts = [weights.pop(f"blocks.{i}.mlp.{name}_proj.{end}") for name in ("gate", "up")]
-            weights[f"blocks.{i}.mlp.w12.{end}"] = torch.cat(parts)
+    weights = original_names(model, tmp_path / "theirs", {"embeddings.register_tokens": "register_tokens"})
     if chunks:  # its training cuts the blocks into chunks and counts on
         weights = {re.sub(r"^blocks\.(\d)", r"blocks.\1.\1", name): value for name, value in weights.items()}
     torch.save(weights, tmp_path / "dinov2.pth")
@@ -164,7 +171,7 @@ def test_dinov3(gated: bool, tmp_path: Path) -> None:
     )
     model = randomised(transformers.DINOv3ViTModel(config))
     mlp = {"gate_proj": "w1", "up_proj": "w2", "down_proj": "w3"} if gated else {"up_proj": "fc1", "down_proj": "fc2"}
-    weights = original_names(model, {"embeddings.register_tokens": "storage_tokens", **mlp})
+    weights = original_names(model, tmp_path / "theirs", {"embeddings.register_tokens": "storage_tokens", **mlp})
     weights["mask_token"] = weights["mask_token"][0]
     weights["rope_embed.periods"] = torch.ones(16)
     for i in range(2):

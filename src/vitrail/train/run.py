@@ -6,7 +6,8 @@ import hashlib
 import json
 import math
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from vitrail.data.augment import Augment
 from vitrail.errors import UserError
@@ -154,6 +155,33 @@ def field_names(run: Any) -> list[str]:
         value = getattr(run, entry.name)
         names += field_names(value) if is_dataclass(value) else [entry.name]
     return names
+
+
+def choices(run: Any) -> dict[str, list[str]]:
+    """Of each field of a run and of its parts that takes one of a few words, those words."""
+    found: dict[str, list[str]] = {}
+    hints = get_type_hints(type(run))
+    for entry in fields(run):
+        value, kind = getattr(run, entry.name), hints[entry.name]
+        if is_dataclass(value):
+            found |= choices(value)
+        elif kind is not bool and (words := _words(kind)):  # a plain bool is a flag without a value
+            found[entry.name] = words
+    return found
+
+
+def _words(kind: Any) -> list[str]:
+    """What a field of this type can be, as text; none where that is more than a few words."""
+    if get_origin(kind) is Literal:
+        return [str(word) for word in get_args(kind)]
+    if kind is bool:
+        return ["True", "False"]
+    if kind is type(None):
+        return ["None"]
+    if get_origin(kind) in (Union, UnionType):
+        members = [_words(member) for member in get_args(kind)]
+        return [word for words in members for word in words] if all(members) else []
+    return []
 
 
 def changed_fields(before: Any, after: Any) -> list[str]:

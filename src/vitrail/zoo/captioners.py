@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -236,9 +237,9 @@ def _with_memory(make: Callable[[], Task], shapes: Mapping[str, tuple[int, ...]]
 def _fresh(values: Mapping[str, Any], maker: str) -> Any:
     """A model from transformers' config as plain data."""
     transformers = library()
-    values = dict(values)
+    given = deepcopy(dict(values))  # some releases take entries out of the configs inside
     with quiet():
-        config = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
+        config = transformers.AutoConfig.for_model(given.pop("model_type"), **given)
         if maker == "AutoModelForCausalLM":
             return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         return getattr(transformers, maker)(config)

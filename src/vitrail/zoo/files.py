@@ -120,7 +120,7 @@ def _open_safetensors(path: Path) -> Files:
 
     try:
         file: Any = safe_open(path, framework="pt")
-        names: list[str] = file.keys()
+        names = file.keys()  # before safetensors 0.5 the file itself cannot be iterated over
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, OverflowError) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}): it is cut off or damaged") from error

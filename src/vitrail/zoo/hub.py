@@ -71,23 +71,27 @@ class Repository:
         self.ask()
 
     def ask(self) -> None:
-        """Find out whether the Hub answers. huggingface_hub itself would try again for minutes before it says so."""
-        from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+        """Find out whether the Hub answers: by one request of our own, since huggingface_hub's releases try again for
+        up to minutes before they say so."""
+        from huggingface_hub import constants, get_session, hf_hub_url
+        from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, not in __all__
 
         try:
             url = hf_hub_url(self.name, "config.json", revision=self.revision, endpoint=self.endpoint)
-            get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         except HFValidationError as error:
             raise self.refusal(error) from error
-        except HfHubHTTPError as error:
-            status = error.response.status_code if error.response is not None else 500
-            if status in (408, 429) or status >= 500:  # of other codes, the download says what is wrong
-                self.away, self.said = error, False
-        except OfflineModeIsEnabled as error:
-            self.away = error
+        if constants.HF_HUB_OFFLINE:
+            self.away = OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
+            return
+        try:
+            answer = get_session().head(url, headers=build_hf_headers(), timeout=constants.HF_HUB_ETAG_TIMEOUT)
         except Exception as error:  # the network libraries beneath have many kinds
             self.away, self.said = error, False
+            return
+        code = answer.status_code
+        if code in (408, 429) or code >= 500:  # of other codes, the download says what is wrong
+            self.away, self.said = ConnectionError(f"the Hub answers with {code}"), False
 
     def get(self, file: str) -> Path | None:
         """One file's place in the cache. None where the repository has none of that name."""

@@ -74,5 +74,7 @@ def _outputs(model: Any, images: Tensor) -> dict[str, Tensor]:
         more["noise"] = torch.arange(patches, dtype=images.dtype).expand(len(images), -1)
     found = {"tokens": tower(images, **more).last_hidden_state}
     if hasattr(model, "classifier") or hasattr(model, "cls_classifier"):
-        found["logits"] = model(images, **more).logits
+        # Not every release's classifiers hand arguments on to their tower.
+        with tower.register_forward_pre_hook(lambda _, args, named: (args, named | more), with_kwargs=True):
+            found["logits"] = model(images).logits
     return found
