@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vitrail.errors import RunError, Stopped, UserError
+from vitrail.standard_error import own_lines
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -173,35 +174,32 @@ def predict(args: Sequence[str]) -> int:
     paths = list(pictures_in(options.images))
     task = load_model(options.model, options.device, options.revision, options.verify)
     redecode(task, options)
+    from vitrail.data.decode import Picture
+    from vitrail.data.pixels import Values, doubt
+
     code = 0
+    values: list[Values | None] = []
     for start in range(0, len(paths), 32):
-        good, rows = [], []
+        rows: list[dict[str, Any]] = []
+        prepared: list[tuple[dict[str, Any], Tensor]] = []
         for path in paths[start : start + 32]:
             row: dict[str, Any] = {"image": str(path), "task": task.name}
+            rows.append(row)
             try:
-                good.append((row, read_picture(path, task)))
+                picture = Picture(path)
+                prepared.append((row, task.prepare(picture)))
+                values.append(picture.values)
             except UserError as error:
                 row["error"], code = str(error), UserError.exit_code
-            rows.append(row)
-        for (row, _), answer in zip(good, task.predict([image for _, image in good]), strict=True):
+        for (row, _), answer in zip(prepared, task.answers([image for _, image in prepared]), strict=True):
             row.update(answer.as_row())
         for row in rows:
             print(json.dumps(row) if options.json else describe(row))
             if "error" in row and not options.json:
                 print(row["error"], file=sys.stderr)
+    if (found := doubt(values)) is not None:
+        log.warning(found)
     return code
-
-
-def read_picture(path: Path, task: Task) -> Tensor:
-    """A file's pixels, uint8 [C, H, W], which the task can prepare. Raises BadPicture, which names the file."""
-    from vitrail.data.decode import BadPicture, decode
-
-    image = decode(path, task.preprocess.channels)
-    try:
-        task.preprocess.check(image)
-    except BadPicture as error:
-        raise BadPicture(f"{path}: {error}") from None
-    return image
 
 
 def describe(row: dict[str, Any]) -> str:
@@ -279,7 +277,11 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 2 for wrong input, 1 for a fault of the run."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    with own_lines():
+        return _main(args)
+
+
+def _main(args: Sequence[str] | None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text that can be printed
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import io
 import logging
 import os
 from collections.abc import Sequence
@@ -12,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vitrail.data import builtin, parquet
 from vitrail.data.decode import BadPicture, Picture
-from vitrail.data.pixels import TIFF, from_bands, to_bytes, with_channels
+from vitrail.data.pixels import NUMPY, doubt, to_bytes, with_channels
+from vitrail.data.tiff import MAGIC
 from vitrail.errors import UserError
 from vitrail.files import reading
 
@@ -307,36 +306,28 @@ def _finish(path: Path, classes: list[str], sets: dict[str, ImageSet]) -> Splits
     return Splits(**sets)
 
 
+SAMPLED = 16
+"""images of a split by which its channels and the range of its values are known"""
+
+
 def stored_channels(part: ImageSet) -> int:
-    """1 where the first few good pictures are grey, the axis of arrays, the bands of a TIFF that Pillow does not open,
-    else 3."""
-    counts = set()
-    for i in range(min(len(part), 8)):
-        item = part.read(i)
+    """The channels that some good images of a split, spread over it, can all be read as: 1 where they are grey; else 3.
+
+    Warns where their values look as if they were written in another range than they are read in.
+    """
+    counts: list[tuple[int, ...]] = []
+    values = []
+    for i in torch.linspace(0, len(part) - 1, min(len(part), SAMPLED)).long().tolist():
         try:
-            data = item if isinstance(item, bytes) else Path(item).read_bytes()  # type: ignore[arg-type]
-            counts.add(_count_channels(data))
-        except Exception:  # decoders of broken bytes raise nearly anything
+            picture = part.open(i)
+            if isinstance(picture, Picture):
+                counts.append(picture.readable_as())
+                values.append(picture.values)
+        except BadPicture:
             continue  # the loader names it and leaves it out
-    return counts.pop() if len(counts) == 1 else 3
-
-
-def _count_channels(data: bytes) -> int:
-    if data[:6] == b"\x93NUMPY":
-        shape = np.load(io.BytesIO(data), allow_pickle=False).shape
-        if len(shape) not in (2, 3):
-            raise BadPicture(f"an array of {len(shape)} axes is no picture")
-        return 1 if len(shape) == 2 else min(shape[0], shape[-1])
-    opened = Picture(data)
-    if opened.header is not None:
-        return 1 if opened.header.components == 1 else 3
-    try:
-        image = opened.pixels(3)
-    except BadPicture:
-        if data[:4] not in TIFF:
-            raise
-        return len(from_bands(data))
-    return 1 if bool((image == image[:1]).all()) else 3
+    if (found := doubt(values)) is not None:
+        log.warning(f"{part.name}: {found}")
+    return next((count for count in counts[0] if all(count in other for other in counts)), 3) if counts else 3
 
 
 def split_val(part: ImageSet, fraction: float = 0.1) -> tuple[ImageSet, ImageSet]:
@@ -360,7 +351,7 @@ def split_val(part: ImageSet, fraction: float = 0.1) -> tuple[ImageSet, ImageSet
     return part.subset((~chosen).nonzero()[:, 0]), part.subset(chosen.nonzero()[:, 0])
 
 
-RAW = (b"BM", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", *TIFF, b"\x93NUMPY")
+RAW = (b"BM", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", *MAGIC, NUMPY)
 """how files begin that may not be compressed: BMP, PNM, TIFF and arrays"""
 
 

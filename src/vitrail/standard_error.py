@@ -1,0 +1,88 @@
+"""Standard error for vitrail's own lines alone, while a command runs.
+
+Decoders in C write to file descriptor 2, other packages warn and log: such lines tell a person nothing, and come once
+per file. What matters of them reaches the person as vitrail's own error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+
+class OneLine(logging.Formatter):
+    """A record as one line that begins with `vitrail`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"vitrail: {' '.join(super().format(record).split())}"
+
+
+@contextlib.contextmanager
+def own_lines() -> Iterator[None]:
+    """Drop what others write to standard error, and write what vitrail logs there. Worker processes inherit this.
+
+    `sys.stderr` goes on, on a descriptor of its own, so that `print`, tracebacks and bars are seen. Warnings are shown
+    where the interpreter was told which to show (`python -W`, `PYTHONWARNINGS`).
+    """
+    with _descriptor(), _warnings():
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(OneLine())
+        ours, root = logging.getLogger("vitrail"), logging.getLogger()
+        nothing = logging.NullHandler()  # without any handler Python prints what other packages log
+        ours.addHandler(handler)
+        root.addHandler(nothing)
+        try:
+            yield
+        finally:
+            ours.removeHandler(handler)
+            root.removeHandler(nothing)
+
+
+@contextlib.contextmanager
+def _descriptor() -> Iterator[None]:
+    """Point file descriptor 2 at nothing, and `sys.stderr` at what it was."""
+    before = sys.stderr
+    try:
+        before.flush()
+        own = os.dup(2)
+        ours = before.fileno() == 2
+    except (AttributeError, OSError, ValueError, io.UnsupportedOperation):
+        yield  # there is none, or another program has its own in its place
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    if ours:
+        sys.stderr = open(own, "w", buffering=1, encoding=before.encoding, errors=before.errors, closefd=False)  # noqa: SIM115
+    try:
+        yield
+    finally:
+        if ours:
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.flush()
+            sys.stderr = before
+        os.dup2(own, 2)
+        os.close(own)
+
+
+@contextlib.contextmanager
+def _warnings() -> Iterator[None]:
+    """Drop the warnings that pass the filters. The filters stay, so that one that is an error remains one."""
+    if sys.warnoptions:
+        yield
+        return
+
+    def drop(*args: Any, **named: Any) -> None:
+        pass
+
+    before, warnings.showwarning = warnings.showwarning, drop
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
