@@ -274,7 +274,7 @@ def png_header(width: int, height: int) -> bytes:
 REASONS = {
     "ant/0.jpg": "the file is empty",
     "ant/00.npy": "the file is cut off",
-    "ant/1.jpg": "the bytes are no picture",
+    "ant/1.jpg": "the bytes are no image",
     "ant/2.jpg": "the file is cut off",
     "ant/3.jpg": "it declares more than 178,956,970 pixels, the limit",
 }
@@ -496,7 +496,7 @@ def test_a_test_part_that_is_bad_does_not_cost_the_run(
     command = ["train", "folder", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
     assert main([*command, "--workers", "0", *small]) == 0
     assert any(m.startswith("the test part is not scored, and the validation part stands in") for m in caplog.messages)
-    assert any(m.startswith("left out: test/dark/1.png: the picture is 1000000x1: too long") for m in caplog.messages)
+    assert any(m.startswith("left out: test/dark/1.png: the image is 1000000x1: too long") for m in caplog.messages)
     kinds = [row["kind"] for row in RunFolder(tmp_path / "run").rows()]
     assert kinds[-1] == "done" and "test" not in kinds and (tmp_path / "run" / "report.html").exists()
 

@@ -30,18 +30,26 @@ def own_lines() -> Iterator[None]:
     `sys.stderr` goes on, on a descriptor of its own, so that `print`, tracebacks and bars are seen. Warnings are shown
     where the interpreter was told which to show (`python -W`, `PYTHONWARNINGS`).
     """
-    with _descriptor(), _warnings():
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(OneLine())
-        ours, root = logging.getLogger("vitrail"), logging.getLogger()
-        nothing = logging.NullHandler()  # without any handler Python prints what other packages log
-        ours.addHandler(handler)
-        root.addHandler(nothing)
-        try:
-            yield
-        finally:
-            ours.removeHandler(handler)
-            root.removeHandler(nothing)
+    with _descriptor(), _warnings(), _logging():
+        yield
+
+
+@contextlib.contextmanager
+def _logging() -> Iterator[None]:
+    """Write what vitrail logs, and nothing else, unless a program that calls this has set up logging itself."""
+    ours, root = logging.getLogger("vitrail"), logging.getLogger()
+    if root.handlers:
+        yield
+        return
+    handler, nothing = logging.StreamHandler(sys.stderr), logging.NullHandler()
+    handler.setFormatter(OneLine())
+    ours.addHandler(handler)
+    root.addHandler(nothing)  # without any handler Python prints what other packages log
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+        root.removeHandler(nothing)
 
 
 @contextlib.contextmanager
