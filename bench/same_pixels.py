@@ -128,12 +128,14 @@ def compare(way: Preprocess, paths: list[Path]) -> dict[str, int]:
 
 
 def write_images(folder: Path, count: int, seed: int, made: bool) -> list[Path]:
-    """Images cut from photos, of 40 to 1600 pixels a side; or `made` of noise."""
+    """Images cut from photos, of 40 to 800 pixels per side; or `made` of noise."""
     photos = [] if made else sources()
     paths = []
     for i in range(count):
         draw = np.random.default_rng((seed, i))
-        size = tuple(int(side) for side in np.exp(draw.uniform(np.log(40), np.log(1600), 2)))
+        ending = ("jpg", "jpg", "jpg", "png", "webp")[i % 5]
+        most = 800 if ending == "jpg" else 400  # a JPEG of 800 pixels is decoded at an eighth for the smallest models
+        size = tuple(int(side) for side in np.exp(draw.uniform(np.log(40), np.log(most), 2)))
         if made:
             image = Image.fromarray(draw.integers(0, 256, (9, 13, 3), dtype=np.uint8))
         else:
@@ -141,7 +143,6 @@ def write_images(folder: Path, count: int, seed: int, made: bool) -> list[Path]:
         image = image.resize((min(size[0], 3 * size[1]), min(size[1], 3 * size[0])), Image.Resampling.BICUBIC)
         exif = Image.Exif()
         exif[0x0112] = 1 + i % 8
-        ending = ("jpg", "jpg", "jpg", "png", "webp")[i % 5]
         options: dict[str, Any] = {"exif": exif}
         if ending == "jpg":
             options |= {"quality": int(draw.integers(60, 98)), "subsampling": i % 3, "progressive": bool(i % 4 == 0)}

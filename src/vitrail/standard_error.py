@@ -7,13 +7,12 @@ per file. What matters of them reaches the person as vitrail's own error.
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TextIO
 
 
 class OneLine(logging.Formatter):
@@ -54,29 +53,44 @@ def _logging() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _descriptor() -> Iterator[None]:
-    """Point file descriptor 2 at nothing, and `sys.stderr` at what it was."""
-    before = sys.stderr
+    """Point file descriptor 2 at nothing, and `sys.stderr`, where it is on it, at what that was."""
     try:
-        before.flush()
         own = os.dup(2)
-        ours = before.fileno() == 2
-    except (AttributeError, OSError, ValueError, io.UnsupportedOperation):
-        yield  # there is none, or another program has its own in its place
+    except OSError:
+        own = None  # it is closed
+    before = sys.stderr
+    if own is None:
+        with open(os.devnull, "w") as nothing:
+            sys.stderr = nothing  # else `print` takes standard output in its place
+            try:
+                yield
+            finally:
+                sys.stderr = before
         return
+    ours = _number(before) == 2
+    if ours:
+        before.flush()
+        sys.stderr = open(own, "w", buffering=1, encoding=before.encoding, errors=before.errors, closefd=False)  # noqa: SIM115
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     os.close(nowhere)
-    if ours:
-        sys.stderr = open(own, "w", buffering=1, encoding=before.encoding, errors=before.errors, closefd=False)  # noqa: SIM115
     try:
         yield
     finally:
         if ours:
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError):  # a pipe that nobody reads any longer
                 sys.stderr.flush()
             sys.stderr = before
         os.dup2(own, 2)
         os.close(own)
+
+
+def _number(stream: TextIO | None) -> int | None:
+    """A stream's descriptor; None where it has none."""
+    try:
+        return None if stream is None else stream.fileno()
+    except (OSError, ValueError):
+        return None
 
 
 @contextlib.contextmanager

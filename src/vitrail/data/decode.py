@@ -87,8 +87,8 @@ class Preprocess:
         """An image at `size`, uint8 [C, h, w], not yet normalised: the one way from an image to a model's pixels.
 
         It is a file (its path or its bytes, or a `Picture`), a PIL image, or a tensor [C, H, W] or, for a batch,
-        [..., C, H, W], of the values that `pixels` tells. A JPEG or TIFF that PIL has opened and not loaded is read as
-        the file that it is. One that is loaded is its pixels: of a JPEG these differ a little from the file's, which
+        [..., C, H, W], of the values that `pixels` tells. One that PIL has opened and not loaded is read as the
+        file that it is. One that is loaded is its pixels: of a JPEG these differ a little from the file's, which
         is decoded no further than `size` needs. Raises BadPicture, which names a file, and UserError.
         """
         picture = image if isinstance(image, Picture) else None
@@ -238,10 +238,10 @@ class Picture:
             raise
         except Exception as error:  # decoders of broken bytes raise nearly anything
             raise self._bad(_reason(error)) from None
-        return (own, *other) if other else (1, 3) if own == 1 else (own,)
+        return (1, 3, *other) if own == 1 else (own, *other)
 
     def _stored(self) -> tuple[int, tuple[int, ...]]:
-        """The channels of anything but a JPEG, and others that it can be read as."""
+        """The channels of anything but a JPEG, and the bands that it has where a mask is one of them."""
         if self.data.startswith(pixels.NUMPY):
             array = pixels.read_array(self.data)
             self._note(array)
@@ -249,11 +249,14 @@ class Picture:
             return 1 if axis is None else array.shape[axis], ()
         if self.data[:4] in tiff.MAGIC and not (page := tiff.pages(self.data)[0]).plain:
             samples = self._samples(page)
-            if page.declares_alpha and pixels.is_mask(samples[..., -1]):
-                return page.colours, (page.bands,)
-            return page.bands, ()
+            if not (page.declares_alpha and pixels.is_mask(samples[..., -1])):
+                return page.bands, ()
+            return self._colours(), (page.bands,)
+        return self._colours(), ()
+
+    def _colours(self) -> int:
         image = self.pixels(3)
-        return 1 if bool((image == image[:1]).all()) else 3, ()
+        return 1 if bool((image == image[:1]).all()) else 3
 
     def crop(self, box: Box, size: tuple[int, int], channels: int = 3, how: Interpolation = "bicubic") -> Tensor:
         """The box at `size`, uint8 [channels, h, w], from a JPEG decoded no further than that needs."""
@@ -348,7 +351,7 @@ class Picture:
         return samples
 
     def _note(self, samples: np.ndarray) -> None:
-        if samples.dtype != np.uint8:
+        if samples.dtype.kind in "uif" and samples.dtype != np.uint8:
             self.values = pixels.values_of(samples)
 
     def _check_size(self, size: tuple[int, int]) -> None:
@@ -365,17 +368,17 @@ def _reason(error: Exception) -> str:
         return "the bytes are no image"
     if isinstance(error, EOFError | IndexError) or "truncated" in text or "eof" in text or "cut" in text:
         return "the file is cut off"
-    return str(error) or type(error).__name__
+    if isinstance(error, ValueError):  # most of which are vitrail's own, and say what to do
+        return str(error)
+    return f"the file is damaged ({str(error) or type(error).__name__})"
 
 
 def opened_by_pil(image: Image.Image) -> Picture | None:
-    """The file behind a JPEG or TIFF that PIL has opened, where nothing of it is loaded or chosen; None for others.
+    """The file behind an image that PIL has opened, where nothing of it is loaded or chosen; None for others.
 
     Loading would keep all pixels in an object of the caller's, and of a TIFF PIL loads only what it knows.
     """
-    if not isinstance(image, ImageFile.ImageFile) or image.format not in ("JPEG", "MPO", "TIFF"):
-        return None
-    if not image.tile or image.fp is None or image.tell() != 0:
+    if not isinstance(image, ImageFile.ImageFile) or not image.tile or image.fp is None or image.tell() != 0:
         return None
     try:
         place = image.fp.tell()

@@ -21,15 +21,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
+
+from vitrail.data import jpeg
 
 GREY_WEIGHTS = (299, 587, 114)
 """thousandths of red, green and blue (ITU-R 601), as Pillow's and JPEG's grey"""
 NUMPY = b"\x93NUMPY"
 """how a `.npy` file begins"""
 OVERSHOOT = 0.01
-"""of a range of floats, which rounding and resizing may pass: clipped"""
+"""by which floats of 0 to 1 may leave that range, as they do after resizing: clipped"""
 DARK = 1 << 14
 """16-bit images whose values are all below this keep at most 64 of the 256 levels"""
 NO_MASK = (
@@ -74,8 +76,8 @@ def scaled(samples: np.ndarray) -> np.ndarray:
 def _scaled_floats(samples: np.ndarray) -> np.ndarray:
     finite = np.isfinite(samples)
     low, high = (float(f(initial=0, where=finite)) for f in (samples.min, samples.max))
-    most = 1 if high <= 1 + OVERSHOOT else 255
-    if low < -OVERSHOOT * most or high > most * (1 + OVERSHOOT) or (most == 255 and high < 2):
+    most, room = (1, OVERSHOOT) if high <= 1 + OVERSHOOT else (255, 0.5)
+    if low < -room or high > most + room or (most == 255 and high < 2):
         raise ValueError(f"{samples.dtype} values from {low:.6g} to {high:.6g} have no known range: {GIVE}")
     wide = samples.astype(np.float64 if samples.dtype == np.float64 else np.float32)
     return np.clip(np.nan_to_num(wide, posinf=most, neginf=0) * (255 // most) + 0.5, 0, 255).astype(np.uint8)
@@ -177,17 +179,22 @@ def from_pil(image: Image.Image, channels: int) -> Tensor:
 
     Transparent pixels lie on white; other channel counts than 1 and 3 are the bands as they are.
     """
+    image.load()  # which turns a TIFF, and reads the EXIF block that may stand at the end of a PNG
     _refuse_misread(image, channels)
-    image = ImageOps.exif_transpose(image)
+    return jpeg.turn(with_channels(_bands(image, channels), channels), jpeg.orientation_of(image.getexif))
+
+
+def _bands(image: Image.Image, channels: int) -> Tensor:
     if (values := deep(image)) is not None:
-        return with_channels(torch.from_numpy(scaled(values))[None], channels)
+        return torch.from_numpy(scaled(values))[None]
     if channels not in (1, 3) and image.mode in ("LA", "RGBA"):
-        return with_channels(torch.from_numpy(np.array(image)).permute(2, 0, 1), channels)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
     if image.has_transparency_data:
         image = _flat(image)
-    if image.mode in ("1", "L", "LA"):
-        return with_channels(torch.from_numpy(np.array(image.convert("L")))[None], channels)
-    return with_channels(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1), channels)
+    if image.mode in ("1", "L"):
+        return torch.from_numpy(np.array(image.convert("L")))[None]
+    # Converting copies even what needs no change, and these may be large.
+    return torch.from_numpy(np.array(image if image.mode == "RGB" else image.convert("RGB"))).permute(2, 0, 1)
 
 
 def read_array(data: bytes) -> np.ndarray:

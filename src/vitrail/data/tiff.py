@@ -137,6 +137,8 @@ def _page(tags: TiffImagePlugin.ImageFileDirectory_v2) -> Page:
     def number(tag: int, empty: int) -> int:
         return numbers(tag, (empty,))[0]
 
+    if 256 not in tags or 257 not in tags:
+        raise ValueError("the file is cut off")
     width, height, bands = number(256, 0), number(257, 0), number(277, 1)
     if width < 1 or height < 1 or not 1 <= bands <= MAX_PAGES:
         raise ValueError(f"it declares {width}x{height} pixels of {bands} bands")
