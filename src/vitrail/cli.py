@@ -175,10 +175,10 @@ def predict(args: Sequence[str]) -> int:
     task = load_model(options.model, options.device, options.revision, options.verify)
     redecode(task, options)
     from vitrail.data.decode import Picture
-    from vitrail.data.pixels import Values, doubt
+    from vitrail.data.pixels import Source, doubt
 
     code = 0
-    values: list[Values | None] = []
+    sources: list[Source] = []
     for start in range(0, len(paths), 32):
         rows: list[dict[str, Any]] = []
         prepared: list[tuple[dict[str, Any], Tensor]] = []
@@ -188,7 +188,7 @@ def predict(args: Sequence[str]) -> int:
             try:
                 picture = Picture(path)
                 prepared.append((row, task.prepare(picture)))
-                values.append(picture.values)
+                sources.append(picture.source)
             except UserError as error:
                 row["error"], code = str(error), UserError.exit_code
         for (row, _), answer in zip(prepared, task.answers([image for _, image in prepared]), strict=True):
@@ -197,7 +197,7 @@ def predict(args: Sequence[str]) -> int:
             print(json.dumps(row) if options.json else describe(row))
             if "error" in row and not options.json:
                 print(row["error"], file=sys.stderr)
-    if (found := doubt(values)) is not None:
+    if (found := doubt(sources)) is not None:
         log.warning(found)
     return code
 

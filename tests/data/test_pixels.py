@@ -13,7 +13,7 @@ from pictures import encoded, tiff
 from PIL import Image
 
 from vitrail.data.decode import BadPicture, Preprocess, decode
-from vitrail.data.pixels import Values, channel_axis, doubt, scaled
+from vitrail.data.pixels import Source, channel_axis, doubt, scaled
 from vitrail.errors import UserError
 
 WHOLE = ["int8", "int16", "int32", "int64", "uint32", "uint64"]
@@ -95,11 +95,12 @@ def test_the_same_image_in_another_type_is_the_same(values: list[int], kind: str
 
 
 def test_what_looks_wrong_about_the_values_of_some_images() -> None:
-    assert doubt([]) is None and doubt([None, None]) is None
-    assert "values up to 4,095 of 65,535" in str(doubt([Values("uint16", 4095), Values("uint16", 0)]))
-    assert doubt([Values("uint16", 4095), Values("uint16", 50_000)]) is None
-    assert "floats" in str(doubt([Values("float32", 0.9), Values("float64", 200)]))
-    assert doubt([Values("float32", 0), Values("float32", 200)]) is None, "a black image is black in both"
+    assert doubt([]) is None and doubt([Source(), Source()]) is None
+    assert "values up to 4,095 of 65,535" in str(doubt([Source("uint16", 4095), Source("uint16", 0)]))
+    assert doubt([Source("uint16", 4095), Source("uint16", 50_000)]) is None
+    assert "floats" in str(doubt([Source("float32", 0.9), Source("float64", 200)]))
+    assert "up to 5 pages" in str(doubt([Source(), Source(pages=5)]))
+    assert doubt([Source("float32", 0), Source("float32", 200)]) is None, "a black image is black in both"
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,7 @@ def test_colours_are_pillows() -> None:
         (tiff(BANDS, more={256: [1 << 30]}), "pixels"),
         (tiff(BANDS[..., :1].repeat(900, -1).astype("f8"), more={256: [13_000], 257: [13_000]}), "MB of samples"),
         (tiff(BANDS)[:4000], "cut off"),
+        (tiff(BANDS, more={273: [0, 8, 16, 24, 32, 40]}), "sparse"),
         (tiff(BANDS, packed=True, more={273: [1 << 20] * 6}), "bands.tif: "),
     ],
 )

@@ -92,9 +92,7 @@ class Preprocess:
         is decoded no further than `size` needs. Raises BadPicture, which names a file, and UserError.
         """
         picture = image if isinstance(image, Picture) else None
-        if isinstance(image, str | Path):
-            picture = Picture(Path(image))
-        elif isinstance(image, bytes):
+        if isinstance(image, bytes | str | Path):
             picture = Picture(image)
         elif isinstance(image, Image.Image):
             picture = opened_by_pil(image)
@@ -181,7 +179,8 @@ def resize(image: Tensor, size: tuple[int, int], interpolation: Interpolation = 
 class Picture:
     """An image whose header is read and whose pixels are not, so that a crop can be chosen by its size."""
 
-    def __init__(self, data: bytes | Path, name: str | None = None) -> None:
+    def __init__(self, data: bytes | str | Path, name: str | None = None) -> None:
+        data = Path(data) if isinstance(data, str) else data
         self.name = name or (str(data) if isinstance(data, Path) else "image")
         if isinstance(data, Path):
             try:
@@ -195,8 +194,8 @@ class Picture:
         self.image: Tensor | None = None
         self.size: tuple[int, int] | None = None
         """(height, width), upright; None where only decoding tells"""
-        self.values: pixels.Values | None = None
-        """of an image of other values than 8 bits, once it is decoded"""
+        self.source = pixels.Source()
+        """what its values are, once it is decoded"""
         if self.header is not None:
             upright = (self.header.height, self.header.width)
             self.size = upright[::-1] if self.header.orientation >= 5 else upright
@@ -244,11 +243,12 @@ class Picture:
         """The channels of anything but a JPEG, and the bands that it has where a mask is one of them."""
         if self.data.startswith(pixels.NUMPY):
             array = pixels.read_array(self.data)
-            self._note(array)
+            self.source = pixels.source_of(array)
             axis = pixels.channel_axis(array.shape)
             return 1 if axis is None else array.shape[axis], ()
-        if self.data[:4] in tiff.MAGIC and not (page := tiff.pages(self.data)[0]).plain:
-            samples = self._samples(page)
+        if self.data[:4] in tiff.MAGIC and not (pages := tiff.pages(self.data))[0].plain:
+            page, samples = pages[0], self._samples(pages[0])
+            self.source = self.source._replace(pages=sum(not page.reduced for page in pages))
             if not (page.declares_alpha and pixels.is_mask(samples[..., -1])):
                 return page.bands, ()
             return self._colours(), (page.bands,)
@@ -307,15 +307,18 @@ class Picture:
     def _decode(self, channels: int) -> Tensor:
         if self.data.startswith(pixels.NUMPY):
             array = pixels.read_array(self.data)
-            self._note(array)
+            self.source = pixels.source_of(array)
             return pixels.from_array(array, channels)
         if self.data[:4] in tiff.MAGIC:
             pages = tiff.pages(self.data)
+            if pages[0].sparse:
+                raise ValueError("some of its strips or tiles are left out (it is sparse): write it in full")
             whole = [page for page in pages if not page.reduced]
             if channels not in (1, 3) and len(whole) == channels and all(page.bands == 1 for page in whole):
                 return torch.cat([self._bands(page, 1) for page in whole])
-            if not pages[0].plain:
-                return self._bands(pages[0], channels)
+            image = self._open(channels) if pages[0].plain else self._bands(pages[0], channels)
+            self.source = self.source._replace(pages=len(whole))
+            return image
         return self._open(channels)
 
     def _open(self, channels: int) -> Tensor:
@@ -331,7 +334,7 @@ class Picture:
         with image:
             self._check_size((image.height, image.width))
             if (values := pixels.deep(image)) is not None:
-                self._note(values)
+                self.source = pixels.source_of(values)
             return pixels.from_pil(image, channels)
 
     def _bands(self, page: tiff.Page, channels: int) -> Tensor:
@@ -347,12 +350,8 @@ class Picture:
     def _samples(self, page: tiff.Page) -> np.ndarray:
         self._check_size((page.height, page.width))
         samples = tiff.read(self.data, page)
-        self._note(samples)
+        self.source = pixels.source_of(samples)
         return samples
-
-    def _note(self, samples: np.ndarray) -> None:
-        if samples.dtype.kind in "uif" and samples.dtype != np.uint8:
-            self.values = pixels.values_of(samples)
 
     def _check_size(self, size: tuple[int, int]) -> None:
         if size[0] * size[1] > MAX_PIXELS:
@@ -393,7 +392,7 @@ def opened_by_pil(image: Image.Image) -> Picture | None:
 
 
 def decode(
-    data: bytes | Path, channels: int = 3, at_least: tuple[int, int] | None = None, name: str | None = None
+    data: bytes | str | Path, channels: int = 3, at_least: tuple[int, int] | None = None, name: str | None = None
 ) -> Tensor:
     """An image file to uint8 [channels, H, W], upright, by its content and not its name.
 

@@ -41,17 +41,20 @@ NO_MASK = (
 GIVE = "give uint8, uint16 that uses 0 to 65535, or floats of 0 to 1"
 
 
-class Values(NamedTuple):
-    """What tells how values were read: their type and their highest finite one."""
+class Source(NamedTuple):
+    """What tells how an image was read: the type and the highest finite value of its numbers, and its pages."""
 
-    type: str
-    highest: float
+    type: str = "uint8"
+    highest: float = 255
+    pages: int = 1
 
 
-def values_of(samples: np.ndarray) -> Values:
-    """The type and the highest finite value (0 where there is none) of samples of any shape."""
+def source_of(samples: np.ndarray) -> Source:
+    """Of samples of any shape; the highest value is 0 where none is finite."""
+    if samples.dtype.kind not in "uif" or samples.dtype == np.uint8:
+        return Source()
     finite = np.isfinite(samples) if samples.dtype.kind == "f" else True
-    return Values(samples.dtype.name, float(samples.max(initial=0, where=finite)))
+    return Source(samples.dtype.name, float(samples.max(initial=0, where=finite)))
 
 
 def scaled(samples: np.ndarray) -> np.ndarray:
@@ -83,20 +86,25 @@ def _scaled_floats(samples: np.ndarray) -> np.ndarray:
     return np.clip(np.nan_to_num(wide, posinf=most, neginf=0) * (255 // most) + 0.5, 0, 255).astype(np.uint8)
 
 
-def doubt(seen: Iterable[Values | None]) -> str | None:
-    """What looks wrong about the values of some images that belong together, in words. None is an image of 8 bits."""
-    known = [values for values in seen if values is not None]
-    deep = [values.highest for values in known if values.type == "uint16" and values.highest]
+def doubt(images: Iterable[Source]) -> str | None:
+    """What looks wrong about how some images that belong together were read, in words."""
+    images = list(images)
+    deep = [image.highest for image in images if image.type == "uint16" and image.highest]
     if deep and max(deep) < DARK:
         return (
             f"the 16-bit images use values up to {max(deep):,.0f} of 65,535 and come out dark, with "
             f"{max(deep) // 256 + 1:.0f} of 256 levels: rescale them to use the whole range"
         )
-    floats = [values.highest for values in known if values.type.startswith("float") and values.highest]
+    floats = [image.highest for image in images if image.type.startswith("float") and image.highest]
     if floats and min(floats) <= 1 + OVERSHOOT < max(floats):
         return (
             "some images of floats are read as 0 to 1, since none of their values is higher, and others as 0 to 255: "
             "save all in one range"
+        )
+    if (pages := max((image.pages for image in images), default=1)) > 1:
+        return (
+            f"images have up to {pages} pages, and the first of each is read: save each page as an image, or train "
+            f"with --channels {pages} where the pages are channels of one"
         )
     return None
 

@@ -313,19 +313,19 @@ SAMPLED = 16
 def stored_channels(part: ImageSet) -> int:
     """The channels that some good images of a split, spread over it, can all be read as: 1 where they are grey; else 3.
 
-    Warns where their values look as if they were written in another range than they are read in.
+    Warns where they look as if they were written in another way than they are read in.
     """
     counts: list[tuple[int, ...]] = []
-    values = []
+    sources = []
     for i in torch.linspace(0, len(part) - 1, min(len(part), SAMPLED)).long().tolist():
         try:
             picture = part.open(i)
             if isinstance(picture, Picture):
                 counts.append(picture.readable_as())
-                values.append(picture.values)
+                sources.append(picture.source)
         except BadPicture:
             continue  # the loader names it and leaves it out
-    if (found := doubt(values)) is not None:
+    if (found := doubt(sources)) is not None:
         log.warning(f"{part.name}: {found}")
     return next((count for count in counts[0] if all(count in other for other in counts)), 3) if counts else 3
 

@@ -86,6 +86,11 @@ class Page:
         return max(self.bits) <= deepest
 
     @property
+    def sparse(self) -> bool:
+        """Whether strips or tiles are left out, as GDAL may leave out those without data."""
+        return 0 in self.starts or 0 in self.sizes
+
+    @property
     def declares_alpha(self) -> bool:
         """Whether its last band is declared to be transparency, of grey or RGB."""
         return self.bands == self.colours + 1 and self.photometric in (*GREY, RGB) and self.extra[:1] in ((1,), (2,))
