@@ -30,6 +30,7 @@ MAX_CHANNELS = 4096
 MARGIN = 2
 """A JPEG is decoded at no less than this many times the size that it is resized to, so that scores are those of full
 decoding."""
+PNG = b"\x89PNG\r\n\x1a\n"
 UNSAFE = frozenset(["EPS", "WMF", "FPX", "MIC", "BUFR", "GRIB", "HDF5", "MPEG"])
 """formats of Pillow's that start other programs, or that it cannot decode by itself"""
 
@@ -104,9 +105,10 @@ class Preprocess:
                     if image.ndim < 3:
                         raise ValueError(f"expected [C, H, W], got {list(image.shape)}")
                     found = pixels.with_channels(pixels.to_bytes(image), self.channels)
-                else:
-                    assert isinstance(image, Image.Image)
+                elif isinstance(image, Image.Image):
                     found = pixels.from_pil(image, self.channels)
+                else:
+                    raise ValueError(f"expected a file, a PIL image or a tensor, got {type(image).__name__}")
             except ValueError as error:
                 raise UserError(f"the image does not fit the model: {error}") from None
             size = (found.shape[-2], found.shape[-1])
@@ -335,7 +337,11 @@ class Picture:
             self._check_size((image.height, image.width))
             if (values := pixels.deep(image)) is not None:
                 self.source = pixels.source_of(values)
-            return pixels.from_pil(image, channels)
+            found = pixels.from_pil(image, channels)
+            if self.data.startswith(PNG) and self.data[24] == 16 and values is None:
+                # Of deep colour Pillow gives the upper 8 bits alone.
+                self.source = pixels.Source("uint16", int(found.max()) << 8 | 255)
+            return found
 
     def _bands(self, page: tiff.Page, channels: int) -> Tensor:
         """A page of a TIFF by its own tags."""

@@ -103,8 +103,8 @@ def doubt(images: Iterable[Source]) -> str | None:
         )
     if (pages := max((image.pages for image in images), default=1)) > 1:
         return (
-            f"images have up to {pages} pages, and the first of each is read: save each page as an image, or train "
-            f"with --channels {pages} where the pages are channels of one"
+            f"some images have {pages} pages: a model of {pages} channels reads them all, as one channel each, and any "
+            "other the first"
         )
     return None
 
@@ -131,7 +131,8 @@ def with_channels(image: Tensor, channels: int) -> Tensor:
             image.int() * weight for image, weight in zip(image.split(1, -3), GREY_WEIGHTS, strict=True)
         )
         return ((red + green + blue + 500) // 1000).to(torch.uint8)
-    raise ValueError(f"it has {have} channels, not {channels}: leave some out of the file, or use a model of {have}")
+    fewer = "leave some out of the file, or " if have > channels else ""
+    raise ValueError(f"it has {have} channels, not {channels}: {fewer}use a model of {have}")
 
 
 def on_white(image: Tensor) -> Tensor:
