@@ -116,7 +116,8 @@ def pages(data: bytes) -> list[Page]:
     file = io.BytesIO(data)
     found: list[Page] = []
     seen: set[int] = set()
-    while tags.next and tags.next not in seen and len(found) < MAX_PAGES:
+    blocks = 0  # of which each takes two bytes at least, unless pages share a list to fill the memory
+    while tags.next and tags.next not in seen and len(found) < MAX_PAGES and 2 * blocks <= len(data):
         seen.add(tags.next)
         file.seek(tags.next)
         tags.load(file)
@@ -126,6 +127,7 @@ def pages(data: bytes) -> list[Page]:
             if not found:
                 raise
             break  # a page that nobody asked for
+        blocks += len(found[-1].starts)
     if not found:
         raise ValueError("the file is cut off")
     return found
