@@ -177,7 +177,7 @@ def _refuse_misread(image: Image.Image, channels: int) -> None:
     if image.format != "TIFF" or tags is None:
         return
     bands = tags.get(277, 1)
-    if bands > len(image.getbands()):
+    if bands > len(image.getbands()) or image.mode == "RGBX":  # which older Pillows make of an unspecified band
         raise ValueError(f"PIL read it as {image.mode}, and the file has {bands} bands: give it before it is loaded")
     if channels != bands and image.mode in ("LA", "RGBA") and not is_mask(np.array(image.getchannel("A"))):
         raise ValueError(NO_MASK.format(bands))
