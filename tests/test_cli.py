@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import time
+import weakref
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ import pytest
 from PIL import Image
 
 from vitrail.cli import main
+from vitrail.data.decode import Picture
 from vitrail.data.sets import open_data
 from vitrail.errors import RunError
 from vitrail.recipes import RECIPES
@@ -300,6 +302,26 @@ def test_bad_pictures_of_a_prediction(uneven: Path, run: Path, capsys: pytest.Ca
     said = capsys.readouterr()
     assert len(said.out.splitlines()) == 61
     assert said.err.splitlines() == [f"{uneven / name}: {reason}" for name, reason in REASONS.items()]
+
+
+def test_a_prediction_holds_one_decoded_image_at_a_time(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Photos of 100 megapixels would else fill the memory, a batch of them at once."""
+    alive: weakref.WeakSet[Picture] = weakref.WeakSet()
+    most = []
+
+    class Counted(Picture):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            alive.add(self)
+            most.append(len(alive))
+
+    monkeypatch.setattr("vitrail.data.decode.Picture", Counted)
+    for i in range(40):
+        Image.new("L", (9, 9), i).save(tmp_path / f"{i}.png")
+    assert main(["predict", str(tmp_path), "--model", str(run), "--device", "cpu"]) == 0
+    assert len(most) == 40 and max(most) <= 2  # the one before goes as the name gets the next
 
 
 @pytest.mark.parametrize(
