@@ -190,7 +190,7 @@ def redecode(task: Task, options: argparse.Namespace) -> None:
 def fractions(scores: dict[str, Any]) -> dict[str, float]:
     """The scores that are one number and tell people something, in the task's order."""
     # Of five classes, one of the first five guesses is always right.
-    classes = scores.get("model_classes") or len(scores.get("per_class", ()))
+    classes = len(scores.get("per_class", ()))
     hidden = {"seconds", "top5"} if classes < 6 else {"seconds"}
     return {name: value for name, value in scores.items() if isinstance(value, float) and name not in hidden}
 
