@@ -101,8 +101,6 @@ def test_a_class_too_small_to_split_is_learned_and_named(tmp_path: Path, caplog:
         tmp_path / "data", *(f"{c}/{i}.png" for c in ("ash", "oak") for i in range(8)), "yew/0.png", "yew/1.png"
     )
     assert main(["train", "folder", "--data", str(data), "--out", str(tmp_path / "run"), *SMALL]) == 0
-    line = (
-        "too small to hold images back for validation (fewer than 3 different images), so all train: yew (2)"
-    )
+    line = "too small to hold images back for validation (fewer than 3 different images), so all train: yew (2)"
     assert line in said(caplog)
     assert split_val(open_data(data).train)[0].labels.tolist().count(2) == 2
