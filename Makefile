@@ -12,7 +12,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 python; do \
-	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+	$$p -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 NEED_PYTHON := { echo "vitrail needs Python 3.11 or later with its venv module: install it, or say make PYTHON=/path/to/python" >&2; exit 2; }
 
 # Each test process has one thread: two of them are quicker than one with two.

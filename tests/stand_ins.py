@@ -9,6 +9,8 @@ import numpy as np
 import tiny_captioners
 from PIL import Image
 
+from vitrail.data.imagenet import synsets
+
 WORDS = ("dog", "cat", "man", "child", "bird", "horse")
 
 
@@ -33,10 +35,10 @@ def data_sets(root: Path) -> None:
             for k in range(10):
                 for i in range(count):
                     save(root / name / split / str(k) / f"{i}.png", pixels(100 * k + 10 * count + i, side))
-    for split in ("train", "val"):  # of a thousand classes, whose folders have ImageNet's names
+    for split in ("train", "val"):
         photos = [encoded(pixels(i, (40, 40, 3))) for i in range(8)]
         for k in range(1000):
-            place = root / "imagenet" / split / f"n{1440764 + k:08}"
+            place = root / "imagenet" / split / synsets()[k].wnid
             place.mkdir(parents=True)
             (place / "0.jpg").write_bytes(photos[(k + (split == "val")) % 8])
     for split, count in (("train", 24), ("val", 12)):
@@ -72,7 +74,7 @@ def hub(root: Path) -> dict[str, Path]:
 
     torch.manual_seed(0)
     small = {**tiny_captioners.EYES, "image_size": 32, "patch_size": 16}
-    names = {k: f"class {k}, a kind of thing" for k in range(1000)}
+    names = {k: ", ".join(synset.synonyms) for k, synset in enumerate(synsets())}
     classifier = ViTForImageClassification(
         ViTConfig(**small, id2label=names, label2id={v: k for k, v in names.items()})
     )

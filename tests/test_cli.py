@@ -175,7 +175,7 @@ def test_training_from_weights_and_on_a_folder(run: Path, tmp_path: Path, capsys
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["train"], "name a recipe: digits"),
+        (["train", "--data", "digits"], "name a recipe"),
         (["train", "digts"], "did you mean digits? The recipes are digits, mnist, cifar10-quick"),
         (["train", "finetune-b16-384"], "goes on from weights: name them with --init"),
         (["train", "caption-coca"], "goes on from weights: name them with --init"),

@@ -85,9 +85,12 @@ def train(args: Sequence[str]) -> int:
         from vitrail import recipes
 
         if name is None:
-            raise UserError(
-                f"name a recipe: {', '.join(recipes.RECIPES)} (vitrail train RECIPE --help tells its fields)"
-            )
+            if rest or options.data or options.init or options.out:
+                raise UserError("name a recipe (vitrail train lists them)")
+            width = max(map(len, recipes.RECIPES))
+            for each, made in recipes.RECIPES.items():
+                print(f"{each:<{width}}  {(inspect.getdoc(made) or '').splitlines()[0]}")
+            return 0
         recipe = recipes.find(name)
         if wants_help:
             print(f"{inspect.getdoc(recipe)}\n\n{parser.format_help()}\nFields of the recipe:\n")
@@ -400,8 +403,12 @@ def run(args: list[str]) -> int:
 
 def nobody_reads(stream: TextIO) -> bool:
     """Whether what is printed goes to a pipe that has no reader any more."""
+    try:
+        place = stream.fileno()
+    except (OSError, ValueError):  # closed, or no file
+        return False
     poll = select.poll()
-    poll.register(stream.fileno(), select.POLLOUT)
+    poll.register(place, select.POLLOUT)
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 

@@ -146,3 +146,11 @@ def test_public_names() -> None:
     tokens = model.features(images)
     assert tokens.prefix.shape == (2, 1, 384) and tokens.patches.shape == (2, 48, 384) and tokens.grid == (6, 8)
     assert vitrail.create("nano/2")(torch.randn(2, 3, 8, 8)).shape == (2, 64)
+
+
+@pytest.mark.parametrize("kind", ["classify", "embed"])
+def test_damaged_weights_give_a_line_and_no_answer(kind: str) -> None:
+    task = vitrail.create("nano/2", classes=3 if kind == "classify" else None)
+    task.get_parameter("encoder.blocks.3.mlp.up.weight").data[0, 0] = torch.nan
+    with pytest.raises(UserError, match="outputs are not finite: its weights are damaged"):
+        task.predict([torch.zeros(3, 8, 8, dtype=torch.uint8)])

@@ -16,7 +16,7 @@ from vitrail.data.decode import Preprocess
 from vitrail.errors import UserError
 from vitrail.tasks.encoder import Encoder
 from vitrail.tasks.headed import Headed
-from vitrail.tasks.task import Batch, Prediction
+from vitrail.tasks.task import Batch, Prediction, finite
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Classify(Headed):
 
     def answer(self, batch: Batch, top: int = 5) -> list[Prediction]:
         """The `top` likeliest classes of each picture, best first."""
-        scores, places = self.probabilities(self(batch["image"])).topk(min(top, len(self.classes)), dim=1)
+        scores, places = self.probabilities(finite(self(batch["image"]))).topk(min(top, len(self.classes)), dim=1)
         return [
             Prediction(labels=[{"label": self.classes[k], "score": p} for p, k in zip(ps, ks, strict=True)])
             for ps, ks in zip(scores.tolist(), places.tolist(), strict=True)

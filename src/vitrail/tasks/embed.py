@@ -10,7 +10,7 @@ from vitrail.data.decode import Preprocess
 from vitrail.errors import UserError
 from vitrail.plain import describe
 from vitrail.tasks.encoder import KINDS, Encoder
-from vitrail.tasks.task import Batch, Metric, Prediction, Task
+from vitrail.tasks.task import Batch, Metric, Prediction, Task, finite
 from vitrail.vit import Tokens
 
 
@@ -37,7 +37,7 @@ class Embed(Task):
         raise UserError("an encoder without a head has no loss: load it with classes=N to train it")
 
     def answer(self, batch: Batch) -> list[Prediction]:
-        return [Prediction(embedding=vector) for vector in self(batch["image"]).float().tolist()]
+        return [Prediction(embedding=vector) for vector in finite(self(batch["image"])).float().tolist()]
 
     def metric(self) -> Metric:
         raise UserError("an encoder without a head has no score: load it with classes=N and train it")

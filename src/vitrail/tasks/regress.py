@@ -10,7 +10,7 @@ from vitrail.data.decode import Preprocess
 from vitrail.errors import UserError
 from vitrail.tasks.encoder import Encoder
 from vitrail.tasks.headed import Headed
-from vitrail.tasks.task import Batch, Metric, Prediction
+from vitrail.tasks.task import Batch, Metric, Prediction, finite
 
 
 class Regress(Headed):
@@ -41,7 +41,7 @@ class Regress(Headed):
         """The head's outputs as they are, in its order."""
         return [
             Prediction(values=[{"name": name, "value": value} for name, value in zip(self.values, row, strict=True)])
-            for row in self(batch["image"]).float().tolist()
+            for row in finite(self(batch["image"])).float().tolist()
         ]
 
     def metric(self) -> Metric:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vitrail.data.decode import AnyImage, Preprocess
+from vitrail.errors import UserError
 from vitrail.vit import Tokens
 
 Batch = dict[str, Any]
@@ -152,6 +153,13 @@ class Task(nn.Module):
         from vitrail.zoo.native import save
 
         save(self, path)
+
+
+def finite(outputs: Tensor) -> Tensor:
+    """The outputs of a model, where they are numbers. Raises UserError elsewhere: no answer can be read from them."""
+    if not outputs.isfinite().all():
+        raise UserError("the model's outputs are not finite: its weights are damaged, or overflow in this precision")
+    return outputs
 
 
 def numbered_by_pixels(image: Tensor) -> int:

@@ -70,7 +70,11 @@ class RunFolder:
         import fcntl  # which Windows lacks
 
         while True:
-            handle = os.open(place, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                handle = os.open(place, os.O_RDWR | os.O_CREAT, 0o644)
+            except FileNotFoundError:  # another process, which could not begin, has removed the folder
+                place.parent.mkdir(parents=True, exist_ok=True)
+                continue
             try:
                 # Not flock, whose lock the workers of a killed process would hold on to.
                 fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -83,8 +87,9 @@ class RunFolder:
                 # The file system has no locks.
                 log.warning(f"{self.path} cannot be locked ({error.strerror}): start no second training there")
             # Whoever had it before may have removed the file after it was opened here.
-            if place.exists() and os.path.samestat(os.fstat(handle), place.stat()):
-                return handle
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), place.stat()):
+                    return handle
             os.close(handle)
 
     @contextmanager

@@ -62,8 +62,9 @@ class Place:
         return " with ".join(parts) or "the outermost names"
 
     def rank(self) -> int:
-        """`average_rank` of the whole name."""
-        return average_rank(f"{self.entry}.{self.prefix}")
+        """`average_rank` of the prefix where it tells, else of the entry: one that is called `ema` may hold both."""
+        told = _words(self.prefix) & (AVERAGES | TRAINED)
+        return average_rank(self.prefix if told else f"{self.entry}.{self.prefix}")
 
 
 def choose(files: Files, known: Callable[[Files], bool]) -> Files:

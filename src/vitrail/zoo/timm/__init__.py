@@ -225,6 +225,11 @@ def _guess(files: Files, notes: list[str]) -> tuple[str, Arguments]:
     up = files.shapes.get("blocks.0.mlp.fc1.weight", (0,))[0]
     if not (width and patch and depth and up):
         raise UserError(f"{files.path} has the names of timm's ViTs but fits none of them: give its config.json too")
+    for needed in (("norm.weight", "fc_norm.weight"), ("pos_embed",)):
+        if not files.weights.keys() & {*needed}:
+            raise UserError(
+                f"{files.path} lacks {needed[0]}, which plain ViTs have: fetch it again, or give its config.json"
+            )
     prefix = int("cls_token" in files.weights)
     registers = files.shapes["reg_token"][1] if "reg_token" in files.weights else 0
     count = files.shapes.get("pos_embed", (1, 0))[1]
