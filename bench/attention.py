@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from record import record
 from torch import Tensor
 
-from vitrail.layers import attention_weights
+from vitrail.vit import attention_weights
 
 ROUNDS = 9
 SHAPES = {

@@ -27,6 +27,7 @@ from record import RESULTS, record
 from torch import Tensor, nn
 
 from vitrail.tasks.task import Task
+from vitrail.variants import resize
 from vitrail.vit import ViT
 from vitrail.zoo.assemble import assemble
 from vitrail.zoo.source import Files
@@ -92,7 +93,7 @@ def compare(name: str, **smaller: Any) -> dict[str, Any]:
             resized.load_state_dict(filtered(name, resized, weights), assign=True)
             there = ours(name, arguments, weights)
             assert isinstance(there.encoder, ViT)
-            there.encoder.resize(size)
+            resize(there.encoder, size)
             sizes[_by(size)] = difference(there, resized, size)
             del resized, there
         if table()[name]["class"] != "Beit":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 _said: set[str] = set()
 
@@ -30,3 +31,13 @@ class Stopped(Exception):
     """Somebody asked the run to stop; its state is saved and the line says how to go on. Exit code 130."""
 
     exit_code = 130
+
+
+def require(config: object, low: float, below: float, *names: str) -> None:
+    """Raise UserError for the first of these fields that is not a number in [low, below), or holds one that is not."""
+    for name in names:
+        value = getattr(config, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if not (isinstance(number, int | float) and low <= number < below):
+                limit = f"at least {low:g}" + (f" and below {below:g}" if below < math.inf else "")
+                raise UserError(f"{name} must be {limit}, got {value}")

@@ -26,6 +26,7 @@ from vitrail.errors import Stopped, UserError
 from vitrail.recipes import from_weights
 from vitrail.recipes.finetune import FEW, FEW_A_CLASS, NARROW, choose, finetune, settle
 from vitrail.recipes.folder import folder
+from vitrail.sizes import SIZES
 from vitrail.tasks.classify import Classification, Classify
 from vitrail.tasks.knn import KNN
 from vitrail.tasks.task import Task
@@ -37,7 +38,7 @@ from vitrail.train.run import Run
 from vitrail.train.start import in_order_of
 from vitrail.train.state import RunFolder
 from vitrail.train.tune import Tune, tune
-from vitrail.vit import SIZES, ViT
+from vitrail.vit import ViT
 from vitrail.zoo import change_drop_path, encoder_of
 
 CPU = torch.device("cpu")

@@ -18,13 +18,14 @@ from vitrail.data.captions import open_captions
 from vitrail.data.policies import magnitudes
 from vitrail.errors import UserError
 from vitrail.recipes import RECIPES, from_weights
+from vitrail.sizes import SIZES
 from vitrail.tasks.caption import Captioning
 from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.search import Decoding
 from vitrail.train.build import captioner
 from vitrail.train.run import Run, _chosen
 from vitrail.train.state import RunFolder
-from vitrail.vit import SIZES, ViT, ViTConfig
+from vitrail.vit import ViTConfig
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +202,7 @@ def test_randaugment_is_as_strong_as_big_visions_at_magnitude_ten(name: str) -> 
 
 
 def test_the_stem_of_cifar10_quick_holds_at_most_a_fifth_of_the_flops() -> None:
-    model = ViT(RECIPES["cifar10-quick"](45_000).model).eval()
+    model = encoder_for(RECIPES["cifar10-quick"](45_000).model).eval()
     images = torch.randn(1, 3, 32, 32)
     counts = []
     for module in (model.patches, model):

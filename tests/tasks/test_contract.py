@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,13 @@ from PIL import Image
 import vitrail
 from vitrail.data.decode import Preprocess
 from vitrail.data.text import Tokenizer
+from vitrail.sizes import SIZES, config_for
 from vitrail.tasks.caption import Caption, Captioning
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.knn import KNN
 from vitrail.tasks.search import Decoding
 from vitrail.tasks.task import Task
-from vitrail.vit import SIZES
 
 NANO, EIGHT = SIZES["nano/2"], Preprocess(size=(8, 8))
 WORDS = Tokenizer.train(["a red dog runs on the grass"], "words", 20)
@@ -47,7 +46,7 @@ def captioner(decoder: Any) -> Task:
 TASKS: dict[str, Callable[[], Task]] = {
     "classify": lambda: vitrail.create("nano/2", classes=["a", "b"]),
     "classify, sigmoid and hidden": lambda: Classify(
-        encoder_for(replace(NANO, registers=1)), ["a", "b", "c"], EIGHT, hidden=8, loss="sigmoid"
+        encoder_for(config_for(NANO, registers=1)), ["a", "b", "c"], EIGHT, hidden=8, loss="sigmoid"
     ),
     "knn": neighbours,
     "embed": lambda: vitrail.create("nano/2"),
@@ -75,7 +74,7 @@ def test_saved_loaded_and_plain_data(task: Task, tmp_path: Path) -> None:
     own, loaded = task.state_dict(), again.state_dict()
     assert own.keys() == loaded.keys() and all(torch.equal(own[name], loaded[name]) for name in own)
     given = inputs(task, 3)
-    # The same bits in other memory: some processors choose another kernel by where a tensor begins, and round otherwise.
+    # The same bits in other memory: some processors choose a kernel by where a tensor begins, and round otherwise.
     torch.testing.assert_close(task.eval()(*given), again(*given), atol=1e-5, rtol=1e-5)
 
 

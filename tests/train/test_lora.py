@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vitrail.sizes import config_for
 from vitrail.train.lora import LoRALinear, add_lora, merge_lora, merged
-from vitrail.vit import ViT, config_for
+from vitrail.vit import ViT
 
 IMAGES = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 

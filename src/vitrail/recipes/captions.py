@@ -14,7 +14,7 @@ from vitrail.tasks.search import Decoding
 from vitrail.train.optim import Optim
 from vitrail.train.run import Run
 from vitrail.train.tune import Tune
-from vitrail.vit import ViTConfig
+from vitrail.variants import VariantConfig
 
 PHOTOS_MEAN, PHOTOS_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -24,9 +24,9 @@ def _cnn() -> ResNetConfig:
     return ResNetConfig(widths=(52, 104, 208), depth=3, stem_stride=2, strides=(2, 2, 2), image_size=(112, 112))
 
 
-def _vit() -> ViTConfig:
+def _vit() -> VariantConfig:
     """2.7 M parameters, 7x7 patches cut from a small ResNet's map of 14x14: the hybrid of section 3.1."""
-    return ViTConfig(
+    return VariantConfig(
         width=192,
         depth=4,
         heads=3,
@@ -35,9 +35,7 @@ def _vit() -> ViTConfig:
         class_token=False,
         pool="average",
         stem=(32, 64, 128),
-        stem_stride=2,
         stem_blocks=2,
-        attention_init="mimetic",
         drop_path=0.1,
     )
 

@@ -15,7 +15,8 @@ from vitrail.errors import UserError
 from vitrail.plain import describe
 from vitrail.tasks.encoder import KINDS, Encoder
 from vitrail.tasks.task import Batch, Prediction, Task
-from vitrail.vit import Head, Tokens, ViTConfig, head_for
+from vitrail.variants import head_for
+from vitrail.vit import Head, Tokens, ViTConfig
 
 
 @dataclass(frozen=True)

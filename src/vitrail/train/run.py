@@ -40,6 +40,8 @@ class Run:
     augment: Augment = field(default_factory=Augment)
     optim: Optim = field(default_factory=Optim)
     tune: Tune = field(default_factory=Tune)
+    attention_init: Literal["xavier", "mimetic"] = "xavier"
+    """mimetic: start attention as trained models have it, which helps small data (arXiv 2305.09828)"""
     init: str | None = None
     """start from these weights: a run, a checkpoint, or a name that the package carries"""
     seed: int = 0

@@ -21,6 +21,7 @@ from vitrail.tasks.classify import Classify
 from vitrail.tasks.embed import Embed
 from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.task import Task
+from vitrail.variants import simplest
 from vitrail.zoo.files import Lazy, first_line, open_files
 from vitrail.zoo.source import Files, Found, Source
 
@@ -152,7 +153,7 @@ def _build(files: Files, found: Found) -> Task:
         raise UserError(
             f"{files.path}: its config asks for {config.depth} blocks at {config.image_size}, its weights do not"
         )
-    encoder = encoder_for(config)
+    encoder = encoder_for(simplest(config))
     if found.classes is None:
         return Embed(encoder, found.preprocess)
     return Classify(encoder, found.classes, found.preprocess, hidden=found.hidden, loss=found.loss)

@@ -21,10 +21,10 @@ from torch import Tensor
 from vitrail.data.decode import Preprocess
 from vitrail.errors import UserError
 from vitrail.files import write_whole
-from vitrail.layers import Variant
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.embed import Embed
 from vitrail.tasks.task import Task
+from vitrail.variants import VariantConfig, as_variant
 from vitrail.vit import ViT, ViTConfig
 from vitrail.zoo.source import Files, Found, Weight
 
@@ -78,7 +78,7 @@ def read(files: Files) -> Found:
     names = BIG_VISION if any("/LayerNorm_1/" in name for name in shapes if name.startswith("Transformer")) else PAPER
     config, notes = _config(files, shapes, names)
     classes, hidden = None, None
-    if "head/kernel" in shapes and config.variant.projection is None:
+    if "head/kernel" in shapes and config.projection is None:
         classes = [str(i) for i in range(shapes["head/kernel"][1])]
         hidden = shapes["pre_logits/kernel"][1] if "pre_logits/kernel" in shapes else None
     table = _table(config, names, shapes, hidden, classes is not None)
@@ -107,7 +107,7 @@ def _prefix(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     return None
 
 
-def _config(files: Files, shapes: dict[str, tuple[int, ...]], names: Names) -> tuple[ViTConfig, list[str]]:
+def _config(files: Files, shapes: dict[str, tuple[int, ...]], names: Names) -> tuple[VariantConfig, list[str]]:
     side, side2, channels, width = shapes["embedding/kernel"]
     if side != side2:
         raise UserError(f"{files.path} has patches of {side}x{side2}: vitrail's are square")
@@ -128,7 +128,7 @@ def _config(files: Files, shapes: dict[str, tuple[int, ...]], names: Names) -> t
     token = "cls" in shapes
     image_size = _image_size(files, shapes, names, patch, token, notes)
     ratio = hidden / width
-    variant = Variant(
+    config = VariantConfig(
         # The original adds positions to the class token too, big_vision before it joins them.
         prefix_positions="class" if names is PAPER or not token else "none",
         resampling="corners",
@@ -136,8 +136,6 @@ def _config(files: Files, shapes: dict[str, tuple[int, ...]], names: Names) -> t
         **_backbone(stages),
         **_map_head(shapes, query[1], hidden),
         **_projection(files, shapes),
-    )
-    config = ViTConfig(
         width=width,
         depth=depth,
         heads=query[1],
@@ -150,7 +148,6 @@ def _config(files: Files, shapes: dict[str, tuple[int, ...]], names: Names) -> t
         positions="learned" if names.positions in shapes else "sine",
         activation="gelu_tanh",
         norm_eps=1e-6,
-        variant=variant,
     )
     return config, notes
 
@@ -209,7 +206,7 @@ def _image_size(
 
 
 def _table(
-    config: ViTConfig, names: Names, shapes: Mapping[str, tuple[int, ...]], hidden: int | None, head: bool
+    config: VariantConfig, names: Names, shapes: Mapping[str, tuple[int, ...]], hidden: int | None, head: bool
 ) -> dict[str, Weight]:
     """The renaming table, without the prefix; reading and writing share it."""
     table = {
@@ -221,8 +218,8 @@ def _table(
         table["encoder.class_token"] = Weight(("cls",))
     if config.positions == "learned":
         table["encoder.positions"] = Weight((names.positions,))
-    if config.variant.backbone == "resnetv2":
-        table |= _resnet(config.variant.backbone_layers)
+    if config.backbone == "resnetv2":
+        table |= _resnet(config.backbone_layers)
     stacked = any(name.startswith("Transformer/encoderblock/") for name in shapes)
     for i in range(config.depth):
         block = _block(f"encoder.blocks.{i}", f"Transformer/encoderblock{'' if stacked else f'_{i}'}", names)
@@ -237,7 +234,7 @@ def _table(
         table |= _linear("head.hidden.0", "pre_logits")
     if head:
         table |= _linear("head.linear", "head")
-    elif config.variant.projection:
+    elif config.projection:
         table |= _linear("encoder.projection", "head")
     return table
 
@@ -339,13 +336,13 @@ def write(task: Task, path: Path) -> None:
     encoder = getattr(task, "encoder", None)
     if not isinstance(encoder, ViT) or not isinstance(task, Classify | Embed):
         raise UserError(f"Google's .npz cannot hold the task {task.name}: it holds a ViT with a head or without")
-    config = encoder.config
+    config = as_variant(encoder.config)
     names = _names_for(config)
     hidden = task.hidden if isinstance(task, Classify) else None
     table = _table(config, names, {}, hidden, isinstance(task, Classify))
     state = task.state_dict()
     arrays: dict[str, np.ndarray] = {}
-    prefix = "" if names is PAPER else "params/img/" if config.variant.projection else "params/"
+    prefix = "" if names is PAPER else "params/img/" if config.projection else "params/"
     for name, weight in table.items():
         for theirs, value in zip(weight.names, _split(weight, state[name], config, name), strict=True):
             arrays[prefix + theirs] = np.ascontiguousarray(value.detach().cpu().float().numpy())
@@ -354,9 +351,9 @@ def write(task: Task, path: Path) -> None:
     write_whole(path if path.suffix == ".npz" else path / "model.npz", packed.getvalue())
 
 
-def _split(weight: Weight, value: Tensor, config: ViTConfig, name: str) -> list[Tensor]:
+def _split(weight: Weight, value: Tensor, config: VariantConfig, name: str) -> list[Tensor]:
     """The inverse of `weight.make`."""
-    heads = config.variant.pool_heads or config.heads if name.startswith("encoder.pooling") else config.heads
+    heads = config.pool_heads or config.heads if name.startswith("encoder.pooling") else config.heads
     if weight.make is _join_kernels:
         return [part.t().unflatten(1, (heads, -1)) for part in value.chunk(3)]
     if weight.make is _join_biases:
@@ -368,12 +365,11 @@ def _split(weight: Weight, value: Tensor, config: ViTConfig, name: str) -> list[
     return [value.t()] if weight.make is torch.t else [value]
 
 
-def _names_for(config: ViTConfig) -> Names:
+def _names_for(config: VariantConfig) -> Names:
     """Which code base has such a model; a part that neither has is named."""
-    v = config.variant
-    hybrid = v.backbone == "resnetv2"
-    newer = config.pool == "attention" or config.positions == "sine" or v.projection is not None
-    newer = newer or (config.class_token and v.prefix_positions == "none")
+    hybrid = config.backbone == "resnetv2"
+    newer = config.pool == "attention" or config.positions == "sine" or config.projection is not None
+    newer = newer or (config.class_token and config.prefix_positions == "none")
     if hybrid and newer:
         raise UserError(
             "Google's .npz cannot hold a hybrid with attention pooling, a projection, or other positions than learned "
@@ -396,18 +392,24 @@ def _names_for(config: ViTConfig) -> Names:
     if config.pool not in ("token", "average", "attention") or config.positions == "none":
         part = f"pool={config.pool!r}" if config.positions != "none" else "positions='none'"
         raise UserError(f"Google's .npz cannot hold {part}: its code has no such model")
-    free = {"mlp_hidden", "resampling", "pool_heads", "pool_hidden", "projection"}
+    free = {entry.name for entry in fields(ViTConfig)} | {
+        "mlp_hidden",
+        "resampling",
+        "pool_heads",
+        "pool_hidden",
+        "projection",
+    }
     same: dict[str, object] = {
-        "projection_bias": v.projection is not None,
+        "projection_bias": config.projection is not None,
         "prefix_positions": "none" if newer and config.class_token else "class",
     }
     if hybrid:
         free |= {"backbone", "backbone_layers"}
         same |= {"backbone_eps": 1e-6, "backbone_weight": "deviation", "backbone_weight_eps": 1e-5}
-    for entry in fields(Variant):
+    for entry in fields(VariantConfig):
         want = same.get(entry.name, entry.default)
-        if entry.name not in free and getattr(v, entry.name) != want:
+        if entry.name not in free | wants.keys() and getattr(config, entry.name) != want:
             raise UserError(
-                f"Google's .npz cannot hold {entry.name}={getattr(v, entry.name)!r}: its code has {want!r} alone"
+                f"Google's .npz cannot hold {entry.name}={getattr(config, entry.name)!r}: its code has {want!r} alone"
             )
     return names
