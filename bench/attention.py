@@ -2,25 +2,26 @@
 
     OMP_NUM_THREADS=1 python bench/attention.py
 
-Times are medians over rounds in which both come one after the other, forward and backward, with 64 channels a head.
+Times are medians over rounds in which both come one after the other, forward and backward, with 64 channels per head.
 What is above 1 in `ratio` is how many times as long the fused one takes. On a processor without bf16 of its own that
-half says nothing, since nobody trains so there.
+half says nothing, since nobody trains so there. Both ways must give the same values.
 """
 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from record import record
+from harness import Parser, Row, in_turns, record
 from torch import Tensor
 
 from vitrail.vit import attention_weights
 
-ROUNDS = 9
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+
 SHAPES = {
     "ViT, 4x4 patches": (192, 3, 16, 16),
     "ViT, 7x7 patches": (48, 3, 49, 49),
@@ -30,37 +31,50 @@ SHAPES = {
     "captions, 20 words": (240, 3, 20, 20),
     "five captions over 7x7 patches": (48, 3, 100, 49),
 }
-"""pictures or captions, heads, queries, keys"""
+"""images or captions, heads, queries, keys"""
+
+
+def parser() -> Parser:
+    parser = Parser(__doc__, shapes={"tiny": (2, 2, 5, 3)}, rounds=2)
+    parser.set_defaults(shapes=SHAPES, rounds=8)
+    return parser
+
+
+def main() -> None:
+    asked = parser().parse_args()
+    torch.manual_seed(0)
+    rows: Row = {"threads": torch.get_num_threads()}
+    for dtype in (torch.bfloat16, torch.float32):
+        found = {name: measured(shape, dtype, asked.rounds) for name, shape in asked.shapes.items()}
+        rows[str(dtype).removeprefix("torch.")] = found
+    record("attention", rows, asked.results)
+
+
+def measured(shape: tuple[int, int, int, int], dtype: torch.dtype, rounds: int) -> dict[str, float]:
+    batch, heads, queries, keys = shape
+    # Laid out as a layer's one product for queries, keys and values leaves them.
+    leaves = [torch.randn(batch, tokens, heads, 64, dtype=dtype).requires_grad_() for tokens in (queries, keys, keys)]
+
+    def forward(attention: Attention) -> Tensor:
+        return attention(*(leaf.transpose(1, 2) for leaf in leaves)).transpose(1, 2).flatten(2)
+
+    def step(attention: Attention) -> None:
+        torch.autograd.grad(forward(attention).sum(), leaves)
+
+    tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(forward(fused), forward(products), rtol=tolerance, atol=tolerance)
+    times = in_turns({"fused": partial(step, fused), "products": partial(step, products)}, rounds)
+    found = {f"{name}_ms": round(1000 * statistics.median(seconds), 2) for name, seconds in times.items()}
+    return {**found, "ratio": round(found["fused_ms"] / found["products_ms"], 2)}
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 def products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attention_weights(q, k) @ v
 
 
-def seconds(attention: Callable[[Tensor, Tensor, Tensor], Tensor], parts: list[Tensor]) -> float:
-    """Forward and backward of one layer."""
-    # Laid out as a layer's one product for queries, keys and values leaves them.
-    q, k, v = (part.detach().requires_grad_().transpose(1, 2) for part in parts)
-    start = time.perf_counter()
-    attention(q, k, v).transpose(1, 2).flatten(2).sum().backward()
-    return time.perf_counter() - start
-
-
-def measured(shape: tuple[int, int, int, int], dtype: torch.dtype) -> dict[str, float]:
-    batch, heads, queries, keys = shape
-    parts = [torch.randn(batch, tokens, heads, 64, dtype=dtype) for tokens in (queries, keys, keys)]
-    times: dict[str, list[float]] = {"fused": [], "products": []}
-    for _ in range(ROUNDS):
-        times["fused"].append(seconds(F.scaled_dot_product_attention, parts))
-        times["products"].append(seconds(products, parts))
-    found = {f"{name}_ms": round(1000 * statistics.median(values[1:]), 2) for name, values in times.items()}
-    return {**found, "ratio": round(found["fused_ms"] / found["products_ms"], 2)}
-
-
 if __name__ == "__main__":
-    torch.manual_seed(0)
-    rows = {
-        str(dtype).removeprefix("torch."): {name: measured(shape, dtype) for name, shape in SHAPES.items()}
-        for dtype in (torch.bfloat16, torch.float32)
-    }
-    record("attention", {"threads": torch.get_num_threads(), **rows})
+    main()

@@ -1,9 +1,8 @@
 """`vitrail train folder` on a small folder: from scratch, from the package's weights, and beside timm.
 
     python bench/folder.py --data DIR --seeds 0 1 2
-    python bench/folder.py --data DIR --results FOLDER -- --epochs 1 --image-size 32 32     a quick try
 
-The peer is timm's ViT of the same width, depth, heads and patch, trained with fused AdamW on the same pictures, with
+The peer is timm's ViT of the same width, depth, heads and patch, trained with fused AdamW on the same images, with
 the same augmentation, for as many seconds as vitrail's whole command from scratch took, its start and report included.
 What stands after `--` goes to `vitrail train`. Seeds that results/folder.json already holds from the same options are
 kept, so a stopped measurement goes on.
@@ -11,12 +10,7 @@ kept, so a stopped measurement goes on.
 
 from __future__ import annotations
 
-import argparse
-import json
-import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from record import RESULTS, record
+from harness import Parser, Row, record, recorded, tiny_images, vitrail
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -32,27 +26,56 @@ from vitrail.data.loader import Loader
 from vitrail.data.sets import open_data
 from vitrail.train.build import build
 from vitrail.train.run import Run
+from vitrail.train.state import RunFolder
 from vitrail.vit import ViTConfig
 
 KINDS = ("scratch", "weights", "timm")
 LOOKS = 10
 """evaluations of the peer, as many as the recipe makes"""
+TINY = ("--epochs", "1", "--image-size", "32", "32", "--batch-size", "4", "--workers", "0")
 
 
-def ours(data: str, seed: int, out: Path, options: list[str]) -> dict[str, Any]:
+def parser() -> Parser:
+    parser = Parser(__doc__, needs=["data"], passes_on=True, words=TINY, share=0.1)
+    parser.set_defaults(words=(), share=1.0)
+    parser.add_argument("--data", type=Path, help="one folder per class")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    return parser
+
+
+def main() -> None:
+    asked = parser().parse_args()
+    train = " ".join(["vitrail train folder", *asked.train])
+    before: Row = {} if asked.tiny else recorded("folder", asked.results)
+    runs = {run["seed"]: run for run in before.get("runs", []) if before["train"] == train}
+    for seed in asked.seeds:
+        if seed not in runs:
+            runs[seed] = one(asked.data, seed, [*asked.words, *asked.train], asked.share)
+            print(runs[seed], flush=True)
+        done = [runs[s] for s in sorted(runs)]
+        means = {f"{kind} mean top-1": statistics.mean(run[kind]["top1"] for run in done) for kind in KINDS}
+        slowest = {f"{kind} most seconds": max(run[kind]["wall_seconds"] for run in done) for kind in KINDS[:2]}
+        record("folder", {"train": train, "seeds": len(done), **means, **slowest, "runs": done}, asked.results)
+
+
+def one(data: Path | None, seed: int, options: list[str], share: float) -> Row:
+    """A row: from scratch, from the package's weights, and timm for this share of the time that scratch took."""
+    with tempfile.TemporaryDirectory() as place:
+        data = data or tiny_images(Path(place) / "data", ("ants", "bees"), 10)
+        scratch = ours(data, seed, Path(place) / "scratch", options)
+        weights = ours(data, seed, Path(place) / "weights", [*options, "--init", "classify"])
+        run = RunFolder(Path(place) / "scratch").run()
+        theirs = peer(data, run, share * scratch["wall_seconds"])
+    return {"seed": seed, "scratch": scratch, "weights": weights, "timm": theirs}
+
+
+def ours(data: Path, seed: int, out: Path, options: list[str]) -> Row:
     """Score and wall seconds of the whole command."""
-    shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-m", "vitrail", "train", "folder", "--data", data, "--seed", str(seed)]
-    began = time.monotonic()
-    done = subprocess.run(
-        [*command, "--out", str(out), "--json", *options], check=True, stdout=subprocess.PIPE, text=True
-    )
-    scores = json.loads(done.stdout)
-    seconds = round(time.monotonic() - began, 1)
+    scores, seconds = vitrail("train", "folder", "--data", str(data), "--seed", str(seed), "--out", str(out), *options)
     return {name: scores[name] for name in ("part", "top1", "count", "parameters")} | {"wall_seconds": seconds}
 
 
-def peer(data: str, run: Run, seconds: float) -> dict[str, Any]:
+def peer(data: Path, run: Run, seconds: float) -> Row:
     """timm's model after `seconds` of training, its evaluations included; as with vitrail the best on `val` is kept."""
     parts, _ = build(run, open_data(data), torch.device("cpu"))
     torch.manual_seed(run.seed)
@@ -105,36 +128,6 @@ def accuracy(model: nn.Module, loader: Loader) -> float:
     right = [(model(batch["image"]).argmax(1) == batch["label"]).double() for batch in loader.evaluation()]
     model.train()
     return torch.cat(right).mean().item()
-
-
-def one(data: str, seed: int, options: list[str]) -> dict[str, Any]:
-    """A row: from scratch, from the package's weights, and timm for the time that scratch took."""
-    with tempfile.TemporaryDirectory() as place:
-        scratch = ours(data, seed, Path(place) / "scratch", options)
-        weights = ours(data, seed, Path(place) / "weights", [*options, "--init", "classify"])
-        run = Run.from_dict(json.loads((Path(place) / "scratch" / "recipe.json").read_text()))
-    return {"seed": seed, "scratch": scratch, "weights": weights, "timm": peer(data, run, scratch["wall_seconds"])}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of folder.json")
-    parser.add_argument("options", nargs="*", help="for `vitrail train`, after --")
-    asked = parser.parse_args()
-    train = " ".join(["vitrail train folder", *asked.options])
-    file = asked.results / "folder.json"
-    rows = json.loads(file.read_text())["rows"] if file.exists() else {}
-    runs = {run["seed"]: run for run in rows.get("runs", []) if rows["train"] == train}
-    for seed in asked.seeds:
-        if seed not in runs:
-            runs[seed] = one(asked.data, seed, asked.options)
-            print(runs[seed], flush=True)
-        done = [runs[s] for s in sorted(runs)]
-        means = {f"{kind} mean top-1": statistics.mean(run[kind]["top1"] for run in done) for kind in KINDS}
-        slowest = {f"{kind} most seconds": max(run[kind]["wall_seconds"] for run in done) for kind in KINDS[:2]}
-        record("folder", {"train": train, "seeds": len(done), **means, **slowest, "runs": done}, asked.results)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Each stage adds its rows to results/gpu.json when it ends, so a run that is cut 
 named run alone, and all of them take less than 25 minutes on an H100. In this order, with about how long each takes:
 
     attention   one minute     fused attention in bf16 beside the plain product: outputs and gradients
-    data        two minutes    the data path with the pictures on the device, and how often a step waits for it
+    data        two minutes    the data path with the images on the device, and how often a step waits for it
     step-b16    four minutes   the training step of ViT-B/16 at 224: share of the measured matrix rate, beside timm's
     step-l16    six minutes    the same of ViT-L/16
     cifar10     eight minutes  `vitrail train cifar10`, the whole command: wall time and test score (goal 94 %)
@@ -16,12 +16,11 @@ own PyTorch stays): `pip download --no-deps -d wheels tyro docstring-parser type
 
 Where a command may take ten minutes only, name the stages in parts: `attention data step-b16`, then `step-l16`, then
 `cifar10`; results/gpu.json keeps those before. Rows that need timm say so where it is missing. `--tiny` goes through
-every stage on a processor within a minute, to try the script itself; its figures mean nothing and go to runs/gpu-tiny.
+every stage on a processor.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -34,12 +33,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from record import RESULTS, ROOT, record
+from harness import ROOT, Parser, Row, in_turns, record, recorded
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -59,12 +59,13 @@ from vitrail.train.loop import LossModule, train_step
 from vitrail.train.optim import Optim, Optimizers
 from vitrail.train.run import Run
 from vitrail.train.state import RunFolder
-from vitrail.vit import Attention
+from vitrail.vit import Attention, ViTConfig
 
 TIMM = {"B/16": "vit_base_patch16_224", "L/16": "vit_large_patch16_224"}
 BATCHES = {"B/16": 256, "L/16": 128}
-"""pictures a step, halved until they fit"""
-TINY = {"width": 32, "depth": 2, "heads": 2, "image_size": 32}
+"""images a step, halved until they fit"""
+TINY: Row = {"width": 32, "depth": 2, "heads": 2, "image_size": 32}
+TIMM_NAMES = {"width": "embed_dim", "depth": "depth", "heads": "num_heads", "image_size": "img_size"}
 LIMIT = 500
 """seconds that the whole command of the stage cifar10 may take before it is asked to stop and save"""
 
@@ -77,36 +78,21 @@ class Bench:
             sys.exit("no GPU that PyTorch can use: --tiny tries the script on a processor")
         self.tiny, self.data, self.results, self.limit = tiny, data, results, limit
         self.device = torch.device("cpu" if tiny else "cuda")
-        self.rounds = 2 if tiny else 9
-        file = results / "gpu.json"
-        self.rows: dict[str, Any] = json.loads(file.read_text())["rows"] if file.exists() else {}
+        self.rounds, self.calls = (2, 1) if tiny else (9, 5)
+        self.rows: Row = {} if tiny else recorded("gpu", results)
 
-    def keep(self, stage: str, row: dict[str, Any]) -> None:
+    def keep(self, stage: str, row: Row) -> None:
         """Write a stage's rows beside those of the others."""
         self.rows[stage] = row
         record("gpu", self.rows, self.results)
         print(json.dumps({stage: row}), flush=True)
 
-    def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def seconds(self, function: Callable[[], object], count: int) -> float:
-        """Of one call among `count`."""
-        self.wait()
-        began = time.perf_counter()
-        for _ in range(count):
-            function()
-        self.wait()
-        return (time.perf_counter() - began) / count
-
     def matrix_rate(self) -> float:
         """Floating-point operations a second of a large product of random bf16 matrices: the median of some."""
         side = 256 if self.tiny else 8192
         a, b = (torch.randn(side, side, device=self.device, dtype=torch.bfloat16) for _ in range(2))
-        for _ in range(3):
-            a @ b
-        return 2 * side**3 / statistics.median(self.seconds(lambda: a @ b, 5) for _ in range(self.rounds))
+        times = in_turns({"product": lambda: a @ b}, self.rounds, warm_up=3, calls=5, device=self.device.type)
+        return 2 * side**3 / statistics.median(times["product"])
 
 
 # ---- attention
@@ -125,7 +111,7 @@ def attention(bench: Bench) -> None:
     shapes = {"B/16": (197, 768, 12), "L/16": (197, 1024, 16), "registers": (201, 384, 6), "cifar10": (64, 384, 6)}
     if bench.tiny:
         shapes = {"tiny": (17, 32, 2)}
-    rows: dict[str, Any] = {}
+    rows: Row = {}
     for name, (tokens, width, heads) in shapes.items():
         torch.manual_seed(0)
         layer = Attention(width, heads).to(bench.device)
@@ -173,7 +159,7 @@ def data(bench: Bench) -> None:
     here, there = (made(where, slice(None), True) for where in (torch.device("cpu"), bench.device))
     together = made(bench.device, slice(None), False)
     alone = torch.cat([made(bench.device, slice(i, i + 1), False) for i in range(64)])
-    row: dict[str, Any] = {
+    row: Row = {
         "share of pixels unlike the processor's": float((here != there).float().mean()),
         "batches of 1 and 64 alike": bool(torch.equal(together, alone)),
     }
@@ -188,11 +174,12 @@ def data(bench: Bench) -> None:
 
 def small(run: Run) -> Run:
     """The recipe as it is, with a network that takes no time to compile: it is not compiled."""
-    model = replace(run.model, width=32, depth=2, heads=2, stem=(4, 8))  # type: ignore[type-var]
+    assert isinstance(run.model, ViTConfig)
+    model = replace(run.model, width=32, depth=2, heads=2, stem=(4, 8))
     return replace(run, data="digits", model=model, compile=False, batch_size=64)
 
 
-def waits(bench: Bench, run: Run, loader: Loader, task: Any) -> dict[str, Any]:
+def waits(bench: Bench, run: Run, loader: Loader, task: Any) -> Row:
     """How often a step of the loop makes the processor wait for the device, and where. Its loss is read once."""
     if bench.device.type != "cuda":
         return {"a step": "only a GPU says"}
@@ -214,8 +201,15 @@ def waits(bench: Bench, run: Run, loader: Loader, task: Any) -> dict[str, Any]:
 # ---- the training step
 
 
+def classifier(size: str, tiny: bool) -> Classify:
+    """A fresh model of a named size, or a tiny one."""
+    model = vitrail.create(size, classes=1000, **(TINY if tiny else {}))
+    assert isinstance(model, Classify)
+    return model
+
+
 def flops(make: Callable[[], Classify]) -> float:
-    """Of one picture through one training step: three times those of the way forward, counted product by product."""
+    """Of one image through one training step: three times those of the way forward, counted product by product."""
     with torch.device("meta"):
         model = make()
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
@@ -250,57 +244,50 @@ def loop_step(bench: Bench, task: Classify, batch: dict[str, Tensor]) -> Callabl
     return lambda: train_step(run, module, batch, optimizers, 1.0, 0)
 
 
-def variants(bench: Bench, size: str, changes: dict[str, Any], batch: dict[str, Tensor]) -> Iterator[tuple[str, Any]]:
-    """Steps by name, warmed up; a reason in place of one that cannot be had."""
-    yield "vitrail", plain_step(bench, vitrail.create(size, classes=1000, **changes), batch)
-    yield "vitrail's loop", loop_step(bench, vitrail.create(size, classes=1000, **changes), batch)
+def variants(bench: Bench, size: str, batch: dict[str, Tensor]) -> Iterator[tuple[str, Callable[[], object] | str]]:
+    """Steps by name; a reason in place of one that cannot be had."""
+    yield "vitrail", plain_step(bench, classifier(size, bench.tiny), batch)
+    yield "vitrail's loop", loop_step(bench, classifier(size, bench.tiny), batch)
     try:
         import timm
     except ImportError:
         yield "timm", "needs timm, which is not installed"
         return
-    if bench.tiny:
-        names = {"width": "embed_dim", "depth": "depth", "heads": "num_heads", "image_size": "img_size"}
-        model = timm.models.VisionTransformer(**{names[k]: v for k, v in changes.items()}, num_classes=1000)
-    else:
-        model = timm.create_model(TIMM[size], num_classes=1000)
-    yield "timm", plain_step(bench, model, batch)
+    smaller = {TIMM_NAMES[name]: value for name, value in TINY.items()} if bench.tiny else {}
+    yield "timm", plain_step(bench, timm.create_model(TIMM[size], num_classes=1000, **smaller), batch)
 
 
-def measure(bench: Bench, size: str, count: int) -> dict[str, Any]:
+def measure(bench: Bench, size: str, count: int) -> Row:
     """Median seconds of each variant's step; the variants take turns."""
-    changes = TINY if bench.tiny else {}
-    side = config_for(size, **changes).image_size
+    side = config_for(size, **(TINY if bench.tiny else {})).image_size
     batch = {
         "image": torch.randn(count, 3, *side, device=bench.device),
         "label": torch.randint(1000, (count,), device=bench.device),
     }
-    missing, steps = {}, {}
-    for name, step in variants(bench, size, changes, batch):
+    missing: Row = {}
+    steps: dict[str, Callable[[], object]] = {}
+    for name, step in variants(bench, size, batch):
         if isinstance(step, str):
             missing[name] = step
             continue
         for _ in range(3):
             step()
-        bench.wait()
         steps[name] = step
         print(f"{size}: {name} is ready", file=sys.stderr, flush=True)
-    rates, seconds = [bench.matrix_rate()], {name: [] for name in steps}
-    for _ in range(bench.rounds):
-        for name, step in steps.items():
-            seconds[name].append(bench.seconds(step, 1 if bench.tiny else 5))
+    rates = [bench.matrix_rate()]
+    times = in_turns(steps, bench.rounds, warm_up=0, calls=bench.calls, device=bench.device.type)
     rates.append(bench.matrix_rate())
-    rate, needed = statistics.mean(rates), count * flops(lambda: vitrail.create(size, classes=1000, **changes))
-    row: dict[str, Any] = {
+    rate, needed = statistics.mean(rates), count * flops(partial(classifier, size, bench.tiny))
+    row: Row = {
         "batch": count,
         "gflops a picture": round(needed / count / 1e9, 2),
         "matrix rate, TFLOP/s": [round(rate / 1e12, 2) for rate in rates],
     }
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    medians = {name: statistics.median(readings) for name, readings in times.items()}
     for name, median in medians.items():
         row[name] = {
             "milliseconds": round(1000 * median, 3),
-            "spread": round(1000 * (max(seconds[name]) - min(seconds[name])), 3),
+            "spread": round(1000 * (max(times[name]) - min(times[name])), 3),
             "pictures a second": round(count / median, 1),
             "utilisation": round(needed / median / rate, 4),
         }
@@ -372,7 +359,7 @@ def cifar10(bench: Bench) -> None:
     trained = [row for row in logged if row["kind"] == "train"]
     scores = json.loads(printed) if process.returncode == 0 else {}
     shown = ["vitrail", *command[3:]]
-    row: dict[str, Any] = {
+    row: Row = {
         "train": " ".join(word.removeprefix(f"{ROOT}{os.sep}") for word in shown),
         "exit code": process.returncode,
         "wall seconds": round(wall, 1),
@@ -404,18 +391,20 @@ STAGES: dict[str, Callable[[Bench], None]] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> Parser:
+    parser = Parser(__doc__, data="digits")
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"{', '.join(STAGES)}; all if left out")
     parser.add_argument("--data", help="a folder with CIFAR-10, for the stage cifar10")
-    parser.add_argument("--results", type=Path, help="folder of gpu.json; results/ if left out")
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds of the stage cifar10")
-    parser.add_argument("--tiny", action="store_true", help="try the script itself, on a processor")
-    asked = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    options = parser()
+    asked = options.parse_args()
     if unknown := [name for name in asked.stages if name not in STAGES]:
-        parser.error(f"no stage {unknown[0]!r}: choose from {', '.join(STAGES)}")
-    results = asked.results or (ROOT / "runs" / "gpu-tiny" if asked.tiny else RESULTS)
-    bench = Bench(asked.tiny, asked.data or ("digits" if asked.tiny else None), results, asked.limit)
+        options.error(f"no stage {unknown[0]!r}: choose from {', '.join(STAGES)}")
+    bench = Bench(asked.tiny, asked.data, asked.results, asked.limit)
     failed = []
     for name in asked.stages or STAGES:
         began = time.monotonic()

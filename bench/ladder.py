@@ -2,30 +2,29 @@
 
     python bench/ladder.py a --data ../shared/data                       about 70 minutes on one core, 35 on two
     python bench/ladder.py e f --data ../shared/data --seeds 0 1 2
-    python bench/ladder.py e --data ../shared/data --core-minutes 1 --try-core-minutes 0.4 --results runs    a trial
 
 Time is counted in minutes of one core: 40 of them are 20 minutes of two cores. With `OMP_NUM_THREADS=1 taskset -c 0`
 and `-c 1` before them, two rungs can be measured side by side. Each recipe is timed over some steps of both sizes of
-its pictures; the epochs of its tries and of its run follow from that, so that a slow model gets fewer of them. In a
+its images; the epochs of its tries and of its run follow from that, so that a slow model gets fewer of them. In a
 rung that starts from another recipe, both get the same part of the epochs that they ask for. Rates are chosen by CIDEr
 on validation, and the scores are those on validation, with the recipe's own decoding. What results/ladder-RUNG.json
 already holds from the same minutes, recipes and kind of machine is kept, and a training that was stopped is resumed, so
-a stopped measurement goes on. A processor that multiplies bf16 trains faster, so it is another kind.
+a stopped measurement resumes. A processor that multiplies bf16 trains faster, so it is another kind. `--tiny` makes up
+its data and tries one rate, of rung a if none is named.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import shutil
-import subprocess
-import sys
+import tempfile
+from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from record import RESULTS, machine, record
+from harness import Parser, Row, machine, record, recorded, tiny_captions, tiny_cifar10, vitrail
 
 from vitrail.recipes import RECIPES
 from vitrail.train.state import RunFolder
@@ -48,14 +47,73 @@ RUNGS = {
     "f": Rung("the same, after it has matched pictures with captions", "caption-coca", "caption-match"),
     "cifar10": Rung("e, with an encoder that has learned CIFAR-10 first", "caption-vit", "encoder-cifar10"),
 }
-PICTURES = {"flickr8k": 6_000, "cifar10": 45_000}
-"""of the parts that are trained on, to make steps out of epochs before they are read"""
-Row = dict[str, Any]
+IMAGES = {"flickr8k": 6_000, "cifar10": 45_000}
+"""in the training splits, to make steps out of epochs before they are read"""
 RATES = (0.5, 1.0, 2.0)
 """what a recipe's learning rates are multiplied by"""
 TIMED_STEPS = 100
 """of which the first fifth, in which loading and memory settle, is left out"""
+TINY = ("--batch-size", "2", "--depth", "1", "--image-size", "32", "32", "--early-size", "16", "--workers", "0")
+TINY_STEPS = 4
+"""per epoch of the tiny data"""
 KEPT = ("cider", "bleu1", "bleu4", "rouge_l", "length", "vocabulary", "identical", "distinct")
+
+
+def parser() -> Parser:
+    parser = Parser(
+        __doc__, needs=["data", "rungs"], rungs=["a"], core_minutes=0.01, try_core_minutes=0.01, rates=(1.0,)
+    )
+    parser.set_defaults(rates=RATES)
+    parser.add_argument("rungs", nargs="*", metavar="RUNG", help=", ".join(RUNGS))
+    parser.add_argument("--data", type=Path, help="holds flickr8k/, and cifar10/ for that rung")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--core-minutes", type=float, default=40.0)
+    parser.add_argument("--try-core-minutes", type=float, default=10.0)
+    return parser
+
+
+def main() -> None:
+    options = parser()
+    asked = options.parse_args()
+    if unknown := [name for name in asked.rungs if name not in RUNGS]:
+        options.error(f"no rung {unknown[0]!r}: choose from {', '.join(RUNGS)}")
+    with tempfile.TemporaryDirectory() as place:
+        out = Path(place) / "runs" if asked.tiny else Path("runs") / "bench"
+        data = tiny_sets(Path(place)) if asked.tiny else asked.data
+        for name in asked.rungs:
+            measure(name, Climb(RUNGS[name], data, out / f"ladder-{name}", asked.tiny), asked)
+
+
+def tiny_sets(folder: Path) -> Path:
+    tiny_captions(folder / "flickr8k", 4)
+    tiny_cifar10(folder / "cifar10")
+    return folder
+
+
+def measure(name: str, climb: Climb, asked: Namespace) -> None:
+    """Tries and runs of a rung that its file in `asked.results` does not hold yet."""
+    rung, file, results = climb.rung, f"ladder-{name}", asked.results
+    row: Row = {} if climb.tiny else recorded(file, results)
+    budget = {"core_minutes": asked.core_minutes, "try_core_minutes": asked.try_core_minutes}
+    stages = [recipe for recipe in (rung.first, rung.recipe) if recipe]
+    kind = {key: machine()[key] for key in ("cores", "bf16")}
+    recipes = [recipe_of(stage).fingerprint for stage in stages]
+    same = {"title": rung.title, "stages": stages, "recipes": recipes, "budget": budget, **kind}
+    if any(row.get(key) != value for key, value in same.items()):
+        row = {**same, "epochs_a_minute": {}, "tries": [], "runs": []}
+    if not row["epochs_a_minute"]:
+        row["epochs_a_minute"] = {recipe: climb.speed(recipe) for recipe in stages}
+        record(file, row, results)
+    speeds = row["epochs_a_minute"]
+    for rate in asked.rates[len(row["tries"]) :]:
+        row["tries"].append(climb.run(speeds, budget["try_core_minutes"] / kind["cores"], rate, seed=0))
+        record(file, row, results)
+    row["rate"] = max(row["tries"], key=lambda tried: tried["cider"])["rate"]
+    for seed in asked.seeds:
+        if seed not in [run["seed"] for run in row["runs"]]:
+            row["runs"].append(climb.run(speeds, budget["core_minutes"] / kind["cores"], row["rate"], seed))
+            record(file, row, results)
+    print(name, json.dumps(row["runs"]), flush=True)
 
 
 @dataclass(frozen=True)
@@ -65,6 +123,7 @@ class Climb:
     rung: Rung
     data: Path
     out: Path
+    tiny: bool = False
 
     def run(self, speeds: dict[str, float], minutes: float, rate: float, seed: int) -> Row:
         """The rung trained for so many minutes, with what it starts from; `speeds` are epochs a minute."""
@@ -92,26 +151,27 @@ class Climb:
             "--seed": str(seed),
             "--out": str(out),
         }
-        words = ["train", recipe, *(word for option in options.items() for word in option), *more, "--json"]
-        if was_stopped(out, words):
-            words = ["train", "--resume", str(out), "--json"]
+        words = ["train", recipe, *(word for option in options.items() for word in option), *more]
+        words += TINY if self.tiny else ()
+        if was_stopped(out, [*words, "--json"]):
+            words = ["train", "--resume", str(out)]
         else:
             shutil.rmtree(out, ignore_errors=True)
-        command = [sys.executable, "-m", "vitrail", *words]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        scores, _ = vitrail(*words)
         return {
             "epochs": round(epochs, 3),
             "training_seconds": round(rows_of(out, "train")[-1]["seconds"], 1),
             "cores": machine()["cores"],
-            "parameters": json.loads(done.stdout)["parameters"],
-            # A test part, where there is one, is neither chosen by nor shown.
+            "parameters": scores["parameters"],
+            # A test split, where there is one, is neither chosen by nor shown.
             **{name: value for name, value in rows_of(out, "val")[-1].items() if name in KEPT},
         }
 
     def speed(self, recipe: str) -> float:
-        """Epochs a minute, rounded, with as many steps of small pictures and of full ones as the recipe takes."""
+        """Epochs a minute, rounded, with as many steps of small images and of full ones as the recipe takes."""
         run = recipe_of(recipe)
-        share = 1 / (PICTURES[run.data] // run.batch_size)  # of an epoch, a step; a last short batch is left out
+        steps = TINY_STEPS if self.tiny else IMAGES[run.data] // run.batch_size  # a last short batch is left out
+        share = 1 / steps  # of an epoch, a step
         shutil.rmtree(self.out / recipe, ignore_errors=True)  # nothing is resumed, which would count loading twice
         self.train(recipe, TIMED_STEPS * share, 1.0, seed=0)
         marks = {line["step"]: line["seconds"] for line in rows_of(self.out / recipe, "train")}
@@ -123,7 +183,7 @@ class Climb:
 
 def recipe_of(name: str) -> Any:
     """The run that a recipe makes; how large the data is does not matter to the rungs."""
-    return RECIPES[name](PICTURES["flickr8k"])
+    return RECIPES[name](IMAGES["flickr8k"])
 
 
 def rows_of(out: Path, kind: str) -> list[Row]:
@@ -137,46 +197,6 @@ def was_stopped(out: Path, words: list[str]) -> bool:
         return False
     rows = RunFolder(out).rows()
     return rows[0].get("command") == shlex.join(["vitrail", *words]) and rows[-1]["kind"] != "done"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rungs", nargs="+", choices=list(RUNGS))
-    parser.add_argument("--data", type=Path, required=True, help="holds flickr8k/, and cifar10/ for that rung")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--core-minutes", type=float, default=40.0)
-    parser.add_argument("--try-core-minutes", type=float, default=10.0)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of ladder-RUNG.json")
-    asked = parser.parse_args()
-    budget = {"core_minutes": asked.core_minutes, "try_core_minutes": asked.try_core_minutes}
-    for name in asked.rungs:
-        measure(name, asked.data, asked.seeds, budget, asked.results)
-
-
-def measure(name: str, data: Path, seeds: list[int], budget: dict[str, float], results: Path) -> None:
-    """Tries and runs of a rung that its file in `results` does not hold yet."""
-    rung, file = RUNGS[name], results / f"ladder-{name}.json"
-    climb = Climb(rung, data, Path("runs") / "bench" / f"ladder-{name}")
-    row: Row = json.loads(file.read_text())["rows"] if file.exists() else {}
-    stages = [recipe for recipe in (rung.first, rung.recipe) if recipe]
-    kind = {key: machine()[key] for key in ("cores", "bf16")}
-    recipes = [recipe_of(stage).fingerprint for stage in stages]
-    same = {"title": rung.title, "stages": stages, "recipes": recipes, "budget": budget, **kind}
-    if any(row.get(key) != value for key, value in same.items()):
-        row = {**same, "epochs_a_minute": {}, "tries": [], "runs": []}
-    if not row["epochs_a_minute"]:
-        row["epochs_a_minute"] = {recipe: climb.speed(recipe) for recipe in stages}
-        record(f"ladder-{name}", row, results)
-    speeds = row["epochs_a_minute"]
-    for rate in RATES[len(row["tries"]) :]:
-        row["tries"].append(climb.run(speeds, budget["try_core_minutes"] / kind["cores"], rate, seed=0))
-        record(f"ladder-{name}", row, results)
-    row["rate"] = max(row["tries"], key=lambda tried: tried["cider"])["rate"]
-    for seed in seeds:
-        if seed not in [run["seed"] for run in row["runs"]]:
-            row["runs"].append(climb.run(speeds, budget["core_minutes"] / kind["cores"], row["rate"], seed))
-            record(f"ladder-{name}", row, results)
-    print(name, json.dumps(row["runs"]), flush=True)
 
 
 if __name__ == "__main__":

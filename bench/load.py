@@ -9,7 +9,8 @@ processor are those that were spent on it, whatever else the machine did.
 Memory is measured at a second load, which imports nothing. `copied` are pages of the process's own (RssAnon): weights
 that are not as they stand in the file. `while loading` is the most that the process held (VmHWM) above what it holds in
 the end: a second copy of something. `beside the weights` is what it holds above their size once each was read, as a
-first picture does; of the file's pages some hold what was copied, and the system takes these back when it needs room.
+first image does; of the file's pages some hold what was copied, and the system takes these back when it needs room.
+Memory is read from /proc, so this needs Linux. `--tiny` loads a model of one block, once.
 """
 
 from __future__ import annotations
@@ -20,11 +21,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from record import record
+from harness import Parser, Row, record
 
-REPEATS = 5
 LAYOUTS = ("vitrail", "timm", "hf")
 
 CHILD = """
@@ -64,25 +63,32 @@ print(json.dumps({
 """
 
 
-def main() -> int:
+def parser() -> Parser:
+    parser = Parser(__doc__, repeats=1, changes={"width": 64, "heads": 2, "depth": 1})
+    parser.set_defaults(repeats=5, changes={})
+    return parser
+
+
+def main() -> None:
+    asked = parser().parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        make(Path(folder))
-        rows = {layout: measure(Path(folder) / layout) for layout in LAYOUTS}
-    record("load", rows)
+        make(Path(folder), asked.changes)
+        rows = {layout: measure(Path(folder) / layout, asked.repeats) for layout in LAYOUTS}
+    assert len({row["weights, MB"] for row in rows.values()}) == 1, "the layouts hold different weights"
+    record("load", rows, asked.results)
     for layout, row in rows.items():
         print(f"{layout}: {row}")
-    return 0
 
 
-def make(folder: Path) -> None:
-    """The same weights in every layout, in a process of its own."""
+def make(folder: Path, changes: Row) -> None:
+    """The same weights in every layout."""
     import torch
 
     import vitrail
     from vitrail.zoo import convert
 
     torch.manual_seed(0)
-    model = vitrail.create("B/16", classes=1000)
+    model = vitrail.create("B/16", classes=1000, **changes)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))  # no page of zeros
@@ -91,9 +97,9 @@ def make(folder: Path) -> None:
         convert(folder / "vitrail", folder / layout, layout)
 
 
-def measure(path: Path) -> dict[str, Any]:
+def measure(path: Path, repeats: int) -> Row:
     """Median and slowest of the times, and the largest of the memory."""
-    found = [run(path) for _ in range(REPEATS)]
+    found = [run(path) for _ in range(repeats)]
     seconds = sorted(row["seconds"] for row in found)
     return {
         "seconds after import torch, median": round(statistics.median(seconds), 3),
@@ -111,10 +117,11 @@ def _megabytes(count: int) -> float:
     return round(max(count, 0) / 1e6, 1)
 
 
-def run(path: Path) -> dict[str, Any]:
+def run(path: Path) -> Row:
+    """What a fresh process measures."""
     done = subprocess.run([sys.executable, "-c", CHILD, str(path)], capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -5,15 +5,15 @@
 
 A row is the largest difference over the largest value, in logits and in final tokens: at the model's own size; created
 for a larger square and for one that is not square, and loaded there; and where timm can, with sizes that change from
-picture to picture. Two blocks stand for all of an architecture's: one where they are wide, and three where windows and
-global attention alternate.
+image to image. Two blocks stand for all of an architecture's: one where they are wide, and three where windows and
+global attention alternate. Ends with 1 where a difference is above the limit, or an architecture is missing. `--tiny`
+compares the smallest ones of three modules.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import gc
-import json
 import logging
 import sys
 import time
@@ -23,7 +23,7 @@ from typing import Any
 
 import timm
 import torch
-from record import RESULTS, record
+from harness import Parser, Row, record, recorded
 from torch import Tensor, nn
 
 from vitrail.tasks.task import Task
@@ -45,12 +45,21 @@ WIDE = 1200
 Size = tuple[int, int]
 
 
-def main(patterns: list[str]) -> int:
-    path = RESULTS / f"{NAME}.json"
-    rows: dict[str, Any] = json.loads(path.read_text())["rows"] if path.exists() else {}
+def parser() -> Parser:
+    parser = Parser(__doc__, patterns=["test_vit", "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
+    parser.add_argument("patterns", nargs="*", metavar="PATTERN", help="names of timm's architectures, as vit_base*")
+    return parser
+
+
+def main() -> int:
+    asked = parser().parse_args()
     names = [name for module in MODULES for name in timm.list_models(module=module)]
-    chosen = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
-    wanted = chosen if patterns else [name for name in names if rows.get(name, {}).get("timm") != timm.__version__]
+    chosen = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in asked.patterns)]
+    expected = chosen if asked.tiny else names
+    rows: Row = {} if asked.tiny else recorded(NAME, asked.results)
+    wanted = (
+        chosen if asked.patterns else [name for name in names if rows.get(name, {}).get("timm") != timm.__version__]
+    )
     failed = 0
     for number, name in enumerate(wanted, 1):
         start = time.perf_counter()
@@ -58,14 +67,14 @@ def main(patterns: list[str]) -> int:
         worst = worst_of(row)
         failed += worst > LIMIT
         rows[name] = row
-        record(NAME, {key: rows[key] for key in names if key in rows})
+        record(NAME, {key: rows[key] for key in names if key in rows}, asked.results)
         took = time.perf_counter() - start
         print(f"{number}/{len(wanted)} {name}: {worst:.1e} in {took:.1f} s", file=sys.stderr, flush=True)
         gc.collect()
-    missing = [name for name in names if name not in rows]
+    missing = [name for name in expected if name not in rows]
     worst = max((worst_of(row) for row in rows.values()), default=0.0)
-    print(f"{len(rows)} of {len(names)} architectures, largest difference {worst:.1e}, {len(missing)} missing")
-    return int(failed > 0 or bool(missing))
+    print(f"{len(rows)} of {len(expected)} architectures, largest difference {worst:.1e}, {len(missing)} missing")
+    return int(failed > 0 or bool(missing) or not expected)
 
 
 def worst_of(row: dict[str, Any]) -> float:
@@ -116,10 +125,10 @@ def shallow(name: str) -> dict[str, Any]:
     return arguments
 
 
-def timm_model(name: str, arguments: dict[str, Any]) -> nn.Module:
+def timm_model(name: str, arguments: dict[str, Any]) -> Any:
     """A model whose weights are still to come: timm's own initial ones take longer than the comparison."""
     with torch.device("meta"):
-        model = timm.create_model(name, **arguments)
+        model: Any = timm.create_model(name, **arguments)
     model = model.to_empty(device="cpu")
     for module in model.modules():
         if hasattr(module, "init_non_persistent_buffers"):
@@ -181,7 +190,7 @@ def filtered(name: str, model: nn.Module, weights: dict[str, Tensor]) -> dict[st
 
 
 @torch.inference_mode()
-def difference(task: Task, peer: nn.Module, size: Size) -> dict[str, float]:
+def difference(task: Task, peer: Any, size: Size) -> dict[str, float]:
     """Largest difference over largest value."""
     generator = torch.Generator().manual_seed(0)
     assert isinstance(task.encoder, ViT)
@@ -216,4 +225,4 @@ def _by(size: Size) -> str:
 if __name__ == "__main__":
     log.setLevel(logging.ERROR)
     warnings.simplefilter("ignore")  # of timm's own interpolation
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -5,7 +5,7 @@
 A row is the largest difference over the largest value, in the final tokens and in what the model gives: its logits, or
 its pooled vectors where it has no classes. The models are small and have everything else as published ones do. Then the
 model is written in Hugging Face's layout: transformers' outputs with that folder, and whether it comes back with the
-same bits.
+same bits. Ends with 1 where a difference is above the limit. `--tiny` compares two of the models.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import transformers
-from record import record
+from harness import Parser, record
 from torch import Tensor
 
 import vitrail
@@ -33,7 +33,7 @@ LIMIT = 1e-4
 SIZE = (32, 32)
 OTHER = (40, 24)
 PATCH = 8
-SMALL = {
+SMALL: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
@@ -137,13 +137,20 @@ MODELS: dict[str, Callable[[], Any]] = {
 """a name for people, whose first word is the type of `config.json`"""
 
 
+def parser() -> Parser:
+    parser = Parser(__doc__, names=["vit, classes", "dinov2"])
+    parser.set_defaults(names=[*MODELS])
+    return parser
+
+
 def main() -> int:
+    asked = parser().parse_args()
     rows = {}
-    for name in MODELS:
+    for name in asked.names:
         with tempfile.TemporaryDirectory() as folder:
             rows[name] = compare(name, Path(folder))
         print(f"{name}: {worst_of(rows[name]):.1e}", file=sys.stderr, flush=True)
-    record(NAME, rows)
+    record(NAME, rows, asked.results)
     worst = max(map(worst_of, rows.values()))
     print(f"{len(rows)} models of {len({name.split(',')[0] for name in rows})} types, largest difference {worst:.1e}")
     return int(worst > LIMIT or not all(row["same bits"] for row in rows.values()))
@@ -232,9 +239,12 @@ def theirs(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     encoded = tower(images, **more)
     tokens = encoded.last_hidden_state
     if has_classes(model):
-        return tokens, model(images, **more).logits
+        # Not every release's classifiers hand arguments on to their tower.
+        with tower.register_forward_pre_hook(lambda _, args, named: (args, named | more), with_kwargs=True):
+            return tokens, model(images).logits
     if hasattr(model, "get_image_features"):
-        return tokens, model.get_image_features(images, **more).pooler_output
+        features = model.get_image_features(images, **more)
+        return tokens, features if isinstance(features, Tensor) else features.pooler_output  # transformers 4, and 5
     if hasattr(model, "visual_projection"):
         return tokens, model(images, **more).image_embeds
     pooled = encoded.get("pooler_output")
@@ -249,7 +259,10 @@ def _siglip2(tower: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     rows, columns = images.shape[2] // PATCH, images.shape[3] // PATCH
     patches = images.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH).permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
     mask, shapes = torch.ones(len(images), rows * columns), torch.tensor([[rows, columns]] * len(images))
-    encoded = tower(patches, pixel_attention_mask=mask, spatial_shapes=shapes)
+    # The tower inside a whole model calls it by another name in transformers 4.
+    takes = inspect.signature(tower.forward).parameters
+    name = "pixel_attention_mask" if "pixel_attention_mask" in takes else "attention_mask"
+    encoded = tower(patches, spatial_shapes=shapes, **{name: mask})
     return encoded.last_hidden_state, encoded.pooler_output
 
 

@@ -5,28 +5,30 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
-import time
 
-from record import record
+from harness import Parser, in_turns, record
 
 
-def seconds(*command: str) -> float:
-    began = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True)
-    return time.perf_counter() - began
+def parser() -> Parser:
+    parser = Parser(__doc__, rounds=2)
+    parser.set_defaults(rounds=11)
+    return parser
 
 
 def main() -> None:
-    times = [seconds(sys.executable, "-m", "vitrail", "--help") for _ in range(11)]
+    asked = parser().parse_args()
+    help_command = [sys.executable, "-m", "vitrail", "--help"]
+    steps = {"help": lambda: subprocess.run(help_command, check=True, capture_output=True)}
+    times = in_turns(steps, asked.rounds, warm_up=0)["help"]
     code = "import sys, vitrail; print('torch' in sys.modules)"
-    imported = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     rows = {
         "vitrail --help, median seconds": round(statistics.median(times), 3),
         "vitrail --help, slowest seconds": round(max(times), 3),
-        "import vitrail imports torch": imported == "True",
+        "import vitrail imports torch": {"True": True, "False": False}[printed.strip()],
     }
     print(rows)
-    record("startup", rows)
+    record("startup", rows, asked.results)
 
 
 if __name__ == "__main__":

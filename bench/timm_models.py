@@ -1,10 +1,11 @@
-"""Write what timm's architecture names mean to src/vitrail/zoo/timm/models.json: one line a name, from timm's own code.
+"""Write what timm's architecture names mean to src/vitrail/zoo/timm/models.json: one line per name, from timm's code.
 
     python bench/timm_models.py
 
-Each name has the class that timm builds, the arguments that it builds it with, and how pictures are prepared where a
+Each name has the class that timm builds, the arguments that it builds it with, and how images are prepared where a
 checkpoint does not say. What is a default (of the class, or in `PICTURES`) is left out. Reading a checkpoint needs only
-this file.
+this file. With `--results DIR` the table goes to DIR/timm-models.json, with timm's version, and the package's file
+stays as it is; `--tiny` does so with the names of one module.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from pathlib import Path
+from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import timm
+from harness import RESULTS, ROOT, Parser, Row, record
 from timm.models import beit, deit, eva, vision_transformer, vision_transformer_hybrid, vision_transformer_sam
 from torch import nn
 
 MODULES = (vision_transformer, deit, beit, vision_transformer_hybrid, vision_transformer_sam, eva)
-OUT = Path(__file__).resolve().parent.parent / "src" / "vitrail" / "zoo" / "timm" / "models.json"
+OUT = ROOT / "src" / "vitrail" / "zoo" / "timm" / "models.json"
 LEFT_OUT = {"feature_cfg", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 """arguments of timm's builder, and some that have no say in what a model gives"""
 LEFT_OUT |= {"rope_rescale_coords", "dynamic_img_size", "block_fn", "embed_layer", "pretrained_strict"}
@@ -33,7 +36,7 @@ PICTURES = {
     "mean": [0.485, 0.456, 0.406],
     "std": [0.229, 0.224, 0.225],
 }
-"""how pictures are prepared, as most names have it"""
+"""how images are prepared, as most names have it"""
 BLOCKS = {
     "ResPostBlock": {"block": "post"},
     "ParallelScalingBlock": {"block": "joint"},
@@ -53,30 +56,50 @@ class Built(Exception):
     """Raised in place of building a model."""
 
 
+def parser() -> Parser:
+    parser = Parser(__doc__, modules=[deit])
+    parser.set_defaults(modules=MODULES)
+    return parser
+
+
 def main() -> None:
-    calls: list[tuple[type[nn.Module], dict[str, Any]]] = []
-
-    def record(kind: type[nn.Module], name: str, pretrained: bool, **arguments: Any) -> None:
-        calls.append((kind, arguments))
-        raise Built
-
-    table = {}
-    for module in MODULES:
-        module.build_model_with_cfg = record
-        for name in timm.list_models(module=module.__name__.rsplit(".", 1)[-1]):
-            try:
-                timm.create_model(name)
-            except Built:
-                kind, arguments = calls.pop()
-            table[name] = entry(name, kind, arguments)
-    table[""] = {"pictures": PICTURES}
+    asked = parser().parse_args()
+    table = table_of(asked.modules)
+    known = table["deit_tiny_patch16_224"]
+    assert (known["class"], known["embed_dim"], known["num_heads"]) == ("VisionTransformer", 192, 3), known
+    if asked.results != RESULTS:
+        record("timm-models", {"timm": timm.__version__, "models": table}, asked.results)
+        return
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(table[name], sort_keys=True)}" for name in sorted(table))
     OUT.write_text("{\n" + lines + "\n}\n")
 
 
-def entry(name: str, kind: type[nn.Module], arguments: dict[str, Any]) -> dict[str, Any]:
+def table_of(modules: Sequence[ModuleType]) -> dict[str, Row]:
+    """Each name's entry, and under "" how most names prepare images."""
+    calls: list[tuple[type[nn.Module], Row]] = []
+
+    def note(kind: type[nn.Module], name: str, pretrained: bool, **arguments: Any) -> None:
+        calls.append((kind, arguments))
+        raise Built
+
+    table: dict[str, Row] = {"": {"pictures": PICTURES}}
+    for module in modules:
+        original = module.build_model_with_cfg
+        module.build_model_with_cfg = note  # type: ignore[attr-defined]
+        try:
+            for name in timm.list_models(module=module.__name__.rsplit(".", 1)[-1]):
+                try:
+                    timm.create_model(name)
+                except Built:
+                    table[name] = entry(name, *calls.pop())
+        finally:
+            module.build_model_with_cfg = original  # type: ignore[attr-defined]
+    return table
+
+
+def entry(name: str, kind: type[nn.Module], arguments: Row) -> Row:
     defaults = {p.name: p.default for k in reversed(kind.__mro__) for p in _parameters(k)}
-    own = {"class": kind.__name__}
+    own: Row = {"class": kind.__name__}
     for key, value in arguments.items():
         if key == "block_fn":
             own |= BLOCKS[value.__name__]
@@ -86,13 +109,13 @@ def entry(name: str, kind: type[nn.Module], arguments: dict[str, Any]) -> dict[s
             own |= backbone(name, value.keywords["backbone"])
         elif key not in LEFT_OUT and defaults.get(key, inspect.Parameter.empty) != value:
             own[key] = plain(value)
-    settings = timm.get_pretrained_cfg(name, allow_unregistered=True).to_dict()
-    pictures = {key: plain(settings.get(key)) for key in PICTURES}
+    settings = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    pictures = {key: plain(getattr(settings, key)) for key in PICTURES}
     own["pictures"] = {key: value for key, value in pictures.items() if value not in (None, PICTURES[key])}
     return own
 
 
-def resizing(adapt: Any) -> dict[str, Any]:
+def resizing(adapt: Any) -> Row:
     """How positions fit another size where weights are loaded, unless as they do in all other places."""
     options = getattr(adapt, "keywords", {})
     if options.get("interpolation", "bicubic") == "bicubic":
@@ -101,7 +124,7 @@ def resizing(adapt: Any) -> dict[str, Any]:
     return {"resizing": "corners" if options.get("align_corners") else "bilinear"}
 
 
-def backbone(name: str, module: nn.Module) -> dict[str, Any]:
+def backbone(name: str, module: Any) -> Row:
     """Kind of the convolutions before the patches, and blocks in each stage (or widths)."""
     if name in BACKBONES:
         return {"backbone": "resnet", "backbone_layers": BACKBONES[name]}

@@ -1,24 +1,22 @@
-"""Training from the package's weights beside training from scratch: one architecture, one budget, the same pictures.
+"""Training from the package's weights beside training from scratch: one architecture, one budget, the same images.
 
     python bench/transfer.py --data DIR                      DIR holds hymenoptera/ and cifar10/
     python bench/transfer.py --data DIR --parts hymenoptera
-    python bench/transfer.py --data DIR --out FOLDER --epochs 0.1 --pictures 100 --seeds 0     a quick try
 
-hymenoptera: all open pictures in five folds, drawn anew for each seed. Both starts see the training pictures of a fold
+hymenoptera: all open images in five folds, drawn anew for each seed. Both starts see the training images of a fold
 as often, at the same size and with the same augmentation; the score is that of the last step, on the fold that was
 left out. From the weights it is the recipe `finetune` with the method that it chooses; from scratch all weights move,
 with the optimizer of the recipe for such sets, `folder`. k-NN and the linear probe read the same folds.
 
-cifar10: pictures at twice the side that the weights were trained at, on a part of the training pictures; from scratch
+cifar10: images at twice the side that the weights were trained at, on a subset of the training images; from scratch
 with the optimizer of `cifar10-quick`, which the weights themselves were trained with.
 
-Rows that results/transfer.json holds from the same settings are kept, so a stopped measurement goes on.
+Rows that results/transfer.json holds from the same settings are kept, so a stopped measurement resumes. `--tiny` makes
+up its data and takes a step or two.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import statistics
 import tempfile
@@ -27,10 +25,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from record import RESULTS, record
+from harness import Parser, Row, record, recorded, tiny_cifar10, tiny_images
 from torch import Tensor
 
 from vitrail import recipes, zoo
@@ -48,7 +45,6 @@ from vitrail.train.tune import Tune
 
 CPU = torch.device("cpu")
 STARTS = ("weights", "scratch")
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,7 @@ class Budget:
     scratch: str
     """the recipe whose optimizer trains from scratch"""
     shift: int = 0
-    """pixels that pictures move by in training, as they did for the weights; 0 for the recipe's own crops"""
+    """pixels that images move by in training, as they did for the weights; 0 for the recipe's own crops"""
 
 
 BUDGETS = {
@@ -76,30 +72,40 @@ BUDGETS = {
 FOLDS = 5
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--parts", nargs="+", choices=BUDGETS, default=list(BUDGETS))
+def parser() -> Parser:
+    parser = Parser(__doc__, needs=["data"], seeds=[0], epochs=0.5, pictures=16)
+    parser.add_argument("--data", type=Path, help="holds hymenoptera/ and cifar10/")
+    parser.add_argument("--parts", nargs="+", choices=list(BUDGETS), default=list(BUDGETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=float, help="in place of the budget's")
-    parser.add_argument("--pictures", type=int, help="to train and to test on, in place of the budget's")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of transfer.json")
-    options = parser.parse_args()
+    parser.add_argument("--pictures", type=int, help="images to train and to test on, in place of the budget's")
+    return parser
+
+
+def main() -> None:
+    asked = parser().parse_args()
     torch.set_num_threads(1)
-    for part in options.parts:
-        budget = BUDGETS[part]
-        if options.epochs is not None:
-            budget = replace(budget, epochs=options.epochs)
-        if options.pictures is not None:
-            budget = replace(budget, pictures=options.pictures, test=options.pictures)
-        measure(part, options.data / part, budget, options.seeds, options.out)
+    rows: Row = {} if asked.tiny else recorded("transfer", asked.results)
+    with tempfile.TemporaryDirectory() as place:
+        data = asked.data or tiny_sets(Path(place))
+        for part in asked.parts:
+            budget = BUDGETS[part]
+            if asked.epochs is not None:
+                budget = replace(budget, epochs=asked.epochs)
+            if asked.pictures is not None:
+                budget = replace(budget, pictures=asked.pictures, test=asked.pictures)
+            measure(part, data / part, budget, asked.seeds, rows, asked.results)
 
 
-def measure(part: str, data: Path, budget: Budget, seeds: list[int], out: Path) -> None:
+def tiny_sets(folder: Path) -> Path:
+    tiny_images(folder / "hymenoptera", ("ants", "bees"), 8)
+    tiny_cifar10(folder / "cifar10")
+    return folder
+
+
+def measure(part: str, data: Path, budget: Budget, seeds: list[int], rows: Row, results: Path) -> None:
     """Make the rows that are missing, and write the file after each."""
     cases, summary = {"hymenoptera": (ants_and_bees, of_folds), "cifar10": (larger, of_seeds)}[part]
-    file = out / "transfer.json"
-    rows = json.loads(file.read_text())["rows"] if file.exists() else {}
     settings = asdict(budget)
     kept = rows.get(part, {})
     runs: list[Row] = kept["runs"] if kept.get("settings") == settings else []
@@ -115,7 +121,7 @@ def measure(part: str, data: Path, budget: Budget, seeds: list[int], out: Path) 
             **summary(runs),
             "runs": runs,
         }
-        record("transfer", rows, out)
+        record("transfer", rows, results)
 
 
 Cases = Iterator[tuple[Row, Callable[[], Row]]]

@@ -118,10 +118,15 @@ def sheet(paths: Sequence[Path], texts: Sequence[str]) -> bytes:
     return buffer.getvalue()
 
 
+def parser() -> argparse.ArgumentParser:
+    """The script's options."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--data", type=Path)
+    return options
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path)
-    asked = parser.parse_args()
+    asked = parser().parse_args()
     attention()
     baselines()
     ladder()

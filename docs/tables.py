@@ -5,7 +5,7 @@
 
 Their content comes from the code and from `results/*.json`. A file there holds
 `{"command": ..., "commit": ..., "changed": ..., "machine": ..., "date": ..., "rows": {measure: value}}`, as
-`bench/record.py` writes it; a value is a number, a text, or a dict or list of them.
+`record` in `bench/harness.py` writes it; a value is a number, a text, or a dict or list of them.
 """
 
 from __future__ import annotations
@@ -346,6 +346,14 @@ def trained(name: str) -> list[list[str]]:
     return rows
 
 
+def tried() -> list[list[str]]:
+    """`trained` with the recipes of an earlier commit, whose commands are none that a reader could run."""
+    (_, *header), *rows = trained("caption-tried")
+    found = _read("caption-tried")
+    title = f"recipe and options, at commit {found['commit'][:7]}" if found else "recipe and options"
+    return [[title, *header], *([f"`{name[1:-1].removeprefix('vitrail train ')}`", *rest] for name, *rest in rows)]
+
+
 LADDER = ("a", "b", "c", "d", "e", "f", "cifar10")
 """rungs of `bench/ladder.py`, in order"""
 
@@ -426,7 +434,7 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "captioner": captioner,
     "choosing": choosing,
     "ideas": partial(trained, "caption-ideas"),
-    "tried": partial(trained, "caption-tried"),
+    "tried": tried,
     "runs": runs,
     "recipes": recipes,
     "sizes": sizes,

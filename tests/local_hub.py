@@ -98,7 +98,12 @@ def commit_of(place: Path) -> str:
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub that everything here asks, and an empty cache."""
-    from huggingface_hub import close_session, constants
+    from huggingface_hub import constants
+
+    try:
+        from huggingface_hub import close_session
+    except ImportError:  # before its release 1.0
+        from huggingface_hub.utils import reset_sessions as close_session
 
     server = Hub()
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "HF_TOKEN"):

@@ -1,107 +1,200 @@
-"""Measuring scripts run from end to end, on sizes whose figures mean nothing."""
+"""Measuring scripts: each runs from end to end on tiny input, whose figures mean nothing; and what they share."""
 
 from __future__ import annotations
 
 import importlib
 import itertools
 import json
+import math
 import os
+import re
 import shlex
 import subprocess
 import sys
+from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+BENCH = ROOT / "bench"
+SCRIPTS = sorted(path.stem for path in BENCH.glob("*.py") if path.stem != "harness")
+SLOW = pytest.mark.slow
+"""on scripts that start or train so much that they take about ten seconds of one core, or more"""
+MARKS = {
+    **dict.fromkeys(("folder", "gpu", "ladder", "transfer"), (SLOW,)),
+    "load": (pytest.mark.skipif(sys.platform != "linux", reason="reads its memory from /proc"),),
+}
+RUNS = [
+    *(pytest.param(name, (), marks=MARKS.get(name, ()), id=name) for name in SCRIPTS),
+    pytest.param("carried", ("caption",), marks=SLOW, id="carried-caption"),
+]
 
 
-def test_gpu_script_goes_through_its_stages(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "bench" / "gpu.py"), "attention", "data", "step-b16", "--tiny"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run(
-        [*command, "--results", str(tmp_path)], env=environment, capture_output=True, text=True, timeout=240
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a script by name."""
+    monkeypatch.syspath_prepend(BENCH)
+    return importlib.import_module
+
+
+@pytest.mark.parametrize("name, words", RUNS)
+def test_script_runs_on_tiny_input(name: str, words: tuple[str, ...], tmp_path: Path) -> None:
+    """Without real data, a network or a GPU, and away from the folder of the repository."""
+    here = {key: value for key, value in os.environ.items() if key != "VITRAIL_DATA"}
+    here |= {"PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(BENCH / f"{name}.py"), *words, "--tiny", "--results", str(tmp_path / "results")]
+    done = subprocess.run(command, cwd=tmp_path, env=here, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    files = sorted((tmp_path / "results").glob("*.json"))
+    assert files
+    for file in files:
+        found = json.loads(file.read_text())
+        assert found["command"] == shlex.join(["python", f"bench/{name}.py", *words, "--tiny", "--results", "results"])
+        assert not (ROOT / ".git").exists() or re.fullmatch("[0-9a-f]{40}", found["commit"])
+        assert found["machine"].keys() >= {"cpu", "cores", "load", "system", "python", "torch"}
+        assert found["date"] and isinstance(found["changed"], bool)
+        numbers = [value for value in leaves(found["rows"]) if isinstance(value, int | float)]
+        assert numbers and all(map(math.isfinite, numbers))
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """All values that are not dicts or lists."""
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from leaves(part)
+    else:
+        yield value
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_script_has_the_options_of_all(name: str, bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = bench(name).parser()
+    tiny = parser.parse_args(["--tiny"])
+    assert tiny.tiny and tiny.results == ROOT / "runs" / "tiny"
+    with pytest.raises(SystemExit):
+        bench(name).parser().parse_args(["--tiny", "--results", str(ROOT / "results")])
+    assert "--tiny writes no published results" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        parser.parse_args(["--help"])
+    assert end.value.code == 0 and f"bench/{name}.py" in capsys.readouterr().out
+
+
+def test_words_after_two_hyphens_are_for_the_training(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["digits", "--seeds", "0", "1", "--name", "plain", "--", "--stem", "--seed", "3"]
+    asked = bench("seeds").parser().parse_args(words)
+    assert (asked.recipe, asked.seeds, asked.name, asked.train) == (
+        "digits",
+        [0, 1],
+        "plain",
+        ["--stem", "--seed", "3"],
     )
-    assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
-    assert set(rows) == {"attention", "data", "step-b16"}
-    assert rows["data"]["batches of 1 and 64 alike"] and rows["step-b16"]["vitrail"]["pictures a second"] > 0
+    assert asked.results == ROOT / "results" and not asked.words
+    assert bench("seeds").parser().parse_args(["--tiny", "--seeds", "4"]).recipe == "digits"
+    for script, needed in (("seeds", "recipe"), ("ladder", "data"), ("ideas", "runs"), ("folder", "data")):
+        with pytest.raises(SystemExit):
+            bench(script).parser().parse_args([])
+        assert f"{needed} is needed" in capsys.readouterr().err
 
 
-def test_rungs_of_the_ladder_get_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_rows_that_are_no_results_are_not_written(bad: float, bench: Any, tmp_path: Path) -> None:
+    harness = bench("harness")
+    with pytest.raises(ValueError, match="rows, a, 1, b is"):
+        harness.record("x", {"a": [1.0, {"b": bad}]}, tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert harness.recorded("x", tmp_path) == {}
+    harness.record("x", {"a": [1.0, {"b": 2}]}, tmp_path)
+    assert harness.recorded("x", tmp_path) == {"a": [1.0, {"b": 2}]}
+
+
+def test_steps_take_turns(bench: Any) -> None:
+    made: list[str] = []
+    steps = {name: lambda name=name: made.append(name) for name in "ab"}
+    times = bench("harness").in_turns(steps, rounds=2, warm_up=1, calls=2)
+    assert "".join(made) == "ab" + "aabb" * 2
+    assert {name: len(readings) for name, readings in times.items()} == {"a": 2, "b": 2}
+
+
+@pytest.fixture
+def ladder(bench: Any) -> ModuleType:
+    return bench("ladder")
+
+
+def test_rungs_of_the_ladder_get_the_same_time(
+    ladder: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With trainings whose first three fifths of steps take a second and the others two, on one core."""
-    monkeypatch.syspath_prepend(ROOT / "bench")
-    ladder = importlib.import_module("ladder")
     made: list[dict[str, str]] = []
 
-    def train(command: list[str], **_: Any) -> SimpleNamespace:
-        options = {name: value for name, value in itertools.pairwise(command) if name.startswith("--")}
-        made.append({"recipe": command[4], **options})
-        an_epoch = ladder.PICTURES[Path(options["--data"]).name] // ladder.recipe_of(command[4]).batch_size
+    def train(*words: str) -> tuple[dict[str, Any], float]:
+        options = {name: value for name, value in itertools.pairwise(words) if name.startswith("--")}
+        made.append({"recipe": words[1], **options})
+        an_epoch = ladder.IMAGES[Path(options["--data"]).name] // ladder.recipe_of(words[1]).batch_size
         steps = round(float(options["--epochs"]) * an_epoch)
         marks = {*range(20, steps, 20), steps}
         rows = [{"kind": "train", "step": s, "seconds": s + max(0.0, s - 0.6 * steps)} for s in sorted(marks)]
         rows.append({"kind": "val", "cider": 1 / float(options["--lr"]), "bleu4": 0.1})
         Path(options["--out"]).mkdir(parents=True)
         (Path(options["--out"]) / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return SimpleNamespace(stdout='{"parameters": 5, "cider": -1}')
+        return {"parameters": 5, "cider": -1}, 1.0
 
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ladder.subprocess, "run", train)
+    def measure(name: str, *seeds: int) -> dict[str, Any]:
+        asked = Namespace(core_minutes=40.0, try_core_minutes=10.0, rates=ladder.RATES, seeds=seeds, results=tmp_path)
+        ladder.measure(name, ladder.Climb(ladder.RUNGS[name], Path("data"), tmp_path / name), asked)
+        return json.loads((tmp_path / f"ladder-{name}.json").read_text())["rows"]
+
+    monkeypatch.setattr(ladder, "vitrail", train)
     monkeypatch.setattr(ladder, "machine", lambda: {"cores": 1, "bf16": False})
-    monkeypatch.setattr(
-        ladder, "record", lambda name, rows, to: (to / f"{name}.json").write_text(json.dumps({"rows": rows}))
-    )
-    budget = {"core_minutes": 40.0, "try_core_minutes": 10.0}
     for name in ladder.RUNGS:
-        ladder.measure(name, Path("data"), [0], budget, tmp_path)
-        row = json.loads((tmp_path / f"ladder-{name}.json").read_text())["rows"]
+        row = measure(name, 0)
         assert row["rate"] == 0.5, "the rate with the best score on validation"
         assert [tried["training_seconds"] for tried in row["tries"]] == pytest.approx([600] * 3, rel=0.03)
         assert [run["training_seconds"] for run in row["runs"]] == pytest.approx([2400], rel=0.03)
     assert all("--init" in command for command in made if command["recipe"] == "caption-coca"), "timed too"
     # What is there is not made again, and another seed takes as many epochs.
     before = len(made)
-    ladder.measure("f", Path("data"), [0, 1], budget, tmp_path)
+    row = measure("f", 0, 1)
     first, second = made[before:]
     assert (first["recipe"], second["recipe"], second["--init"]) == ("caption-match", "caption-coca", first["--out"])
-    row = json.loads((tmp_path / "ladder-f.json").read_text())["rows"]
     assert row["runs"][0]["epochs"] == row["runs"][1]["epochs"] and second["--seed"] == "1"
     # A faster kind of processor trains for more epochs in the same time, so nothing of the slower one is kept.
     monkeypatch.setattr(ladder, "machine", lambda: {"cores": 1, "bf16": True})
     before = len(made)
-    ladder.measure("e", Path("data"), [0], budget, tmp_path)
+    measure("e", 0)
     assert len(made) == before + 5, "its speed, three tries and the run"
 
 
 @pytest.mark.parametrize("left", ["stopped", "done", "no state", "another rate"])
 def test_a_stopped_training_of_the_ladder_is_resumed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
+    ladder: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
 ) -> None:
     """One that is done, that has saved nothing or that was another command begins anew."""
-    monkeypatch.syspath_prepend(ROOT / "bench")
-    ladder = importlib.import_module("ladder")
     climb, out = ladder.Climb(ladder.RUNGS["e"], Path("data"), tmp_path), tmp_path / "caption-vit"
-    commands: list[list[str]] = []
+    commands: list[tuple[str, ...]] = []
 
-    def train(command: list[str], **_: Any) -> SimpleNamespace:
-        commands.append(command[3:])
+    def train(*words: str) -> tuple[dict[str, Any], float]:
+        commands.append(words)
         kind = "done" if left == "done" else "train"
-        rows = [{"kind": "start", "command": shlex.join(["vitrail", *commands[0]])}, {"kind": "train", "seconds": 1}]
+        rows = [
+            {"kind": "start", "command": shlex.join(["vitrail", *commands[0], "--json"])},
+            {"kind": "train", "seconds": 1},
+        ]
         rows += [{"kind": "val", "cider": 0.2}, {"kind": kind, "seconds": 2}]
         (out if left == "no state" else out / "state").mkdir(parents=True, exist_ok=True)
         torn = '{"kind": "tr' if left == "stopped" else ""  # by the kill
         (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + torn)
-        return SimpleNamespace(stdout='{"parameters": 5}')
+        return {"parameters": 5}, 1.0
 
-    monkeypatch.setattr(ladder.subprocess, "run", train)
+    monkeypatch.setattr(ladder, "vitrail", train)
     climb.train("caption-vit", 2.0, 1.0, 0)
     climb.train("caption-vit", 2.0, 0.5 if left == "another rate" else 1.0, 0)
     first, second = commands
-    assert first[:2] == ["train", "caption-vit"]
+    assert first[:2] == ("train", "caption-vit")
     if left == "stopped":
-        assert second == ["train", "--resume", str(out), "--json"]
+        assert second == ("train", "--resume", str(out))
     else:
-        assert second[:2] == ["train", "caption-vit"]
+        assert second[:2] == ("train", "caption-vit")

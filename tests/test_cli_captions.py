@@ -151,6 +151,45 @@ def test_what_people_come_to(data: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert row["cider"] == pytest.approx(human_ceiling(dict(enumerate(val.captions)), java=False)["cider"])
 
 
+@pytest.mark.parametrize("pictures", [1, 3])
+def test_cider_of_few_pictures(
+    pictures: int,
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of one there is none, and the other scores stay; a training then keeps its newest checkpoint as the best."""
+    monkeypatch.setattr("vitrail.errors._said", set())
+    for part, count in (("train", 8), ("val", pictures)):
+        lines = ["image,caption"]
+        for i in range(count):
+            picture(tmp_path / "data" / part / "images" / f"{part}{i}.png", 100 * count + i)
+            lines += [f"{part}{i}.png,A {THINGS[i % 6]} runs .", f"{part}{i}.png,the {THINGS[i % 6]} on the grass"]
+        (tmp_path / "data" / part / "captions.txt").write_text("\n".join(lines))
+    data = tmp_path / "data"
+    words = "no CIDEr of 1 image:" if pictures == 1 else "CIDEr of 3 images means little"
+    for args in (["eval", run], ["eval", "--human"]):
+        (row,) = printed(capsys, *args, "--data", data)
+        assert (row["cider"] is None) == (pictures == 1) and row["bleu1"] >= 0 and row["count"] == pictures
+        assert caplog.text.count(words) == 1
+        capsys.readouterr()
+        assert main([*map(str, args), "--data", str(data), "--device", "cpu"]) == 0
+        assert ("cider" in capsys.readouterr().out) == (pictures > 1)
+    out = tmp_path / "run"
+    options = [*TINY, "--epochs", "2"]
+    assert main(["train", "caption-vit", "--data", str(data), "--out", str(out), *options, "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert (scores["cider"] is None) == (pictures == 1) and scores["bleu1"] >= 0
+    if pictures == 1:
+        assert "no cider: the newest checkpoint counts as the best" in caplog.text
+        best, last = (vitrail.load(out / name).state_dict() for name in ("best", "last"))
+        assert all(torch.equal(best[name], value) for name, value in last.items())
+        assert "<html" in (out / "report.html").read_text()
+        assert main(["compare", str(out), "--out", str(tmp_path / "plot.png")]) == 0
+
+
 def test_decodings(data: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = data / "val" / "images"
     first = printed(capsys, "predict", folder, "--model", run)
@@ -315,6 +354,9 @@ def test_what_training_does_not_take(data: Path, run: Path, tmp_path: Path, caps
     (tmp_path / "far" / "captions.txt").write_text("".join(f"{i}.png,{HEBREW}\n" for i in range(4)))
     options = ["--data", tmp_path / "far", "--init", run, "--out", tmp_path / "run"]
     assert "no caption has a word of [a-z0-9']" in refused(capsys, "train", "caption-critic", *options)
+    (tmp_path / "far" / "captions.txt").write_text("".join(f"{i}.png,a dog runs\n" for i in range(4)))
+    line = refused(capsys, "train", "caption-critic", *options)
+    assert "rewards CIDEr" in line and "all have the same" in line
     assert "has the decoder transformer, and the recipe attentive lstm" in said("caption-vit-lstm", "--init", run)
     # Also where it is what the recipe would have: the weights have another.
     depth = vitrail.load(run).captioning.decoder_depth

@@ -1,24 +1,18 @@
 """What README and docs name exists, and what they show is fresh."""
 
-import argparse
 import importlib.util
 import inspect
 import json
 import re
-import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
 from xml.etree import ElementTree
 
 import pytest
+from documented import PAGES, ROOT
 
-from vitrail import cli
 from vitrail.recipes import RECIPES
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FIRST = r"src|docs|tests|bench|results|\.ci"
 
 
@@ -28,11 +22,6 @@ def load_tables() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def shell_lines(page: Path) -> list[str]:
-    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -57,31 +46,6 @@ def test_files_that_the_readme_says_to_read_come_with_their_room() -> None:
         "results/",
         "tests/",
     ]
-
-
-class Parsed(Exception):
-    """A command's arguments were understood."""
-
-
-def parse_and_stop(parser: cli.Parser, args: Sequence[str]) -> NoReturn:
-    options, rest = argparse.ArgumentParser.parse_known_args(parser, args)
-    if parser.prog == "vitrail train" and options.resume is None:
-        cli.parse_run(RECIPES[options.recipe](1000), rest, options.recipe)
-    else:
-        assert rest == []
-    raise Parsed
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli.Parser, "parse_known_args", parse_and_stop)
-    for line in shell_lines(page):
-        program, *words = shlex.split(line)
-        if program == "vitrail":
-            with pytest.raises(Parsed):
-                cli.COMMANDS[words[0]](words[1:])
-        if program == "make":
-            assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), line
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -106,8 +106,8 @@ def blip(folder: Path) -> Any:
     return _save(BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=EYES)), inner, folder)
 
 
-def git(folder: Path) -> Any:
-    """GIT."""
+def git(folder: Path, **more: Any) -> Any:
+    """GIT, its config with `more`."""
     from transformers import GitConfig, GitForCausalLM
 
     inner = word_pieces()
@@ -119,6 +119,7 @@ def git(folder: Path) -> Any:
         eos_token_id=3,
         pad_token_id=0,
         **{name: value for name, value in EYES.items() if name not in ("image_size", "patch_size")},
+        **more,
     )
     return _save(GitForCausalLM(config), inner, folder)
 

@@ -10,16 +10,18 @@ import contextlib
 import errno
 import inspect
 import io
+import itertools
 import json
 import logging
 import os
 import re
+import select
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from vitrail.errors import RunError, Stopped, UserError
 
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
 
 SOURCE = "a run folder, a checkpoint of any layout, a name that the package carries, or a Hub id"
 VERIFY = "tell what became of each weight, and compare with the source library's own model where it is installed"
-DATA = "a built-in name, a folder with a folder a class, or Parquet files"
+DATA = "a built-in name, a folder with one folder per class, or Parquet files"
+GROUP = "keep images of one group on one side of the validation split: parent, a regular expression, or a CSV file"
 DRAWING = ("temperature", "top_k", "top_p", "sampling_seed")
 DECODING = ("beam", "length_power", "longest", "no_repeat", "match", "consensus", "neighbours", "sample", *DRAWING)
 """fields of `vitrail.tasks.search.Decoding` that are options"""
@@ -43,10 +46,14 @@ def demo(args: Sequence[str]) -> int:
     """Train on digits, test, draw attention, and classify sample pictures with the package's weights."""
     parser = Parser("demo", demo)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for the run and its pictures")
+    parser.add_fast_dev_run()
     options = parser.parse_args(args)
+    from vitrail.train.launcher import refuse_many_processes
+
+    refuse_many_processes()
     from vitrail.demo import run_demo
 
-    run_demo(options.out, options.device)
+    run_demo(options.out, options.device, options.fast_dev_run)
     return 0
 
 
@@ -56,16 +63,22 @@ def train(args: Sequence[str]) -> int:
     parser.add_argument("recipe", nargs="?", help="name of a recipe; none lists them")
     parser.add_argument("--data", help=f"{DATA}; the recipe's own if left out")
     parser.add_argument("--init", help=f"start from these weights: {SOURCE}")
-    parser.add_argument("--out", type=Path, help="the run's folder; runs/RECIPE-SEED if left out")
+    parser.add_argument(
+        "--out", type=Path, help="the run's folder; runs/RECIPE-SEED, or the next free number, if left out"
+    )
+    parser.add_argument("--group", help=GROUP)
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder; give no recipe")
     parser.add_argument("--json", action="store_true", help="print the scores as one line of JSON")
     wants_help = any(a in ("-h", "--help") for a in args) and args[0] not in ("-h", "--help")
     options, rest = parser.parse_known_args([a for a in args if not (wants_help and a in ("-h", "--help"))])
     name = options.recipe
+    from vitrail.train.launcher import refuse_many_processes
+
+    refuse_many_processes()
     from vitrail.train.start import begin, go_on
 
     if options.resume is not None:
-        if name is not None or rest or options.data or options.init or options.out:
+        if name is not None or rest or options.data or options.init or options.out or options.group is not None:
             raise UserError(
                 "--resume takes the run as it was begun: give it no recipe and no other option than --device"
             )
@@ -82,13 +95,23 @@ def train(args: Sequence[str]) -> int:
             print(f"{inspect.getdoc(recipe)}\n\n{parser.format_help()}\nFields of the recipe:\n")
             parse_run(recipe(10_000), ["--help"], name)
         scores = begin(
-            recipe, options.data, options.init, lambda run: parse_run(run, rest, name), options.out, options.device
+            recipe,
+            options.data,
+            options.init,
+            lambda run: parse_run(run, rest, name),
+            options.out,
+            options.device,
+            options.group,
         )
     if options.json:
         print(json.dumps(scores))
     else:
         first = list(fractions(scores).items())[:2]
-        print(scores["part"], *(f"{name} {value:.4f} " for name, value in first), f"in {scores['seconds']:.0f} s")
+        print(
+            scores["part"],
+            *(f"{name} {value:.4f} " for name, value in first),
+            f"in {scores['seconds']:.0f} s" + " (fast dev run)" * ("fast_dev_run" in scores),
+        )
     return 0
 
 
@@ -103,6 +126,7 @@ def evaluate(args: Sequence[str]) -> int:
     parser.add_argument("--human", action="store_true", help="in place of a model, each caption against the others")
     parser.add_argument("--shuffle-images", action="store_true", help="the control: captions of the wrong pictures")
     parser.add_decoding()
+    parser.add_fast_dev_run()
     parser.add_argument("--json", action="store_true", help="print every score as one line of JSON")
     options = parser.parse_args(args)
     if options.human == (options.source is not None):
@@ -111,10 +135,13 @@ def evaluate(args: Sequence[str]) -> int:
     given = [name for name in of_models if (value := getattr(options, name)) is not None and value is not False]
     if options.human and given:
         raise UserError(f"--{given[0].replace('_', '-')} is for a model, which --human has none of: leave one out")
+    from vitrail.train.report import NO_SCORES
+    from vitrail.train.run import FAST_IMAGES
     from vitrail.train.start import score, score_people
 
+    images = FAST_IMAGES if options.fast_dev_run else None
     if options.human:
-        part, scores = score_people(options.data, options.split)
+        part, scores = score_people(options.data, options.split, images)
     else:
         part, scores = score(
             at_revision(options.source, options.revision),
@@ -124,7 +151,11 @@ def evaluate(args: Sequence[str]) -> int:
             options.probe,
             options.shuffle_images,
             lambda task: redecode(task, options),
+            images,
         )
+    if options.fast_dev_run:
+        log.warning(f"fast dev run: at most {images} images of each split; {NO_SCORES}")
+        scores["fast_dev_run"] = True
     if options.json:
         print(json.dumps({"source": options.source or "human", "data": options.data, "split": part, **scores}))
         return 0
@@ -156,8 +187,11 @@ def redecode(task: Task, options: argparse.Namespace) -> None:
 
 
 def fractions(scores: dict[str, Any]) -> dict[str, float]:
-    """The scores that are one number, in the task's order."""
-    return {name: value for name, value in scores.items() if isinstance(value, float) and name != "seconds"}
+    """The scores that are one number and tell people something, in the task's order."""
+    # Of five classes, one of the first five guesses is always right.
+    classes = scores.get("model_classes") or len(scores.get("per_class", ()))
+    hidden = {"seconds", "top5"} if classes < 6 else {"seconds"}
+    return {name: value for name, value in scores.items() if isinstance(value, float) and name not in hidden}
 
 
 def predict(args: Sequence[str]) -> int:
@@ -170,7 +204,9 @@ def predict(args: Sequence[str]) -> int:
     parser.add_decoding()
     parser.add_argument("--json", action="store_true", help="print one object a line for each picture")
     options = parser.parse_args(args)
-    paths = list(pictures_in(options.images))
+    from vitrail.data.sources import images_of
+
+    paths = images_of(options.images)
     task = load_model(options.model, options.device, options.revision, options.verify)
     redecode(task, options)
     code = 0
@@ -206,10 +242,14 @@ def read_picture(path: Path, task: Task) -> Tensor:
 
 def describe(row: dict[str, Any]) -> str:
     """A row of `predict` for people."""
+    from vitrail.tasks.task import in_words
+
     if "error" in row:
         return f"{row['image']}: no answer"
     if "caption" in row:
         return f"{row['image']}: {row['caption']}"
+    if "values" in row:
+        return f"{row['image']}: {in_words(row['values'])}"
     if "labels" in row:
         return f"{row['image']}: " + ", ".join(f"{label['label']} {label['score']:.1%}" for label in row["labels"][:3])
     return f"{row['image']}: a vector of {len(row['embedding'])} numbers (--json prints it)"
@@ -233,10 +273,10 @@ def explain(args: Sequence[str]) -> int:
 
 
 def compare(args: Sequence[str]) -> int:
-    """Put runs side by side in one table and one plot: `vitrail compare RUN... [--out PLOT]`."""
+    """Put runs side by side in a table, and with --out in a plot: `vitrail compare RUN... [--out PLOT]`."""
     parser = Parser("compare", compare)
     parser.add_argument("runs", type=Path, nargs="+", help="run folders")
-    parser.add_argument("--out", type=Path, default=Path("compare.png"), help="the plot")
+    parser.add_argument("--out", type=Path, help="draw a plot into this PNG file too")
     parser.add_argument("--json", action="store_true", help="print one object a line for each run")
     options = parser.parse_args(args)
     from vitrail.train.compare import as_table
@@ -244,7 +284,8 @@ def compare(args: Sequence[str]) -> int:
 
     rows = side_by_side(options.runs, options.out)
     print("\n".join(map(json.dumps, rows)) if options.json else as_table(rows))
-    print(f"plot: {options.out}", file=sys.stderr)
+    if options.out is not None:
+        print(f"vitrail: plot: {options.out}", file=sys.stderr)
     return 0
 
 
@@ -280,20 +321,41 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 2 for wrong input, 1 for a fault of the run."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it is closed, as by `>&-`
+            setattr(sys, name, io.TextIOWrapper(io.BytesIO()))
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text that can be printed
     try:
-        code = run(list(sys.argv[1:] if args is None else args))
+        return answer(list(sys.argv[1:] if args is None else args))
+    except BrokenPipeError as error:
+        # Of a pipe whose reader has gone, as `head` does, nothing is said. Another broken one is a fault.
+        if not any(map(nobody_reads, (sys.stdout, sys.stderr))):
+            return say_os_error(error)
+        forget_output()
+        return CLOSED_PIPE
+
+
+def answer(args: list[str]) -> int:
+    """Run one command; what goes wrong is printed in one line. Returns the exit code."""
+    try:
+        code = run(args)
         sys.stdout.flush()  # a disk that is full shows here, and not once nobody can say so
         return code
     except (UserError, RunError, Stopped) as error:
         print(f"vitrail: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        raise
     except OSError as error:
         return say_os_error(error)
     except KeyboardInterrupt:
         print("vitrail: stopped", file=sys.stderr)
         return Stopped.exit_code
+
+
+CLOSED_PIPE = 141
+"""exit code where nobody reads the output any more: what a shell gives for `cat`"""
 
 
 NO_PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG)
@@ -337,12 +399,20 @@ def run(args: list[str]) -> int:
     return COMMANDS[args[0]](args[1:])
 
 
+def nobody_reads(stream: TextIO) -> bool:
+    """Whether what is printed goes to a pipe that has no reader any more."""
+    poll = select.poll()
+    poll.register(stream.fileno(), select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 def forget_output() -> None:
     """Drop what cannot be printed: Python would try once more as it ends, and fail with lines of its own."""
-    try:
-        sys.stdout.flush()  # it is another file that could not be written
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()  # it is another file that could not be written
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def load_model(source: str, device: str | None, revision: str | None, verify: bool) -> Task:
@@ -358,31 +428,16 @@ def at_revision(source: str, revision: str | None) -> str:
     return source if revision is None else f"{source}@{revision}"
 
 
-def pictures_in(paths: Sequence[Path]) -> list[Path]:
-    """The files themselves, and the pictures in folders, by name."""
-    from vitrail.data.sets import ENDINGS
-    from vitrail.files import reading
-
-    found: list[Path] = []
-    for path in paths:
-        with reading(path):
-            if not path.is_dir():
-                found.append(path)
-                continue
-            next(path.iterdir(), None)  # which says so where the folder may not be read: rglob finds nothing there
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and not p.is_dir())
-        if not inside:
-            raise UserError(f"{path} holds no pictures: give a folder with some of {', '.join(sorted(ENDINGS))}")
-        found += inside
-    return found
-
-
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line; every command takes --device."""
 
     def __init__(self, name: str, command: Callable[..., int]) -> None:
         super().__init__(f"vitrail {name}", description=inspect.getdoc(command), allow_abbrev=False)
         self.add_argument("--device", help="cpu, cuda, cuda:1, mps; the best there is if left out")
+
+    def add_fast_dev_run(self) -> None:
+        """For commands that may take long; of `train` it is a field of the run."""
+        self.add_argument("--fast-dev-run", action="store_true", help="try everything within seconds, on a few images")
 
     def add_revision(self) -> None:
         """For commands that load a model."""
@@ -413,6 +468,16 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} ({self.prog} --help lists the options)")
 
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str]
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse does; UserError for a URL, of which a Path would drop a slash."""
+        from vitrail.files import refuse_url
+
+        for arg in args:
+            refuse_url(arg.partition("=")[2] if arg.startswith("-") else arg)
+        return super().parse_known_args(args)
+
     def parse_args(self, args: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
         """As argparse does, with the nearest option's name for one that is unknown."""
         options, rest = self.parse_known_args(args)
@@ -423,24 +488,32 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse_run(run: Run, args: Sequence[str], name: str) -> Run:
-    """A recipe's run with the fields that the arguments change. tyro prints boxes; a person gets one line."""
+    """A recipe's run with the fields that the arguments change. tyro prints boxes; a person gets one line.
+
+    The fields of a variant are flags of every recipe that trains a Vision Transformer.
+    """
     import tyro
 
-    from vitrail.train.run import field_names
+    from vitrail.train.run import choices, field_names
+    from vitrail.variants import as_variant, simplest
+    from vitrail.vit import ViTConfig
 
+    if isinstance(run.model, ViTConfig):
+        run = replace(run, model=as_variant(run.model))
     known = [f"--{field.replace('_', '-')}" for field in field_names(run)]
     known += [f"--no-{option[2:]}" for option in known]
     for option in args:
         option = option.split("=")[0].replace("_", "-")
         if option.startswith("--") and option != "--help" and option not in known:
             raise UserError(_unknown(option, known))
+    _check_choices(args, choices(run))
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(sys.stdout if "--help" in args else said):
-            return tyro.cli(
+            changed = tyro.cli(
                 type(run),
                 prog=f"vitrail train {name}",
-                args=args,
+                args=squared(args),
                 default=run,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands),
             )
@@ -448,20 +521,43 @@ def parse_run(run: Run, args: Sequence[str], name: str) -> Run:
         if end.code == 0:
             raise
         raise UserError(_one_line(said.getvalue())) from None
+    return replace(changed, model=simplest(changed.model)) if isinstance(changed.model, ViTConfig) else changed
+
+
+def squared(args: Sequence[str]) -> list[str]:
+    """The arguments with the one number of `--image-size 64` twice, for a square."""
+    given: list[str] = []
+    for arg in args:
+        given += arg.split("=", 1) if re.match("--image[-_]size=", arg) else [arg]
+    for place, arg in enumerate(given):
+        sizes = list(itertools.takewhile(lambda word: not word.startswith("-"), given[place + 1 :]))
+        if re.fullmatch("--image[-_]size", arg) and len(sizes) == 1:
+            return [*given[: place + 1], *sizes, *given[place + 1 :]]
+    return given
 
 
 def _one_line(box: str) -> str:
-    """What tyro's box says: its frame and title go, as does the usage below; a wrong choice gets the nearest one."""
+    """What tyro's box says: its frame and title go, as does the usage below."""
     text = " ".join(re.sub(r"[\u2500-\u257f]+|-{3,}", " ", box).split())
-    text = re.sub(r"^(Parsing error|Value error|Invalid choice|Unrecognized options) ", "", text)
+    text = re.sub(r"^(Parsing error|Value error|Missing argument|Unrecognized options) ", "", text)
     text = re.sub(r"^Error parsing (\w+: )?", "", text)
-    text = re.split(r" For full helptext| Argument helptext", text)[0]
-    if wrong := re.search(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)", text):
-        choices = [choice.strip("' ") for choice in wrong[3].split(",")]
-        near = get_close_matches(wrong[1], choices, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(choices)}"
-        return f"{wrong[2]} cannot be {wrong[1]!r}: {hint}"
-    return text
+    return re.split(r" For full helptext| Argument helptext", text)[0]
+
+
+def _check_choices(args: Sequence[str], choices: dict[str, list[str]]) -> None:
+    """Refuse a value that is none of its field's, with the nearest one: tyro's releases word this differently."""
+    for place, arg in enumerate(args):
+        option, equals, value = arg.partition("=")
+        name = option.removeprefix("--").replace("-", "_")
+        if not option.startswith("--") or name not in choices:
+            continue
+        if not equals:
+            value = args[place + 1] if place + 1 < len(args) else "--"
+        if value in choices[name] or value.startswith("--"):  # an option without a value is for tyro to refuse
+            continue
+        near = get_close_matches(value, choices[name], n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(choices[name])}"
+        raise UserError(f"{option} cannot be {value!r}: {hint}")
 
 
 def _unknown(option: str, known: Sequence[str]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -14,17 +16,19 @@ from vitrail.explain import explain
 from vitrail.files import write_whole
 from vitrail.recipes import RECIPES
 from vitrail.train.start import begin
+from vitrail.train.state import RunFolder
 
 SAMPLES = Path(__file__).parent / "zoo" / "samples"
 MADE = "made-by-demo.txt"
 """a file in the demo's own run: only a run that has it is removed"""
 
 
-def run_demo(out: Path, device: str | None) -> None:
+def run_demo(out: Path, device: str | None, fast_dev_run: bool = False) -> None:
     """Train on digits, test, draw attention, classify sample pictures, and say what to do next."""
     make_room(out)
     print("1. Training a Vision Transformer on handwritten digits of 8x8 pixels", flush=True)
-    scores = begin(RECIPES["digits"], "digits", None, lambda run: run, out / "digits", device)
+    change = partial(replace, fast_dev_run=fast_dev_run)
+    scores = begin(RECIPES["digits"], "digits", None, change, out / "digits", device)
     print(
         f"2. Test: {scores['top1']:.2%} of {scores['count']} digits that it never saw, after {scores['seconds']:.0f} s"
     )
@@ -55,7 +59,10 @@ def make_room(out: Path) -> None:
     """
     run = out / "digits"
     if (run / MADE).is_file() and not run.is_symlink():
-        shutil.rmtree(run)  # the attention's pictures are written over
+        with RunFolder(run).alone():  # not the run of a demo that is at work
+            for entry in run.iterdir():
+                if entry.name not in (MADE, "lock"):
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is no demo's folder: choose another --out")
     # Before the run, so that a demo that was stopped can be started again.

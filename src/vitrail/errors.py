@@ -33,6 +33,11 @@ class Stopped(Exception):
     exit_code = 130
 
 
+def first_line(error: Exception | str) -> str:
+    """The first line of what went wrong."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def require(config: object, low: float, below: float, *names: str) -> None:
     """Raise UserError for the first of these fields that is not a number in [low, below), or holds one that is not."""
     for name in names:

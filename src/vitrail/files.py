@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -35,6 +36,15 @@ def write_whole(path: str | Path, data: bytes | str) -> None:
 def printable(text: str) -> str:
     r"""Text for pages and figures: the bytes of a file name that is not UTF-8 as `\udce9`, as on standard output."""
     return text.encode(errors="backslashreplace").decode()
+
+
+def refuse_url(text: str) -> None:
+    """Raise UserError where `text` is a URL, in place of a path or a name."""
+    if not re.match(r"[A-Za-z][\w+.-]+://|https?:", text):
+        return
+    model = re.match(r"https?://(?:huggingface\.co|hf\.co)/(?!datasets/|spaces/)([\w.-]+/[\w.-]+)", text)
+    also = f", or give the Hub id {model[1]}" if model else ", and give its path"
+    raise UserError(f"{text} is a URL, and vitrail fetches none: download the file first{also}")
 
 
 @contextmanager

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from pictures import encoded, folder_of, smooth, tiff
 
 from vitrail.data import builtin, parquet
 from vitrail.data.decode import BadPicture
-from vitrail.data.sets import ImageSet, open_data, split_val
+from vitrail.data.sets import ImageSet, _hash, open_data, split_val
 from vitrail.errors import UserError
 
 
@@ -58,7 +60,7 @@ def test_folder_with_splits(tmp_path: Path, name: str) -> None:
     assert splits.val.keys == [f"{name}/b/0.jpg"]
     assert splits.test is not None and len(splits.test) == 2
     folder_of(tmp_path / "test" / "c", {"x": 1})
-    with pytest.raises(UserError, match="training part lacks: c"):
+    with pytest.raises(UserError, match="the test split of .* has a class that the training split lacks: c"):
         open_data(tmp_path)
 
 
@@ -68,9 +70,10 @@ def test_folder_for_evaluation_alone(tmp_path: Path) -> None:
     assert len(splits.train) == 0 and splits.test is not None and splits.test.classes == ["a", "b"]
 
 
-def test_a_class_may_be_called_test(tmp_path: Path) -> None:
+def test_a_class_may_be_called_test(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     splits = open_data(folder_of(tmp_path, {"test": 2, "other": 2}))
     assert splits.train.classes == ["other", "test"]
+    assert f"vitrail: {tmp_path} has a class test: it would be a split if" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["folder", "mnist"])
@@ -123,6 +126,18 @@ def test_parquet(tmp_path: Path, struct_column: bool) -> None:
     (tmp_path / "data" / "test.parquet").write_bytes(b"nothing")
     with pytest.raises(UserError, match="Parquet"):
         open_data(tmp_path / "data" / "test.parquet")
+
+
+def test_hidden_parquet_files_are_left_out(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    table = pa.table({"image": [encoded(smooth(seed=i)) for i in range(2)], "label": ["a", "b"]})
+    for folder in ("data", ".ipynb_checkpoints", "__MACOSX"):
+        (tmp_path / folder).mkdir()
+        pq.write_table(table, tmp_path / folder / "train-0.parquet")
+    (tmp_path / "data" / "._train-0.parquet").write_bytes(b"AppleDouble")
+    assert len(open_data(tmp_path).train) == 2
 
 
 def test_large_parquet_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +208,7 @@ def test_wrong_data(tmp_path: Path) -> None:
         open_data("cifar_10")
     with pytest.raises(UserError, match="built-in sets are digits"):
         open_data(tmp_path / "missing")
-    with pytest.raises(UserError, match="holds no pictures"):
+    with pytest.raises(UserError, match="holds no images"):
         open_data(tmp_path)
     (tmp_path / "loose.jpg").write_bytes(encoded(smooth(), "JPEG"))
     with pytest.raises(UserError, match="no class folders"):
@@ -267,6 +282,17 @@ def test_a_part_whose_labels_are_hidden_is_left_out(tmp_path: Path, caplog: pyte
     assert "1 of 3 rows have no label" in caplog.text and "3 of 3 rows have no label" in caplog.text
 
 
+def test_a_class_of_parquet_without_training_images_is_refused(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    images = [encoded(smooth(seed=i)) for i in range(2)]
+    pq.write_table(pa.table({"image": images, "label": ["a", "b"]}), tmp_path / "train.parquet")
+    pq.write_table(pa.table({"image": images, "label": ["a", "c"]}), tmp_path / "val.parquet")
+    with pytest.raises(UserError, match="the val split of .* has a class that the training split lacks: c"):
+        open_data(tmp_path)
+
+
 def test_where_nothing_names_the_classes_minus_one_is_one_of_them(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq
@@ -277,15 +303,54 @@ def test_where_nothing_names_the_classes_minus_one_is_one_of_them(tmp_path: Path
 
 
 def test_split_of_few(tmp_path: Path) -> None:
-    two = open_data(folder_of(tmp_path, {"a": 1, "b": 1})).train
+    four = open_data(folder_of(tmp_path, {"a": 2, "b": 2})).train
     for fraction in (0.0, 1.0):
-        train, val = split_val(two, fraction)
-        assert len(train) == len(val) == 1
-        copies = two.subset([0, 1, 0, 1])
-        for part in split_val(copies, fraction):
-            assert len(part) == 2 and torch.equal(part.picture(0), part.picture(1)), "copies are on one side"
-        assert [len(part) for part in split_val(two.subset([0, 0, 0]), fraction)] == [2, 1]
+        train, val = split_val(four, fraction)
+        assert set(train.labels.tolist()) == {0, 1} and len(val) in (1, 2), "each class keeps one to learn from"
+        train, val = split_val(four.subset([0, 1, 2, 3] * 2), fraction)
+        assert not set(train.keys) & set(val.keys), "copies are on one side"
+    for few in ([0, 2], [0, 0, 0], [0, 2, 0, 2]):
+        with pytest.raises(UserError, match="no image or group that can be held back"):
+            split_val(four.subset(few))
     with pytest.raises(UserError, match="at least two"):
-        split_val(two.subset([0]))
+        split_val(four.subset([0]))
     train, val = split_val(open_data("digits").train)
     assert 100 < len(val) < 190 and torch.equal(split_val(open_data("digits").train)[1].labels, val.labels)
+
+
+def in_memory(labels: list[int], contents: list[int]) -> ImageSet:
+    """Images of one pixel row, each of some content; two with the same content are copies."""
+    items = torch.tensor(contents, dtype=torch.int32).view(torch.uint8).reshape(-1, 1, 1, 4)
+    names = [f"c{i}" for i in range(max(labels) + 1)]
+    return ImageSet("made", names, torch.tensor(labels), [f"c{c}/{i}" for i, c in enumerate(labels)], items, 1)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 40)), max_size=60), st.sampled_from([0.1, 0.5, 1.0]))
+def test_each_class_keeps_images_to_learn_from(images: list[tuple[int, int]], fraction: float) -> None:
+    images = [*images, (6, 50), (6, 51), (6, 52)]  # at least one class can be split
+    whole = in_memory([label for label, _ in images], [content for _, content in images])
+    train, val = split_val(whole, fraction)
+    assert sorted(train.keys + val.keys) == sorted(whole.keys) and len(val)
+    assert set(train.labels.tolist()) == {label for label, _ in images}
+    contents = [{part.read(i).numpy().tobytes() for i in range(len(part))} for part in (train, val)]  # type: ignore[union-attr]
+    assert not contents[0] & contents[1], "copies are on one side, also those in two classes"
+
+
+def test_classes_too_small_to_split_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    whole = in_memory([0] * 40 + [1] * 40 + [2, 3, 3, 4, 4, 4, 4], [*range(80), 80, 81, 82, 83, 83, 83, 83])
+    train, val = split_val(whole, 0.5)
+    assert set(val.labels.tolist()) == {0, 1} and train.labels.bincount()[2:].tolist() == [1, 2, 4]
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said == (
+        "vitrail: too small to hold images back for validation (fewer than 3 different images), so all train: "
+        "c2 (1), c3 (2), c4 (4)"
+    )
+
+
+def test_the_split_of_classes_that_are_large_enough_is_the_hash_alone() -> None:
+    """As it was before small classes were kept: the scores of recipes depend on it."""
+    big = in_memory([i % 3 for i in range(300)], list(range(300)))
+    held = set(split_val(big)[1].keys)
+    assert held == {key for i, key in enumerate(big.keys) if _hash(big.read(i)) < 0.1}
+    small = in_memory([i % 3 for i in range(300)] + [3, 3], [*range(300), 1000, 1001])
+    assert set(split_val(small)[1].keys) == held

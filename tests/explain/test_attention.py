@@ -17,7 +17,7 @@ from vitrail.vit import Attention
 
 
 def naive(x: Tensor, attention: Attention) -> Tensor:
-    """Equation 7, one head and one picture at a time."""
+    """Equation 6, one head and one image at a time."""
     width = x.shape[-1]
     size = width // attention.heads
     q, k = (x @ attention.qkv.weight[i : i + width].T + attention.qkv.bias[i : i + width] for i in (0, width))

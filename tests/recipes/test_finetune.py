@@ -21,12 +21,11 @@ import vitrail
 from vitrail.cli import main
 from vitrail.data.decode import Preprocess
 from vitrail.data.loader import Loader
-from vitrail.data.sets import ImageSet, open_data
-from vitrail.errors import Stopped, UserError
+from vitrail.data.sets import open_data
+from vitrail.errors import Stopped
 from vitrail.recipes import from_weights
 from vitrail.recipes.finetune import FEW, FEW_A_CLASS, NARROW, choose, finetune, settle
 from vitrail.recipes.folder import folder
-from vitrail.sizes import SIZES
 from vitrail.tasks.classify import Classification, Classify
 from vitrail.tasks.knn import KNN
 from vitrail.tasks.task import Task
@@ -35,10 +34,8 @@ from vitrail.train.build import build, evaluation_loader, start
 from vitrail.train.compare import compare
 from vitrail.train.probe import Features, features
 from vitrail.train.run import Run
-from vitrail.train.start import in_order_of
 from vitrail.train.state import RunFolder
 from vitrail.train.tune import Tune, tune
-from vitrail.vit import ViT
 from vitrail.zoo import change_drop_path, encoder_of
 
 CPU = torch.device("cpu")
@@ -451,24 +448,3 @@ def test_features_do_not_depend_on_how_they_are_batched(pictures: Path, weights:
     whole, few = (evaluation_loader(task, part, CPU) for _ in range(2))
     few.batch_size = 5
     torch.testing.assert_close(features(task, whole).vectors, features(task, few).vectors, rtol=1e-4, atol=1e-5)
-
-
-def test_numbers_as_names_of_classes_are_names(tmp_path: Path) -> None:
-    """A model of "1" to "11" knows them in another order than a folder lists them; one without names has 0 to 10."""
-
-    def model(names: list[str]) -> Classify:
-        return Classify(ViT(SIZES["nano/2"]), names, Preprocess(size=(8, 8)))
-
-    def part(names: list[str]) -> ImageSet:
-        numbers = torch.arange(len(names))
-        return ImageSet("set", names, numbers, names, torch.zeros(len(names), 3, 8, 8, dtype=torch.uint8))
-
-    natural = [str(i) for i in range(1, 12)]
-    listed = part(sorted(natural))
-    assert [natural[i] for i in in_order_of(listed, model(natural)).labels] == sorted(natural)
-    assert in_order_of(part(["ant", "cat", "dog"]), model(["0", "1", "2"])).labels.tolist() == [0, 1, 2]
-    synsets = [f"n{i:08}" for i in range(1000)]
-    assert in_order_of(part(synsets), model([f"thing {i}" for i in range(1000)])).labels.tolist() == list(range(1000))
-    for names, known in ((["1", "2", "3"], ["0", "1", "2"]), (["ant", "cat", "dog"], ["2019", "2020", "2021"])):
-        with pytest.raises(UserError, match="does not know"):
-            in_order_of(part(names), model(known))

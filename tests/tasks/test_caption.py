@@ -155,7 +155,7 @@ def test_each_caption_has_its_turn_to_be_matched(captions: int) -> None:
 
 
 def test_coca_matches_pictures_with_their_captions() -> None:
-    """Equation 3 of CoCa: normalised vectors, a learned temperature, cross-entropy both ways."""
+    """Equation 2 of CoCa: normalised vectors, a learned temperature, cross-entropy both ways."""
     task, made = captioner(contrastive=0.5, text_depth=1, smoothing=0.0, captions=1).eval(), batch()
     texts = [[row[0]] for row in TEXTS]
     made["label"] = numbered(texts, WORDS, 12)

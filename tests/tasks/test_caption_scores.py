@@ -118,6 +118,29 @@ def test_captions_without_words_of_the_tokenisation(caplog: pytest.LogCaptureFix
     assert not [record for record in caplog.records if "the same caption" in record.message]
 
 
+@pytest.mark.parametrize("pictures", [1, 2, 3])
+def test_no_cider_where_it_cannot_tell_pictures_apart(
+    pictures: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pycocoevalcap gives 0 for a caption that is right word for word."""
+    monkeypatch.setattr("vitrail.errors._said", set())
+    references = {i: ["a red dog runs", "the dog"] for i in range(pictures)}
+    candidates = dict.fromkeys(references, "a red dog runs")
+    assert TheirCider().compute_score(references, {i: [text] for i, text in candidates.items()})[0] == 0
+    for _ in range(2):
+        scores = caption_scores(candidates, references, java=False)
+        assert scores["cider"] is None and scores["bleu4"] == pytest.approx(1) and next(iter(scores)) == "cider"
+        assert human_ceiling(references, java=False)["cider"] is None
+    assert caplog.text.count(f"no CIDEr of {pictures} image") == 1
+    other = caption_scores({**candidates, 9: "a cat"}, {**references, 9: ["a cat"]}, java=False)
+    assert other["cider"] == pytest.approx(
+        TheirCider().compute_score(
+            {**references, 9: ["a cat"]}, {i: [t] for i, t in {**candidates, 9: "a cat"}.items()}
+        )[0]
+    )
+    assert f"CIDEr of {pictures + 1} images means little" in caplog.text
+
+
 def test_human_ceiling_is_each_reference_against_the_others() -> None:
     references = {"a": ["a red dog", "a dog runs", "the dog"], "b": ["two cats", "a cat sits"], "c": ["alone"]}
     ceiling = human_ceiling(references, java=False)
@@ -125,8 +148,10 @@ def test_human_ceiling_is_each_reference_against_the_others() -> None:
     second = {"a": "a dog runs", "b": "a cat sits"}, {"a": ["a red dog", "the dog"], "b": ["two cats"]}
     third = {"a": "the dog"}, {"a": ["a red dog", "a dog runs"]}
     turns = [caption_scores(*turn, java=False) for turn in (first, second, third)]
-    for name in ("cider", "bleu1", "bleu4", "rouge_l", "length"):
+    for name in ("bleu1", "bleu4", "rouge_l", "length"):
         assert ceiling[name] == pytest.approx((2 * turns[0][name] + 2 * turns[1][name] + turns[2][name]) / 5)
+    assert turns[2]["cider"] is None  # of one picture
+    assert ceiling["cider"] == pytest.approx((turns[0]["cider"] + turns[1]["cider"]) / 2)
     assert ceiling["count"] == 2
     with pytest.raises(UserError, match="at least two captions"):
         human_ceiling({"a": ["one"]})

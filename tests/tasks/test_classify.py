@@ -11,7 +11,7 @@ import vitrail
 from vitrail.data.decode import Preprocess
 from vitrail.errors import UserError
 from vitrail.sizes import SIZES
-from vitrail.tasks.classify import Classification, Classify, calibration_error
+from vitrail.tasks.classify import Classification, Classify, ClassifyMetric, calibration_error
 from vitrail.vit import ViT
 
 NANO = SIZES["nano/2"]
@@ -96,6 +96,30 @@ def test_scores_equal_scikit_learns_and_a_repeated_sample_counts_once() -> None:
     assert scores["confusion"] == confusion_matrix(labels, logits.argmax(1), labels=kinds).tolist()
     assert scores["per_class"][6] is None
     assert scores["cross_entropy"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+def test_scores_of_some_of_the_models_classes_in_the_datas_order() -> None:
+    """Every output stays in the race: the scores are those of all classes, told by the data's."""
+    torch.manual_seed(4)
+    own, data, count = ["ant", "bee", "cat", "dog", "elk"], ["Dog", "ant", "CAT"], 60
+    task = Classify(ViT(NANO), own, Preprocess(size=(8, 8)))
+    logits, labels = torch.randn(count, 5), torch.randint(0, 3, (count,))
+    metric = ClassifyMetric(task, data)
+    metric.update({"label": labels, "sample": torch.arange(count)}, logits)
+    scores = metric.compute()
+    right, guess = torch.tensor([3, 0, 2])[labels], logits.argmax(1)
+    whole = torch.tensor(confusion_matrix(right, guess, labels=range(5)))
+    chosen = whole[[3, 0, 2]]
+    assert scores["classes"] == data and scores["model_classes"] == 5
+    assert (
+        scores["confusion"] == chosen[:, [3, 0, 2]].tolist() and scores["outside"] == chosen[:, [1, 4]].sum(1).tolist()
+    )
+    assert scores["top1"] == pytest.approx((guess == right).double().mean().item())
+    assert scores["per_class"] == pytest.approx((chosen[:, [3, 0, 2]].diag() / chosen.sum(1)).tolist())
+    assert scores["cross_entropy"] == pytest.approx(F.cross_entropy(logits, right).item(), rel=1e-5)
+    assert 0 < sum(scores["outside"]) < count
+    with pytest.raises(UserError, match="does not know 'fox'"):
+        ClassifyMetric(task, ["ant", "fox"])
 
 
 def test_calibration_error_of_known_cases() -> None:

@@ -20,6 +20,7 @@ from vitrail.tasks.caption import Caption, Captioning
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.knn import KNN
+from vitrail.tasks.regress import Regress
 from vitrail.tasks.search import Decoding
 from vitrail.tasks.task import Task
 
@@ -48,6 +49,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "classify, sigmoid and hidden": lambda: Classify(
         encoder_for(config_for(NANO, registers=1)), ["a", "b", "c"], EIGHT, hidden=8, loss="sigmoid"
     ),
+    "regress": lambda: Regress(encoder_for(NANO), ["age", "angle"], EIGHT),
     "knn": neighbours,
     "embed": lambda: vitrail.create("nano/2"),
     **{f"caption, {decoder}": partial(captioner, decoder) for decoder in ("recurrent", "attentive", "transformer")},

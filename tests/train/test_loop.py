@@ -216,10 +216,11 @@ def test_a_worker_leaves_ctrl_c_to_its_parent(
 def test_a_folder_holds_one_run_and_its_recipe_reads_back(tmp_path: Path) -> None:
     run = small_run()
     folder = RunFolder(tmp_path / "run")
-    folder.begin(run, ["a", "b"])
-    assert folder.run() == run
-    with pytest.raises(UserError, match="already holds a run"):
+    with folder.new():
         folder.begin(run, ["a", "b"])
+    assert folder.run() == run
+    with pytest.raises(UserError, match="already holds a run"), folder.new():
+        pass
     with pytest.raises(UserError, match="no run to go on with"):
         RunFolder(tmp_path / "nothing").run()
 

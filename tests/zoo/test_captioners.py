@@ -85,6 +85,17 @@ def test_with_cache_and_without_the_same(pair: tuple[Any, Path], images: torch.T
     assert logits.shape == (*cached.words.shape, task.tokenizer.size)
 
 
+def test_one_image_for_a_git_of_videos(images: torch.Tensor, tmp_path: Path) -> None:
+    tiny_captioners.git(tmp_path / "m", num_image_with_embedding=6)
+    task = vitrail.load(str(tmp_path / "m"))
+    assert isinstance(task, HubCaption)
+    how, samples = Decoding(beam=3, longest=10), torch.arange(len(images))
+    with torch.no_grad():
+        memory = task.memory(images)
+        cached, anew = (write(task.decoder, memory, how, samples, cache=cache) for cache in (True, False))
+    assert torch.equal(cached.words, anew.words)
+
+
 def test_the_picture_is_prepared_as_its_processor_says(pair: tuple[Any, Path]) -> None:
     prepared = vitrail.load(str(pair[1])).preprocess
     assert (prepared.size, prepared.resize, prepared.interpolation) == ((16, 16), "squash", "bicubic")
@@ -151,7 +162,7 @@ def test_eval_scores_it_and_convert_proves_it(
     for i in range(4):
         (tmp_path / "data").mkdir(exist_ok=True)
         Image.effect_noise((24, 20), 20 * i + 9).convert("RGB").save(tmp_path / "data" / f"{i}.png")
-        (tmp_path / "data" / f"{i}.txt").write_text("a dog runs\nnoise\n")
+        (tmp_path / "data" / f"{i}.txt").write_text(f"a dog runs\nnoise {i}\n")
     capsys.readouterr()
     data = ["--data", str(tmp_path / "data"), "--split", "train", "--device", "cpu", "--json"]
     assert main(["eval", str(tmp_path / "m"), *data]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 import vitrail
 from vitrail.errors import UserError
 from vitrail.tasks.task import Task
-from vitrail.zoo import convert
+from vitrail.zoo import convert, load_certified
 
 Arrays = dict[str, np.ndarray]
 WIDTH, HEADS, HIDDEN, PATCH, DEPTH, SIDE = 16, 2, 24, 4, 2, 3
@@ -191,7 +192,7 @@ def forward(arrays: Arrays, images: np.ndarray, units: tuple[int, ...] | None = 
         x = x + p["Transformer/posembed_input/pos_embedding"]
     second, attention, dense = (
         ("LayerNorm_2", "MultiHeadDotProductAttention_1", "MlpBlock_3")
-        if older
+        if any("/LayerNorm_2/" in name for name in p)
         else ("LayerNorm_1", "MultiHeadDotProductAttention_0", "MlpBlock_0")
     )
     for i in range(DEPTH):
@@ -228,6 +229,17 @@ def saved(path: Path, arrays: Arrays, prefix: str = "", **more: np.ndarray) -> P
     return path
 
 
+def linen(arrays: Arrays) -> Arrays:
+    """The same under the names that the paper's code writes since it uses flax's linen."""
+    renamed = {}
+    for name, value in arrays.items():
+        for old, new in (("LayerNorm_2", "LayerNorm_1"), ("Attention_1", "Attention_0"), ("MlpBlock_3", "MlpBlock_0")):
+            name = name.replace(old, new)
+        group = re.search(r"(^|/)gn(\d|_\w+)/", name)  # its group norms have one dimension
+        renamed[name] = value.reshape(-1) if group else value
+    return renamed
+
+
 PAPERS = [paper(), paper(hidden=7), paper(token=False), paper(classes=None)]
 BIG = [
     big_vision("tok"),
@@ -241,6 +253,33 @@ BIG = [
 @pytest.mark.parametrize("arrays", PAPERS)
 def test_the_papers_models(tmp_path: Path, arrays: Arrays) -> None:
     check(vitrail.load(saved(tmp_path / "a.npz", arrays)), arrays)
+
+
+@pytest.mark.parametrize("arrays", PAPERS)
+@pytest.mark.parametrize("prefix", ["", "params/", "opt/target/", "0/", "params/params/"])
+def test_what_the_papers_code_writes_today(tmp_path: Path, arrays: Arrays, prefix: str) -> None:
+    """The optimizer's moments have the same names; the files are not taken for big_vision's."""
+    moments = {f"opt/state/0/mu/{name}": np.zeros_like(value) for name, value in arrays.items()} if prefix else {}
+    path = saved(tmp_path / "a.npz", linen(arrays), prefix, **linen(moments))
+    check(vitrail.load(path), arrays)
+    assert load_certified(path)[1].source == "Google's .npz"
+
+
+def test_an_average_comes_before_what_it_averages(tmp_path: Path) -> None:
+    arrays = linen(paper())
+    other = {f"params/{name}": np.zeros_like(value) for name, value in arrays.items()}
+    path = saved(tmp_path / "a.npz", arrays, "ema_params/", **other)
+    check(vitrail.load(path), arrays)
+    assert "'ema_params/' are used" in load_certified(path)[1].left["params/embedding/bias"]
+
+
+@pytest.mark.parametrize("today", [False, True])
+def test_the_papers_code_without_positions(tmp_path: Path, today: bool) -> None:
+    """`add_position_embedding=False`: no positions, where big_vision's files have fixed ones."""
+    arrays = hybrid((1,)) if today else paper(token=False)
+    del arrays["Transformer/posembed_input/pos_embedding"]
+    task = vitrail.load(saved(tmp_path / "a.npz", linen(arrays) if today else arrays))
+    assert task.encoder.config.positions == "none"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("arrays", BIG)
@@ -267,8 +306,7 @@ def test_the_image_tower_of_two_without_and_with_a_projection(tmp_path: Path) ->
     check(task, arrays)
 
 
-@pytest.mark.parametrize("units", [(), (2,), (1, 2)])
-def test_hybrids(tmp_path: Path, units: tuple[int, ...]) -> None:
+def hybrid(units: tuple[int, ...]) -> Arrays:
     draw, channels = drawn(2), 64
     arrays = paper()
     arrays |= {"conv_root/kernel": draw(7, 7, 3, 64), "gn_root/scale": draw(1, 1, 1, 64), "gn_root/bias": draw(64)}
@@ -289,6 +327,13 @@ def test_hybrids(tmp_path: Path, units: tuple[int, ...]) -> None:
                 arrays |= {f"{gn}/scale": draw(shape[3]), f"{gn}/bias": draw(shape[3])}
             channels = out
     arrays["embedding/kernel"] = draw(1, 1, channels, WIDTH)
+    return arrays
+
+
+@pytest.mark.parametrize("units", [(), (2,), (1, 2)])
+@pytest.mark.parametrize("today", [False, True])
+def test_hybrids(tmp_path: Path, units: tuple[int, ...], today: bool) -> None:
+    arrays = linen(hybrid(units)) if today else hybrid(units)
     task = vitrail.load(saved(tmp_path / "a.npz", arrays))
     stride = 4 * 2 ** max(0, len(units) - 1)
     assert task.preprocess.size == (SIDE * stride, SIDE * stride)

@@ -141,7 +141,12 @@ PROCESSORS = {
     "CLIPImageProcessor": {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32}},
     "BitImageProcessor": {"size": {"shortest_edge": 32}, "image_mean": [0.1, 0.2, 0.3], "crop_size": 32},
     "SiglipImageProcessor": {"size": {"height": 32, "width": 32}, "do_normalize": False},
-    "BeitImageProcessor": {"size": {"height": 32, "width": 32}, "do_rescale": False, "image_std": [60.0, 70.0, 80.0]},
+    "BeitImageProcessor": {
+        "size": {"height": 32, "width": 32},
+        "do_center_crop": False,  # transformers 4 crops 224x224 unless told otherwise, and pads for it
+        "do_rescale": False,
+        "image_std": [60.0, 70.0, 80.0],
+    },
 }
 
 
@@ -160,6 +165,12 @@ def test_pictures_are_prepared_as_by_the_processor(name: str, tmp_path: Path) ->
     again = getattr(transformers, settings_of(ours)["image_processor_type"])(**settings_of(ours))
     assert float((ours(image) - again(image, return_tensors="pt").pixel_values[0]).abs().max()) < 1.5 * step
     assert preprocess(settings_of(ours), KINDS["vit"], (32, 32), 3) == ours
+
+
+def test_a_crop_larger_than_the_image_is_refused() -> None:
+    crop = {"size": {"height": 32, "width": 32}, "do_center_crop": True, "crop_size": {"height": 48, "width": 48}}
+    with pytest.raises(UserError, match="resizes images to 32x32 and crops 48x48 of them"):
+        preprocess(crop, KINDS["vit"], (32, 32), 3)
 
 
 def picture() -> Image.Image:
@@ -231,7 +242,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"positions": "none", "classes": 3, "layer_scale": 1.0, **ROTARY},
         "a classifier in its type dinov3_vit",
     ),
-    "two sides": ({"layer_scale": 0.1, "image_size": (32, 48)}, "32x48"),
+    "two sides": ({"layer_scale": 0.1, "image_size": (32, 48)}, r"image_size=\(32, 48\)"),
     "average beside a class token": ({"pool": "average", "classes": 3}, "pool='average'"),
 }
 
@@ -246,7 +257,7 @@ def test_what_no_type_expresses_is_refused_by_name(name: str, tmp_path: Path) ->
 
 
 def test_transformers_own_model_is_the_reference(tmp_path: Path) -> None:
-    for name in ("vit_mae, decoder", "dinov2, classes"):
+    for name in ("vit_mae, decoder", "dinov2, classes", "clip, classes"):
         model = randomised(MODELS[name])
         model.save_pretrained(tmp_path / name)
         make = huggingface.reference(open_files(tmp_path / name))

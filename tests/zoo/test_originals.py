@@ -1,4 +1,4 @@
-"""MAE's, DINO's, DINOv2's, DINOv3's and SAM's own files, against timm's and transformers' models of them."""
+"""MAE's, MoCo v3's, DINO's, DINOv2's, DINOv3's and SAM's own files, against timm's and transformers' models of them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import vitrail
 from vitrail.errors import UserError
-from vitrail.zoo import originals, sam
+from vitrail.zoo import sam
+from vitrail.zoo.assemble import recognise
 from vitrail.zoo.files import open_files
 
 SMALL = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
@@ -63,9 +65,22 @@ def test_mae_leaves_its_decoder(tmp_path: Path) -> None:
     larger = torch.randn(2, 3, 48, 48)
     expected = at_another_size(model, weights, size=(6, 6)).forward_features(larger)
     assert_same_tokens(tmp_path / "mae.pth", expected, larger)
-    found = originals.read(open_files(tmp_path / "mae.pth"))
+    _, _, found = recognise(tmp_path / "mae.pth")
     assert set(found.left) == set(decoder) and found.source == "MAE's .pth"
     assert found.preprocess.mean == (0.485, 0.456, 0.406) and found.preprocess.resized(100, 100) == (36, 36)
+
+
+def test_moco_is_its_base_encoder_with_twelve_heads(tmp_path: Path) -> None:
+    """Its projector ends in a norm without weights, which no classifier's head does; ViT-S has heads of 32 channels."""
+    model = plain(embed_dim=96, num_heads=12)
+    head = {"head.0.weight": torch.ones(8, 96), "head.1.weight": torch.ones(8), "head.1.running_mean": torch.ones(8)}
+    head |= {"head.6.weight": torch.ones(4, 8), "head.7.running_mean": torch.ones(4)}
+    base = {f"module.base_encoder.{name}": value for name, value in {**model.state_dict(), **head}.items()}
+    momentum = {name.replace("base", "momentum"): torch.zeros_like(value) for name, value in base.items()}
+    more = {"module.predictor.0.weight": torch.ones(8, 4)}
+    torch.save({"state_dict": {**base, **momentum, **more}, "arch": "vit_small"}, tmp_path / "moco.pth")
+    images = torch.randn(2, 3, 32, 32)
+    assert_same_tokens(tmp_path / "moco.pth", model.forward_features(images), images)
 
 
 def test_dino_is_its_teacher_without_the_head(tmp_path: Path) -> None:
@@ -90,18 +105,28 @@ RENAMED = {
     "embeddings.patch_embeddings": "patch_embed.proj",
     "embeddings.position_embeddings": "pos_embed",
     "encoder.layer.": "blocks.",
-    "model.layer.": "blocks.",
+    "layer.": "blocks.",
+    "attention.attention.query": "attention.q_proj",
+    "attention.attention.key": "attention.k_proj",
+    "attention.attention.value": "attention.v_proj",
+    "attention.output.dense": "attn.proj",
     "attention.o_proj": "attn.proj",
+    "mlp.weights_in": "mlp.w12",
+    "mlp.weights_out": "mlp.w3",
     "layer_scale1.lambda1": "ls1.gamma",
     "layer_scale2.lambda1": "ls2.gamma",
     "layernorm": "norm",
 }
 
 
-def original_names(model: nn.Module, more: dict[str, str]) -> dict[str, Tensor]:
-    """Weights of transformers' model under the authors' names, queries, keys and values in one."""
+def original_names(model: Any, folder: Path, more: dict[str, str]) -> dict[str, Tensor]:
+    """Weights of transformers' model under the authors' names, queries, keys and values in one.
+
+    They come from the file that it saves: names in memory change with the release.
+    """
+    model.save_pretrained(folder)
     weights: dict[str, Tensor] = {}
-    for name, value in model.state_dict().items():
+    for name, value in load_file(folder / "model.safetensors").items():
         for theirs, ours in {**more, **RENAMED}.items():
             name = name.replace(theirs, ours)
         weights[name] = value
@@ -121,11 +146,7 @@ def test_dinov2(registers: int, gated: bool, chunks: bool, tmp_path: Path) -> No
     kind, count = ("Dinov2WithRegisters", {"num_register_tokens": registers}) if registers else ("Dinov2", {})
     config = getattr(transformers, f"{kind}Config")(**SMALL, **count, use_swiglu_ffn=gated)
     model = randomised(getattr(transformers, f"{kind}Model")(config))
-    weights = original_names(model, {"embeddings.register_tokens": "register_tokens", "mlp.down_proj": "mlp.w3"})
-    for i in range(2 if gated else 0):
-        for end in ("weight", "bias"):
-            parts = [weights.pop(f"blocks.{i}.mlp.{name}_proj.{end}") for name in ("gate", "up")]
-            weights[f"blocks.{i}.mlp.w12.{end}"] = torch.cat(parts)
+    weights = original_names(model, tmp_path / "theirs", {"embeddings.register_tokens": "register_tokens"})
     if chunks:  # its training cuts the blocks into chunks and counts on
         weights = {re.sub(r"^blocks\.(\d)", r"blocks.\1.\1", name): value for name, value in weights.items()}
     torch.save(weights, tmp_path / "dinov2.pth")
@@ -150,7 +171,7 @@ def test_dinov3(gated: bool, tmp_path: Path) -> None:
     )
     model = randomised(transformers.DINOv3ViTModel(config))
     mlp = {"gate_proj": "w1", "up_proj": "w2", "down_proj": "w3"} if gated else {"up_proj": "fc1", "down_proj": "fc2"}
-    weights = original_names(model, {"embeddings.register_tokens": "storage_tokens", **mlp})
+    weights = original_names(model, tmp_path / "theirs", {"embeddings.register_tokens": "storage_tokens", **mlp})
     weights["mask_token"] = weights["mask_token"][0]
     weights["rope_embed.periods"] = torch.ones(16)
     for i in range(2):

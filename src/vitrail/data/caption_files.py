@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.data import parquet
-from vitrail.data.sets import ENDINGS, SPLITS, folders_in, pictures_in
+from vitrail.data.names import Finder
+from vitrail.data.sources import ENDINGS, folders_in, say_left_out, scan, split_of
 from vitrail.errors import UserError
 
 log = logging.getLogger("vitrail")
@@ -78,12 +79,6 @@ class Left:
     def sum_up(self, name: str) -> None:
         if self.counts:
             log.warning(f"{name}: left out " + ", ".join(f"{kind}: {n:,}" for kind, n in self.counts.items()))
-
-
-def part_of(file: Path) -> str | None:
-    """The part that a file's name tells: `captions_train2017.json` is of the training part."""
-    words = re.findall("[a-z]+", file.stem.lower())
-    return next((part for part, names in SPLITS.items() if any(name in words for name in names)), None)
 
 
 def read_text(path: Path) -> list[str]:
@@ -190,9 +185,9 @@ def _columns(names: list[str], where: str) -> tuple[int, list[int], int | None]:
 
 
 def _split(name: Any) -> str | None:
-    """A part by any of its names. Karpathy's "restval" is for training."""
-    name = str(name or "").strip().lower()
-    return next((part for part, names in SPLITS.items() if name in names), "train" if name == "restval" else None)
+    """A split by any of its names. Karpathy's "restval" is for training."""
+    name = str(name or "").strip()
+    return "train" if name.lower() == "restval" else split_of(name)
 
 
 def _two_columns(lines: list[str], i: int, mark: str) -> Iterator[tuple[int, list[str]]]:
@@ -317,9 +312,11 @@ def _need(record: Any, names: tuple[str, ...], where: str) -> Any:
 
 def read_pairs(folder: Path) -> list[Entry]:
     """`name.jpg` beside `name.txt`, a caption a line, in a folder and those below it; empty where no text is beside."""
-    pictures = pictures_in(folder)
+    root = scan(folder)
+    pictures = root.all_images()
     if not any(file.with_suffix(".txt").is_file() for file in pictures):
         return []
+    say_left_out(root)
     entries = []
     for file in pictures:
         text = file.with_suffix(".txt")
@@ -368,42 +365,36 @@ def _texts(value: Any, where: str) -> list[str]:
     raise UserError(f"{where}: the caption is no text but {value!r:.40}")
 
 
-Finder = Callable[[Entry], Path | None]
-
-
 def _readable(folder: Path) -> list[Path]:
     try:
         return folders_in(folder)
-    except OSError:
+    except UserError:
         return []
 
 
-def finder(base: Path, told: str = "") -> Finder:
-    """A function from an entry to its picture, in a folder, in the folders there, and in `images/train2017/` and such.
+def finder(base: Path, told: str = "") -> Callable[[Entry], Path | None]:
+    """A function from an entry to its image, in a folder, in the folders there, and in `images/train2017/` and such.
 
-    Folders that are named for the entry's part come first. Where the file's name has `told` the part, those that are
+    Folders that are named for the entry's split come first. Where the file's name has `told` the split, those that are
     named for another one do not count: `train2017/` and `val2017/` may both have a `1.jpg`.
     """
     bases = [base, base.parent] if base.name.lower() == "annotations" else [base]
     below = [folder for each in bases for folder in folders_in(each)]
-    inner = [folder for each in below if each.name.lower() in PICTURES for folder in _readable(each) if part_of(folder)]
-    folders = [*bases, *below, *inner]
+    inner = [folder for each in below if each.name.lower() in PICTURES for folder in _readable(each)]
+    folders = [*bases, *below, *(folder for folder in inner if split_of(folder.name))]
+    files = Finder()
 
     @cache
     def places(split: str | None) -> list[Path]:
-        part = split or told
-        some = folders if split or not told else [f for f in folders if f in bases or part_of(f) in (part, None)]
-        return sorted(some, key=lambda folder: part_of(folder) != part)
+        wanted = split or told
+        some = folders
+        if told and not split:
+            some = [f for f in folders if f in bases or split_of(f.name) in (wanted, None)]
+        return sorted(some, key=lambda folder: split_of(folder.name) != wanted)
 
     def find(entry: Entry) -> Path | None:
         names = [f"{entry.folder}/{entry.name}"] if entry.folder else []
-        for name in filter(None, [*names, entry.name]):
-            for folder in places(entry.split):
-                try:
-                    if (folder / name).is_file():
-                        return folder / name
-                except OSError:  # a name that no file can have, or a folder that may not be read
-                    continue
-        return None
+        found = (files.find(name, places(entry.split), entry.where) for name in [*names, entry.name] if name)
+        return next((file for file in found if file is not None), None)
 
     return find

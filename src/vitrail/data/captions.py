@@ -18,12 +18,23 @@ from vitrail.data.caption_files import (
     Entry,
     Left,
     finder,
-    part_of,
     read_file,
     read_pairs,
     read_parquet,
 )
-from vitrail.data.sets import ENDINGS, SPLITS, Chosen, ImageSet, Splits, folders_in, split_val, stored_channels
+from vitrail.data.sets import Chosen, ImageSet, Splits, split_val, stored_channels
+from vitrail.data.sources import (
+    Folder,
+    files_by_split,
+    folders_in,
+    images_in,
+    is_image,
+    listing,
+    one_per_split,
+    say_left_out,
+    scan,
+    split_of,
+)
 from vitrail.errors import UserError
 
 log = logging.getLogger("vitrail")
@@ -77,13 +88,14 @@ class CaptionSplits(Splits):
     test: CaptionSet | None = None
 
 
-def open_captions(data: str | Path, val_fraction: float = 0.1) -> CaptionSplits:
+def open_captions(data: str | Path, val_fraction: float = 0.1, group: str | None = None) -> CaptionSplits:
     """The captioned pictures at a path, or in a folder of that name below `$VITRAIL_DATA`.
 
     A path is `captions.txt`, a CSV, JSON (Karpathy's or COCO's) or Parquet file; a folder that holds such files, with
     the pictures beside them or in a folder beside them; a folder a part (`train/`, `val/`, `test/`) of that kind; or a
     folder of `name.jpg` beside `name.txt`. Where nothing names a part, about `val_fraction` of the pictures are for
-    validation, by a hash of the picture; 0 leaves the set whole. What cannot be used is left out, named and counted.
+    validation, by a hash of the picture or of its `group` (see `vitrail.data.groups`); 0 leaves the set whole. What
+    cannot be used is left out, named and counted.
     """
     path = _find(data)
     left = Left()
@@ -100,7 +112,7 @@ def open_captions(data: str | Path, val_fraction: float = 0.1) -> CaptionSplits:
         log.warning(f"{path}: {len(whole):,} pictures whose part is not named are for training")
         parts["train"] = _joined(whole, parts["train"]) if "train" in parts else whole
     elif whole is not None:
-        parts = _split(whole, val_fraction)
+        parts = _split(whole, val_fraction, group)
     empty = CaptionSet(path.name, [], [], [], channels)
     return CaptionSplits(parts.get("train", empty), parts.get("val"), parts.get("test"))
 
@@ -117,10 +129,10 @@ def _find(data: str | Path) -> Path:
     )
 
 
-def _split(whole: CaptionSet, val_fraction: float) -> dict[str, CaptionSet]:
+def _split(whole: CaptionSet, val_fraction: float, group: str | None) -> dict[str, CaptionSet]:
     if not val_fraction or len(whole) < 2:
         return {"train": whole}
-    train, val = split_val(whole, val_fraction)
+    train, val = split_val(whole, val_fraction, group)
     assert isinstance(train, CaptionSet) and isinstance(val, CaptionSet)
     log.info(f"{whole.name} names no parts: {len(val):,} of its {len(whole):,} pictures, by a hash, are for validation")
     return {"train": train, "val": val}
@@ -151,8 +163,7 @@ def _from_files(path: Path, left: Left) -> dict[str, CaptionSet]:
         return _from_tables(path, [path], left)
     if files := _caption_files(path):
         return _from_tables(path, files, left)
-    folders = {folder.name.lower(): folder for folder in folders_in(path)}
-    named = {part: folders[name] for part, names in SPLITS.items() for name in names if name in folders}
+    named = _split_folders(path)
     parts = {}
     for part, folder in (named or {"": path}).items():
         if files := _caption_files(folder):
@@ -179,24 +190,42 @@ def _from_files(path: Path, left: Left) -> dict[str, CaptionSet]:
 def _caption_files(folder: Path) -> list[Path]:
     """The tables and JSON files of a folder that are of captions; where some are called so, these alone."""
     places = [folder, *(place for place in folders_in(folder) if place.name.lower() == "annotations")]
-    files = [file for place in places for file in sorted(place.iterdir()) if file.is_file() and file.name[0] != "."]
+    files = [file for place in places for file in listing(place)[1]]
     files = [file for file in files if file.suffix.lower() in (".txt", ".csv", ".tsv", ".json")]
-    called = [file for file in files if "caption" in file.stem.lower() and not _beside_a_picture(file)]
-    if not called and any(_beside_a_picture(file) for file in files):
+    beside = {image.with_suffix("") for place in places for image in images_in(place)}
+    pairs = {file for file in files if file.suffix.lower() == ".txt" and file.with_suffix("") in beside}
+    called = [file for file in files if "caption" in file.stem.lower() and file not in pairs]
+    if not called and pairs:
         return []  # the captions are name.txt beside name.jpg, and a table is of something else
     return called or [file for file in files if file.suffix.lower() != ".txt"]
 
 
-def _beside_a_picture(file: Path) -> bool:
-    endings = (way for end in ENDINGS for way in (end, end.upper()))
-    return file.suffix.lower() == ".txt" and any(file.with_suffix(end).is_file() for end in endings)
+def _split_folders(path: Path) -> dict[str, Path]:
+    """The folders of the splits. Names that tell more than the split count where every folder has such a name."""
+    folders = folders_in(path)
+    told = {folder: split for folder in folders if (split := split_of(folder.name, strict=True))}
+    if not told and all(split_of(folder.name) for folder in folders):
+        told = {folder: split for folder in folders if (split := split_of(folder.name))}
+    for folder in folders if told else ():
+        if folder not in told and (count := len(scan(folder).all_images())):
+            log.warning(f"vitrail: {folder} is left out, with {count:,} images: it is no split (train, val or test)")
+    return {split: _unwrapped(folder) for split, folder in one_per_split((s, f) for f, s in told.items()).items()}
+
+
+def _unwrapped(folder: Path) -> Path:
+    """The folder inside a split's that holds nothing but one of the same split, as unzipping leaves them."""
+    while not _caption_files(folder) and not images_in(folder) and len(inner := folders_in(folder)) == 1:
+        if split_of(inner[0].name) != split_of(folder.name):
+            break
+        folder = inner[0]
+    return folder
 
 
 def _from_tables(path: Path, files: list[Path], left: Left) -> dict[str, CaptionSet]:
     """Files of captions by part: as each picture says, or else the file's name, or else the folder it lies in."""
     by_part: dict[str, list[Entry]] = {}
     for file in files:
-        told = part_of(file) or ""
+        told = split_of(file.stem) or ""
         find = finder(file.parent, told)
         for entry in read_file(file, left):
             entry.item = find(entry)
@@ -211,7 +240,7 @@ def _from_tables(path: Path, files: list[Path], left: Left) -> dict[str, Caption
 def _part_of_folder(entry: Entry, base: Path) -> str:
     """The part that a picture's folder below `base` is named for."""
     folder = entry.item.parent if isinstance(entry.item, Path) else base
-    return part_of(folder) or "" if folder != base and folder.is_relative_to(base) else ""
+    return split_of(folder.name) or "" if folder != base and folder.is_relative_to(base) else ""
 
 
 def _check_pictures(entries: list[Entry]) -> None:
@@ -225,12 +254,18 @@ def _check_pictures(entries: list[Entry]) -> None:
 
 
 def _name_the_uncaptioned(path: Path, entries: list[Entry], left: Left) -> None:
-    """Pictures that lie among the captioned ones, and that no line names."""
+    """Images that lie among the captioned ones, and that no line names; files of other kinds are counted."""
     there = {entry.item for entry in entries if isinstance(entry.item, Path)}
+    others = []
     for folder in sorted({file.parent for file in there}):
-        for file in sorted(folder.iterdir()):
-            if file.suffix.lower() in ENDINGS and file not in there:
+        for file in listing(folder)[1]:
+            if file in there:
+                continue
+            if is_image(file):
                 left.out("pictures without a caption", f"{file}: {path} has no caption for it")
+            else:
+                others.append(file)
+    say_left_out(Folder(path, others=others))
 
 
 def _make(path: Path, entries: list[Entry], left: Left) -> CaptionSet:
@@ -274,9 +309,7 @@ def _keep(entry: Entry, left: Left) -> bool:
 
 
 def _from_parquet(path: Path, left: Left) -> dict[str, CaptionSet]:
-    files: dict[str, list[Path]] = {}
-    for file in parquet.files(path):
-        files.setdefault(part_of(file) or part_of(file.parent) or "", []).append(file)
+    files = files_by_split(parquet.files(path))
     groups = [(part, members[0], *read_parquet(members)) for part, members in files.items()]
     parts: dict[str, CaptionSet] = {}
     whose: dict[Any, str] = {}

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitrail.data.names import Finder
+from vitrail.data.sources import listing
 from vitrail.errors import UserError
 
 log = logging.getLogger("vitrail")
@@ -33,9 +35,12 @@ class Table:
 
 def files(path: Path) -> list[Path]:
     """The Parquet files at a path: itself, or those of a folder and the folders in it."""
-    if path.is_file():
-        return [path] if path.suffix == ".parquet" else []
-    return sorted({*path.glob("*.parquet"), *path.glob("*/*.parquet")})
+    if not path.is_dir():
+        return [path] if path.is_file() and path.suffix.lower() == ".parquet" else []
+    folders, found = listing(path)
+    for folder in folders:
+        found += listing(folder)[1]
+    return sorted(file for file in found if file.suffix.lower() == ".parquet")
 
 
 def read(paths: list[Path]) -> Table:
@@ -121,6 +126,11 @@ class Pictures(Sequence[bytes | Path]):
                 f"{file}: the column {table.column_names[0]} holds {self.column.type}, no pictures and no paths: "
                 "rename the one that does to image"
             )
+        files = Finder()
+        self.moved: dict[str, Path] = {}
+        for name in _paths(self.column):
+            if not (self.root / name).is_file() and (found := files.find(name, [self.root], str(file))) is not None:
+                self.moved[name] = found
 
     def __len__(self) -> int:
         return len(self.column)
@@ -129,7 +139,19 @@ class Pictures(Sequence[bytes | Path]):
         value = self.column[i].as_py()
         if isinstance(value, dict):
             value = value.get("path") if value.get("bytes") is None else value["bytes"]
-        return self.root / value if isinstance(value, str) and value else bytes(value or b"")
+        if isinstance(value, str) and value:
+            return self.moved.get(value, self.root / value)
+        return bytes(value or b"")
+
+
+def _paths(column: Any) -> list[str]:
+    """The paths of a column, without those that only name encoded images."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
+        column = column.filter(pc.is_null(pc.struct_field(column, "bytes")))
+    return [name for name in own_names(column) if name]
 
 
 def _can_be_pictures(kind: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Sets of labelled pictures: where they are, what they are called, and which part is for what."""
+"""Sets of labelled images: where they are, what they are called, and which split is for what."""
 
 from __future__ import annotations
 
@@ -17,25 +17,15 @@ import torch
 from torch import Tensor
 
 from vitrail.data import builtin, parquet
+from vitrail.data import groups as grouping
 from vitrail.data.decode import BadPicture, Picture
+from vitrail.data.folders import read_class_folders
 from vitrail.data.pixels import TIFF, from_bands, to_bytes, with_channels
+from vitrail.data.sources import files_by_split, images_in
 from vitrail.errors import UserError
 from vitrail.files import reading
 
 log = logging.getLogger("vitrail")
-
-SPLITS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
-}
-"""names that folders and files of a part go by"""
-ENDINGS = frozenset(
-    [
-        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".npy"),
-        *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2"),
-    ]
-)
 
 
 class ImageSet:
@@ -96,6 +86,12 @@ class ImageSet:
         keys = [self.keys[i] for i in places.tolist()]
         return ImageSet(self.name, self.classes, self.labels[places], keys, items, self.channels)
 
+    def spread(self, count: int | None) -> ImageSet:
+        """At most `count` images, evenly spaced so that most classes are among them; None for all."""
+        if count is None or count >= len(self):
+            return self
+        return self.subset(torch.linspace(0, len(self) - 1, count).round().long())
+
 
 class Chosen(Sequence[bytes | Path | Tensor]):
     def __init__(self, items: Sequence[bytes | Path | Tensor], places: list[int]) -> None:
@@ -118,13 +114,14 @@ class Splits:
     beside: Sequence[str] = field(default=(), init=False)
     """folders of pictures that stand beside the parts and belong to none"""
 
-    def marks(self) -> dict[str, Any]:
-        """Plain data by which the same set is known again: names, labels and counts. The pictures are not read."""
+    def marks(self, group: str | None = None) -> dict[str, Any]:
+        """Plain data by which the same set is known again: names, labels, counts, groups. The images are not read."""
         parts = {"train": self.train, "val": self.val, "test": self.test}
-        return {
+        marks: dict[str, Any] = {
             "classes": self.train.classes,
             "parts": {name: {"pictures": len(part), "hash": _hash_names(part)} for name, part in parts.items() if part},
         }
+        return marks if group is None else {**marks, "groups": grouping.marks(self, group)}
 
 
 def difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
@@ -138,6 +135,8 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
             return f"its {name} part had {had['pictures']:,} pictures and has {has['pictures']:,}"
         if had != has:
             return f"pictures of its {name} part have other names, labels or captions"
+    if before.get("groups") != now.get("groups"):
+        return "its images are in other groups"
     return None
 
 
@@ -151,13 +150,14 @@ def _hash_names(part: ImageSet) -> str:
     return digest.hexdigest()
 
 
-def open_data(data: str | Path, name: str | None = None) -> Splits:
+def open_data(data: str | Path, name: str | None = None, grouped: bool = False) -> Splits:
     """The set at a path, or a built-in one by name; a path that exists wins over a name.
 
     A path is a folder with a folder a class, with or without folders `train`, `val` and `test` around them; Parquet
     in the Hub's layout, a file or a folder; or files in torchvision's layout. It may also be a folder that holds one
     of these under `name`, the built-in set that is asked for. Built-in sets are looked for in `$VITRAIL_DATA` first,
     and downloaded to `~/.cache/vitrail` where they are not found; other folders there are known by their name too.
+    `grouped` says that the class folders may hold folders that are groups (see `vitrail.data.groups`).
     """
     path = Path(data).expanduser()
     with reading(path):
@@ -165,11 +165,11 @@ def open_data(data: str | Path, name: str | None = None) -> Splits:
         if there and name in builtin.NAMES and _may_be_a_set(path / name):
             path = path / name
     if there:
-        splits = _open_path(path)
+        splits = _open_path(path, grouped)
     elif str(data) in builtin.NAMES:
         splits = _open_builtin(str(data))
     elif (root := os.environ.get("VITRAIL_DATA")) and (Path(root) / path).is_dir():
-        splits = _open_path(Path(root) / path)
+        splits = _open_path(Path(root) / path, grouped)
     else:
         near = difflib.get_close_matches(str(data), builtin.NAMES, n=1)
         hint = f"did you mean {near[0]}?" if near else f"built-in sets are {', '.join(builtin.NAMES)}"
@@ -179,7 +179,7 @@ def open_data(data: str | Path, name: str | None = None) -> Splits:
 
 def _may_be_a_set(folder: Path) -> bool:
     """Whether a folder is there that is no class: a class has pictures, a set has folders or files that hold them."""
-    return folder.is_dir() and not any(file.suffix.lower() in ENDINGS for file in folder.iterdir())
+    return folder.is_dir() and not images_in(folder)
 
 
 def _open_builtin(name: str) -> Splits:
@@ -193,15 +193,15 @@ def _open_builtin(name: str) -> Splits:
     return _from_arrays(name, builtin.download(name))
 
 
-def _open_path(path: Path) -> Splits:
+def _open_path(path: Path, grouped: bool = False) -> Splits:
     if parquet.files(path):
         return _from_parquet(path)
     if path.is_file():
-        raise UserError(f"{path} is a file: give a folder with a folder a class, or a Parquet file")
+        raise UserError(f"{path} is a file: give a folder with one folder per class, or a Parquet file")
     with reading(path):
         if (found := builtin.find(path)) is not None:
             return _from_arrays(path.name, found)
-        return _from_folder(path)
+        return _from_folder(path, grouped)
 
 
 def _from_arrays(name: str, parts: builtin.Arrays) -> Splits:
@@ -214,7 +214,12 @@ def _from_arrays(name: str, parts: builtin.Arrays) -> Splits:
 
 def _from_parquet(path: Path) -> Splits:
     parts: dict[str, parquet.Table] = {}
-    for split, files in _by_split(parquet.files(path)).items():
+    by_split = files_by_split(parquet.files(path))
+    if unnamed := by_split.pop("", []):
+        if by_split:
+            log.warning(f"vitrail: {unnamed[0]} names no split: it is for training")
+        by_split["train"] = by_split.get("train", []) + unnamed
+    for split, files in by_split.items():
         if (table := parquet.read(files)).labels:
             parts[split] = table
     names = next((table.names for table in parts.values() if table.names is not None), None)
@@ -233,70 +238,31 @@ def _from_parquet(path: Path) -> Splits:
     return _finish(path, classes, sets)
 
 
-def _by_split(files: list[Path]) -> dict[str, list[Path]]:
-    """Files by the part that their name, or else their folder, begins with; `train` where neither says."""
-    parts: dict[str, list[Path]] = {}
-    for file in files:
-        words = [file.stem.lower().replace(".", "-").replace("_", "-").split("-")[0], file.parent.name.lower()]
-        split = next((part for word in words for part, names in SPLITS.items() if word in names), "train")
-        parts.setdefault(split, []).append(file)
-    return parts
-
-
 def _natural(text: str) -> tuple[bool, float, str]:
     return (not text.isdecimal(), int(text) if text.isdecimal() else 0, text)
 
 
-def _from_folder(path: Path) -> Splits:
-    folders = {folder.name.lower(): folder for folder in folders_in(path)}
-    parts = {split: folders[name] for split, names in SPLITS.items() for name in names if name in folders}
-    # A class may be called "test", but then its folder holds pictures and not folders.
-    parts = {split: folder for split, folder in parts.items() if folders_in(folder)} or {"train": path}
-    found = {split: {folder.name: pictures_in(folder) for folder in folders_in(root)} for split, root in parts.items()}
-    for split, members in found.items():
-        for name in [name for name, pictures in members.items() if not pictures]:
-            log.warning(f"{parts[split] / name} holds no pictures and is left out")
-            del members[name]
-    if not any(found.values()):
-        loose = any(file.suffix.lower() in ENDINGS for file in path.iterdir())
-        found_here = "pictures but no class folders" if loose else "no pictures"
-        raise UserError(f"{path} holds {found_here}: put the pictures of each class in a folder of its name")
-    naming = [found["train"]] if found.get("train") else list(found.values())
-    classes = sorted({name for members in naming for name in members})
+def _from_folder(path: Path, grouped: bool) -> Splits:
+    folders = read_class_folders(path, grouped)
+    classes = sorted({name for members in folders.splits.values() for name in members})
     number = {name: i for i, name in enumerate(classes)}
     sets = {}
-    for split, members in found.items():
-        if unknown := sorted(set(members) - set(classes)):
-            raise UserError(f"{parts[split]} has a class that the training part lacks: {unknown[0]}")
+    for split, members in folders.splits.items():
         files = [file for name in sorted(members) for file in members[name]]
         labels = [number[name] for name in sorted(members) for _ in members[name]]
         keys = [file.relative_to(path).as_posix() for file in files]
         sets[split] = ImageSet(path.name, classes, torch.tensor(labels, dtype=torch.int64), keys, files)
     splits = _finish(path, classes, sets)
     if not len(splits.train):
-        others = [folder for folder in folders_in(path) if folder not in parts.values()]
-        splits.beside = [folder.name for folder in others if pictures_in(folder)]
+        splits.beside = folders.beside
     return splits
-
-
-def folders_in(path: Path) -> list[Path]:
-    return sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
-
-
-def pictures_in(folder: Path) -> list[Path]:
-    """Every picture below a folder, by its ending."""
-    found = []
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [
-            Path(place, file) for file in sorted(files) if Path(file).suffix.lower() in ENDINGS and file[0] != "."
-        ]
-    return found
 
 
 def _finish(path: Path, classes: list[str], sets: dict[str, ImageSet]) -> Splits:
     if not any(len(part) for part in sets.values()):
-        raise UserError(f"{path} holds no pictures")
+        raise UserError(f"{path} holds no images")
+    if "train" in sets:
+        _refuse_untrained(path, classes, sets)
     if len(classes) < 2:
         raise UserError(f"{path} holds one class ({classes[0]}): a classifier needs at least two")
     some = next(part for part in sets.values() if len(part))
@@ -305,6 +271,16 @@ def _finish(path: Path, classes: list[str], sets: dict[str, ImageSet]) -> Splits
     for part in sets.values():
         part.channels = channels
     return Splits(**sets)
+
+
+def _refuse_untrained(path: Path, classes: list[str], sets: dict[str, ImageSet]) -> None:
+    """Refuse classes with images to score and none to learn from."""
+    trained = torch.bincount(sets["train"].labels, minlength=len(classes)) > 0
+    for split, part in sets.items():
+        lacking = (torch.bincount(part.labels, minlength=len(classes)) > 0) & ~trained
+        if lacking.any():
+            name = classes[int(lacking.nonzero()[0])]
+            raise UserError(f"the {split} split of {path} has a class that the training split lacks: {name}")
 
 
 def stored_channels(part: ImageSet) -> int:
@@ -339,25 +315,71 @@ def _count_channels(data: bytes) -> int:
     return 1 if bool((image == image[:1]).all()) else 3
 
 
-def split_val(part: ImageSet, fraction: float = 0.1) -> tuple[ImageSet, ImageSet]:
-    """A training set without, and with only, about `fraction` of its pictures, for validation.
+SMALL = 3
+"""different images that a class needs at least for some to be held back"""
 
-    A picture's side follows from a hash of its content alone: it stays when others are added or files are renamed,
-    and copies of a picture fall on one side. Each side has at least one picture.
+
+def split_val(part: ImageSet, fraction: float = 0.1, group: str | None = None) -> tuple[ImageSet, ImageSet]:
+    """A training set without, and with only, about `fraction` of its images, for validation.
+
+    An image's side follows from a hash of its content alone: it stays when others are added or files are renamed, and
+    copies of an image fall on one side. With `group`, whose kinds `vitrail.data.groups` lists, it follows from a hash
+    of its group's name. Each class keeps an image, or group, to learn from; those too small to split are named, and
+    keep all. Raises UserError where nothing can be held back.
     """
     if len(part) < 2:
-        raise UserError(
-            f"{part.name} has {len(part)} pictures to train on: a validation part needs one of at least two"
-        )
+        raise UserError(f"{part.name} has {len(part)} images to train on: a validation split needs one of at least two")
     places = torch.tensor([_hash(part.read(i)) for i in range(len(part))], dtype=torch.float64)
-    chosen = places < fraction
-    if not chosen.any():
-        chosen = places == places.min()
-    if chosen.all():
-        chosen = places < places.max()
-    if not chosen.any():  # all are copies of one picture
-        chosen[0] = True
+    names = None if group is None else grouping.groups_of(part, group)
+    if names is not None and len(set(names)) == 1:
+        raise UserError(f"--group {group}: all {len(part):,} images of {part.name} are in one group, {names[0]!r}")
+    units = places if names is None else grouping.places(names)
+    chosen, small = _choose(part, places, units, fraction)
+    if small:
+        what = f"{'one group, or ' if names else ''}fewer than {SMALL} different images"
+        named = ", ".join(small[:5]) + (f" and {len(small) - 5:,} others" if len(small) > 5 else "")
+        log.warning(f"vitrail: too small to hold images back for validation ({what}), so all train: {named}")
+    if names is None:
+        grouping.warn_of_prefixes(part, chosen)
+    else:
+        grouping.describe(names, chosen)
     return part.subset((~chosen).nonzero()[:, 0]), part.subset(chosen.nonzero()[:, 0])
+
+
+def _choose(part: ImageSet, places: Tensor, units: Tensor, fraction: float) -> tuple[Tensor, list[str]]:
+    """Which images are held back, bool [N], and the names of the classes that are too small for it.
+
+    `places` [N] are the hashes of the images, `units` [N] those by which the side of each is chosen.
+    """
+    labels = part.labels if part.classes else torch.zeros(len(part), dtype=torch.int64)
+    count = max(len(part.classes), 1)
+    images_of, units_of = _count_distinct(labels, places, count), _count_distinct(labels, units, count)
+    splittable = (units_of > 1) & (images_of >= SMALL)
+    if not splittable.any():  # a set of few images is split as well as can be
+        splittable = units_of > 1
+    # All of one unit go to one side, so what a class must keep stays in training for other classes too.
+    kept = torch.isin(units, units[~splittable[labels]])
+    last = torch.zeros(count, dtype=torch.float64).scatter_reduce(0, labels, units, "amax", include_self=False)
+    bare = (last < fraction) & (torch.bincount(labels, kept.double(), count) == 0)
+    free = ~kept & ~torch.isin(units, last[bare])
+    if not free.any():
+        raise UserError(
+            f"{part.name} has no image or group that can be held back for validation, so that each class keeps one to "
+            "learn from: add images, or a folder val"
+        )
+    chosen = free & (units < fraction)
+    if not chosen.any():
+        chosen = units == units[free].min()
+    sizes = torch.bincount(labels, minlength=count)
+    small = (~splittable & (sizes > 0)).nonzero()[:, 0].tolist()
+    return chosen, [f"{part.classes[i]} ({int(sizes[i])})" for i in small] if part.classes else []
+
+
+def _count_distinct(labels: Tensor, places: Tensor, count: int) -> Tensor:
+    """How many different places each label has, int64 [count]."""
+    values, inverse = places.unique(return_inverse=True)
+    pairs = (labels * len(values) + inverse).unique()
+    return torch.bincount(pairs // len(values), minlength=count)
 
 
 RAW = (b"BM", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", *TIFF, b"\x93NUMPY")

@@ -35,7 +35,7 @@ from vitrail.explain.positions import position_similarity
 from vitrail.explain.words import words_looked
 from vitrail.files import printable, write_whole
 from vitrail.tasks.caption import Caption
-from vitrail.tasks.task import Task
+from vitrail.tasks.task import Task, in_words
 from vitrail.vit import PatchEmbedding
 
 log = logging.getLogger("vitrail")
@@ -61,7 +61,8 @@ def explain(task: Task, image: Image.Image | str | Path, out: str | Path) -> dic
 
     Writes `rollout.png`, `heads.png`, `positions.png`, `filters.png`, `distance.png`, for a captioner `words.png`, the
     numbers behind the attention in `numbers.json`, and `index.html`, which shows them. Returns `predictions` (labels
-    and scores, best first) or `caption` and `words`, `files` (name to path) and `notes` (what was left out, and why).
+    and scores, best first), `values` or `caption` and `words`, `files` (name to path) and `notes` (what was left out,
+    and why).
     A model that is neither a Vision Transformer nor a captioner, and a file that is no picture, are UserErrors, and
     then nothing is written.
     """
@@ -79,9 +80,11 @@ def explain(task: Task, image: Image.Image | str | Path, out: str | Path) -> dic
         except UserError as error:
             seen.leave_out(f"the decoder's attention alone: {error}")
     else:
-        labels = task.predict([pixels])[0].labels
-        seen.says["predictions"] = labels
-        title = f"{labels[0]['label']} ({labels[0]['score']:.0%})" if labels else ""
+        answer = task.predict([pixels])[0]
+        seen.says["predictions"] = labels = answer.labels
+        title = f"{labels[0]['label']} ({labels[0]['score']:.0%})" if labels else in_words(answer.values)
+        if answer.values:
+            seen.says["values"] = answer.values
         _encoder(seen, task, picture, prepared, printable(title))
 
     files = {name: png(figure) for name, figure in seen.figures.items()}
@@ -190,6 +193,7 @@ SAYS = {
 
 def _page(source: str, says: dict[str, Any], names: list[str], notes: list[str]) -> str:
     rows = "".join(f"<tr><td>{escape(row['label'])}<td>{row['score']:.1%}" for row in says.get("predictions", ()))
+    rows += "".join(f"<tr><td>{escape(in_words([row]))}" for row in says.get("values", ()))
     rows += "".join(f"<tr><td dir=auto>{escape(row['text'])}<td>{row['p']:.1%}" for row in says.get("words", ()))
     caption = f"<h2 dir=auto>{escape(says['caption'])}</h2>" if "caption" in says else ""
     order = [name for name in SAYS if name in names]

@@ -31,7 +31,7 @@ def encoder_of(task: nn.Module) -> ViT:
 
 @torch.no_grad()
 def attention_maps(task: nn.Module, images: Tensor) -> Tensor:
-    """The attention matrices (equation 6) for normalised pictures [B, C, H, W].
+    """The attention matrices (equation 6) for normalised images [B, C, H, W].
 
     They are [L, B, heads, T, T], float32, on the CPU. Row i holds what token i takes from every token, and sums to one.
     Fused attention never forms these matrices, so hooks compute each again from the layer's input, one layer at a time

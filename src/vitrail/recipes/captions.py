@@ -15,6 +15,7 @@ from vitrail.train.optim import Optim
 from vitrail.train.run import Run
 from vitrail.train.tune import Tune
 from vitrail.variants import VariantConfig
+from vitrail.vit import ViTConfig
 
 PHOTOS_MEAN, PHOTOS_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -57,6 +58,7 @@ def _run(recipe: str, model: EncoderConfig, task: Captioning) -> Run:
         data="flickr8k",
         task=task,
         model=model,
+        attention_init="mimetic" if isinstance(model, ViTConfig) else "xavier",
         augment=Augment(crop="resized", scale=(0.5, 1.0), flip=True),
         # Such decay, twenty times the usual, keeps an encoder from knowing 6,000 pictures by heart.
         optim=Optim(optimizer="muon", lr=1e-3, matrix_lr=4e-3, weight_decay=1.0, beta2=0.98, clip=1.0, ema=0.998),

@@ -37,6 +37,8 @@ Given = tuple[Mapping[Key, str], Mapping[Key, Sequence[str]]]
 """candidates, and the references of each"""
 Cut = tuple[dict[Key, str], dict[Key, list[str]]]
 """the same in tokens, parted by spaces"""
+Scores = dict[str, float | None]
+"""by name; None for one that these pictures do not have"""
 
 MISSING = "scores of captions need pycocoevalcap: pip install 'vitrail[caption]'"
 JAVA_LIMIT = 600
@@ -44,7 +46,7 @@ JAVA_LIMIT = 600
 COLLAPSED = 0.5
 """a model that gives more than this share of the pictures one caption has collapsed,"""
 FEWEST = 10
-"""which fewer pictures than this do not show"""
+"""which fewer pictures than this do not show; CIDEr of fewer means little"""
 PUNCTUATION = frozenset(
     ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
 )
@@ -62,7 +64,7 @@ def caption_scores(
     *,
     java: bool | None = None,
     seen: Iterable[str] | None = None,
-) -> dict[str, float]:
+) -> Scores:
     """`bleu1` to `bleu4`, `rouge_l`, `cider`; with Java `meteor`, and all of them on Treebank tokens as `ptb_...`.
 
     Beside them: `length` (mean words), `vocabulary` (different words over all captions), `identical` (the share of
@@ -70,13 +72,28 @@ def caption_scores(
     picture), with `seen`, the captions trained on, `new` (the share of captions that are none of these), and `count`.
 
     Each picture needs a candidate and at least one reference. `java` None uses Java where it is found, True insists.
-    CIDEr weighs n-grams by these references, so it is 0 for a single picture and means little for few. Captions that
-    have no word by the fixed tokenisation score 0, and `length` and the others beside it count what spaces part.
+    CIDEr weighs n-grams by how few of the pictures have them in these references: where all have the same ones, as
+    with a single picture, `cider` is None, and for few it means little; either is warned of. Captions that have no word
+    by the fixed tokenisation score 0, and `length` and the others beside it count what spaces part.
     """
-    return _scored([(candidates, references)], java, seen)[0]
+    scores = _scored([(candidates, references)], java, seen)[0]
+    _warn_of_cider(scores, len(candidates))
+    return scores
 
 
-def _scored(sets: Sequence[Given[Key]], java: bool | None, seen: Iterable[str] | None = None) -> list[dict[str, float]]:
+def _warn_of_cider(scores: Scores, count: int) -> None:
+    """Say where CIDEr says nothing, or little."""
+    images = f"{count} image{'s' * (count > 1)}"
+    if scores["cider"] is None:
+        warn_once(
+            f"no CIDEr of {images}: it weighs words by how few of the images have them in their references, and all "
+            "here have the same; score more images"
+        )
+    elif count < FEWEST:
+        warn_once(f"CIDEr of {images} means little: it weighs words by how few of the images have them; score more")
+
+
+def _scored(sets: Sequence[Given[Key]], java: bool | None, seen: Iterable[str] | None = None) -> list[Scores]:
     """`caption_scores` of several sets. Java takes many seconds to begin, so it does so once for all."""
     if not all(given and given.keys() == texts.keys() and all(texts.values()) for given, texts in sets):
         raise ValueError("every picture needs one candidate and at least one reference")
@@ -127,12 +144,12 @@ def _said(caption: str) -> tuple[str, ...]:
     return tuple(words(caption) or caption.lower().split())
 
 
-def human_ceiling(references: Mapping[Key, Sequence[str]], *, java: bool | None = None) -> dict[str, float]:
+def human_ceiling(references: Mapping[Key, Sequence[str]], *, java: bool | None = None) -> Scores:
     """How people score: each reference in turn as the candidate against the picture's others, averaged over the turns.
 
-    A turn counts by its pictures, since few have a sixth reference. Those with fewer than two have no part in it;
-    `count` is of the others. A person has one reference less to agree with than a model has, so this is a little below
-    what a person would get beside it.
+    A turn counts by its pictures, since few have a sixth reference; one that has no CIDEr is left out of that score's
+    mean. Pictures with fewer than two references have no part in it; `count` is of the others. A person has one
+    reference less to agree with than a model has, so this is a little below what a person would get beside it.
     """
     several = {key: list(texts) for key, texts in references.items() if len(texts) > 1}
     if not several:
@@ -142,10 +159,18 @@ def human_ceiling(references: Mapping[Key, Sequence[str]], *, java: bool | None 
         those = {key: texts for key, texts in several.items() if len(texts) > turn}
         others = {key: texts[:turn] + texts[turn + 1 :] for key, texts in those.items()}
         sets.append(({key: texts[turn] for key, texts in those.items()}, others))
-    turns = _scored(sets, java)
-    captions = sum(turn["count"] for turn in turns)
-    means = {name: sum(turn[name] * turn["count"] for turn in turns) / captions for name in turns[0]}
+    turns, sizes = _scored(sets, java), [len(texts) for texts, _ in sets]
+    means = {
+        name: _mean([(turn[name], counts) for turn, counts in zip(turns, sizes, strict=True)]) for name in turns[0]
+    }
+    _warn_of_cider(means, len(several))
     return {**means, "count": len(several)}
+
+
+def _mean(turns: Iterable[tuple[float | None, int]]) -> float | None:
+    """Of those turns that have a score, each weighed by its number of pictures."""
+    scored = [(score, count) for score, count in turns if score is not None]
+    return sum(score * count for score, count in scored) / sum(count for _, count in scored) if scored else None
 
 
 def check_scorers() -> None:
@@ -154,7 +179,7 @@ def check_scorers() -> None:
         raise UserError(MISSING)
 
 
-def _ngram_scores(tokens: Mapping[Key, str], expected: Mapping[Key, list[str]]) -> dict[str, float]:
+def _ngram_scores(tokens: Mapping[Key, str], expected: Mapping[Key, list[str]]) -> Scores:
     """What needs no Java, on text whose words are parted by spaces."""
     try:
         from pycocoevalcap.bleu.bleu import Bleu
@@ -171,13 +196,20 @@ def _ngram_scores(tokens: Mapping[Key, str], expected: Mapping[Key, list[str]]) 
         rouge, _ = Rouge().compute_score(expected, given)
         cider, _ = Theirs().compute_score(expected, given)
     return {
-        "cider": float(cider),
+        "cider": float(cider) if _tell_apart(expected.values()) else None,
         **{f"bleu{n}": float(score) for n, score in enumerate(bleu, 1)},
         "rouge_l": float(rouge),
     }
 
 
-def _java_scores(sets: Sequence[Given[Key]], cut: Sequence[Cut[Key]]) -> list[dict[str, float]]:
+def _tell_apart(references: Iterable[Sequence[str]]) -> bool:
+    """Whether some n-gram is in the references of some pictures only: CIDEr's weights are 0 for what all have."""
+    found = ({ngram for text in texts for ngram in _ngrams(text.split())} for texts in references)
+    first = next(found)
+    return any(ngrams != first for ngrams in found)
+
+
+def _java_scores(sets: Sequence[Given[Key]], cut: Sequence[Cut[Key]]) -> list[Scores]:
     """What needs Java, of each set and of its fixed tokens."""
     texts = [text for given, references in sets for key in given for text in (given[key], *references[key])]
     lines = iter(treebank(texts))
@@ -318,10 +350,11 @@ class CaptionMetric:
         candidates = {sample: self.rows[sample][0] for sample in sorted(self.rows)}
         references = {sample: self.rows[sample][1] for sample in candidates}
         scores = caption_scores(candidates, references, java=self.java, seen=self.seen)
-        if len(candidates) >= FEWEST and scores["identical"] > COLLAPSED:
+        identical = scores["identical"]
+        if len(candidates) >= FEWEST and identical is not None and identical > COLLAPSED:
             common, _ = Counter(candidates.values()).most_common(1)[0]
             log.warning(
-                f"{scores['identical']:.0%} of {len(candidates):,} pictures have the same caption ({common!r:.80}): "
+                f"{identical:.0%} of {len(candidates):,} pictures have the same caption ({common!r:.80}): "
                 "the model does not look at them, or has not trained for long enough"
             )
         return scores

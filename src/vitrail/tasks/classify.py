@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,13 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitrail.data.classes import outputs_of
 from vitrail.data.decode import Preprocess
 from vitrail.errors import UserError
-from vitrail.plain import describe
-from vitrail.tasks.encoder import KINDS, Encoder
-from vitrail.tasks.task import Batch, Prediction, Task
-from vitrail.variants import head_for
-from vitrail.vit import Head, Tokens, ViTConfig
+from vitrail.tasks.encoder import Encoder
+from vitrail.tasks.headed import Headed
+from vitrail.tasks.task import Batch, Prediction
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Classification:
             raise UserError("weighted and balanced both make up for rare classes: add --no-balanced or --no-weighted")
 
 
-class Classify(Task):
-    """An encoder, its pooling and a head.
+class Classify(Headed):
+    """An encoder, its pooling and a head with an output for each class.
 
     Keys of a batch: `image` [B, C, H, W] normalised floats, `label` [B] class numbers or [B, K] soft targets,
     `sample` [B] numbers of the samples.
@@ -68,28 +68,17 @@ class Classify(Task):
 
         `smoothing` and `class_weights` [K] shape the training loss alone.
         """
-        super().__init__()
-        self.encoder = encoder
         bias = -math.log(len(classes)) if loss == "sigmoid" else 0.0
-        config = encoder.config
-        if isinstance(config, ViTConfig):  # it pools in several ways, of which some join tokens or keep two
-            self.head = head_for(config, len(classes), hidden, bias)
-        else:
-            self.head = Head(config.width, len(classes), hidden, bias)
+        super().__init__(encoder, len(classes), preprocess, hidden, bias)
         self.classes = classes
-        self.preprocess = preprocess
-        self.hidden = hidden
         self.loss_kind: Literal["softmax", "sigmoid"] = loss
         self.smoothing = smoothing
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.class_weights: Tensor | None
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised pictures [B, C, H, W] to logits [B, K]."""
-        return self.head(self.encoder.pool(self.encoder(images)))
-
-    def features(self, images: Tensor) -> Tokens:
-        return self.encoder(images)
+    @property
+    def outputs(self) -> list[str]:
+        return self.classes
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Sum of the pictures' losses, and `accuracy`, the number of right first guesses (of the likelier class)."""
@@ -107,16 +96,21 @@ class Classify(Task):
         """One loss a picture, [B]."""
         classes = logits.shape[1]
         targets = F.one_hot(labels, classes).to(logits) if labels.ndim == 1 else labels
-        if self.loss_kind == "sigmoid":
+        if self._sigmoid(classes):
             targets = (targets > 0).to(logits)  # both pictures of a mix are there
         targets = targets * (1 - self.smoothing) + self.smoothing / classes
-        if self.loss_kind == "sigmoid":
+        if self._sigmoid(classes):
             return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
         return -(targets * logits.log_softmax(dim=1)).sum(dim=1)
 
+    def _sigmoid(self, classes: int) -> bool:
+        """Whether each class has a probability of its own. One class alone does: a softmax over it is always 1."""
+        return self.loss_kind == "sigmoid" or classes == 1
+
     def probabilities(self, logits: Tensor) -> Tensor:
-        """[B, K]: a softmax, or for the sigmoid loss each class's own chance."""
-        return logits.float().sigmoid() if self.loss_kind == "sigmoid" else logits.float().softmax(dim=1)
+        """[B, K]: a softmax, or for the sigmoid loss and a single class each class's own probability."""
+        logits = logits.float()
+        return logits.sigmoid() if self._sigmoid(logits.shape[1]) else logits.softmax(dim=1)
 
     def answer(self, batch: Batch, top: int = 5) -> list[Prediction]:
         """The `top` likeliest classes of each picture, best first."""
@@ -130,18 +124,21 @@ class Classify(Task):
         return ClassifyMetric(self)
 
     def config(self) -> dict[str, Any]:
-        return {"encoder": describe(self.encoder.config, KINDS), "hidden": self.hidden, "loss": self.loss_kind}
+        return {**super().config(), "loss": self.loss_kind}
 
 
 class ClassifyMetric:
     """Top-1, top-5, per-class accuracy, confusion matrix, calibration error and cross-entropy, from the logits.
 
     The cross-entropy is that of their softmax, whatever the loss; the calibration error is of the task's own
-    probabilities.
+    probabilities. Labels number `classes`, which may be some of the task's: an answer is one of all that it knows.
     """
 
-    def __init__(self, task: Classify) -> None:
+    def __init__(self, task: Classify, classes: Sequence[str] | None = None) -> None:
+        """`classes` are the data's; the task's own if left out. UserError where the task does not know one of them."""
         self.task = task
+        self.classes = list(task.classes if classes is None else classes)
+        self.outputs = torch.tensor(outputs_of(self.classes, task.classes))
         self.rows: dict[int, tuple[Tensor, int]] = {}
 
     def update(self, batch: Batch, outputs: Tensor) -> None:
@@ -163,25 +160,33 @@ class ClassifyMetric:
             self.rows[sample] = (row, label)
 
     def compute(self) -> dict[str, Any]:
-        """Scores are fractions; `confusion[i][j]` counts pictures of class i taken for class j."""
+        """Scores are fractions. `confusion[i][j]` counts pictures of class i of `classes` taken for class j.
+
+        Where the task knows others too, `model_classes` is their number with these, and `outside[i]` counts pictures
+        of class i taken for one of the others.
+        """
         state = self.state()
         logits, labels = state["logits"], state["label"]
-        classes = logits.shape[1]
+        known, classes = logits.shape[1], len(self.classes)
+        right = self.outputs[labels]
         order = logits.argsort(dim=1, descending=True, stable=True)
-        hits = order == labels[:, None]
-        confusion = torch.bincount(labels * classes + order[:, 0], minlength=classes * classes).view(classes, classes)
-        counts = confusion.sum(dim=1)
-        probabilities = self.task.probabilities(logits)
+        hits = order == right[:, None]
+        guess = torch.full((known,), classes).index_put((self.outputs,), torch.arange(classes))[order[:, 0]]
+        cells = torch.bincount(labels * (classes + 1) + guess, minlength=classes * (classes + 1))
+        cells = cells.view(classes, classes + 1)
+        others = {"model_classes": known, "outside": cells[:, classes].tolist()} if known > classes else {}
         return {
             "top1": hits[:, 0].double().mean().item(),
             "top5": hits[:, :5].any(dim=1).double().mean().item(),
-            "cross_entropy": F.cross_entropy(logits, labels).item(),
-            "calibration_error": calibration_error(probabilities, labels),
+            "cross_entropy": F.cross_entropy(logits, right).item(),
+            "calibration_error": calibration_error(self.task.probabilities(logits), right),
             # A class without a picture in this part has no accuracy.
             "per_class": [
-                c / n if n else None for c, n in zip(confusion.diag().tolist(), counts.tolist(), strict=True)
+                c / n if n else None for c, n in zip(cells.diag().tolist(), cells.sum(dim=1).tolist(), strict=True)
             ],
-            "confusion": confusion.tolist(),
+            "classes": self.classes,
+            "confusion": cells[:, :classes].tolist(),
+            **others,
             "count": len(labels),
         }
 

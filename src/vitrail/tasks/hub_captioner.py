@@ -166,15 +166,21 @@ class GitDecoder(Language):
         return out.logits[:, tokens.shape[1] :].view(*words.shape, -1)
 
     def start(self, memory: Memory, captions: int = 1) -> LanguageState:
+        # transformers 4 tells an image's tokens from words by this count, which is wrong where a video model gets one
+        # image: the first words would be dropped from its cache.
+        for layer in self.model.git.encoder.layer:
+            layer.attention.self.image_patch_tokens = memory.tokens.shape[1]
         return LanguageState([memory.tokens.repeat_interleave(captions, dim=0)], [])
 
     def step(self, words: Tensor, state: DecoderState) -> tuple[Tensor, LanguageState]:
         assert isinstance(state, LanguageState)
         ids, tokens = self.read(words[:, None], state.length), state.words[0]
+        # transformers 4 caches the words alone, and reads the image again with each.
+        unseen = state.cache is None or state.cache.get_seq_length() == state.length
         out = self.model(
             input_ids=ids,
             position_ids=torch.full_like(ids, state.length),
-            pixel_values=tokens[:, None] if state.cache is None else None,
+            pixel_values=tokens[:, None] if unseen else None,
             output_attentions=True,
             **cache_arguments(self.model, state.cache),
         )

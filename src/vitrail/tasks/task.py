@@ -25,6 +25,8 @@ class Prediction:
 
     labels: list[dict[str, Any]] = field(default_factory=list)
     """classification: `{"label": name, "score": probability}`, best first"""
+    values: list[dict[str, Any]] = field(default_factory=list)
+    """regression: `{"name": name, "value": number}`, in the head's order"""
     caption: str = ""
     """captioning: the best caption"""
     captions: list[dict[str, Any]] = field(default_factory=list)
@@ -35,6 +37,16 @@ class Prediction:
     def as_row(self) -> dict[str, Any]:
         """The filled fields, for a line of JSON; a caption may be empty."""
         return {name: value for name, value in asdict(self).items() if value or (name == "caption" and self.captions)}
+
+
+def in_words(values: Sequence[dict[str, Any]]) -> str:
+    """Values for people: `age 31.4, angle -0.25`."""
+    return ", ".join(f"{value['name']} {_short(value['value'])}" for value in values)
+
+
+def _short(number: float) -> str:
+    """Four digits, or all before the point where these are more."""
+    return f"{number:.0f}" if 1e4 <= abs(number) < 1e15 else f"{number:.4g}"
 
 
 class Metric(Protocol):

@@ -13,6 +13,7 @@ from vitrail import zoo
 from vitrail.data.augment import Augment
 from vitrail.data.captions import CaptionSet, open_captions
 from vitrail.data.decode import Preprocess
+from vitrail.data.groups import check_splits
 from vitrail.data.loader import Loader, Tally
 from vitrail.data.random import seed_for
 from vitrail.data.sets import ImageSet, Splits, open_data, split_val
@@ -41,16 +42,22 @@ VAL_FRACTION = 0.1
 
 def build(run: Run, splits: Splits, device: torch.device) -> tuple[Parts, int]:
     """The parts of a run, and its number of steps."""
-    train, val = (splits.train, splits.val) if splits.val else split_val(splits.train, VAL_FRACTION)
+    train, val = (splits.train, splits.val) if splits.val else split_val(splits.train, VAL_FRACTION, run.group)
     if run.tune.frozen and isinstance(run.task, Classification):
         refuse_unused(run.task, run.tune.method)
     if not isinstance(run.task, Classification) and (run.augment.mixup or run.augment.cutmix):
         raise UserError("mixup and cutmix mix the labels of classes, and captions have none: leave them out")
-    # A validation part that was cut from the training part shares its limit of bad pictures.
-    tally = None if splits.val else Tally(len(splits.train))
-    torch.manual_seed(seed_for(run.seed, -1))
+    # A validation split that was cut from the training split shares its limit of bad images.
+    tally = Tally(len(splits.train))
+    val_tally = Tally(len(val)) if splits.val else tally
+    test_tally = Tally(len(splits.test)) if splits.test else None
+    train, val = train.spread(run.images), val.spread(run.images)
+    test = splits.test.spread(run.images) if splits.test else None
+    seed = seed_for(run.seed, -1)
+    torch.manual_seed(seed)
     task = start(run, train)
     if run.init is not None:
+        zoo.check_filled(task, run.init, seed)
         tune(task, run.tune)
     elif run.tune.method != "full":
         raise UserError(f"method {run.tune.method} adapts trained weights: name some with --init")
@@ -71,11 +78,10 @@ def build(run: Run, splits: Splits, device: torch.device) -> tuple[Parts, int]:
     )
     others = [
         evaluation_loader(task, part, device, run.workers, run.seed, run.max_bad, shared) if part else None
-        for part, shared in ((val, tally), (splits.test, None))
+        for part, shared in ((val, val_tally), (test, test_tally))
     ]
     assert others[0] is not None
-    steps = max(1, round(run.epochs * loader.steps_per_epoch))
-    return Parts(task, loader, others[0], others[1]), steps
+    return Parts(task, loader, others[0], others[1]), run.steps(loader.steps_per_epoch)
 
 
 def refuse_unused(task: Classification, method: str) -> None:
@@ -88,7 +94,18 @@ def refuse_unused(task: Classification, method: str) -> None:
 
 IDLE = frozenset(
     [
-        *("epochs", "accumulate", "early_size", "early", "eval_every", "compile", "smoothing", "balanced", "drop_path"),
+        *(
+            "epochs",
+            "max_steps",
+            "accumulate",
+            "early_size",
+            "early",
+            "eval_every",
+            "compile",
+            "smoothing",
+            "balanced",
+            "drop_path",
+        ),
         *("captions", "word_dropout", "contrastive", "bag_of_words", "self_critical", "critic_temperature"),
         *(entry.name for config in (Optim, Augment) for entry in fields(config)),
     ]
@@ -106,9 +123,15 @@ def warn_unused(recipe: Run, asked: Run, method: str) -> None:
         log.warning("method %s makes no use of %s", method, ", ".join(names))
 
 
-def open_for(task: TaskConfig, data: str | Path, name: str | None = None) -> Splits:
-    """The parts of a set, as the task needs them."""
-    return open_captions(data) if isinstance(task, Captioning | Prefixed) else open_data(data, name=name)
+def open_for(task: TaskConfig, data: str | Path, name: str | None = None, group: str | None = None) -> Splits:
+    """The splits of a set, as the task needs them; no `group` may lie in two of them."""
+    if isinstance(task, Captioning | Prefixed):
+        splits: Splits = open_captions(data, group=group)
+    else:
+        splits = open_data(data, name=name, grouped=group is not None)
+    if group is not None:
+        check_splits(splits, group)
+    return splits
 
 
 def evaluation_loader(
@@ -236,7 +259,13 @@ def captioner(run: Run, train: CaptionSet) -> Caption:
             raise UserError(
                 "no caption has a word of [a-z0-9'], which are what CIDEr rewards: leave self-critical training out"
             )
-        task.reward = Cider(dict(enumerate(train.captions)), ends=True).rewards
+        cider = Cider(dict(enumerate(train.captions)), ends=True)
+        if not any(cider.weights.values()):
+            raise UserError(
+                f"self-critical training rewards CIDEr, which weighs words by how few of the {len(train)} training "
+                "images have them, and all have the same: add images, or leave it out"
+            )
+        task.reward = cider.rewards
     train.labels = numbered(train.captions, task.tokenizer, task.captioning.most_words)
     if isinstance(config, Captioning) and (loaded is None or not goes_on(config, loaded)):
         task.expect(train.labels)

@@ -18,7 +18,7 @@ from matplotlib.ticker import PercentFormatter
 
 from vitrail.errors import UserError
 from vitrail.files import printable, write_whole
-from vitrail.train.report import RunRecord, count, duration, plain, read_run, shown
+from vitrail.train.report import NO_SCORES, RunRecord, count, duration, plain, read_run, shown
 
 log = logging.getLogger("vitrail")
 
@@ -55,6 +55,8 @@ def compare(folders: Sequence[str | Path], out: str | Path | None = None) -> lis
     names = _names([run.folder for run in runs])
     if len(scores := _scores(runs)) > 1:
         log.warning(f"these runs are scored by {' and '.join(scores)}, which say nothing about each other")
+    if fast := [name for name, run in zip(names, runs, strict=True) if run.fast_dev_run]:
+        log.warning(f"{', '.join(fast)}: a fast dev run, {NO_SCORES}")
     if out is not None:
         write_whole(out, _plot(runs, names))
     return [_row(run, name) for run, name in zip(runs, names, strict=True)]
@@ -89,6 +91,7 @@ def _row(run: RunRecord, name: str) -> dict[str, Any]:
         "best_val": run.best.get(run.score),
         "best_val_step": run.best.get("step"),
         "test": run.test.get(run.score),
+        **({"fast_dev_run": True} if run.fast_dev_run else {}),
     }
 
 
@@ -107,6 +110,8 @@ def as_table(rows: Sequence[dict[str, Any]]) -> str:
 def _cell(name: str, row: dict[str, Any]) -> str:
     if name in ("best_val", "test"):
         return shown(row["score"], row[name])
+    if name == "name" and row.get("fast_dev_run"):
+        return f"{row['name']} (fast dev run)"
     return SHOWN.get(name, str)(row[name])
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import io
+import logging
+import shutil
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from typing import Literal
 
 import torch
@@ -42,6 +45,19 @@ def autocast(device: torch.device, precision: Literal["auto", "bf16", "fp32"]) -
     if precision == "fp32" or (precision == "auto" and not native_bf16(device)):
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
+
+
+def ready_to_compile(device: torch.device) -> None:
+    """Raise UserError where torch.compile lacks a compiler, and keep it from a warning that is of no use on a CPU."""
+    if device.type != "cpu":
+        return
+    if not any(map(shutil.which, ("g++", "c++", "clang++", "cl"))):
+        raise UserError("compiling needs a C++ compiler on a CPU: install g++, or say --no-compile")
+    # Where CUDA's compiler is installed without a GPU, this module says so when it is imported, which compiling does.
+    # It is logged; older releases of PyTorch print it.
+    logging.getLogger("torch.utils.cpp_extension").addFilter(lambda row: "No CUDA runtime" not in row.getMessage())
+    with redirect_stderr(io.StringIO()):
+        import torch.utils.cpp_extension  # noqa: F401
 
 
 def release_memory() -> None:

@@ -6,7 +6,6 @@ import itertools
 import logging
 import os
 import shlex
-import shutil
 import signal
 import sys
 import time
@@ -22,9 +21,9 @@ from torch import Tensor, nn
 
 from vitrail.data.loader import Loader
 from vitrail.data.random import seed_for
-from vitrail.errors import RunError, Stopped, UserError
+from vitrail.errors import RunError, Stopped, UserError, warn_once
 from vitrail.tasks.task import Batch, Metric, Task
-from vitrail.train.device import autocast, release_memory
+from vitrail.train.device import autocast, ready_to_compile, release_memory
 from vitrail.train.lora import merge_lora, merged
 from vitrail.train.optim import Average, Optimizers, factor
 from vitrail.train.progress import Progress
@@ -73,9 +72,8 @@ def fit(run: Run, parts: Parts, folder: RunFolder, steps: int, resume: bool = Fa
     average = Average(task, run.optim.ema) if run.optim.ema else None
     start, best, sums = folder.load_state(task, optimizers, average) if resume else (0, -1.0, {})
     module = LossModule(task)
-    if run.compile:
-        if parts.train.device.type == "cpu" and not any(map(shutil.which, ("g++", "c++", "clang++", "cl"))):
-            raise UserError("compiling needs a C++ compiler on a CPU: install g++, or say --no-compile")
+    if run.compiled:
+        ready_to_compile(parts.train.device)
         module.compile(dynamic=False)
     began = saved = time.monotonic()
     spent = next((row["seconds"] for row in reversed(folder.rows()) if "seconds" in row), 0.0)
@@ -112,8 +110,10 @@ def fit(run: Run, parts: Parts, folder: RunFolder, steps: int, resume: bool = Fa
                 folder.log(kind="val", step=done, seconds=spent + time.monotonic() - began, **numbers(scores))
                 progress.evaluated(scores, task.score)
                 weights = merged(average.values if average else task.state_dict())
-                if scores[task.score] >= best:  # of equals the one that has learned longer
-                    best = scores[task.score]
+                if (score := scores[task.score]) is None:
+                    warn_once(f"the validation split has no {task.score}: the newest checkpoint counts as the best")
+                if score is None or score >= best:  # of equals the one that has learned longer
+                    best = best if score is None else score
                     native.save(task, folder.best, weights)
                 native.save(task, folder.last, weights)
             if saving:

@@ -66,7 +66,7 @@ class Progress:
         self.bar.update(self.line, completed=self.done, text=text)
         if self.bar.disable and time.monotonic() - self.said > LINE_EVERY:
             self.said = time.monotonic()
-            print(f"step {self.done}/{self.steps}  {text}  {self._left()}", file=sys.stderr, flush=True)
+            print(f"vitrail: step {self.done}/{self.steps}  {text}  {self._left()}", file=sys.stderr, flush=True)
 
     def _rates(self) -> tuple[float, float]:
         seconds = max(time.monotonic() - self.began, 1e-9)
@@ -93,6 +93,6 @@ class Progress:
 
     def evaluated(self, scores: dict[str, Any], name: str) -> None:
         """Show the score of an evaluation, and leave its time out of the speed."""
-        self.score = f"  val {name} {scores[name]:.4f}"
-        self.console.print(f"step {self.done}/{self.steps}:{self.score}", highlight=False)
+        self.score = f"  val {name} none" if scores[name] is None else f"  val {name} {scores[name]:.4f}"
+        self.console.print(f"vitrail: step {self.done}/{self.steps}:{self.score}", highlight=False)
         self._restart()

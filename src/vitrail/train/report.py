@@ -28,6 +28,7 @@ from vitrail.files import printable, write_whole
 Row = dict[str, Any]
 
 BLUE, RED, GREY = "#2563a8", "#c2410c", "#6b7280"
+NO_SCORES = "its scores say nothing about the model"  # of a fast dev run
 POINTS = 600  # of a curve; more would not be seen
 CAPTION_SCORES = ("cider", "bleu4", "rouge_l")
 # Classes up to which the confusion matrix has numbers, has names, and is drawn at all.
@@ -47,6 +48,8 @@ class RunRecord:
     done: Row
     classes: list[str]
     examples: list[Row]
+    groups: str | None = None
+    """how many groups of images were kept on one side of the split; None where none were named"""
 
     @property
     def best(self) -> Row:
@@ -58,6 +61,11 @@ class RunRecord:
     def score(self) -> str:
         """The entry of the scores that chose the best checkpoint."""
         return str(self.starts[-1].get("score") or "top1") if self.starts else "top1"
+
+    @property
+    def fast_dev_run(self) -> bool:
+        """Whether it only tried everything, so that its scores say nothing."""
+        return bool(self.recipe.get("fast_dev_run"))
 
     @property
     def images_per_s(self) -> float | None:
@@ -89,6 +97,9 @@ def read_run(folder: str | Path) -> RunRecord:
         done=kinds["done"][-1] if kinds["done"] else {},
         classes=[str(name) for name in _json(folder / "classes.json", list)],
         examples=[row for row in _json(folder / "examples.json", list) if isinstance(row, dict)],
+        groups=next(
+            (value for name, value in _flat(_json(folder / "data.json", dict)) if name == "groups.count"), None
+        ),
     )
 
 
@@ -178,7 +189,8 @@ def _headline(run: RunRecord) -> str:
     commands = dict.fromkeys(str(row["command"]) for row in run.starts if row.get("command"))
     lines = "".join(f"<pre>{escape(command)}</pre>" for command in commands)
     going = "" if run.done else '<p class="note">This run has not ended.</p>'
-    return f'<div class="cards">{drawn}</div>{going}{lines}'
+    fast = f'<p class="note"><b>A fast dev run: {NO_SCORES}.</b></p>' if run.fast_dev_run else ""
+    return f'{fast}<div class="cards">{drawn}</div>{going}{lines}'
 
 
 def _waiting(run: RunRecord) -> str:
@@ -430,8 +442,9 @@ def _mistakes(run: RunRecord, matrix: Sequence[Sequence[int]], most: int = 10) -
 
 
 def _recipe(run: RunRecord) -> str:
+    values = run.recipe if run.groups is None else {**run.recipe, "groups in the data": run.groups}
     rows = "".join(
-        f"<tr><td>{escape(name)}</td><td><code>{escape(value)}</code></td></tr>" for name, value in _flat(run.recipe)
+        f"<tr><td>{escape(name)}</td><td><code>{escape(value)}</code></td></tr>" for name, value in _flat(values)
     )
     return f'<div class="columns"><table class="plain">{rows}</table></div>' if rows else ""
 

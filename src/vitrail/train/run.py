@@ -6,7 +6,8 @@ import hashlib
 import json
 import math
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from vitrail.data.augment import Augment
 from vitrail.errors import UserError
@@ -17,9 +18,13 @@ from vitrail.tasks.encoder import KINDS, EncoderConfig
 from vitrail.tasks.prefix import Prefixed
 from vitrail.train.optim import Optim
 from vitrail.train.tune import Tune
+from vitrail.variants import as_variant
 from vitrail.vit import ViTConfig
 
 TaskConfig = Classification | Captioning | Prefixed
+
+FAST_STEPS, FAST_IMAGES = 3, 8
+"""of a fast dev run: its steps, and the images of each split that it reads"""
 
 TASKS: dict[str, type[Any]] = {"classify": Classification, "caption": Captioning, "prefix": Prefixed}
 """what `recipe.json` calls each task"""
@@ -44,8 +49,15 @@ class Run:
     """mimetic: start attention as trained models have it, which helps small data (arXiv 2305.09828)"""
     init: str | None = None
     """start from these weights: a run, a checkpoint, or a name that the package carries"""
+    group: str | None = None
+    """keep images of one slide, patient or day on one side of the validation split: parent, a regular expression on
+    the path below the data, or a CSV file with the columns image and group"""
     seed: int = 0
     epochs: float = 10.0
+    max_steps: int | None = None
+    """train for so many steps, whatever `epochs` says; the schedule spans them"""
+    fast_dev_run: bool = False
+    """try everything within seconds: 3 steps on 8 images of each split, without compiling. Its scores mean nothing"""
     batch_size: int = 128
     """pictures a step"""
     accumulate: int = 1
@@ -86,6 +98,8 @@ class Run:
         for name in ("early", "max_bad"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is a share from 0 to 1, got {getattr(self, name)}")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise UserError(f"max_steps must be at least 1, got {self.max_steps}")
         if self.workers < 0:
             raise UserError(f"workers must not be negative, got {self.workers}")
         patch = getattr(self.model, "patch", 1)
@@ -100,6 +114,21 @@ class Run:
             return None
         scale = self.early_size / min(height, width) / patch
         return round(height * scale) * patch, round(width * scale) * patch
+
+    def steps(self, per_epoch: int) -> int:
+        """How many steps training takes, where an epoch has `per_epoch`."""
+        steps = self.max_steps or max(1, round(self.epochs * per_epoch))
+        return min(steps, FAST_STEPS) if self.fast_dev_run else steps
+
+    @property
+    def images(self) -> int | None:
+        """How many images of each split are read; None for all."""
+        return FAST_IMAGES if self.fast_dev_run else None
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the network is compiled, which takes a minute."""
+        return self.compile and not self.fast_dev_run
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for `recipe.json`."""
@@ -131,12 +160,41 @@ def field_names(run: Any) -> list[str]:
     return names
 
 
+def choices(run: Any) -> dict[str, list[str]]:
+    """Of each field of a run and of its parts that takes one of a few words, those words."""
+    found: dict[str, list[str]] = {}
+    hints = get_type_hints(type(run))
+    for entry in fields(run):
+        value, kind = getattr(run, entry.name), hints[entry.name]
+        if is_dataclass(value):
+            found |= choices(value)
+        elif kind is not bool and (words := _words(kind)):  # a plain bool is a flag without a value
+            found[entry.name] = words
+    return found
+
+
+def _words(kind: Any) -> list[str]:
+    """What a field of this type can be, as text; none where that is more than a few words."""
+    if get_origin(kind) is Literal:
+        return [str(word) for word in get_args(kind)]
+    if kind is bool:
+        return ["True", "False"]
+    if kind is type(None):
+        return ["None"]
+    if get_origin(kind) in (Union, UnionType):
+        members = [_words(member) for member in get_args(kind)]
+        return [word for words in members for word in words] if all(members) else []
+    return []
+
+
 def changed_fields(before: Any, after: Any) -> list[str]:
     """The fields of a run and of its parts that differ."""
+    if isinstance(before, ViTConfig) and isinstance(after, ViTConfig):
+        before, after = as_variant(before), as_variant(after)
     names: list[str] = []
     for entry in fields(before):
         old, new = getattr(before, entry.name), getattr(after, entry.name)
-        if is_dataclass(old) and type(old) is type(new):
+        if is_dataclass(old) and (isinstance(old, type(new)) or isinstance(new, type(old))):
             names += changed_fields(old, new)
         elif old != new:
             names.append(entry.name)

@@ -3,12 +3,19 @@
 recipe.json     every value of the run            best/, last/    checkpoints that `vitrail.load` reads
 metrics.jsonl   one line a log, val or test row   state/          weights, optimizer and average in training
 classes.json    names of the classes              data.json       names, labels and counts, to know the data again by
+scores.json     what the command printed          lock            there while a process trains in the folder
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +28,12 @@ from vitrail.files import write_whole
 from vitrail.train.optim import Average, Optimizers
 from vitrail.train.run import Run
 
+log = logging.getLogger("vitrail")
+
+
+class Taken(UserError):
+    """The folder holds a run, or another process trains in it."""
+
 
 class RunFolder:
     """Reads and writes a run's files."""
@@ -31,20 +44,66 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self._state = path / "state" / "state.pt"
         self._data = path / "data.json"
+        self._scores = path / "scores.json"
 
-    def refuse_taken(self) -> None:
-        """Raise UserError where the folder cannot take a new run."""
-        if (self.path / "recipe.json").exists():
-            raise UserError(
-                f"{self.path} already holds a run: go on with it by `vitrail train --resume {self.path}`, "
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from training in the folder, which is made where there is none.
+
+        Raises Taken where another one does. The lock is the system's, so that a process that is killed leaves none.
+        """
+        made = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        self.path.mkdir(parents=True, exist_ok=True)
+        place = self.path / "lock"
+        handle = self._lock(place)
+        try:
+            yield
+        finally:
+            place.unlink(missing_ok=True)  # before another can have it
+            os.close(handle)
+            for path in made:  # what is still empty: a run that could not begin leaves nothing
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+
+    def _lock(self, place: Path) -> int:
+        """The handle of a file that this process alone has locked."""
+        import fcntl  # which Windows lacks
+
+        while True:
+            handle = os.open(place, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                # Not flock, whose lock the workers of a killed process would hold on to.
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EAGAIN, errno.EACCES):
+                    os.close(handle)
+                    raise Taken(
+                        f"another process is training in {self.path}: wait until it has ended, or train elsewhere"
+                    ) from None
+                # The file system has no locks.
+                log.warning(f"{self.path} cannot be locked ({error.strerror}): start no second training there")
+            # Whoever had it before may have removed the file after it was opened here.
+            if place.exists() and os.path.samestat(os.fstat(handle), place.stat()):
+                return handle
+            os.close(handle)
+
+    @contextmanager
+    def new(self) -> Iterator[None]:
+        """`alone`, in a folder for a new run. Raises Taken where it holds one, or is a file."""
+        if self.path.exists() and not self.path.is_dir():
+            raise Taken(f"{self.path} is a file: choose another --out")
+        if not (taken := (self.path / "recipe.json").exists()):
+            with self.alone():
+                if not (taken := (self.path / "recipe.json").exists()):  # which another may have written by now
+                    yield
+        if taken:
+            raise Taken(
+                f"{self.path} already holds a run: continue it with `vitrail train --resume {self.path}`, "
                 "or choose another --out"
             )
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path} is a file: choose another --out")
 
     def begin(self, run: Run, classes: list[str], data: dict[str, Any] | None = None) -> None:
-        """Claim the folder for a new run. `data` are the marks of its data, which `check_data` compares."""
-        self.refuse_taken()
+        """Write what a new run begins with. `data` are the marks of its data, which `check_data` compares."""
         write_whole(self.path / "classes.json", json.dumps(classes))
         if data is not None:
             write_whole(self._data, json.dumps(data))
@@ -68,6 +127,23 @@ class RunFolder:
         if changed is not None:
             raise UserError(f"{name} is not what the run began with: {changed}; put it back, or begin a new run")
 
+    @property
+    def scores(self) -> dict[str, Any] | None:
+        """What the command that ended the run printed; None where it has not ended."""
+        # The report is the last that a run writes.
+        there = self._scores.is_file() and (self.path / "report.html").is_file()
+        if not there or all(row["kind"] != "done" for row in self.rows()):
+            return None
+        try:
+            scores = json.loads(self._scores.read_text())
+        except ValueError:
+            raise UserError(f"{self._scores} is damaged: remove it, and the run is scored again") from None
+        return scores
+
+    def end(self, scores: dict[str, Any]) -> None:
+        """Keep what the command prints."""
+        write_whole(self._scores, json.dumps(scores))
+
     def log(self, **row: Any) -> None:
         """Add a line to metrics.jsonl."""
         with self.metrics.open("a") as file:
@@ -89,8 +165,6 @@ class RunFolder:
             return
         for path in (self.path / "classes.json", self._data, self.path / "recipe.json", self.metrics):
             path.unlink(missing_ok=True)
-        if not any(self.path.iterdir()):
-            self.path.rmdir()
 
     def save_state(
         self,

@@ -152,6 +152,10 @@ class VariantConfig(ViTConfig):
         self._check_the_paper()
         require(self, 0, math.inf, "registers", "stem_blocks")
         require(self, 1, math.inf, "hidden")
+        if self.stem_blocks and len(self.stem) == 1:
+            raise UserError(
+                f"stem_blocks stand behind the second convolution of a stem and later ones: stem is {self.stem}"
+            )
         if self.activation not in ACTIVATIONS:
             raise UserError(f"no activation {self.activation!r}: choose from {', '.join(ACTIVATIONS)}")
         self._check_tokens()

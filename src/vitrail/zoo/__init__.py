@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitrail.baselines import CNN, ResNet
 from vitrail.data.decode import Preprocess
 from vitrail.errors import UserError, warn_once
+from vitrail.files import refuse_url
 from vitrail.sizes import config_for
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.embed import Embed
@@ -27,6 +28,7 @@ from vitrail.zoo import hub
 from vitrail.zoo.assemble import assemble, recognise, source_named
 from vitrail.zoo.certificate import Certificate, certify
 from vitrail.zoo.certificate import verify as compare
+from vitrail.zoo.filled import check_encoder
 
 log = logging.getLogger("vitrail")
 
@@ -77,8 +79,8 @@ def load(
     the head out. Weights are float32 unless `dtype` says otherwise. `revision` is a branch, tag or commit on the Hub.
     `verify` logs the certificate, with the differences from the source library's own model where it is installed.
     """
-    if task not in (None, "classify", "embed", "caption"):
-        raise UserError(f"a checkpoint does not load as the task {task!r}: choose classify, embed or caption")
+    if task not in (None, "classify", "regress", "embed", "caption"):
+        raise UserError(f"a checkpoint does not load as the task {task!r}: choose classify, regress, embed or caption")
     model, certificate = load_certified(source, dtype, revision, verify)
     notes = certificate.notes
     if channels not in (None, model.preprocess.channels):
@@ -99,7 +101,7 @@ def load(
     if verify:
         log.warning(certificate.as_text())
     if task not in (None, model.name):
-        how = "only with classes=N" if task == "classify" else "not at all: train one from it"
+        how = {"classify": "only with classes=N", "regress": "not at all"}.get(task, "not at all: train one from it")
         raise UserError(f"{source} holds the task {model.name} and loads as {task} {how}")
     return model.to(device=device, dtype=dtype).eval()
 
@@ -119,7 +121,18 @@ def load_certified(
 
 
 def find(source: str | Path, revision: str | None = None) -> Path:
-    """The file or folder that a source means. A path that exists wins over a name, a name over a Hub id."""
+    """The file or folder that a source means. A path that exists wins over a name, a name over a Hub id.
+
+    timm's way to write a source is understood: `hf-hub:OWNER/NAME` and `local-dir:FOLDER`.
+    """
+    refuse_url(str(source))
+    scheme, _, rest = str(source).partition(":")
+    if scheme in ("hf-hub", "hf_hub") and not Path(source).exists():
+        if not hub.is_id(rest, beside_folders=True):
+            raise UserError(f"{source} names no model of the Hub: write hf-hub:OWNER/NAME")
+        return hub.fetch(rest, revision)
+    if scheme == "local-dir" and not Path(source).exists():
+        source = rest
     path = Path(source)
     if revision is not None and (path.exists() or str(source) in carried()):
         raise UserError(f"{source} is no Hub id and has no revision {revision!r}: leave the revision out")
@@ -133,6 +146,13 @@ def find(source: str | Path, revision: str | None = None) -> Path:
         return CARRIED / str(source)
     if isinstance(source, str) and hub.is_id(source):
         return hub.fetch(source, revision)
+    from vitrail.zoo.timm.arguments import table as timm_architectures  # costs time, and a wrong name can wait
+
+    if str(source).removeprefix("timm/").partition(".")[0] in timm_architectures():
+        raise UserError(
+            f"no model {str(source)!r} here, and timm's names are no weights: on the Hub these are timm/NAME.TAG, such "
+            "as timm/vit_base_patch16_224.augreg_in21k"
+        )
     near = get_close_matches(str(source), names, n=1)
     hint = f"did you mean {near[0]}?" if near else f"give a file or folder, a Hub id, or one of {', '.join(names)}"
     raise UserError(f"no model {str(source)!r}: {hint}")
@@ -152,7 +172,7 @@ def convert(
     if out.exists() and not _may_be_replaced(out):
         raise UserError(f"{out} exists and is no checkpoint: choose another place to write to")
     task, certificate = load_certified(source, revision=revision, verify=verify)
-    if to != "vitrail" and task.name not in ("classify", "embed"):
+    if to != "vitrail" and task.name not in ("classify", "regress", "embed"):
         raise UserError(f"{to} has no place for the task {task.name!r}: its checkpoints hold encoders and classifiers")
     writer: Any = source_named(TARGETS[to])
     writer.write(task, out)
@@ -241,6 +261,25 @@ def change_drop_path(task: Task, drop_path: float) -> None:
     encoder = encoder_of(task)
     if isinstance(encoder, ViT):
         encoder.config = replace(encoder.config, drop_path=drop_path)
+
+
+def check_filled(task: Task, source: str, seed: int) -> None:
+    """Refuse a task with an encoder that is as random as a new one, though it begins from the weights of `source`.
+
+    `seed` is that of the generator of random numbers when the task was made.
+    """
+    encoder = getattr(task, "encoder", None)
+    if not isinstance(encoder, Encoder):
+        return
+    config = encoder.config
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = encoder_for(config)
+
+    def given() -> Mapping[str, Tensor]:
+        return encoder_of(load(source, channels=config.channels, image_size=config.image_size)).state_dict()
+
+    check_encoder(encoder, fresh, given, source)
 
 
 def encoder_of(task: Task) -> Encoder:

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from vitrail.data.decode import MAX_CHANNELS
-from vitrail.errors import UserError
+from vitrail.errors import UserError, first_line
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.embed import Embed
 from vitrail.tasks.encoder import encoder_for
+from vitrail.tasks.regress import Regress
 from vitrail.tasks.task import Task
 from vitrail.variants import simplest
-from vitrail.zoo.files import Lazy, first_line, open_files
-from vitrail.zoo.source import Files, Found, Source
+from vitrail.zoo.entries import choose
+from vitrail.zoo.files import open_files
+from vitrail.zoo.filled import fill, made_twice
+from vitrail.zoo.foreign import refuse_unready, what_else
+from vitrail.zoo.source import Files, Found, Lazy, Source
 
 SOURCES = ("native", "captioners", "google", "sam", "originals", "timm", "huggingface", "torchvision")
 """modules of this folder, asked in this order whether a checkpoint is theirs"""
@@ -33,35 +37,42 @@ BLOCKS = ("depth", "num_hidden_layers", "num_layers", "layers")
 CHANNELS = ("channels", "num_channels", "in_chans")
 """what configs call them"""
 
-# What people have beside ViTs: a pattern that some weight's name matches, and what it is.
-FOREIGN = (
-    (r"layers\.\d+\.blocks\..*relative_position_bias_table$|\.downsample\.reduction\.weight$", "a Swin Transformer"),
-    (r"\.(dwconv|conv_dw|depthwise_conv|dwconv_layer)\.weight$", "a ConvNeXt or another convolutional network"),
-    (
-        r"^(.*\.)?layer1\.0\.conv1\.weight$|^(.*\.)?stages\.0\.(layers|blocks)\.0\.",
-        "a ResNet or the like",
-    ),
-    (r"^features\.\d+\.|^conv_stem\.", "a convolutional network"),
-    (r"(wte|embed_tokens|word_embeddings)\.weight$", "a language model"),
-    (r"^(down_blocks|up_blocks)\.|^model\.diffusion_model\.", "a diffusion model"),
-)
-
 
 def source_named(name: str) -> Source:
     """The module of a source."""
     return import_module(f"vitrail.zoo.{name}")
 
 
+@cache
+def _source_there(name: str) -> Source | None:
+    return source_named(name) if find_spec(f"vitrail.zoo.{name}") else None
+
+
 def recognise(path: Path) -> tuple[Files, Source, Found]:
     """The files at `path`, whose they are, and what they hold."""
-    files = open_files(path)
-    _check_counts(files)
-    for name in [name for name in SOURCES if find_spec(f"vitrail.zoo.{name}")]:
-        source = source_named(name)
-        with _one_line(f"{path} looks like a checkpoint of {source.NAME}, but does not describe a model"):
-            if source.recognise(files):
-                return files, source, source.read(files)
-    raise UserError(f"{path} {_what_else(files)}")
+    found = open_files(path)
+    _check_counts(found)
+    refuse_unready(found)
+
+    def source_of(files: Files) -> Source | None:
+        for name in SOURCES:  # imported one by one, which takes its time
+            if (source := _source_there(name)) is None:
+                continue
+            with _one_line(_contradiction(path, source)):
+                if source.recognise(files):
+                    return source
+        return None
+
+    files = choose(found, lambda files: source_of(files) is not None)
+    source = source_of(files)
+    if source is None:
+        raise UserError(f"{path} {what_else(files)}")
+    with _one_line(_contradiction(path, source)):
+        return files, source, source.read(files)
+
+
+def _contradiction(path: Path, source: Source) -> str:
+    return f"{path} looks like a checkpoint of {source.NAME}, but does not describe a model"
 
 
 @contextmanager
@@ -97,21 +108,10 @@ def _check_counts(files: Files) -> None:
             values += value.values()
 
 
-def _what_else(files: Files) -> str:
-    config = files.json.get("config.json", {})
-    named = next((str(config[k]) for k in ("model_type", "architecture", "vitrail") if config.get(k)), None)
-    kind = next((kind for pattern, kind in FOREIGN if any(re.search(pattern, name) for name in files.weights)), None)
-    if named or kind:
-        what = " ".join(filter(None, [kind or "a model", f"named {named!r}" if named else None]))
-        return f"holds {what}, and no plain Vision Transformer that vitrail knows: choose a ViT's checkpoint"
-    names = ", ".join(list(files.weights)[:3])
-    return f"holds no Vision Transformer that vitrail knows (weights such as {names}): choose a ViT's checkpoint"
-
-
 def assemble(files: Files, found: Found, dtype: torch.dtype | None = None) -> Task:
     """The model, in `dtype` (float32 if left out). A weight that is used as it is stays memory-mapped."""
     if found.ready is not None:
-        return found.ready().to(dtype or torch.float32).eval()
+        return made_twice(found.ready, files.path).to(dtype or torch.float32).eval()
     _check_names(files, found)
     with _one_line(f"{files.path} does not describe a model"), torch.device("meta"), _Untouched():
         task = _build(files, found)
@@ -122,7 +122,7 @@ def assemble(files: Files, found: Found, dtype: torch.dtype | None = None) -> Ta
             f"which {'the weights lack' if wrong[0] in own else 'the config does not ask for'}"
         )
     state = {name: _weight(files, found, name, target, dtype or torch.float32) for name, target in own.items()}
-    task.load_state_dict(state, assign=True)
+    fill(task, state, files.path)
     return task.eval()
 
 
@@ -156,7 +156,10 @@ def _build(files: Files, found: Found) -> Task:
     encoder = encoder_for(simplest(config))
     if found.classes is None:
         return Embed(encoder, found.preprocess)
-    return Classify(encoder, found.classes, found.preprocess, hidden=found.hidden, loss=found.loss)
+    if found.problem == "regression":
+        return Regress(encoder, found.classes, found.preprocess, hidden=found.hidden)
+    loss: Literal["softmax", "sigmoid"] = "sigmoid" if found.problem == "multi_label_classification" else "softmax"
+    return Classify(encoder, found.classes, found.preprocess, hidden=found.hidden, loss=loss)
 
 
 def _check_names(files: Files, found: Found) -> None:

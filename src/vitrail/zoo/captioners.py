@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vitrail.data.decode import Preprocess
-from vitrail.errors import UserError
+from vitrail.errors import UserError, first_line
 from vitrail.plain import described, rebuild
 from vitrail.tasks.caption import Captioning
 from vitrail.tasks.encoder import KINDS as ENCODERS
@@ -27,7 +28,7 @@ from vitrail.tasks.language import Numbers, TheirTokenizer
 from vitrail.tasks.prefix import LanguageModel, PrefixCaption, Prefixed
 from vitrail.tasks.search import Decoding
 from vitrail.tasks.task import Task
-from vitrail.zoo.files import first_line, open_files
+from vitrail.zoo.files import open_files
 from vitrail.zoo.huggingface.kinds import CLIP, CROPPED, IMAGENET, KINDS, OPENAI, Kind
 from vitrail.zoo.huggingface.library import quiet
 from vitrail.zoo.huggingface.processor import default_settings, preprocess, settings
@@ -236,9 +237,9 @@ def _with_memory(make: Callable[[], Task], shapes: Mapping[str, tuple[int, ...]]
 def _fresh(values: Mapping[str, Any], maker: str) -> Any:
     """A model from transformers' config as plain data."""
     transformers = library()
-    values = dict(values)
+    given = deepcopy(dict(values))  # some releases take entries out of the configs inside
     with quiet():
-        config = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
+        config = transformers.AutoConfig.for_model(given.pop("model_type"), **given)
         if maker == "AutoModelForCausalLM":
             return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         return getattr(transformers, maker)(config)

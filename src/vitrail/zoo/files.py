@@ -6,19 +6,13 @@ tensor copies the page and leaves the file as it is. PyTorch's files from before
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import mmap
-import pickletools
 import re
 import struct
-import warnings
 import zipfile
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,8 +21,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vitrail.errors import UserError
-from vitrail.zoo.source import Files
+from vitrail.errors import UserError, first_line
+from vitrail.zoo.pickles import UNNAMED, open_torch
+from vitrail.zoo.source import Files, Lazy
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """the names that libraries give to the weights in a folder, the safe format first; each also with `.index.json`"""
@@ -37,15 +32,6 @@ MAX_JSON = 1 << 26
 """bytes; configs have some thousand, an index of a large model some hundred thousand"""
 MAX_ENTRIES = 100_000
 """tensors; the deepest published ViTs have some thousand"""
-
-WRAPPERS = (
-    *("state_dict_ema", "model_ema", "ema", "ema_model", "teacher", "target_encoder"),  # averages are what is evaluated
-    *("state_dict", "model_state_dict", "model_state", "model", "module", "network", "net", "params", "student"),
-    *("encoder", "backbone", "vit"),
-)
-"""entries of a training checkpoint that hold the weights, the preferred ones first"""
-PREFIXES = ("_orig_mod.", "module.", "model.", "backbone.", "_orig_mod.")
-"""what torch.compile, data parallelism and training frameworks put before each name, the outermost first"""
 
 KINDS = {
     b"\x89HDF": "an HDF5 file (Keras): export it to safetensors",
@@ -57,6 +43,11 @@ KINDS = {
     b"\x89PNG": "a picture",
     b"\xff\xd8\xff": "a picture",
     b"%PDF": "a PDF",
+    b"GGUF": "a GGUF file of quantised weights: give the model's safetensors",
+    **{
+        bytes([128 + entries]): "flax's msgpack: write the parameters to an .npz, their names joined with /"
+        for entries in range(1, 16)
+    },
 }
 
 
@@ -88,6 +79,11 @@ def _open_folder(path: Path) -> Files:
     if others:
         names = ", ".join(p.name for p in others[:4])
         raise UserError(f"{path} holds {len(others)} checkpoints ({names}): choose one of the files")
+    if (path / ".metadata").is_file():
+        raise UserError(
+            f"{path} holds a checkpoint in shards of torch.distributed: make it one file with "
+            "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE"
+        )
     for other in ("flax_model.msgpack", "tf_model.h5"):
         if (path / other).is_file():
             raise UserError(f"{path} holds only {other}: save the model as safetensors with the library it comes from")
@@ -96,17 +92,7 @@ def _open_folder(path: Path) -> Files:
     )
 
 
-@dataclass
-class Opened:
-    """Weights of a file or of an index's files; the fields are those of `Files`."""
-
-    weights: Mapping[str, Tensor]
-    shapes: Mapping[str, tuple[int, ...]]
-    notes: list[str] = field(default_factory=list)
-    left: dict[str, str] = field(default_factory=dict)
-
-
-def _open_weights(path: Path) -> Opened:
+def _open_weights(path: Path) -> Files:
     """The content decides which format a file has; its name says nothing."""
     with path.open("rb") as file:
         start = file.read(64)
@@ -119,39 +105,14 @@ def _open_weights(path: Path) -> Opened:
     if start[8:9] == b"{" or (path.suffix == ".safetensors" and length <= size):
         return _open_safetensors(path)
     if start[:1] == b"\x80" or start[:2] in (b"cs", b"(d", b"}q"):
-        return _open_torch(path, None)
+        return open_torch(path, None)
     for magic, kind in KINDS.items():
         if start.startswith(magic):
             raise UserError(f"{path} is no checkpoint but {kind}")
     raise UserError(f"{path} is no checkpoint that vitrail knows, or a damaged one: give safetensors, .npz or .pth")
 
 
-class Lazy(Mapping[str, Tensor]):
-    """Tensors that are mapped or read when they are asked for, and not for a look at the names."""
-
-    def __init__(
-        self, names: Iterable[str], get: Callable[[str], Tensor], passing: Callable[[str], Tensor] | None = None
-    ) -> None:
-        self.names, self.get_tensor = dict.fromkeys(names), get
-        self.passing = passing or get
-        """a tensor to copy from: it is mapped by itself, so that its memory goes when it does"""
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self.names:
-            raise KeyError(name)
-        return self.get_tensor(name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-
-def _open_safetensors(path: Path) -> Opened:
+def _open_safetensors(path: Path) -> Files:
     def passing(name: str) -> Tensor:
         # A file's tensors share one mapping, whose pages stay in memory once they are read.
         again: Any = safe_open(path, framework="pt")
@@ -159,13 +120,14 @@ def _open_safetensors(path: Path) -> Opened:
 
     try:
         file: Any = safe_open(path, framework="pt")
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.offset_keys()}
+        names = file.keys()  # before safetensors 0.5 the file itself cannot be iterated over
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, OverflowError) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}): it is cut off or damaged") from error
-    return Opened(Lazy(shapes, file.get_tensor, passing), shapes)
+    return Files(path, {}, Lazy(shapes, file.get_tensor, passing), shapes)
 
 
-def _open_shards(index: Path) -> Opened:
+def _open_shards(index: Path) -> Files:
     """The files that an index lists. A name that leads out of the folder is refused."""
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
@@ -186,10 +148,10 @@ def _open_shards(index: Path) -> Opened:
         parts[place] = opened.weights
     passing = {place: part.passing if isinstance(part, Lazy) else part.__getitem__ for place, part in parts.items()}
     weights = Lazy(places, lambda name: parts[places[name]][name], lambda name: passing[places[name]](name))
-    return Opened(weights, shapes)
+    return Files(index, {}, weights, shapes)
 
 
-def _open_zip(path: Path, size: int) -> Opened:
+def _open_zip(path: Path, size: int) -> Files:
     """NumPy's .npz and PyTorch's files are both zip archives."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -212,7 +174,7 @@ def _open_zip(path: Path, size: int) -> Opened:
         raise
     except Exception as error:  # a damaged archive can raise anything, from zlib's errors to struct's
         raise UserError(f"{path} cannot be read ({first_line(error)}): it is cut off or damaged") from error
-    return _open_torch(path, program)
+    return open_torch(path, program)
 
 
 class _Array(NamedTuple):
@@ -223,7 +185,7 @@ class _Array(NamedTuple):
     """of its first number in the file; None where it is packed"""
 
 
-def _open_numpy(path: Path, archive: zipfile.ZipFile) -> Opened:
+def _open_numpy(path: Path, archive: zipfile.ZipFile) -> Files:
     arrays: dict[str, _Array] = {}
     with path.open("rb") as whole:
         for entry in archive.infolist():
@@ -246,7 +208,7 @@ def _open_numpy(path: Path, archive: zipfile.ZipFile) -> Opened:
             if dtype.kind in "fiub" or dtype == "V2":  # others, such as text, are no weights
                 arrays[name] = _Array(shape, dtype, fortran, offset)
     weights = Lazy(arrays, lambda name: _read_array(path, name, arrays[name]))
-    return Opened(weights, {name: array.shape for name, array in arrays.items()})
+    return Files(path, {}, weights, {name: array.shape for name, array in arrays.items()})
 
 
 def _read_array(path: Path, name: str, array: _Array) -> Tensor:
@@ -275,159 +237,12 @@ def _read_array_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]
     return read(file)
 
 
-class _Ignored:
-    """Stands for a NumPy number, such as a best accuracy: it has to be read over and is never used."""
-
-    def __init__(self, *values: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-SAFE: list[Any] = [
-    argparse.Namespace,
-    (_Ignored, "numpy.dtype"),
-    (_Ignored, "numpy.core.multiarray.scalar"),
-    (_Ignored, "numpy._core.multiarray.scalar"),
-]
-"""beside tensors and plain containers, what MAE's and DINO's files hold"""
-
-
-def _open_torch(path: Path, program: bytes | None) -> Opened:
-    """A file of `torch.save`, by PyTorch's reader that builds tensors and plain containers alone.
-
-    `program` is the pickle inside a zip file; None for the older format, where the file itself starts with it.
-    """
-    types = _pickled_types(path, program)
-    if "builtins.bytearray" in types or "__builtin__.bytearray" in types:
-        # PyTorch's reader lets a pickle make one of any size.
-        raise UserError(f"{path} holds a bytearray, which is no weight: it is refused")
-    try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(SAFE):
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=program is not None)
-    except (MemoryError, RecursionError) as error:
-        raise UserError(f"{path} asks for more memory than there is: it is damaged or hostile") from error
-    except Exception as error:  # a damaged pickle can raise anything
-        raise UserError(_refusal(path, str(error), types)) from error
-    if isinstance(content, Tensor):
-        raise UserError(f"{path} holds a single tensor and no model: choose another file")
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__} and no names of weights: choose another file")
-    return _unwrapped(path, content)
-
-
-def _refusal(path: Path, message: str, types: list[str]) -> str:
-    found = re.search(r"GLOBAL (\S+)|function (\S+)|class (\S+)", message)
-    name = next(filter(None, found.groups()), None) if found else None
-    if name is None and "Unsupported operand" in message and types:
-        name = types[0]
-    if name is None:
-        return f"{path} cannot be read ({first_line(message)[:120]}): it is cut off, damaged or no checkpoint"
-    return (
-        f"{path} holds a {name}, which could run code and is refused: "
-        "save model.state_dict() with the library it comes from"
-    )
-
-
-def _pickled_types(path: Path, program: bytes | None) -> list[str]:
-    """Names of the classes and functions that a pickle calls for, in order, as far as it can be followed."""
-    if program is None:
-        with path.open("rb") as file:
-            program = file.read(1 << 22)
-            if len(program) == 1 << 22:
-                file.seek(0)
-                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
-                    if any(whole.find(b"c%s\nbytearray\n" % home) >= 0 for home in (b"builtins", b"__builtin__")):
-                        return ["builtins.bytearray"]
-    types: list[str] = []
-    strings: list[str] = []
-    position = 0
-    try:
-        # The older format is a row of pickles, the model's the fourth.
-        for _ in range(4):
-            for code, value, place in islice(pickletools.genops(program[position:]), 2_000_000):
-                if code.name == "GLOBAL":
-                    types.append(str(value).replace(" ", "."))
-                elif code.name == "STACK_GLOBAL":
-                    types.append(".".join(strings[-2:]))
-                elif isinstance(value, str):
-                    strings.append(value)
-                if code.name == "STOP":
-                    position += (place or 0) + 1
-    except (ValueError, IndexError, UnicodeDecodeError, OverflowError):
-        pass  # what is damaged, PyTorch's reader says
-    return list(dict.fromkeys(types))
-
-
-def _unwrapped(path: Path, content: dict[Any, Any]) -> Opened:
-    """The weights of a training checkpoint, out of its wrappers."""
-    notes: list[str] = []
-    left: dict[str, str] = {}
-    for _ in range(3):
-        inside = next((name for name in WRAPPERS if _is_state(content.get(name))), None)
-        if inside is None:
-            break
-        notes.append(f"weights from the entry {inside!r}")
-        used = f"the entry {inside!r} is used"
-        left.update({str(n): used if _is_state(v) else "no weight" for n, v in content.items() if n != inside})
-        content = content[inside]
-    left.update({str(n): "no weight" for n, v in content.items() if not isinstance(v, Tensor)})
-    weights = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    _check_tensors(path, weights)
-    return Opened(weights, {name: tuple(value.shape) for name, value in weights.items()}, notes, left)
-
-
-def _files(path: Path, texts: dict[str, Any], opened: Opened) -> Files:
-    """Everything together, with the frameworks' prefixes dropped."""
+def _files(path: Path, texts: dict[str, Any], opened: Files) -> Files:
+    """What was opened, under the name that a person gave it and with the texts beside it."""
     if not opened.weights:
-        raise UserError(f"{path} holds no weights: choose another file")
-    weights, shapes = opened.weights, opened.shapes
-    renamed = _without_prefixes(list(weights), "model_type" in texts.get("config.json", {}), opened.notes)
-    if renamed:
-        passing = weights.passing if isinstance(weights, Lazy) else weights.__getitem__
-        weights = Lazy(renamed, lambda name: opened.weights[renamed[name]], lambda name: passing(renamed[name]))
-        shapes = {new: shapes[old] for new, old in renamed.items()}
-    return Files(path, texts, weights, shapes, opened.notes, opened.left)
-
-
-def _is_state(value: object) -> bool:
-    return isinstance(value, dict) and any(isinstance(inner, Tensor | dict) for inner in value.values())
-
-
-def _check_tensors(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that are larger than their bytes: sparse ones, and views that repeat theirs."""
-    seen: Counter[int] = Counter()
-    for name, value in weights.items():
-        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
-            raise UserError(f"{path} holds a quantised, sparse or empty tensor at {name}: give one with plain weights")
-        storage = value.untyped_storage()
-        if value.numel() * value.element_size() > storage.nbytes():
-            raise UserError(f"{path} declares more numbers than it has at {name}: it is damaged or hostile")
-        if storage.nbytes():
-            seen[storage.data_ptr()] = storage.nbytes()
-    if seen.total() > path_size(path):
-        raise UserError(f"{path} declares more numbers than it has: it is damaged or hostile")
-
-
-def path_size(path: Path) -> int:
-    """Bytes of a file, or of a folder's files."""
-    return sum(p.stat().st_size for p in path.iterdir()) if path.is_dir() else path.stat().st_size
-
-
-def _without_prefixes(names: list[str], transformers: bool, notes: list[str]) -> dict[str, str]:
-    """New names to old ones, where most names start with the same word of a training framework."""
-    new = {name: name for name in names}
-    for prefix in PREFIXES:
-        if transformers and prefix in ("model.", "backbone."):
-            continue  # its own names start so
-        holders = [name for name in new if name.startswith(prefix)]
-        shorter = {name.removeprefix(prefix) for name in holders}
-        if len(holders) * 2 > len(new) and len(shorter | (new.keys() - set(holders))) == len(new):
-            new = {name.removeprefix(prefix): old for name, old in new.items()}
-            notes.append(f"prefix {prefix!r} dropped from {len(holders)} names")
-    return new if any(name != old for name, old in new.items()) else {}
+        reasons = [f"{name}: {why}" for name, why in opened.left.items() if why == UNNAMED]
+        raise UserError(f"{path} holds no weights{f' ({reasons[0]})' if reasons else ''}: choose another file")
+    return replace(opened, path=path, json=texts)
 
 
 def _read_json_files(folder: Path) -> dict[str, Any]:
@@ -450,8 +265,3 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}): choose another checkpoint") from error
     return content
-
-
-def first_line(error: Exception | str) -> str:
-    """The first line of what went wrong."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

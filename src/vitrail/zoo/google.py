@@ -1,12 +1,16 @@
 """Google's `.npz` files: the paper's own models, AugReg's and the hybrids, and big_vision's with SigLIP's image tower.
 
-Both are JAX's parameters, flat, with `/` in the names. Kernels stand as [in, out], attention's as [D, heads, d], and
-convolutions as [height, width, in, out]. The code beside them has GELU's tanh form and norms with epsilon 1e-6.
+Both are JAX's parameters, flat, with `/` in the names. The paper's code once numbered the layers of a block together
+(`LayerNorm_0`, `MultiHeadDotProductAttention_1`, `LayerNorm_2`, `MlpBlock_3`), and its published files keep that; since
+it uses flax's linen it numbers each kind by itself, as big_vision does. The names of the positions tell the two apart.
+Kernels stand as [in, out], attention's as [D, heads, d], and convolutions as [height, width, in, out]. The code beside
+them has GELU's tanh form and norms with epsilon 1e-6.
 """
 
 from __future__ import annotations
 
 import io
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -21,46 +25,56 @@ from torch import Tensor
 from vitrail.data.decode import Preprocess
 from vitrail.errors import UserError
 from vitrail.files import write_whole
-from vitrail.tasks.classify import Classify
 from vitrail.tasks.embed import Embed
+from vitrail.tasks.headed import Headed
 from vitrail.tasks.task import Task
 from vitrail.variants import VariantConfig, as_variant
 from vitrail.vit import ViT, ViTConfig
+from vitrail.zoo.entries import average_rank
+from vitrail.zoo.problem import problem_in
+from vitrail.zoo.refusals import KEPT, no_place
+from vitrail.zoo.renames import class_names
 from vitrail.zoo.source import Files, Found, Weight
+
+log = logging.getLogger("vitrail")
 
 NAME = "google"
 
 
 @dataclass(frozen=True)
 class Names:
-    """What the two code bases call the parts of a block."""
+    """What a code base calls the parts of a block."""
 
     title: str
-    norm1: str
-    norm2: str
-    attention: str
-    mlp: str
     positions: str
+    norm1: str = "LayerNorm_0"
+    norm2: str = "LayerNorm_1"
+    attention: str = "MultiHeadDotProductAttention_0"
+    mlp: str = "MlpBlock_0"
+
+    @property
+    def papers(self) -> bool:
+        """Whether it is the paper's code, which adds positions to the class token too."""
+        return self.title == "Google's"
 
 
 PAPER = Names(
     "Google's",
-    "LayerNorm_0",
-    "LayerNorm_2",
-    "MultiHeadDotProductAttention_1",
-    "MlpBlock_3",
     "Transformer/posembed_input/pos_embedding",
+    norm2="LayerNorm_2",
+    attention="MultiHeadDotProductAttention_1",
+    mlp="MlpBlock_3",
 )
-BIG_VISION = Names(
-    "big_vision's", "LayerNorm_0", "LayerNorm_1", "MultiHeadDotProductAttention_0", "MlpBlock_0", "pos_embedding"
-)
+PAPER_LINEN = Names("Google's", PAPER.positions)
+BIG_VISION = Names("big_vision's", "pos_embedding")
 
-PREFIXES = ("", "params/", "params/img/", "img/", "opt/target/", "target/")
-"""where the image model's parameters stand; `img` in files with two towers"""
+KERNEL, NORM = "embedding/kernel", "Transformer/encoder_norm/scale"
+"""names of every model's"""
+OPTIMIZER = r"(^|/)(opt|opt_state|optimizer)/(?!target/)"
 LEFT = (
-    (r"^(params/)?txt/", "the text tower: vitrail loads the image tower"),
-    (r"^(params/)?[tb]$", "temperature or bias of the loss between pictures and texts"),
-    (r"^opt/(?!target/)|^opt_state|^step$", "the optimizer's"),
+    (r"(^|/)txt/", "the text tower: vitrail loads the image tower"),
+    (r"(^|/)[tb]$", "temperature or bias of the loss between images and texts"),
+    (rf"{OPTIMIZER}|(^|/)step$", "the optimizer's"),
     (r"^(chrono|state)(/|$)", "the training loop's"),
 )
 
@@ -75,18 +89,23 @@ def read(files: Files) -> Found:
     prefix = _prefix(files.shapes)
     assert prefix is not None
     shapes = {n.removeprefix(prefix): s for n, s in files.shapes.items() if n.startswith(prefix)}
-    names = BIG_VISION if any("/LayerNorm_1/" in name for name in shapes if name.startswith("Transformer")) else PAPER
+    names = _names_of(shapes)
     config, notes = _config(files, shapes, names)
     classes, hidden = None, None
     if "head/kernel" in shapes and config.projection is None:
-        classes = [str(i) for i in range(shapes["head/kernel"][1])]
+        classes = class_names(shapes["head/kernel"][1], notes)
         hidden = shapes["pre_logits/kernel"][1] if "pre_logits/kernel" in shapes else None
     table = _table(config, names, shapes, hidden, classes is not None)
     weights = {name: weight._replace(names=tuple(prefix + n for n in weight.names)) for name, weight in table.items()}
-    left = {n: why for n in files.shapes for pattern, why in LEFT if re.search(pattern, n)}
+    left: dict[str, str] = {}
+    copies = tuple(place for place in _prefixes(files.shapes) if place != prefix and not prefix.startswith(place))
     for name in files.shapes.keys() - {n for weight in weights.values() for n in weight.names}:
         if classes is None and name.startswith(f"{prefix}pre_logits/"):
             left[name] = "the pre-training head's first half, without the second"
+        elif copies and name.startswith(copies):
+            left[name] = f"the parameters under {prefix!r} are used"
+        elif why := next((why for pattern, why in LEFT if re.search(pattern, name)), None):
+            left[name] = why
     kind = f"{names.title} .npz" + (", two towers" if prefix.endswith("img/") else "")
     # Both code bases evaluate on pictures of -1 to 1; the file itself says nothing.
     half = (0.5,) * config.channels
@@ -97,14 +116,26 @@ def read(files: Files) -> Found:
     return Found(kind, config, classes, preprocess, weights, left, hidden, notes)
 
 
+def _prefixes(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Where the parameters of image models stand, such as `params/`, `opt/target/` or `params/img/`.
+
+    The optimizer's moments have the same names, and are none. An average comes first, then the outermost.
+    """
+    found = [name.removesuffix(NORM) for name in shapes if name == NORM or name.endswith(f"/{NORM}")]
+    places = [p for p in found if len(shapes.get(p + KERNEL, ())) == 4 and not re.search(OPTIMIZER, p)]
+    return sorted(places, key=lambda place: (average_rank(place.replace("/", ".")), place.count("/"), place))
+
+
 def _prefix(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    for prefix in PREFIXES:
-        if (
-            len(shapes.get(f"{prefix}embedding/kernel", ())) == 4
-            and f"{prefix}Transformer/encoder_norm/scale" in shapes
-        ):
-            return prefix
-    return None
+    return next(iter(_prefixes(shapes)), None)
+
+
+def _names_of(shapes: Mapping[str, tuple[int, ...]]) -> Names:
+    """Whose code wrote a file: the paper's has its positions, or its numbers, or a ResNet before the patches."""
+    linen = any("/LayerNorm_1/" in name for name in shapes if name.startswith("Transformer/"))
+    if not linen:
+        return PAPER
+    return PAPER_LINEN if PAPER.positions in shapes or "conv_root/kernel" in shapes else BIG_VISION
 
 
 def _config(files: Files, shapes: dict[str, tuple[int, ...]], names: Names) -> tuple[VariantConfig, list[str]]:
@@ -130,7 +161,7 @@ def _config(files: Files, shapes: dict[str, tuple[int, ...]], names: Names) -> t
     ratio = hidden / width
     config = VariantConfig(
         # The original adds positions to the class token too, big_vision before it joins them.
-        prefix_positions="class" if names is PAPER or not token else "none",
+        prefix_positions="class" if names.papers or not token else "none",
         resampling="corners",
         mlp_hidden=None if int(width * ratio) == hidden else hidden,
         **_backbone(stages),
@@ -145,7 +176,7 @@ def _config(files: Files, shapes: dict[str, tuple[int, ...]], names: Names) -> t
         mlp_ratio=ratio,
         class_token=token,
         pool="token" if token else "attention" if "MAPHead_0/probe" in shapes else "average",
-        positions="learned" if names.positions in shapes else "sine",
+        positions="learned" if names.positions in shapes else "none" if names.papers else "sine",
         activation="gelu_tanh",
         norm_eps=1e-6,
     )
@@ -196,9 +227,10 @@ def _image_size(
 ) -> tuple[int, int]:
     if names.positions not in shapes:
         pixels = max(1, 224 // patch) * patch
-        notes.append(f"fixed positions fit any size, and the file names none: {pixels} pixels are assumed")
+        kind = "a model without positions fits" if names.papers else "big_vision's fixed positions fit"
+        notes.append(f"the file has no learned positions; {kind} any size, and {pixels} pixels are assumed")
         return pixels, pixels
-    count = shapes[names.positions][1] - (names is PAPER and token)
+    count = shapes[names.positions][1] - (names.papers and token)
     side = math.isqrt(count)
     if side * side != count or side == 0:
         raise UserError(f"{files.path} has positions for {count} patches, which make no square: its size is unknown")
@@ -334,12 +366,19 @@ def _layer(weight: Weight, i: int) -> Weight:
 def write(task: Task, path: Path) -> None:
     """Write the file `path`, or `model.npz` in the folder `path`; one that Google's code cannot express is refused."""
     encoder = getattr(task, "encoder", None)
-    if not isinstance(encoder, ViT) or not isinstance(task, Classify | Embed):
-        raise UserError(f"Google's .npz cannot hold the task {task.name}: it holds a ViT with a head or without")
+    if not isinstance(encoder, ViT) or not isinstance(task, Headed | Embed):
+        raise UserError(f"Google's .npz has no place for the task {task.name}: it holds a ViT with a head or without")
+    problem = problem_in(task).get("problem_type")
+    if problem == "regression":
+        raise UserError(
+            f"Google's .npz cannot say that the outputs of a head are values, and is read as a classifier's: {KEPT}"
+        )
+    if problem == "multi_label_classification":
+        log.warning("an .npz cannot say that each class has a probability of its own: it is read as one class of all")
     config = as_variant(encoder.config)
-    names = _names_for(config)
-    hidden = task.hidden if isinstance(task, Classify) else None
-    table = _table(config, names, {}, hidden, isinstance(task, Classify))
+    names = _names_for(config, isinstance(task, Headed))
+    hidden = task.hidden if isinstance(task, Headed) else None
+    table = _table(config, names, {}, hidden, isinstance(task, Headed))
     state = task.state_dict()
     arrays: dict[str, np.ndarray] = {}
     prefix = "" if names is PAPER else "params/img/" if config.projection else "params/"
@@ -365,15 +404,15 @@ def _split(weight: Weight, value: Tensor, config: VariantConfig, name: str) -> l
     return [value.t()] if weight.make is torch.t else [value]
 
 
-def _names_for(config: VariantConfig) -> Names:
+def _names_for(config: VariantConfig, head: bool) -> Names:
     """Which code base has such a model; a part that neither has is named."""
-    hybrid = config.backbone == "resnetv2"
-    newer = config.pool == "attention" or config.positions == "sine" or config.projection is not None
+    hybrid, projection = config.backbone == "resnetv2", None if head else config.projection  # both are called `head`
+    newer = config.pool == "attention" or config.positions == "sine" or projection is not None
     newer = newer or (config.class_token and config.prefix_positions == "none")
     if hybrid and newer:
         raise UserError(
-            "Google's .npz cannot hold a hybrid with attention pooling, a projection, or other positions than learned "
-            "ones on all tokens: its code has no such model"
+            "Google's .npz has no place for a hybrid with attention pooling, a projection, or other positions than "
+            f"learned ones on all tokens: {KEPT}"
         )
     names = BIG_VISION if newer else PAPER
     wants: dict[str, object] = {
@@ -384,32 +423,30 @@ def _names_for(config: VariantConfig) -> Names:
         "registers": 0,
         "stem": (),
         "image_size": (min(config.image_size),) * 2,
-        "class_token": config.pool == "token",
+        "pool": config.pool if config.pool in ("token", "average", "attention") else "average",
+        "positions": "learned" if config.positions == "none" else config.positions,
     }
-    for name, want in wants.items():
-        if getattr(config, name) != want:
-            raise UserError(f"Google's .npz cannot hold {name}={getattr(config, name)!r}: its code has {want!r} alone")
-    if config.pool not in ("token", "average", "attention") or config.positions == "none":
-        part = f"pool={config.pool!r}" if config.positions != "none" else "positions='none'"
-        raise UserError(f"Google's .npz cannot hold {part}: its code has no such model")
+    wants["class_token"] = wants["pool"] == "token"
+    differ = {name: (own, want) for name, want in wants.items() if (own := getattr(config, name)) != want}
     free = {entry.name for entry in fields(ViTConfig)} | {
         "mlp_hidden",
         "resampling",
         "pool_heads",
         "pool_hidden",
-        "projection",
+        "stem_blocks",  # said of a stem alone, which is compared itself
     }
     same: dict[str, object] = {
-        "projection_bias": config.projection is not None,
+        "projection": projection,
+        "projection_bias": projection is not None,
         "prefix_positions": "none" if newer and config.class_token else "class",
     }
     if hybrid:
         free |= {"backbone", "backbone_layers"}
         same |= {"backbone_eps": 1e-6, "backbone_weight": "deviation", "backbone_weight_eps": 1e-5}
     for entry in fields(VariantConfig):
-        want = same.get(entry.name, entry.default)
-        if entry.name not in free | wants.keys() and getattr(config, entry.name) != want:
-            raise UserError(
-                f"Google's .npz cannot hold {entry.name}={getattr(config, entry.name)!r}: its code has {want!r} alone"
-            )
+        want, own = same.get(entry.name, entry.default), getattr(config, entry.name)
+        if entry.name not in free | wants.keys() and own != want:
+            differ[entry.name] = (own, want)
+    if differ:
+        raise no_place("Google's .npz", names.title + " code", differ)
     return names

@@ -11,8 +11,8 @@ import os
 import re
 from pathlib import Path
 
-from vitrail.errors import UserError
-from vitrail.zoo.files import ENDINGS, WEIGHTS, first_line, read_json
+from vitrail.errors import UserError, first_line
+from vitrail.zoo.files import ENDINGS, WEIGHTS, read_json
 
 log = logging.getLogger("vitrail")
 
@@ -23,10 +23,14 @@ OLD_TOKENIZERS = ("tokenizer_config.json", "vocab.json", "merges.txt", "vocab.tx
 """what stands in for `tokenizer.json` in older repositories"""
 
 
-def is_id(source: str) -> bool:
-    """Whether `source` may name a repository: `owner/name` or `owner/name@revision`, and no path that begins here."""
+def is_id(source: str, beside_folders: bool = False) -> bool:
+    """Whether `source` may name a repository: `owner/name` or `owner/name@revision`.
+
+    A path that begins in the current folder does not, unless `beside_folders`.
+    """
     name = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-    return re.fullmatch(rf"{name}/{name}(@.+)?", source) is not None and not Path(source).parent.exists()
+    fits = re.fullmatch(rf"{name}/{name}(@.+)?", source) is not None
+    return fits and (beside_folders or not Path(source).parent.exists())
 
 
 def fetch(source: str, revision: str | None = None) -> Path:
@@ -67,23 +71,27 @@ class Repository:
         self.ask()
 
     def ask(self) -> None:
-        """Find out whether the Hub answers. huggingface_hub itself would try again for minutes before it says so."""
-        from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+        """Find out whether the Hub answers: by one request of our own, since huggingface_hub's releases try again for
+        up to minutes before they say so."""
+        from huggingface_hub import constants, get_session, hf_hub_url
+        from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, not in __all__
 
         try:
             url = hf_hub_url(self.name, "config.json", revision=self.revision, endpoint=self.endpoint)
-            get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         except HFValidationError as error:
             raise self.refusal(error) from error
-        except HfHubHTTPError as error:
-            status = error.response.status_code if error.response is not None else 500
-            if status in (408, 429) or status >= 500:  # of other codes, the download says what is wrong
-                self.away, self.said = error, False
-        except OfflineModeIsEnabled as error:
-            self.away = error
+        if constants.HF_HUB_OFFLINE:
+            self.away = OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
+            return
+        try:
+            answer = get_session().head(url, headers=build_hf_headers(), timeout=constants.HF_HUB_ETAG_TIMEOUT)
         except Exception as error:  # the network libraries beneath have many kinds
             self.away, self.said = error, False
+            return
+        code = answer.status_code
+        if code in (408, 429) or code >= 500:  # of other codes, the download says what is wrong
+            self.away, self.said = ConnectionError(f"the Hub answers with {code}"), False
 
     def get(self, file: str) -> Path | None:
         """One file's place in the cache. None where the repository has none of that name."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitrail.data.decode import Preprocess
 from vitrail.data.text import Tokenizer
-from vitrail.errors import UserError
+from vitrail.errors import UserError, first_line
 from vitrail.files import whole_folder, write_whole
 from vitrail.plain import described, rebuild
 from vitrail.tasks.caption import Caption, Captioning
@@ -22,9 +22,9 @@ from vitrail.tasks.consensus import Consensus
 from vitrail.tasks.embed import Embed
 from vitrail.tasks.encoder import KINDS, encoder_for
 from vitrail.tasks.knn import KNN
+from vitrail.tasks.regress import Regress
 from vitrail.tasks.task import Task
 from vitrail.zoo import captioners
-from vitrail.zoo.files import first_line
 from vitrail.zoo.source import Files, Found, Weight
 
 NAME = "vitrail"
@@ -53,8 +53,10 @@ def save(task: Task, path: str | Path, weights: dict[str, Tensor] | None = None)
 
 
 def recognise(files: Files) -> bool:
-    """A config with vitrail's mark, whichever version's."""
-    return "vitrail" in files.json.get("config.json", {})
+    """A config with vitrail's mark, whichever version's, and names of its models."""
+    config = files.json.get("config.json", {})
+    starts = ("encoder.", "model.") if "transformers" in config else ("encoder.",)
+    return "vitrail" in config and any(name.startswith(starts) for name in files.weights)
 
 
 def read(files: Files) -> Found:
@@ -112,6 +114,8 @@ def build(config: dict[str, Any], files: Files) -> Task:
         preprocess = Preprocess.from_dict(config["preprocess"])
         if config["task"] == "classify":
             return Classify(encoder, config["classes"], preprocess, hidden=config["hidden"], loss=config["loss"])
+        if config["task"] == "regress":
+            return Regress(encoder, config["values"], preprocess, hidden=config["hidden"])
         if config["task"] == "knn":
             return KNN(encoder, config["classes"], preprocess, config["pictures"])
         if config["task"] == "caption":

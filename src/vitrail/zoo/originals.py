@@ -1,4 +1,4 @@
-"""Checkpoints as their authors published them: MAE, DINO (and iBOT), DINOv2 and DINOv3; SAM is in `sam.py`.
+"""Checkpoints as their authors published them: MAE, MoCo v3, DINO (and iBOT), DINOv2 and DINOv3; SAM is in `sam.py`.
 
 They hold weights alone. Heads follow from the width, sizes from the positions, and pictures are prepared as the
 authors evaluate. Bare encoders of MAE, DINO and I-JEPA have timm's names and nothing else, and are read as timm's.
@@ -66,6 +66,8 @@ def _layout(files: Files) -> str | None:
         return "DINOv2"
     if any(name.startswith(("head.last_layer.", "head.mlp.")) for name in names):
         return "DINO"
+    if "head.7.running_mean" in names and "head.7.weight" not in names:
+        return "MoCo v3"  # whose projector ends in a norm without weights
     return None
 
 
@@ -77,6 +79,11 @@ def _mae(files: Files) -> Found:
 def _dino(files: Files) -> Found:
     config = _plain(files, resampling="offset")
     return _found("DINO's .pth", config, _names(files, config), _pictures(config, config.image_size, "bicubic"))
+
+
+def _moco(files: Files) -> Found:
+    config = replace(_plain(files, resampling="bicubic"), heads=12)  # of 32 channels in ViT-S
+    return _found("MoCo v3's .pth", config, _names(files, config), _pictures(config, config.image_size, "bilinear"))
 
 
 def _dinov2(files: Files) -> Found:
@@ -221,4 +228,4 @@ def _pictures(config: VariantConfig, size: tuple[int, int], interpolation: str) 
     )
 
 
-LAYOUTS = {"MAE": _mae, "DINO": _dino, "DINOv2": _dinov2, "DINOv3": _dinov3}
+LAYOUTS = {"MAE": _mae, "MoCo v3": _moco, "DINO": _dino, "DINOv2": _dinov2, "DINOv3": _dinov3}

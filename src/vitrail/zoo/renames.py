@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import torch
 
+from vitrail.data import imagenet
 from vitrail.errors import UserError
 from vitrail.zoo.source import Files, Weight
 
@@ -38,6 +39,14 @@ def blocks_in(files: Files, pattern: str) -> int:
 def heads_for(width: int) -> int:
     """Published ViTs have heads of 64 channels, except ViT-H with its heads of 80 and ViT-g of 88."""
     return 16 if width in (1280, 1408) else max(1, width // 64)
+
+
+def class_names(count: int, notes: list[str]) -> list[str]:
+    """Names of a head's outputs where the files have none: ImageNet's, which is noted, for as many; else numbers."""
+    if count != len(imagenet.names()):
+        return [str(i) for i in range(count)]
+    notes.append(f"the files do not name the {count:,} classes: they are taken for ImageNet's")
+    return imagenet.names()
 
 
 def square(files: Files, name: str, prefix: int) -> int:

@@ -6,16 +6,42 @@ hold, and `vitrail.zoo.load` makes the model of it, so that every source is chec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from vitrail.data.decode import Preprocess
 from vitrail.tasks.task import Task
 from vitrail.vit import ViTConfig
+from vitrail.zoo.problem import Problem
+
+
+class Lazy(Mapping[str, Tensor]):
+    """Tensors that are mapped or read when they are asked for, and not for a look at the names."""
+
+    def __init__(
+        self, names: Iterable[str], get: Callable[[str], Tensor], passing: Callable[[str], Tensor] | None = None
+    ) -> None:
+        self.names, self.get_tensor = dict.fromkeys(names), get
+        self.passing = passing or get
+        """a tensor to copy from: it is mapped by itself, so that its memory goes when it does"""
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.names:
+            raise KeyError(name)
+        return self.get_tensor(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 class Weight(NamedTuple):
@@ -38,16 +64,18 @@ class Files:
     json: dict[str, Any]
     """the contents of the small JSON files beside the weights, by file name: `config.json`, ..."""
     weights: Mapping[str, Tensor]
-    """by name, out of wrappers such as `state_dict` and without prefixes such as `module.`.
+    """by name; in a checkpoint of dictionaries within dictionaries, by their names joined with dots.
 
     Names cost nothing; a tensor is mapped (safetensors, PyTorch) or read (NumPy) when it is asked for.
     """
     shapes: Mapping[str, tuple[int, ...]]
     """every weight's shape, without reading it"""
     notes: list[str] = field(default_factory=list)
-    """what the reader did on the way, such as which wrapper it opened"""
+    """what the reader did on the way, such as which entry it chose"""
     left: dict[str, str] = field(default_factory=dict)
-    """entries beside the weights (an optimizer, an epoch number) with the reason why they are not used"""
+    """what stands beside the weights (an optimizer, an epoch number) with the reason why it is not used"""
+    entries: tuple[str, ...] = ("",)
+    """the inner dictionaries that hold tensors, by the same joined names; "" is the outermost"""
 
 
 @dataclass
@@ -59,7 +87,7 @@ class Found:
     encoder: ViTConfig | None
     """None where `task` builds something else"""
     classes: list[str] | None
-    """names of the classes (numbers in words where the source has no names); None for an encoder without a head"""
+    """names of the head's outputs (numbers in words where the source has no names); None for an encoder without one"""
     preprocess: Preprocess
     weights: dict[str, Weight]
     """by the names of the task's `state_dict`: `encoder.*`, and `head.*` where there are classes"""
@@ -73,8 +101,8 @@ class Found:
     """builds the model, with fresh weights, where it is more than an encoder and a head: vitrail's own"""
     ready: Callable[[], Task] | None = None
     """gives the model with its weights, where another library puts them in"""
-    loss: Literal["softmax", "sigmoid"] = "softmax"
-    """what makes probabilities of the logits: one class of all, or each for itself"""
+    problem: Problem = "single_label_classification"
+    """what the head's outputs mean"""
 
 
 class Source(Protocol):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vitrail.data.decode import Preprocess
 from vitrail.variants import VariantConfig
-from vitrail.zoo.renames import blocks_in, heads_for, linear, square
+from vitrail.zoo.renames import blocks_in, class_names, heads_for, linear, square
 from vitrail.zoo.source import Files, Found, Weight
 
 NAME = "torchvision"
@@ -63,16 +63,16 @@ def read(files: Files) -> Found:
         linear(weights, "head.linear", "heads.head")
     if hidden:
         linear(weights, "head.hidden.0", "heads.pre_logits")
-    preprocess = _preprocess(config)
+    notes = ["the file has no preprocessing: torchvision's for published weights of this size stands in"]
     return Found(
         source="torchvision's VisionTransformer",
         encoder=config,
-        classes=_names(classes[0]) if classes else None,
-        preprocess=preprocess,
+        classes=class_names(classes[0], notes) if classes else None,
+        preprocess=_preprocess(config),
         weights=weights,
         left={},
         hidden=hidden[0] if hidden else None,
-        notes=["the file has no preprocessing: torchvision's for published weights of this size stands in"],
+        notes=notes,
     )
 
 
@@ -91,15 +91,6 @@ def _preprocess(config: VariantConfig) -> Preprocess:
         std=std,
         channels=config.channels,
     )
-
-
-def _names(count: int) -> list[str]:
-    """ImageNet's names for its number of classes; else numbers."""
-    if count != 1000:
-        return [str(i) for i in range(count)]
-    from torchvision.models import ViT_B_16_Weights
-
-    return list(ViT_B_16_Weights.DEFAULT.meta["categories"])
 
 
 def reference(files: Files) -> Callable[[Tensor], dict[str, Tensor]]:

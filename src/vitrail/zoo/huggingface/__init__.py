@@ -23,10 +23,11 @@ from typing import Any
 import torch
 
 from vitrail.zoo.huggingface.encoder import PARTS, encoder_config, filled, renaming
-from vitrail.zoo.huggingface.kinds import KINDS, LEFT, SEVERAL, Kind, Spelling
+from vitrail.zoo.huggingface.kinds import KINDS, LEFT, Kind, Spelling
 from vitrail.zoo.huggingface.library import reference
 from vitrail.zoo.huggingface.processor import default_settings, preprocess, settings
 from vitrail.zoo.huggingface.writing import write
+from vitrail.zoo.problem import problem_of
 from vitrail.zoo.source import Files, Found
 
 __all__ = ["NAME", "read", "recognise", "reference", "write"]
@@ -45,8 +46,11 @@ OPTIONAL_BIASES = {
 
 
 def recognise(files: Files) -> bool:
-    """Whether `config.json` names one of the types here."""
-    return files.json.get("config.json", {}).get("model_type") in KINDS
+    """Whether `config.json` names one of the types here, and the weights have its names."""
+    kind = KINDS.get(files.json.get("config.json", {}).get("model_type"))
+    return kind is not None and any(
+        f"{prefix}{_first(spelling)}" in files.weights for prefix in kind.prefixes for spelling in kind.spellings
+    )
 
 
 def read(files: Files) -> Found:
@@ -81,7 +85,7 @@ def read(files: Files) -> Found:
         preprocess=preprocess(pixels, kind, config.image_size, config.channels),
         weights=weights,
         left=_left(files.weights.keys() - used),
-        loss="sigmoid" if text.get("problem_type") == SEVERAL else "softmax",
+        problem=problem_of(text if classes else {}, files.path),
         notes=notes,
     )
 
@@ -120,8 +124,10 @@ def _is_identity(files: Files, weight: str) -> bool:
 
 
 def _classes(text: Mapping[str, Any], count: int, notes: list[str]) -> list[str]:
-    """The names of `id2label`; numbers where it does not fit."""
-    labels = {int(number): str(label) for number, label in (text.get("id2label") or {}).items()}
+    """The names of `id2label`, which transformers leaves out where they are its own; numbers where it does not fit."""
+    if text.get("id2label") is None:
+        return [f"LABEL_{i}" for i in range(count)]
+    labels = {int(number): str(label) for number, label in text["id2label"].items()}
     if sorted(labels) == list(range(count)):
         return [labels[i] for i in range(count)]
     notes.append(f"config.json has no names for the {count} classes: they are numbered")

@@ -18,9 +18,6 @@ ACTIVATIONS = {
 }
 """transformers' names to ours; of several the first is written"""
 
-SEVERAL = "multi_label_classification"
-"""the `problem_type` of a classifier whose pictures may show several classes"""
-
 
 class Spelling(NamedTuple):
     """What transformers calls the parts. Files on the Hub and models in memory differ in some types."""

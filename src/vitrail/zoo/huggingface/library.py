@@ -64,12 +64,17 @@ def reference(files: Files) -> Callable[[Tensor], dict[str, Tensor]] | None:
 def _outputs(model: Any, images: Tensor) -> dict[str, Tensor]:
     tower = getattr(model, "vision_model", None) or (model if "dinov3" in model.config.model_type else model.base_model)
     takes = inspect.signature(tower.forward).parameters
-    more: dict[str, Any] = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
+    size = getattr(tower.config, "image_size", None)
+    # At their own size positions stay as they are, and those of two different sides transformers cannot interpolate.
+    other = [*images.shape[2:]] != (list(size) if isinstance(size, list | tuple) else [size, size])
+    more: dict[str, Any] = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes and other else {}
     if "noise" in takes:  # MAE: keep every patch, in its place
         model.config.mask_ratio = tower.config.mask_ratio = 0.0
         patches = math.prod(side // model.config.patch_size for side in images.shape[2:])
         more["noise"] = torch.arange(patches, dtype=images.dtype).expand(len(images), -1)
     found = {"tokens": tower(images, **more).last_hidden_state}
     if hasattr(model, "classifier") or hasattr(model, "cls_classifier"):
-        found["logits"] = model(images, **more).logits
+        # Not every release's classifiers hand arguments on to their tower.
+        with tower.register_forward_pre_hook(lambda _, args, named: (args, named | more), with_kwargs=True):
+            found["logits"] = model(images).logits
     return found

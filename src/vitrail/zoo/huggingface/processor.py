@@ -38,6 +38,11 @@ def preprocess(values: Mapping[str, Any], kind: Kind, size: tuple[int, int], cha
     if values.get("do_resize", True):
         box, squash = _box(values["size"], kind.square, size)
     target = _box(values["crop_size"], True, size)[0] if values.get("do_center_crop") else box
+    if min(target) > max(box):
+        raise UserError(
+            f"preprocessor_config.json resizes images to {box[0]}x{box[1]} and crops {target[0]}x{target[1]} of them, "
+            "which would leave a black margin: set do_center_crop to false, or a larger size"
+        )
     mean, std = _statistics(values, channels)
     return Preprocess(
         size=target,

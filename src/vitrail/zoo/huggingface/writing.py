@@ -15,13 +15,15 @@ from torch import Tensor
 
 from vitrail.errors import UserError
 from vitrail.files import whole_folder, write_whole
-from vitrail.tasks.classify import Classify
+from vitrail.tasks.headed import Headed
 from vitrail.tasks.task import Task
 from vitrail.variants import VariantConfig, as_variant
 from vitrail.vit import ViT
 from vitrail.zoo.huggingface.encoder import encoder_config, renaming, with_hidden
-from vitrail.zoo.huggingface.kinds import ACTIVATIONS, KINDS, SEVERAL
+from vitrail.zoo.huggingface.kinds import ACTIVATIONS, KINDS
 from vitrail.zoo.huggingface.processor import settings_of
+from vitrail.zoo.problem import problem_in
+from vitrail.zoo.refusals import KEPT, no_hidden_layer, no_place
 
 log = logging.getLogger("vitrail")
 
@@ -53,17 +55,15 @@ def write(task: Task, path: Path) -> None:
     encoder = getattr(task, "encoder", None)
     if not isinstance(encoder, ViT):
         raise UserError(f"transformers has no place for the task {task.name!r} without a Vision Transformer")
-    classes = task.classes if isinstance(task, Classify) else None
-    if isinstance(task, Classify) and task.hidden is not None:
-        raise UserError("transformers has no place for the pre-training head's hidden layer: load it with classes=0")
+    classes = task.outputs if isinstance(task, Headed) else None
+    if isinstance(task, Headed) and task.hidden is not None:
+        raise no_hidden_layer("transformers", task.hidden)
     config = as_variant(encoder.config)
     name = _type_for(config, classes is not None)
     parts = _parts(config, classes is not None)
     values = _values(name, config)
     plain = _checked(name, values, parts, config)
-    text = _text(name, values, parts, classes)
-    if isinstance(task, Classify) and task.loss_kind == "sigmoid":
-        text["problem_type"] = SEVERAL
+    text = {**_text(name, values, parts, classes), **problem_in(task)}
     weights = _weights(task, encoder, plain, name, classes is not None)
     with whole_folder(path) as folder:
         write_whole(folder / "model.safetensors", to_safetensors(weights, metadata={"format": "pt"}))
@@ -105,12 +105,7 @@ def _parts(c: VariantConfig, classes: bool) -> set[str]:
 
 def _values(name: str, c: VariantConfig) -> dict[str, Any]:
     """The entries of `config.json` that say how the model is built."""
-    square = c.image_size[0] == c.image_size[1]
-    if not square and name not in ANY_SHAPE:
-        raise UserError(
-            f"transformers has no place for pictures of {c.image_size[0]}x{c.image_size[1]} in its type {name}: "
-            "load the model with a square image_size"
-        )
+    square = c.image_size[0] == c.image_size[1] or name not in ANY_SHAPE
     values: dict[str, Any] = {
         "hidden_size": c.width,
         "num_hidden_layers": c.depth,
@@ -118,7 +113,7 @@ def _values(name: str, c: VariantConfig) -> dict[str, Any]:
         "intermediate_size": c.hidden,
         "hidden_act": next(theirs for theirs, ours in ACTIVATIONS.items() if ours == c.activation),
         "layer_norm_eps": c.norm_eps,
-        "image_size": c.image_size[0] if square else list(c.image_size),
+        "image_size": min(c.image_size) if square else list(c.image_size),
         "patch_size": c.patch,
         "num_channels": c.channels,
         "qkv_bias": c.qkv_bias,
@@ -161,7 +156,8 @@ def _checked(name: str, values: dict[str, Any], parts: Collection[str], config: 
     """What the written config will be read as, where that is the model; else the part that does not fit is refused."""
     if values.get("pooler_act") == "linear" and config.projection is None:
         parts = {*parts} - {"pooler"}
-    back = encoder_config(name, {**KINDS[name].defaults, **values}, parts)
+    said = {entry: value for entry, value in values.items() if value is not None}  # null is transformers' default
+    back = encoder_config(name, {**KINDS[name].defaults, **said}, parts)
     ours = with_hidden(config, config.hidden)
     ours = replace(
         ours,
@@ -172,15 +168,13 @@ def _checked(name: str, values: dict[str, Any], parts: Collection[str], config: 
         # What training alone reads, and positions that a learned table can hold.
         dropout=0.0,
         drop_path=0.0,
+        stem_blocks=back.stem_blocks,  # said of a stem alone, which is compared itself
         positions=back.positions if back.positions == "learned" else ours.positions,
     )
     wanted, there = asdict(ours), asdict(back)
-    wrong = [field for field in wanted if wanted[field] != there[field]]
+    wrong = {field: (own, there[field]) for field, own in wanted.items() if own != there[field]}
     if wrong:
-        raise UserError(
-            f"transformers has no place for {wrong[0]}={wanted[wrong[0]]!r} (the nearest type, {name}, "
-            f"has {there[wrong[0]]!r}): convert to another format"
-        )
+        raise no_place("transformers", f"its type {name}", wrong)
     if config.positions == "learned" and config.resampling != back.resampling:
         log.warning("at other sizes transformers fits the positions in its own way: outputs are the same at this one")
     return back
@@ -192,7 +186,7 @@ def _text(name: str, values: dict[str, Any], parts: Collection[str], classes: li
     if architecture is None:
         raise UserError(
             f"transformers has no place for {'a classifier' if classes else 'an encoder without classes'} "
-            f"in its type {name}: convert to another format"
+            f"in its type {name}: {KEPT}"
         )
     if "distilled" in parts:
         architecture = "DeiTForImageClassificationWithTeacher"

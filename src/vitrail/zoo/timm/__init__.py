@@ -17,14 +17,18 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
+from vitrail.data import imagenet
 from vitrail.data.decode import Preprocess
 from vitrail.errors import UserError
 from vitrail.files import whole_folder, write_whole
-from vitrail.tasks.classify import Classify
 from vitrail.tasks.embed import Embed
+from vitrail.tasks.headed import Headed
 from vitrail.tasks.task import Task
 from vitrail.variants import VariantConfig, as_variant
 from vitrail.vit import ViT
+from vitrail.zoo.problem import problem_in, problem_of
+from vitrail.zoo.refusals import no_hidden_layer, no_place
+from vitrail.zoo.renames import class_names
 from vitrail.zoo.source import Files, Found
 from vitrail.zoo.timm.arguments import Arguments, arguments, encoder_config, table
 from vitrail.zoo.timm.names import skeleton, spelling, written
@@ -54,11 +58,18 @@ OWN = re.compile(
 
 
 def recognise(files: Files) -> bool:
-    """A config that names one of the architectures; or without a config, no other names than timm's."""
+    """A config that names one of the architectures and weights with a stem; or without a config, timm's names.
+
+    Of the names that timm's ViTs do not have, those inside of blocks and stem tell of another model. Beside these they
+    are somebody's addition, which is refused by name.
+    """
     if "config.json" in files.json:
-        return files.json["config.json"].get("architecture") in table()
+        return files.json["config.json"].get("architecture") in table() and any(n in files.weights for n in FIRST)
     stem = any(name.startswith(("patch_embed.proj.", "patch_embed.backbone.")) for name in files.weights)
-    return stem and "blocks.0.mlp.lin1.weight" not in files.weights and all(map(OWN.match, _used(files)))
+    blocks = any(name.startswith("blocks.0.") for name in files.weights)
+    if not (stem and blocks) or "blocks.0.mlp.lin1.weight" in files.weights:
+        return False
+    return all(OWN.match(name) or not name.startswith(("blocks.", "patch_embed.")) for name in _used(files))
 
 
 def read(files: Files) -> Found:
@@ -66,10 +77,14 @@ def read(files: Files) -> Found:
     notes: list[str] = []
     name, given, settings = _named(files, notes)
     values: Arguments = table()[name] | {"in_chans": _channels(files)} | given
+    if "config.json" not in files.json:
+        # timm fits positions in FlexiViT's and RADIO's own way where it creates these as pretrained, and never for a
+        # bare state dict, which may be another model's as well.
+        values = values | {"resizing": None}
     pictures = values["pictures"] | {k: v for k, v in settings.items() if v is not None and k in values["pictures"]}
     size = _size(values, given, pictures)
     encoder = encoder_config(values, _fitting(files, values, size, notes))
-    classes = _classes(files, settings)
+    classes = _classes(files, settings, notes)
     parts = spelling(encoder, values["class"], files.weights.keys(), len(classes or []))
     own = skeleton(encoder, len(classes or [])).state_dict()
     return Found(
@@ -79,6 +94,7 @@ def read(files: Files) -> Found:
         preprocess=_preprocess(pictures, encoder, notes),
         weights={key: part.weight(own[key].shape) for key, part in parts.items()},
         left={key: why for key in files.weights for pattern, why in LEFT if re.search(pattern, key)},
+        problem=problem_of(settings if classes else {}, files.path),
         notes=notes,
     )
 
@@ -89,7 +105,7 @@ def _named(files: Files, notes: list[str]) -> tuple[str, Arguments, dict[str, An
     if config is None:
         return *_guess(files, notes), {}
     # Older folders have no second level.
-    labels = {key: config[key] for key in ("label_names", "label_descriptions") if key in config}
+    labels = {key: config[key] for key in ("label_names", "label_descriptions", "problem_type") if key in config}
     return config["architecture"], config.get("model_args") or {}, (config.get("pretrained_cfg") or config) | labels
 
 
@@ -145,16 +161,25 @@ def _fitting(files: Files, values: Arguments, size: tuple[int, int], notes: list
     return found if grid != config.grid else size
 
 
-def _classes(files: Files, settings: dict[str, Any]) -> list[str] | None:
+def _outputs(files: Files) -> int | None:
+    """How many outputs the head has; None without one."""
     shape = files.shapes.get("head.weight") or files.shapes.get("head.fc.weight")
-    if shape is None:
+    return shape[0] if shape else None
+
+
+def _classes(files: Files, settings: dict[str, Any], notes: list[str]) -> list[str] | None:
+    count = _outputs(files)
+    if count is None:
         return None
     names = settings.get("label_names") or settings.get("labels")
     told = settings.get("label_descriptions") or {}
     if isinstance(names, dict):
         names = [names[key] for key in sorted(names, key=int)]
-    if not isinstance(names, list) or len(names) != shape[0]:
-        return [str(i) for i in range(shape[0])]
+    if not isinstance(names, list) or len(names) != count:
+        known = "in1k" in re.split(r"[._-]", str(settings.get("tag") or settings.get("hf_hub_id")))
+        return class_names(count, [] if known else notes)
+    if not told and all(name in imagenet.numbers() for name in names):
+        return [imagenet.names()[imagenet.numbers()[name]] for name in names]
     return [str(told.get(name, name)) if isinstance(told, dict) else str(name) for name in names]
 
 
@@ -258,9 +283,9 @@ def _candidate(files: Files, values: Arguments) -> VariantConfig | None:
 
 def _fits(files: Files, config: VariantConfig, kind: str) -> bool:
     """Whether a model of timm's class `kind` with this config has just the names and shapes of the file."""
-    classes = len(_classes(files, {}) or [])
+    classes = _outputs(files)
     one = _first_block(config)
-    there = {name for name in _used(files) if not re.match(r"blocks\.[1-9]", name)}
+    there = {name for name in _used(files) if OWN.match(name) and not re.match(r"blocks\.[1-9]", name)}
     parts, own = spelling(one, kind, there, classes), skeleton(one, classes).state_dict()
     if {name for part in parts.values() for name in part.names} != there:
         return False
@@ -288,23 +313,24 @@ def write(task: Task, folder: Path) -> None:
         UserError: the model has a part that no architecture of timm's has; the line names it.
     """
     encoder = getattr(task, "encoder", None)
-    if not isinstance(task, Classify | Embed) or not isinstance(encoder, ViT):
+    if not isinstance(task, Headed | Embed) or not isinstance(encoder, ViT):
         raise UserError(f"timm has no model for the task {task.name}: convert a classifier or an encoder")
-    if isinstance(task, Classify) and task.hidden is not None:
-        raise UserError("timm cannot express hidden, the pre-training head's tanh layer: convert with classes=0")
+    outputs = task.outputs if isinstance(task, Headed) else []
+    if isinstance(task, Headed) and task.hidden is not None:
+        raise no_hidden_layer("timm", task.hidden)
     own = as_variant(encoder.config)
     name, given = closest(own)
     if own.positions == "learned" and own.resampling != "antialias":
         log.warning("%s: for pictures of another size, timm interpolates positions in its own way", folder)
     values = table()[name] | given
     kind = values["class"]
-    parts = spelling(own, kind, _apart(values), len(task.classes))
+    parts = spelling(own, kind, _apart(values), len(outputs))
     state = task.state_dict()
     weights = {key: value.contiguous().cpu() for key, value in written(parts, state).items()}
     preprocess = task.preprocess
     config = {
         "architecture": name,
-        "num_classes": len(task.classes),
+        "num_classes": len(outputs),
         "num_features": own.token_width,
         "model_args": given,
         "pretrained_cfg": {
@@ -315,18 +341,19 @@ def write(task: Task, folder: Path) -> None:
             "crop_mode": "center" if preprocess.resize == "crop" else "squash",
             "mean": list(preprocess.mean),
             "std": list(preprocess.std),
-            "num_classes": len(task.classes),
+            "num_classes": len(outputs),
             "classifier": "head.fc" if kind == "VisionTransformerSAM" else "head",
         },
-        **({"label_names": task.classes} if task.classes else {}),
+        **({"label_names": outputs} if outputs else {}),
+        **problem_in(task),
     }
     with whole_folder(folder) as place:
         write_whole(place / "model.safetensors", to_safetensors(weights, metadata={"format": "pt"}))
         write_whole(place / "config.json", json.dumps(config, indent=2) + "\n")
 
 
-IGNORED: dict[str, Any] = {"drop_path": 0.0, "dropout": 0.0}
-"""fields that training alone reads"""
+IGNORED: dict[str, Any] = {"drop_path": 0.0, "dropout": 0.0, "stem_blocks": 0}
+"""fields that training alone reads, and the one of a stem, which is compared itself"""
 OTHER_SIZES: dict[str, Any] = {"resampling": "antialias", "resizing": None, "relative_resampling": "geometric"}
 OTHER_SIZES |= {"floor_grid": True}
 """fields for other sizes than the model's own, where timm goes its own way"""
@@ -336,7 +363,7 @@ def closest(config: VariantConfig) -> tuple[str, Arguments]:
     """An architecture that can be this config and needs few arguments to be it, and those arguments."""
     wanted = _canonical(config)
     found: dict[str, Arguments] = {}
-    near: list[tuple[int, str, list[str]]] = []
+    near: list[tuple[int, str, dict[str, tuple[Any, Any]]]] = []
     for name in sorted(table(), key=lambda name: _unlike(name, config)):
         values = table()[name]
         given = arguments(config, values["class"])
@@ -350,11 +377,8 @@ def closest(config: VariantConfig) -> tuple[str, Arguments]:
             break
     if found:
         return min(found.items(), key=lambda item: (_unlike(item[0], config)[0], len(item[1])))
-    _, name, differ = min(near)
-    raise UserError(
-        f"timm cannot express this model's {' and '.join(differ)} (the nearest it has is {name}): "
-        "convert to another layout"
-    )
+    _, name, differ = min(near, key=lambda item: item[:2])
+    raise no_place("timm", name, differ)
 
 
 LIKELY = 4
@@ -407,10 +431,10 @@ def _canonical(config: VariantConfig) -> VariantConfig:
     return replace(config, **fields, **parts)
 
 
-def _differences(found: VariantConfig, wanted: VariantConfig) -> list[str]:
-    """Names of the fields that differ."""
-    one, two = asdict(found), asdict(wanted)
-    return [key for key in one if one[key] != two[key]]
+def _differences(found: VariantConfig, wanted: VariantConfig) -> dict[str, tuple[Any, Any]]:
+    """The fields that differ, each with the wanted value and the one that was found."""
+    one, two = asdict(wanted), asdict(found)
+    return {key: (one[key], two[key]) for key in one if one[key] != two[key]}
 
 
 def _apart(values: Arguments) -> set[str]:

@@ -1,0 +1,144 @@
+"""Which of a model's classes each class of a data set is: by name, by WordNet id, or by number."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+
+from vitrail.data import imagenet
+from vitrail.data.imagenet import plain, wnid_of, words
+from vitrail.errors import UserError
+
+log = logging.getLogger("vitrail")
+
+
+def outputs_of(data: Sequence[str], model: Sequence[str]) -> list[int]:
+    """For each class of `data` the number of the output that `model`, the names of its classes, has for it.
+
+    Case, underscores and hyphens make no difference, and a name such as `tench, Tinca tinca` is a list of synonyms.
+    ImageNet's WordNet ids (`n01440764`, also with words beside them) are known. A model whose classes are numbered
+    has them in the order of the data's, where it has as many.
+
+    Raises:
+        UserError: a class is unknown to the model, may be several of its classes, or is one that another class is too.
+    """
+    exact = {name: i for i, name in enumerate(model)}
+    if list(data) == list(model):
+        return list(range(len(model)))
+    if len(exact) == len(model) and exact.keys() == set(data):
+        return [exact[name] for name in data]
+    if [_number(name) for name in model] == list(range(len(model))):
+        places = _numbered(data, len(model))
+    else:
+        names = _Names(model)
+        if imagenet.is_order_of(data):  # two of these may have one name, and no two have one id
+            data = [synset.wnid for synset in imagenet.synsets()]
+        places = [names.find(name, data) for name in data]
+    first: dict[int, int] = {}
+    for i, place in enumerate(places):
+        if (other := first.setdefault(place, i)) != i:
+            raise UserError(
+                f"the data's classes {data[other]!r} and {data[i]!r} are both the model's class {model[place]!r}: "
+                "join the two"
+            )
+    return places
+
+
+def _number(name: str) -> int | None:
+    """The number that a class without a name has in its place: `7`, or transformers' `LABEL_7`."""
+    found = re.fullmatch(r"(?:LABEL_)?([0-9]{1,9})", name)
+    return int(found[1]) if found else None
+
+
+def _numbered(data: Sequence[str], count: int) -> list[int]:
+    """The outputs of a model whose `count` classes have no names."""
+    own = [_number(name) for name in data]
+    if None not in own:
+        for name, number in zip(data, own, strict=True):
+            if number is None or number >= count:
+                raise unknown(name, data, count)
+        return [number for number in own if number is not None]
+    ids = [wnid_of(name) for name in data]
+    if count == len(imagenet.synsets()) and all(wnid in imagenet.numbers() for wnid in ids):
+        log.warning(f"the model's {count:,} classes have no names: they are taken for ImageNet's, in its order")
+        return [imagenet.numbers()[wnid] for wnid in ids if wnid is not None]
+    if len(data) == count:
+        log.warning(f"the model's {count:,} classes have no names: they are taken for the data's, in its order")
+        return list(range(count))
+    named = next(name for name, number in zip(data, own, strict=True) if number is None)
+    raise UserError(
+        f"the data has {len(data):,} classes and the model {count:,} without names; the model does not know {named!r}: "
+        "call the data's classes by their numbers in the model, or train it on this data with --init"
+    )
+
+
+class _Names:
+    """The classes of a model, by what each may be called."""
+
+    def __init__(self, model: Sequence[str]) -> None:
+        self.model = model
+        self.ordered = imagenet.is_order_of(model)
+        """whether these are ImageNet's classes in its order, so that their ids are known"""
+        ids = [synset.wnid for synset in imagenet.synsets()] if self.ordered else [wnid_of(name) for name in model]
+        self.ids: dict[str, list[int]] = {}
+        self.words: dict[str, list[int]] = {}
+        self.titles: dict[str, list[int]] = {}
+        self.without_id = {i for i, wnid in enumerate(ids) if wnid is None}
+        for i, (name, wnid) in enumerate(zip(model, ids, strict=True)):
+            if wnid is not None:
+                self.ids.setdefault(wnid, []).append(i)
+            for word in words(name) | _words_of_id(wnid):
+                self.words.setdefault(word, []).append(i)
+            self.titles.setdefault(plain(name), []).append(i)
+
+    def find(self, name: str, data: Sequence[str]) -> int:
+        """The output for a class of `data`."""
+        found = self._candidates(name)
+        if not found:
+            raise unknown(name, data, len(self.model))
+        if len(found) > 1 and not self.ordered and list(self.model).count(name) == 1:
+            others = ", ".join(repr(self.model[i]) for i in found if self.model[i] != name)
+            log.warning(f"the data's class {name!r} is taken for the model's class of just that name, not for {others}")
+            return list(self.model).index(name)
+        if len(found) > 1:
+            raise self._ambiguous(name, found)
+        return found[0]
+
+    def _candidates(self, name: str) -> list[int]:
+        wnid = wnid_of(name)
+        if wnid is None:
+            # In full first: "maillot, tank suit" is one class, though "maillot" may be two.
+            return self.words.get(plain(name)) or self._of(words(name), self.words)
+        if wnid in self.ids:
+            return self.ids[wnid]
+        place = imagenet.numbers().get(wnid)
+        titles = imagenet.synsets()[place].titles() if place is not None else set()
+        # Of an id that is not ImageNet-1k's there are only the words beside it.
+        found = self._of(titles, self.titles) or self._of(_words_of_id(wnid) or words(name[len(wnid) :]), self.words)
+        return [i for i in found if i in self.without_id]  # another id is another class, whatever it is called
+
+    @staticmethod
+    def _of(keys: set[str], table: dict[str, list[int]]) -> list[int]:
+        return sorted({place for key in keys for place in table.get(key, ())})
+
+    def _ambiguous(self, name: str, found: Sequence[int]) -> UserError:
+        if self.ordered:
+            which = " or ".join(f"{self.model[i]!r} ({imagenet.synsets()[i].wnid})" for i in found)
+            return UserError(f"the data's class {name!r} may be the model's {which}: call it by the id in brackets")
+        which = " or ".join(f"{self.model[i]!r} (number {i})" for i in found)
+        return UserError(f"the data's class {name!r} may be the model's {which}: call it as the model does")
+
+
+def _words_of_id(wnid: str | None) -> set[str]:
+    """ImageNet's words for a WordNet id; none for one that is not ImageNet-1k's."""
+    place = None if wnid is None else imagenet.numbers().get(wnid)
+    return set() if place is None else imagenet.synsets()[place].words()
+
+
+def unknown(name: str, data: Sequence[str], count: int) -> UserError:
+    """The line for a class that the model lacks."""
+    return UserError(
+        f"the data has {len(data):,} classes and the model {count:,}; the model does not know {name!r}: leave it out, "
+        "train the model on this data with --init, or choose other data"
+    )

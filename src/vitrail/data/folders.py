@@ -1,0 +1,276 @@
+"""One folder per class: which folders are splits and which are classes, and what looks like another kind of data."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitrail.data import sources
+from vitrail.data.sources import SPLITS, Folder, split_of, unwrapped, words_of
+from vitrail.errors import UserError
+
+log = logging.getLogger("vitrail")
+
+Classes = dict[str, list[Path]]
+
+
+@dataclass
+class ClassFolders:
+    """The images of each class of each split."""
+
+    splits: dict[str, Classes]
+    beside: list[str]
+    """folders of images that stand beside the splits and belong to none"""
+
+
+def read_class_folders(path: Path, grouped: bool = False) -> ClassFolders:
+    """The images of a folder with one folder per class, with or without folders for the splits around them.
+
+    Raises UserError where the folders look like something else: splits by names that are not known, captions, boxes
+    or masks. `grouped` says that folders in the class folders are groups (`--group`), and so may recur.
+    """
+    scanned = sources.scan(path)
+    root = unwrapped(scanned)
+    splits = find_splits(root)
+    refuse_other_kinds(path, root)
+    if not splits:
+        refuse_unsorted_splits(path, root)
+    for folder in splits.values() or [root]:
+        refuse_recurring(folder, grouped)
+    found = {split: _classes(folder) for split, folder in (splits or {"train": root}).items()}
+    if not any(found.values()):
+        what = f"images but no class folders{_hint_of_table(root)}" if root.images else "no images"
+        instead = "" if root.images else sources.found_instead(scanned)
+        raise UserError(f"{path} holds {what}{instead}: put the images of each class in a folder of its name")
+    beside = [folder for folder in root.with_images() if splits and not _holds_one(folder, splits)]
+    refuse_one_class(path, found, splits or {"train": root}, root)
+    if found.get("train"):
+        for folder in beside:
+            _warn_unsorted(folder)
+        beside += _drop_unsorted(splits, found)
+    read = {image for classes in found.values() for images in classes.values() for image in images}
+    read |= {image for folder in beside for image in folder.all_images()}
+    if loose := [image for image in scanned.all_images() if image not in read]:
+        what = "1 image lies" if len(loose) == 1 else f"{len(loose):,} images lie"
+        log.warning(f"vitrail: {what} beside the class folders in {path}, as {loose[0]}: left out")
+    for name in found.get("train", {}):
+        if split_of(name, strict=True):
+            log.warning(f"vitrail: {path} has a class {name}: it would be a split if its images were in class folders")
+    sources.say_left_out(scanned)
+    return ClassFolders(found, [folder.name for folder in beside])
+
+
+def find_splits(root: Folder) -> dict[str, Folder]:
+    """The folders of the splits, each with class folders in it; empty where the folders in `root` are the classes.
+
+    A class may be called "test", but then its folder holds images and not folders. A name that tells more than the
+    split, as `seg_train`, counts where another split is beside it, or no folder without a word in common.
+    """
+    named = [(split, folder) for folder in root.folders if (split := split_of(folder.name))]
+    named = [(split, folder) for split, folder in named if unwrapped(folder).with_images()]
+    clear = any(split_of(folder.name, strict=True) for _, folder in named)
+    if named and not clear and len({split for split, _ in named}) < 2:
+        words = {word for _, folder in named for word in words_of(folder.name)}
+        others = [folder for folder in root.with_images() if split_of(folder.name) is None]
+        if any(words.isdisjoint(words_of(folder.name)) for folder in others):
+            return {}
+    folders = {folder.path: folder for _, folder in named}
+    chosen = sources.one_per_split((split, folder.path) for split, folder in named)
+    return {split: unwrapped(folders[path]) for split, path in chosen.items()}
+
+
+def _classes(folder: Folder) -> Classes:
+    classes = {}
+    for each in folder.folders:
+        if images := each.all_images():
+            classes[each.name] = images
+        else:
+            log.warning(f"vitrail: {each.path} holds no images{sources.found_instead(each)} and is left out")
+    return classes
+
+
+def _holds_one(folder: Folder, splits: dict[str, Folder]) -> bool:
+    return any(split.path.is_relative_to(folder.path) for split in splits.values())
+
+
+def _warn_unsorted(folder: Folder) -> None:
+    log.warning(
+        f"vitrail: {folder.path} is left out, with {len(folder.all_images()):,} images: it is no split (train, val or "
+        "test) with a folder per class"
+    )
+
+
+def _drop_unsorted(splits: dict[str, Folder], found: dict[str, Classes]) -> list[Folder]:
+    """Leave out, and return, the splits whose images lie in one folder that names no class, as `test/images/`."""
+    dropped = []
+    for split in [split for split in found if split != "train"]:
+        names = [*found[split]]
+        plain = {*words_of(names[0])} <= {"unknown", "unlabelled", "unlabeled", *sources.NEUTRAL, *SPLITS[split]}
+        if len(names) == 1 and names[0] not in found["train"] and plain:
+            _warn_unsorted(splits[split])
+            dropped.append(splits[split])
+            del found[split]
+    return dropped
+
+
+def refuse_unsorted_splits(path: Path, root: Folder) -> None:
+    """Refuse folders of splits without class folders, which would else be taken for classes."""
+    told = [(split_of(folder.name), split_of(folder.name, strict=True)) for folder in root.with_images()]
+    if told and all(split for split, _ in told) and (len(set(told)) > 1 or all(strict for _, strict in told)):
+        names = _names(root.with_images())
+        raise UserError(
+            f"{path}: {names} hold images but no folder per class{_hint_of_table(root)}: put the images of each class "
+            "in a folder of its name"
+        )
+
+
+def refuse_recurring(root: Folder, grouped: bool) -> None:
+    """Refuse class folders that all hold the same folders: these are the classes, and those are something else."""
+    tops = [unwrapped(folder) for folder in root.with_images()]
+    inner = [{folder.name.lower() for folder in top.with_images()} for top in tops]
+    most = max(inner, key=len, default=set())
+    loose, total = sum(len(top.images) for top in tops), sum(len(top.all_images()) for top in tops)
+    if len(tops) < 2 or len(most) < 2 or loose * 10 > total or not all(names and names <= most for names in inner):
+        return
+    largest = next(top for top, names in zip(tops, inner, strict=True) if names is most)
+    start = f"{root.path}: {_names(root.with_images())} all hold the same folders ({_names(largest.with_images())})"
+    if all(split_of(name) for name in most):
+        raise UserError(f"{start}: put the splits outside, as in train/{root.with_images()[0].name}")
+    if not grouped:
+        raise UserError(
+            f"{start}: if they are splits, rename them to train, val or test; if they are classes, move their images "
+            "up, or say `--group parent` where the folders in them are groups such as slides or days"
+        )
+
+
+def refuse_one_class(path: Path, found: dict[str, Classes], splits: dict[str, Folder], root: Folder) -> None:
+    names = sorted({name for classes in found.values() for name in classes})
+    if len(names) != 1:
+        return
+    folder = next(each for split in splits.values() for each in split.folders if each.name == names[0])
+    hint = _hint_of_table(root)
+    if unwrapped(folder).with_images():
+        hint = f"; if the folders in it are the classes or the splits, give {folder.path}"
+    raise UserError(f"{path} holds one class ({names[0]}): a classifier needs at least two{hint}")
+
+
+def _hint_of_table(root: Folder) -> str:
+    """That labels may stand in a table, as in many competitions."""
+    tables = [file for file in root.others if file.suffix.lower() in (".csv", ".tsv")]
+    return f" ({tables[0].name} may hold the labels, but vitrail reads them from folders)" if tables else ""
+
+
+def _names(folders: Sequence[Folder], most: int = 4) -> str:
+    names = [folder.name for folder in folders]
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} others" if len(names) > most else "")
+
+
+CAPTIONS, BOXES, MASKS = "captioned images", "images with boxes around objects", "images with masks"
+REMEDIES = {
+    CAPTIONS: "train a captioner on them with `vitrail train caption-vit --data {path}`",
+    BOXES: "vitrail has no recipe for detection yet",
+    MASKS: "vitrail has no recipe for segmentation yet",
+}
+IMAGE_FOLDERS = frozenset(
+    [
+        *("image", "images", "img", "imgs", "jpegimages", "jpgs", "photos", "pictures", "input", "inputs", "rgb"),
+        *("frames", "leftimgbit"),
+    ]
+)
+TARGET_FOLDERS = frozenset(
+    [
+        *("mask", "masks", "label", "labels", "annotation", "annotations", "annot", "annots", "gt", "gtfine"),
+        *("gtcoarse", "groundtruth", "target", "targets", "segmentation", "segmentations", "segmentationclass"),
+        *("segmentationobject", "trimap", "trimaps", "bbox", "bboxes", "xml", "xmls", "maskpng", "labelspng"),
+    ]
+)
+"""folders of what is in each image, which stand beside one of images; names without case, digits and split"""
+EXCERPT = 1 << 16
+"""bytes at each end of a file that are looked at: JSON of COCO's size is half a gigabyte"""
+
+
+def refuse_other_kinds(path: Path, root: Folder) -> None:
+    """Refuse what looks like images with captions, boxes or masks; the line says by what, and which recipe takes it."""
+    top = root
+    places = [root]
+    while len(inner := top.with_images()) == 1 and not top.images:  # folders around the data, as VOCdevkit/VOC2007/
+        top = inner[0]
+        places.append(top)
+    places += [unwrapped(folder) for folder in top.folders if split_of(folder.name) or _role(folder) is not None]
+    for place in places:
+        for kind, sign in (*_signs_of_files(place), *_signs_of_folders(place)):
+            remedy = REMEDIES[kind].format(path=path)
+            raise UserError(
+                f"{path} looks like {kind} ({sign}): {remedy}; to classify whole images, give a folder that holds one "
+                "folder per class and nothing else"
+            )
+
+
+def _signs_of_files(place: Folder) -> Iterator[tuple[str, str]]:
+    stems = {image.stem for image in place.images}
+    for file in place.others:
+        kind = file.suffix.lower()
+        beside = file.stem in stems
+        text = _excerpt(file) if kind in (".json", ".jsonl", ".yaml", ".yml") or beside else ""
+        named = "caption" in file.stem.lower() or file.name.lower().endswith(".token.txt")
+        if kind in (".txt", ".csv", ".tsv") and named:
+            yield CAPTIONS, file.name
+        elif kind in (".json", ".jsonl") and (found := _kind_of_json(text)) is not None:
+            yield found, file.name
+        elif kind in (".yaml", ".yml") and re.search(r"^(nc|names)\s*:", text, re.M) and "train" in text:
+            yield BOXES, file.name
+        elif beside and kind == ".xml" and "<object" in text:
+            yield BOXES, f"{file.name} beside its image"
+        elif beside and kind == ".txt" and text.strip():
+            numbers = re.match(r"\s*\d+(\s+[-+.\deE]+){4,}\s*$", text, re.M)
+            yield BOXES if numbers else CAPTIONS, f"{file.name} beside its image"
+
+
+def _kind_of_json(text: str) -> str | None:
+    """What COCO's JSON, or Karpathy's, or LabelMe's, is of; None for other JSON."""
+    has = {*re.findall(r'"(\w+)"\s*:', text)}
+    lists = "images" in has and not has.isdisjoint(["annotations", "image_id", "category_id", "sentences"])
+    if lists and not has.isdisjoint(["caption", "sentences"]):
+        return CAPTIONS
+    if (lists and not has.isdisjoint(["bbox", "keypoints", "segments_info"])) or {"shapes", "imagePath"} <= has:
+        return BOXES
+    if {"file_name", "objects"} <= has:  # of the Hub's metadata.jsonl
+        return BOXES
+    return MASKS if lists and "segmentation" in has else None
+
+
+def _signs_of_folders(place: Folder) -> Iterator[tuple[str, str]]:
+    """`images/` beside `masks/`, `labels/` or `Annotations/`; also `train/` beside `train_masks/`."""
+    for targets in place.folders:
+        if _role(targets) != "targets":
+            continue
+        split = split_of(targets.name)
+        for images in place.with_images():
+            unsorted = split is not None and split_of(images.name, strict=True) == split and images.images
+            if images is not targets and (_role(images) == "images" or unsorted):
+                sign = f"{images.name}/ beside {targets.name}/"
+                endings = {file.suffix.lower() for folder in targets.below() for file in folder.others}
+                if not endings.isdisjoint([".txt", ".xml", ".json"]) and not targets.images:
+                    yield BOXES, sign
+                elif targets.holds_images() or endings:
+                    yield MASKS, sign
+
+
+def _role(folder: Folder) -> str | None:
+    words = words_of(folder.name)
+    name = "".join(word for word in words if not any(word in known for known in SPLITS.values()))
+    return "images" if name in IMAGE_FOLDERS else "targets" if name in TARGET_FOLDERS else None
+
+
+def _excerpt(file: Path) -> str:
+    """The beginning and the end of a file."""
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(EXCERPT)
+            opened.seek(max(file.stat().st_size - EXCERPT, len(data)))
+            return (data + opened.read(EXCERPT)).decode("utf-8-sig", "ignore")
+    except OSError:
+        return ""

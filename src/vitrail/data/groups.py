@@ -1,0 +1,201 @@
+"""Groups of images that must not be split: the tiles of a slide, the images of a patient, the frames of a day.
+
+A group is named by `--group`, which is one of
+- `parent`: the folder that holds the image, by its name, wherever it lies: `slide07` of `tumour/slide07/3.png`. Images
+  that lie in a class folder itself are refused.
+- the path of a CSV file with the columns image and group. Images that it lacks are refused.
+- a regular expression, searched in the key (the path below the root): its first group, or else the whole match. Images
+  that do not match are refused.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import logging
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vitrail.data.caption_files import IMAGES, MARKS, read_text
+from vitrail.data.names import is_file, match_keys
+from vitrail.errors import UserError
+
+if TYPE_CHECKING:
+    from vitrail.data.sets import ImageSet, Splits
+
+log = logging.getLogger("vitrail")
+
+TABLES = (".csv", ".tsv", ".txt")
+COLUMNS = ("group", "groups", "group_id", "patient", "patient_id", "subject", "subject_id", "slide", "slide_id")
+
+
+def groups_of(part: ImageSet, group: str) -> list[str]:
+    """The group of each image. Raises UserError where an image has none."""
+    if group == "parent":
+        names, reason = _by_parent(part), "lie in a class folder itself, and in no folder of a group"
+    elif Path(group).suffix.lower() in TABLES or is_file(Path(group)):
+        names, reason = _by_table(part, Path(group).expanduser()), "are not in the table, or have no group there"
+    else:
+        names, reason = _by_pattern(part, group), "do not match it"
+    if lacking := [key for key, name in zip(part.keys, names, strict=True) if not name]:
+        raise UserError(
+            f"--group {group}: {len(lacking):,} of {len(part):,} images of {part.name} {reason}, as {lacking[0]}"
+        )
+    return names
+
+
+def _by_parent(part: ImageSet) -> list[str]:
+    names = []
+    for key, label in zip(part.keys, part.labels.tolist(), strict=True):
+        folder = PurePosixPath(key).parent.name
+        names.append("" if part.classes and folder == part.classes[label] else folder)
+    return names
+
+
+def _by_pattern(part: ImageSet, group: str) -> list[str]:
+    try:
+        pattern = re.compile(group)
+    except re.error as error:
+        raise UserError(
+            f"--group {group}: not `parent`, no CSV file, and no regular expression either: {error}"
+        ) from None
+    found = [pattern.search(key) for key in part.keys]
+    return [(match[min(pattern.groups, 1)] or "") if match else "" for match in found]
+
+
+def _by_table(part: ImageSet, file: Path) -> list[str]:
+    if not is_file(file):
+        raise UserError(f"--group {file}: there is no such file")
+    lines = read_text(file)
+    mark = re.search(f"[{MARKS}]", lines[0])
+    reader = csv.reader(lines, delimiter=mark[0] if mark else ",", skipinitialspace=True)
+    try:
+        rows = [(reader.line_num, [value.strip() for value in row]) for row in reader if any(row)]
+    except csv.Error as error:
+        raise UserError(f"{file}, line {reader.line_num}: {error}") from None
+    header = [name.lower() for name in rows[0][1]] if rows else []
+    image, group = (next((header.index(n) for n in names if n in header), None) for names in (IMAGES, COLUMNS))
+    if image is None or group is None:
+        raise UserError(f"{file}, line 1: the columns are {', '.join(header) or 'none'}, and not image and group")
+    rows = [(line, row) for line, row in rows[1:] if len(row) > max(image, group)]
+    places = match_keys([row[image] for _, row in rows], part.keys, lambda i: f"{file}, line {rows[i][0]}")
+    names = [""] * len(part)
+    for place, (line, row) in zip(places, rows, strict=True):
+        if place is not None:
+            if names[place] not in ("", row[group]):
+                both = f"in group {row[group]!r} here and in {names[place]!r} before"
+                raise UserError(f"{file}, line {line}: {part.keys[place]} is {both}")
+            names[place] = row[group]
+    return names
+
+
+def places(names: Sequence[str]) -> Tensor:
+    """A number in [0, 1) from each group's name, float64 [N]: its side stays when images or groups are added."""
+    hashes = {name: hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=6) for name in set(names)}
+    numbers = {name: int.from_bytes(found.digest(), "little") / (1 << 48) for name, found in hashes.items()}
+    return torch.tensor([numbers[name] for name in names], dtype=torch.float64)
+
+
+def check_splits(splits: Splits, group: str) -> None:
+    """Refuse a group that lies in two of the splits that a set brings."""
+    there = {"train": splits.train, "val": splits.val, "test": splits.test}
+    owner: dict[str, tuple[str, str]] = {}
+    for split, part in there.items():
+        if part is None or not len(part):
+            continue
+        for key, name in zip(part.keys, groups_of(part, group), strict=True):
+            other, first = owner.setdefault(name, (split, key))
+            if other != split:
+                raise UserError(
+                    f"--group {group}: the group {name!r} is in the {other} split ({first}) and in the {split} split "
+                    f"({key}): move it to one, or leave --group out"
+                )
+
+
+def describe(names: Sequence[str], chosen: Tensor) -> None:
+    """Say what share is held back: groups are few, and their sizes differ."""
+    held = len({names[i] for i in chosen.nonzero()[:, 0].tolist()})
+    log.warning(
+        f"vitrail: {held:,} of {len(set(names)):,} groups are held back for validation, "
+        f"{float(chosen.double().mean()):.0%} of the images"
+    )
+
+
+def marks(splits: Splits, group: str) -> dict[str, Any]:
+    """Plain data by which the same groups are known again."""
+    there = [part for part in (splits.train, splits.val, splits.test) if part is not None and len(part)]
+    names = [name for part in there for name in groups_of(part, group)]
+    digest = hashlib.blake2b("\0".join(names).encode(errors="surrogatepass"), digest_size=16)
+    return {"count": len(set(names)), "hash": digest.hexdigest()}
+
+
+FILES_PER_GROUP = 3
+"""files of the same prefix, on average, from which on they are taken for a group"""
+COUNTER = re.compile(r"[a-z]{0,6}\d+", re.IGNORECASE)
+"""the last word of a name that numbers the images of a group: 001, x1024, tile12"""
+CAMERA = re.compile(
+    r"([a-z]+[-_ ]([a-z]+ )?)?(19|20)\d\d[-.]?[01]\d[-.]?[0-3]\d([-_ ]\d{6,9}|[-_ ]wa\d+| at )", re.IGNORECASE
+)
+"""names that phones give, of a date and a time: who is seen in a day's images is not known from them"""
+SYNSET = re.compile(r"n\d{8}$")
+
+
+def warn_of_prefixes(part: ImageSet, chosen: Tensor) -> None:
+    """Warn once where the names of files tell groups, such as slides, that lie on both sides of a split.
+
+    That is where in classes of at least half of the images nearly all files share a few prefixes with a number in it
+    (`slide07_001.png`), some files each. A prefix that a whole class shares tells nothing, nor does one of a camera.
+    """
+    held = chosen.tolist()
+    by_class: dict[int, list[int]] = defaultdict(list)
+    labels = part.labels.tolist() if part.classes else [0] * len(part)
+    for i, label in enumerate(labels):
+        by_class[label].append(i)
+    suspect = 0
+    example: tuple[str, str] | None = None
+    for members in by_class.values():
+        for prefixes in _ways([part.keys[i] for i in members]):
+            counts = Counter(prefixes)
+            shared = {prefix for prefix, count in counts.items() if count > 1 and prefix}
+            covered = sum(counts[prefix] for prefix in shared)
+            if len(shared) < 2 or covered < 0.8 * len(members) or covered < FILES_PER_GROUP * len(shared):
+                continue
+            sides: dict[str, dict[bool, int]] = defaultdict(dict)
+            for i, prefix in zip(members, prefixes, strict=True):
+                if prefix in shared:
+                    sides[prefix].setdefault(held[i], i)
+            both = next((side for side in sides.values() if len(side) == 2), None)
+            if both is not None:
+                suspect += len(members)
+                example = example or (part.keys[both[False]], part.keys[both[True]])
+                break
+    if example is not None and 2 * suspect >= len(part):
+        log.warning(
+            f"vitrail: names such as {example[0]} (for training) and {example[1]} (held back) look like images of one "
+            "slide, patient or day; if they are, the score is too good: name the groups with --group"
+        )
+
+
+def _ways(keys: list[str]) -> Iterator[list[str]]:
+    """Prefixes of the names of a class's files: without one word at the end, without two, without three."""
+    stems = [PurePosixPath(key).stem for key in keys]
+    for less in (1, 2, 3):
+        yield [_prefix(stem, less) for stem in stems]
+
+
+def _prefix(stem: str, less: int) -> str:
+    """A name without its last words, where these number images and what is before tells a group; else ""."""
+    parts = re.split(r"([-_ .()]+)", stem.rstrip(")"))
+    words = parts[::2]
+    if len(words) <= less or not all(COUNTER.fullmatch(word) for word in words[-less:]):
+        return ""
+    prefix = "".join(parts[: -2 * less])
+    if CAMERA.match(stem) or SYNSET.match(prefix):
+        return ""
+    return prefix if re.search(r"\d", prefix) or re.search(r"(?:[a-z]|[-_ .]|^)[A-Z]$", prefix) else ""

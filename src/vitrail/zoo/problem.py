@@ -1,0 +1,36 @@
+"""What the outputs of a head mean, as transformers' configs say it and timm's may."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from vitrail.errors import UserError
+from vitrail.tasks.classify import Classify
+from vitrail.tasks.regress import Regress
+from vitrail.tasks.task import Task
+
+Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
+"""what the outputs of a head mean, in transformers' words: one class of all, each class for itself, or values"""
+
+
+def problem_of(config: Mapping[str, Any], path: Path) -> Problem:
+    """What a config says that the outputs of its head mean; one class of all where it says nothing."""
+    for problem in get_args(Problem):
+        if config.get("problem_type") in (None, problem):
+            return problem
+    raise UserError(
+        f"{path}: its config has problem_type {str(config['problem_type'])[:40]!r}, and a head's outputs are "
+        f"{', '.join(get_args(Problem))}: correct it"
+    )
+
+
+def problem_in(task: Task) -> dict[str, Problem]:
+    """The entry of a library's config that says what the outputs of the task's head mean, where it has to."""
+    if isinstance(task, Regress):
+        return {"problem_type": "regression"}
+    if isinstance(task, Classify) and (task.loss_kind == "sigmoid" or len(task.classes) > 1):
+        several = task.loss_kind == "sigmoid"
+        return {"problem_type": "multi_label_classification" if several else "single_label_classification"}
+    return {}  # no head, or one output that nobody says more of: each library takes its sigmoid
