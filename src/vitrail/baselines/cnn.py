@@ -1,6 +1,6 @@
 """Convolutional networks: a small one in the manner of LeNet and VGG, and the ResNet for small pictures.
 
-Read layers/convolution.py first, the convolution with its norm and the residual block; here both are stacked.
+Read convolution.py first, the convolution with its norm and the residual block; here both are stacked.
 
     B images in the batch       C channels, H and W pixels       D channels of the last feature map, of h x w places
 """
