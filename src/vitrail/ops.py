@@ -9,6 +9,9 @@ from torch import Tensor
 
 from vitrail.errors import UserError, warn_once
 
+Grid = tuple[int, ...]
+"""patches along each axis: rows and columns of an image"""
+
 FORMED = 256
 """tokens up to which bf16 training on a CPU forms the attention matrix"""
 
@@ -65,7 +68,7 @@ def check_images(images: Tensor, channels: int, patch: int) -> None:
         )
 
 
-def sine_positions(grid: tuple[int, ...], width: int, temperature: float = 10_000.0) -> Tensor:
+def sine_positions(grid: Grid, width: int, temperature: float = 10_000.0) -> Tensor:
     """Fixed 2-D positions [h * w, D]: a quarter each for sin x, cos x, sin y and cos y (arXiv 2205.01580)."""
     if width % 4:
         raise UserError(f"2-D sine positions need a width that is divisible by 4, got {width}")
@@ -77,9 +80,7 @@ def sine_positions(grid: tuple[int, ...], width: int, temperature: float = 10_00
     return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1).float()
 
 
-def resize_positions(
-    positions: Tensor, old: tuple[int, ...], new: tuple[int, ...], prefix: int, resampling: str = "antialias"
-) -> Tensor:
+def resize_positions(positions: Tensor, old: Grid, new: Grid, prefix: int, resampling: str = "antialias") -> Tensor:
     """Learned positions [1, prefix + N, D] of one grid for another, by their 2-D locations (section 3.2).
 
     `resampling` is one of those that `VariantConfig` explains: every library has its own, and their results differ.
@@ -97,9 +98,7 @@ def resize_positions(
     return torch.cat([first, rearrange(image, "1 d h w -> 1 (h w) d").to(rest.dtype)], dim=1)
 
 
-def fit_positions(
-    positions: Tensor, old: tuple[int, ...], new: tuple[int, ...], prefix: int, resampling: str = "antialias"
-) -> Tensor:
+def fit_positions(positions: Tensor, old: Grid, new: Grid, prefix: int, resampling: str = "antialias") -> Tensor:
     """`resize_positions` for images of another size than the model's, with one warning."""
     # `torch.compiler.disable` would let compiled models warn too, but imports the compiler, which takes seconds.
     if old != new and not torch.compiler.is_compiling():

@@ -10,7 +10,7 @@ and the head. Nothing here knows of training, tasks or later papers; `variants/`
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -19,9 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.errors import UserError, require
-from vitrail.ops import attend, check_images, fit_positions, scale_branch, sine_positions, stochastic_depth
-
-Grid = tuple[int, ...]
+from vitrail.ops import Grid, attend, check_images, fit_positions, scale_branch, sine_positions, stochastic_depth
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class ViTConfig:
             raise UserError(f"width {self.width} does not divide into {self.heads} heads: change one of them")
         if any(pixels % self.patch for pixels in self.image_size):
             raise UserError(f"image size {self.image_size} does not divide into patches of {self.patch} pixels")
-        if self.pool not in ("token", "average") or self.class_token < (self.pool == "token"):
+        if self.pool not in ("token", "average") or (self.pool == "token" and not self.class_token):
             raise UserError(f"pool={self.pool!r}: choose average, or token with class_token=True")
 
     @property
@@ -98,7 +96,7 @@ class Attention(nn.Module):
         return self.dropout(self.out(x.transpose(1, 2).flatten(2)))  # equation 8
 
     def project(self, x: Tensor, first: int = 0, last: int = 3) -> tuple[Tensor, ...]:
-        """Queries, keys and values (equation 5), or the `first` to `last`: views [B, heads, N, D/heads]."""
+        """Queries, keys and values (equation 5), or of these three `first` to `last`: views [B, heads, N, D/heads]."""
         if last - first == 3:
             x = self.qkv(x)
         else:
@@ -152,7 +150,7 @@ class ViT(nn.Module):
     """The encoder (equations 1 to 4): images in, tokens out. Other patches (section 3.1) and blocks are handed in."""
 
     def __init__(
-        self, config: ViTConfig, patches: PatchEmbedding | None = None, blocks: nn.ModuleList | None = None
+        self, config: ViTConfig, patches: PatchEmbedding | None = None, blocks: Iterable[nn.Module] = ()
     ) -> None:
         super().__init__()
         assert type(config) is ViTConfig or type(self) is not ViT, "a variant's config is for VariantViT"
@@ -162,7 +160,7 @@ class ViT(nn.Module):
         if c.positions == "learned":
             self.positions = nn.Parameter(torch.empty(1, c.prefix_tokens + math.prod(c.grid), c.width))
         self.dropout = nn.Dropout(c.dropout)
-        self.blocks = blocks or nn.ModuleList(Block(c) for _ in range(c.depth))
+        self.blocks = nn.ModuleList(list(blocks) or [Block(c) for _ in range(c.depth)])
         self.norm: nn.Module = nn.LayerNorm(c.width, c.norm_eps)
         init_weights(self)
 
@@ -226,7 +224,9 @@ def init_weights(module: nn.Module) -> None:
             for matrix in m.qkv.weight.detach().chunk(3):  # theirs are three matrices, each with a size of its own
                 nn.init.xavier_uniform_(matrix)
         if isinstance(m, MLP):
-            _ = [nn.init.normal_(linear.bias, std=1e-6) for linear in (m.up, m.down) if linear.bias is not None]
+            for linear in (m.up, m.down):
+                if linear.bias is not None:
+                    nn.init.normal_(linear.bias, std=1e-6)
         if isinstance(m, PatchEmbedding):  # LeCun's normal: a token starts with the variance of its pixels
             nn.init.trunc_normal_(m.projection.weight, std=math.sqrt(1 / m.projection.weight[0].numel()))
         if isinstance(m, ViT) and m.config.positions == "learned":

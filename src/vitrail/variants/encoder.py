@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitrail.ops import fit_positions, resize_positions
+from vitrail.ops import Grid, fit_positions, resize_positions
 from vitrail.variants.attention import VariantAttention
 from vitrail.variants.blocks import block_for
 from vitrail.variants.config import VariantConfig, as_variant
@@ -31,7 +31,7 @@ class VariantViT(ViT):
 
     def __init__(self, config: VariantConfig) -> None:
         c = config
-        super().__init__(c, patches_for(c), nn.ModuleList(block_for(c, i) for i in range(c.depth)))
+        super().__init__(c, patches_for(c), (block_for(c, i) for i in range(c.depth)))
         if c.kv_heads:
             _init_shared_keys(self)
         if c.positions == "learned" and c.placed_tokens != c.prefix_tokens:
@@ -49,7 +49,7 @@ class VariantViT(ViT):
         self.pooling = _pooling(c) if c.pool == "attention" else None
         self.projection = _projection(c) if c.projection else nn.Identity()
 
-    def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    def embed(self, images: Tensor) -> tuple[Tensor, Grid]:
         x = self.patches(images)
         grid = tuple(x.shape[2:])
         x = self.norm_patches(x.flatten(2).transpose(1, 2))
@@ -57,7 +57,7 @@ class VariantViT(ViT):
         x = torch.cat([*(token.expand(len(x), -1, -1) for token in prefix), x], dim=1)
         return self.norm_before(self.dropout(x + self.positions_for(grid))), grid
 
-    def positions_for(self, grid: tuple[int, ...]) -> Tensor:
+    def positions_for(self, grid: Grid) -> Tensor:
         c = self.config
         if c.positions != "learned":
             return super().positions_for(grid)
@@ -67,7 +67,7 @@ class VariantViT(ViT):
         gap = positions.new_zeros(1, c.prefix_tokens - c.placed_tokens, c.width)  # registers have no position
         return torch.cat([positions[:, : c.placed_tokens], gap, positions[:, c.placed_tokens :]], dim=1)
 
-    def blocks_on(self, grid: tuple[int, ...]) -> Sequence[Any]:
+    def blocks_on(self, grid: Grid) -> Sequence[Any]:
         c, device = self.config, self.patches.projection.weight.device
         if c.rotary == "none" and c.relative == "none" and not c.window:
             return list(self.blocks)
@@ -82,7 +82,7 @@ class VariantViT(ViT):
             for block, rotation in zip(self.blocks, rotations, strict=True)
         ]
 
-    def finish(self, x: Tensor, grid: tuple[int, ...]) -> Tokens:
+    def finish(self, x: Tensor, grid: Grid) -> Tokens:
         tokens = super().finish(x, grid)
         if self.neck is None:
             return tokens
