@@ -215,6 +215,8 @@ def test_a_stem_has_residual_blocks_where_its_map_is_small() -> None:
     assert not any(isinstance(module, BasicBlock) for module in plain.modules())
     with pytest.raises(UserError, match="stem_blocks must be at least 0, got -1"):
         config_for(TINY, **stem, stem_blocks=-1)
+    with pytest.raises(UserError, match="stem_blocks stand behind the second"):
+        config_for(TINY, stem=(4,), stem_blocks=1)
 
 
 @pytest.mark.parametrize("positions", ["learned", "sine", "none"])
@@ -226,7 +228,8 @@ def test_a_variant_with_default_settings_is_the_paper_bit_for_bit(positions: str
     paper = ViT(config)
     torch.manual_seed(0)
     variant = VariantViT(as_variant(config))
-    assert list(paper.state_dict()) == list(variant.state_dict())
+    first, same = paper.state_dict(), variant.state_dict()
+    assert list(first) == list(same) and all(torch.equal(value, same[name]) for name, value in first.items())
     randomise(paper), randomise(variant)
     for size in ((8, 12), (12, 20)):
         images = torch.randn(3, 3, *size)
@@ -327,6 +330,8 @@ def test_dropout_follows_the_attention_of_every_block(arrangement: str) -> None:
 
 def test_mimetic_start_looks_at_itself() -> None:
     torch.manual_seed(0)
+    with pytest.raises(UserError, match="does not go with kv_heads: add --attention-init xavier"):
+        mimetic_init(VariantViT(config_for(as_variant(TINY), kv_heads=(2, 2))))
     model = ViT(ViTConfig(width=64, depth=1, heads=4, patch=4, image_size=(16, 16)))
     mimetic_init(model)
     qkv, out = model.blocks[0].attention.qkv.weight, model.blocks[0].attention.out.weight

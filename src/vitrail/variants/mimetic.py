@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from vitrail.errors import UserError
 from vitrail.vit import Attention
 
 
@@ -14,9 +15,14 @@ def mimetic_init(model: nn.Module) -> None:
 
     Each head's query-key product is near the identity, so that a token first looks at what resembles it; the
     value-output product is near minus the identity.
+
+    Raises:
+        UserError: keys have fewer heads than queries, so that there is no such product per head.
     """
     for module in model.modules():
         if isinstance(module, Attention):
+            if len(module.qkv.weight) != 3 * len(module.out.weight):
+                raise UserError("attention_init='mimetic' does not go with kv_heads: add --attention-init xavier")
             _start(module.qkv, module.out, module.heads)
 
 
