@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import time
+import weakref
 import zlib
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import pytest
 from PIL import Image
 
 from vitrail.cli import main
+from vitrail.data.decode import Picture
 from vitrail.data.sets import open_data
 from vitrail.errors import RunError
 from vitrail.recipes import RECIPES
@@ -195,7 +197,10 @@ def test_training_from_weights_and_on_a_folder(run: Path, tmp_path: Path, capsys
         (["train", "digits", "--ema", "1"], "ema must be at least 0 and below 1"),
         (["train", "digits", "--mixup", "2"], "mixup must be 0 to 1"),
         (["train", "digits", "--std", "0"], "std must be above 0"),
-        (["train", "digits", "--policy", "trivail"], "did you mean trivial?"),
+        (["train", "digits", "--policy", "trivail"], "--policy cannot be 'trivail': did you mean trivial?"),
+        (["train", "digits", "--resize=crp"], "--resize cannot be 'crp': did you mean crop?"),
+        (["train", "digits", "--memory", "maybe"], "--memory cannot be 'maybe': choose from True, False, None"),
+        (["train", "digits", "--optimizer", "adma"], "--optimizer cannot be 'adma': did you mean adamw?"),
         (["train", "folder", "--data", "no/such/folder"], "no data at no/such/folder"),
         (["train", "digits", "--init", "nothing"], "no model 'nothing'"),
         (["train", "--resume", "no/run"], "no/run holds no run"),
@@ -272,7 +277,7 @@ def png_header(width: int, height: int) -> bytes:
 REASONS = {
     "ant/0.jpg": "the file is empty",
     "ant/00.npy": "the file is cut off",
-    "ant/1.jpg": "the bytes are no picture",
+    "ant/1.jpg": "the bytes are no image",
     "ant/2.jpg": "the file is cut off",
     "ant/3.jpg": "it declares more than 178,956,970 pixels, the limit",
 }
@@ -298,6 +303,26 @@ def test_bad_pictures_of_a_prediction(uneven: Path, run: Path, capsys: pytest.Ca
     said = capsys.readouterr()
     assert len(said.out.splitlines()) == 61
     assert said.err.splitlines() == [f"{uneven / name}: {reason}" for name, reason in REASONS.items()]
+
+
+def test_a_prediction_holds_one_decoded_image_at_a_time(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Photos of 100 megapixels would else fill the memory, a batch of them at once."""
+    alive: weakref.WeakSet[Picture] = weakref.WeakSet()
+    most = []
+
+    class Counted(Picture):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            alive.add(self)
+            most.append(len(alive))
+
+    monkeypatch.setattr("vitrail.data.decode.Picture", Counted)
+    for i in range(40):
+        Image.new("L", (9, 9), i).save(tmp_path / f"{i}.png")
+    assert main(["predict", str(tmp_path), "--model", str(run), "--device", "cpu"]) == 0
+    assert len(most) == 40 and max(most) <= 2  # the one before goes as the name gets the next
 
 
 @pytest.mark.parametrize(
@@ -505,7 +530,7 @@ def test_a_test_part_that_is_bad_does_not_cost_the_run(
     command = ["train", "folder", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
     assert main([*command, "--workers", "0", *small]) == 0
     assert any(m.startswith("the test part is not scored, and the validation part stands in") for m in caplog.messages)
-    assert any(m.startswith("left out: test/dark/1.png: the picture is 1000000x1: too long") for m in caplog.messages)
+    assert any(m.startswith("left out: test/dark/1.png: the image is 1000000x1: too long") for m in caplog.messages)
     kinds = [row["kind"] for row in RunFolder(tmp_path / "run").rows()]
     assert kinds[-1] == "done" and "test" not in kinds and (tmp_path / "run" / "report.html").exists()
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from vitrail.errors import RunError, Stopped, UserError
+from vitrail.standard_error import own_lines
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -209,35 +210,32 @@ def predict(args: Sequence[str]) -> int:
     paths = images_of(options.images)
     task = load_model(options.model, options.device, options.revision, options.verify)
     redecode(task, options)
+    from vitrail.data.decode import Picture
+    from vitrail.data.pixels import Source, doubt
+
     code = 0
+    sources: list[Source] = []
     for start in range(0, len(paths), 32):
-        good, rows = [], []
+        rows: list[dict[str, Any]] = []
+        prepared: list[tuple[dict[str, Any], Tensor]] = []
         for path in paths[start : start + 32]:
             row: dict[str, Any] = {"image": str(path), "task": task.name}
+            rows.append(row)
             try:
-                good.append((row, read_picture(path, task)))
+                picture = Picture(path)
+                prepared.append((row, task.prepare(picture)))
+                sources.append(picture.source)
             except UserError as error:
                 row["error"], code = str(error), UserError.exit_code
-            rows.append(row)
-        for (row, _), answer in zip(good, task.predict([image for _, image in good]), strict=True):
+        for (row, _), answer in zip(prepared, task.answers([image for _, image in prepared]), strict=True):
             row.update(answer.as_row())
         for row in rows:
             print(json.dumps(row) if options.json else describe(row))
             if "error" in row and not options.json:
                 print(row["error"], file=sys.stderr)
+    if (found := doubt(sources)) is not None:
+        log.warning(found)
     return code
-
-
-def read_picture(path: Path, task: Task) -> Tensor:
-    """A file's pixels, uint8 [C, H, W], which the task can prepare. Raises BadPicture, which names the file."""
-    from vitrail.data.decode import BadPicture, decode
-
-    image = decode(path, task.preprocess.channels)
-    try:
-        task.preprocess.check(image)
-    except BadPicture as error:
-        raise BadPicture(f"{path}: {error}") from None
-    return image
 
 
 def describe(row: dict[str, Any]) -> str:
@@ -320,10 +318,14 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 2 for wrong input, 1 for a fault of the run."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # it is closed, as by `>&-`
             setattr(sys, name, io.TextIOWrapper(io.BytesIO()))
+    with own_lines():
+        return _main(args)
+
+
+def _main(args: Sequence[str] | None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text that can be printed
     try:

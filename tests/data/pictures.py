@@ -42,23 +42,77 @@ def folder_of(root: Path, counts: dict[str, int], size: tuple[int, int] = (20, 2
     return root
 
 
-def tiff(bands: np.ndarray, planar: bool, deep: bool, packed: bool) -> bytes:
-    """A TIFF of any number of bands in one strip a plane; Pillow writes at most four."""
-    count, height, width = bands.shape
-    pixels = bands.astype("<u2") << 8 if deep else bands
-    planes = [plane.tobytes() for plane in pixels] if planar else [pixels.transpose(1, 2, 0).tobytes()]
-    planes = [zlib.compress(plane) if packed else plane for plane in planes]
-    entries = {256: [width], 257: [height], 258: [16 if deep else 8] * count, 259: [8 if packed else 1], 262: [1]}
-    starts = np.cumsum([8] + [len(plane) for plane in planes])
-    entries |= {273: starts[:-1].tolist(), 277: [count], 279: [len(plane) for plane in planes], 284: [1 + planar]}
-    body, place = b"".join(planes), int(starts[-1])
-    extra, rows = b"", b""
-    after = place + 2 + 12 * len(entries) + 4
+def tiff(
+    samples: np.ndarray,
+    photometric: int = 1,
+    extra: tuple[int, ...] = (),
+    *,
+    planar: bool = False,
+    packed: bool = False,
+    predictor: int = 1,
+    tile: tuple[int, int] | None = None,
+    order: str = "<",
+    big: bool = False,
+    more: dict[int, list[int] | bytes] | None = None,
+) -> bytes:
+    """A TIFF of samples [H, W, C] of any type, in strips of 7 rows or tiles (height, width), plain or deflated."""
+    height, width, count = samples.shape
+    samples = samples.astype(samples.dtype.newbyteorder(order))
+    planes = [samples[..., i : i + 1] for i in range(count)] if planar else [samples]
+    rows, columns = tile or (7, width)
+    blocks = []
+    for plane in planes:
+        for top in range(0, height, rows):
+            for left in range(0, width, columns):
+                block = plane[top : top + rows, left : left + columns]
+                if tile:
+                    gaps = ((0, rows - block.shape[0]), (0, columns - block.shape[1]), (0, 0))
+                    block = np.pad(block, gaps)
+                data = _predicted(block, predictor).tobytes()
+                blocks.append(zlib.compress(data) if packed else data)
+    kind = {"u": 1, "i": 2, "f": 3, "c": 6}[samples.dtype.kind]
+    entries: dict[int, list[int] | bytes] = {256: [width], 257: [height], 258: [8 * samples.itemsize] * count}
+    entries |= {259: [8 if packed else 1], 262: [photometric], 277: [count], 284: [1 + planar], 339: [kind] * count}
+    entries |= {322: [columns], 323: [rows]} if tile else {278: [rows]}
+    starts, sizes = (324, 325) if tile else (273, 279)
+    head = 16 if big else 8
+    entries[starts] = (head + np.cumsum([0, *map(len, blocks)])[:-1]).tolist()
+    entries[sizes] = [len(block) for block in blocks]
+    entries |= {338: list(extra)} if extra else {}
+    entries |= {317: [predictor]} if predictor != 1 else {}
+    entries |= more or {}
+    body = b"".join(blocks)
+    body += bytes(len(body) % 2)
+    return _directory(entries, body, order, big)
+
+
+def _predicted(block: np.ndarray, predictor: int) -> np.ndarray:
+    """Each number as its difference from the one to its left, by predictor 2, or 3 for floats."""
+    if predictor == 2:
+        whole = block.view(block.dtype.str.replace("i", "u"))
+        return np.diff(whole, axis=1, prepend=np.zeros_like(whole[:, :1])).astype(whole.dtype)
+    if predictor == 3:
+        highest_first = block.astype(block.dtype.newbyteorder(">"))
+        planes = highest_first.view(np.uint8).reshape(len(block), -1, block.itemsize).transpose(0, 2, 1)
+        flat = planes.reshape(len(block), -1, block.shape[2])
+        return np.diff(flat, axis=1, prepend=np.zeros_like(flat[:, :1]))
+    return block
+
+
+def _directory(entries: dict[int, list[int] | bytes], body: bytes, order: str, big: bool) -> bytes:
+    head, row, whole, room = (16, "HHQ", "Q", 8) if big else (8, "HHI", "I", 4)
+    place = head + len(body)
+    after = place + (8 if big else 2) + (20 if big else 12) * len(entries) + room
+    rows, beyond = b"", b""
     for tag, values in sorted(entries.items()):
-        packed_values = struct.pack(f"<{len(values)}I", *values)
-        if len(values) > 1:
-            rows += struct.pack("<HHII", tag, 4, len(values), after + len(extra))
-            extra += packed_values
+        data = values if isinstance(values, bytes) else struct.pack(f"{order}{len(values)}I", *values)
+        rows += struct.pack(order + row, tag, 2 if isinstance(values, bytes) else 4, len(values))
+        if len(data) > room:
+            rows += struct.pack(order + whole, after + len(beyond))
+            beyond += data + bytes(len(data) % 2)
         else:
-            rows += struct.pack("<HHI", tag, 4, 1) + packed_values
-    return b"II*\0" + struct.pack("<I", place) + body + struct.pack("<H", len(entries)) + rows + bytes(4) + extra
+            rows += data.ljust(room, b"\0")
+    count = struct.pack(order + ("Q" if big else "H"), len(entries))
+    mark = b"II" if order == "<" else b"MM"
+    start = struct.pack(f"{order}HHHQ", 43, 8, 0, place) if big else struct.pack(f"{order}HI", 42, place)
+    return mark + start + body + count + rows + bytes(room) + beyond

@@ -494,7 +494,7 @@ def test_the_loader_reads_it(tmp_path: Path) -> None:
         ('[{"image": "a.jpg"}]', "holds a list"),
         ("[" * 100_000, "lists within lists|no JSON"),
         ('{"images": ' + "1" * 5_000 + "}", "no JSON: Exceeds the limit"),
-        ("photo.heic," + "word " * 30_000, "line 1: the columns are photo.heic, word word"),
+        ("photo.psd," + "word " * 30_000, "line 1: the columns are photo.psd, word word"),
         ("\0\1\2 not text", "is no text"),
     ],
 )

@@ -95,12 +95,68 @@ def test_tiffs_have_as_many_channels_as_bands(tmp_path: Path, bands: int) -> Non
     draw = np.random.default_rng(0)
     for i in range(6):
         (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
-        pixels = draw.integers(0, 256, (bands, 12, 10), dtype=np.uint8)
-        (tmp_path / "ab"[i % 2] / f"{i}.tif").write_bytes(tiff(pixels, planar=i > 2, deep=False, packed=True))
+        samples = draw.integers(0, 256, (12, 10, bands), dtype=np.uint8)
+        (tmp_path / "ab"[i % 2] / f"{i}.tif").write_bytes(tiff(samples, planar=i > 2, packed=True))
     (tmp_path / "a" / "0.tif").write_bytes(b"II*\0 and no more")
     train = open_data(tmp_path).train
     assert train.channels == bands
     assert train.picture(train.keys.index("b/5.tif")).shape == (bands, 12, 10)
+
+
+@pytest.mark.parametrize("photometric, extra", [(2, (0,)), (2, (1,)), (2, (2,)), (2, ()), (1, (0, 0, 0)), (1, ())])
+@pytest.mark.parametrize("deep", [False, True])
+def test_near_infrared_is_a_channel_however_it_is_declared(
+    tmp_path: Path, photometric: int, extra: tuple[int, ...], deep: bool
+) -> None:
+    """GDAL declares a fourth band of bytes as transparency unless it is told otherwise."""
+    draw = np.random.default_rng(0)
+    for i in range(6):
+        samples = draw.integers(60, 120, (12, 10, 4), dtype=np.uint8)
+        samples[..., 3] = 40 + i
+        samples[:6] = 0 if i == 2 else samples[:6]  # beyond the edge of a scene there are no data
+        (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
+        stored = samples.astype(np.uint16) * 257 if deep else samples
+        (tmp_path / "ab"[i % 2] / f"{i}.tif").write_bytes(tiff(stored, photometric, extra))
+    train = open_data(tmp_path).train
+    assert train.channels == 4
+    assert torch.equal(train.picture(train.keys.index("b/5.tif")), torch.from_numpy(samples).permute(2, 0, 1))
+    with pytest.raises(BadPicture, match=r"b/5\.tif: .*(4 channels, not 3|use a model of 4 channels)"):
+        train.picture(train.keys.index("b/5.tif"), 3)
+
+
+def test_a_mask_is_no_channel_but_beside_bands_that_are_none(tmp_path: Path) -> None:
+    samples = np.full((12, 10, 4), 90, np.uint8)
+    samples[..., 3] = np.where(np.arange(10) < 3, 0, 255)
+    for i in range(4):
+        (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
+        (tmp_path / "ab"[i % 2] / f"{i}.tif").write_bytes(tiff(samples, 2, (2,)))
+    train = open_data(tmp_path).train
+    assert train.channels == 1, "grey with a mask"
+    assert train.picture(0, 3)[:, 0].tolist() == [[255] * 3 + [90] * 7] * 3
+    samples[..., 0] = 200
+    (tmp_path / "a" / "0.tif").write_bytes(tiff(samples, 2, (2,)))
+    assert open_data(tmp_path).train.channels == 3
+    samples[..., 3] = 77
+    (tmp_path / "a" / "0.tif").write_bytes(tiff(samples, 2, (2,)))
+    assert open_data(tmp_path).train.channels == 4
+
+
+def test_values_in_a_doubtful_range_get_one_warning_for_the_set(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for i in range(6):
+        (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
+        np.save(tmp_path / "ab"[i % 2] / f"{i}.npy", np.full((9, 9, 3), 600 * i, np.uint16))
+    open_data(tmp_path)
+    assert len(caplog.messages) == 1 and "use values up to 3,000 of 65,535 and come out dark" in caplog.text
+    np.save(tmp_path / "a" / "0.npy", np.full((9, 9, 3), 60_000, np.uint16))
+    caplog.clear()
+    open_data(tmp_path)
+    assert not caplog.messages
+    for i in range(6):
+        np.save(tmp_path / "ab"[i % 2] / f"{i}.npy", np.full((9, 9, 3), 0.9 if i else 90, np.float32))
+    open_data(tmp_path)
+    assert len(caplog.messages) == 1 and "some images of floats are read as 0 to 1" in caplog.text
 
 
 @pytest.mark.parametrize("struct_column", [True, False])

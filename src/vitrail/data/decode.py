@@ -1,4 +1,4 @@
-"""Bytes to pixels, and pixels to what a model takes. Pictures are uint8 [C, H, W] until they are normalised."""
+"""Bytes to pixels, and pixels to what a model takes. Images are uint8 [C, H, W] until they are normalised."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
-from vitrail.data import jpeg, pixels
+from vitrail.data import jpeg, pixels, tiff
 from vitrail.errors import UserError
 
 log = logging.getLogger("vitrail")
@@ -26,6 +27,12 @@ It is the size that Pillow refuses, half a gigabyte in RGB."""
 
 MAX_CHANNELS = 4096
 """of a picture; hyperspectral ones have some hundred"""
+MARGIN = 2
+"""A JPEG is decoded at no less than this many times the size that it is resized to, so that scores are those of full
+decoding."""
+PNG = b"\x89PNG\r\n\x1a\n"
+UNSAFE = frozenset(["EPS", "WMF", "FPX", "MIC", "BUFR", "GRIB", "HDF5", "MPEG"])
+"""formats of Pillow's that start other programs, or that it cannot decode by itself"""
 
 Box = tuple[int, int, int, int]
 """top, left, height, width in pixels of the upright picture"""
@@ -73,35 +80,54 @@ class Preprocess:
         if len(self.size) != 2 or min(self.size) < 1 or not all(isinstance(pixels, int) for pixels in self.size):
             raise ValueError(f"size must be a height and a width in pixels, got {self.size}")
 
-    def __call__(self, image: Image.Image | Tensor) -> Tensor:
-        """A picture of any size (PIL; or uint8, uint16 or 0-to-1 float [C, H, W]) to a normalised [C, H, W]."""
-        return self.normalise(self.fit(image))
+    def __call__(self, image: AnyImage) -> Tensor:
+        """What `prepare` takes to a normalised [C, H, W]."""
+        return self.normalise(self.prepare(image))
 
-    def fit(self, image: Image.Image | Tensor) -> Tensor:
-        """A picture, or with tensors a batch, at `size`: uint8 [..., C, h, w], not yet normalised."""
-        try:
-            if isinstance(image, Tensor):
-                if image.ndim < 3:
-                    raise ValueError(f"expected [C, H, W], got {list(image.shape)}")
-                image = pixels.with_channels(pixels.to_bytes(image), self.channels)
-            else:
-                image = pixels.from_pil(image, self.channels)
-        except ValueError as error:
-            raise UserError(f"the picture does not fit the model: {error}") from None
-        self.check(image)
-        height, width = self.resized(image.shape[-2], image.shape[-1])
-        image = resize(image, (height, width), self.interpolation)
+    def prepare(self, image: AnyImage) -> Tensor:
+        """An image at `size`, uint8 [C, h, w], not yet normalised: the one way from an image to a model's pixels.
+
+        It is a file (its path or its bytes, or a `Picture`), a PIL image, or a tensor [C, H, W] or, for a batch,
+        [..., C, H, W], of the values that `pixels` tells. One that PIL has opened and not loaded is read as the
+        file that it is. One that is loaded is its pixels: of a JPEG these differ a little from the file's, which
+        is decoded no further than `size` needs. Raises BadPicture, which names a file, and UserError.
+        """
+        picture = image if isinstance(image, Picture) else None
+        if isinstance(image, bytes | str | Path):
+            picture = Picture(image)
+        elif isinstance(image, Image.Image):
+            picture = opened_by_pil(image)
+        if picture is not None:
+            found, size = picture.pixels_for(self), picture.measure(self.channels)
+        else:
+            try:
+                if isinstance(image, Tensor):
+                    if image.ndim < 3:
+                        raise ValueError(f"expected [C, H, W], got {list(image.shape)}")
+                    found = pixels.with_channels(pixels.to_bytes(image), self.channels)
+                elif isinstance(image, Image.Image):
+                    found = pixels.from_pil(image, self.channels)
+                else:
+                    raise ValueError(f"expected a file, a PIL image or a tensor, got {type(image).__name__}")
+            except ValueError as error:
+                raise UserError(f"the image does not fit the model: {error}") from None
+            size = (found.shape[-2], found.shape[-1])
+            if reason := self.too_thin(*size):
+                raise BadPicture(f"the image is {reason}")
+        height, width = self.resized(*size)
+        found = resize(found, (height, width), self.interpolation)
         top, left = round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)
-        return image[..., top : top + self.size[0], left : left + self.size[1]]
+        return found[..., top : top + self.size[0], left : left + self.size[1]]
 
-    def check(self, image: Tensor) -> None:
-        """Raise BadPicture for [..., C, H, W] so long and thin that it would fill the memory on its way to `size`."""
-        height, width = self.resized(image.shape[-2], image.shape[-1])
-        if height * width > MAX_PIXELS:
-            raise BadPicture(
-                f"the picture is {image.shape[-1]}x{image.shape[-2]}: too long and thin, since its shorter side "
-                f"brought to {min(height, width)} makes more than {MAX_PIXELS:,} pixels"
-            )
+    def too_thin(self, height: int, width: int) -> str | None:
+        """Why an image so long and thin would fill the memory on its way to `size`; None where it does not."""
+        resized = self.resized(height, width)
+        if resized[0] * resized[1] <= MAX_PIXELS:
+            return None
+        return (
+            f"{width}x{height}: too long and thin, since its shorter side brought to {min(resized)} makes more than "
+            f"{MAX_PIXELS:,} pixels"
+        )
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """What a picture of `height` x `width` is resized to before its centre is cut out."""
@@ -153,10 +179,11 @@ def resize(image: Tensor, size: tuple[int, int], interpolation: Interpolation = 
 
 
 class Picture:
-    """A picture whose header is read and whose pixels are not, so that a crop can be chosen by its size."""
+    """An image whose header is read and whose pixels are not, so that a crop can be chosen by its size."""
 
-    def __init__(self, data: bytes | Path, name: str | None = None) -> None:
-        self.name = name or (str(data) if isinstance(data, Path) else "picture")
+    def __init__(self, data: bytes | str | Path, name: str | None = None) -> None:
+        data = Path(data) if isinstance(data, str) else data
+        self.name = name or (str(data) if isinstance(data, Path) else "image")
         if isinstance(data, Path):
             try:
                 data = data.read_bytes()
@@ -166,9 +193,11 @@ class Picture:
             raise self._bad("the file is empty")
         self.data = data
         self.header = jpeg.read_header(data)
-        self.image: Image.Image | Tensor | None = None
+        self.image: Tensor | None = None
         self.size: tuple[int, int] | None = None
         """(height, width), upright; None where only decoding tells"""
+        self.source = pixels.Source()
+        """what its values are, once it is decoded"""
         if self.header is not None:
             upright = (self.header.height, self.header.width)
             self.size = upright[::-1] if self.header.orientation >= 5 else upright
@@ -189,6 +218,47 @@ class Picture:
             except ValueError:
                 pass  # Pillow reads some kinds that this decoder does not, and names what is wrong with the rest
         return self._other(channels)
+
+    def pixels_for(self, preprocess: Preprocess) -> Tensor:
+        """uint8 [C, H, W] with pixels enough for `preprocess`, whose channels it has."""
+        if reason := preprocess.too_thin(*self.measure(preprocess.channels)):
+            raise self._bad(f"the image is {reason}")
+        height, width = preprocess.resized(*self.measure(preprocess.channels))
+        return self.pixels(preprocess.channels, (MARGIN * height, MARGIN * width))
+
+    def readable_as(self) -> tuple[int, ...]:
+        """The channels that the file can be read as without losing any, its own first. Raises BadPicture.
+
+        Grey can be read as colour too; bands with a mask as their last can be read as colour on white.
+        """
+        if self.header is not None:
+            return (1, 3) if self.header.components == 1 else (3,)
+        try:
+            own, other = self._stored()
+        except UserError:
+            raise
+        except Exception as error:  # decoders of broken bytes raise nearly anything
+            raise self._bad(_reason(error)) from None
+        return (1, 3, *other) if own == 1 else (own, *other)
+
+    def _stored(self) -> tuple[int, tuple[int, ...]]:
+        """The channels of anything but a JPEG, and the bands that it has where a mask is one of them."""
+        if self.data.startswith(pixels.NUMPY):
+            array = pixels.read_array(self.data)
+            self.source = pixels.source_of(array)
+            axis = pixels.channel_axis(array.shape)
+            return 1 if axis is None else array.shape[axis], ()
+        if self.data[:4] in tiff.MAGIC and not (pages := tiff.pages(self.data))[0].plain:
+            page, samples = pages[0], self._samples(pages[0])
+            self.source = self.source._replace(pages=sum(not page.reduced for page in pages))
+            if not (page.declares_alpha and pixels.is_mask(samples[..., -1])):
+                return page.bands, ()
+            return self._colours(), (page.bands,)
+        return self._colours(), ()
+
+    def _colours(self) -> int:
+        image = self.pixels(3)
+        return 1 if bool((image == image[:1]).all()) else 3
 
     def crop(self, box: Box, size: tuple[int, int], channels: int = 3, how: Interpolation = "bicubic") -> Tensor:
         """The box at `size`, uint8 [channels, h, w], from a JPEG decoded no further than that needs."""
@@ -226,7 +296,7 @@ class Picture:
 
     def _other(self, channels: int) -> Tensor:
         """All pixels of anything that is no plain JPEG."""
-        if isinstance(self.image, Tensor) and self.image.shape[0] == channels:
+        if self.image is not None and self.image.shape[0] == channels:
             return self.image
         try:
             self.image = self._decode(channels)
@@ -237,22 +307,57 @@ class Picture:
         return self.image
 
     def _decode(self, channels: int) -> Tensor:
-        if self.data[:6] == b"\x93NUMPY":
-            return pixels.from_array(self.data, channels)
+        if self.data.startswith(pixels.NUMPY):
+            array = pixels.read_array(self.data)
+            self.source = pixels.source_of(array)
+            return pixels.from_array(array, channels)
+        if self.data[:4] in tiff.MAGIC:
+            pages = tiff.pages(self.data)
+            if pages[0].sparse:
+                raise ValueError("some of its strips or tiles are left out (it is sparse): write it in full")
+            whole = [page for page in pages if not page.reduced]
+            if channels not in (1, 3) and len(whole) == channels and all(page.bands == 1 for page in whole):
+                return torch.cat([self._bands(page, 1) for page in whole])
+            image = self._open(channels) if pages[0].plain else self._bands(pages[0], channels)
+            self.source = self.source._replace(pages=len(whole))
+            return image
+        return self._open(channels)
+
+    def _open(self, channels: int) -> Tensor:
+        """By Pillow."""
+        Image.init()
         try:
             with warnings.catch_warnings():
                 # Pillow warns at half of the limit that is checked below.
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                image = Image.open(io.BytesIO(self.data))
-        except UnidentifiedImageError:
-            if self.data[:4] in pixels.TIFF:
-                return pixels.with_channels(pixels.from_bands(self.data), channels)
-            raise
+                image = Image.open(io.BytesIO(self.data), formats=[name for name in Image.ID if name not in UNSAFE])
         except Image.DecompressionBombError:
             raise self._bad(f"it declares more than {MAX_PIXELS:,} pixels, the limit") from None
         with image:
             self._check_size((image.height, image.width))
-            return pixels.from_pil(image, channels)
+            if (values := pixels.deep(image)) is not None:
+                self.source = pixels.source_of(values)
+            found = pixels.from_pil(image, channels)
+            if self.data.startswith(PNG) and self.data[24] == 16 and values is None:
+                # Of deep colour Pillow gives the upper 8 bits alone.
+                self.source = pixels.Source("uint16", int(found.max()) << 8 | 255)
+            return found
+
+    def _bands(self, page: tiff.Page, channels: int) -> Tensor:
+        """A page of a TIFF by its own tags."""
+        samples = self._samples(page)
+        image = jpeg.turn(torch.from_numpy(pixels.scaled(samples)).permute(2, 0, 1), page.orientation)
+        if page.bands != channels and page.declares_alpha:
+            if not pixels.is_mask(samples[..., -1]):
+                raise ValueError(pixels.NO_MASK.format(page.bands))
+            image = pixels.on_white(image)
+        return pixels.with_channels(image, channels)
+
+    def _samples(self, page: tiff.Page) -> np.ndarray:
+        self._check_size((page.height, page.width))
+        samples = tiff.read(self.data, page)
+        self.source = pixels.source_of(samples)
+        return samples
 
     def _check_size(self, size: tuple[int, int]) -> None:
         if size[0] * size[1] > MAX_PIXELS:
@@ -265,18 +370,44 @@ class Picture:
 def _reason(error: Exception) -> str:
     text = str(error).lower()
     if isinstance(error, UnidentifiedImageError):
-        return "the bytes are no picture"
+        return "the bytes are no image"
     if isinstance(error, EOFError | IndexError) or "truncated" in text or "eof" in text or "cut" in text:
         return "the file is cut off"
-    return str(error) or type(error).__name__
+    if isinstance(error, ValueError):  # most of which are vitrail's own, and say what to do
+        return str(error)
+    return f"the file is damaged ({str(error) or type(error).__name__})"
+
+
+def opened_by_pil(image: Image.Image) -> Picture | None:
+    """The file behind an image that PIL has opened, where nothing of it is loaded or chosen; None for others.
+
+    Loading would keep all pixels in an object of the caller's, and of a TIFF PIL loads only what it knows.
+    """
+    if not isinstance(image, ImageFile.ImageFile) or not image.tile or image.fp is None or image.tell() != 0:
+        return None
+    try:
+        place = image.fp.tell()
+        image.fp.seek(0)
+        data = image.fp.read()
+        image.fp.seek(place)
+    except (OSError, ValueError):  # closed, or no longer to be sought in
+        return None
+    picture = Picture(data, str(getattr(image, "filename", "")) or None)
+    drafted = picture.header is not None and sorted(picture.size or ()) != sorted(image.size)
+    return None if drafted or (image.mode == "L" and picture.header and picture.header.components == 3) else picture
 
 
 def decode(
-    data: bytes | Path, channels: int = 3, at_least: tuple[int, int] | None = None, name: str | None = None
+    data: bytes | str | Path, channels: int = 3, at_least: tuple[int, int] | None = None, name: str | None = None
 ) -> Tensor:
-    """A picture file to uint8 [channels, H, W], upright, by its content and not its name.
+    """An image file to uint8 [channels, H, W], upright, by its content and not its name.
 
-    With `at_least` (height, width) a JPEG may come at 1/2, 1/4 or 1/8 of its size, not smaller than that.
-    Raises BadPicture, which names the file (or `name`) and the reason.
+    Values of other types than uint8 are read as `pixels` tells; TIFFs and arrays may have any number of channels. With
+    `at_least` (height, width) a JPEG may come at 1/2, 1/4 or 1/8 of its size, not smaller than that. Raises BadPicture,
+    which names the file (or `name`) and the reason.
     """
     return Picture(data, name).pixels(channels, at_least)
+
+
+AnyImage = str | Path | bytes | Picture | Image.Image | Tensor
+"""what `Preprocess.prepare` takes"""

@@ -14,9 +14,8 @@ from vitrail.data.decode import BadPicture, Box, Picture, Preprocess, resize
 from vitrail.data.random import uniform
 from vitrail.data.sets import ImageSet
 
-MARGIN = 2
-"""Evaluation decodes a JPEG at no less than twice the size it needs, so that its scores are those of full decoding.
-A picture kept in memory for random crops has up to this many times the crop's size."""
+KEPT = 2
+"""An image kept in memory for random crops has up to this many times the crop's size."""
 
 
 class Want(NamedTuple):
@@ -138,34 +137,16 @@ class Fetch(Dataset[Fetched]):
     def _pixels(self, picture: Picture | Tensor, box: Box | None) -> Tensor:
         p = self.preprocess
         if box is None:
-            return ready(picture, p) if isinstance(picture, Picture) else p.fit(picture)
+            return p.prepare(picture)
         if isinstance(picture, Picture):
             return picture.crop(box, p.size, p.channels, p.interpolation)
         top, left, height, width = box
         return resize(picture[:, top : top + height, left : left + width], p.size, p.interpolation)
 
 
-def decode_for(picture: Picture, preprocess: Preprocess) -> Tensor:
-    """A picture decoded with pixels enough for `preprocess.fit`."""
-    at_least = None
-    if picture.size is not None:
-        height, width = preprocess.resized(*picture.size)
-        at_least = (MARGIN * height, MARGIN * width)
-    return picture.pixels(preprocess.channels, at_least)
-
-
-def ready(picture: Picture, preprocess: Preprocess) -> Tensor:
-    """A picture at the size of `preprocess`, uint8. Raises BadPicture, with the picture's name."""
-    pixels = decode_for(picture, preprocess)
-    try:
-        return preprocess.fit(pixels)
-    except BadPicture as error:
-        raise BadPicture(f"{picture.name}: {error}") from None
-
-
 def shrink(image: Tensor, preprocess: Preprocess) -> Tensor:
-    """What is kept of uint8 [C, H, W] for random crops: its shorter side at most MARGIN times the crop's longer."""
-    most = MARGIN * max(preprocess.size)
+    """What is kept of uint8 [C, H, W] for random crops: its shorter side at most KEPT times the crop's longer."""
+    most = KEPT * max(preprocess.size)
     height, width = image.shape[-2:]
     if min(height, width) <= most:
         return image.contiguous()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,10 +79,18 @@ def read_header(data: bytes) -> Header | None:
 
 
 def _orientation(segment: bytes) -> int:
-    exif = Image.Exif()
-    try:
+    def load() -> Image.Exif:
+        exif = Image.Exif()
         exif.load(segment)
-        value = exif.get(ORIENTATION, 1)
+        return exif
+
+    return orientation_of(load)
+
+
+def orientation_of(load: Callable[[], Image.Exif]) -> int:
+    """EXIF's number of how the camera was held, 1 to 8, from the block that `load` gives; 1 where there is none."""
+    try:
+        value = load().get(ORIENTATION, 1)
     except Exception:  # a broken EXIF block says nothing about the pixels
         return 1
     return value if value in range(1, 9) else 1

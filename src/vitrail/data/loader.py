@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 
 from vitrail.data.augment import ORDER, Augment, augment_batch
 from vitrail.data.decode import BadPicture, Picture, Preprocess, log
-from vitrail.data.fetch import Fetch, Fetched, Want, ready, shrink
+from vitrail.data.fetch import Fetch, Fetched, Want, shrink
 from vitrail.data.pixels import to_bytes, with_channels
 from vitrail.data.random import seed_for
 from vitrail.data.sets import ImageSet
@@ -191,7 +191,7 @@ class Loader:
             classes = len(self.set.classes)
             images, labels = augment_batch(images, labels, draws, self.seed, epoch, augment, classes, size)
         if images.shape[-2:] != size:
-            images = self.preprocess.fit(images)
+            images = self.preprocess.prepare(images)
         extras = self.set.extras(samples.tolist())
         return {
             "image": self.preprocess.normalise(images),
@@ -252,14 +252,14 @@ class Loader:
         resized = self.augment is not None and self.augment.crop == "resized"
         if isinstance(items, Tensor) and not (resized and _larger(items.shape[-2:], p.size)):
             parts = [with_channels(to_bytes(part), p.channels) for part in items.split(1024)]
-            self._table = torch.cat(parts if resized else [p.fit(part) for part in parts]).to(self.device)
+            self._table = torch.cat(parts if resized else [p.prepare(part) for part in parts]).to(self.device)
             return
 
         def decode(i: int) -> Tensor | str:
             try:
                 picture = self.set.open(i)
                 if not resized:
-                    return ready(picture, p) if isinstance(picture, Picture) else p.fit(picture)
+                    return p.prepare(picture)
                 return shrink(
                     picture.pixels(p.channels) if isinstance(picture, Picture) else self.set.picture(i, p.channels), p
                 )

@@ -1,54 +1,129 @@
-"""Any picture that Pillow opens, and arrays, to uint8 [C, H, W] without a loss that surprises."""
+"""Values of any kind to uint8, by one rule for files, arrays, PIL images and tensors.
+
+| type | read as |
+| --- | --- |
+| uint8 | as it is |
+| bool | black and white |
+| uint16 | its upper 8 bits, whatever part of 0 to 65,535 an image uses: `doubt` names sets that come out dark |
+| float | 0 to 1 where the highest value is at most 1, else 0 to 255; not-a-number is black, infinity white or black |
+| other whole numbers | 0 to 255 |
+| complex, text, objects | refused |
+
+What lies outside (negative values, floats between 1 and 2 or above 255, whole numbers above 255) has no known range and
+is refused: a guess by each image's own extremes would give two images of one set different scales.
+"""
 
 from __future__ import annotations
 
 import io
-import zlib
+from collections.abc import Iterable
+from importlib import import_module
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, ImageSequence, TiffImagePlugin
+from PIL import Image
 from torch import Tensor
+
+from vitrail.data import jpeg
+
+try:
+    import_module("pillow_heif").register_heif_opener()  # as this module is imported, so in worker processes too
+    HEIC_IS_READ = True
+except ImportError:
+    HEIC_IS_READ = False
 
 GREY_WEIGHTS = (299, 587, 114)
 """thousandths of red, green and blue (ITU-R 601), as Pillow's and JPEG's grey"""
-TIFF = (b"II*\0", b"MM\0*")
-"""how a TIFF begins"""
+NUMPY = b"\x93NUMPY"
+"""how a `.npy` file begins"""
+OVERSHOOT = 0.01
+"""by which floats of 0 to 1 may leave that range, as they do after resizing: clipped"""
+DARK = 1 << 14
+"""16-bit images whose values are all below this keep at most 64 of the 256 levels"""
+NO_MASK = (
+    "its last of {0} bands is declared to be transparency and holds many values, as near infrared does: use a model of "
+    "{0} channels, or save the image without that band"
+)
+GIVE = "give uint8, uint16 that uses 0 to 65535, or floats of 0 to 1"
 
 
-def from_pil(image: Image.Image, channels: int) -> Tensor:
-    """An opened picture, turned by its EXIF number, as uint8 [channels, H, W]. Raises ValueError where that can't be.
+class Source(NamedTuple):
+    """What tells how an image was read: the type and the highest finite value of its numbers, and its pages."""
 
-    16 bits keep their upper 8; transparent pixels lie on white; other channel counts than 1 and 3 are the bands as
-    they are, or the pages of a file that has one for each channel.
-    """
-    pages = getattr(image, "n_frames", 1)
-    if channels not in (1, 3) and pages == channels:
-        return torch.cat([from_pil(page, 1) for page in ImageSequence.Iterator(image)])
-    image = ImageOps.exif_transpose(image)
-    if channels not in (1, 3):
-        return with_channels(torch.from_numpy(np.atleast_3d(np.array(image))).permute(2, 0, 1), channels)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return with_channels(torch.from_numpy(_deep_grey(np.array(image), image.mode))[None], channels)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    if image.mode in ("1", "L", "LA"):
-        return with_channels(torch.from_numpy(np.array(image.convert("L")))[None], channels)
-    return with_channels(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1), channels)
+    type: str = "uint8"
+    highest: float = 255
+    pages: int = 1
 
 
-def _deep_grey(pixels: np.ndarray, mode: str) -> np.ndarray:
-    """Grey of 16 or 32 bits, or floats of 0 to 1 or 0 to 255, to 8 bits; the largest number tells which.
+def source_of(samples: np.ndarray) -> Source:
+    """Of samples of any shape; the highest value is 0 where none is finite."""
+    if samples.dtype.kind not in "uif" or samples.dtype == np.uint8:
+        return Source()
+    finite = np.isfinite(samples) if samples.dtype.kind == "f" else True
+    return Source(samples.dtype.name, float(samples.max(initial=0, where=finite)))
 
-    Pixels that are no number become black, as those without data often are, and infinite ones white or black.
-    """
-    if mode == "F":
-        scale = 255 if pixels.max(initial=0, where=np.isfinite(pixels)) <= 1 else 1
-        return np.clip(np.nan_to_num(pixels, posinf=255, neginf=0) * scale + 0.5, 0, 255).astype(np.uint8)
-    # Pillow reads some 16-bit files as 32-bit numbers.
-    bits = 8 if mode != "I" or pixels.max(initial=0) < 1 << 16 else 23
-    return (np.maximum(pixels.astype(np.int64), 0) >> bits).astype(np.uint8)
+
+def scaled(samples: np.ndarray) -> np.ndarray:
+    """Samples of any shape as uint8, by the table above. Raises ValueError for values of no known range."""
+    kind = samples.dtype.kind
+    if samples.dtype == np.uint8:
+        return samples
+    if kind == "b":
+        return samples.astype(np.uint8) * np.uint8(255)
+    if samples.dtype == np.uint16:
+        return (samples >> 8).astype(np.uint8)
+    if kind == "f":
+        return _scaled_floats(samples)
+    if kind not in "iu":
+        raise ValueError(f"values of type {samples.dtype} are no pixels: {GIVE}")
+    low, high = int(samples.min(initial=0)), int(samples.max(initial=0))
+    if low < 0 or high > 255:
+        raise ValueError(f"{samples.dtype} values from {low} to {high} have no known range: {GIVE}")
+    return samples.astype(np.uint8)
+
+
+def _scaled_floats(samples: np.ndarray) -> np.ndarray:
+    finite = np.isfinite(samples)
+    low, high = (float(f(initial=0, where=finite)) for f in (samples.min, samples.max))
+    most, room = (1, OVERSHOOT) if high <= 1 + OVERSHOOT else (255, 0.5)
+    if low < -room or high > most + room or (most == 255 and high < 2):
+        raise ValueError(f"{samples.dtype} values from {low:.6g} to {high:.6g} have no known range: {GIVE}")
+    wide = samples.astype(np.float64 if samples.dtype == np.float64 else np.float32)
+    return np.clip(np.nan_to_num(wide, posinf=most, neginf=0) * (255 // most) + 0.5, 0, 255).astype(np.uint8)
+
+
+def doubt(images: Iterable[Source]) -> str | None:
+    """What looks wrong about how some images that belong together were read, in words."""
+    images = list(images)
+    deep = [image.highest for image in images if image.type == "uint16" and image.highest]
+    if deep and max(deep) < DARK:
+        return (
+            f"the 16-bit images use values up to {max(deep):,.0f} of 65,535 and come out dark, with "
+            f"{max(deep) // 256 + 1:.0f} of 256 levels: rescale them to use the whole range"
+        )
+    floats = [image.highest for image in images if image.type.startswith("float") and image.highest]
+    if floats and min(floats) <= 1 + OVERSHOOT < max(floats):
+        return (
+            "some images of floats are read as 0 to 1, since none of their values is higher, and others as 0 to 255: "
+            "save all in one range"
+        )
+    if (pages := max((image.pages for image in images), default=1)) > 1:
+        return (
+            f"some images have {pages} pages: a model of {pages} channels reads them all, as one channel each, and any "
+            "other the first"
+        )
+    return None
+
+
+def to_bytes(image: Tensor) -> Tensor:
+    """A tensor of any shape as uint8, by the table above. Raises ValueError for values of no known range."""
+    if image.dtype == torch.uint8:
+        return image
+    image = image.detach().cpu()
+    if image.is_floating_point():
+        image = image.double() if image.dtype == torch.float64 else image.float()
+    return torch.from_numpy(scaled(image.numpy()))
 
 
 def with_channels(image: Tensor, channels: int) -> Tensor:
@@ -63,56 +138,107 @@ def with_channels(image: Tensor, channels: int) -> Tensor:
             image.int() * weight for image, weight in zip(image.split(1, -3), GREY_WEIGHTS, strict=True)
         )
         return ((red + green + blue + 500) // 1000).to(torch.uint8)
-    raise ValueError(f"it has {have} channels, not {channels}")
+    fewer = "leave some out of the file, or " if have > channels else ""
+    raise ValueError(f"it has {have} channels, not {channels}: {fewer}use a model of {have}")
 
 
-def to_bytes(image: Tensor) -> Tensor:
-    """Pixels as uint8: floats are of 0 to 1, 16 bits keep their upper 8, booleans are black and white."""
-    if image.dtype == torch.uint8:
-        return image
-    if image.is_floating_point():
-        return (image * 255).round().clamp(0, 255).to(torch.uint8)
-    if image.dtype == torch.bool:
-        return image.to(torch.uint8) * 255
-    if image.dtype in (torch.uint16, torch.int16):
-        return ((image.int() & 0xFFFF) >> 8).to(torch.uint8)
-    raise ValueError(f"pixels of type {image.dtype} have no known range: give uint8, uint16, or floats of 0 to 1")
+def on_white(image: Tensor) -> Tensor:
+    """uint8 [C + 1, H, W], whose last channel is transparency, as [C, H, W] on white."""
+    mode = "RGBA" if len(image) == 4 else "LA"
+    bands = [Image.fromarray(np.ascontiguousarray(band)) for band in image.numpy()]
+    flat = torch.from_numpy(np.array(_flat(Image.merge(mode, bands))))
+    return flat.permute(2, 0, 1)[: len(image) - 1]
 
 
-def from_array(data: bytes, channels: int) -> Tensor:
-    """A `.npy` file of [H, W], [H, W, C] or [C, H, W]; of the last two, the one whose C is `channels`."""
+def is_mask(alpha: np.ndarray) -> bool:
+    """Whether a band declared to be transparency is: where it is not 0, it is mostly at its highest number.
+
+    GDAL declares a fourth band of bytes to be transparency unless it is told otherwise, near infrared too.
+    """
+    highest = np.iinfo(alpha.dtype).max if alpha.dtype.kind == "u" else 1
+    shown = alpha[alpha > 0]
+    return shown.size == 0 or bool((shown >= highest).mean() > 0.5)
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    """An image with transparency on white, as RGBA."""
+    if image.mode == "La":
+        image = image.convert("LA")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+
+
+def deep(image: Image.Image) -> np.ndarray | None:
+    """The values of an image of more than 8 bits, [H, W]; None for any other."""
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return None
+    values = np.array(image)
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    # Older Pillows read PNG and PNM of 16 bits as 32.
+    return values.astype(np.uint16) if image.mode == "I" and image.format in ("PNG", "PPM") else values
+
+
+def _refuse_misread(image: Image.Image, channels: int) -> None:
+    """Raise ValueError for a loaded TIFF of which PIL left bands out, or took one for transparency that is none."""
+    tags = getattr(image, "tag_v2", None)
+    if image.format != "TIFF" or tags is None:
+        return
+    bands = tags.get(277, 1)
+    if bands > len(image.getbands()) or image.mode == "RGBX":  # which older Pillows make of an unspecified band
+        raise ValueError(f"PIL read it as {image.mode}, and the file has {bands} bands: give it before it is loaded")
+    if channels != bands and image.mode in ("LA", "RGBA") and not is_mask(np.array(image.getchannel("A"))):
+        raise ValueError(NO_MASK.format(bands))
+
+
+def from_pil(image: Image.Image, channels: int) -> Tensor:
+    """An opened image, turned by its EXIF number, as uint8 [channels, H, W]. Raises ValueError where that can't be.
+
+    Transparent pixels lie on white; other channel counts than 1 and 3 are the bands as they are.
+    """
+    image.load()  # which turns a TIFF, and reads the EXIF block that may stand at the end of a PNG
+    _refuse_misread(image, channels)
+    return jpeg.turn(with_channels(_bands(image, channels), channels), jpeg.orientation_of(image.getexif))
+
+
+def _bands(image: Image.Image, channels: int) -> Tensor:
+    if (values := deep(image)) is not None:
+        return torch.from_numpy(scaled(values))[None]
+    if channels not in (1, 3) and image.mode in ("LA", "RGBA"):
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    if image.has_transparency_data:
+        image = _flat(image)
+    if image.mode in ("1", "L"):
+        return torch.from_numpy(np.array(image.convert("L")))[None]
+    # Converting copies even what needs no change, and these may be large.
+    return torch.from_numpy(np.array(image if image.mode == "RGB" else image.convert("RGB"))).permute(2, 0, 1)
+
+
+def read_array(data: bytes) -> np.ndarray:
+    """The array in a `.npy` file, [H, W] or of three axes, in the machine's byte order. Raises ValueError."""
     array = np.load(io.BytesIO(data), allow_pickle=False)
     if array.ndim not in (2, 3) or not array.size:
-        raise ValueError(f"an array of shape {array.shape} is no picture")
-    image = torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))))
-    if image.ndim == 2:
-        image = image[None]
-    elif image.shape[-1] == channels or image.shape[0] not in (1, 3, channels):
-        image = image.permute(2, 0, 1)
-    return with_channels(to_bytes(image), channels)
+        raise ValueError(f"an array of shape {array.shape} is no image")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def from_bands(data: bytes) -> Tensor:
-    """A TIFF of any number of bands of 8 or 16 bits, plain or deflated, which Pillow does not open.
+def channel_axis(shape: tuple[int, ...], channels: int | None = None) -> int | None:
+    """Which axis of an array counts channels: the first or the last, or None of two axes.
 
-    Raises ValueError or KeyError for anything else.
+    It is the one of that many channels, or of a grey or colour image, or else the shorter.
     """
-    file = io.BytesIO(data)
-    tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
-    file.seek(tags.next)
-    tags.load(file)
-    width, height, bands = tags[256], tags[257], tags.get(277, 1)
-    depths, planar, compression = tags[258], tags.get(284, 1) == 2, tags.get(259, 1)
-    if set(depths) not in ({8}, {16}) or compression not in (1, 8, 32946) or tags.get(317, 1) != 1:
-        raise ValueError("a TIFF of this kind is not read: save it with 8 or 16 bits a band, plain or deflated")
-    strips = [data[start : start + size] for start, size in zip(tags[273], tags[279], strict=True)]
-    if compression != 1:
-        # No strip holds more than the whole picture, whatever it unpacks to.
-        strips = [zlib.decompressobj().decompress(strip, width * height * bands * 2) for strip in strips]
-    kind = np.dtype("u1" if depths[0] == 8 else ("<u2" if data[:2] == b"II" else ">u2"))
-    pixels = np.frombuffer(b"".join(strips), kind)
-    pixels = pixels.reshape((bands, height, width) if planar else (height, width, bands))
-    if kind.itemsize == 2:
-        pixels = (pixels >> 8).astype(np.uint8)
-    image = torch.from_numpy(pixels.copy())
-    return image if planar else image.permute(2, 0, 1)
+    if len(shape) == 2:
+        return None
+    ends = ((2, shape[2]), (0, shape[0]))
+    for counts in ((channels,), (1, 3)):
+        for axis, length in ends:
+            if length in counts:
+                return axis
+    return min(ends, key=lambda end: end[1])[0]
+
+
+def from_array(array: np.ndarray, channels: int) -> Tensor:
+    """[H, W], [H, W, C] or [C, H, W] as uint8 [channels, H, W]. Raises ValueError where that can't be."""
+    image = torch.from_numpy(np.ascontiguousarray(scaled(array)))
+    axis = channel_axis(array.shape, channels)
+    image = image[None] if axis is None else image.permute(2, 0, 1) if axis == 2 else image
+    return with_channels(image, channels)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import io
 import logging
 import os
 from collections.abc import Sequence
@@ -12,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,8 +18,9 @@ from vitrail.data import builtin, parquet
 from vitrail.data import groups as grouping
 from vitrail.data.decode import BadPicture, Picture
 from vitrail.data.folders import read_class_folders
-from vitrail.data.pixels import TIFF, from_bands, to_bytes, with_channels
+from vitrail.data.pixels import NUMPY, doubt, to_bytes, with_channels
 from vitrail.data.sources import files_by_split, images_in
+from vitrail.data.tiff import MAGIC
 from vitrail.errors import UserError
 from vitrail.files import reading
 
@@ -283,36 +282,28 @@ def _refuse_untrained(path: Path, classes: list[str], sets: dict[str, ImageSet])
             raise UserError(f"the {split} split of {path} has a class that the training split lacks: {name}")
 
 
+SAMPLED = 16
+"""images of a split by which its channels and the range of its values are known"""
+
+
 def stored_channels(part: ImageSet) -> int:
-    """1 where the first few good pictures are grey, the axis of arrays, the bands of a TIFF that Pillow does not open,
-    else 3."""
-    counts = set()
-    for i in range(min(len(part), 8)):
-        item = part.read(i)
+    """The channels that some good images of a split, spread over it, can all be read as: 1 where they are grey; else 3.
+
+    Warns where they look as if they were written in another way than they are read in.
+    """
+    counts: list[tuple[int, ...]] = []
+    sources = []
+    for i in torch.linspace(0, len(part) - 1, min(len(part), SAMPLED)).long().tolist():
         try:
-            data = item if isinstance(item, bytes) else Path(item).read_bytes()  # type: ignore[arg-type]
-            counts.add(_count_channels(data))
-        except Exception:  # decoders of broken bytes raise nearly anything
+            picture = part.open(i)
+            if isinstance(picture, Picture):
+                counts.append(picture.readable_as())
+                sources.append(picture.source)
+        except BadPicture:
             continue  # the loader names it and leaves it out
-    return counts.pop() if len(counts) == 1 else 3
-
-
-def _count_channels(data: bytes) -> int:
-    if data[:6] == b"\x93NUMPY":
-        shape = np.load(io.BytesIO(data), allow_pickle=False).shape
-        if len(shape) not in (2, 3):
-            raise BadPicture(f"an array of {len(shape)} axes is no picture")
-        return 1 if len(shape) == 2 else min(shape[0], shape[-1])
-    opened = Picture(data)
-    if opened.header is not None:
-        return 1 if opened.header.components == 1 else 3
-    try:
-        image = opened.pixels(3)
-    except BadPicture:
-        if data[:4] not in TIFF:
-            raise
-        return len(from_bands(data))
-    return 1 if bool((image == image[:1]).all()) else 3
+    if (found := doubt(sources)) is not None:
+        log.warning(f"{part.name}: {found}")
+    return next((count for count in counts[0] if all(count in other for other in counts)), 3) if counts else 3
 
 
 SMALL = 3
@@ -382,7 +373,7 @@ def _count_distinct(labels: Tensor, places: Tensor, count: int) -> Tensor:
     return torch.bincount(pairs // len(values), minlength=count)
 
 
-RAW = (b"BM", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", *TIFF, b"\x93NUMPY")
+RAW = (b"BM", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", *MAGIC, NUMPY)
 """how files begin that may not be compressed: BMP, PNM, TIFF and arrays"""
 
 

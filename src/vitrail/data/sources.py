@@ -11,9 +11,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 
+from vitrail.data.pixels import HEIC_IS_READ
 from vitrail.errors import UserError
 from vitrail.files import reading
 
@@ -27,15 +27,12 @@ ENDINGS = frozenset(
     ]
 )
 """of images, in any case"""
-try:
-    import_module("pillow_heif").register_heif_opener()  # here, since worker processes import this module too
+if HEIC_IS_READ:
     ENDINGS |= HEIF
-except ImportError:
-    pass
 
 BEGINNINGS = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|II\*\0|MM\0\*|RIFF.{4}WEBP|\x93NUMPY|.{4}ftyp(avif"
-    + (rb"|heic|heix|mif1" if ".heic" in ENDINGS else rb"")
+    + (rb"|heic|heix|mif1" if HEIC_IS_READ else rb"")
     + rb")",
     re.DOTALL,
 )

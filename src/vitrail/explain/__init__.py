@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from vitrail.data.decode import Preprocess, decode
+from vitrail.data.decode import Picture, Preprocess
 from vitrail.errors import UserError
 from vitrail.explain.attention import Pool, attention_distance, attention_maps, encoder_of, per_head, rollout
 from vitrail.explain.filters import patch_filters
@@ -68,19 +68,19 @@ def explain(task: Task, image: Image.Image | str | Path, out: str | Path) -> dic
     """
     out = Path(out)
     source = "picture" if isinstance(image, Image.Image) else str(image)
-    pixels = image if isinstance(image, Image.Image) else decode(Path(image), task.preprocess.channels)
-    picture = task.preprocess.fit(pixels)
+    opened = image if isinstance(image, Image.Image) else Picture(Path(image))
+    picture = task.prepare(opened)
     prepared = task.preprocess.normalise(picture)[None]
     seen = Seen()
     if isinstance(task, Caption):
         task.eval()
-        _words(seen, task, _as_it_is(task.preprocess, pixels, picture), prepared)
+        _words(seen, task, _as_it_is(task.preprocess, opened, picture), prepared)
         try:
             _encoder(seen, task, picture, prepared, seen.says["caption"])
         except UserError as error:
             seen.leave_out(f"the decoder's attention alone: {error}")
     else:
-        answer = task.predict([pixels])[0]
+        answer = task.answers([picture])[0]
         seen.says["predictions"] = labels = answer.labels
         title = f"{labels[0]['label']} ({labels[0]['score']:.0%})" if labels else in_words(answer.values)
         if answer.values:
@@ -123,17 +123,17 @@ def _words(seen: Seen, task: Caption, picture: Tensor, prepared: Tensor) -> None
         seen.leave_out("no words.png: this decoder sees the picture once, as a whole, and has no attention over it")
 
 
-def _as_it_is(preprocess: Preprocess, pixels: Image.Image | Tensor, fitted: Tensor) -> Tensor:
+def _as_it_is(preprocess: Preprocess, image: Image.Image | Picture, fitted: Tensor) -> Tensor:
     """The picture in its own shape where the model sees all of it, squashed; or else what the model sees of it."""
     if preprocess.resize != "squash" or preprocess.crop_fraction < 1:
         return fitted
-    if isinstance(pixels, Image.Image):
-        height, width = pixels.height, pixels.width
+    if isinstance(image, Image.Image):
+        height, width = image.height, image.width
     else:
-        height, width = pixels.shape[-2:]
+        height, width = image.measure(preprocess.channels)
     scale = min(1, SHOWN / max(height, width))
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    return replace(preprocess, size=size).fit(pixels)
+    return replace(preprocess, size=size).prepare(image)
 
 
 def _encoder(seen: Seen, task: Task, picture: Tensor, prepared: Tensor, title: str) -> None:

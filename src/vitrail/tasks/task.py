@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vitrail.data.decode import Preprocess
+from vitrail.data.decode import AnyImage, Preprocess
 from vitrail.vit import Tokens
 
 Batch = dict[str, Any]
@@ -118,17 +118,34 @@ class Task(nn.Module):
     def config(self) -> dict[str, Any]:
         """What `config.json` holds beside `task`, `preprocess` and `classes`: plain data to rebuild it from."""
 
+    def prepare(self, image: AnyImage) -> Tensor:
+        """An image as the model takes it but for `preprocess.normalise`: uint8 [C, H, W] at `preprocess.size`.
+
+        Evaluation, prediction and drawings all prepare images here or by `preprocess.prepare`, so that each sees the
+        same pixels.
+        """
+        return self.preprocess.prepare(image)
+
     @torch.inference_mode()
-    def predict(self, images: Sequence[Image.Image | Tensor], batch_size: int = 32) -> list[Prediction]:
-        """Answers for pictures: PIL images, or uint8 tensors [C, H, W]. Leaves the task in eval mode."""
+    def answers(self, prepared: Sequence[Tensor]) -> list[Prediction]:
+        """Answers for images as `prepare` gives them. Leaves the task in eval mode."""
+        if not prepared:
+            return []
         self.eval()
         device = next(self.parameters()).device
-        answers: list[Prediction] = []
-        for start in range(0, len(images), batch_size):
-            prepared = [self.preprocess(image) for image in images[start : start + batch_size]]
-            samples = torch.tensor([numbered_by_pixels(image) for image in prepared], device=device)
-            answers += self.answer({"image": torch.stack(prepared).to(device), "sample": samples})
-        return answers
+        images = [self.preprocess.normalise(image) for image in prepared]
+        samples = torch.tensor([numbered_by_pixels(image) for image in images], device=device)
+        return self.answer({"image": torch.stack(images).to(device), "sample": samples})
+
+    def predict(self, images: Sequence[Image.Image | Tensor], batch_size: int = 32) -> list[Prediction]:
+        """Answers for images: PIL images, or tensors [C, H, W] of uint8, uint16 or floats of 0 to 1 (or 0 to 255).
+
+        Each is prepared by itself, so that no more than a batch of prepared ones is held. An image that PIL has opened
+        and not loaded is read as `vitrail predict` reads the file, and stays unloaded. Leaves the task in eval mode.
+        """
+        starts = range(0, len(images), batch_size)
+        batches = ([self.prepare(image) for image in images[start : start + batch_size]] for start in starts)
+        return [answer for batch in batches for answer in self.answers(batch)]
 
     def save(self, path: str | Path) -> None:
         """Write the folder `path`: `model.safetensors` and `config.json`, whole or not at all."""

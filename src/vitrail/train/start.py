@@ -163,7 +163,7 @@ def examples(parts: Parts, count: int = 24) -> list[dict[str, Any]]:
     for i in numbers:
         try:
             picture = chosen.picture(i, task.preprocess.channels)
-            answer = task.predict([picture])[0]
+            answer = task.answers([task.prepare(chosen.open(i))])[0]
         except UserError:
             continue  # a picture that cannot be read was named when the loader met it
         image = Image.fromarray(

@@ -1,0 +1,102 @@
+"""An image is prepared in one way, whoever asks: evaluation, prediction, and what PIL has opened give the same bits."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pictures import encoded, smooth
+from PIL import Image
+
+from vitrail.data.decode import BadPicture, Picture, Preprocess, decode, resize
+from vitrail.data.loader import Loader
+from vitrail.data.sets import ImageSet
+
+WAYS = [
+    Preprocess((32, 32)),
+    Preprocess((24, 40), crop_fraction=0.875, interpolation="bilinear"),
+    Preprocess((33, 47), "squash"),
+    Preprocess((40, 40), "squash", 0.9, "bilinear", channels=1),
+    Preprocess((16, 16), interpolation="nearest"),
+]
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Files of many sizes and shapes, turned in every way; most JPEGs are decoded at a fraction of their size."""
+    folder = tmp_path_factory.mktemp("mixed")
+    draw = np.random.default_rng(0)
+    found = []
+    for i in range(40):
+        height, width = (int(side) for side in draw.integers(20, 700, 2))
+        noise = Image.fromarray(draw.integers(0, 256, (7, 9, 3), dtype=np.uint8))
+        image = noise.resize((width, height), Image.Resampling.BICUBIC)
+        exif = Image.Exif()
+        exif[0x0112] = 1 + i % 8
+        kind = ("JPEG", "JPEG", "JPEG", "PNG", "WEBP")[i % 5]
+        options = {"subsampling": i % 3, "progressive": i % 4 == 0} if kind == "JPEG" else {}
+        found.append(folder / f"{i:02}.{kind.lower()}")
+        found[-1].write_bytes(encoded(image.convert("L") if i % 7 == 0 else image, kind, exif=exif, **options))
+    return found
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("memory", [True, False])
+def test_evaluation_sees_what_prediction_sees(way: Preprocess, memory: bool, paths: list[Path]) -> None:
+    wanted = [way(Picture(path)) for path in paths]
+    part = ImageSet("mixed", ["a"], torch.zeros(len(paths), dtype=torch.int64), [str(p) for p in paths], paths)
+    loader = Loader(part, way, batch_size=7, seed=0, train=False, memory=memory, workers=0 if memory else 2)
+    seen = [image for batch in loader.evaluation() for image in batch["image"]]
+    assert len(seen) == len(wanted) and all(torch.equal(a, b) for a, b in zip(seen, wanted, strict=True))
+    for path, image in zip(paths, wanted, strict=True):
+        opened = Image.open(path)
+        place = opened.fp.tell()  # type: ignore[union-attr]
+        assert torch.equal(way(opened), image)
+        if path.suffix in (".jpeg", ".png"):
+            assert opened.tile and opened.fp.tell() == place, "it stays unloaded"  # type: ignore[union-attr]
+        assert torch.equal(way(path), image) and torch.equal(way(path.read_bytes()), image)
+
+
+def test_the_size_follows_from_the_whole_image(paths: list[Path]) -> None:
+    """And the pixels are near those of full decoding: within half a pixel, some grey levels on average."""
+    reduced = 0
+    for path in paths:
+        for way in WAYS[:3]:
+            full = decode(path)
+            height, width = way.resized(full.shape[1], full.shape[2])
+            top, left = round((height - way.size[0]) / 2), round((width - way.size[1]) / 2)
+            whole = resize(full, (height, width), way.interpolation)
+            wanted = whole[:, top : top + way.size[0], left : left + way.size[1]]
+            made = way.prepare(path)
+            reduced += Picture(path).pixels_for(way).shape != full.shape
+            assert made.shape == wanted.shape and (made.float() - wanted.float()).abs().mean() < 4
+    assert reduced > 30
+
+
+def test_what_was_chosen_of_an_opened_image_counts() -> None:
+    """A drafted, loaded or sought image is the pixels that it stands for."""
+    data = encoded(smooth(400, 560), "JPEG", quality=95)
+    way = Preprocess((64, 64))
+    drafted = Image.open(io.BytesIO(data))
+    drafted.draft("L", (140, 100))
+    assert torch.equal(*way.prepare(drafted)[:2]), "the draft is grey"
+    loaded = Image.open(io.BytesIO(data))
+    loaded.load()
+    assert torch.equal(way.prepare(loaded), way.prepare(torch.from_numpy(np.array(loaded)).permute(2, 0, 1)))
+    frames = [Image.new("L", (9, 9), value) for value in (10, 200)]
+    film = Image.open(io.BytesIO(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])))
+    film.seek(1)
+    assert way.prepare(film).unique().tolist() == [200]
+    closed = Image.open(io.BytesIO(data))
+    closed.fp.close()  # type: ignore[union-attr]
+    with pytest.raises(ValueError):  # noqa: PT011
+        way.prepare(closed)
+
+
+def test_too_thin_files_are_named_before_they_are_decoded(tmp_path: Path) -> None:
+    Image.new("L", (60_000, 1)).save(tmp_path / "thin.jpg")
+    with pytest.raises(BadPicture, match=r"thin\.jpg: the image is 60000x1: too long and thin"):
+        Preprocess().prepare(tmp_path / "thin.jpg")
