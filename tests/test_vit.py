@@ -348,7 +348,7 @@ def test_first_logits_are_even_and_sigmoid_heads_start_low() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"image_size": (30, 32), "patch": 16}, r"\(30, 32\) does not divide into patches of 16"),
+        ({"image_size": (30, 32), "patch": 16}, "30x32 does not divide into patches of 16 pixels: choose multiples"),
         ({"width": 30, "heads": 4}, "width 30 does not divide into 4 heads"),
         ({"class_token": False}, "class_token"),
         ({"activation": "swish"}, "no activation 'swish'"),

@@ -48,7 +48,8 @@ class ViTConfig:
         if self.width % self.heads:
             raise UserError(f"width {self.width} does not divide into {self.heads} heads: change one of them")
         if any(pixels % self.patch for pixels in self.image_size):
-            raise UserError(f"image size {self.image_size} does not divide into patches of {self.patch} pixels")
+            size = "x".join(map(str, self.image_size))
+            raise UserError(f"image size {size} does not divide into patches of {self.patch} pixels: choose multiples")
         if self.pool not in ("token", "average") or (self.pool == "token" and not self.class_token):
             raise UserError(f"pool={self.pool!r}: choose average, or token with class_token=True")
 
@@ -224,9 +225,8 @@ def init_weights(module: nn.Module) -> None:
             for matrix in m.qkv.weight.detach().chunk(3):  # theirs are three matrices, each with a size of its own
                 nn.init.xavier_uniform_(matrix)
         if isinstance(m, MLP):
-            for linear in (m.up, m.down):
-                if linear.bias is not None:
-                    nn.init.normal_(linear.bias, std=1e-6)
+            for bias in [linear.bias for linear in (m.up, m.down) if linear.bias is not None]:
+                nn.init.normal_(bias, std=1e-6)
         if isinstance(m, PatchEmbedding):  # LeCun's normal: a token starts with the variance of its pixels
             nn.init.trunc_normal_(m.projection.weight, std=math.sqrt(1 / m.projection.weight[0].numel()))
         if isinstance(m, ViT) and m.config.positions == "learned":
