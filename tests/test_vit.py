@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import timm
@@ -241,6 +242,13 @@ def test_a_variant_with_default_settings_is_the_paper_bit_for_bit(positions: str
             grads.append([pooled, *torch.autograd.grad(pooled.square().sum(), [x, *model.parameters()])])
         assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
     assert simplest(as_variant(config)) == config and type(simplest(as_variant(config))) is ViTConfig
+
+
+def test_a_variant_stays_one_where_a_field_differs() -> None:
+    """Also one whose size the paper's patches do not divide, as SigLIP's at 384 pixels."""
+    for changes in ({"floor_grid": True, "image_size": (9, 12)}, {"registers": 1}, {"pool": "max"}):
+        config = replace(as_variant(TINY), **changes)
+        assert simplest(config) == config and type(simplest(config)) is type(config)
 
 
 def test_without_positions_the_order_of_patches_does_not_matter() -> None:

@@ -221,6 +221,7 @@ def as_variant(config: ViTConfig) -> VariantConfig:
 def simplest(config: ViTConfig) -> ViTConfig:
     """The paper's config where nothing in a variant's differs from the paper."""
     own = {entry.name: getattr(config, entry.name) for entry in fields(ViTConfig)}
-    if isinstance(config, VariantConfig) and config.pool in ("token", "average") and config == VariantConfig(**own):
+    added = [entry for entry in fields(config) if entry.name not in own]
+    if config.pool in ("token", "average") and all(getattr(config, entry.name) == entry.default for entry in added):
         return ViTConfig(**own)
     return config
