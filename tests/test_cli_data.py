@@ -42,7 +42,7 @@ def test_predict_answers_for_what_train_reads(
     printed = capsys.readouterr()
     answered = [Path(json.loads(line)["image"]).relative_to(data).as_posix() for line in printed.out.splitlines()]
     assert answered == open_data(data).train.keys and len(answered) == 7
-    assert f"vitrail: 1 file that is not an image known to vitrail is left out in {data} (.NEF: 1)" in said(caplog)
+    assert f"1 file that is not an image known to vitrail is left out in {data} (.NEF: 1)" in said(caplog)
 
 
 def test_a_run_keeps_groups_together_and_scores_what_it_held_back(
@@ -61,7 +61,7 @@ def test_a_run_keeps_groups_together_and_scores_what_it_held_back(
     row = json.loads(capsys.readouterr().out)
     assert (row["split"], row["count"]) == ("val", len(held)) and len(held) == 6 * len(set(groups_of(held, group)))
     share = f"{len(held) // 6} of 8 groups are held back for validation, {len(held) / 48:.0%} of the images"
-    assert said(caplog) == [f"vitrail: {share}"]
+    assert said(caplog) == [f"{share}"]
 
 
 def test_a_resumed_run_has_the_groups_it_began_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,8 +101,6 @@ def test_a_class_too_small_to_split_is_learned_and_named(tmp_path: Path, caplog:
         tmp_path / "data", *(f"{c}/{i}.png" for c in ("ash", "oak") for i in range(8)), "yew/0.png", "yew/1.png"
     )
     assert main(["train", "folder", "--data", str(data), "--out", str(tmp_path / "run"), *SMALL]) == 0
-    line = (
-        "vitrail: too small to hold images back for validation (fewer than 3 different images), so all train: yew (2)"
-    )
+    line = "too small to hold images back for validation (fewer than 3 different images), so all train: yew (2)"
     assert line in said(caplog)
     assert split_val(open_data(data).train)[0].labels.tolist().count(2) == 2

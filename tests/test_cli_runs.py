@@ -208,14 +208,14 @@ def test_one_number_is_a_square(sizes: list[str], size: list[int], capsys: pytes
 
 @pytest.mark.parametrize("name", ["mlp-cifar10", "cnn-cifar10", "rnn-digits", "caption-vit", "finetune"])
 def test_one_number_is_a_square_for_every_kind_of_encoder(name: str) -> None:
-    from vitrail.cli import parse_run
+    from vitrail.options import parse_run
 
     run = parse_run(RECIPES[name](1000), ["--epochs", "2", "--image-size", "64", "--seed", "1"], name)
     assert run.model.image_size == (64, 64) and run.epochs == 2 and run.seed == 1
 
 
 def test_fields_of_a_variant_are_flags_of_every_transformer() -> None:
-    from vitrail.cli import parse_run
+    from vitrail.options import parse_run
 
     run = RECIPES["digits"](1000)
     assert parse_run(run, [], "digits") == run and type(parse_run(run, ["--qkv-bias"], "digits").model) is ViTConfig

@@ -70,7 +70,7 @@ def test_images_of_no_split_are_left_out_with_a_line(
     splits = open_data(made(tmp_path, f"{base} {loose}"))
     assert splits.train.classes == ["cat", "dog"] and sizes(splits) == {"train": 4}
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith(f"vitrail: {tmp_path / loose.split('/')[0]}") and "is left out, with 2 images" in line
+    assert line.startswith(f"{tmp_path / loose.split('/')[0]}") and "is left out, with 2 images" in line
 
 
 def test_images_beside_the_class_folders_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -79,9 +79,7 @@ def test_images_beside_the_class_folders_are_counted(tmp_path: Path, caplog: pyt
         (tmp_path / "train" / name).write_bytes((tmp_path / "train" / "cat" / "0.jpg").read_bytes())
     assert len(open_data(tmp_path).train) == 4
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line == (
-        f"vitrail: 2 images lie beside the class folders in {tmp_path}, as {tmp_path}/train/cover.jpg: left out"
-    )
+    assert line == (f"2 images lie beside the class folders in {tmp_path}, as {tmp_path}/train/cover.jpg: left out")
 
 
 @pytest.mark.parametrize(

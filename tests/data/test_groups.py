@@ -45,9 +45,7 @@ def test_a_slide_is_on_one_side_whatever_its_classes(tmp_path: Path, caplog: pyt
     table = tmp_path / "groups.csv"
     table.write_text("image,group\n" + "".join(f"{key},{key.split('/')[1]}\n" for key in part.keys))
     assert held(part, str(table)) == by_parent
-    assert (
-        f"vitrail: {len(by_parent)} of 20 groups are held back for validation, {len(by_parent) / 20:.0%}" in caplog.text
-    )
+    assert f"{len(by_parent)} of 20 groups are held back for validation, {len(by_parent) / 20:.0%}" in caplog.text
     plain = split_val(part, 0.3)
     assert {k.split("/")[1] for k in plain[0].keys} & {k.split("/")[1] for k in plain[1].keys}, (
         "without it they are torn"

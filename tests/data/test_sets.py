@@ -73,7 +73,7 @@ def test_folder_for_evaluation_alone(tmp_path: Path) -> None:
 def test_a_class_may_be_called_test(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     splits = open_data(folder_of(tmp_path, {"test": 2, "other": 2}))
     assert splits.train.classes == ["other", "test"]
-    assert f"vitrail: {tmp_path} has a class test: it would be a split if" in caplog.text
+    assert f"{tmp_path} has a class test: it would be a split if" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["folder", "mnist"])
@@ -398,7 +398,7 @@ def test_classes_too_small_to_split_are_named(caplog: pytest.LogCaptureFixture) 
     assert set(val.labels.tolist()) == {0, 1} and train.labels.bincount()[2:].tolist() == [1, 2, 4]
     (said,) = [record.getMessage() for record in caplog.records]
     assert said == (
-        "vitrail: too small to hold images back for validation (fewer than 3 different images), so all train: "
+        "too small to hold images back for validation (fewer than 3 different images), so all train: "
         "c2 (1), c3 (2), c4 (4)"
     )
 

@@ -60,7 +60,7 @@ def test_a_folder_keeps_its_own_place_whatever_links_lead_to_it(
     (tmp_path / "other" / "b").symlink_to("../z")
     assert below(tmp_path, images_of([tmp_path])) == ["other/0.jpg", "z/0.jpg", "z/1.jpg"]
     assert said(caplog) == [
-        f"vitrail: {tmp_path}/a leads to a folder that is read already, and so do 1 more: it is not entered again"
+        f"{tmp_path}/a leads to a folder that is read already, and so do 1 more: it is not entered again"
     ]
 
 
@@ -84,7 +84,7 @@ def test_files_that_are_not_read_are_counted_by_ending(tmp_path: Path, caplog: p
         line
         == again
         == (
-            f"vitrail: 5 files that are not images known to vitrail are left out in {tmp_path} "
+            f"5 files that are not images known to vitrail are left out in {tmp_path} "
             "(.NEF: 2, .MOV: 1, no ending: 1, .svg: 1)"
         )
     ), "side files of a set are no noise"
@@ -100,7 +100,7 @@ def test_a_folder_without_images_says_what_it_holds(tmp_path: Path, caplog: pyte
         images_of([tmp_path])
     caplog.clear()
     open_data(folder_of(tmp_path, {"b": 1, "c": 1}))
-    assert f"vitrail: {tmp_path}/a holds no images (its files: .NEF: 2, .txt: 1) and is left out" in said(caplog)
+    assert f"{tmp_path}/a holds no images (its files: .NEF: 2, .txt: 1) and is left out" in said(caplog)
 
 
 def test_heic_names_the_package_that_reads_it(tmp_path: Path) -> None:

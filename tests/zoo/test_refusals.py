@@ -13,9 +13,10 @@ from torch import Tensor
 
 import vitrail
 from vitrail import recipes
-from vitrail.cli import main, parse_run
+from vitrail.cli import main
 from vitrail.data.sets import open_data
 from vitrail.errors import UserError
+from vitrail.options import parse_run
 from vitrail.train.run import Run
 from vitrail.variants import VariantConfig, simplest
 from vitrail.vit import ViTConfig

@@ -208,7 +208,7 @@ def _split_folders(path: Path) -> dict[str, Path]:
         told = {folder: split for folder in folders if (split := split_of(folder.name))}
     for folder in folders if told else ():
         if folder not in told and (count := len(scan(folder).all_images())):
-            log.warning(f"vitrail: {folder} is left out, with {count:,} images: it is no split (train, val or test)")
+            log.warning(f"{folder} is left out, with {count:,} images: it is no split (train, val or test)")
     return {split: _unwrapped(folder) for split, folder in one_per_split((s, f) for f, s in told.items()).items()}
 
 

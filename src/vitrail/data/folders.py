@@ -55,10 +55,10 @@ def read_class_folders(path: Path, grouped: bool = False) -> ClassFolders:
     read |= {image for folder in beside for image in folder.all_images()}
     if loose := [image for image in scanned.all_images() if image not in read]:
         what = "1 image lies" if len(loose) == 1 else f"{len(loose):,} images lie"
-        log.warning(f"vitrail: {what} beside the class folders in {path}, as {loose[0]}: left out")
+        log.warning(f"{what} beside the class folders in {path}, as {loose[0]}: left out")
     for name in found.get("train", {}):
         if split_of(name, strict=True):
-            log.warning(f"vitrail: {path} has a class {name}: it would be a split if its images were in class folders")
+            log.warning(f"{path} has a class {name}: it would be a split if its images were in class folders")
     sources.say_left_out(scanned)
     return ClassFolders(found, [folder.name for folder in beside])
 
@@ -88,7 +88,7 @@ def _classes(folder: Folder) -> Classes:
         if images := each.all_images():
             classes[each.name] = images
         else:
-            log.warning(f"vitrail: {each.path} holds no images{sources.found_instead(each)} and is left out")
+            log.warning(f"{each.path} holds no images{sources.found_instead(each)} and is left out")
     return classes
 
 
@@ -98,7 +98,7 @@ def _holds_one(folder: Folder, splits: dict[str, Folder]) -> bool:
 
 def _warn_unsorted(folder: Folder) -> None:
     log.warning(
-        f"vitrail: {folder.path} is left out, with {len(folder.all_images()):,} images: it is no split (train, val or "
+        f"{folder.path} is left out, with {len(folder.all_images()):,} images: it is no split (train, val or "
         "test) with a folder per class"
     )
 

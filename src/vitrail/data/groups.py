@@ -122,7 +122,7 @@ def describe(names: Sequence[str], chosen: Tensor) -> None:
     """Say what share is held back: groups are few, and their sizes differ."""
     held = len({names[i] for i in chosen.nonzero()[:, 0].tolist()})
     log.warning(
-        f"vitrail: {held:,} of {len(set(names)):,} groups are held back for validation, "
+        f"{held:,} of {len(set(names)):,} groups are held back for validation, "
         f"{float(chosen.double().mean()):.0%} of the images"
     )
 
@@ -177,7 +177,7 @@ def warn_of_prefixes(part: ImageSet, chosen: Tensor) -> None:
                 break
     if example is not None and 2 * suspect >= len(part):
         log.warning(
-            f"vitrail: names such as {example[0]} (for training) and {example[1]} (held back) look like images of one "
+            f"names such as {example[0]} (for training) and {example[1]} (held back) look like images of one "
             "slide, patient or day; if they are, the score is too good: name the groups with --group"
         )
 

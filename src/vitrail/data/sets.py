@@ -216,7 +216,7 @@ def _from_parquet(path: Path) -> Splits:
     by_split = files_by_split(parquet.files(path))
     if unnamed := by_split.pop("", []):
         if by_split:
-            log.warning(f"vitrail: {unnamed[0]} names no split: it is for training")
+            log.warning(f"{unnamed[0]} names no split: it is for training")
         by_split["train"] = by_split.get("train", []) + unnamed
     for split, files in by_split.items():
         if (table := parquet.read(files)).labels:
@@ -329,7 +329,7 @@ def split_val(part: ImageSet, fraction: float = 0.1, group: str | None = None) -
     if small:
         what = f"{'one group, or ' if names else ''}fewer than {SMALL} different images"
         named = ", ".join(small[:5]) + (f" and {len(small) - 5:,} others" if len(small) > 5 else "")
-        log.warning(f"vitrail: too small to hold images back for validation ({what}), so all train: {named}")
+        log.warning(f"too small to hold images back for validation ({what}), so all train: {named}")
     if names is None:
         grouping.warn_of_prefixes(part, chosen)
     else:

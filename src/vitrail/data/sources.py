@@ -215,12 +215,10 @@ def say_left_out(root: Folder) -> None:
         what = "file that is not an image" if total == 1 else "files that are not images"
         verb = "is" if total == 1 else "are"
         hint = f"; {_heif_hint()}" if any(ending.lower() in HEIF for ending in counts) else ""
-        log.warning(
-            f"vitrail: {total:,} {what} known to vitrail {verb} left out in {root.path} ({_counted(counts)}){hint}"
-        )
+        log.warning(f"{total:,} {what} known to vitrail {verb} left out in {root.path} ({_counted(counts)}){hint}")
     if again := [link for folder in root.below() for link in folder.again]:
         more = f", and so do {len(again) - 1:,} more" if len(again) > 1 else ""
-        log.warning(f"vitrail: {again[0]} leads to a folder that is read already{more}: it is not entered again")
+        log.warning(f"{again[0]} leads to a folder that is read already{more}: it is not entered again")
 
 
 def found_instead(root: Folder) -> str:

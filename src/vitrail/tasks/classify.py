@@ -131,14 +131,15 @@ class ClassifyMetric:
     """Top-1, top-5, per-class accuracy, confusion matrix, calibration error and cross-entropy, from the logits.
 
     The cross-entropy is that of their softmax, whatever the loss; the calibration error is of the task's own
-    probabilities. Labels number `classes`, which may be some of the task's: an answer is one of all that it knows.
+    probabilities. Labels are numbers of the data's classes, which may be some of the
+    task's, in any order; scores are of all the task's classes, in its own order.
     """
 
     def __init__(self, task: Classify, classes: Sequence[str] | None = None) -> None:
         """`classes` are the data's; the task's own if left out. UserError where the task does not know one of them."""
         self.task = task
-        self.classes = list(task.classes if classes is None else classes)
-        self.outputs = torch.tensor(outputs_of(self.classes, task.classes))
+        self.outputs = torch.tensor(outputs_of(task.classes if classes is None else classes, task.classes))
+        """the model's class of each class of the data"""
         self.rows: dict[int, tuple[Tensor, int]] = {}
 
     def update(self, batch: Batch, outputs: Tensor) -> None:
@@ -160,34 +161,26 @@ class ClassifyMetric:
             self.rows[sample] = (row, label)
 
     def compute(self) -> dict[str, Any]:
-        """Scores are fractions. `confusion[i][j]` counts pictures of class i of `classes` taken for class j.
-
-        Where the task knows others too, `model_classes` is their number with these, and `outside[i]` counts pictures
-        of class i taken for one of the others.
-        """
+        """Scores are fractions. `confusion[i][j]` counts images of the model's class i taken for its class j."""
         state = self.state()
-        logits, labels = state["logits"], state["label"]
-        known, classes = logits.shape[1], len(self.classes)
-        right = self.outputs[labels]
+        logits, right = state["logits"], self.outputs[state["label"]]
+        classes = logits.shape[1]
         order = logits.argsort(dim=1, descending=True, stable=True)
         hits = order == right[:, None]
-        guess = torch.full((known,), classes).index_put((self.outputs,), torch.arange(classes))[order[:, 0]]
-        cells = torch.bincount(labels * (classes + 1) + guess, minlength=classes * (classes + 1))
-        cells = cells.view(classes, classes + 1)
-        others = {"model_classes": known, "outside": cells[:, classes].tolist()} if known > classes else {}
+        confusion = torch.bincount(right * classes + order[:, 0], minlength=classes * classes).view(classes, classes)
+        counts = confusion.sum(dim=1)
         return {
             "top1": hits[:, 0].double().mean().item(),
             "top5": hits[:, :5].any(dim=1).double().mean().item(),
             "cross_entropy": F.cross_entropy(logits, right).item(),
             "calibration_error": calibration_error(self.task.probabilities(logits), right),
-            # A class without a picture in this part has no accuracy.
+            # A class without an image in this split has no accuracy.
             "per_class": [
-                c / n if n else None for c, n in zip(cells.diag().tolist(), cells.sum(dim=1).tolist(), strict=True)
+                c / n if n else None for c, n in zip(confusion.diag().tolist(), counts.tolist(), strict=True)
             ],
-            "classes": self.classes,
-            "confusion": cells[:, :classes].tolist(),
-            **others,
-            "count": len(labels),
+            "classes": self.task.classes,
+            "confusion": confusion.tolist(),
+            "count": len(right),
         }
 
 
