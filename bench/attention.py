@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from harness import Parser, Row, in_turns, record
 from torch import Tensor
 
-from vitrail.layers import attention_weights
+from vitrail.vit import attention_weights
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 

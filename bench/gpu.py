@@ -51,6 +51,7 @@ from vitrail.data.loader import Loader
 from vitrail.data.sets import Splits, open_data
 from vitrail.errors import RunError
 from vitrail.recipes import RECIPES
+from vitrail.sizes import config_for
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.encoder import encoder_for
 from vitrail.train.build import build
@@ -58,7 +59,7 @@ from vitrail.train.loop import LossModule, train_step
 from vitrail.train.optim import Optim, Optimizers
 from vitrail.train.run import Run
 from vitrail.train.state import RunFolder
-from vitrail.vit import Attention, ViTConfig, config_for
+from vitrail.vit import Attention, ViTConfig
 
 TIMM = {"B/16": "vit_base_patch16_224", "L/16": "vit_large_patch16_224"}
 BATCHES = {"B/16": 256, "L/16": 128}

@@ -27,6 +27,7 @@ from harness import Parser, Row, record, recorded
 from torch import Tensor, nn
 
 from vitrail.tasks.task import Task
+from vitrail.variants import resize
 from vitrail.vit import ViT
 from vitrail.zoo.assemble import assemble
 from vitrail.zoo.source import Files
@@ -101,7 +102,7 @@ def compare(name: str, **smaller: Any) -> dict[str, Any]:
             resized.load_state_dict(filtered(name, resized, weights), assign=True)
             there = ours(name, arguments, weights)
             assert isinstance(there.encoder, ViT)
-            there.encoder.resize(size)
+            resize(there.encoder, size)
             sizes[_by(size)] = difference(there, resized, size)
             del resized, there
         if table()[name]["class"] != "Beit":

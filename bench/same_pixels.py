@@ -29,7 +29,7 @@ from vitrail.data.loader import Loader
 from vitrail.data.sets import ImageSet
 from vitrail.tasks.embed import Embed
 from vitrail.tasks.task import Batch, Prediction
-from vitrail.vit import ViTConfig
+from vitrail.variants import VariantConfig
 from vitrail.zoo import originals, timm, torchvision
 from vitrail.zoo.huggingface.kinds import KINDS
 from vitrail.zoo.huggingface.processor import preprocess
@@ -82,12 +82,14 @@ def zoo() -> list[Preprocess]:
         config = encoder_config(values, timm._size(values, {}, values["pictures"]))
         found.append(timm._preprocess(values["pictures"], config, []))
     for width, patch, side in ((768, 16, 224), (1024, 16, 224), (768, 16, 384), (1024, 16, 512), (1280, 14, 518)):
-        found.append(torchvision._preprocess(ViTConfig(width=width, heads=16, patch=patch, image_size=(side, side))))
+        found.append(
+            torchvision._preprocess(VariantConfig(width=width, heads=16, patch=patch, image_size=(side, side)))
+        )
     for kind in KINDS.values():
         found += [preprocess({}, kind, (side, side), 3) for side in (224, 384)]
     for side in (224, 384):
         found.append(Preprocess((side, side), "squash", 1.0, "bilinear"))  # Google's
-        config = ViTConfig(image_size=(side, side))
+        config = VariantConfig(image_size=(side, side))
         found += [originals._pictures(config, (side, side), how) for how in ("bicubic", "bilinear")]
     return [*found, Preprocess((1024, 1024), "squash", 1.0, "bilinear")]  # SAM's
 

@@ -277,7 +277,8 @@ def sizes() -> list[list[str]]:
     """The named sizes, with the parameters of the encoder and of a head for 1000 classes."""
     import torch
 
-    from vitrail.vit import SIZES, Head, ViT
+    from vitrail.sizes import SIZES
+    from vitrail.vit import Head, ViT
 
     rows = [["size", "width", "depth", "heads", "patch", "image", "parameters"]]
     for name, c in SIZES.items():

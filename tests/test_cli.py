@@ -183,7 +183,7 @@ def test_training_from_weights_and_on_a_folder(run: Path, tmp_path: Path, capsys
         (["train", "digits", "--epoch", "3"], "unknown option --epoch: did you mean --epochs?"),
         (["train", "digits", "--epochs", "many"], "epochs"),
         (["train", "digits", "--image-size", "9", "8"], "9x8 does not divide into patches of 2"),
-        (["train", "digits", "--image-size", "0", "8"], "a height and a width in pixels, got (0, 8)"),
+        (["train", "digits", "--image-size", "0", "8"], "image_size must be at least 1, got (0, 8)"),
         (["train", "digits", "--heads", "0"], "heads must be at least 1"),
         (["train", "digits", "--dropout", "1"], "dropout must be at least 0 and below 1"),
         (["train", "digits", "--batch-size", "0"], "vitrail: batch_size must be at least 1, got 0"),

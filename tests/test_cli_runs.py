@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ from PIL import Image
 
 from vitrail.cli import main
 from vitrail.data.sets import open_data
+from vitrail.errors import UserError
 from vitrail.recipes import RECIPES
 from vitrail.train.optim import factor
 from vitrail.train.run import FAST_IMAGES, FAST_STEPS
 from vitrail.train.state import RunFolder
+from vitrail.variants import as_variant
+from vitrail.vit import ViTConfig
 
 TINY = ["--width", "16", "--depth", "1", "--heads", "2", "--device", "cpu"]
 
@@ -208,6 +212,17 @@ def test_one_number_is_a_square_for_every_kind_of_encoder(name: str) -> None:
 
     run = parse_run(RECIPES[name](1000), ["--epochs", "2", "--image-size", "64", "--seed", "1"], name)
     assert run.model.image_size == (64, 64) and run.epochs == 2 and run.seed == 1
+
+
+def test_fields_of_a_variant_are_flags_of_every_transformer() -> None:
+    from vitrail.options import parse_run
+
+    run = RECIPES["digits"](1000)
+    assert parse_run(run, [], "digits") == run and type(parse_run(run, ["--qkv-bias"], "digits").model) is ViTConfig
+    changed = parse_run(run, ["--qk-norm", "--kv-heads", "2", "2", "2", "2"], "digits").model
+    assert changed == replace(as_variant(run.model), qk_norm=True, kv_heads=(2, 2, 2, 2))
+    with pytest.raises(UserError, match="unknown option --qk-norm"):
+        parse_run(RECIPES["cnn-cifar10"](1000), ["--qk-norm"], "cnn-cifar10")
 
 
 @pytest.mark.parametrize("sizes", [["64", "64", "64"], [], ["large"], ["64", "--seed"]])

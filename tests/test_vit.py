@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import timm
@@ -12,10 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from vitrail.baselines.convolution import BasicBlock
 from vitrail.errors import UserError
-from vitrail.layers import Variant
-from vitrail.layers.convolution import BasicBlock
-from vitrail.vit import SIZES, Attention, Block, Head, PatchEmbedding, ViT, ViTConfig, config_for
+from vitrail.ops import stochastic_depth
+from vitrail.sizes import SIZES, config_for
+from vitrail.tasks.encoder import encoder_for
+from vitrail.variants import VariantViT, as_variant, simplest
+from vitrail.variants.mimetic import mimetic_init
+from vitrail.vit import Attention, Block, Head, PatchEmbedding, ViT, ViTConfig, attention_weights
 
 TINY = ViTConfig(width=32, depth=2, heads=4, patch=4, image_size=(8, 12))
 
@@ -28,7 +33,7 @@ def randomise(module: torch.nn.Module) -> None:
 
 
 def test_patch_embedding_is_the_linear_projection_of_flattened_patches() -> None:
-    embedding = PatchEmbedding(TINY).double()
+    embedding = PatchEmbedding(3, 32, 4).double()
     images = torch.randn(2, 3, 8, 12, dtype=torch.float64)
     patches = F.unfold(images, kernel_size=4, stride=4).transpose(1, 2)  # x_p of section 3.1: [B, N, P * P * C]
     projection = embedding.projection
@@ -141,7 +146,8 @@ def test_cross_attention_and_mask_equal_pytorchs() -> None:
     mask[:, 0] = True
     expected, weights = peer(x, context, context, attn_mask=~mask, average_attn_weights=False)
     torch.testing.assert_close(attention(x, context, mask), expected)
-    torch.testing.assert_close(attention.weights(x, context, mask), weights)
+    q, k, _ = attention.project(x, 0, 1) + attention.project(context, 1, 3)
+    torch.testing.assert_close(attention_weights(q, k, mask), weights)
 
 
 @settings(max_examples=25, deadline=None)
@@ -166,7 +172,7 @@ def test_any_size_and_channel_count(
         positions=positions,
         stem=stem,
     )
-    model = ViT(config).eval()
+    model = encoder_for(config).eval()
     tokens = model(torch.randn(2, channels, 4 * rows, 4 * columns))
     assert tokens.grid == (rows, columns)
     assert tokens.patches.shape == (2, rows * columns, 32)
@@ -175,32 +181,29 @@ def test_any_size_and_channel_count(
 
 
 @pytest.mark.parametrize(
-    ("patch", "stem", "first", "sides"),
+    ("patch", "stem", "sides"),
     [
-        (4, (4, 6, 8, 9), 1, [64, 32, 16, 16]),
-        (2, (4,), 1, [64]),
-        (2, (4, 6), 2, [32, 32]),
-        (16, (4, 6, 8, 9), 2, [32, 16, 8, 4]),
-        (16, (4, 6, 8, 9), 1, [64, 32, 16, 8]),
-        (16, (4,), 2, [32]),
+        (4, (4, 6, 8, 9), [64, 32, 16, 16]),
+        (2, (4,), [64]),
+        (16, (4, 6, 8, 9), [32, 16, 8, 4]),
+        (16, (4,), [32]),
+        (8, (4, 6), [32, 16]),
     ],
 )
-def test_a_stem_halves_while_the_patches_allow(patch: int, stem: tuple[int, ...], first: int, sides: list[int]) -> None:
-    model = ViT(config_for(TINY, patch=patch, stem=stem, stem_stride=first, image_size=(64, 64))).eval()
+def test_a_stem_halves_while_the_patches_allow(patch: int, stem: tuple[int, ...], sides: list[int]) -> None:
+    model = encoder_for(config_for(TINY, patch=patch, stem=stem, image_size=(64, 64))).eval()
     found: list[int] = []
     for module in model.patches.stem.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(lambda *call: found.append(call[2].shape[-1]))
     assert model(torch.randn(1, 3, 64, 64)).grid == (64 // patch, 64 // patch)
     assert found == sides
-    with pytest.raises(UserError, match="first stride is 1 or 2, not 3"):
-        ViT(config_for(TINY, stem=stem, stem_stride=3))
 
 
 def test_a_stem_has_residual_blocks_where_its_map_is_small() -> None:
     """As many as asked for behind each convolution but the first, each of that convolution's channels."""
-    stem = {"patch": 16, "stem": (4, 6, 8), "stem_stride": 2, "image_size": (64, 48)}
-    model = ViT(config_for(TINY, stem_blocks=2, **stem)).eval()
+    stem = {"patch": 16, "stem": (4, 6, 8), "image_size": (64, 48)}
+    model = encoder_for(config_for(TINY, stem_blocks=2, **stem)).eval()
     found: list[tuple[int, ...]] = []
     for module in model.patches.stem.modules():
         if isinstance(module, BasicBlock):
@@ -209,12 +212,43 @@ def test_a_stem_has_residual_blocks_where_its_map_is_small() -> None:
     tokens = model(images)
     assert tokens.grid == (4, 3)
     assert found == [(6, 16, 12), (6, 16, 12), (8, 8, 6), (8, 8, 6)]
-    plain = ViT(config_for(TINY, **stem))
+    plain = encoder_for(config_for(TINY, **stem))
     assert not any(isinstance(module, BasicBlock) for module in plain.modules())
-    with pytest.raises(UserError, match="stem_blocks must not be negative, got -1"):
+    with pytest.raises(UserError, match="stem_blocks must be at least 0, got -1"):
         config_for(TINY, **stem, stem_blocks=-1)
     with pytest.raises(UserError, match="stem_blocks stand behind the second"):
         config_for(TINY, stem=(4,), stem_blocks=1)
+
+
+@pytest.mark.parametrize("positions", ["learned", "sine", "none"])
+@pytest.mark.parametrize("pool", ["token", "average"])
+def test_a_variant_with_default_settings_is_the_paper_bit_for_bit(positions: str, pool: str) -> None:
+    """First values, outputs at two sizes, and gradients with respect to images and weights."""
+    config = config_for(TINY, positions=positions, pool=pool, drop_path=0.1)
+    torch.manual_seed(0)
+    paper = ViT(config)
+    torch.manual_seed(0)
+    variant = VariantViT(as_variant(config))
+    first, same = paper.state_dict(), variant.state_dict()
+    assert list(first) == list(same) and all(torch.equal(value, same[name]) for name, value in first.items())
+    randomise(paper), randomise(variant)
+    for size in ((8, 12), (12, 20)):
+        images = torch.randn(3, 3, *size)
+        keep = stochastic_depth(0.5, torch.rand(3, 2, 2))
+        grads = []
+        for model in (paper, variant):
+            x = images.clone().requires_grad_()
+            pooled = model.pool(model(x, keep=keep))
+            grads.append([pooled, *torch.autograd.grad(pooled.square().sum(), [x, *model.parameters()])])
+        assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+    assert simplest(as_variant(config)) == config and type(simplest(as_variant(config))) is ViTConfig
+
+
+def test_a_variant_stays_one_where_a_field_differs() -> None:
+    """Also one whose size the paper's patches do not divide, as SigLIP's at 384 pixels."""
+    for changes in ({"floor_grid": True, "image_size": (9, 12)}, {"registers": 1}, {"pool": "max"}):
+        config = replace(as_variant(TINY), **changes)
+        assert simplest(config) == config and type(simplest(config)) is type(config)
 
 
 def test_without_positions_the_order_of_patches_does_not_matter() -> None:
@@ -238,33 +272,56 @@ def test_interpolated_positions_keep_a_linear_ramp() -> None:
     torch.testing.assert_close(wide[:, :1], model.positions[:, :1])
 
 
-def test_stochastic_depth_drops_whole_pictures_and_keeps_the_mean() -> None:
-    model = ViT(config_for(TINY, drop_path=0.5))
-    branch = model.blocks[-1].branch1
-    x = torch.ones(4000, 2, 3)
-    out = branch(x)
-    kept = out[:, 0, 0] > 0
-    assert ((out == 0) | (out == 2)).all() and (out.amax((1, 2)) == out.amin((1, 2))).all()
-    assert abs(kept.float().mean() - 0.5) < 0.05
-    assert torch.equal(branch.eval()(x), x)
+def test_stochastic_depth_drops_whole_images_and_keeps_the_mean() -> None:
+    keep = stochastic_depth(0.5, torch.rand(4000, 3, 2))
+    assert torch.equal(keep[:, 0], torch.ones(4000, 2))  # nothing is skipped in the first block
+    assert keep[:, 2].unique().tolist() == [0, 2] and abs(keep[:, 2].mean() - 1) < 0.1
+    assert keep[:, 1].unique().tolist() == pytest.approx([0, 1 / 0.75]) and abs(keep[:, 1].mean() - 1) < 0.1
+
+
+def test_the_encoder_is_a_function_of_the_factors_that_it_is_given() -> None:
+    model = ViT(config_for(TINY, drop_path=0.5)).train()
+    images, keep = torch.randn(3, 3, 8, 12), torch.ones(3, 2, 2)
+    keep[0, 1, 0] = 0  # the first image skips the attention of the second block
+    given = model(images, keep=keep).patches
+    assert torch.equal(given, model(images, keep=keep).patches)
+    whole = ViT(config_for(TINY))
+    whole.load_state_dict(model.state_dict())
+    torch.testing.assert_close(given[1:], whole(images).patches[1:])
+    x, grid = whole.embed(images[:1])
+    x, _ = whole.encode(x, grid, blocks=slice(0, 1))
+    block = whole.blocks[1]
+    torch.testing.assert_close(given[:1], whole.finish(x + block.mlp(block.norm2(x)), grid).patches)
+    drawn = [model(images).patches for _ in range(8)]
+    assert not all(torch.equal(one, drawn[0]) for one in drawn)  # without factors, training draws them
+    assert torch.equal(model.eval()(images).patches, whole.eval()(images).patches)
+
+
+def test_blocks_can_be_run_in_pieces_and_their_tokens_kept() -> None:
+    model = ViT(config_for(TINY, depth=4)).eval()
+    x, grid = model.embed(torch.randn(2, 3, 8, 12))
+    whole, kept = model.encode(x, grid, layers=(0, 2))
+    half, _ = model.encode(x, grid, blocks=slice(0, 3))
+    assert torch.equal(kept[1], half) and len(kept) == 2
+    rest, kept = model.encode(half, grid, blocks=slice(3, None), layers=(0, 3))
+    assert torch.equal(rest, whole) and torch.equal(kept[0], whole) and len(kept) == 1
 
 
 @pytest.mark.parametrize("kv_heads", [(), (1, 2)])
 def test_queries_keys_and_values_start_as_three_matrices(kv_heads: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    model = ViT(config_for(TINY, pool="attention", variant=Variant(kv_heads=kv_heads)))
+    model = VariantViT(config_for(TINY, pool="attention", kv_heads=kv_heads))
     found = [module for module in model.modules() if isinstance(module, Attention)]
     assert len(found) == 3  # the blocks' and the pooling's
     for attention in found:
-        for matrix in attention.qkv.weight.split(attention.sizes):
+        for matrix in attention.qkv.weight.split(getattr(attention, "sizes", [32, 32, 32])):
             bound = math.sqrt(6 / sum(matrix.shape))
             assert 0.97 * bound < matrix.abs().max() <= bound
 
 
 @pytest.mark.parametrize("arrangement", ["pre", "post", "parallel", "joint", "joint_fused"])
 def test_dropout_follows_the_attention_of_every_block(arrangement: str) -> None:
-    variant = Variant(arrangement=arrangement)  # type: ignore[arg-type]
-    model = ViT(config_for(TINY, dropout=0.5, variant=variant))
+    model = VariantViT(config_for(TINY, dropout=0.5, arrangement=arrangement, registers=1))
     outputs: list[Tensor] = []
     for module in model.modules():
         if isinstance(module, Attention):
@@ -281,7 +338,10 @@ def test_dropout_follows_the_attention_of_every_block(arrangement: str) -> None:
 
 def test_mimetic_start_looks_at_itself() -> None:
     torch.manual_seed(0)
-    model = ViT(ViTConfig(width=64, depth=1, heads=4, patch=4, image_size=(16, 16), attention_init="mimetic"))
+    with pytest.raises(UserError, match="does not go with kv_heads: add --attention-init xavier"):
+        mimetic_init(VariantViT(config_for(as_variant(TINY), kv_heads=(2, 2))))
+    model = ViT(ViTConfig(width=64, depth=1, heads=4, patch=4, image_size=(16, 16)))
+    mimetic_init(model)
     qkv, out = model.blocks[0].attention.qkv.weight, model.blocks[0].attention.out.weight
     query, key, value = qkv.chunk(3)
     assert (query[:16].T @ key[:16]).diagonal().mean() > 0.2
@@ -296,15 +356,15 @@ def test_first_logits_are_even_and_sigmoid_heads_start_low() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"image_size": (30, 32), "patch": 16}, "30x32 does not divide into patches of 16"),
+        ({"image_size": (30, 32), "patch": 16}, "30x32 does not divide into patches of 16 pixels: choose multiples"),
         ({"width": 30, "heads": 4}, "width 30 does not divide into 4 heads"),
         ({"class_token": False}, "class_token"),
         ({"activation": "swish"}, "no activation 'swish'"),
-        ({"registers": -1}, "registers must not be negative, got -1"),
-        ({"mlp_ratio": 0.001}, "mlp_ratio times the width 768 must be at least 1"),
-        ({"mlp_ratio": math.nan}, "mlp_ratio times the width 768 must be at least 1"),
-        ({"mlp_ratio": -math.inf}, "mlp_ratio times the width 768 must be at least 1"),
-        ({"stem": (32, 0)}, "stem is the channels of its convolutions, each at least 1"),
+        ({"registers": -1}, "registers must be at least 0"),
+        ({"mlp_ratio": 0.001}, "mlp_ratio must be at least 0.0013"),
+        ({"mlp_ratio": math.nan}, "mlp_ratio must be at least 0.0013"),
+        ({"mlp_ratio": -math.inf}, "mlp_ratio must be at least 0.0013"),
+        ({"stem": (32, 0)}, "stem must be at least 1"),
     ],
 )
 def test_bad_configs_are_refused_in_one_line(changes: dict[str, object], words: str) -> None:
@@ -317,5 +377,5 @@ def test_bad_pictures_are_refused_in_one_line() -> None:
     model = ViT(TINY)
     with pytest.raises(UserError, match="10x12 do not divide into patches of 4"):
         model(torch.randn(1, 3, 10, 12))
-    with pytest.raises(UserError, match="expected pictures"):
+    with pytest.raises(UserError, match="expected images"):
         model(torch.randn(1, 4, 8, 12))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 _said: set[str] = set()
 
@@ -35,3 +36,13 @@ class Stopped(Exception):
 def first_line(error: Exception | str) -> str:
     """The first line of what went wrong."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def require(config: object, low: float, below: float, *names: str) -> None:
+    """Raise UserError for the first of these fields that is not a number in [low, below), or holds one that is not."""
+    for name in names:
+        value = getattr(config, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if not (isinstance(number, int | float) and low <= number < below):
+                limit = f"at least {low:g}" + (f" and below {below:g}" if below < math.inf else "")
+                raise UserError(f"{name} must be {limit}, got {value}")

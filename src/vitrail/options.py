@@ -10,6 +10,7 @@ import itertools
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, NoReturn
 
@@ -79,11 +80,18 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse_run(run: Run, args: Sequence[str], name: str) -> Run:
-    """A recipe's run with the fields that the arguments change. tyro prints boxes; a person gets one line."""
+    """A recipe's run with the fields that the arguments change. tyro prints boxes; a person gets one line.
+
+    The fields of a variant are flags of every recipe that trains a Vision Transformer.
+    """
     import tyro
 
     from vitrail.train.run import choices, field_names
+    from vitrail.variants import as_variant, simplest
+    from vitrail.vit import ViTConfig
 
+    if isinstance(run.model, ViTConfig):
+        run = replace(run, model=as_variant(run.model))
     known = [f"--{field.replace('_', '-')}" for field in field_names(run)]
     known += [f"--no-{option[2:]}" for option in known]
     for option in args:
@@ -94,7 +102,7 @@ def parse_run(run: Run, args: Sequence[str], name: str) -> Run:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(sys.stdout if "--help" in args else said):
-            return tyro.cli(
+            changed = tyro.cli(
                 type(run),
                 prog=f"vitrail train {name}",
                 args=squared(args),
@@ -105,6 +113,7 @@ def parse_run(run: Run, args: Sequence[str], name: str) -> Run:
         if end.code == 0:
             raise
         raise UserError(_one_line(said.getvalue())) from None
+    return replace(changed, model=simplest(changed.model)) if isinstance(changed.model, ViTConfig) else changed
 
 
 def squared(args: Sequence[str]) -> list[str]:

@@ -8,8 +8,8 @@ from torch import nn
 from torchvision.models import resnet, vgg
 
 from vitrail.baselines import CNN, CNNConfig, ResNet, ResNetConfig
+from vitrail.baselines.convolution import BasicBlock, Convolution
 from vitrail.errors import UserError
-from vitrail.layers.convolution import BasicBlock, Convolution
 from vitrail.vit import Head
 
 

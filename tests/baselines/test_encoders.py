@@ -16,6 +16,8 @@ from torch import nn
 
 from vitrail.baselines import CNN, MLP, RNN, CNNConfig, MLPConfig, ResNet, ResNetConfig, RNNConfig
 from vitrail.errors import UserError
+from vitrail.plain import describe, described
+from vitrail.tasks.encoder import KINDS
 
 ENCODERS: dict[str, tuple[Callable[[Any], nn.Module], Any]] = {
     "mlp": (MLP, MLPConfig(width=12, depth=2)),
@@ -79,14 +81,15 @@ def test_config_survives_json_and_does_not_change(name: str) -> None:
     make, config = ENCODERS[name]
     values = json.loads(json.dumps(asdict(config)))
     again = type(config)(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-    assert again == config and again.kind == config.kind
+    assert again == config and described(describe(config, KINDS), KINDS, "vit") == config
     make(again).load_state_dict(make(config).state_dict())
     with pytest.raises(FrozenInstanceError):
         config.channels = 4
 
 
 def test_kinds_are_told_apart() -> None:
-    assert len({type(config) for _, config in ENCODERS.values()}) == len({c.kind for _, c in ENCODERS.values()})
+    configs = [config for _, config in ENCODERS.values()]
+    assert len({type(config) for config in configs}) == len({describe(config, KINDS)["kind"] for config in configs})
 
 
 @pytest.mark.parametrize("name", ENCODERS)

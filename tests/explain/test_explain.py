@@ -15,7 +15,6 @@ from vitrail.data.decode import decode
 from vitrail.errors import UserError
 from vitrail.explain import attention_maps, explain, patch_filters, position_similarity, rollout
 from vitrail.explain.pictures import shown_layers
-from vitrail.layers import Variant
 
 PICTURES = {"rollout.png", "heads.png", "positions.png", "filters.png", "distance.png"}
 
@@ -69,8 +68,8 @@ def test_filters_are_few_for_small_patches_and_of_the_stem_where_there_is_one() 
 
 @pytest.mark.parametrize(("backbone", "layers"), [("resnetv2", (1,)), ("resnet", (1,)), ("conv", (5, 8))])
 def test_filters_of_a_hybrid_are_those_that_see_the_pixels(backbone: str, layers: tuple[int, ...]) -> None:
-    variant = Variant(backbone=backbone, backbone_layers=layers)  # type: ignore[arg-type]
-    encoder = vitrail.create("nano/2", classes=2, patch=8, image_size=(16, 16), variant=variant).encoder
+    changes = {"backbone": backbone, "backbone_layers": layers}
+    encoder = vitrail.create("nano/2", classes=2, patch=8, image_size=(16, 16), **changes).encoder
     first = next(module for module in encoder.patches.modules() if isinstance(module, torch.nn.Conv2d))
     assert first.in_channels == 3
     assert torch.equal(patch_filters(encoder, 4), first.weight[:4])
@@ -104,7 +103,7 @@ def test_explain_writes_pictures_and_numbers(tmp_path: Path, changes: dict[str, 
     height, width = task.encoder.config.image_size
     assert numbers["grid"] == [height // 2, width // 2]
     prepared = task.preprocess(decode(source, task.preprocess.channels))[None]
-    heat = rollout(attention_maps(task, prepared), task.encoder.prefix_tokens, task.encoder.config.pool)
+    heat = rollout(attention_maps(task, prepared), task.encoder.config.prefix_tokens, task.encoder.config.pool)
     np.testing.assert_allclose(numbers["rollout"], heat.view(height // 2, width // 2), rtol=1e-4)
     assert np.shape(numbers["attention_distance"]) == (task.encoder.config.depth, 4)
     assert all(np.shape(maps) == (4, height // 2, width // 2) for maps in numbers["heads"].values())

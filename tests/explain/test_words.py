@@ -21,9 +21,9 @@ from vitrail.explain.pictures import draw_words, png
 from vitrail.tasks.caption import Caption, Captioning
 from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.search import Decoding
-from vitrail.vit import ViTConfig
+from vitrail.variants import VariantConfig
 
-VIT = ViTConfig(width=16, depth=2, heads=2, patch=4, image_size=(8, 12), registers=1)
+VIT = VariantConfig(width=16, depth=2, heads=2, patch=4, image_size=(8, 12), registers=1)
 CNN = CNNConfig(channels=3, image_size=(8, 12))
 WORDS = Tokenizer.train(["a red dog runs on the green grass", "two <b> & cats $x^ jump"], "words", 40)
 OF_THE_ENCODER = {"rollout.png", "heads.png", "distance.png", "filters.png", "positions.png"}

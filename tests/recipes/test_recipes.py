@@ -19,13 +19,14 @@ from vitrail.data.captions import open_captions
 from vitrail.data.policies import magnitudes
 from vitrail.errors import UserError
 from vitrail.recipes import RECIPES, from_weights
+from vitrail.sizes import SIZES, config_for
 from vitrail.tasks.caption import Captioning
 from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.search import Decoding
 from vitrail.train.build import captioner
 from vitrail.train.run import Run, _chosen
 from vitrail.train.state import RunFolder
-from vitrail.vit import SIZES, ViT, ViTConfig
+from vitrail.vit import ViTConfig
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +203,7 @@ def test_randaugment_is_as_strong_as_big_visions_at_magnitude_ten(name: str) -> 
 
 
 def test_the_stem_of_cifar10_quick_holds_at_most_a_fifth_of_the_flops() -> None:
-    model = ViT(RECIPES["cifar10-quick"](45_000).model).eval()
+    model = encoder_for(RECIPES["cifar10-quick"](45_000).model).eval()
     images = torch.randn(1, 3, 32, 32)
     counts = []
     for module in (model.patches, model):
@@ -219,6 +220,13 @@ def test_weights_bring_their_architecture_and_a_size_that_suits_them() -> None:
     assert (run.model.width, run.model.depth, run.model.image_size) == (start.width, start.depth, (64, 64))
     same = from_weights(RECIPES["cifar10"](200), "classify", start)
     assert same.model.image_size == (32, 32)
+    variant = from_weights(RECIPES["folder"](200), "classify", config_for(start, registers=2))
+    assert variant.model == config_for(start, registers=2, image_size=(64, 64), drop_path=0.1)
+
+
+def test_attention_starts_as_trained_models_have_it_in_the_captioners_of_the_ladder() -> None:
+    assert RECIPES["caption-vit"](200).attention_init == RECIPES["caption-match"](200).attention_init == "mimetic"
+    assert RECIPES["caption-cnn-lstm"](200).attention_init == "xavier", "a CNN has no attention"
 
 
 @pytest.mark.parametrize(("patch", "early"), [(14, 70), (16, 80), (32, 64)])

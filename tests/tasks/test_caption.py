@@ -183,7 +183,7 @@ def test_captions_that_match_their_picture_come_first(sample: bool) -> None:
     how = Decoding(longest=8, beam=4, sample=sample, temperature=3.0, sampling_seed=5)
     task, made = captioner(contrastive=0.5, text_depth=1, decoding=how).eval(), batch()
     before = task.answer(made)
-    task.decoding = replace(how, match=0.3)
+    task.decoding = replace(how, match=1.0)
     changed = False
     for i, (plain, found) in enumerate(zip(before, task.answer(made), strict=True)):
         with torch.no_grad():
@@ -193,7 +193,7 @@ def test_captions_that_match_their_picture_come_first(sample: bool) -> None:
                 ids = [START, *WORDS.encode(row["caption"])][: how.longest]  # without the last of one that is cut off
                 text = task.match.text(task.decoder.read(torch.tensor([ids]))[0, -1])
                 logit = float(F.cosine_similarity(image, text, dim=0)) / 0.07
-                expected[row["caption"]] = row["score"] + 0.3 * logit
+                expected[row["caption"]] = row["score"] + logit
         assert {row["caption"]: pytest.approx(row["score"], abs=1e-4) for row in found.captions} == expected
         scores = [row["score"] for row in found.captions]
         assert scores == sorted(scores, reverse=True) and found.caption == max(expected, key=expected.__getitem__)

@@ -10,8 +10,9 @@ from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 import vitrail
 from vitrail.data.decode import Preprocess
 from vitrail.errors import UserError
+from vitrail.sizes import SIZES
 from vitrail.tasks.classify import Classification, Classify, ClassifyMetric, calibration_error
-from vitrail.vit import SIZES, ViT
+from vitrail.vit import ViT
 
 NANO = SIZES["nano/2"]
 

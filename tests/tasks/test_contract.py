@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from PIL import Image
 import vitrail
 from vitrail.data.decode import Preprocess
 from vitrail.data.text import Tokenizer
+from vitrail.sizes import SIZES, config_for
 from vitrail.tasks.caption import Caption, Captioning
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.encoder import encoder_for
@@ -23,7 +23,6 @@ from vitrail.tasks.knn import KNN
 from vitrail.tasks.regress import Regress
 from vitrail.tasks.search import Decoding
 from vitrail.tasks.task import Task
-from vitrail.vit import SIZES
 
 NANO, EIGHT = SIZES["nano/2"], Preprocess(size=(8, 8))
 WORDS = Tokenizer.train(["a red dog runs on the grass"], "words", 20)
@@ -48,7 +47,7 @@ def captioner(decoder: Any) -> Task:
 TASKS: dict[str, Callable[[], Task]] = {
     "classify": lambda: vitrail.create("nano/2", classes=["a", "b"]),
     "classify, sigmoid and hidden": lambda: Classify(
-        encoder_for(replace(NANO, registers=1)), ["a", "b", "c"], EIGHT, hidden=8, loss="sigmoid"
+        encoder_for(config_for(NANO, registers=1)), ["a", "b", "c"], EIGHT, hidden=8, loss="sigmoid"
     ),
     "regress": lambda: Regress(encoder_for(NANO), ["age", "angle"], EIGHT),
     "knn": neighbours,

@@ -134,7 +134,7 @@ def test_formed_attention_is_fused_attention() -> None:
     assert weights.shape == (6, 4, 5)
     torch.testing.assert_close(fused, formed, atol=1e-6, rtol=1e-5)
     # Row r belongs to picture r // 2, head by head.
-    q = block.look.project(block.norm2(x + block.attention(block.norm1(x))), torch.randn(6, 5, WIDTH))[0]
+    q = block.look.project(block.norm2(x + block.attention(block.norm1(x))), 0, 1)[0]
     own = picture[0].repeat_interleave(2, dim=0)
     torch.testing.assert_close((q @ own.transpose(-2, -1) / 2).softmax(dim=-1)[:, :, 0], weights)
 

@@ -23,13 +23,13 @@ from vitrail.tasks.caption import numbered
 from vitrail.tasks.language import OWN, Numbers, TheirTokenizer
 from vitrail.tasks.prefix import LanguageModel, PrefixCaption, Prefixed
 from vitrail.tasks.search import Decoding, write
-from vitrail.vit import ViT, ViTConfig
+from vitrail.variants import VariantConfig, VariantViT
 from vitrail.zoo import captioners
 
 transformers = pytest.importorskip("transformers", reason="needs pip install 'vitrail[caption]'")
 
 JOINS = ("mlp", "transformer", "projection")
-EYES = ViTConfig(width=24, depth=2, heads=2, patch=8, image_size=(16, 24), registers=1)
+EYES = VariantConfig(width=24, depth=2, heads=2, patch=8, image_size=(16, 24), registers=1)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,10 @@ def captioner(folder: Path, **changes: Any) -> PrefixCaption:
     torch.manual_seed(0)
     config = Prefixed(language_model=str(folder), prefix_length=3, join_depth=2, **changes)
     task = PrefixCaption(
-        ViT(EYES), config, *captioners.language_model(str(folder)), Preprocess(size=EYES.image_size, resize="squash")
+        VariantViT(EYES),
+        config,
+        *captioners.language_model(str(folder)),
+        Preprocess(size=EYES.image_size, resize="squash"),
     )
     with torch.no_grad():
         for parameter in task.join.parameters():
@@ -196,7 +199,10 @@ def test_words_are_traced_to_places_where_the_prefix_has_some(folder: Path) -> N
 def test_places_that_the_language_model_lacks_are_said(folder: Path) -> None:
     with pytest.raises(UserError, match="64 places: lower --prefix-length from 63"):
         PrefixCaption(
-            ViT(EYES), Prefixed(prefix_length=63), *captioners.language_model(str(folder)), Preprocess(size=(16, 24))
+            VariantViT(EYES),
+            Prefixed(prefix_length=63),
+            *captioners.language_model(str(folder)),
+            Preprocess(size=(16, 24)),
         )
     task = captioner(folder)
     with pytest.raises(UserError, match="62 words after 3 are more than the 64 places"):

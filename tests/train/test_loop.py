@@ -141,11 +141,11 @@ def test_a_loss_that_is_not_finite_names_step_and_layer(tmp_path: Path) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x * float("inf")
 
-    parts.task.encoder.blocks[1].mlp.activation = Overflow()  # type: ignore[union-attr,index]
+    parts.task.encoder.blocks[1].norm2 = Overflow()  # type: ignore[union-attr,index]
     folder = RunFolder(tmp_path / "run")
     folder.begin(run, parts.task.classes)
     before = {name: value.clone() for name, value in parts.task.named_parameters()}
-    with pytest.raises(RunError, match=r"at step 1; it began in the layer encoder\.blocks\.1\.mlp\.activation"):
+    with pytest.raises(RunError, match=r"at step 1; it began in the layer encoder\.blocks\.1\.norm2"):
         fit(run, parts, folder, 5)
     assert not (tmp_path / "run" / "best").exists()
     assert_same(dict(parts.task.named_parameters()), before)

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 import vitrail
-from vitrail.layers import Variant
 from vitrail.train.optim import Average, Muon, Optim, Optimizers, factor, groups, layer_of
-from vitrail.vit import ViTConfig
+from vitrail.variants import VariantConfig
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
@@ -135,14 +134,14 @@ def test_muon_takes_the_filters_of_convolutions() -> None:
 
 
 MODELS = {
-    "paper": ViTConfig(32, 2, 2, 4, image_size=(8, 8)),
-    "tokens": ViTConfig(32, 2, 2, 4, image_size=(8, 8), registers=2, stem=(4,), layer_scale=0.1),
-    "distilled": ViTConfig(32, 2, 2, 4, image_size=(8, 8), pool="distilled", variant=Variant(distillation=True)),
-    "attention": ViTConfig(32, 2, 2, 4, image_size=(8, 8), pool="attention"),
-    "rotary": ViTConfig(32, 2, 2, 4, image_size=(8, 8), variant=Variant(rotary="mixed")),
-    "tables": ViTConfig(32, 2, 2, 4, image_size=(8, 8), variant=Variant(relative="both")),
-    "decomposed": ViTConfig(
-        *(32, 2, 2, 4), image_size=(8, 8), class_token=False, pool="average", variant=Variant(relative="decomposed")
+    "paper": VariantConfig(32, 2, 2, 4, image_size=(8, 8)),
+    "tokens": VariantConfig(32, 2, 2, 4, image_size=(8, 8), registers=2, stem=(4,), layer_scale=0.1),
+    "distilled": VariantConfig(32, 2, 2, 4, image_size=(8, 8), pool="distilled", distillation=True),
+    "attention": VariantConfig(32, 2, 2, 4, image_size=(8, 8), pool="attention"),
+    "rotary": VariantConfig(32, 2, 2, 4, image_size=(8, 8), rotary="mixed"),
+    "tables": VariantConfig(32, 2, 2, 4, image_size=(8, 8), relative="both"),
+    "decomposed": VariantConfig(
+        *(32, 2, 2, 4), image_size=(8, 8), class_token=False, pool="average", relative="decomposed"
     ),
 }
 

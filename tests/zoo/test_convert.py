@@ -17,7 +17,6 @@ import vitrail
 from vitrail.cli import main
 from vitrail.data.decode import Preprocess
 from vitrail.errors import UserError
-from vitrail.layers import Variant
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.task import Task
 from vitrail.zoo import convert, huggingface, load_certified
@@ -42,7 +41,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "mean of the patches": {"class_token": False, "pool": "average"},
     "attention pooling": {"class_token": False, "pool": "attention", "classes": None},
     "registers": {"registers": 4, "layer_scale": 0.1, "classes": None, "activation": "gelu"},
-    "distilled": {"pool": "distilled", "variant": Variant(distillation=True), "activation": "gelu"},
+    "distilled": {"pool": "distilled", "distillation": True, "activation": "gelu"},
 }
 GOES = {
     "classifier": ("timm", "hf", "google"),
@@ -133,8 +132,8 @@ def test_outputs_that_differ_are_an_error(tmp_path: Path, monkeypatch: pytest.Mo
         ({"norm_eps": 1e-5}, "google", "norm_eps=1e-05"),
         ({"activation": "gelu"}, "google", "activation='gelu'"),
         ({"registers": 2}, "google", "registers=2"),
-        ({"variant": Variant(qk_norm=True)}, "hf", "qk_norm"),
-        ({"variant": Variant(rotary="axial")}, "google", "rotary='axial'"),
+        ({"qk_norm": True}, "hf", "qk_norm"),
+        ({"rotary": "axial"}, "google", "rotary='axial'"),
     ],
 )
 def test_what_a_target_cannot_express_is_refused_by_its_name(

@@ -13,7 +13,6 @@ import torch
 
 import vitrail
 from vitrail.errors import UserError
-from vitrail.layers import Variant
 from vitrail.tasks.task import Task
 from vitrail.zoo import convert, load_certified
 
@@ -359,16 +358,14 @@ def test_there_and_back_to_the_same_bits(tmp_path: Path, arrays: Arrays) -> None
 
 
 def test_a_hybrid_there_and_back(tmp_path: Path) -> None:
-    variant = Variant(
-        backbone="resnetv2",
-        backbone_layers=(1, 1),
-        backbone_eps=1e-6,
-        backbone_weight="deviation",
-        backbone_weight_eps=1e-5,
-    )
-    task = vitrail.create(
-        "nano/2", classes=3, patch=8, image_size=(16, 16), activation="gelu_tanh", variant=variant
-    ).eval()
+    variant = {
+        "backbone": "resnetv2",
+        "backbone_layers": (1, 1),
+        "backbone_eps": 1e-6,
+        "backbone_weight": "deviation",
+        "backbone_weight_eps": 1e-5,
+    }
+    task = vitrail.create("nano/2", classes=3, patch=8, image_size=(16, 16), activation="gelu_tanh", **variant).eval()
     task.save(tmp_path / "v")
     convert(tmp_path / "v", tmp_path / "out", "google")
     again = vitrail.load(tmp_path / "out")
@@ -386,8 +383,8 @@ def test_a_hybrid_there_and_back(tmp_path: Path) -> None:
         ({"norm_eps": 1e-5}, "norm_eps=1e-05"),
         ({"image_size": (8, 16)}, "image_size"),
         ({"stem": (4,)}, "stem"),
-        ({"variant": Variant(norm="rms")}, "norm='rms'"),
-        ({"variant": Variant(rotary="axial")}, "rotary='axial'"),
+        ({"norm": "rms"}, "norm='rms'"),
+        ({"rotary": "axial"}, "rotary='axial'"),
     ],
 )
 def test_what_google_cannot_express_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], part: str) -> None:

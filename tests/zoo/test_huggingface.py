@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 
 import vitrail
 from vitrail.errors import UserError
-from vitrail.layers import Variant
 from vitrail.zoo import huggingface
 from vitrail.zoo.files import open_files
 from vitrail.zoo.huggingface.kinds import KINDS
@@ -205,9 +204,9 @@ FRESH: dict[str, dict[str, Any]] = {
     "vit, sine positions": {"positions": "sine"},
     "vit, no positions": {"positions": "none", "classes": ["a", "b"], "channels": 5},
     "ijepa": {"class_token": False, "pool": "average", "classes": 3},
-    "dinov2": {"layer_scale": 0.1, "variant": Variant(resampling="bicubic")},
+    "dinov2": {"layer_scale": 0.1, "resampling": "bicubic"},
     "dinov2_with_registers": {"layer_scale": 0.1, "registers": 4, "pool": "token_average", "classes": 3},
-    "beit": {"pool": "average", "variant": Variant(norm_after=False, norm_pooled=True, key_bias=False)},
+    "beit": {"pool": "average", "norm_after": False, "norm_pooled": True, "key_bias": False},
 }
 
 
@@ -232,15 +231,15 @@ def test_a_fresh_model_goes_out(name: str, tmp_path: Path) -> None:
     assert relative(back(images), model(images)) < 1e-6
 
 
-ROTARY = Variant(rotary="centred", rotary_temperature=100.0, rotary_pairs="halves", key_bias=False)
+ROTARY = {"rotary": "centred", "rotary_temperature": 100.0, "rotary_pairs": "halves", "key_bias": False}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "stem": ({"stem": (8, 16)}, "stem"),
-    "qk_norm": ({"variant": Variant(qk_norm=True)}, "qk_norm"),
-    "rms": ({"variant": Variant(norm="rms")}, "norm='rms'"),
+    "qk_norm": ({"qk_norm": True}, "qk_norm"),
+    "rms": ({"norm": "rms"}, "norm='rms'"),
     "pre-training head": ({"classes": 3, "hidden": 16}, "hidden layer"),
     "MAP head and classes": ({"pool": "attention", "class_token": False, "classes": 3}, "pool='attention'"),
     "rotary and classes": (
-        {"positions": "none", "classes": 3, "layer_scale": 1.0, "variant": ROTARY},
+        {"positions": "none", "classes": 3, "layer_scale": 1.0, **ROTARY},
         "a classifier in its type dinov3_vit",
     ),
     "two sides": ({"layer_scale": 0.1, "image_size": (32, 48)}, r"image_size=\(32, 48\)"),

@@ -156,7 +156,7 @@ def test_dinov2(registers: int, gated: bool, chunks: bool, tmp_path: Path) -> No
         images = torch.randn(2, 3, 40, 24)
         assert_same_tokens(tmp_path / "dinov2.pth", model(images).last_hidden_state, images)
     else:
-        assert task.encoder.config.variant.resampling == "offset"
+        assert task.encoder.config.resampling == "offset"
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -224,7 +224,7 @@ def test_sams_image_encoder(whole: bool, tmp_path: Path) -> None:
     images = torch.randn(2, 3, 40, 40)
     expected = model(images).last_hidden_state.flatten(2).transpose(1, 2)
     task = assert_same_tokens(tmp_path / "sam.pth", expected, images)
-    assert task.encoder.config.variant.window == 2 and task.encoder.config.variant.global_blocks == (1,)
+    assert task.encoder.config.window == 2 and task.encoder.config.global_blocks == (1,)
     assert task(images).shape == (2, 24)
     assert len(sam.read(open_files(tmp_path / "sam.pth")).left) == (2 if whole else 0)
 

@@ -13,28 +13,29 @@ from torch import Tensor
 
 import vitrail
 from vitrail import recipes
-from vitrail.cli import main, parse_run
+from vitrail.cli import main
 from vitrail.data.sets import open_data
 from vitrail.errors import UserError
-from vitrail.layers import Variant
+from vitrail.options import parse_run
 from vitrail.train.run import Run
+from vitrail.variants import VariantConfig, simplest
 from vitrail.vit import ViTConfig
 from vitrail.zoo import convert
 
 SMALL: dict[str, Any] = {"width": 32, "depth": 2, "heads": 2, "patch": 4, "image_size": (16, 16)}
 MODELS: dict[str, dict[str, Any]] = {
     "registers": {"registers": 2},
-    "norm of queries and keys": {"variant": Variant(qk_norm=True)},
-    "rms norm": {"variant": Variant(norm="rms")},
+    "norm of queries and keys": {"qk_norm": True},
+    "rms norm": {"norm": "rms"},
     "attention pooling": {"pool": "attention", "class_token": False},
     "average beside a class token": {"pool": "average"},
     "class token and average": {"pool": "token_average"},
     "sine positions": {"positions": "sine"},
     "two sides": {"image_size": (16, 32)},
     "two sides and layer scales": {"image_size": (16, 32), "layer_scale": 0.1},
-    "convolutional stem": {"stem": (4, 8), "stem_stride": 2, "stem_blocks": 1},
-    "ResNet": {"variant": Variant(backbone="resnet", backbone_layers=(1, 1)), "patch": 8},
-    "projection": {"variant": Variant(projection=8)},
+    "convolutional stem": {"stem": (4, 8), "stem_blocks": 1},
+    "ResNet": {"backbone": "resnet", "backbone_layers": (1, 1), "patch": 8},
+    "projection": {"projection": 8},
 }
 RECIPES = ("digits", "mnist", "cifar10-quick", "cifar10-laptop", "folder")
 TARGETS = ("timm", "hf", "google")
@@ -63,7 +64,7 @@ def advised(line: str) -> list[str]:
 def test_the_advice_leads_to_a_model_that_can_be_written(name: str, to: str, tmp_path: Path) -> None:
     run = recipes.RECIPES[name if name in RECIPES else "mnist"](100)
     if name in MODELS:
-        run = Run(recipe="mnist", data="mnist", model=ViTConfig(**{**SMALL, **MODELS[name]}))
+        run = Run(recipe="mnist", data="mnist", model=simplest(VariantConfig(**{**SMALL, **MODELS[name]})))
     assert isinstance(run.model, ViTConfig)
     line = write(run.model, tmp_path / "first", to)
     if line is not None:

@@ -18,9 +18,9 @@ from torch import Tensor
 import vitrail
 from vitrail.data import imagenet
 from vitrail.errors import UserError
-from vitrail.layers import Variant
 from vitrail.tasks.task import Task
-from vitrail.vit import ViT, ViTConfig
+from vitrail.variants import VariantConfig
+from vitrail.vit import ViT
 from vitrail.zoo import timm as source
 from vitrail.zoo.timm.arguments import encoder_config, table
 
@@ -253,48 +253,54 @@ BASE: dict[str, Any] = {"width": 32, "depth": 2, "heads": 2, "patch": 8, "image_
 @pytest.mark.parametrize(
     "config",
     [
-        ViTConfig(**BASE),
-        ViTConfig(**BASE, mlp_ratio=2.7, layer_scale=0.1, qkv_bias=False, channels=2),
-        ViTConfig(**BASE, pool="average", class_token=False, registers=2, variant=Variant(prefix_positions="none")),
-        ViTConfig(**BASE, pool="attention", class_token=False, activation="gelu_tanh"),
-        ViTConfig(**BASE, activation="quick_gelu", norm_eps=1e-5, variant=Variant(norm_before=True, patch_bias=False)),
-        ViTConfig(**BASE, pool="distilled", variant=Variant(distillation=True)),
-        ViTConfig(**BASE, activation="silu", variant=Variant(mlp="gated", mlp_hidden=48, prefix_positions="none")),
-        ViTConfig(**BASE, variant=Variant(relative="table", key_bias=False), layer_scale=0.2),
-        ViTConfig(**BASE, variant=Variant(rotary="axial", rotary_reference=(4, 4)), norm_eps=1e-6),
-        ViTConfig(
+        VariantConfig(**BASE),
+        VariantConfig(**BASE, mlp_ratio=2.7, layer_scale=0.1, qkv_bias=False, channels=2),
+        VariantConfig(**BASE, pool="average", class_token=False, registers=2, prefix_positions="none"),
+        VariantConfig(**BASE, pool="attention", class_token=False, activation="gelu_tanh"),
+        VariantConfig(**BASE, activation="quick_gelu", norm_eps=1e-5, norm_before=True, patch_bias=False),
+        VariantConfig(**BASE, pool="distilled", distillation=True),
+        VariantConfig(**BASE, activation="silu", mlp="gated", mlp_hidden=48, prefix_positions="none"),
+        VariantConfig(**BASE, relative="table", key_bias=False, layer_scale=0.2),
+        VariantConfig(**BASE, rotary="axial", rotary_reference=(4, 4), norm_eps=1e-6),
+        VariantConfig(
             **BASE,
-            variant=Variant(
-                rotary="centred", key_bias=False, rotary_pairs="halves", mlp="gated", rotary_temperature=100
-            ),
+            rotary="centred",
+            key_bias=False,
+            rotary_pairs="halves",
+            mlp="gated",
+            rotary_temperature=100,
             positions="none",
             activation="silu",
             norm_eps=1e-5,
         ),
-        ViTConfig(**BASE, variant=Variant(arrangement="joint", qk_norm=True, norm="rms"), qkv_bias=False),
-        ViTConfig(**BASE, variant=Variant(arrangement="joint_fused", differential=True)),
-        ViTConfig(**BASE, variant=Variant(arrangement="parallel")),
-        ViTConfig(
+        VariantConfig(**BASE, arrangement="joint", qk_norm=True, norm="rms", qkv_bias=False),
+        VariantConfig(**BASE, arrangement="joint_fused", differential=True),
+        VariantConfig(**BASE, arrangement="parallel"),
+        VariantConfig(
             **BASE,
-            variant=Variant(window=2, global_blocks=(1,), relative="decomposed", neck=8, norm_after=False),
+            window=2,
+            global_blocks=(1,),
+            relative="decomposed",
+            neck=8,
+            norm_after=False,
             class_token=False,
             pool="average",
             norm_eps=1e-5,
         ),
     ],
     ids=lambda config: (
-        "-".join(f"{k}" for k, v in vars(config.variant).items() if v != getattr(Variant(), k))
+        "-".join(f"{k}" for k, v in vars(config).items() if v != getattr(VariantConfig(**BASE), k))
         or f"{config.pool}{config.channels}"
     ),
 )
-def test_written_folders_are_timms_and_come_back_bit_equal(config: ViTConfig, tmp_path: Path) -> None:
+def test_written_folders_are_timms_and_come_back_bit_equal(config: VariantConfig, tmp_path: Path) -> None:
     task = random(vitrail.create(config, classes=["a", "b", "c"]))
     source.write(task, tmp_path / "m")
     back = vitrail.load(tmp_path / "m")
     assert back.classes == ["a", "b", "c"]
     assert back.preprocess == task.preprocess
     assert same(back.state_dict(), task.state_dict())
-    if config.variant.relative == "table" and timm.__version__ == "1.0.30":
+    if config.relative == "table" and timm.__version__ == "1.0.30":
         pytest.skip("timm reads tables of relative positions for images that are no squares from its release 1.0.31 on")
     peer = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True).eval()
     images = torch.randn(2, config.channels, *config.image_size)
@@ -342,15 +348,15 @@ def relative(mine: torch.Tensor, theirs: torch.Tensor) -> float:
 def test_other_ways_to_interpolate_are_said_when_they_are_lost(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source.write(vitrail.create(ViTConfig(**BASE)), tmp_path / "same")
+    source.write(vitrail.create(VariantConfig(**BASE)), tmp_path / "same")
     assert not caplog.text
-    source.write(vitrail.create(ViTConfig(**BASE, variant=Variant(resampling="offset"))), tmp_path / "other")
+    source.write(vitrail.create(VariantConfig(**BASE, resampling="offset")), tmp_path / "other")
     assert "timm interpolates positions in its own way" in caplog.text
 
 
 @torch.inference_mode()
 def test_an_encoder_without_a_head_is_written(tmp_path: Path) -> None:
-    task = random(vitrail.create(ViTConfig(**BASE)))
+    task = random(vitrail.create(VariantConfig(**BASE)))
     source.write(task, tmp_path / "m")
     peer = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True).eval()
     images = torch.randn(1, 3, 16, 24)
@@ -365,13 +371,13 @@ def test_an_encoder_without_a_head_is_written(tmp_path: Path) -> None:
         ({"positions": "sine"}, "positions"),
         ({"norm_eps": 1e-12}, "norm_eps"),
         ({"registers": 1}, "prefix_positions"),
-        ({"variant": Variant(projection=8)}, "projection"),
-        ({"variant": Variant(norm_pooled=True, pool_prefix=True, rotary="axial"), "pool": "average"}, "pool_prefix"),
+        ({"projection": 8}, "projection"),
+        ({"norm_pooled": True, "pool_prefix": True, "rotary": "axial", "pool": "average"}, "pool_prefix"),
         ({"pool": "token_average"}, "pool"),
     ],
 )
 def test_what_timm_cannot_express_is_refused_by_name(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
-    task = vitrail.create(ViTConfig(**{**BASE, **changes}), classes=2)
+    task = vitrail.create(VariantConfig(**{**BASE, **changes}), classes=2)
     with pytest.raises(UserError, match=f"timm has no place for .*{words}.*--to vitrail") as caught:
         source.write(task, tmp_path / "m")
     assert "\n" not in str(caught.value) and not (tmp_path / "m").exists()
@@ -379,7 +385,7 @@ def test_what_timm_cannot_express_is_refused_by_name(changes: dict[str, Any], wo
 
 def test_a_pre_training_head_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="hidden"):
-        source.write(vitrail.create(ViTConfig(**BASE), classes=2, hidden=8), tmp_path / "m")
+        source.write(vitrail.create(VariantConfig(**BASE), classes=2, hidden=8), tmp_path / "m")
 
 
 @torch.inference_mode()
@@ -387,7 +393,7 @@ def test_the_reference_of_a_written_folder_equals_the_model(tmp_path: Path) -> N
     from vitrail.zoo.files import open_files
 
     # The architecture has layer scales by itself, and the folder says that there are none.
-    task = random(vitrail.create(ViTConfig(**BASE, variant=Variant(arrangement="parallel")), classes=2))
+    task = random(vitrail.create(VariantConfig(**BASE, arrangement="parallel"), classes=2))
     source.write(task, tmp_path / "m")
     answer = source.reference(open_files(tmp_path / "m"))
     assert answer is not None

@@ -1,6 +1,6 @@
 """Convolutional networks: a small one in the manner of LeNet and VGG, and the ResNet for small pictures.
 
-Read layers/convolution.py first, the convolution with its norm and the residual block; here both are stacked.
+Read convolution.py first, the convolution with its norm and the residual block; here both are stacked.
 
     B images in the batch       C channels, H and W pixels       D channels of the last feature map, of h x w places
 """
@@ -8,14 +8,13 @@ Read layers/convolution.py first, the convolution with its norm and the residual
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitrail.baselines.convolution import BasicBlock, Convolution, channels_last
 from vitrail.baselines.mlp import check
 from vitrail.errors import UserError
-from vitrail.layers.convolution import BasicBlock, Convolution, channels_last
 from vitrail.vit import Tokens
 
 
@@ -26,7 +25,6 @@ class CNNConfig:
     At 160x160, `widths=(32, 64, 128, 256), strides=(2, 2, 2, 2)` gives a feature map of 10x10.
     """
 
-    kind: ClassVar[str] = "cnn"
     widths: tuple[int, ...] = (32, 64, 128)
     """channels of each stage"""
     depth: int = 2
@@ -55,7 +53,6 @@ class ResNetConfig:
     At 160x160, `stem_stride=2, strides=(2, 2, 2)` gives a feature map of 10x10.
     """
 
-    kind: ClassVar[str] = "resnet"
     widths: tuple[int, ...] = (16, 32, 64)
     """channels of each stage"""
     depth: int = 3

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 class MLPConfig:
     """A multi-layer perceptron."""
 
-    kind: ClassVar[str] = "mlp"
     width: int = 512
     """units of each hidden layer"""
     depth: int = 3

@@ -183,7 +183,6 @@ class Recurrent(nn.Module):
 class RNNConfig:
     """A recurrent network that reads a picture row by row."""
 
-    kind: ClassVar[str] = "rnn"
     cell: Literal["rnn", "gru", "lstm"] = "lstm"
     width: int = 128
     """numbers of the state"""

@@ -36,6 +36,7 @@ from vitrail.explain.words import words_looked
 from vitrail.files import printable, write_whole
 from vitrail.tasks.caption import Caption
 from vitrail.tasks.task import Task, in_words
+from vitrail.vit import PatchEmbedding
 
 log = logging.getLogger("vitrail")
 
@@ -139,7 +140,7 @@ def _encoder(seen: Seen, task: Task, picture: Tensor, prepared: Tensor, title: s
     """The figures of the paper."""
     encoder = encoder_of(task)
     config = encoder.config
-    prefix = encoder.prefix_tokens
+    prefix = encoder.config.prefix_tokens
     # Other kinds of pooling read all patches, as the average does.
     pool: Pool = "token" if config.pool in ("token", "distilled", "token_average") else "average"
     grid = (prepared.shape[2] // config.patch, prepared.shape[3] // config.patch)
@@ -148,7 +149,7 @@ def _encoder(seen: Seen, task: Task, picture: Tensor, prepared: Tensor, title: s
     layers = shown_layers(len(maps))
     rows = [per_head(maps, prefix, pool, layer)[0].unflatten(1, grid) for layer in layers]
     distances = attention_distance(maps, grid, config.patch)
-    plain = not config.stem and config.variant.backbone == "none"
+    plain = type(encoder.patches) is PatchEmbedding
     kind = "principal components of the patch projection" if plain else "first filters of the first convolution"
     seen.figures |= {
         "rollout.png": draw_rollout(picture, heat, title),

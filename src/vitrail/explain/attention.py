@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import UserError
-from vitrail.vit import Attention, ViT
+from vitrail.variants.attention import VariantAttention
+from vitrail.variants.place import Place
+from vitrail.vit import Attention, ViT, attention_weights
 
 Pool = Literal["token", "average"]
 
@@ -40,7 +42,7 @@ def attention_maps(task: nn.Module, images: Tensor) -> Tensor:
     maps: list[Tensor] = []
 
     def record(layer: Attention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        weights = layer.weights(*args, **kwargs)
+        weights = layer_weights(layer, *args, **kwargs)
         if not maps:  # all layers in one tensor from the start: a stack at the end would hold everything twice
             maps.append(torch.empty(len(layers), *weights.shape))
         maps[0][seen.pop(layer)] = weights.float().cpu()
@@ -55,6 +57,14 @@ def attention_maps(task: nn.Module, images: Tensor) -> Tensor:
         for hook in hooks:
             hook.remove()
     return maps[0]
+
+
+def layer_weights(layer: Attention, x: Tensor, place: Place | None = None) -> Tensor:
+    """The matrix A of one layer's attention (equation 6), [B, heads, T, T], for the tokens [B, T, D] that it reads."""
+    if isinstance(layer, VariantAttention):
+        return layer.weights(x, place=place)
+    q, k, _ = layer.project(x)
+    return attention_weights(q, k)
 
 
 @contextmanager

@@ -16,8 +16,8 @@ def patch_filters(encoder: ViT, count: int = 28) -> Tensor:
     backbone, the projection sees no pixels; then these are the first filters of the first of them. There may be fewer
     than `count`.
     """
-    first = next((layer for layer in encoder.patches.stem.modules() if isinstance(layer, nn.Conv2d)), None)
-    if first is not None:
+    first = next(layer for layer in encoder.patches.modules() if isinstance(layer, nn.Conv2d))
+    if first is not encoder.patches.projection:
         return first.weight[:count].clone().float().cpu()
     weight = encoder.patches.projection.weight.float().cpu()
     flat = weight.flatten(1)

@@ -18,7 +18,7 @@ def position_similarity(encoder: ViT) -> Tensor:
     """
     rows, columns = encoder.config.grid
     positions = encoder.positions_for((rows, columns))
-    if positions is None:
+    if encoder.config.positions == "none":
         raise UserError("this encoder has no positions to compare: choose one with learned or sine positions")
     vectors = F.normalize(positions[0, -rows * columns :].float().cpu(), dim=-1)
     return (vectors @ vectors.T).unflatten(1, (rows, columns))

@@ -30,6 +30,7 @@ from vitrail.recipes.small import cifar10, cifar10_laptop, cifar10_quick, digits
 from vitrail.tasks.classify import Classification
 from vitrail.tasks.encoder import EncoderConfig
 from vitrail.train.run import Run
+from vitrail.variants import as_variant
 from vitrail.vit import ViTConfig
 
 Recipe = Callable[[int], Run]
@@ -100,8 +101,9 @@ def from_weights(run: Run, init: str, config: EncoderConfig) -> Run:
     recipe's as it is. A recipe for captions takes any kind of encoder, and pictures as that was taught with them; one
     that classifies takes its own kind alone.
     """
-    if type(config) is not type(run.model) and isinstance(run.task, Classification):
-        raise UserError(f"{init} is {IN_WORDS[type(config)]}, which {run.recipe} does not train: leave --init out")
+    kind = next(kind for kind in IN_WORDS if isinstance(config, kind))
+    if not isinstance(run.model, kind) and isinstance(run.task, Classification):
+        raise UserError(f"{init} is {IN_WORDS[kind]}, which {run.recipe} does not train: leave --init out")
     if not isinstance(run.task, Classification):
         run = replace(run, mean=None, std=None, resize=None, crop_fraction=None, interpolation=None)
     if run.tune.frozen:  # nothing will learn to see at another size
@@ -122,7 +124,14 @@ def from_weights(run: Run, init: str, config: EncoderConfig) -> Run:
 
 def check_fixed(init: str, wanted: Any, own: Any, free: Sequence[str]) -> None:
     """Refuse a field that is `wanted` otherwise than it is in the weights `init`, whose `own` fields these are."""
+    if isinstance(wanted, ViTConfig) and isinstance(own, ViTConfig):
+        wanted, own = as_variant(wanted), as_variant(own)
     for entry in fields(own):
         if entry.name not in free and getattr(wanted, entry.name) != getattr(own, entry.name):
-            option = f"--{entry.name.replace('_', '-')}"
-            raise UserError(f"{option} is fixed by the weights of {init}: leave {option} out, or train from scratch")
+            raise fixed(init, entry.name)
+
+
+def fixed(init: str, name: str) -> UserError:
+    """The line for a field that is set although the weights `init` have it already."""
+    option = f"--{name.replace('_', '-')}"
+    return UserError(f"{option} is fixed by the weights of {init}: leave {option} out, or train from scratch")

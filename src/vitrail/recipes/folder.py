@@ -26,8 +26,6 @@ def folder(pictures: int) -> Run:
         class_token=False,
         pool="average",
         stem=(32, 64, 128, 192),
-        stem_stride=2,
-        attention_init="mimetic",
         drop_path=0.1,
     )
     # Small sets need many passes before anything is learned, large ones few: about 20,000 pictures are seen.
@@ -36,6 +34,7 @@ def folder(pictures: int) -> Run:
         recipe="folder",
         data="folder",
         model=model,
+        attention_init="mimetic",
         augment=Augment(crop="resized", scale=(0.25, 1.0), flip=True, policy="three"),
         optim=Optim(optimizer="muon", lr=1e-3, matrix_lr=4e-3, weight_decay=0.05, beta2=0.98, warmup=0.1, clip=1.0),
         epochs=epochs,

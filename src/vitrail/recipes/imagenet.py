@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vitrail.data.augment import Augment
+from vitrail.sizes import SIZES, config_for
 from vitrail.tasks.classify import Classification
 from vitrail.train.optim import Optim
 from vitrail.train.run import Run
-from vitrail.vit import SIZES
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RANDAUGMENT = 30
@@ -95,7 +95,7 @@ def deit3_s16(pictures: int) -> Run:
     return Run(
         recipe="deit3-s16",
         data="imagenet",
-        model=replace(SIZES["S/16"], layer_scale=1e-4, drop_path=0.05),
+        model=config_for("S/16", layer_scale=1e-4, drop_path=0.05),
         augment=Augment(crop="resized", flip=True, policy="three", mixup=0.8, cutmix=1.0),
         optim=Optim(lr=2e-3, weight_decay=0.02, warmup=5 / 400, clip=1.0),
         epochs=400.0,

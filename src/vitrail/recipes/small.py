@@ -23,9 +23,8 @@ def digits(pictures: int) -> Run:
     return Run(
         recipe="digits",
         data="digits",
-        model=ViTConfig(
-            width=64, depth=4, heads=4, patch=2, image_size=(8, 8), channels=1, stem=(32,), attention_init="mimetic"
-        ),
+        model=ViTConfig(width=64, depth=4, heads=4, patch=2, image_size=(8, 8), channels=1, stem=(32,)),
+        attention_init="mimetic",
         augment=Augment(crop="shift", shift=1),
         optim=Optim(optimizer="muon", lr=3e-3, matrix_lr=8e-3, schedule="linear", beta2=0.98),
         epochs=60,
@@ -44,9 +43,8 @@ def mnist(pictures: int) -> Run:
     return Run(
         recipe="mnist",
         data="mnist",
-        model=ViTConfig(
-            width=128, depth=4, heads=4, patch=4, image_size=(28, 28), channels=1, attention_init="mimetic"
-        ),
+        model=ViTConfig(width=128, depth=4, heads=4, patch=4, image_size=(28, 28), channels=1),
+        attention_init="mimetic",
         augment=Augment(crop="shift", shift=2),
         optim=Optim(optimizer="muon", lr=3e-3, matrix_lr=8e-3, schedule="linear", beta2=0.98),
         epochs=5,
@@ -74,8 +72,8 @@ def cifar10_quick(pictures: int) -> Run:
             class_token=False,
             pool="average",
             stem=(32, 64, 128),
-            attention_init="mimetic",
         ),
+        attention_init="mimetic",
         augment=Augment(crop="shift", shift=2, flip=True),
         optim=Optim(optimizer="muon", lr=4e-3, matrix_lr=6e-3, schedule="linear", beta2=0.98),
         mean=CIFAR10_MEAN,
@@ -119,9 +117,9 @@ def cifar10(pictures: int) -> Run:
             class_token=False,
             pool="average",
             stem=(64, 128),
-            attention_init="mimetic",
             drop_path=0.1,
         ),
+        attention_init="mimetic",
         augment=Augment(crop="shift", shift=4, flip=True, policy="trivial", cutmix=0.5, erase=0.25),
         optim=Optim(optimizer="muon", lr=2e-3, matrix_lr=4e-3, beta2=0.98, clip=1.0, ema=0.999),
         mean=CIFAR10_MEAN,

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from vitrail.baselines.rnn import CELLS, Recurrent, State
 from vitrail.data.text import PAD
 from vitrail.errors import UserError
-from vitrail.layers import attend, attention_weights
-from vitrail.vit import MLP, Attention
+from vitrail.ops import attend
+from vitrail.vit import MLP, Attention, attention_weights
 
 
 @dataclass
@@ -200,7 +200,7 @@ class DecoderBlock(nn.Module):
 
     def picture(self, memory: Tensor) -> list[Tensor]:
         """Keys and values [B, heads, M, d] of the picture's tokens: the same at every step."""
-        return [] if self.look is None else list(self.look.project(memory[:, :0], memory)[1:])
+        return [] if self.look is None else list(self.look.project(memory, 1, 3))
 
     def forward(self, x: Tensor, picture: list[Tensor]) -> Tensor:
         """Whole captions [R, T, D], of which no word sees a later one."""
@@ -224,8 +224,7 @@ class DecoderBlock(nn.Module):
         if self.look is not None and self.norm2 is not None:
             # The captions of a picture are so many more queries to the same keys, which are not copied.
             pictures, (rows, length, width) = len(picture[0]), x.shape
-            q = F.linear(self.norm2(x), self.look.qkv.weight[:width], self.look.qkv.bias[:width])
-            q = q.view(pictures, -1, self.look.heads, width // self.look.heads).transpose(1, 2)
+            (q,) = self.look.project(self.norm2(x).view(pictures, -1, width), 0, 1)
             if weights:  # for few words this is no slower than fused attention, which never forms the matrix
                 matrix = attention_weights(q, picture[0])
                 looked = matrix.transpose(1, 2).reshape(rows, self.look.heads, -1)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from vitrail.baselines import CNN, MLP, RNN, CNNConfig, MLPConfig, ResNet, ResNetConfig, RNNConfig
+from vitrail.variants import VariantConfig, VariantViT, patches_for
 from vitrail.vit import ViT, ViTConfig
 
 Encoder = ViT | MLP | CNN | ResNet | RNN
@@ -16,13 +17,21 @@ EncoderConfig = ViTConfig | MLPConfig | CNNConfig | ResNetConfig | RNNConfig
 """has at least `width` (D), `channels` and `image_size`"""
 
 NETWORKS: dict[type[Any], Callable[[Any], Encoder]] = {
-    ViTConfig: ViT,
+    ViTConfig: lambda config: ViT(config, patches_for(config)),
+    VariantConfig: VariantViT,
     MLPConfig: MLP,
     CNNConfig: CNN,
     ResNetConfig: ResNet,
     RNNConfig: RNN,
 }
-KINDS: dict[str, type[Any]] = {config.kind: config for config in NETWORKS}
+KINDS: dict[str, type[Any]] = {
+    "vit": ViTConfig,
+    "variant": VariantConfig,
+    "mlp": MLPConfig,
+    "cnn": CNNConfig,
+    "resnet": ResNetConfig,
+    "rnn": RNNConfig,
+}
 """what `config.json` calls each config: "vit", "mlp", ..."""
 
 
@@ -33,12 +42,12 @@ def encoder_for(config: EncoderConfig) -> Encoder:
 
 def token_width(config: EncoderConfig) -> int:
     """Of the tokens that an encoder gives."""
-    return config.variant.neck or config.width if isinstance(config, ViTConfig) else config.width
+    return config.token_width if isinstance(config, VariantConfig) else config.width
 
 
 def pooled_width(config: EncoderConfig) -> int:
     """Of the one vector that stands for a picture; a ViT may project it, as CLIP's does."""
-    return config.pooled_width if isinstance(config, ViTConfig) else config.width
+    return config.pooled_width if isinstance(config, VariantConfig) else config.width
 
 
 def one_vector(pooled: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from vitrail.data.decode import Preprocess
 from vitrail.plain import describe
 from vitrail.tasks.encoder import KINDS, Encoder
 from vitrail.tasks.task import Task
-from vitrail.vit import Head, Tokens, ViTConfig, head_for
+from vitrail.variants import head_for
+from vitrail.vit import Head, Tokens, ViTConfig
 
 
 class Headed(Task):

@@ -22,7 +22,7 @@ from vitrail.errors import UserError
 from vitrail.tasks.caption import Caption, Captioning, numbered
 from vitrail.tasks.caption_scores import Cider, check_scorers, words
 from vitrail.tasks.classify import Classification, Classify
-from vitrail.tasks.encoder import encoder_for
+from vitrail.tasks.encoder import Encoder, encoder_for
 from vitrail.tasks.knn import KNN
 from vitrail.tasks.prefix import PrefixCaption, Prefixed
 from vitrail.tasks.task import Task
@@ -30,6 +30,7 @@ from vitrail.train.loop import Parts
 from vitrail.train.optim import Optim
 from vitrail.train.run import Run, TaskConfig, changed_fields
 from vitrail.train.tune import FROZEN, tune
+from vitrail.variants.mimetic import mimetic_init
 from vitrail.vit import ViTConfig
 from vitrail.zoo import captioners
 
@@ -178,7 +179,7 @@ def start(run: Run, train: ImageSet) -> Task:
         task.class_weights = _class_weights(run.task, train)
         return task
     return Classify(
-        encoder_for(run.model),
+        fresh_encoder(run),
         train.classes,
         preparation(run),
         hidden=run.task.hidden,
@@ -186,6 +187,14 @@ def start(run: Run, train: ImageSet) -> Task:
         smoothing=run.task.smoothing,
         class_weights=_class_weights(run.task, train),
     )
+
+
+def fresh_encoder(run: Run) -> Encoder:
+    """The run's encoder with its first values."""
+    encoder = encoder_for(run.model)
+    if run.attention_init == "mimetic":
+        mimetic_init(encoder)
+    return encoder
 
 
 def goes_on(config: TaskConfig, weights: Task) -> bool:
@@ -237,7 +246,7 @@ def captioner(run: Run, train: CaptionSet) -> Caption:
         task.learn_with(config)
         task.preprocess = changed_preparation(run, task.preprocess)
     else:
-        encoder = zoo.encoder_of(loaded) if loaded else encoder_for(run.model)
+        encoder = zoo.encoder_of(loaded) if loaded else fresh_encoder(run)
         prepared = changed_preparation(run, loaded.preprocess) if loaded else preparation(run)
         if isinstance(config, Prefixed):
             task = PrefixCaption(encoder, config, *captioners.language_model(config.language_model), prepared)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from vitrail.tasks.caption import Caption
 from vitrail.tasks.classify import Classify
@@ -17,6 +18,7 @@ from vitrail.train.loop import Parts, evaluate, finish, numbers
 from vitrail.train.probe import Features, features, linear_probe, scores_of
 from vitrail.train.run import Run
 from vitrail.train.state import RunFolder
+from vitrail.variants import DistilledHead
 from vitrail.vit import Head
 from vitrail.zoo import native
 
@@ -53,10 +55,10 @@ def _solve_head(run: Run, task: Classify, known: Features, parts: Parts, folder:
     probe = linear_probe(known, features(task, parts.val, run.precision), len(task.classes))
     for step, row in enumerate(probe.tried, 1):
         folder.log(kind="val", step=step, strength=row["strength"], cross_entropy=row["cross_entropy"])
-    head = Head(known.vectors.shape[1], len(task.classes), distilled=task.head.distillation is not None)
-    head.to(probe.weight.device)
+    kind = DistilledHead if isinstance(task.head, DistilledHead) else Head
+    head = kind(known.vectors.shape[1], len(task.classes)).to(probe.weight.device)
     # DeiT's pair of heads averages what they say of their own tokens, which is what one says of the tokens' mean.
-    for linear in filter(None, (head.linear, head.distillation)):
+    for linear in (module for module in head.modules() if isinstance(module, nn.Linear)):
         linear.load_state_dict({"weight": probe.weight, "bias": probe.bias})
     task.head, task.hidden, task.loss_kind = head, None, "softmax"
     return next(step for step, row in enumerate(probe.tried, 1) if row["strength"] == probe.strength)

@@ -18,6 +18,7 @@ from vitrail.tasks.encoder import KINDS, EncoderConfig
 from vitrail.tasks.prefix import Prefixed
 from vitrail.train.optim import Optim
 from vitrail.train.tune import Tune
+from vitrail.variants import as_variant
 from vitrail.vit import ViTConfig
 
 TaskConfig = Classification | Captioning | Prefixed
@@ -44,6 +45,8 @@ class Run:
     augment: Augment = field(default_factory=Augment)
     optim: Optim = field(default_factory=Optim)
     tune: Tune = field(default_factory=Tune)
+    attention_init: Literal["xavier", "mimetic"] = "xavier"
+    """mimetic: start attention as trained models have it, which helps small data (arXiv 2305.09828)"""
     init: str | None = None
     """start from these weights: a run, a checkpoint, or a name that the package carries"""
     group: str | None = None
@@ -186,10 +189,12 @@ def _words(kind: Any) -> list[str]:
 
 def changed_fields(before: Any, after: Any) -> list[str]:
     """The fields of a run and of its parts that differ."""
+    if isinstance(before, ViTConfig) and isinstance(after, ViTConfig):
+        before, after = as_variant(before), as_variant(after)
     names: list[str] = []
     for entry in fields(before):
         old, new = getattr(before, entry.name), getattr(after, entry.name)
-        if is_dataclass(old) and type(old) is type(new):
+        if is_dataclass(old) and (isinstance(old, type(new)) or isinstance(new, type(old))):
             names += changed_fields(old, new)
         elif old != new:
             names.append(entry.name)

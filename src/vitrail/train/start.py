@@ -87,6 +87,8 @@ def begin(
     run = settle(run, len(splits.train), len(splits.train.classes), change)
     if init is not None:
         recipes.check_fixed(init, run.model, given.model, recipes.FREE)
+        if run.attention_init != given.attention_init:
+            raise recipes.fixed(init, "attention_init")
         if whole is not None:
             recipes.check_fixed(init, run.task, given.task, FREE)
     warn_unused(given, change(given), run.tune.method)

@@ -17,16 +17,18 @@ from vitrail.baselines import CNN, ResNet
 from vitrail.data.decode import Preprocess
 from vitrail.errors import UserError, warn_once
 from vitrail.files import refuse_url
+from vitrail.sizes import config_for
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.embed import Embed
 from vitrail.tasks.encoder import Encoder, encoder_for
 from vitrail.tasks.task import Task
-from vitrail.vit import ViT, ViTConfig, config_for
+from vitrail.variants import resize
+from vitrail.vit import ViT, ViTConfig
 from vitrail.zoo import hub
 from vitrail.zoo.assemble import assemble, recognise, source_named
 from vitrail.zoo.certificate import Certificate, certify
 from vitrail.zoo.certificate import verify as compare
-from vitrail.zoo.filled import check_encoder, fill
+from vitrail.zoo.filled import check_encoder
 
 log = logging.getLogger("vitrail")
 
@@ -45,11 +47,12 @@ def create(
 ) -> Task:
     """A fresh model: `create("S/16", classes=5, channels=4, image_size=(96, 128))`.
 
-    `size` names one of `vitrail.vit.SIZES`; `changes` are fields of `ViTConfig`. `classes` is a number or the names;
+    `size` names one of `vitrail.sizes.SIZES`; `changes` are fields of `ViTConfig`
+    or `VariantConfig`. `classes` is a number or the names;
     without it the model is an encoder that gives pooled vectors [B, D]. `hidden` makes the paper's pre-training head.
     """
     config = config_for(size, **changes)
-    encoder = ViT(config)
+    encoder = encoder_for(config)
     if preprocess is None:
         half = (0.5,) * config.channels
         preprocess = Preprocess(size=config.image_size, mean=half, std=half, channels=config.channels)
@@ -244,7 +247,7 @@ def change_size(task: Task, size: tuple[int, int]) -> None:
     """Interpolate what is learned of places for pictures of `size` (height, width), and prepare them to it."""
     encoder = encoder_of(task)
     if isinstance(encoder, ViT):
-        encoder.resize(size)
+        resize(encoder, size)
     elif isinstance(encoder, CNN | ResNet):  # these take any size as they are
         encoder.config = replace(encoder.config, image_size=size)
     elif size != encoder.config.image_size:
@@ -254,12 +257,10 @@ def change_size(task: Task, size: tuple[int, int]) -> None:
 
 
 def change_drop_path(task: Task, drop_path: float) -> None:
-    """Let the blocks be skipped in training with another chance. There are no weights in that."""
+    """Let the blocks be skipped in training at another rate. There are no weights in that."""
     encoder = encoder_of(task)
-    if isinstance(encoder, ViT) and drop_path != encoder.config.drop_path:
-        fresh = ViT(replace(encoder.config, drop_path=drop_path))
-        fill(fresh, encoder.state_dict(), "the encoder with another drop path")
-        task.encoder = fresh.train(encoder.training)
+    if isinstance(encoder, ViT):
+        encoder.config = replace(encoder.config, drop_path=drop_path)
 
 
 def check_filled(task: Task, source: str, seed: int) -> None:

@@ -22,6 +22,7 @@ from vitrail.tasks.embed import Embed
 from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.regress import Regress
 from vitrail.tasks.task import Task
+from vitrail.variants import simplest
 from vitrail.zoo.entries import choose
 from vitrail.zoo.files import open_files
 from vitrail.zoo.filled import fill, made_twice
@@ -152,7 +153,7 @@ def _build(files: Files, found: Found) -> Task:
         raise UserError(
             f"{files.path}: its config asks for {config.depth} blocks at {config.image_size}, its weights do not"
         )
-    encoder = encoder_for(config)
+    encoder = encoder_for(simplest(config))
     if found.classes is None:
         return Embed(encoder, found.preprocess)
     if found.problem == "regression":

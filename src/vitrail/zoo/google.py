@@ -25,10 +25,10 @@ from torch import Tensor
 from vitrail.data.decode import Preprocess
 from vitrail.errors import UserError
 from vitrail.files import write_whole
-from vitrail.layers import Variant
 from vitrail.tasks.embed import Embed
 from vitrail.tasks.headed import Headed
 from vitrail.tasks.task import Task
+from vitrail.variants import VariantConfig, as_variant
 from vitrail.vit import ViT, ViTConfig
 from vitrail.zoo.entries import average_rank
 from vitrail.zoo.problem import problem_in
@@ -92,7 +92,7 @@ def read(files: Files) -> Found:
     names = _names_of(shapes)
     config, notes = _config(files, shapes, names)
     classes, hidden = None, None
-    if "head/kernel" in shapes and config.variant.projection is None:
+    if "head/kernel" in shapes and config.projection is None:
         classes = class_names(shapes["head/kernel"][1], notes)
         hidden = shapes["pre_logits/kernel"][1] if "pre_logits/kernel" in shapes else None
     table = _table(config, names, shapes, hidden, classes is not None)
@@ -138,7 +138,7 @@ def _names_of(shapes: Mapping[str, tuple[int, ...]]) -> Names:
     return PAPER_LINEN if PAPER.positions in shapes or "conv_root/kernel" in shapes else BIG_VISION
 
 
-def _config(files: Files, shapes: dict[str, tuple[int, ...]], names: Names) -> tuple[ViTConfig, list[str]]:
+def _config(files: Files, shapes: dict[str, tuple[int, ...]], names: Names) -> tuple[VariantConfig, list[str]]:
     side, side2, channels, width = shapes["embedding/kernel"]
     if side != side2:
         raise UserError(f"{files.path} has patches of {side}x{side2}: vitrail's are square")
@@ -159,7 +159,7 @@ def _config(files: Files, shapes: dict[str, tuple[int, ...]], names: Names) -> t
     token = "cls" in shapes
     image_size = _image_size(files, shapes, names, patch, token, notes)
     ratio = hidden / width
-    variant = Variant(
+    config = VariantConfig(
         # The original adds positions to the class token too, big_vision before it joins them.
         prefix_positions="class" if names.papers or not token else "none",
         resampling="corners",
@@ -167,8 +167,6 @@ def _config(files: Files, shapes: dict[str, tuple[int, ...]], names: Names) -> t
         **_backbone(stages),
         **_map_head(shapes, query[1], hidden),
         **_projection(files, shapes),
-    )
-    config = ViTConfig(
         width=width,
         depth=depth,
         heads=query[1],
@@ -181,7 +179,6 @@ def _config(files: Files, shapes: dict[str, tuple[int, ...]], names: Names) -> t
         positions="learned" if names.positions in shapes else "none" if names.papers else "sine",
         activation="gelu_tanh",
         norm_eps=1e-6,
-        variant=variant,
     )
     return config, notes
 
@@ -241,7 +238,7 @@ def _image_size(
 
 
 def _table(
-    config: ViTConfig, names: Names, shapes: Mapping[str, tuple[int, ...]], hidden: int | None, head: bool
+    config: VariantConfig, names: Names, shapes: Mapping[str, tuple[int, ...]], hidden: int | None, head: bool
 ) -> dict[str, Weight]:
     """The renaming table, without the prefix; reading and writing share it."""
     table = {
@@ -253,8 +250,8 @@ def _table(
         table["encoder.class_token"] = Weight(("cls",))
     if config.positions == "learned":
         table["encoder.positions"] = Weight((names.positions,))
-    if config.variant.backbone == "resnetv2":
-        table |= _resnet(config.variant.backbone_layers)
+    if config.backbone == "resnetv2":
+        table |= _resnet(config.backbone_layers)
     stacked = any(name.startswith("Transformer/encoderblock/") for name in shapes)
     for i in range(config.depth):
         block = _block(f"encoder.blocks.{i}", f"Transformer/encoderblock{'' if stacked else f'_{i}'}", names)
@@ -269,7 +266,7 @@ def _table(
         table |= _linear("head.hidden.0", "pre_logits")
     if head:
         table |= _linear("head.linear", "head")
-    elif config.variant.projection:
+    elif config.projection:
         table |= _linear("encoder.projection", "head")
     return table
 
@@ -378,13 +375,13 @@ def write(task: Task, path: Path) -> None:
         )
     if problem == "multi_label_classification":
         log.warning("an .npz cannot say that each class has a probability of its own: it is read as one class of all")
-    config = encoder.config
+    config = as_variant(encoder.config)
     names = _names_for(config, isinstance(task, Headed))
     hidden = task.hidden if isinstance(task, Headed) else None
     table = _table(config, names, {}, hidden, isinstance(task, Headed))
     state = task.state_dict()
     arrays: dict[str, np.ndarray] = {}
-    prefix = "" if names is PAPER else "params/img/" if config.variant.projection else "params/"
+    prefix = "" if names is PAPER else "params/img/" if config.projection else "params/"
     for name, weight in table.items():
         for theirs, value in zip(weight.names, _split(weight, state[name], config, name), strict=True):
             arrays[prefix + theirs] = np.ascontiguousarray(value.detach().cpu().float().numpy())
@@ -393,9 +390,9 @@ def write(task: Task, path: Path) -> None:
     write_whole(path if path.suffix == ".npz" else path / "model.npz", packed.getvalue())
 
 
-def _split(weight: Weight, value: Tensor, config: ViTConfig, name: str) -> list[Tensor]:
+def _split(weight: Weight, value: Tensor, config: VariantConfig, name: str) -> list[Tensor]:
     """The inverse of `weight.make`."""
-    heads = config.variant.pool_heads or config.heads if name.startswith("encoder.pooling") else config.heads
+    heads = config.pool_heads or config.heads if name.startswith("encoder.pooling") else config.heads
     if weight.make is _join_kernels:
         return [part.t().unflatten(1, (heads, -1)) for part in value.chunk(3)]
     if weight.make is _join_biases:
@@ -407,12 +404,11 @@ def _split(weight: Weight, value: Tensor, config: ViTConfig, name: str) -> list[
     return [value.t()] if weight.make is torch.t else [value]
 
 
-def _names_for(config: ViTConfig, head: bool) -> Names:
+def _names_for(config: VariantConfig, head: bool) -> Names:
     """Which code base has such a model; a part that neither has is named."""
-    v = config.variant
-    hybrid, projection = v.backbone == "resnetv2", None if head else v.projection  # both would be called `head`
+    hybrid, projection = config.backbone == "resnetv2", None if head else config.projection  # both are called `head`
     newer = config.pool == "attention" or config.positions == "sine" or projection is not None
-    newer = newer or (config.class_token and v.prefix_positions == "none")
+    newer = newer or (config.class_token and config.prefix_positions == "none")
     if hybrid and newer:
         raise UserError(
             "Google's .npz has no place for a hybrid with attention pooling, a projection, or other positions than "
@@ -432,7 +428,13 @@ def _names_for(config: ViTConfig, head: bool) -> Names:
     }
     wants["class_token"] = wants["pool"] == "token"
     differ = {name: (own, want) for name, want in wants.items() if (own := getattr(config, name)) != want}
-    free = {"mlp_hidden", "resampling", "pool_heads", "pool_hidden"}
+    free = {entry.name for entry in fields(ViTConfig)} | {
+        "mlp_hidden",
+        "resampling",
+        "pool_heads",
+        "pool_hidden",
+        "stem_blocks",  # said of a stem alone, which is compared itself
+    }
     same: dict[str, object] = {
         "projection": projection,
         "projection_bias": projection is not None,
@@ -441,9 +443,9 @@ def _names_for(config: ViTConfig, head: bool) -> Names:
     if hybrid:
         free |= {"backbone", "backbone_layers"}
         same |= {"backbone_eps": 1e-6, "backbone_weight": "deviation", "backbone_weight_eps": 1e-5}
-    for entry in fields(Variant):
-        want, own = same.get(entry.name, entry.default), getattr(v, entry.name)
-        if entry.name not in free and own != want:
+    for entry in fields(VariantConfig):
+        want, own = same.get(entry.name, entry.default), getattr(config, entry.name)
+        if entry.name not in free | wants.keys() and own != want:
             differ[entry.name] = (own, want)
     if differ:
         raise no_place("Google's .npz", names.title + " code", differ)

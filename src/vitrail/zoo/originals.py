@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
 from vitrail.data.decode import Preprocess
-from vitrail.layers import Variant
-from vitrail.vit import ViTConfig
+from vitrail.variants import VariantConfig
 from vitrail.zoo.renames import blocks_in, heads_for, joined, linear, square
 from vitrail.zoo.source import Files, Found, Weight
 
@@ -72,24 +72,24 @@ def _layout(files: Files) -> str | None:
 
 
 def _mae(files: Files) -> Found:
-    config = _plain(files, Variant(resampling="bicubic"))
+    config = _plain(files, resampling="bicubic")
     return _found("MAE's .pth", config, _names(files, config), _pictures(config, config.image_size, "bicubic"))
 
 
 def _dino(files: Files) -> Found:
-    config = _plain(files, Variant(resampling="offset"))
+    config = _plain(files, resampling="offset")
     return _found("DINO's .pth", config, _names(files, config), _pictures(config, config.image_size, "bicubic"))
 
 
 def _moco(files: Files) -> Found:
-    config = replace(_plain(files, Variant(resampling="bicubic")), heads=12)  # of 32 channels in ViT-S
+    config = replace(_plain(files, resampling="bicubic"), heads=12)  # of 32 channels in ViT-S
     return _found("MoCo v3's .pth", config, _names(files, config), _pictures(config, config.image_size, "bilinear"))
 
 
 def _dinov2(files: Files) -> Found:
     registers = files.shapes.get("register_tokens", (1, 0))[1]
     # The models with registers were published with another way to fit the positions.
-    config = replace(_plain(files, Variant(resampling="antialias" if registers else "offset")), registers=registers)
+    config = _plain(files, resampling="antialias" if registers else "offset", registers=registers)
     side = min(224 // config.patch * config.patch, config.image_size[0])
     found = _found("DINOv2's .pth", config, _names(files, config), _pictures(config, (side, side), "bicubic"))
     if registers:
@@ -103,11 +103,13 @@ def _dinov3(files: Files) -> Found:
     if "rope_embed.periods" in files.shapes:
         heads = width // (4 * files.shapes["rope_embed.periods"][0])
     bias = f"{_block(files, 0)}attn.qkv.bias" in files.shapes
-    variant = Variant(
-        rotary="centred", rotary_temperature=100.0, rotary_pairs="halves", key_bias=not bias, resampling="antialias"
-    )
-    config = replace(
-        _plain(files, variant),
+    config = _plain(
+        files,
+        rotary="centred",
+        rotary_temperature=100.0,
+        rotary_pairs="halves",
+        key_bias=not bias,
+        resampling="antialias",
         heads=heads,
         registers=files.shapes.get("storage_tokens", (1, 0))[1],
         qkv_bias=bias,
@@ -120,8 +122,8 @@ def _dinov3(files: Files) -> Found:
     return found
 
 
-def _plain(files: Files, variant: Variant) -> ViTConfig:
-    """The config of an encoder with timm's names, DINOv2's gated MLP or DINOv3's."""
+def _plain(files: Files, **changes: Any) -> VariantConfig:
+    """The config of an encoder with timm's names, DINOv2's gated MLP or DINOv3's, and `changes`."""
     shapes, first = files.shapes, _block(files, 0)
     width, channels, patch = shapes["patch_embed.proj.weight"][:3]
     prefix = int("cls_token" in shapes)
@@ -129,8 +131,7 @@ def _plain(files: Files, variant: Variant) -> ViTConfig:
     side = square(files, "pos_embed", prefix) * patch if placed else 224 // patch * patch
     gated = next((name for name in ("mlp.w3", "mlp.fc2") if f"{first}{name}.weight" in shapes), "mlp.fc2")
     hidden = shapes[f"{first}{gated}.weight"][1]
-    variant = replace(variant, mlp="gated" if gated == "mlp.w3" else "plain", mlp_hidden=hidden)
-    return ViTConfig(
+    config = VariantConfig(
         width=width,
         depth=blocks_in(files, "blocks.{}.norm1.weight") or _chunked(files),
         heads=heads_for(width),
@@ -143,8 +144,10 @@ def _plain(files: Files, variant: Variant) -> ViTConfig:
         qkv_bias=f"{first}attn.qkv.bias" in shapes,
         layer_scale=1e-5 if f"{first}ls1.gamma" in shapes else None,
         activation="silu" if gated == "mlp.w3" else "gelu",
-        variant=variant,
+        mlp="gated" if gated == "mlp.w3" else "plain",
+        mlp_hidden=hidden,
     )
+    return replace(config, **changes)
 
 
 def _block(files: Files, number: int) -> str:
@@ -160,7 +163,7 @@ def _chunked(files: Files) -> int:
     return sum(bool(re.fullmatch(r"blocks\.\d+\.\d+\.norm1\.weight", name)) for name in files.shapes)
 
 
-def _names(files: Files, config: ViTConfig) -> dict[str, Weight]:
+def _names(files: Files, config: VariantConfig) -> dict[str, Weight]:
     """The renaming table of such an encoder."""
     t: dict[str, Weight] = {}
     linear(t, "encoder.patches.projection", "patch_embed.proj")
@@ -181,9 +184,9 @@ def _names(files: Files, config: ViTConfig) -> dict[str, Weight]:
     return t
 
 
-def _attention(t: dict[str, Weight], own: str, theirs: str, config: ViTConfig) -> None:
+def _attention(t: dict[str, Weight], own: str, theirs: str, config: VariantConfig) -> None:
     t[f"{own}qkv.weight"] = Weight((f"{theirs}qkv.weight",))
-    if config.qkv_bias and config.variant.key_bias:
+    if config.qkv_bias and config.key_bias:
         t[f"{own}qkv.bias"] = Weight((f"{theirs}qkv.bias",))
     elif config.qkv_bias:
         for name, third in (("q_bias", 0), ("v_bias", 2)):
@@ -208,11 +211,11 @@ def _mlp(t: dict[str, Weight], own: str, theirs: str, files: Files) -> None:
     linear(t, f"{own}down", f"{theirs}w3")
 
 
-def _found(source: str, config: ViTConfig, weights: dict[str, Weight], preprocess: Preprocess) -> Found:
+def _found(source: str, config: VariantConfig, weights: dict[str, Weight], preprocess: Preprocess) -> Found:
     return Found(source, config, None, preprocess, weights, left={})
 
 
-def _pictures(config: ViTConfig, size: tuple[int, int], interpolation: str) -> Preprocess:
+def _pictures(config: VariantConfig, size: tuple[int, int], interpolation: str) -> Preprocess:
     """As these models are evaluated: an eighth of each side is cut off."""
     mean, std = (tuple(numbers[i % 3] for i in range(config.channels)) for numbers in (MEAN, STD))
     return Preprocess(

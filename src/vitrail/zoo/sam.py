@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 from vitrail.data.decode import Preprocess
 from vitrail.errors import UserError
-from vitrail.layers import Variant
-from vitrail.vit import ViTConfig
+from vitrail.variants import VariantConfig
 from vitrail.zoo.renames import blocks_in, linear, reshaped
 from vitrail.zoo.source import Files, Found, Weight
 
@@ -69,7 +68,7 @@ def read(files: Files) -> Found:
         t[f"{own}attention.relative.columns"] = Weight((f"{theirs}attn.rel_pos_w",))
         linear(t, f"{own}mlp.up", f"{theirs}mlp.lin1")
         linear(t, f"{own}mlp.down", f"{theirs}mlp.lin2")
-    if config.variant.neck is not None:
+    if config.neck is not None:
         for i, name in enumerate(s.neck):  # convolutions without a bias, each with a norm behind it
             linear(t, f"encoder.neck.{i}", p + name, bias=bool(i % 2))
     mean, std = (tuple(numbers[i % 3] for i in range(config.channels)) for numbers in (MEAN, STD))
@@ -84,7 +83,7 @@ def read(files: Files) -> Found:
     )
 
 
-def _config(files: Files, s: Spelling) -> ViTConfig:
+def _config(files: Files, s: Spelling) -> VariantConfig:
     """Sizes from the shapes: of the positions the grid, of the relative ones windows and width of a head."""
     shapes, first = files.shapes, s.prefix + s.block.format(0)
     width, channels, patch = shapes[f"{s.prefix}{s.patches}.weight"][:3]
@@ -99,7 +98,7 @@ def _config(files: Files, s: Spelling) -> ViTConfig:
     window = min(sizes) if min(sizes) < max(rows, columns) else 0
     neck = shapes.get(f"{s.prefix}{s.neck[0]}.weight")
     hidden = shapes[f"{first}mlp.lin1.weight"][0]
-    return ViTConfig(
+    return VariantConfig(
         width=width,
         depth=depth,
         heads=width // shapes[f"{first}attn.rel_pos_h"][1],
@@ -109,12 +108,10 @@ def _config(files: Files, s: Spelling) -> ViTConfig:
         class_token=False,
         pool="average",
         qkv_bias=f"{first}attn.qkv.bias" in shapes,
-        variant=Variant(
-            mlp_hidden=hidden,
-            norm_after=False,
-            relative="decomposed",
-            window=window,
-            global_blocks=tuple(i for i, size in enumerate(sizes) if size != window) if window else (),
-            neck=neck[0] if neck else None,
-        ),
+        mlp_hidden=hidden,
+        norm_after=False,
+        relative="decomposed",
+        window=window,
+        global_blocks=tuple(i for i, size in enumerate(sizes) if size != window) if window else (),
+        neck=neck[0] if neck else None,
     )

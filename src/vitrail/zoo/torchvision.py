@@ -11,8 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vitrail.data.decode import Preprocess
-from vitrail.layers import Variant
-from vitrail.vit import ViTConfig
+from vitrail.variants import VariantConfig
 from vitrail.zoo.renames import blocks_in, class_names, heads_for, linear, square
 from vitrail.zoo.source import Files, Found, Weight
 
@@ -34,7 +33,7 @@ def read(files: Files) -> Found:
     width, channels, patch = files.shapes["conv_proj.weight"][:3]
     side = square(files, "encoder.pos_embedding", prefix=1) * patch
     up, down = MLP if f"{BLOCK.format(0)}{MLP[0]}.weight" in files.shapes else MLP_BEFORE_2022
-    config = ViTConfig(
+    config = VariantConfig(
         width=width,
         depth=blocks_in(files, BLOCK + "ln_1.weight"),
         heads=heads_for(width),
@@ -42,7 +41,7 @@ def read(files: Files) -> Found:
         image_size=(side, side),
         channels=channels,
         mlp_ratio=files.shapes[f"{BLOCK.format(0)}{up}.weight"][0] / width,
-        variant=Variant(resampling="bicubic_corners"),
+        resampling="bicubic_corners",
     )
     weights: dict[str, Weight] = {
         "encoder.class_token": Weight(("class_token",)),
@@ -77,7 +76,7 @@ def read(files: Files) -> Found:
     )
 
 
-def _preprocess(config: ViTConfig) -> Preprocess:
+def _preprocess(config: VariantConfig) -> Preprocess:
     """Of the weights trained on ImageNet at 224 pixels; of those fine-tuned at larger sizes, and of ViT-H."""
     side = config.image_size[0]
     mean, std = (tuple(numbers[i % 3] for i in range(config.channels)) for numbers in (MEAN, STD))
@@ -107,7 +106,7 @@ def reference(files: Files) -> Callable[[Tensor], dict[str, Tensor]]:
         num_layers=config.depth,
         num_heads=config.heads,
         hidden_dim=config.width,
-        mlp_dim=config.hidden,
+        mlp_dim=round(config.width * config.mlp_ratio),
         num_classes=len(found.classes or [""]),
         representation_size=found.hidden,
     )

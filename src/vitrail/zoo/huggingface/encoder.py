@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import UserError
-from vitrail.layers import Variant
-from vitrail.vit import Pool, ViTConfig
+from vitrail.variants import VariantConfig
 from vitrail.zoo.huggingface.kinds import ACTIVATIONS, Spelling
 from vitrail.zoo.renames import joined, linear, reshaped
 from vitrail.zoo.source import Weight
@@ -28,7 +27,7 @@ PARTS = {
 """weights that not every model of a type has, and a word for each"""
 
 
-def encoder_config(kind: str, values: Mapping[str, Any], parts: Collection[str]) -> ViTConfig:
+def encoder_config(kind: str, values: Mapping[str, Any], parts: Collection[str]) -> VariantConfig:
     """The config of a `model_type` with the values of its `config.json`, for a model with those `PARTS`."""
     c = values
     if c["hidden_act"] not in ACTIVATIONS:
@@ -40,7 +39,7 @@ def encoder_config(kind: str, values: Mapping[str, Any], parts: Collection[str])
     # SigLIP 2 gives its size as a number of patches, which stand in a square.
     size = c["image_size"] if "num_patches" not in c else math.isqrt(c["num_patches"]) * patch[0]
     image_size = _sides(size, "image_size")
-    config = ViTConfig(
+    config = VariantConfig(
         width=c["hidden_size"],
         depth=c["num_hidden_layers"],
         heads=c["num_attention_heads"],
@@ -50,19 +49,20 @@ def encoder_config(kind: str, values: Mapping[str, Any], parts: Collection[str])
         qkv_bias=c["qkv_bias"],
         activation=ACTIVATIONS[c["hidden_act"]],
         norm_eps=c["layer_norm_eps"],
-        variant=Variant(resampling="bicubic", floor_grid=any(side % patch[0] for side in image_size)),
+        resampling="bicubic",
+        floor_grid=any(side % patch[0] for side in image_size),
     )
     config = with_hidden(config, c["intermediate_size"] or int(c["hidden_size"] * c["mlp_ratio"]))
     family = kind.removesuffix("_vision_model")
     return FAMILIES[family](config, c, parts)
 
 
-def with_hidden(config: ViTConfig, hidden: int) -> ViTConfig:
+def with_hidden(config: VariantConfig, hidden: int) -> VariantConfig:
     """The config with an MLP of that width inside."""
     ratio = hidden / config.width
-    if config.variant.mlp == "plain" and int(config.width * ratio) == hidden:
-        return replace(config, mlp_ratio=ratio, variant=replace(config.variant, mlp_hidden=None))
-    return replace(config, variant=replace(config.variant, mlp_hidden=hidden))
+    if config.mlp == "plain" and int(config.width * ratio) == hidden:
+        return replace(config, mlp_ratio=ratio, mlp_hidden=None)
+    return replace(config, mlp_hidden=hidden)
 
 
 def _sides(value: int | list[int], name: str) -> tuple[int, int]:
@@ -72,26 +72,25 @@ def _sides(value: int | list[int], name: str) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-def _vit(config: ViTConfig, c: Mapping[str, Any], parts: Collection[str]) -> ViTConfig:
+def _vit(config: VariantConfig, c: Mapping[str, Any], parts: Collection[str]) -> VariantConfig:
     if "pooler" not in parts or "classes" in parts:
         return config
     activation, width = c.get("pooler_act", "tanh"), c.get("pooler_output_size") or config.width
     if activation not in ("tanh", "linear"):
         raise UserError(f"a pooler with {activation!r} is not supported: choose a model with tanh or none")
-    variant = replace(config.variant, projection=width, projection_bias=True, projection_tanh=activation == "tanh")
-    return replace(config, variant=variant)
+    return replace(config, projection=width, projection_bias=True, projection_tanh=activation == "tanh")
 
 
-def _deit(config: ViTConfig, c: Mapping[str, Any], parts: Collection[str]) -> ViTConfig:
-    config = replace(config, variant=replace(config.variant, distillation=True))
+def _deit(config: VariantConfig, c: Mapping[str, Any], parts: Collection[str]) -> VariantConfig:
+    config = replace(config, distillation=True)
     return replace(config, pool="distilled") if "distilled" in parts else _vit(config, c, parts)
 
 
-def _ijepa(config: ViTConfig, c: Mapping[str, Any], parts: Collection[str]) -> ViTConfig:
+def _ijepa(config: VariantConfig, c: Mapping[str, Any], parts: Collection[str]) -> VariantConfig:
     return replace(config, class_token=False, pool="average")
 
 
-def _dinov2(config: ViTConfig, c: Mapping[str, Any], parts: Collection[str]) -> ViTConfig:
+def _dinov2(config: VariantConfig, c: Mapping[str, Any], parts: Collection[str]) -> VariantConfig:
     config = replace(
         config,
         registers=c.get("num_register_tokens", 0),
@@ -99,18 +98,18 @@ def _dinov2(config: ViTConfig, c: Mapping[str, Any], parts: Collection[str]) -> 
         layer_scale=c.get("layerscale_value", 1.0),
     )
     if "num_register_tokens" in c:
-        config = replace(config, variant=replace(config.variant, resampling="antialias"))
+        config = replace(config, resampling="antialias")
     if not c["use_swiglu_ffn"]:
         return config
-    config = replace(config, activation="silu", variant=replace(config.variant, mlp="gated"))
+    config = replace(config, activation="silu", mlp="gated")
     # Two thirds, so that three matrices have about the weights of two, in steps of 8.
     return with_hidden(config, (int(int(config.width * c["mlp_ratio"]) * 2 / 3) + 7) // 8 * 8)
 
 
-def _dinov3(config: ViTConfig, c: Mapping[str, Any], parts: Collection[str]) -> ViTConfig:
+def _dinov3(config: VariantConfig, c: Mapping[str, Any], parts: Collection[str]) -> VariantConfig:
     biases = {name for name in ("query", "key", "value") if c[f"{name}_bias"]}
-    variant = replace(
-        config.variant,
+    config = replace(
+        config,
         rotary="centred",
         rotary_temperature=float(c["rope_theta"]),
         rotary_pairs="halves",
@@ -118,59 +117,50 @@ def _dinov3(config: ViTConfig, c: Mapping[str, Any], parts: Collection[str]) -> 
         key_bias=biases != {"query", "value"},
         output_bias=c["proj_bias"] or c["mlp_bias"],
         mlp="gated" if c["use_gated_mlp"] else "plain",
-    )
-    config = replace(
-        config,
         registers=c["num_register_tokens"],
         positions="none",
         qkv_bias=bool(biases),
         layer_scale=c.get("layerscale_value", 1.0),
-        variant=variant,
     )
     return with_hidden(config, c["intermediate_size"])
 
 
-def _clip(config: ViTConfig, c: Mapping[str, Any], parts: Collection[str]) -> ViTConfig:
+def _clip(config: VariantConfig, c: Mapping[str, Any], parts: Collection[str]) -> VariantConfig:
     classes = "classes" in parts
     projection = c["projection_dim"] if "projection" in parts else None
-    variant = replace(
-        config.variant,
+    return replace(
+        config,
+        pool="average" if classes else "token",
         norm_before=True,
         norm_after=False,
         norm_pooled=not classes,
         patch_bias=False,
         projection=projection,
     )
-    return replace(config, pool="average" if classes else "token", variant=variant)
 
 
-def _siglip(config: ViTConfig, c: Mapping[str, Any], parts: Collection[str]) -> ViTConfig:
-    pool: Pool = "attention" if "probe" in parts and "classes" not in parts else "average"
+def _siglip(config: VariantConfig, c: Mapping[str, Any], parts: Collection[str]) -> VariantConfig:
+    pool = "attention" if "probe" in parts and "classes" not in parts else "average"
     return replace(config, class_token=False, pool=pool)
 
 
-def _siglip2(config: ViTConfig, c: Mapping[str, Any], parts: Collection[str]) -> ViTConfig:
-    variant = replace(config.variant, resampling="bilinear_antialias")
-    return _siglip(replace(config, variant=variant), c, parts)
+def _siglip2(config: VariantConfig, c: Mapping[str, Any], parts: Collection[str]) -> VariantConfig:
+    return _siglip(replace(config, resampling="bilinear_antialias"), c, parts)
 
 
-def _beit(config: ViTConfig, c: Mapping[str, Any], parts: Collection[str]) -> ViTConfig:
+def _beit(config: VariantConfig, c: Mapping[str, Any], parts: Collection[str]) -> VariantConfig:
     own, shared = c["use_relative_position_bias"], c["use_shared_relative_position_bias"]
     mean = c["use_mean_pooling"]
-    variant = replace(
-        config.variant,
+    return replace(
+        config,
         key_bias=False,
         norm_after=not mean,
         norm_pooled=mean and "norm" in parts,
         relative="both" if own and shared else "table" if own else "shared" if shared else "none",
         relative_resampling="bilinear",
-    )
-    return replace(
-        config,
         pool="average" if mean else "token",
         positions="learned" if c["use_absolute_position_embeddings"] else "none",
         layer_scale=c["layer_scale_init_value"] if c["layer_scale_init_value"] > 0 else None,
-        variant=variant,
     )
 
 
@@ -191,29 +181,29 @@ FAMILIES = {
 }
 
 
-def renaming(config: ViTConfig, kind: str, spelling: Spelling, classes: bool) -> dict[str, Weight]:
+def renaming(config: VariantConfig, kind: str, spelling: Spelling, classes: bool) -> dict[str, Weight]:
     """The task's names to transformers' (without the tower's prefix)."""
-    s, v = spelling, config.variant
+    s = spelling
     t: dict[str, Weight] = {}
-    linear(t, "encoder.patches.projection", s.patches, bias=v.patch_bias)
+    linear(t, "encoder.patches.projection", s.patches, bias=config.patch_bias)
     if kind.startswith("siglip2"):
         t["encoder.patches.projection.weight"] = Weight((f"{s.patches}.weight",), _filters(config.patch), "reshaped")
     flat = {"clip", "siglip", "siglip2"} & {kind.removesuffix("_vision_model")}
     if config.class_token:
         t["encoder.class_token"] = reshaped(s.class_token, (1, 1, -1)) if flat else Weight((s.class_token,))
-    if v.distillation:
+    if config.distillation:
         t["encoder.distillation_token"] = Weight((s.distillation,))
     if config.registers:
         t["encoder.registers"] = Weight((s.registers,))
     if config.positions == "learned":
         shape = (1, -1, config.width)
         t["encoder.positions"] = reshaped(s.positions, shape) if flat else Weight((s.positions,))
-    if v.relative in ("shared", "both"):
+    if config.relative in ("shared", "both"):
         t["encoder.relative.table"] = Weight((s.shared_table,))
     for own, theirs, there in (
-        ("norm_before", s.norm_before, v.norm_before),
-        ("norm", s.norm, v.norm_after),
-        ("norm_pooled", s.norm_pooled, v.norm_pooled),
+        ("norm_before", s.norm_before, config.norm_before),
+        ("norm", s.norm, config.norm_after),
+        ("norm_pooled", s.norm_pooled, config.norm_pooled),
     ):
         if there:
             linear(t, f"encoder.{own}", theirs)
@@ -221,9 +211,9 @@ def renaming(config: ViTConfig, kind: str, spelling: Spelling, classes: bool) ->
         _block(t, f"encoder.blocks.{i}.", s.block.format(i), config, s)
     if config.pool == "attention":
         _attention_pool(t)
-    if v.projection is not None:
-        name = "pooler.dense" if v.projection_bias else "visual_projection"
-        linear(t, "encoder.projection", name, bias=v.projection_bias)
+    if config.projection is not None:
+        name = "pooler.dense" if config.projection_bias else "visual_projection"
+        linear(t, "encoder.projection", name, bias=config.projection_bias)
     if config.pool == "distilled":
         linear(t, "head.linear", "cls_classifier")
         linear(t, "head.distillation", "distillation_classifier")
@@ -232,26 +222,25 @@ def renaming(config: ViTConfig, kind: str, spelling: Spelling, classes: bool) ->
     return t
 
 
-def _block(t: dict[str, Weight], own: str, theirs: str, config: ViTConfig, s: Spelling) -> None:
-    v = config.variant
+def _block(t: dict[str, Weight], own: str, theirs: str, config: VariantConfig, s: Spelling) -> None:
     linear(t, f"{own}norm1", theirs + s.norm1)
     linear(t, f"{own}norm2", theirs + s.norm2)
     qkv = [theirs + name for name in (s.query, s.key, s.value)]
     t[f"{own}attention.qkv.weight"] = joined(f"{name}.weight" for name in qkv)
-    if config.qkv_bias and v.key_bias:
+    if config.qkv_bias and config.key_bias:
         t[f"{own}attention.qkv.bias"] = joined(f"{name}.bias" for name in qkv)
     elif config.qkv_bias:
         t[f"{own}attention.q_bias"] = Weight((f"{qkv[0]}.bias",))
         t[f"{own}attention.v_bias"] = Weight((f"{qkv[2]}.bias",))
-    linear(t, f"{own}attention.out", theirs + s.out, bias=v.output_bias)
-    if v.relative in ("table", "both"):
+    linear(t, f"{own}attention.out", theirs + s.out, bias=config.output_bias)
+    if config.relative in ("table", "both"):
         t[f"{own}attention.relative.table"] = Weight((theirs + s.table,))
-    up, down = (s.up, s.down) if v.mlp == "plain" or s.gated is None else s.gated
-    linear(t, f"{own}mlp.up", theirs + up, bias=v.output_bias)
-    if v.mlp == "gated" and s.gate is not None:
-        for end in ("weight", "bias")[: 1 + v.output_bias]:
+    up, down = (s.up, s.down) if config.mlp == "plain" or s.gated is None else s.gated
+    linear(t, f"{own}mlp.up", theirs + up, bias=config.output_bias)
+    if config.mlp == "gated" and s.gate is not None:
+        for end in ("weight", "bias")[: 1 + config.output_bias]:
             t[f"{own}mlp.up.{end}"] = joined(f"{theirs}{name}.{end}" for name in (s.gate, up))
-    linear(t, f"{own}mlp.down", theirs + down, bias=v.output_bias)
+    linear(t, f"{own}mlp.down", theirs + down, bias=config.output_bias)
     if config.layer_scale is not None:
         t[f"{own}branch1.0.scale"] = Weight((theirs + s.scale1,))
         t[f"{own}branch2.0.scale"] = Weight((theirs + s.scale2,))
@@ -273,7 +262,7 @@ def _filters(patch: int) -> Callable[[Tensor], Tensor]:
     return lambda weight: weight.unflatten(1, (patch, patch, -1)).permute(0, 3, 1, 2)
 
 
-def filled(own: str, weight: Weight, absent: tuple[str, ...], config: ViTConfig) -> Weight:
+def filled(own: str, weight: Weight, absent: tuple[str, ...], config: VariantConfig) -> Weight:
     """`weight` with zeros for the names that end like one of `absent`: biases that the source's config leaves out."""
     here = [not name.endswith(absent) for name in weight.names]
     if all(here) or not absent:

@@ -17,7 +17,8 @@ from vitrail.errors import UserError
 from vitrail.files import whole_folder, write_whole
 from vitrail.tasks.headed import Headed
 from vitrail.tasks.task import Task
-from vitrail.vit import ViT, ViTConfig
+from vitrail.variants import VariantConfig, as_variant
+from vitrail.vit import ViT
 from vitrail.zoo.huggingface.encoder import encoder_config, renaming, with_hidden
 from vitrail.zoo.huggingface.kinds import ACTIVATIONS, KINDS
 from vitrail.zoo.huggingface.processor import settings_of
@@ -57,7 +58,7 @@ def write(task: Task, path: Path) -> None:
     classes = task.outputs if isinstance(task, Headed) else None
     if isinstance(task, Headed) and task.hidden is not None:
         raise no_hidden_layer("transformers", task.hidden)
-    config = encoder.config
+    config = as_variant(encoder.config)
     name = _type_for(config, classes is not None)
     parts = _parts(config, classes is not None)
     values = _values(name, config)
@@ -70,42 +71,41 @@ def write(task: Task, path: Path) -> None:
         write_whole(folder / "preprocessor_config.json", json.dumps(settings_of(task.preprocess), indent=2) + "\n")
 
 
-def _type_for(c: ViTConfig, classes: bool) -> str:
+def _type_for(c: VariantConfig, classes: bool) -> str:
     """The type that comes nearest; whether it fits is checked afterwards."""
-    v = c.variant
-    if v.rotary != "none":
+    if c.rotary != "none":
         return "dinov3_vit"
-    if v.norm_before:
+    if c.norm_before:
         return "clip" if classes else "clip_vision_model"
     if c.pool == "attention":
         return "siglip_vision_model"
-    if v.distillation:
+    if c.distillation:
         return "deit"
-    if v.relative != "none" or not v.key_bias or v.norm_pooled:
-        return "beit" if v.norm_pooled or v.norm_after else "data2vec-vision"
+    if c.relative != "none" or not c.key_bias or c.norm_pooled:
+        return "beit" if c.norm_pooled or c.norm_after else "data2vec-vision"
     if c.registers:
         return "dinov2_with_registers"
-    if c.layer_scale is not None or v.mlp == "gated":
+    if c.layer_scale is not None or c.mlp == "gated":
         return "dinov2"
     return "vit" if c.class_token else "ijepa"
 
 
-def _parts(c: ViTConfig, classes: bool) -> set[str]:
+def _parts(c: VariantConfig, classes: bool) -> set[str]:
     """What `encoder_config` is told that the files hold."""
     parts = {
         "classes": classes and c.pool != "distilled",
         "distilled": c.pool == "distilled",
-        "projection": c.variant.projection is not None and not c.variant.projection_bias,
-        "pooler": c.variant.projection is not None and c.variant.projection_bias,
-        "norm": c.variant.norm_pooled,
+        "projection": c.projection is not None and not c.projection_bias,
+        "pooler": c.projection is not None and c.projection_bias,
+        "norm": c.norm_pooled,
         "probe": c.pool == "attention",
     }
     return {part for part, there in parts.items() if there}
 
 
-def _values(name: str, c: ViTConfig) -> dict[str, Any]:
+def _values(name: str, c: VariantConfig) -> dict[str, Any]:
     """The entries of `config.json` that say how the model is built."""
-    v, square = c.variant, c.image_size[0] == c.image_size[1] or name not in ANY_SHAPE
+    square = c.image_size[0] == c.image_size[1] or name not in ANY_SHAPE
     values: dict[str, Any] = {
         "hidden_size": c.width,
         "num_hidden_layers": c.depth,
@@ -119,70 +119,63 @@ def _values(name: str, c: ViTConfig) -> dict[str, Any]:
         "qkv_bias": c.qkv_bias,
     }
     if name in ("vit", "deit"):
-        if v.projection is None:  # an identity stands in for the pooler, which transformers always has
+        if c.projection is None:  # an identity stands in for the pooler, which transformers always has
             return {**values, "pooler_output_size": c.width, "pooler_act": "linear"}
-        return {**values, "pooler_output_size": v.projection, "pooler_act": "tanh" if v.projection_tanh else "linear"}
+        return {**values, "pooler_output_size": c.projection, "pooler_act": "tanh" if c.projection_tanh else "linear"}
     if name.startswith("dinov2"):
-        values["use_swiglu_ffn"] = v.mlp == "gated"
+        values["use_swiglu_ffn"] = c.mlp == "gated"
         values["mlp_ratio"] = _dinov2_ratio(c)
         values["layerscale_value"] = c.layer_scale
         del values["intermediate_size"]
         values.update({"use_mask_token": False} if name == "dinov2" else {"num_register_tokens": c.registers})
     if name == "dinov3_vit":
-        key = c.qkv_bias and v.key_bias
+        key = c.qkv_bias and c.key_bias
         values.update(query_bias=c.qkv_bias, key_bias=key, value_bias=c.qkv_bias)
-        values.update(proj_bias=v.output_bias, mlp_bias=v.output_bias, use_gated_mlp=v.mlp == "gated")
-        values.update(num_register_tokens=c.registers, rope_theta=v.rotary_temperature, layerscale_value=c.layer_scale)
+        values.update(proj_bias=c.output_bias, mlp_bias=c.output_bias, use_gated_mlp=c.mlp == "gated")
+        values.update(num_register_tokens=c.registers, rope_theta=c.rotary_temperature, layerscale_value=c.layer_scale)
     if name in ("beit", "data2vec-vision"):
         values["use_absolute_position_embeddings"] = c.positions != "none"
-        values["use_relative_position_bias"] = v.relative in ("table", "both")
-        values["use_shared_relative_position_bias"] = v.relative in ("shared", "both")
+        values["use_relative_position_bias"] = c.relative in ("table", "both")
+        values["use_shared_relative_position_bias"] = c.relative in ("shared", "both")
         values["use_mean_pooling"] = c.pool == "average"
         values["layer_scale_init_value"] = c.layer_scale or 0.0
-    if name.startswith("clip") and v.projection is not None:
-        values["projection_dim"] = v.projection
+    if name.startswith("clip") and c.projection is not None:
+        values["projection_dim"] = c.projection
     if name.startswith("siglip"):
         values["vision_use_head"] = True
     return values
 
 
-def _dinov2_ratio(c: ViTConfig) -> int:
+def _dinov2_ratio(c: VariantConfig) -> int:
     """DINOv2's config has a ratio, a whole number, and takes two thirds of the gated MLP's width."""
     hidden = c.hidden
-    return round(hidden * 1.5 / c.width) if c.variant.mlp == "gated" else round(hidden / c.width)
+    return round(hidden * 1.5 / c.width) if c.mlp == "gated" else round(hidden / c.width)
 
 
-def _checked(name: str, values: dict[str, Any], parts: Collection[str], config: ViTConfig) -> ViTConfig:
+def _checked(name: str, values: dict[str, Any], parts: Collection[str], config: VariantConfig) -> VariantConfig:
     """What the written config will be read as, where that is the model; else the part that does not fit is refused."""
-    if values.get("pooler_act") == "linear" and config.variant.projection is None:
+    if values.get("pooler_act") == "linear" and config.projection is None:
         parts = {*parts} - {"pooler"}
     said = {entry: value for entry, value in values.items() if value is not None}  # null is transformers' default
     back = encoder_config(name, {**KINDS[name].defaults, **said}, parts)
     ours = with_hidden(config, config.hidden)
-    variant = replace(
-        ours.variant,
-        # At its own size nothing is interpolated.
-        resampling=back.variant.resampling,
-        relative_resampling=back.variant.relative_resampling,
-        norm_after_eps=None if ours.variant.norm_after_eps == ours.norm_eps else ours.variant.norm_after_eps,
-    )
     ours = replace(
         ours,
+        # At its own size nothing is interpolated.
+        resampling=back.resampling,
+        relative_resampling=back.relative_resampling,
+        norm_after_eps=None if ours.norm_after_eps == ours.norm_eps else ours.norm_after_eps,
         # What training alone reads, and positions that a learned table can hold.
         dropout=0.0,
         drop_path=0.0,
-        attention_init=back.attention_init,
-        # Said of a stem alone, which is compared itself.
-        stem_stride=back.stem_stride,
-        stem_blocks=back.stem_blocks,
+        stem_blocks=back.stem_blocks,  # said of a stem alone, which is compared itself
         positions=back.positions if back.positions == "learned" else ours.positions,
-        variant=variant,
     )
-    wanted, there = ({**asdict(c), **asdict(c.variant)} for c in (ours, back))
-    wrong = {f: (own, there[f]) for f, own in wanted.items() if f != "variant" and own != there[f]}
+    wanted, there = asdict(ours), asdict(back)
+    wrong = {field: (own, there[field]) for field, own in wanted.items() if own != there[field]}
     if wrong:
         raise no_place("transformers", f"its type {name}", wrong)
-    if config.positions == "learned" and config.variant.resampling != back.variant.resampling:
+    if config.positions == "learned" and config.resampling != back.resampling:
         log.warning("at other sizes transformers fits the positions in its own way: outputs are the same at this one")
     return back
 
@@ -207,14 +200,14 @@ def _text(name: str, values: dict[str, Any], parts: Collection[str], classes: li
     return text
 
 
-def _weights(task: Task, encoder: ViT, config: ViTConfig, name: str, classes: bool) -> dict[str, Tensor]:
+def _weights(task: Task, encoder: ViT, config: VariantConfig, name: str, classes: bool) -> dict[str, Tensor]:
     """The weights under transformers' names, as they stand in files on the Hub."""
     own = {key: value.detach().cpu() for key, value in task.state_dict().items()}
-    c = encoder.config
+    c = as_variant(encoder.config)
     if config.positions == "learned" and c.positions != "learned":
         made = encoder.positions_for(c.grid)
         shape = (1, c.prefix_tokens - c.registers + c.grid[0] * c.grid[1], c.width)
-        own["encoder.positions"] = torch.zeros(shape) if made is None else made.detach().cpu()
+        own["encoder.positions"] = torch.zeros(shape) if c.positions == "none" else made.detach().cpu()
     kind = KINDS[name]
     theirs: dict[str, Tensor] = {}
     for key, (names, _, change) in renaming(config, name, kind.spellings[0], classes).items():
@@ -229,7 +222,7 @@ def _weights(task: Task, encoder: ViT, config: ViTConfig, name: str, classes: bo
     return {(key if key.startswith(heads) else prefix + key): value.contiguous() for key, value in theirs.items()}
 
 
-def _stand_ins(name: str, c: ViTConfig, there: Collection[str]) -> dict[str, Tensor]:
+def _stand_ins(name: str, c: VariantConfig, there: Collection[str]) -> dict[str, Tensor]:
     """Weights that transformers' models have and ours does not, such that they change nothing."""
     if name in ("vit", "deit") and not {"pooler.dense.weight", "classifier.weight", "cls_classifier.weight"} & {*there}:
         return {"pooler.dense.weight": torch.eye(c.width), "pooler.dense.bias": torch.zeros(c.width)}

@@ -21,11 +21,11 @@ from vitrail.data import imagenet
 from vitrail.data.decode import Preprocess
 from vitrail.errors import UserError
 from vitrail.files import whole_folder, write_whole
-from vitrail.layers import Variant
 from vitrail.tasks.embed import Embed
 from vitrail.tasks.headed import Headed
 from vitrail.tasks.task import Task
-from vitrail.vit import ViT, ViTConfig
+from vitrail.variants import VariantConfig, as_variant
+from vitrail.vit import ViT
 from vitrail.zoo.problem import problem_in, problem_of
 from vitrail.zoo.refusals import no_hidden_layer, no_place
 from vitrail.zoo.renames import class_names
@@ -183,7 +183,7 @@ def _classes(files: Files, settings: dict[str, Any], notes: list[str]) -> list[s
     return [str(told.get(name, name)) if isinstance(told, dict) else str(name) for name in names]
 
 
-def _preprocess(pictures: Arguments, encoder: ViTConfig, notes: list[str]) -> Preprocess:
+def _preprocess(pictures: Arguments, encoder: VariantConfig, notes: list[str]) -> Preprocess:
     mode, interpolation = pictures["crop_mode"], pictures["interpolation"]
     if mode not in ("center", "squash"):
         notes.append(f"timm's crop_mode {mode!r} is read as a crop of the centre")
@@ -206,7 +206,7 @@ def _preprocess(pictures: Arguments, encoder: ViTConfig, notes: list[str]) -> Pr
 
 def _guess(files: Files, notes: list[str]) -> tuple[str, Arguments]:
     """The architecture whose weights have these names and shapes, or a plain one with what the shapes say."""
-    fitting: dict[str, ViTConfig] = {}
+    fitting: dict[str, VariantConfig] = {}
     fits = cache(lambda config, kind: _fits(files, config, kind))  # many names mean the same
     for name in sorted(table(), key=_plainness):
         config = _candidate(files, table()[name])
@@ -272,7 +272,7 @@ def _depth(files: Files) -> int:
     return max(blocks, default=-1) + 1
 
 
-def _candidate(files: Files, values: Arguments) -> ViTConfig | None:
+def _candidate(files: Files, values: Arguments) -> VariantConfig | None:
     """The config with these arguments, if it has the width and depth of the file."""
     shape = files.shapes.get("patch_embed.proj.weight") or files.shapes.get("patch_embed.backbone.2.conv.weight")
     if shape is None or len(shape) != 4 or values.get("embed_dim", 768) != shape[0]:
@@ -286,7 +286,7 @@ def _candidate(files: Files, values: Arguments) -> ViTConfig | None:
         return None
 
 
-def _fits(files: Files, config: ViTConfig, kind: str) -> bool:
+def _fits(files: Files, config: VariantConfig, kind: str) -> bool:
     """Whether a model of timm's class `kind` with this config has just the names and shapes of the file."""
     classes = _outputs(files)
     one = _first_block(config)
@@ -305,11 +305,10 @@ def _fits(files: Files, config: ViTConfig, kind: str) -> bool:
     return True
 
 
-def _first_block(config: ViTConfig) -> ViTConfig:
+def _first_block(config: VariantConfig) -> VariantConfig:
     """The same with one block, whose names and shapes tell as much and are soon made."""
-    v = config.variant
-    blocks = tuple(i for i in v.global_blocks if i == 0)
-    return replace(config, depth=1, variant=replace(v, kv_heads=v.kv_heads[:1], global_blocks=blocks))
+    blocks = tuple(i for i in config.global_blocks if i == 0)
+    return replace(config, depth=1, kv_heads=config.kv_heads[:1], global_blocks=blocks)
 
 
 def write(task: Task, folder: Path) -> None:
@@ -324,22 +323,23 @@ def write(task: Task, folder: Path) -> None:
     outputs = task.outputs if isinstance(task, Headed) else []
     if isinstance(task, Headed) and task.hidden is not None:
         raise no_hidden_layer("timm", task.hidden)
-    name, given = closest(encoder.config)
-    if encoder.config.positions == "learned" and encoder.config.variant.resampling != "antialias":
+    own = as_variant(encoder.config)
+    name, given = closest(own)
+    if own.positions == "learned" and own.resampling != "antialias":
         log.warning("%s: for pictures of another size, timm interpolates positions in its own way", folder)
     values = table()[name] | given
     kind = values["class"]
-    parts = spelling(encoder.config, kind, _apart(values), len(outputs))
+    parts = spelling(own, kind, _apart(values), len(outputs))
     state = task.state_dict()
     weights = {key: value.contiguous().cpu() for key, value in written(parts, state).items()}
     preprocess = task.preprocess
     config = {
         "architecture": name,
         "num_classes": len(outputs),
-        "num_features": encoder.config.variant.neck or encoder.config.width,
+        "num_features": own.token_width,
         "model_args": given,
         "pretrained_cfg": {
-            "input_size": [encoder.config.channels, *encoder.config.image_size],
+            "input_size": [own.channels, *own.image_size],
             "fixed_input_size": True,
             "interpolation": preprocess.interpolation,
             "crop_pct": preprocess.crop_fraction,
@@ -357,16 +357,14 @@ def write(task: Task, folder: Path) -> None:
         write_whole(place / "config.json", json.dumps(config, indent=2) + "\n")
 
 
-IGNORED: dict[str, Any] = {"drop_path": 0.0, "dropout": 0.0, "attention_init": "xavier"}
-"""fields that training alone reads,"""
-IGNORED |= {"stem_stride": 1, "stem_blocks": 0}
-"""and those of a stem, which is compared itself"""
+IGNORED: dict[str, Any] = {"drop_path": 0.0, "dropout": 0.0, "stem_blocks": 0}
+"""fields that training alone reads, and the one of a stem, which is compared itself"""
 OTHER_SIZES: dict[str, Any] = {"resampling": "antialias", "resizing": None, "relative_resampling": "geometric"}
 OTHER_SIZES |= {"floor_grid": True}
 """fields for other sizes than the model's own, where timm goes its own way"""
 
 
-def closest(config: ViTConfig) -> tuple[str, Arguments]:
+def closest(config: VariantConfig) -> tuple[str, Arguments]:
     """An architecture that can be this config and needs few arguments to be it, and those arguments."""
     wanted = _canonical(config)
     found: dict[str, Arguments] = {}
@@ -392,16 +390,16 @@ LIKELY = 4
 """architectures to choose from, of those that say most about a config"""
 
 
-def _unlike(name: str, config: ViTConfig) -> tuple[bool, int, bool, tuple[bool, int, str]]:
+def _unlike(name: str, config: VariantConfig) -> tuple[bool, int, bool, tuple[bool, int, str]]:
     """How little an architecture says of a config, for sorting."""
     values = table()[name]
     given = arguments(config, values["class"])
     equal = sum(1 if values[key] == given[key] else -1 for key in values.keys() & given.keys() - {"img_size"})
     size = tuple(values["pictures"]["input_size"][-2:])
-    return values.get("resizing") != config.variant.resizing, -equal, size != config.image_size, _plainness(name)
+    return values.get("resizing") != config.resizing, -equal, size != config.image_size, _plainness(name)
 
 
-def _needed(values: Arguments, given: Arguments, config: ViTConfig) -> Arguments:
+def _needed(values: Arguments, given: Arguments, config: VariantConfig) -> Arguments:
     """Those of `given` that an architecture with `values` does not mean by itself; the size is always said."""
     wanted = _canonical(config)
     for key in list(given):
@@ -411,38 +409,37 @@ def _needed(values: Arguments, given: Arguments, config: ViTConfig) -> Arguments
     return given
 
 
-def _config(values: Arguments, like: ViTConfig) -> ViTConfig | None:
+def _config(values: Arguments, like: VariantConfig) -> VariantConfig | None:
     try:
         return _canonical(encoder_config(values, like.image_size))
     except UserError:
         return None
 
 
-def _canonical(config: ViTConfig) -> ViTConfig:
+def _canonical(config: VariantConfig) -> VariantConfig:
     """The same model, told in one way."""
-    v = config.variant
     parts: dict[str, Any] = {**OTHER_SIZES, "mlp_hidden": config.hidden}
     if config.positions == "none" or not config.prefix_tokens:
         parts["prefix_positions"] = "class"
-    elif v.prefix_positions == "class" and not config.registers:
+    elif config.prefix_positions == "class" and not config.registers:
         parts["prefix_positions"] = "all"
     if config.pool == "attention":
-        parts |= {"pool_heads": v.pool_heads or config.heads, "pool_hidden": v.pool_hidden or config.hidden}
-        parts["pool_activation"] = v.pool_activation or config.activation
-    if v.rotary == "none":
-        parts |= {f"rotary_{f}": getattr(Variant(), f"rotary_{f}") for f in ("temperature", "reference", "offset")}
-        parts |= {f"rotary_{f}": getattr(Variant(), f"rotary_{f}") for f in ("first", "pairs")}
-    elif v.rotary == "mixed":
-        parts["rotary_temperature"] = Variant().rotary_temperature
+        parts |= {"pool_heads": config.pool_heads or config.heads, "pool_hidden": config.pool_hidden or config.hidden}
+        parts["pool_activation"] = config.pool_activation or config.activation
+    if config.rotary == "none":
+        names = ("temperature", "reference", "offset", "first", "pairs")
+        parts |= {f"rotary_{name}": getattr(VariantConfig, f"rotary_{name}") for name in names}
+    elif config.rotary == "mixed":
+        parts["rotary_temperature"] = VariantConfig.rotary_temperature
     layer_scale = config.layer_scale and 1.0
     fields: dict[str, Any] = IGNORED | {"mlp_ratio": 4.0, "layer_scale": layer_scale}
-    return replace(config, **fields, variant=replace(v, **parts))
+    return replace(config, **fields, **parts)
 
 
-def _differences(found: ViTConfig, wanted: ViTConfig) -> dict[str, tuple[Any, Any]]:
+def _differences(found: VariantConfig, wanted: VariantConfig) -> dict[str, tuple[Any, Any]]:
     """The fields that differ, each with the wanted value and the one that was found."""
-    one, two = (asdict(config) | asdict(config)["variant"] for config in (wanted, found))
-    return {key: (one[key], two[key]) for key in one if key != "variant" and one[key] != two[key]}
+    one, two = asdict(wanted), asdict(found)
+    return {key: (one[key], two[key]) for key in one if one[key] != two[key]}
 
 
 def _apart(values: Arguments) -> set[str]:

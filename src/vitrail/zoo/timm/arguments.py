@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.errors import UserError
-from vitrail.layers import Variant
-from vitrail.vit import ViTConfig
+from vitrail.variants import VariantConfig
 
 Arguments = dict[str, Any]
 
@@ -56,7 +55,7 @@ class Given:
                 raise UserError(f"timm's {name}={value!r} is not known to vitrail for a {self.values['class']}")
 
 
-def encoder_config(values: Arguments, size: tuple[int, int]) -> ViTConfig:
+def encoder_config(values: Arguments, size: tuple[int, int]) -> VariantConfig:
     """The config of a model that timm builds with these arguments (`class` names whose they are)."""
     given = Given(values)
     config = CLASSES[values["class"]](given, size)
@@ -64,7 +63,7 @@ def encoder_config(values: Arguments, size: tuple[int, int]) -> ViTConfig:
     return config
 
 
-def _common(given: Given, size: tuple[int, int], variant: Arguments, **fields: Any) -> ViTConfig:
+def _common(given: Given, size: tuple[int, int], variant: Arguments, **fields: Any) -> VariantConfig:
     """What all classes share; `variant` and `fields` are what one of them adds."""
     width, ratio, patch = given("embed_dim"), given("mlp_ratio"), _square(given("patch_size"))
     hidden = variant.pop("mlp_hidden", int(width * ratio))
@@ -82,10 +81,10 @@ def _common(given: Given, size: tuple[int, int], variant: Arguments, **fields: A
         "qkv_bias": given("qkv_bias"),
         "layer_scale": given("init_values"),
     }
-    return ViTConfig(**{**values, **fields}, variant=Variant(**variant, floor_grid=floor))
+    return VariantConfig(**{**values, **fields, **variant, "floor_grid": floor})
 
 
-def _vision_transformer(given: Given, size: tuple[int, int]) -> ViTConfig:
+def _vision_transformer(given: Given, size: tuple[int, int]) -> VariantConfig:
     pool, kind = _pool(given("global_pool", "token"), given("class_token", True)), "norm_layer"
     norm, eps = _norm(given(kind), 1e-6)
     hidden = int(given("embed_dim") * given("mlp_ratio"))
@@ -139,7 +138,7 @@ def _vision_transformer(given: Given, size: tuple[int, int]) -> ViTConfig:
     )
 
 
-def _eva(given: Given, size: tuple[int, int]) -> ViTConfig:
+def _eva(given: Given, size: tuple[int, int]) -> VariantConfig:
     pool = _pool(given("global_pool", "avg"), given("class_token", True))
     norm, eps = _norm(given("norm_layer"), 1e-6)
     pooled, after = given("use_fc_norm"), given("use_post_transformer_norm")
@@ -196,7 +195,7 @@ def _eva(given: Given, size: tuple[int, int]) -> ViTConfig:
     )
 
 
-def _beit(given: Given, size: tuple[int, int]) -> ViTConfig:
+def _beit(given: Given, size: tuple[int, int]) -> VariantConfig:
     pool = _pool(given("global_pool", "avg"), True)
     norm, eps = _norm(given("norm_layer"), 1e-6)
     pooled = given("use_fc_norm")
@@ -217,7 +216,7 @@ def _beit(given: Given, size: tuple[int, int]) -> ViTConfig:
     return _common(given, size, variant, pool=pool, positions=positions, activation=activation, norm_eps=eps)
 
 
-def _sam(given: Given, size: tuple[int, int]) -> ViTConfig:
+def _sam(given: Given, size: tuple[int, int]) -> VariantConfig:
     norm, eps = _norm(given("norm_layer"), 1e-5)
     if given("use_rope", False) or given("head_hidden_size"):
         raise UserError("timm's use_rope and head_hidden_size of a VisionTransformerSAM are not known to vitrail")
@@ -251,9 +250,9 @@ def _sam(given: Given, size: tuple[int, int]) -> ViTConfig:
     )
 
 
-def arguments(config: ViTConfig, kind: str) -> Arguments:
+def arguments(config: VariantConfig, kind: str) -> Arguments:
     """What to call timm's class `kind` with for this config, as far as JSON and the class can say it."""
-    c, v = config, config.variant
+    c = config
     pools = {pool: name for name, pool in POOLS.items()} | {"distilled": "token"}
     values: Arguments = {
         "img_size": list(c.image_size),
@@ -266,7 +265,7 @@ def arguments(config: ViTConfig, kind: str) -> Arguments:
         "init_values": c.layer_scale,
         "global_pool": pools.get(c.pool, "avg"),
     }
-    if v.backbone == "none":
+    if c.backbone == "none":
         values["patch_size"] = c.patch
     if kind in ("VisionTransformer", "VisionTransformerDistilled"):
         values |= _vision_transformer_arguments(c)
@@ -274,80 +273,78 @@ def arguments(config: ViTConfig, kind: str) -> Arguments:
         values |= _eva_arguments(c)
     elif kind == "Beit":
         values |= {
-            "use_fc_norm": v.norm_pooled,
-            "use_rel_pos_bias": v.relative in ("table", "both"),
-            "use_shared_rel_pos_bias": v.relative in ("shared", "both"),
+            "use_fc_norm": c.norm_pooled,
+            "use_rel_pos_bias": c.relative in ("table", "both"),
+            "use_shared_rel_pos_bias": c.relative in ("shared", "both"),
             "use_abs_pos_emb": c.positions == "learned",
-            "swiglu_mlp": v.mlp == "gated",
-            "scale_mlp": v.mlp_norm,
+            "swiglu_mlp": c.mlp == "gated",
+            "scale_mlp": c.mlp_norm,
         }
     else:
         values |= {
             "use_abs_pos": c.positions == "learned",
-            "use_rel_pos": v.relative == "decomposed",
-            "window_size": v.window,
-            "global_attn_indexes": list(v.global_blocks),
-            "neck_chans": v.neck,
-            "pre_norm": v.norm_before,
-            "qk_norm": v.qk_norm,
+            "use_rel_pos": c.relative == "decomposed",
+            "window_size": c.window,
+            "global_attn_indexes": list(c.global_blocks),
+            "neck_chans": c.neck,
+            "pre_norm": c.norm_before,
+            "qk_norm": c.qk_norm,
         }
     return values
 
 
-def _vision_transformer_arguments(c: ViTConfig) -> Arguments:
-    v = c.variant
+def _vision_transformer_arguments(c: VariantConfig) -> Arguments:
     values: Arguments = {
         "class_token": c.class_token,
         "reg_tokens": c.registers,
         "pos_embed": "learn" if c.positions == "learned" else "none",
-        "no_embed_class": v.prefix_positions == "none",
-        "pre_norm": v.norm_before,
-        "final_norm": v.norm_after or v.norm_pooled,
-        "fc_norm": v.norm_pooled,
+        "no_embed_class": c.prefix_positions == "none",
+        "pre_norm": c.norm_before,
+        "final_norm": c.norm_after or c.norm_pooled,
+        "fc_norm": c.norm_pooled,
         "act_layer": c.activation,
-        "qk_norm": v.qk_norm,
-        "scale_attn_norm": v.attention_norm,
-        "scale_mlp_norm": v.mlp_norm,
-        "proj_bias": v.output_bias,
-        "pool_include_prefix": v.pool_prefix,
-        "attn_layer": "diff" if v.differential else "attn",
+        "qk_norm": c.qk_norm,
+        "scale_attn_norm": c.attention_norm,
+        "scale_mlp_norm": c.mlp_norm,
+        "proj_bias": c.output_bias,
+        "pool_include_prefix": c.pool_prefix,
+        "attn_layer": "diff" if c.differential else "attn",
     }
-    if v.mlp == "gated":
+    if c.mlp == "gated":
         # timm's packed MLP has half of what the ratio says behind its gate; its other one has all of it.
-        values["mlp_ratio"] = _ratio(c.hidden * (2 if v.output_bias else 1), c.width)
+        values["mlp_ratio"] = _ratio(c.hidden * (2 if c.output_bias else 1), c.width)
     return values
 
 
-def _eva_arguments(c: ViTConfig) -> Arguments:
-    v = c.variant
+def _eva_arguments(c: VariantConfig) -> Arguments:
     kinds = {"axial": "cat", "centred": "dinov3", "mixed": "mixed", "none": "cat"}
     return {
         "class_token": c.class_token,
         "num_reg_tokens": c.registers,
-        "no_embed_class": v.prefix_positions == "none",
+        "no_embed_class": c.prefix_positions == "none",
         "use_abs_pos_emb": c.positions == "learned",
-        "use_pre_transformer_norm": v.norm_before,
-        "use_post_transformer_norm": v.norm_after,
-        "use_fc_norm": v.norm_pooled,
-        "use_post_norm": v.arrangement == "post",
-        "attn_only_layer_scale": v.layer_scale_on == "attention",
-        "attn_type": "rope" if v.key_bias and c.qkv_bias else "eva",
-        "qkv_fused": not v.kv_heads,
-        "num_kv_heads": list(v.kv_heads) or None,
-        "qk_norm": v.qk_norm,
-        "scale_attn_inner": v.attention_norm,
-        "swiglu_mlp": v.mlp == "gated",
+        "use_pre_transformer_norm": c.norm_before,
+        "use_post_transformer_norm": c.norm_after,
+        "use_fc_norm": c.norm_pooled,
+        "use_post_norm": c.arrangement == "post",
+        "attn_only_layer_scale": c.layer_scale_on == "attention",
+        "attn_type": "rope" if c.key_bias and c.qkv_bias else "eva",
+        "qkv_fused": not c.kv_heads,
+        "num_kv_heads": list(c.kv_heads) or None,
+        "qk_norm": c.qk_norm,
+        "scale_attn_inner": c.attention_norm,
+        "swiglu_mlp": c.mlp == "gated",
         "swiglu_align_to": 0,
-        "scale_mlp": v.mlp_norm,
-        "use_rot_pos_emb": v.rotary != "none",
-        "rope_type": kinds[v.rotary],
-        "rope_temperature": v.rotary_temperature,
-        "rope_grid_offset": v.rotary_offset,
-        "rope_grid_indexing": "xy" if v.rotary_first == "columns" else "ij",
-        "rope_rotate_half": v.rotary_pairs == "halves",
-        "ref_feat_shape": list(v.rotary_reference) if v.rotary_reference else None,
-        "attn_pool_num_heads": v.pool_heads,
-        "attn_pool_mlp_ratio": _ratio(v.pool_hidden, c.width) if v.pool_hidden else None,
+        "scale_mlp": c.mlp_norm,
+        "use_rot_pos_emb": c.rotary != "none",
+        "rope_type": kinds[c.rotary],
+        "rope_temperature": c.rotary_temperature,
+        "rope_grid_offset": c.rotary_offset,
+        "rope_grid_indexing": "xy" if c.rotary_first == "columns" else "ij",
+        "rope_rotate_half": c.rotary_pairs == "halves",
+        "ref_feat_shape": list(c.rotary_reference) if c.rotary_reference else None,
+        "attn_pool_num_heads": c.pool_heads,
+        "attn_pool_mlp_ratio": _ratio(c.pool_hidden, c.width) if c.pool_hidden else None,
     }
 
 
@@ -357,7 +354,7 @@ def _ratio(hidden: int, width: int) -> float:
     return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
 
 
-CLASSES: dict[str, Callable[[Given, tuple[int, int]], ViTConfig]] = {
+CLASSES: dict[str, Callable[[Given, tuple[int, int]], VariantConfig]] = {
     "VisionTransformer": _vision_transformer,
     "VisionTransformerDistilled": _vision_transformer,
     "Eva": _eva,

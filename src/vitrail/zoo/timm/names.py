@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vitrail.vit import ViT, ViTConfig, head_for
+from vitrail.variants import VariantConfig, VariantViT, head_for
 from vitrail.zoo.source import Weight
 
 
@@ -103,16 +103,16 @@ CONV = (
 )
 
 
-def skeleton(config: ViTConfig, classes: int | None) -> nn.ModuleDict:
+def skeleton(config: VariantConfig, classes: int | None) -> nn.ModuleDict:
     """Encoder and head without memory for their weights."""
     with torch.device("meta"):
-        parts: dict[str, nn.Module] = {"encoder": ViT(config)}
+        parts: dict[str, nn.Module] = {"encoder": VariantViT(config)}
         if classes:
             parts["head"] = head_for(config, classes)
         return nn.ModuleDict(parts)
 
 
-def spelling(config: ViTConfig, kind: str, there: Collection[str], classes: int | None) -> dict[str, Part]:
+def spelling(config: VariantConfig, kind: str, there: Collection[str], classes: int | None) -> dict[str, Part]:
     """timm's name for every tensor of a task with this encoder, for timm's class `kind`.
 
     `there` are the names in the file: some classes keep query, key and value apart, and some do not.
@@ -121,13 +121,13 @@ def spelling(config: ViTConfig, kind: str, there: Collection[str], classes: int 
     return {name: _spelled(name, tuple(value.shape), config, kind, there) for name, value in own.items()}
 
 
-def _spelled(name: str, shape: tuple[int, ...], config: ViTConfig, kind: str, there: Collection[str]) -> Part:
+def _spelled(name: str, shape: tuple[int, ...], config: VariantConfig, kind: str, there: Collection[str]) -> Part:
     part, _, own = name.partition(".")
     if part == "head":
         head = {"linear": "head.fc" if kind == "VisionTransformerSAM" else "head", "distillation": "head_dist"}
         layer, _, rest = own.partition(".")
         return Part((f"{head[layer]}.{rest}",))
-    if config.variant.backbone != "none" and own.startswith("patches."):
+    if config.backbone != "none" and own.startswith("patches."):
         return Part((_backbone_name(own, config),))
     theirs = _renamed(own, RENAMED)
     if kind == "VisionTransformerSAM":
@@ -136,19 +136,19 @@ def _spelled(name: str, shape: tuple[int, ...], config: ViTConfig, kind: str, th
         if own.startswith("norm."):
             return Part((own.replace("norm.", "neck."),))
     theirs = _scale_name(theirs, kind)
-    if config.variant.arrangement in ("joint", "joint_fused"):
+    if config.arrangement in ("joint", "joint_fused"):
         return _joint(theirs, shape, config)
     return _joined(theirs, config, there)
 
 
-def _joined(theirs: str, config: ViTConfig, there: Collection[str]) -> Part:
+def _joined(theirs: str, config: VariantConfig, there: Collection[str]) -> Part:
     """What timm keeps in several tensors."""
     if match := re.match(r"attn_pool\.attn\.qkv\.(\w+)$", theirs):
         return Part((f"attn_pool.q.{match[1]}", f"attn_pool.kv.{match[1]}"), (config.width, 2 * config.width))
     if match := re.match(r"(blocks\.(\d+)\.attn\.)qkv\.(\w+)$", theirs):
         apart = tuple(f"{match[1]}{part}_proj.{match[3]}" for part in "qkv")
         if apart[0] in there:
-            kv = config.variant.kv_heads[int(match[2])] if config.variant.kv_heads else config.heads
+            kv = config.kv_heads[int(match[2])] if config.kv_heads else config.heads
             rows = config.width // config.heads
             return Part(apart, (config.width, kv * rows, kv * rows))
     if match := re.match(r"(blocks\.\d+\.attn\.)([qv])_bias$", theirs):
@@ -156,12 +156,12 @@ def _joined(theirs: str, config: ViTConfig, there: Collection[str]) -> Part:
         return Part((apart_bias,) if apart_bias in there else (theirs,))
     if match := re.match(r"(blocks\.\d+\.mlp\.)fc1\.(\w+)$", theirs):
         gate = f"{match[1]}fc1_g.{match[2]}"
-        if config.variant.mlp == "gated" and gate in there:
+        if config.mlp == "gated" and gate in there:
             return Part((gate, f"{match[1]}fc1_x.{match[2]}"), (config.hidden, config.hidden))
     return Part((theirs,))
 
 
-def _joint(theirs: str, shape: tuple[int, ...], config: ViTConfig) -> Part:
+def _joint(theirs: str, shape: tuple[int, ...], config: VariantConfig) -> Part:
     """ViT-22B's blocks have one product for MLP, queries, keys and values, and may have one for both outputs."""
     hidden, width = config.hidden, config.width
     rows = {"mlp.fc1": (0, 0, hidden), "attn.qkv": (0, hidden, 3 * width)}
@@ -170,7 +170,7 @@ def _joint(theirs: str, shape: tuple[int, ...], config: ViTConfig) -> Part:
         if match[2] == "mlp.fc1" and match[3] == "bias" and not config.qkv_bias:
             return Part((f"{match[1]}mlp_bias",))
         return Part((f"{match[1]}in_proj.{match[3]}",), piece=rows[match[2]])
-    fused = config.variant.arrangement == "joint_fused"
+    fused = config.arrangement == "joint_fused"
     if fused and (match := re.match(r"(blocks\.\d+\.)(attn\.proj|mlp\.fc2)\.(weight|bias)$", theirs)):
         name = f"{match[1]}out_proj.{match[3]}"
         return Part((name,), piece=columns[match[2]] if match[3] == "weight" else None)
@@ -184,11 +184,11 @@ def _scale_name(name: str, kind: str) -> str:
     return name
 
 
-def _backbone_name(own: str, config: ViTConfig) -> str:
-    rules = {"resnetv2": RESNETV2, "resnet": RESNET, "conv": CONV}[config.variant.backbone]
+def _backbone_name(own: str, config: VariantConfig) -> str:
+    rules = {"resnetv2": RESNETV2, "resnet": RESNET, "conv": CONV}[config.backbone]
     theirs = _renamed(own, (*rules, *RENAMED))
     theirs = re.sub(r"^patches\.stem\.stages\.(\d+)\.", lambda m: f"patch_embed.backbone.layer{int(m[1]) + 1}.", theirs)
-    if not config.variant.backbone_layers:
+    if not config.backbone_layers:
         theirs = theirs.replace("backbone.stem.", "backbone.")
     return theirs
 

@@ -9,28 +9,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vitrail.errors import UserError
-from vitrail.layers import (
-    Differential,
-    GatedMLP,
-    Neck,
-    Place,
-    RelativeTable,
-    Rotary,
-    Variant,
-    attend,
-    attention_weights,
-    in_windows,
-    locate,
-    pooled,
-    relative_index,
-    resize_positions,
-    resize_table,
-    sine_positions,
-    with_gap,
-)
-from vitrail.layers.positions import RESAMPLINGS
-from vitrail.vit import Attention, ViT, ViTConfig
+from vitrail.ops import RESAMPLINGS, attend, resize_positions, sine_positions
+from vitrail.variants import VariantConfig, VariantViT, resize
+from vitrail.variants.attention import Differential, VariantAttention
+from vitrail.variants.mlp import GatedMLP
+from vitrail.variants.place import Place, locate
+from vitrail.variants.pooling import Neck, pooled
+from vitrail.variants.relative import RelativeTable, relative_index, resize_table
+from vitrail.variants.rotary import Rotary
+from vitrail.variants.windows import in_windows
+from vitrail.vit import attention_weights
 
+SMALL = VariantConfig(width=8, depth=1, heads=2, patch=4, image_size=(8, 8))
 GRIDS = st.tuples(st.integers(2, 6), st.integers(2, 6))
 
 
@@ -47,20 +37,21 @@ def test_even_positions_stay_even_and_prefixes_stay(
 
 
 def test_registers_without_a_position_get_zeros_behind_the_class_token() -> None:
-    positions = torch.arange(1.0, 4.0).view(1, 3, 1)
-    assert with_gap(positions, placed=1, prefix=3).flatten().tolist() == [1, 0, 0, 2, 3]
-    assert with_gap(positions, placed=1, prefix=1) is positions
+    encoder = VariantViT(VariantConfig(width=4, depth=1, heads=1, patch=4, image_size=(4, 8), registers=2))
+    assert encoder.positions.shape == (1, 3, 4)
+    expected = torch.cat([encoder.positions[:, :1], torch.zeros(1, 2, 4), encoder.positions[:, 1:]], dim=1)
+    assert torch.equal(encoder.positions_for((1, 2)), expected)
 
 
 def test_sine_positions_need_a_width_that_four_divides() -> None:
     assert sine_positions((2, 3), 8).shape == (6, 8)
-    with pytest.raises(UserError, match="4 divides"):
+    with pytest.raises(UserError, match="divisible by 4"):
         sine_positions((2, 3), 6)
 
 
 @pytest.mark.parametrize("pairs", ["neighbours", "halves"])
 def test_rotary_scores_depend_on_how_far_apart_patches_are(pairs: str) -> None:
-    variant = Variant(rotary="axial", rotary_pairs=pairs)  # type: ignore[arg-type]
+    variant = VariantConfig(rotary="axial", rotary_pairs=pairs)  # type: ignore[arg-type]
     rotation = Rotary(variant, width=16, heads=2, depth=1)((3, 4), torch.device("cpu"))[0]
     first, second = torch.randn(8), torch.randn(8)
     q, k = first.expand(1, 1, 13, 8), second.expand(1, 1, 13, 8)
@@ -73,7 +64,7 @@ def test_rotary_scores_depend_on_how_far_apart_patches_are(pairs: str) -> None:
 
 
 def test_rotary_positions_want_all_patches() -> None:
-    rotation = Rotary(Variant(rotary="axial"), width=16, heads=2, depth=1)((3, 4), torch.device("cpu"))[0]
+    rotation = Rotary(VariantConfig(rotary="axial"), width=16, heads=2, depth=1)((3, 4), torch.device("cpu"))[0]
     with pytest.raises(UserError, match="rotary positions for 12 patches, got 11"):
         rotation.apply(torch.zeros(1, 2, 11, 8), prefix=0)
 
@@ -100,7 +91,7 @@ def test_an_even_table_stays_even_and_keeps_its_class_token(resampling: str) -> 
 def test_a_relative_bias_goes_with_a_mask() -> None:
     relative = RelativeTable((2, 2), heads=2, resampling="geometric")
     relative.table.data.normal_()
-    attention = Attention(8, 2)
+    attention = VariantAttention(SMALL)
     attention.relative = relative
     place = Place((2, 2), prefix=1, pairs=relative_index((2, 2)))
     x, mask = torch.randn(1, 5, 8), torch.ones(5, 5, dtype=torch.bool)
@@ -113,7 +104,7 @@ def test_a_relative_bias_goes_with_a_mask() -> None:
 
 
 def test_windows_do_not_see_each_other() -> None:
-    attention = Attention(8, 2)
+    attention = VariantAttention(SMALL)
     attention.window = 2
     x = torch.randn(1, 16, 8)
     place = Place((4, 4))
@@ -124,7 +115,7 @@ def test_windows_do_not_see_each_other() -> None:
 
 
 def test_a_picture_of_one_window_is_attended_to_as_a_whole() -> None:
-    attention = Attention(8, 2)
+    attention = VariantAttention(SMALL)
     x = torch.randn(2, 9, 8)
     whole = attention(x)
     attention.window = 3
@@ -213,25 +204,25 @@ def test_pooling_of_every_kind() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"variant": Variant(window=2)}, "windows hold patches alone"),
-        ({"variant": Variant(relative="table"), "registers": 1}, "relative tables are for patches and a class token"),
-        ({"variant": Variant(kv_heads=(1,))}, "a number for each of 2 blocks"),
-        ({"variant": Variant(distillation=True), "class_token": False, "pool": "average"}, "distillation token"),
+        ({"window": 2}, "windows hold patches alone"),
+        ({"relative": "table", "registers": 1}, "relative tables are for patches and a class token"),
+        ({"kv_heads": (1,)}, "a number for each of 2 blocks"),
+        ({"distillation": True, "class_token": False, "pool": "average"}, "distillation token"),
         ({"pool": "distilled"}, "distillation token"),
     ],
 )
 def test_parts_that_do_not_go_together_are_refused_in_one_line(changes: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
-        ViTConfig(width=16, depth=2, heads=2, patch=4, image_size=(8, 8), **changes)  # type: ignore[arg-type]
+        VariantConfig(width=16, depth=2, heads=2, patch=4, image_size=(8, 8), **changes)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
 
 
 def test_a_model_can_be_made_for_another_size_in_another_way_than_it_runs() -> None:
     """timm's FlexiViT: bilinear where weights are loaded, as all others where sizes change from picture to picture."""
-    variant = Variant(resizing="bilinear")
-    encoder = ViT(ViTConfig(width=16, depth=1, heads=2, patch=4, image_size=(16, 16), variant=variant))
+    config = VariantConfig(width=16, depth=1, heads=2, patch=4, image_size=(16, 16), resizing="bilinear")
+    encoder = VariantViT(config)
     moving = encoder.positions_for((3, 5))
     expected = resize_positions(encoder.positions, (4, 4), (3, 5), 1, "bilinear")
-    encoder.resize((12, 20))
+    resize(encoder, (12, 20))
     assert torch.equal(encoder.positions, expected)
-    assert moving is not None and not torch.allclose(moving, expected)
+    assert not torch.allclose(moving, expected)

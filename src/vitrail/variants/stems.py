@@ -9,25 +9,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitrail.layers.convolution import BasicBlock, channels_last
-from vitrail.layers.variant import Variant
+from vitrail.baselines.convolution import BasicBlock, channels_last
+from vitrail.errors import UserError
+from vitrail.ops import check_images
+from vitrail.variants.config import VariantConfig
+from vitrail.vit import PatchEmbedding, ViTConfig
 
 
 class ConvStem(nn.Module):
     """3x3 convolutions, each with batch norm and ReLU, before the patches are projected (arXiv 2106.14881).
 
-    The first has the stride `first`, 1 to keep every pixel of a small picture or 2, and each later one halves while the
-    patch size allows. So `widths` of (32, 64) with patches of 4 give a feature map at half size, whose 2x2 patches are
-    then projected; (32, 64, 128, 192) with patches of 16 and a first stride of 2 give one vector a patch. `blocks`
-    residual ones behind each convolution but the first, whose map they would cost the most on, make a small ResNet.
+    Each halves the map while the patch size allows; the first one keeps every pixel where patches have fewer than 8
+    pixels, as in small images. So `widths` of (32, 64) with patches of 4 give a map at half size, whose 2x2 patches
+    are then projected; (32, 64, 128, 192) with patches of 16 give one vector per patch. `blocks` residual ones behind
+    each convolution but the first, whose map they would cost the most on, make a small ResNet.
     """
 
-    def __init__(self, channels: int, widths: tuple[int, ...], patch: int, first: int = 1, blocks: int = 0) -> None:
+    def __init__(self, channels: int, widths: tuple[int, ...], patch: int, blocks: int = 0) -> None:
         super().__init__()
         self.stride, self.width = 1, widths[-1]
         layers: list[nn.Module] = []
         for i, width in enumerate(widths):
-            stride = 2 if i else first
+            stride = 1 if i == 0 and patch < 8 else 2
             stride = stride if patch % (stride * self.stride) == 0 else 1
             # The norm has its own shift, so the convolution needs no bias.
             convolution = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
@@ -45,7 +48,7 @@ class ConvStem(nn.Module):
 class PatchStem(nn.Module):
     """Convolutions that do not overlap, each with batch norm and GELU: 4x4, then 2x2 (MobileCLIP, arXiv 2311.17049)."""
 
-    def __init__(self, channels: int, variant: Variant) -> None:
+    def __init__(self, channels: int, variant: VariantConfig) -> None:
         super().__init__()
         self.stride, self.width = 1, variant.backbone_layers[-1]
         layers: list[nn.Module] = []
@@ -143,9 +146,9 @@ class ConvNorm(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A ResNet without its head; `Variant.backbone` says of which kind."""
+    """A ResNet without its head; `VariantConfig.backbone` says of which kind."""
 
-    def __init__(self, channels: int, variant: Variant) -> None:
+    def __init__(self, channels: int, variant: VariantConfig) -> None:
         super().__init__()
         eps = variant.backbone_eps
         self.tensorflow = variant.backbone == "resnetv2"
@@ -181,6 +184,41 @@ class ResNet(nn.Module):
         return x
 
 
-def backbone_for(channels: int, variant: Variant) -> PatchStem | ResNet:
-    """The backbone that a variant names."""
-    return PatchStem(channels, variant) if variant.backbone == "conv" else ResNet(channels, variant)
+Stem = ConvStem | PatchStem | ResNet | nn.Identity
+
+
+class StemPatches(PatchEmbedding):
+    """Patches cut from what a stem makes of the image (the hybrid, section 3.1)."""
+
+    def __init__(
+        self,
+        config: ViTConfig,
+        stem: Stem,
+        bias: bool = True,
+        floor: bool = False,
+    ) -> None:
+        """`floor` leaves out the pixels right and below that are no whole patch."""
+        width, stride = (config.channels, 1) if isinstance(stem, nn.Identity) else (stem.width, stem.stride)
+        if config.patch % stride:
+            raise UserError(f"patches of {config.patch} pixels are cut from every {stride}th: choose a multiple of it")
+        nn.Module.__init__(self)
+        self.patch, self.stem, self.whole = config.patch // stride, stem, 1 if floor else config.patch
+        self.projection = nn.Conv2d(width, config.width, self.patch, stride=self.patch, bias=bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, D, h, w]."""
+        first = next(module for module in self.modules() if isinstance(module, nn.Conv2d))
+        check_images(images, first.in_channels, self.whole)
+        return self.projection(self.stem(images))
+
+
+def patches_for(config: ViTConfig) -> PatchEmbedding | None:
+    """The patch embedding of a hybrid or of a variant; None for the paper's linear projection."""
+    variant = config if isinstance(config, VariantConfig) else None
+    stem: Stem = nn.Identity()
+    if config.stem:
+        stem = ConvStem(config.channels, config.stem, config.patch, variant.stem_blocks if variant is not None else 0)
+    elif variant is not None and variant.backbone != "none":
+        stem = (PatchStem if variant.backbone == "conv" else ResNet)(config.channels, variant)
+    bias, floor = (variant.patch_bias, variant.floor_grid) if variant is not None else (True, False)
+    return None if isinstance(stem, nn.Identity) and bias and not floor else StemPatches(config, stem, bias, floor)

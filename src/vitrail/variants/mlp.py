@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from vitrail.vit import MLP
+
 
 class QuickGELU(nn.Module):
     """The approximation of GELU that OpenAI's CLIP was trained with."""
@@ -23,6 +25,24 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
     "relu": nn.ReLU,
 }
+
+
+class VariantMLP(MLP):
+    """The paper's MLP with another activation, a norm behind it, or no biases."""
+
+    def __init__(
+        self, width: int, hidden: int, activation: str = "gelu", dropout: float = 0.0, bias: bool = True
+    ) -> None:
+        super().__init__(width, hidden, dropout)
+        self.activation = ACTIVATIONS[activation]()
+        self.norm: nn.Module = nn.Identity()
+        if not bias:
+            self.up.register_parameter("bias", None)
+            self.down.register_parameter("bias", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, D] to [B, N, D]."""
+        return self.dropout(self.down(self.norm(self.dropout(self.activation(self.up(x))))))
 
 
 class GatedMLP(nn.Module):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.errors import UserError
-from vitrail.layers.place import Place
+from vitrail.variants.place import Place
 
 
 class RelativeTable(nn.Module):

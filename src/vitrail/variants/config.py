@@ -1,18 +1,34 @@
-"""What published Vision Transformers change in the paper's model: one field a part, all plain data."""
+"""What published Vision Transformers change in the paper's model: one field per change, all plain data."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from vitrail.errors import UserError
+from vitrail.errors import UserError, require
+from vitrail.variants.mlp import ACTIVATIONS
+from vitrail.vit import ViTConfig
 
 Resampling = Literal["antialias", "bilinear_antialias", "bicubic", "bilinear", "bicubic_corners", "corners", "offset"]
+POOLS = ("token", "average", "max", "average_max", "attention", "distilled", "token_average")
 
 
 @dataclass(frozen=True)
-class Variant:
-    """The parts that replace the paper's. The defaults are the paper."""
+class VariantConfig(ViTConfig):
+    """The paper's fields and what replaces its components. The defaults are the paper.
+
+    `pool` may also be max; average_max for the mean of both; attention: a learned query reads the patches (arXiv
+    2106.04560); distilled: class and distillation token, each with its own head; token_average: class token and mean of
+    the patches, joined.
+    """
+
+    registers: int = 0
+    """extra tokens, dropped at the end (arXiv 2309.16588)"""
+    qkv_bias: bool = True
+    layer_scale: float | None = None
+    """first value of a learned factor on each residual branch (arXiv 2103.17239); None for none"""
+    activation: str = "gelu"
 
     # Norms
     norm: Literal["layer", "rms"] = "layer"
@@ -93,6 +109,8 @@ class Variant:
     """with `window`: numbers of the blocks that attend to the whole picture"""
 
     # Stem
+    stem_blocks: int = 0
+    """residual blocks of two convolutions (arXiv 1512.03385) behind each convolution of `stem` but the first"""
     floor_grid: bool = False
     """leave out the pixels right and below that are no whole patch (SigLIP at 384 pixels), in place of refusing"""
     patch_bias: bool = True
@@ -131,7 +149,79 @@ class Variant:
             value = getattr(self, entry.name)
             if isinstance(value, list):
                 object.__setattr__(self, entry.name, tuple(value))  # JSON has lists for tuples
+        self._check_the_paper()
+        require(self, 0, math.inf, "registers", "stem_blocks")
+        require(self, 1, math.inf, "hidden")
+        if self.stem_blocks and len(self.stem) == 1:
+            raise UserError(
+                f"stem_blocks stand behind the second convolution of a stem and later ones: stem is {self.stem}"
+            )
+        if self.activation not in ACTIVATIONS:
+            raise UserError(f"no activation {self.activation!r}: choose from {', '.join(ACTIVATIONS)}")
+        self._check_tokens()
         if self.global_blocks and not self.window:
             raise UserError("global_blocks needs window: give the side of the other blocks' windows")
         if self.relative == "decomposed" and self.kv_heads:
             raise UserError("relative='decomposed' does not go with kv_heads: leave one out")
+        if len(self.kv_heads) not in (0, self.depth):
+            raise UserError(f"kv_heads needs a number for each of {self.depth} blocks")
+
+    def _check_the_paper(self) -> None:
+        """The rules of the paper's fields, for a whole number of patches and a way to pool that it has."""
+        if self.pool not in POOLS:
+            raise UserError(f"no pool {self.pool!r}: choose from {', '.join(POOLS)}")
+        own = {entry.name: getattr(self, entry.name) for entry in fields(ViTConfig)}
+        require(self, 1, math.inf, "patch")
+        if self.floor_grid:
+            own["image_size"] = tuple(pixels - pixels % self.patch for pixels in self.image_size)
+        ViTConfig(**{**own, "pool": self.pool if self.pool == "token" else "average"})
+
+    def _check_tokens(self) -> None:
+        if self.pool in ("distilled", "token_average") and not self.class_token:
+            raise UserError(f"pool={self.pool!r} needs class_token=True; use pool='average'")
+        if self.distillation > self.class_token or (self.pool == "distilled") > self.distillation:
+            raise UserError("a distillation token goes with a class token, and pool='distilled' with both")
+        if self.window and self.prefix_tokens:
+            raise UserError("windows hold patches alone: leave class token and registers out")
+        if self.relative in ("table", "shared", "both") and (self.prefix_tokens != 1 or not self.class_token):
+            raise UserError("relative tables are for patches and a class token: no registers, no distillation token")
+
+    @property
+    def prefix_tokens(self) -> int:
+        """P: class token, distillation token and registers, in this order."""
+        return int(self.class_token) + int(self.distillation) + self.registers
+
+    @property
+    def placed_tokens(self) -> int:
+        """Prefix tokens with a learned position, always the first ones."""
+        own = {"class": self.prefix_tokens - self.registers, "all": self.prefix_tokens, "none": 0}
+        return own[self.prefix_positions]
+
+    @property
+    def hidden(self) -> int:
+        """Width inside the MLP."""
+        return self.mlp_hidden or int(self.width * self.mlp_ratio)
+
+    @property
+    def token_width(self) -> int:
+        """Width of the final tokens."""
+        return self.neck or self.width
+
+    @property
+    def pooled_width(self) -> int:
+        """Width of the vector that represents the image."""
+        return self.projection or self.token_width * (2 if self.pool == "token_average" else 1)
+
+
+def as_variant(config: ViTConfig) -> VariantConfig:
+    """The same model with every field of a variant spelled out."""
+    return config if isinstance(config, VariantConfig) else VariantConfig(**vars(config))
+
+
+def simplest(config: ViTConfig) -> ViTConfig:
+    """The paper's config where nothing in a variant's differs from the paper."""
+    own = {entry.name: getattr(config, entry.name) for entry in fields(ViTConfig)}
+    added = [entry for entry in fields(config) if entry.name not in own]
+    if config.pool in ("token", "average") and all(getattr(config, entry.name) == entry.default for entry in added):
+        return ViTConfig(**own)
+    return config

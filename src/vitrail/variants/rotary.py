@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import UserError
-from vitrail.layers.variant import Variant
+from vitrail.variants.config import VariantConfig
 
 
 class Rotation(NamedTuple):
@@ -38,9 +38,9 @@ class Rotation(NamedTuple):
 
 
 class Rotary(nn.Module):
-    """The rotations of every block for a grid, of one of the kinds that `Variant.rotary` names."""
+    """The rotations of every block for a grid, of one of the kinds that `VariantConfig.rotary` names."""
 
-    def __init__(self, variant: Variant, width: int, heads: int, depth: int) -> None:
+    def __init__(self, variant: VariantConfig, width: int, heads: int, depth: int) -> None:
         super().__init__()
         self.variant, self.depth = variant, depth
         self.per_head = width // heads
@@ -61,7 +61,7 @@ class Rotary(nn.Module):
         return [_rotation(fixed_angles(self.variant, grid, self.per_head).to(device), halves)] * self.depth
 
 
-def fixed_angles(variant: Variant, grid: tuple[int, ...], per_head: int) -> Tensor:
+def fixed_angles(variant: VariantConfig, grid: tuple[int, ...], per_head: int) -> Tensor:
     """Angles [h * w, d/2] of the kinds that have no weights: half of them turn by one axis, half by the other."""
     rows, columns = _rows_and_columns(grid, torch.device("cpu"))
     exponents = torch.arange(per_head // 4, dtype=torch.float32) / (per_head // 4)
@@ -80,7 +80,7 @@ def fixed_angles(variant: Variant, grid: tuple[int, ...], per_head: int) -> Tens
     return torch.cat([places[:, None] * frequencies for places in order], dim=1)
 
 
-def random_frequencies(variant: Variant, heads: int, depth: int, per_head: int) -> Tensor:
+def random_frequencies(variant: VariantConfig, heads: int, depth: int, per_head: int) -> Tensor:
     """[2, depth, heads, d/2]: frequencies by axis, as axial ones turned by a random angle in each head."""
     sizes = variant.rotary_temperature ** -(torch.arange(0, per_head, 4) / per_head)
     angles = torch.rand(depth, heads, 1) * 2 * math.pi

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from vitrail.layers.place import Place
+from vitrail.variants.place import Place
 
 
 def in_windows(attend: Callable[..., Tensor], x: Tensor, place: Place, size: int) -> Tensor:

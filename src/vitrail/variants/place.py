@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vitrail.layers.rotary import Rotation
+from vitrail.variants.rotary import Rotation
 
 
 class Place(NamedTuple):

@@ -1,0 +1,106 @@
+"""Plain functions that `vit.py` and `variants/` share: fused attention, positions, stochastic depth, and checks."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from vitrail.errors import UserError, warn_once
+
+Grid = tuple[int, ...]
+"""patches along each axis: rows and columns of an image"""
+
+FORMED = 256
+"""tokens up to which bf16 training on a CPU forms the attention matrix"""
+
+RESAMPLINGS = {
+    "antialias": ("bicubic", False, True),
+    "bilinear_antialias": ("bilinear", False, True),
+    "bicubic": ("bicubic", False, False),
+    "bilinear": ("bilinear", False, False),
+    "bicubic_corners": ("bicubic", True, False),
+    "corners": ("bilinear", True, False),
+}
+"""mode, whether corners are aligned, and whether every old position counts where the grid shrinks (antialias)"""
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    """What each query gathers of the values [B, heads, M, d], [B, heads, N, d] (equations 6 and 7).
+
+    PyTorch's fused attention never forms the matrix A. Where a CPU trains in bf16, that takes three to four times as
+    long for few tokens as the products that it stands for (results/attention.json), which are used there.
+    """
+    learns = torch.is_grad_enabled() and q.requires_grad and q.dtype == torch.bfloat16 and q.device.type == "cpu"
+    if not learns or mask is not None or max(q.shape[-2], k.shape[-2]) > FORMED:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    if is_causal:
+        scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf)
+    return scores.softmax(dim=-1) @ v
+
+
+def stochastic_depth(rate: float, draws: Tensor) -> Tensor:
+    """Factors on the residual branches, from numbers in [0, 1), both [B, depth, 2] (arXiv 1603.09382).
+
+    A branch is skipped with a probability that rises linearly from 0 in the first block to `rate` in the last: its
+    factor is then 0, and 1 / (1 - its rate) where it is kept.
+    """
+    rates = torch.linspace(0, rate, draws.shape[1], device=draws.device)[:, None]
+    return (draws >= rates) / (1 - rates)
+
+
+def scale_branch(branch: Tensor, keep: Tensor | None, index: int) -> Tensor:
+    """A residual branch [B, T, D] times its factor in `keep` [B, 2]."""
+    return branch if keep is None else branch * keep[:, index, None, None]
+
+
+def check_images(images: Tensor, channels: int, patch: int) -> None:
+    """Raise UserError for what is no batch [B, C, H, W] of images that divide into patches."""
+    if images.ndim != 4 or images.shape[1] != channels:
+        raise UserError(f"expected images [B, {channels}, H, W], got {list(images.shape)}: check the channels")
+    height, width = images.shape[2:]
+    if height % patch or width % patch:
+        raise UserError(
+            f"images of {height}x{width} do not divide into patches of {patch} pixels: "
+            f"resize or pad them to multiples of {patch}"
+        )
+
+
+def sine_positions(grid: Grid, width: int, temperature: float = 10_000.0) -> Tensor:
+    """Fixed 2-D positions [h * w, D]: a quarter each for sin x, cos x, sin y and cos y (arXiv 2205.01580)."""
+    if width % 4:
+        raise UserError(f"2-D sine positions need a width that is divisible by 4, got {width}")
+    rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    steps = torch.arange(width // 4, dtype=torch.float64) / max(width // 4 - 1, 1)
+    frequencies = temperature**-steps
+    x = columns.flatten()[:, None] * frequencies
+    y = rows.flatten()[:, None] * frequencies
+    return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1).float()
+
+
+def resize_positions(positions: Tensor, old: Grid, new: Grid, prefix: int, resampling: str = "antialias") -> Tensor:
+    """Learned positions [1, prefix + N, D] of one grid for another, by their 2-D locations (section 3.2).
+
+    `resampling` is one of those that `VariantConfig` explains: every library has its own, and their results differ.
+    """
+    if old == new:
+        return positions
+    first, rest = positions[:, :prefix], positions[:, prefix:]
+    image = rearrange(rest, "1 (h w) d -> 1 d h w", h=old[0]).float()
+    if resampling == "offset":
+        scale = ((new[0] + 0.1) / old[0], (new[1] + 0.1) / old[1])
+        image = F.interpolate(image, scale_factor=scale, mode="bicubic", align_corners=False)
+    else:
+        mode, corners, antialias = RESAMPLINGS[resampling]
+        image = F.interpolate(image, size=new, mode=mode, align_corners=corners, antialias=antialias)
+    return torch.cat([first, rearrange(image, "1 d h w -> 1 (h w) d").to(rest.dtype)], dim=1)
+
+
+def fit_positions(positions: Tensor, old: Grid, new: Grid, prefix: int, resampling: str = "antialias") -> Tensor:
+    """`resize_positions` for images of another size than the model's, with one warning."""
+    # `torch.compiler.disable` would let compiled models warn too, but imports the compiler, which takes seconds.
+    if old != new and not torch.compiler.is_compiling():
+        warn_once(f"positions interpolated from {old[0]}x{old[1]} patches to {new[0]}x{new[1]}")
+    return resize_positions(positions, old, new, prefix, resampling)
