@@ -76,14 +76,8 @@ def train(args: Sequence[str]) -> int:
     from vitrail.train.start import begin, go_on
 
     if options.resume is not None:
-        if (
-            name is not None
-            or rest
-            or options.data is not None
-            or options.init
-            or options.out
-            or options.group is not None
-        ):
+        others = (name, options.data, options.init, options.out, options.group)
+        if rest or any(option is not None for option in others):
             raise UserError(
                 "--resume takes the run as it was begun: give it no recipe and no other option than --device"
             )

@@ -150,7 +150,7 @@ def test_images_opened_by_pil_are_not_misread() -> None:
 @pytest.mark.parametrize("scale", [1, 257])
 def test_premultiplied_colours_are_not_multiplied_again(colours: int, planar: bool, scale: int) -> None:
     stored = np.full((6, 8, colours + 1), 255, np.uint16)
-    stored[0, 0] = [119, 96, 43][:colours] + [128]
+    stored[0, 0] = [*[119, 96, 43][:colours], 128]
     stored[0, 1] = 0
     samples = (stored * scale).astype(np.uint16 if scale > 1 else np.uint8)
     data = tiff(samples, 2 if colours == 3 else 1, (1,), planar=planar)

@@ -166,8 +166,8 @@ def on_white(image: Tensor, premultiplied: bool = False) -> Tensor:
 def why_no_mask(alpha: np.ndarray, bands: int) -> str | None:
     """Why the last of some bands, declared to be transparency, is not taken for it; None where it is.
 
-    It is where it is not 0 everywhere, and what is not 0 is mostly at its highest number. GDAL declares a fourth band of
-    bytes to be transparency unless it is told otherwise, near infrared too.
+    It is where it is not 0 everywhere, and what is not 0 is mostly at its highest number. GDAL declares a fourth band
+    of bytes to be transparency unless it is told otherwise, near infrared too.
     """
     highest = np.iinfo(alpha.dtype).max if alpha.dtype.kind == "u" else 1
     shown = alpha[alpha > 0]
@@ -175,8 +175,8 @@ def why_no_mask(alpha: np.ndarray, bands: int) -> str | None:
         return None
     what = "holds many values, as near infrared does" if shown.size else "is 0 everywhere, which would hide the image"
     return (
-        f"its last of {bands} bands is declared to be transparency and {what}: use a model of {bands} channels, or save "
-        "the image without that band"
+        f"its last of {bands} bands is declared to be transparency and {what}: use a model of {bands} channels, or "
+        "save the image without that band"
     )
 
 
@@ -208,9 +208,10 @@ def _refuse_misread(image: Image.Image, channels: int) -> None:
         raise ValueError(f"PIL read it as {image.mode}, and the file has {bands} bands: give it before it is loaded")
     if channels == bands and image.mode == "RGBA" and tuple(tags.get(338, ())) == (1,):
         raise ValueError("PIL has divided its colours by its transparency: give the image before it is loaded")
-    if channels != bands and image.mode in ("LA", "La", "RGBA"):
-        if (reason := why_no_mask(np.array(image.getchannel(image.getbands()[-1])), bands)) is not None:
-            raise ValueError(reason)
+    if channels == bands or image.mode not in ("LA", "La", "RGBA"):
+        return
+    if (reason := why_no_mask(np.array(image.getchannel(len(image.getbands()) - 1)), bands)) is not None:
+        raise ValueError(reason)
 
 
 def from_pil(image: Image.Image, channels: int) -> Tensor:
