@@ -118,9 +118,9 @@ def _doubts(images: list[Source]) -> Iterator[str]:
     if masked := [image.masked for image in images if image.masked]:
         more = f" and {len(masked) - 1:,} more of {len(images):,} images" if len(masked) > 1 else ""
         yield (
-            f"the last band of {masked[0]}{more} is taken for transparency and left out, and the image lies on white: "
-            "to keep it as a channel, save the files with that band declared as unspecified (ExtraSamples 0, or "
-            "`-co ALPHA=NO` of GDAL), or use a model with a channel for each band"
+            f"the last band of {masked[0]}{more} is taken for transparency, unless the model has a channel for each "
+            "band: to keep it as a channel, save the files with that band declared as unspecified (ExtraSamples 0, or "
+            "`-co ALPHA=NO` of GDAL)"
         )
 
 
