@@ -89,6 +89,7 @@ def test_images_beside_the_class_folders_are_counted(tmp_path: Path, caplog: pyt
         ("train test boat", ["boat", "test", "train"]),
         ("bullet_train/front bullet_train/side car", ["bullet_train", "car"]),
         ("x_ray target", ["target", "x_ray"]),
+        ("X gt lt y", ["X", "gt", "lt", "y"]),
         ("with_mask without_mask", ["with_mask", "without_mask"]),
         ("cat/images dog/images", ["cat", "dog"]),
         ("apple/good apple/rust corn/good corn/blight", ["apple", "corn"]),

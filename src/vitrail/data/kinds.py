@@ -18,7 +18,7 @@ REMEDIES = {
 IMAGE_FOLDERS = frozenset(
     [
         *("image", "images", "img", "imgs", "jpegimages", "jpgs", "photos", "pictures", "input", "inputs", "rgb"),
-        *("frames", "leftimgbit", "original", "originals", "x"),
+        *("frames", "leftimgbit", "original", "originals"),
     ]
 )
 TARGET_FOLDERS = frozenset(
@@ -122,9 +122,10 @@ def _are_images_of(images: Folder, targets: Folder) -> bool:
     class (`face`, `face_mask`): there the files must have the same names too.
     """
     roles = _role(images), _role(targets)
-    if roles == ("images", "targets"):
-        return True
     ends = _end_role(images), _end_role(targets)
+    x_and_y = words_of(images.name)[:1] == ["x"] and words_of(targets.name)[:1] == ["y"]
+    if roles == ("images", "targets") or (x_and_y and ends[1] == "targets"):
+        return True
     if "images" in (roles[0], ends[0]) and "targets" in (roles[1], ends[1]):
         return roles[0] == "images" or roles[1] == "targets" or _share_stems(images, targets)
     if roles[1] == "targets":
@@ -147,7 +148,7 @@ def _end_role(folder: Folder) -> str | None:
     ends = {*words[:1], *words[-1:]}
     if not ends.isdisjoint(TARGET_FOLDERS):
         return "targets"
-    return None if ends.isdisjoint(IMAGE_FOLDERS - {"x"}) else "images"  # as in x_ray
+    return None if ends.isdisjoint(IMAGE_FOLDERS) else "images"
 
 
 def _joined(name: str) -> str:
