@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from documented import PAGES, ROOT
 
+from vitrail.data.decode import MAX_PIXELS
 from vitrail.recipes import RECIPES
 
 FIRST = r"src|docs|tests|bench|results|\.ci"
@@ -114,3 +115,7 @@ def test_python_in_the_readme_compiles() -> None:
     assert blocks
     for block in blocks:
         compile(block, "README.md", "exec")
+
+
+def test_the_limit_of_pixels_is_the_one_that_is_documented() -> None:
+    assert f"{MAX_PIXELS:,} pixels" in (ROOT / "docs" / "images.md").read_text()

@@ -76,7 +76,8 @@ def train(args: Sequence[str]) -> int:
     from vitrail.train.start import begin, go_on
 
     if options.resume is not None:
-        if name is not None or rest or options.data or options.init or options.out or options.group is not None:
+        others = (name, options.data, options.init, options.out, options.group)
+        if rest or any(option is not None for option in others):
             raise UserError(
                 "--resume takes the run as it was begun: give it no recipe and no other option than --device"
             )
@@ -198,7 +199,7 @@ def fractions(scores: dict[str, Any]) -> dict[str, float]:
 def predict(args: Sequence[str]) -> int:
     """Answer for pictures: `vitrail predict IMAGE|FOLDER... [--model SOURCE] [--json]`."""
     parser = Parser("predict", predict)
-    parser.add_argument("images", type=Path, nargs="+", help="pictures, or folders of them")
+    parser.add_argument("images", nargs="+", help="pictures, or folders of them")
     parser.add_argument("--model", default="classify", help=SOURCE)
     parser.add_revision()
     parser.add_argument("--verify", action="store_true", help=VERIFY)

@@ -14,7 +14,7 @@ from vitrail.data.decode import BadPicture, Preprocess, decode
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore:::PIL")
 @pytest.mark.parametrize("seed", [7])
 def test_damaged_files(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCH)

@@ -88,6 +88,8 @@ def test_images_beside_the_class_folders_are_counted(tmp_path: Path, caplog: pyt
         ("test other", ["other", "test"]),
         ("train test boat", ["boat", "test", "train"]),
         ("bullet_train/front bullet_train/side car", ["bullet_train", "car"]),
+        ("x_ray target", ["target", "x_ray"]),
+        ("X gt lt y", ["X", "gt", "lt", "y"]),
         ("with_mask without_mask", ["with_mask", "without_mask"]),
         ("cat/images dog/images", ["cat", "dog"]),
         ("apple/good apple/rust corn/good corn/blight", ["apple", "corn"]),
@@ -160,6 +162,14 @@ def test_a_table_of_labels_is_pointed_at(tmp_path: Path) -> None:
         ("images masks", {}, "masks (images/ beside masks/)"),
         ("train/images train/masks val/images val/masks", {}, "masks (images/ beside masks/)"),
         ("train train_masks test", {}, "masks (train/ beside train_masks/)"),
+        ("train trainannot test testannot", {}, "masks (test/ beside testannot/)"),
+        ("train/img train/img_gt test/img test/img_gt", {}, "masks (img/ beside img_gt/)"),
+        ("images semantic_labels", {}, "masks (images/ beside semantic_labels/)"),
+        ("original_images label_images_semantic", {}, "masks (original_images/ beside label_images_semantic/)"),
+        ("imagesTr labelsTr", {}, "masks (imagesTr/ beside labelsTr/)"),
+        ("x y_mask", {}, "masks (x/ beside y_mask/)"),
+        ("rgb depth", {}, "masks (rgb/ beside depth/)"),
+        ("benign/images benign/masks other/images other/masks", {}, "masks (images/ beside masks/)"),
         ("leftImg8bit/train/aachen gtFine/train/aachen", {}, "masks (leftImg8bit/ beside gtFine/)"),
         ("images/train images/val", {"labels__train__0_DOT_txt": "0 .5 .5 .1 .1"}, "boxes.* (images/ beside labels/)"),
         ("train/images valid/images", {"data_DOT_yaml": "train: x\nnc: 1\nnames: [a]"}, "boxes.* (data.yaml)"),
@@ -199,3 +209,45 @@ def test_files_beside_class_folders_that_mean_nothing(tmp_path: Path, caplog: py
         "setup_DOT_yaml": "train: 1",
     }
     assert len(open_data(made(tmp_path, "cat dog", **files)).train) == 4 and not caplog.records
+
+
+@pytest.mark.parametrize(
+    "name", ["{}_mask.png", "{}_mask_1.png", "{}_seg.png", "{}-GT.png", "{}_label.png", "mask_{}.png", "{}.mask.png"]
+)
+def test_masks_beside_the_images_of_a_class(name: str, tmp_path: Path) -> None:
+    root = made(tmp_path, "benign malignant", images=0)
+    for label in ("benign", "malignant"):
+        for i in range(3):
+            (root / label / f"{label} ({i}).png").write_bytes(b"x")
+            if i:
+                (root / label / name.format(f"{label} ({i})")).write_bytes(b"x")
+    with pytest.raises(UserError, match=r"looks like images with masks \(.* beside benign \([12]\).png\)"):
+        open_data(root)
+
+
+def test_class_folders_with_the_same_names_get_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = made(tmp_path, "blurred sharp")
+    assert len(open_data(root).train) == 4 and not caplog.records, "plain numbers say nothing"
+    for file in [*root.rglob("*.jpg")]:
+        file.rename(file.with_name(f"street_{file.name}"))
+    open_data(root)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "(blurred, sharp) all hold files of the same names, as street_0: if they are inputs and targets" in line
+    (root / "sharp" / "street_0.jpg").unlink()
+    caplog.clear()
+    assert open_data(root) and not caplog.records
+
+
+@pytest.mark.parametrize(
+    "folders, inner",
+    [
+        ("train/cat train/dog train/train/cat train/train/dog valid/cat test/cat", "train/train"),
+        ("train/cat train/dog train/val/cat train/val/dog test/cat", "train/val"),
+        ("cat dog cells/cat cells/dog", "cells"),
+    ],
+)
+def test_a_split_or_a_copy_among_the_classes_is_refused(folders: str, inner: str, tmp_path: Path) -> None:
+    made(tmp_path, folders)
+    line = f"{tmp_path}/{inner} lies among class folders .*: move its content up, or remove it"
+    with pytest.raises(UserError, match=line):
+        open_data(tmp_path)

@@ -109,3 +109,12 @@ def test_what_looks_wrong_about_the_values_of_some_images() -> None:
 )
 def test_which_axis_of_an_array_counts_channels(shape: tuple[int, ...], channels: int, axis: int | None) -> None:
     assert channel_axis(shape, channels) == axis
+
+
+def test_arrays_that_are_no_image_get_a_line_that_says_what_to_save(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([{"a": 1}], object), allow_pickle=True)
+    with pytest.raises(BadPicture, match="an array of Python objects is not read, .*: save numbers"):
+        decode(tmp_path / "a.npy")
+    np.save(tmp_path / "a.npy", np.zeros((1, 8, 8, 3), np.uint8))
+    with pytest.raises(BadPicture, match=r"shape \[1, 8, 8, 3\] .* \[H, W\], \[H, W, C\] or \[C, H, W\]"):
+        decode(tmp_path / "a.npy")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pictures import encoded, folder_of, smooth
 
+from vitrail.cli import COMMANDS
 from vitrail.data import sources
 from vitrail.data.captions import open_captions
 from vitrail.data.sets import open_data
@@ -197,3 +199,20 @@ def test_parquet_files_by_split(tmp_path: Path) -> None:
     assert names("my_test_run/photos.parquet") == {"": ["my_test_run/photos.parquet"]}, "a folder of any name"
     with pytest.raises(UserError, match=r"plain/?.* and .*raw both look like the train split"):
         names("plain/train-0.parquet", "raw/train-0.parquet")
+
+
+@pytest.mark.parametrize("read", [lambda path: images_of([path]), open_data, open_captions])
+@pytest.mark.parametrize("path", ["", " "])
+def test_an_empty_path_is_not_the_current_folder(
+    read: Callable[[str], object], path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder_of(tmp_path, {"a": 2, "b": 2}))
+    with pytest.raises(UserError, match="a path is empty"):
+        read(path)
+
+
+def test_an_empty_path_is_refused_by_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder_of(tmp_path, {"a": 2, "b": 2}))
+    for command in (["predict", ""], ["train", "folder", "--data", ""], ["eval", "classify", "--data", ""]):
+        with pytest.raises(UserError, match="a path is empty"):
+            COMMANDS[command[0]](command[1:])

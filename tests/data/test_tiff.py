@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 
 from vitrail.data import tiff as reader
 from vitrail.data.decode import BadPicture, Preprocess, decode
+from vitrail.data.sets import open_data
 from vitrail.errors import UserError
 
 DRAW = np.random.default_rng(0)
@@ -141,3 +143,49 @@ def test_images_opened_by_pil_are_not_misread() -> None:
         for opened in (loaded, Image.open(io.BytesIO(data))):
             with pytest.raises(UserError, match=r"(the file has|last of|it has) 4 (bands|channels)"):
                 Preprocess((37, 53)).prepare(opened)
+
+
+@pytest.mark.parametrize("colours", [1, 3])
+@pytest.mark.parametrize("planar", [False, True])
+@pytest.mark.parametrize("scale", [1, 257])
+def test_premultiplied_colours_are_not_multiplied_again(colours: int, planar: bool, scale: int) -> None:
+    stored = np.full((6, 8, colours + 1), 255, np.uint16)
+    stored[0, 0] = [*[119, 96, 43][:colours], 128]
+    stored[0, 1] = 0
+    samples = (stored * scale).astype(np.uint16 if scale > 1 else np.uint8)
+    data = tiff(samples, 2 if colours == 3 else 1, (1,), planar=planar)
+    image = decode(data, colours)
+    assert image[:, 0, 0].tolist() == [246, 223, 170][:colours] and image[:, 0, 1:].unique().tolist() == [255]
+    bands = decode(data, colours + 1)
+    assert bands[:, 0, 0].tolist() == stored[0, 0].tolist()
+    if not planar and not (colours == 1 and scale > 1):  # which Pillow does not load
+        loaded = Image.open(io.BytesIO(data))
+        loaded.load()
+        assert torch.equal(Preprocess((6, 8), channels=colours).prepare(loaded), image)
+        with pytest.raises(UserError):
+            Preprocess((6, 8), channels=colours + 1).prepare(loaded)
+
+
+def test_a_band_of_zeros_is_no_mask() -> None:
+    samples = BANDS[..., :4].copy()
+    samples[..., 3] = 0
+    data = tiff(samples, 2, (2,))
+    with pytest.raises(BadPicture, match="is 0 everywhere, which would hide the image: use a model of 4 channels"):
+        decode(data)
+    assert torch.equal(decode(data, 4)[:3], WANTED[:3])
+
+
+def test_a_band_that_is_left_out_as_a_mask_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Near infrared may be 0 in one class and 255 in another: the set decides, and never in silence."""
+    for name, infrared in {"water": [255, 255, 255], "wood": [255, 255, 0]}.items():
+        (tmp_path / name).mkdir()
+        for i, value in enumerate(infrared):
+            samples = BANDS[..., :4].copy()
+            samples[..., 3] = value
+            (tmp_path / name / f"{i}.tif").write_bytes(tiff(samples, 2, (2,)))
+    assert open_data(tmp_path).train.channels == 4 and not caplog.records
+    (tmp_path / "wood" / "2.tif").unlink()
+    assert open_data(tmp_path).train.channels == 3
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "the last band of water/0.tif (4 bands) and 4 more of 5 images is taken for transparency" in line
+    assert "to keep it as a channel" in line

@@ -31,6 +31,7 @@ from vitrail.data.sources import (
     is_image,
     listing,
     one_per_split,
+    refuse_empty,
     say_left_out,
     scan,
     split_of,
@@ -118,6 +119,7 @@ def open_captions(data: str | Path, val_fraction: float = 0.1, group: str | None
 
 
 def _find(data: str | Path) -> Path:
+    refuse_empty(data)
     path = Path(data).expanduser()
     if path.exists():
         return path

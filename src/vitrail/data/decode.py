@@ -251,7 +251,7 @@ class Picture:
         if self.data[:4] in tiff.MAGIC and not (pages := tiff.pages(self.data))[0].plain:
             page, samples = pages[0], self._samples(pages[0])
             self.source = self.source._replace(pages=sum(not page.reduced for page in pages))
-            if not (page.declares_alpha and pixels.is_mask(samples[..., -1])):
+            if not page.declares_alpha or pixels.why_no_mask(samples[..., -1], page.bands) is not None:
                 return page.bands, ()
             return self._colours(), (page.bands,)
         return self._colours(), ()
@@ -348,9 +348,10 @@ class Picture:
         samples = self._samples(page)
         image = jpeg.turn(torch.from_numpy(pixels.scaled(samples)).permute(2, 0, 1), page.orientation)
         if page.bands != channels and page.declares_alpha:
-            if not pixels.is_mask(samples[..., -1]):
-                raise ValueError(pixels.NO_MASK.format(page.bands))
-            image = pixels.on_white(image)
+            if (reason := pixels.why_no_mask(samples[..., -1], page.bands)) is not None:
+                raise ValueError(reason)
+            self.source = self.source._replace(masked=f"{self.name} ({page.bands} bands)")
+            image = pixels.on_white(image, page.premultiplied)
         return pixels.with_channels(image, channels)
 
     def _samples(self, page: tiff.Page) -> np.ndarray:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vitrail.data import sources
+from vitrail.data.kinds import refuse_other_kinds, target_base
 from vitrail.data.sources import SPLITS, Folder, split_of, unwrapped, words_of
 from vitrail.errors import UserError
 
@@ -39,6 +39,7 @@ def read_class_folders(path: Path, grouped: bool = False) -> ClassFolders:
     if not splits:
         refuse_unsorted_splits(path, root)
     for folder in splits.values() or [root]:
+        refuse_inner_split(folder, grouped)
         refuse_recurring(folder, grouped)
     found = {split: _classes(folder) for split, folder in (splits or {"train": root}).items()}
     if not any(found.values()):
@@ -59,6 +60,8 @@ def read_class_folders(path: Path, grouped: bool = False) -> ClassFolders:
     for name in found.get("train", {}):
         if split_of(name, strict=True):
             log.warning(f"{path} has a class {name}: it would be a split if its images were in class folders")
+    if not grouped:  # a slide or a day may have a file of each class
+        _warn_same_stems(path, found)
     sources.say_left_out(scanned)
     return ClassFolders(found, [folder.name for folder in beside])
 
@@ -127,6 +130,35 @@ def refuse_unsorted_splits(path: Path, root: Folder) -> None:
         )
 
 
+def refuse_inner_split(root: Folder, grouped: bool) -> None:
+    """Refuse a split or a copy of the set that lies among class folders, as `train/train/cat` beside `train/cat`."""
+    classes = {folder.name.lower() for folder in root.with_images()}
+    for folder in root.with_images():
+        inner = {each.name.lower() for each in unwrapped(folder).with_images()}
+        repeated = inner & classes
+        by_name = split_of(folder.name, strict=True) is not None and inner and (repeated or not grouped)
+        if len(classes) > 1 and (by_name or (len(repeated) > 1 and repeated == inner)):
+            raise UserError(
+                f"{folder.path} lies among class folders and holds folders itself "
+                f"({_names(unwrapped(folder).with_images())}), so it looks like a split or a copy of the set, and no "
+                "class: move its content up, or remove it"
+            )
+
+
+def _warn_same_stems(path: Path, found: dict[str, Classes]) -> None:
+    """Warn where all class folders of a split hold files of the same names, as inputs and targets do."""
+    for classes in found.values():
+        stems = [{target_base(image.stem) for image in images} for images in classes.values()]
+        numbered = all(stem.isdecimal() for stem in stems[0]) if stems else True
+        if len(stems) > 1 and len(stems[0]) > 1 and not numbered and all(other == stems[0] for other in stems):
+            names = ", ".join([*classes][:4]) + (", ..." if len(classes) > 4 else "")
+            log.warning(
+                f"{path}: the class folders ({names}) all hold files of the same names, as {min(stems[0])}: if they "
+                "are inputs and targets and no classes, this is not for a classifier"
+            )
+            return
+
+
 def refuse_recurring(root: Folder, grouped: bool) -> None:
     """Refuse class folders that all hold the same folders: these are the classes, and those are something else."""
     tops = [unwrapped(folder) for folder in root.with_images()]
@@ -166,111 +198,3 @@ def _hint_of_table(root: Folder) -> str:
 def _names(folders: Sequence[Folder], most: int = 4) -> str:
     names = [folder.name for folder in folders]
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} others" if len(names) > most else "")
-
-
-CAPTIONS, BOXES, MASKS = "captioned images", "images with boxes around objects", "images with masks"
-REMEDIES = {
-    CAPTIONS: "train a captioner on them with `vitrail train caption-vit --data {path}`",
-    BOXES: "vitrail has no recipe for detection yet",
-    MASKS: "vitrail has no recipe for segmentation yet",
-}
-IMAGE_FOLDERS = frozenset(
-    [
-        *("image", "images", "img", "imgs", "jpegimages", "jpgs", "photos", "pictures", "input", "inputs", "rgb"),
-        *("frames", "leftimgbit"),
-    ]
-)
-TARGET_FOLDERS = frozenset(
-    [
-        *("mask", "masks", "label", "labels", "annotation", "annotations", "annot", "annots", "gt", "gtfine"),
-        *("gtcoarse", "groundtruth", "target", "targets", "segmentation", "segmentations", "segmentationclass"),
-        *("segmentationobject", "trimap", "trimaps", "bbox", "bboxes", "xml", "xmls", "maskpng", "labelspng"),
-    ]
-)
-"""folders of what is in each image, which stand beside one of images; names without case, digits and split"""
-EXCERPT = 1 << 16
-"""bytes at each end of a file that are looked at: JSON of COCO's size is half a gigabyte"""
-
-
-def refuse_other_kinds(path: Path, root: Folder) -> None:
-    """Refuse what looks like images with captions, boxes or masks; the line says by what, and which recipe takes it."""
-    top = root
-    places = [root]
-    while len(inner := top.with_images()) == 1 and not top.images:  # folders around the data, as VOCdevkit/VOC2007/
-        top = inner[0]
-        places.append(top)
-    places += [unwrapped(folder) for folder in top.folders if split_of(folder.name) or _role(folder) is not None]
-    for place in places:
-        for kind, sign in (*_signs_of_files(place), *_signs_of_folders(place)):
-            remedy = REMEDIES[kind].format(path=path)
-            raise UserError(
-                f"{path} looks like {kind} ({sign}): {remedy}; to classify whole images, give a folder that holds one "
-                "folder per class and nothing else"
-            )
-
-
-def _signs_of_files(place: Folder) -> Iterator[tuple[str, str]]:
-    stems = {image.stem for image in place.images}
-    for file in place.others:
-        kind = file.suffix.lower()
-        beside = file.stem in stems
-        text = _excerpt(file) if kind in (".json", ".jsonl", ".yaml", ".yml") or beside else ""
-        named = "caption" in file.stem.lower() or file.name.lower().endswith(".token.txt")
-        if kind in (".txt", ".csv", ".tsv") and named:
-            yield CAPTIONS, file.name
-        elif kind in (".json", ".jsonl") and (found := _kind_of_json(text)) is not None:
-            yield found, file.name
-        elif kind in (".yaml", ".yml") and re.search(r"^(nc|names)\s*:", text, re.M) and "train" in text:
-            yield BOXES, file.name
-        elif beside and kind == ".xml" and "<object" in text:
-            yield BOXES, f"{file.name} beside its image"
-        elif beside and kind == ".txt" and text.strip():
-            numbers = re.match(r"\s*\d+(\s+[-+.\deE]+){4,}\s*$", text, re.M)
-            yield BOXES if numbers else CAPTIONS, f"{file.name} beside its image"
-
-
-def _kind_of_json(text: str) -> str | None:
-    """What COCO's JSON, or Karpathy's, or LabelMe's, is of; None for other JSON."""
-    has = {*re.findall(r'"(\w+)"\s*:', text)}
-    lists = "images" in has and not has.isdisjoint(["annotations", "image_id", "category_id", "sentences"])
-    if lists and not has.isdisjoint(["caption", "sentences"]):
-        return CAPTIONS
-    if (lists and not has.isdisjoint(["bbox", "keypoints", "segments_info"])) or {"shapes", "imagePath"} <= has:
-        return BOXES
-    if {"file_name", "objects"} <= has:  # of the Hub's metadata.jsonl
-        return BOXES
-    return MASKS if lists and "segmentation" in has else None
-
-
-def _signs_of_folders(place: Folder) -> Iterator[tuple[str, str]]:
-    """`images/` beside `masks/`, `labels/` or `Annotations/`; also `train/` beside `train_masks/`."""
-    for targets in place.folders:
-        if _role(targets) != "targets":
-            continue
-        split = split_of(targets.name)
-        for images in place.with_images():
-            unsorted = split is not None and split_of(images.name, strict=True) == split and images.images
-            if images is not targets and (_role(images) == "images" or unsorted):
-                sign = f"{images.name}/ beside {targets.name}/"
-                endings = {file.suffix.lower() for folder in targets.below() for file in folder.others}
-                if not endings.isdisjoint([".txt", ".xml", ".json"]) and not targets.images:
-                    yield BOXES, sign
-                elif targets.holds_images() or endings:
-                    yield MASKS, sign
-
-
-def _role(folder: Folder) -> str | None:
-    words = words_of(folder.name)
-    name = "".join(word for word in words if not any(word in known for known in SPLITS.values()))
-    return "images" if name in IMAGE_FOLDERS else "targets" if name in TARGET_FOLDERS else None
-
-
-def _excerpt(file: Path) -> str:
-    """The beginning and the end of a file."""
-    try:
-        with file.open("rb") as opened:
-            data = opened.read(EXCERPT)
-            opened.seek(max(file.stat().st_size - EXCERPT, len(data)))
-            return (data + opened.read(EXCERPT)).decode("utf-8-sig", "ignore")
-    except OSError:
-        return ""

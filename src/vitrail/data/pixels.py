@@ -16,7 +16,7 @@ is refused: a guess by each image's own extremes would give two images of one se
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from typing import NamedTuple
 
@@ -41,19 +41,18 @@ OVERSHOOT = 0.01
 """by which floats of 0 to 1 may leave that range, as they do after resizing: clipped"""
 DARK = 1 << 14
 """16-bit images whose values are all below this keep at most 64 of the 256 levels"""
-NO_MASK = (
-    "its last of {0} bands is declared to be transparency and holds many values, as near infrared does: use a model of "
-    "{0} channels, or save the image without that band"
-)
 GIVE = "give uint8, uint16 that uses 0 to 65535, or floats of 0 to 1"
 
 
 class Source(NamedTuple):
-    """What tells how an image was read: the type and the highest finite value of its numbers, and its pages."""
+    """What tells how an image was read: the type and the highest finite value of its numbers, its pages, and
+    what was left out."""
 
     type: str = "uint8"
     highest: float = 255
     pages: int = 1
+    masked: str = ""
+    """the file and its bands, where the last of them was taken for transparency"""
 
 
 def source_of(samples: np.ndarray) -> Source:
@@ -95,25 +94,34 @@ def _scaled_floats(samples: np.ndarray) -> np.ndarray:
 
 def doubt(images: Iterable[Source]) -> str | None:
     """What looks wrong about how some images that belong together were read, in words."""
-    images = list(images)
+    return "; ".join(_doubts(list(images))) or None
+
+
+def _doubts(images: list[Source]) -> Iterator[str]:
     deep = [image.highest for image in images if image.type == "uint16" and image.highest]
     if deep and max(deep) < DARK:
-        return (
+        yield (
             f"the 16-bit images use values up to {max(deep):,.0f} of 65,535 and come out dark, with "
             f"{max(deep) // 256 + 1:.0f} of 256 levels: rescale them to use the whole range"
         )
     floats = [image.highest for image in images if image.type.startswith("float") and image.highest]
     if floats and min(floats) <= 1 + OVERSHOOT < max(floats):
-        return (
+        yield (
             "some images of floats are read as 0 to 1, since none of their values is higher, and others as 0 to 255: "
             "save all in one range"
         )
     if (pages := max((image.pages for image in images), default=1)) > 1:
-        return (
+        yield (
             f"some images have {pages} pages: a model of {pages} channels reads them all, as one channel each, and any "
             "other the first"
         )
-    return None
+    if masked := [image.masked for image in images if image.masked]:
+        more = f" and {len(masked) - 1:,} more of {len(images):,} images" if len(masked) > 1 else ""
+        yield (
+            f"the last band of {masked[0]}{more} is taken for transparency, unless the model has a channel for each "
+            "band: to keep it as a channel, save the files with that band declared as unspecified (ExtraSamples 0, or "
+            "`-co ALPHA=NO` of GDAL)"
+        )
 
 
 def to_bytes(image: Tensor) -> Tensor:
@@ -142,22 +150,34 @@ def with_channels(image: Tensor, channels: int) -> Tensor:
     raise ValueError(f"it has {have} channels, not {channels}: {fewer}use a model of {have}")
 
 
-def on_white(image: Tensor) -> Tensor:
-    """uint8 [C + 1, H, W], whose last channel is transparency, as [C, H, W] on white."""
+def on_white(image: Tensor, premultiplied: bool = False) -> Tensor:
+    """uint8 [C + 1, H, W], whose last channel is transparency, as [C, H, W] on white.
+
+    `premultiplied` colours are multiplied by it already, so only white's share is added.
+    """
+    if premultiplied:
+        return (image[:-1].short() + (255 - image[-1:].short())).clamp_(max=255).to(torch.uint8)
     mode = "RGBA" if len(image) == 4 else "LA"
     bands = [Image.fromarray(np.ascontiguousarray(band)) for band in image.numpy()]
     flat = torch.from_numpy(np.array(_flat(Image.merge(mode, bands))))
     return flat.permute(2, 0, 1)[: len(image) - 1]
 
 
-def is_mask(alpha: np.ndarray) -> bool:
-    """Whether a band declared to be transparency is: where it is not 0, it is mostly at its highest number.
+def why_no_mask(alpha: np.ndarray, bands: int) -> str | None:
+    """Why the last of some bands, declared to be transparency, is not taken for it; None where it is.
 
-    GDAL declares a fourth band of bytes to be transparency unless it is told otherwise, near infrared too.
+    It is where it is not 0 everywhere, and what is not 0 is mostly at its highest number. GDAL declares a fourth band
+    of bytes to be transparency unless it is told otherwise, near infrared too.
     """
     highest = np.iinfo(alpha.dtype).max if alpha.dtype.kind == "u" else 1
     shown = alpha[alpha > 0]
-    return shown.size == 0 or bool((shown >= highest).mean() > 0.5)
+    if shown.size and (shown >= highest).mean() > 0.5:
+        return None
+    what = "holds many values, as near infrared does" if shown.size else "is 0 everywhere, which would hide the image"
+    return (
+        f"its last of {bands} bands is declared to be transparency and {what}: use a model of {bands} channels, or "
+        "save the image without that band"
+    )
 
 
 def _flat(image: Image.Image) -> Image.Image:
@@ -186,8 +206,12 @@ def _refuse_misread(image: Image.Image, channels: int) -> None:
     bands = tags.get(277, 1)
     if bands > len(image.getbands()) or image.mode == "RGBX":  # which older Pillows make of an unspecified band
         raise ValueError(f"PIL read it as {image.mode}, and the file has {bands} bands: give it before it is loaded")
-    if channels != bands and image.mode in ("LA", "RGBA") and not is_mask(np.array(image.getchannel("A"))):
-        raise ValueError(NO_MASK.format(bands))
+    if channels == bands and image.mode == "RGBA" and tuple(tags.get(338, ())) == (1,):
+        raise ValueError("PIL has divided its colours by its transparency: give the image before it is loaded")
+    if channels == bands or image.mode not in ("LA", "La", "RGBA"):
+        return
+    if (reason := why_no_mask(np.array(image.getchannel(len(image.getbands()) - 1)), bands)) is not None:
+        raise ValueError(reason)
 
 
 def from_pil(image: Image.Image, channels: int) -> Tensor:
@@ -215,9 +239,17 @@ def _bands(image: Image.Image, channels: int) -> Tensor:
 
 def read_array(data: bytes) -> np.ndarray:
     """The array in a `.npy` file, [H, W] or of three axes, in the machine's byte order. Raises ValueError."""
-    array = np.load(io.BytesIO(data), allow_pickle=False)
+    try:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    except ValueError as error:
+        if "Object arrays" in str(error):
+            raise ValueError("an array of Python objects is not read, since it may run code: save numbers") from None
+        raise
     if array.ndim not in (2, 3) or not array.size:
-        raise ValueError(f"an array of shape {array.shape} is no image")
+        raise ValueError(
+            f"an array of shape {list(array.shape)} is no image: save one image per file, as [H, W], [H, W, C] or "
+            "[C, H, W]"
+        )
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 

@@ -19,7 +19,7 @@ from vitrail.data import groups as grouping
 from vitrail.data.decode import BadPicture, Picture
 from vitrail.data.folders import read_class_folders
 from vitrail.data.pixels import NUMPY, doubt, to_bytes, with_channels
-from vitrail.data.sources import files_by_split, images_in
+from vitrail.data.sources import files_by_split, images_in, refuse_empty
 from vitrail.data.tiff import MAGIC
 from vitrail.errors import UserError
 from vitrail.files import reading
@@ -158,6 +158,7 @@ def open_data(data: str | Path, name: str | None = None, grouped: bool = False) 
     and downloaded to `~/.cache/vitrail` where they are not found; other folders there are known by their name too.
     `grouped` says that the class folders may hold folders that are groups (see `vitrail.data.groups`).
     """
+    refuse_empty(data)
     path = Path(data).expanduser()
     with reading(path):
         there = path.exists()
@@ -301,9 +302,12 @@ def stored_channels(part: ImageSet) -> int:
                 sources.append(picture.source)
         except BadPicture:
             continue  # the loader names it and leaves it out
+    channels = next((count for count in counts[0] if all(count in other for other in counts)), 3) if counts else 3
+    if channels not in (1, 3):  # then each band is a channel
+        sources = [source._replace(masked="") for source in sources]
     if (found := doubt(sources)) is not None:
         log.warning(f"{part.name}: {found}")
-    return next((count for count in counts[0] if all(count in other for other in counts)), 3) if counts else 3
+    return channels
 
 
 SMALL = 3

@@ -191,10 +191,18 @@ def unwrapped(folder: Folder) -> Folder:
     return folder
 
 
-def images_of(paths: Sequence[Path]) -> list[Path]:
+def refuse_empty(path: str | Path) -> None:
+    """Refuse a path without a character, which would mean the current folder: a shell's variable that is not set."""
+    if not str(path).strip():
+        raise UserError("a path is empty: give a file or a folder (`.` is the current one)")
+
+
+def images_of(paths: Sequence[str | Path]) -> list[Path]:
     """Files as they are given, of any kind, and the images in folders, for `vitrail predict`."""
     found: list[Path] = []
-    for path in paths:
+    for given in paths:
+        refuse_empty(given)
+        path = Path(given)
         with reading(path):
             if not path.is_dir():
                 found.append(path)

@@ -95,6 +95,11 @@ class Page:
         """Whether its last band is declared to be transparency, of grey or RGB."""
         return self.bands == self.colours + 1 and self.photometric in (*GREY, RGB) and self.extra[:1] in ((1,), (2,))
 
+    @property
+    def premultiplied(self) -> bool:
+        """Whether the colours are stored as already multiplied by the transparency that is declared."""
+        return self.declares_alpha and self.extra[0] == 1
+
     def dtype(self) -> np.dtype[Any]:
         """Of a sample, as stored. Raises ValueError for what is not read."""
         if len(set(self.bits)) > 1 or len(set(self.formats)) > 1:

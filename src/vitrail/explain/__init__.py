@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitrail.data.decode import Picture, Preprocess
+from vitrail.data.pixels import doubt
 from vitrail.errors import UserError
 from vitrail.explain.attention import Pool, attention_distance, attention_maps, encoder_of, per_head, rollout
 from vitrail.explain.filters import patch_filters
@@ -70,6 +71,8 @@ def explain(task: Task, image: Image.Image | str | Path, out: str | Path) -> dic
     source = "picture" if isinstance(image, Image.Image) else str(image)
     opened = image if isinstance(image, Image.Image) else Picture(Path(image))
     picture = task.prepare(opened)
+    if isinstance(opened, Picture) and (found := doubt([opened.source])) is not None:
+        log.warning(found)
     prepared = task.preprocess.normalise(picture)[None]
     seen = Seen()
     if isinstance(task, Caption):

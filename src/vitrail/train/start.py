@@ -60,7 +60,7 @@ def begin(
         raise UserError(f"{recipe(1).recipe} goes on from weights: name them with --init")
     if data is None and name == "folder":
         raise UserError("say which pictures: --data with a folder that holds a folder a class, or a built-in name")
-    data, group = data or name, recipe(1).group if group is None else group
+    data, group = name if data is None else data, recipe(1).group if group is None else group
     splits = open_for(recipe(1).task, data, name, group)
     if not len(splits.train):
         names = ", ".join(splits.beside[:3]) + ", ..." * (len(splits.beside) > 3)
