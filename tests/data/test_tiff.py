@@ -158,7 +158,7 @@ def test_premultiplied_colours_are_not_multiplied_again(colours: int, planar: bo
     assert image[:, 0, 0].tolist() == [246, 223, 170][:colours] and image[:, 0, 1:].unique().tolist() == [255]
     bands = decode(data, colours + 1)
     assert bands[:, 0, 0].tolist() == stored[0, 0].tolist()
-    if not planar and not (colours == 1 and scale > 1):  # which Pillow does not load
+    if not planar and colours == 3:  # grey ones are not loaded by every release of Pillow
         loaded = Image.open(io.BytesIO(data))
         loaded.load()
         assert torch.equal(Preprocess((6, 8), channels=colours).prepare(loaded), image)

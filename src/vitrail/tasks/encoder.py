@@ -13,7 +13,7 @@ from vitrail.vit import ViT, ViTConfig
 
 Encoder = ViT | MLP | CNN | ResNet | RNN
 """takes normalised pictures [B, C, H, W] to Tokens, and `pool` takes those to one vector a picture, [B, D]"""
-EncoderConfig = ViTConfig | MLPConfig | CNNConfig | ResNetConfig | RNNConfig
+EncoderConfig = ViTConfig | VariantConfig | MLPConfig | CNNConfig | ResNetConfig | RNNConfig
 """has at least `width` (D), `channels` and `image_size`"""
 
 NETWORKS: dict[type[Any], Callable[[Any], Encoder]] = {
