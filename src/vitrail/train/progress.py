@@ -42,13 +42,15 @@ class Progress:
         self._restart()
 
     def __enter__(self) -> Progress:
-        self.bar.__enter__()
+        if not self.bar.disable:  # rich 13 ends a bar that it never drew with an empty line
+            self.bar.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.bar.__exit__(kind, error, trace)
+        if not self.bar.disable:
+            self.bar.__exit__(kind, error, trace)
 
     def _restart(self) -> None:
         """Time pictures and steps from here."""
