@@ -39,11 +39,11 @@ LONGEST = 64
 
 
 def parser() -> Parser:
-    parser = Parser(__doc__, pictures=4, rounds=1, threads=[1], batches=(2, 1), lengths=(3, 6))
+    parser = Parser(__doc__, images=4, rounds=1, threads=[1], batches=(2, 1), lengths=(3, 6))
     parser.set_defaults(batches=(16, 1), lengths=(20, 60))
     parser.add_argument("--model", help="a captioner of vitrail; fresh weights if left out")
     parser.add_argument("--data", help="a captioned set with a validation split; noise if left out")
-    parser.add_argument("--pictures", type=int, default=1000, help="images of the validation split to compare on")
+    parser.add_argument("--images", type=int, default=1000, help="images of the validation split to compare on")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="the last one for latency and agreement")
     return parser
@@ -55,25 +55,25 @@ def main() -> int:
     torch.manual_seed(0)
     task = vitrail.load(asked.model) if asked.model else fresh(asked.tiny)
     assert isinstance(task, Caption)
-    pictures = images_of(asked.data, asked.pictures, task)
+    images = images_of(asked.data, asked.images, task)
     rows: Row = {
         "threads": asked.threads,
         "parameters": sum(p.numel() for p in task.parameters()),
         "vocabulary": task.tokenizer.size,
-        "pictures": len(pictures),
+        "images": len(images),
         "trained": asked.model is not None,
     }
     decoder = endless(task, task.tokenizer.size)
     for threads in asked.threads:
         torch.set_num_threads(threads)
         for batch in asked.batches:
-            memory = task.memory(torch.stack([task.preprocess(picture) for picture in pictures[:batch]]))
+            memory = task.memory(torch.stack([task.preprocess(image) for image in images[:batch]]))
             for words in asked.lengths:
                 name = f"batch {batch}, {words} words, {threads} threads"
                 rows[name] = speeds(decoder, memory, words, asked.rounds)
                 print(name, rows[name], flush=True)
-    rows["agreement"] = agree(task, pictures)
-    rows["latency"] = latency(task, pictures[:50])
+    rows["agreement"] = agree(task, images)
+    rows["latency"] = latency(task, images[:50])
     print(rows["agreement"], rows["latency"], flush=True)
     record("caption-decoding", rows, asked.results)
     return int(any(row["other"] for row in rows.values() if isinstance(row, dict) and "other" in row))
@@ -85,7 +85,7 @@ def images_of(data: str | None, count: int, task: Caption) -> list[Tensor]:
         return [torch.randint(0, 256, (3, 160, 160), dtype=torch.uint8) for _ in range(min(count, 64))]
     val = open_captions(data).val
     assert val is not None, "the data has no validation split"
-    return [val.picture(i, task.preprocess.channels) for i in range(min(count, len(val)))]
+    return [val.image(i, task.preprocess.channels) for i in range(min(count, len(val)))]
 
 
 def fresh(tiny: bool) -> Caption:
@@ -113,7 +113,7 @@ def endless(task: Caption, vocabulary: int) -> Decoder:
 
 def speeds(decoder: Decoder, memory: Memory, words: int, rounds: int) -> Row:
     """Median seconds of both ways, taking turns."""
-    how, samples = Decoding(beam=5, longest=words), torch.arange(len(memory.tokens))
+    how, samples = Decoding(beam=5, max_length=words), torch.arange(len(memory.tokens))
     made: dict[str, Written] = {}
 
     def step(way: str) -> None:
@@ -140,26 +140,26 @@ def agreement(a: Written, b: Written) -> dict[str, int]:
     return {"same": int(same.sum()), "ties": int(tie.sum()), "other": int((~same & ~tie).sum())}
 
 
-def agree(task: Caption, pictures: list[Tensor]) -> dict[str, int]:
+def agree(task: Caption, inputs: list[Tensor]) -> dict[str, int]:
     """The same over many images, 16 at a time, encoded once for both ways."""
     how, totals = replace(task.decoding, beam=5, sample=False), {"same": 0, "ties": 0, "other": 0}
-    for start in range(0, len(pictures), 16):
-        images = torch.stack([task.preprocess(picture) for picture in pictures[start : start + 16]])
+    for start in range(0, len(inputs), 16):
+        images = torch.stack([task.preprocess(image) for image in inputs[start : start + 16]])
         memory, samples = task.memory(images), torch.arange(len(images))
         found = agreement(*(write(task.decoder, memory, how, samples, cache) for cache in (True, False)))
         totals = {name: totals[name] + found[name] for name in totals}
     return totals
 
 
-def latency(task: Caption, pictures: list[Tensor]) -> Row:
+def latency(task: Caption, images: list[Tensor]) -> Row:
     """Milliseconds from one image's pixels to its caption."""
     own = task.decoding
     rows = {}
     for name, how in (("greedy", replace(own, beam=1)), ("beam 5", replace(own, beam=5)), ("as its checkpoint", own)):
         with decoding(task, how):
-            for picture in pictures[:3]:
-                task.predict([picture])
-            times = sorted(1000 * seconds(partial(task.predict, [picture])) for picture in pictures)
+            for image in images[:3]:
+                task.predict([image])
+            times = sorted(1000 * seconds(partial(task.predict, [image])) for image in images)
         rows[name] = {
             "median": round(statistics.median(times), 1),
             "of ten, the slowest": round(times[len(times) * 9 // 10], 1),

@@ -123,7 +123,7 @@ def timm_model(config: Any, classes: int) -> VisionTransformer:
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, loader: Loader) -> float:
-    """Share of a part's pictures that the model has right."""
+    """Share of a part's images that the model has right."""
     model.eval()
     right = [(model(batch["image"]).argmax(1) == batch["label"]).double() for batch in loader.evaluation()]
     model.train()

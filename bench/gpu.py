@@ -145,7 +145,7 @@ def through(layer: nn.Module, x: Tensor, pull: Tensor, backend: SDPBackend) -> t
 
 
 def data(bench: Bench) -> None:
-    """The set on the device: the same pictures as the processor makes, one by one or together, without a wait."""
+    """The set on the device: the same images as the processor makes, one by one or together, without a wait."""
     run = RECIPES["cifar10"](45_000)
     part = open_data("digits").train
     images = torch.randint(256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -280,7 +280,7 @@ def measure(bench: Bench, size: str, count: int) -> Row:
     rate, needed = statistics.mean(rates), count * flops(partial(classifier, size, bench.tiny))
     row: Row = {
         "batch": count,
-        "gflops a picture": round(needed / count / 1e9, 2),
+        "gflops an image": round(needed / count / 1e9, 2),
         "matrix rate, TFLOP/s": [round(rate / 1e12, 2) for rate in rates],
     }
     medians = {name: statistics.median(readings) for name, readings in times.items()}
@@ -288,7 +288,7 @@ def measure(bench: Bench, size: str, count: int) -> Row:
         row[name] = {
             "milliseconds": round(1000 * median, 3),
             "spread": round(1000 * (max(times[name]) - min(times[name])), 3),
-            "pictures a second": round(count / median, 1),
+            "images a second": round(count / median, 1),
             "utilisation": round(needed / median / rate, 4),
         }
     if "timm" in medians:
@@ -371,7 +371,7 @@ def cifar10(bench: Bench) -> None:
     }
     if trained:
         speed, wait = (statistics.median(row[name] for row in trained) for name in ("images_per_s", "wait"))
-        row |= {"median pictures a second": round(speed), "median share of waiting for data": round(wait, 4)}
+        row |= {"median images a second": round(speed), "median share of waiting for data": round(wait, 4)}
         model = RunFolder(out).run().model
         each = flops(lambda: Classify(encoder_for(model), [str(i) for i in range(10)], Preprocess(model.image_size)))
         row["utilisation"] = round(speed * each / bench.matrix_rate(), 4)

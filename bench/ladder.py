@@ -44,7 +44,7 @@ RUNGS = {
     "c": Rung("CNN + LSTM with attention", "caption-cnn-attention"),
     "d": Rung("ViT + LSTM with attention", "caption-vit-lstm"),
     "e": Rung("ViT + Transformer", "caption-vit"),
-    "f": Rung("the same, after it has matched pictures with captions", "caption-coca", "caption-match"),
+    "f": Rung("the same, after it has matched images with captions", "caption-coca", "caption-match"),
     "cifar10": Rung("e, with an encoder that has learned CIFAR-10 first", "caption-vit", "encoder-cifar10"),
 }
 IMAGES = {"flickr8k": 6_000, "cifar10": 45_000}
@@ -147,7 +147,7 @@ class Climb:
             "--epochs": f"{epochs:.3f}",
             "--eval-every": f"{epochs:.3f}",
             "--lr": f"{optim.lr * rate:g}",
-            "--matrix-lr": f"{optim.matrix_lr * rate:g}",
+            "--muon-lr": f"{optim.muon_lr * rate:g}",
             "--seed": str(seed),
             "--out": str(out),
         }

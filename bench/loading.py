@@ -182,7 +182,7 @@ def compare(part: ImageSet, peer: Peer, asked: Namespace) -> Row:
             margins.append(min(height / scale / asked.crop[0], width / scale / asked.crop[1]))
     return {
         "mean_difference_of_255": round(statistics.mean(differences), 3),
-        "largest_mean_difference_of_one_picture": round(max(differences), 3),
+        "largest_mean_difference_of_one_image": round(max(differences), 3),
         "least_decoded_pixels_over_needed": round(min(margins), 3) if margins else None,
         "decoded_at": dict(sorted(scales.items())),
     }

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 import vitrail
-from vitrail.data.decode import Picture, Preprocess
+from vitrail.data.decode import EncodedImage, Preprocess
 from vitrail.data.loader import Loader
 from vitrail.data.sets import ImageSet
 from vitrail.tasks.embed import Embed
@@ -79,8 +79,8 @@ def zoo() -> list[Preprocess]:
     found = []
     for values in table().values():
         values = values | {"in_chans": 3}
-        config = encoder_config(values, timm._size(values, {}, values["pictures"]))
-        found.append(timm._preprocess(values["pictures"], config, []))
+        config = encoder_config(values, timm._size(values, {}, values["images"]))
+        found.append(timm._preprocess(values["images"], config, []))
     for width, patch, side in ((768, 16, 224), (1024, 16, 224), (768, 16, 384), (1024, 16, 512), (1280, 14, 518)):
         found.append(
             torchvision._preprocess(VariantConfig(width=width, heads=16, patch=patch, image_size=(side, side)))
@@ -90,7 +90,7 @@ def zoo() -> list[Preprocess]:
     for side in (224, 384):
         found.append(Preprocess((side, side), "squash", 1.0, "bilinear"))  # Google's
         config = VariantConfig(image_size=(side, side))
-        found += [originals._pictures(config, (side, side), how) for how in ("bicubic", "bilinear")]
+        found += [originals._images(config, (side, side), how) for how in ("bicubic", "bilinear")]
     return [*found, Preprocess((1024, 1024), "squash", 1.0, "bilinear")]  # SAM's
 
 
@@ -119,7 +119,7 @@ def compare(way: Preprocess, paths: list[Path]) -> dict[str, int]:
     for start in range(0, len(paths), CHUNK):
         some = paths[start : start + CHUNK]
         task = Seen(way)
-        task.answers([task.prepare(Picture(path)) for path in some])
+        task.answers([task.prepare(EncodedImage(path)) for path in some])
         wanted, task.images = task.images, []
         task.predict([Image.open(path) for path in some[:FEW]])
         differing["opened by PIL"] += sum(not torch.equal(a, b) for a, b in zip(task.images, wanted, strict=False))

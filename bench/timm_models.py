@@ -3,7 +3,7 @@
     python bench/timm_models.py
 
 Each name has the class that timm builds, the arguments that it builds it with, and how images are prepared where a
-checkpoint does not say. What is a default (of the class, or in `PICTURES`) is left out. Reading a checkpoint needs only
+checkpoint does not say. What is a default (of the class, or in `IMAGES`) is left out. Reading a checkpoint needs only
 this file. With `--results DIR` the table goes to DIR/timm-models.json, with timm's version, and the package's file
 stays as it is; `--tiny` does so with the names of one module.
 """
@@ -27,7 +27,7 @@ OUT = ROOT / "src" / "vitrail" / "zoo" / "timm" / "models.json"
 LEFT_OUT = {"feature_cfg", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 """arguments of timm's builder, and some that have no say in what a model gives"""
 LEFT_OUT |= {"rope_rescale_coords", "dynamic_img_size", "block_fn", "embed_layer", "pretrained_strict"}
-PICTURES = {
+IMAGES = {
     "input_size": [3, 224, 224],
     "fixed_input_size": True,
     "interpolation": "bicubic",
@@ -82,7 +82,7 @@ def table_of(modules: Sequence[ModuleType]) -> dict[str, Row]:
         calls.append((kind, arguments))
         raise Built
 
-    table: dict[str, Row] = {"": {"pictures": PICTURES}}
+    table: dict[str, Row] = {"": {"images": IMAGES}}
     for module in modules:
         original = module.build_model_with_cfg
         module.build_model_with_cfg = note  # type: ignore[attr-defined]
@@ -110,8 +110,8 @@ def entry(name: str, kind: type[nn.Module], arguments: Row) -> Row:
         elif key not in LEFT_OUT and defaults.get(key, inspect.Parameter.empty) != value:
             own[key] = plain(value)
     settings = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    pictures = {key: plain(getattr(settings, key)) for key in PICTURES}
-    own["pictures"] = {key: value for key, value in pictures.items() if value not in (None, PICTURES[key])}
+    images = {key: plain(getattr(settings, key)) for key in IMAGES}
+    own["images"] = {key: value for key, value in images.items() if value not in (None, IMAGES[key])}
     return own
 
 

@@ -34,7 +34,7 @@ from vitrail import recipes, zoo
 from vitrail.data.augment import Augment
 from vitrail.data.sets import ImageSet, Splits, open_data
 from vitrail.recipes import RECIPES
-from vitrail.recipes.finetune import finetune, settle
+from vitrail.recipes.finetune import finetune, resolve_auto
 from vitrail.train.build import build, evaluation_loader
 from vitrail.train.frozen import fit_frozen
 from vitrail.train.loop import evaluate, fit
@@ -52,10 +52,10 @@ class Budget:
     """What both starts get."""
 
     size: int
-    """side of the pictures in pixels"""
+    """side of the images in pixels"""
     epochs: float
     batch_size: int
-    pictures: int
+    images: int
     """how many to train on; of the set, the first in an order drawn with seed 0. 0 for all"""
     test: int
     """how many to test on; 0 for all"""
@@ -66,19 +66,19 @@ class Budget:
 
 
 BUDGETS = {
-    "hymenoptera": Budget(size=48, epochs=9, batch_size=16, pictures=0, test=0, scratch="folder"),
-    "cifar10": Budget(size=64, epochs=1, batch_size=64, pictures=8_000, test=0, scratch="cifar10-quick", shift=8),
+    "hymenoptera": Budget(size=48, epochs=9, batch_size=16, images=0, test=0, scratch="folder"),
+    "cifar10": Budget(size=64, epochs=1, batch_size=64, images=8_000, test=0, scratch="cifar10-quick", shift=8),
 }
 FOLDS = 5
 
 
 def parser() -> Parser:
-    parser = Parser(__doc__, needs=["data"], seeds=[0], epochs=0.5, pictures=16)
+    parser = Parser(__doc__, needs=["data"], seeds=[0], epochs=0.5, images=16)
     parser.add_argument("--data", type=Path, help="holds hymenoptera/ and cifar10/")
     parser.add_argument("--parts", nargs="+", choices=list(BUDGETS), default=list(BUDGETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=float, help="in place of the budget's")
-    parser.add_argument("--pictures", type=int, help="images to train and to test on, in place of the budget's")
+    parser.add_argument("--images", type=int, help="images to train and to test on, in place of the budget's")
     return parser
 
 
@@ -92,8 +92,8 @@ def main() -> None:
             budget = BUDGETS[part]
             if asked.epochs is not None:
                 budget = replace(budget, epochs=asked.epochs)
-            if asked.pictures is not None:
-                budget = replace(budget, pictures=asked.pictures, test=asked.pictures)
+            if asked.images is not None:
+                budget = replace(budget, images=asked.images, test=asked.images)
             measure(part, data / part, budget, asked.seeds, rows, asked.results)
 
 
@@ -131,7 +131,7 @@ Cases = Iterator[tuple[Row, Callable[[], Row]]]
 def ants_and_bees(data: Path, budget: Budget, seeds: list[int]) -> Cases:
     """Every fold and seed from either start, and the features as they are."""
     opened = open_data(data)
-    whole = some(joined([part for part in (opened.train, opened.val, opened.test) if part]), budget.pictures)
+    whole = some(joined([part for part in (opened.train, opened.val, opened.test) if part]), budget.images)
     for seed in seeds:
         for fold, left_out in enumerate(folds(whole.labels, FOLDS, seed)):
             rest = torch.ones(len(whole), dtype=torch.bool)
@@ -146,7 +146,7 @@ def larger(data: Path, budget: Budget, seeds: list[int]) -> Cases:
     """Every seed from either start; the weights as they are, at their own size and at the larger one."""
     opened = open_data(data)
     assert opened.test is not None
-    splits = Splits(some(opened.train, budget.pictures), test=some(opened.test, budget.test))
+    splits = Splits(some(opened.train, budget.images), test=some(opened.test, budget.test))
     for side in (None, budget.size):
         yield {"start": "untouched", "size": side or "own"}, partial(untouched, splits, side)
     for seed in seeds:
@@ -178,7 +178,7 @@ def planned(part: ImageSet, start: str, budget: Budget, seed: int) -> Run:
             run = replace(run, augment=Augment(crop="shift", shift=budget.shift, flip=True))
         return replace(run, workers=0, model=replace(run.model, image_size=(budget.size, budget.size)))
 
-    run = settle(run, len(part), len(part.classes), change)
+    run = resolve_auto(run, len(part), len(part.classes), change)
     if start == "weights":
         return run
     own, recipe = task.preprocess, RECIPES[budget.scratch](len(part))
@@ -246,7 +246,7 @@ def paired(runs: list[Row]) -> list[float]:
 
 
 def folds(labels: Tensor, count: int, seed: int) -> list[Tensor]:
-    """The pictures of each fold, int64; each class is spread evenly over them."""
+    """The images of each fold, int64; each class is spread evenly over them."""
     generator = torch.Generator().manual_seed(seed)
     place = torch.empty_like(labels)
     for kind in labels.unique():
@@ -264,7 +264,7 @@ def joined(parts: list[ImageSet]) -> ImageSet:
 
 
 def some(part: ImageSet, count: int) -> ImageSet:
-    """The first `count` pictures of an order drawn with seed 0; all in their own order for 0."""
+    """The first `count` images of an order drawn with seed 0; all in their own order for 0."""
     if not count or count >= len(part):
         return part
     return part.subset(torch.randperm(len(part), generator=torch.Generator().manual_seed(0))[:count])

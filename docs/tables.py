@@ -42,9 +42,9 @@ MEASURES: dict[str, tuple[str, str, Callable[[Rows], str]]] = {
         lambda rows: _seeds(rows),
     ),
     "classify": (
-        "the carried CIFAR-10 weights, test part: the best of two hours on two cores (`cifar10` itself needs a GPU)",
+        "the bundled CIFAR-10 weights, test part: the best of two hours on two cores (`cifar10` itself needs a GPU)",
         "84 %; on a GPU 94 %",
-        lambda rows: f"{rows['top1']:.2%} of {rows['count']:,} pictures",
+        lambda rows: f"{rows['top1']:.2%} of {rows['count']:,} images",
     ),
     "training-step": (
         "training step, timm's time over ours",
@@ -55,12 +55,12 @@ MEASURES: dict[str, tuple[str, str, Callable[[Rows], str]]] = {
         ),
     ),
     "loading": (
-        "loading photos, our pictures a second over torchvision's",
+        "loading photos, our images a second over torchvision's",
         "1.3 as they are, aim 2; 3 at 3,000 pixels",
         lambda rows: f"{rows['as they are']['ratio_of_medians']:.2f}; {rows['3000 pixels']['ratio_of_medians']:.2f}",
     ),
     "folder": (
-        "`vitrail train folder` on ants and bees, from scratch and from the carried weights, beside timm's ViT",
+        "`vitrail train folder` on ants and bees, from scratch and from the bundled weights, beside timm's ViT",
         "within 10 minutes; from scratch not below timm's",
         lambda rows: (
             f"{rows['scratch mean top-1']:.1%} and {rows['weights mean top-1']:.1%}, timm's "
@@ -69,20 +69,20 @@ MEASURES: dict[str, tuple[str, str, Callable[[Rows], str]]] = {
         ),
     ),
     "transfer": (
-        "gain of the carried weights over starting from scratch: ants and bees; CIFAR-10 at twice the size",
+        "gain of the bundled weights over starting from scratch: ants and bees; CIFAR-10 at twice the size",
         "above twice its standard error; above 0",
         lambda rows: "; ".join(_gain(rows[part]) for part in TRANSFERS if "gain" in rows.get(part, {})),
     ),
     "caption": (
-        "the carried captioner on Flickr8k's validation part; the same captions for other pictures",
+        "the bundled captioner on Flickr8k's validation part; the same captions for other images",
         "CIDEr 0.42, BLEU-4 0.16; the second under a quarter of the first",
         lambda rows: (
             f"CIDEr {rows['cider']:.3f}, BLEU-4 {rows['bleu4']:.3f}; CIDEr "
-            f"{rows['captions of other pictures']['cider']:.3f}"
+            f"{rows['captions of other images']['cider']:.3f}"
         ),
     ),
     "caption-decoding": (
-        "beam 5 with a cache against without, 16 pictures a batch, 20 and 60 words; a caption of the carried captioner",
+        "beam 5 with a cache against without, 16 images a batch, 20 and 60 words; a caption of the bundled captioner",
         "3 and 5 times as fast, the same tokens; 150 ms",
         lambda rows: "; ".join(
             [
@@ -90,8 +90,8 @@ MEASURES: dict[str, tuple[str, str, Callable[[Rows], str]]] = {
                     f"{_faster(rows, 16, n)} times on {'one thread' if n == 1 else f'{n} threads'}"
                     for n in rows["threads"]
                 ),
-                f"one picture {_faster(rows, 1, rows['threads'][-1])} times",
-                f"{rows['agreement']['same']:,} of {rows['pictures']:,} captions the same",
+                f"one image {_faster(rows, 1, rows['threads'][-1])} times",
+                f"{rows['agreement']['same']:,} of {rows['images']:,} captions the same",
                 f"{rows['latency']['as its checkpoint']['median']:.0f} ms",
             ]
         ),
@@ -146,16 +146,16 @@ def _seeds(rows: Rows) -> str:
 TRANSFERS: dict[str, str] = {"hymenoptera": "ants and bees", "cifar10": "CIFAR-10"}
 """parts of results/transfer.json"""
 TRANSFER_ROWS: dict[str, str] = {
-    "weights_top1": "from the carried weights",
+    "weights_top1": "from the bundled weights",
     "scratch_top1": "from scratch",
     "gain": "gain, mean of the pairs",
     "gain_standard_error": "its standard error",
     "gain_corrected_standard_error": "its standard error, corrected for training parts that overlap",
     "least_gain": "least gain of a pair",
-    "linear_top1": "linear probe of the carried weights",
-    "knn_top1": "k-NN with the carried weights",
-    "untouched_top1": "the carried weights as they are, at their own 32 pixels",
-    "untouched_at_twice_the_size_top1": "the carried weights as they are, at 64 pixels",
+    "linear_top1": "linear probe of the bundled weights",
+    "knn_top1": "k-NN with the bundled weights",
+    "untouched_top1": "the bundled weights as they are, at their own 32 pixels",
+    "untouched_at_twice_the_size_top1": "the bundled weights as they are, at 64 pixels",
 }
 
 
@@ -172,7 +172,7 @@ def _gain(rows: Rows) -> str:
 
 def transfer() -> list[list[str]]:
     """From the package's weights beside from scratch."""
-    rows, found = [["pictures", "budget", "measure", "reached"]], _read("transfer")
+    rows, found = [["images", "budget", "measure", "reached"]], _read("transfer")
     for part, title in TRANSFERS.items():
         if found is None or part not in found["rows"]:
             rows.append([title, "", "not measured", ""])
@@ -180,7 +180,7 @@ def transfer() -> list[list[str]]:
         own = found["rows"][part]
         budget = own["settings"]
         given = f"{budget['size']} pixels, {budget['epochs']:g} epochs" + (
-            f" of {budget['pictures']:,}" if budget["pictures"] else ""
+            f" of {budget['images']:,}" if budget["images"] else ""
         )
         for name, measure in TRANSFER_ROWS.items():
             if name in own:
@@ -215,7 +215,7 @@ def folder() -> list[list[str]]:
     return rows
 
 
-def carried() -> list[list[str]]:
+def bundled() -> list[list[str]]:
     """Scores of the weights in the package."""
     found = _read("classify")
     rows = [["measure", "reached"]]
@@ -223,12 +223,12 @@ def carried() -> list[list[str]]:
 
 
 def captioner() -> list[list[str]]:
-    """Scores of the captioner in the package, of its captions for the wrong pictures, and of people's."""
+    """Scores of the captioner in the package, of its captions for the wrong images, and of people's."""
     found = _read("caption")
     if found is None:
         return [["measure", "reached"]]
     model = found["rows"]
-    columns = {"the captioner": model, "for other pictures": model["captions of other pictures"]}
+    columns = {"the captioner": model, "for other images": model["captions of other images"]}
     columns["people"] = model["people"]
     measures = [name for name, value in model.items() if not isinstance(value, dict)]
 
@@ -420,7 +420,7 @@ def ladder_commands() -> list[list[str]]:
         for i, stage in enumerate(rung["stages"]):
             recipe = RECIPES[stage](6000)
             epochs = run["epochs" if stage == rung["stages"][-1] else f"epochs of {stage}"]
-            rates = f"--lr {recipe.optim.lr * rung['rate']:g} --matrix-lr {recipe.optim.matrix_lr * rung['rate']:g}"
+            rates = f"--lr {recipe.optim.lr * rung['rate']:g} --muon-lr {recipe.optim.muon_lr * rung['rate']:g}"
             init = f" --init runs/{rung['stages'][i - 1]}-{run['seed']}" if i else ""
             words = f"--epochs {epochs:g} --eval-every {epochs:g} {rates} --seed {run['seed']}"
             commands.append(f"`vitrail train {stage} --data {recipe.data} {words}{init}`")
@@ -430,7 +430,7 @@ def ladder_commands() -> list[list[str]]:
 
 TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "results": results,
-    "carried": carried,
+    "bundled": bundled,
     "captioner": captioner,
     "choosing": choosing,
     "ideas": partial(trained, "caption-ideas"),

@@ -30,7 +30,7 @@ MARKS = {
 }
 RUNS = [
     *(pytest.param(name, (), marks=MARKS.get(name, ()), id=name) for name in SCRIPTS),
-    pytest.param("carried", ("caption",), marks=SLOW, id="carried-caption"),
+    pytest.param("bundled", ("caption",), marks=SLOW, id="bundled-caption"),
 ]
 
 

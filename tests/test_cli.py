@@ -24,7 +24,7 @@ import pytest
 from PIL import Image
 
 from vitrail.cli import main
-from vitrail.data.decode import Picture
+from vitrail.data.decode import EncodedImage
 from vitrail.data.sets import open_data
 from vitrail.errors import RunError
 from vitrail.recipes import RECIPES
@@ -74,15 +74,15 @@ def test_train_prints_the_test_score_and_eval_gives_the_same(
     assert {k: scored[k] for k in ("top1", "confusion")} == {k: trained[k] for k in ("top1", "confusion")}
 
 
-def test_predict_answers_good_pictures_and_names_bad_ones(
+def test_predict_answers_good_images_and_names_bad_ones(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     test = open_data("digits").test
     assert test is not None
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
-    Image.fromarray(test.picture(0, 1)[0].numpy()).save(folder / "a.png")
-    (folder / "b.png").write_bytes(b"no picture")
+    Image.fromarray(test.image(0, 1)[0].numpy()).save(folder / "a.png")
+    (folder / "b.png").write_bytes(b"no image")
     (folder / "c.jpg").write_bytes(b"")
     Image.new("1", (4_000_000, 1)).save(folder / "d.png")
     Image.new("L", (8, 8)).save(folder / "e.png")
@@ -103,15 +103,15 @@ def test_names_that_are_not_utf8(run: Path, tmp_path: Path, monkeypatch: pytest.
     printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")
     monkeypatch.setattr(sys, "stdout", printed)
     odd = os.fsdecode(b"caf\xe9")
-    picture = tmp_path / f"{odd}.png"
-    Image.new("L", (9, 9)).save(picture)
-    assert main(["predict", str(picture), "--model", str(run), "--device", "cpu"]) == 0
+    image = tmp_path / f"{odd}.png"
+    Image.new("L", (9, 9)).save(image)
+    assert main(["predict", str(image), "--model", str(run), "--device", "cpu"]) == 0
     out = tmp_path / "run"
     shutil.copytree(run, out)
     (out / "classes.json").write_text(json.dumps([odd, *"123456789"]))
     config = json.loads((out / "best" / "config.json").read_text())
     (out / "best" / "config.json").write_text(json.dumps({**config, "classes": [odd] * 10}))
-    assert main(["explain", str(picture), "--model", str(out), "--out", str(tmp_path / "seen"), "--device", "cpu"]) == 0
+    assert main(["explain", str(image), "--model", str(out), "--out", str(tmp_path / "seen"), "--device", "cpu"]) == 0
     write_report(out)
     (tmp_path / odd).symlink_to(out)
     assert main(["compare", str(tmp_path / odd), "--out", str(tmp_path / "plot.png")]) == 0
@@ -152,11 +152,11 @@ def test_compare_and_explain_draw(run: Path, tmp_path: Path, capsys: pytest.Capt
     assert len(rows) == 2 and rows[0] == rows[1]
     with Image.open(tmp_path / "plot.png") as plot:
         assert plot.size[0] > 100
-    picture = tmp_path / "p.png"
-    Image.new("L", (20, 30), 90).save(picture)
-    assert main(["explain", str(picture), "--model", str(run), "--out", str(tmp_path / "seen")]) == 0
-    with Image.open(tmp_path / "seen" / "rollout.png") as picture_of_it:
-        assert picture_of_it.size[0] > 100
+    image = tmp_path / "p.png"
+    Image.new("L", (20, 30), 90).save(image)
+    assert main(["explain", str(image), "--model", str(run), "--out", str(tmp_path / "seen")]) == 0
+    with Image.open(tmp_path / "seen" / "rollout.png") as image_of_it:
+        assert image_of_it.size[0] > 100
 
 
 def test_training_from_weights_and_on_a_folder(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,7 +179,7 @@ def test_training_from_weights_and_on_a_folder(run: Path, tmp_path: Path, capsys
         (["train", "digts"], "did you mean digits? The recipes are digits, mnist, cifar10-quick"),
         (["train", "finetune-b16-384"], "goes on from weights: name them with --init"),
         (["train", "caption-coca"], "goes on from weights: name them with --init"),
-        (["train", "caption-critic"], "goes on from weights: name them with --init"),
+        (["train", "caption-scst"], "goes on from weights: name them with --init"),
         (["train", "digits", "--epoch", "3"], "unknown option --epoch: did you mean --epochs?"),
         (["train", "digits", "--epochs", "many"], "epochs"),
         (["train", "digits", "--image-size", "9", "8"], "9x8 does not divide into patches of 2"),
@@ -235,17 +235,17 @@ def test_other_classes_than_the_models_are_refused(
 def test_out_must_be_a_folder(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     taken = tmp_path / "taken"
     taken.write_text("")
-    picture = tmp_path / "p.png"
-    Image.new("L", (9, 9)).save(picture)
+    image = tmp_path / "p.png"
+    Image.new("L", (9, 9)).save(image)
     assert "is a file" in refused(capsys, "train", "digits", "--out", taken, *TINY)
     assert "Not a directory" in refused(capsys, "train", "digits", "--out", taken / "below", *TINY)
-    assert "File exists" in refused(capsys, "explain", picture, "--model", run, "--out", taken)
+    assert "File exists" in refused(capsys, "explain", image, "--model", run, "--out", taken)
     assert taken.read_text() == ""
 
 
 @pytest.fixture
 def uneven(tmp_path: Path) -> Path:
-    """Two classes of 60 pictures, of which four are bad, one has the wrong ending, and one is a folder; a cut array."""
+    """Two classes of 60 images, of which four are bad, one has the wrong ending, and one is a folder; a cut array."""
     root = tmp_path / "uneven"
     generator = np.random.default_rng(0)
     for name in ("ant", "bee"):
@@ -255,7 +255,7 @@ def uneven(tmp_path: Path) -> Path:
             image.save(root / name / f"{i}.jpg", "PNG" if i == 5 else "JPEG")
     ants = root / "ant"
     (ants / "0.jpg").write_bytes(b"")
-    (ants / "1.jpg").write_bytes(b"no picture")
+    (ants / "1.jpg").write_bytes(b"no image")
     (ants / "2.jpg").write_bytes((ants / "2.jpg").read_bytes()[:400])
     (ants / "3.jpg").write_bytes(png_header(60_000, 60_000))
     (ants / "folder.jpg").mkdir()
@@ -265,7 +265,7 @@ def uneven(tmp_path: Path) -> Path:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A small file that declares a large picture."""
+    """A small file that declares a large image."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -284,7 +284,7 @@ REASONS = {
 
 
 @pytest.mark.parametrize("memory", ["True", "False"])
-def test_bad_pictures_of_a_training(
+def test_bad_images_of_a_training(
     memory: str, uneven: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each is named once and left out; too many of them end the run, and then nothing is left of it."""
@@ -298,7 +298,7 @@ def test_bad_pictures_of_a_training(
     assert sorted(caplog.messages) == [f"left out: {name}: {reason}" for name, reason in REASONS.items()]
 
 
-def test_bad_pictures_of_a_prediction(uneven: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_images_of_a_prediction(uneven: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", str(uneven / "ant"), "--model", str(run), "--device", "cpu"]) == 2
     said = capsys.readouterr()
     assert len(said.out.splitlines()) == 61
@@ -309,16 +309,16 @@ def test_a_prediction_holds_one_decoded_image_at_a_time(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Photos of 100 megapixels would else fill the memory, a batch of them at once."""
-    alive: weakref.WeakSet[Picture] = weakref.WeakSet()
+    alive: weakref.WeakSet[EncodedImage] = weakref.WeakSet()
     most = []
 
-    class Counted(Picture):
+    class Counted(EncodedImage):
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
             alive.add(self)
             most.append(len(alive))
 
-    monkeypatch.setattr("vitrail.data.decode.Picture", Counted)
+    monkeypatch.setattr("vitrail.data.decode.EncodedImage", Counted)
     for i in range(40):
         Image.new("L", (9, 9), i).save(tmp_path / f"{i}.png")
     assert main(["predict", str(tmp_path), "--model", str(run), "--device", "cpu"]) == 0
@@ -401,7 +401,7 @@ def test_a_report_that_could_not_be_written_is_written_by_a_resume(
 
 
 def two_classes(root: Path, count: int) -> Path:
-    """A folder of dark and of light pictures."""
+    """A folder of dark and of light images."""
     for name, colour in (("dark", 20), ("light", 200)):
         (root / name).mkdir(parents=True)
         for i in range(count):
@@ -424,8 +424,8 @@ def test_a_resume_says_how_its_data_changed(tmp_path: Path, capsys: pytest.Captu
         assert f"{data} is not what the run began with: {words}; put it back" in line
         (tmp_path / target).rename(data / source)
 
-    moved("dark/3.png", "away.png", "its train part had 24 pictures and has 23")
-    moved("dark/3.png", "data/dark/30.png", "pictures of its train part have other names, labels or captions")
+    moved("dark/3.png", "away.png", "its train part had 24 images and has 23")
+    moved("dark/3.png", "data/dark/30.png", "images of its train part have other names, labels or captions")
     moved("light", "data/bright", "it had 2 classes and has 2; changed: bright")
     assert main(["train", "--resume", str(out), "--device", "cpu"]) == 0
 
@@ -435,7 +435,7 @@ def test_class_folders_beside_a_test_part_are_named(tmp_path: Path, capsys: pyte
     two_classes(data / "test", 2)
     (data / "notes").mkdir()
     line = refused(capsys, "train", "folder", "--data", data)
-    assert "no training part: put the folders of pictures that stand beside the others (dark, light) in a" in line
+    assert "no training part: put the folders of images that stand beside the others (dark, light) in a" in line
 
 
 def test_a_folder_that_may_not_be_read_is_wrong_input(
@@ -522,9 +522,9 @@ def test_a_test_part_that_is_bad_does_not_cost_the_run(
         for name, colour in (("dark", 20), ("light", 200)):
             (tmp_path / "data" / part / name).mkdir(parents=True)
             for i in range(count):
-                picture = Image.new("RGB", (20 + i, 24), (colour + i,) * 3)
-                picture.save(tmp_path / "data" / part / name / f"{i}.png")
-    (tmp_path / "data" / "test" / "dark" / "0.png").write_bytes(b"no picture")
+                image = Image.new("RGB", (20 + i, 24), (colour + i,) * 3)
+                image.save(tmp_path / "data" / part / name / f"{i}.png")
+    (tmp_path / "data" / "test" / "dark" / "0.png").write_bytes(b"no image")
     Image.new("1", (1_000_000, 1)).save(tmp_path / "data" / "test" / "dark" / "1.png")
     small = ["--epochs", "1", "--batch-size", "8", "--image-size", "32", "32", "--stem", "4", "--device", "cpu", *TINY]
     command = ["train", "folder", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
@@ -551,7 +551,7 @@ def test_eval_of_what_a_run_learned_from_reads_what_it_held_back(
         scores = json.loads(capsys.readouterr().out)
         assert (scores["split"], scores["count"]) == ("val", trained["count"]) and scores["count"] < 20
         assert scores["top1"] == trained["top1"]
-    # All pictures of a folder that it did not learn from.
+    # All images of a folder that it did not learn from.
     shutil.copytree(data, tmp_path / "other")
     assert main(["eval", out, "--data", str(tmp_path / "other"), "--json", "--device", "cpu"]) == 0
     assert json.loads(capsys.readouterr().out)["count"] == 60
@@ -571,7 +571,7 @@ def test_every_recipe_has_help_that_names_its_fields(name: str, capsys: pytest.C
     with pytest.raises(SystemExit) as end:
         main(["train", name, "--help"])
     said = capsys.readouterr().out
-    assert end.value.code == 0 and f"vitrail train {name}" in said and "--matrix-lr" in said
+    assert end.value.code == 0 and f"vitrail train {name}" in said and "--muon-lr" in said
 
 
 @pytest.mark.slow

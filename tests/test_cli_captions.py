@@ -49,7 +49,7 @@ TINY = [
     "16",
 ]
 TINY += ["--stem", "--patch", "8", "--decoder-width", "16", "--decoder-depth", "2", "--decoder-heads", "2"]
-TINY += ["--vocabulary", "words", "--vocabulary-size", "60", "--batch-size", "8", "--epochs", "1", "--longest", "8"]
+TINY += ["--vocabulary", "words", "--vocabulary-size", "60", "--batch-size", "8", "--epochs", "1", "--max-length", "8"]
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,7 @@ def _no_java(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scorer.shutil, "which", lambda name: None)
 
 
-def picture(path: Path, seed: int) -> None:
+def image(path: Path, seed: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 255, (12 + 3 * (seed % 5), 30 - seed % 7, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
@@ -66,12 +66,12 @@ def picture(path: Path, seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve pictures to train on and eight for validation."""
+    """Twelve images to train on and eight for validation."""
     root = tmp_path_factory.mktemp("captioned")
     for part, count in (("train", 12), ("val", 8)):
         lines = ["image,caption"]
         for i in range(count):
-            picture(root / part / "images" / f"{part}{i}.png", 100 * count + i)
+            image(root / part / "images" / f"{part}{i}.png", 100 * count + i)
             lines += [f"{part}{i}.png,A {thing} runs on the grass ." for thing in (THINGS[i % 6], THINGS[i % 5])]
             lines += [f"{part}{i}.png,the {THINGS[i % 6]} is number {i}"]
         (root / part / "captions.txt").write_text("\n".join(lines))
@@ -80,10 +80,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A captioner with weights that nobody trained: it has much to say, and looks at the picture."""
+    """A captioner with weights that nobody trained: it has much to say, and looks at the image."""
     torch.manual_seed(0)
     texts = [text for texts in open_captions(data).train.captions for text in texts]
-    how = Decoding(beam=3, longest=8, no_repeat=2)
+    how = Decoding(beam=3, max_length=8, no_repeat_ngram_size=2)
     config = Captioning(decoder_width=16, decoder_depth=1, decoder_heads=2, most_words=12, decoding=how)
     encoder = encoder_for(ViTConfig(width=16, depth=1, heads=2, patch=8, image_size=(16, 16)))
     tokenizer = Tokenizer.train(texts, "words", 60, lower=True)
@@ -123,7 +123,7 @@ def test_eval_scores_what_predict_says(data: Path, run: Path, capsys: pytest.Cap
     expected = caption_scores(said, references, java=False, seen=seen)
     assert {name: row[name] for name in expected} == pytest.approx(expected)
     assert {"cider", "bleu1", "bleu4", "rouge_l", "length", "vocabulary", "identical", "new"} <= row.keys()
-    # The control: the same captions, and other pictures' references.
+    # The control: the same captions, and other images' references.
     (control,) = printed(capsys, "eval", run, "--data", data, "--shuffle-images")
     other = dict(zip(references, splits.val.shuffled().captions, strict=True))
     assert control["shuffled"] and control["cider"] == pytest.approx(caption_scores(said, other, java=False)["cider"])
@@ -132,7 +132,7 @@ def test_eval_scores_what_predict_says(data: Path, run: Path, capsys: pytest.Cap
     assert train["count"] == 12 and "new" not in train
     assert main(["eval", str(run), "--data", str(data), "--device", "cpu"]) == 0
     text = capsys.readouterr().out
-    assert "val: 8 pictures" in text and f"cider              {row['cider']:.4f}" in text and "vocabulary" in text
+    assert "val: 8 images" in text and f"cider              {row['cider']:.4f}" in text and "vocabulary" in text
 
 
 def test_without_scorers_no_caption_is_written(
@@ -151,9 +151,9 @@ def test_what_people_come_to(data: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert row["cider"] == pytest.approx(human_ceiling(dict(enumerate(val.captions)), java=False)["cider"])
 
 
-@pytest.mark.parametrize("pictures", [1, 3])
-def test_cider_of_few_pictures(
-    pictures: int,
+@pytest.mark.parametrize("images", [1, 3])
+def test_cider_of_few_images(
+    images: int,
     run: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -162,27 +162,27 @@ def test_cider_of_few_pictures(
 ) -> None:
     """Of one there is none, and the other scores stay; a training then keeps its newest checkpoint as the best."""
     monkeypatch.setattr("vitrail.errors._said", set())
-    for part, count in (("train", 8), ("val", pictures)):
+    for part, count in (("train", 8), ("val", images)):
         lines = ["image,caption"]
         for i in range(count):
-            picture(tmp_path / "data" / part / "images" / f"{part}{i}.png", 100 * count + i)
+            image(tmp_path / "data" / part / "images" / f"{part}{i}.png", 100 * count + i)
             lines += [f"{part}{i}.png,A {THINGS[i % 6]} runs .", f"{part}{i}.png,the {THINGS[i % 6]} on the grass"]
         (tmp_path / "data" / part / "captions.txt").write_text("\n".join(lines))
     data = tmp_path / "data"
-    words = "no CIDEr of 1 image:" if pictures == 1 else "CIDEr of 3 images means little"
+    words = "no CIDEr of 1 image:" if images == 1 else "CIDEr of 3 images means little"
     for args in (["eval", run], ["eval", "--human"]):
         (row,) = printed(capsys, *args, "--data", data)
-        assert (row["cider"] is None) == (pictures == 1) and row["bleu1"] >= 0 and row["count"] == pictures
+        assert (row["cider"] is None) == (images == 1) and row["bleu1"] >= 0 and row["count"] == images
         assert caplog.text.count(words) == 1
         capsys.readouterr()
         assert main([*map(str, args), "--data", str(data), "--device", "cpu"]) == 0
-        assert ("cider" in capsys.readouterr().out) == (pictures > 1)
+        assert ("cider" in capsys.readouterr().out) == (images > 1)
     out = tmp_path / "run"
     options = [*TINY, "--epochs", "2"]
     assert main(["train", "caption-vit", "--data", str(data), "--out", str(out), *options, "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)
-    assert (scores["cider"] is None) == (pictures == 1) and scores["bleu1"] >= 0
-    if pictures == 1:
+    assert (scores["cider"] is None) == (images == 1) and scores["bleu1"] >= 0
+    if images == 1:
         assert "no cider: the newest checkpoint counts as the best" in caplog.text
         best, last = (vitrail.load(out / name).state_dict() for name in ("best", "last"))
         assert all(torch.equal(best[name], value) for name, value in last.items())
@@ -194,9 +194,9 @@ def test_decodings(data: Path, run: Path, capsys: pytest.CaptureFixture[str]) ->
     folder = data / "val" / "images"
     first = printed(capsys, "predict", folder, "--model", run)
     assert all(len(row["captions"]) == 3 for row in first)
-    greedy = printed(capsys, "predict", folder, "--model", run, "--beam", "1", "--no-repeat", "0")
+    greedy = printed(capsys, "predict", folder, "--model", run, "--beam", "1", "--no-repeat-ngram-size", "0")
     assert all(len(row["captions"]) == 1 for row in greedy)
-    short = printed(capsys, "predict", folder, "--model", run, "--longest", "3")
+    short = printed(capsys, "predict", folder, "--model", run, "--max-length", "3")
     assert all(len(c["tokens"]) <= 2 for row in short for c in row["captions"])
     plain = printed(capsys, "predict", folder, "--model", run, "--length-penalty", "0")
     for row in plain:
@@ -206,10 +206,10 @@ def test_decodings(data: Path, run: Path, capsys: pytest.CaptureFixture[str]) ->
     drawn = printed(capsys, "predict", folder, "--model", run, *draws, "--seed", "5")
     assert drawn == printed(capsys, "predict", folder, "--model", run, *draws, "--seed", "5")
     assert drawn != printed(capsys, "predict", folder, "--model", run, *draws, "--seed", "6")
-    # A picture's draws are its own, whichever others are asked for.
+    # An image's draws are its own, whichever others are asked for.
     (alone,) = printed(capsys, "predict", drawn[3]["image"], "--model", run, *draws, "--seed", "5")
     assert [c["caption"] for c in alone["captions"]] == [c["caption"] for c in drawn[3]["captions"]]
-    (scores,) = printed(capsys, "eval", run, "--data", data, "--beam", "1", "--longest", "3")
+    (scores,) = printed(capsys, "eval", run, "--data", data, "--beam", "1", "--max-length", "3")
     assert scores["length"] <= 2
 
 
@@ -230,24 +230,26 @@ def test_wrong_options(data: Path, run: Path, capsys: pytest.CaptureFixture[str]
     assert "--match is for captioners that have learned to match" in refused(
         capsys, "predict", one, "--model", run, "--match", "0.2"
     )
-    assert "--consensus and --neighbours are for captioners of caption-recall" in refused(
+    assert "--consensus and --neighbours are for captioners of caption-rerank" in refused(
         capsys, "predict", one, "--model", run, "--neighbours", "3"
     )
-    assert "--length-power is for a model" in refused(capsys, "eval", "--human", "--data", data, "--length-power", "1")
-    for wrong in (["--length-power", "nan"], ["--length-power", "500"], ["--sample", "--temperature", "nan"]):
-        assert "length_power must be at most 10" in refused(capsys, "predict", one, "--model", run, *wrong)
+    assert "--length-penalty is for a model" in refused(
+        capsys, "eval", "--human", "--data", data, "--length-penalty", "1"
+    )
+    for wrong in (["--length-penalty", "nan"], ["--length-penalty", "500"], ["--sample", "--temperature", "nan"]):
+        assert "length_penalty must be at most 10" in refused(capsys, "predict", one, "--model", run, *wrong)
     assert "name the one model to score, or say --human" in refused(capsys, "eval", "--data", data)
     assert "name the one model" in refused(capsys, "eval", run, "--human", "--data", data)
     assert "the data has no test part" in refused(capsys, "eval", run, "--data", data, "--split", "test")
-    printed(capsys, "predict", one, "--model", run, "--longest", "500")
+    printed(capsys, "predict", one, "--model", run, "--max-length", "500")
     assert "this model writes at most 12 words" in caplog.text
 
 
 def test_predict_prints_the_caption_and_errors_row_by_row(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    picture(tmp_path / "a.png", 3)
-    (tmp_path / "b.jpg").write_bytes(b"no picture")
+    image(tmp_path / "a.png", 3)
+    (tmp_path / "b.jpg").write_bytes(b"no image")
     Image.new("L", (200, 7)).save(tmp_path / "c.png")
     capsys.readouterr()
     assert main(["predict", str(tmp_path), "--model", str(run), "--json", "--device", "cpu"]) == 2
@@ -270,7 +272,7 @@ def test_a_captioner_with_nothing_to_say(run: Path, tmp_path: Path, capsys: pyte
     with torch.no_grad():
         task.decoder.bias[2] = 1e4  # type: ignore[union-attr, index]
     task.save(tmp_path / "silent")
-    picture(tmp_path / "a.png", 3)
+    image(tmp_path / "a.png", 3)
     (row,) = printed(capsys, "predict", tmp_path / "a.png", "--model", tmp_path / "silent", "--beam", "1")
     assert row["caption"] == "" and row["captions"][0]["tokens"] == []
     assert main(["predict", str(tmp_path / "a.png"), "--model", str(tmp_path / "silent"), "--device", "cpu"]) == 0
@@ -280,11 +282,11 @@ def test_a_captioner_with_nothing_to_say(run: Path, tmp_path: Path, capsys: pyte
 def test_what_is_left_out_is_named_once_and_counted(
     data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Missing pictures, empty and endless captions, mixed encodings, pictures without a caption: training goes on."""
+    """Missing images, empty and endless captions, mixed encodings, images without a caption: training goes on."""
     lines = (data / "train" / "captions.txt").read_bytes().split(b"\n")
     for i in range(12):
-        picture(tmp_path / "images" / f"train{i}.png", i)
-    picture(tmp_path / "images" / "alone.png", 50)
+        image(tmp_path / "images" / f"train{i}.png", i)
+    image(tmp_path / "images" / "alone.png", 50)
     lines += [
         b"gone.png,A dog .",
         b"train0.png,",
@@ -301,12 +303,12 @@ def test_what_is_left_out_is_named_once_and_counted(
         ("line 39", "the caption is empty"),
         ("line 40", "the caption has 10,000 words"),
         ("line 41", "not UTF-8, read as Latin-1"),
-        ("line 44", "no caption after the picture's name"),
+        ("line 44", "no caption after the image's name"),
         ("alone.png", "has no caption for it"),
     ]:
         assert len([line for line in said if place in line and words in line]) == 1, (words, said)
     (summary,) = [line for line in said if f"{tmp_path}: left out" in line]
-    for kind in ("pictures that are not there", "empty captions", "captions of more than 1,000 words"):
+    for kind in ("images that are not there", "empty captions", "captions of more than 1,000 words"):
         assert f"{kind}: 1" in summary
     words = json.loads((out / "best" / "tokenizer.json").read_text())["model"]["vocab"]
     assert {"dog", "grass"} <= words.keys() and "word" not in words
@@ -316,9 +318,9 @@ def test_what_is_left_out_is_named_once_and_counted(
     "text, message",
     [
         ("photo,words\n1.png,a dog\n", "line 1: the columns are photo, words, and none is called caption"),
-        ("image,caption\ngone.png,a dog\n", "line 2: 'gone.png' is not there, nor any other of 1 pictures"),
-        ("image,caption\ntrain0.png,\ntrain1.png,\n", "holds no picture with a caption"),
-        ("image,caption\n", "holds no picture with a caption"),
+        ("image,caption\ngone.png,a dog\n", "line 2: 'gone.png' is not there, nor any other of 1 images"),
+        ("image,caption\ntrain0.png,\ntrain1.png,\n", "holds no image with a caption"),
+        ("image,caption\n", "holds no image with a caption"),
         ("only one column\n", "line 1: one column alone"),
     ],
 )
@@ -326,7 +328,7 @@ def test_what_is_enough_to_stop(
     data: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
 ) -> None:
     for i in range(2):
-        picture(tmp_path / "data" / "images" / f"train{i}.png", i)
+        image(tmp_path / "data" / "images" / f"train{i}.png", i)
     file = tmp_path / "data" / "captions.txt"
     file.write_text(text)
     for args in (["train", "caption-vit", "--out", tmp_path / "run"], ["eval", run], ["eval", "--human"]):
@@ -343,19 +345,19 @@ def test_what_training_does_not_take(data: Path, run: Path, tmp_path: Path, caps
 
     assert "captions have none" in said("caption-vit", *TINY, "--mixup", "0.5")
     assert "name one with --init" in said("caption-vit", *TINY, "--self-critical", "1")
-    assert "name one with --init" in said("caption-critic", "--init", "classify", "--longest", "8")
-    assert "method knn remembers pictures by what they match" in said("caption-recall", "--init", run)
+    assert "name one with --init" in said("caption-scst", "--init", "classify", "--max-length", "8")
+    assert "method knn remembers images by what they match" in said("caption-rerank", "--init", run)
     assert "caption-coca goes on from a captioner, and classify is none" in said("caption-coca", "--init", "classify")
     assert "blocks that read words alone, which this captioner lacks" in said("caption-coca", "--init", run)
     assert "method linear is for classification" in said("caption-vit", "--init", run, "--method", "linear")
     (tmp_path / "far" / "images").mkdir(parents=True)
     for i in range(4):
-        picture(tmp_path / "far" / "images" / f"{i}.png", i)
+        image(tmp_path / "far" / "images" / f"{i}.png", i)
     (tmp_path / "far" / "captions.txt").write_text("".join(f"{i}.png,{HEBREW}\n" for i in range(4)))
     options = ["--data", tmp_path / "far", "--init", run, "--out", tmp_path / "run"]
-    assert "no caption has a word of [a-z0-9']" in refused(capsys, "train", "caption-critic", *options)
+    assert "no caption has a word of [a-z0-9']" in refused(capsys, "train", "caption-scst", *options)
     (tmp_path / "far" / "captions.txt").write_text("".join(f"{i}.png,a dog runs\n" for i in range(4)))
-    line = refused(capsys, "train", "caption-critic", *options)
+    line = refused(capsys, "train", "caption-scst", *options)
     assert "rewards CIDEr" in line and "all have the same" in line
     assert "has the decoder transformer, and the recipe attentive lstm" in said("caption-vit-lstm", "--init", run)
     # Also where it is what the recipe would have: the weights have another.
@@ -374,28 +376,28 @@ def test_what_training_held_back_is_scored(
     (row,) = printed(capsys, "eval", tmp_path / "run", *options)
     (asked,) = printed(capsys, "eval", tmp_path / "run", *options, "--split", "val")
     assert row == asked and (row["split"], row["count"]) == ("val", len(held)) and len(held) < 12
-    (everything,) = printed(capsys, "eval", "caption", *options, "--longest", "3")
+    (everything,) = printed(capsys, "eval", "caption", *options, "--max-length", "3")
     assert (everything["split"], everything["count"]) == ("train", 12)
     # So it is where the data names no part at all.
     options = ["--data", tmp_path / "set" / "train"]
     printed(capsys, "train", "caption-vit", *TINY, *options, "--out", tmp_path / "whole")
     (row,) = printed(capsys, "eval", tmp_path / "whole", *options)
     assert (row["split"], row["count"]) == ("val", len(held))
-    (everything,) = printed(capsys, "eval", "caption", *options, "--longest", "3")
+    (everything,) = printed(capsys, "eval", "caption", *options, "--max-length", "3")
     assert (everything["split"], everything["count"]) == ("train", 12)
 
 
 def test_explain_draws_the_caption_that_predict_says(data: Path, run: Path, tmp_path: Path) -> None:
     task, image = vitrail.load(run), decode(data / "val" / "images" / "val1.png", 3)
     for seed in range(5):
-        task.decoding = Decoding(sample=True, temperature=3.0, beam=1, longest=8, sampling_seed=seed)
+        task.decoding = Decoding(sample=True, temperature=3.0, beam=1, max_length=8, sampling_seed=seed)
         caption, _ = words_looked(task, task.preprocess(image)[None])
         assert caption == task.predict([image])[0].caption
 
 
 def test_a_tokenizer_that_does_not_fit(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     vitrail.load(run).save(tmp_path / "m")
-    picture(tmp_path / "a.png", 3)
+    image(tmp_path / "a.png", 3)
     (tmp_path / "m" / "tokenizer.json").write_text(Tokenizer.train(["some other words"], "words", 9).to_json())
     line = refused(capsys, "predict", tmp_path / "a.png", "--model", tmp_path / "m")
     assert str(tmp_path / "m" / "tokenizer.json") in line and "has 7 entries where the weights have" in line
@@ -429,7 +431,7 @@ def test_scripts_from_right_to_left_come_back(kind: Any, tmp_path: Path, capsys:
 
 
 def test_the_package_carries_a_captioner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It writes about pictures of any shape and mode, and not the same about all of them."""
+    """It writes about images of any shape and mode, and not the same about all of them."""
     samples = Path(vitrail.__file__).parent / "zoo" / "samples"
     with Image.open(samples / "dog.png") as dog:
         dog.convert("L").resize((200, 90)).save(tmp_path / "wide.png")
@@ -439,16 +441,16 @@ def test_the_package_carries_a_captioner(tmp_path: Path, capsys: pytest.CaptureF
     assert len({row["caption"] for row in rows}) > 3
 
 
-def test_the_carried_captioner_looks_at_the_picture() -> None:
-    """On a hundred validation pictures it does far better than with each picture's caption on another."""
+def test_the_bundled_captioner_looks_at_the_image() -> None:
+    """On a hundred validation images it does far better than with each image's caption on another."""
     data = Path(os.environ.get("VITRAIL_DATA", "")) / "flickr8k"
     if not data.is_dir():
         pytest.skip("VITRAIL_DATA names no folder that holds flickr8k")
     val = open_captions(data).val
     assert val is not None
-    pictures, references = [val.picture(i, 3) for i in range(100)], dict(enumerate(val.captions[:100]))
+    images, references = [val.image(i, 3) for i in range(100)], dict(enumerate(val.captions[:100]))
     with torch.inference_mode():
-        written = [answer.caption for answer in vitrail.load("caption").predict(pictures)]
+        written = [answer.caption for answer in vitrail.load("caption").predict(images)]
     own = caption_scores(dict(enumerate(written)), references, java=False)
     moved = caption_scores(dict(enumerate(written[1:] + written[:1])), references, java=False)
     assert own["cider"] > 0.2 and moved["cider"] < own["cider"] / 2

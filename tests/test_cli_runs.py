@@ -186,7 +186,7 @@ def test_an_evenly_spaced_choice_of_images() -> None:
     train = open_data("digits").train
     few = train.spread(10)
     assert few.keys == [train.keys[round(i * (len(train) - 1) / 9)] for i in range(10)]
-    assert (few.picture(9) == train.picture(len(train) - 1)).all()
+    assert (few.image(9) == train.image(len(train) - 1)).all()
     assert train.spread(None) is train.spread(len(train)) is train
     assert len(train.spread(1)) == 1
 

@@ -255,7 +255,7 @@ def ours(command: Command, words: list[str], capsys: pytest.CaptureFixture[str])
         return
     if "--help" in words:
         said = run(words, capsys)
-        assert " ".join(words[:2]) in said.out and ("--matrix-lr" in said.out) == (words[0] == "train")
+        assert " ".join(words[:2]) in said.out and ("--muon-lr" in said.out) == (words[0] == "train")
         return
     if not command.whole and named_alone(words):
         return

@@ -82,13 +82,13 @@ def test_table_of_transfer_shows_the_parts_that_are_there(tmp_path: Path, monkey
     page = "<!-- table:transfer -->\n<!-- /table -->\n"
     assert tables.fresh(page).count("not measured") == 2
     (tmp_path / "results").mkdir()
-    part = {"settings": {"size": 48, "epochs": 9, "pictures": 0}, "weights_top1": 0.75, "scratch_top1": 0.5}
+    part = {"settings": {"size": 48, "epochs": 9, "images": 0}, "weights_top1": 0.75, "scratch_top1": 0.5}
     part |= {"pairs": 15, "gain": 0.25, "gain_standard_error": 0.021, "runs": []}
     part["gain_corrected_standard_error"] = 0.046
     found = {"command": "python bench/transfer.py", "machine": {"cores": 1}, "rows": {"hymenoptera": part}}
     (tmp_path / "results" / "transfer.json").write_text(json.dumps(found))
     text = tables.fresh(page)
-    assert "| ants and bees | 48 pixels, 9 epochs | from the carried weights | 75.0% |" in text
+    assert "| ants and bees | 48 pixels, 9 epochs | from the bundled weights | 75.0% |" in text
     assert "gain, mean of the pairs | 25.0 points |" in text
     assert text.count("not measured") == 1
     told = "+25.0 points (standard error 2.1, corrected for overlapping folds 4.6, 15 pairs) (on one core)"
@@ -100,9 +100,9 @@ def test_unknown_table_is_refused() -> None:
         load_tables().fresh("<!-- table:nothing -->\n<!-- /table -->")
 
 
-@pytest.mark.parametrize("picture", sorted((ROOT / "docs").glob("*.svg")), ids=lambda picture: picture.name)
-def test_drawing_is_well_formed_and_draws_its_own_ground(picture: Path) -> None:
-    root = ElementTree.parse(picture).getroot()
+@pytest.mark.parametrize("image", sorted((ROOT / "docs").glob("*.svg")), ids=lambda image: image.name)
+def test_drawing_is_well_formed_and_draws_its_own_ground(image: Path) -> None:
+    root = ElementTree.parse(image).getroot()
     space = "{http://www.w3.org/2000/svg}"
     assert root.tag == f"{space}svg"
     assert root.find(f"{space}title") is not None

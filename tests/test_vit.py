@@ -373,7 +373,7 @@ def test_bad_configs_are_refused_in_one_line(changes: dict[str, object], words: 
     assert "\n" not in str(caught.value)
 
 
-def test_bad_pictures_are_refused_in_one_line() -> None:
+def test_bad_images_are_refused_in_one_line() -> None:
     model = ViT(TINY)
     with pytest.raises(UserError, match="10x12 do not divide into patches of 4"):
         model(torch.randn(1, 3, 10, 12))

@@ -14,8 +14,8 @@ TEXTS = [
     "a dog runs over the grass .",
     "two children play in the water .",
     "a man's hat isn't red , it is blue",
-    "a dark picture",
-    "a light and noisy picture",
+    "a dark image",
+    "a light and noisy image",
     "something middle and noisy",
     "naïve café ☕ שלום",
 ]
@@ -128,7 +128,7 @@ CAPTIONERS = {"vision-encoder-decoder": vit_gpt2, "blip": blip, "git": git}
 
 
 def _save(model: Any, inner: tokenizers.Tokenizer, folder: Path, pixels: bool = True) -> Any:
-    """The model with weights large enough that its words change with the picture."""
+    """The model with weights large enough that its words change with the image."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -146,7 +146,7 @@ def _save(model: Any, inner: tokenizers.Tokenizer, folder: Path, pixels: bool = 
 
 
 def encoder(folder: Path, kind: str) -> Any:
-    """An image encoder: `dinov2`, `clip` (with its projection) or `siglip`, and how it wants its pictures."""
+    """An image encoder: `dinov2`, `clip` (with its projection) or `siglip`, and how it wants its images."""
     from transformers import (
         CLIPVisionConfig,
         CLIPVisionModelWithProjection,

@@ -29,21 +29,31 @@ if TYPE_CHECKING:
 
     from vitrail.tasks.task import Task
 
-SOURCE = "a run folder, a checkpoint of any layout, a name that the package carries, or a Hub id"
+SOURCE = "a run folder, a checkpoint of any layout, the name of bundled weights, or a Hub id"
 VERIFY = "tell what became of each weight, and compare with the source library's own model where it is installed"
 DATA = "a built-in name, a folder with one folder per class, or Parquet files"
 GROUP = "keep images of one group on one side of the validation split: parent, a regular expression, or a CSV file"
 DRAWING = ("temperature", "top_k", "top_p", "sampling_seed")
-DECODING = ("beam", "length_power", "longest", "no_repeat", "match", "consensus", "neighbours", "sample", *DRAWING)
+DECODING = (
+    "beam",
+    "length_penalty",
+    "max_length",
+    "no_repeat_ngram_size",
+    "match",
+    "consensus",
+    "neighbours",
+    "sample",
+    *DRAWING,
+)
 """fields of `vitrail.tasks.search.Decoding` that are options"""
 
 log = logging.getLogger("vitrail")
 
 
 def demo(args: Sequence[str]) -> int:
-    """Train on digits, test, draw attention, and classify sample pictures with the package's weights."""
+    """Train on digits, test, draw attention, and classify sample images with the package's weights."""
     parser = Parser("demo", demo)
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for the run and its pictures")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for the run and its images")
     parser.add_fast_dev_run()
     options = parser.parse_args(args)
     from vitrail.train.launcher import refuse_many_processes
@@ -73,7 +83,7 @@ def train(args: Sequence[str]) -> int:
     from vitrail.train.launcher import refuse_many_processes
 
     refuse_many_processes()
-    from vitrail.train.start import begin, go_on
+    from vitrail.train.start import begin, resume_run
 
     if options.resume is not None:
         others = (name, options.data, options.init, options.out, options.group)
@@ -81,7 +91,7 @@ def train(args: Sequence[str]) -> int:
             raise UserError(
                 "--resume takes the run as it was begun: give it no recipe and no other option than --device"
             )
-        scores = go_on(options.resume, options.device)
+        scores = resume_run(options.resume, options.device)
     else:
         from vitrail import recipes
 
@@ -126,7 +136,7 @@ def evaluate(args: Sequence[str]) -> int:
     parser.add_argument("--split", choices=("train", "val", "test"), help="test, or the nearest to it, if left out")
     parser.add_argument("--probe", action="store_true", help="score the features too, by k-NN and a linear probe")
     parser.add_argument("--human", action="store_true", help="in place of a model, each caption against the others")
-    parser.add_argument("--shuffle-images", action="store_true", help="the control: captions of the wrong pictures")
+    parser.add_argument("--shuffle-images", action="store_true", help="the control: captions of the wrong images")
     parser.add_decoding()
     parser.add_fast_dev_run()
     parser.add_argument("--json", action="store_true", help="print every score as one line of JSON")
@@ -161,7 +171,7 @@ def evaluate(args: Sequence[str]) -> int:
     if options.json:
         print(json.dumps({"source": options.source or "human", "data": options.data, "split": part, **scores}))
         return 0
-    print(f"{part}: {scores['count']} pictures" + ", each with the captions of another" * options.shuffle_images)
+    print(f"{part}: {scores['count']} images" + ", each with the captions of another" * options.shuffle_images)
     for name, value in fractions(scores).items():
         print(f"  {name:<18} {value:.4f}")
     return 0
@@ -180,11 +190,11 @@ def redecode(task: Task, options: argparse.Namespace) -> None:
     if changes.get("match") and not hasattr(task, "match"):
         raise UserError("--match is for captioners that have learned to match, as with caption-match: leave it out")
     if (changes.get("consensus") or "neighbours" in changes) and not hasattr(task, "consensus"):
-        raise UserError("--consensus and --neighbours are for captioners of caption-recall: leave them out")
+        raise UserError("--consensus and --neighbours are for captioners of caption-rerank: leave them out")
     task.decoding = replace(task.decoding, **changes)
     if not task.decoding.sample and changes.keys() & {*DRAWING}:
         raise UserError(f"{given[-1]} is for words that are drawn: add --sample")
-    if (limit := task.decoder.longest) is not None and changes.get("longest", 0) > limit:
+    if (limit := task.decoder.max_length) is not None and changes.get("max_length", 0) > limit:
         log.warning(f"this model writes at most {limit} words: captions end there")
 
 
@@ -197,21 +207,21 @@ def fractions(scores: dict[str, Any]) -> dict[str, float]:
 
 
 def predict(args: Sequence[str]) -> int:
-    """Answer for pictures: `vitrail predict IMAGE|FOLDER... [--model SOURCE] [--json]`."""
+    """Answer for images: `vitrail predict IMAGE|FOLDER... [--model SOURCE] [--json]`."""
     parser = Parser("predict", predict)
-    parser.add_argument("images", nargs="+", help="pictures, or folders of them")
+    parser.add_argument("images", nargs="+", help="images, or folders of them")
     parser.add_argument("--model", default="classify", help=SOURCE)
     parser.add_revision()
     parser.add_argument("--verify", action="store_true", help=VERIFY)
     parser.add_decoding()
-    parser.add_argument("--json", action="store_true", help="print one object a line for each picture")
+    parser.add_argument("--json", action="store_true", help="print one object a line for each image")
     options = parser.parse_args(args)
     from vitrail.data.sources import images_of
 
     paths = images_of(options.images)
     task = load_model(options.model, options.device, options.revision, options.verify)
     redecode(task, options)
-    from vitrail.data.decode import Picture
+    from vitrail.data.decode import EncodedImage
     from vitrail.data.pixels import Source, doubt
 
     code = 0
@@ -223,9 +233,9 @@ def predict(args: Sequence[str]) -> int:
             row: dict[str, Any] = {"image": str(path), "task": task.name}
             rows.append(row)
             try:
-                picture = Picture(path)
-                prepared.append((row, task.prepare(picture)))
-                sources.append(picture.source)
+                opened = EncodedImage(path)
+                prepared.append((row, task.prepare(opened)))
+                sources.append(opened.source)
             except UserError as error:
                 row["error"], code = str(error), UserError.exit_code
         for (row, _), answer in zip(prepared, task.answers([image for _, image in prepared]), strict=True):
@@ -261,7 +271,7 @@ def explain(args: Sequence[str]) -> int:
     parser.add_argument("--model", default="classify", help=SOURCE)
     parser.add_revision()
     parser.add_argument("--verify", action="store_true", help=VERIFY)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the images")
     options = parser.parse_args(args)
     task = load_model(options.model, options.device, options.revision, options.verify)
     from vitrail.explain import explain as draw

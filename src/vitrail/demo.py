@@ -24,7 +24,7 @@ MADE = "made-by-demo.txt"
 
 
 def run_demo(out: Path, device: str | None, fast_dev_run: bool = False) -> None:
-    """Train on digits, test, draw attention, classify sample pictures, and say what to do next."""
+    """Train on digits, test, draw attention, classify sample images, and say what to do next."""
     make_room(out)
     print("1. Training a Vision Transformer on handwritten digits of 8x8 pixels", flush=True)
     change = partial(replace, fast_dev_run=fast_dev_run)
@@ -35,13 +35,13 @@ def run_demo(out: Path, device: str | None, fast_dev_run: bool = False) -> None:
     task = zoo.load(out / "digits")
     test = open_data("digits").test
     assert test is not None
-    picture = Image.fromarray(test.picture(0, 1)[0].numpy())
-    answer = explain(task, picture, out / "attention")["predictions"][0]
+    image = Image.fromarray(test.image(0, 1)[0].numpy())
+    answer = explain(task, image, out / "attention")["predictions"][0]
     print(
         f"3. What it looks at, drawn for a {test.classes[int(test.labels[0])]} that it takes for a {answer['label']}:"
     )
     print(f"   {out / 'attention' / 'rollout.png'}")
-    print("4. Sample pictures, classified with the weights that the package carries (CIFAR-10's ten classes):")
+    print("4. Sample images, classified with the bundled weights (CIFAR-10's ten classes):")
     samples = sorted(SAMPLES.glob("*.png"))
     for path, prediction in zip(samples, zoo.load("classify").predict([Image.open(p) for p in samples]), strict=True):
         best = prediction.labels[0]

@@ -40,15 +40,15 @@ class Parser(argparse.ArgumentParser):
         group = self.add_argument_group("how captions are written", "as the captioner's checkpoint says if left out")
         group.add_argument("--beam", type=int, help="captions kept at each word, and given; 1 is greedy")
         group.add_argument(
-            "--length-power", "--length-penalty", type=float, help="0 favours short captions, 1 compares means a word"
+            "--length-penalty", "--length-penalty", type=float, help="0 favours short captions, 1 compares means a word"
         )
-        group.add_argument("--longest", type=int, help="words of a caption at most, its end included")
-        group.add_argument("--no-repeat", type=int, help="no row of so many words comes twice; 0 allows it")
+        group.add_argument("--max-length", type=int, help="words of a caption at most, its end included")
+        group.add_argument("--no-repeat-ngram-size", type=int, help="no row of so many words comes twice; 0 allows it")
         group.add_argument(
-            "--match", type=float, help="how much a caption's match with the picture counts; 0: not at all"
+            "--match", type=float, help="how much a caption's match with the image counts; 0: not at all"
         )
-        group.add_argument("--consensus", type=float, help="how much its CIDEr with like pictures' captions counts")
-        group.add_argument("--neighbours", type=int, help="how many like pictures that are")
+        group.add_argument("--consensus", type=float, help="how much its CIDEr with like images' captions counts")
+        group.add_argument("--neighbours", type=int, help="how many like images that are")
         group.add_argument(
             "--sample", action=argparse.BooleanOptionalAction, help="draw --beam captions in place of a search"
         )

@@ -78,7 +78,7 @@ def test_published_parameter_counts(depth: int, parameters: float) -> None:
     assert layers == 6 * depth + 2
 
 
-def test_a_shifted_picture_gives_a_shifted_map() -> None:
+def test_a_shifted_image_gives_a_shifted_map() -> None:
     torch.manual_seed(0)
     layer = Convolution(3, 4).double().eval()
     image = torch.randn(1, 3, 9, 9, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The plain network: its equation, and what it does not know of pictures."""
+"""The plain network: its equation, and what it does not know of images."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def test_the_signal_keeps_its_size_in_a_deep_network() -> None:
     assert 0.3 < model(torch.randn(64, 3, 32, 32)).patches.square().mean().sqrt() < 3
 
 
-def test_pictures_of_another_size_are_refused_in_one_line() -> None:
-    with pytest.raises(UserError, match="pictures of 3x5 do not fit an MLP that was made for 5x3") as caught:
+def test_images_of_another_size_are_refused_in_one_line() -> None:
+    with pytest.raises(UserError, match="images of 3x5 do not fit an MLP that was made for 5x3") as caught:
         MLP(TINY)(torch.zeros(1, 2, 3, 5))
     assert "\n" not in str(caught.value)
 

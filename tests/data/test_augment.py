@@ -1,4 +1,4 @@
-"""Each picture has its own draw, the same in any batch; the operations are torchvision's."""
+"""Each image has its own draw, the same in any batch; the operations are torchvision's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import smooth
+from images import smooth
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -38,16 +38,16 @@ EACH = {
 }
 
 
-def pictures(count: int, size: tuple[int, int] = (19, 23), channels: int = 3) -> Tensor:
-    """The same picture `count` times, so that what differs comes from the draws."""
+def inputs(count: int, size: tuple[int, int] = (19, 23), channels: int = 3) -> Tensor:
+    """The same image `count` times, so that what differs comes from the draws."""
     image = torch.from_numpy(smooth(*size)).permute(2, 0, 1)
     image = image.repeat(-(-channels // 3), 1, 1)[:channels]
     return image.expand(count, -1, -1, -1).contiguous()
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_batch_sizes_1_and_64_give_the_same_pictures(name: str) -> None:
-    images, labels, samples = pictures(64), torch.arange(64) % 10, torch.arange(100, 164)
+def test_batch_sizes_1_and_64_give_the_same_images(name: str) -> None:
+    images, labels, samples = inputs(64), torch.arange(64) % 10, torch.arange(100, 164)
     together, same = augment_batch(images, labels, samples, 1, 2, EACH[name], 10, (19, 23))
     assert torch.equal(same, labels) and together.dtype == torch.uint8
     for i in range(64):
@@ -57,24 +57,24 @@ def test_batch_sizes_1_and_64_give_the_same_pictures(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_two_pictures_of_a_batch_differ(name: str) -> None:
-    made, _ = augment_batch(pictures(64), torch.zeros(64).long(), torch.arange(64), 0, 0, EACH[name], 2, (19, 23))
+def test_two_images_of_a_batch_differ(name: str) -> None:
+    made, _ = augment_batch(inputs(64), torch.zeros(64).long(), torch.arange(64), 0, 0, EACH[name], 2, (19, 23))
     kinds = {image.numpy().tobytes() for image in made}
     assert len(kinds) >= (2 if name == "flip" else 15)
-    other, _ = augment_batch(pictures(64), torch.zeros(64).long(), torch.arange(64), 0, 1, EACH[name], 2, (19, 23))
+    other, _ = augment_batch(inputs(64), torch.zeros(64).long(), torch.arange(64), 0, 1, EACH[name], 2, (19, 23))
     assert not torch.equal(made, other)
 
 
 @pytest.mark.parametrize("name", EACH)
 @pytest.mark.parametrize("channels", [1, 2, 5])
 def test_any_channels(name: str, channels: int) -> None:
-    images = pictures(8, channels=channels)
+    images = inputs(8, channels=channels)
     made, _ = augment_batch(images, torch.zeros(8).long(), torch.arange(8), 0, 0, EACH[name], 2, (19, 23))
     assert made.shape == images.shape
 
 
 def test_one_augmentation_leaves_the_draws_of_others() -> None:
-    images, labels, samples = pictures(16), torch.zeros(16).long(), torch.arange(16)
+    images, labels, samples = inputs(16), torch.zeros(16).long(), torch.arange(16)
     flipped, _ = augment_batch(images, labels, samples, 0, 0, Augment(flip=True), 2, (19, 23))
     both, _ = augment_batch(images, labels, samples, 0, 0, Augment(flip=True, erase=1.0), 2, (19, 23))
     kept = both != 128
@@ -84,7 +84,7 @@ def test_one_augmentation_leaves_the_draws_of_others() -> None:
 @given(st.integers(-9, 9), st.integers(-9, 9), st.booleans())
 @settings(max_examples=40, deadline=None)
 def test_shift_reflects(down: int, right: int, flip: bool) -> None:
-    image = pictures(1, (11, 13))
+    image = inputs(1, (11, 13))
     moved = shift_flip(image, torch.tensor([[down, right]]), torch.tensor([flip]))
     padded = np.pad(image[0].numpy(), ((0, 0), (9, 9), (9, 9)), mode="reflect")
     wanted = padded[:, 9 - down : 20 - down, 9 - right : 22 - right]
@@ -127,7 +127,7 @@ def test_crop_boxes_lie_on_the_grid_of_their_scale() -> None:
 
 
 def test_crop_resized_is_interpolation() -> None:
-    image = pictures(2, (30, 40))
+    image = inputs(2, (30, 40))
     boxes = torch.tensor([[3, 5, 12, 10], [0, 0, 30, 40]])
     made = crop_resized(image, boxes, (30, 40))
     inside = image[:1, :, 3:15, 5:15].float()
@@ -150,7 +150,7 @@ def test_magnitudes_are_torchvisions() -> None:
 
 @pytest.mark.parametrize("operation", list(policies.OPERATIONS))
 def test_operations_are_torchvisions(operation: str) -> None:
-    images = pictures(2)
+    images = inputs(2)
     theirs = v2.RandAugment(fill=policies.FILL)
     for magnitude in (0.25, -0.25) if operation not in ("Posterize", "Solarize") else (0.5, 4.0):
         if operation in ("TranslateX", "TranslateY", "Rotate"):
@@ -171,7 +171,7 @@ def test_operations_are_torchvisions(operation: str) -> None:
 
 
 def test_blur_and_jitter() -> None:
-    images = pictures(3, (25, 25))
+    images = inputs(3, (25, 25))
     sigmas = torch.tensor([0.1, 1.0, 2.0])
     made = policies.blur(images, sigmas)
     assert torch.equal(made[0], images[0])
@@ -208,7 +208,7 @@ def test_erase() -> None:
 
 @pytest.mark.parametrize("augment", [Augment(mixup=0.8), Augment(cutmix=1.0), Augment(mixup=0.2, cutmix=1.0)])
 def test_mixing_targets_are_the_shares_of_pixels(augment: Augment) -> None:
-    # Picture i is flat, of its own shade: a mixed one's mean tells the share of each.
+    # Image i is flat, of its own shade: a mixed one's mean tells the share of each.
     shades = torch.arange(16, dtype=torch.uint8) * 16
     images = shades[:, None, None, None].expand(-1, 3, 20, 20).contiguous()
     made, targets = augment_batch(images, torch.arange(16), torch.arange(16), 3, 0, augment, 16, (20, 20))
@@ -235,8 +235,8 @@ def test_mixup_shares_are_beta() -> None:
         assert abs(float(share.var()) - float(wanted.variance)) < 0.01
 
 
-def test_no_operations_leave_the_picture_as_it_is() -> None:
-    images, none = pictures(3), Augment(policy="randaugment", policy_count=0)
+def test_no_operations_leave_the_image_as_it_is() -> None:
+    images, none = inputs(3), Augment(policy="randaugment", policy_count=0)
     made, _ = augment_batch(images, torch.zeros(3).long(), torch.arange(3), 0, 0, none, 2, (19, 23))
     assert torch.equal(made, images)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from pictures import encoded, smooth
+from images import encoded, smooth
 
 from vitrail.data.captions import CaptionSet, open_captions
 from vitrail.data.decode import Preprocess
@@ -21,7 +21,7 @@ from vitrail.errors import UserError
 HEBREW = "שני ילדים משחקים בחול"
 
 
-def pictures(folder: Path, *names: str) -> Path:
+def image_files(folder: Path, *names: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         (folder / name).write_bytes(encoded(smooth(20, 24, seed=sum(map(ord, str(folder.name) + name))), "JPEG"))
@@ -30,7 +30,7 @@ def pictures(folder: Path, *names: str) -> Path:
 
 def everything(part: CaptionSet | None) -> dict[str, list[str]]:
     assert part is not None
-    assert all(part.picture(i).shape == (3, 20, 24) for i in range(len(part)))
+    assert all(part.image(i).shape == (3, 20, 24) for i in range(len(part)))
     return dict(zip(part.keys, part.captions, strict=True))
 
 
@@ -41,7 +41,7 @@ def whole(path: Path) -> CaptionSet:
 @pytest.mark.parametrize("header", ["image,caption\n", ""])
 def test_a_folder_a_part_with_captions_txt(tmp_path: Path, header: str) -> None:
     for part, name in (("train", "a.jpg"), ("dev", "b.jpg")):
-        pictures(tmp_path / part / "images", name)
+        image_files(tmp_path / part / "images", name)
         (tmp_path / part / "captions.txt").write_text(
             f'{header}{name},A dog, a cat , and  "a" bird .\n{name},"Go" says "he"\n'
             f'{name},"An open quote\n\n{name},{HEBREW}'
@@ -53,7 +53,7 @@ def test_a_folder_a_part_with_captions_txt(tmp_path: Path, header: str) -> None:
 
 
 def test_kaggles_flickr8k(tmp_path: Path) -> None:
-    pictures(tmp_path / "Images", "1_a.jpg", "2_b.jpg")
+    image_files(tmp_path / "Images", "1_a.jpg", "2_b.jpg")
     (tmp_path / "captions.txt").write_bytes(
         b'image,caption\r\n1_a.jpg,"A man , in a hat , says ""hi"" ."\r\n1_a.jpg,A man in a hat .\r\n'
         b'2_b.jpg,"Over\r\ntwo lines"\r\n2_b.jpg,""" Go "" , he says"\r\n'
@@ -65,7 +65,7 @@ def test_kaggles_flickr8k(tmp_path: Path) -> None:
 
 
 def test_flickrs_own_tables(tmp_path: Path) -> None:
-    pictures(tmp_path / "Flicker8k_Dataset", "1.jpg", "2.jpg")
+    image_files(tmp_path / "Flicker8k_Dataset", "1.jpg", "2.jpg")
     (tmp_path / "Flickr8k.token.txt").write_text("1.jpg#0\tA dog .\n1.jpg#1\tA , b .\n2.jpg#0\tA cat .\n")
     assert list(everything(whole(tmp_path / "Flickr8k.token.txt")).values()) == [["A dog .", "A , b ."], ["A cat ."]]
     (tmp_path / "results.csv").write_text("image_name| comment_number| comment\n1.jpg| 0| A , dog\n1.jpg| 1| Two\n")
@@ -73,7 +73,7 @@ def test_flickrs_own_tables(tmp_path: Path) -> None:
 
 
 def test_karpathys_json(tmp_path: Path) -> None:
-    pictures(tmp_path / "Flicker8k_Dataset", "1.jpg", "2.jpg", "3.jpg", "4.jpg")
+    image_files(tmp_path / "Flicker8k_Dataset", "1.jpg", "2.jpg", "3.jpg", "4.jpg")
     images = [
         {"filename": f"{i}.jpg", "split": split, "sentences": [{"raw": f"Caption {i} .", "tokens": ["caption"]}]}
         for i, split in enumerate(["train", "restval", "val", "test"], 1)
@@ -99,7 +99,7 @@ def test_karpathys_json_of_coco(between: str, tmp_path: Path, caplog: pytest.Log
     for i, (folder, split) in enumerate(
         [("train2014", "train"), *(("val2014", s) for s in ("restval", "val", "test"))]
     ):
-        pictures(tmp_path / between / folder, f"{i}.jpg")
+        image_files(tmp_path / between / folder, f"{i}.jpg")
         images.append({"filepath": folder, "filename": f"{i}.jpg", "split": split, "sentences": [{"raw": split}]})
     (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": images}))
     splits = open_captions(tmp_path)
@@ -111,7 +111,7 @@ def test_karpathys_json_of_coco(between: str, tmp_path: Path, caplog: pytest.Log
 def test_cocos_folders_in_one_of_images(tmp_path: Path) -> None:
     (tmp_path / "annotations").mkdir()
     for part in ("train2017", "val2017"):
-        pictures(tmp_path / "images" / part, "0.jpg")
+        image_files(tmp_path / "images" / part, "0.jpg")
         (tmp_path / "annotations" / f"captions_{part}.json").write_text(coco(part))
     splits = open_captions(tmp_path)
     assert (splits.train.keys, splits.train.captions) == (["images/train2017/0.jpg"], [["train2017"]])
@@ -119,15 +119,15 @@ def test_cocos_folders_in_one_of_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["train/images", "cats/images", "images/cats"])
-def test_a_picture_of_the_same_name_elsewhere_is_another(folder: str, tmp_path: Path) -> None:
-    pictures(tmp_path / folder, "0.jpg")
+def test_an_image_of_the_same_name_elsewhere_is_another(folder: str, tmp_path: Path) -> None:
+    image_files(tmp_path / folder, "0.jpg")
     (tmp_path / "captions_val.json").write_text(coco("A dog"))
-    with pytest.raises(UserError, match=r"'0.jpg' is not there, nor any other of 1 pictures"):
+    with pytest.raises(UserError, match=r"'0.jpg' is not there, nor any other of 1 images"):
         open_captions(tmp_path / "captions_val.json")
 
 
-def test_a_table_without_any_of_its_pictures_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    pictures(tmp_path, "a.jpg")
+def test_a_table_without_any_of_its_images_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image_files(tmp_path, "a.jpg")
     for name in "ab":
         (tmp_path / f"captions_{name}.csv").write_text(f"image,caption\n{name}.jpg,One\n")
     assert everything(whole(tmp_path)) == {"a.jpg": ["One"]}
@@ -135,8 +135,8 @@ def test_a_table_without_any_of_its_pictures_is_left_out(tmp_path: Path, caplog:
 
 
 def test_a_column_tells_the_part_whatever_the_folder(tmp_path: Path) -> None:
-    pictures(tmp_path / "train_images", "a.jpg", "b.jpg", "c.jpg")
-    pictures(tmp_path / "val_images", "b.jpg")
+    image_files(tmp_path / "train_images", "a.jpg", "b.jpg", "c.jpg")
+    image_files(tmp_path / "val_images", "b.jpg")
     (tmp_path / "captions.csv").write_text("image,caption,split\na.jpg,A,train\nb.jpg,B,val\nc.jpg,C,test\n")
     splits = open_captions(tmp_path)
     assert [part.keys for part in (splits.train, splits.val, splits.test) if part is not None] == [
@@ -148,7 +148,7 @@ def test_a_column_tells_the_part_whatever_the_folder(tmp_path: Path) -> None:
 
 def test_cocos_json(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for part, count in (("train2017", 3), ("val2017", 2)):
-        pictures(tmp_path / part, *(f"{i}.jpg" for i in range(count)))
+        image_files(tmp_path / part, *(f"{i}.jpg" for i in range(count)))
         folder = tmp_path / "annotations"
         folder.mkdir(exist_ok=True)
         (folder / f"captions_{part}.json").write_text(coco(*(f"{part} {i}" for i in range(count))))
@@ -161,16 +161,16 @@ def test_cocos_json(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert len(one.train) == 0 and one.val is not None and len(one.val) == 2
     file = tmp_path / "annotations" / "captions_val2017.json"
     file.write_text(json.dumps({**json.loads(coco("x", "y")), "annotations": [{"image_id": 9, "caption": "z"}]}))
-    with pytest.raises(UserError, match="no picture with a caption"):
+    with pytest.raises(UserError, match="no image with a caption"):
         open_captions(file)
-    assert "annotations[0]: there is no picture with the id 9" in caplog.text
+    assert "annotations[0]: there is no image with the id 9" in caplog.text
     file.write_text(coco("x", annotations=[{"image_id": 70, "bbox": []}]))
     with pytest.raises(UserError, match=r"annotations\[0\]: no `caption` among image_id, bbox"):
         open_captions(file)
 
 
 def test_csv_with_columns_in_any_order_and_a_part_each(tmp_path: Path) -> None:
-    pictures(tmp_path / "photos", "a.jpg", "b.jpg", "c.jpg")
+    image_files(tmp_path / "photos", "a.jpg", "b.jpg", "c.jpg")
     with (tmp_path / "table.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "Text", "split", "File_Name"])
@@ -183,13 +183,13 @@ def test_csv_with_columns_in_any_order_and_a_part_each(tmp_path: Path) -> None:
 
 
 def test_every_column_of_captions_counts(tmp_path: Path) -> None:
-    pictures(tmp_path, "a.jpg")
+    image_files(tmp_path, "a.jpg")
     (tmp_path / "table.csv").write_text("image,caption,other,caption\na.jpg,one,x,two\n")
     assert everything(whole(tmp_path)) == {"a.jpg": ["one", "two"]}
 
 
 def test_csv_files_by_part_with_numbered_captions(tmp_path: Path) -> None:
-    pictures(tmp_path / "images", "a.jpg", "b.jpg")
+    image_files(tmp_path / "images", "a.jpg", "b.jpg")
     (tmp_path / "train.csv").write_text("image;caption_0;caption_1\na.jpg;one, two;three\n")
     (tmp_path / "val.csv").write_text("image;caption_0;caption_1\nb.jpg;four;five\n")
     splits = open_captions(tmp_path)
@@ -204,7 +204,7 @@ def test_parquet(tmp_path: Path, kind: str, text: str, caplog: pytest.LogCapture
     import pyarrow.parquet as pq
 
     names = ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
-    pictures(tmp_path / "data", *names)
+    image_files(tmp_path / "data", *names)
     (tmp_path / "data" / "d.jpg").unlink()
     data = {name: (tmp_path / "data" / name).read_bytes() if name != "d.jpg" else None for name in names}
     made = {
@@ -225,25 +225,25 @@ def test_parquet(tmp_path: Path, kind: str, text: str, caplog: pytest.LogCapture
         assert splits.train.keys == ["a.jpg", "b.jpg"]
     assert list(everything(splits.train).values()) == [["a.jpg 0", "a.jpg 1"], ["b.jpg 0", "b.jpg 1"]]
     assert splits.val is None and list(everything(splits.test).values()) == [["c.jpg 0", "c.jpg 1"]]
-    assert "pictures that are not there" in caplog.text
+    assert "images that are not there" in caplog.text
     pq.write_table(pa.table({"image": [b"x"], "words": ["y"]}), tmp_path / "wrong.parquet")
     with pytest.raises(UserError, match="the columns are image, words, and none is called caption"):
         open_captions(tmp_path / "wrong.parquet")
 
 
 @pytest.mark.parametrize("value", [391895, 0.5, -1, [0.5], {"id": 1}])
-def test_a_column_of_parquet_that_holds_no_pictures(value: Any, tmp_path: Path) -> None:
+def test_a_column_of_parquet_that_holds_no_images(value: Any, tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq
 
     pq.write_table(pa.table({"image_id": [value], "caption": ["a dog"]}), tmp_path / "t.parquet")
-    with pytest.raises(UserError, match=r"t.parquet: the column image_id holds .*, no pictures and no paths"):
+    with pytest.raises(UserError, match=r"t.parquet: the column image_id holds .*, no images and no paths"):
         open_captions(tmp_path / "t.parquet")
 
 
 def test_a_folder_tells_the_part_where_nothing_else_does(tmp_path: Path) -> None:
     for folder, name in (("train", "a.jpg"), ("val", "b.jpg"), ("photos", "c.jpg")):
-        pictures(tmp_path / folder, name)
+        image_files(tmp_path / folder, name)
     file = tmp_path / "captions.txt"
     file.write_text("image,caption\na.jpg,one\nval/b.jpg,two\nc.jpg,three\n")
     splits = open_captions(file)
@@ -255,12 +255,12 @@ def test_a_folder_tells_the_part_where_nothing_else_does(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("layout", ["a copy of each", "another part"])
-def test_a_missing_picture_moves_no_other(layout: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Where the picture stands in a second folder too, and that is searched last or not at all."""
+def test_a_missing_image_moves_no_other(layout: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where the image stands in a second folder too, and that is searched last or not at all."""
     names = [f"{i}.jpg" for i in range(5)]
     first, second = ("images", "thumbs") if layout == "a copy of each" else ("train", "val")
-    pictures(tmp_path / second, *names)
-    pictures(tmp_path / first, *names[:1], *names[2:])
+    image_files(tmp_path / second, *names)
+    image_files(tmp_path / first, *names[:1], *names[2:])
     file = tmp_path / ("captions.csv" if layout == "a copy of each" else "captions_train.json")
     table = "image,caption\n" + "".join(f"{name},a dog\n" for name in names)
     file.write_text(table if file.suffix == ".csv" else coco(*["a dog"] * 5))
@@ -272,9 +272,9 @@ def test_a_missing_picture_moves_no_other(layout: str, tmp_path: Path, caplog: p
     assert ("1.jpg" in caplog.text) == (second == "val")
 
 
-def test_text_beside_each_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    pictures(tmp_path / "deep", "caption1.jpg")
-    pictures(tmp_path, "b.jpg", "c.jpg", "d.jpg")
+def test_text_beside_each_image(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image_files(tmp_path / "deep", "caption1.jpg")
+    image_files(tmp_path, "b.jpg", "c.jpg", "d.jpg")
     (tmp_path / "deep" / "caption1.txt").write_text("first\n\n second \n")
     (tmp_path / "b.txt").write_text(HEBREW, encoding="utf-8-sig")
     (tmp_path / "c.txt").write_text("\n")
@@ -283,11 +283,11 @@ def test_text_beside_each_picture(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert [line for line in warned if "c.jpg has no caption" in line] and [
         line for line in warned if "d.jpg has no caption" in line
     ]
-    assert "left out pictures without a caption: 2" in warned[-1]
+    assert "left out images without a caption: 2" in warned[-1]
 
 
 def test_every_flaw_is_named_once_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    pictures(tmp_path / "images", "good.jpg", "empty.jpg", "long.jpg", "alone.jpg", "short.jpg")
+    image_files(tmp_path / "images", "good.jpg", "empty.jpg", "long.jpg", "alone.jpg", "short.jpg")
     long = "word " * 10_000
     rows = ["image,caption", "good.jpg,A dog .", "gone.jpg,One", "gone.jpg,Two", "empty.jpg,", f"long.jpg,{long}"]
     rows += ["long.jpg,A cat .", "no comma here", 'good.jpg,""', "short.jpg"]
@@ -298,18 +298,18 @@ def test_every_flaw_is_named_once_and_counted(tmp_path: Path, caplog: pytest.Log
         ("line 3", "'gone.jpg' is not there"),
         ("line 5", "the caption is empty"),
         ("line 6", "the caption has 10,000 words"),
-        ("line 8", "no caption after the picture's name"),
+        ("line 8", "no caption after the image's name"),
         ("line 9", "the caption is empty"),
-        ("line 10", "no caption after the picture's name"),
+        ("line 10", "no caption after the image's name"),
         ("", "alone.jpg: "),
     ]:
         assert len([line for line in lines if place in line and words in line]) == 1, words
     assert len(lines) == 7 + 1
     for count in (
-        "pictures that are not there: 1",
+        "images that are not there: 1",
         "empty captions: 2",
         "captions of more than 1,000 words: 1",
-        "pictures without a caption: 1",
+        "images without a caption: 1",
         "lines with too few columns: 2",
     ):
         assert count in lines[-1]
@@ -318,7 +318,7 @@ def test_every_flaw_is_named_once_and_counted(tmp_path: Path, caplog: pytest.Log
 
 def test_a_comma_too_many_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A caption is not cut at a comma that nobody quoted; empty columns at the end say nothing."""
-    pictures(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    image_files(tmp_path, "a.jpg", "b.jpg", "c.jpg")
     rows = ["image,caption,split", "a.jpg,A dog, black,train", 'b.jpg,"A dog, black",train', "c.jpg,A cat,train,,"]
     (tmp_path / "captions.csv").write_text("\n".join(rows))
     assert everything(open_captions(tmp_path).train) == {"b.jpg": ["A dog, black"], "c.jpg": ["A cat"]}
@@ -328,7 +328,7 @@ def test_a_comma_too_many_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixt
 
 
 def test_each_of_many_is_named_once_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    pictures(tmp_path / "images", "good.jpg")
+    image_files(tmp_path / "images", "good.jpg")
     (tmp_path / "captions.txt").write_text("good.jpg,A dog\n" + "".join(f"{i}.jpg,gone\n" for i in range(50)))
     assert len(whole(tmp_path)) == 1
     named = [record.getMessage() for record in caplog.records if "is not there" in record.getMessage()]
@@ -338,7 +338,7 @@ def test_each_of_many_is_named_once_and_counted(tmp_path: Path, caplog: pytest.L
 
 @pytest.mark.parametrize("name", ["info.json", "stats.csv"])
 def test_a_table_of_something_else_does_not_hide_pairs(name: str, tmp_path: Path) -> None:
-    pictures(tmp_path, "a.jpg", "b.jpg")
+    image_files(tmp_path, "a.jpg", "b.jpg")
     (tmp_path / "a.txt").write_text("A dog\n")
     (tmp_path / "b.txt").write_text("A cat\n")
     (tmp_path / name).write_text('{"made": "today"}')
@@ -347,14 +347,14 @@ def test_a_table_of_something_else_does_not_hide_pairs(name: str, tmp_path: Path
 
 @pytest.mark.parametrize("name", ["caption1.JPG", "IMG_1.JPG"])
 def test_pairs_with_capital_endings(name: str, tmp_path: Path) -> None:
-    pictures(tmp_path, name)
+    image_files(tmp_path, name)
     (tmp_path / name).with_suffix(".txt").write_text("A dog\n")
     (tmp_path / "info.json").write_text('{"made": "today"}')
     assert everything(whole(tmp_path)) == {name: ["A dog"]}
 
 
-def test_a_picture_that_no_json_names_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    pictures(tmp_path / "images", "a.jpg", "alone.jpg")
+def test_an_image_that_no_json_names_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image_files(tmp_path / "images", "a.jpg", "alone.jpg")
     entry = {"filename": "a.jpg", "sentences": [{"raw": "A dog"}]}
     (tmp_path / "dataset.json").write_text(json.dumps({"images": [entry]}))
     assert len(whole(tmp_path)) == 1
@@ -362,7 +362,7 @@ def test_a_picture_that_no_json_names_is_named(tmp_path: Path, caplog: pytest.Lo
 
 
 def test_encodings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    pictures(tmp_path / "images", "a.jpg")
+    image_files(tmp_path / "images", "a.jpg")
     file = tmp_path / "captions.txt"
     text = "image,caption\na.jpg,Un café"
     for data in (f"\ufeff{text}".encode(), text.encode("utf-16"), text.encode("utf-32")):
@@ -376,13 +376,13 @@ def test_encodings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_half_a_surrogate_is_no_reason_to_stop(tmp_path: Path) -> None:
-    pictures(tmp_path, "0.jpg")
+    image_files(tmp_path, "0.jpg")
     (tmp_path / "captions.json").write_text(coco("a \ud83d dog"))
     assert whole(tmp_path).captions == [["a ? dog"]]
 
 
-def test_no_parts_are_split_by_the_picture(tmp_path: Path) -> None:
-    pictures(tmp_path / "images", *(f"{i}.jpg" for i in range(60)))
+def test_no_parts_are_split_by_the_image(tmp_path: Path) -> None:
+    image_files(tmp_path / "images", *(f"{i}.jpg" for i in range(60)))
     file = tmp_path / "captions.txt"
     file.write_text("".join(f"{i}.jpg,caption {i} {j}\n" for i in range(60) for j in range(2)))
     splits = open_captions(tmp_path, 0.2)
@@ -398,8 +398,8 @@ def test_no_parts_are_split_by_the_picture(tmp_path: Path) -> None:
     assert two.subset([1]).captions == [two.captions[1]]
 
 
-def test_a_picture_of_a_named_part_is_in_no_other(tmp_path: Path) -> None:
-    pictures(tmp_path / "images", *(f"{i}.jpg" for i in range(6)))
+def test_an_image_of_a_named_part_is_in_no_other(tmp_path: Path) -> None:
+    image_files(tmp_path / "images", *(f"{i}.jpg" for i in range(6)))
     for name, those in (("captions", range(6)), ("captions_val", (1, 2)), ("captions_test", (3,))):
         (tmp_path / f"{name}.txt").write_text("".join(f"{i}.jpg,A dog {i}\n" for i in those))
     splits = open_captions(tmp_path)
@@ -411,9 +411,9 @@ def test_a_picture_of_a_named_part_is_in_no_other(tmp_path: Path) -> None:
         open_captions(tmp_path)
 
 
-def test_a_picture_that_several_files_or_records_name_is_one(tmp_path: Path) -> None:
+def test_an_image_that_several_files_or_records_name_is_one(tmp_path: Path) -> None:
     """Its references would else be torn apart, and each score be of fewer of them."""
-    pictures(tmp_path / "images", "a.jpg", "b.jpg")
+    image_files(tmp_path / "images", "a.jpg", "b.jpg")
     (tmp_path / "captions_en.csv").write_text("image,caption\na.jpg,one\nb.jpg,two\na.jpg,one\n")
     (tmp_path / "captions_more.csv").write_text("image,caption\na.jpg,one\na.jpg,three\n")
     assert everything(whole(tmp_path)) == {"images/a.jpg": ["one", "one", "three"], "images/b.jpg": ["two"]}
@@ -422,39 +422,39 @@ def test_a_picture_that_several_files_or_records_name_is_one(tmp_path: Path) -> 
     assert everything(whole(tmp_path / "dataset.json")) == {"images/a.jpg": ["one", "two"]}
 
 
-def test_parquet_keeps_a_picture_of_two_parts_where_it_is_scored(
+def test_parquet_keeps_an_image_of_two_parts_where_it_is_scored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq
 
-    folder = pictures(tmp_path / "data", "a.jpg", "b.jpg")
+    folder = image_files(tmp_path / "data", "a.jpg", "b.jpg")
     a, b = ((folder / name).read_bytes() for name in ("a.jpg", "b.jpg"))
     table = pa.table({"image": [a, a, b], "caption": ["one", "two", "three"]})
     pq.write_table(table, tmp_path / "train.parquet")
     pq.write_table(table.slice(0, 1), tmp_path / "test.parquet")
     splits = open_captions(tmp_path)
     assert splits.train.captions == [["three"]] and splits.test is not None and splits.test.captions == [["one"]]
-    assert "row 0: its picture is in test too" in caplog.text and "pictures of two parts: 1" in caplog.text
+    assert "row 0: its image is in test too" in caplog.text and "images of two parts: 1" in caplog.text
     told = pa.table({"image": [a, a, b], "caption": ["one", "two", "three"], "split": ["train", "val", "train"]})
     pq.write_table(told, tmp_path / "told.parquet")
     splits = open_captions(tmp_path / "told.parquet")
     assert splits.train.captions == [["three"]] and splits.val is not None and splits.val.captions == [["two"]]
 
 
-def test_shuffled_gives_each_picture_anothers_captions(tmp_path: Path) -> None:
+def test_shuffled_gives_each_image_anothers_captions(tmp_path: Path) -> None:
     part = CaptionSet("x", list("abcdefg"), torch.zeros(7, 3, 4, 4, dtype=torch.uint8), [[c] for c in "ABCDEFG"])
     for seed in range(5):
         other = part.shuffled(seed)
         assert sorted(other.captions) == sorted(part.captions) and other.keys == part.keys
         assert not any(a == b for a, b in zip(part.captions, other.captions, strict=True))
         assert other.captions == part.shuffled(seed).captions
-    with pytest.raises(UserError, match="one picture"):
+    with pytest.raises(UserError, match="one image"):
         part.subset([0]).shuffled()
 
 
 def test_the_loader_reads_it(tmp_path: Path) -> None:
-    pictures(tmp_path / "images", *(f"{i}.jpg" for i in range(5)))
+    image_files(tmp_path / "images", *(f"{i}.jpg" for i in range(5)))
     (tmp_path / "captions.txt").write_text("".join(f"{i}.jpg,caption {i}\n" for i in range(5)))
     part = whole(tmp_path)
     loader = Loader(part, Preprocess(size=(8, 8)), batch_size=2, seed=0, train=False)
@@ -472,7 +472,7 @@ def test_the_loader_reads_it(tmp_path: Path) -> None:
         ("image,words\n1,a dog\n", "line 1: the columns are image, words, and none is called caption, text"),
         ("just a line\n", "line 1: one column alone"),
         ("", "is empty"),
-        ("a.jpg,A dog\nb.jpg,A cat\n", "line 1: 'a.jpg' is not there, nor any other of 2 pictures"),
+        ("a.jpg,A dog\nb.jpg,A cat\n", "line 1: 'a.jpg' is not there, nor any other of 2 images"),
         ('x,image,caption\n1,a.jpg,"open\n' + "2,b.jpg,text\n" * 30, "line 2: a quote opens that is not closed"),
         ("image,caption,split\na.jpg,x,train\na.jpg,y,test\n", "line 3: a.jpg is in test here and in train before"),
         ('image,caption,split\na.jpg,"open,train\nb.jpg,x,train\n', "line 2: a quote opens that is not closed"),
@@ -509,14 +509,14 @@ def test_one_flaw_that_is_enough_to_stop(tmp_path: Path, text: str, message: str
 def test_wrong_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="no captions at"):
         open_captions(tmp_path / "missing")
-    pictures(tmp_path / "mine", "a.jpg")
+    image_files(tmp_path / "mine", "a.jpg")
     with pytest.raises(UserError, match=r"it needs captions\.txt"):
         open_captions(tmp_path / "mine")
     (tmp_path / "mine" / "a.txt").write_text("A dog")
     monkeypatch.setenv("VITRAIL_DATA", str(tmp_path))
     assert open_captions("mine").train.captions == [["A dog"]]
     (tmp_path / "mine" / "a.txt").write_text("")
-    with pytest.raises(UserError, match="no picture with a caption"):
+    with pytest.raises(UserError, match="no image with a caption"):
         open_captions("mine")
 
 
@@ -527,4 +527,4 @@ def test_the_real_flickr8k() -> None:
     splits = open_captions(root)
     assert splits.val is not None and (len(splits.train), len(splits.val)) == (6000, 1000)
     assert {len(texts) for part in (splits.train, splits.val) for texts in part.captions} == {5}
-    assert splits.train.picture(0).shape == (3, 160, 160)
+    assert splits.train.image(0).shape == (3, 160, 160)

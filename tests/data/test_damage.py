@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vitrail.data.decode import BadPicture, Preprocess, decode
+from vitrail.data.decode import BadImage, Preprocess, decode
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 
@@ -25,7 +25,7 @@ def test_damaged_files(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for file in files:
         try:
             image, made = decode(file, 3), way.prepare(file)
-        except BadPicture as error:
+        except BadImage as error:
             lines[file] = str(error)
             continue
         good += 1

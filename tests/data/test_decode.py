@@ -1,4 +1,4 @@
-"""Every kind of picture comes in right, and bad bytes get one line."""
+"""Every kind of image comes in right, and bad bytes get one line."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pictures import encoded, smooth
+from images import encoded, smooth
 from PIL import Image
 from torchvision.transforms.v2 import functional as V
 
-from vitrail.data.decode import BadPicture, Picture, Preprocess, decode
+from vitrail.data.decode import BadImage, EncodedImage, Preprocess, decode
 from vitrail.errors import UserError
 
 RGB = smooth()
@@ -105,7 +105,7 @@ def test_exif_turns(orientation: int) -> None:
     png = encoded(RGB, "PNG", exif=exif)
     assert difference(decode(png), wanted) < 3
     box = (3, 5, 20, 17)
-    cropped = Picture(data).crop(box, (20, 17))
+    cropped = EncodedImage(data).crop(box, (20, 17))
     assert torch.equal(cropped, wanted[:, 3:23, 5:22])
 
 
@@ -122,7 +122,7 @@ def test_many_channels(tmp_path: Path) -> None:
     pages = [Image.fromarray(band) for band in bands]
     assert torch.equal(decode(encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:]), 5), wanted)
     assert torch.equal(decode(encoded(Image.fromarray(bands[:4].transpose(1, 2, 0), "RGBA")), 4), wanted[:4])
-    with pytest.raises(BadPicture, match="5 channels, not 3"):
+    with pytest.raises(BadImage, match="5 channels, not 3"):
         decode(tmp_path / "first.npy")
 
 
@@ -135,7 +135,7 @@ def test_content_decides_not_the_name(tmp_path: Path) -> None:
     ("data", "reason"),
     [
         (b"", "empty"),
-        (b"no picture at all", "no image"),
+        (b"no image at all", "no image"),
         (encoded(RGB, "JPEG")[:600], "cut off"),
         (encoded(RGB, "PNG")[:2000], "cut off"),
         (encoded(RGB, "JPEG")[:40], "cut off|no image"),
@@ -146,7 +146,7 @@ def test_content_decides_not_the_name(tmp_path: Path) -> None:
 def test_bad_bytes(tmp_path: Path, data: bytes, reason: str) -> None:
     path = tmp_path / "cat.jpg"
     path.write_bytes(data)
-    with pytest.raises(BadPicture, match=rf"cat\.jpg: .*({reason})") as caught:
+    with pytest.raises(BadImage, match=rf"cat\.jpg: .*({reason})") as caught:
         decode(path)
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"dog\.jpg"):
@@ -156,12 +156,12 @@ def test_bad_bytes(tmp_path: Path, data: bytes, reason: str) -> None:
 def test_too_large_is_refused_before_decoding() -> None:
     header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
-    with pytest.raises(BadPicture, match="pixels"):
+    with pytest.raises(BadImage, match="pixels"):
         decode(b"\x89PNG\r\n\x1a\n" + chunk + encoded(RGB)[33:])
     jpeg = bytearray(encoded(RGB, "JPEG"))
     at = jpeg.index(b"\xff\xc0") + 5
     jpeg[at : at + 4] = struct.pack(">HH", 40_000, 40_000)
-    with pytest.raises(BadPicture, match="40000x40000"):
+    with pytest.raises(BadImage, match="40000x40000"):
         decode(bytes(jpeg))
 
 
@@ -172,29 +172,29 @@ def test_large_below_the_limit_comes_without_a_warning() -> None:
 
 
 def test_too_thin_is_refused_before_it_is_resized() -> None:
-    with pytest.raises(BadPicture, match="1000000x1: too long and thin"):
+    with pytest.raises(BadImage, match="1000000x1: too long and thin"):
         Preprocess()(Image.new("RGB", (1_000_000, 1)))
 
 
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 @pytest.mark.parametrize("progressive", [False, True])
-def test_crop_is_the_full_pictures(subsampling: int, progressive: bool) -> None:
+def test_crop_is_the_full_images(subsampling: int, progressive: bool) -> None:
     data = encoded(smooth(333, 410), "JPEG", quality=92, subsampling=subsampling, progressive=progressive)
     full = decode(data)
     for box in [(0, 0, 333, 410), (31, 17, 100, 120), (200, 100, 133, 310), (0, 0, 40, 60), (332, 409, 1, 1)]:
         top, left, height, width = box
         # At its own size the crop must not differ by a bit, though rows below it were never decoded.
         wanted = full[:, top : top + height, left : left + width]
-        assert torch.equal(Picture(data).crop(box, (height, width)), wanted)
+        assert torch.equal(EncodedImage(data).crop(box, (height, width)), wanted)
 
 
 @pytest.mark.parametrize("scale", [2, 4, 8])
-def test_crop_of_a_scaled_picture(scale: int) -> None:
+def test_crop_of_a_scaled_image(scale: int) -> None:
     data = encoded(smooth(640, 800), "JPEG", quality=95, subsampling=0)
     box = (64, 32, 40 * scale, 48 * scale)
     full = decode(data)[:, box[0] : box[0] + box[2], box[1] : box[1] + box[3]]
     wanted = V.resize(full, [40, 48], interpolation=V.InterpolationMode.BICUBIC, antialias=True)
-    assert difference(Picture(data).crop(box, (40, 48)), wanted) < 2
+    assert difference(EncodedImage(data).crop(box, (40, 48)), wanted) < 2
     smaller = decode(data, at_least=(640 // scale, 700 // scale))
     assert smaller.shape == (3, 640 // scale, 800 // scale)
     assert decode(data, at_least=(640 // scale + 1, 10)).shape[1] > 640 // scale

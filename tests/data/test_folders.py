@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pictures import folder_of
+from images import folder_of
 
 from vitrail.data.captions import open_captions
 from vitrail.data.sets import Splits, open_data

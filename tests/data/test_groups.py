@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pictures import encoded, folder_of, smooth
+from images import encoded, folder_of, smooth
 
 from vitrail.data.captions import open_captions
 from vitrail.data.groups import check_splits, groups_of

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from pictures import encoded, folder_of, smooth
+from images import encoded, folder_of, smooth
 
 from vitrail.data import loader as module
 from vitrail.data.augment import Augment
@@ -69,7 +69,7 @@ def test_start_from_any_step(photos: ImageSet, memory: bool, crop: Any, balanced
 
 
 @pytest.mark.parametrize("memory", [False, True])
-def test_batch_size_does_not_change_a_picture(photos: ImageSet, memory: bool) -> None:
+def test_batch_size_does_not_change_an_image(photos: ImageSet, memory: bool) -> None:
     def by_sample(size: int) -> dict[int, torch.Tensor]:
         made = loader(photos, batch_size=size, memory=memory)
         batches = take(made, made.steps_per_epoch)
@@ -104,13 +104,13 @@ def test_processes_share_a_batch(photos: ImageSet, memory: bool) -> None:
 @pytest.mark.parametrize("memory", [False, True])
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_evaluation_is_every_picture_once_in_order(photos: ImageSet, memory: bool, train: bool, workers: int) -> None:
+def test_evaluation_is_every_image_once_in_order(photos: ImageSet, memory: bool, train: bool, workers: int) -> None:
     batches = list(loader(photos, memory=memory, train=train, workers=workers).evaluation())
     assert [len(b["sample"]) for b in batches] == [4, 4, 4, 1]
     samples = torch.cat([b["sample"] for b in batches])
     assert samples.tolist() == list(range(13))
     assert torch.equal(torch.cat([b["label"] for b in batches]), photos.labels)
-    image = SMALL(photos.picture(9))
+    image = SMALL(photos.image(9))
     assert (batches[2]["image"][1] - image).abs().max() < 0.02
 
 
@@ -153,7 +153,7 @@ def test_balanced_draws_classes_evenly_and_repeats_differ() -> None:
 @pytest.mark.parametrize("memory", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("crop", ["none", "resized"])
-def test_bad_pictures_are_named_once_and_left_out(
+def test_bad_images_are_named_once_and_left_out(
     tmp_path: Path, memory: bool, workers: int, crop: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = folder_of(tmp_path, {"a": 6, "b": 6})
@@ -176,29 +176,29 @@ def test_bad_pictures_are_named_once_and_left_out(
         "left out: b/2.jpg: the file is cut off",
     ]
     assert same(batches, take(loader(part, **(settings | {"workers": 1 - workers // 2})), 6))
-    with pytest.raises(UserError, match=r"of 12 pictures .* bad, more than 1.0%"):
+    with pytest.raises(UserError, match=r"of 12 images .* bad, more than 1.0%"):
         take(loader(part, memory=memory, workers=workers), 3)
 
 
-def test_bad_pictures_are_a_share_of_the_whole(tmp_path: Path) -> None:
-    """A part of few pictures may hold what the whole set can spare."""
+def test_bad_images_are_a_share_of_the_whole(tmp_path: Path) -> None:
+    """A part of few images may hold what the whole set can spare."""
     root = folder_of(tmp_path, {"a": 2, "b": 2})
-    (root / "a" / "1.jpg").write_bytes(b"no picture")
+    (root / "a" / "1.jpg").write_bytes(b"no image")
     part = open_data(root).train
     for memory in (False, True):
         settings = {"train": False, "memory": memory, "max_bad": 0.05}
-        with pytest.raises(UserError, match="1 of 4 pictures"):
+        with pytest.raises(UserError, match="1 of 4 images"):
             list(loader(part, **settings).evaluation())
         tally = Tally(40, bad=1)
         (batch,) = loader(part, tally=tally, **settings).evaluation()
         assert batch["sample"].tolist() == [0, 2, 3] and tally.bad == 2
         # Another part of the same set has used up what it can spare.
-        with pytest.raises(UserError, match="3 of 40 pictures"):
+        with pytest.raises(UserError, match="3 of 40 images"):
             list(loader(part, tally=tally, **settings).evaluation())
 
 
 def test_wrong_settings(photos: ImageSet) -> None:
-    with pytest.raises(UserError, match="no pictures to train on"):
+    with pytest.raises(UserError, match="no images to train on"):
         loader(photos.subset([]))
     with pytest.raises(UserError, match="does not divide among 3"):
         loader(photos, world=3)
@@ -228,11 +228,11 @@ def test_workers_that_die_or_hang_end_the_run(
 
 @pytest.mark.parametrize("memory", [False, True])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_set_of_bad_pictures_alone(tmp_path: Path, memory: bool, workers: int) -> None:
+def test_a_set_of_bad_images_alone(tmp_path: Path, memory: bool, workers: int) -> None:
     folder_of(tmp_path, {"a": 3, "b": 3})
     for path in tmp_path.rglob("*.jpg"):
-        path.write_bytes(b"no picture")
-    for max_bad, words in ((0.5, "6 of 6 pictures"), (1.0, "no picture of .* can be read")):
+        path.write_bytes(b"no image")
+    for max_bad, words in ((0.5, "6 of 6 images"), (1.0, "no image of .* can be read")):
         with pytest.raises(UserError, match=words) as caught:
             take(loader(open_data(tmp_path).train, memory=memory, workers=workers, max_bad=max_bad), 1)
         assert "\n" not in str(caught.value)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pictures import encoded, smooth
+from images import encoded, smooth
 
 from vitrail.data.captions import open_captions
 from vitrail.data.names import Finder, is_absolute, match_keys, tails, tidied

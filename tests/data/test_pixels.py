@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pictures import encoded, tiff
+from images import encoded, tiff
 from PIL import Image
 
-from vitrail.data.decode import BadPicture, Preprocess, decode
+from vitrail.data.decode import BadImage, Preprocess, decode
 from vitrail.data.pixels import Source, channel_axis, doubt, scaled
 from vitrail.errors import UserError
 
@@ -71,7 +71,7 @@ def test_values_of_no_known_range_are_refused(values: list[float], kind: str, tm
     row = np.array([values], kind)
     np.save(tmp_path / "row.npy", row)
     for data in (tmp_path / "row.npy", tiff(row[..., None])):
-        with pytest.raises(BadPicture, match=r"have no known range|are no pixels|complex") as caught:
+        with pytest.raises(BadImage, match=r"have no known range|are no pixels|complex") as caught:
             decode(data, 1)
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="does not fit the model"):
@@ -81,7 +81,7 @@ def test_values_of_no_known_range_are_refused(values: list[float], kind: str, tm
 def test_values_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     for array in (np.array([["a"]]), np.zeros((2, 2), "M8[s]"), np.zeros((2, 2), [("r", "u1")])):
         np.save(tmp_path / "row.npy", array)
-        with pytest.raises(BadPicture, match=r"row\.npy: values of type .* are no pixels"):
+        with pytest.raises(BadImage, match=r"row\.npy: values of type .* are no pixels"):
             decode(tmp_path / "row.npy", 1)
 
 
@@ -113,8 +113,8 @@ def test_which_axis_of_an_array_counts_channels(shape: tuple[int, ...], channels
 
 def test_arrays_that_are_no_image_get_a_line_that_says_what_to_save(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([{"a": 1}], object), allow_pickle=True)
-    with pytest.raises(BadPicture, match="an array of Python objects is not read, .*: save numbers"):
+    with pytest.raises(BadImage, match="an array of Python objects is not read, .*: save numbers"):
         decode(tmp_path / "a.npy")
     np.save(tmp_path / "a.npy", np.zeros((1, 8, 8, 3), np.uint8))
-    with pytest.raises(BadPicture, match=r"shape \[1, 8, 8, 3\] .* \[H, W\], \[H, W, C\] or \[C, H, W\]"):
+    with pytest.raises(BadImage, match=r"shape \[1, 8, 8, 3\] .* \[H, W\], \[H, W, C\] or \[C, H, W\]"):
         decode(tmp_path / "a.npy")

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pictures import encoded, smooth
+from images import encoded, smooth
 from PIL import Image
 
-from vitrail.data.decode import BadPicture, Picture, Preprocess, decode, resize
+from vitrail.data.decode import BadImage, EncodedImage, Preprocess, decode, resize
 from vitrail.data.loader import Loader
 from vitrail.data.sets import ImageSet
 
@@ -46,7 +46,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("memory", [True, False])
 def test_evaluation_sees_what_prediction_sees(way: Preprocess, memory: bool, paths: list[Path]) -> None:
-    wanted = [way(Picture(path)) for path in paths]
+    wanted = [way(EncodedImage(path)) for path in paths]
     part = ImageSet("mixed", ["a"], torch.zeros(len(paths), dtype=torch.int64), [str(p) for p in paths], paths)
     loader = Loader(part, way, batch_size=7, seed=0, train=False, memory=memory, workers=0 if memory else 2)
     seen = [image for batch in loader.evaluation() for image in batch["image"]]
@@ -71,7 +71,7 @@ def test_the_size_follows_from_the_whole_image(paths: list[Path]) -> None:
             whole = resize(full, (height, width), way.interpolation)
             wanted = whole[:, top : top + way.size[0], left : left + way.size[1]]
             made = way.prepare(path)
-            reduced += Picture(path).pixels_for(way).shape != full.shape
+            reduced += EncodedImage(path).pixels_for(way).shape != full.shape
             assert made.shape == wanted.shape and (made.float() - wanted.float()).abs().mean() < 4
     assert reduced > 30
 
@@ -98,5 +98,5 @@ def test_what_was_chosen_of_an_opened_image_counts() -> None:
 
 def test_too_thin_files_are_named_before_they_are_decoded(tmp_path: Path) -> None:
     Image.new("L", (60_000, 1)).save(tmp_path / "thin.jpg")
-    with pytest.raises(BadPicture, match=r"thin\.jpg: the image is 60000x1: too long and thin"):
+    with pytest.raises(BadImage, match=r"thin\.jpg: the image is 60000x1: too long and thin"):
         Preprocess().prepare(tmp_path / "thin.jpg")

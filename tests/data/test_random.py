@@ -1,4 +1,4 @@
-"""Draws look uniform and independent, and hang on nothing but their numbers."""
+"""Draws look uniform and independent, and depend on nothing but their numbers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_neighbours_are_unrelated() -> None:
 
 
 @given(st.lists(numbers, min_size=1, max_size=9), numbers, st.integers(0, 10**6), st.integers(0, 9))
-def test_a_picture_draws_the_same_in_any_batch(samples: list[int], seed: int, epoch: int, stream: int) -> None:
+def test_an_image_draws_the_same_in_any_batch(samples: list[int], seed: int, epoch: int, stream: int) -> None:
     together = uniform(seed, epoch, torch.tensor(samples), 5, stream)
     for i, sample in enumerate(samples):
         alone = uniform(seed, epoch, torch.tensor([sample]), 3, stream)

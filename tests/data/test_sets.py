@@ -14,10 +14,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pictures import encoded, folder_of, smooth, tiff
+from images import encoded, folder_of, smooth, tiff
 
 from vitrail.data import builtin, parquet
-from vitrail.data.decode import BadPicture
+from vitrail.data.decode import BadImage
 from vitrail.data.sets import ImageSet, _hash, open_data, split_val
 from vitrail.errors import UserError
 
@@ -27,9 +27,9 @@ def test_digits() -> None:
     assert len(splits.train) == 1437 and splits.test is not None and len(splits.test) == 360 and splits.val is None
     assert splits.test.labels.bincount().min() >= 35
     assert splits.train.channels == 1 and splits.train.classes == [str(i) for i in range(10)]
-    picture = splits.train.picture(0)
-    assert picture.shape == (1, 8, 8) and picture.dtype == torch.uint8
-    assert splits.train.picture(0, 3).shape == (3, 8, 8)
+    image = splits.train.image(0)
+    assert image.shape == (1, 8, 8) and image.dtype == torch.uint8
+    assert splits.train.image(0, 3).shape == (3, 8, 8)
     assert splits.train.items.max() == 255  # type: ignore[union-attr]
     load_digits = pytest.importorskip("sklearn.datasets").load_digits
     everything = torch.cat([splits.train.items, splits.test.items])  # type: ignore[list-item]
@@ -41,13 +41,13 @@ def test_folder_without_splits(tmp_path: Path) -> None:
     folder_of(tmp_path, {"dog": 3, "cat": 2})
     (tmp_path / "cat" / "deeper").mkdir()
     (tmp_path / "cat" / "deeper" / "z.PNG").write_bytes(encoded(smooth()))
-    (tmp_path / "cat" / "notes.txt").write_text("no picture")
+    (tmp_path / "cat" / "notes.txt").write_text("no image")
     splits = open_data(str(tmp_path))
     assert splits.train.classes == ["cat", "dog"] and splits.val is None and splits.test is None
     assert splits.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert splits.train.keys == ["cat/0.jpg", "cat/1.jpg", "cat/deeper/z.PNG", "dog/0.jpg", "dog/1.jpg", "dog/2.jpg"]
     assert splits.train.subset([5, 2]).keys == ["dog/2.jpg", "cat/deeper/z.PNG"]
-    assert splits.train.subset([5, 2]).picture(1).shape == (3, 40, 56)
+    assert splits.train.subset([5, 2]).image(1).shape == (3, 40, 56)
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation"])
@@ -100,7 +100,7 @@ def test_tiffs_have_as_many_channels_as_bands(tmp_path: Path, bands: int) -> Non
     (tmp_path / "a" / "0.tif").write_bytes(b"II*\0 and no more")
     train = open_data(tmp_path).train
     assert train.channels == bands
-    assert train.picture(train.keys.index("b/5.tif")).shape == (bands, 12, 10)
+    assert train.image(train.keys.index("b/5.tif")).shape == (bands, 12, 10)
 
 
 @pytest.mark.parametrize("photometric, extra", [(2, (0,)), (2, (1,)), (2, (2,)), (2, ()), (1, (0, 0, 0)), (1, ())])
@@ -119,9 +119,9 @@ def test_near_infrared_is_a_channel_however_it_is_declared(
         (tmp_path / "ab"[i % 2] / f"{i}.tif").write_bytes(tiff(stored, photometric, extra))
     train = open_data(tmp_path).train
     assert train.channels == 4
-    assert torch.equal(train.picture(train.keys.index("b/5.tif")), torch.from_numpy(samples).permute(2, 0, 1))
-    with pytest.raises(BadPicture, match=r"b/5\.tif: .*(4 channels, not 3|use a model of 4 channels)"):
-        train.picture(train.keys.index("b/5.tif"), 3)
+    assert torch.equal(train.image(train.keys.index("b/5.tif")), torch.from_numpy(samples).permute(2, 0, 1))
+    with pytest.raises(BadImage, match=r"b/5\.tif: .*(4 channels, not 3|use a model of 4 channels)"):
+        train.image(train.keys.index("b/5.tif"), 3)
 
 
 def test_a_mask_is_no_channel_but_beside_bands_that_are_none(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_mask_is_no_channel_but_beside_bands_that_are_none(tmp_path: Path) -> 
         (tmp_path / "ab"[i % 2] / f"{i}.tif").write_bytes(tiff(samples, 2, (2,)))
     train = open_data(tmp_path).train
     assert train.channels == 1, "grey with a mask"
-    assert train.picture(0, 3)[:, 0].tolist() == [[255] * 3 + [90] * 7] * 3
+    assert train.image(0, 3)[:, 0].tolist() == [[255] * 3 + [90] * 7] * 3
     samples[..., 0] = 200
     (tmp_path / "a" / "0.tif").write_bytes(tiff(samples, 2, (2,)))
     assert open_data(tmp_path).train.channels == 3
@@ -175,7 +175,7 @@ def test_parquet(tmp_path: Path, struct_column: bool) -> None:
     splits = open_data(tmp_path)
     assert splits.train.classes == ["x", "y", "z"] and splits.train.labels.tolist() == [2, 0, 2, 0]
     assert splits.test is not None and len(splits.test) == 2
-    assert torch.equal(splits.train.picture(2), torch.from_numpy(smooth(seed=2)).permute(2, 0, 1))
+    assert torch.equal(splits.train.image(2), torch.from_numpy(smooth(seed=2)).permute(2, 0, 1))
     assert len(set(splits.train.keys)) == 4
     one = open_data(tmp_path / "data" / "test.parquet")
     assert one.test is not None and len(one.test) == 2 and len(one.train) == 0
@@ -225,7 +225,7 @@ def test_mnists_files(tmp_path: Path, ending: str, below: str) -> None:
         write_idx(tmp_path / below / f"{part}-labels-idx1-ubyte{ending}", np.array([0, 1, 1, 0], np.uint8)[:count])
     splits = open_data(tmp_path)
     assert splits.train.channels == 1 and splits.test is not None and len(splits.test) == 2
-    assert torch.equal(splits.train.picture(3)[0], torch.from_numpy(images[3]))
+    assert torch.equal(splits.train.image(3)[0], torch.from_numpy(images[3]))
     (tmp_path / below / f"train-labels-idx1-ubyte{ending}").write_bytes(b"nothing")
     with pytest.raises(UserError, match="train-labels"):
         open_data(tmp_path)
@@ -277,8 +277,8 @@ def test_wrong_data(tmp_path: Path) -> None:
     (tmp_path / "one" / "cat" / "bad.jpg").write_bytes(b"bad")
     (tmp_path / "one" / "dog").mkdir()
     (tmp_path / "one" / "dog" / "bad.jpg").write_bytes(b"")
-    with pytest.raises(BadPicture, match=r"dog/bad\.jpg: the file is empty"):
-        open_data(tmp_path / "one").train.picture(3)
+    with pytest.raises(BadImage, match=r"dog/bad\.jpg: the file is empty"):
+        open_data(tmp_path / "one").train.image(3)
 
 
 def test_split_stays_when_files_are_added_or_renamed(tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_split_stays_when_files_are_added_or_renamed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["BMP", "PPM", "TIFF", "npy", "tensor"])
-def test_split_of_uncompressed_pictures_with_the_same_margin(kind: str, tmp_path: Path) -> None:
+def test_split_of_uncompressed_images_with_the_same_margin(kind: str, tmp_path: Path) -> None:
     items: list[Any] = []
     for i in range(60):
         pixels = np.concatenate([smooth(60, 160, seed=i), np.full((60, 160, 3), 255, np.uint8)])
@@ -318,7 +318,7 @@ def test_rows_without_a_label_are_left_out(tmp_path: Path, caplog: pytest.LogCap
     pq.write_table(pa.table({"image": images, "label": ["x", None, "y", None, "x"]}), tmp_path / "train.parquet")
     train = open_data(tmp_path).train
     assert train.classes == ["x", "y"] and train.labels.tolist() == [0, 1, 0]
-    assert torch.equal(train.picture(1), torch.from_numpy(smooth(seed=2)).permute(2, 0, 1))
+    assert torch.equal(train.image(1), torch.from_numpy(smooth(seed=2)).permute(2, 0, 1))
     assert "2 of 5 rows have no label" in caplog.text
 
 
@@ -334,7 +334,7 @@ def test_a_part_whose_labels_are_hidden_is_left_out(tmp_path: Path, caplog: pyte
         pq.write_table(table, tmp_path / f"{split}-00000-of-00001.parquet")
     splits = open_data(tmp_path)
     assert splits.test is None and splits.val is not None and splits.val.labels.tolist() == [1, 0]
-    assert torch.equal(splits.val.picture(1), torch.from_numpy(smooth(seed=2)).permute(2, 0, 1))
+    assert torch.equal(splits.val.image(1), torch.from_numpy(smooth(seed=2)).permute(2, 0, 1))
     assert "1 of 3 rows have no label" in caplog.text and "3 of 3 rows have no label" in caplog.text
 
 

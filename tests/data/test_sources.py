@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pictures import encoded, folder_of, smooth
+from images import encoded, folder_of, smooth
 
 from vitrail.cli import COMMANDS
 from vitrail.data import sources
@@ -124,7 +124,7 @@ def test_heic_is_read_where_it_can_be(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(encoded(smooth(), "HEIF"))
     train = open_data(tmp_path).train
-    assert train.keys == ["a/0.HEIC", "b/0.heif", "b/none"] and train.picture(2).shape == (3, 40, 56)
+    assert train.keys == ["a/0.HEIC", "b/0.heif", "b/none"] and train.image(2).shape == (3, 40, 56)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "TIFF", "WEBP"])
@@ -134,7 +134,7 @@ def test_images_without_an_ending_are_known_by_their_bytes(kind: str, tmp_path: 
     (tmp_path / "a" / "notes").write_bytes(b"no image")
     (tmp_path / "a" / "empty").write_bytes(b"")
     train = open_data(tmp_path).train
-    assert train.keys == ["a/0.jpg", "a/5f3a9c", "b/0.jpg"] and train.picture(1).shape == (3, 40, 56)
+    assert train.keys == ["a/0.jpg", "a/5f3a9c", "b/0.jpg"] and train.image(1).shape == (3, 40, 56)
 
 
 def test_a_broken_link_to_an_image_is_named_when_it_is_read(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_broken_link_to_an_image_is_named_when_it_is_read(tmp_path: Path) -> N
     train = open_data(tmp_path).train
     assert train.keys == ["a/0.jpg", "a/gone.jpg", "b/0.jpg"]
     with pytest.raises(UserError, match="a/gone.jpg"):
-        train.picture(1)
+        train.image(1)
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pictures import encoded, smooth, tiff
+from images import encoded, smooth, tiff
 from PIL import Image
 
 from vitrail.data import tiff as reader
-from vitrail.data.decode import BadPicture, Preprocess, decode
+from vitrail.data.decode import BadImage, Preprocess, decode
 from vitrail.data.sets import open_data
 from vitrail.errors import UserError
 
@@ -60,7 +60,7 @@ def test_bands_are_channels(bands: int) -> None:
             deep = tiff(BANDS[..., :bands].astype(np.uint16) * 256 + 7, photometric, planar=planar)
             assert torch.equal(decode(deep, bands), WANTED[:bands])
     if bands not in (1, 3):
-        with pytest.raises(BadPicture, match=f"it has {bands} channels, not 3"):
+        with pytest.raises(BadImage, match=f"it has {bands} channels, not 3"):
             decode(tiff(BANDS[..., :bands], 1))
 
 
@@ -75,7 +75,7 @@ def test_a_mask_lies_on_white_and_other_bands_are_refused(colours: int, extra: i
     image = decode(tiff(stored, 2 if colours == 3 else 1, (extra,)))
     assert image[:, 0].tolist() == [[255] * 2 + [100] * 6] * 3
     stored[..., -1] = stored[..., 0]
-    with pytest.raises(BadPicture, match=f"last of {colours + 1} bands is declared to be transparency and holds many"):
+    with pytest.raises(BadImage, match=f"last of {colours + 1} bands is declared to be transparency and holds many"):
         decode(tiff(stored, 2 if colours == 3 else 1, (extra,)))
     assert decode(tiff(stored, 2 if colours == 3 else 1, (extra,)), colours + 1)[-1].unique().tolist() == [100]
 
@@ -84,7 +84,7 @@ def test_white_is_zero() -> None:
     for samples in (BANDS[..., :1], BANDS[..., :1].astype(np.uint16) << 8):
         highest = np.iinfo(samples.dtype).max
         assert torch.equal(decode(tiff(highest - samples, 0), 1), WANTED[:1])
-    with pytest.raises(BadPicture, match="MinIsWhite"):
+    with pytest.raises(BadImage, match="MinIsWhite"):
         decode(tiff(BANDS, 0), 5)
 
 
@@ -96,7 +96,7 @@ def test_turned_by_the_tag() -> None:
 def test_no_data_is_black() -> None:
     samples = np.array([[-9999, 0.25, 1, np.nan]], np.float32)[..., None]
     assert decode(tiff(samples, more={42113: b"-9999\0"}), 1).tolist() == [[[0, 64, 255, 0]]]
-    with pytest.raises(BadPicture, match="float32 values from -9999 to 1 have no known range"):
+    with pytest.raises(BadImage, match="float32 values from -9999 to 1 have no known range"):
         decode(tiff(samples), 1)
 
 
@@ -105,7 +105,7 @@ def test_colours_are_pillows() -> None:
     for other in (image, image.convert("CMYK"), image.quantize(20), image.convert("L"), image.convert("1")):
         wanted = torch.from_numpy(np.array(other.convert("RGB"))).permute(2, 0, 1)
         assert torch.equal(decode(encoded(other, "TIFF")), wanted)
-    with pytest.raises(BadPicture, match="it has 3 channels, not 4"):
+    with pytest.raises(BadImage, match="it has 3 channels, not 4"):
         decode(encoded(image.convert("CMYK"), "TIFF"), 4)
 
 
@@ -126,7 +126,7 @@ def test_colours_are_pillows() -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_is_not_read_gets_one_line(data: bytes, reason: str) -> None:
-    with pytest.raises(BadPicture, match=reason) as caught:
+    with pytest.raises(BadImage, match=reason) as caught:
         decode(data, 5, name="bands.tif")
     assert "\n" not in str(caught.value) and str(caught.value).startswith("bands.tif: ")
 
@@ -170,7 +170,7 @@ def test_a_band_of_zeros_is_no_mask() -> None:
     samples = BANDS[..., :4].copy()
     samples[..., 3] = 0
     data = tiff(samples, 2, (2,))
-    with pytest.raises(BadPicture, match="is 0 everywhere, which would hide the image: use a model of 4 channels"):
+    with pytest.raises(BadImage, match="is 0 everywhere, which would hide the image: use a model of 4 channels"):
         decode(data)
     assert torch.equal(decode(data, 4)[:3], WANTED[:3])
 

@@ -22,10 +22,10 @@ def naive(x: Tensor, attention: Attention) -> Tensor:
     size = width // attention.heads
     q, k = (x @ attention.qkv.weight[i : i + width].T + attention.qkv.bias[i : i + width] for i in (0, width))
     maps = []
-    for picture in range(len(x)):
+    for image in range(len(x)):
         for head in range(attention.heads):
             part = slice(head * size, (head + 1) * size)
-            scores = torch.exp(q[picture, :, part] @ k[picture, :, part].T / math.sqrt(size))
+            scores = torch.exp(q[image, :, part] @ k[image, :, part].T / math.sqrt(size))
             maps.append(scores / scores.sum(1, keepdim=True))
     return torch.stack(maps).unflatten(0, (len(x), attention.heads))
 

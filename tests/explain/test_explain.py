@@ -1,4 +1,4 @@
-"""Positions, filters, and the pictures and numbers that `explain` writes."""
+"""Positions, filters, and the images and numbers that `explain` writes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import vitrail
 from vitrail.data.decode import decode
 from vitrail.errors import UserError
 from vitrail.explain import attention_maps, explain, patch_filters, position_similarity, rollout
-from vitrail.explain.pictures import shown_layers
+from vitrail.explain.figures import shown_layers
 
-PICTURES = {"rollout.png", "heads.png", "positions.png", "filters.png", "distance.png"}
+IMAGES = {"rollout.png", "heads.png", "positions.png", "filters.png", "distance.png"}
 
 
-def picture(path: Path, size: tuple[int, int] = (20, 30)) -> Path:
+def image(path: Path, size: tuple[int, int] = (20, 30)) -> Path:
     pixels = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return path
@@ -83,17 +83,17 @@ def test_filters_of_a_hybrid_are_those_that_see_the_pixels(backbone: str, layers
         {"channels": 5, "registers": 2, "stem": (4,), "depth": 8},
     ],
 )
-def test_explain_writes_pictures_and_numbers(tmp_path: Path, changes: dict[str, object]) -> None:
+def test_explain_writes_images_and_numbers(tmp_path: Path, changes: dict[str, object]) -> None:
     task = vitrail.create("nano/2", classes=["a $x^2 & <b>", "_b", "猫"], **changes)
-    source = tmp_path / "picture.npy" if changes.get("channels") == 5 else tmp_path / "picture.png"
+    source = tmp_path / "image.npy" if changes.get("channels") == 5 else tmp_path / "image.png"
     if source.suffix == ".npy":
         np.save(source, np.random.default_rng(0).integers(0, 255, (5, 20, 30), dtype=np.uint8))
     else:
-        picture(source)
+        image(source)
     out = tmp_path / "out"
     result = explain(task, source, out)
-    assert {path.name for path in out.iterdir()} == PICTURES | {"numbers.json", "index.html"} == set(result["files"])
-    for name in PICTURES:
+    assert {path.name for path in out.iterdir()} == IMAGES | {"numbers.json", "index.html"} == set(result["files"])
+    for name in IMAGES:
         with Image.open(out / name) as drawn:
             assert min(drawn.size) > 100
             assert len(set(drawn.convert("L").tobytes())) > 5, f"{name} is empty"
@@ -111,7 +111,7 @@ def test_explain_writes_pictures_and_numbers(tmp_path: Path, changes: dict[str, 
 
 
 def test_what_a_model_lacks_is_left_out_and_said(tmp_path: Path) -> None:
-    """Without positions there is no picture of them, without a head there are no predictions."""
+    """Without positions there is no image of them, without a head there are no predictions."""
     image = Image.new("L", (30, 20))
     result = explain(vitrail.create("nano/2", positions="none"), image, tmp_path / "out")
     assert not (tmp_path / "out" / "positions.png").exists()
@@ -121,7 +121,7 @@ def test_what_a_model_lacks_is_left_out_and_said(tmp_path: Path) -> None:
 
 
 def test_bad_input_writes_nothing(tmp_path: Path) -> None:
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     for source in (tmp_path / "text.png", tmp_path / "missing.png"):
         with pytest.raises(UserError, match=source.name):
             explain(vitrail.create("nano/2", classes=3), source, tmp_path / "out")

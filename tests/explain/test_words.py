@@ -1,4 +1,4 @@
-"""Where a captioner looked for each word, and the picture of it."""
+"""Where a captioner looked for each word, and the image of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vitrail.baselines import CNNConfig
 from vitrail.data.decode import Preprocess
 from vitrail.data.text import PAD, START, UNKNOWN, Tokenizer
 from vitrail.explain import explain, words_looked
-from vitrail.explain.pictures import draw_words, png
+from vitrail.explain.figures import draw_words, png
 from vitrail.tasks.caption import Caption, Captioning
 from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.search import Decoding
@@ -32,7 +32,7 @@ OF_THE_ENCODER = {"rollout.png", "heads.png", "distance.png", "filters.png", "po
 def captioner(encoder: Any = VIT, **changes: Any) -> Caption:
     torch.manual_seed(0)
     config = Captioning(
-        **{"decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2, "decoding": Decoding(longest=8), **changes}
+        **{"decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2, "decoding": Decoding(max_length=8), **changes}
     )
     task = Caption(encoder_for(encoder), config, WORDS, Preprocess(size=(8, 12), resize="squash"))
     with torch.no_grad():  # far from even
@@ -41,7 +41,7 @@ def captioner(encoder: Any = VIT, **changes: Any) -> Caption:
     return task
 
 
-def picture(path: Path, size: tuple[int, int] = (20, 30)) -> Path:
+def image_file(path: Path, size: tuple[int, int] = (20, 30)) -> Path:
     pixels = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return path
@@ -69,7 +69,7 @@ def test_each_word_has_its_attention(decoder: str, encoder: Any) -> None:
 @torch.no_grad()
 def test_attention_is_that_of_the_step_that_chose_the_word(decoder: str) -> None:
     """Of the step whose logits give the word its probability, and of no other."""
-    task = captioner(decoder=decoder, decoding=Decoding(longest=8, no_repeat=0)).eval()
+    task = captioner(decoder=decoder, decoding=Decoding(max_length=8, no_repeat_ngram_size=0)).eval()
     images = torch.randn(1, 3, 8, 12)
     _, words = words_looked(task, images)
     memory = task.memory(images)
@@ -97,13 +97,13 @@ def test_a_decoder_that_does_not_look_again() -> None:
     "encoder, decoder, drawn, note",
     [
         (VIT, "transformer", {"words.png", *OF_THE_ENCODER}, None),
-        (VIT, "recurrent", OF_THE_ENCODER, "sees the picture once"),
+        (VIT, "recurrent", OF_THE_ENCODER, "sees the image once"),
         (CNN, "attentive", {"words.png"}, "the decoder's attention alone: explain reads the attention of a Vision"),
     ],
 )
 def test_explain_a_captioner(tmp_path: Path, encoder: Any, decoder: str, drawn: set[str], note: str | None) -> None:
     task = captioner(encoder, decoder=decoder)
-    source = picture(tmp_path / "a <b>.png")
+    source = image_file(tmp_path / "a <b>.png")
     result = explain(task, source, tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == drawn
     assert (note is None and not result["notes"]) or note in result["notes"][0]
@@ -123,7 +123,7 @@ def test_letters_that_no_font_has_are_said_once(
 ) -> None:
     own = [font for font in font_manager.fontManager.ttflist if font.name.startswith("DejaVu")]  # without Chinese
     monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
-    picture, heat = torch.zeros(3, 16, 16, dtype=torch.uint8), torch.rand(2, 2)
+    image, heat = torch.zeros(3, 16, 16, dtype=torch.uint8), torch.rand(2, 2)
     for word, said in (("dog", 0), ("狗", 1), ("狗 狗", 1)):
-        assert png(draw_words(picture, [(word, 0.5, heat)])).startswith(b"\x89PNG")
-        assert len([record for record in caplog.records if "are boxes in the pictures" in record.message]) == said
+        assert png(draw_words(image, [(word, 0.5, heat)])).startswith(b"\x89PNG")
+        assert len([record for record in caplog.records if "are boxes in the images" in record.message]) == said

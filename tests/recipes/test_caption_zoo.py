@@ -27,20 +27,20 @@ pytest.importorskip("transformers", reason="needs pip install 'vitrail[caption]'
 pytest.importorskip("pycocoevalcap", reason="needs pip install 'vitrail[caption]'")
 
 COMMON = ["--device", "cpu", "--workers", "0", "--batch-size", "8", "--epochs", "1"]
-SMALL = ["--vocabulary-size", "300", "--decoder-width", "32", "--decoder-depth", "1", "--longest", "8", "--ema", "0"]
-JOINED = ["--join-depth", "1", "--prefix-length", "2", "--longest", "8"]
+SMALL = ["--vocabulary-size", "300", "--decoder-width", "32", "--decoder-depth", "1", "--max-length", "8", "--ema", "0"]
+JOINED = ["--join-depth", "1", "--prefix-length", "2", "--max-length", "8"]
 
 
 @pytest.fixture(scope="module")
 def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two dozen noisy pictures, each beside two captions."""
+    """Two dozen noisy images, each beside two captions."""
     root = tmp_path_factory.mktemp("captioned")
     generator = np.random.default_rng(0)
     for i in range(24):
         kind = ("dark", "middle", "light")[i % 3]
         values = (40, 120, 200)[i % 3] + generator.integers(-20, 20, (24, 18 + i, 3))
         Image.fromarray(values.astype(np.uint8)).save(root / f"{i}.png")
-        (root / f"{i}.txt").write_text(f"a {kind} picture\nsomething {kind} and noisy\n")
+        (root / f"{i}.txt").write_text(f"a {kind} image\nsomething {kind} and noisy\n")
     return root
 
 
@@ -71,7 +71,7 @@ def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "clip", "siglip"])
-def test_an_encoder_of_the_hub_stays_as_it_is_and_brings_its_pictures(
+def test_an_encoder_of_the_hub_stays_as_it_is_and_brings_its_images(
     kind: str, server: Hub, captioned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny_captioners.encoder(served(server, tmp_path / kind), kind)

@@ -24,7 +24,7 @@ from vitrail.data.loader import Loader
 from vitrail.data.sets import open_data
 from vitrail.errors import Stopped
 from vitrail.recipes import from_weights
-from vitrail.recipes.finetune import FEW, FEW_A_CLASS, NARROW, choose, finetune, settle
+from vitrail.recipes.finetune import FEW, FEW_A_CLASS, NARROW, choose, finetune, resolve_auto
 from vitrail.recipes.folder import folder
 from vitrail.tasks.classify import Classification, Classify
 from vitrail.tasks.knn import KNN
@@ -43,9 +43,9 @@ METHODS = ("full", "linear", "lora", "last-blocks", "knn")
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes that differ in brightness: twelve noisy pictures each to train on, six to test."""
-    root = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes that differ in brightness: twelve noisy images each to train on, six to test."""
+    root = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
     for part, count in (("train", 12), ("test", 6)):
         for name, level in (("dark", 40), ("middle", 120), ("light", 200)):
@@ -65,18 +65,18 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def command(pictures: Path, weights: Path, out: Path, *options: str) -> list[str]:
-    args = ["train", "finetune", "--data", str(pictures), "--init", str(weights), "--out", str(out)]
+def command(images: Path, weights: Path, out: Path, *options: str) -> list[str]:
+    args = ["train", "finetune", "--data", str(images), "--init", str(weights), "--out", str(out)]
     return [*args, "--device", "cpu", "--workers", "0", "--epochs", "3", "--batch-size", "8", *options]
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_leaves_one_kind_of_run(
-    method: str, pictures: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    method: str, images: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """At another size, that is not square, for grey pictures and other classes."""
+    """At another size, that is not square, for grey images and other classes."""
     out = tmp_path / "run"
-    assert main(command(pictures, weights, out, "--method", method, "--image-size", "12", "16", "--channels", "1")) == 0
+    assert main(command(images, weights, out, "--method", method, "--image-size", "12", "16", "--channels", "1")) == 0
     assert {"recipe.json", "metrics.jsonl", "report.html", "classes.json", "best"} <= {p.name for p in out.iterdir()}
     assert json.loads((out / "recipe.json").read_text())["tune"]["method"] == method
     kinds = [row["kind"] for row in RunFolder(out).rows()]
@@ -90,7 +90,7 @@ def test_every_method_leaves_one_kind_of_run(
     )
     assert not [name for name in model.state_dict() if "lora" in name]
     assert model.predict([Image.new("RGB", (20, 20))])[0].labels[0]["score"] > 1 / 3
-    assert main(["eval", str(out), "--data", str(pictures), "--json"]) == 0
+    assert main(["eval", str(out), "--data", str(images), "--json"]) == 0
     scores = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert scores["count"] == 18
     row = compare([out])[0]
@@ -98,7 +98,7 @@ def test_every_method_leaves_one_kind_of_run(
 
 
 @pytest.mark.parametrize("recipe", ["finetune", "folder"])
-def test_pictures_of_five_channels_make_a_model_of_five(recipe: str, weights: Path, tmp_path: Path) -> None:
+def test_images_of_five_channels_make_a_model_of_five(recipe: str, weights: Path, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for name, level in (("wet", 40), ("dry", 180)):
         (tmp_path / "fields" / name).mkdir(parents=True)
@@ -127,10 +127,10 @@ def start_of(weights: Path) -> dict[str, Tensor]:
     ],
 )
 def test_what_is_frozen_stays_bit_equal(
-    method: str, moves: tuple[str, ...], pictures: Path, weights: Path, tmp_path: Path
+    method: str, moves: tuple[str, ...], images: Path, weights: Path, tmp_path: Path
 ) -> None:
     # At the checkpoint's own size, since at another the positions are interpolated.
-    assert main(command(pictures, weights, tmp_path / "run", "--method", method, "--image-size", "8", "8")) == 0
+    assert main(command(images, weights, tmp_path / "run", "--method", method, "--image-size", "8", "8")) == 0
     before, after = start_of(weights), vitrail.load(tmp_path / "run").state_dict()
     moved = {name for name, value in before.items() if not torch.equal(after[name], value)}
     assert all(name.startswith(moves) for name in moved)
@@ -141,8 +141,8 @@ def test_what_is_frozen_stays_bit_equal(
         assert {name for name in before if moves and name.startswith(moves)} == moved
 
 
-def test_full_moves_everything_and_early_layers_least(pictures: Path, weights: Path, tmp_path: Path) -> None:
-    assert main(command(pictures, weights, tmp_path / "run", "--method", "full", "--layer-decay", "0.5")) == 0
+def test_full_moves_everything_and_early_layers_least(images: Path, weights: Path, tmp_path: Path) -> None:
+    assert main(command(images, weights, tmp_path / "run", "--method", "full", "--layer-decay", "0.5")) == 0
     before, after = start_of(weights), vitrail.load(tmp_path / "run").state_dict()
     steps = [
         float((after[name] - before[name]).abs().mean())
@@ -151,34 +151,34 @@ def test_full_moves_everything_and_early_layers_least(pictures: Path, weights: P
     assert 0 < steps[0] < steps[1] < steps[2]
 
 
-def test_the_linear_head_is_where_training_it_would_end(pictures: Path, weights: Path, tmp_path: Path) -> None:
+def test_the_linear_head_is_where_training_it_would_end(images: Path, weights: Path, tmp_path: Path) -> None:
     """Through the whole model, the gradient of loss and penalty vanishes at the head that was solved for."""
-    assert main(command(pictures, weights, tmp_path / "run", "--method", "linear")) == 0
+    assert main(command(images, weights, tmp_path / "run", "--method", "linear")) == 0
     task = vitrail.load(tmp_path / "run").double()
     assert isinstance(task, Classify)
     run = RunFolder(tmp_path / "run").run()
-    parts, _ = build(run, open_data(pictures), CPU)
+    parts, _ = build(run, open_data(images), CPU)
     rows = [row for row in RunFolder(tmp_path / "run").rows() if "strength" in row]
     strength = min(rows, key=lambda row: row["cross_entropy"])["strength"]
-    images, labels = zip(*((b["image"], b["label"]) for b in parts.train.evaluation()), strict=True)
+    inputs, labels = zip(*((b["image"], b["label"]) for b in parts.train.evaluation()), strict=True)
     std = features(parts.task, parts.train).vectors.double().std(dim=0, correction=0)
     head = task.head.linear
-    loss = F.cross_entropy(task(torch.cat(images).double()), torch.cat(labels))
+    loss = F.cross_entropy(task(torch.cat(inputs).double()), torch.cat(labels))
     (loss + strength / 2 * (head.weight * std).square().sum()).backward()
     assert head.weight.grad is not None and head.bias.grad is not None
     assert float((head.weight.grad / std).abs().max()) < 1e-4 and float(head.bias.grad.abs().max()) < 1e-4
 
 
-def lora_run(weights: Path, pictures: Path) -> Run:
+def lora_run(weights: Path, images: Path) -> Run:
     run = from_weights(finetune(36), str(weights), encoder_of(vitrail.load(weights)).config)
     optim = replace(run.optim, ema=0.9)
-    return replace(run, data=str(pictures), tune=Tune("lora", lora_rank=2), optim=optim, batch_size=8, workers=0)
+    return replace(run, data=str(images), tune=Tune("lora", lora_rank=2), optim=optim, batch_size=8, workers=0)
 
 
 def test_a_stopped_lora_run_goes_on_to_the_same_bits(
-    pictures: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = lora_run(weights, pictures)
+    run = lora_run(weights, images)
     steps, original = 0, loop.train_step
 
     def interrupted(*args: object) -> dict[str, float]:
@@ -189,7 +189,7 @@ def test_a_stopped_lora_run_goes_on_to_the_same_bits(
         return original(*args)  # type: ignore[arg-type]
 
     def fit(path: Path, resume: bool = False) -> dict[str, Tensor]:
-        parts, _ = build(run, open_data(pictures), CPU)
+        parts, _ = build(run, open_data(images), CPU)
         folder = RunFolder(path)
         if not resume:
             folder.begin(run, parts.task.classes)
@@ -214,14 +214,14 @@ def test_the_size_of_the_data_chooses() -> None:
     assert choose(FEW, 10)[0] == "full" == choose(10**7, 1000)[0]
     assert choose(FEW - 1, 10, NARROW)[0] == "lora" and choose(FEW - 1, 10, NARROW - 1)[0] == "full"
     assert choose(FEW_A_CLASS * 10 - 1, 10, NARROW - 1)[0] == "linear"
-    assert "243 pictures, 121 a class" in choose(243, 2)[1]
+    assert "243 images, 121 a class" in choose(243, 2)[1]
 
 
 def test_the_choice_is_said_once_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
-    run = settle(finetune(243), 243, 2, lambda run: run)
+    run = resolve_auto(finetune(243), 243, 2, lambda run: run)
     assert run.tune.method == "lora" and run.optim.lr == 5e-4
     [line] = caplog.messages
-    assert line.startswith("method lora, since 243 pictures, 121 a class, are enough to adapt the encoder")
+    assert line.startswith("method lora, since 243 images, 121 a class, are enough to adapt the encoder")
     assert line.endswith("; learning rate 0.0005")
 
 
@@ -234,9 +234,9 @@ def test_what_is_asked_for_is_kept(method: str, lr: float, decay: float, caplog:
             optim=replace(run.optim, **optim),  # type: ignore[arg-type]
         )
 
-    run = settle(finetune(243), 243, 2, asked())
+    run = resolve_auto(finetune(243), 243, 2, asked())
     assert (run.tune.method, run.optim.lr, run.optim.layer_decay) == (method, lr, decay)
-    assert settle(finetune(243), 243, 2, asked(lr=0.3)).optim.lr == 0.3
+    assert resolve_auto(finetune(243), 243, 2, asked(lr=0.3)).optim.lr == 0.3
     assert not caplog.messages, "a method that was asked for needs no reason"
 
 
@@ -244,16 +244,18 @@ def test_a_narrower_model_gets_a_higher_rate_and_a_small_one_moves_as_from_scrat
     run = finetune(5000)
     narrower = replace(run, model=replace(run.model, width=384, heads=6))
     small = replace(run, model=replace(run.model, width=192, heads=3))
-    assert settle(narrower, 5000, 10, lambda r: r).optim.lr == 2 * settle(run, 5000, 10, lambda r: r).optim.lr
-    assert settle(small, 5000, 10, lambda r: r).optim == folder(5000).optim
-    assert settle(small, 5000, 10, lambda r: replace(r, optim=replace(r.optim, lr=0.3))).optim.lr == 0.3
+    assert (
+        resolve_auto(narrower, 5000, 10, lambda r: r).optim.lr == 2 * resolve_auto(run, 5000, 10, lambda r: r).optim.lr
+    )
+    assert resolve_auto(small, 5000, 10, lambda r: r).optim == folder(5000).optim
+    assert resolve_auto(small, 5000, 10, lambda r: replace(r, optim=replace(r.optim, lr=0.3))).optim.lr == 0.3
 
 
 @pytest.mark.parametrize("recipe, method, optimizer", [("cifar10-quick", "full", "muon"), ("folder", "full", "muon")])
 def test_other_recipes_start_from_weights_with_their_own_rates_and_folder_as_finetune_does(
-    recipe: str, method: str, optimizer: str, pictures: Path, weights: Path, tmp_path: Path
+    recipe: str, method: str, optimizer: str, images: Path, weights: Path, tmp_path: Path
 ) -> None:
-    given, out = ["--data", str(pictures), "--init", str(weights)], tmp_path / "run"
+    given, out = ["--data", str(images), "--init", str(weights)], tmp_path / "run"
     options = ["--epochs", "1", "--batch-size", "16", "--image-size", "8", "8", "--device", "cpu", "--workers", "0"]
     assert main(["train", recipe, *given, *options, "--out", str(out), "--drop-path", "0.2"]) == 0
     run = RunFolder(out).run()
@@ -261,18 +263,18 @@ def test_other_recipes_start_from_weights_with_their_own_rates_and_folder_as_fin
     assert encoder_of(vitrail.load(out)).config.drop_path == 0.2
 
 
-def test_a_run_of_knn_is_a_start_too(pictures: Path, weights: Path, tmp_path: Path) -> None:
-    assert main(command(pictures, weights, tmp_path / "knn", "--method", "knn")) == 0
+def test_a_run_of_knn_is_a_start_too(images: Path, weights: Path, tmp_path: Path) -> None:
+    assert main(command(images, weights, tmp_path / "knn", "--method", "knn")) == 0
     known = vitrail.load(tmp_path / "knn")
     assert isinstance(known, KNN) and known.head.keys.shape == (len(known.head.labels), 16)
-    assert main(command(pictures, tmp_path / "knn", tmp_path / "full", "--method", "full")) == 0
+    assert main(command(images, tmp_path / "knn", tmp_path / "full", "--method", "full")) == 0
     assert type(vitrail.load(tmp_path / "full")) is Classify
     assert type(vitrail.load(tmp_path / "knn", classes=5)) is Classify
 
 
 @pytest.mark.parametrize("method", ["linear", "knn"])
-def test_a_frozen_encoder_reads_each_picture_once(
-    method: str, pictures: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_frozen_encoder_reads_each_image_once(
+    method: str, images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
 
@@ -281,7 +283,7 @@ def test_a_frozen_encoder_reads_each_picture_once(
         return features(task, loader, *precision)  # type: ignore[arg-type]
 
     monkeypatch.setattr(frozen, "features", counted)
-    assert main(command(pictures, weights, tmp_path / "run", "--method", method)) == 0
+    assert main(command(images, weights, tmp_path / "run", "--method", method)) == 0
     assert read and len(read) == len(set(read)), "features are computed once, however many heads are tried on them"
 
 
@@ -293,15 +295,15 @@ def test_skipping_blocks_in_training_changes_no_weight(weights: Path) -> None:
     assert not torch.equal(task.train().features(images).patches, plain.train().features(images).patches)
 
 
-def test_pictures_are_prepared_as_the_checkpoint_says_and_a_change_is_said_once(
-    pictures: Path, weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_images_are_prepared_as_the_checkpoint_says_and_a_change_is_said_once(
+    images: Path, weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     own = Preprocess((16, 16), "squash", 0.875, "bilinear", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     task = vitrail.load(weights)
     task.preprocess = own
     task.save(tmp_path / "start")
-    run = replace(lora_run(tmp_path / "start", pictures), tune=Tune())
-    train = open_data(pictures).train
+    run = replace(lora_run(tmp_path / "start", images), tune=Tune())
+    train = open_data(images).train
     assert start(run, train).preprocess == own and not caplog.messages
     assert start(replace(run, interpolation="bicubic", resize="squash"), train).preprocess.interpolation == "bicubic"
     [line] = caplog.messages
@@ -310,10 +312,10 @@ def test_pictures_are_prepared_as_the_checkpoint_says_and_a_change_is_said_once(
 
 @pytest.mark.parametrize("hidden", [None, 6])
 def test_a_fresh_head_starts_low_for_the_sigmoid_loss_and_a_learned_one_stays(
-    hidden: int | None, pictures: Path, weights: Path, tmp_path: Path
+    hidden: int | None, images: Path, weights: Path, tmp_path: Path
 ) -> None:
-    run = replace(lora_run(weights, pictures), task=Classification(loss="sigmoid", hidden=hidden))
-    train = open_data(pictures).train
+    run = replace(lora_run(weights, images), task=Classification(loss="sigmoid", hidden=hidden))
+    train = open_data(images).train
     fresh = start(run, train)
     assert fresh.head.linear.bias.tolist() == pytest.approx([-math.log(3)] * 3)
     fresh.head.linear.bias.data = torch.tensor([1.0, 2.0, 3.0])
@@ -343,12 +345,12 @@ def test_a_fresh_head_starts_low_for_the_sigmoid_loss_and_a_learned_one_stays(
 def test_wrong_options_get_one_line(
     options: list[str],
     message: str,
-    pictures: Path,
+    images: Path,
     weights: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(command(pictures, weights, tmp_path / "run", *options)) == 2
+    assert main(command(images, weights, tmp_path / "run", *options)) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
     assert not (tmp_path / "run").exists()
@@ -369,20 +371,18 @@ def test_wrong_options_get_one_line(
 def test_options_that_a_method_makes_no_use_of_are_named(
     options: list[str],
     named: str,
-    pictures: Path,
+    images: Path,
     weights: Path,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    assert main(command(pictures, weights, tmp_path / "run", *options)) == 0
+    assert main(command(images, weights, tmp_path / "run", *options)) == 0
     also = {"linear": ", --epochs, --compile", "knn": ", --epochs"}.get(options[1], "")
     assert f"method {options[1]} makes no use of {named}{also}" in caplog.messages
 
 
-def test_a_method_without_weights_is_refused(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    args = ["train", "folder", "--data", str(pictures), "--method", "lora", "--out", str(tmp_path / "run")]
+def test_a_method_without_weights_is_refused(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["train", "folder", "--data", str(images), "--method", "lora", "--out", str(tmp_path / "run")]
     assert main(args) == 2
     assert "name some with --init" in capsys.readouterr().err
 
@@ -402,51 +402,51 @@ def test_lora_needs_blocks() -> None:
 
 
 def test_eval_scores_an_encoder_without_a_head(
-    pictures: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     vitrail.load(weights, classes=0).save(tmp_path / "encoder")
-    assert main(["eval", str(tmp_path / "encoder"), "--data", str(pictures), "--json", "--device", "cpu"]) == 0
+    assert main(["eval", str(tmp_path / "encoder"), "--data", str(images), "--json", "--device", "cpu"]) == 0
     scores = json.loads(capsys.readouterr().out)
     assert scores["split"] == "test" and scores["count"] == 18 and "top1" not in scores
     assert scores["knn_top1"] > 0.6 and scores["linear_top1"] > 0.6
-    assert main(["eval", str(tmp_path / "encoder"), "--data", str(pictures), "--split", "train"]) == 2
+    assert main(["eval", str(tmp_path / "encoder"), "--data", str(images), "--split", "train"]) == 2
     assert "learn from the training part" in capsys.readouterr().err
     # A part to score and one to choose the penalty on are taken from the training part where there is no other.
     scored = []
     for options in ([], ["--split", "val"]):
-        assert main(["eval", str(tmp_path / "encoder"), "--data", str(pictures / "train"), "--json", *options]) == 0
+        assert main(["eval", str(tmp_path / "encoder"), "--data", str(images / "train"), "--json", *options]) == 0
         scored.append(json.loads(capsys.readouterr().out))
     assert scored[0]["split"] == "val" and scored[1] == scored[0]
 
 
 def test_eval_probes_a_model_with_a_head_too(
-    pictures: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    images: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert main(["eval", str(weights), "--data", str(pictures), "--probe", "--json"]) == 0
+    assert main(["eval", str(weights), "--data", str(images), "--probe", "--json"]) == 0
     assert "top1" not in json.loads(capsys.readouterr().out)
     assert "head is for other classes" in caplog.text
     vitrail.load(weights, classes=["dark", "light", "middle"]).save(tmp_path / "same")
-    assert main(["eval", str(tmp_path / "same"), "--data", str(pictures), "--probe", "--json"]) == 0
+    assert main(["eval", str(tmp_path / "same"), "--data", str(images), "--probe", "--json"]) == 0
     assert {"top1", "knn_top1", "linear_top1"} <= json.loads(capsys.readouterr().out).keys()
 
 
 def test_eval_of_a_model_that_knows_fewer_classes_gets_one_line(
-    pictures: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     vitrail.load(weights, classes=["dark", "light"]).save(tmp_path / "two")
-    assert main(["eval", str(tmp_path / "two"), "--data", str(pictures)]) == 2
+    assert main(["eval", str(tmp_path / "two"), "--data", str(images)]) == 2
     said = capsys.readouterr().err
     assert "the model does not know 'middle'" in said and said.count("\n") == 1
 
 
-def test_without_data_a_recipe_for_anyones_pictures_asks_for_them(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_data_a_recipe_for_anyones_images_asks_for_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "folder"]) == 2 == main(["train", "finetune"])
-    assert capsys.readouterr().err.count("say which pictures: --data") == 2
+    assert capsys.readouterr().err.count("say which images: --data") == 2
 
 
-def test_features_do_not_depend_on_how_they_are_batched(pictures: Path, weights: Path) -> None:
+def test_features_do_not_depend_on_how_they_are_batched(images: Path, weights: Path) -> None:
     task = vitrail.load(weights, classes=0)
-    part = open_data(pictures).train
+    part = open_data(images).train
     whole, few = (evaluation_loader(task, part, CPU) for _ in range(2))
     few.batch_size = 5
     torch.testing.assert_close(features(task, whole).vectors, features(task, few).vectors, rtol=1e-4, atol=1e-5)

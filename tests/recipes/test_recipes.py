@@ -1,4 +1,4 @@
-"""Every recipe is built and run for a few steps, as its command would, on small pictures."""
+"""Every recipe is built and run for a few steps, as its command would, on small images."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from vitrail.vit import ViTConfig
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of sixteen noisy pictures."""
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of sixteen noisy images."""
     root = tmp_path_factory.mktemp("recipes")
     generator = np.random.default_rng(0)
     for name, level in (("dark", 40), ("middle", 120), ("light", 200)):
@@ -48,21 +48,21 @@ CAPTIONERS = [name for name in RECIPES if name.startswith("caption-") and name n
 
 
 @pytest.fixture(scope="module")
-def captioned(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same pictures, each beside two captions."""
+def captioned(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same images, each beside two captions."""
     root = tmp_path_factory.mktemp("captioned")
-    for source in sorted(pictures.rglob("*.png")):
+    for source in sorted(images.rglob("*.png")):
         kind = source.parent.name
         (root / f"{kind}{source.name}").write_bytes(source.read_bytes())
-        (root / f"{kind}{source.stem}.txt").write_text(f"a {kind} picture\nsomething {kind} and noisy\n")
+        (root / f"{kind}{source.stem}.txt").write_text(f"a {kind} image\nsomething {kind} and noisy\n")
     return root
 
 
-STARTS = {"caption-critic": "caption-vit", "caption-coca": "caption-match", "caption-recall": "caption-match"}
+STARTS = {"caption-scst": "caption-vit", "caption-coca": "caption-match", "caption-rerank": "caption-match"}
 
 
 @pytest.mark.parametrize(
-    "name, start", [*((name, STARTS.get(name)) for name in CAPTIONERS), ("caption-critic", "caption-cnn-attention")]
+    "name, start", [*((name, STARTS.get(name)) for name in CAPTIONERS), ("caption-scst", "caption-cnn-attention")]
 )
 def test_captioner_runs_a_few_steps(
     name: str, start: str | None, captioned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -76,8 +76,8 @@ def test_captioner_runs_a_few_steps(
     rows = RunFolder(tmp_path / "run").rows()
     assert any(row["kind"] == "val" and row["cider"] >= 0 for row in rows)
     capsys.readouterr()
-    picture = next(captioned.glob("*.png"))
-    assert main(["predict", str(picture), "--model", str(tmp_path / "run"), "--json"]) == 0
+    image = next(captioned.glob("*.png"))
+    assert main(["predict", str(image), "--model", str(tmp_path / "run"), "--json"]) == 0
     row = json.loads(capsys.readouterr().out)
     first = row["captions"][0]
     assert row["caption"] == first["caption"] == "".join(token["text"] for token in first["tokens"]).strip()
@@ -105,21 +105,26 @@ def test_what_a_captioner_has_learned_goes_with_it(
     larger = ["--image-size", "48", "48", "--early-size", "32", "--epochs", "1"]
     coca = ["--init", str(tmp_path / "match"), *larger, "--out", str(tmp_path / "coca")]
     assert main(["train", "caption-coca", *common, *coca]) == 0
-    match, goes_on = vitrail.load(tmp_path / "match"), vitrail.load(tmp_path / "coca")
-    assert goes_on.tokenizer.fingerprint == match.tokenizer.fingerprint and goes_on.preprocess.size == (48, 48)
-    near = torch.nn.functional.cosine_similarity(goes_on.decoder.embedding.weight, match.decoder.embedding.weight)
+    match, continues_from = vitrail.load(tmp_path / "match"), vitrail.load(tmp_path / "coca")
+    assert continues_from.tokenizer.fingerprint == match.tokenizer.fingerprint and continues_from.preprocess.size == (
+        48,
+        48,
+    )
+    near = torch.nn.functional.cosine_similarity(
+        continues_from.decoder.embedding.weight, match.decoder.embedding.weight
+    )
     assert near.median() > 0.9, "the words are those that were learned before"
     critic = ["--init", str(tmp_path / "coca"), "--epochs", "1", "--out", str(tmp_path / "critic")]
-    assert main(["train", "caption-critic", *common, *critic]) == 0
+    assert main(["train", "caption-scst", *common, *critic]) == 0
     assert vitrail.load(tmp_path / "critic").decoding.match > 0
-    recall = ["train", "caption-recall", *common, "--init", str(tmp_path / "critic"), "--out", str(tmp_path / "recall")]
+    recall = ["train", "caption-rerank", *common, "--init", str(tmp_path / "critic"), "--out", str(tmp_path / "recall")]
     capsys.readouterr()
     assert main([*recall, "--method", "full"]) == 2
-    assert "consensus in decoding is for the recipe caption-recall" in capsys.readouterr().err
+    assert "consensus in decoding is for the recipe caption-rerank" in capsys.readouterr().err
     assert main(recall) == 0
     made = vitrail.load(tmp_path / "recall")
     before = vitrail.load(tmp_path / "critic")
-    assert made.preprocess.size == before.preprocess.size and made.consensus.sizes["pictures"] > 30
+    assert made.preprocess.size == before.preprocess.size and made.consensus.sizes["images"] > 30
     theirs = before.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in made.state_dict().items() if name in theirs)
     for options in (["--match", "0", "--consensus", "0"], ["--consensus", "2", "--neighbours", "5"]):
@@ -132,9 +137,9 @@ def test_what_a_captioner_has_learned_goes_with_it(
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name not in [*CAPTIONERS, *HUB]])
-def test_recipe_runs_a_few_steps(name: str, pictures: Path, tmp_path: Path) -> None:
+def test_recipe_runs_a_few_steps(name: str, images: Path, tmp_path: Path) -> None:
     run = RECIPES[name](48)
-    args = ["train", name, "--data", str(pictures), "--out", str(tmp_path / "run"), "--device", "cpu", "--no-compile"]
+    args = ["train", name, "--data", str(images), "--out", str(tmp_path / "run"), "--device", "cpu", "--no-compile"]
     args += ["--epochs", "2", "--workers", "0", "--batch-size", "16"]
     if name == "finetune-b16-384":
         vitrail.create("B/16", classes=7, width=32, depth=2, heads=2, image_size=32).save(tmp_path / "start")
@@ -238,7 +243,7 @@ def test_weights_of_any_patch_keep_the_quick_steps(patch: int, early: int) -> No
     assert run.early_size == {14: 14, 16: 16, 32: None}[patch]
 
 
-def test_quick_steps_keep_the_shape_of_the_pictures() -> None:
+def test_quick_steps_keep_the_shape_of_the_images() -> None:
     run = RECIPES["cifar10-quick"](200)
     assert run.early_shape == (24, 24)
     wide = replace(run, model=replace(run.model, image_size=(32, 64)), early_size=16)
@@ -252,6 +257,6 @@ def test_a_baseline_does_not_start_from_a_transformer() -> None:
         from_weights(RECIPES["cnn-cifar10"](200), "classify", SIZES["micro/4"])
 
 
-def test_the_folder_recipe_follows_the_number_of_pictures() -> None:
+def test_the_folder_recipe_follows_the_number_of_images() -> None:
     small, large = RECIPES["folder"](200), RECIPES["folder"](100_000)
     assert small.epochs > large.epochs and small.model.width < large.model.width

@@ -35,7 +35,7 @@ VIT = ViTConfig(width=24, depth=1, heads=2, patch=4, image_size=(8, 8))
 
 def captioner(seed: int = 0, encoder: Any = VIT, **changes: Any) -> Caption:
     torch.manual_seed(seed)
-    config = Captioning(**{**SMALL, "most_words": 12, "decoding": Decoding(longest=10), **changes})
+    config = Captioning(**{**SMALL, "most_words": 12, "decoding": Decoding(max_length=10), **changes})
     return Caption(encoder_for(encoder), config, WORDS, Preprocess(size=(8, 8), resize="squash"))
 
 
@@ -77,7 +77,7 @@ def test_loss_is_cross_entropy_written_out(decoder: str, smoothing: float) -> No
 def test_no_word_repeats_that_begins_the_caption() -> None:
     """In byte-level BPE it has another number there, so that the numbers alone tell no repeat."""
     letters = Tokenizer.train(["a b c a b c"] * 3, "bpe", 270)
-    task = captioner(decoding=Decoding(beam=1, no_repeat=1, longest=10)).eval()
+    task = captioner(decoding=Decoding(beam=1, no_repeat_ngram_size=1, max_length=10)).eval()
     task = Caption(task.encoder, task.captioning, letters, task.preprocess).eval()
     a, later = letters.encode("a"), letters.encode("b a")[1:]
     assert len(a) == len(later) == 1 and a != later
@@ -85,7 +85,7 @@ def test_no_word_repeats_that_begins_the_caption() -> None:
         task.decoder.bias[[*a, *later]] = torch.tensor([40.0, 30.0])
     (answer,) = task.answer({"image": torch.randn(1, 3, 8, 8)})
     assert answer.caption.startswith("a") and " a" not in answer.caption
-    task.decoding = Decoding(beam=1, no_repeat=0, longest=10)
+    task.decoding = Decoding(beam=1, no_repeat_ngram_size=0, max_length=10)
     (answer,) = task.answer({"image": torch.randn(1, 3, 8, 8)})
     assert answer.caption.startswith("aa")
 
@@ -99,7 +99,7 @@ def test_every_parameter_learns(decoder: str) -> None:
         assert not without
 
 
-def test_padding_and_more_pictures_change_nothing() -> None:
+def test_padding_and_more_images_change_nothing() -> None:
     task = captioner(captions=3).eval()
     alone = [task.loss(batch([texts], seed)) for seed, texts in enumerate(TEXTS)]
     images = torch.cat([batch([texts], seed)["image"] for seed, texts in enumerate(TEXTS)])
@@ -109,7 +109,7 @@ def test_padding_and_more_pictures_change_nothing() -> None:
         assert together[name].item() == pytest.approx(sum(sums[name].item() for sums in alone), rel=1e-5)
 
 
-def test_some_captions_of_each_picture() -> None:
+def test_some_captions_of_each_image() -> None:
     task, seen = captioner(), set()
     for epoch in range(2):
         made = {**batch(), "epoch": epoch}
@@ -117,7 +117,7 @@ def test_some_captions_of_each_picture() -> None:
         order = torch.tensor([2, 0, 1])
         there = {"label": made["label"][order], "sample": made["sample"][order], "epoch": epoch}
         turned = task._some(there, 2)
-        assert torch.equal(turned, chosen[order]), "which captions are read hangs on the picture, not on its place"
+        assert torch.equal(turned, chosen[order]), "which captions are read depends on the image, not on its place"
         assert chosen.shape[:2] == (3, 2)
         rows = [[tuple(w for w in row if w) for row in rows if row[0]] for rows in chosen.tolist()]
         for i, texts in enumerate(TEXTS):
@@ -143,7 +143,7 @@ def test_word_dropout() -> None:
 
 @pytest.mark.parametrize("captions", [1, 2, 3])
 def test_each_caption_has_its_turn_to_be_matched(captions: int) -> None:
-    """However many a step reads: three captions of a picture, three epochs."""
+    """However many a step reads: three captions of an image, three epochs."""
     task = captioner(contrastive=0.5, text_depth=1, captions=captions)
     matched: list[torch.Tensor] = []
     assert isinstance(task.match, Match)
@@ -154,7 +154,7 @@ def test_each_caption_has_its_turn_to_be_matched(captions: int) -> None:
     assert {tuple(word for word in rows[2].tolist() if word != PAD) for rows in matched} == own
 
 
-def test_coca_matches_pictures_with_their_captions() -> None:
+def test_coca_matches_images_with_their_captions() -> None:
     """Equation 2 of CoCa: normalised vectors, a learned temperature, cross-entropy both ways."""
     task, made = captioner(contrastive=0.5, text_depth=1, smoothing=0.0, captions=1).eval(), batch()
     texts = [[row[0]] for row in TEXTS]
@@ -178,9 +178,9 @@ def test_coca_matches_pictures_with_their_captions() -> None:
 
 
 @pytest.mark.parametrize("sample", [False, True])
-def test_captions_that_match_their_picture_come_first(sample: bool) -> None:
+def test_captions_that_match_their_image_come_first(sample: bool) -> None:
     """The same captions, whose scores have the weighted logit of the contrastive loss on top, in the new order."""
-    how = Decoding(longest=8, beam=4, sample=sample, temperature=3.0, sampling_seed=5)
+    how = Decoding(max_length=8, beam=4, sample=sample, temperature=3.0, sampling_seed=5)
     task, made = captioner(contrastive=0.5, text_depth=1, decoding=how).eval(), batch()
     before = task.answer(made)
     task.decoding = replace(how, match=1.0)
@@ -190,7 +190,9 @@ def test_captions_that_match_their_picture_come_first(sample: bool) -> None:
             image = task.match.image(task.memory(made["image"][i : i + 1]).pooled)[0]
             expected = {}
             for row in plain.captions:
-                ids = [START, *WORDS.encode(row["caption"])][: how.longest]  # without the last of one that is cut off
+                ids = [START, *WORDS.encode(row["caption"])][
+                    : how.max_length
+                ]  # without the last of one that is cut off
                 text = task.match.text(task.decoder.read(torch.tensor([ids]))[0, -1])
                 logit = float(F.cosine_similarity(image, text, dim=0)) / 0.07
                 expected[row["caption"]] = row["score"] + logit
@@ -236,7 +238,7 @@ def test_words_are_as_likely_at_first_as_in_the_captions() -> None:
 
 
 def test_matching_is_learned() -> None:
-    """The loss brings each caption next to its own picture."""
+    """The loss brings each caption next to its own image."""
     task, made = captioner(contrastive=1.0, text_depth=1), batch()
     optimizer = torch.optim.Adam(task.parameters(), lr=0.01)
     for epoch in range(60):
@@ -256,8 +258,8 @@ def test_matching_is_learned() -> None:
 
 @pytest.mark.parametrize(("decoder", "heat"), [("recurrent", 1.0), ("attentive", 0.6), ("transformer", 0.6)])
 def test_self_critical_gradient_is_the_formula(decoder: str, heat: float) -> None:
-    """-(r - b) times the gradient of log p, with the mean of the picture's other captions as the baseline b."""
-    task, made = captioner(decoder=decoder, captions=3, self_critical=2.0, critic_temperature=heat), batch()
+    """-(r - b) times the gradient of log p, with the mean of the image's other captions as the baseline b."""
+    task, made = captioner(decoder=decoder, captions=3, self_critical=2.0, scst_temperature=heat), batch()
     given: list[tuple[list[int], list[str], list[float]]] = []
 
     def reward(keys: Iterable[int], texts: Iterable[str], ended: Iterable[bool]) -> list[float]:
@@ -275,10 +277,10 @@ def test_self_critical_gradient_is_the_formula(decoder: str, heat: float) -> Non
     task.zero_grad()
     ((keys, texts, rewards),) = given
     assert keys == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2] and len({*texts}) > 6
-    # The captions once more: they hang on the same draw.
+    # The captions once more: they depend on the same draw.
     torch.manual_seed(4)
     draws = int(torch.randint(1 << 30, ()))
-    how = Decoding(beam=4, sample=True, temperature=heat, sampling_seed=draws, no_repeat=0, longest=10)
+    how = Decoding(beam=4, sample=True, temperature=heat, sampling_seed=draws, no_repeat_ngram_size=0, max_length=10)
     with torch.no_grad():
         written = write(task.decoder, task.memory(made["image"]), how, made["sample"])
     objective, count = torch.zeros(()), 0
@@ -300,7 +302,7 @@ def test_self_critical_gradient_is_the_formula(decoder: str, heat: float) -> Non
             torch.testing.assert_close(found[name], p.grad, atol=1e-4 * scale, rtol=1e-3)
 
 
-def pictures(count: int = 5) -> list[Image.Image]:
+def some_images(count: int = 5) -> list[Image.Image]:
     draw = torch.Generator().manual_seed(0)
     sizes = [(8, 8), (40, 9), (9, 40), (31, 17), (8, 12)]
     return [
@@ -309,16 +311,16 @@ def pictures(count: int = 5) -> list[Image.Image]:
     ]
 
 
-@pytest.mark.parametrize("how", [Decoding(longest=10), Decoding(longest=10, sample=True, beam=4)])
-def test_answers_are_the_same_beside_other_pictures(how: Decoding) -> None:
+@pytest.mark.parametrize("how", [Decoding(max_length=10), Decoding(max_length=10, sample=True, beam=4)])
+def test_answers_are_the_same_beside_other_images(how: Decoding) -> None:
     task = captioner(decoder="attentive")
     task.decoding = how
-    together = task.predict(pictures())
-    for picture, answer in zip(pictures(), together, strict=True):
-        (alone,) = task.predict([picture])
+    together = task.predict(some_images())
+    for image, answer in zip(some_images(), together, strict=True):
+        (alone,) = task.predict([image])
         assert alone.caption == answer.caption
         assert [row["caption"] for row in alone.captions] == [row["caption"] for row in answer.captions]
-    assert [row.caption for row in task.predict(pictures(), batch_size=2)] == [row.caption for row in together]
+    assert [row.caption for row in task.predict(some_images(), batch_size=2)] == [row.caption for row in together]
     first = together[0]
     assert len(first.captions) == how.beam and first.caption == first.captions[0]["caption"]
     for row in first.captions:
@@ -326,27 +328,27 @@ def test_answers_are_the_same_beside_other_pictures(how: Decoding) -> None:
         assert all(0 < token["p"] <= 1 for token in row["tokens"]) and row["score"] <= 0
 
 
-def test_pictures_of_all_shapes_are_prepared_as_in_training(tmp_path: Path) -> None:
-    for i, picture in enumerate(pictures()):
-        picture.save(tmp_path / f"{i}.png")
+def test_images_of_all_shapes_are_prepared_as_in_training(tmp_path: Path) -> None:
+    for i, image in enumerate(some_images()):
+        image.save(tmp_path / f"{i}.png")
     files = sorted(tmp_path.iterdir())
     task = captioner()
     part = CaptionSet("x", [file.name for file in files], files, [["a dog"]] * 5)
     (made,) = Loader(part, task.preprocess, batch_size=8, seed=0, train=False).evaluation()
-    for i, picture in enumerate(pictures()):
-        torch.testing.assert_close(task.preprocess(picture), made["image"][i])
-    assert [a.caption for a in task.answer(made)] == [a.caption for a in task.predict(pictures())]
+    for i, image in enumerate(some_images()):
+        torch.testing.assert_close(task.preprocess(image), made["image"][i])
+    assert [a.caption for a in task.answer(made)] == [a.caption for a in task.predict(some_images())]
 
 
 @pytest.mark.parametrize("encoder", [VIT, CNNConfig(channels=3, image_size=(8, 8))])
 def test_saved_and_loaded(tmp_path: Path, encoder: Any) -> None:
     task = captioner(encoder=encoder, word_dropout=0.1).eval()
-    task.decoding = Decoding(beam=2, longest=6, no_repeat=2)
+    task.decoding = Decoding(beam=2, max_length=6, no_repeat_ngram_size=2)
     task.save(tmp_path / "m")
     again = vitrail.load(tmp_path / "m")
     assert isinstance(again, Caption) and again.decoding == task.decoding
     assert again.tokenizer.to_json() == WORDS.to_json()
-    assert [a.captions for a in again.predict(pictures())] == [a.captions for a in task.predict(pictures())]
+    assert [a.captions for a in again.predict(some_images())] == [a.captions for a in task.predict(some_images())]
     images, words = torch.randn(2, 3, 8, 8), torch.randint(4, WORDS.size, (2, 3, 5))
     assert torch.equal(task(images, words), again(images, words))
 
@@ -372,32 +374,32 @@ def test_a_tokenizer_of_another_checkpoint(tmp_path: Path) -> None:
 
 def test_going_on_keeps_the_decoder(tmp_path: Path) -> None:
     task = captioner()
-    task.learn_with(Captioning(captions=4, self_critical=1.0, decoder_width=96, decoding=Decoding(longest=7)))
-    assert (task.captioning.captions, task.captioning.decoder_width, task.decoding.longest) == (4, 16, 7)
+    task.configure(Captioning(captions=4, self_critical=1.0, decoder_width=96, decoding=Decoding(max_length=7)))
+    assert (task.captioning.captions, task.captioning.decoder_width, task.decoding.max_length) == (4, 16, 7)
     with pytest.raises(UserError, match="has the decoder transformer, and the recipe attentive lstm"):
-        task.learn_with(Captioning(decoder="attentive"))
+        task.configure(Captioning(decoder="attentive"))
     with pytest.raises(UserError, match="has the decoder recurrent lstm, and the recipe recurrent gru"):
-        captioner(decoder="recurrent").learn_with(Captioning(decoder="recurrent", cell="gru"))
+        captioner(decoder="recurrent").configure(Captioning(decoder="recurrent", cell="gru"))
 
 
 def test_going_on_takes_the_losses_of_the_new_recipe(tmp_path: Path) -> None:
     task = captioner(text_depth=1)
-    task.learn_with(replace(task.captioning, contrastive=0.5, bag_of_words=0.1))
+    task.configure(replace(task.captioning, contrastive=0.5, bag_of_words=0.1))
     assert {"contrastive", "bag_of_words"} <= task.loss(batch()).keys()
     before = task.match.image.weight.clone()
-    task.learn_with(replace(task.captioning, bag_of_words=0.0))
+    task.configure(replace(task.captioning, bag_of_words=0.0))
     assert torch.equal(task.match.image.weight, before) and not hasattr(task, "bag")
     task.save(tmp_path / "m")
     assert {"contrastive"} == {"contrastive", "bag_of_words"} & vitrail.load(tmp_path / "m").loss(batch()).keys()
     with pytest.raises(UserError, match="contrastive compares"):
-        captioner().learn_with(Captioning(contrastive=0.5, text_depth=1))
+        captioner().configure(Captioning(contrastive=0.5, text_depth=1))
 
 
 def test_a_critic_leaves_the_matching_as_it_is_where_there_is_any(tmp_path: Path) -> None:
-    critic = Captioning(self_critical=1.0, contrastive=0.5, text_depth=1, decoding=Decoding(longest=7, match=0.2))
+    critic = Captioning(self_critical=1.0, contrastive=0.5, text_depth=1, decoding=Decoding(max_length=7, match=0.2))
     task = captioner(contrastive=0.5, text_depth=1)
     before = {name: value.clone() for name, value in task.match.state_dict().items()}
-    task.learn_with(critic)
+    task.configure(critic)
     task.reward = lambda keys, texts, ended: [float(len(text)) for text in texts]
     sums = task.loss(batch())
     assert "contrastive" not in sums
@@ -409,7 +411,7 @@ def test_a_critic_leaves_the_matching_as_it_is_where_there_is_any(tmp_path: Path
     for name, value in again.match.state_dict().items():
         torch.testing.assert_close(value, before[name], atol=1e-3, rtol=1e-2)  # weights are stored in half precision
     other = captioner()
-    other.learn_with(critic)
+    other.configure(critic)
     assert not hasattr(other, "match") and (other.captioning.contrastive, other.decoding.match) == (0.0, 0.0)
 
 
@@ -425,7 +427,7 @@ def test_configs_that_make_no_sense() -> None:
         "contrastive is a weight, from 0, got -1": {"contrastive": -1.0},
         "bag_of_words is a weight": {"bag_of_words": math.inf},
         "self_critical is a weight": {"self_critical": math.nan},
-        "critic_temperature must be above 0": {"critic_temperature": 0.0},
+        "scst_temperature must be above 0": {"scst_temperature": 0.0},
         "text_depth counts blocks of the Transformer": {"text_depth": 1, "decoder": "recurrent"},
         "learns from the reward alone": {"self_critical": 1.0, "bag_of_words": 0.1},
         "captioners with a contrastive loss": {"decoding": Decoding(match=0.2)},
@@ -457,10 +459,10 @@ def test_weights_that_are_no_numbers_are_named() -> None:
     with torch.no_grad():
         task.decoder.bias.fill_(torch.nan)
     with pytest.raises(UserError, match="gives no probabilities of words"):
-        task.predict(pictures(2))
+        task.predict(some_images(2))
 
 
-def test_contrastive_vectors_do_not_hang_on_what_fills_up() -> None:
+def test_contrastive_vectors_do_not_depend_on_what_fills_up() -> None:
     task = captioner(contrastive=0.5, text_depth=1).eval()
     pooled = torch.randn(3, 24)
     labels = numbered([[row[0]] for row in TEXTS], WORDS, 12)[:, 0]

@@ -40,9 +40,9 @@ def captions(draw: random.Random) -> str:
     return " ".join(draw.choices(VOCABULARY, k=draw.randint(0, 14)))
 
 
-def made_up(seed: int = 0, pictures: int = 60) -> tuple[dict[str, str], dict[str, list[str]]]:
+def made_up(seed: int = 0, images: int = 60) -> tuple[dict[str, str], dict[str, list[str]]]:
     draw = random.Random(seed)
-    references = {f"{i}.jpg": [captions(draw) for _ in range(draw.randint(1, 6))] for i in range(pictures)}
+    references = {f"{i}.jpg": [captions(draw) for _ in range(draw.randint(1, 6))] for i in range(images)}
     # Some candidates are right, some empty, some from nowhere.
     return {key: draw.choice([draw.choice(texts), "", captions(draw)]) for key, texts in references.items()}, references
 
@@ -68,8 +68,8 @@ def test_scores_are_pycocoevalcaps(capsys: pytest.CaptureFixture[str]) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 40))
-def test_fast_cider_is_pycocoevalcaps_for_each_caption(seed: int, pictures: int) -> None:
-    candidates, references = made_up(seed, pictures)
+def test_fast_cider_is_pycocoevalcaps_for_each_caption(seed: int, images: int) -> None:
+    candidates, references = made_up(seed, images)
     _, each = TheirCider().compute_score(references, {key: [text] for key, text in candidates.items()})
     fast = Cider(references, kept=5)
     assert fast.rewards(candidates.keys(), candidates.values()) == pytest.approx(each.tolist(), abs=1e-9)
@@ -118,27 +118,27 @@ def test_captions_without_words_of_the_tokenisation(caplog: pytest.LogCaptureFix
     assert not [record for record in caplog.records if "the same caption" in record.message]
 
 
-@pytest.mark.parametrize("pictures", [1, 2, 3])
-def test_no_cider_where_it_cannot_tell_pictures_apart(
-    pictures: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("images", [1, 2, 3])
+def test_no_cider_where_it_cannot_tell_images_apart(
+    images: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """pycocoevalcap gives 0 for a caption that is right word for word."""
     monkeypatch.setattr("vitrail.errors._said", set())
-    references = {i: ["a red dog runs", "the dog"] for i in range(pictures)}
+    references = {i: ["a red dog runs", "the dog"] for i in range(images)}
     candidates = dict.fromkeys(references, "a red dog runs")
     assert TheirCider().compute_score(references, {i: [text] for i, text in candidates.items()})[0] == 0
     for _ in range(2):
         scores = caption_scores(candidates, references, java=False)
         assert scores["cider"] is None and scores["bleu4"] == pytest.approx(1) and next(iter(scores)) == "cider"
         assert human_ceiling(references, java=False)["cider"] is None
-    assert caplog.text.count(f"no CIDEr of {pictures} image") == 1
+    assert caplog.text.count(f"no CIDEr of {images} image") == 1
     other = caption_scores({**candidates, 9: "a cat"}, {**references, 9: ["a cat"]}, java=False)
     assert other["cider"] == pytest.approx(
         TheirCider().compute_score(
             {**references, 9: ["a cat"]}, {i: [t] for i, t in {**candidates, 9: "a cat"}.items()}
         )[0]
     )
-    assert f"CIDEr of {pictures + 1} images means little" in caplog.text
+    assert f"CIDEr of {images + 1} images means little" in caplog.text
 
 
 def test_human_ceiling_is_each_reference_against_the_others() -> None:
@@ -150,7 +150,7 @@ def test_human_ceiling_is_each_reference_against_the_others() -> None:
     turns = [caption_scores(*turn, java=False) for turn in (first, second, third)]
     for name in ("bleu1", "bleu4", "rouge_l", "length"):
         assert ceiling[name] == pytest.approx((2 * turns[0][name] + 2 * turns[1][name] + turns[2][name]) / 5)
-    assert turns[2]["cider"] is None  # of one picture
+    assert turns[2]["cider"] is None  # of one image
     assert ceiling["cider"] == pytest.approx((turns[0]["cider"] + turns[1]["cider"]) / 2)
     assert ceiling["count"] == 2
     with pytest.raises(UserError, match="at least two captions"):
@@ -210,7 +210,7 @@ def test_a_java_that_fails(
 ) -> None:
     fake_java(tmp_path, monkeypatch, script)
     monkeypatch.setattr(module, "JAVA_LIMIT", 1)  # the second takes its input and never answers
-    candidates, references = made_up(pictures=4)
+    candidates, references = made_up(images=4)
     assert "meteor" not in caption_scores(candidates, references)
     assert "METEOR and scores on Treebank tokens are left out" in caplog.text
     with pytest.raises(RunError, match="Java's tokenizer"):
@@ -220,7 +220,7 @@ def test_a_java_that_fails(
 
 
 def test_no_java_and_no_scorer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    candidates, references = made_up(pictures=4)
+    candidates, references = made_up(images=4)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "meteor" not in caption_scores(candidates, references)
     with pytest.raises(UserError, match="install a Java runtime"):
@@ -267,6 +267,5 @@ def test_metric_warns_of_a_collapse(caplog: pytest.LogCaptureFixture) -> None:
     assert metric.compute()["identical"] == 0.8
     (record,) = caplog.records
     assert (
-        record.levelno == logging.WARNING
-        and "80% of 20 pictures have the same caption ('a dog runs')" in record.message
+        record.levelno == logging.WARNING and "80% of 20 images have the same caption ('a dog runs')" in record.message
     )

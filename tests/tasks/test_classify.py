@@ -47,7 +47,7 @@ def test_sigmoid_loss_equals_pytorchs_and_starts_low() -> None:
     targets = F.one_hot(b["label"], 3).float()
     expected = F.binary_cross_entropy_with_logits(task(b["image"]), targets) * len(targets)
     torch.testing.assert_close(task.loss(b)["loss"], expected)
-    # As in DeiT-III's code both pictures of a mix are there, whatever their shares.
+    # As in DeiT-III's code both images of a mix are there, whatever their shares.
     mixed = {**b, "label": 0.7 * targets + 0.3 * targets.roll(1, 1)}
     both = F.binary_cross_entropy_with_logits(task(b["image"]), targets + targets.roll(1, 1)) * len(targets)
     torch.testing.assert_close(task.loss(mixed)["loss"], both)
@@ -70,7 +70,7 @@ def test_bad_settings_are_refused_in_one_line(changes: dict[str, object], words:
     assert "\n" not in str(caught.value)
 
 
-def test_class_weights_scale_each_pictures_loss() -> None:
+def test_class_weights_scale_each_images_loss() -> None:
     weights, b = torch.tensor([1.0, 2.0, 0.5]), batch()
     task = classifier(class_weights=weights)
     expected = F.cross_entropy(task(b["image"]), b["label"], weight=weights, reduction="sum")
@@ -82,7 +82,7 @@ def test_scores_equal_scikit_learns_and_a_repeated_sample_counts_once() -> None:
     classes, count = 7, 50
     task = Classify(ViT(NANO), [str(i) for i in range(classes)], Preprocess(size=(8, 8)))
     logits, labels = torch.randn(count, classes), torch.randint(0, classes, (count,))
-    labels[labels == 6] = 5  # a class without a picture
+    labels[labels == 6] = 5  # a class without an image
     metric, other = task.metric(), task.metric()
     for part in (slice(0, 20), slice(10, 32)):  # ten samples twice
         metric.update({"label": labels[part], "sample": torch.arange(count)[part]}, logits[part])
@@ -128,13 +128,13 @@ def test_calibration_error_of_known_cases() -> None:
 
 def test_predict_answers_in_order_best_first() -> None:
     task = classifier()
-    pictures = [torch.randint(0, 256, (3, 8 + i, 10), dtype=torch.uint8) for i in range(5)]
-    answers = task.predict(pictures, batch_size=2)
+    images = [torch.randint(0, 256, (3, 8 + i, 10), dtype=torch.uint8) for i in range(5)]
+    answers = task.predict(images, batch_size=2)
     assert len(answers) == 5
-    for picture, answer in zip(pictures, answers, strict=True):
+    for image, answer in zip(images, answers, strict=True):
         scores = [label["score"] for label in answer.labels]
         assert scores == sorted(scores, reverse=True) and sum(scores) == pytest.approx(1)
-        alone = task(task.preprocess(picture)[None]).softmax(1)[0]
+        alone = task(task.preprocess(image)[None]).softmax(1)[0]
         assert scores[0] == pytest.approx(alone.max().item(), rel=1e-4)
         assert answer.labels[0]["label"] == task.classes[int(alone.argmax())]
 

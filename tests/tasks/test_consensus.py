@@ -1,4 +1,4 @@
-"""What people said of like pictures: the scores against CIDEr written out, and captioners that remember."""
+"""What people said of like images: the scores against CIDEr written out, and captioners that remember."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ sentences = st.lists(st.integers(4, VOCABULARY - 1), max_size=6)
 
 
 def table(captions: list[list[list[int]]], words: int = 7) -> torch.Tensor:
-    """Captions of pictures as labels [N, K, T], each ended."""
+    """Captions of images as labels [N, K, T], each ended."""
     most = max(len(own) for own in captions)
     rows = [[[*text, END] for text in own] + [[]] * (most - len(own)) for own in captions]
     return torch.tensor([[[*row, *[PAD] * (words - len(row))] for row in own] for own in rows])
@@ -37,7 +37,7 @@ def grams(text: list[int], size: int) -> Counter[tuple[int, ...]]:
 
 
 def cider(text: list[int], like: list[list[list[int]]], all_captions: list[list[list[int]]]) -> float:
-    """Equations 1 to 3 of the paper, times 10, but that n-grams of a single picture have no part in the products."""
+    """Equations 1 to 3 of the paper, times 10, but that n-grams of a single image have no part in the products."""
     total = 0.0
     for size in range(1, 5):
         having = Counter(gram for own in all_captions for gram in {g for other in own for g in grams(other, size)})
@@ -57,7 +57,7 @@ def cider(text: list[int], like: list[list[list[int]]], all_captions: list[list[
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(sentences, min_size=1, max_size=3), min_size=3, max_size=6), st.lists(sentences, min_size=2))
-def test_scores_are_ciders_with_the_nearest_pictures_captions(
+def test_scores_are_ciders_with_the_nearest_images_captions(
     captions: list[list[list[int]]], candidates: list[list[int]]
 ) -> None:
     generator = torch.Generator().manual_seed(len(captions))
@@ -70,7 +70,7 @@ def test_scores_are_ciders_with_the_nearest_pictures_captions(
     assert found.tolist() == pytest.approx(expected, rel=5e-3, abs=5e-3)  # what is stored is in half precision
 
 
-def test_more_neighbours_than_pictures_are_all_of_them() -> None:
+def test_more_neighbours_than_images_are_all_of_them() -> None:
     captions = [[[4, 5, 6]], [[4, 5]], [[7, 8]]]
     consensus = Consensus.of(torch.eye(3), table(captions), VOCABULARY)
     image, some = torch.tensor([[1.0, 0.0, 0.0]]), table([[[4, 5]]])
@@ -82,12 +82,12 @@ def test_a_vocabulary_whose_n_grams_are_no_numbers() -> None:
         Consensus.of(torch.eye(1), table([[[4]]]), 60_000)
 
 
-def test_a_captioner_chooses_what_people_said_of_like_pictures(tmp_path: Path) -> None:
+def test_a_captioner_chooses_what_people_said_of_like_images(tmp_path: Path) -> None:
     """Scores have the weighted consensus on top, also from a checkpoint; what goes on learning forgets."""
-    how = Decoding(longest=8, beam=4, sample=True, temperature=3.0)
+    how = Decoding(max_length=8, beam=4, sample=True, temperature=3.0)
     task, made = captioner(contrastive=0.5, text_depth=1, decoding=how).eval(), batch()
     vectors = task.pooled(task.features(made["image"]))
-    task.remember(vectors, made["label"])
+    task.build_index(vectors, made["label"])
     assert not task.consensus.vectors.requires_grad
     with torch.no_grad():
         plain = task.write(made)
@@ -102,7 +102,7 @@ def test_a_captioner_chooses_what_people_said_of_like_pictures(tmp_path: Path) -
     again = vitrail.load(tmp_path / "m")
     with torch.no_grad():
         torch.testing.assert_close(again.write(made).score, found.score, atol=1e-4, rtol=1e-4)
-    again.learn_with(Captioning(contrastive=0.5, text_depth=1))
+    again.configure(Captioning(contrastive=0.5, text_depth=1))
     assert not hasattr(again, "consensus") and "remembered" not in again.config()
     again.decoding = task.decoding
     with pytest.raises(UserError, match="has not learned what consensus in decoding counts"):

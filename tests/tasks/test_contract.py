@@ -29,8 +29,8 @@ WORDS = Tokenizer.train(["a red dog runs on the grass"], "words", 20)
 
 
 def neighbours() -> Task:
-    task = KNN(encoder_for(NANO), ["a", "b"], EIGHT, pictures=5)
-    task.head.remember(torch.randn(5, 64), torch.tensor([0, 1, 1, 0, 1]))
+    task = KNN(encoder_for(NANO), ["a", "b"], EIGHT, images=5)
+    task.head.build_index(torch.randn(5, 64), torch.tensor([0, 1, 1, 0, 1]))
     return task
 
 
@@ -39,7 +39,7 @@ def captioner(decoder: Any) -> Task:
         "decoder_width": 16,
         "decoder_depth": 1,
         "decoder_heads": 2,
-        "decoding": Decoding(longest=6),
+        "decoding": Decoding(max_length=6),
     }
     return Caption(encoder_for(NANO), Captioning(decoder=decoder, **small), WORDS, EIGHT)
 
@@ -62,10 +62,10 @@ def task(request: pytest.FixtureRequest) -> Task:
     return TASKS[request.param]()
 
 
-def inputs(task: Task, pictures: int) -> tuple[torch.Tensor, ...]:
-    """What `forward` takes: normalised pictures, and two captions of each where there are words."""
-    images = torch.randn(pictures, 3, 8, 8)
-    return (images, torch.randint(4, 8, (pictures, 2, 3))) if isinstance(task, Caption) else (images,)
+def inputs(task: Task, inputs: int) -> tuple[torch.Tensor, ...]:
+    """What `forward` takes: normalised images, and two captions of each where there are words."""
+    images = torch.randn(inputs, 3, 8, 8)
+    return (images, torch.randint(4, 8, (inputs, 2, 3))) if isinstance(task, Caption) else (images,)
 
 
 def test_saved_loaded_and_plain_data(task: Task, tmp_path: Path) -> None:
@@ -85,17 +85,17 @@ def test_features_keep_their_grid_at_odd_sizes(task: Task) -> None:
     assert tokens.grid == (3, 7) and tokens.patches.shape == (2, 21, 64)
 
 
-def test_predict_takes_pictures_of_any_kind_and_no_picture(task: Task) -> None:
-    pictures = [Image.new("RGB", (9, 30), "red"), Image.new("L", (40, 8)), Image.new("CMYK", (8, 8))]
-    answers = task.train().predict(pictures)
+def test_predict_takes_images_of_any_kind_and_no_image(task: Task) -> None:
+    images = [Image.new("RGB", (9, 30), "red"), Image.new("L", (40, 8)), Image.new("CMYK", (8, 8))]
+    answers = task.train().predict(images)
     assert len(answers) == 3 and all(answer.as_row() for answer in answers)
     assert not task.training
     assert task.predict([]) == []
 
 
 def test_answers_do_not_depend_on_the_batch(task: Task) -> None:
-    pictures = [torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8) for _ in range(5)]
-    together, alone = task.predict(pictures), [task.predict([p])[0] for p in pictures]
+    images = [torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8) for _ in range(5)]
+    together, alone = task.predict(images), [task.predict([p])[0] for p in images]
     for a, b in zip(together, alone, strict=True):
         scores = [{label["label"]: label["score"] for label in answer.labels} for answer in (a, b)]
         assert scores[0] == pytest.approx(scores[1], abs=1e-5) and a.caption == b.caption
@@ -104,5 +104,5 @@ def test_answers_do_not_depend_on_the_batch(task: Task) -> None:
 
 def test_a_batch_of_eight_and_of_nothing_go_through_forward(task: Task) -> None:
     assert len(task(*inputs(task, 8))) == 8
-    if not isinstance(task, Caption):  # whose words are shared out among the pictures
+    if not isinstance(task, Caption):  # whose words are shared out among the images
         assert len(task(*inputs(task, 0))) == 0

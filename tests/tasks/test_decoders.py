@@ -44,13 +44,13 @@ def decoder(request: pytest.FixtureRequest) -> Decoder:
     return made
 
 
-def memory(pictures: int = 3, seed: int = 0) -> Memory:
+def memory(images: int = 3, seed: int = 0) -> Memory:
     draw = torch.Generator().manual_seed(seed)
-    return Memory(torch.randn(pictures, 5, SEEN, generator=draw), torch.randn(pictures, POOLED, generator=draw))
+    return Memory(torch.randn(images, 5, SEEN, generator=draw), torch.randn(images, POOLED, generator=draw))
 
 
-def words(pictures: int = 3, captions: int = 2, length: int = 6) -> Tensor:
-    chosen = torch.randint(4, VOCABULARY, (pictures, captions, length), generator=torch.Generator().manual_seed(1))
+def words(images: int = 3, captions: int = 2, length: int = 6) -> Tensor:
+    chosen = torch.randint(4, VOCABULARY, (images, captions, length), generator=torch.Generator().manual_seed(1))
     chosen[..., 0] = START
     return chosen
 
@@ -73,7 +73,7 @@ def test_word_by_word_is_as_all_at_once(decoder: Decoder) -> None:
 
 @torch.no_grad()
 def test_a_state_of_chosen_captions_goes_on_as_these(decoder: Decoder) -> None:
-    """Captions may be dropped and doubled among those of a picture."""
+    """Captions may be dropped and doubled among those of an image."""
     decoder.eval()
     seen, read = memory(2), words(2, 3)
     state = decoder.start(seen, 3)
@@ -106,7 +106,7 @@ def test_no_word_knows_of_a_later_one_or_of_another_caption(decoder: Decoder) ->
 
 
 @torch.no_grad()
-def test_a_caption_hangs_on_its_own_picture(decoder: Decoder) -> None:
+def test_a_caption_depends_on_its_own_image(decoder: Decoder) -> None:
     decoder.eval()
     seen, read = memory(), words()
     together = decoder(read, seen)
@@ -128,14 +128,14 @@ def test_every_parameter_learns(decoder: Decoder) -> None:
 def test_formed_attention_is_fused_attention() -> None:
     torch.manual_seed(0)
     block = DecoderBlock(WIDTH, 4, 0.0, look=True).eval()
-    x, picture = torch.randn(6, 1, WIDTH), block.picture(torch.randn(3, 5, WIDTH))
-    fused = block(x, picture)
-    formed, _, weights = block.step(x, picture, Cache([], picture), 0)
+    x, image = torch.randn(6, 1, WIDTH), block.image(torch.randn(3, 5, WIDTH))
+    fused = block(x, image)
+    formed, _, weights = block.step(x, image, Cache([], image), 0)
     assert weights.shape == (6, 4, 5)
     torch.testing.assert_close(fused, formed, atol=1e-6, rtol=1e-5)
-    # Row r belongs to picture r // 2, head by head.
+    # Row r belongs to image r // 2, head by head.
     q = block.look.project(block.norm2(x + block.attention(block.norm1(x))), 0, 1)[0]
-    own = picture[0].repeat_interleave(2, dim=0)
+    own = image[0].repeat_interleave(2, dim=0)
     torch.testing.assert_close((q @ own.transpose(-2, -1) / 2).softmax(dim=-1)[:, :, 0], weights)
 
 
@@ -156,7 +156,7 @@ def test_soft_attention_written_out() -> None:
     torch.testing.assert_close(state.looked[0][0], weights)
 
 
-def test_words_alone_do_not_see_the_picture() -> None:
+def test_words_alone_do_not_see_the_image() -> None:
     torch.manual_seed(0)
     decoder = DECODERS["transformer with a half for words"]().eval()
     assert isinstance(decoder, TransformerDecoder)
@@ -171,4 +171,4 @@ def test_more_words_than_positions() -> None:
     decoder = DECODERS["transformer"]()
     with pytest.raises(UserError, match="a caption of 10 words is longer than the 9 that the model knows"):
         decoder(words(length=10), memory())
-    assert decoder.longest == 9 and DECODERS["lstm"]().longest is None
+    assert decoder.max_length == 9 and DECODERS["lstm"]().max_length is None

@@ -20,7 +20,7 @@ from vitrail.data.text import END, PAD, START, UNKNOWN
 from vitrail.errors import UserError
 from vitrail.tasks import language
 from vitrail.tasks.caption import numbered
-from vitrail.tasks.language import OWN, Numbers, TheirTokenizer
+from vitrail.tasks.language import OWN, HFTokenizer, VocabMap
 from vitrail.tasks.prefix import LanguageModel, PrefixCaption, Prefixed
 from vitrail.tasks.search import Decoding, write
 from vitrail.variants import VariantConfig, VariantViT
@@ -51,7 +51,7 @@ def captioner(folder: Path, **changes: Any) -> PrefixCaption:
     )
     with torch.no_grad():
         for parameter in task.join.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.2)  # pictures that differ, differ in their words
+            parameter.add_(torch.randn_like(parameter) * 0.2)  # images that differ, differ in their words
     return task.eval()
 
 
@@ -61,7 +61,7 @@ IMAGES = torch.randn(4, 3, 16, 24, generator=torch.Generator().manual_seed(1))
 @pytest.mark.parametrize("join", JOINS)
 def test_the_words_are_those_of_transformers_own_greedy_search(join: Any, folder: Path) -> None:
     task = captioner(folder, join=join)
-    task.decoding = Decoding(beam=1, no_repeat=0, longest=13)
+    task.decoding = Decoding(beam=1, no_repeat_ngram_size=0, max_length=13)
     model = task.decoder.model
     with torch.no_grad():
         written = task.write({"image": IMAGES})
@@ -85,12 +85,12 @@ def test_the_words_are_those_of_transformers_own_greedy_search(join: Any, folder
 
 @pytest.mark.parametrize("join", JOINS)
 def test_with_cache_and_without_the_same(join: Any, folder: Path) -> None:
-    task, how, samples = captioner(folder, join=join), Decoding(beam=3, longest=10), torch.arange(4)
+    task, how, samples = captioner(folder, join=join), Decoding(beam=3, max_length=10), torch.arange(4)
     with torch.no_grad():
         memory = task.memory(IMAGES)
         cached, anew = (write(task.decoder, memory, how, samples, cache=cache) for cache in (True, False))
         drawn = [
-            write(task.decoder, memory, Decoding(beam=2, sample=True, longest=8), samples, cache=c)
+            write(task.decoder, memory, Decoding(beam=2, sample=True, max_length=8), samples, cache=c)
             for c in (True, False)
         ]
     assert torch.equal(cached.words, anew.words) and torch.equal(drawn[0].words, drawn[1].words)
@@ -100,7 +100,7 @@ def test_with_cache_and_without_the_same(join: Any, folder: Path) -> None:
 
 def test_a_large_batch_is_written_in_parts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = captioner(folder)
-    for how in (Decoding(beam=2, longest=9), Decoding(beam=2, longest=9, sample=True)):
+    for how in (Decoding(beam=2, max_length=9), Decoding(beam=2, max_length=9, sample=True)):
         task.decoding = how
         with torch.no_grad():
             monkeypatch.setattr(language, "TOGETHER", 32)
@@ -112,7 +112,7 @@ def test_a_large_batch_is_written_in_parts(folder: Path, monkeypatch: pytest.Mon
 
 def test_the_loss_is_the_cross_entropy_of_the_captions_words(folder: Path) -> None:
     task = captioner(folder)
-    texts = [["a dog runs over the grass ."], ["two children", "a light and noisy picture"], ["naïve café ☕"], ["a"]]
+    texts = [["a dog runs over the grass ."], ["two children", "a light and noisy image"], ["naïve café ☕"], ["a"]]
     labels = numbered(texts, task.tokenizer, 20)
     parts = task.loss({"image": IMAGES, "label": labels[:, :1], "sample": torch.arange(4), "epoch": 0})
     expected = torch.zeros(())
@@ -129,7 +129,7 @@ def test_the_loss_is_the_cross_entropy_of_the_captions_words(folder: Path) -> No
 
 def test_self_critical_training_is_finite_where_a_caption_ends(folder: Path) -> None:
     """What fills a caption up is a word that the language model cannot say."""
-    task = captioner(folder, self_critical=1.0, captions=3, decoding=Decoding(longest=6))
+    task = captioner(folder, self_critical=1.0, captions=3, decoding=Decoding(max_length=6))
     task.reward = lambda keys, texts, ended: [float(len(text)) for text in texts]
     with torch.no_grad():  # an end is as likely as any word
         task.decoder.model.get_output_embeddings().weight[task.numbers.end] *= 0
@@ -164,7 +164,7 @@ def test_one_that_goes_on_keeps_what_it_began_with(folder: Path) -> None:
 def test_a_checkpoint_carries_the_language_model(join: Any, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "lm")
     task = captioner(tmp_path / "lm", join=join)
-    task.decoding = Decoding(beam=2, longest=9)
+    task.decoding = Decoding(beam=2, max_length=9)
     task.save(tmp_path / "own")
     shutil.rmtree(tmp_path / "lm")
     assert sorted(p.name for p in (tmp_path / "own").iterdir()) == [
@@ -207,7 +207,7 @@ def test_places_that_the_language_model_lacks_are_said(folder: Path) -> None:
     task = captioner(folder)
     with pytest.raises(UserError, match="62 words after 3 are more than the 64 places"):
         task(IMAGES, torch.full((4, 1, 62), 20))
-    task.decoding = Decoding(longest=1000, beam=1)
+    task.decoding = Decoding(max_length=1000, beam=1)
     assert task.write({"image": IMAGES[:1]}).words.shape[2] <= 61
 
 
@@ -225,7 +225,7 @@ def test_a_language_model_that_changes_its_logits_is_refused(folder: Path) -> No
         LanguageModel.check(model, "some/model")
 
 
-NUMBERS = Numbers(size=9, start=7, end=4)
+NUMBERS = VocabMap(size=9, start=7, end=4)
 
 
 def test_their_numbers_and_ours() -> None:
@@ -237,15 +237,15 @@ def test_their_numbers_and_ours() -> None:
     assert torch.isneginf(ours[:, [PAD, START, UNKNOWN, OWN + 4]]).all()
     assert torch.allclose(ours.softmax(1).sum(1), torch.ones(2)) and torch.equal(ours[:, OWN], logits[:, 0])
     with pytest.raises(UserError, match="outside of 3 words"):
-        Numbers(size=3, start=0, end=3)
+        VocabMap(size=3, start=0, end=3)
 
 
 WORDS = tiny_captioners.word_pieces().get_vocab_size()
-PIECES = TheirTokenizer(tiny_captioners.word_pieces(), Numbers(WORDS, 4, 3))
+PIECES = HFTokenizer(tiny_captioners.word_pieces(), VocabMap(WORDS, 4, 3))
 THEIRS = transformers.PreTrainedTokenizerFast(
     tokenizer_object=tiny_captioners.word_pieces(), clean_up_tokenization_spaces=True
 )
-BYTES = TheirTokenizer(tiny_captioners.byte_pairs(), Numbers(320, 0, 0))
+BYTES = HFTokenizer(tiny_captioners.byte_pairs(), VocabMap(320, 0, 0))
 
 
 @given(st.lists(st.integers(0, WORDS - 1), max_size=12))

@@ -47,7 +47,7 @@ IMAGES = [
 
 
 def saved(folder: Path, kind: str = "ViT", head: str = "value") -> Path:
-    """A model of transformers with random weights, and how it has its pictures prepared."""
+    """A model of transformers with random weights, and how it has its images prepared."""
     transformers = pytest.importorskip("transformers")
     config = getattr(transformers, f"{kind}Config")(**KINDS[kind], **HEADS[head])
     torch.manual_seed(0)

@@ -37,9 +37,9 @@ def made(kind: str = "transformer", vocabulary: int = 9, seed: int = 0) -> Decod
     return decoder
 
 
-def seen(pictures: int, seed: int = 0) -> Memory:
+def seen(images: int, seed: int = 0) -> Memory:
     draw = torch.Generator().manual_seed(seed)
-    return Memory(torch.randn(pictures, 4, WIDTH, generator=draw), torch.randn(pictures, WIDTH, generator=draw))
+    return Memory(torch.randn(images, 4, WIDTH, generator=draw), torch.randn(images, WIDTH, generator=draw))
 
 
 @torch.no_grad()
@@ -66,9 +66,9 @@ def logp_of(decoder: Decoder, memory: Memory, words: list[int]) -> list[float]:
 
 KINDS = ["rnn", "lstm", "attentive", "transformer", "half"]
 WAYS = [
-    Decoding(beam=1, no_repeat=0, longest=12),
-    Decoding(beam=4, no_repeat=2, longest=12),
-    Decoding(beam=3, sample=True, no_repeat=3, longest=12, top_p=0.9, temperature=0.7),
+    Decoding(beam=1, no_repeat_ngram_size=0, max_length=12),
+    Decoding(beam=4, no_repeat_ngram_size=2, max_length=12),
+    Decoding(beam=3, sample=True, no_repeat_ngram_size=3, max_length=12, top_p=0.9, temperature=0.7),
 ]
 
 
@@ -98,7 +98,7 @@ def test_a_batch_as_one_by_one(kind: str, how: Decoding) -> None:
 def test_one_caption_is_greedy(kind: str) -> None:
     """The likeliest word each time, until that is the end."""
     decoder, memory = made(kind), seen(6)
-    found = written(decoder, memory, Decoding(beam=1, no_repeat=0, longest=10))
+    found = written(decoder, memory, Decoding(beam=1, no_repeat_ngram_size=0, max_length=10))
     lengths = set()
     for i, (row,) in enumerate(captions(found)):
         words: list[int] = []
@@ -117,9 +117,11 @@ def test_one_caption_is_greedy(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["lstm", "transformer"])
 def test_a_beam_of_all_is_brute_force(kind: str, power: float) -> None:
     """Three words and the end: 120 captions of at most 5, of which the search must find the best and their order."""
-    decoder, memory, longest = made(kind, 7), seen(3, seed=3), 5
-    every = [(*row, END) for n in range(longest) for row in itertools.product((4, 5, 6), repeat=n)]
-    found = written(decoder, memory, Decoding(beam=len(every), length_power=power, no_repeat=0, longest=longest))
+    decoder, memory, max_length = made(kind, 7), seen(3, seed=3), 5
+    every = [(*row, END) for n in range(max_length) for row in itertools.product((4, 5, 6), repeat=n)]
+    found = written(
+        decoder, memory, Decoding(beam=len(every), length_penalty=power, no_repeat_ngram_size=0, max_length=max_length)
+    )
     for i in range(3):
         logps = {row: logp_of(decoder, one(memory, i), list(row)) for row in every}
         scores = {row: sum(logp) / len(row) ** power for row, logp in logps.items()}
@@ -132,9 +134,11 @@ def test_a_beam_of_all_is_brute_force(kind: str, power: float) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 6), st.sampled_from([0.0, 0.7, 1.0]), st.integers(0, 3))
-def test_what_a_beam_gives_is_in_order_and_scored_as_read(seed: int, beam: int, power: float, no_repeat: int) -> None:
+def test_what_a_beam_gives_is_in_order_and_scored_as_read(
+    seed: int, beam: int, power: float, no_repeat_ngram_size: int
+) -> None:
     decoder, memory = made("transformer", 8, seed % 5), seen(2, seed)
-    how = Decoding(beam=beam, length_power=power, no_repeat=no_repeat, longest=7)
+    how = Decoding(beam=beam, length_penalty=power, no_repeat_ngram_size=no_repeat_ngram_size, max_length=7)
     found = written(decoder, memory, how)
     for i, rows in enumerate(captions(found)):
         assert len({*rows}) == len(rows) == beam
@@ -144,11 +148,11 @@ def test_what_a_beam_gives_is_in_order_and_scored_as_read(seed: int, beam: int, 
             logp = found.logp[i, k].sum()
             assert float(found.score[i, k]) == pytest.approx(float(logp) / len(row) ** power, abs=1e-5)
             assert not found.logp[i, k, len(row) :].any()
-            if not no_repeat:
+            if not no_repeat_ngram_size:
                 expected = logp_of(decoder, one(memory, i), list(row))
                 assert found.logp[i, k, : len(row)].tolist() == pytest.approx(expected, abs=1e-4)
             else:
-                grams = [row[j : j + no_repeat] for j in range(len(row) - no_repeat + 1)]
+                grams = [row[j : j + no_repeat_ngram_size] for j in range(len(row) - no_repeat_ngram_size + 1)]
                 assert len({*grams}) == len(grams)
 
 
@@ -156,7 +160,7 @@ def test_longer_captions_need_their_length_counted() -> None:
     decoder, memory = made("transformer", 30, seed=1), seen(20)
     lengths = []
     for power in (0.0, 1.0, 2.0):
-        rows = captions(written(decoder, memory, Decoding(beam=5, length_power=power, longest=20)))
+        rows = captions(written(decoder, memory, Decoding(beam=5, length_penalty=power, max_length=20)))
         lengths.append(sum(len(row[0]) for row in rows))
     assert lengths[0] < lengths[1] <= lengths[2]
 
@@ -181,18 +185,21 @@ def test_a_vocabulary_that_runs_out() -> None:
     decoder, memory = made("transformer", 7), seen(4)
     with torch.no_grad():
         decoder.bias[END] = -20.0
-    for how in (Decoding(beam=4, no_repeat=1, longest=9), Decoding(beam=1, sample=True, no_repeat=1, longest=9)):
+    for how in (
+        Decoding(beam=4, no_repeat_ngram_size=1, max_length=9),
+        Decoding(beam=1, sample=True, no_repeat_ngram_size=1, max_length=9),
+    ):
         found = written(decoder, memory, how)
         assert all(sorted(rows[0]) == [END, 4, 5, 6] for rows in captions(found))
         assert found.score.isfinite().all()
-    few = written(made("transformer", 5), memory, Decoding(beam=6, no_repeat=0, longest=2))
+    few = written(made("transformer", 5), memory, Decoding(beam=6, no_repeat_ngram_size=0, max_length=2))
     assert few.score.isfinite().sum(dim=1).tolist() == [2] * 4, "there are two captions of at most one word"
 
 
 def test_draws_follow_the_odds() -> None:
     """The first two words of 4,000 drawn captions, against their probabilities."""
     decoder, memory, count = made("attentive", 8), seen(1), 4000
-    how = Decoding(beam=count, sample=True, no_repeat=0, longest=2, temperature=1.3)
+    how = Decoding(beam=count, sample=True, no_repeat_ngram_size=0, max_length=2, temperature=1.3)
     found = written(decoder, memory, how)
     drawn = Counter(tuple(row) for row in found.words[0].tolist())
     with torch.no_grad():
@@ -231,9 +238,9 @@ def test_among_the_likeliest(values: list[float], top_k: int, top_p: float) -> N
     assert order[0] in kept
 
 
-def test_draws_hang_on_the_seed_and_the_picture_alone() -> None:
+def test_draws_depend_on_the_seed_and_the_image_alone() -> None:
     decoder, memory = made("transformer", 30), seen(6)
-    how = Decoding(beam=3, sample=True, longest=8)
+    how = Decoding(beam=3, sample=True, max_length=8)
     samples = torch.tensor([10, 3, 10**12, 7, 0, 4])
     with torch.no_grad():
         together = captions(write(decoder, memory, how, samples))
@@ -247,10 +254,10 @@ def test_draws_hang_on_the_seed_and_the_picture_alone() -> None:
 
 def test_the_narrowest_draw_is_greedy() -> None:
     decoder, memory = made("lstm"), seen(5)
-    greedy = captions(written(decoder, memory, Decoding(beam=1, longest=8)))
+    greedy = captions(written(decoder, memory, Decoding(beam=1, max_length=8)))
     for narrow in (
-        Decoding(sample=True, beam=1, longest=8, top_k=1),
-        Decoding(sample=True, beam=1, top_p=1e-6, longest=8),
+        Decoding(sample=True, beam=1, max_length=8, top_k=1),
+        Decoding(sample=True, beam=1, top_p=1e-6, max_length=8),
     ):
         drawn = captions(written(decoder, memory, narrow))
         # A search closes a caption that becomes too long; a draw leaves it open.
@@ -261,16 +268,16 @@ def test_captions_are_no_longer_than_the_decoder_knows() -> None:
     decoder = made("transformer", 30)
     with torch.no_grad():
         decoder.bias[END] = -50.0
-    found = written(decoder, seen(2), Decoding(beam=2, longest=500))
-    assert found.words.shape[2] == decoder.longest == 30
+    found = written(decoder, seen(2), Decoding(beam=2, max_length=500))
+    assert found.words.shape[2] == decoder.max_length == 30
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        *({"beam": 0}, {"longest": 0}, {"top_k": -1}, {"no_repeat": -1}, {"length_power": -0.1}),
+        *({"beam": 0}, {"max_length": 0}, {"top_k": -1}, {"no_repeat_ngram_size": -1}, {"length_penalty": -0.1}),
         *({"top_p": 0.0}, {"top_p": 1.1}, {"temperature": 0.0}, {"match": -1.0}, {"match": float("nan")}),
-        *({"consensus": -1.0}, {"neighbours": 0}, {"beam": 10**13}, {"longest": 10**20}),
+        *({"consensus": -1.0}, {"neighbours": 0}, {"beam": 10**13}, {"max_length": 10**20}),
     ],
 )
 def test_decodings_that_make_no_sense(wrong: dict[str, float]) -> None:

@@ -59,7 +59,7 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 
 def test_of_equal_scores_the_later_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A score that stays at 0, as CIDEr does for one picture, must not keep the weights of the first evaluation."""
+    """A score that stays at 0, as CIDEr does for one image, must not keep the weights of the first evaluation."""
     scores = iter((0.5, 0.5, 0.25))
     monkeypatch.setattr(loop, "evaluate", lambda task, *rest: {task.score: next(scores, 0.0)})
     seen: list[str] = []
@@ -184,9 +184,9 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: 
 
 def test_a_step_makes_the_next_batch_while_the_device_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
-    read, made = loop.Reading.read, Loader._finish
+    read, made = loop.AsyncScalars.read, Loader._finish
 
-    def reads(self: loop.Reading) -> dict[str, float]:
+    def reads(self: loop.AsyncScalars) -> dict[str, float]:
         events.append("read")
         return read(self)
 
@@ -195,7 +195,7 @@ def test_a_step_makes_the_next_batch_while_the_device_computes(tmp_path: Path, m
             events.append("make")
         return made(self, *args)
 
-    monkeypatch.setattr(loop.Reading, "read", reads)
+    monkeypatch.setattr(loop.AsyncScalars, "read", reads)
     monkeypatch.setattr(Loader, "_finish", makes)
     train(small_run(), tmp_path / "run", steps=3)
     assert events == ["make", "make", "read", "make", "read", "read"]

@@ -37,7 +37,7 @@ def test_layers_are_counted_from_the_embedding_to_the_head() -> None:
 @pytest.mark.parametrize("layer_decay", [1.0, 0.5])
 def test_each_parameter_stands_in_one_group_with_its_rate_and_decay(layer_decay: float) -> None:
     task = vitrail.create("nano/2", classes=3)
-    optim = Optim(optimizer="muon", lr=1.0, matrix_lr=2.0, weight_decay=0.3, layer_decay=layer_decay)
+    optim = Optim(optimizer="muon", lr=1.0, muon_lr=2.0, weight_decay=0.3, layer_decay=layer_decay)
     adamw, muon = groups(task, optim, 4)
     found = {
         id(p): (g["lr"], g["weight_decay"], kind)
@@ -56,7 +56,7 @@ def test_each_parameter_stands_in_one_group_with_its_rate_and_decay(layer_decay:
 def test_muon_moves_a_matrix_by_an_orthogonal_step_of_adamws_size() -> None:
     task = vitrail.create("nano/2", classes=3)
     weight = task.get_parameter("encoder.blocks.0.mlp.up.weight")  # [256, 64]
-    optimizers = Optimizers(task, Optim(optimizer="muon", matrix_lr=0.1, weight_decay=0.0), 4)
+    optimizers = Optimizers(task, Optim(optimizer="muon", muon_lr=0.1, weight_decay=0.0), 4)
     before = weight.detach().clone()
     for parameter in task.parameters():
         parameter.grad = torch.randn_like(parameter)

@@ -39,7 +39,7 @@ def clouds(count: int, classes: int, width: int, seed: int = 0, spread: float = 
 
 
 def dino_knn(train: Features, vectors: Tensor, classes: int, k: int = 20, temperature: float = 0.07) -> Tensor:
-    """A picture and a neighbour at a time."""
+    """An image and a neighbour at a time."""
     votes = torch.zeros(len(vectors), classes)
     for i, vector in enumerate(vectors):
         similar = [(float(F.cosine_similarity(vector, other, dim=0)), j) for j, other in enumerate(train.vectors)]
@@ -50,8 +50,8 @@ def dino_knn(train: Features, vectors: Tensor, classes: int, k: int = 20, temper
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(2, 60), st.integers(2, 5), st.integers(2, 9), st.integers(0, 99))
-def test_knn_counts_votes_as_the_plain_reference(pictures: int, classes: int, width: int, seed: int) -> None:
-    train, asked = clouds(pictures, classes, width, seed), clouds(7, classes, width, seed + 1)
+def test_knn_counts_votes_as_the_plain_reference(images: int, classes: int, width: int, seed: int) -> None:
+    train, asked = clouds(images, classes, width, seed), clouds(7, classes, width, seed + 1)
     votes = knn(train, asked.vectors, classes).exp()
     torch.testing.assert_close(votes, dino_knn(train, asked.vectors, classes), rtol=1e-3, atol=1e-4)
 
@@ -68,10 +68,10 @@ def test_knn_answers_as_scikit_learn() -> None:
     assert (ours.numpy() == peer.predict(units[1])).mean() > 0.99
 
 
-def test_one_neighbour_and_its_own_picture() -> None:
+def test_one_neighbour_and_its_own_image() -> None:
     train = clouds(50, 3, 8)
     head = Neighbours(8, 3, 50, k=1)
-    head.remember(*train)
+    head.build_index(*train)
     assert torch.equal(head(train.vectors).argmax(dim=1), train.labels)
     assert head(train.vectors[:0]).shape == (0, 3)
 
@@ -144,7 +144,7 @@ def test_features_are_what_enters_the_head_read_once_in_order() -> None:
     part = test.subset(range(300))
     found = features(task, evaluation_loader(task, part, CPU), "fp32")
     assert torch.equal(found.labels, part.labels) and found.vectors.shape == (300, 64)
-    images = torch.stack([task.preprocess(part.picture(i)) for i in range(300)])
+    images = torch.stack([task.preprocess(part.image(i)) for i in range(300)])
     with torch.no_grad():
         torch.testing.assert_close(task.head(found.vectors), task(images), rtol=1e-4, atol=1e-5)
 
@@ -161,7 +161,7 @@ def could_win(known: Features, wanted: Features, chosen: Tensor) -> Tensor:
     return most.gather(1, chosen[:, None])[:, 0] > least.max(1).values * (1 - 1e-4)
 
 
-def test_the_carried_head_answers_as_the_probe(tmp_path: object) -> None:
+def test_the_bundled_head_answers_as_the_probe(tmp_path: object) -> None:
     torch.manual_seed(0)
     encoder = vitrail.create("nano/2", channels=1)
     parts = open_data("digits")
@@ -170,8 +170,8 @@ def test_the_carried_head_answers_as_the_probe(tmp_path: object) -> None:
     # `predict` answers in fp32; left to itself the probe reads in bf16 where the processor has that.
     known, wanted = (features(encoder, evaluation_loader(encoder, part, CPU), "fp32") for part in (train, asked))
     task = KNN(encoder.encoder, train.classes, encoder.preprocess, len(train))  # type: ignore[arg-type]
-    task.head.remember(*known)
-    answers = task.predict([asked.picture(i) for i in range(50)])
+    task.head.build_index(*known)
+    answers = task.predict([asked.image(i) for i in range(50)])
     chosen = torch.tensor([train.classes.index(answer.labels[0]["label"]) for answer in answers])
     assert could_win(known, wanted, chosen).all()
     assert could_win(known, wanted, knn(known, wanted.vectors, 10).argmax(1)).all()

@@ -114,7 +114,7 @@ def test_windows_do_not_see_each_other() -> None:
     assert changed.nonzero().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
 
 
-def test_a_picture_of_one_window_is_attended_to_as_a_whole() -> None:
+def test_an_image_of_one_window_is_attended_to_as_a_whole() -> None:
     attention = VariantAttention(SMALL)
     x = torch.randn(2, 9, 8)
     whole = attention(x)
@@ -122,7 +122,7 @@ def test_a_picture_of_one_window_is_attended_to_as_a_whole() -> None:
     torch.testing.assert_close(attention(x, place=Place((3, 3))), whole)
 
 
-def test_windows_that_do_not_divide_the_picture_are_filled_up() -> None:
+def test_windows_that_do_not_divide_the_image_are_filled_up() -> None:
     seen = []
 
     def attend(windows: Tensor, place: Place) -> Tensor:
@@ -218,7 +218,7 @@ def test_parts_that_do_not_go_together_are_refused_in_one_line(changes: dict[str
 
 
 def test_a_model_can_be_made_for_another_size_in_another_way_than_it_runs() -> None:
-    """timm's FlexiViT: bilinear where weights are loaded, as all others where sizes change from picture to picture."""
+    """timm's FlexiViT: bilinear where weights are loaded, as all others where sizes change from image to image."""
     config = VariantConfig(width=16, depth=1, heads=2, patch=4, image_size=(16, 16), resizing="bilinear")
     encoder = VariantViT(config)
     moving = encoder.positions_for((3, 5))

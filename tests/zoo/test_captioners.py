@@ -51,9 +51,9 @@ def photo(tmp_path: Path) -> Path:
     return path
 
 
-def words(task: HubCaption, images: torch.Tensor, longest: int = 16) -> list[list[int]]:
+def words(task: HubCaption, images: torch.Tensor, max_length: int = 16) -> list[list[int]]:
     """Greedy captions in the model's own numbers, without what follows the end."""
-    task.decoding = Decoding(beam=1, no_repeat=0, longest=longest)
+    task.decoding = Decoding(beam=1, no_repeat_ngram_size=0, max_length=max_length)
     with torch.no_grad():
         rows = task.write({"image": images}).words[:, 0].tolist()
     return [[i - OWN for i in (row[: row.index(END)] if END in row else row)] for row in rows]
@@ -68,13 +68,13 @@ def test_the_words_are_those_of_transformers_own_greedy_search(pair: tuple[Any, 
     for ours, row in zip(rows, theirs, strict=True):
         row = row[1:]  # the start
         assert ours == (row[: row.index(task.numbers.end)] if task.numbers.end in row else row)
-    assert len({tuple(row) for row in rows}) > 1  # they depend on the picture
+    assert len({tuple(row) for row in rows}) > 1  # they depend on the image
 
 
 def test_with_cache_and_without_the_same(pair: tuple[Any, Path], images: torch.Tensor) -> None:
     task = vitrail.load(str(pair[1]))
     assert isinstance(task, HubCaption)
-    how, samples = Decoding(beam=3, longest=10), torch.arange(len(images))
+    how, samples = Decoding(beam=3, max_length=10), torch.arange(len(images))
     with torch.no_grad():
         memory = task.memory(images)
         cached, anew = (write(task.decoder, memory, how, samples, cache=cache) for cache in (True, False))
@@ -89,14 +89,14 @@ def test_one_image_for_a_git_of_videos(images: torch.Tensor, tmp_path: Path) -> 
     tiny_captioners.git(tmp_path / "m", num_image_with_embedding=6)
     task = vitrail.load(str(tmp_path / "m"))
     assert isinstance(task, HubCaption)
-    how, samples = Decoding(beam=3, longest=10), torch.arange(len(images))
+    how, samples = Decoding(beam=3, max_length=10), torch.arange(len(images))
     with torch.no_grad():
         memory = task.memory(images)
         cached, anew = (write(task.decoder, memory, how, samples, cache=cache) for cache in (True, False))
     assert torch.equal(cached.words, anew.words)
 
 
-def test_the_picture_is_prepared_as_its_processor_says(pair: tuple[Any, Path]) -> None:
+def test_the_image_is_prepared_as_its_processor_says(pair: tuple[Any, Path]) -> None:
     prepared = vitrail.load(str(pair[1])).preprocess
     assert (prepared.size, prepared.resize, prepared.interpolation) == ((16, 16), "squash", "bicubic")
     assert prepared.mean == (0.48, 0.46, 0.41) and prepared.std == (0.27, 0.26, 0.28)
@@ -113,7 +113,7 @@ def test_what_was_looked_at_for_each_word(pair: tuple[Any, Path], images: torch.
     assert tokens.grid == (2, 2) and tokens.prefix.shape[1] == 1
     (looked,) = state.looked
     assert looked.shape == (10, 5) and (looked > 0).all() and (looked.sum(dim=1) <= 1 + 1e-5).all()
-    assert torch.allclose(looked[0], looked[1])  # two captions of one picture, so far alike
+    assert torch.allclose(looked[0], looked[1])  # two captions of one image, so far alike
 
 
 def test_saved_in_our_layout_it_needs_no_folder_of_theirs(
@@ -121,7 +121,7 @@ def test_saved_in_our_layout_it_needs_no_folder_of_theirs(
 ) -> None:
     task = vitrail.load(str(pair[1]))
     assert isinstance(task, HubCaption)
-    task.decoding = Decoding(beam=2, longest=9)
+    task.decoding = Decoding(beam=2, max_length=9)
     task.save(tmp_path / "own")
     assert {p.name for p in (tmp_path / "own").iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
     again = vitrail.load(tmp_path / "own")
@@ -187,7 +187,7 @@ def test_the_makers_decoding_is_kept(tmp_path: Path) -> None:
     (tmp_path / "m" / "generation_config.json").write_text(json.dumps({"decoder_start_token_id": 0, **chosen}))
     task = vitrail.load(str(tmp_path / "m"))
     assert isinstance(task, HubCaption)
-    assert task.decoding == Decoding(beam=4, length_power=0.5, no_repeat=2, longest=12)
+    assert task.decoding == Decoding(beam=4, length_penalty=0.5, no_repeat_ngram_size=2, max_length=12)
 
 
 def test_from_the_hub_and_then_without_it(server: Hub, images: torch.Tensor, tmp_path: Path) -> None:

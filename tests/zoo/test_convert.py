@@ -164,12 +164,12 @@ def test_preprocessing_and_names_travel_through_the_commands(
     model = small()
     model.save(tmp_path / "own")
     convert(tmp_path / "own", tmp_path / "out", to)
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     colours = torch.rand(3, 2, 3, generator=torch.Generator().manual_seed(0))
     for name, pair in zip(NAMES, colours, strict=True):
         (folder / name).mkdir(parents=True)
         for i, colour in enumerate(pair):
-            picture(colour).save(folder / name / f"{i}.png")
+            image(colour).save(folder / name / f"{i}.png")
     capsys.readouterr()
     assert main(["predict", str(folder), "--model", str(tmp_path / "out"), "--json", "--device", "cpu"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -183,7 +183,7 @@ def test_preprocessing_and_names_travel_through_the_commands(
     assert scores["top1"] == pytest.approx(right / len(rows)) and scores["count"] == 6
 
 
-def picture(colour: Tensor) -> Image.Image:
+def image(colour: Tensor) -> Image.Image:
     """A coloured slope, wider than high, so that resizing and cropping matter."""
     slope = torch.linspace(0, 1, 40)[None, :, None] * torch.linspace(0.2, 1, 24)[:, None, None]
     return Image.fromarray((slope * colour * 255).to(torch.uint8).numpy())
@@ -195,9 +195,7 @@ def test_scores_of_each_class_for_itself_travel(tmp_path: Path) -> None:
     model.loss_kind = "sigmoid"
     model.save(tmp_path / "own")
     convert(tmp_path / "own", tmp_path / "hf", "hf")
-    wanted, found = (
-        task.predict([picture(torch.ones(3))])[0].labels for task in (model, vitrail.load(tmp_path / "hf"))
-    )
+    wanted, found = (task.predict([image(torch.ones(3))])[0].labels for task in (model, vitrail.load(tmp_path / "hf")))
     assert [label["score"] for label in found] == pytest.approx([label["score"] for label in wanted], abs=1e-4)
     assert sum(label["score"] for label in found) != pytest.approx(1, abs=0.01)
 

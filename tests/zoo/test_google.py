@@ -175,7 +175,7 @@ def sines(side: int) -> np.ndarray:
 
 
 def forward(arrays: Arrays, images: np.ndarray, units: tuple[int, ...] | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Final tokens and logits (or the pooled vector) for pictures [B, H, W, C]."""
+    """Final tokens and logits (or the pooled vector) for images [B, H, W, C]."""
     p = {name: value.astype(np.float64) for name, value in arrays.items()}
     x = resnet(images, p, units) if units is not None else images
     kernel = p["embedding/kernel"]

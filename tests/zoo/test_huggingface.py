@@ -151,9 +151,9 @@ PROCESSORS = {
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
-def test_pictures_are_prepared_as_by_the_processor(name: str, tmp_path: Path) -> None:
+def test_images_are_prepared_as_by_the_processor(name: str, tmp_path: Path) -> None:
     processor = getattr(transformers, name)(**PROCESSORS[name])
-    image = picture()
+    image = some_image()
     theirs = processor(image, return_tensors="pt").pixel_values[0]
     processor.save_pretrained(tmp_path)
     texts = {"preprocessor_config.json": json.loads((tmp_path / "preprocessor_config.json").read_text())}
@@ -173,7 +173,7 @@ def test_a_crop_larger_than_the_image_is_refused() -> None:
         preprocess(crop, KINDS["vit"], (32, 32), 3)
 
 
-def picture() -> Image.Image:
+def some_image() -> Image.Image:
     """Smooth, so that resizing has little to decide."""
     x, y = torch.meshgrid(torch.linspace(0, 1, 90), torch.linspace(0, 1, 70), indexing="xy")
     colours = torch.stack([x, y, (x + y) / 2], dim=-1)

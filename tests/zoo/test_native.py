@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import vitrail
 from vitrail.errors import UserError
 from vitrail.files import whole_folder
-from vitrail.zoo import carried
+from vitrail.zoo import bundled
 
 
 def saved(path: Path, **changes: object) -> Path:
@@ -130,4 +130,4 @@ def test_names_and_places(tmp_path: Path) -> None:
         vitrail.load(tmp_path / "empty")
     with pytest.raises(UserError, match="exists and is no checkpoint"):
         vitrail.create("nano/2").save(tmp_path / "empty")
-    assert carried() == ["caption", "classify"]
+    assert bundled() == ["caption", "classify"]

@@ -105,7 +105,7 @@ def test_digits_trained_as_advised_answers_the_same_there(
     model = vitrail.load(tmp_path / "plain")
     test = open_data("digits").test
     assert test is not None
-    images = torch.stack([model.preprocess(test.picture(i, 1)) for i in range(20)])
+    images = torch.stack([model.preprocess(test.image(i, 1)) for i in range(20)])
     torch.testing.assert_close(outputs(to, place, images), model(images), rtol=1e-4, atol=1e-5)
     assert model(images).std(dim=0).min() > 0.01  # it tells the digits apart
 

@@ -176,7 +176,7 @@ def test_a_bare_state_dict_needs_only_names_and_shapes(name: str) -> None:
     assert source.recognise(files)
     found = source.read(files)
     values = table()[name]
-    assert found.encoder == encoder_config(values, tuple(values["pictures"]["input_size"][-2:]))
+    assert found.encoder == encoder_config(values, tuple(values["images"]["input_size"][-2:]))
     used = {key for weight in found.weights.values() for key in weight.names}
     assert used | found.left.keys() == weights.keys()
 
@@ -312,7 +312,7 @@ def test_written_folders_are_timms_and_come_back_bit_equal(config: VariantConfig
 )
 def test_what_a_name_means_is_written_under_that_name(name: str) -> None:
     values = table()[name]
-    config = encoder_config(values, tuple(values["pictures"]["input_size"][-2:]))
+    config = encoder_config(values, tuple(values["images"]["input_size"][-2:]))
     found, given = source.closest(config)
     assert given.keys() <= {"img_size", "init_values"}
     assert encoder_config(table()[found] | given, config.image_size) == config

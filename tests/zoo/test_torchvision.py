@@ -67,7 +67,7 @@ def test_the_names_of_before_2022(tmp_path: Path) -> None:
         torch.testing.assert_close(vitrail.load(tmp_path / "vit.pth")(images), theirs(images), rtol=1e-4, atol=1e-5)
 
 
-def test_thousand_classes_are_imagenets_and_pictures_are_prepared_as_for_the_published_weights(tmp_path: Path) -> None:
+def test_thousand_classes_are_imagenets_and_images_are_prepared_as_for_the_published_weights(tmp_path: Path) -> None:
     torch.save(model(num_classes=1000, image_size=224, patch_size=16).state_dict(), tmp_path / "vit.pth")
     found = source.read(open_files(tmp_path / "vit.pth"))
     assert found.classes == ViT_B_16_Weights.DEFAULT.meta["categories"]

@@ -1,4 +1,4 @@
-"""Convolutional networks: a small one in the manner of LeNet and VGG, and the ResNet for small pictures.
+"""Convolutional networks: a small one in the manner of LeNet and VGG, and the ResNet for small images.
 
 Read convolution.py first, the convolution with its norm and the residual block; here both are stacked.
 
@@ -108,7 +108,7 @@ class CNN(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tokens:
-        """Normalised pictures [B, C, H, W] to the places of the last feature map, [B, h * w, D]."""
+        """Normalised images [B, C, H, W] to the places of the last feature map, [B, h * w, D]."""
         check(images, self.config.channels)
         return as_tokens(self.layers(channels_last(images)))
 
@@ -133,7 +133,7 @@ class ResNet(nn.Module):
         self.blocks = nn.Sequential(*blocks)
 
     def forward(self, images: Tensor) -> Tokens:
-        """Normalised pictures [B, C, H, W] to the places of the last feature map, [B, h * w, D]."""
+        """Normalised images [B, C, H, W] to the places of the last feature map, [B, h * w, D]."""
         check(images, self.config.channels)
         return as_tokens(self.blocks(F.relu(self.stem(channels_last(images)))))
 

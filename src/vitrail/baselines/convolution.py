@@ -13,7 +13,7 @@ class Convolution(nn.Module):
         y[o, i, j] = sum over c, u, v of w[o, c, u, v] * x[c, s * i + u - 1, s * j + v - 1]        (s: the stride)
 
     The same 9 weights a pair of channels serve every place: what is learned at one place holds everywhere, and a
-    shifted picture gives a shifted map. Batch norm (arXiv 1502.03167) then makes each channel's mean 0 and variance 1
+    shifted image gives a shifted map. Batch norm (arXiv 1502.03167) then makes each channel's mean 0 and variance 1
     over the batch, and learns a factor and a shift of its own, so the convolution needs no bias.
     """
 

@@ -1,4 +1,4 @@
-"""The plain network: a picture as one long vector, through fully connected layers.
+"""The plain network: an image as one long vector, through fully connected layers.
 
 B images in the batch       C channels, H and W pixels       D width of a hidden layer
 """
@@ -41,7 +41,7 @@ class MLPConfig:
 
 
 class MLP(nn.Module):
-    """Pictures through `depth` hidden layers:
+    """Images through `depth` hidden layers:
 
         a_0 = the pixels of all channels in one row, C * H * W numbers
         a_l = max(0, W_l a_(l-1) + b_l)        for l = 1 to depth
@@ -63,11 +63,11 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(c.dropout)
 
     def forward(self, images: Tensor) -> Tokens:
-        """Normalised pictures [B, C, H, W] to the last hidden layer as the only token, [B, 1, D]."""
+        """Normalised images [B, C, H, W] to the last hidden layer as the only token, [B, 1, D]."""
         check(images, self.config.channels)
         if images.shape[2:] != self.config.image_size:
             raise UserError(
-                f"pictures of {images.shape[2]}x{images.shape[3]} do not fit an MLP that was made for "
+                f"images of {images.shape[2]}x{images.shape[3]} do not fit an MLP that was made for "
                 f"{self.config.image_size[0]}x{self.config.image_size[1]}: resize them"
             )
         x = images.flatten(1)
@@ -92,8 +92,8 @@ def check_sizes(config: MLPConfig | RNNConfig) -> None:
 
 
 def check(images: Tensor, channels: int) -> None:
-    """UserError unless these are pictures [B, channels, H, W]."""
+    """UserError unless these are images [B, channels, H, W]."""
     if images.ndim != 4 or images.shape[1] != channels:
         raise UserError(
-            f"expected pictures [B, {channels}, H, W], got {list(images.shape)}: check the number of channels"
+            f"expected images [B, {channels}, H, W], got {list(images.shape)}: check the number of channels"
         )

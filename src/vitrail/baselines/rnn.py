@@ -1,4 +1,4 @@
-"""Recurrent networks, cell by cell: Elman's RNN, the GRU and the LSTM; a layer over a sequence; a picture read by rows.
+"""Recurrent networks, cell by cell: Elman's RNN, the GRU and the LSTM; a layer over a sequence; an image read by rows.
 
 A cell takes one step: from an input x_t and what it remembers to what it remembers next. Shapes:
 
@@ -88,7 +88,7 @@ class GRUCell(Cell):
         h_t = (1 - z_t) * n_t + z_t * h_(t-1)
 
     The paper resets before the product, U_n (r_t * h_(t-1)); after it, as here, all three products are one.
-    Where z_t is 1 the state is carried on untouched.
+    Where z_t is 1 the state is bundled on untouched.
     """
 
     gates = 3
@@ -181,7 +181,7 @@ class Recurrent(nn.Module):
 
 @dataclass(frozen=True)
 class RNNConfig:
-    """A recurrent network that reads a picture row by row."""
+    """A recurrent network that reads an image row by row."""
 
     cell: Literal["rnn", "gru", "lstm"] = "lstm"
     width: int = 128
@@ -203,7 +203,7 @@ class RNNConfig:
 
 
 class RNN(nn.Module):
-    """A picture as a sequence: each row of pixels is one step, from the top down, and the last state sums it up."""
+    """An image as a sequence: each row of pixels is one step, from the top down, and the last state sums it up."""
 
     def __init__(self, config: RNNConfig) -> None:
         super().__init__()
@@ -212,12 +212,12 @@ class RNN(nn.Module):
         self.dropout = nn.Dropout(c.dropout)
 
     def forward(self, images: Tensor) -> Tokens:
-        """Normalised pictures [B, C, H, W] to what the network shows after each row, [B, H, D]."""
+        """Normalised images [B, C, H, W] to what the network shows after each row, [B, H, D]."""
         check(images, self.config.channels)
         if images.shape[3] != self.config.image_size[1]:
             raise UserError(
                 f"rows of {images.shape[3]} pixels do not fit a network that reads rows of "
-                f"{self.config.image_size[1]}: resize the pictures"
+                f"{self.config.image_size[1]}: resize the images"
             )
         rows = images.transpose(1, 2).flatten(2)  # [B, H, C * W]
         states, _ = self.layers(rows)

@@ -1,1 +1,1 @@
-"""From files to batches: `decode` reads pictures, `sets` finds them, `loader` makes batches, `augment` changes them."""
+"""From files to batches: `decode` reads images, `sets` finds them, `loader` makes batches, `augment` changes them."""

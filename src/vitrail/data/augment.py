@@ -1,4 +1,4 @@
-"""Augmentation of a whole batch on its device, where every picture has draws of its own (see `random`)."""
+"""Augmentation of a whole batch on its device, where every image has draws of its own (see `random`)."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ _BETA_TRIES = 16
 
 @dataclass(frozen=True)
 class Augment:
-    """What is done to a training picture, in this order."""
+    """What is done to a training image, in this order."""
 
     crop: Literal["none", "shift", "resized"] = "none"
     """shift: moved by at most `shift` pixels, mirrored at the edge; resized: a random box (Inception's crop)"""
     shift: int = 4
     scale: tuple[float, float] = (0.08, 1.0)
-    """range of the box's share of the picture"""
+    """range of the box's share of the image"""
     flip: bool = False
-    """left to right, every second picture"""
+    """left to right, every second image"""
     policy: Literal["none", "randaugment", "trivial", "three"] = "none"
     policy_strength: int = 9
     """RandAugment's magnitude, 0 to 30 as torchvision counts; big_vision and its papers have 10 for these 30"""
     policy_count: int = 2
-    """RandAugment's operations a picture"""
+    """RandAugment's operations an image"""
     erase: float = 0.0
     """chance that a rectangle of 2 to 33 % becomes grey (arXiv 1708.04896)"""
     mixup: float = 0.0
     """alpha of mixup's beta distribution (arXiv 1710.09412), at most 1; 0 for none"""
     cutmix: float = 0.0
-    """alpha of cutmix's (arXiv 1905.04899); with both on, each picture takes one of them by a coin"""
+    """alpha of cutmix's (arXiv 1905.04899); with both on, each image takes one of them by a coin"""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", tuple(self.scale))
@@ -69,12 +69,12 @@ def augment_batch(
     classes: int,
     size: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
-    """Pictures uint8 [B, C, H, W] with labels int64 [B] to uint8 [B, C, size] with labels, or soft targets [B, K].
+    """Images uint8 [B, C, H, W] with labels int64 [B] to uint8 [B, C, size] with labels, or soft targets [B, K].
 
-    The result for a picture depends on (seed, epoch, sample) and is the same in any batch, with one exception: mixup
-    and cutmix need a second picture, which is taken from the batch. The batch is put in the order of a draw of each
-    picture, and everyone's partner is the next one in that order, the last one's the first. The share is
-    the picture's own draw. With either on, labels come as soft targets [B, K], float32.
+    The result for an image depends on (seed, epoch, sample) and is the same in any batch, with one exception: mixup
+    and cutmix need a second image, which is taken from the batch. The batch is put in the order of a draw of each
+    image, and everyone's partner is the next one in that order, the last one's the first. The share is
+    the image's own draw. With either on, labels come as soft targets [B, K], float32.
 
     `samples` are best on the processor, which chooses the operations of a policy: it then never waits for a GPU.
     """
@@ -113,8 +113,8 @@ def crop_boxes(
 ) -> Tensor:
     """Boxes (top, left, height, width) int64 [B, 4] of a random resized crop to `size`, from draws [B, CROP_DRAWS].
 
-    The first of ten boxes that lies within the picture, else the largest centred one of an allowed aspect. A box
-    that JPEG can decode at 1/2, 1/4 or 1/8 is moved to whole pixels of that scale (by at most 7 of the picture's).
+    The first of ten boxes that lies within the image, else the largest centred one of an allowed aspect. A box
+    that JPEG can decode at 1/2, 1/4 or 1/8 is moved to whole pixels of that scale (by at most 7 of the image's).
     """
     heights, widths = heights[:, None], widths[:, None]
     # A table of 1,024 aspects, since no two devices agree on the last bit of `exp`.
@@ -183,7 +183,7 @@ def erase(images: Tensor, draws: Tensor, chance: float) -> Tensor:
 
 
 def _boxes(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
-    """A mask [B, 1, H, W], true inside one box a picture; all arguments [B]."""
+    """A mask [B, 1, H, W], true inside one box an image; all arguments [B]."""
     rows = torch.arange(images.shape[-2], device=images.device)
     columns = torch.arange(images.shape[-1], device=images.device)
     top, left = top.floor()[:, None], left.floor()[:, None]
@@ -195,7 +195,7 @@ def _boxes(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Ten
 def mix(
     images: Tensor, labels: Tensor, partner: Tensor, draws: Tensor, augment: Augment, classes: int
 ) -> tuple[Tensor, Tensor]:
-    """Mixup or cutmix of uint8 [B, C, H, W] with their partners (indices [B]): pictures and soft targets [B, K]."""
+    """Mixup or cutmix of uint8 [B, C, H, W] with their partners (indices [B]): images and soft targets [B, K]."""
     if augment.mixup and augment.cutmix:
         cut = draws[:, -1] < 0.5
     else:
@@ -220,5 +220,5 @@ def _beta(draws: Tensor, alpha: float) -> Tensor:
     total = x + y
     good = (total <= 1) & (total > 0)
     first = good.to(torch.uint8).argmax(dim=1, keepdim=True)
-    # No good try among 16 is one picture in 65,000 or fewer: it stays as it is.
+    # No good try among 16 is one image in 65,000 or fewer: it stays as it is.
     return torch.where(good.any(dim=1), (x / total.clamp(min=1e-38)).gather(1, first)[:, 0], 1.0)

@@ -53,7 +53,7 @@ _CLOTHES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Sh
 
 @dataclass
 class Arrays:
-    """A whole set in memory: for each part pictures uint8 [N, C, H, W] and labels int64 [N]."""
+    """A whole set in memory: for each part images uint8 [N, C, H, W] and labels int64 [N]."""
 
     classes: list[str]
     splits: dict[str, tuple[Tensor, Tensor]]
@@ -153,7 +153,7 @@ def _read_idx_set(folder: Path, name: str | None = None) -> Arrays:
         images, labels = (_read_idx(each) for each in found if each is not None)
         if len(images) != len(labels) or images.ndim != 3:
             raise UserError(
-                f"{found[0]} and {found[1]} do not belong together: {len(images)} pictures, {len(labels)} labels"
+                f"{found[0]} and {found[1]} do not belong together: {len(images)} images, {len(labels)} labels"
             )
         splits[split] = (images[:, None], labels.long())
     count = max(int(labels.max()) for _, labels in splits.values()) + 1

@@ -1,4 +1,4 @@
-"""The files that captions come in, each read to entries: a picture's name, and its captions with where they stand."""
+"""The files that captions come in, each read to entries: an image's name, and its captions with where they stand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vitrail.errors import UserError
 
 log = logging.getLogger("vitrail")
 
-IMAGES = (
+IMAGE_COLUMNS = (
     *("image", "img", "picture", "photo", "jpg", "png", "file_name", "filename", "image_name", "image_path"),
     *("filepath", "file", "path", "image_id", "name"),
 )
@@ -30,14 +30,14 @@ CAPTIONS = ("caption", "captions", "text", "sentence", "sentences", "description
 PARTS = ("split", "part", "subset")
 NUMBERED = re.compile(r"(caption|sentence|text|comment)s?_?\d+")
 """columns of a caption each, as `caption_0` to `caption_4`"""
-PICTURES = ("images", "image", "imgs", "img", "pictures", "photos")
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "pictures", "photos")
 """folders that may hold one a part"""
 MARKS = ",\t;|"
 QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 ROW = re.compile(
     rf'"?[^"{MARKS}]*\.({"|".join(sorted(end[1:] for end in ENDINGS))})(#\d+)?"?\s*[{MARKS}]', re.IGNORECASE
 )
-"""a line that begins with a picture's name"""
+"""a line that begins with an image's name"""
 BEGINNINGS = {
     (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE): "utf-32",  # one of which begins with one of UTF-16's
     (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE): "utf-16",
@@ -48,7 +48,7 @@ MOST_LINES = 20
 
 @dataclass
 class Entry:
-    """A picture as a file names it, with its captions as they stand there."""
+    """An image as a file names it, with its captions as they stand there."""
 
     name: str
     where: str
@@ -57,13 +57,13 @@ class Entry:
     captions: list[tuple[str, str]] = field(default_factory=list)
     """where, and the text"""
     folder: str = ""
-    """where the file says that the picture lies"""
+    """where the file says that the image lies"""
     named: bool = False
     """whether what is wrong with it has been said"""
     item: Path | int | None = None
-    """the picture where the reader knows it: a file, or a row of a Parquet column"""
+    """the image where the reader knows it: a file, or a row of a Parquet column"""
     same: Path | bytes | int | None = None
-    """what rows of a Parquet column with the same picture have in common"""
+    """what rows of a Parquet column with the same image have in common"""
 
 
 class Left:
@@ -135,7 +135,7 @@ def read_table(file: Path, lines: list[str], left: Left) -> list[Entry]:
     start = next(i for i, line in enumerate(lines) if line.strip())
     marks = re.search(f"[{MARKS}]", lines[start])
     if marks is None:
-        raise UserError(f"{file}, line {start + 1}: one column alone; a line is a picture's name, a comma, a caption")
+        raise UserError(f"{file}, line {start + 1}: one column alone; a line is an image's name, a comma, a caption")
     mark = marks[0]
     image, captions, part, most = 0, [1], None, 2
     simple = ROW.match(lines[start].strip()) is not None
@@ -153,7 +153,7 @@ def read_table(file: Path, lines: list[str], left: Left) -> list[Entry]:
         entry = entries.setdefault(name, Entry(name, where))
         few, many = len(values) <= max(image, *captions), any(value.strip() for value in values[most:])
         if few:
-            left.out("lines with too few columns", f"{where}: no caption after the picture's name")
+            left.out("lines with too few columns", f"{where}: no caption after the image's name")
         elif many:
             advice = f"a caption with a {mark!r} in it is quoted"
             left.out("lines with too many columns", f"{where}: {len(values)} columns for {most}; {advice}")
@@ -169,13 +169,13 @@ def read_table(file: Path, lines: list[str], left: Left) -> list[Entry]:
 
 
 def _columns(names: list[str], where: str) -> tuple[int, list[int], int | None]:
-    """The places of a picture's name, of its captions, and of the part that it belongs to."""
+    """The places of an image's name, of its captions, and of the part that it belongs to."""
     lower = [name.lower() for name in names]
 
     def first(wanted: Iterable[str]) -> int | None:
         return next((lower.index(name) for name in wanted if name in lower), None)
 
-    image, caption = first(IMAGES), first(CAPTIONS)
+    image, caption = first(IMAGE_COLUMNS), first(CAPTIONS)
     wanted = re.escape(lower[caption]) if caption is not None else NUMBERED
     captions = [i for i, name in enumerate(lower) if re.fullmatch(wanted, name)]
     if image is None or not captions:
@@ -209,7 +209,7 @@ def _two_columns(lines: list[str], i: int, mark: str) -> Iterator[tuple[int, lis
         if caption.startswith('"'):
             for more in range(min(MOST_LINES, len(lines) - i + 1)):
                 if more and ROW.match(lines[i + more - 1].strip()):
-                    break  # the next picture: the quote belongs to the caption
+                    break  # the next image: the quote belongs to the caption
                 whole = QUOTED.fullmatch("\n".join([caption, *lines[i : i + more]]).rstrip())
                 if whole:
                     caption, i = _unquoted(whole[1]), i + more
@@ -232,7 +232,7 @@ def _csv(file: Path, lines: list[str], start: int, mark: str) -> Iterator[tuple[
             swallowed = any(ROW.search(line) for line in lines[number:end])
             if end - number >= MOST_LINES or swallowed:
                 raise UserError(
-                    f"{file}, line {number}: a quote opens that is not closed, at least not before the next picture "
+                    f"{file}, line {number}: a quote opens that is not closed, at least not before the next image "
                     f"and within {MOST_LINES} lines"
                 )
             if any(value.strip() for value in values):
@@ -290,12 +290,12 @@ def _coco(file: Path, data: dict[str, Any], left: Left) -> list[Entry]:
         if image in entries:
             entries[image].captions += [(where, text) for text in texts]
         else:
-            left.out("captions of no picture", f"{where}: there is no picture with the id {image}")
+            left.out("captions of no image", f"{where}: there is no image with the id {image}")
     return list(entries.values())
 
 
 def _number(record: Any, name: str, where: str) -> int | str:
-    """What tells a picture from others: a number, or a name."""
+    """What tells an image from others: a number, or a name."""
     value = _need(record, (name,), where)
     if not isinstance(value, int | str):
         raise UserError(f"{where}: `{name}` is no number: {value!r:.40}")
@@ -313,12 +313,12 @@ def _need(record: Any, names: tuple[str, ...], where: str) -> Any:
 def read_pairs(folder: Path) -> list[Entry]:
     """`name.jpg` beside `name.txt`, a caption a line, in a folder and those below it; empty where no text is beside."""
     root = scan(folder)
-    pictures = root.all_images()
-    if not any(file.with_suffix(".txt").is_file() for file in pictures):
+    images = root.all_images()
+    if not any(file.with_suffix(".txt").is_file() for file in images):
         return []
     say_left_out(root)
     entries = []
-    for file in pictures:
+    for file in images:
         text = file.with_suffix(".txt")
         entry = Entry(file.name, str(file), item=file)
         if text.is_file():
@@ -328,8 +328,8 @@ def read_pairs(folder: Path) -> list[Entry]:
     return entries
 
 
-def read_parquet(files: list[Path]) -> tuple[list[Entry], parquet.Pictures]:
-    """Entries that name rows, and the column of these. Rows of a part with the same picture are one entry."""
+def read_parquet(files: list[Path]) -> tuple[list[Entry], parquet.Images]:
+    """Entries that name rows, and the column of these. Rows of a part with the same image are one entry."""
     where = str(files[0] if len(files) == 1 else files[0].parent)
 
     def choose(names: list[str]) -> list[str]:
@@ -339,19 +339,19 @@ def read_parquet(files: list[Path]) -> tuple[list[Entry], parquet.Pictures]:
     table, _ = parquet.rows(files, choose)
     names = [name for name in table.column_names[1:] if name.lower() not in PARTS]
     parts = table.column(-1).to_pylist() if len(names) + 1 < table.num_columns else [None] * table.num_rows
-    pictures = parquet.Pictures(table, files[0])
+    images = parquet.Images(table, files[0])
     own = parquet.own_names(table.column(0))
     texts = zip(*(table.column(name).to_pylist() for name in names), strict=True)
     entries: dict[Any, Entry] = {}
     for i, values in enumerate(texts):
-        row, item = f"{where}, row {i}", pictures[i]
+        row, item = f"{where}, row {i}", images[i]
         there = item.is_file() if isinstance(item, Path) else bool(item)
         same = i if not there else item if isinstance(item, Path) else hashlib.blake2b(item, digest_size=16).digest()
         split = _split(parts[i])
         fresh = Entry(own[i] or "", row, split, item=i if there else None, same=same)
         entry = entries.setdefault((same, split), fresh)
         entry.captions += [(row, text) for value in values for text in _texts(value, row)]
-    return list(entries.values()), pictures
+    return list(entries.values()), images
 
 
 def _texts(value: Any, where: str) -> list[str]:
@@ -380,7 +380,7 @@ def finder(base: Path, told: str = "") -> Callable[[Entry], Path | None]:
     """
     bases = [base, base.parent] if base.name.lower() == "annotations" else [base]
     below = [folder for each in bases for folder in folders_in(each)]
-    inner = [folder for each in below if each.name.lower() in PICTURES for folder in _readable(each)]
+    inner = [folder for each in below if each.name.lower() in IMAGE_FOLDERS for folder in _readable(each)]
     folders = [*bases, *below, *(folder for folder in inner if split_of(folder.name))]
     files = Finder()
 

@@ -1,4 +1,4 @@
-"""Sets of captioned pictures, in the layouts that people have them in."""
+"""Sets of captioned images, in the layouts that people have them in."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ MOST_CHARACTERS = 10 * MOST_WORDS
 
 
 class CaptionSet(ImageSet):
-    """Pictures with their captions, at least one each. There are no classes, and every label is 0."""
+    """Images with their captions, at least one each. There are no classes, and every label is 0."""
 
     def __init__(
         self,
@@ -58,10 +58,10 @@ class CaptionSet(ImageSet):
     ) -> None:
         super().__init__(name, [], torch.zeros(len(keys), dtype=torch.int64), keys, items, channels)
         self.captions = captions
-        """of each picture, with white space between words made single and otherwise as they stand in the file"""
+        """of each image, with white space between words made single and otherwise as they stand in the file"""
 
     def extras(self, samples: Sequence[int]) -> dict[str, list[Any]]:
-        """`captions`: the texts of each picture."""
+        """`captions`: the texts of each image."""
         return {"captions": [self.captions[i] for i in samples]}
 
     def subset(self, indices: Sequence[int] | Tensor) -> CaptionSet:
@@ -70,9 +70,9 @@ class CaptionSet(ImageSet):
         return CaptionSet(self.name, part.keys, part.items, captions, self.channels)
 
     def shuffled(self, seed: int = 0) -> CaptionSet:
-        """The control: each picture has the captions of another one, in an order that follows from the seed."""
+        """The control: each image has the captions of another one, in an order that follows from the seed."""
         if len(self) < 2:
-            raise UserError(f"{self.name} has one picture: there are no others' captions to give it")
+            raise UserError(f"{self.name} has one image: there are no others' captions to give it")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         captions = list(self.captions)
         for place, other in zip(order.tolist(), order.roll(1).tolist(), strict=True):  # one cycle: none keeps its own
@@ -90,12 +90,12 @@ class CaptionSplits(Splits):
 
 
 def open_captions(data: str | Path, val_fraction: float = 0.1, group: str | None = None) -> CaptionSplits:
-    """The captioned pictures at a path, or in a folder of that name below `$VITRAIL_DATA`.
+    """The captioned images at a path, or in a folder of that name below `$VITRAIL_DATA`.
 
     A path is `captions.txt`, a CSV, JSON (Karpathy's or COCO's) or Parquet file; a folder that holds such files, with
-    the pictures beside them or in a folder beside them; a folder a part (`train/`, `val/`, `test/`) of that kind; or a
-    folder of `name.jpg` beside `name.txt`. Where nothing names a part, about `val_fraction` of the pictures are for
-    validation, by a hash of the picture or of its `group` (see `vitrail.data.groups`); 0 leaves the set whole. What
+    the images beside them or in a folder beside them; a folder a part (`train/`, `val/`, `test/`) of that kind; or a
+    folder of `name.jpg` beside `name.txt`. Where nothing names a part, about `val_fraction` of the images are for
+    validation, by a hash of the image or of its `group` (see `vitrail.data.groups`); 0 leaves the set whole. What
     cannot be used is left out, named and counted.
     """
     path = _find(data)
@@ -104,13 +104,13 @@ def open_captions(data: str | Path, val_fraction: float = 0.1, group: str | None
     left.sum_up(str(path))
     parts = {part: chosen for part, chosen in parts.items() if len(chosen)}
     if not parts:
-        raise UserError(f"{path} holds no picture with a caption")
+        raise UserError(f"{path} holds no image with a caption")
     channels = stored_channels(next(iter(parts.values())))
     for chosen in parts.values():
         chosen.channels = channels
     whole = parts.pop("", None)
     if whole is not None and parts:
-        log.warning(f"{path}: {len(whole):,} pictures whose part is not named are for training")
+        log.warning(f"{path}: {len(whole):,} images whose part is not named are for training")
         parts["train"] = _joined(whole, parts["train"]) if "train" in parts else whole
     elif whole is not None:
         parts = _split(whole, val_fraction, group)
@@ -136,14 +136,14 @@ def _split(whole: CaptionSet, val_fraction: float, group: str | None) -> dict[st
         return {"train": whole}
     train, val = split_val(whole, val_fraction, group)
     assert isinstance(train, CaptionSet) and isinstance(val, CaptionSet)
-    log.info(f"{whole.name} names no parts: {len(val):,} of its {len(whole):,} pictures, by a hash, are for validation")
+    log.info(f"{whole.name} names no parts: {len(val):,} of its {len(whole):,} images, by a hash, are for validation")
     return {"train": train, "val": val}
 
 
 def _apart(path: Path, parts: dict[str, CaptionSet]) -> dict[str, CaptionSet]:
     """The parts, of which no two have a file in common; UserError where two that are named do.
 
-    A table of all pictures may stand beside one of those to test on, so what names no part gives way.
+    A table of all images may stand beside one of those to test on, so what names no part gives way.
     """
     for a, b in itertools.combinations(filter(None, parts), 2):
         if both := {*parts[a].keys} & {*parts[b].keys}:
@@ -173,7 +173,7 @@ def _from_files(path: Path, left: Left) -> dict[str, CaptionSet]:
             find = finder(folder)
             for entry in entries:
                 entry.item = find(entry)
-            _check_pictures(entries)
+            _check_images(entries)
             _name_the_uncaptioned(folder, entries, left)
         else:
             entries = read_pairs(folder)
@@ -224,7 +224,7 @@ def _unwrapped(folder: Path) -> Path:
 
 
 def _from_tables(path: Path, files: list[Path], left: Left) -> dict[str, CaptionSet]:
-    """Files of captions by part: as each picture says, or else the file's name, or else the folder it lies in."""
+    """Files of captions by part: as each image says, or else the file's name, or else the folder it lies in."""
     by_part: dict[str, list[Entry]] = {}
     for file in files:
         told = split_of(file.stem) or ""
@@ -233,24 +233,24 @@ def _from_tables(path: Path, files: list[Path], left: Left) -> dict[str, Caption
             entry.item = find(entry)
             by_part.setdefault(entry.split or told or _part_of_folder(entry, file.parent), []).append(entry)
     found = [entry for entries in by_part.values() for entry in entries]
-    _check_pictures(found)
+    _check_images(found)
     if path.is_dir():
         _name_the_uncaptioned(path, found, left)
     return {part: _make(path, entries, left) for part, entries in by_part.items()}
 
 
 def _part_of_folder(entry: Entry, base: Path) -> str:
-    """The part that a picture's folder below `base` is named for."""
+    """The part that an image's folder below `base` is named for."""
     folder = entry.item.parent if isinstance(entry.item, Path) else base
     return split_of(folder.name) or "" if folder != base and folder.is_relative_to(base) else ""
 
 
-def _check_pictures(entries: list[Entry]) -> None:
-    """Raises UserError where no picture is there at all."""
+def _check_images(entries: list[Entry]) -> None:
+    """Raises UserError where no image is there at all."""
     sound = [entry for entry in entries if entry.captions or not entry.named]
     if sound and not any(entry.item for entry in sound):
         raise UserError(
-            f"{sound[0].where}: {sound[0].name!r} is not there, nor any other of {len(sound):,} pictures: "
+            f"{sound[0].where}: {sound[0].name!r} is not there, nor any other of {len(sound):,} images: "
             "put them beside the file or in a folder images beside it"
         )
 
@@ -264,14 +264,14 @@ def _name_the_uncaptioned(path: Path, entries: list[Entry], left: Left) -> None:
             if file in there:
                 continue
             if is_image(file):
-                left.out("pictures without a caption", f"{file}: {path} has no caption for it")
+                left.out("images without a caption", f"{file}: {path} has no caption for it")
             else:
                 others.append(file)
     say_left_out(Folder(path, others=others))
 
 
 def _make(path: Path, entries: list[Entry], left: Left) -> CaptionSet:
-    """The entries with a picture and a caption; those of the same picture are one."""
+    """The entries with an image and a caption; those of the same image are one."""
     captions: dict[Path, list[str]] = {}
     for entry in entries:
         if _keep(entry, left):
@@ -285,15 +285,15 @@ def _make(path: Path, entries: list[Entry], left: Left) -> CaptionSet:
 
 
 def _keep(entry: Entry, left: Left) -> bool:
-    """Whether a picture is of use; its captions become those that are."""
+    """Whether an image is of use; its captions become those that are."""
     if entry.named and not entry.captions:
         return False
     if entry.item is None:
-        name = repr(entry.name) if entry.name else "its picture"
-        left.out("pictures that are not there", f"{entry.where}: {name} is not there")
+        name = repr(entry.name) if entry.name else "its image"
+        left.out("images that are not there", f"{entry.where}: {name} is not there")
         return False
     if not entry.captions:
-        left.out("pictures without a caption", f"{entry.where}: {entry.name or 'its picture'} has no caption")
+        left.out("images without a caption", f"{entry.where}: {entry.name or 'its image'} has no caption")
     kept = []
     for where, text in entry.captions:
         # JSON can write half a surrogate pair, which no encoding has bytes for.
@@ -315,21 +315,21 @@ def _from_parquet(path: Path, left: Left) -> dict[str, CaptionSet]:
     groups = [(part, members[0], *read_parquet(members)) for part, members in files.items()]
     parts: dict[str, CaptionSet] = {}
     whose: dict[Any, str] = {}
-    for each in ("test", "val", "train", ""):  # what is to be scored keeps a picture that others have too
-        for part, file, entries, pictures in groups:
+    for each in ("test", "val", "train", ""):  # what is to be scored keeps an image that others have too
+        for part, file, entries, images in groups:
             own = [entry for entry in entries if (entry.split or part) == each and _keep(entry, left)]
             kept = [entry for entry in own if whose.setdefault(entry.same, each) == each]
             for entry in own:
                 if (other := whose[entry.same]) != each:
-                    left.out("pictures of two parts", f"{entry.where}: its picture is in {other} too")
+                    left.out("images of two parts", f"{entry.where}: its image is in {other} too")
             if kept:
-                made = _from_rows(path, file, kept, pictures)
+                made = _from_rows(path, file, kept, images)
                 parts[each] = _joined(parts[each], made) if each in parts else made
     return parts
 
 
-def _from_rows(path: Path, file: Path, entries: list[Entry], pictures: parquet.Pictures) -> CaptionSet:
+def _from_rows(path: Path, file: Path, entries: list[Entry], images: parquet.Images) -> CaptionSet:
     rows = [entry.item for entry in entries if isinstance(entry.item, int)]
     own = [entry.name for entry in entries]
     keys = own if all(own) and len(set(own)) == len(own) else [f"{file.stem}/{row}" for row in rows]
-    return CaptionSet(path.stem, keys, Chosen(pictures, rows), [[text for _, text in e.captions] for e in entries])
+    return CaptionSet(path.stem, keys, Chosen(images, rows), [[text for _, text in e.captions] for e in entries])

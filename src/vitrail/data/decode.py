@@ -22,11 +22,11 @@ from vitrail.errors import UserError
 log = logging.getLogger("vitrail")
 
 MAX_PIXELS = 178_956_970
-"""A picture declared larger is refused before it is decoded: a small file can declare a size that fills the memory.
+"""An image declared larger is refused before it is decoded: a small file can declare a size that fills the memory.
 It is the size that Pillow refuses, half a gigabyte in RGB."""
 
 MAX_CHANNELS = 4096
-"""of a picture; hyperspectral ones have some hundred"""
+"""of an image; hyperspectral ones have some hundred"""
 MARGIN = 2
 """A JPEG is decoded at no less than this many times the size that it is resized to, so that scores are those of full
 decoding."""
@@ -35,18 +35,18 @@ UNSAFE = frozenset(["EPS", "WMF", "FPX", "MIC", "BUFR", "GRIB", "HDF5", "MPEG"])
 """formats of Pillow's that start other programs, or that it cannot decode by itself"""
 
 Box = tuple[int, int, int, int]
-"""top, left, height, width in pixels of the upright picture"""
+"""top, left, height, width in pixels of the upright image"""
 Resize = Literal["crop", "squash"]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
 
-class BadPicture(UserError):
-    """Bytes that are no picture, or not all of one. The line names the file."""
+class BadImage(UserError):
+    """Bytes that are no image, or not all of one. The line names the file."""
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What stands between a picture and the model; it is kept inside the checkpoint."""
+    """What stands between an image and the model; it is kept inside the checkpoint."""
 
     size: tuple[int, int] = (224, 224)
     """(height, width) in pixels that the model gets"""
@@ -87,18 +87,18 @@ class Preprocess:
     def prepare(self, image: AnyImage) -> Tensor:
         """An image at `size`, uint8 [C, h, w], not yet normalised: the one way from an image to a model's pixels.
 
-        It is a file (its path or its bytes, or a `Picture`), a PIL image, or a tensor [C, H, W] or, for a batch,
+        It is a file (its path or its bytes, or a `EncodedImage`), a PIL image, or a tensor [C, H, W] or, for a batch,
         [..., C, H, W], of the values that `pixels` tells. One that PIL has opened and not loaded is read as the
         file that it is. One that is loaded is its pixels: of a JPEG these differ a little from the file's, which
-        is decoded no further than `size` needs. Raises BadPicture, which names a file, and UserError.
+        is decoded no further than `size` needs. Raises BadImage, which names a file, and UserError.
         """
-        picture = image if isinstance(image, Picture) else None
+        opened = image if isinstance(image, EncodedImage) else None
         if isinstance(image, bytes | str | Path):
-            picture = Picture(image)
+            opened = EncodedImage(image)
         elif isinstance(image, Image.Image):
-            picture = opened_by_pil(image)
-        if picture is not None:
-            found, size = picture.pixels_for(self), picture.measure(self.channels)
+            opened = opened_by_pil(image)
+        if opened is not None:
+            found, size = opened.pixels_for(self), opened.measure(self.channels)
         else:
             try:
                 if isinstance(image, Tensor):
@@ -113,7 +113,7 @@ class Preprocess:
                 raise UserError(f"the image does not fit the model: {error}") from None
             size = (found.shape[-2], found.shape[-1])
             if reason := self.too_thin(*size):
-                raise BadPicture(f"the image is {reason}")
+                raise BadImage(f"the image is {reason}")
         height, width = self.resized(*size)
         found = resize(found, (height, width), self.interpolation)
         top, left = round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)
@@ -130,7 +130,7 @@ class Preprocess:
         )
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
-        """What a picture of `height` x `width` is resized to before its centre is cut out."""
+        """What an image of `height` x `width` is resized to before its centre is cut out."""
         # 384 / (384 / 438) is a little less than 438.
         h, w = (math.floor(round(pixels / self.crop_fraction, 6)) for pixels in self.size)
         if self.resize == "squash":
@@ -178,7 +178,7 @@ def resize(image: Tensor, size: tuple[int, int], interpolation: Interpolation = 
     return batch.reshape(*image.shape[:-2], *size)
 
 
-class Picture:
+class EncodedImage:
     """An image whose header is read and whose pixels are not, so that a crop can be chosen by its size."""
 
     def __init__(self, data: bytes | str | Path, name: str | None = None) -> None:
@@ -227,7 +227,7 @@ class Picture:
         return self.pixels(preprocess.channels, (MARGIN * height, MARGIN * width))
 
     def readable_as(self) -> tuple[int, ...]:
-        """The channels that the file can be read as without losing any, its own first. Raises BadPicture.
+        """The channels that the file can be read as without losing any, its own first. Raises BadImage.
 
         Grey can be read as colour too; bands with a mask as their last can be read as colour on white.
         """
@@ -364,8 +364,8 @@ class Picture:
         if size[0] * size[1] > MAX_PIXELS:
             raise self._bad(f"it declares {size[1]}x{size[0]} pixels, above the limit of {MAX_PIXELS:,}")
 
-    def _bad(self, reason: str) -> BadPicture:
-        return BadPicture(f"{self.name}: {' '.join(reason.split())}")
+    def _bad(self, reason: str) -> BadImage:
+        return BadImage(f"{self.name}: {' '.join(reason.split())}")
 
 
 def _reason(error: Exception) -> str:
@@ -379,7 +379,7 @@ def _reason(error: Exception) -> str:
     return f"the file is damaged ({str(error) or type(error).__name__})"
 
 
-def opened_by_pil(image: Image.Image) -> Picture | None:
+def opened_by_pil(image: Image.Image) -> EncodedImage | None:
     """The file behind an image that PIL has opened, where nothing of it is loaded or chosen; None for others.
 
     Loading would keep all pixels in an object of the caller's, and of a TIFF PIL loads only what it knows.
@@ -393,9 +393,9 @@ def opened_by_pil(image: Image.Image) -> Picture | None:
         image.fp.seek(place)
     except (OSError, ValueError):  # closed, or no longer to be sought in
         return None
-    picture = Picture(data, str(getattr(image, "filename", "")) or None)
-    drafted = picture.header is not None and sorted(picture.size or ()) != sorted(image.size)
-    return None if drafted or (image.mode == "L" and picture.header and picture.header.components == 3) else picture
+    opened = EncodedImage(data, str(getattr(image, "filename", "")) or None)
+    drafted = opened.header is not None and sorted(opened.size or ()) != sorted(image.size)
+    return None if drafted or (image.mode == "L" and opened.header and opened.header.components == 3) else opened
 
 
 def decode(
@@ -404,11 +404,11 @@ def decode(
     """An image file to uint8 [channels, H, W], upright, by its content and not its name.
 
     Values of other types than uint8 are read as `pixels` tells; TIFFs and arrays may have any number of channels. With
-    `at_least` (height, width) a JPEG may come at 1/2, 1/4 or 1/8 of its size, not smaller than that. Raises BadPicture,
+    `at_least` (height, width) a JPEG may come at 1/2, 1/4 or 1/8 of its size, not smaller than that. Raises BadImage,
     which names the file (or `name`) and the reason.
     """
-    return Picture(data, name).pixels(channels, at_least)
+    return EncodedImage(data, name).pixels(channels, at_least)
 
 
-AnyImage = str | Path | bytes | Picture | Image.Image | Tensor
+AnyImage = str | Path | bytes | EncodedImage | Image.Image | Tensor
 """what `Preprocess.prepare` takes"""

@@ -1,4 +1,4 @@
-"""What a worker does: open pictures, crop or fit them to one size, and say which were bad. The rest is the device's."""
+"""What a worker does: open images, crop or fit them to one size, and say which were bad. The rest is the device's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vitrail.data.augment import CROP, CROP_DRAWS, Augment, crop_boxes
-from vitrail.data.decode import BadPicture, Box, Picture, Preprocess, resize
+from vitrail.data.decode import BadImage, Box, EncodedImage, Preprocess, resize
 from vitrail.data.random import uniform
 from vitrail.data.sets import ImageSet
 
@@ -19,7 +19,7 @@ KEPT = 2
 
 
 class Want(NamedTuple):
-    """A picture of a batch: its number in the set, the epoch, and the number that its draws hang on."""
+    """An image of a batch: its number in the set, the epoch, and the number that its draws depend on."""
 
     sample: int
     epoch: int
@@ -41,7 +41,7 @@ class Fetched:
 
 
 class Fetch(Dataset[Fetched]):
-    """Batches of a set by their `Want`s. In training a bad picture gives its place to the next good one."""
+    """Batches of a set by their `Want`s. In training a bad image gives its place to the next good one."""
 
     def __init__(
         self,
@@ -58,22 +58,22 @@ class Fetch(Dataset[Fetched]):
         self.scale = augment.scale if train and augment is not None and augment.crop == "resized" else None
         self.train = train
         self.kept = kept
-        """pictures decoded beforehand, by number in the set: only these are used"""
+        """images decoded beforehand, by number in the set: only these are used"""
 
     def __getitem__(self, index: int) -> Fetched:
         return self.__getitems__([Want(index, 0, index)])
 
     def __getitems__(self, wants: list[Want]) -> Fetched:
         bad: dict[int, str] = {}
-        opened: list[tuple[Picture | Tensor, Want, tuple[int, int]]] = []
+        opened: list[tuple[EncodedImage | Tensor, Want, tuple[int, int]]] = []
         for want in wants:
             found = self._open(want, bad)
             if found is not None:
                 opened.append(found)
         boxes = self._boxes([want for _, want, _ in opened], [size for _, _, size in opened])
         images, used = [], []
-        for (picture, want, _), box in zip(opened, boxes, strict=True):
-            made = self._make(picture, want, box, bad)
+        for (image, want, _), box in zip(opened, boxes, strict=True):
+            made = self._make(image, want, box, bad)
             if made is not None:
                 images.append(made[0])
                 used.append(made[1])
@@ -85,20 +85,20 @@ class Fetch(Dataset[Fetched]):
             bad,
         )
 
-    def _open(self, want: Want, bad: dict[int, str]) -> tuple[Picture | Tensor, Want, tuple[int, int]] | None:
-        """A picture, the `Want` it stands for, and its size. None for a bad one in evaluation, or where all are bad."""
+    def _open(self, want: Want, bad: dict[int, str]) -> tuple[EncodedImage | Tensor, Want, tuple[int, int]] | None:
+        """An image, the `Want` it stands for, and its size. None for a bad one in evaluation, or where all are bad."""
         for _ in range(len(self.part)):
             if want.sample in bad:  # this batch has met it already
                 want = self._next(want)
                 continue
             try:
-                picture = self.kept[want.sample] if self.kept is not None else self.part.open(want.sample)
+                image = self.kept[want.sample] if self.kept is not None else self.part.open(want.sample)
                 if self.scale is None:
-                    return picture, want, (0, 0)
-                if isinstance(picture, Tensor):
-                    return picture, want, (picture.shape[-2], picture.shape[-1])
-                return picture, want, picture.measure(self.preprocess.channels)
-            except BadPicture as error:
+                    return image, want, (0, 0)
+                if isinstance(image, Tensor):
+                    return image, want, (image.shape[-2], image.shape[-1])
+                return image, want, image.measure(self.preprocess.channels)
+            except BadImage as error:
                 bad[want.sample] = str(error)
                 if not self.train:
                     return None
@@ -106,19 +106,19 @@ class Fetch(Dataset[Fetched]):
         return None
 
     def _make(
-        self, picture: Picture | Tensor, want: Want, box: Box | None, bad: dict[int, str]
+        self, image: EncodedImage | Tensor, want: Want, box: Box | None, bad: dict[int, str]
     ) -> tuple[Tensor, Want] | None:
         for _ in range(len(self.part)):
             try:
-                return self._pixels(picture, box), want
-            except BadPicture as error:
+                return self._pixels(image, box), want
+            except BadImage as error:
                 bad[want.sample] = str(error)
             if not self.train:
                 return None
             found = self._open(self._next(want), bad)
             if found is None:
                 break
-            picture, want, size = found
+            image, want, size = found
             box = self._boxes([want], [size])[0]
         return None
 
@@ -134,14 +134,14 @@ class Fetch(Dataset[Fetched]):
         boxes = crop_boxes(draws, heights, widths, self.scale, self.preprocess.size).tolist()
         return [(top, left, height, width) for top, left, height, width in boxes]
 
-    def _pixels(self, picture: Picture | Tensor, box: Box | None) -> Tensor:
+    def _pixels(self, image: EncodedImage | Tensor, box: Box | None) -> Tensor:
         p = self.preprocess
         if box is None:
-            return p.prepare(picture)
-        if isinstance(picture, Picture):
-            return picture.crop(box, p.size, p.channels, p.interpolation)
+            return p.prepare(image)
+        if isinstance(image, EncodedImage):
+            return image.crop(box, p.size, p.channels, p.interpolation)
         top, left, height, width = box
-        return resize(picture[:, top : top + height, left : left + width], p.size, p.interpolation)
+        return resize(image[:, top : top + height, left : left + width], p.size, p.interpolation)
 
 
 def shrink(image: Tensor, preprocess: Preprocess) -> Tensor:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vitrail.data.caption_files import IMAGES, MARKS, read_text
+from vitrail.data.caption_files import IMAGE_COLUMNS, MARKS, read_text
 from vitrail.data.names import is_file, match_keys
 from vitrail.errors import UserError
 
@@ -80,7 +80,7 @@ def _by_table(part: ImageSet, file: Path) -> list[str]:
     except csv.Error as error:
         raise UserError(f"{file}, line {reader.line_num}: {error}") from None
     header = [name.lower() for name in rows[0][1]] if rows else []
-    image, group = (next((header.index(n) for n in names if n in header), None) for names in (IMAGES, COLUMNS))
+    image, group = (next((header.index(n) for n in names if n in header), None) for names in (IMAGE_COLUMNS, COLUMNS))
     if image is None or group is None:
         raise UserError(f"{file}, line 1: the columns are {', '.join(header) or 'none'}, and not image and group")
     rows = [(line, row) for line, row in rows[1:] if len(row) > max(image, group)]

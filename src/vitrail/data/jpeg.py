@@ -1,7 +1,7 @@
 """JPEG decoded no further than a crop needs: at an eighth, a quarter or half the size, and down to its last row.
 
 The decoder is libjpeg-turbo through `simplejpeg`. An inverse cosine transform of fewer coefficients gives a smaller
-picture for less work, each of its pixels the mean of a square of 2, 4 or 8 pixels. Rows below the crop are saved by
+image for less work, each of its pixels the mean of a square of 2, 4 or 8 pixels. Rows below the crop are saved by
 writing a smaller height into a copy of the header: the decoder stops there and skips to the end of the file.
 """
 
@@ -142,7 +142,7 @@ def turn(image: Tensor, orientation: int) -> Tensor:
 
 
 def unturn_box(box: tuple[int, int, int, int], height: int, width: int, orientation: int) -> tuple[int, int, int, int]:
-    """A box (top, left, height, width) of an upright picture of `height` x `width` in the stored picture."""
+    """A box (top, left, height, width) of an upright image of `height` x `width` in the stored image."""
     top, left, h, w = box
     if orientation in (3, 4, 7, 8):
         top = height - top - h

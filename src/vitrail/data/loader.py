@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vitrail.data.augment import ORDER, Augment, augment_batch
-from vitrail.data.decode import BadPicture, Picture, Preprocess, log
+from vitrail.data.decode import BadImage, EncodedImage, Preprocess, log
 from vitrail.data.fetch import Fetch, Fetched, Want, shrink
 from vitrail.data.pixels import to_bytes, with_channels
 from vitrail.data.random import seed_for
@@ -37,14 +37,14 @@ T = TypeVar("T")
 STALLED = 300
 """seconds without a batch after which the workers count as stuck"""
 IN_MEMORY = 2 << 30
-"""bytes of decoded pictures up to which a set is kept in memory, if a quarter of the free memory holds them"""
+"""bytes of decoded images up to which a set is kept in memory, if a quarter of the free memory holds them"""
 
 
 @dataclass
 class Tally:
-    """How many of some pictures are bad. The loaders of a set's parts may share one."""
+    """How many of some images are bad. The loaders of a set's parts may share one."""
 
-    pictures: int
+    images: int
     bad: int = 0
 
 
@@ -54,9 +54,9 @@ class Loader:
     A batch is a dict: `image` float32 [B, C, H, W], normalised; `label` int64 [B], or soft targets [B, K] where the
     augmentation mixes; `sample` int64 [B], numbers in the set; `epoch`; and what the set adds (see `ImageSet.extras`).
 
-    `batch_size` counts the pictures of a step over all `world` processes: each takes every world-th one. `memory`
+    `batch_size` counts the images of a step over all `world` processes: each takes every world-th one. `memory`
     None decides by size; what was decided stands in `.memory`, and belongs to a run that is resumed, since the two
-    ways round differently. Raises UserError where more than the share `max_bad` of the pictures is bad: of those of
+    ways round differently. Raises UserError where more than the share `max_bad` of the images is bad: of those of
     the set, or of all that share the `tally`.
     """
 
@@ -79,7 +79,7 @@ class Loader:
         tally: Tally | None = None,
     ) -> None:
         if not len(set):
-            raise UserError(f"{set.name} has no pictures to {'train on' if train else 'evaluate'}")
+            raise UserError(f"{set.name} has no images to {'train on' if train else 'evaluate'}")
         if batch_size < 1 or batch_size % world:
             raise UserError(f"a batch of {batch_size} does not divide among {world} processes")
         self.set, self.preprocess, self.seed, self.train = set, preprocess, seed, train
@@ -91,9 +91,9 @@ class Loader:
         self.wait = 0.0
         """seconds spent in making or waiting for batches"""
         self.bad: dict[int, str] = {}
-        """what was wrong with each picture that is left out, by its number in the set"""
+        """what was wrong with each image that is left out, by its number in the set"""
         self.samples = torch.arange(len(set))
-        """the numbers of the pictures in use"""
+        """the numbers of the images in use"""
         self.memory = self._fits() if memory is None else memory
         self._table: Tensor | None = None
         self._kept: dict[int, Tensor] | None = None
@@ -120,7 +120,7 @@ class Loader:
         return self._timed(made)
 
     def evaluation(self) -> Iterator[Batch]:
-        """Every picture once, in order and as it is; the last batch may be short."""
+        """Every image once, in order and as it is; the last batch may be short."""
         mine = self.samples[self.rank :: self.world].tolist()
         each = self.batch_size // self.world
         plans = [[Want(i, 0, i) for i in mine[start : start + each]] for start in range(0, len(mine), each)]
@@ -141,14 +141,14 @@ class Loader:
             yield batch
 
     def _plan(self, step: int) -> list[Want]:
-        """The pictures of this process in a step."""
+        """The images of this process in a step."""
         epoch, within = divmod(step, self.steps_per_epoch)
         samples, draws = self._order(epoch)
         mine = slice(within * self.batch_size + self.rank, (within + 1) * self.batch_size, self.world)
         return [Want(s, epoch, d) for s, d in zip(samples[mine].tolist(), draws[mine].tolist(), strict=True)]
 
     def _order(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """The epoch's pictures in order, and the numbers that their draws hang on."""
+        """The epoch's images in order, and the numbers that their draws depend on."""
         if self._shuffled is None or self._shuffled[0] != epoch:
             generator = torch.Generator().manual_seed(seed_for(self.seed, epoch, ORDER))
             count = len(self.samples)
@@ -156,7 +156,7 @@ class Loader:
                 labels = self.set.labels[self.samples]
                 weights = 1 / labels.bincount().double()[labels]
                 rows = weights.multinomial(count, replacement=True, generator=generator)
-                # A picture that comes again in an epoch gets other draws.
+                # An image that comes again in an epoch gets other draws.
                 draws = self.samples[rows] + _occurrence(rows) * len(self.set)
             else:
                 rows = torch.randperm(count, generator=generator)
@@ -184,7 +184,7 @@ class Loader:
         return tensor.to(self.device, non_blocking=True)
 
     def _finish(self, images: Tensor, samples: Tensor, draws: Tensor, epoch: int, augment: Augment | None) -> Batch:
-        """Pictures on the device, with their numbers and draws on the processor, to a batch."""
+        """Images on the device, with their numbers and draws on the processor, to a batch."""
         there, size = self._there(samples), self.preprocess.size
         labels = self.labels[there]
         if augment is not None:
@@ -202,12 +202,12 @@ class Loader:
         }
 
     def _fetch(self, plans: Iterator[list[Want]], train: bool) -> Iterator[tuple[Fetched, int]]:
-        """Plans carried out by the workers, in order, with their epochs."""
+        """Plans bundled out by the workers, in order, with their epochs."""
         fetch = Fetch(self.set, self.preprocess, self.seed, self.augment, train, self._kept)
         # The sampler runs some batches ahead of the workers, so the epochs wait in a second copy of the plans.
         plans, copy = itertools.tee(plans)
         with warnings.catch_warnings():
-            # How many workers read best hangs on the disk as much as on the processor.
+            # How many workers read best depends on the disk as much as on the processor.
             warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
             loader: DataLoader[Fetched] = DataLoader(
                 fetch,
@@ -226,28 +226,28 @@ class Loader:
         for part, plan in zip(_told_apart(batches), copy, strict=False):
             self._note(part.bad)
             if train and not len(part.samples):
-                raise UserError(f"no picture of {self.set.name} can be read")
+                raise UserError(f"no image of {self.set.name} can be read")
             if self.device.type == "cuda":
                 part.images = part.images.pin_memory()
             yield part, plan[0].epoch
 
     def _note(self, bad: dict[int, str]) -> None:
-        """Name each bad picture once, and stop where they are too many."""
+        """Name each bad image once, and stop where they are too many."""
         for sample, reason in bad.items():
             if sample not in self.bad:
                 self.bad[sample] = reason
                 self.tally.bad += 1
                 log.warning(f"left out: {reason}")
-        if self.bad and self.tally.bad > self.max_bad * self.tally.pictures:
+        if self.bad and self.tally.bad > self.max_bad * self.tally.images:
             raise UserError(
-                f"{self.tally.bad} of {self.tally.pictures} pictures of {self.set.name} are bad, more than "
+                f"{self.tally.bad} of {self.tally.images} images of {self.set.name} are bad, more than "
                 f"{self.max_bad:.1%} (the last: {reason_of(self.bad)}): mend or remove them"
                 + ", or raise --max-bad"
                 * self.train
             )
 
     def _load(self) -> None:
-        """Decode the set once: to one tensor on the device, or where crops need larger pictures to a tensor each."""
+        """Decode the set once: to one tensor on the device, or where crops need larger images to a tensor each."""
         p, items = self.preprocess, self.set.items
         resized = self.augment is not None and self.augment.crop == "resized"
         if isinstance(items, Tensor) and not (resized and _larger(items.shape[-2:], p.size)):
@@ -257,13 +257,13 @@ class Loader:
 
         def decode(i: int) -> Tensor | str:
             try:
-                picture = self.set.open(i)
+                opened = self.set.open(i)
                 if not resized:
-                    return p.prepare(picture)
+                    return p.prepare(opened)
                 return shrink(
-                    picture.pixels(p.channels) if isinstance(picture, Picture) else self.set.picture(i, p.channels), p
+                    opened.pixels(p.channels) if isinstance(opened, EncodedImage) else self.set.image(i, p.channels), p
                 )
-            except BadPicture as error:
+            except BadImage as error:
                 return str(error)
 
         images: dict[int, Tensor] = {}
@@ -276,7 +276,7 @@ class Loader:
                     bad[i] = made
         self._note(bad)
         if not images:
-            raise UserError(f"no picture of {self.set.name} can be read")
+            raise UserError(f"no image of {self.set.name} can be read")
         self.samples = torch.tensor(list(images))
         self._rows = torch.full((len(self.set),), -1, device=self.device)
         self._rows[self.samples.to(self.device)] = torch.arange(len(images), device=self.device)
@@ -287,7 +287,7 @@ class Loader:
             self._kept = images
 
     def _fits(self) -> bool:
-        """Whether the decoded set is small enough to keep, judged by some of its pictures."""
+        """Whether the decoded set is small enough to keep, judged by some of its images."""
         p, count = self.preprocess, len(self.set)
         pixels = p.size[0] * p.size[1]
         if self.augment is not None and self.augment.crop == "resized":
@@ -297,7 +297,7 @@ class Loader:
                     opened = self.set.open(i)
                     size = opened.shape[-2:] if isinstance(opened, Tensor) else opened.measure(p.channels)
                     sizes.append(shrink(torch.empty(1, *size, dtype=torch.uint8, device="meta"), p).numel())
-                except BadPicture:
+                except BadImage:
                     continue
             pixels = max(1, sum(sizes) // max(1, len(sizes)))
         return count * pixels * p.channels <= min(IN_MEMORY, _free_memory(self.device) // 4)

@@ -1,4 +1,4 @@
-"""Parquet in the Hub's layout: a column of pictures as `{bytes, path}`, a column of labels, names in the metadata."""
+"""Parquet in the Hub's layout: a column of images as `{bytes, path}`, a column of labels, names in the metadata."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ IN_MEMORY = 1 << 30
 class Table:
     """One part of a set."""
 
-    pictures: Sequence[Any]
+    images: Sequence[Any]
     labels: list[int | str]
     keys: list[str]
     names: list[str] | None
@@ -53,7 +53,7 @@ def read(paths: list[Path]) -> Table:
         log.warning(f"{paths[0]}: {missing:,} of {len(table):,} rows have no {label} and are left out")
         table = table.filter(there)
     labels = table.column(label).to_pylist()
-    return Table(Pictures(table, paths[0]), labels, _keys(table.column(image), paths), names)
+    return Table(Images(table, paths[0]), labels, _keys(table.column(image), paths), names)
 
 
 def _labelled(column: Any, names: list[str] | None) -> list[bool]:
@@ -96,7 +96,7 @@ def _class_names(metadata: dict[bytes, bytes], label: str) -> list[str] | None:
 
 
 def _keys(column: Any, paths: list[Path]) -> list[str]:
-    """The pictures' own names where each has one, else the file's name and a number."""
+    """The images' own names where each has one, else the file's name and a number."""
     own = [name for name in own_names(column) if name]
     if len(set(own)) == len(column):
         return own
@@ -104,7 +104,7 @@ def _keys(column: Any, paths: list[Path]) -> list[str]:
 
 
 def own_names(column: Any) -> list[str | None]:
-    """What the file calls each picture: the path of `{bytes, path}`, or a column of paths itself."""
+    """What the file calls each image: the path of `{bytes, path}`, or a column of paths itself."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -116,14 +116,14 @@ def own_names(column: Any) -> list[str | None]:
     return names
 
 
-class Pictures(Sequence[bytes | Path]):
-    """The first column of a table, encoded pictures or paths beside `file`, each copied only when it is asked for."""
+class Images(Sequence[bytes | Path]):
+    """The first column of a table, encoded images or paths beside `file`, each copied only when it is asked for."""
 
     def __init__(self, table: Any, file: Path) -> None:
         self.column, self.root = table.column(0), file.parent
-        if not _can_be_pictures(self.column.type):
+        if not _can_be_images(self.column.type):
             raise UserError(
-                f"{file}: the column {table.column_names[0]} holds {self.column.type}, no pictures and no paths: "
+                f"{file}: the column {table.column_names[0]} holds {self.column.type}, no images and no paths: "
                 "rename the one that does to image"
             )
         files = Finder()
@@ -154,8 +154,8 @@ def _paths(column: Any) -> list[str]:
     return [name for name in own_names(column) if name]
 
 
-def _can_be_pictures(kind: Any) -> bool:
-    """Whether an Arrow type is of encoded pictures, of paths, or the Hub's `{bytes, path}`; nothing at all is too."""
+def _can_be_images(kind: Any) -> bool:
+    """Whether an Arrow type is of encoded images, of paths, or the Hub's `{bytes, path}`; nothing at all is too."""
     import pyarrow as pa
 
     if pa.types.is_struct(kind):

@@ -1,6 +1,6 @@
-"""RandAugment (arXiv 1909.13719), TrivialAugment (2103.10158) and three-augment (2204.07118), a draw a picture.
+"""RandAugment (arXiv 1909.13719), TrivialAugment (2103.10158) and three-augment (2204.07118), a draw an image.
 
-torchvision's transforms draw once a batch. Here each picture draws its operation and magnitude, the pictures that drew
+torchvision's transforms draw once a batch. Here each image draws its operation and magnitude, the images that drew
 the same operation go through it together, each with its magnitude, and the result is the same as one by one. What the
 operations do is torchvision's.
 """
@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as V
 
 BINS = 31
 FILL = 128.0
-"""grey, near zero after normalisation, for what comes in from outside the picture"""
+"""grey, near zero after normalisation, for what comes in from outside the image"""
 COLOUR_JITTER = 0.3
 BLUR = (0.1, 2.0)
 """range of sigma in pixels, as DeiT-III's code"""
@@ -74,7 +74,7 @@ def warp(images: Tensor, across: Tensor, down: Tensor) -> Tensor:
 
 
 def on_device(numbers: Tensor, images: Tensor) -> Tensor:
-    """float64 [B] or [B, N] of the processor, to be multiplied with pictures: float32 [B, (N,) 1, 1, 1] beside them."""
+    """float64 [B] or [B, N] of the processor, to be multiplied with images: float32 [B, (N,) 1, 1, 1] beside them."""
     return numbers.float().to(images.device, non_blocking=True)[..., None, None, None]
 
 
@@ -149,7 +149,7 @@ def _exact(x: Tensor) -> Tensor:
 
 
 def _mean(x: Tensor) -> Tensor:
-    """The mean of each picture of whole numbers [B, C, H, W], [B, 1, 1, 1]."""
+    """The mean of each image of whole numbers [B, C, H, W], [B, 1, 1, 1]."""
     # In float64 whole numbers have the same sum in any order.
     return _exact(x).mean(dim=(-3, -2, -1), keepdim=True).float().to(x.device)
 
@@ -184,7 +184,7 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "AutoContrast": _coloured(lambda x, m: V.autocontrast(x)),
     "Equalize": lambda x, m: V.equalize(x),
 }
-"""uint8 [B, C, H, W] and a magnitude each, float64 [B] on the processor. Those about colour leave pictures of other
+"""uint8 [B, C, H, W] and a magnitude each, float64 [B] on the processor. Those about colour leave images of other
 channel counts than 1 and 3 alone."""
 
 
@@ -213,7 +213,7 @@ def three_augment(images: Tensor, draws: Tensor) -> Tensor:
     """DeiT-III: grey, solarised or blurred, one of them for each of uint8 [B, C, H, W], then colour jitter.
 
     `draws` [B, 5] choose the operation, the blur's sigma, and the factors of brightness, contrast and saturation
-    (applied in this order). Grey and jitter leave pictures of other channel counts than 3 alone.
+    (applied in this order). Grey and jitter leave images of other channel counts than 3 alone.
     """
     grey, solar, blurred = ((draws[:, 0] * 3).long() == kind for kind in range(3))
     colour = images.shape[1] == 3
@@ -236,7 +236,7 @@ def three_augment(images: Tensor, draws: Tensor) -> Tensor:
 
 def blur(images: Tensor, sigmas: Tensor) -> Tensor:
     """Gaussian blur of uint8 [B, C, H, W], each with its own sigma [B]."""
-    # Sums of shifted pictures, and no convolution: its order of additions changes with the batch.
+    # Sums of shifted images, and no convolution: its order of additions changes with the batch.
     radius = math.ceil(3 * BLUR[1])
     offsets = range(-radius, radius + 1)
     sigmas = _exact(sigmas)

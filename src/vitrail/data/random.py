@@ -1,4 +1,4 @@
-"""Randomness as a function: the draws of a picture depend on (seed, epoch, sample), never on batch, worker or history.
+"""Randomness as a function: the draws of an image depend on (seed, epoch, sample), never on batch, worker or history.
 
 A counter goes through the finaliser of splitmix64 (Steele et al. 2014), which turns neighbouring numbers into
 unrelated ones. A whole batch is drawn at once on its device, with the same bits on every device.
@@ -22,9 +22,9 @@ def uniform(seed: int, epoch: int, samples: Tensor, draws: int, stream: int = 0)
     `stream` keeps the draws of different purposes apart.
     """
     key = seed_for(seed, epoch, stream)
-    picture = _mix(samples * _signed(GOLDEN) + key)
+    image = _mix(samples * _signed(GOLDEN) + key)
     counters = torch.arange(1, draws + 1, device=samples.device) * _signed(GOLDEN)
-    bits = _mix(picture[:, None] + counters)
+    bits = _mix(image[:, None] + counters)
     # 24 bits are what a float32 below one holds exactly.
     return _shift(bits, 40).float() * 2.0**-24
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vitrail.data import builtin, parquet
 from vitrail.data import groups as grouping
-from vitrail.data.decode import BadPicture, Picture
+from vitrail.data.decode import BadImage, EncodedImage
 from vitrail.data.folders import read_class_folders
 from vitrail.data.pixels import NUMPY, doubt, to_bytes, with_channels
 from vitrail.data.sources import files_by_split, images_in, refuse_empty
@@ -28,7 +28,7 @@ log = logging.getLogger("vitrail")
 
 
 class ImageSet:
-    """Labelled pictures. `items` holds files, encoded bytes or uint8 tensors [C, H, W]; it may be one tensor."""
+    """Labelled images. `items` holds files, encoded bytes or uint8 tensors [C, H, W]; it may be one tensor."""
 
     def __init__(
         self,
@@ -44,39 +44,39 @@ class ImageSet:
         self.labels = labels
         """int64 [N]"""
         self.keys = keys
-        """what each picture is known by: its path below the root, or its name or number in a file"""
+        """what each image is known by: its path below the root, or its name or number in a file"""
         self.items = items
         self.channels = channels
-        """as the pictures are stored; `picture` gives them with other counts too"""
+        """as the images are stored; `image` gives them with other counts too"""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def read(self, i: int) -> bytes | Path | Tensor:
-        """A picture as it is kept."""
+        """An image as it is kept."""
         return self.items[i]
 
-    def picture(self, i: int, channels: int | None = None) -> Tensor:
-        """uint8 [channels, H, W]. Raises BadPicture with the key."""
+    def image(self, i: int, channels: int | None = None) -> Tensor:
+        """uint8 [channels, H, W]. Raises BadImage with the key."""
         opened = self.open(i)
-        if isinstance(opened, Picture):
+        if isinstance(opened, EncodedImage):
             return opened.pixels(channels or self.channels)
         try:
             return with_channels(to_bytes(opened), channels or self.channels)
         except ValueError as error:
-            raise BadPicture(f"{self.keys[i]}: {error}") from None
+            raise BadImage(f"{self.keys[i]}: {error}") from None
 
-    def open(self, i: int) -> Picture | Tensor:
-        """A picture with only its header read, where it is encoded."""
+    def open(self, i: int) -> EncodedImage | Tensor:
+        """An image with only its header read, where it is encoded."""
         item = self.read(i)
-        return item if isinstance(item, Tensor) else Picture(item, self.keys[i])
+        return item if isinstance(item, Tensor) else EncodedImage(item, self.keys[i])
 
     def extras(self, samples: Sequence[int]) -> dict[str, list[Any]]:
-        """What a batch of these pictures holds beside its tensors, under the names that the task documents."""
+        """What a batch of these images holds beside its tensors, under the names that the task documents."""
         return {}
 
     def subset(self, indices: Sequence[int] | Tensor) -> ImageSet:
-        """The pictures at `indices`, in that order."""
+        """The images at `indices`, in that order."""
         places = torch.as_tensor(indices, dtype=torch.int64)
         if isinstance(self.items, Tensor):
             items: Sequence[bytes | Path | Tensor] | Tensor = self.items[places]
@@ -111,14 +111,14 @@ class Splits:
     val: ImageSet | None = None
     test: ImageSet | None = None
     beside: Sequence[str] = field(default=(), init=False)
-    """folders of pictures that stand beside the parts and belong to none"""
+    """folders of images that stand beside the parts and belong to none"""
 
     def marks(self, group: str | None = None) -> dict[str, Any]:
         """Plain data by which the same set is known again: names, labels, counts, groups. The images are not read."""
         parts = {"train": self.train, "val": self.val, "test": self.test}
         marks: dict[str, Any] = {
             "classes": self.train.classes,
-            "parts": {name: {"pictures": len(part), "hash": _hash_names(part)} for name, part in parts.items() if part},
+            "parts": {name: {"images": len(part), "hash": _hash_names(part)} for name, part in parts.items() if part},
         }
         return marks if group is None else {**marks, "groups": grouping.marks(self, group)}
 
@@ -129,18 +129,18 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
         changed = sorted(set(before["classes"]) ^ set(now["classes"])) or ["in another order"]
         return f"it had {len(before['classes'])} classes and has {len(now['classes'])}; changed: {changed[0]}"
     for name in {**before["parts"], **now["parts"]}:
-        had, has = (marks["parts"].get(name, {"pictures": 0}) for marks in (before, now))
-        if had["pictures"] != has["pictures"]:
-            return f"its {name} part had {had['pictures']:,} pictures and has {has['pictures']:,}"
+        had, has = (marks["parts"].get(name, {"images": 0}) for marks in (before, now))
+        if had["images"] != has["images"]:
+            return f"its {name} part had {had['images']:,} images and has {has['images']:,}"
         if had != has:
-            return f"pictures of its {name} part have other names, labels or captions"
+            return f"images of its {name} part have other names, labels or captions"
     if before.get("groups") != now.get("groups"):
         return "its images are in other groups"
     return None
 
 
 def _hash_names(part: ImageSet) -> str:
-    """Of the keys, the labels, and what else belongs to each picture."""
+    """Of the keys, the labels, and what else belongs to each image."""
     digest = hashlib.blake2b(digest_size=16)
     # Names of files need not be text.
     digest.update("\0".join(part.keys).encode(errors="surrogatepass"))
@@ -152,7 +152,7 @@ def _hash_names(part: ImageSet) -> str:
 def open_data(data: str | Path, name: str | None = None, grouped: bool = False) -> Splits:
     """The set at a path, or a built-in one by name; a path that exists wins over a name.
 
-    A path is a folder with a folder a class, with or without folders `train`, `val` and `test` around them; Parquet
+    A path is a folder with one folder per class, with or without folders `train`, `val` and `test` around them; Parquet
     in the Hub's layout, a file or a folder; or files in torchvision's layout. It may also be a folder that holds one
     of these under `name`, the built-in set that is asked for. Built-in sets are looked for in `$VITRAIL_DATA` first,
     and downloaded to `~/.cache/vitrail` where they are not found; other folders there are known by their name too.
@@ -178,7 +178,7 @@ def open_data(data: str | Path, name: str | None = None, grouped: bool = False) 
 
 
 def _may_be_a_set(folder: Path) -> bool:
-    """Whether a folder is there that is no class: a class has pictures, a set has folders or files that hold them."""
+    """Whether a folder is there that is no class: a class has images, a set has folders or files that hold them."""
     return folder.is_dir() and not images_in(folder)
 
 
@@ -234,7 +234,7 @@ def _from_parquet(path: Path) -> Splits:
         labels = torch.tensor(numbers, dtype=torch.int64)
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
             raise UserError(f"{path}: a label of the {split} part is not among its {len(classes)} classes")
-        sets[split] = ImageSet(path.stem, classes, labels, table.keys, table.pictures)
+        sets[split] = ImageSet(path.stem, classes, labels, table.keys, table.images)
     return _finish(path, classes, sets)
 
 
@@ -296,11 +296,11 @@ def stored_channels(part: ImageSet) -> int:
     sources = []
     for i in torch.linspace(0, len(part) - 1, min(len(part), SAMPLED)).long().tolist():
         try:
-            picture = part.open(i)
-            if isinstance(picture, Picture):
-                counts.append(picture.readable_as())
-                sources.append(picture.source)
-        except BadPicture:
+            image = part.open(i)
+            if isinstance(image, EncodedImage):
+                counts.append(image.readable_as())
+                sources.append(image.source)
+        except BadImage:
             continue  # the loader names it and leaves it out
     channels = next((count for count in counts[0] if all(count in other for other in counts)), 3) if counts else 3
     if channels not in (1, 3):  # then each band is a channel
@@ -384,7 +384,7 @@ RAW = (b"BM", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", *MAGIC, NUMPY)
 def _hash(item: bytes | Path | Tensor) -> float:
     """A number in [0, 1) from the length and the first 16 KiB, so that no set is read whole for its split.
 
-    These tell compressed pictures apart. Others may all begin with the same white rows, and are read whole.
+    These tell compressed images apart. Others may all begin with the same white rows, and are read whole.
     """
     start = 1 << 14
     try:

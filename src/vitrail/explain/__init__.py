@@ -1,6 +1,6 @@
-"""What a model looks at, for one picture: figures 6 and 7 of the paper, as numbers and as pictures.
+"""What a model looks at, for one image: figures 6 and 7 of the paper, as numbers and as images.
 
-The numbers come from `attention`, `positions`, `filters` and `words`, the pictures from them in `pictures`.
+The numbers come from `attention`, `positions`, `filters` and `words`, the images from them in `images`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from vitrail.data.decode import Picture, Preprocess
+from vitrail.data.decode import EncodedImage, Preprocess
 from vitrail.data.pixels import doubt
 from vitrail.errors import UserError
 from vitrail.explain.attention import Pool, attention_distance, attention_maps, encoder_of, per_head, rollout
-from vitrail.explain.filters import patch_filters
-from vitrail.explain.pictures import (
+from vitrail.explain.figures import (
     draw_distance,
     draw_filters,
     draw_heads,
@@ -32,6 +31,7 @@ from vitrail.explain.pictures import (
     png,
     shown_layers,
 )
+from vitrail.explain.filters import patch_filters
 from vitrail.explain.positions import position_similarity
 from vitrail.explain.words import words_looked
 from vitrail.files import printable, write_whole
@@ -42,7 +42,7 @@ from vitrail.vit import PatchEmbedding
 log = logging.getLogger("vitrail")
 
 SHOWN = 320
-"""pixels of the longer side of a picture that is shown in its own shape"""
+"""pixels of the longer side of an image that is shown in its own shape"""
 
 __all__ = [
     "attention_distance",
@@ -58,37 +58,37 @@ __all__ = [
 
 
 def explain(task: Task, image: Image.Image | str | Path, out: str | Path) -> dict[str, Any]:
-    """Draw what the model makes of a picture into the folder `out`.
+    """Draw what the model makes of an image into the folder `out`.
 
     Writes `rollout.png`, `heads.png`, `positions.png`, `filters.png`, `distance.png`, for a captioner `words.png`, the
     numbers behind the attention in `numbers.json`, and `index.html`, which shows them. Returns `predictions` (labels
     and scores, best first), `values` or `caption` and `words`, `files` (name to path) and `notes` (what was left out,
     and why).
-    A model that is neither a Vision Transformer nor a captioner, and a file that is no picture, are UserErrors, and
+    A model that is neither a Vision Transformer nor a captioner, and a file that is no image, are UserErrors, and
     then nothing is written.
     """
     out = Path(out)
-    source = "picture" if isinstance(image, Image.Image) else str(image)
-    opened = image if isinstance(image, Image.Image) else Picture(Path(image))
-    picture = task.prepare(opened)
-    if isinstance(opened, Picture) and (found := doubt([opened.source])) is not None:
+    source = "image" if isinstance(image, Image.Image) else str(image)
+    opened = image if isinstance(image, Image.Image) else EncodedImage(Path(image))
+    pixels = task.prepare(opened)
+    if isinstance(opened, EncodedImage) and (found := doubt([opened.source])) is not None:
         log.warning(found)
-    prepared = task.preprocess.normalise(picture)[None]
+    prepared = task.preprocess.normalise(pixels)[None]
     seen = Seen()
     if isinstance(task, Caption):
         task.eval()
-        _words(seen, task, _as_it_is(task.preprocess, opened, picture), prepared)
+        _words(seen, task, _as_it_is(task.preprocess, opened, pixels), prepared)
         try:
-            _encoder(seen, task, picture, prepared, seen.says["caption"])
+            _encoder(seen, task, pixels, prepared, seen.says["caption"])
         except UserError as error:
             seen.leave_out(f"the decoder's attention alone: {error}")
     else:
-        answer = task.answers([picture])[0]
+        answer = task.answers([pixels])[0]
         seen.says["predictions"] = labels = answer.labels
         title = f"{labels[0]['label']} ({labels[0]['score']:.0%})" if labels else in_words(answer.values)
         if answer.values:
             seen.says["values"] = answer.values
-        _encoder(seen, task, picture, prepared, printable(title))
+        _encoder(seen, task, pixels, prepared, printable(title))
 
     files = {name: png(figure) for name, figure in seen.figures.items()}
     files["numbers.json"] = json.dumps({**seen.says, **seen.numbers, "notes": seen.notes}).encode()
@@ -100,7 +100,7 @@ def explain(task: Task, image: Image.Image | str | Path, out: str | Path) -> dic
 
 @dataclass
 class Seen:
-    """What there is to show of a model and a picture."""
+    """What there is to show of a model and an image."""
 
     says: dict[str, Any] = field(default_factory=dict)
     """the model's answer"""
@@ -114,20 +114,20 @@ class Seen:
         log.warning(note)
 
 
-def _words(seen: Seen, task: Caption, picture: Tensor, prepared: Tensor) -> None:
+def _words(seen: Seen, task: Caption, image: Tensor, prepared: Tensor) -> None:
     """The caption, and where its decoder looked."""
     seen.says["caption"], words = words_looked(task, prepared)
     seen.says["words"] = [{"text": word.text, "p": word.p} for word in words]
     drawn = [(word.text, word.p, word.heat) for word in words if word.heat is not None]
     if drawn:
-        seen.figures["words.png"] = draw_words(picture, drawn)
+        seen.figures["words.png"] = draw_words(image, drawn)
         seen.numbers["looked"] = [_rounded(heat.tolist()) for _, _, heat in drawn]
     else:
-        seen.leave_out("no words.png: this decoder sees the picture once, as a whole, and has no attention over it")
+        seen.leave_out("no words.png: this decoder sees the image once, as a whole, and has no attention over it")
 
 
-def _as_it_is(preprocess: Preprocess, image: Image.Image | Picture, fitted: Tensor) -> Tensor:
-    """The picture in its own shape where the model sees all of it, squashed; or else what the model sees of it."""
+def _as_it_is(preprocess: Preprocess, image: Image.Image | EncodedImage, fitted: Tensor) -> Tensor:
+    """The image in its own shape where the model sees all of it, squashed; or else what the model sees of it."""
     if preprocess.resize != "squash" or preprocess.crop_fraction < 1:
         return fitted
     if isinstance(image, Image.Image):
@@ -139,7 +139,7 @@ def _as_it_is(preprocess: Preprocess, image: Image.Image | Picture, fitted: Tens
     return replace(preprocess, size=size).prepare(image)
 
 
-def _encoder(seen: Seen, task: Task, picture: Tensor, prepared: Tensor, title: str) -> None:
+def _encoder(seen: Seen, task: Task, image: Tensor, prepared: Tensor, title: str) -> None:
     """The figures of the paper."""
     encoder = encoder_of(task)
     config = encoder.config
@@ -155,8 +155,8 @@ def _encoder(seen: Seen, task: Task, picture: Tensor, prepared: Tensor, title: s
     plain = type(encoder.patches) is PatchEmbedding
     kind = "principal components of the patch projection" if plain else "first filters of the first convolution"
     seen.figures |= {
-        "rollout.png": draw_rollout(picture, heat, title),
-        "heads.png": draw_heads(picture, rows, [layer + 1 for layer in layers]),
+        "rollout.png": draw_rollout(image, heat, title),
+        "heads.png": draw_heads(image, rows, [layer + 1 for layer in layers]),
         "distance.png": draw_distance(distances, math.hypot(*prepared.shape[2:])),
         "filters.png": draw_filters(patch_filters(encoder), kind),
     }
@@ -183,7 +183,7 @@ def _rounded(values: Any) -> Any:
 SAYS = {
     "words.png": "Where the decoder looked when it chose each word, bright where it looked most, and how likely it "
     "held the word.",
-    "rollout.png": "The picture, the same darkened where little attention goes, and attention rollout: the attention "
+    "rollout.png": "The image, the same darkened where little attention goes, and attention rollout: the attention "
     "of all layers multiplied together, with the residual paths (figure 6 of the paper).",
     "heads.png": "What each head takes from each patch, a row a layer, bright where it takes most. "
     "Early heads mostly look nearby or everywhere, late ones at things.",

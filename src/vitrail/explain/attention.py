@@ -80,7 +80,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def rollout(maps: Tensor, prefix: int, pool: Pool = "token") -> Tensor:
-    """How much of each patch reaches the picture's vector: [B, N] from maps [L, B, heads, T, T] (appendix D.8).
+    """How much of each patch reaches the image's vector: [B, N] from maps [L, B, heads, T, T] (appendix D.8).
 
     Attention rollout (arXiv 2005.00928): the mean over the heads, plus the identity for the residual path, each row
     scaled to one, multiplied through the layers. Read in the class token's row, or with `pool="average"` as the mean of
@@ -120,7 +120,7 @@ def _reader(maps: Tensor, prefix: int, pool: Pool) -> Tensor:
 def attention_distance(maps: Tensor, grid: tuple[int, ...], patch: int) -> Tensor:
     """Mean distance in pixels between a patch and what it attends to: [L, heads] (figure 7, right).
 
-    Distances are between centres of patches, weighted by attention and averaged over patches and pictures. What goes to
+    Distances are between centres of patches, weighted by attention and averaged over patches and images. What goes to
     prefix tokens, which have no place, is left out and the rest scaled to one.
     """
     rows, columns = grid

@@ -1,4 +1,4 @@
-"""What the encoder knows of places in the picture."""
+"""What the encoder knows of places in the image."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class Word(NamedTuple):
 
 @torch.no_grad()
 def words_looked(task: Caption, images: Tensor) -> tuple[str, list[Word]]:
-    """The best caption of one normalised picture [1, C, H, W], and its words with the end."""
+    """The best caption of one normalised image [1, C, H, W], and its words with the end."""
     device = next(task.parameters()).device
     images = images.to(device)
     written = task.write({"image": images, "sample": torch.tensor([numbered_by_pixels(images[0])], device=device)})
@@ -39,7 +39,7 @@ def words_looked(task: Caption, images: Tensor) -> tuple[str, list[Word]]:
     for before, piece, p in zip([START, *words[:-1]], [*pieces, "<end>"], probabilities, strict=False):
         _, state = task.decoder.step(torch.tensor([before], device=device), state)
         heat = None
-        # A prefix for a language model may stand for the picture as a whole and not for its places.
+        # A prefix for a language model may stand for the image as a whole and not for its places.
         if state.looked and state.looked[0].shape[1] == prefix + patches:
             heat = state.looked[0][0, prefix:].float().cpu().view(tokens.grid)
         found.append(Word(piece, p, heat))

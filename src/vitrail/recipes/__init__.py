@@ -16,9 +16,9 @@ from vitrail.recipes.captions import (
     caption_cnn_lstm,
     caption_cnn_rnn,
     caption_coca,
-    caption_critic,
     caption_match,
-    caption_recall,
+    caption_rerank,
+    caption_scst,
     caption_vit,
     caption_vit_lstm,
     encoder_cifar10,
@@ -34,7 +34,7 @@ from vitrail.variants import as_variant
 from vitrail.vit import ViTConfig
 
 Recipe = Callable[[int], Run]
-"""takes the number of training pictures"""
+"""takes the number of training images"""
 
 RECIPES: dict[str, Recipe] = {
     "digits": digits,
@@ -56,8 +56,8 @@ RECIPES: dict[str, Recipe] = {
     "caption-match": caption_match,
     "encoder-cifar10": encoder_cifar10,
     "caption-coca": caption_coca,
-    "caption-critic": caption_critic,
-    "caption-recall": caption_recall,
+    "caption-scst": caption_scst,
+    "caption-rerank": caption_rerank,
     "caption-zoo": caption_zoo,
     "caption-prefix": caption_prefix,
     "folder": folder,
@@ -71,7 +71,7 @@ RECIPES: dict[str, Recipe] = {
 
 TUNED: dict[Recipe, Recipe] = {folder: finetune}
 """what a recipe for training from scratch becomes where weights to start from are named"""
-FROM_WEIGHTS = (finetune_b16_384, caption_coca, caption_critic, caption_recall)
+FROM_WEIGHTS = (finetune_b16_384, caption_coca, caption_scst, caption_rerank)
 """recipes that go on from weights and have none of their own to begin with"""
 IN_WORDS: dict[type[EncoderConfig], str] = {
     ViTConfig: "a Vision Transformer",
@@ -97,8 +97,8 @@ def find(name: str) -> Recipe:
 def from_weights(run: Run, init: str, config: EncoderConfig) -> Run:
     """The run, started from the weights `init` of a model `config`: its architecture, at the size that suits both.
 
-    Pictures keep the checkpoint's size, or at most twice that where the recipe's are larger; convolutions take the
-    recipe's as it is. A recipe for captions takes any kind of encoder, and pictures as that was taught with them; one
+    Images keep the checkpoint's size, or at most twice that where the recipe's are larger; convolutions take the
+    recipe's as it is. A recipe for captions takes any kind of encoder, and images as that was taught with them; one
     that classifies takes its own kind alone.
     """
     kind = next(kind for kind in IN_WORDS if isinstance(config, kind))

@@ -13,7 +13,7 @@ from vitrail.train.optim import Optim
 from vitrail.train.run import Run
 
 
-def mlp_cifar10(pictures: int) -> Run:
+def mlp_cifar10(images: int) -> Run:
     """A plain network on CIFAR-10.
 
     Command: vitrail train mlp-cifar10
@@ -22,7 +22,7 @@ def mlp_cifar10(pictures: int) -> Run:
     return _cifar10("mlp-cifar10", MLPConfig(width=512, depth=3, dropout=0.1), lr=1e-3, epochs=20)
 
 
-def cnn_cifar10(pictures: int) -> Run:
+def cnn_cifar10(images: int) -> Run:
     """A convolutional network on CIFAR-10, sized for ten minutes on two cores.
 
     Command: vitrail train cnn-cifar10
@@ -32,7 +32,7 @@ def cnn_cifar10(pictures: int) -> Run:
     return _cifar10("cnn-cifar10", model, lr=4e-3, epochs=8)
 
 
-def resnet_cifar10(pictures: int) -> Run:
+def resnet_cifar10(images: int) -> Run:
     """A small ResNet on CIFAR-10, sized for ten minutes on two cores.
 
     Command: vitrail train resnet-cifar10
@@ -43,7 +43,7 @@ def resnet_cifar10(pictures: int) -> Run:
     return _cifar10("resnet-cifar10", model, lr=4e-3, epochs=8)
 
 
-def rnn_digits(pictures: int) -> Run:
+def rnn_digits(images: int) -> Run:
     """The digits, read row by row by a vanilla RNN.
 
     Command: vitrail train rnn-digits
@@ -52,7 +52,7 @@ def rnn_digits(pictures: int) -> Run:
     return _digits("rnn-digits", "rnn")
 
 
-def gru_digits(pictures: int) -> Run:
+def gru_digits(images: int) -> Run:
     """The digits, read row by row by a GRU.
 
     Command: vitrail train gru-digits
@@ -61,7 +61,7 @@ def gru_digits(pictures: int) -> Run:
     return _digits("gru-digits", "gru")
 
 
-def lstm_digits(pictures: int) -> Run:
+def lstm_digits(images: int) -> Run:
     """The digits, read row by row by an LSTM.
 
     Command: vitrail train lstm-digits
@@ -71,7 +71,7 @@ def lstm_digits(pictures: int) -> Run:
 
 
 def _cifar10(name: str, model: EncoderConfig, lr: float, epochs: float) -> Run:
-    """What all on CIFAR-10 share: AdamW, falling in a line, on pictures that are shifted and mirrored."""
+    """What all on CIFAR-10 share: AdamW, falling in a line, on images that are shifted and mirrored."""
     return Run(
         recipe=name,
         data="cifar10",

@@ -16,18 +16,18 @@ from vitrail.train.tune import Tune
 AUGMENT = Augment(crop="resized", scale=(0.5, 1.0), flip=True)
 
 
-def caption_zoo(pictures: int) -> Run:
+def caption_zoo(images: int) -> Run:
     """A trained encoder sees, a Transformer with cross-attention learns to write of it.
 
     Command: vitrail train caption-zoo --init facebook/dinov2-small --data flickr8k
 
     --init takes any encoder that vitrail loads: DINOv2, CLIP or SigLIP by Hub id, a folder, a run, also of a CNN or a
-    ResNet of baselines/. How its pictures are prepared comes with it, and the captioner keeps it. The encoder stays as
+    ResNet of baselines/. How its images are prepared comes with it, and the captioner keeps it. The encoder stays as
     it is. --method tunes it, as in the recipe finetune: `--method lora`, `--method last-blocks`, or
     `--method full --lr 1e-4 --layer-decay 0.75`, since trained weights want a lower rate than a new decoder.
 
     Expected: on Flickr8k's test part, published captioners that look at a frozen encoder from ImageNet's million
-    pictures have a BLEU-4 of 0.195 with soft attention and 0.213 with hard (arXiv 1502.03044, table 1).
+    images have a BLEU-4 of 0.195 with soft attention and 0.213 with hard (arXiv 1502.03044, table 1).
     """
     return Run(
         recipe="caption-zoo",
@@ -43,7 +43,7 @@ def caption_zoo(pictures: int) -> Run:
     )
 
 
-def caption_prefix(pictures: int) -> Run:
+def caption_prefix(images: int) -> Run:
     """A trained encoder sees, a trained language model writes; a prefix joins them (ClipCap, arXiv 2111.09734).
 
     Command: vitrail train caption-prefix --init openai/clip-vit-base-patch32 --data flickr8k

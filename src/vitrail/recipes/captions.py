@@ -44,7 +44,7 @@ def _vit() -> VariantConfig:
 def _task(**choices: Any) -> Captioning:
     """Small decoders, for sentences of a dozen words.
 
-    Of Flickr8k's captions 92 in 100 have no more than `most_words`. A step reads all five of a picture: what they share
+    Of Flickr8k's captions 92 in 100 have no more than `most_words`. A step reads all five of an image: what they share
     is what is to be seen, and one by one the decoder would learn the language from a fifth as many sentences.
     """
     small = {"decoder_width": 192, "decoder_depth": 2, "decoder_heads": 3, "most_words": 20, "captions": 5}
@@ -60,12 +60,12 @@ def _run(recipe: str, model: EncoderConfig, task: Captioning) -> Run:
         model=model,
         attention_init="mimetic" if isinstance(model, ViTConfig) else "xavier",
         augment=Augment(crop="resized", scale=(0.5, 1.0), flip=True),
-        # Such decay, twenty times the usual, keeps an encoder from knowing 6,000 pictures by heart.
-        optim=Optim(optimizer="muon", lr=1e-3, matrix_lr=4e-3, weight_decay=1.0, beta2=0.98, clip=1.0, ema=0.998),
+        # Such decay, twenty times the usual, keeps an encoder from knowing 6,000 images by heart.
+        optim=Optim(optimizer="muon", lr=1e-3, muon_lr=4e-3, weight_decay=1.0, beta2=0.98, clip=1.0, ema=0.998),
         mean=PHOTOS_MEAN,
         std=PHOTOS_STD,
         resize="squash",
-        # Most steps see pictures of 5x5 patches: they cost half as much, and what a picture is of is still to be seen.
+        # Most steps see images of 5x5 patches: they cost half as much, and what an image is of is still to be seen.
         early_size=80,
         epochs=20,
         batch_size=48,
@@ -73,8 +73,8 @@ def _run(recipe: str, model: EncoderConfig, task: Captioning) -> Run:
     )
 
 
-def caption_cnn_rnn(pictures: int) -> Run:
-    """A CNN sees, a vanilla RNN writes: the picture is the first thing that it reads.
+def caption_cnn_rnn(images: int) -> Run:
+    """A CNN sees, a vanilla RNN writes: the image is the first thing that it reads.
 
     Command: vitrail train caption-cnn-rnn --data flickr8k
     """
@@ -82,7 +82,7 @@ def caption_cnn_rnn(pictures: int) -> Run:
     return _run("caption-cnn-rnn", _cnn(), task)
 
 
-def caption_cnn_lstm(pictures: int) -> Run:
+def caption_cnn_lstm(images: int) -> Run:
     """Show and Tell (arXiv 1411.4555): the same with an LSTM.
 
     Command: vitrail train caption-cnn-lstm --data flickr8k
@@ -91,7 +91,7 @@ def caption_cnn_lstm(pictures: int) -> Run:
     return _run("caption-cnn-lstm", _cnn(), task)
 
 
-def caption_cnn_attention(pictures: int) -> Run:
+def caption_cnn_attention(images: int) -> Run:
     """Show, Attend and Tell (arXiv 1502.03044): the LSTM looks at the feature map before each word.
 
     Command: vitrail train caption-cnn-attention --data flickr8k
@@ -99,7 +99,7 @@ def caption_cnn_attention(pictures: int) -> Run:
     return _run("caption-cnn-attention", _cnn(), _task(decoder="attentive", decoder_dropout=0.3))
 
 
-def caption_vit_lstm(pictures: int) -> Run:
+def caption_vit_lstm(images: int) -> Run:
     """A ViT sees, the LSTM with attention writes.
 
     Command: vitrail train caption-vit-lstm --data flickr8k
@@ -107,7 +107,7 @@ def caption_vit_lstm(pictures: int) -> Run:
     return _run("caption-vit-lstm", _vit(), _task(decoder="attentive", decoder_dropout=0.3))
 
 
-def caption_vit(pictures: int) -> Run:
+def caption_vit(images: int) -> Run:
     """A ViT sees, a Transformer with cross-attention writes, both from scratch.
 
     Command: vitrail train caption-vit --data flickr8k
@@ -120,12 +120,12 @@ MATCHING = {"contrastive": 0.5, "decoder_depth": 3, "text_depth": 1}
 
 
 def _matching(**choices: Any) -> Captioning:
-    """Pictures are matched with their captions, tell which words these use, and are captioned."""
+    """Images are matched with their captions, tell which words these use, and are captioned."""
     return _task(decoder_dropout=0.2, word_dropout=0.1, bag_of_words=0.1, **MATCHING, **choices)
 
 
-def caption_match(pictures: int) -> Run:
-    """CoCa (arXiv 2205.01917) on small pictures: a caption of each is written and matched, and the words of all told.
+def caption_match(images: int) -> Run:
+    """CoCa (arXiv 2205.01917) on small images: a caption of each is written and matched, and the words of all told.
 
     Command: vitrail train caption-match --data flickr8k
     What comes out is for `caption-coca --init`.
@@ -134,50 +134,50 @@ def caption_match(pictures: int) -> Run:
     return replace(run, early_size=None, epochs=60, eval_every=15, batch_size=192)
 
 
-def encoder_cifar10(pictures: int) -> Run:
-    """The ladder's ViT taught by CIFAR-10, whose pictures are made as large as those of `caption-match`.
+def encoder_cifar10(images: int) -> Run:
+    """The ladder's ViT taught by CIFAR-10, whose images are made as large as those of `caption-match`.
 
     Command: vitrail train encoder-cifar10
     What comes out is for `caption-vit --init`.
     """
-    run = caption_match(pictures)
+    run = caption_match(images)
     task = Classification(smoothing=0.1)
     return replace(run, recipe="encoder-cifar10", data="cifar10", task=task, epochs=8, eval_every=4)
 
 
-def caption_coca(pictures: int) -> Run:
-    """Goes on from `caption-match` with larger pictures and all their captions, at a quarter of its rate.
+def caption_coca(images: int) -> Run:
+    """Goes on from `caption-match` with larger images and all their captions, at a quarter of its rate.
 
     Command: vitrail train caption-coca --data flickr8k --init RUN
     """
     run = _run("caption-coca", _vit(), _matching())
     # At the full rate nothing was gained (docs/captioning.md), and the weight decay of `_run`, which is times the rate,
     # would take most of what matching has taught the encoder. Lower layers get less of both.
-    optim = replace(run.optim, lr=2.5e-4, matrix_lr=1e-3, layer_decay=0.8)
+    optim = replace(run.optim, lr=2.5e-4, muon_lr=1e-3, layer_decay=0.8)
     return replace(run, optim=optim)
 
 
-def caption_recall(pictures: int) -> Run:
-    """A captioner that has learned to match, which also remembers what is said of the training pictures.
+def caption_rerank(images: int) -> Run:
+    """A captioner that has learned to match, which also remembers what is said of the training images.
 
-    Command: vitrail train caption-recall --data flickr8k --init RUN
-    Nothing is trained: of the captions that it finds it chooses by those of the pictures most like its own. Behind
-    `caption-critic`, say `--length-power 1.5` as that does.
+    Command: vitrail train caption-rerank --data flickr8k --init RUN
+    Nothing is trained: of the captions that it finds it chooses by those of the images most like its own. Behind
+    `caption-scst`, say `--length-penalty 1.5` as that does.
     """
     decoding = Decoding(beam=10, match=0.2, consensus=6.0)
     task = _task(decoding=decoding, **MATCHING)
-    return replace(_run("caption-recall", _vit(), task), tune=Tune(method="knn"), early_size=None)
+    return replace(_run("caption-rerank", _vit(), task), tune=Tune(method="knn"), early_size=None)
 
 
-def caption_critic(pictures: int) -> Run:
+def caption_scst(images: int) -> Run:
     """Self-critical training on CIDEr (arXiv 1612.00563), on top of a captioner.
 
-    Command: vitrail train caption-critic --data flickr8k --init RUN
+    Command: vitrail train caption-scst --data flickr8k --init RUN
     """
     # Captions come out two words shorter than before, which this power of the length half makes up for. A captioner
     # that has learned to match chooses among ten; any other leaves that out.
-    decoding = Decoding(length_power=1.5, beam=10, match=0.2)
-    task = _task(captions=4, self_critical=1.0, critic_temperature=0.7, decoding=decoding, **MATCHING)
-    run = _run("caption-critic", _vit(), task)
-    optim = replace(run.optim, lr=5e-5, matrix_lr=2e-4, warmup=0.02)
+    decoding = Decoding(length_penalty=1.5, beam=10, match=0.2)
+    task = _task(captions=4, self_critical=1.0, scst_temperature=0.7, decoding=decoding, **MATCHING)
+    run = _run("caption-scst", _vit(), task)
+    optim = replace(run.optim, lr=5e-5, muon_lr=2e-4, warmup=0.02)
     return replace(run, early_size=None, optim=optim, epochs=3, batch_size=32, eval_every=1)

@@ -15,26 +15,26 @@ from vitrail.train.tune import Method, Tune
 log = logging.getLogger("vitrail")
 
 FEW_A_CLASS, FEW = 10, 1_000
-"""below the first number of pictures a class the encoder stays frozen; below the second in all it moves by LoRA"""
+"""below the first number of images a class the encoder stays frozen; below the second in all it moves by LoRA"""
 NARROW = 384
 """below this width all weights move in place of LoRA, and as those of a model that starts from scratch"""
-SMALL = Optim(optimizer="muon", lr=1e-3, matrix_lr=4e-3, weight_decay=0.05, beta2=0.98, warmup=0.1, clip=1.0)
+SMALL = Optim(optimizer="muon", lr=1e-3, muon_lr=4e-3, weight_decay=0.05, beta2=0.98, warmup=0.1, clip=1.0)
 """for all weights of a narrow model: the recipe `folder`'s. Features of so small a model leave much to learn"""
 RATES: dict[Method, float] = {"full": 1e-4, "last-blocks": 1e-4, "lora": 5e-4}
 """learning rates of a model 768 wide"""
 LAYER_DECAY: dict[Method, float] = {"full": 0.75}
 
 
-def finetune(pictures: int) -> Run:
-    """Classify pictures from trained weights. The method and its learning rate follow the size of the data.
+def finetune(images: int) -> Run:
+    """Classify images from trained weights. The method and its learning rate follow the size of the data.
 
     Command: vitrail train finetune --data FOLDER [--init SOURCE] [--method lora] [--image-size 384 384]
 
     Without --method, and said in a line on standard error:
-    - fewer than 10 pictures a class: `linear`. So few cannot tell a useful change of millions of weights from noise,
+    - fewer than 10 images a class: `linear`. So few cannot tell a useful change of millions of weights from noise,
       and moving them spoils features that were good (arXiv 2202.10054); the head alone is a convex problem, solved
       exactly, with its penalty chosen on the validation part.
-    - fewer than 1,000 pictures in all: `lora`. On tasks of 1,000 pictures, changes of low rank score above all
+    - fewer than 1,000 images in all: `lora`. On tasks of 1,000 images, changes of low rank score above all
       weights and above the head alone (arXiv 2206.04673, table 1). Not in a model less than 384 wide: a difference of
       rank 8 is no small part of a matrix there, and takes as long to learn as the whole; all weights move.
     - otherwise: `full`, with a rate that falls by 0.75 a layer towards the pixels, since early layers are the most
@@ -44,11 +44,11 @@ def finetune(pictures: int) -> Run:
 
     The learning rate is 1e-4 for all weights and 5e-4 for LoRA's factors, which begin at zero and have further to go,
     in a model 768 wide, and grows as the width shrinks: the update of each of AdamW's weights is about the rate, and
-    fewer of them add up in a narrower layer (arXiv 2203.03466, table 3). Below 10,000 pictures the passes over the data
-    rise, so that about 10,000 pictures are seen, at most 50 times each.
+    fewer of them add up in a narrower layer (arXiv 2203.03466, table 3). Below 10,000 images the passes over the data
+    rise, so that about 10,000 images are seen, at most 50 times each.
     `vitrail train folder --init SOURCE` is the same. Score, beside training from scratch: results/transfer.json
     """
-    epochs = min(50.0, max(5.0, 10_000 / max(pictures, 1)))
+    epochs = min(50.0, max(5.0, 10_000 / max(images, 1)))
     return Run(
         recipe="finetune",
         data="folder",
@@ -58,12 +58,12 @@ def finetune(pictures: int) -> Run:
         augment=Augment(crop="resized", scale=(0.3, 1.0), flip=True),
         optim=Optim(weight_decay=0.05, warmup=0.1, clip=1.0),
         epochs=epochs,
-        batch_size=32 if pictures < 2_000 else 128,
+        batch_size=32 if images < 2_000 else 128,
         eval_every=max(1.0, epochs / 10),
     )
 
 
-def settle(run: Run, pictures: int, classes: int, change: Callable[[Run], Run]) -> Run:
+def resolve_auto(run: Run, images: int, classes: int, change: Callable[[Run], Run]) -> Run:
     """The run with `change` made to it, and where its method is `auto` with the method and rates that suit the data.
 
     What `change` sets itself is kept: a method that was asked for gets its rates, and rates that were asked for stay.
@@ -72,7 +72,7 @@ def settle(run: Run, pictures: int, classes: int, change: Callable[[Run], Run]) 
     if "auto" not in (wanted, run.tune.method):
         return change(run)
     width = run.model.width
-    method, reason = choose(pictures, classes, width) if wanted == "auto" else (wanted, "")
+    method, reason = choose(images, classes, width) if wanted == "auto" else (wanted, "")
     peak = float(f"{RATES.get(method, run.optim.lr) * 768 / width:.2g}")
     optim = replace(run.optim, lr=peak, layer_decay=LAYER_DECAY.get(method, 1.0))
     run = change(replace(run, optim=SMALL if method == "full" and width < NARROW else optim))
@@ -83,13 +83,13 @@ def settle(run: Run, pictures: int, classes: int, change: Callable[[Run], Run]) 
     return run
 
 
-def choose(pictures: int, classes: int, width: int = 768) -> tuple[Method, str]:
-    """A method for so many training pictures of so many classes, and a model so wide, and why."""
-    have = f"{pictures:,} pictures, {pictures // max(classes, 1):,} a class,"
-    if pictures < FEW_A_CLASS * classes:
+def choose(images: int, classes: int, width: int = 768) -> tuple[Method, str]:
+    """A method for so many training images of so many classes, and a model so wide, and why."""
+    have = f"{images:,} images, {images // max(classes, 1):,} a class,"
+    if images < FEW_A_CLASS * classes:
         return "linear", f"{have} are too few to move the encoder by"
-    if pictures < FEW and width < NARROW:
+    if images < FEW and width < NARROW:
         return "full", f"{have} are enough to move all weights of a model as small as this"
-    if pictures < FEW:
+    if images < FEW:
         return "lora", f"{have} are enough to adapt the encoder, not to learn all its weights anew"
     return "full", f"{have} are enough for all weights to move"

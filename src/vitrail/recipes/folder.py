@@ -1,4 +1,4 @@
-"""Any folder of pictures with a folder a class."""
+"""Any folder of images with a folder a class."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from vitrail.train.run import Run
 from vitrail.vit import ViTConfig
 
 
-def folder(pictures: int) -> Run:
-    """Any folder of images. How long to train, and how large a model, comes from the number of pictures.
+def folder(images: int) -> Run:
+    """Any folder of images. How long to train, and how large a model, comes from the number of images.
 
     Command: vitrail train folder --data FOLDER [--init classify]
     With --init it is the recipe `finetune`, which chooses by the size of the data what moves and how far.
-    Cost and score on ants and bees (243 pictures): results/folder.json
+    Cost and score on ants and bees (243 images): results/folder.json
     """
-    large = pictures >= 20_000
+    large = images >= 20_000
     model = ViTConfig(
         width=384 if large else 192,
         depth=12 if large else 6,
@@ -28,17 +28,17 @@ def folder(pictures: int) -> Run:
         stem=(32, 64, 128, 192),
         drop_path=0.1,
     )
-    # Small sets need many passes before anything is learned, large ones few: about 20,000 pictures are seen.
-    epochs = min(100.0, max(10.0, 20_000 / max(pictures, 1)))
+    # Small sets need many passes before anything is learned, large ones few: about 20,000 images are seen.
+    epochs = min(100.0, max(10.0, 20_000 / max(images, 1)))
     return Run(
         recipe="folder",
         data="folder",
         model=model,
         attention_init="mimetic",
         augment=Augment(crop="resized", scale=(0.25, 1.0), flip=True, policy="three"),
-        optim=Optim(optimizer="muon", lr=1e-3, matrix_lr=4e-3, weight_decay=0.05, beta2=0.98, warmup=0.1, clip=1.0),
+        optim=Optim(optimizer="muon", lr=1e-3, muon_lr=4e-3, weight_decay=0.05, beta2=0.98, warmup=0.1, clip=1.0),
         epochs=epochs,
-        batch_size=32 if pictures < 2_000 else 128,
+        batch_size=32 if images < 2_000 else 128,
         task=Classification(smoothing=0.1, balanced=True),
         crop_fraction=0.9,
         eval_every=max(1.0, epochs / 10),

@@ -13,12 +13,12 @@ from vitrail.train.run import Run
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RANDAUGMENT = 30
 """big_vision's magnitude 10, which is of 10: turned by 30 degrees, sheared by 0.3, moved by 100 of 224 pixels, 4 bits
-kept. Not as there: its list has Cutout and SolarizeAdd, and nothing that leaves a picture as it is; colour, contrast,
+kept. Not as there: its list has Cutout and SolarizeAdd, and nothing that leaves an image as it is; colour, contrast,
 brightness and sharpness are times 1.9 there, times 1.9 or 0.1 here; Solarize at that magnitude is Invert here (of which
 its list has one) and changes nothing there"""
 
 
-def vit_s16_90(pictures: int) -> Run:
+def vit_s16_90(images: int) -> Run:
     """ViT-S/16 in 90 epochs of *Better plain ViT baselines for ImageNet-1k* (arXiv 2205.01580): 76.5 % there.
 
     Command: vitrail train vit-s16-90 --data IMAGENET
@@ -27,7 +27,7 @@ def vit_s16_90(pictures: int) -> Run:
     rate; AdamW's is, so it is 0.1 here. Its RandAugment (2, 10) is near strength 30 here, see `RANDAUGMENT`.
     """
     epochs, batch = 90.0, 1024
-    steps = max(1.0, epochs * pictures / batch)
+    steps = max(1.0, epochs * images / batch)
     return Run(
         recipe="vit-s16-90",
         data="imagenet",
@@ -51,7 +51,7 @@ def vit_s16_90(pictures: int) -> Run:
     )
 
 
-def augreg_s16(pictures: int) -> Run:
+def augreg_s16(images: int) -> Run:
     """ViT-S/16 of *How to train your ViT?* (arXiv 2106.10270), its medium augmentation, from scratch on ImageNet-1k.
 
     Command: vitrail train augreg-s16 --data IMAGENET
@@ -60,7 +60,7 @@ def augreg_s16(pictures: int) -> Run:
     see `RANDAUGMENT`.
     """
     epochs, batch = 300.0, 4096
-    steps = max(1.0, epochs * pictures / batch)
+    steps = max(1.0, epochs * images / batch)
     return Run(
         recipe="augreg-s16",
         data="imagenet",
@@ -85,12 +85,12 @@ def augreg_s16(pictures: int) -> Run:
     )
 
 
-def deit3_s16(pictures: int) -> Run:
+def deit3_s16(images: int) -> Run:
     """ViT-S/16 of DeiT-III (arXiv 2204.07118) in 400 epochs on ImageNet-1k: 80.4 % there.
 
     Command: vitrail train deit3-s16 --data IMAGENET
     Binary cross-entropy, three-augment, mixup 0.8 and cutmix 1, layer scale, a batch of 2,048. Two things are not the
-    paper's: LAMB is AdamW here, at the rate that AdamW takes at that batch, and no picture is repeated in a batch.
+    paper's: LAMB is AdamW here, at the rate that AdamW takes at that batch, and no image is repeated in a batch.
     """
     return Run(
         recipe="deit3-s16",
@@ -109,7 +109,7 @@ def deit3_s16(pictures: int) -> Run:
     )
 
 
-def finetune_b16_384(pictures: int) -> Run:
+def finetune_b16_384(images: int) -> Run:
     """The paper's own fine-tuning (appendix B.1.1): SGD with momentum, batch 512, cosine, no decay, at 384 pixels.
 
     Command: vitrail train finetune-b16-384 --data IMAGENET --init CHECKPOINT --image-size 384 384
@@ -121,7 +121,7 @@ def finetune_b16_384(pictures: int) -> Run:
         model=replace(SIZES["B/16"], image_size=(384, 384)),
         augment=Augment(crop="resized", scale=(0.05, 1.0), flip=True),
         optim=Optim(optimizer="sgd", lr=0.03, weight_decay=0.0, warmup=500 / steps, clip=1.0),
-        epochs=steps * batch / max(pictures, batch),
+        epochs=steps * batch / max(images, batch),
         batch_size=batch,
         accumulate=4,
         workers=16,

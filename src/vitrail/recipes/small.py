@@ -1,4 +1,4 @@
-"""Recipes for small pictures."""
+"""Recipes for small images."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 
 
-def digits(pictures: int) -> Run:
-    """1,797 grey pictures of 8x8 pixels, carried in the package.
+def digits(images: int) -> Run:
+    """1,797 grey images of 8x8 pixels, bundled in the package.
 
     Command: vitrail train digits
     Cost and score: results/digits.json
@@ -26,7 +26,7 @@ def digits(pictures: int) -> Run:
         model=ViTConfig(width=64, depth=4, heads=4, patch=2, image_size=(8, 8), channels=1, stem=(32,)),
         attention_init="mimetic",
         augment=Augment(crop="shift", shift=1),
-        optim=Optim(optimizer="muon", lr=3e-3, matrix_lr=8e-3, schedule="linear", beta2=0.98),
+        optim=Optim(optimizer="muon", lr=3e-3, muon_lr=8e-3, schedule="linear", beta2=0.98),
         epochs=60,
         batch_size=64,
         task=Classification(smoothing=0.1),
@@ -35,8 +35,8 @@ def digits(pictures: int) -> Run:
     )
 
 
-def mnist(pictures: int) -> Run:
-    """Grey pictures of 28x28 pixels: MNIST, Fashion-MNIST and sets of that layout.
+def mnist(images: int) -> Run:
+    """Grey images of 28x28 pixels: MNIST, Fashion-MNIST and sets of that layout.
 
     Command: vitrail train mnist
     """
@@ -46,18 +46,18 @@ def mnist(pictures: int) -> Run:
         model=ViTConfig(width=128, depth=4, heads=4, patch=4, image_size=(28, 28), channels=1),
         attention_init="mimetic",
         augment=Augment(crop="shift", shift=2),
-        optim=Optim(optimizer="muon", lr=3e-3, matrix_lr=8e-3, schedule="linear", beta2=0.98),
+        optim=Optim(optimizer="muon", lr=3e-3, muon_lr=8e-3, schedule="linear", beta2=0.98),
         epochs=5,
         batch_size=128,
         task=Classification(smoothing=0.1),
     )
 
 
-def cifar10_quick(pictures: int) -> Run:
+def cifar10_quick(images: int) -> Run:
     """CIFAR-10 on a laptop with two cores, in less than 30 minutes.
 
     Command: vitrail train cifar10-quick
-    Three fifths of the steps see pictures shrunk to 24 pixels, which makes them 1.6 times as quick.
+    Three fifths of the steps see images shrunk to 24 pixels, which makes them 1.6 times as quick.
     Cost and score: results/cifar10-quick.json
     """
     return Run(
@@ -75,7 +75,7 @@ def cifar10_quick(pictures: int) -> Run:
         ),
         attention_init="mimetic",
         augment=Augment(crop="shift", shift=2, flip=True),
-        optim=Optim(optimizer="muon", lr=4e-3, matrix_lr=6e-3, schedule="linear", beta2=0.98),
+        optim=Optim(optimizer="muon", lr=4e-3, muon_lr=6e-3, schedule="linear", beta2=0.98),
         mean=CIFAR10_MEAN,
         std=CIFAR10_STD,
         epochs=8,
@@ -86,21 +86,21 @@ def cifar10_quick(pictures: int) -> Run:
     )
 
 
-def cifar10_laptop(pictures: int) -> Run:
-    """CIFAR-10 on a laptop within two hours: the weights that the package carries.
+def cifar10_laptop(images: int) -> Run:
+    """CIFAR-10 on a laptop within two hours: the bundled weights.
 
     Command: vitrail train cifar10-laptop
     The stem is one layer deeper than cifar10-quick's.
     Score: results/classify.json
     """
-    run = cifar10_quick(pictures)
+    run = cifar10_quick(images)
     assert isinstance(run.model, ViTConfig)
     model = replace(run.model, stem=(32, 64, 128, 128))
     augment = replace(run.augment, shift=4)
     return replace(run, recipe="cifar10-laptop", model=model, augment=augment, epochs=18)
 
 
-def cifar10(pictures: int) -> Run:
+def cifar10(images: int) -> Run:
     """CIFAR-10 on a GPU; not measured yet.
 
     Command: vitrail train cifar10
@@ -121,7 +121,7 @@ def cifar10(pictures: int) -> Run:
         ),
         attention_init="mimetic",
         augment=Augment(crop="shift", shift=4, flip=True, policy="trivial", cutmix=0.5, erase=0.25),
-        optim=Optim(optimizer="muon", lr=2e-3, matrix_lr=4e-3, beta2=0.98, clip=1.0, ema=0.999),
+        optim=Optim(optimizer="muon", lr=2e-3, muon_lr=4e-3, beta2=0.98, clip=1.0, ema=0.999),
         mean=CIFAR10_MEAN,
         std=CIFAR10_STD,
         epochs=150,

@@ -1,4 +1,4 @@
-"""Captioning: what a picture shows, in words."""
+"""Captioning: what an image shows, in words."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from vitrail.tasks.task import Batch, Metric, Prediction, Task
 from vitrail.vit import Tokens
 
 Reward = Callable[[Iterable[int], Iterable[str], Iterable[bool]], list[float]]
-"""sample numbers of pictures, a caption of each and whether it came to its end, to the captions' scores"""
+"""sample numbers of images, a caption of each and whether it came to its end, to the captions' scores"""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Captioning:
     """The decoder, its vocabulary, and how both are learned: fields of a run."""
 
     decoder: Literal["recurrent", "attentive", "transformer"] = "transformer"
-    """reads the picture first (1411.4555), looks at it before each word (1502.03044), or a Transformer (1706.03762)"""
+    """reads the image first (1411.4555), looks at it before each word (1502.03044), or a Transformer (1706.03762)"""
     cell: Literal["rnn", "gru", "lstm"] = "lstm"
     """of the recurrent decoders"""
     decoder_width: int = 256
@@ -50,23 +50,23 @@ class Captioning:
     lower: bool = True
     """captions are learned in lower case"""
     captions: int = 2
-    """of each picture's captions, how many a step reads"""
+    """of each image's captions, how many a step reads"""
     smoothing: float = 0.1
     """label smoothing"""
     word_dropout: float = 0.0
     """chance that a word that is read becomes `<unknown>`"""
     contrastive: float = 0.0
-    """weight, that of the captions' words being 1, of the loss that matches pictures with their captions (CoCa,
+    """weight, that of the captions' words being 1, of the loss that matches images with their captions (CoCa,
     2205.01917), among those of a step; where `accumulate` cuts a step, among those of each part"""
     bag_of_words: float = 0.0
-    """weight of the loss that tells from the picture alone which words its captions use (1511.02251)"""
+    """weight of the loss that tells from the image alone which words its captions use (1511.02251)"""
     text_depth: int = 0
     """blocks at the bottom of the Transformer that read words alone; the contrastive loss needs them"""
     self_critical: float = 0.0
     """weight of the reward, CIDEr, of sampled captions over the mean of the others (1612.00563); 0 for none. It is
-    learned from alone: smoothing, word dropout and `contrastive` rest, and of each picture `captions` and one are
+    learned from alone: smoothing, word dropout and `contrastive` rest, and of each image `captions` and one are
     drawn"""
-    critic_temperature: float = 1.0
+    scst_temperature: float = 1.0
     """at which these samples are drawn: below 1 where label smoothing has left a chance to every word"""
     decoding: Decoding = field(default_factory=Decoding)
 
@@ -82,8 +82,8 @@ class Captioning:
                 raise UserError(f"{name} is a weight, from 0, got {getattr(self, name)}")
         if self.self_critical and self.bag_of_words:
             raise UserError("self_critical learns from the reward alone: let bag_of_words be 0")
-        if not 0 < self.critic_temperature < math.inf:
-            raise UserError(f"critic_temperature must be above 0, got {self.critic_temperature}")
+        if not 0 < self.scst_temperature < math.inf:
+            raise UserError(f"scst_temperature must be above 0, got {self.scst_temperature}")
         if self.decoder == "transformer" and self.decoder_width % self.decoder_heads:
             raise UserError(
                 f"decoder width {self.decoder_width} does not divide into {self.decoder_heads} heads: change one"
@@ -92,7 +92,7 @@ class Captioning:
             raise UserError(f"text_depth is from 0 to below the decoder's depth, got {self.text_depth}")
         if self.contrastive and not (self.decoder == "transformer" and self.text_depth):
             raise UserError(
-                "contrastive compares pictures with what a Transformer's lowest blocks know from words alone: it needs "
+                "contrastive compares images with what a Transformer's lowest blocks know from words alone: it needs "
                 "the decoder transformer with a text_depth of at least 1, or a weight of 0"
             )
         if (self.decoding.match or self.decoding.consensus) and not self.contrastive:
@@ -105,13 +105,13 @@ class Captioning:
 
 FREE = (
     *("captions", "smoothing", "word_dropout", "decoding"),
-    *("contrastive", "bag_of_words", "self_critical", "critic_temperature"),
+    *("contrastive", "bag_of_words", "self_critical", "scst_temperature"),
 )
 """what of a captioner may change when it goes on learning; the rest is in its weights and its vocabulary"""
 
 
 class Caption(Task):
-    """An encoder of pictures and a decoder of words.
+    """An encoder of images and a decoder of words.
 
     Keys of a batch: `image` [B, C, H, W] normalised floats, `sample` [B]; to learn from, `label` int64 [B, K, T], the
     numbers of K captions, each ended by `END` and filled up with `PAD` (a caption that is missing is all `PAD`); to
@@ -160,9 +160,9 @@ class Caption(Task):
             self.bag = BagOfWords(width, self.tokenizer.size)
 
     def expect(self, labels: Tensor) -> None:
-        """Let each word be as likely at first as it is in the captions `labels` [N, K, T], whatever the picture.
+        """Let each word be as likely at first as it is in the captions `labels` [N, K, T], whatever the image.
 
-        AdamW moves a bias by its rate a step, so that to say how common a word is would else be left to the picture's
+        AdamW moves a bias by its rate a step, so that to say how common a word is would else be left to the image's
         vectors for long: as one direction that they all share, in which what tells them apart is lost.
         """
         there = labels[labels != PAD]
@@ -188,11 +188,11 @@ class Caption(Task):
         return replace(self.captioning, **{name: getattr(config, name) for name in FREE})
 
     @torch.no_grad()
-    def remember(self, vectors: Tensor, labels: Tensor) -> None:
-        """Keep what is said of the training pictures: their pooled vectors [N, D], and their captions [N, K, T]."""
+    def build_index(self, vectors: Tensor, labels: Tensor) -> None:
+        """Keep what is said of the training images: their pooled vectors [N, D], and their captions [N, K, T]."""
         self.consensus = Consensus.of(self.match.image_of(vectors), labels, self.tokenizer.size).to(vectors.device)
 
-    def learn_with(self, config: Any) -> None:
+    def configure(self, config: Any) -> None:
         """Go on learning as `config` says, with what these weights keep. What they remember is of other vectors."""
         self.captioning = self.kept(config)
         if hasattr(self, "consensus"):
@@ -201,19 +201,19 @@ class Caption(Task):
         self._make_heads()
 
     def forward(self, images: Tensor, words: Tensor) -> Tensor:
-        """Normalised pictures [B, C, H, W] and the words [B, K, T] of K captions, to logits [B, K, T, V]."""
+        """Normalised images [B, C, H, W] and the words [B, K, T] of K captions, to logits [B, K, T, V]."""
         return self.decoder.logits(self.decoder(words, self.memory(images)))
 
     def features(self, images: Tensor) -> Tokens:
         return self.encoder(images)
 
     def memory(self, images: Tensor) -> Memory:
-        """What the decoder sees of the pictures: all their tokens, and one vector each."""
+        """What the decoder sees of the images: all their tokens, and one vector each."""
         tokens = self.encoder(images)
         return Memory(torch.cat([tokens.prefix, tokens.patches], dim=1), self.pooled(tokens))
 
     def pooled(self, tokens: Tokens) -> Tensor:
-        """One vector a picture, [B, D]."""
+        """One vector an image, [B, D]."""
         return one_vector(self.encoder.pool(tokens))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -248,14 +248,14 @@ class Caption(Task):
         return loss, (logits.argmax(dim=1) == targets).sum()
 
     def _some(self, batch: Batch, most: int) -> Tensor:
-        """[B, K, T] of some of the captions of each picture: the next ones each epoch, from one that hangs on it."""
+        """[B, K, T] of some of the captions of each image: the next ones each epoch, from one that depends on it."""
         labels = batch["label"]
         there = (labels[..., 0] != PAD).sum(dim=1)
         count = min(most, int(there.max()))
         first = (uniform(0, 0, batch["sample"], 1)[:, 0] * there).long() + batch["epoch"] * count
         places = (first[:, None] + torch.arange(count, device=labels.device)) % there[:, None]
         chosen = labels[torch.arange(len(labels), device=labels.device)[:, None], places]
-        # A picture with fewer captions reads each of them once.
+        # An image with fewer captions reads each of them once.
         chosen = chosen.masked_fill((torch.arange(count, device=labels.device) >= there[:, None])[..., None], PAD)
         return chosen[..., : int((chosen != PAD).any(dim=0).any(dim=0).sum())]
 
@@ -266,20 +266,20 @@ class Caption(Task):
         return words.masked_fill(out & (words > UNKNOWN), UNKNOWN)
 
     def _self_critical(self, memory: Memory, batch: Batch) -> dict[str, Tensor]:
-        """Reward what a sampled caption scores above the mean of the picture's other samples (2003.09971)."""
+        """Reward what a sampled caption scores above the mean of the image's other samples (2003.09971)."""
         assert self.reward is not None, "self-critical training needs a reward"
-        samples, heat = self.captioning.captions + 1, self.captioning.critic_temperature
+        samples, heat = self.captioning.captions + 1, self.captioning.scst_temperature
         how = Decoding(
             beam=samples,
             sample=True,
             temperature=heat,
             sampling_seed=int(torch.randint(1 << 30, ())),
-            no_repeat=0,
-            longest=self.decoding.longest,
+            no_repeat_ngram_size=0,
+            max_length=self.decoding.max_length,
         )
         self.eval()  # the decoder draws without dropout
         with torch.no_grad():
-            written = write(self.decoder, memory, how, batch["sample"])  # with no_repeat 0
+            written = write(self.decoder, memory, how, batch["sample"])  # with no_repeat_ngram_size 0
         self.train()
         texts = [self.tokenizer.decode(row) for row in written.words.flatten(0, 1).tolist()]
         keys = batch["sample"].repeat_interleave(samples).tolist()
@@ -297,7 +297,7 @@ class Caption(Task):
         return {"loss": self.captioning.self_critical * loss, "count": count, "reward": rewards.mean() * count}
 
     def answer(self, batch: Batch) -> list[Prediction]:
-        """The best captions of each picture, with the probability of each piece of text."""
+        """The best captions of each image, with the probability of each piece of text."""
         written = self.write(batch)
         probabilities = written.logp.exp().tolist()
         scores = written.score.tolist()
@@ -356,7 +356,7 @@ def _kind(config: Captioning) -> str:
 
 
 def decoder_for(config: Captioning, vocabulary: int, memory_width: int, pooled_width: int) -> Decoder:
-    """The decoder that a config asks for, for a picture's tokens and its one vector."""
+    """The decoder that a config asks for, for an image's tokens and its one vector."""
     c = config
     if c.decoder == "recurrent":
         return RecurrentDecoder(c.cell, vocabulary, c.decoder_width, c.decoder_depth, pooled_width, c.decoder_dropout)
@@ -374,9 +374,9 @@ def decoder_for(config: Captioning, vocabulary: int, memory_width: int, pooled_w
     )
 
 
-def numbered(captions: Sequence[Sequence[str]], tokenizer: Tokenizer, longest: int) -> Tensor:
-    """Captions of pictures as int64 [N, K, T] (see `Caption`): their first `longest` words, the end counted as one."""
-    rows = [[[*tokenizer.encode(text), END][:longest] for text in texts] for texts in captions]
+def numbered(captions: Sequence[Sequence[str]], tokenizer: Tokenizer, max_length: int) -> Tensor:
+    """Captions of images as int64 [N, K, T] (see `Caption`): their first `max_length` words, the end counted as one."""
+    rows = [[[*tokenizer.encode(text), END][:max_length] for text in texts] for texts in captions]
     most = max((len(texts) for texts in rows), default=1)
     length = max((len(text) for texts in rows for text in texts), default=1)
     table = torch.full((len(rows), most, length), PAD)

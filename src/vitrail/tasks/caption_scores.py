@@ -38,15 +38,15 @@ Given = tuple[Mapping[Key, str], Mapping[Key, Sequence[str]]]
 Cut = tuple[dict[Key, str], dict[Key, list[str]]]
 """the same in tokens, parted by spaces"""
 Scores = dict[str, float | None]
-"""by name; None for one that these pictures do not have"""
+"""by name; None for one that these images do not have"""
 
 MISSING = "scores of captions need pycocoevalcap: pip install 'vitrail[caption]'"
 JAVA_LIMIT = 600
 """seconds that Java may take for a set"""
 COLLAPSED = 0.5
-"""a model that gives more than this share of the pictures one caption has collapsed,"""
+"""a model that gives more than this share of the images one caption has collapsed,"""
 FEWEST = 10
-"""which fewer pictures than this do not show; CIDEr of fewer means little"""
+"""which fewer images than this do not show; CIDEr of fewer means little"""
 PUNCTUATION = frozenset(
     ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
 )
@@ -68,12 +68,12 @@ def caption_scores(
     """`bleu1` to `bleu4`, `rouge_l`, `cider`; with Java `meteor`, and all of them on Treebank tokens as `ptb_...`.
 
     Beside them: `length` (mean words), `vocabulary` (different words over all captions), `identical` (the share of
-    pictures that have the most common caption: 1 where the model has collapsed), `distinct` (different captions a
-    picture), with `seen`, the captions trained on, `new` (the share of captions that are none of these), and `count`.
+    images that have the most common caption: 1 where the model has collapsed), `distinct` (different captions a
+    image), with `seen`, the captions trained on, `new` (the share of captions that are none of these), and `count`.
 
-    Each picture needs a candidate and at least one reference. `java` None uses Java where it is found, True insists.
-    CIDEr weighs n-grams by how few of the pictures have them in these references: where all have the same ones, as
-    with a single picture, `cider` is None, and for few it means little; either is warned of. Captions that have no word
+    Each image needs a candidate and at least one reference. `java` None uses Java where it is found, True insists.
+    CIDEr weighs n-grams by how few of the images have them in these references: where all have the same ones, as
+    with a single image, `cider` is None, and for few it means little; either is warned of. Captions that have no word
     by the fixed tokenisation score 0, and `length` and the others beside it count what spaces part.
     """
     scores = _scored([(candidates, references)], java, seen)[0]
@@ -96,7 +96,7 @@ def _warn_of_cider(scores: Scores, count: int) -> None:
 def _scored(sets: Sequence[Given[Key]], java: bool | None, seen: Iterable[str] | None = None) -> list[Scores]:
     """`caption_scores` of several sets. Java takes many seconds to begin, so it does so once for all."""
     if not all(given and given.keys() == texts.keys() and all(texts.values()) for given, texts in sets):
-        raise ValueError("every picture needs one candidate and at least one reference")
+        raise ValueError("every image needs one candidate and at least one reference")
     cut = [_each(given, lambda text: " ".join(words(text))) for given in sets]
     scores = [
         {**_ngram_scores(*c), **statistics(given.values(), seen)} for c, (given, _) in zip(cut, sets, strict=True)
@@ -113,7 +113,7 @@ def _scored(sets: Sequence[Given[Key]], java: bool | None, seen: Iterable[str] |
 
 
 def _each(given: Given[Key], change: Callable[[str], str]) -> Cut[Key]:
-    """Candidates and references, each text changed: the picture's candidate first, then its references."""
+    """Candidates and references, each text changed: the image's candidate first, then its references."""
     candidates, references = given
     tokens, expected = {}, {}
     for key, text in candidates.items():
@@ -123,7 +123,7 @@ def _each(given: Given[Key], change: Callable[[str], str]) -> Cut[Key]:
 
 
 def statistics(captions: Collection[str], seen: Iterable[str] | None = None) -> dict[str, float]:
-    """What the captions are like, whatever the pictures show: see `caption_scores`."""
+    """What the captions are like, whatever the images show: see `caption_scores`."""
     tokens = [_said(caption) for caption in captions]
     counts, total = Counter(tokens), len(tokens)
     found: dict[str, float] = {
@@ -145,15 +145,15 @@ def _said(caption: str) -> tuple[str, ...]:
 
 
 def human_ceiling(references: Mapping[Key, Sequence[str]], *, java: bool | None = None) -> Scores:
-    """How people score: each reference in turn as the candidate against the picture's others, averaged over the turns.
+    """How people score: each reference in turn as the candidate against the image's others, averaged over the turns.
 
-    A turn counts by its pictures, since few have a sixth reference; one that has no CIDEr is left out of that score's
-    mean. Pictures with fewer than two references have no part in it; `count` is of the others. A person has one
+    A turn counts by its images, since few have a sixth reference; one that has no CIDEr is left out of that score's
+    mean. Images with fewer than two references have no part in it; `count` is of the others. A person has one
     reference less to agree with than a model has, so this is a little below what a person would get beside it.
     """
     several = {key: list(texts) for key, texts in references.items() if len(texts) > 1}
     if not several:
-        raise UserError("a human ceiling needs pictures with at least two captions")
+        raise UserError("a human ceiling needs images with at least two captions")
     sets: list[Given[Key]] = []
     for turn in range(max(map(len, several.values()))):
         those = {key: texts for key, texts in several.items() if len(texts) > turn}
@@ -168,7 +168,7 @@ def human_ceiling(references: Mapping[Key, Sequence[str]], *, java: bool | None 
 
 
 def _mean(turns: Iterable[tuple[float | None, int]]) -> float | None:
-    """Of those turns that have a score, each weighed by its number of pictures."""
+    """Of those turns that have a score, each weighed by its number of images."""
     scored = [(score, count) for score, count in turns if score is not None]
     return sum(score * count for score, count in scored) / sum(count for _, count in scored) if scored else None
 
@@ -203,7 +203,7 @@ def _ngram_scores(tokens: Mapping[Key, str], expected: Mapping[Key, list[str]]) 
 
 
 def _tell_apart(references: Iterable[Sequence[str]]) -> bool:
-    """Whether some n-gram is in the references of some pictures only: CIDEr's weights are 0 for what all have."""
+    """Whether some n-gram is in the references of some images only: CIDEr's weights are 0 for what all have."""
     found = ({ngram for text in texts for ngram in _ngrams(text.split())} for texts in references)
     first = next(found)
     return any(ngrams != first for ngrams in found)
@@ -280,7 +280,7 @@ def _meteor_score(
         process.stdin.write(_meteor_line("SCORE", *expected[key], text))
         found.append(answer())
     process.stdin.write(_meteor_line("EVAL", *found))
-    # The answer is a line a picture, then the score of all.
+    # The answer is a line an image, then the score of all.
     return float([answer() for _ in range(len(found) + 1)][-1])
 
 
@@ -320,7 +320,7 @@ def _reason(error: Exception) -> str:
 class CaptionMetric:
     """The scores of an evaluation, `cider` first, from answers with a `.caption`; state is kept by sample.
 
-    A picture's references are those of its batch under `captions`, a list a picture. Warns where the model has
+    An image's references are those of its batch under `captions`, a list an image. Warns where the model has
     collapsed to one caption.
     """
 
@@ -354,7 +354,7 @@ class CaptionMetric:
         if len(candidates) >= FEWEST and identical is not None and identical > COLLAPSED:
             common, _ = Counter(candidates.values()).most_common(1)[0]
             log.warning(
-                f"{identical:.0%} of {len(candidates):,} pictures have the same caption ({common!r:.80}): "
+                f"{identical:.0%} of {len(candidates):,} images have the same caption ({common!r:.80}): "
                 "the model does not look at them, or has not trained for long enough"
             )
         return scores
@@ -363,8 +363,8 @@ class CaptionMetric:
 class Cider:
     """CIDEr-D (1411.5726, section 5 and 6) of single captions, fast enough for a reward in training (1612.00563).
 
-    The number of pictures that an n-gram occurs with, which weighs it, is counted once, from the references. The mean
-    over all pictures is what pycocoevalcap's `Cider` prints: the variant with clipped counts, a Gaussian penalty on
+    The number of images that an n-gram occurs with, which weighs it, is counted once, from the references. The mean
+    over all images is what pycocoevalcap's `Cider` prints: the variant with clipped counts, a Gaussian penalty on
     the difference in length, and no stemming, times 10.
     """
 
@@ -372,7 +372,7 @@ class Cider:
     """of the penalty, in words"""
 
     def __init__(self, references: Mapping[Key, Sequence[str]], kept: int = 20_000, ends: bool = False) -> None:
-        """`references` of each picture by any key; the vectors of the `kept` pictures used last stay in memory.
+        """`references` of each image by any key; the vectors of the `kept` images used last stay in memory.
 
         With `ends` the end of a caption counts as a word, as in self-critical training it must: "a man in a" is else
         worth as much as the whole sentence.
@@ -390,7 +390,7 @@ class Cider:
         )
 
     def __call__(self, key: Hashable, caption: str, ended: bool = True) -> float:
-        """The score of one caption of the picture `key`; one that was cut off has not `ended`."""
+        """The score of one caption of the image `key`; one that was cut off has not `ended`."""
         vector = self._vector(self._words(caption, ended))
         expected = self._vectors(key)
         return 10 * sum(self._similarity(vector, other) for other in expected) / len(expected)
@@ -398,7 +398,7 @@ class Cider:
     def rewards(
         self, keys: Iterable[Hashable], captions: Iterable[str], ended: Iterable[bool] | None = None
     ) -> list[float]:
-        """The scores of captions, each of the picture beside it; all of them ended, if `ended` does not say which."""
+        """The scores of captions, each of the image beside it; all of them ended, if `ended` does not say which."""
         captions = list(captions)
         marks = [True] * len(captions) if ended is None else ended
         return [self(key, caption, end) for key, caption, end in zip(keys, captions, marks, strict=True)]

@@ -1,4 +1,4 @@
-"""Classification: which of K classes a picture shows."""
+"""Classification: which of K classes an image shows."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Classify(Headed):
         return self.classes
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Sum of the pictures' losses, and `accuracy`, the number of right first guesses (of the likelier class)."""
+        """Sum of the images' losses, and `accuracy`, the number of right first guesses (of the likelier class)."""
         logits = self(batch["image"]).float()
         hard = batch["label"] if batch["label"].ndim == 1 else batch["label"].argmax(dim=1)
         losses = self._losses(logits, batch["label"])
@@ -93,11 +93,11 @@ class Classify(Headed):
         return {"loss": losses.sum(), "count": count, "accuracy": correct}
 
     def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """One loss a picture, [B]."""
+        """One loss an image, [B]."""
         classes = logits.shape[1]
         targets = F.one_hot(labels, classes).to(logits) if labels.ndim == 1 else labels
         if self._sigmoid(classes):
-            targets = (targets > 0).to(logits)  # both pictures of a mix are there
+            targets = (targets > 0).to(logits)  # both images of a mix are there
         targets = targets * (1 - self.smoothing) + self.smoothing / classes
         if self._sigmoid(classes):
             return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
@@ -113,7 +113,7 @@ class Classify(Headed):
         return logits.sigmoid() if self._sigmoid(logits.shape[1]) else logits.softmax(dim=1)
 
     def answer(self, batch: Batch, top: int = 5) -> list[Prediction]:
-        """The `top` likeliest classes of each picture, best first."""
+        """The `top` likeliest classes of each image, best first."""
         scores, places = self.probabilities(finite(self(batch["image"]))).topk(min(top, len(self.classes)), dim=1)
         return [
             Prediction(labels=[{"label": self.classes[k], "score": p} for p, k in zip(ps, ks, strict=True)])

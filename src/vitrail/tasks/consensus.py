@@ -1,9 +1,9 @@
-"""What people said of like pictures, to choose by it among the captions that a decoder found.
+"""What people said of like images, to choose by it among the captions that a decoder found.
 
-Of a new picture nobody has written yet, but of pictures like it people have, and a caption that says what many of
+Of a new image nobody has written yet, but of images like it people have, and a caption that says what many of
 theirs say is rarely all wrong (Devlin et al., arXiv 1505.04467; Mao et al., arXiv 1412.6632, section 8).
 
-    N training pictures     K captions of each     T words at most     M n-grams     R captions in a row
+    N training images     K captions of each     T words at most     M n-grams     R captions in a row
 """
 
 from __future__ import annotations
@@ -20,48 +20,48 @@ from vitrail.errors import UserError
 LONGEST = 4
 """words of an n-gram at most, as CIDEr counts"""
 FEWEST = 2
-"""pictures that have an n-gram, or it is not kept: what one picture alone has, hardly any caption will say"""
+"""images that have an n-gram, or it is not kept: what one image alone has, hardly any caption will say"""
 
 
 class Consensus(nn.Module):
-    """The training pictures' vectors, and of each picture the n-grams of its captions.
+    """The training images' vectors, and of each image the n-grams of its captions.
 
-    The score of a caption is its CIDEr (arXiv 1411.5726, equations 1 to 3, times 10) with the captions of the pictures
+    The score of a caption is its CIDEr (arXiv 1411.5726, equations 1 to 3, times 10) with the captions of the images
     most like its own as references: of the cosines between the caption's and each reference's n-grams, weighted by how
-    rare they are, the mean. A mean of products is a product with the mean, so each picture has one row for all of its
+    rare they are, the mean. A mean of products is a product with the mean, so each image has one row for all of its
     captions. No sentence is stored. What is called words here are pieces of the vocabulary, as everywhere in a decoder.
     Half precision, in which it is made and saved, is fine enough for a choice.
     """
 
     vectors: Tensor
-    """half [N, D]: unit vectors of the pictures"""
+    """half [N, D]: unit vectors of the images"""
     codes: Tensor
     """int64 [M], rising: the n-grams, each as one number"""
     weights: Tensor
-    """half [M]: the log of N over the number of pictures that have it"""
+    """half [M]: the log of N over the number of images that have it"""
     ends: Tensor
-    """int32 [N]: where a picture's n-grams end in the following two"""
+    """int32 [N]: where an image's n-grams end in the following two"""
     places: Tensor
     """int32 [entries]: of n-grams among `codes`"""
     shares: Tensor
-    """half [entries]: of n-grams in the mean of a picture's captions, each divided by its length"""
+    """half [entries]: of n-grams in the mean of an image's captions, each divided by its length"""
 
-    def __init__(self, pictures: int, width: int, ngrams: int, entries: int, vocabulary: int) -> None:
+    def __init__(self, images: int, width: int, ngrams: int, entries: int, vocabulary: int) -> None:
         super().__init__()
         self.vocabulary = vocabulary
-        self.register_buffer("vectors", torch.zeros(pictures, width, dtype=torch.half))
+        self.register_buffer("vectors", torch.zeros(images, width, dtype=torch.half))
         self.register_buffer("codes", torch.zeros(ngrams, dtype=torch.int64))
         self.register_buffer("weights", torch.zeros(ngrams, dtype=torch.half))
-        self.register_buffer("ends", torch.zeros(pictures, dtype=torch.int32))
+        self.register_buffer("ends", torch.zeros(images, dtype=torch.int32))
         self.register_buffer("places", torch.zeros(entries, dtype=torch.int32))
         self.register_buffer("shares", torch.zeros(entries, dtype=torch.half))
 
     @property
     def sizes(self) -> dict[str, int]:
         """What makes another one as large."""
-        pictures, width = self.vectors.shape
+        images, width = self.vectors.shape
         ngrams, entries = len(self.codes), len(self.places)
-        named = {"pictures": pictures, "width": width, "ngrams": ngrams, "entries": entries}
+        named = {"images": images, "width": width, "ngrams": ngrams, "entries": entries}
         return {**named, "vocabulary": self.vocabulary}
 
     @classmethod
@@ -70,40 +70,40 @@ class Consensus(nn.Module):
         if vocabulary**LONGEST >= 2**63:
             raise UserError(f"a vocabulary of {vocabulary} is too large to remember captions of: at most 55,000")
         vectors, labels = vectors.cpu(), labels.cpu()
-        pictures, each = labels.shape[:2]
+        images, each = labels.shape[:2]
         caption, code, count = counted(labels.flatten(0, 1), vocabulary)
         codes, place = code.unique(return_inverse=True)
-        picture, present = _pairs(caption // each, place, len(codes))
-        weights = math.log(pictures) - torch.bincount(place[present], minlength=len(codes)).log()
+        image, present = _pairs(caption // each, place, len(codes))
+        weights = math.log(images) - torch.bincount(place[present], minlength=len(codes)).log()
         value = shortened(count * weights[place], caption, code, vocabulary)
         captions = (labels[..., 0] != PAD).sum(dim=1)
-        shares = torch.zeros(len(present)).index_add_(0, picture, value / captions[caption // each])
-        picture, place = (caption // each)[present], place[present]
+        shares = torch.zeros(len(present)).index_add_(0, image, value / captions[caption // each])
+        image, place = (caption // each)[present], place[present]
         kept = torch.bincount(place, minlength=len(codes)) >= FEWEST
         chosen = kept[place]
-        made = cls(pictures, vectors.shape[1], int(kept.sum()), int(chosen.sum()), vocabulary)
+        made = cls(images, vectors.shape[1], int(kept.sum()), int(chosen.sum()), vocabulary)
         made.vectors.copy_(vectors)
         made.codes.copy_(codes[kept])
         made.weights.copy_(weights[kept])
-        made.ends.copy_(torch.bincount(picture[chosen], minlength=pictures).cumsum(0))
+        made.ends.copy_(torch.bincount(image[chosen], minlength=images).cumsum(0))
         made.places.copy_((kept.cumsum(0) - 1)[place[chosen]])
         made.shares.copy_(shares[chosen])
         return made
 
     def forward(self, images: Tensor, captions: Tensor, neighbours: int) -> Tensor:
-        """Unit vectors [B, D] of pictures and captions [B, K, T] of each, to the captions' scores [B, K]."""
+        """Unit vectors [B, D] of images and captions [B, K, T] of each, to the captions' scores [B, K]."""
         with torch.autocast(images.device.type, enabled=False):  # the nearest are closer to each other than bf16 tells
             likeness = images.float() @ self.vectors.float().T
         nearest = likeness.topk(min(neighbours, len(self.vectors)), dim=1).indices
         return torch.stack([self._scores(own, like) for own, like in zip(captions, nearest, strict=True)])
 
-    def _scores(self, captions: Tensor, pictures: Tensor) -> Tensor:
-        """Of captions [R, T] with those of the training pictures of these numbers as references, [R]."""
+    def _scores(self, captions: Tensor, images: Tensor) -> Tensor:
+        """Of captions [R, T] with those of the training images of these numbers as references, [R]."""
         common = torch.zeros(len(self.codes), device=captions.device)
-        begin, end = F.pad(self.ends, (1, 0))[pictures], self.ends[pictures]
+        begin, end = F.pad(self.ends, (1, 0))[images], self.ends[images]
         lengths = end - begin
         rows = torch.arange(int(lengths.sum()), device=captions.device)
-        rows += (end - lengths.cumsum(0)).repeat_interleave(lengths)  # one picture's rows behind another's
+        rows += (end - lengths.cumsum(0)).repeat_interleave(lengths)  # one image's rows behind another's
         common.index_add_(0, self.places[rows], self.shares[rows].float())
         caption, code, count = counted(captions, self.vocabulary)
         if not len(self.codes):
@@ -113,7 +113,7 @@ class Consensus(nn.Module):
         weight = torch.where(known, self.weights[place].float(), math.log(len(self.vectors)))
         value = shortened(count * weight, caption, code, self.vocabulary) * common[place] * known
         scores = torch.zeros(len(captions), device=captions.device).index_add_(0, caption, value)
-        return 10 / LONGEST / len(pictures) * scores
+        return 10 / LONGEST / len(images) * scores
 
 
 def counted(captions: Tensor, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:

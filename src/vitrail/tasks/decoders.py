@@ -1,10 +1,10 @@
 """Decoders of captions: recurrent ones, with attention or without, and the Transformer's, all behind one interface.
 
-Shapes: B pictures, K captions a picture, R = B * K rows, T words, M tokens of a picture, D width, V vocabulary.
+Shapes: B images, K captions an image, R = B * K rows, T words, M tokens of an image, D width, V vocabulary.
 
 `forward` reads whole captions at once (teacher forcing). `start` and `step` write them word by word; what a step needs
-of the steps before it is in a state, whose `words` tensors have a row a caption and whose `picture` tensors have a row
-a picture, so that a search with several captions a picture never copies the picture's part.
+of the steps before it is in a state, whose `words` tensors have a row a caption and whose `image` tensors have a row
+an image, so that a search with several captions an image never copies the image's part.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vitrail.vit import MLP, Attention, attention_weights
 
 @dataclass
 class Memory:
-    """What a decoder sees of B pictures."""
+    """What a decoder sees of B images."""
 
     tokens: Tensor
     """[B, M, D]"""
@@ -40,21 +40,21 @@ class DecoderState:
 
     words: list[Tensor]
     """each [R, ...]"""
-    picture: list[Tensor]
+    image: list[Tensor]
     """each [B, ...]"""
     length: int = 0
     """words read"""
     looked: list[Tensor] = field(default_factory=list)
-    """attention of the last step over the picture's tokens, [R, M]; empty for a decoder without attention"""
+    """attention of the last step over the image's tokens, [R, M]; empty for a decoder without attention"""
 
     def chosen(self, rows: Tensor) -> DecoderState:
         """The state of these rows [R'], for a search that keeps some captions and drops others."""
-        return DecoderState([tensor[rows] for tensor in self.words], self.picture, self.length)
+        return DecoderState([tensor[rows] for tensor in self.words], self.image, self.length)
 
 
 @dataclass
 class Cache(DecoderState):
-    """Keys and values of the words so far, each [T, R, heads, d]; which rows go on is carried out with the next word.
+    """Keys and values of the words so far, each [T, R, heads, d]; which rows go on is bundled out with the next word.
 
     Choosing rows and adding a word are so one copy and not two, and with words first it is one of whole pieces.
     """
@@ -63,7 +63,7 @@ class Cache(DecoderState):
 
     def chosen(self, rows: Tensor) -> Cache:
         rows = rows if self.rows is None else self.rows[rows]
-        return Cache(self.words, self.picture, self.length, rows=rows)
+        return Cache(self.words, self.image, self.length, rows=rows)
 
     def extended(self, place: int, new: Tensor) -> Tensor:
         """The tensor at `place` with the next word's [R, heads, 1, d] behind it."""
@@ -81,9 +81,9 @@ class Cache(DecoderState):
 
 
 class Decoder(nn.Module):
-    """Words and a picture in, what is known after each word out."""
+    """Words and an image in, what is known after each word out."""
 
-    longest: int | None = None
+    max_length: int | None = None
     """words of a caption at most, where the decoder has a limit of its own"""
 
     def __init__(self, vocabulary: int, width: int, dropout: float) -> None:
@@ -101,11 +101,11 @@ class Decoder(nn.Module):
 
     @abstractmethod
     def forward(self, words: Tensor, memory: Memory) -> Tensor:
-        """Words [B, K, T] of K captions for each picture to what is known after each, [B, K, T, D]."""
+        """Words [B, K, T] of K captions for each image to what is known after each, [B, K, T, D]."""
 
     @abstractmethod
     def start(self, memory: Memory, captions: int = 1) -> DecoderState:
-        """The state before the first word, with room for `captions` captions a picture."""
+        """The state before the first word, with room for `captions` captions an image."""
 
     @abstractmethod
     def step(self, words: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
@@ -113,22 +113,22 @@ class Decoder(nn.Module):
 
 
 class RecurrentDecoder(Decoder):
-    """Show and Tell (1411.4555): the picture is the first thing that a recurrent network reads, the words follow."""
+    """Show and Tell (1411.4555): the image is the first thing that a recurrent network reads, the words follow."""
 
     def __init__(self, cell: str, vocabulary: int, width: int, depth: int, pooled_width: int, dropout: float) -> None:
         super().__init__(vocabulary, width, dropout)
-        self.picture = nn.Linear(pooled_width, width)
+        self.image = nn.Linear(pooled_width, width)
         self.layers = Recurrent(CELLS[cell], width, width, depth, dropout)
 
     def forward(self, words: Tensor, memory: Memory) -> Tensor:
-        pictures, captions, length = words.shape
-        first = self.picture(memory.pooled).repeat_interleave(captions, dim=0)[:, None]
+        images, captions, length = words.shape
+        first = self.image(memory.pooled).repeat_interleave(captions, dim=0)[:, None]
         read = self.dropout(self.embedding(words.flatten(0, 1)) * self.width**0.5)
         shown, _ = self.layers(torch.cat([first, read], dim=1))
-        return self.dropout(shown[:, 1:]).view(pictures, captions, length, -1)
+        return self.dropout(shown[:, 1:]).view(images, captions, length, -1)
 
     def start(self, memory: Memory, captions: int = 1) -> DecoderState:
-        first = self.picture(memory.pooled).repeat_interleave(captions, dim=0)
+        first = self.image(memory.pooled).repeat_interleave(captions, dim=0)
         return DecoderState(_flat(self.layers.step(first, self.layers.start(len(first)))), [])
 
     def step(self, words: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
@@ -138,7 +138,7 @@ class RecurrentDecoder(Decoder):
 
 
 class AttentiveDecoder(Decoder):
-    """Show, Attend and Tell (1502.03044), with soft attention: before each word, look at the picture anew.
+    """Show, Attend and Tell (1502.03044), with soft attention: before each word, look at the image anew.
 
     e_i = v . tanh(W a_i + U h), weights softmax(e) (equations 4 and 5); the weighted mean of V a_i, times a gate that
     the state sets (section 4.2.1), is read together with the word. Other than there, the tokens a_i go through V first,
@@ -148,7 +148,7 @@ class AttentiveDecoder(Decoder):
     def __init__(
         self, cell: str, vocabulary: int, width: int, memory_width: int, dropout: float, pooled_width: int | None = None
     ) -> None:
-        """`pooled_width` is that of a picture's one vector, where it is another than its tokens'."""
+        """`pooled_width` is that of an image's one vector, where it is another than its tokens'."""
         super().__init__(vocabulary, width, dropout)
         self.keys = nn.Linear(memory_width, width)
         self.values = nn.Linear(memory_width, width)
@@ -168,11 +168,11 @@ class AttentiveDecoder(Decoder):
 
     def start(self, memory: Memory, captions: int = 1) -> DecoderState:
         cell = torch.tanh(self.begin(memory.pooled)).repeat_interleave(captions, dim=0)
-        picture = [self.keys(memory.tokens), self.values(memory.tokens)]
-        return DecoderState(list(cell.chunk(self.cell.states, dim=1)), picture)
+        image = [self.keys(memory.tokens), self.values(memory.tokens)]
+        return DecoderState(list(cell.chunk(self.cell.states, dim=1)), image)
 
     def step(self, words: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
-        keys, values = state.picture
+        keys, values = state.image
         hidden = state.words[0]
         queries = self.query(hidden).view(len(keys), -1, 1, self.width)
         weights = self.score(torch.tanh(keys[:, None] + queries)).squeeze(-1).softmax(dim=-1)  # [B, K, M]
@@ -181,13 +181,13 @@ class AttentiveDecoder(Decoder):
         after = self.cell(torch.cat([read, seen], dim=1), tuple(state.words))
         # The deep output, as in equation 7: word, state and what was seen together choose the next word.
         known = torch.tanh(self.out(self.dropout(torch.cat([read, after[0], seen], dim=1))))
-        return self.dropout(known), DecoderState(list(after), state.picture, state.length + 1, [weights.flatten(0, 1)])
+        return self.dropout(known), DecoderState(list(after), state.image, state.length + 1, [weights.flatten(0, 1)])
 
 
 class DecoderBlock(nn.Module):
-    """Attention to the words before, attention to the picture, MLP, each behind a norm and beside a residual path.
+    """Attention to the words before, attention to the image, MLP, each behind a norm and beside a residual path.
 
-    Without `look` the picture is left out, as in the lower half of CoCa's decoder (2205.01917).
+    Without `look` the image is left out, as in the lower half of CoCa's decoder (2205.01917).
     """
 
     def __init__(self, width: int, heads: int, dropout: float, look: bool) -> None:
@@ -198,46 +198,46 @@ class DecoderBlock(nn.Module):
         self.norm3, self.mlp = nn.LayerNorm(width), MLP(width, 4 * width)
         self.dropout = nn.Dropout(dropout)
 
-    def picture(self, memory: Tensor) -> list[Tensor]:
-        """Keys and values [B, heads, M, d] of the picture's tokens: the same at every step."""
+    def image(self, memory: Tensor) -> list[Tensor]:
+        """Keys and values [B, heads, M, d] of the image's tokens: the same at every step."""
         return [] if self.look is None else list(self.look.project(memory, 1, 3))
 
-    def forward(self, x: Tensor, picture: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, image: list[Tensor]) -> Tensor:
         """Whole captions [R, T, D], of which no word sees a later one."""
         q, k, v = self.attention.project(self.norm1(x))
-        return self._after(x, attend(q, k, v, is_causal=True), picture)[0]
+        return self._after(x, attend(q, k, v, is_causal=True), image)[0]
 
-    def step(self, x: Tensor, picture: list[Tensor], cache: Cache, place: int) -> tuple[Tensor, list[Tensor], Tensor]:
+    def step(self, x: Tensor, image: list[Tensor], cache: Cache, place: int) -> tuple[Tensor, list[Tensor], Tensor]:
         """The next word [R, 1, D], with keys and values at `place` of the cache, to what becomes of the word, the keys
-        and values with its own, and the attention over the picture [R, heads, M]."""
+        and values with its own, and the attention over the image [R, heads, M]."""
         q, k, v = self.attention.project(self.norm1(x))
         kept = [cache.extended(place, k), cache.extended(place + 1, v)]
         keys, values = (part.permute(1, 2, 0, 3) for part in kept)
         mixed = attend(q, keys, values)
-        x, looked = self._after(x, mixed, picture, weights=True)
+        x, looked = self._after(x, mixed, image, weights=True)
         return x, kept, looked
 
-    def _after(self, x: Tensor, mixed: Tensor, picture: list[Tensor], weights: bool = False) -> tuple[Tensor, Tensor]:
-        """What follows the attention to the words: that to the picture, and the MLP."""
+    def _after(self, x: Tensor, mixed: Tensor, image: list[Tensor], weights: bool = False) -> tuple[Tensor, Tensor]:
+        """What follows the attention to the words: that to the image, and the MLP."""
         x = x + self.dropout(self.attention.out(mixed.transpose(1, 2).flatten(2)))
         looked = x.new_empty(0)
         if self.look is not None and self.norm2 is not None:
-            # The captions of a picture are so many more queries to the same keys, which are not copied.
-            pictures, (rows, length, width) = len(picture[0]), x.shape
-            (q,) = self.look.project(self.norm2(x).view(pictures, -1, width), 0, 1)
+            # The captions of an image are so many more queries to the same keys, which are not copied.
+            images, (rows, length, width) = len(image[0]), x.shape
+            (q,) = self.look.project(self.norm2(x).view(images, -1, width), 0, 1)
             if weights:  # for few words this is no slower than fused attention, which never forms the matrix
-                matrix = attention_weights(q, picture[0])
+                matrix = attention_weights(q, image[0])
                 looked = matrix.transpose(1, 2).reshape(rows, self.look.heads, -1)
-                seen = matrix @ picture[1]
+                seen = matrix @ image[1]
             else:
-                seen = attend(q, picture[0], picture[1])
+                seen = attend(q, image[0], image[1])
             seen = seen.transpose(1, 2).reshape(rows, length, width)
             x = x + self.dropout(self.look.out(seen))
         return x + self.dropout(self.mlp(self.norm3(x))), looked
 
 
 class TransformerDecoder(Decoder):
-    """The decoder of *Attention is all you need* (1706.03762) with norms first, over the picture's tokens."""
+    """The decoder of *Attention is all you need* (1706.03762) with norms first, over the image's tokens."""
 
     def __init__(
         self,
@@ -247,17 +247,17 @@ class TransformerDecoder(Decoder):
         heads: int,
         memory_width: int,
         dropout: float,
-        longest: int,
+        max_length: int,
         text_depth: int = 0,
     ) -> None:
-        """The first `text_depth` of the `depth` blocks read words alone; `longest` is the words a caption may have."""
+        """The first `text_depth` of the `depth` blocks read words alone; `max_length` limits a caption."""
         super().__init__(vocabulary, width, dropout)
         self.memory = nn.Linear(memory_width, width) if memory_width != width else nn.Identity()
-        self.positions = nn.Parameter(torch.empty(longest, width).normal_(std=0.02))
+        self.positions = nn.Parameter(torch.empty(max_length, width).normal_(std=0.02))
         self.blocks = nn.ModuleList(DecoderBlock(width, heads, dropout, look=i >= text_depth) for i in range(depth))
         self.norm = nn.LayerNorm(width)
         self.text_depth = text_depth
-        self.longest = longest
+        self.max_length = max_length
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -267,11 +267,11 @@ class TransformerDecoder(Decoder):
         x = self._embed(words.flatten(0, 1), 0)
         tokens = self.memory(memory.tokens)
         for block in self._blocks():
-            x = block(x, block.picture(tokens))
+            x = block(x, block.image(tokens))
         return self.norm(x).view(*words.shape, -1)
 
     def read(self, words: Tensor) -> Tensor:
-        """Captions [R, T] alone to what the blocks without the picture make of them, [R, T, D]."""
+        """Captions [R, T] alone to what the blocks without the image make of them, [R, T, D]."""
         x = self._embed(words, 0)
         for block in self._blocks()[: self.text_depth]:
             x = block(x, [])
@@ -282,7 +282,7 @@ class TransformerDecoder(Decoder):
         parts: list[Tensor] = []
         for block in self._blocks():
             if block.look is not None:
-                keys, values = block.picture(tokens)
+                keys, values = block.image(tokens)
                 # In memory as each step's products read them, which makes these several times as fast.
                 parts += [keys.mT.contiguous().mT, values.contiguous()]
         return Cache([], parts)
@@ -291,15 +291,15 @@ class TransformerDecoder(Decoder):
     def step(self, words: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         assert isinstance(state, Cache)
         x = self._embed(words[:, None], state.length)
-        picture, after, looked = iter(state.picture), [], []
+        image, after, looked = iter(state.image), [], []
         for i, block in enumerate(self._blocks()):
-            own = [] if block.look is None else [next(picture), next(picture)]
+            own = [] if block.look is None else [next(image), next(image)]
             x, kept, weights = block.step(x, own, state, 2 * i)
             after += kept
             if own:
                 looked.append(weights)
         seen = torch.stack(looked).mean(dim=0).mean(dim=1)
-        return self.norm(x)[:, 0], Cache(after, state.picture, state.length + 1, [seen])
+        return self.norm(x)[:, 0], Cache(after, state.image, state.length + 1, [seen])
 
     def _blocks(self) -> list[DecoderBlock]:
         return cast(list[DecoderBlock], list(self.blocks))

@@ -1,4 +1,4 @@
-"""An encoder without a head: pictures to vectors."""
+"""An encoder without a head: images to vectors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Embed(Task):
         self.classes: list[str] = []
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised pictures [B, C, H, W] to pooled vectors [B, D]."""
+        """Normalised images [B, C, H, W] to pooled vectors [B, D]."""
         return self.encoder.pool(self.encoder(images))
 
     def features(self, images: Tensor) -> Tokens:

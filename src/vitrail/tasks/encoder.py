@@ -1,4 +1,4 @@
-"""Every network that turns pictures into tokens, by the type of its config."""
+"""Every network that turns images into tokens, by the type of its config."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitrail.variants import VariantConfig, VariantViT, patches_for
 from vitrail.vit import ViT, ViTConfig
 
 Encoder = ViT | MLP | CNN | ResNet | RNN
-"""takes normalised pictures [B, C, H, W] to Tokens, and `pool` takes those to one vector a picture, [B, D]"""
+"""takes normalised images [B, C, H, W] to Tokens, and `pool` takes those to one vector an image, [B, D]"""
 EncoderConfig = ViTConfig | VariantConfig | MLPConfig | CNNConfig | ResNetConfig | RNNConfig
 """has at least `width` (D), `channels` and `image_size`"""
 
@@ -46,7 +46,7 @@ def token_width(config: EncoderConfig) -> int:
 
 
 def pooled_width(config: EncoderConfig) -> int:
-    """Of the one vector that stands for a picture; a ViT may project it, as CLIP's does."""
+    """Of the one vector that stands for an image; a ViT may project it, as CLIP's does."""
     return config.pooled_width if isinstance(config, VariantConfig) else config.width
 
 

@@ -38,7 +38,7 @@ class Headed(Task):
         """The names of the head's outputs."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised pictures [B, C, H, W] to the head's outputs [B, K]."""
+        """Normalised images [B, C, H, W] to the head's outputs [B, K]."""
         return self.head(self.encoder.pool(self.encoder(images)))
 
     def features(self, images: Tensor) -> Tokens:

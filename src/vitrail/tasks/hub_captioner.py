@@ -1,6 +1,6 @@
 """Captioners that others trained, as they are: image encoder and text decoder through transformers.
 
-Their decoders see the picture in one of two ways: by cross-attention to its tokens (`vision-encoder-decoder`, BLIP,
+Their decoders see the image in one of two ways: by cross-attention to its tokens (`vision-encoder-decoder`, BLIP,
 2201.12086), or with its tokens standing before the words (GIT, 2205.14100).
 """
 
@@ -21,10 +21,10 @@ from vitrail.tasks.caption import Caption, Captioning
 from vitrail.tasks.decoders import DecoderState, Memory
 from vitrail.tasks.encoder import Encoder
 from vitrail.tasks.language import (
+    HFTokenizer,
     Language,
     LanguageState,
-    Numbers,
-    TheirTokenizer,
+    VocabMap,
     cache_arguments,
     cache_of,
     in_parts,
@@ -41,17 +41,17 @@ class HubCaption(Caption):
     """A captioner of the Hub. Keys of a batch are those of `Caption`; it writes, and is not trained on."""
 
     def __init__(
-        self, model: Any, numbers: Numbers, tokenizer: TheirTokenizer, preprocess: Preprocess, config: Captioning
+        self, model: Any, numbers: VocabMap, tokenizer: HFTokenizer, preprocess: Preprocess, config: Captioning
     ) -> None:
         """`model` is one of transformers, which is taken apart."""
         self.description = json.loads(model.config.to_json_string(use_diff=False))
         encoder, decoder = taken_apart(model, numbers)
         seen = TheirConfig(encoder.config.hidden_size, preprocess.channels, preprocess.size)
-        super().__init__(cast(Encoder, TheirEncoder(encoder, seen)), config, tokenizer, preprocess, decoder)
+        super().__init__(cast(Encoder, HFEncoder(encoder, seen)), config, tokenizer, preprocess, decoder)
         self.numbers = numbers
 
     def memory(self, images: Tensor) -> Memory:
-        tokens = cast(TheirEncoder, self.encoder).see(images)
+        tokens = cast(HFEncoder, self.encoder).see(images)
         return Memory(tokens, tokens.mean(dim=1))
 
     def write(self, batch: Batch) -> Written:
@@ -79,7 +79,7 @@ class TheirConfig:
     image_size: tuple[int, int]
 
 
-class TheirEncoder(nn.Module):
+class HFEncoder(nn.Module):
     """An image encoder of transformers."""
 
     def __init__(self, model: nn.Module, config: TheirConfig) -> None:
@@ -87,10 +87,10 @@ class TheirEncoder(nn.Module):
         self.model, self.config = model, config
 
     def see(self, images: Tensor) -> Tensor:
-        """Normalised pictures [B, C, H, W] to all their tokens [B, M, D], as the decoder wants them."""
+        """Normalised images [B, C, H, W] to all their tokens [B, M, D], as the decoder wants them."""
         channels = self.config.channels
         if images.ndim != 4 or images.shape[1] != channels:
-            raise UserError(f"expected pictures [B, {channels}, H, W], got {list(images.shape)}: check the channels")
+            raise UserError(f"expected images [B, {channels}, H, W], got {list(images.shape)}: check the channels")
         return self.model(pixel_values=images).last_hidden_state
 
     def forward(self, images: Tensor) -> Tokens:
@@ -106,25 +106,25 @@ class TheirEncoder(nn.Module):
 
 
 def grid_of(tokens: int, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of a picture's tokens: the grid of its shape with the fewest tokens left over, as a prefix."""
+    """Rows and columns of an image's tokens: the grid of its shape with the fewest tokens left over, as a prefix."""
     for count in range(tokens, 0, -1):
         rows = max(1, round((count * height / width) ** 0.5))
         columns = count // rows
         if rows * columns == count and abs(rows * width - columns * height) < max(height, width):
             return rows, columns
-    raise ValueError("a picture has at least one token")
+    raise ValueError("an image has at least one token")
 
 
 class CrossDecoder(Language):
-    """A text decoder that looks at the picture by cross-attention."""
+    """A text decoder that looks at the image by cross-attention."""
 
-    def __init__(self, model: Any, numbers: Numbers, positions: int, project: nn.Module | None = None) -> None:
-        """`project` takes the picture's tokens to the decoder's width, where the model has that."""
+    def __init__(self, model: Any, numbers: VocabMap, positions: int, project: nn.Module | None = None) -> None:
+        """`project` takes the image's tokens to the decoder's width, where the model has that."""
         super().__init__(model, numbers, positions)
         self.project = project or nn.Identity()
 
     def forward(self, words: Tensor, memory: Memory) -> Tensor:
-        """Words [B, K, T] of K captions for each picture to their logits after each, [B, K, T, V]."""
+        """Words [B, K, T] of K captions for each image to their logits after each, [B, K, T, V]."""
         ids = self.read(words.flatten(0, 1))
         tokens = self.project(memory.tokens).repeat_interleave(words.shape[1], dim=0)
         out = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), encoder_hidden_states=tokens)
@@ -148,18 +148,18 @@ class CrossDecoder(Language):
 
 
 class GitDecoder(Language):
-    """GIT: the picture's tokens stand before the words, which look at both.
+    """GIT: the image's tokens stand before the words, which look at both.
 
-    The model encodes the picture by itself wherever it begins to write. Here that is done once for all captions, so
+    The model encodes the image by itself wherever it begins to write. Here that is done once for all captions, so
     what it takes for its image encoder hands on the tokens.
     """
 
-    def __init__(self, model: Any, numbers: Numbers, positions: int) -> None:
+    def __init__(self, model: Any, numbers: VocabMap, positions: int) -> None:
         super().__init__(model, numbers, positions)
         model.git.image_encoder = _Seen()
 
     def forward(self, words: Tensor, memory: Memory) -> Tensor:
-        """Words [B, K, T] of K captions for each picture to their logits after each, [B, K, T, V]."""
+        """Words [B, K, T] of K captions for each image to their logits after each, [B, K, T, V]."""
         ids = self.read(words.flatten(0, 1))
         tokens = memory.tokens.repeat_interleave(words.shape[1], dim=0)
         out = self.model(input_ids=ids, pixel_values=tokens[:, None], use_cache=False)
@@ -192,19 +192,19 @@ class _Seen(nn.Module):
     """Stands for an image encoder whose work is done."""
 
     def forward(self, pixel_values: Tensor, **named: Any) -> SimpleNamespace:
-        """Tokens [R, 1, M, D] in the place of pictures, to tokens [R, M, D]."""
+        """Tokens [R, 1, M, D] in the place of images, to tokens [R, M, D]."""
         return SimpleNamespace(last_hidden_state=pixel_values[:, 0])
 
 
-def eyes_of(model: Any) -> Any:
+def vision_tower(model: Any) -> Any:
     """The image encoder of a captioner."""
     kind = model.config.model_type
     return model.git.image_encoder if kind == "git" else model.vision_model if kind == "blip" else model.encoder
 
 
-def taken_apart(model: Any, numbers: Numbers) -> tuple[Any, Language]:
+def taken_apart(model: Any, numbers: VocabMap) -> tuple[Any, Language]:
     """Image encoder and text decoder of a captioner. The decoder forms its attention, since people look at it."""
-    kind, encoder = model.config.model_type, eyes_of(model)
+    kind, encoder = model.config.model_type, vision_tower(model)
     text = model if kind == "git" else model.text_decoder if kind == "blip" else model.decoder
     text.set_attn_implementation("eager")
     positions = getattr(text.config, "max_position_embeddings", None) or 1024

@@ -1,4 +1,4 @@
-"""Classification by the nearest of the training pictures, which the model carries: nothing is trained."""
+"""Classification by the nearest of the training images, which the model carries: nothing is trained."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ NEIGHBOURS, TEMPERATURE = 20, 0.07
 
 
 class Neighbours(nn.Module):
-    """The votes of the k training pictures whose features point most nearly the same way.
+    """The votes of the k training images whose features point most nearly the same way.
 
     A neighbour at cosine similarity s votes for its class with weight exp(s / temperature).
     """
 
     def __init__(
-        self, width: int, classes: int, pictures: int, k: int = NEIGHBOURS, temperature: float = TEMPERATURE
+        self, width: int, classes: int, images: int, k: int = NEIGHBOURS, temperature: float = TEMPERATURE
     ) -> None:
         super().__init__()
         self.classes, self.k, self.temperature = classes, k, temperature
-        self.register_buffer("keys", torch.zeros(pictures, width))
-        self.register_buffer("labels", torch.zeros(pictures, dtype=torch.int64))
+        self.register_buffer("keys", torch.zeros(images, width))
+        self.register_buffer("labels", torch.zeros(images, dtype=torch.int64))
         self.keys: Tensor
         """unit vectors [N, D]"""
         self.labels: Tensor
         """class numbers [N]"""
 
-    def remember(self, vectors: Tensor, labels: Tensor) -> None:
-        """Take the features [N, D] of the training pictures and their classes [N]."""
+    def build_index(self, vectors: Tensor, labels: Tensor) -> None:
+        """Take the features [N, D] of the training images and their classes [N]."""
         self.keys, self.labels = F.normalize(vectors, dim=1), labels
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,13 +53,13 @@ class KNN(Classify):
 
     name = "knn"
 
-    def __init__(self, encoder: Encoder, classes: list[str], preprocess: Preprocess, pictures: int) -> None:
-        """`pictures` is the number of training pictures that the head remembers."""
+    def __init__(self, encoder: Encoder, classes: list[str], preprocess: Preprocess, images: int) -> None:
+        """`images` is the number of training images that the head remembers."""
         super().__init__(encoder, classes, preprocess)
-        self.head: Neighbours = Neighbours(pooled_width(encoder.config), len(classes), pictures)  # type: ignore[assignment]
+        self.head: Neighbours = Neighbours(pooled_width(encoder.config), len(classes), images)  # type: ignore[assignment]
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         raise UserError("k nearest neighbours has no loss: load it with classes=N to train a head")
 
     def config(self) -> dict[str, Any]:
-        return {"encoder": super().config()["encoder"], "pictures": len(self.head.keys)}
+        return {"encoder": super().config()["encoder"], "images": len(self.head.keys)}

@@ -4,7 +4,7 @@ Their vocabularies have numbers of their own, and ours all begin with `<pad>`, `
 number i of theirs is i + 4 here, but for the one that ends a text, which is `END`. Nothing else in the package has to
 know of it: losses, searches and reports see one more vocabulary.
 
-Shapes are those of `decoders.py`: B pictures, K captions each, R = B * K rows, T words, M tokens of a picture, D width,
+Shapes are those of `decoders.py`: B images, K captions each, R = B * K rows, T words, M tokens of an image, D width,
 V words. transformers is imported where a model is made, by `vitrail.zoo.captioners`.
 """
 
@@ -33,7 +33,7 @@ OWN = len(SPECIALS)
 
 
 @dataclass(frozen=True)
-class Numbers:
+class VocabMap:
     """Of a language model's own vocabulary."""
 
     size: int
@@ -62,10 +62,10 @@ class Numbers:
         return out
 
 
-class TheirTokenizer(Tokenizer):
+class HFTokenizer(Tokenizer):
     """A language model's own tokenizer, of whatever kind the tokenizers library knows."""
 
-    def __init__(self, inner: tokenizers.Tokenizer, numbers: Numbers) -> None:
+    def __init__(self, inner: tokenizers.Tokenizer, numbers: VocabMap) -> None:
         # Models have a few numbers more than their tokenizer has words: rows are filled up to a round count.
         if not numbers.size // 2 <= (known := inner.get_vocab_size()) <= numbers.size:
             raise UserError(f"the tokenizer has {known} words and its model {numbers.size}: they are not of one kind")
@@ -114,7 +114,7 @@ class TheirTokenizer(Tokenizer):
         return re.sub(r" (?=[.?!,]|n't|'m|'s|'ve|'re)", "", text.replace(" ' ", "'"))
 
     @classmethod
-    def from_text(cls, text: str, numbers: Numbers) -> TheirTokenizer:
+    def from_text(cls, text: str, numbers: VocabMap) -> HFTokenizer:
         """The inverse of `to_json`. The text is a file from outside, so a wrong one is a UserError."""
         try:
             inner = tokenizers.Tokenizer.from_str(text)
@@ -123,7 +123,7 @@ class TheirTokenizer(Tokenizer):
         return cls(inner, numbers)
 
     def __reduce__(self) -> tuple[object, tuple[Any, ...]]:
-        return TheirTokenizer.from_text, (self.to_json(), self.numbers)
+        return HFTokenizer.from_text, (self.to_json(), self.numbers)
 
 
 def _shared(a: str, b: str) -> int:
@@ -137,7 +137,7 @@ class LanguageState(DecoderState):
 
     cache: Any = None
     prefix: int = 0
-    """vectors of the picture that stand in the cache before the words"""
+    """vectors of the image that stand in the cache before the words"""
 
     def chosen(self, rows: Tensor) -> LanguageState:
         """The cache is put in order in place: nobody comes back to a state of before."""
@@ -164,11 +164,11 @@ class Language(Decoder):
     In its state no weight stands twice: one that is tied to another is left out and tied again when weights are read.
     """
 
-    def __init__(self, model: nn.Module, numbers: Numbers, positions: int) -> None:
+    def __init__(self, model: nn.Module, numbers: VocabMap, positions: int) -> None:
         """`positions` is how many words, and vectors that stand before them, the model has places for."""
         nn.Module.__init__(self)  # the model has its own embedding
         self.model: Any = model
-        self.numbers, self.positions, self.longest = numbers, positions, positions
+        self.numbers, self.positions, self.max_length = numbers, positions, positions
         self.tied = _tied(model)
         state: Any = self  # these methods have no types
         state.register_state_dict_post_hook(_leave_out_tied)
@@ -183,18 +183,18 @@ class Language(Decoder):
         if before + words.shape[1] > self.positions:
             raise UserError(
                 f"{words.shape[1]} words after {before} are more than the {self.positions} places that the model has: "
-                "lower --most-words and --longest, or the size of the pictures"
+                "lower --most-words and --max-length, or the size of the images"
             )
         return self.numbers.theirs(words)
 
 
 TOGETHER = 32
-"""pictures written of at once: in transformers' cache each caption has the picture's keys and values for itself, which
+"""images written of at once: in transformers' cache each caption has the image's keys and values for itself, which
 for a batch of hundreds would fill the memory"""
 
 
 def in_parts(write: Callable[[Batch], Written], batch: Batch) -> Written:
-    """What `write` gives for a batch, some of its pictures at a time."""
+    """What `write` gives for a batch, some of its images at a time."""
     count = len(batch["image"])
     given = {"image": batch["image"], "sample": batch.get("sample", torch.arange(count, device=batch["image"].device))}
     parts = [

@@ -1,4 +1,4 @@
-"""Captions from a pre-trained language model that reads the picture as a prefix (ClipCap, arXiv 2111.09734).
+"""Captions from a pre-trained language model that reads the image as a prefix (ClipCap, arXiv 2111.09734).
 
 `image → encoder → join → M vectors as wide as the language model's words → language model → words`
 
@@ -25,10 +25,10 @@ from vitrail.tasks.caption import Caption, Captioning
 from vitrail.tasks.decoders import DecoderState, Memory
 from vitrail.tasks.encoder import KINDS, Encoder, pooled_width, token_width
 from vitrail.tasks.language import (
+    HFTokenizer,
     Language,
     LanguageState,
-    Numbers,
-    TheirTokenizer,
+    VocabMap,
     cache_arguments,
     cache_of,
     in_parts,
@@ -43,24 +43,24 @@ HEAD = 64
 
 @dataclass(frozen=True)
 class Prefixed:
-    """The language model, how the picture reaches it, and what learns: fields of a run."""
+    """The language model, how the image reaches it, and what learns: fields of a run."""
 
     language_model: str = "openai-community/gpt2"
     """a causal language model that transformers loads: a Hub id or a folder"""
     tune_language: bool = False
     """let the language model learn too; else it stays as it is"""
     join: Literal["transformer", "mlp", "projection"] = "transformer"
-    """transformer: learned queries read all of the picture's tokens, for a frozen language model (section 3.3 of
-    ClipCap); mlp: the picture's one vector through a hidden layer, for a tuned one (section 3.3); projection: each of
-    the picture's tokens through one linear layer, so that words can be traced to places"""
+    """transformer: learned queries read all of the image's tokens, for a frozen language model (section 3.3 of
+    ClipCap); mlp: the image's one vector through a hidden layer, for a tuned one (section 3.3); projection: each of
+    the image's tokens through one linear layer, so that words can be traced to places"""
     prefix_length: int = 10
-    """vectors that stand for the picture; with `projection` there are as many as the picture has tokens"""
+    """vectors that stand for the image; with `projection` there are as many as the image has tokens"""
     join_depth: int = 8
     """blocks of the joining Transformer"""
     most_words: int = 40
     """words of a caption at most, its end included"""
     captions: int = 2
-    """of each picture's captions, how many a step reads"""
+    """of each image's captions, how many a step reads"""
     self_critical: float = 0.0
     """weight of the reward, CIDEr, of sampled captions over the mean of the others (1612.00563); 0 for none"""
     decoding: Decoding = field(default_factory=Decoding)
@@ -90,8 +90,8 @@ class PrefixCaption(Caption):
         encoder: Encoder,
         config: Prefixed,
         model: Any,
-        numbers: Numbers,
-        tokenizer: TheirTokenizer,
+        numbers: VocabMap,
+        tokenizer: HFTokenizer,
         preprocess: Preprocess,
     ) -> None:
         """`model` is a causal language model of transformers."""
@@ -115,12 +115,12 @@ class PrefixCaption(Caption):
         own = ("language_model", "join", "prefix_length", "join_depth", "tune_language", "most_words")
         return replace(config, **{name: getattr(self.prefixed, name) for name in own})
 
-    def learn_with(self, config: Any) -> None:
+    def configure(self, config: Any) -> None:
         self.prefixed = self.kept(config)
         self.captioning, self.decoding = self.prefixed.captioning, config.decoding
 
     def memory(self, images: Tensor) -> Memory:
-        """The prefix, [B, M, D], and the picture's vector."""
+        """The prefix, [B, M, D], and the image's vector."""
         tokens = self.encoder(images)
         pooled = self.pooled(tokens)
         return Memory(self.join(tokens, pooled), pooled)
@@ -143,12 +143,12 @@ class LanguageModel(Language):
     `known` is what it knows after each word, [..., D]; its last layer makes logits of that.
     """
 
-    def __init__(self, model: Any, numbers: Numbers, prefix: int = 0, looks: bool = False) -> None:
+    def __init__(self, model: Any, numbers: VocabMap, prefix: int = 0, looks: bool = False) -> None:
         """`prefix` vectors stand before the words; `looks` says that they are places, with attention worth forming."""
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048
         super().__init__(model, numbers, positions)
-        self.longest, self.looks = positions - prefix, looks
-        if self.longest < 2:
+        self.max_length, self.looks = positions - prefix, looks
+        if self.max_length < 2:
             raise UserError(f"the language model has {positions} places: lower --prefix-length from {prefix}")
 
     @staticmethod
@@ -209,7 +209,7 @@ class LanguageModel(Language):
 
 
 class MLPJoin(nn.Module):
-    """The picture's vector through one hidden layer to all vectors of the prefix at once (section 3.3)."""
+    """The image's vector through one hidden layer to all vectors of the prefix at once (section 3.3)."""
 
     def __init__(self, pooled: int, width: int, length: int) -> None:
         super().__init__()
@@ -223,7 +223,7 @@ class MLPJoin(nn.Module):
 
 
 class TransformerJoin(nn.Module):
-    """Learned queries stand beside the picture's tokens in a Transformer, and what becomes of them is the prefix.
+    """Learned queries stand beside the image's tokens in a Transformer, and what becomes of them is the prefix.
 
     In section 3.3 they stand beside several projections of CLIP's one vector; all tokens say where things are too.
     """
@@ -246,7 +246,7 @@ class TransformerJoin(nn.Module):
 
 
 class ProjectionJoin(nn.Module):
-    """Each of the picture's tokens through one linear layer: the prefix has a vector a place."""
+    """Each of the image's tokens through one linear layer: the prefix has a vector a place."""
 
     def __init__(self, seen: int, width: int) -> None:
         super().__init__()

@@ -22,7 +22,7 @@ Batch = dict[str, Any]
 
 @dataclass
 class Prediction:
-    """An answer for one picture; each task fills its own fields."""
+    """An answer for one image; each task fills its own fields."""
 
     labels: list[dict[str, Any]] = field(default_factory=list)
     """classification: `{"label": name, "score": probability}`, best first"""
@@ -109,7 +109,7 @@ class Task(nn.Module):
 
     @abstractmethod
     def features(self, images: Tensor) -> Tokens:
-        """Tokens as they enter the pooling, for normalised pictures [B, C, H, W]."""
+        """Tokens as they enter the pooling, for normalised images [B, C, H, W]."""
 
     def files(self) -> dict[str, str]:
         """Texts that stand beside `config.json` in a checkpoint, by file name."""
@@ -163,5 +163,5 @@ def finite(outputs: Tensor) -> Tensor:
 
 
 def numbered_by_pixels(image: Tensor) -> int:
-    """A sample number for a prepared picture that has none: what is drawn for it hangs on it alone."""
+    """A sample number for a prepared image that has none: what is drawn for it depends on it alone."""
     return zlib.crc32(image.cpu().numpy().tobytes())

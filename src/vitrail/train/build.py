@@ -26,7 +26,7 @@ from vitrail.tasks.encoder import Encoder, encoder_for
 from vitrail.tasks.knn import KNN
 from vitrail.tasks.prefix import PrefixCaption, Prefixed
 from vitrail.tasks.task import Task
-from vitrail.train.loop import Parts
+from vitrail.train.loop import Components
 from vitrail.train.optim import Optim
 from vitrail.train.run import Run, TaskConfig, changed_fields
 from vitrail.train.tune import FROZEN, tune
@@ -40,7 +40,7 @@ VAL_FRACTION = 0.1
 """of the training part, where a set brings no validation part"""
 
 
-def build(run: Run, splits: Splits, device: torch.device) -> tuple[Parts, int]:
+def build(run: Run, splits: Splits, device: torch.device) -> tuple[Components, int]:
     """The parts of a run, and its number of steps."""
     train, val = (splits.train, splits.val) if splits.val else split_val(splits.train, VAL_FRACTION, run.group)
     if run.tune.frozen and isinstance(run.task, Classification):
@@ -81,7 +81,7 @@ def build(run: Run, splits: Splits, device: torch.device) -> tuple[Parts, int]:
         for part, shared in ((val, val_tally), (test, test_tally))
     ]
     assert others[0] is not None
-    return Parts(task, loader, others[0], others[1]), run.steps(loader.steps_per_epoch)
+    return Components(task, loader, others[0], others[1]), run.steps(loader.steps_per_epoch)
 
 
 def refuse_unused(task: Classification, method: str) -> None:
@@ -106,11 +106,11 @@ IDLE = frozenset(
             "balanced",
             "drop_path",
         ),
-        *("captions", "word_dropout", "contrastive", "bag_of_words", "self_critical", "critic_temperature"),
+        *("captions", "word_dropout", "contrastive", "bag_of_words", "self_critical", "scst_temperature"),
         *(entry.name for config in (Optim, Augment) for entry in fields(config)),
     ]
 )
-"""options that a frozen encoder makes no use of, which reads each picture once, as it is"""
+"""options that a frozen encoder makes no use of, which reads each image once, as it is"""
 
 
 def warn_unused(recipe: Run, asked: Run, method: str) -> None:
@@ -143,7 +143,7 @@ def evaluation_loader(
     max_bad: float = 0.01,
     tally: Tally | None = None,
 ) -> Loader:
-    """A loader that reads a part once, in order, as the task prepares pictures; `tally` as in `Loader`."""
+    """A loader that reads a part once, in order, as the task prepares images; `tally` as in `Loader`."""
     return Loader(
         part,
         task.preprocess,
@@ -197,7 +197,7 @@ def fresh_encoder(run: Run) -> Encoder:
     return encoder
 
 
-def goes_on(config: TaskConfig, weights: Task) -> bool:
+def continues_from(config: TaskConfig, weights: Task) -> bool:
     """Whether a run takes the whole captioner `weights`, and not its encoder alone."""
     if isinstance(config, Classification):
         return False
@@ -208,12 +208,12 @@ def check_start(run: Run, weights: Task | None) -> None:
     """Refuse to begin from a captioner that lacks what the run builds upon, or from none."""
     config = run.task
     assert isinstance(config, Captioning | Prefixed)
-    whole = weights if isinstance(weights, Caption) and goes_on(config, weights) else None
+    whole = weights if isinstance(weights, Caption) and continues_from(config, weights) else None
     if config.self_critical and whole is None:
         raise UserError("self-critical training goes on from a captioner: name one with --init")
     if run.tune.method == "knn" and not hasattr(whole, "match"):
         raise UserError(
-            "method knn remembers pictures by what they match: with --init name a captioner that has learned to "
+            "method knn remembers images by what they match: with --init name a captioner that has learned to "
             "match, as with caption-match"
         )
     matches = isinstance(config, Captioning) and config.contrastive and not config.self_critical
@@ -233,17 +233,17 @@ def captioner(run: Run, train: CaptionSet) -> Caption:
     config = run.task
     assert isinstance(config, Captioning | Prefixed)
     if config.decoding.consensus and run.tune.method != "knn":
-        raise UserError("consensus in decoding is for the recipe caption-recall and its method knn: let it be 0")
+        raise UserError("consensus in decoding is for the recipe caption-rerank and its method knn: let it be 0")
     loaded = zoo.load(run.init, channels=run.model.channels, image_size=run.model.image_size) if run.init else None
     check_start(run, loaded)
     had_bag = hasattr(loaded, "bag")
     if loaded is not None and isinstance(run.model, ViTConfig):
         zoo.change_drop_path(loaded, run.model.drop_path)
     task: Caption
-    if loaded is not None and goes_on(config, loaded):
+    if loaded is not None and continues_from(config, loaded):
         assert isinstance(loaded, Caption)
         task = loaded
-        task.learn_with(config)
+        task.configure(config)
         task.preprocess = changed_preparation(run, task.preprocess)
     else:
         encoder = zoo.encoder_of(loaded) if loaded else fresh_encoder(run)
@@ -267,7 +267,7 @@ def captioner(run: Run, train: CaptionSet) -> Caption:
             )
         task.reward = cider.rewards
     train.labels = numbered(train.captions, task.tokenizer, task.captioning.most_words)
-    if isinstance(config, Captioning) and (loaded is None or not goes_on(config, loaded)):
+    if isinstance(config, Captioning) and (loaded is None or not continues_from(config, loaded)):
         task.expect(train.labels)
     elif isinstance(config, Captioning) and config.bag_of_words and not had_bag:
         task.bag.expect(train.labels)
@@ -275,16 +275,16 @@ def captioner(run: Run, train: CaptionSet) -> Caption:
 
 
 PREPARATION = ("mean", "std", "resize", "crop_fraction", "interpolation")
-"""fields of a run that say how pictures are prepared; what is None is the checkpoint's, or `Preprocess`'s own"""
+"""fields of a run that say how images are prepared; what is None is the checkpoint's, or `Preprocess`'s own"""
 
 
 def preparation(run: Run) -> Preprocess:
-    """How pictures are prepared for a model that starts from scratch."""
+    """How images are prepared for a model that starts from scratch."""
     return _prepared(run, Preprocess(size=run.model.image_size, channels=run.model.channels))
 
 
 def changed_preparation(run: Run, own: Preprocess) -> Preprocess:
-    """How a checkpoint prepares pictures, with what the run changes of it, which is said once."""
+    """How a checkpoint prepares images, with what the run changes of it, which is said once."""
     new = _prepared(run, own)
     changed = [name for name in PREPARATION if getattr(new, name) != getattr(own, name)]
     if changed:

@@ -120,8 +120,8 @@ def _plot(runs: Sequence[RunRecord], names: Sequence[str]) -> bytes:
     scores = _scores(runs)
     figure = Figure(figsize=(11, 4.2 * len(scores) + 0.22 * math.ceil(len(runs) / columns)), layout="constrained")
     axes = dict(zip(scores, figure.subplots(len(scores), 2, sharey="row", squeeze=False), strict=True))
-    longest = max((row.get("seconds", 0) for run in runs for row in run.val), default=0)
-    unit, seconds = next(u for u in UNITS if longest >= u[1] * 3 or u[1] == 1)
+    max_length = max((row.get("seconds", 0) for run in runs for row in run.val), default=0)
+    unit, seconds = next(u for u in UNITS if max_length >= u[1] * 3 or u[1] == 1)
     colours = matplotlib.colormaps["tab10" if len(runs) <= 10 else "turbo"]
     lines = []
     for place, run in enumerate(runs):

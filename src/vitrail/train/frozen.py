@@ -14,7 +14,7 @@ from torch import nn
 from vitrail.tasks.caption import Caption
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.knn import KNN
-from vitrail.train.loop import Parts, evaluate, finish, numbers
+from vitrail.train.loop import Components, evaluate, finish, numbers
 from vitrail.train.probe import Features, features, linear_probe, scores_of
 from vitrail.train.run import Run
 from vitrail.train.state import RunFolder
@@ -23,7 +23,7 @@ from vitrail.vit import Head
 from vitrail.zoo import native
 
 
-def fit_frozen(run: Run, parts: Parts, folder: RunFolder) -> dict[str, Any]:
+def fit_frozen(run: Run, parts: Components, folder: RunFolder) -> dict[str, Any]:
     """What `fit` is for methods `linear` and `knn`. It is done in one pass, so a stopped one simply begins again."""
     task = parts.task
     began = time.monotonic()
@@ -34,9 +34,9 @@ def fit_frozen(run: Run, parts: Parts, folder: RunFolder) -> dict[str, Any]:
     step = 1
     learned: dict[str, float] = {}
     if isinstance(task, Caption):
-        task.remember(*known)
+        task.build_index(*known)
     elif isinstance(task, KNN):
-        task.head.remember(*known)
+        task.head.build_index(*known)
     else:
         assert isinstance(task, Classify)
         step = _solve_head(run, task, known, parts, folder)
@@ -50,7 +50,7 @@ def fit_frozen(run: Run, parts: Parts, folder: RunFolder) -> dict[str, Any]:
     return finish(run, parts, folder, step, time.monotonic() - began)
 
 
-def _solve_head(run: Run, task: Classify, known: Features, parts: Parts, folder: RunFolder) -> int:
+def _solve_head(run: Run, task: Classify, known: Features, parts: Components, folder: RunFolder) -> int:
     """Put the linear probe in as the head; a row for each strength of the penalty, and the chosen one's number."""
     probe = linear_probe(known, features(task, parts.val, run.precision), len(task.classes))
     for step, row in enumerate(probe.tried, 1):

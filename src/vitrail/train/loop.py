@@ -52,7 +52,7 @@ class LossModule(nn.Module):
 
 
 @dataclass
-class Parts:
+class Components:
     """What a run is made of, built by `train/build.py`."""
 
     task: Task
@@ -61,7 +61,7 @@ class Parts:
     test: Loader | None
 
 
-def fit(run: Run, parts: Parts, folder: RunFolder, steps: int, resume: bool = False) -> dict[str, Any]:
+def fit(run: Run, parts: Components, folder: RunFolder, steps: int, resume: bool = False) -> dict[str, Any]:
     """Train for `steps` steps and return the scores of the best checkpoint, on the test part where there is one.
 
     Raises `Stopped` after Ctrl-C or SIGTERM, with the state saved, and `RunError` for a loss that is not finite.
@@ -79,7 +79,7 @@ def fit(run: Run, parts: Parts, folder: RunFolder, steps: int, resume: bool = Fa
     spent = next((row["seconds"] for row in reversed(folder.rows()) if "seconds" in row), 0.0)
     folder.log(kind="start", step=start, score=task.score, command=shlex.join(["vitrail", *sys.argv[1:]]))
     every = max(1, round(run.eval_every * parts.train.steps_per_epoch))
-    batches = Ahead(itertools.islice(parts.train.batches(start), max(0, steps - start)))
+    batches = Prefetcher(itertools.islice(parts.train.batches(start), max(0, steps - start)))
     with stop_asked() as stop, Progress(steps, start, parts.train, sums) as progress:
         for step in range(start, steps):
             task.train()
@@ -127,7 +127,7 @@ def fit(run: Run, parts: Parts, folder: RunFolder, steps: int, resume: bool = Fa
     return finish(run, parts, folder, steps, spent + time.monotonic() - began)
 
 
-class Ahead:
+class Prefetcher:
     """Batches, each of which may be made before it is taken: while the device is busy with the one before."""
 
     def __init__(self, batches: Iterator[Batch]) -> None:
@@ -145,7 +145,7 @@ class Ahead:
         return next(self.batches) if made is None else made
 
 
-class Reading:
+class AsyncScalars:
     """Numbers on their way from the device: asked for now, read later, without a wait for what it was given since."""
 
     def __init__(self, numbers: dict[str, Tensor]) -> None:
@@ -185,7 +185,7 @@ def train_step(
         (found["loss"] / run.batch_size).backward()
         for name, value in found.items():
             totals[name] = totals.get(name, 0) + value.detach()
-    reading = Reading(totals)
+    reading = AsyncScalars(totals)
     meanwhile()
     sums = reading.read()
     count = sums.pop("count")
@@ -230,7 +230,7 @@ def evaluate(
     return metric.compute()
 
 
-def finish(run: Run, parts: Parts, folder: RunFolder, steps: int, seconds: float) -> dict[str, Any]:
+def finish(run: Run, parts: Components, folder: RunFolder, steps: int, seconds: float) -> dict[str, Any]:
     """Read the test part once, with the checkpoint that was best on the validation part."""
     task = parts.task
     merge_lora(task)
@@ -238,7 +238,7 @@ def finish(run: Run, parts: Parts, folder: RunFolder, steps: int, seconds: float
     part, loader = ("test", parts.test) if parts.test else ("val", parts.val)
     try:
         scores = evaluate(task, loader)
-    except UserError as error:  # too many bad pictures, which should not cost the run
+    except UserError as error:  # too many bad images, which should not cost the run
         if part == "val":
             raise
         log.warning(f"the test part is not scored, and the validation part stands in: {error}")
@@ -305,7 +305,7 @@ def _where(task: Task, batch: Batch) -> str:
     ]
     try:
         if not batch["image"].isfinite().all():
-            return "the pictures hold numbers that are not finite: check the data"
+            return "the images hold numbers that are not finite: check the data"
         task.loss(batch)
     finally:
         for handle in handles:

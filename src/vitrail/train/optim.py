@@ -23,7 +23,7 @@ class Optim:
     """muon: the blocks' matrices and the filters of convolutions by Muon, the rest by AdamW; sgd: with momentum 0.9, as
     the paper fine-tunes"""
     lr: float = 1e-3
-    matrix_lr: float = 4e-3
+    muon_lr: float = 4e-3
     """Muon's own learning rate, for an update whose size matches AdamW's (arXiv 2502.16982)"""
     weight_decay: float = 0.05
     beta2: float = 0.999
@@ -41,7 +41,7 @@ class Optim:
     """decay a step of the running average of the weights, which is what is evaluated and kept; 0 for none"""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "matrix_lr", "weight_decay", "layer_decay", "clip"):
+        for name in ("lr", "muon_lr", "weight_decay", "layer_decay", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} must be a number of at least 0, got {getattr(self, name)}")
         for name in ("warmup", "cooldown"):
@@ -104,7 +104,7 @@ def groups(module: nn.Module, optim: Optim, depth: int) -> tuple[list[dict[str, 
             for (layer, decays), parameters in _merged(chosen, optim).items()
         ]
 
-    return as_groups(adamw, optim.lr), as_groups(muon, optim.matrix_lr)
+    return as_groups(adamw, optim.lr), as_groups(muon, optim.muon_lr)
 
 
 def _merged(chosen: dict[tuple[int, bool], list[Tensor]], optim: Optim) -> dict[tuple[int, bool], list[Tensor]]:
@@ -192,7 +192,7 @@ class Optimizers:
             else torch.optim.AdamW(adamw, lr=optim.lr, betas=(0.9, optim.beta2), fused=True)
         ]
         if muon:
-            self.parts.append(Muon(muon, lr=optim.matrix_lr))
+            self.parts.append(Muon(muon, lr=optim.muon_lr))
         self.peaks = [[group["lr"] for group in part.param_groups] for part in self.parts]
 
     def step(self, factor: float) -> None:

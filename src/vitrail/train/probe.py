@@ -1,6 +1,6 @@
 """How good an encoder's features are as they stand: k nearest neighbours, and a linear classifier on them.
 
-The encoder reads each picture once, prepared as for evaluation; both probes work on the vectors that it gave.
+The encoder reads each image once, prepared as for evaluation; both probes work on the vectors that it gave.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def features(task: Task, loader: Loader, precision: Literal["auto", "bf16", "fp3
 
 
 def knn(train: Features, vectors: Tensor, classes: int) -> Tensor:
-    """Log votes [N, K] of the nearest training pictures for features [N, D], as DINO's k-NN counts them."""
+    """Log votes [N, K] of the nearest training images for features [N, D], as DINO's k-NN counts them."""
     head = Neighbours(vectors.shape[1], classes, 0)
-    head.remember(*train)
+    head.build_index(*train)
     # In parts: the similarities to a large training set would not fit at once.
     return torch.cat([head(part) for part in vectors.split(1024)])
 
@@ -79,7 +79,7 @@ def linear_probe(train: Features, val: Features, classes: int) -> LinearProbe:
     """Logistic regression on the training features, with the penalty's strength chosen on the validation part.
 
     The features are standardised, or the penalty would weigh them by their units. Strengths go from strong to weak,
-    each begun at the solution of the last. The choice is by cross-entropy, which on few pictures is less noisy than
+    each begun at the solution of the last. The choice is by cross-entropy, which on few images is less noisy than
     accuracy.
     """
     # Double precision lets the solver reach the optimum; on accelerators it is slow or not there.

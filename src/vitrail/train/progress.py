@@ -19,7 +19,7 @@ LINE_EVERY = 30.0
 
 
 class Progress:
-    """Counts steps, pictures and waiting."""
+    """Counts steps, images and waiting."""
 
     def __init__(self, steps: int, start: int, loader: Loader, sums: dict[str, float] | None = None) -> None:
         self.steps, self.done, self.loader = steps, start, loader
@@ -53,12 +53,12 @@ class Progress:
             self.bar.__exit__(kind, error, trace)
 
     def _restart(self) -> None:
-        """Time pictures and steps from here."""
+        """Time images and steps from here."""
         self.began, self.waited = time.monotonic(), self.loader.wait
         self.images = self.timed = 0
 
     def step(self, row: dict[str, float], images: int) -> None:
-        """Take in a step's numbers and how many pictures it saw."""
+        """Take in a step's numbers and how many images it saw."""
         self.done += 1
         self.images += images
         self.timed += 1

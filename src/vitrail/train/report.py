@@ -1,7 +1,7 @@
 """The report of a run: one HTML file that needs no other, made from what the run folder holds.
 
 A run folder has `recipe.json` (the resolved recipe), `metrics.jsonl` (one object a line; its `kind` is "start",
-"train", "val", "test" or "done"), `classes.json` (names) and maybe `examples.json` (pictures with their predictions).
+"train", "val", "test" or "done"), `classes.json` (names) and maybe `examples.json` (images with their predictions).
 """
 
 from __future__ import annotations
@@ -348,7 +348,7 @@ def _per_class(run: RunRecord) -> str:
     if not rows:
         return ""
     rows.sort(key=lambda row: row[1])
-    note = "Per cent of the test pictures of a class that the first guess names, lowest first."
+    note = "Per cent of the test images of a class that the first guess names, lowest first."
     if len(rows) > NAMED:
         note += f" The {NAMED} lowest of {len(rows)}."
         rows = rows[:NAMED]
@@ -367,7 +367,7 @@ def _confusion(run: RunRecord) -> str:
     parts = []
     if len(matrix) <= DRAWN:
         parts.append(
-            '<p class="note">A row is what a picture shows, a column what the model took it for; the colour is the '
+            '<p class="note">A row is what an image shows, a column what the model took it for; the colour is the '
             "share of the row. Point at a cell to read it.</p>"
         )
         parts.append(_matrix(matrix, [_name(run, place) for place in range(len(matrix))]))
@@ -437,7 +437,7 @@ def _mistakes(run: RunRecord, matrix: Sequence[Sequence[int]], most: int = 10) -
         f'<td class="value">{n} of {sum(matrix[i])}</td></tr>'
         for n, i, j in pairs[:most]
     )
-    head = "<tr><th>shows</th><th>taken for</th><th>pictures</th></tr>"
+    head = "<tr><th>shows</th><th>taken for</th><th>images</th></tr>"
     return f'<h3>Most frequent mistakes</h3><table class="plain">{head}{rows}</table>'
 
 

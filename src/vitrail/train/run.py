@@ -37,7 +37,7 @@ class Run:
     recipe: str
     """name of the recipe that these values came from"""
     data: str
-    """a built-in name, a folder with a folder a class, or Parquet files"""
+    """a built-in name, a folder with one folder per class, or Parquet files"""
     task: TaskConfig = field(default_factory=Classification)
     """the job, and how it is learned"""
     model: EncoderConfig = field(default_factory=ViTConfig)
@@ -48,7 +48,7 @@ class Run:
     attention_init: Literal["xavier", "mimetic"] = "xavier"
     """mimetic: start attention as trained models have it, which helps small data (arXiv 2305.09828)"""
     init: str | None = None
-    """start from these weights: a run, a checkpoint, or a name that the package carries"""
+    """start from these weights: a run, a checkpoint, or the name of bundled weights"""
     group: str | None = None
     """keep images of one slide, patient or day on one side of the validation split: parent, a regular expression on
     the path below the data, or a CSV file with the columns image and group"""
@@ -59,18 +59,18 @@ class Run:
     fast_dev_run: bool = False
     """try everything within seconds: 3 steps on 8 images of each split, without compiling. Its scores mean nothing"""
     batch_size: int = 128
-    """pictures a step"""
+    """images a step"""
     accumulate: int = 1
-    """parts that a step's pictures are cut into, to need less memory"""
+    """parts that a step's images are cut into, to need less memory"""
     early_size: int | None = None
-    """short side in pixels that larger pictures are shrunk to at first: quicker steps (arXiv 2104.00298, section 4)"""
+    """short side in pixels that larger images are shrunk to at first: quicker steps (arXiv 2104.00298, section 4)"""
     early: float = 0.6
-    """share of the steps that read pictures of `early_size`"""
+    """share of the steps that read images of `early_size`"""
     mean: tuple[float, ...] | None = None
     """of each channel, on a scale of 0 to 1; None for the checkpoint's, or 0.5"""
     std: tuple[float, ...] | None = None
     resize: Literal["crop", "squash"] | None = None
-    """pictures of other shapes are cropped in the middle, or squashed; None for the checkpoint's, or crop"""
+    """images of other shapes are cropped in the middle, or squashed; None for the checkpoint's, or crop"""
     crop_fraction: float | None = None
     """share of the short side that the crop at evaluation keeps; None for the checkpoint's, or 1"""
     interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None
@@ -82,11 +82,11 @@ class Run:
     eval_every: float = 1.0
     """epochs between evaluations on the validation part"""
     workers: int = 2
-    """processes that decode pictures, where the set does not fit in memory"""
+    """processes that decode images, where the set does not fit in memory"""
     memory: bool | None = None
-    """keep the decoded pictures in memory; None decides by their size when the run begins"""
+    """keep the decoded images in memory; None decides by their size when the run begins"""
     max_bad: float = 0.01
-    """largest share of pictures that cannot be read"""
+    """largest share of images that cannot be read"""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate"):
@@ -108,7 +108,7 @@ class Run:
 
     @property
     def early_shape(self) -> tuple[int, int] | None:
-        """Height and width at first: the shape of the pictures, as near as whole patches come to it."""
+        """Height and width at first: the shape of the images, as near as whole patches come to it."""
         patch, (height, width) = getattr(self.model, "patch", 1), self.model.image_size
         if self.early_size is None or self.early_size >= min(height, width):
             return None

@@ -21,17 +21,25 @@ from vitrail.data.captions import CaptionSet, open_captions
 from vitrail.data.sets import ImageSet, Splits, open_data, split_val
 from vitrail.errors import UserError
 from vitrail.files import write_whole
-from vitrail.recipes.finetune import settle
+from vitrail.recipes.finetune import resolve_auto
 from vitrail.tasks.caption import FREE, Caption, Captioning
 from vitrail.tasks.caption_scores import CaptionMetric, check_scorers, human_ceiling
 from vitrail.tasks.classify import Classify, ClassifyMetric
 from vitrail.tasks.embed import Embed
 from vitrail.tasks.regress import Regress
 from vitrail.tasks.task import Task
-from vitrail.train.build import VAL_FRACTION, build, check_start, evaluation_loader, goes_on, open_for, warn_unused
+from vitrail.train.build import (
+    VAL_FRACTION,
+    build,
+    check_start,
+    continues_from,
+    evaluation_loader,
+    open_for,
+    warn_unused,
+)
 from vitrail.train.device import choose_device
 from vitrail.train.frozen import fit_frozen
-from vitrail.train.loop import Parts, evaluate, fit
+from vitrail.train.loop import Components, evaluate, fit
 from vitrail.train.probe import probe as probe_scores
 from vitrail.train.report import NO_SCORES, write_report
 from vitrail.train.run import Run
@@ -59,32 +67,32 @@ def begin(
     if init is None and recipe in recipes.FROM_WEIGHTS:
         raise UserError(f"{recipe(1).recipe} goes on from weights: name them with --init")
     if data is None and name == "folder":
-        raise UserError("say which pictures: --data with a folder that holds a folder a class, or a built-in name")
+        raise UserError("say which images: --data with a folder that holds one folder per class, or a built-in name")
     data, group = name if data is None else data, recipe(1).group if group is None else group
     splits = open_for(recipe(1).task, data, name, group)
     if not len(splits.train):
         names = ", ".join(splits.beside[:3]) + ", ..." * (len(splits.beside) > 3)
-        found = f"put the folders of pictures that stand beside the others ({names}) in a folder train"
+        found = f"put the folders of images that stand beside the others ({names}) in a folder train"
         raise UserError(
             f"{data} has no training part: {found if names else 'add one'}, or score a model on it with `vitrail eval`"
         )
     run = recipe(len(splits.train))
     if (init := init or run.init) is not None:
         weights = zoo.load(init)
-        # Pictures come at the size that the checkpoint prepares them at; DINOv2's positions are for larger ones.
+        # Images come at the size that the checkpoint prepares them at; DINOv2's positions are for larger ones.
         config = replace(zoo.encoder_of(weights).config, image_size=weights.preprocess.size)
         run = recipes.from_weights(run, init, config)
     if (channels := splits.train.channels) not in (1, 3, run.model.channels):  # others read as these two
-        log.warning("the pictures have %d channels, and so will the model", channels)
+        log.warning("the images have %d channels, and so will the model", channels)
         run = replace(run, model=replace(run.model, channels=channels))
-    whole = weights if init is not None and isinstance(weights, Caption) and goes_on(run.task, weights) else None
+    whole = weights if init is not None and isinstance(weights, Caption) and continues_from(run.task, weights) else None
     if recipe in recipes.FROM_WEIGHTS and isinstance(run.task, Captioning) and whole is None:
         raise UserError(f"{run.recipe} goes on from a captioner, and {init} is none: name one with --init")
     if whole is not None:
         check_start(run, whole)
         run = replace(run, task=whole.kept(run.task))
     given = run
-    run = settle(run, len(splits.train), len(splits.train.classes), change)
+    run = resolve_auto(run, len(splits.train), len(splits.train.classes), change)
     if init is not None:
         recipes.check_fixed(init, run.model, given.model, recipes.FREE)
         if run.attention_init != given.attention_init:
@@ -97,7 +105,7 @@ def begin(
     with new_folder(run, out) as folder:  # before the images are decoded, which takes its time
         marks = splits.marks(run.group)  # before the labels become a captioner's
         parts, steps = build(run, splits, chosen)
-        # Pictures kept in memory are rounded otherwise than streamed ones, so a resumed run must do as it began.
+        # Images kept in memory are rounded otherwise than streamed ones, so a resumed run must do as it began.
         run = replace(run, memory=parts.train.memory)
         try:
             folder.begin(run, splits.train.classes, marks)
@@ -126,7 +134,7 @@ def new_folder(run: Run, out: Path | None) -> Iterator[RunFolder]:
         yield folder
 
 
-def go_on(path: Path, device: str | None) -> dict[str, Any]:
+def resume_run(path: Path, device: str | None) -> dict[str, Any]:
     """Resume the run in the folder `path` from its last saved step; on the processor (CPU) to the same bits.
 
     One that has ended gives its scores again.
@@ -143,7 +151,7 @@ def go_on(path: Path, device: str | None) -> dict[str, Any]:
         return _train(run, parts, folder, steps, resume=True)
 
 
-def _train(run: Run, parts: Parts, folder: RunFolder, steps: int, resume: bool) -> dict[str, Any]:
+def _train(run: Run, parts: Components, folder: RunFolder, steps: int, resume: bool) -> dict[str, Any]:
     if run.fast_dev_run:
         log.warning(f"fast dev run: {steps} steps on at most {run.images} images of each split; {NO_SCORES}")
     scores = fit_frozen(run, parts, folder) if run.tune.frozen else fit(run, parts, folder, steps, resume)
@@ -154,20 +162,20 @@ def _train(run: Run, parts: Parts, folder: RunFolder, steps: int, resume: bool) 
     return scores
 
 
-def examples(parts: Parts, count: int = 24) -> list[dict[str, Any]]:
-    """The first pictures of the held-back part with the model's answers, for the report."""
+def examples(parts: Components, count: int = 24) -> list[dict[str, Any]]:
+    """The first images of the held-back part with the model's answers, for the report."""
     loader = parts.test or parts.val
     task, chosen = parts.task, loader.set
     rows = []
     numbers = torch.linspace(0, len(chosen) - 1, min(count, len(chosen))).long().tolist()
     for i in numbers:
         try:
-            picture = chosen.picture(i, task.preprocess.channels)
+            opened = chosen.image(i, task.preprocess.channels)
             answer = task.answers([task.prepare(chosen.open(i))])[0]
         except UserError:
-            continue  # a picture that cannot be read was named when the loader met it
+            continue  # an image that cannot be read was named when the loader met it
         image = Image.fromarray(
-            picture[:3].permute(1, 2, 0).squeeze(2).numpy() if len(picture) != 2 else picture[0].numpy()
+            opened[:3].permute(1, 2, 0).squeeze(2).numpy() if len(opened) != 2 else opened[0].numpy()
         )
         image.thumbnail((160, 160))
         buffer = io.BytesIO()
@@ -193,7 +201,7 @@ def score(
 ) -> tuple[str, dict[str, Any]]:
     """The name of the part that was read, and the scores of a model on it; with `probe` also of its features.
 
-    An encoder without a head has those of its features alone. `shuffle` gives each picture the captions of another
+    An encoder without a head has those of its features alone. `shuffle` gives each image the captions of another
     one. `change` is called with the model first. At most `images` of each split are read.
     """
     task = zoo.load(source, device=choose_device(device))
@@ -263,7 +271,7 @@ def score_captions(
 
 
 def score_people(data: str, split: str | None, images: int | None = None) -> tuple[str, dict[str, Any]]:
-    """The part's name and what its own captions come to: each as the answer, with the picture's others to compare."""
+    """The part's name and what its own captions come to: each as the answer, with the image's others to compare."""
     name, part = choose_part(with_held_back(open_captions(data, val_fraction=0), split, learned=None), split)
     part = part.spread(images)
     assert isinstance(part, CaptionSet)

@@ -25,7 +25,7 @@ class Tune:
 
     method: Method = "full"
     """full: all weights; frozen: what follows the encoder; linear: a new head alone, solved; lora: low-rank differences
-    of the blocks' matrices; last-blocks: the last few blocks; knn: nothing, the pictures are remembered; auto: by the
+    of the blocks' matrices; last-blocks: the last few blocks; knn: nothing, the images are remembered; auto: by the
     size of the data"""
     lora_rank: int = 8
     """rank of LoRA's differences"""

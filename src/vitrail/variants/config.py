@@ -85,7 +85,7 @@ class VariantConfig(ViTConfig):
     corners: bilinear from corner to corner (Google); offset: bicubic with 0.1 added to the new size (DINO, DINOv2)"""
     resizing: Resampling | None = None
     """the same where the model itself is made for another size; None for as above (timm has FlexiViT's and RADIO's own
-    way there, and its common one for pictures of changing sizes)"""
+    way there, and its common one for images of changing sizes)"""
     relative: Literal["none", "table", "shared", "both", "decomposed"] = "none"
     """biases on the scores by relative place: a table in each block (BEiT), one for all, both, or products of the query
     with a row's and a column's vector (arXiv 2112.01526, SAM)"""
@@ -104,9 +104,9 @@ class VariantConfig(ViTConfig):
     rotary_pairs: Literal["neighbours", "halves"] = "neighbours"
     """what is rotated together: channels 2i and 2i + 1, or channels i and i + half"""
     window: int = 0
-    """side in patches of the windows that attention stays in (SAM); 0 for the whole picture"""
+    """side in patches of the windows that attention stays in (SAM); 0 for the whole image"""
     global_blocks: tuple[int, ...] = ()
-    """with `window`: numbers of the blocks that attend to the whole picture"""
+    """with `window`: numbers of the blocks that attend to the whole image"""
 
     # Stem
     stem_blocks: int = 0

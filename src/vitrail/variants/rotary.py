@@ -90,7 +90,7 @@ def random_frequencies(variant: VariantConfig, heads: int, depth: int, per_head:
 
 def _rows_and_columns(grid: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     if len(grid) != 2:
-        raise UserError(f"rotary positions are for pictures, got a grid of {len(grid)} axes")
+        raise UserError(f"rotary positions are for images, got a grid of {len(grid)} axes")
     rows, columns = torch.meshgrid(*(torch.arange(n, device=device) for n in grid), indexing="ij")
     return rows.flatten().float(), columns.flatten().float()
 

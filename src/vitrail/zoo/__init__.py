@@ -34,7 +34,7 @@ log = logging.getLogger("vitrail")
 
 TARGETS = {"vitrail": "native", "timm": "timm", "hf": "huggingface", "google": "google"}
 """what `convert` writes, and the module that does"""
-CARRIED = Path(__file__).parent / "weights"
+BUNDLED = Path(__file__).parent / "weights"
 
 
 def create(
@@ -134,16 +134,16 @@ def find(source: str | Path, revision: str | None = None) -> Path:
     if scheme == "local-dir" and not Path(source).exists():
         source = rest
     path = Path(source)
-    if revision is not None and (path.exists() or str(source) in carried()):
+    if revision is not None and (path.exists() or str(source) in bundled()):
         raise UserError(f"{source} is no Hub id and has no revision {revision!r}: leave the revision out")
     for folder in (path, path / "best", path / "last"):
         if (folder / "config.json").is_file():
             return folder
     if path.exists():
         return path
-    names = carried()
+    names = bundled()
     if str(source) in names:
-        return CARRIED / str(source)
+        return BUNDLED / str(source)
     if isinstance(source, str) and hub.is_id(source):
         return hub.fetch(source, revision)
     from vitrail.zoo.timm.arguments import table as timm_architectures  # costs time, and a wrong name can wait
@@ -201,9 +201,9 @@ def _read_again(task: Task, out: Path) -> Certificate:
     return certificate
 
 
-def carried() -> list[str]:
+def bundled() -> list[str]:
     """Names of the weights in the package."""
-    return sorted(folder.parent.name for folder in CARRIED.glob("*/config.json"))
+    return sorted(folder.parent.name for folder in BUNDLED.glob("*/config.json"))
 
 
 def change_classes(task: Task, classes: int | Sequence[str], loss: Literal["softmax", "sigmoid"] = "softmax") -> Task:
@@ -231,7 +231,7 @@ def change_channels(task: Task, channels: int) -> None:
     if first is None:
         raise UserError(f"the {type(encoder).__name__} of task {task.name} reads {old} channels alone: train a new one")
     places = torch.arange(channels) % old
-    # To one channel the filters are summed: a grey picture then looks as it did with its channel repeated.
+    # To one channel the filters are summed: a grey image then looks as it did with its channel repeated.
     weight = first.weight.sum(1, keepdim=True) if channels == 1 else first.weight[:, places] * old / channels
     first.weight = nn.Parameter(weight.detach().clone())
     first.in_channels = channels
@@ -244,7 +244,7 @@ def change_channels(task: Task, channels: int) -> None:
 
 
 def change_size(task: Task, size: tuple[int, int]) -> None:
-    """Interpolate what is learned of places for pictures of `size` (height, width), and prepare them to it."""
+    """Interpolate what is learned of places for images of `size` (height, width), and prepare them to it."""
     encoder = encoder_of(task)
     if isinstance(encoder, ViT):
         resize(encoder, size)
@@ -252,7 +252,7 @@ def change_size(task: Task, size: tuple[int, int]) -> None:
         encoder.config = replace(encoder.config, image_size=size)
     elif size != encoder.config.image_size:
         fixed = "x".join(map(str, encoder.config.image_size))
-        raise UserError(f"the {type(encoder).__name__} of task {task.name} reads pictures of {fixed} alone: keep these")
+        raise UserError(f"the {type(encoder).__name__} of task {task.name} reads images of {fixed} alone: keep these")
     task.preprocess = replace(task.preprocess, size=size)
 
 

@@ -23,8 +23,8 @@ from vitrail.plain import described, rebuild
 from vitrail.tasks.caption import Captioning
 from vitrail.tasks.encoder import KINDS as ENCODERS
 from vitrail.tasks.encoder import encoder_for
-from vitrail.tasks.hub_captioner import TYPES, HubCaption, eyes_of
-from vitrail.tasks.language import Numbers, TheirTokenizer
+from vitrail.tasks.hub_captioner import TYPES, HubCaption, vision_tower
+from vitrail.tasks.language import HFTokenizer, VocabMap
 from vitrail.tasks.prefix import LanguageModel, PrefixCaption, Prefixed
 from vitrail.tasks.search import Decoding
 from vitrail.tasks.task import Task
@@ -38,8 +38,8 @@ NAME = "transformers"
 
 MAKERS = dict(zip(TYPES, ("VisionEncoderDecoderModel", "BlipForConditionalGeneration", "GitForCausalLM"), strict=True))
 OTHER = Kind((CLIP,), ("",), {}, {**IMAGENET, "resample": 3})
-"""how pictures are prepared for an encoder that we know nothing of"""
-PICTURES = {
+"""how images are prepared for an encoder that we know nothing of"""
+IMAGES = {
     "blip": Kind((CLIP,), ("",), {}, {**OPENAI, "resample": 3}),
     "git": Kind((CLIP,), ("",), {}, {**OPENAI, **CROPPED}, square=False),
 }
@@ -75,9 +75,9 @@ def read(files: Files) -> Found:
 
 
 def reference(files: Files) -> Callable[[Tensor], dict[str, Tensor]] | None:
-    """The image encoder of transformers' whole model on normalised pictures."""
+    """The image encoder of transformers' whole model on normalised images."""
     model = _pretrained(getattr(library(), MAKERS[files.json["config.json"]["model_type"]]), _folder(files.path))
-    encoder = eyes_of(model)
+    encoder = vision_tower(model)
     return lambda images: {"tokens": encoder(pixel_values=images).last_hidden_state}
 
 
@@ -92,14 +92,14 @@ def _preprocess(files: Files, kind: str, notes: list[str]) -> Preprocess:
             _folder(files.path), local_files_only=True, trust_remote_code=False
         )
     eyes = config.encoder if kind == "vision-encoder-decoder" else config.vision_config
-    pictures = PICTURES.get(kind) or KINDS.get(eyes.model_type, OTHER)
+    images = IMAGES.get(kind) or KINDS.get(eyes.model_type, OTHER)
     side = getattr(eyes, "image_size", 224)
     size = (side, side) if isinstance(side, int) else (int(side[0]), int(side[1]))
     found = settings(files.json)
     if found is None:
-        notes.append("no preprocessor_config.json: pictures are prepared as published checkpoints of its type want it")
-        found = default_settings(pictures, size)
-    return preprocess(found, pictures, size, getattr(eyes, "num_channels", 3))
+        notes.append("no preprocessor_config.json: images are prepared as published checkpoints of its type want it")
+        found = default_settings(images, size)
+    return preprocess(found, images, size, getattr(eyes, "num_channels", 3))
 
 
 def _load(folder: Path, kind: str, prepared: Preprocess) -> HubCaption:
@@ -117,12 +117,12 @@ def _load(folder: Path, kind: str, prepared: Preprocess) -> HubCaption:
         end = (text.config.sep_token_id,)
     numbers = _numbers(folder, text.config.vocab_size, start, end)
     tokenizer = _their_tokenizer(folder, numbers)
-    longest = min(_longest(chosen), getattr(text.config, "max_position_embeddings", None) or 1024)
+    max_length = min(_longest(chosen), getattr(text.config, "max_position_embeddings", None) or 1024)
     how = Decoding(
         beam=chosen.num_beams or 1,
-        length_power=1.0 if chosen.length_penalty is None else chosen.length_penalty,
-        no_repeat=chosen.no_repeat_ngram_size or 0,
-        longest=longest,
+        length_penalty=1.0 if chosen.length_penalty is None else chosen.length_penalty,
+        no_repeat_ngram_size=chosen.no_repeat_ngram_size or 0,
+        max_length=max_length,
     )
     return HubCaption(model, numbers, tokenizer, prepared, Captioning(smoothing=0.0, lower=False, decoding=how))
 
@@ -132,20 +132,20 @@ def _longest(chosen: Any) -> int:
     return (chosen.max_new_tokens or (chosen.max_length or DEFAULT_LENGTH) - 1) + 1
 
 
-def _numbers(folder: Path, size: int, start: tuple[Any, ...], end: tuple[Any, ...]) -> Numbers:
+def _numbers(folder: Path, size: int, start: tuple[Any, ...], end: tuple[Any, ...]) -> VocabMap:
     """The first number that is given for each; where a text may close in several ways, the first of them."""
     firsts = [next((i for i in given if i is not None), None) for given in (start, end)]
     first, last = (i[0] if isinstance(i, list) else i for i in firsts)
     if last is None:
         raise UserError(f"{folder} names no eos_token_id, so its captions would never end: choose another model")
-    return Numbers(size, last if first is None else first, last)
+    return VocabMap(size, last if first is None else first, last)
 
 
-def _their_tokenizer(folder: Path, numbers: Numbers) -> TheirTokenizer:
+def _their_tokenizer(folder: Path, numbers: VocabMap) -> HFTokenizer:
     """The tokenizer of a folder of transformers'; one that does not fit its model is a UserError that names it."""
     text = _tokenizer_text(folder)
     try:
-        return TheirTokenizer.from_text(text, numbers)
+        return HFTokenizer.from_text(text, numbers)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
 
@@ -166,7 +166,7 @@ def _tokenizer_text(folder: Path) -> str:
         ) from error
 
 
-def language_model(source: str) -> tuple[Any, Numbers, TheirTokenizer]:
+def language_model(source: str) -> tuple[Any, VocabMap, HFTokenizer]:
     """A causal language model of transformers by Hub id or folder, its numbers and its tokenizer."""
     from vitrail.zoo import find
 
@@ -198,12 +198,12 @@ def _pretrained(maker: Any, folder: Path) -> Any:
     return model.float().eval()
 
 
-def words_of(config: Mapping[str, Any], text: str) -> TheirTokenizer:
+def words_of(config: Mapping[str, Any], text: str) -> HFTokenizer:
     """The tokenizer of a checkpoint of ours, from its config and the text of `tokenizer.json`."""
-    return TheirTokenizer.from_text(text, Numbers(**config.get("language", config)["numbers"]))
+    return HFTokenizer.from_text(text, VocabMap(**config.get("language", config)["numbers"]))
 
 
-def rebuilt(config: Mapping[str, Any], words: TheirTokenizer, shapes: Mapping[str, tuple[int, ...]]) -> Task:
+def rebuilt(config: Mapping[str, Any], words: HFTokenizer, shapes: Mapping[str, tuple[int, ...]]) -> Task:
     """A captioner of a checkpoint of ours, with fresh weights, from its config and its tokenizer."""
     prepared = Preprocess.from_dict(config["preprocess"])
     inside, numbers = config.get("language", config), words.numbers

@@ -23,7 +23,7 @@ TOLERANCE = 1e-4
 
 @dataclass
 class Difference:
-    """Of one output, over all sample pictures."""
+    """Of one output, over all sample images."""
 
     largest: float
     """largest absolute difference"""
@@ -76,7 +76,7 @@ class Certificate:
             f"  model       {self.task}, {self.parameters:,} parameters"
             + (f", {self.classes} classes" if self.classes else ""),
             f"  weights     {used} used for {len(self.weights)}: {renamed} renamed{', ' + kinds if kinds else ''}",
-            f"  pictures    {size[0]}x{size[1]}, {p['resize']}, crop {p['crop_fraction']:g}, {p['interpolation']}, "
+            f"  images    {size[0]}x{size[1]}, {p['resize']}, crop {p['crop_fraction']:g}, {p['interpolation']}, "
             f"mean {_numbers(p['mean'])}, std {_numbers(p['std'])}",
         ]
         for reason in dict.fromkeys(self.left.values()):
@@ -121,7 +121,7 @@ def certify(files: Files, found: Found, task: Task) -> Certificate:
 
 
 def verify(certificate: Certificate, files: Files, source: Source, task: Task) -> None:
-    """Add the differences from the source library's own model on the package's sample pictures."""
+    """Add the differences from the source library's own model on the package's sample images."""
     make: Callable[[Files], Callable[[Tensor], dict[str, Tensor]] | None] | None
     make = getattr(source, "reference", None)
     if make is None:
@@ -131,13 +131,13 @@ def verify(certificate: Certificate, files: Files, source: Source, task: Task) -
     if theirs is None:
         certificate.compared = f"not compared: {source.NAME}'s library is not installed or does not load this file"
         return
-    pictures = torch.stack([task.preprocess(Image.open(path)) for path in sorted(SAMPLES.glob("*.png"))])
-    pictures = pictures.to(next(task.parameters()).dtype)
-    certificate.compared = f"{source.NAME}'s own model on {len(pictures)} pictures"
+    images = torch.stack([task.preprocess(Image.open(path)) for path in sorted(SAMPLES.glob("*.png"))])
+    images = images.to(next(task.parameters()).dtype)
+    certificate.compared = f"{source.NAME}'s own model on {len(images)} images"
     with torch.inference_mode():
-        expected = theirs(pictures)
+        expected = theirs(images)
         for name, value in expected.items():
-            own = task(pictures) if name == "logits" else torch.cat(task.features(pictures)[:2], dim=1)
+            own = task(images) if name == "logits" else torch.cat(task.features(images)[:2], dim=1)
             if name == "logits" and not isinstance(task, Headed):
                 continue
             if own.shape != value.shape:

@@ -40,8 +40,8 @@ KINDS = {
     b"\x1f\x8b": "packed with gzip: unpack it",
     b"\x28\xb5\x2f\xfd": "packed with zstandard: unpack it",
     b"\x93NUMPY": "a single NumPy array: a checkpoint is an .npz file",
-    b"\x89PNG": "a picture",
-    b"\xff\xd8\xff": "a picture",
+    b"\x89PNG": "an image",
+    b"\xff\xd8\xff": "an image",
     b"%PDF": "a PDF",
     b"GGUF": "a GGUF file of quantised weights: give the model's safetensors",
     **{

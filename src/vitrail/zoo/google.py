@@ -107,12 +107,10 @@ def read(files: Files) -> Found:
         elif why := next((why for pattern, why in LEFT if re.search(pattern, name)), None):
             left[name] = why
     kind = f"{names.title} .npz" + (", two towers" if prefix.endswith("img/") else "")
-    # Both code bases evaluate on pictures of -1 to 1; the file itself says nothing.
+    # Both code bases evaluate on images of -1 to 1; the file itself says nothing.
     half = (0.5,) * config.channels
     preprocess = Preprocess(config.image_size, "squash", 1.0, "bilinear", mean=half, std=half, channels=config.channels)
-    notes.append(
-        "the file has no preprocessing: pictures squashed to the size, mean and std 0.5, as Google's code does"
-    )
+    notes.append("the file has no preprocessing: images squashed to the size, mean and std 0.5, as Google's code does")
     return Found(kind, config, classes, preprocess, weights, left, hidden, notes)
 
 
@@ -184,7 +182,7 @@ def _config(files: Files, shapes: dict[str, tuple[int, ...]], names: Names) -> t
 
 
 def _projection(files: Files, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """In a file of two towers the head leads into the space that pictures share with words."""
+    """In a file of two towers the head leads into the space that images share with words."""
     if "head/kernel" not in shapes or not (_prefix(files.shapes) or "").endswith("img/"):
         return {}
     return {"projection": shapes["head/kernel"][1], "projection_bias": True}

@@ -117,7 +117,7 @@ def build(config: dict[str, Any], files: Files) -> Task:
         if config["task"] == "regress":
             return Regress(encoder, config["values"], preprocess, hidden=config["hidden"])
         if config["task"] == "knn":
-            return KNN(encoder, config["classes"], preprocess, config["pictures"])
+            return KNN(encoder, config["classes"], preprocess, config["images"])
         if config["task"] == "caption":
             words = _tokenizer(config, files, Tokenizer.from_json)
             task = Caption(encoder, rebuild(Captioning, config["captioning"]), words, preprocess)

@@ -1,6 +1,6 @@
 """Checkpoints as their authors published them: MAE, MoCo v3, DINO (and iBOT), DINOv2 and DINOv3; SAM is in `sam.py`.
 
-They hold weights alone. Heads follow from the width, sizes from the positions, and pictures are prepared as the
+They hold weights alone. Heads follow from the width, sizes from the positions, and images are prepared as the
 authors evaluate. Bare encoders of MAE, DINO and I-JEPA have timm's names and nothing else, and are read as timm's.
 """
 
@@ -47,7 +47,7 @@ def read(files: Files) -> Found:
         for start, reason in LEFT.items():
             if re.match(start, name):
                 found.left[name] = reason
-    found.notes.append(f"the file has no preprocessing: pictures are prepared as for the published {layout} weights")
+    found.notes.append(f"the file has no preprocessing: images are prepared as for the published {layout} weights")
     return found
 
 
@@ -73,17 +73,17 @@ def _layout(files: Files) -> str | None:
 
 def _mae(files: Files) -> Found:
     config = _plain(files, resampling="bicubic")
-    return _found("MAE's .pth", config, _names(files, config), _pictures(config, config.image_size, "bicubic"))
+    return _found("MAE's .pth", config, _names(files, config), _images(config, config.image_size, "bicubic"))
 
 
 def _dino(files: Files) -> Found:
     config = _plain(files, resampling="offset")
-    return _found("DINO's .pth", config, _names(files, config), _pictures(config, config.image_size, "bicubic"))
+    return _found("DINO's .pth", config, _names(files, config), _images(config, config.image_size, "bicubic"))
 
 
 def _moco(files: Files) -> Found:
     config = replace(_plain(files, resampling="bicubic"), heads=12)  # of 32 channels in ViT-S
-    return _found("MoCo v3's .pth", config, _names(files, config), _pictures(config, config.image_size, "bilinear"))
+    return _found("MoCo v3's .pth", config, _names(files, config), _images(config, config.image_size, "bilinear"))
 
 
 def _dinov2(files: Files) -> Found:
@@ -91,7 +91,7 @@ def _dinov2(files: Files) -> Found:
     # The models with registers were published with another way to fit the positions.
     config = _plain(files, resampling="antialias" if registers else "offset", registers=registers)
     side = min(224 // config.patch * config.patch, config.image_size[0])
-    found = _found("DINOv2's .pth", config, _names(files, config), _pictures(config, (side, side), "bicubic"))
+    found = _found("DINOv2's .pth", config, _names(files, config), _images(config, (side, side), "bicubic"))
     if registers:
         found.weights["encoder.registers"] = Weight(("register_tokens",))
     return found
@@ -115,7 +115,7 @@ def _dinov3(files: Files) -> Found:
         qkv_bias=bias,
         norm_eps=1e-5,
     )
-    found = _found("DINOv3's .pth", config, _names(files, config), _pictures(config, config.image_size, "bilinear"))
+    found = _found("DINOv3's .pth", config, _names(files, config), _images(config, config.image_size, "bilinear"))
     found.preprocess = replace(found.preprocess, resize="squash", crop_fraction=1.0)
     if config.registers:
         found.weights["encoder.registers"] = Weight(("storage_tokens",))
@@ -215,7 +215,7 @@ def _found(source: str, config: VariantConfig, weights: dict[str, Weight], prepr
     return Found(source, config, None, preprocess, weights, left={})
 
 
-def _pictures(config: VariantConfig, size: tuple[int, int], interpolation: str) -> Preprocess:
+def _images(config: VariantConfig, size: tuple[int, int], interpolation: str) -> Preprocess:
     """As these models are evaluated: an eighth of each side is cut off."""
     mean, std = (tuple(numbers[i % 3] for i in range(config.channels)) for numbers in (MEAN, STD))
     return Preprocess(

@@ -79,7 +79,7 @@ def read(files: Files) -> Found:
         preprocess=Preprocess(config.image_size, "squash", 1.0, "bilinear", mean, std, config.channels),
         weights=t,
         left={name: reason for name in files.weights if p and not name.startswith(p)},
-        notes=["pictures are squashed to the square that SAM fills up with zeros"],
+        notes=["images are squashed to the square that SAM fills up with zeros"],
     )
 
 

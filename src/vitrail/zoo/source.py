@@ -109,7 +109,7 @@ class Source(Protocol):
     """A module that knows one kind of checkpoint. `reference` and `write` are there where they can be.
 
     `reference(files) -> Callable[[Tensor], dict[str, Tensor]] | None` gives the source library's own model, from
-    normalised pictures to `logits` and/or `tokens` [B, P + N, D], where that library is installed.
+    normalised images to `logits` and/or `tokens` [B, P + N, D], where that library is installed.
     `write(task, folder)` fills a folder that the library's own loader reads, and refuses what it cannot express.
     """
 

@@ -1,6 +1,6 @@
 """torchvision's `vit_b_16` and its siblings: state dicts, recognised by their names.
 
-Nothing in them says how pictures are prepared; the size tells which of the published weights they are nearest to.
+Nothing in them says how images are prepared; the size tells which of the published weights they are nearest to.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def recognise(files: Files) -> bool:
 
 
 def read(files: Files) -> Found:
-    """The image tower, its classes if it has some, and how its pictures are prepared."""
+    """The image tower, its classes if it has some, and how its images are prepared."""
     text = files.json["config.json"]
     name = text["model_type"]
     kind, notes = KINDS[name], list[str]()
@@ -76,7 +76,7 @@ def read(files: Files) -> Found:
     used = {n for weight in weights.values() for n in weight.names}
     pixels = settings(files.json)
     if pixels is None:
-        notes.append(f"no preprocessor_config.json: pictures are prepared as the published {name} checkpoints want it")
+        notes.append(f"no preprocessor_config.json: images are prepared as the published {name} checkpoints want it")
         pixels = default_settings(kind, config.image_size)
     return Found(
         source=f"Hugging Face {name}" + (f" ({text['architectures'][0]})" if text.get("architectures") else ""),

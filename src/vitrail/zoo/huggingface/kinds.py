@@ -125,9 +125,9 @@ class Kind:
     pixels: Mapping[str, Any]
     """`preprocessor_config.json` of the published checkpoints, for a folder without one; sizes follow the model's"""
     square: bool = True
-    """whether a size that is one number squashes the picture; else it is the shorter side's"""
+    """whether a size that is one number squashes the image; else it is the shorter side's"""
     enlarge: float = 1.0
-    """how much larger the picture is made before the centre is cut out"""
+    """how much larger the image is made before the centre is cut out"""
 
 
 BASE = {

@@ -36,10 +36,10 @@ def quiet() -> Iterator[None]:
 
 
 def reference(files: Files) -> Callable[[Tensor], dict[str, Tensor]] | None:
-    """transformers' own model on normalised pictures; None where it is missing or has no such model."""
+    """transformers' own model on normalised images; None where it is missing or has no such model."""
     text = files.json["config.json"]
     if importlib.util.find_spec("transformers") is None or text["model_type"].startswith("siglip2"):
-        return None  # SigLIP 2's models take patches and no pictures
+        return None  # SigLIP 2's models take patches and no images
     import transformers
 
     maker = getattr(transformers, (text.get("architectures") or ["AutoModel"])[0], None)

@@ -23,7 +23,7 @@ def settings(texts: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def default_settings(kind: Kind, size: tuple[int, int]) -> dict[str, Any]:
-    """The settings of the published checkpoints of a type, for pictures of `size`."""
+    """The settings of the published checkpoints of a type, for images of `size`."""
     height, width = (round(side * kind.enlarge) for side in size)
     values = {"size": {"height": height, "width": width} if kind.square else {"shortest_edge": max(height, width)}}
     if kind.pixels.get("do_center_crop"):
@@ -56,7 +56,7 @@ def preprocess(values: Mapping[str, Any], kind: Kind, size: tuple[int, int], cha
 
 
 def _box(value: Any, square: bool, size: tuple[int, int]) -> tuple[tuple[int, int], bool]:
-    """A size of the settings as (height, width), and whether pictures are squashed to it."""
+    """A size of the settings as (height, width), and whether images are squashed to it."""
     if isinstance(value, int):
         return (value, value), square
     if isinstance(value, list | tuple) and len(value) == 2:

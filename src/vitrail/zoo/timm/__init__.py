@@ -73,7 +73,7 @@ def recognise(files: Files) -> bool:
 
 
 def read(files: Files) -> Found:
-    """The model, its classes, and how its pictures are prepared."""
+    """The model, its classes, and how its images are prepared."""
     notes: list[str] = []
     name, given, settings = _named(files, notes)
     values: Arguments = table()[name] | {"in_chans": _channels(files)} | given
@@ -81,8 +81,8 @@ def read(files: Files) -> Found:
         # timm fits positions in FlexiViT's and RADIO's own way where it creates these as pretrained, and never for a
         # bare state dict, which may be another model's as well.
         values = values | {"resizing": None}
-    pictures = values["pictures"] | {k: v for k, v in settings.items() if v is not None and k in values["pictures"]}
-    size = _size(values, given, pictures)
+    images = values["images"] | {k: v for k, v in settings.items() if v is not None and k in values["images"]}
+    size = _size(values, given, images)
     encoder = encoder_config(values, _fitting(files, values, size, notes))
     classes = _classes(files, settings, notes)
     parts = spelling(encoder, values["class"], files.weights.keys(), len(classes or []))
@@ -91,7 +91,7 @@ def read(files: Files) -> Found:
         source=f"timm {name}",
         encoder=encoder,
         classes=classes,
-        preprocess=_preprocess(pictures, encoder, notes),
+        preprocess=_preprocess(images, encoder, notes),
         weights={key: part.weight(own[key].shape) for key, part in parts.items()},
         left={key: why for key in files.weights for pattern, why in LEFT if re.search(pattern, key)},
         problem=problem_of(settings if classes else {}, files.path),
@@ -130,11 +130,11 @@ FIRST = (
 """the convolution that sees the pixels: of a backbone, or the patch projection"""
 
 
-def _size(values: Arguments, given: Arguments, pictures: Arguments) -> tuple[int, int]:
+def _size(values: Arguments, given: Arguments, images: Arguments) -> tuple[int, int]:
     """(height, width) as timm finds it: from the arguments, or from the checkpoint where its size is fixed."""
     size = given.get("img_size") or values.get("img_size")
-    if size is None or (pictures["fixed_input_size"] and "img_size" not in given):
-        size = pictures["input_size"][-2:]
+    if size is None or (images["fixed_input_size"] and "img_size" not in given):
+        size = images["input_size"][-2:]
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
@@ -152,7 +152,7 @@ def _fitting(files: Files, values: Arguments, size: tuple[int, int], notes: list
         grid = (side, side)
     else:
         raise UserError(
-            f"{files.path}: pos_embed is for {count} patches, which are no square, and pictures of "
+            f"{files.path}: pos_embed is for {count} patches, which are no square, and images of "
             f"{size[0]}x{size[1]} have {math.prod(config.grid)}: give img_size in model_args"
         )
     found = (grid[0] * config.patch, grid[1] * config.patch)
@@ -183,20 +183,20 @@ def _classes(files: Files, settings: dict[str, Any], notes: list[str]) -> list[s
     return [str(told.get(name, name)) if isinstance(told, dict) else str(name) for name in names]
 
 
-def _preprocess(pictures: Arguments, encoder: VariantConfig, notes: list[str]) -> Preprocess:
-    mode, interpolation = pictures["crop_mode"], pictures["interpolation"]
+def _preprocess(images: Arguments, encoder: VariantConfig, notes: list[str]) -> Preprocess:
+    mode, interpolation = images["crop_mode"], images["interpolation"]
     if mode not in ("center", "squash"):
         notes.append(f"timm's crop_mode {mode!r} is read as a crop of the centre")
     if interpolation not in ("bicubic", "bilinear", "nearest"):
         notes.append(f"timm's interpolation {interpolation!r} is read as bicubic")
         interpolation = "bicubic"
     mean, std = (
-        tuple(pictures[name][i % len(pictures[name])] for i in range(encoder.channels)) for name in ("mean", "std")
+        tuple(images[name][i % len(images[name])] for i in range(encoder.channels)) for name in ("mean", "std")
     )
     return Preprocess(
         size=encoder.image_size,
         resize="squash" if mode == "squash" else "crop",
-        crop_fraction=min(1.0, pictures["crop_pct"] or 1.0),
+        crop_fraction=min(1.0, images["crop_pct"] or 1.0),
         interpolation=interpolation,
         mean=mean,
         std=std,
@@ -216,7 +216,7 @@ def _guess(files: Files, notes: list[str]) -> tuple[str, Arguments]:
         first, *others = fitting
         differ = [name for name in others if fitting[name] != fitting[first]]
         notes.append(
-            f"no config.json: the weights fit timm's {first}, and are read and their pictures prepared as it has them"
+            f"no config.json: the weights fit timm's {first}, and are read and their images prepared as it has them"
             + (f"; they also fit {differ[0]}, which computes something else" if differ else "")
         )
         return first, {}
@@ -264,7 +264,7 @@ def _guess(files: Files, notes: list[str]) -> tuple[str, Arguments]:
 def _plainness(name: str) -> tuple[bool, int, str]:
     """Plain ViTs first, then those that say less about themselves."""
     values = table()[name]
-    return not name.startswith("vit_"), len([k for k in values if k != "pictures"]), name
+    return not name.startswith("vit_"), len([k for k in values if k != "images"]), name
 
 
 def _depth(files: Files) -> int:
@@ -281,7 +281,7 @@ def _candidate(files: Files, values: Arguments) -> VariantConfig | None:
         return None
     try:
         values = values | {"in_chans": _channels(files)}
-        return encoder_config(values, _fitting(files, values, _size(values, {}, values["pictures"]), []))
+        return encoder_config(values, _fitting(files, values, _size(values, {}, values["images"]), []))
     except UserError:
         return None
 
@@ -326,7 +326,7 @@ def write(task: Task, folder: Path) -> None:
     own = as_variant(encoder.config)
     name, given = closest(own)
     if own.positions == "learned" and own.resampling != "antialias":
-        log.warning("%s: for pictures of another size, timm interpolates positions in its own way", folder)
+        log.warning("%s: for images of another size, timm interpolates positions in its own way", folder)
     values = table()[name] | given
     kind = values["class"]
     parts = spelling(own, kind, _apart(values), len(outputs))
@@ -395,7 +395,7 @@ def _unlike(name: str, config: VariantConfig) -> tuple[bool, int, bool, tuple[bo
     values = table()[name]
     given = arguments(config, values["class"])
     equal = sum(1 if values[key] == given[key] else -1 for key in values.keys() & given.keys() - {"img_size"})
-    size = tuple(values["pictures"]["input_size"][-2:])
+    size = tuple(values["images"]["input_size"][-2:])
     return values.get("resizing") != config.resizing, -equal, size != config.image_size, _plainness(name)
 
 
@@ -457,7 +457,7 @@ def _apart(values: Arguments) -> set[str]:
 
 
 def reference(files: Files) -> Callable[[Tensor], dict[str, Tensor]] | None:
-    """timm's own model with these weights: normalised pictures to logits (or the pooled vector) and tokens."""
+    """timm's own model with these weights: normalised images to logits (or the pooled vector) and tokens."""
     if find_spec("timm") is None:
         return None
     import timm

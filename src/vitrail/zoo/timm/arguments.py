@@ -20,7 +20,7 @@ DEFAULTS |= {"in_chans": 3, "mlp_ratio": 4.0, "qkv_bias": True}
 NO_SAY = {"num_classes", "weight_init", "fix_init", "head_init_scale", "use_naflex", "strict_img_size", "out_indices"}
 NO_SAY |= {"drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"}
 NO_SAY |= {"dynamic_img_size", "rope_shift_coords", "rope_jitter_coords", "rope_rescale_coords", "in_chans", "class"}
-NO_SAY |= {"pictures", "img_size", "features_only"}
+NO_SAY |= {"images", "img_size", "features_only"}
 """arguments that training, sizes or the weights' own shapes decide, and not what a model computes"""
 
 POOLS = {"token": "token", "avg": "average", "map": "attention", "max": "max", "avgmax": "average_max"}
@@ -33,8 +33,8 @@ NORMS = {"layernorm": "layer", "rmsnorm": "rms"}
 def table() -> dict[str, Arguments]:
     """What each architecture's name means; written by bench/timm_models.py. Lists and dicts in it are shared."""
     names: dict[str, Arguments] = json.loads((Path(__file__).parent / "models.json").read_text())
-    common = names.pop("")["pictures"]
-    return {name: own | {"pictures": common | own["pictures"]} for name, own in names.items()}
+    common = names.pop("")["images"]
+    return {name: own | {"images": common | own["images"]} for name, own in names.items()}
 
 
 class Given:

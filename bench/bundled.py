@@ -1,7 +1,7 @@
-"""Score the weights that the package carries.
+"""Score the bundled weights.
 
-    python bench/carried.py --data DIR             the classifier
-    python bench/carried.py caption --data DIR     the captioner, with its control and with people's captions
+    python bench/bundled.py --data DIR             the classifier
+    python bench/bundled.py caption --data DIR     the captioner, with its control and with people's captions
 
 DIR holds CIFAR-10, or Flickr8k. The captioner chooses among captions by its match with the image and by what people
 said of like images, and is scored without either too.
@@ -56,7 +56,7 @@ def caption(data: str, ways: list[str], environment: dict[str, str]) -> Row:
         return scores("caption", *words, "--data", data, "--split", "val", **environment)
 
     rows = of("caption")
-    rows["captions of other pictures"] = of("caption", "--shuffle-images")
+    rows["captions of other images"] = of("caption", "--shuffle-images")
     rows["chosen"] = {way: of("caption", *CHOOSING[way]) for way in ways}
     rows["people"] = of("--human")
     return rows

@@ -1,7 +1,7 @@
-"""Draw the pictures of README and docs from the weights in the package.
+"""Draw the images of README and docs from the weights in the package.
 
-    python docs/pictures.py                  what the classifier looks at, and both ladders
-    python docs/pictures.py --data DIR       captions too
+    python docs/figures.py                  what the classifier looks at, and both ladders
+    python docs/figures.py --data DIR       captions too
 
 DIR holds `flickr8k/` and `photos/`.
 """
@@ -24,7 +24,7 @@ from tables import BEFORE, BEFORE_DIGITS, earlier, measured_rungs
 import vitrail
 from vitrail.data.captions import open_captions
 from vitrail.explain.attention import attention_maps, encoder_of, rollout
-from vitrail.explain.pictures import png
+from vitrail.explain.figures import png
 from vitrail.files import write_whole
 from vitrail.vit import ViT
 
@@ -34,22 +34,22 @@ COLUMNS = 4
 
 
 def attention() -> None:
-    """The sample pictures, where the classifier looks, and its answers."""
+    """The sample images, where the classifier looks, and its answers."""
     task = vitrail.load("classify")
     encoder: ViT = encoder_of(task)
     paths = sorted(SAMPLES.glob("*.png"))
     figure = Figure(figsize=(1.35 * len(paths), 3.2), layout="compressed")
     axes = figure.subplots(2, len(paths))
     for column, path in enumerate(paths):
-        picture = Image.open(path)
-        images = task.preprocess(picture)[None]
+        image = Image.open(path)
+        images = task.preprocess(image)[None]
         with torch.inference_mode():
             grid = task.features(images).grid
             heat = rollout(attention_maps(task, images), encoder.prefix_tokens, encoder.config.pool)[0].view(grid)
-        best = task.predict([picture])[0].labels[0]
+        best = task.predict([image])[0].labels[0]
         heat = (heat - heat.min()) / (heat.max() - heat.min())
         heat = torch.nn.functional.interpolate(heat[None, None], size=(32, 32), mode="bilinear")[0, 0]
-        pixels = torch.from_numpy(task.preprocess.fit(picture).permute(1, 2, 0).numpy() / 255)
+        pixels = torch.from_numpy(task.preprocess.fit(image).permute(1, 2, 0).numpy() / 255)
         axes[0, column].imshow(pixels)
         axes[1, column].imshow(pixels * (0.12 + 0.88 * heat[..., None]))
         axes[1, column].set_title(f"{best['label']} {best['score']:.0%}", fontsize=9)
@@ -59,7 +59,7 @@ def attention() -> None:
 
 
 def captions(data: Path) -> None:
-    """What the captioner writes under 24 validation pictures and 12 photos, which a hash of their names chooses."""
+    """What the captioner writes under 24 validation images and 12 photos, which a hash of their names chooses."""
     task = vitrail.load("caption")
     val = open_captions(data / "flickr8k").val
     assert val is not None
@@ -104,7 +104,7 @@ def baselines() -> None:
 
 
 def sheet(paths: Sequence[Path], texts: Sequence[str]) -> bytes:
-    """A JPEG of pictures in rows, each with its text below."""
+    """A JPEG of images in rows, each with its text below."""
     rows = -(-len(paths) // COLUMNS)
     figure = Figure(figsize=(2.3 * COLUMNS, 2.45 * rows), layout="constrained")
     for place, (path, text) in enumerate(zip(paths, texts, strict=True)):

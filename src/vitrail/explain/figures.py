@@ -1,4 +1,4 @@
-"""Pictures from the numbers: each function draws one figure of the paper, and `png` makes it a file's bytes."""
+"""Images from the numbers: each function draws one figure of the paper, and `png` makes it a file's bytes."""
 
 from __future__ import annotations
 
@@ -56,21 +56,21 @@ def _fonts_for(text: str) -> list[str]:
         if "Last Resort" not in font.name and (left := lacking(missing, font.fname)) != missing:
             fonts, missing = [*fonts, font.name], left
     if missing:
-        warn_once(f"no font here has {', '.join(sorted(missing))[:60]}: such letters are boxes in the pictures")
+        warn_once(f"no font here has {', '.join(sorted(missing))[:60]}: such letters are boxes in the images")
     return fonts
 
 
-def draw_rollout(picture: Tensor, heat: Tensor, title: str = "") -> Figure:
-    """The picture uint8 [C, H, W], the picture darkened where rollout [h, w] is low (figure 6), and the rollout.
+def draw_rollout(opened: Tensor, heat: Tensor, title: str = "") -> Figure:
+    """The image uint8 [C, H, W], the image darkened where rollout [h, w] is low (figure 6), and the rollout.
 
     The darkest place has the least rollout and the brightest the most, however near they are: the scale says how near.
     """
-    pixels = _enlarged(picture)
+    pixels = _enlarged(opened)
     spread = _resized((heat - heat.min()) / (heat.max() - heat.min()).clamp_min(1e-12), pixels)
     height = 3.4 * _aspect(pixels)
     figure = Figure(figsize=(11.2, height + 1.0), layout="compressed")
     seen, masked, map_ = figure.subplots(1, 3)
-    _image(seen, pixels, "picture")
+    _image(seen, pixels, "image")
     _image(masked, pixels * (0.1 + 0.9 * spread[..., None]), "what is attended to")
     share = (heat / heat.mean()).numpy()
     image = map_.imshow(share, cmap=HEAT, extent=(0, pixels.shape[1], pixels.shape[0], 0))
@@ -81,13 +81,13 @@ def draw_rollout(picture: Tensor, heat: Tensor, title: str = "") -> Figure:
     return figure
 
 
-def draw_heads(picture: Tensor, maps: list[Tensor], layers: list[int]) -> Figure:
-    """Attention of every head over the picture: uint8 [C, H, W] and a map [heads, h, w] a layer, each layer a row.
+def draw_heads(image: Tensor, maps: list[Tensor], layers: list[int]) -> Figure:
+    """Attention of every head over the image: uint8 [C, H, W] and a map [heads, h, w] a layer, each layer a row.
 
     `layers` numbers the rows, from 1. The brightest colour is the head's largest value, or three times an even share if
     that is more, so that a head which looks everywhere stays dim.
     """
-    pixels = _enlarged(picture, 128)
+    pixels = _enlarged(image, 128)
     grey = pixels.mean(axis=2, keepdims=True).repeat(3, axis=2)
     rows, heads = len(maps), len(maps[0])
     side = min(1.7, max(0.95, 11 / heads))
@@ -105,18 +105,18 @@ def draw_heads(picture: Tensor, maps: list[Tensor], layers: list[int]) -> Figure
     return figure
 
 
-def draw_words(picture: Tensor, words: list[tuple[str, float, Tensor]]) -> Figure:
-    """Where a captioner looked for each word: picture uint8 [C, H, W], and text, probability and a map [h, w] a word.
+def draw_words(image: Tensor, words: list[tuple[str, float, Tensor]]) -> Figure:
+    """Where a captioner looked for each word: image uint8 [C, H, W], and text, probability and a map [h, w] a word.
 
     The brightest colour is the word's largest value, or three times an even share if that is more.
     """
-    pixels = _enlarged(picture)
+    pixels = _enlarged(image)
     grey = pixels.mean(axis=2, keepdims=True).repeat(3, axis=2)
     columns = min(6, len(words) + 1)
     rows = math.ceil((len(words) + 1) / columns)
     figure = Figure(figsize=(1.9 * columns, rows * (1.9 * _aspect(pixels) + 0.35) + 0.2), layout="compressed")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    _image(axes[0], pixels, "picture")
+    _image(axes[0], pixels, "image")
     colours = matplotlib.colormaps[HEAT]
     for place, (text, p, heat) in zip(axes[1:], words, strict=False):
         heat = heat / max(float(heat.max()), 3 / heat.numel(), 1e-12)
@@ -175,7 +175,7 @@ def draw_filters(filters: Tensor, title: str) -> Figure:
 
 
 def draw_distance(distances: Tensor, diagonal: float) -> Figure:
-    """Mean attention distance [L, heads] in pixels, a point a head (figure 7, right). `diagonal` is the picture's."""
+    """Mean attention distance [L, heads] in pixels, a point a head (figure 7, right). `diagonal` is the image's."""
     layers, heads = distances.shape
     places = range(1, layers + 1)
     figure = Figure(figsize=(7, 4.2), layout="constrained")
@@ -202,21 +202,21 @@ def shown_layers(layers: int) -> list[int]:
     return [round(i * (layers - 1) / (LAYERS - 1)) for i in range(LAYERS)]
 
 
-def _three_channels(picture: Tensor) -> Tensor:
+def _three_channels(image: Tensor) -> Tensor:
     """[C, H, W] to [H, W, 3]: the first three channels, or the first one as grey."""
-    shown = picture[:3] if len(picture) >= 3 else picture[:1].expand(3, -1, -1)
+    shown = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
     return shown.permute(1, 2, 0)
 
 
-def _enlarged(picture: Tensor, least: int = 256) -> Pixels:
+def _enlarged(image: Tensor, least: int = 256) -> Pixels:
     """uint8 [C, H, W] to floats [H, W, 3] from 0 to 1, each pixel repeated until the longer side is `least`."""
-    pixels: Pixels = _three_channels(picture).float().div(255).cpu().numpy()
+    pixels: Pixels = _three_channels(image).float().div(255).cpu().numpy()
     times = math.ceil(least / max(pixels.shape[:2]))
     return pixels.repeat(times, axis=0).repeat(times, axis=1)
 
 
 def _resized(heat: Tensor, pixels: Pixels) -> Pixels:
-    """A map [h, w] at the size of the picture, between the patches' centres bilinear."""
+    """A map [h, w] at the size of the image, between the patches' centres bilinear."""
     size = (pixels.shape[0], pixels.shape[1])
     resized: Pixels = F.interpolate(heat[None, None], size=size, mode="bilinear", align_corners=False)[0, 0].numpy()
     return resized

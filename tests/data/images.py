@@ -1,4 +1,4 @@
-"""Small pictures for the tests of this room."""
+"""Small images for the tests of this room."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def smooth(height: int = 40, width: int = 56, seed: int = 0) -> np.ndarray:
 
 
 def encoded(image: Image.Image | np.ndarray, kind: str = "PNG", **options: object) -> bytes:
-    """The picture as a file."""
+    """The image as a file."""
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
     file = io.BytesIO()
