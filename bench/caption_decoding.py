@@ -142,7 +142,7 @@ def agreement(a: Written, b: Written) -> dict[str, int]:
 
 def agree(task: Caption, inputs: list[Tensor]) -> dict[str, int]:
     """The same over many images, 16 at a time, encoded once for both ways."""
-    how, totals = replace(task.decoding, beam=5, sample=False), {"same": 0, "ties": 0, "other": 0}
+    how, totals = replace(task.option, beam=5, sample=False), {"same": 0, "ties": 0, "other": 0}
     for start in range(0, len(inputs), 16):
         images = torch.stack([task.preprocess(image) for image in inputs[start : start + 16]])
         memory, samples = task.memory(images), torch.arange(len(images))
@@ -153,7 +153,7 @@ def agree(task: Caption, inputs: list[Tensor]) -> dict[str, int]:
 
 def latency(task: Caption, images: list[Tensor]) -> Row:
     """Milliseconds from one image's pixels to its caption."""
-    own = task.decoding
+    own = task.option
     rows = {}
     for name, how in (("greedy", replace(own, beam=1)), ("beam 5", replace(own, beam=5)), ("as its checkpoint", own)):
         with decoding(task, how):
@@ -170,11 +170,11 @@ def latency(task: Caption, images: list[Tensor]) -> Row:
 @contextmanager
 def decoding(task: Caption, how: Decoding) -> Iterator[None]:
     """The task writes in this way inside the block."""
-    own, task.decoding = task.decoding, how
+    own, task.option = task.option, how
     try:
         yield
     finally:
-        task.decoding = own
+        task.option = own
 
 
 if __name__ == "__main__":

@@ -390,7 +390,7 @@ def test_what_training_held_back_is_scored(
 def test_explain_draws_the_caption_that_predict_says(data: Path, run: Path, tmp_path: Path) -> None:
     task, image = vitrail.load(run), decode(data / "val" / "images" / "val1.png", 3)
     for seed in range(5):
-        task.decoding = Decoding(sample=True, temperature=3.0, beam=1, max_length=8, sampling_seed=seed)
+        task.option = Decoding(sample=True, temperature=3.0, beam=1, max_length=8, sampling_seed=seed)
         caption, _ = words_looked(task, task.preprocess(image)[None])
         assert caption == task.predict([image])[0].caption
 

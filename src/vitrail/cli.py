@@ -15,7 +15,6 @@ import os
 import select
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -33,7 +32,6 @@ SOURCE = "a run folder, a checkpoint of any layout, the name of bundled weights,
 VERIFY = "tell what became of each weight, and compare with the source library's own model where it is installed"
 DATA = "a built-in name, a folder with one folder per class, or Parquet files"
 GROUP = "keep images of one group on one side of the validation split: parent, a regular expression, or a CSV file"
-DRAWING = ("temperature", "top_k", "top_p", "sampling_seed")
 DECODING = (
     "beam",
     "length_penalty",
@@ -43,7 +41,10 @@ DECODING = (
     "consensus",
     "neighbours",
     "sample",
-    *DRAWING,
+    "temperature",
+    "top_k",
+    "top_p",
+    "sampling_seed",
 )
 """fields of `vitrail.tasks.search.Decoding` that are options"""
 
@@ -130,30 +131,32 @@ def train(args: Sequence[str]) -> int:
 def evaluate(args: Sequence[str]) -> int:
     """Score a model: `vitrail eval SOURCE --data D [--split S] [--probe] [--json]`."""
     parser = Parser("eval", evaluate)
-    parser.add_argument("source", nargs="?", help=SOURCE)
+    parser.add_argument("source", help=SOURCE)
     parser.add_revision()
     parser.add_argument("--data", required=True, help=f"{DATA}; for captioners a captioned set")
     parser.add_argument("--split", choices=("train", "val", "test"), help="test, or the nearest to it, if left out")
     parser.add_argument("--probe", action="store_true", help="score the features too, by k-NN and a linear probe")
-    parser.add_argument("--human", action="store_true", help="in place of a model, each caption against the others")
+    parser.add_argument(
+        "--human", action="store_true", help="score people instead: each image's captions against its others"
+    )
     parser.add_argument("--shuffle-images", action="store_true", help="the control: captions of the wrong images")
     parser.add_decoding()
     parser.add_fast_dev_run()
     parser.add_argument("--json", action="store_true", help="print every score as one line of JSON")
     options = parser.parse_args(args)
-    if options.human == (options.source is not None):
-        raise UserError("name the one model to score, or say --human (vitrail eval --help lists the options)")
     of_models = ("revision", "probe", "shuffle_images", *DECODING)
     given = [name for name in of_models if (value := getattr(options, name)) is not None and value is not False]
     if options.human and given:
-        raise UserError(f"--{given[0].replace('_', '-')} is for a model, which --human has none of: leave one out")
+        raise UserError(
+            f"--{given[0].replace('_', '-')} is for a model's answers, and --human scores people: leave one out"
+        )
     from vitrail.train.report import NO_SCORES
     from vitrail.train.run import FAST_IMAGES
     from vitrail.train.start import score, score_people
 
     images = FAST_IMAGES if options.fast_dev_run else None
     if options.human:
-        part, scores = score_people(options.data, options.split, images)
+        part, scores = score_people(options.source, options.data, options.split, images)
     else:
         part, scores = score(
             at_revision(options.source, options.revision),
@@ -162,14 +165,18 @@ def evaluate(args: Sequence[str]) -> int:
             options.device,
             options.probe,
             options.shuffle_images,
-            lambda task: redecode(task, options),
+            chosen_options(options),
             images,
         )
     if options.fast_dev_run:
         log.warning(f"fast dev run: at most {images} images of each split; {NO_SCORES}")
         scores["fast_dev_run"] = True
     if options.json:
-        print(json.dumps({"source": options.source or "human", "data": options.data, "split": part, **scores}))
+        print(
+            json.dumps(
+                {"source": "human" if options.human else options.source, "data": options.data, "split": part, **scores}
+            )
+        )
         return 0
     print(f"{part}: {scores['count']} images" + ", each with the captions of another" * options.shuffle_images)
     for name, value in fractions(scores).items():
@@ -177,25 +184,9 @@ def evaluate(args: Sequence[str]) -> int:
     return 0
 
 
-def redecode(task: Task, options: argparse.Namespace) -> None:
-    """Let a captioner write as the options say."""
-    from vitrail.tasks.caption import Caption
-
-    changes = {name: value for name in DECODING if (value := getattr(options, name)) is not None}
-    if not changes:
-        return
-    given = [f"--{name.removeprefix('sampling_').replace('_', '-')}" for name in changes]
-    if not isinstance(task, Caption):
-        raise UserError(f"{given[0]} is for captioners, and this model's task is {task.name}: leave it out")
-    if changes.get("match") and not hasattr(task, "match"):
-        raise UserError("--match is for captioners that have learned to match, as with caption-match: leave it out")
-    if (changes.get("consensus") or "neighbours" in changes) and not hasattr(task, "consensus"):
-        raise UserError("--consensus and --neighbours are for captioners of caption-rerank: leave them out")
-    task.decoding = replace(task.decoding, **changes)
-    if not task.decoding.sample and changes.keys() & {*DRAWING}:
-        raise UserError(f"{given[-1]} is for words that are drawn: add --sample")
-    if (limit := task.decoder.max_length) is not None and changes.get("max_length", 0) > limit:
-        log.warning(f"this model writes at most {limit} words: captions end there")
+def chosen_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of the task that were given."""
+    return {name: value for name in DECODING if (value := getattr(options, name)) is not None}
 
 
 def fractions(scores: dict[str, Any]) -> dict[str, float]:
@@ -220,7 +211,7 @@ def predict(args: Sequence[str]) -> int:
 
     paths = images_of(options.images)
     task = load_model(options.model, options.device, options.revision, options.verify)
-    redecode(task, options)
+    task.choose(chosen_options(options))
     from vitrail.data.decode import EncodedImage
     from vitrail.data.pixels import Source, doubt
 
@@ -228,6 +219,7 @@ def predict(args: Sequence[str]) -> int:
     sources: list[Source] = []
     for start in range(0, len(paths), 32):
         rows: list[dict[str, Any]] = []
+        texts: dict[str, str] = {}
         prepared: list[tuple[dict[str, Any], Tensor]] = []
         for path in paths[start : start + 32]:
             row: dict[str, Any] = {"image": str(path), "task": task.name}
@@ -239,29 +231,15 @@ def predict(args: Sequence[str]) -> int:
             except UserError as error:
                 row["error"], code = str(error), UserError.exit_code
         for (row, _), answer in zip(prepared, task.answers([image for _, image in prepared]), strict=True):
-            row.update(answer.as_row())
+            row.update(answer.row())
+            texts[row["image"]] = answer.text()
         for row in rows:
-            print(json.dumps(row) if options.json else describe(row))
+            print(json.dumps(row) if options.json else f"{row['image']}: {texts.get(row['image'], 'no answer')}")
             if "error" in row and not options.json:
                 print(row["error"], file=sys.stderr)
     if (found := doubt(sources)) is not None:
         log.warning(found)
     return code
-
-
-def describe(row: dict[str, Any]) -> str:
-    """A row of `predict` for people."""
-    from vitrail.tasks.task import in_words
-
-    if "error" in row:
-        return f"{row['image']}: no answer"
-    if "caption" in row:
-        return f"{row['image']}: {row['caption']}"
-    if "values" in row:
-        return f"{row['image']}: {in_words(row['values'])}"
-    if "labels" in row:
-        return f"{row['image']}: " + ", ".join(f"{label['label']} {label['score']:.1%}" for label in row["labels"][:3])
-    return f"{row['image']}: a vector of {len(row['embedding'])} numbers (--json prints it)"
 
 
 def explain(args: Sequence[str]) -> int:

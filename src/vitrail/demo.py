@@ -36,7 +36,7 @@ def run_demo(out: Path, device: str | None, fast_dev_run: bool = False) -> None:
     test = open_data("digits").test
     assert test is not None
     image = Image.fromarray(test.image(0, 1)[0].numpy())
-    answer = explain(task, image, out / "attention")["predictions"][0]
+    answer = explain(task, image, out / "attention")["labels"][0]
     print(
         f"3. What it looks at, drawn for a {test.classes[int(test.labels[0])]} that it takes for a {answer['label']}:"
     )
@@ -44,7 +44,7 @@ def run_demo(out: Path, device: str | None, fast_dev_run: bool = False) -> None:
     print("4. Sample images, classified with the bundled weights (CIFAR-10's ten classes):")
     samples = sorted(SAMPLES.glob("*.png"))
     for path, prediction in zip(samples, zoo.load("classify").predict([Image.open(p) for p in samples]), strict=True):
-        best = prediction.labels[0]
+        best = prediction.row()["labels"][0]
         print(f"   {path.stem:<12} {best['label']:<12} {best['score']:.0%}")
     print(f"Learning curves and the confusion matrix: {out / 'digits' / 'report.html'}")
     print(

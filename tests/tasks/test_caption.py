@@ -85,7 +85,7 @@ def test_no_word_repeats_that_begins_the_caption() -> None:
         task.decoder.bias[[*a, *later]] = torch.tensor([40.0, 30.0])
     (answer,) = task.answer({"image": torch.randn(1, 3, 8, 8)})
     assert answer.caption.startswith("a") and " a" not in answer.caption
-    task.decoding = Decoding(beam=1, no_repeat_ngram_size=0, max_length=10)
+    task.option = Decoding(beam=1, no_repeat_ngram_size=0, max_length=10)
     (answer,) = task.answer({"image": torch.randn(1, 3, 8, 8)})
     assert answer.caption.startswith("aa")
 
@@ -183,7 +183,7 @@ def test_captions_that_match_their_image_come_first(sample: bool) -> None:
     how = Decoding(max_length=8, beam=4, sample=sample, temperature=3.0, sampling_seed=5)
     task, made = captioner(contrastive=0.5, text_depth=1, decoding=how).eval(), batch()
     before = task.answer(made)
-    task.decoding = replace(how, match=1.0)
+    task.option = replace(how, match=1.0)
     changed = False
     for i, (plain, found) in enumerate(zip(before, task.answer(made), strict=True)):
         with torch.no_grad():
@@ -314,7 +314,7 @@ def some_images(count: int = 5) -> list[Image.Image]:
 @pytest.mark.parametrize("how", [Decoding(max_length=10), Decoding(max_length=10, sample=True, beam=4)])
 def test_answers_are_the_same_beside_other_images(how: Decoding) -> None:
     task = captioner(decoder="attentive")
-    task.decoding = how
+    task.option = how
     together = task.predict(some_images())
     for image, answer in zip(some_images(), together, strict=True):
         (alone,) = task.predict([image])
@@ -343,10 +343,10 @@ def test_images_of_all_shapes_are_prepared_as_in_training(tmp_path: Path) -> Non
 @pytest.mark.parametrize("encoder", [VIT, CNNConfig(channels=3, image_size=(8, 8))])
 def test_saved_and_loaded(tmp_path: Path, encoder: Any) -> None:
     task = captioner(encoder=encoder, word_dropout=0.1).eval()
-    task.decoding = Decoding(beam=2, max_length=6, no_repeat_ngram_size=2)
+    task.option = Decoding(beam=2, max_length=6, no_repeat_ngram_size=2)
     task.save(tmp_path / "m")
     again = vitrail.load(tmp_path / "m")
-    assert isinstance(again, Caption) and again.decoding == task.decoding
+    assert isinstance(again, Caption) and again.decoding == task.option
     assert again.tokenizer.to_json() == WORDS.to_json()
     assert [a.captions for a in again.predict(some_images())] == [a.captions for a in task.predict(some_images())]
     images, words = torch.randn(2, 3, 8, 8), torch.randint(4, WORDS.size, (2, 3, 5))
@@ -375,7 +375,7 @@ def test_a_tokenizer_of_another_checkpoint(tmp_path: Path) -> None:
 def test_going_on_keeps_the_decoder(tmp_path: Path) -> None:
     task = captioner()
     task.configure(Captioning(captions=4, self_critical=1.0, decoder_width=96, decoding=Decoding(max_length=7)))
-    assert (task.captioning.captions, task.captioning.decoder_width, task.decoding.max_length) == (4, 16, 7)
+    assert (task.captioning.captions, task.captioning.decoder_width, task.option.max_length) == (4, 16, 7)
     with pytest.raises(UserError, match="has the decoder transformer, and the recipe attentive lstm"):
         task.configure(Captioning(decoder="attentive"))
     with pytest.raises(UserError, match="has the decoder recurrent lstm, and the recipe recurrent gru"):

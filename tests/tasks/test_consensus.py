@@ -91,7 +91,7 @@ def test_a_captioner_chooses_what_people_said_of_like_images(tmp_path: Path) -> 
     assert not task.consensus.vectors.requires_grad
     with torch.no_grad():
         plain = task.write(made)
-        task.decoding = Decoding(**{**vars(how), "consensus": 90.0, "neighbours": 1})
+        task.option = Decoding(**{**vars(how), "consensus": 90.0, "neighbours": 1})
         found = task.write(made)
         added = 90.0 * task.consensus(task.match.image_of(vectors), plain.words, 1)
     expected, order = (plain.score + added).sort(dim=1, descending=True)
@@ -104,6 +104,6 @@ def test_a_captioner_chooses_what_people_said_of_like_images(tmp_path: Path) -> 
         torch.testing.assert_close(again.write(made).score, found.score, atol=1e-4, rtol=1e-4)
     again.configure(Captioning(contrastive=0.5, text_depth=1))
     assert not hasattr(again, "consensus") and "remembered" not in again.config()
-    again.decoding = task.decoding
+    again.decoding = task.option
     with pytest.raises(UserError, match="has not learned what consensus in decoding counts"):
         again.write(made)

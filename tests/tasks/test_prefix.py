@@ -61,7 +61,7 @@ IMAGES = torch.randn(4, 3, 16, 24, generator=torch.Generator().manual_seed(1))
 @pytest.mark.parametrize("join", JOINS)
 def test_the_words_are_those_of_transformers_own_greedy_search(join: Any, folder: Path) -> None:
     task = captioner(folder, join=join)
-    task.decoding = Decoding(beam=1, no_repeat_ngram_size=0, max_length=13)
+    task.option = Decoding(beam=1, no_repeat_ngram_size=0, max_length=13)
     model = task.decoder.model
     with torch.no_grad():
         written = task.write({"image": IMAGES})
@@ -101,7 +101,7 @@ def test_with_cache_and_without_the_same(join: Any, folder: Path) -> None:
 def test_a_large_batch_is_written_in_parts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = captioner(folder)
     for how in (Decoding(beam=2, max_length=9), Decoding(beam=2, max_length=9, sample=True)):
-        task.decoding = how
+        task.option = how
         with torch.no_grad():
             monkeypatch.setattr(language, "TOGETHER", 32)
             whole = task.write({"image": IMAGES})
@@ -164,7 +164,7 @@ def test_one_that_goes_on_keeps_what_it_began_with(folder: Path) -> None:
 def test_a_checkpoint_carries_the_language_model(join: Any, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "lm")
     task = captioner(tmp_path / "lm", join=join)
-    task.decoding = Decoding(beam=2, max_length=9)
+    task.option = Decoding(beam=2, max_length=9)
     task.save(tmp_path / "own")
     shutil.rmtree(tmp_path / "lm")
     assert sorted(p.name for p in (tmp_path / "own").iterdir()) == [
@@ -173,7 +173,7 @@ def test_a_checkpoint_carries_the_language_model(join: Any, folder: Path, tmp_pa
         "tokenizer.json",
     ]
     again = vitrail.load(tmp_path / "own")
-    assert isinstance(again, PrefixCaption) and again.decoding == task.decoding
+    assert isinstance(again, PrefixCaption) and again.decoding == task.option
     assert again.decoder.model.lm_head.weight is again.decoder.model.transformer.wte.weight
     with torch.no_grad():
         a, b = task.write({"image": IMAGES}), again.write({"image": IMAGES})
@@ -207,7 +207,7 @@ def test_places_that_the_language_model_lacks_are_said(folder: Path) -> None:
     task = captioner(folder)
     with pytest.raises(UserError, match="62 words after 3 are more than the 64 places"):
         task(IMAGES, torch.full((4, 1, 62), 20))
-    task.decoding = Decoding(max_length=1000, beam=1)
+    task.option = Decoding(max_length=1000, beam=1)
     assert task.write({"image": IMAGES[:1]}).words.shape[2] <= 61
 
 

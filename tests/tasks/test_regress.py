@@ -195,7 +195,7 @@ def test_a_head_of_values_becomes_a_fresh_one_for_classes(tmp_path: Path) -> Non
     assert vitrail.load(tmp_path, task="regress").name == "regress"
     weights = load_file(tmp_path / "model.safetensors")
     torch.testing.assert_close(vitrail.load(tmp_path).head.linear.weight, weights["classifier.weight"])  # type: ignore[union-attr]
-    with pytest.raises(UserError, match="holds the task regress and loads as classify only with classes=N"):
+    with pytest.raises(UserError, match="holds the task regress and does not load as classify; with classes=N"):
         vitrail.load(tmp_path, task="classify")
     for use in (vitrail.load(tmp_path).loss, lambda _: vitrail.load(tmp_path).metric()):
         with pytest.raises(UserError, match="classes=N"):

@@ -53,7 +53,7 @@ def photo(tmp_path: Path) -> Path:
 
 def words(task: HubCaption, images: torch.Tensor, max_length: int = 16) -> list[list[int]]:
     """Greedy captions in the model's own numbers, without what follows the end."""
-    task.decoding = Decoding(beam=1, no_repeat_ngram_size=0, max_length=max_length)
+    task.option = Decoding(beam=1, no_repeat_ngram_size=0, max_length=max_length)
     with torch.no_grad():
         rows = task.write({"image": images}).words[:, 0].tolist()
     return [[i - OWN for i in (row[: row.index(END)] if END in row else row)] for row in rows]
@@ -121,11 +121,11 @@ def test_saved_in_our_layout_it_needs_no_folder_of_theirs(
 ) -> None:
     task = vitrail.load(str(pair[1]))
     assert isinstance(task, HubCaption)
-    task.decoding = Decoding(beam=2, max_length=9)
+    task.option = Decoding(beam=2, max_length=9)
     task.save(tmp_path / "own")
     assert {p.name for p in (tmp_path / "own").iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
     again = vitrail.load(tmp_path / "own")
-    assert isinstance(again, HubCaption) and again.decoding == task.decoding and again.preprocess == task.preprocess
+    assert isinstance(again, HubCaption) and again.decoding == task.option and again.preprocess == task.preprocess
     with torch.no_grad():
         a, b = task.write({"image": images}), again.write({"image": images})
     assert torch.equal(a.words, b.words) and torch.equal(a.logp, b.logp)
@@ -187,7 +187,7 @@ def test_the_makers_decoding_is_kept(tmp_path: Path) -> None:
     (tmp_path / "m" / "generation_config.json").write_text(json.dumps({"decoder_start_token_id": 0, **chosen}))
     task = vitrail.load(str(tmp_path / "m"))
     assert isinstance(task, HubCaption)
-    assert task.decoding == Decoding(beam=4, length_penalty=0.5, no_repeat_ngram_size=2, max_length=12)
+    assert task.option == Decoding(beam=4, length_penalty=0.5, no_repeat_ngram_size=2, max_length=12)
 
 
 def test_from_the_hub_and_then_without_it(server: Hub, images: torch.Tensor, tmp_path: Path) -> None:

@@ -60,6 +60,9 @@ class CaptionSet(ImageSet):
         self.captions = captions
         """of each image, with white space between words made single and otherwise as they stand in the file"""
 
+    def truth(self, i: int) -> dict[str, Any]:
+        return {"captions": self.captions[i]}
+
     def extras(self, samples: Sequence[int]) -> dict[str, list[Any]]:
         """`captions`: the texts of each image."""
         return {"captions": [self.captions[i] for i in samples]}

@@ -27,7 +27,7 @@ from vitrail.data.augment import ORDER, Augment, augment_batch
 from vitrail.data.decode import BadImage, EncodedImage, Preprocess, log
 from vitrail.data.fetch import Fetch, Fetched, Want, shrink
 from vitrail.data.pixels import to_bytes, with_channels
-from vitrail.data.random import seed_for
+from vitrail.data.random import draw_key, seed_for
 from vitrail.data.sets import ImageSet
 from vitrail.errors import RunError, UserError
 
@@ -197,7 +197,8 @@ class Loader:
             "image": self.preprocess.normalise(images),
             "label": labels,
             "sample": there,
-            "epoch": epoch,
+            "epoch": torch.full((), epoch, device=self.device),
+            "key": draw_key(self.seed, epoch, self.device),
             **extras,
         }
 

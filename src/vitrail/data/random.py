@@ -29,6 +29,18 @@ def uniform(seed: int, epoch: int, samples: Tensor, draws: int, stream: int = 0)
     return _shift(bits, 40).float() * 2.0**-24
 
 
+def draw_key(seed: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:
+    """What `uniform_by_key` draws by, int64 []: a tensor, so that a compiled step is the same in every epoch."""
+    return torch.full((), seed_for(seed, epoch), device=device)
+
+
+def uniform_by_key(key: Tensor, samples: Tensor, draws: int, stream: int) -> Tensor:
+    """As `uniform`, for a key of `draw_key`: numbers in [0, 1) as float32 [B, draws], with no work for the host."""
+    image = _mix(samples * _signed(GOLDEN) + _mix(key + _signed((stream + 1) * _FIRST & _ALL)))
+    counters = torch.arange(1, draws + 1, device=samples.device) * _signed(GOLDEN)
+    return _shift(_mix(image[:, None] + counters), 40).float() * 2.0**-24
+
+
 def seed_for(*numbers: int) -> int:
     """One number in [0, 2**63) for any row of numbers: the seed of a generator."""
     text = ",".join(str(int(number)) for number in numbers)

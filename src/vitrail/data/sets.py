@@ -71,6 +71,17 @@ class ImageSet:
         item = self.read(i)
         return item if isinstance(item, Tensor) else EncodedImage(item, self.keys[i])
 
+    def truth(self, i: int) -> dict[str, Any]:
+        """What is known of an image, as plain data for a report."""
+        return {"label": self.classes[int(self.labels[i])]}
+
+    def shuffled(self, seed: int = 0) -> ImageSet:
+        """The control: each image has the label of another one, in an order that follows from the seed."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        labels = self.labels.clone()
+        labels[order] = self.labels[order.roll(1)]
+        return ImageSet(self.name, self.classes, labels, self.keys, self.items, self.channels)
+
     def extras(self, samples: Sequence[int]) -> dict[str, list[Any]]:
         """What a batch of these images holds beside its tensors, under the names that the task documents."""
         return {}

@@ -36,7 +36,7 @@ from vitrail.explain.positions import position_similarity
 from vitrail.explain.words import words_looked
 from vitrail.files import printable, write_whole
 from vitrail.tasks.caption import Caption
-from vitrail.tasks.task import Task, in_words
+from vitrail.tasks.task import Task
 from vitrail.vit import PatchEmbedding
 
 log = logging.getLogger("vitrail")
@@ -84,11 +84,8 @@ def explain(task: Task, image: Image.Image | str | Path, out: str | Path) -> dic
             seen.leave_out(f"the decoder's attention alone: {error}")
     else:
         answer = task.answers([pixels])[0]
-        seen.says["predictions"] = labels = answer.labels
-        title = f"{labels[0]['label']} ({labels[0]['score']:.0%})" if labels else in_words(answer.values)
-        if answer.values:
-            seen.says["values"] = answer.values
-        _encoder(seen, task, pixels, prepared, printable(title))
+        seen.says |= answer.row()
+        _encoder(seen, task, pixels, prepared, printable(answer.text()))
 
     files = {name: png(figure) for name, figure in seen.figures.items()}
     files["numbers.json"] = json.dumps({**seen.says, **seen.numbers, "notes": seen.notes}).encode()
@@ -195,8 +192,8 @@ SAYS = {
 
 
 def _page(source: str, says: dict[str, Any], names: list[str], notes: list[str]) -> str:
-    rows = "".join(f"<tr><td>{escape(row['label'])}<td>{row['score']:.1%}" for row in says.get("predictions", ()))
-    rows += "".join(f"<tr><td>{escape(in_words([row]))}" for row in says.get("values", ()))
+    rows = "".join(f"<tr><td>{escape(row['label'])}<td>{row['score']:.1%}" for row in says.get("labels", ()))
+    rows += "".join(f"<tr><td>{escape(row['name'])}<td>{row['value']:.4g}" for row in says.get("values", ()))
     rows += "".join(f"<tr><td dir=auto>{escape(row['text'])}<td>{row['p']:.1%}" for row in says.get("words", ()))
     caption = f"<h2 dir=auto>{escape(says['caption'])}</h2>" if "caption" in says else ""
     order = [name for name in SAYS if name in names]

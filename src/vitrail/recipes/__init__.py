@@ -27,7 +27,6 @@ from vitrail.recipes.finetune import finetune
 from vitrail.recipes.folder import folder
 from vitrail.recipes.imagenet import augreg_s16, deit3_s16, finetune_b16_384, vit_s16_90
 from vitrail.recipes.small import cifar10, cifar10_laptop, cifar10_quick, digits, mnist
-from vitrail.tasks.classify import Classification
 from vitrail.tasks.encoder import EncoderConfig
 from vitrail.train.run import Run
 from vitrail.variants import as_variant
@@ -71,8 +70,10 @@ RECIPES: dict[str, Recipe] = {
 
 TUNED: dict[Recipe, Recipe] = {folder: finetune}
 """what a recipe for training from scratch becomes where weights to start from are named"""
-FROM_WEIGHTS = (finetune_b16_384, caption_coca, caption_scst, caption_rerank)
-"""recipes that go on from weights and have none of their own to begin with"""
+CONTINUED = (caption_coca, caption_scst, caption_rerank)
+"""recipes that continue the training of the same task"""
+FROM_WEIGHTS = (finetune_b16_384, *CONTINUED)
+"""recipes that start from weights and have no default for them"""
 IN_WORDS: dict[type[EncoderConfig], str] = {
     ViTConfig: "a Vision Transformer",
     CNNConfig: "a CNN",
@@ -102,9 +103,9 @@ def from_weights(run: Run, init: str, config: EncoderConfig) -> Run:
     that classifies takes its own kind alone.
     """
     kind = next(kind for kind in IN_WORDS if isinstance(config, kind))
-    if not isinstance(run.model, kind) and isinstance(run.task, Classification):
+    if not isinstance(run.model, kind) and not run.task.any_encoder:
         raise UserError(f"{init} is {IN_WORDS[kind]}, which {run.recipe} does not train: leave --init out")
-    if not isinstance(run.task, Classification):
+    if run.task.any_encoder:
         run = replace(run, mean=None, std=None, resize=None, crop_fraction=None, interpolation=None)
     if run.tune.frozen:  # nothing will learn to see at another size
         return replace(run, init=init, model=config, early_size=None)

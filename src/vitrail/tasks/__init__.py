@@ -1,1 +1,34 @@
-"""One job a file, all of the shape that `task.py` sets."""
+"""The tasks: one file per task, all of the shape that `task.py` sets."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from vitrail.errors import UserError
+
+if TYPE_CHECKING:
+    from vitrail.tasks.task import Settings, Task
+
+TASKS = {
+    "classify": "vitrail.tasks.classify:Classify",
+    "caption": "vitrail.tasks.caption:Caption",
+    "prefix": "vitrail.tasks.prefix:PrefixCaption",
+    "regress": "vitrail.tasks.regress:Regress",
+    "embed": "vitrail.tasks.embed:Embed",
+}
+"""the only table of tasks: the name in `config.json` and `recipe.json`, and where the class is"""
+
+
+def task_class(name: str) -> type[Task]:
+    """The class of a task. UserError for a name that is not in `TASKS`."""
+    if name not in TASKS:
+        raise UserError(f"no task {name!r}: choose from {', '.join(TASKS)}")
+    module, _, kind = TASKS[name].partition(":")
+    found: type[Task] = getattr(import_module(module), kind)
+    return found
+
+
+def task_of(settings: Settings) -> type[Task]:
+    """The task that some settings are for."""
+    return task_class(settings.name)

@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitrail.data.captions import CaptionSet, open_captions
 from vitrail.data.decode import Preprocess
 from vitrail.data.random import uniform
+from vitrail.data.sets import ImageSet, Splits
 from vitrail.data.text import END, PAD, START, UNKNOWN, Tokenizer
 from vitrail.errors import UserError
-from vitrail.plain import describe
-from vitrail.tasks.caption_scores import CaptionMetric
+from vitrail.plain import describe, described, rebuild
+from vitrail.tasks.caption_scores import CaptionMetric, Cider, check_scorers, human_ceiling, words
 from vitrail.tasks.consensus import Consensus
 from vitrail.tasks.decoders import AttentiveDecoder, Decoder, Memory, RecurrentDecoder, TransformerDecoder
-from vitrail.tasks.encoder import KINDS, Encoder, one_vector, pooled_width, token_width
+from vitrail.tasks.encoder import KINDS, Encoder, encoder_for, one_vector, pooled_width, token_width
 from vitrail.tasks.matching import BagOfWords, Match
 from vitrail.tasks.search import Decoding, Written, write
-from vitrail.tasks.task import Batch, Metric, Prediction, Task
+from vitrail.tasks.task import Batch, Checkpoint, Features, Metric, Prediction, Score, Settings, Task
 from vitrail.vit import Tokens
+
+log = logging.getLogger("vitrail")
+Words = TypeVar("Words", bound=Tokenizer)
 
 Reward = Callable[[Iterable[int], Iterable[str], Iterable[bool]], list[float]]
 """sample numbers of images, a caption of each and whether it came to its end, to the captions' scores"""
 
 
 @dataclass(frozen=True)
-class Captioning:
-    """The decoder, its vocabulary, and how both are learned: fields of a run."""
+class Captioning(Settings):
+    """The decoder, its vocabulary, and how both are trained: fields of a run."""
+
+    name = "caption"
+    any_encoder = True
 
     decoder: Literal["recurrent", "attentive", "transformer"] = "transformer"
     """reads the image first (1411.4555), looks at it before each word (1502.03044), or a Transformer (1706.03762)"""
@@ -110,6 +120,22 @@ FREE = (
 """what of a captioner may change when it goes on learning; the rest is in its weights and its vocabulary"""
 
 
+@dataclass(frozen=True)
+class Captions(Prediction):
+    """The best captions of an image."""
+
+    caption: str
+    """the best one"""
+    captions: list[dict[str, Any]]
+    """`{"caption": text, "score": s, "tokens": [{"text": piece, "p": probability}]}`, best first"""
+
+    def row(self) -> dict[str, Any]:
+        return {"caption": self.caption, "captions": self.captions}
+
+    def text(self) -> str:
+        return self.caption
+
+
 class Caption(Task):
     """An encoder of images and a decoder of words.
 
@@ -119,10 +145,19 @@ class Caption(Task):
     """
 
     name = "caption"
-    score = "cider"
+    settings = Captioning
+    options = Decoding
+    score = Score("cider", unit="")
+    solved = ("knn",)
+    free = FREE
+    unused_when_frozen = (
+        *("captions", "smoothing", "word_dropout", "contrastive", "bag_of_words"),
+        *("self_critical", "scst_temperature"),
+    )
     metric_reads = "answers"
     match: Match
     bag: BagOfWords
+    decoder: Decoder
     consensus: Consensus
 
     def __init__(
@@ -139,8 +174,7 @@ class Caption(Task):
         self.captioning = config
         self.tokenizer = tokenizer
         self.preprocess = preprocess
-        self.classes: list[str] = []
-        self.decoding = config.decoding
+        self.option = config.decoding
         width = pooled_width(encoder.config)
         self.decoder = decoder or decoder_for(config, tokenizer.size, token_width(encoder.config), width)
         self._make_heads()
@@ -159,7 +193,7 @@ class Caption(Task):
         if config.bag_of_words and not hasattr(self, "bag"):
             self.bag = BagOfWords(width, self.tokenizer.size)
 
-    def expect(self, labels: Tensor) -> None:
+    def init_word_bias(self, labels: Tensor) -> None:
         """Let each word be as likely at first as it is in the captions `labels` [N, K, T], whatever the image.
 
         AdamW moves a bias by its rate a step, so that to say how common a word is would else be left to the image's
@@ -169,9 +203,104 @@ class Caption(Task):
         counts = torch.bincount(there, minlength=self.tokenizer.size) + 0.1
         self.decoder.bias.data.copy_((counts / counts.sum()).log())
         if self.captioning.bag_of_words:
-            self.bag.expect(labels)
+            self.bag.init_word_bias(labels)
 
-    def kept(self, config: Any) -> Any:
+    @classmethod
+    def open(cls, data: str | Path, name: str | None = None, group: str | None = None) -> Splits:
+        return open_captions(data, val_fraction=0)
+
+    @classmethod
+    def create(cls, settings: Captioning, encoder: Encoder, splits: Splits, preprocess: Preprocess) -> Self:
+        """A captioner whose vocabulary comes from the captions of the training split."""
+        check_scorers()  # which are needed at the first evaluation
+        train = splits.train
+        assert isinstance(train, CaptionSet)
+        if settings.self_critical:
+            raise UserError("self-critical training continues from a captioner: name one with --init")
+        texts = [caption for captions in train.captions for caption in captions]
+        tokenizer = Tokenizer.train(texts, settings.vocabulary, settings.vocabulary_size, lower=settings.lower)
+        task = cls(encoder, settings, tokenizer, preprocess)
+        train.labels = numbered(train.captions, tokenizer, settings.most_words)
+        task.init_word_bias(train.labels)
+        return task
+
+    @classmethod
+    def merged(cls, settings: Any, loaded: Task) -> Any:
+        """The settings with the decoder and the vocabulary of `loaded`, where that is a captioner."""
+        whole = loaded if isinstance(loaded, cls) else None
+        if settings.self_critical and whole is None:
+            raise UserError("self-critical training continues from a captioner: name one with --init")
+        if whole is None:
+            return settings
+        if settings.contrastive and not settings.self_critical and not whole.captioning.text_depth:
+            raise UserError(
+                "matching needs blocks that read words alone, which this captioner lacks: start from one of "
+                "caption-match"
+            )
+        return whole.merge_config(settings)
+
+    @classmethod
+    def continues(cls, settings: Any, loaded: Task) -> bool:
+        return isinstance(loaded, cls)
+
+    @classmethod
+    def adopt(cls, settings: Any, loaded: Task, splits: Splits, preprocess: Preprocess) -> Self:
+        """The captioner `loaded` itself, or a fresh decoder around the encoder of another task."""
+        if not isinstance(loaded, cls):
+            return cls.create(settings, loaded.encoder, splits, preprocess)
+        check_scorers()
+        train = splits.train
+        assert isinstance(train, CaptionSet)
+        had_bag = hasattr(loaded, "bag")
+        loaded.configure(settings)
+        loaded.preprocess = preprocess
+        if settings.self_critical:
+            loaded.reward = reward_of(train)
+        train.labels = numbered(train.captions, loaded.tokenizer, loaded.captioning.most_words)
+        if loaded.captioning.bag_of_words and not had_bag:
+            loaded.bag.init_word_bias(train.labels)
+        return loaded
+
+    @classmethod
+    def check(cls, settings: Any, method: str) -> None:
+        if settings.decoding.consensus and method != "knn":
+            raise UserError("consensus in decoding is for the recipe caption-rerank and its method knn: let it be 0")
+
+    def prepare_to_solve(self, method: str, images: int) -> None:
+        if method != "knn" or not hasattr(self, "match"):
+            raise UserError(
+                "method knn remembers images by what they match: with --init name a captioner that has learned to "
+                "match, as with caption-match"
+            )
+
+    def solve(self, method: str, train: Features, val: Callable[[], Features]) -> list[dict[str, float]]:
+        self.build_index(*train)
+        return []
+
+    @classmethod
+    def rebuild(cls, config: dict[str, Any], files: Checkpoint) -> Self:
+        encoder = encoder_for(described(config["encoder"], KINDS, "vit"))
+        tokenizer = stored_tokenizer(config, files, Tokenizer.from_json)
+        settings, preprocess = rebuild(Captioning, config["captioning"]), Preprocess.from_dict(config["preprocess"])
+        task = cls(encoder, settings, tokenizer, preprocess)
+        if "remembered" in config:
+            task.consensus = Consensus(**config["remembered"])
+        return task
+
+    def choose(self, changes: Mapping[str, Any]) -> None:
+        if changes.get("match") and not hasattr(self, "match"):
+            raise UserError("--match is for captioners that have learned to match, as with caption-match: leave it out")
+        if (changes.get("consensus") or "neighbours" in changes) and not hasattr(self, "consensus"):
+            raise UserError("--consensus and --neighbours are for captioners of caption-rerank: leave them out")
+        super().choose(changes)
+        drawing = [name for name in changes if name in ("temperature", "top_k", "top_p", "sampling_seed")]
+        if not self.option.sample and drawing:
+            flag = drawing[-1].removeprefix("sampling_").replace("_", "-")
+            raise UserError(f"--{flag} is for words that are drawn: add --sample")
+        if (limit := self.decoder.max_length) is not None and changes.get("max_length", 0) > limit:
+            log.warning(f"this model writes at most {limit} words: captions end there")
+
+    def merge_config(self, config: Any) -> Any:
         """`config`, a `Captioning`, with the decoder and the vocabulary that are in these weights.
 
         Another decoder is a UserError, but in self-critical training, whose recipe is for any captioner.
@@ -194,10 +323,10 @@ class Caption(Task):
 
     def configure(self, config: Any) -> None:
         """Go on learning as `config` says, with what these weights keep. What they remember is of other vectors."""
-        self.captioning = self.kept(config)
+        self.captioning = self.merge_config(config)
         if hasattr(self, "consensus"):
             del self.consensus
-        self.decoding = self.captioning.decoding
+        self.option = self.captioning.decoding
         self._make_heads()
 
     def forward(self, images: Tensor, words: Tensor) -> Tensor:
@@ -207,18 +336,18 @@ class Caption(Task):
     def features(self, images: Tensor) -> Tokens:
         return self.encoder(images)
 
-    def memory(self, images: Tensor) -> Memory:
-        """What the decoder sees of the images: all their tokens, and one vector each."""
-        tokens = self.encoder(images)
+    def memory(self, images: Tensor, keep: Tensor | None = None) -> Memory:
+        """What the decoder sees of the images: all their tokens, and one vector each; `keep` is stochastic depth's."""
+        tokens = self.encoder(images) if keep is None else self.encoder(images, keep)
         return Memory(torch.cat([tokens.prefix, tokens.patches], dim=1), self.pooled(tokens))
 
     def pooled(self, tokens: Tokens) -> Tensor:
         """One vector an image, [B, D]."""
         return one_vector(self.encoder.pool(tokens))
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, gather: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
         """Sums over the captions' words; in self-critical training over those of the samples."""
-        memory = self.memory(batch["image"])
+        memory = self.memory(batch["image"], self.keep(batch))
         if self.captioning.self_critical:
             return self._self_critical(memory, batch)
         labels = self._some(batch, self.captioning.captions)
@@ -275,7 +404,7 @@ class Caption(Task):
             temperature=heat,
             sampling_seed=int(torch.randint(1 << 30, ())),
             no_repeat_ngram_size=0,
-            max_length=self.decoding.max_length,
+            max_length=self.option.max_length,
         )
         self.eval()  # the decoder draws without dropout
         with torch.no_grad():
@@ -301,17 +430,17 @@ class Caption(Task):
         written = self.write(batch)
         probabilities = written.logp.exp().tolist()
         scores = written.score.tolist()
-        answers = []
-        for words, ps, ss in zip(written.words.tolist(), probabilities, scores, strict=True):
-            rows = [self._row(*row) for row in zip(words, ps, ss, strict=True) if row[2] > -math.inf]
+        answers: list[Prediction] = []
+        for numbers, ps, ss in zip(written.words.tolist(), probabilities, scores, strict=True):
+            rows = [self._row(*row) for row in zip(numbers, ps, ss, strict=True) if row[2] > -math.inf]
             if not rows:
                 raise UserError("this captioner gives no probabilities of words, only nan: take other weights")
-            answers.append(Prediction(caption=rows[0]["caption"], captions=rows))
+            answers.append(Captions(rows[0]["caption"], rows))
         return answers
 
     def write(self, batch: Batch) -> Written:
         """Captions of a batch as `decoding` says."""
-        images, how = batch["image"], self.decoding
+        images, how = batch["image"], self.option
         for name in ("match", "consensus"):
             if getattr(how, name) and not hasattr(self, name):
                 raise UserError(f"this captioner has not learned what {name} in decoding counts: let it be 0")
@@ -338,11 +467,20 @@ class Caption(Task):
             "tokens": [{"text": piece, "p": p} for piece, p in zip(pieces, ps, strict=False)],
         }
 
-    def metric(self) -> Metric:
-        return CaptionMetric()
+    def metric(self, data: ImageSet | None = None, train: ImageSet | None = None) -> Metric:
+        if data is None:
+            return CaptionMetric()
+        check_scorers()  # before the captions are written, which takes its time
+        seen = [text for texts in train.captions for text in texts] if isinstance(train, CaptionSet) else []
+        return CaptionMetric(seen=seen or None, java=None)
+
+    @classmethod
+    def human(cls, data: ImageSet) -> dict[str, Any]:
+        assert isinstance(data, CaptionSet)
+        return human_ceiling(dict(enumerate(data.captions)))
 
     def config(self) -> dict[str, Any]:
-        captioning = {**asdict(self.captioning), "decoding": asdict(self.decoding)}
+        captioning = {**asdict(self.captioning), "decoding": asdict(self.option)}
         remembered = {"remembered": self.consensus.sizes} if hasattr(self, "consensus") else {}
         encoder = describe(self.encoder.config, KINDS)
         return {"encoder": encoder, "captioning": captioning, "tokenizer": self.tokenizer.fingerprint, **remembered}
@@ -372,6 +510,38 @@ def decoder_for(config: Captioning, vocabulary: int, memory_width: int, pooled_w
         c.most_words,
         c.text_depth,
     )
+
+
+def reward_of(train: CaptionSet) -> Reward:
+    """CIDEr against the captions of the training images. UserError where it cannot tell captions apart."""
+    if not any(words(text) for texts in train.captions for text in texts):
+        raise UserError(
+            "no caption has a word of [a-z0-9'], which are what CIDEr rewards: leave self-critical training out"
+        )
+    cider = Cider(dict(enumerate(train.captions)), ends=True)
+    if not any(cider.weights.values()):
+        raise UserError(
+            f"self-critical training rewards CIDEr, which weights words by how few of the {len(train)} training "
+            "images have them, and all have the same: add images, or leave it out"
+        )
+    return cider.rewards
+
+
+def stored_tokenizer(config: dict[str, Any], files: Checkpoint, read: Callable[[str], Words]) -> Words:
+    """The tokenizer of a checkpoint. UserError where it is not its own: its captions would be nonsense."""
+    path = files.path / "tokenizer.json"
+    try:
+        tokenizer = read(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: it is missing or damaged, and the captions need it") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    rows = files.shapes.get("decoder.bias", (tokenizer.size,))[0]
+    if tokenizer.size != rows:
+        raise UserError(f"{path} has {tokenizer.size} entries where the weights have {rows}: put its own file back")
+    if config.get("tokenizer", tokenizer.fingerprint) != tokenizer.fingerprint:
+        raise UserError(f"{path} belongs to another checkpoint, with other words: put its own file back")
+    return tokenizer
 
 
 def numbered(captions: Sequence[Sequence[str]], tokenizer: Tokenizer, max_length: int) -> Tensor:

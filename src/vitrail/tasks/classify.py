@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -13,15 +15,25 @@ from torch import Tensor
 
 from vitrail.data.classes import outputs_of
 from vitrail.data.decode import Preprocess
+from vitrail.data.sets import ImageSet, Splits, open_data
 from vitrail.errors import UserError
-from vitrail.tasks.encoder import Encoder
+from vitrail.plain import described
+from vitrail.tasks.encoder import KINDS, Encoder, encoder_for, pooled_width
 from vitrail.tasks.headed import Headed
-from vitrail.tasks.task import Batch, Prediction, finite
+from vitrail.tasks.knn import Neighbours
+from vitrail.tasks.linear_probe import linear_probe, scores_of
+from vitrail.tasks.task import Batch, Checkpoint, Features, Prediction, Problem, Score, Settings, Task, finite
+from vitrail.variants import DistilledHead
+from vitrail.vit import Head
+
+log = logging.getLogger("vitrail")
 
 
 @dataclass(frozen=True)
-class Classification:
-    """How a classifier is learned: fields of a run."""
+class Classification(Settings):
+    """How a classifier is trained: fields of a run."""
+
+    name = "classify"
 
     loss: Literal["softmax", "sigmoid"] = "softmax"
     """softmax cross-entropy, or binary cross-entropy for each class (DeiT-III)"""
@@ -30,28 +42,60 @@ class Classification:
     hidden: int | None = None
     """width of the tanh layer of the paper's pre-training head; None for a linear head"""
     weighted: bool = False
-    """weigh each class's loss by the inverse of its count"""
-    balanced: bool = False
+    """weight each class's loss by the inverse of its count"""
+    balanced: bool = False  # type: ignore[misc]
     """draw each class equally often"""
 
     def __post_init__(self) -> None:
         if self.hidden is not None and self.hidden < 1:
             raise UserError(f"hidden must be at least 1, or None for a linear head, got {self.hidden}")
         if not 0 <= self.smoothing < 1:
-            raise UserError(f"smoothing is a share from 0 to below 1, got {self.smoothing}")
+            raise UserError(f"smoothing is a fraction from 0 to below 1, got {self.smoothing}")
         if self.weighted and self.balanced:
             raise UserError("weighted and balanced both make up for rare classes: add --no-balanced or --no-weighted")
 
 
+@dataclass(frozen=True)
+class Answering:
+    """How a classifier answers."""
+
+    top: int = 5
+    """classes per image, the most probable first"""
+
+    def __post_init__(self) -> None:
+        if self.top < 1:
+            raise UserError(f"top must be at least 1, got {self.top}")
+
+
+@dataclass(frozen=True)
+class Classes(Prediction):
+    """The most probable classes of an image."""
+
+    labels: list[dict[str, Any]]
+    """`{"label": name, "score": probability}`, best first"""
+
+    def row(self) -> dict[str, Any]:
+        return {"labels": self.labels}
+
+    def text(self) -> str:
+        return ", ".join(f"{label['label']} {label['score']:.1%}" for label in self.labels[:3])
+
+
 class Classify(Headed):
-    """An encoder, its pooling and a head with an output for each class.
+    """An encoder, its pooling and a head with one output per class.
 
     Keys of a batch: `image` [B, C, H, W] normalised floats, `label` [B] class numbers or [B, K] soft targets,
-    `sample` [B] numbers of the samples.
+    `sample` [B] numbers of the samples; in training `key` (see `Task.keep`).
     """
 
     name = "classify"
-    score = "top1"
+    settings = Classification
+    options = Answering
+    score = Score("top1")
+    head: Head | Neighbours  # type: ignore[assignment]
+    solved = ("linear", "knn")
+    free = tuple(entry.name for entry in fields(Classification))
+    unused_when_frozen = ("smoothing", "balanced")
 
     def __init__(
         self,
@@ -63,10 +107,12 @@ class Classify(Headed):
         loss: Literal["softmax", "sigmoid"] = "softmax",
         smoothing: float = 0.0,
         class_weights: Tensor | None = None,
+        neighbours: int | None = None,
     ) -> None:
         """`hidden` makes the pre-training head of the paper; `loss="sigmoid"` is DeiT-III's binary cross-entropy.
 
-        `smoothing` and `class_weights` [K] shape the training loss alone.
+        `smoothing` and `class_weights` [K] affect the training loss alone. With `neighbours` the head is the k nearest
+        of so many training images, and nothing is trained.
         """
         bias = -math.log(len(classes)) if loss == "sigmoid" else 0.0
         super().__init__(encoder, len(classes), preprocess, hidden, bias)
@@ -75,14 +121,75 @@ class Classify(Headed):
         self.smoothing = smoothing
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.class_weights: Tensor | None
+        self.neighbours = neighbours
+        if neighbours is not None:
+            self.head = Neighbours(pooled_width(encoder.config), len(classes), neighbours)
+        self.option = Answering()
+
+    @classmethod
+    def open(cls, data: str | Path, name: str | None = None, group: str | None = None) -> Splits:
+        return open_data(data, name=name, grouped=group is not None)
+
+    @classmethod
+    def create(cls, settings: Classification, encoder: Encoder, splits: Splits, preprocess: Preprocess) -> Self:
+        return cls(
+            encoder,
+            splits.train.classes,
+            preprocess,
+            hidden=settings.hidden,
+            loss=settings.loss,
+            smoothing=settings.smoothing,
+            class_weights=_class_weights(settings, splits.train),
+        )
+
+    @classmethod
+    def adopt(cls, settings: Classification, loaded: Task, splits: Splits, preprocess: Preprocess) -> Self:
+        """The classifier `loaded` itself where its classes and its head are those that are asked for."""
+        same = isinstance(loaded, Classify) and loaded.neighbours is None and loaded.classes == splits.train.classes
+        if not (same and settings.hidden in (None, loaded.hidden)):
+            return cls.create(settings, loaded.encoder, splits, preprocess)
+        assert isinstance(loaded, cls)
+        loaded.preprocess, loaded.loss_kind, loaded.smoothing = preprocess, settings.loss, settings.smoothing
+        loaded.class_weights = _class_weights(settings, splits.train)
+        return loaded
+
+    @classmethod
+    def check(cls, settings: Classification, method: str) -> None:
+        """Refuse what a head that is solved for, or that carries features, makes no use of."""
+        if method not in cls.solved:
+            return
+        plain = Classification(smoothing=settings.smoothing, balanced=settings.balanced)  # the recipe's own
+        for entry in fields(plain):
+            if getattr(settings, entry.name) != getattr(plain, entry.name):
+                raise UserError(
+                    f"method {method} makes no use of --{entry.name}: leave it out, or choose another --method"
+                )
+
+    @classmethod
+    def rebuild(cls, config: dict[str, Any], files: Checkpoint) -> Self:
+        encoder = encoder_for(described(config["encoder"], KINDS, "vit"))
+        preprocess, classes = Preprocess.from_dict(config["preprocess"]), config["classes"]
+        hidden, loss, neighbours = config["hidden"], config["loss"], config["neighbours"]
+        return cls(encoder, classes, preprocess, hidden=hidden, loss=loss, neighbours=neighbours)
 
     @property
     def outputs(self) -> list[str]:
-        return self.classes
+        return list(self.classes)
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
+    @property
+    def problem(self) -> Problem | None:  # type: ignore[override]
+        if self.loss_kind == "sigmoid":
+            return "multi_label_classification"
+        return "single_label_classification" if len(self.classes) > 1 else None  # of one class nobody says more
+
+    def with_classes(self, classes: list[str]) -> Task:
+        return self if self.classes == classes else super().with_classes(classes)
+
+    def loss(self, batch: Batch, gather: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
         """Sum of the images' losses, and `accuracy`, the number of right first guesses (of the likelier class)."""
-        logits = self(batch["image"]).float()
+        if self.neighbours is not None:
+            raise UserError("k nearest neighbours has no loss: load it with classes=N to train a head")
+        logits = self(batch["image"], self.keep(batch)).float()
         hard = batch["label"] if batch["label"].ndim == 1 else batch["label"].argmax(dim=1)
         losses = self._losses(logits, batch["label"])
         if self.class_weights is not None:
@@ -93,7 +200,7 @@ class Classify(Headed):
         return {"loss": losses.sum(), "count": count, "accuracy": correct}
 
     def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """One loss an image, [B]."""
+        """One loss per image, [B]."""
         classes = logits.shape[1]
         targets = F.one_hot(labels, classes).to(logits) if labels.ndim == 1 else labels
         if self._sigmoid(classes):
@@ -112,19 +219,64 @@ class Classify(Headed):
         logits = logits.float()
         return logits.sigmoid() if self._sigmoid(logits.shape[1]) else logits.softmax(dim=1)
 
-    def answer(self, batch: Batch, top: int = 5) -> list[Prediction]:
-        """The `top` likeliest classes of each image, best first."""
-        scores, places = self.probabilities(finite(self(batch["image"]))).topk(min(top, len(self.classes)), dim=1)
+    def answer(self, batch: Batch) -> list[Prediction]:
+        """The most probable classes of each image, best first."""
+        top = min(self.option.top, len(self.classes))
+        scores, numbers = self.probabilities(finite(self(batch["image"]))).topk(top, dim=1)
         return [
-            Prediction(labels=[{"label": self.classes[k], "score": p} for p, k in zip(ps, ks, strict=True)])
-            for ps, ks in zip(scores.tolist(), places.tolist(), strict=True)
+            Classes([{"label": self.classes[k], "score": p} for p, k in zip(ps, ks, strict=True)])
+            for ps, ks in zip(scores.tolist(), numbers.tolist(), strict=True)
         ]
 
-    def metric(self) -> ClassifyMetric:
-        return ClassifyMetric(self)
+    def explained(self, batch: Batch) -> Tensor:
+        """The largest logit of each image, [B]."""
+        return self(batch["image"]).amax(dim=1)
+
+    def prepare_to_solve(self, method: str, images: int) -> None:
+        if method == "knn":
+            self.neighbours = images
+            self.head = Neighbours(pooled_width(self.encoder.config), len(self.classes), images)
+
+    def solve(self, method: str, train: Features, val: Callable[[], Features]) -> list[dict[str, float]]:
+        """The neighbours, or the linear probe put in as the head, with a row per strength of its penalty."""
+        if method == "knn":
+            assert isinstance(self.head, Neighbours)
+            self.head.build_index(*train)
+            return []
+        probe = linear_probe(train, val(), len(self.classes))
+        kind = DistilledHead if isinstance(self.head, DistilledHead) else Head
+        head = kind(train.vectors.shape[1], len(self.classes)).to(probe.weight.device)
+        # DeiT's pair of heads averages what they give for their own tokens: what one gives for the tokens' mean.
+        for linear in (module for module in head.modules() if isinstance(module, torch.nn.Linear)):
+            linear.load_state_dict({"weight": probe.weight, "bias": probe.bias})
+        self.head, self.hidden, self.loss_kind = head, None, "softmax"
+        own = scores_of(F.linear(train.vectors, probe.weight, probe.bias), train.labels)
+        return [
+            {**row, "train_loss": own["cross_entropy"], "train_accuracy": own["top1"]}
+            if row["strength"] == probe.strength
+            else row
+            for row in probe.tried
+        ]
+
+    def metric(self, data: ImageSet | None = None, train: ImageSet | None = None) -> ClassifyMetric:
+        """For data whose classes are the model's, or some of them, by whatever name."""
+        metric = ClassifyMetric(self, None if data is None else data.classes)
+        if data is not None and len(data.classes) < len(self.classes):
+            log.warning(
+                f"the data has {len(data.classes):,} of the model's {len(self.classes):,} classes: an answer is one of "
+                f"all {len(self.classes):,}, and right only where it is the image's own"
+            )
+        return metric
 
     def config(self) -> dict[str, Any]:
-        return {**super().config(), "loss": self.loss_kind}
+        return {**super().config(), "loss": self.loss_kind, "neighbours": self.neighbours}
+
+
+def _class_weights(settings: Classification, train: ImageSet) -> Tensor | None:
+    if not settings.weighted:
+        return None
+    counts = torch.bincount(train.labels, minlength=len(train.classes)).clamp(min=1)
+    return len(train.labels) / (len(train.classes) * counts.float())
 
 
 class ClassifyMetric:

@@ -2,29 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
 
 from torch import Tensor
 
 from vitrail.data.decode import Preprocess
+from vitrail.data.sets import ImageSet, Splits, open_data
 from vitrail.errors import UserError
-from vitrail.plain import describe
-from vitrail.tasks.encoder import KINDS, Encoder
-from vitrail.tasks.task import Batch, Metric, Prediction, Task, finite
+from vitrail.plain import describe, described
+from vitrail.tasks.encoder import KINDS, Encoder, encoder_for, one_vector
+from vitrail.tasks.task import Batch, Checkpoint, Metric, Prediction, Task, finite
 from vitrail.vit import Tokens
+
+
+@dataclass(frozen=True)
+class Embedding(Prediction):
+    """The vector of an image."""
+
+    embedding: list[float]
+
+    def row(self) -> dict[str, Any]:
+        return {"embedding": self.embedding}
+
+    def text(self) -> str:
+        return f"a vector of {len(self.embedding)} numbers (--json prints it)"
 
 
 class Embed(Task):
     """Key of a batch: `image` [B, C, H, W], normalised floats. It has nothing to train and no score of its own."""
 
     name = "embed"
-    score = ""
+    portable = True
 
     def __init__(self, encoder: Encoder, preprocess: Preprocess) -> None:
         super().__init__()
         self.encoder = encoder
         self.preprocess = preprocess
-        self.classes: list[str] = []
+
+    @classmethod
+    def open(cls, data: str | Path, name: str | None = None, group: str | None = None) -> Splits:
+        return open_data(data, name=name, grouped=group is not None)
+
+    @classmethod
+    def rebuild(cls, config: dict[str, Any], files: Checkpoint) -> Self:
+        encoder = encoder_for(described(config["encoder"], KINDS, "vit"))
+        return cls(encoder, Preprocess.from_dict(config["preprocess"]))
+
+    def with_classes(self, classes: list[str]) -> Task:
+        from vitrail.tasks.classify import Classify
+
+        return Classify(self.encoder, classes, self.preprocess)
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [B, C, H, W] to pooled vectors [B, D]."""
@@ -33,13 +63,17 @@ class Embed(Task):
     def features(self, images: Tensor) -> Tokens:
         return self.encoder(images)
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, gather: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
         raise UserError("an encoder without a head has no loss: load it with classes=N to train it")
 
     def answer(self, batch: Batch) -> list[Prediction]:
-        return [Prediction(embedding=vector) for vector in finite(self(batch["image"])).float().tolist()]
+        return [Embedding(vector) for vector in finite(self(batch["image"])).float().tolist()]
 
-    def metric(self) -> Metric:
+    def explained(self, batch: Batch) -> Tensor:
+        """The length of each image's vector, [B]."""
+        return one_vector(self(batch["image"])).norm(dim=1)
+
+    def metric(self, data: ImageSet | None = None, train: ImageSet | None = None) -> Metric:
         raise UserError("an encoder without a head has no score: load it with classes=N and train it")
 
     def config(self) -> dict[str, Any]:

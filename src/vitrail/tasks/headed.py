@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +17,8 @@ from vitrail.vit import Head, Tokens, ViTConfig
 class Headed(Task):
     """A task whose answers are read from the head's outputs; what they mean is up to the task."""
 
+    portable = True
+
     def __init__(
         self, encoder: Encoder, outputs: int, preprocess: Preprocess, hidden: int | None = None, bias: float = 0.0
     ) -> None:
@@ -32,14 +33,14 @@ class Headed(Task):
         self.preprocess = preprocess
         self.hidden = hidden
 
-    @property
-    @abstractmethod
-    def outputs(self) -> list[str]:
-        """The names of the head's outputs."""
+    def with_classes(self, classes: list[str]) -> Task:
+        from vitrail.tasks.classify import Classify
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised images [B, C, H, W] to the head's outputs [B, K]."""
-        return self.head(self.encoder.pool(self.encoder(images)))
+        return Classify(self.encoder, classes, self.preprocess)
+
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Normalised images [B, C, H, W] to the head's outputs [B, K]; `keep` is stochastic depth's."""
+        return self.head(self.encoder.pool(self.encoder(images) if keep is None else self.encoder(images, keep)))
 
     def features(self, images: Tensor) -> Tokens:
         return self.encoder(images)

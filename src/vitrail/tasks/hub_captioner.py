@@ -7,7 +7,7 @@ Their decoders see the image in one of two ways: by cross-attention to its token
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
@@ -50,21 +50,21 @@ class HubCaption(Caption):
         super().__init__(cast(Encoder, HFEncoder(encoder, seen)), config, tokenizer, preprocess, decoder)
         self.numbers = numbers
 
-    def memory(self, images: Tensor) -> Memory:
+    def memory(self, images: Tensor, keep: Tensor | None = None) -> Memory:
         tokens = cast(HFEncoder, self.encoder).see(images)
         return Memory(tokens, tokens.mean(dim=1))
 
     def write(self, batch: Batch) -> Written:
         return in_parts(super().write, batch)
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, gather: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
         raise UserError("a captioner of the Hub is used as it is: train caption-zoo or caption-prefix from an encoder")
 
     def config(self) -> dict[str, Any]:
         return {
             "transformers": self.description,
             "numbers": asdict(self.numbers),
-            "captioning": {"decoding": asdict(self.decoding)},
+            "captioning": {"decoding": asdict(self.option)},
             "tokenizer": self.tokenizer.fingerprint,
         }
 

@@ -54,7 +54,7 @@ class BagOfWords(nn.Module):
         self.linear = nn.Linear(width, vocabulary)
         nn.init.constant_(self.linear.bias, -5.0)  # nearly all words are missing from an image's captions
 
-    def expect(self, labels: Tensor) -> None:
+    def init_word_bias(self, labels: Tensor) -> None:
         """Begin with the share of images' captions [N, K, T] that use each word."""
         share = sum(self.shares(part).sum(dim=0) for part in labels.split(500)) / len(labels)
         self.linear.bias.data.copy_(torch.as_tensor(share).clamp(1e-5, 1 - 1e-3).logit())

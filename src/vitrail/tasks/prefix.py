@@ -13,15 +13,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from math import gcd
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
+from vitrail.data.captions import CaptionSet
 from vitrail.data.decode import Preprocess
+from vitrail.data.sets import Splits
 from vitrail.errors import UserError
 from vitrail.plain import describe
-from vitrail.tasks.caption import Caption, Captioning
+from vitrail.tasks.caption import Caption, Captioning, numbered
+from vitrail.tasks.caption_scores import check_scorers
 from vitrail.tasks.decoders import DecoderState, Memory
 from vitrail.tasks.encoder import KINDS, Encoder, pooled_width, token_width
 from vitrail.tasks.language import (
@@ -34,7 +37,7 @@ from vitrail.tasks.language import (
     in_parts,
 )
 from vitrail.tasks.search import Decoding, Written
-from vitrail.tasks.task import Batch
+from vitrail.tasks.task import Batch, Settings
 from vitrail.vit import Block, Tokens, ViTConfig
 
 HEAD = 64
@@ -42,8 +45,11 @@ HEAD = 64
 
 
 @dataclass(frozen=True)
-class Prefixed:
+class Prefixed(Settings):
     """The language model, how the image reaches it, and what learns: fields of a run."""
+
+    name = "prefix"
+    any_encoder = True
 
     language_model: str = "openai-community/gpt2"
     """a causal language model that transformers loads: a Hub id or a folder"""
@@ -85,6 +91,8 @@ class Prefixed:
 class PrefixCaption(Caption):
     """An encoder, a language model and what joins them. Keys of a batch are those of `Caption`."""
 
+    settings = Prefixed  # type: ignore[assignment]
+
     def __init__(
         self,
         encoder: Encoder,
@@ -108,7 +116,7 @@ class PrefixCaption(Caption):
             decoder.requires_grad_(False)
             self.frozen = [decoder]
 
-    def kept(self, config: Any) -> Prefixed:
+    def merge_config(self, config: Any) -> Prefixed:
         """`config` with the language model and the join that are in these weights."""
         if not isinstance(config, Prefixed):
             raise UserError("this captioner has a language model: go on with it by the recipe caption-prefix")
@@ -116,12 +124,26 @@ class PrefixCaption(Caption):
         return replace(config, **{name: getattr(self.prefixed, name) for name in own})
 
     def configure(self, config: Any) -> None:
-        self.prefixed = self.kept(config)
-        self.captioning, self.decoding = self.prefixed.captioning, config.decoding
+        self.prefixed = self.merge_config(config)
+        self.captioning, self.option = self.prefixed.captioning, config.decoding
 
-    def memory(self, images: Tensor) -> Memory:
+    @classmethod
+    def create(cls, settings: Any, encoder: Encoder, splits: Splits, preprocess: Preprocess) -> Self:
+        """A new join between an encoder and the language model that the settings name."""
+        from vitrail.zoo.captioners import language_model
+
+        check_scorers()
+        if settings.self_critical:
+            raise UserError("self-critical training continues from a captioner: name one with --init")
+        train = splits.train
+        assert isinstance(train, CaptionSet)
+        task = cls(encoder, settings, *language_model(settings.language_model), preprocess)
+        train.labels = numbered(train.captions, task.tokenizer, task.captioning.most_words)
+        return task
+
+    def memory(self, images: Tensor, keep: Tensor | None = None) -> Memory:
         """The prefix, [B, M, D], and the image's vector."""
-        tokens = self.encoder(images)
+        tokens = self.encoder(images) if keep is None else self.encoder(images, keep)
         pooled = self.pooled(tokens)
         return Memory(self.join(tokens, pooled), pooled)
 
@@ -132,7 +154,7 @@ class PrefixCaption(Caption):
         return {
             "encoder": describe(self.encoder.config, KINDS),
             "language": {"transformers": self.description, "numbers": asdict(self.numbers)},
-            "prefixed": asdict(replace(self.prefixed, decoding=self.decoding)),
+            "prefixed": asdict(replace(self.prefixed, decoding=self.option)),
             "tokenizer": self.tokenizer.fingerprint,
         }
 

@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
 
 from torch import Tensor
 
 from vitrail.data.decode import Preprocess
+from vitrail.data.sets import ImageSet, Splits, open_data
 from vitrail.errors import UserError
-from vitrail.tasks.encoder import Encoder
+from vitrail.plain import described
+from vitrail.tasks.encoder import KINDS, Encoder, encoder_for
 from vitrail.tasks.headed import Headed
-from vitrail.tasks.task import Batch, Metric, Prediction, finite
+from vitrail.tasks.task import Batch, Checkpoint, Metric, Prediction, finite
+
+
+@dataclass(frozen=True)
+class Values(Prediction):
+    """The numbers that a head reads from an image."""
+
+    values: list[dict[str, Any]]
+    """`{"name": name, "value": number}`, in the head's order"""
+
+    def row(self) -> dict[str, Any]:
+        return {"values": self.values}
+
+    def text(self) -> str:
+        """`age 31.4, angle -0.25`."""
+        return ", ".join(f"{value['name']} {_short(value['value'])}" for value in self.values)
+
+
+def _short(number: float) -> str:
+    """Four digits, or all before the point where these are more."""
+    return f"{number:.0f}" if 1e4 <= abs(number) < 1e15 else f"{number:.4g}"
 
 
 class Regress(Headed):
@@ -20,7 +45,7 @@ class Regress(Headed):
     """
 
     name = "regress"
-    score = ""
+    problem = "regression"
 
     def __init__(
         self, encoder: Encoder, values: list[str], preprocess: Preprocess, *, hidden: int | None = None
@@ -28,24 +53,39 @@ class Regress(Headed):
         """`values` are the names of the outputs."""
         super().__init__(encoder, len(values), preprocess, hidden)
         self.values = values
-        self.classes: list[str] = []
+
+    @classmethod
+    def open(cls, data: str | Path, name: str | None = None, group: str | None = None) -> Splits:
+        return open_data(data, name=name, grouped=group is not None)
+
+    @classmethod
+    def rebuild(cls, config: dict[str, Any], files: Checkpoint) -> Self:
+        encoder = encoder_for(described(config["encoder"], KINDS, "vit"))
+        return cls(encoder, config["values"], Preprocess.from_dict(config["preprocess"]), hidden=config["hidden"])
 
     @property
     def outputs(self) -> list[str]:
         return self.values
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, gather: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
         raise UserError("vitrail does not train a head for regression: load it with classes=N to train one for classes")
 
     def answer(self, batch: Batch) -> list[Prediction]:
         """The head's outputs as they are, in its order."""
         return [
-            Prediction(values=[{"name": name, "value": value} for name, value in zip(self.values, row, strict=True)])
+            Values([{"name": name, "value": value} for name, value in zip(self.values, row, strict=True)])
             for row in finite(self(batch["image"])).float().tolist()
         ]
 
-    def metric(self) -> Metric:
-        raise UserError("a head for regression has values and no classes to score: load it with classes=N and train it")
+    def explained(self, batch: Batch) -> Tensor:
+        """The first value of each image, [B]."""
+        return self(batch["image"])[:, 0]
+
+    def metric(self, data: ImageSet | None = None, train: ImageSet | None = None) -> Metric:
+        raise UserError(
+            f"the head gives values ({', '.join(self.values[:3])}), and classes are no values to compare them with: "
+            "score its features with --probe, or train a head with `vitrail train folder --init`"
+        )
 
     def config(self) -> dict[str, Any]:
         return {**super().config(), "values": self.values}

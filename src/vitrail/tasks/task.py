@@ -1,57 +1,114 @@
-"""The contract that every job keeps: what the loop, evaluation, the command line and export may ask of it."""
+"""The contract of a task: what the loop, evaluation, the command line, reports and export may ask of it.
+
+A task is a module with an encoder, a loss, an answer and a score. `vitrail.tasks.TASKS` names them all; nothing outside
+`tasks/`, `recipes/` and the readers of `zoo/` knows a particular one.
+"""
 
 from __future__ import annotations
 
+import json
 import zlib
-from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 import torch
 from PIL import Image
+from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from vitrail.data.decode import AnyImage, Preprocess
+from vitrail.data.random import uniform_by_key
+from vitrail.data.sets import ImageSet, Splits
 from vitrail.errors import UserError
+from vitrail.files import whole_folder, write_whole
+from vitrail.ops import stochastic_depth
 from vitrail.vit import Tokens
 
 Batch = dict[str, Any]
+Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
+"""what the outputs of a head mean, in transformers' words: one class of all, each class for itself, or values"""
+FORMAT = 1
+"""of a checkpoint's `config.json`"""
+DROP_PATH = 0
+"""stream of random numbers of stochastic depth (see `uniform_by_key`)"""
 
 
-@dataclass
-class Prediction:
-    """An answer for one image; each task fills its own fields."""
+@dataclass(frozen=True)
+class Score:
+    """The entry of a metric that chooses the best checkpoint."""
 
-    labels: list[dict[str, Any]] = field(default_factory=list)
-    """classification: `{"label": name, "score": probability}`, best first"""
-    values: list[dict[str, Any]] = field(default_factory=list)
-    """regression: `{"name": name, "value": number}`, in the head's order"""
-    caption: str = ""
-    """captioning: the best caption"""
-    captions: list[dict[str, Any]] = field(default_factory=list)
-    """captioning: `{"caption": text, "score": s, "tokens": [{"text": piece, "p": probability}]}`, best first"""
-    embedding: list[float] = field(default_factory=list)
-    """an encoder without a head: its pooled vector"""
+    name: str
+    best: Literal["max", "min"] = "max"
+    unit: Literal["%", ""] = "%"
+    """how people read it: a fraction as a percentage, or the number as it is"""
 
-    def as_row(self) -> dict[str, Any]:
-        """The filled fields, for a line of JSON; a caption may be empty."""
-        return {name: value for name, value in asdict(self).items() if value or (name == "caption" and self.captions)}
+    def better(self, new: float, old: float | None) -> bool:
+        """Whether `new` is at least as good as `old`: of equal scores, the one that has trained longer counts."""
+        return old is None or (new >= old if self.best == "max" else new <= old)
 
-
-def in_words(values: Sequence[dict[str, Any]]) -> str:
-    """Values for people: `age 31.4, angle -0.25`."""
-    return ", ".join(f"{value['name']} {_short(value['value'])}" for value in values)
+    def text(self, value: float | None) -> str:
+        """`84.60 %`, or `0.427`."""
+        if value is None:
+            return ""
+        return f"{100 * value:.2f} %" if self.unit == "%" else f"{value:.3f}"
 
 
-def _short(number: float) -> str:
-    """Four digits, or all before the point where these are more."""
-    return f"{number:.0f}" if 1e4 <= abs(number) < 1e15 else f"{number:.4g}"
+class Prediction(ABC):
+    """The answer for one image. Each task has its own."""
+
+    @abstractmethod
+    def row(self) -> dict[str, Any]:
+        """Plain data for a line of JSON."""
+
+    @abstractmethod
+    def text(self) -> str:
+        """One line for a terminal."""
+
+    def draw(self, image: Image.Image) -> Image.Image:
+        """A figure for people: the image with the answer written below it, where a task does not draw it better."""
+        from vitrail.tasks.figures import with_text
+
+        return with_text(image, self.text())
+
+
+class Section(NamedTuple):
+    """A part of the report of a run that a task writes itself."""
+
+    title: str
+    html: str
+
+
+class Piece(NamedTuple):
+    """A piece of an answer, such as a word, and where in the image it was read from."""
+
+    text: str
+    p: float
+    """probability"""
+    heat: Tensor | None
+    """attention over the patches [h, w]; None for a model without"""
+
+
+class View(NamedTuple):
+    """Images that a sample becomes: how many, of which size (height, width)."""
+
+    number: int
+    size: tuple[int, int]
+
+
+class Features(NamedTuple):
+    """A split of a set, as a frozen encoder represents it."""
+
+    vectors: Tensor
+    """[N, D] float32, pooled"""
+    labels: Tensor
+    """the target of each image, [N, ...]"""
 
 
 class Metric(Protocol):
-    """Scores of an evaluation. State is kept by sample, so a repeated or padded sample counts once."""
+    """Scores of an evaluation. Its state is kept by sample, so that a repeated or padded sample counts once."""
 
     def update(self, batch: Batch, outputs: Any) -> None:
         """Take in a batch and what the task gave for it (see `Task.metric_reads`)."""
@@ -63,61 +120,123 @@ class Metric(Protocol):
         """Take in another process's state."""
 
     def compute(self) -> dict[str, Any]:
-        """The scores; numbers, lists of numbers, or nested lists."""
+        """The scores: numbers, lists of numbers, or nested lists."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a task is trained: the base of the dataclasses whose fields a recipe sets."""
+
+    name: ClassVar[str]
+    """of the task, in `TASKS`"""
+
+    balanced: ClassVar[bool] = False
+    """draw each class equally often"""
+    any_encoder: ClassVar[bool] = False
+    """weights to start from may be of another kind of encoder than the recipe's, whose preparation is then theirs"""
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """The options of a task that has none."""
+
+
+class Checkpoint(Protocol):
+    """The files that a task is rebuilt from."""
+
+    path: Path
+    shapes: Mapping[str, tuple[int, ...]]
 
 
 class Task(nn.Module):
-    """One job. A batch is a dict; its keys stand in the docstring of the task."""
+    """One job. A batch is a dict; its keys are in the docstring of each task."""
 
     name: ClassVar[str]
     """what `config.json` calls the task"""
-    score: ClassVar[str]
-    """the entry of the metric that chooses the best checkpoint; higher is better"""
+    settings: ClassVar[type[Settings]] = Settings
+    """dataclass of the fields that a recipe may set"""
+    options: ClassVar[type[Any]] = NoOptions
+    """dataclass of the flags of `vitrail predict` and `vitrail eval`"""
+    score: ClassVar[Score | None] = None
+    """chooses the best checkpoint; None for a task that is not scored"""
+    whole_batch: ClassVar[bool] = False
+    """the loss does not split over a batch: accumulation is refused, and processes join through `gather`"""
     metric_reads: ClassVar[Literal["outputs", "answers"]] = "outputs"
     """what the metric is updated with: what `forward` gives for a batch, or what `answer` does"""
+    portable: ClassVar[bool] = False
+    """other libraries' checkpoints have a place for it: an encoder, alone or with a head"""
+    solved: ClassVar[tuple[str, ...]] = ()
+    """methods of fine-tuning that leave the encoder as it is and compute the rest from its features (see `solve`)"""
+    free: ClassVar[tuple[str, ...]] = ()
+    """settings that may change when training continues from weights of this task; the others are in the weights"""
+    unused_when_frozen: ClassVar[tuple[str, ...]] = ()
+    """settings that such a method makes no use of"""
 
     preprocess: Preprocess
-    classes: list[str]
+    classes: Sequence[str]
+    """names of the classes; empty for a task without"""
+    hidden: int | None = None
+    """width of the tanh layer of the paper's pre-training head, where a head has one"""
+    problem: Problem | None = None
+    """what the outputs mean, where a head has outputs that need to be told apart"""
+    encoder: Any
+    """an `Encoder`, or another module that takes images to `Tokens`"""
+    option: Any
+    """an instance of `options`"""
     frozen: Sequence[nn.Module] = ()
-    """parts that stay in evaluation mode in training, since nothing of them is to change"""
+    """modules that stay in evaluation mode in training, since nothing of them changes"""
 
-    def train(self, mode: bool = True) -> Self:
-        """As any module's, but for the frozen parts."""
-        super().train(mode)
-        for part in self.frozen:
-            part.eval()
-        return self
+    # Making one
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.classes = []
+        self.option = self.options()
+
+    @classmethod
     @abstractmethod
-    def forward(self, *inputs: Any, **named: Any) -> Tensor | dict[str, Tensor]:
-        """Raw outputs under fixed names: what export and compile see."""
+    def open(cls, data: str | Path, name: str | None = None, group: str | None = None) -> Splits:
+        """The splits of the data at a path, as this task needs them."""
 
+    @classmethod
+    def create(cls, settings: Any, encoder: Any, splits: Splits, preprocess: Preprocess) -> Self:
+        """A fresh task around an encoder, for the classes, words, ... of the training split."""
+        raise UserError(f"the task {cls.name} has nothing to train: choose a recipe of another task")
+
+    @classmethod
+    def continues(cls, settings: Any, loaded: Task) -> bool:
+        """Whether training from the weights of `loaded` continues that very task, and not its encoder alone."""
+        return False
+
+    @classmethod
+    def merged(cls, settings: Any, loaded: Task) -> Any:
+        """The settings of a run that starts from `loaded`, with what those weights fix. UserError where they clash."""
+        return settings
+
+    @classmethod
+    def adopt(cls, settings: Any, loaded: Task, splits: Splits, preprocess: Preprocess) -> Self:
+        """The task that starts from the weights of another one: its encoder, and of its own kind what fits."""
+        return cls.create(settings, loaded.encoder, splits, preprocess)
+
+    @classmethod
+    def check(cls, settings: Any, method: str) -> None:
+        """Refuse settings that do not go with a method of fine-tuning, in one line."""
+
+    @classmethod
     @abstractmethod
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """`loss` as a sum over `count` items; the loop divides over all ranks and accumulation steps.
+    def rebuild(cls, config: dict[str, Any], files: Checkpoint) -> Self:
+        """The task of a checkpoint's `config.json`, with fresh weights."""
 
-        Other entries are sums over the same items, whose means are logged under their names.
-        """
+    def with_classes(self, classes: list[str]) -> Task:
+        """The same encoder with a fresh head for other classes. UserError for a task without classes."""
+        raise UserError(f"the task {self.name} has no classes to change: load it with task='embed' for its encoder")
 
-    @abstractmethod
-    def answer(self, batch: Batch) -> list[Prediction]:
-        """Prepared tensors in, answers out."""
+    # From an image to an answer
 
-    @abstractmethod
-    def metric(self) -> Metric:
-        """A fresh metric."""
-
-    @abstractmethod
-    def features(self, images: Tensor) -> Tokens:
-        """Tokens as they enter the pooling, for normalised images [B, C, H, W]."""
-
-    def files(self) -> dict[str, str]:
-        """Texts that stand beside `config.json` in a checkpoint, by file name."""
-        return {}
-
-    @abstractmethod
-    def config(self) -> dict[str, Any]:
-        """What `config.json` holds beside `task`, `preprocess` and `classes`: plain data to rebuild it from."""
+    @property
+    def views(self) -> tuple[View, ...]:
+        """What a sample becomes; one image of the preprocessing's size for most tasks."""
+        return (View(1, self.preprocess.size),)
 
     def prepare(self, image: AnyImage) -> Tensor:
         """An image as the model takes it but for `preprocess.normalise`: uint8 [C, H, W] at `preprocess.size`.
@@ -126,6 +245,18 @@ class Task(nn.Module):
         same pixels.
         """
         return self.preprocess.prepare(image)
+
+    @abstractmethod
+    def forward(self, *inputs: Any, **named: Any) -> Tensor | dict[str, Tensor]:
+        """Raw outputs under fixed names: what export and compile see."""
+
+    @abstractmethod
+    def features(self, images: Tensor) -> Tokens:
+        """Tokens as they enter the pooling, for normalised images [B, C, H, W]."""
+
+    def answer(self, batch: Batch) -> list[Prediction]:
+        """Prepared tensors in, answers out."""
+        raise UserError(f"the task {self.name} gives no answers: train another task from its encoder")
 
     @torch.inference_mode()
     def answers(self, prepared: Sequence[Tensor]) -> list[Prediction]:
@@ -148,11 +279,130 @@ class Task(nn.Module):
         batches = ([self.prepare(image) for image in images[start : start + batch_size]] for start in starts)
         return [answer for batch in batches for answer in self.answers(batch)]
 
-    def save(self, path: str | Path) -> None:
-        """Write the folder `path`: `model.safetensors` and `config.json`, whole or not at all."""
-        from vitrail.zoo.native import save
+    def choose(self, changes: Mapping[str, Any]) -> None:
+        """Set fields of `option`, as the flags of `predict` and `eval` ask. UserError where the model cannot."""
+        known = {entry.name for entry in fields(self.options)}
+        if foreign := [name for name in changes if name not in known]:
+            flag = foreign[0].replace("_", "-")
+            raise UserError(f"--{flag} is not an option of this model's task, {self.name}: leave it out")
+        self.option = replace(self.option, **changes)
 
-        save(self, path)
+    # Training and scores
+
+    @abstractmethod
+    def loss(self, batch: Batch, gather: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
+        """`loss` as a sum over `count` items; the loop divides over all processes and accumulation steps.
+
+        Other entries are sums over the same items, whose means are logged under their names. `gather` joins the rows of
+        all processes, for a task whose loss needs the `whole_batch`.
+        """
+
+    def keep(self, batch: Batch) -> Tensor | None:
+        """Stochastic depth's factors [B, depth, 2], by (seed, epoch, sample); None where no branch is ever skipped.
+
+        So a sample's network is the same whatever else is in its batch. A batch without a `key` leaves the draw to the
+        encoder, by torch's generator.
+        """
+        rate = getattr(self.encoder.config, "drop_path", 0.0)
+        if not self.training or not rate or "key" not in batch:
+            return None
+        depth = self.encoder.config.depth
+        draws = uniform_by_key(batch["key"], batch["sample"], 2 * depth, DROP_PATH)
+        return stochastic_depth(rate, draws.view(-1, depth, 2))
+
+    def after_step(self, step: int, steps: int) -> None:
+        """Called after each step of training: for a teacher's average, a centre."""
+
+    def metric(self, data: ImageSet | None = None, train: ImageSet | None = None) -> Metric:
+        """A fresh metric, for the split `data` of any set; during training it is for the run's own.
+
+        `train` is the set's training split, for scores that compare with it.
+        """
+        raise UserError(f"the task {self.name} has no score")
+
+    @classmethod
+    def human(cls, data: ImageSet) -> dict[str, Any]:
+        """The scores of a split's own answers, each against the image's others: what people agree on."""
+        raise UserError(f"the data of the task {cls.name} has one answer per image, and no others to compare it with")
+
+    def evaluate(self, loader: Any, metric: Metric | None = None) -> dict[str, Any]:
+        """The scores over a split: the metric on every batch of `loader.evaluation()`; probes override it."""
+        metric = metric or self.metric()
+        for batch in loader.evaluation():
+            outputs = self.answer(batch) if self.metric_reads == "answers" else self(batch["image"])
+            metric.update(batch, outputs)
+        return metric.compute()
+
+    def prepare_to_solve(self, method: str, images: int) -> None:
+        """Make ready for a method of `solved` on so many training images. UserError where the model cannot."""
+        raise UserError(f"method {method} is not for the task {self.name}: choose frozen, full, lora or last-blocks")
+
+    def solve(self, method: str, train: Features, val: Callable[[], Features]) -> list[dict[str, float]]:
+        """Compute what follows the frozen encoder. Returns a row per setting tried, the chosen one's `chosen` true."""
+        raise NotImplementedError
+
+    # What others ask
+
+    @property
+    def outputs(self) -> list[str]:
+        """The names of what `forward` gives, [B, K], where that is a number per name."""
+        return []
+
+    def components(self) -> dict[str, nn.Module]:
+        """The modules that export writes; `answer` calls only these."""
+        return {"model": self}
+
+    def explained(self, batch: Batch) -> Tensor:
+        """The scalars [B] that relevance maps explain, such as the logit of the best class."""
+        raise UserError(f"the task {self.name} has no output that a map could explain")
+
+    def pieces(self, batch: Batch) -> list[list[Piece]]:
+        """The pieces of each answer and where they were read from, for tasks that answer piece by piece."""
+        return []
+
+    @classmethod
+    def report(cls, run: Any) -> list[Section]:
+        """The task's own sections of a run's page, from what the run folder holds (`vitrail.report.RunRecord`)."""
+        return []
+
+    # Files
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """What `config.json` holds beside `task`, `preprocess` and `classes`: plain data to rebuild it from."""
+
+    def files(self) -> dict[str, str]:
+        """Texts that stand beside `config.json` in a checkpoint, by file name."""
+        return {}
+
+    def save(self, path: str | Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write the folder `path`: `model.safetensors` and `config.json`, whole or not at all.
+
+        `weights` are written in place of the task's own, where given.
+        """
+        path = Path(path)
+        if path.exists() and not (path / "config.json").exists():
+            raise UserError(f"{path} exists and is no checkpoint: choose another place to save to")
+        config = {
+            "vitrail": FORMAT,
+            "task": self.name,
+            "classes": self.classes,
+            "preprocess": self.preprocess.as_dict(),
+            **self.config(),
+        }
+        tensors = {name: value.detach().contiguous().cpu() for name, value in (weights or self.state_dict()).items()}
+        with whole_folder(path) as folder:
+            write_whole(folder / "model.safetensors", to_safetensors(tensors, metadata={"format": "pt"}))
+            for name, text in self.files().items():
+                write_whole(folder / name, text)
+            write_whole(folder / "config.json", json.dumps(config, indent=2) + "\n")
+
+    def train(self, mode: bool = True) -> Self:
+        """As any module's, but for the frozen modules."""
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
 
 
 def finite(outputs: Tensor) -> Tensor:
@@ -163,5 +413,5 @@ def finite(outputs: Tensor) -> Tensor:
 
 
 def numbered_by_pixels(image: Tensor) -> int:
-    """A sample number for a prepared image that has none: what is drawn for it depends on it alone."""
+    """A sample number for a prepared image that has none: what is drawn for it depends on its pixels alone."""
     return zlib.crc32(image.cpu().numpy().tobytes())

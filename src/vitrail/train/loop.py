@@ -29,7 +29,6 @@ from vitrail.train.optim import Average, Optimizers, factor
 from vitrail.train.progress import Progress
 from vitrail.train.run import Run
 from vitrail.train.state import RunFolder
-from vitrail.zoo import native
 from vitrail.zoo.files import open_files
 
 log = logging.getLogger("vitrail")
@@ -67,17 +66,19 @@ def fit(run: Run, parts: Components, folder: RunFolder, steps: int, resume: bool
     Raises `Stopped` after Ctrl-C or SIGTERM, with the state saved, and `RunError` for a loss that is not finite.
     """
     task = parts.task
-    depth = len(getattr(getattr(task, "encoder", None), "blocks", ()))
+    depth = len(getattr(task.encoder, "blocks", ()))
     optimizers = Optimizers(task, run.optim, depth)
     average = Average(task, run.optim.ema) if run.optim.ema else None
-    start, best, sums = folder.load_state(task, optimizers, average) if resume else (0, -1.0, {})
+    start, best, sums = folder.load_state(task, optimizers, average) if resume else (0, None, {})
+    if (rule := task.score) is None:
+        raise UserError(f"the task {task.name} has no score to choose a checkpoint by: it cannot be trained")
     module = LossModule(task)
     if run.compiled:
         ready_to_compile(parts.train.device)
         module.compile(dynamic=False)
     began = saved = time.monotonic()
     spent = next((row["seconds"] for row in reversed(folder.rows()) if "seconds" in row), 0.0)
-    folder.log(kind="start", step=start, score=task.score, command=shlex.join(["vitrail", *sys.argv[1:]]))
+    folder.log_start(rule, start, shlex.join(["vitrail", *sys.argv[1:]]))
     every = max(1, round(run.eval_every * parts.train.steps_per_epoch))
     batches = Prefetcher(itertools.islice(parts.train.batches(start), max(0, steps - start)))
     with stop_asked() as stop, Progress(steps, start, parts.train, sums) as progress:
@@ -95,6 +96,7 @@ def fit(run: Run, parts: Components, folder: RunFolder, steps: int, resume: bool
                 raise RunError(f"{error}; {saved_in(folder)}") from None
             if average is not None:
                 average.update(task, step)
+            task.after_step(step, steps)
             progress.step(row, len(batch["image"]))
             done = step + 1
             seconds = spent + time.monotonic() - began
@@ -108,21 +110,21 @@ def fit(run: Run, parts: Components, folder: RunFolder, steps: int, resume: bool
             if evaluating:
                 scores = evaluate(task, parts.val, average)
                 folder.log(kind="val", step=done, seconds=spent + time.monotonic() - began, **numbers(scores))
-                progress.evaluated(scores, task.score)
+                progress.evaluated(scores, rule)
                 weights = merged(average.values if average else task.state_dict())
-                if (score := scores[task.score]) is None:
-                    warn_once(f"the validation split has no {task.score}: the newest checkpoint counts as the best")
-                if score is None or score >= best:  # of equals the one that has learned longer
+                if (score := scores[rule.name]) is None:
+                    warn_once(f"the validation split has no {rule.name}: the newest checkpoint counts as the best")
+                if score is None or rule.better(score, best):
                     best = best if score is None else score
-                    native.save(task, folder.best, weights)
-                native.save(task, folder.last, weights)
+                    task.save(folder.best, weights)
+                task.save(folder.last, weights)
             if saving:
                 folder.save_state(done, best, task, optimizers, average, progress.sums)
                 saved = time.monotonic()
                 release_memory()
             if asked and done < steps:
                 raise Stopped(
-                    f"stopped after step {done} of {steps}; go on with `vitrail train --resume {folder.path}`"
+                    f"stopped after step {done} of {steps}; resume with `vitrail train --resume {folder.path}`"
                 )
     return finish(run, parts, folder, steps, spent + time.monotonic() - began)
 
@@ -221,13 +223,10 @@ def evaluate(
     if average:
         task.load_state_dict(average.values)
     task.eval()
-    metric = metric or task.metric()
-    for batch in loader.evaluation():
-        outputs = task.answer(batch) if task.metric_reads == "answers" else task(batch["image"])
-        metric.update(batch, outputs)
+    scores = task.evaluate(loader, metric)
     if current:
         task.load_state_dict(current)
-    return metric.compute()
+    return scores
 
 
 def finish(run: Run, parts: Components, folder: RunFolder, steps: int, seconds: float) -> dict[str, Any]:

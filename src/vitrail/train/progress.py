@@ -13,6 +13,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from rich.progress import Progress as Bar
 
 from vitrail.data.loader import Loader
+from vitrail.tasks.task import Score
 
 LINE_EVERY = 30.0
 """seconds between lines where standard error is no terminal"""
@@ -93,8 +94,8 @@ class Progress:
         self._restart()
         return {**row, "images_per_s": speed, "wait": wait}
 
-    def evaluated(self, scores: dict[str, Any], name: str) -> None:
+    def evaluated(self, scores: dict[str, Any], rule: Score) -> None:
         """Show the score of an evaluation, and leave its time out of the speed."""
-        self.score = f"  val {name} none" if scores[name] is None else f"  val {name} {scores[name]:.4f}"
+        self.score = f"  val {rule.name} {rule.text(scores[rule.name]) or 'none'}"
         self.console.print(f"vitrail: step {self.done}/{self.steps}:{self.score}", highlight=False)
         self._restart()

@@ -12,22 +12,17 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from vitrail.data.augment import Augment
 from vitrail.errors import UserError
 from vitrail.plain import describe, described, rebuild
-from vitrail.tasks.caption import Captioning
+from vitrail.tasks import task_class
 from vitrail.tasks.classify import Classification
 from vitrail.tasks.encoder import KINDS, EncoderConfig
-from vitrail.tasks.prefix import Prefixed
+from vitrail.tasks.task import Settings
 from vitrail.train.optim import Optim
 from vitrail.train.tune import Tune
 from vitrail.variants import as_variant
 from vitrail.vit import ViTConfig
 
-TaskConfig = Classification | Captioning | Prefixed
-
 FAST_STEPS, FAST_IMAGES = 3, 8
 """of a fast dev run: its steps, and the images of each split that it reads"""
-
-TASKS: dict[str, type[Any]] = {"classify": Classification, "caption": Captioning, "prefix": Prefixed}
-"""what `recipe.json` calls each task"""
 
 
 @dataclass(frozen=True)
@@ -38,8 +33,8 @@ class Run:
     """name of the recipe that these values came from"""
     data: str
     """a built-in name, a folder with one folder per class, or Parquet files"""
-    task: TaskConfig = field(default_factory=Classification)
-    """the job, and how it is learned"""
+    task: Settings = field(default_factory=Classification)
+    """the job, and how it is trained"""
     model: EncoderConfig = field(default_factory=ViTConfig)
     """the encoder; with `init`, only its image size and drop path count"""
     augment: Augment = field(default_factory=Augment)
@@ -132,7 +127,11 @@ class Run:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for `recipe.json`."""
-        return {**asdict(self), "task": describe(self.task, TASKS), "model": describe(self.model, KINDS)}
+        return {
+            **asdict(self),
+            "task": {"kind": self.task.name, **asdict(self.task)},
+            "model": describe(self.model, KINDS),
+        }
 
     @property
     def fingerprint(self) -> str:
@@ -146,7 +145,8 @@ class Run:
     def from_dict(values: dict[str, Any]) -> Run:
         """The run of a `recipe.json`."""
         values = dict(values)
-        task = described(values.pop("task"), TASKS, "classify")
+        entries = dict(values.pop("task"))
+        task = rebuild(task_class(entries.pop("kind")).settings, entries)
         model = described(values.pop("model"), KINDS, "vit")
         return rebuild(Run, {**values, "task": task, "model": model})
 

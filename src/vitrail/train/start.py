@@ -7,7 +7,7 @@ import io
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,22 +17,15 @@ import torch
 from PIL import Image
 
 from vitrail import recipes, zoo
-from vitrail.data.captions import CaptionSet, open_captions
 from vitrail.data.sets import ImageSet, Splits, open_data, split_val
 from vitrail.errors import UserError
 from vitrail.files import write_whole
 from vitrail.recipes.finetune import resolve_auto
-from vitrail.tasks.caption import FREE, Caption, Captioning
-from vitrail.tasks.caption_scores import CaptionMetric, check_scorers, human_ceiling
-from vitrail.tasks.classify import Classify, ClassifyMetric
-from vitrail.tasks.embed import Embed
-from vitrail.tasks.regress import Regress
+from vitrail.tasks import task_of
 from vitrail.tasks.task import Task
 from vitrail.train.build import (
     VAL_FRACTION,
     build,
-    check_start,
-    continues_from,
     evaluation_loader,
     open_for,
     warn_unused,
@@ -65,18 +58,20 @@ def begin(
         recipe = recipes.TUNED.get(recipe, recipe)
     name = recipe(1).data
     if init is None and recipe in recipes.FROM_WEIGHTS:
-        raise UserError(f"{recipe(1).recipe} goes on from weights: name them with --init")
+        raise UserError(f"{recipe(1).recipe} starts from weights: name them with --init")
     if data is None and name == "folder":
         raise UserError("say which images: --data with a folder that holds one folder per class, or a built-in name")
     data, group = name if data is None else data, recipe(1).group if group is None else group
-    splits = open_for(recipe(1).task, data, name, group)
+    kind = task_of(recipe(1).task)
+    splits = open_for(kind, data, name, group)
     if not len(splits.train):
         names = ", ".join(splits.beside[:3]) + ", ..." * (len(splits.beside) > 3)
         found = f"put the folders of images that stand beside the others ({names}) in a folder train"
         raise UserError(
-            f"{data} has no training part: {found if names else 'add one'}, or score a model on it with `vitrail eval`"
+            f"{data} has no training split: {found if names else 'add one'}, or score a model on it with `vitrail eval`"
         )
     run = recipe(len(splits.train))
+    weights = None
     if (init := init or run.init) is not None:
         weights = zoo.load(init)
         # Images come at the size that the checkpoint prepares them at; DINOv2's positions are for larger ones.
@@ -85,26 +80,27 @@ def begin(
     if (channels := splits.train.channels) not in (1, 3, run.model.channels):  # others read as these two
         log.warning("the images have %d channels, and so will the model", channels)
         run = replace(run, model=replace(run.model, channels=channels))
-    whole = weights if init is not None and isinstance(weights, Caption) and continues_from(run.task, weights) else None
-    if recipe in recipes.FROM_WEIGHTS and isinstance(run.task, Captioning) and whole is None:
-        raise UserError(f"{run.recipe} goes on from a captioner, and {init} is none: name one with --init")
-    if whole is not None:
-        check_start(run, whole)
-        run = replace(run, task=whole.kept(run.task))
+    if weights is not None:
+        if recipe in recipes.CONTINUED and not kind.continues(run.task, weights):
+            raise UserError(
+                f"{run.recipe} continues training the task {kind.name}, and {init} holds the task {weights.name}: name "
+                "another with --init"
+            )
+        run = replace(run, task=kind.merged(run.task, weights))
     given = run
     run = resolve_auto(run, len(splits.train), len(splits.train.classes), change)
     if init is not None:
         recipes.check_fixed(init, run.model, given.model, recipes.FREE)
         if run.attention_init != given.attention_init:
             raise recipes.fixed(init, "attention_init")
-        if whole is not None:
-            recipes.check_fixed(init, run.task, given.task, FREE)
+        if weights is not None and kind.continues(run.task, weights):
+            recipes.check_fixed(init, run.task, given.task, kind.free)
     warn_unused(given, change(given), run.tune.method)
     run = replace(run, data=str(data), group=group)
     chosen = choose_device(device)
     with new_folder(run, out) as folder:  # before the images are decoded, which takes its time
         marks = splits.marks(run.group)  # before the labels become a captioner's
-        parts, steps = build(run, splits, chosen)
+        parts, steps = build(run, splits, chosen, weights)
         # Images kept in memory are rounded otherwise than streamed ones, so a resumed run must do as it began.
         run = replace(run, memory=parts.train.memory)
         try:
@@ -145,10 +141,10 @@ def resume_run(path: Path, device: str | None) -> dict[str, Any]:
         log.warning(f"the run in {path} has ended: its report is {path / 'report.html'}")
         return scores
     with folder.alone():
-        splits = open_for(run.task, run.data, recipes.find(run.recipe)(1).data, run.group)
+        splits = open_for(task_of(run.task), run.data, recipes.find(run.recipe)(1).data, run.group)
         folder.check_data(splits.marks(run.group), run.data)
-        parts, steps = build(run, splits, choose_device(device))
-        return _train(run, parts, folder, steps, resume=True)
+        components, steps = build(run, splits, choose_device(device))
+        return _train(run, components, folder, steps, resume=True)
 
 
 def _train(run: Run, parts: Components, folder: RunFolder, steps: int, resume: bool) -> dict[str, Any]:
@@ -180,12 +176,7 @@ def examples(parts: Components, count: int = 24) -> list[dict[str, Any]]:
         image.thumbnail((160, 160))
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
-        says = (
-            {"caption": answer.caption, "references": chosen.captions[i]}
-            if isinstance(chosen, CaptionSet)
-            else {"label": chosen.classes[int(chosen.labels[i])], "predictions": answer.labels[:3]}
-        )
-        rows.append({"image": base64.b64encode(buffer.getvalue()).decode(), **says})
+        rows.append({"image": base64.b64encode(buffer.getvalue()).decode(), "truth": chosen.truth(i), **answer.row()})
     return rows
 
 
@@ -196,42 +187,33 @@ def score(
     device: str | None,
     probe: bool = False,
     shuffle: bool = False,
-    change: Callable[[Task], None] | None = None,
+    changes: Mapping[str, Any] | None = None,
     images: int | None = None,
 ) -> tuple[str, dict[str, Any]]:
-    """The name of the part that was read, and the scores of a model on it; with `probe` also of its features.
+    """The name of the split that was read, and the scores of a model on it; with `probe` also those of its features.
 
-    An encoder without a head has those of its features alone. `shuffle` gives each image the captions of another
-    one. `change` is called with the model first. At most `images` of each split are read.
+    An encoder without a head has those of its features alone. `shuffle` gives each image the target of another one,
+    which is the control. `changes` are fields of the task's options. At most `images` of each split are read.
     """
     task = zoo.load(source, device=choose_device(device))
-    if change is not None:
-        change(task)
+    task.choose(changes or {})
     learned = learned_from(source, data)
     group = learned.group if learned else None
-    if isinstance(task, Caption) and not probe:
-        return score_captions(task, data, split, shuffle, learned, images)
-    if shuffle:
-        what = "--probe scores features" if probe else f"{source} holds the task {task.name}"
-        raise UserError(f"--shuffle-images is the control of a captioner's captions, and {what}: leave it out")
-    if probe or isinstance(task, Embed):
+    if probe or (task.portable and not task.outputs):
+        if shuffle:
+            raise UserError("--shuffle-images is a control of answers, and --probe scores features: leave one out")
         return score_features(task, open_data(data, grouped=group is not None), split, images, group)
-    if isinstance(task, Regress):
-        raise UserError(
-            f"the head of {source} gives values ({', '.join(task.values[:3])}), and classes are no values to compare "
-            f"them with: score its features with --probe, or train a head with `vitrail train folder --init {source}`"
-        )
-    if not isinstance(task, Classify):
-        raise UserError(f"{source} has no head to score: train one with `vitrail train folder --init {source}`")
-    splits = with_held_back(open_data(data, grouped=group is not None), split, learned)
-    name, part = choose_part(splits, split)
-    metric = class_metric(task, part)
-    loader = evaluation_loader(task, part.spread(images), choose_device(device))
-    return name, evaluate(task, loader, metric=metric)
+    splits = with_held_back(task.open(data, group=group), split, learned)
+    name, chosen = choose_split(splits, split)
+    metric = task.metric(chosen, None if name == "train" else splits.train)
+    chosen = chosen.spread(images)
+    loader = evaluation_loader(task, chosen.shuffled() if shuffle else chosen, choose_device(device))
+    scores = evaluate(task, loader, metric=metric)
+    return name, {**scores, "shuffled": True} if shuffle else scores
 
 
 def with_held_back(splits: Splits, split: str | None, learned: Run | None) -> Splits:
-    """The parts, with what training held back where the data names no part for it.
+    """The splits, with what training held back where the data names no validation split.
 
     That is when `val` is asked for, or when a model whose run has `learned` from this data would else be scored on it.
     """
@@ -252,30 +234,11 @@ def learned_from(source: str, data: str) -> Run | None:
     return None
 
 
-def score_captions(
-    task: Caption, data: str, split: str | None, shuffle: bool, learned: Run | None, images: int | None = None
-) -> tuple[str, dict[str, Any]]:
-    """The part's name and the scores of a captioner's captions of it, as docs/captioning.md tells them.
-
-    `learned` is the captioner's run, if it learned from this data (see `with_held_back`).
-    """
-    check_scorers()  # before the captions are written, which takes its time
-    splits = with_held_back(open_captions(data, val_fraction=0), split, learned)
-    name, part = choose_part(splits, split)
-    part = part.spread(images)
-    assert isinstance(part, CaptionSet) and isinstance(splits.train, CaptionSet)
-    seen = [text for texts in splits.train.captions for text in texts] if name != "train" else []
-    loader = evaluation_loader(task, part.shuffled() if shuffle else part, next(task.parameters()).device)
-    scores = evaluate(task, loader, metric=CaptionMetric(seen=seen or None, java=None))
-    return name, {**scores, "shuffled": True} if shuffle else scores
-
-
-def score_people(data: str, split: str | None, images: int | None = None) -> tuple[str, dict[str, Any]]:
-    """The part's name and what its own captions come to: each as the answer, with the image's others to compare."""
-    name, part = choose_part(with_held_back(open_captions(data, val_fraction=0), split, learned=None), split)
-    part = part.spread(images)
-    assert isinstance(part, CaptionSet)
-    return name, human_ceiling(dict(enumerate(part.captions)))
+def score_people(source: str, data: str, split: str | None, images: int | None = None) -> tuple[str, dict[str, Any]]:
+    """The split's name and the scores of its own answers: each as the answer, with the image's others to compare."""
+    task = zoo.load(source)
+    name, chosen = choose_split(with_held_back(task.open(data), split, learned=None), split)
+    return name, task.human(chosen.spread(images))
 
 
 def score_features(
@@ -291,7 +254,7 @@ def score_features(
     if split == "train":
         raise UserError("k-NN and the linear probe learn from the training part: choose --split val or test")
     train, val = splits.train, splits.val
-    name, part = ("train", train) if split == "val" and val is None else choose_part(splits, split)
+    name, part = ("train", train) if split == "val" and val is None else choose_split(splits, split)
     if name == "train":
         name, (train, part) = "val", split_val(train, group=group)
     if val is None or name == "val":
@@ -299,18 +262,16 @@ def score_features(
     train, val, part = (chosen.spread(images) for chosen in (train, val, part))
     device = next(task.parameters()).device
     loaders = [evaluation_loader(task, chosen, device) for chosen in (train, val, part)]
-    scores, metric = {}, None
-    if isinstance(task, Classify):
+    scores = {}
+    if task.outputs:
         try:
-            metric = class_metric(task, part)
+            scores = evaluate(task, evaluation_loader(task, part, device), metric=task.metric(part))
         except UserError as error:
-            log.warning(f"the model's features are scored alone, since its head is for other classes: {error}")
-    if metric is not None:
-        scores = evaluate(task, evaluation_loader(task, part, device), metric=metric)
+            log.warning(f"the model's features are scored alone: {error}")
     return name, {**scores, **probe_scores(task, *loaders)}
 
 
-def choose_part(splits: Splits, name: str | None) -> tuple[str, ImageSet]:
+def choose_split(splits: Splits, name: str | None) -> tuple[str, ImageSet]:
     """A part by name, or the one furthest from training."""
     there = {"test": splits.test, "val": splits.val, "train": splits.train}
     if name is not None:
@@ -318,14 +279,3 @@ def choose_part(splits: Splits, name: str | None) -> tuple[str, ImageSet]:
             raise UserError(f"the data has no {name} part: it has {', '.join(k for k, v in there.items() if v)}")
         return name, there[name]  # type: ignore[return-value]
     return next((k, v) for k, v in there.items() if v is not None and len(v))
-
-
-def class_metric(task: Classify, part: ImageSet) -> ClassifyMetric:
-    """The metric of a classifier on a part whose classes are the model's, or some of them, by whatever name."""
-    metric = ClassifyMetric(task, part.classes)
-    if (count := len(part.classes)) < (known := len(task.classes)):
-        log.warning(
-            f"the data has {count:,} of the model's {known:,} classes: an answer is one of all {known:,}, and right "
-            "only where it is the image's own"
-        )
-    return metric

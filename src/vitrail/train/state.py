@@ -14,7 +14,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from torch import nn
 from vitrail.data.sets import difference
 from vitrail.errors import UserError
 from vitrail.files import write_whole
+from vitrail.tasks.task import Score
 from vitrail.train.optim import Average, Optimizers
 from vitrail.train.run import Run
 
@@ -107,9 +108,9 @@ class RunFolder:
                 "or choose another --out"
             )
 
-    def begin(self, run: Run, classes: list[str], data: dict[str, Any] | None = None) -> None:
+    def begin(self, run: Run, classes: Sequence[str], data: dict[str, Any] | None = None) -> None:
         """Write what a new run begins with. `data` are the marks of its data, which `check_data` compares."""
-        write_whole(self.path / "classes.json", json.dumps(classes))
+        write_whole(self.path / "classes.json", json.dumps(list(classes)))
         if data is not None:
             write_whole(self._data, json.dumps(data))
         write_whole(self.path / "recipe.json", json.dumps(run.as_dict(), indent=2) + "\n")
@@ -149,6 +150,11 @@ class RunFolder:
         """Keep what the command prints."""
         write_whole(self._scores, json.dumps(scores))
 
+    def log_start(self, score: Score | None, step: int, command: str) -> None:
+        """The first row of a run, or of one that is resumed: which score chooses the best checkpoint, and how."""
+        chosen = {} if score is None else {"score": score.name, "best": score.best, "unit": score.unit}
+        self.log(kind="start", step=step, **chosen, command=command)
+
     def log(self, **row: Any) -> None:
         """Add a line to metrics.jsonl."""
         with self.metrics.open("a") as file:
@@ -174,7 +180,7 @@ class RunFolder:
     def save_state(
         self,
         step: int,
-        best: float,
+        best: float | None,
         module: nn.Module,
         optimizers: Optimizers,
         average: Average | None,
@@ -195,14 +201,14 @@ class RunFolder:
 
     def load_state(
         self, module: nn.Module, optimizers: Optimizers, average: Average | None
-    ) -> tuple[int, float, dict[str, float]]:
+    ) -> tuple[int, float | None, dict[str, float]]:
         """Bring a run back to its last saved step; returns the steps done, the best score and the sums of `save_state`.
 
-        (0, -1, {}) at the start.
+        (0, None, {}) at the start.
         """
         if not self._state.exists():
             self.metrics.unlink(missing_ok=True)
-            return 0, -1.0, {}
+            return 0, None, {}
         device = next(module.parameters()).device
         try:
             state = torch.load(self._state, map_location=device, weights_only=True)

@@ -9,7 +9,6 @@ from typing import Literal
 from torch import nn
 
 from vitrail.errors import UserError
-from vitrail.tasks.classify import Classify
 from vitrail.tasks.task import Task
 from vitrail.train.lora import add_lora
 from vitrail.train.optim import layer_of
@@ -48,11 +47,7 @@ def tune(task: Task, config: Tune) -> None:
     """Freeze what the method leaves as it is, and put LoRA in place. The head always learns."""
     if config.method == "full":
         return
-    if config.frozen and not (isinstance(task, Classify) or (config.method == "knn" and hasattr(task, "match"))):
-        also = ", or captioners that have learned to match" * (config.method == "knn")
-        raise UserError(f"method {config.method} is for classification{also}: choose frozen, full, lora or last-blocks")
-    encoder = getattr(task, "encoder", None)
-    assert isinstance(encoder, nn.Module)
+    encoder = task.encoder
     encoder.requires_grad_(False)
     blocks = getattr(encoder, "blocks", None)
     if config.method in ("lora", "last-blocks") and not isinstance(blocks, nn.ModuleList):

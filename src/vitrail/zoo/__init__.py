@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from vitrail.data.decode import Preprocess
 from vitrail.errors import UserError, warn_once
 from vitrail.files import refuse_url
 from vitrail.sizes import config_for
+from vitrail.tasks import task_class
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.embed import Embed
 from vitrail.tasks.encoder import Encoder, encoder_for
@@ -79,8 +80,8 @@ def load(
     the head out. Weights are float32 unless `dtype` says otherwise. `revision` is a branch, tag or commit on the Hub.
     `verify` logs the certificate, with the differences from the source library's own model where it is installed.
     """
-    if task not in (None, "classify", "regress", "embed", "caption"):
-        raise UserError(f"a checkpoint does not load as the task {task!r}: choose classify, regress, embed or caption")
+    if task is not None:
+        task_class(task)
     model, certificate = load_certified(source, dtype, revision, verify)
     notes = certificate.notes
     if channels not in (None, model.preprocess.channels):
@@ -91,18 +92,19 @@ def load(
         if size != model.preprocess.size:
             notes.append("positions interpolated from {}x{} pixels to {}x{}".format(*model.preprocess.size, *size))
         change_size(model, size)
-    if task == "embed":
-        classes = 0
-    if classes is not None:
-        changed = change_classes(model, classes)
+    if task == "embed" or classes == 0:
+        notes.append("the head left out")
+        model = Embed(encoder_of(model), model.preprocess)
+    elif classes is not None and classes != len(model.classes):
+        changed = model.with_classes(_names(classes))
         if changed is not model:
-            notes.append(f"a fresh head for {len(changed.classes)} classes" if classes else "the head left out")
+            notes.append(f"a fresh head for {len(changed.classes)} classes")
         model = changed
     if verify:
         log.warning(certificate.as_text())
     if task not in (None, model.name):
-        how = {"classify": "only with classes=N", "regress": "not at all"}.get(task, "not at all: train one from it")
-        raise UserError(f"{source} holds the task {model.name} and loads as {task} {how}")
+        head = "; with classes=N it gets a fresh head for N classes" * model.portable
+        raise UserError(f"{source} holds the task {model.name} and does not load as {task}{head}")
     return model.to(device=device, dtype=dtype).eval()
 
 
@@ -172,7 +174,7 @@ def convert(
     if out.exists() and not _may_be_replaced(out):
         raise UserError(f"{out} exists and is no checkpoint: choose another place to write to")
     task, certificate = load_certified(source, revision=revision, verify=verify)
-    if to != "vitrail" and task.name not in ("classify", "regress", "embed"):
+    if to != "vitrail" and not task.portable:
         raise UserError(f"{to} has no place for the task {task.name!r}: its checkpoints hold encoders and classifiers")
     writer: Any = source_named(TARGETS[to])
     writer.write(task, out)
@@ -204,20 +206,6 @@ def _read_again(task: Task, out: Path) -> Certificate:
 def bundled() -> list[str]:
     """Names of the weights in the package."""
     return sorted(folder.parent.name for folder in BUNDLED.glob("*/config.json"))
-
-
-def change_classes(task: Task, classes: int | Sequence[str], loss: Literal["softmax", "sigmoid"] = "softmax") -> Task:
-    """The same encoder for other classes: a fresh head, unless the names are the checkpoint's own. 0 leaves it out.
-
-    `loss` is what a fresh head is to learn by, and begins for.
-    """
-    encoder = encoder_of(task)
-    if classes == 0:
-        return Embed(encoder, task.preprocess)
-    names = _names(classes)
-    if isinstance(task, Classify) and (names == task.classes or classes == len(task.classes)):
-        return task
-    return Classify(encoder, names, task.preprocess, loss=loss)
 
 
 def change_channels(task: Task, channels: int) -> None:
@@ -268,7 +256,7 @@ def check_filled(task: Task, source: str, seed: int) -> None:
 
     `seed` is that of the generator of random numbers when the task was made.
     """
-    encoder = getattr(task, "encoder", None)
+    encoder = task.encoder
     if not isinstance(encoder, Encoder):
         return
     config = encoder.config
@@ -284,7 +272,7 @@ def check_filled(task: Task, source: str, seed: int) -> None:
 
 def encoder_of(task: Task) -> Encoder:
     """The task's encoder: a Vision Transformer, or one of `baselines/`."""
-    encoder = getattr(task, "encoder", None)
+    encoder = task.encoder
     if not isinstance(encoder, Encoder):
         raise UserError(f"the model of task {task.name} has no encoder that vitrail could change or train on")
     return encoder

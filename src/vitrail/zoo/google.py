@@ -25,8 +25,6 @@ from torch import Tensor
 from vitrail.data.decode import Preprocess
 from vitrail.errors import UserError
 from vitrail.files import write_whole
-from vitrail.tasks.embed import Embed
-from vitrail.tasks.headed import Headed
 from vitrail.tasks.task import Task
 from vitrail.variants import VariantConfig, as_variant
 from vitrail.vit import ViT, ViTConfig
@@ -363,8 +361,8 @@ def _layer(weight: Weight, i: int) -> Weight:
 
 def write(task: Task, path: Path) -> None:
     """Write the file `path`, or `model.npz` in the folder `path`; one that Google's code cannot express is refused."""
-    encoder = getattr(task, "encoder", None)
-    if not isinstance(encoder, ViT) or not isinstance(task, Headed | Embed):
+    encoder = task.encoder
+    if not isinstance(encoder, ViT) or not task.portable:
         raise UserError(f"Google's .npz has no place for the task {task.name}: it holds a ViT with a head or without")
     problem = problem_in(task).get("problem_type")
     if problem == "regression":
@@ -374,9 +372,8 @@ def write(task: Task, path: Path) -> None:
     if problem == "multi_label_classification":
         log.warning("an .npz cannot say that each class has a probability of its own: it is read as one class of all")
     config = as_variant(encoder.config)
-    names = _names_for(config, isinstance(task, Headed))
-    hidden = task.hidden if isinstance(task, Headed) else None
-    table = _table(config, names, {}, hidden, isinstance(task, Headed))
+    names = _names_for(config, bool(task.outputs))
+    table = _table(config, names, {}, task.hidden, bool(task.outputs))
     state = task.state_dict()
     arrays: dict[str, np.ndarray] = {}
     prefix = "" if names is PAPER else "params/img/" if config.projection else "params/"

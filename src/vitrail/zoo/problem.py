@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from vitrail.errors import UserError
-from vitrail.tasks.classify import Classify
-from vitrail.tasks.regress import Regress
-from vitrail.tasks.task import Task
-
-Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
-"""what the outputs of a head mean, in transformers' words: one class of all, each class for itself, or values"""
+from vitrail.tasks.task import Problem, Task
 
 
 def problem_of(config: Mapping[str, Any], path: Path) -> Problem:
@@ -28,9 +23,4 @@ def problem_of(config: Mapping[str, Any], path: Path) -> Problem:
 
 def problem_in(task: Task) -> dict[str, Problem]:
     """The entry of a library's config that says what the outputs of the task's head mean, where it has to."""
-    if isinstance(task, Regress):
-        return {"problem_type": "regression"}
-    if isinstance(task, Classify) and (task.loss_kind == "sigmoid" or len(task.classes) > 1):
-        several = task.loss_kind == "sigmoid"
-        return {"problem_type": "multi_label_classification" if several else "single_label_classification"}
-    return {}  # no head, or one output that nobody says more of: each library takes its sigmoid
+    return {} if task.problem is None else {"problem_type": task.problem}

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from vitrail.data.decode import Preprocess
-from vitrail.tasks.task import Task
+from vitrail.tasks.task import Problem, Task
 from vitrail.vit import ViTConfig
-from vitrail.zoo.problem import Problem
 
 
 class Lazy(Mapping[str, Tensor]):

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from vitrail.errors import UserError
 from vitrail.files import whole_folder, write_whole
-from vitrail.tasks.headed import Headed
 from vitrail.tasks.task import Task
 from vitrail.variants import VariantConfig, as_variant
 from vitrail.vit import ViT
@@ -52,11 +51,11 @@ def write(task: Task, path: Path) -> None:
     """
     if path.is_file() or (path.exists() and any(path.iterdir()) and not (path / "config.json").exists()):
         raise UserError(f"{path} exists and is no checkpoint: choose another place to write to")
-    encoder = getattr(task, "encoder", None)
+    encoder = task.encoder
     if not isinstance(encoder, ViT):
         raise UserError(f"transformers has no place for the task {task.name!r} without a Vision Transformer")
-    classes = task.outputs if isinstance(task, Headed) else None
-    if isinstance(task, Headed) and task.hidden is not None:
+    classes = task.outputs or None
+    if task.hidden is not None:
         raise no_hidden_layer("transformers", task.hidden)
     config = as_variant(encoder.config)
     name = _type_for(config, classes is not None)

@@ -21,8 +21,6 @@ from vitrail.data import imagenet
 from vitrail.data.decode import Preprocess
 from vitrail.errors import UserError
 from vitrail.files import whole_folder, write_whole
-from vitrail.tasks.embed import Embed
-from vitrail.tasks.headed import Headed
 from vitrail.tasks.task import Task
 from vitrail.variants import VariantConfig, as_variant
 from vitrail.vit import ViT
@@ -317,11 +315,11 @@ def write(task: Task, folder: Path) -> None:
     Raises:
         UserError: the model has a part that no architecture of timm's has; the line names it.
     """
-    encoder = getattr(task, "encoder", None)
-    if not isinstance(task, Headed | Embed) or not isinstance(encoder, ViT):
+    encoder = task.encoder
+    if not task.portable or not isinstance(encoder, ViT):
         raise UserError(f"timm has no model for the task {task.name}: convert a classifier or an encoder")
-    outputs = task.outputs if isinstance(task, Headed) else []
-    if isinstance(task, Headed) and task.hidden is not None:
+    outputs = task.outputs
+    if task.hidden is not None:
         raise no_hidden_layer("timm", task.hidden)
     own = as_variant(encoder.config)
     name, given = closest(own)
