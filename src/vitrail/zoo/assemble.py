@@ -185,18 +185,18 @@ def _and_more(names: list[str]) -> str:
 def _weight(files: Files, found: Found, name: str, target: Tensor, dtype: torch.dtype) -> Tensor:
     names, make, _ = found.weights[name]
     wanted = dtype if target.is_floating_point() else target.dtype
-    parts = [files.weights[n] for n in names]
-    for n, part in zip(names, parts, strict=True):
-        if part.is_floating_point() != target.is_floating_point():
-            raise UserError(f"{files.path}: {n} holds {part.dtype}: give weights that are not quantised")
-    if isinstance(files.weights, Lazy) and (make is not None or parts[0].dtype != wanted):
-        parts = [files.weights.passing(n) for n in names]  # copied, so that the source need not stay
+    tensors = [files.weights[n] for n in names]
+    for n, tensor in zip(names, tensors, strict=True):
+        if tensor.is_floating_point() != target.is_floating_point():
+            raise UserError(f"{files.path}: {n} holds {tensor.dtype}: give weights that are not quantised")
+    if isinstance(files.weights, Lazy) and (make is not None or tensors[0].dtype != wanted):
+        tensors = [files.weights.passing(n) for n in names]  # copied, so that the source need not stay
     if make is None:
-        value = parts[0]
+        value = tensors[0]
     else:
         shapes = ", ".join(str(list(files.shapes[n])) for n in names)
         with _one_line(f"{files.path}: {names[0]} has a shape {shapes} that its config contradicts"):
-            value = make(*parts).contiguous()
+            value = make(*tensors).contiguous()
     _check_shape(files, names, tuple(value.shape), target)
     value = value.to(wanted)
     # A zip archive puts arrays anywhere; PyTorch's own are at least aligned to their numbers.

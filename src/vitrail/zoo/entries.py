@@ -58,8 +58,8 @@ class Place:
     """the names in the file by those without entry, prefix and wrappers"""
 
     def __str__(self) -> str:
-        parts = [f"the {kind} {name!r}" for kind, name in (("entry", self.entry), ("prefix", self.prefix)) if name]
-        return " with ".join(parts) or "the outermost names"
+        named = [f"the {kind} {name!r}" for kind, name in (("entry", self.entry), ("prefix", self.prefix)) if name]
+        return " with ".join(named) or "the outermost names"
 
     def rank(self) -> int:
         """`average_rank` of the prefix where it tells, else of the entry: one that is called `ema` may hold both."""
@@ -105,7 +105,7 @@ def renamed(files: Files, names: Mapping[str, str]) -> Files:
 
 
 def _words(name: str) -> set[str]:
-    """The words of a name: what stands between dots, and what underscores, capitals and digits part of that."""
+    """The words of a name: what stands between dots, and what underscores, capitals and digits separate of that."""
     words = [*name.split("."), *re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name), *re.findall(r"[a-z]+\d+", name)]
     return {word.lower() for word in words}
 
@@ -194,7 +194,7 @@ def _entries_left(
     names: Mapping[str, str],
     notes: list[str],
 ) -> dict[str, str]:
-    """What the other entries are, by the first part of their names that the chosen one does not share."""
+    """What the other entries are, by the first piece of their names that the chosen one does not share."""
     around = {"", best.entry, *_outer(best.entry)}
     left = {name: why for name, why in files.left.items() if next(_outer(name), "") in around}
     copies = {place.entry for place in places if place.entry != best.entry}
@@ -209,7 +209,7 @@ def _entries_left(
         if entry in copies:
             left[top] = f"{best} is used"
         elif left.setdefault(top, NO_WEIGHT) == NO_WEIGHT and top.split(".")[-1] in HEADS:
-            notes.append(f"the entry {top!r} is left out: it is no part of {best}")
+            notes.append(f"the entry {top!r} is left out: it does not belong to {best}")
     return left
 
 
@@ -255,9 +255,9 @@ def _beside(
 
 
 def _first_apart(name: str, prefix: str) -> str:
-    """The first part of a name that a prefix does not share."""
-    parts, shared = name.split("."), prefix.split(".")
-    return next((part for part, other in zip(parts, shared, strict=False) if part != other), parts[-1])
+    """The first piece of a name that a prefix does not share."""
+    pieces, shared = name.split("."), prefix.split(".")
+    return next((piece for piece, other in zip(pieces, shared, strict=False) if piece != other), pieces[-1])
 
 
 def _complete(files: Files, places: list[Place], best: Place, names: dict[str, str], notes: list[str]) -> None:

@@ -132,7 +132,7 @@ def _open_shards(index: Path) -> Files:
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
         raise UserError(f"{index} is no index of weights: it needs weight_map, from names to files")
-    parts: dict[str, Mapping[str, Tensor]] = {}
+    opened_at: dict[str, Mapping[str, Tensor]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for place in sorted(set(places.values())):
         # Backslashes and drives lead out of a folder on Windows alone.
@@ -145,9 +145,9 @@ def _open_shards(index: Path) -> Files:
             if name not in opened.weights:
                 raise UserError(f"{index} looks for {name} in {place}, which does not hold it: fetch both again")
             shapes[name] = opened.shapes[name]
-        parts[place] = opened.weights
-    passing = {place: part.passing if isinstance(part, Lazy) else part.__getitem__ for place, part in parts.items()}
-    weights = Lazy(places, lambda name: parts[places[name]][name], lambda name: passing[places[name]](name))
+        opened_at[place] = opened.weights
+    passing = {place: each.passing if isinstance(each, Lazy) else each.__getitem__ for place, each in opened_at.items()}
+    weights = Lazy(places, lambda name: opened_at[places[name]][name], lambda name: passing[places[name]](name))
     return Files(index, {}, weights, shapes)
 
 

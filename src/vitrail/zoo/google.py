@@ -41,7 +41,7 @@ NAME = "google"
 
 @dataclass(frozen=True)
 class Names:
-    """What a code base calls the parts of a block."""
+    """What a code base calls the modules of a block."""
 
     title: str
     positions: str
@@ -277,10 +277,10 @@ def _block(own: str, theirs: str, names: Names) -> dict[str, Weight]:
 
 
 def _attention(own: str, theirs: str) -> dict[str, Weight]:
-    parts = [f"{theirs}/{part}" for part in ("query", "key", "value")]
+    names = [f"{theirs}/{name}" for name in ("query", "key", "value")]
     return {
-        f"{own}.qkv.weight": Weight(tuple(f"{p}/kernel" for p in parts), _join_kernels, "joined and transposed"),
-        f"{own}.qkv.bias": Weight(tuple(f"{p}/bias" for p in parts), _join_biases, "joined"),
+        f"{own}.qkv.weight": Weight(tuple(f"{p}/kernel" for p in names), _join_kernels, "joined and transposed"),
+        f"{own}.qkv.bias": Weight(tuple(f"{p}/bias" for p in names), _join_biases, "joined"),
         f"{own}.out.weight": Weight((f"{theirs}/out/kernel",), _out_kernel, "transposed"),
         f"{own}.out.bias": Weight((f"{theirs}/out/bias",)),
     }
@@ -389,9 +389,9 @@ def _split(weight: Weight, value: Tensor, config: VariantConfig, name: str) -> l
     """The inverse of `weight.make`."""
     heads = config.pool_heads or config.heads if name.startswith("encoder.pooling") else config.heads
     if weight.make is _join_kernels:
-        return [part.t().unflatten(1, (heads, -1)) for part in value.chunk(3)]
+        return [matrix.t().unflatten(1, (heads, -1)) for matrix in value.chunk(3)]
     if weight.make is _join_biases:
-        return [part.unflatten(0, (heads, -1)) for part in value.chunk(3)]
+        return [bias.unflatten(0, (heads, -1)) for bias in value.chunk(3)]
     if weight.make is _out_kernel:
         return [value.t().unflatten(0, (heads, -1))]
     if weight.make is _conv_kernel:
@@ -400,7 +400,7 @@ def _split(weight: Weight, value: Tensor, config: VariantConfig, name: str) -> l
 
 
 def _names_for(config: VariantConfig, head: bool) -> Names:
-    """Which code base has such a model; a part that neither has is named."""
+    """Which code base has such a model; a module that neither has is named."""
     hybrid, projection = config.backbone == "resnetv2", None if head else config.projection  # both are called `head`
     newer = config.pool == "attention" or config.positions == "sine" or projection is not None
     newer = newer or (config.class_token and config.prefix_positions == "none")

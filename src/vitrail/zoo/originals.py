@@ -190,7 +190,7 @@ def _attention(t: dict[str, Weight], own: str, theirs: str, config: VariantConfi
         t[f"{own}qkv.bias"] = Weight((f"{theirs}qkv.bias",))
     elif config.qkv_bias:
         for name, third in (("q_bias", 0), ("v_bias", 2)):
-            t[own + name] = Weight((f"{theirs}qkv.bias",), _third(third), "without the keys' part")
+            t[own + name] = Weight((f"{theirs}qkv.bias",), _third(third), "without the keys' third")
     linear(t, f"{own}out", f"{theirs}proj")
 
 

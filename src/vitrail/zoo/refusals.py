@@ -15,12 +15,12 @@ def no_place(library: str, nearest: str, differ: Mapping[str, tuple[Any, Any]]) 
 
     `differ` has for each field the model's value and the value that can be written.
     """
-    parts = " and ".join(f"{name}={own!r}" for name, (own, _) in differ.items())
+    fields = " and ".join(f"{name}={own!r}" for name, (own, _) in differ.items())
     flags = [_flag(name, value) for name, (_, value) in differ.items()]
     bare = [flag for flag, (_, value) in zip(flags, differ.values(), strict=True) if value == ()]
     alone = f" (with no value after {' and '.join(bare)})" if bare else ""
     return UserError(
-        f"{library} has no place for {parts} (nearest: {nearest}): {KEPT}, or train one that can be written with "
+        f"{library} has no place for {fields} (nearest: {nearest}): {KEPT}, or train one that can be written with "
         f"`vitrail train RECIPE {' '.join(flags)}`{alone}"
     )
 

@@ -20,7 +20,7 @@ def linear(table: dict[str, Weight], own: str, theirs: str, bias: bool = True) -
 
 def joined(names: Iterable[str]) -> Weight:
     """Several tensors, one below the other."""
-    return Weight(tuple(names), lambda *parts: torch.cat(parts), "joined")
+    return Weight(tuple(names), lambda *tensors: torch.cat(tensors), "joined")
 
 
 def reshaped(name: str, shape: tuple[int, ...]) -> Weight:

@@ -20,7 +20,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Spelling(NamedTuple):
-    """What the parts are called."""
+    """What the modules are called."""
 
     prefix: str
     patches: str = "patch_embed.proj"

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from vitrail.zoo.huggingface.encoder import PARTS, encoder_config, filled, renaming
+from vitrail.zoo.huggingface.encoder import MODULES, encoder_config, filled, renaming
 from vitrail.zoo.huggingface.kinds import KINDS, LEFT, Kind, Spelling
 from vitrail.zoo.huggingface.library import reference
 from vitrail.zoo.huggingface.processor import default_settings, preprocess, settings
@@ -60,12 +60,16 @@ def read(files: Files) -> Found:
     kind, notes = KINDS[name], list[str]()
     values = {**kind.defaults, **_tower(text)}
     names = _Names(files.weights, kind)
-    parts = {part for weight, part in PARTS.items() if names.find(weight)}
-    if "projection" in parts:
+    modules = {module for weight, module in MODULES.items() if names.find(weight)}
+    if "projection" in modules:
         values["projection_dim"] = files.shapes[names["visual_projection.weight"]][0]
-    if "pooler" in parts and values.get("pooler_act") == "linear" and _is_identity(files, names["pooler.dense.weight"]):
-        parts.remove("pooler")
-    config = encoder_config(name, values, parts)
+    if (
+        "pooler" in modules
+        and values.get("pooler_act") == "linear"
+        and _is_identity(files, names["pooler.dense.weight"])
+    ):
+        modules.remove("pooler")
+    config = encoder_config(name, values, modules)
     classes = names.find("classifier.weight") or names.find("cls_classifier.weight")
     absent = tuple(end for flag, ends in OPTIONAL_BIASES.items() if values.get(flag) is False for end in ends)
     weights = {
@@ -112,7 +116,7 @@ def _first(spelling: Spelling) -> str:
 
 
 def _tower(text: Mapping[str, Any]) -> dict[str, Any]:
-    """The image tower's part of a config."""
+    """The image tower's section of a config."""
     return {k: v for k, v in (text.get("vision_config") or text).items() if v is not None}
 
 

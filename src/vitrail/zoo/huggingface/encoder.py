@@ -16,7 +16,7 @@ from vitrail.zoo.huggingface.kinds import ACTIVATIONS, Spelling
 from vitrail.zoo.renames import joined, linear, reshaped
 from vitrail.zoo.source import Weight
 
-PARTS = {
+MODULES = {
     "classifier.weight": "classes",
     "cls_classifier.weight": "distilled",
     "visual_projection.weight": "projection",
@@ -27,8 +27,8 @@ PARTS = {
 """weights that not every model of a type has, and a word for each"""
 
 
-def encoder_config(kind: str, values: Mapping[str, Any], parts: Collection[str]) -> VariantConfig:
-    """The config of a `model_type` with the values of its `config.json`, for a model with those `PARTS`."""
+def encoder_config(kind: str, values: Mapping[str, Any], modules: Collection[str]) -> VariantConfig:
+    """The config of a `model_type` with the values of its `config.json`, for a model with those `MODULES`."""
     c = values
     if c["hidden_act"] not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
@@ -54,7 +54,7 @@ def encoder_config(kind: str, values: Mapping[str, Any], parts: Collection[str])
     )
     config = with_hidden(config, c["intermediate_size"] or int(c["hidden_size"] * c["mlp_ratio"]))
     family = kind.removesuffix("_vision_model")
-    return FAMILIES[family](config, c, parts)
+    return FAMILIES[family](config, c, modules)
 
 
 def with_hidden(config: VariantConfig, hidden: int) -> VariantConfig:
@@ -72,8 +72,8 @@ def _sides(value: int | list[int], name: str) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-def _vit(config: VariantConfig, c: Mapping[str, Any], parts: Collection[str]) -> VariantConfig:
-    if "pooler" not in parts or "classes" in parts:
+def _vit(config: VariantConfig, c: Mapping[str, Any], modules: Collection[str]) -> VariantConfig:
+    if "pooler" not in modules or "classes" in modules:
         return config
     activation, width = c.get("pooler_act", "tanh"), c.get("pooler_output_size") or config.width
     if activation not in ("tanh", "linear"):
@@ -81,20 +81,20 @@ def _vit(config: VariantConfig, c: Mapping[str, Any], parts: Collection[str]) ->
     return replace(config, projection=width, projection_bias=True, projection_tanh=activation == "tanh")
 
 
-def _deit(config: VariantConfig, c: Mapping[str, Any], parts: Collection[str]) -> VariantConfig:
+def _deit(config: VariantConfig, c: Mapping[str, Any], modules: Collection[str]) -> VariantConfig:
     config = replace(config, distillation=True)
-    return replace(config, pool="distilled") if "distilled" in parts else _vit(config, c, parts)
+    return replace(config, pool="distilled") if "distilled" in modules else _vit(config, c, modules)
 
 
-def _ijepa(config: VariantConfig, c: Mapping[str, Any], parts: Collection[str]) -> VariantConfig:
+def _ijepa(config: VariantConfig, c: Mapping[str, Any], modules: Collection[str]) -> VariantConfig:
     return replace(config, class_token=False, pool="average")
 
 
-def _dinov2(config: VariantConfig, c: Mapping[str, Any], parts: Collection[str]) -> VariantConfig:
+def _dinov2(config: VariantConfig, c: Mapping[str, Any], modules: Collection[str]) -> VariantConfig:
     config = replace(
         config,
         registers=c.get("num_register_tokens", 0),
-        pool="token_average" if "classes" in parts else "token",
+        pool="token_average" if "classes" in modules else "token",
         layer_scale=c.get("layerscale_value", 1.0),
     )
     if "num_register_tokens" in c:
@@ -106,7 +106,7 @@ def _dinov2(config: VariantConfig, c: Mapping[str, Any], parts: Collection[str])
     return with_hidden(config, (int(int(config.width * c["mlp_ratio"]) * 2 / 3) + 7) // 8 * 8)
 
 
-def _dinov3(config: VariantConfig, c: Mapping[str, Any], parts: Collection[str]) -> VariantConfig:
+def _dinov3(config: VariantConfig, c: Mapping[str, Any], modules: Collection[str]) -> VariantConfig:
     biases = {name for name in ("query", "key", "value") if c[f"{name}_bias"]}
     config = replace(
         config,
@@ -125,9 +125,9 @@ def _dinov3(config: VariantConfig, c: Mapping[str, Any], parts: Collection[str])
     return with_hidden(config, c["intermediate_size"])
 
 
-def _clip(config: VariantConfig, c: Mapping[str, Any], parts: Collection[str]) -> VariantConfig:
-    classes = "classes" in parts
-    projection = c["projection_dim"] if "projection" in parts else None
+def _clip(config: VariantConfig, c: Mapping[str, Any], modules: Collection[str]) -> VariantConfig:
+    classes = "classes" in modules
+    projection = c["projection_dim"] if "projection" in modules else None
     return replace(
         config,
         pool="average" if classes else "token",
@@ -139,23 +139,23 @@ def _clip(config: VariantConfig, c: Mapping[str, Any], parts: Collection[str]) -
     )
 
 
-def _siglip(config: VariantConfig, c: Mapping[str, Any], parts: Collection[str]) -> VariantConfig:
-    pool = "attention" if "probe" in parts and "classes" not in parts else "average"
+def _siglip(config: VariantConfig, c: Mapping[str, Any], modules: Collection[str]) -> VariantConfig:
+    pool = "attention" if "probe" in modules and "classes" not in modules else "average"
     return replace(config, class_token=False, pool=pool)
 
 
-def _siglip2(config: VariantConfig, c: Mapping[str, Any], parts: Collection[str]) -> VariantConfig:
-    return _siglip(replace(config, resampling="bilinear_antialias"), c, parts)
+def _siglip2(config: VariantConfig, c: Mapping[str, Any], modules: Collection[str]) -> VariantConfig:
+    return _siglip(replace(config, resampling="bilinear_antialias"), c, modules)
 
 
-def _beit(config: VariantConfig, c: Mapping[str, Any], parts: Collection[str]) -> VariantConfig:
+def _beit(config: VariantConfig, c: Mapping[str, Any], modules: Collection[str]) -> VariantConfig:
     own, shared = c["use_relative_position_bias"], c["use_shared_relative_position_bias"]
     mean = c["use_mean_pooling"]
     return replace(
         config,
         key_bias=False,
         norm_after=not mean,
-        norm_pooled=mean and "norm" in parts,
+        norm_pooled=mean and "norm" in modules,
         relative="both" if own and shared else "table" if own else "shared" if shared else "none",
         relative_resampling="bilinear",
         pool="average" if mean else "token",
@@ -269,8 +269,8 @@ def filled(own: str, weight: Weight, absent: tuple[str, ...], config: VariantCon
         return weight
     rows = config.hidden if ".mlp.up." in own else config.width
 
-    def make(*parts: Tensor) -> Tensor:
-        given = iter(parts)
+    def make(*tensors: Tensor) -> Tensor:
+        given = iter(tensors)
         return torch.cat([next(given) if there else torch.zeros(rows) for there in here])
 
     names = tuple(name for name, there in zip(weight.names, here, strict=True) if there)

@@ -1,4 +1,4 @@
-"""What transformers' model types call their parts, and what they take for values that a folder leaves out."""
+"""What transformers' model types call their modules, and what they take for values that a folder leaves out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ACTIVATIONS = {
 
 
 class Spelling(NamedTuple):
-    """What transformers calls the parts. Files on the Hub and models in memory differ in some types."""
+    """What transformers calls the modules. Files on the Hub and models in memory differ in some types."""
 
     patches: str = "embeddings.patch_embeddings.projection"
     class_token: str = "embeddings.cls_token"

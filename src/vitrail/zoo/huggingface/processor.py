@@ -15,7 +15,7 @@ RESAMPLE: dict[int, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicubic",
 
 
 def settings(texts: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What lies beside the weights: a file of its own, or (transformers 5) a part of the processor's."""
+    """What lies beside the weights: a file of its own, or (transformers 5) a section of the processor's."""
     found = texts.get("preprocessor_config.json")
     if found is None:
         found = texts.get("processor_config.json", {}).get("image_processor")

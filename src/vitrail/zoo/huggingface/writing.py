@@ -47,7 +47,7 @@ ANY_SHAPE = ("vit", "deit", "ijepa", "dinov3_vit")
 def write(task: Task, path: Path) -> None:
     """Write the folder `path`: config.json, preprocessor_config.json and model.safetensors, whole or not at all.
 
-    A model that no type of transformers expresses is refused, with the part that it has no place for.
+    A model that no type of transformers expresses is refused, with the module that it has no place for.
     """
     if path.is_file() or (path.exists() and any(path.iterdir()) and not (path / "config.json").exists()):
         raise UserError(f"{path} exists and is no checkpoint: choose another place to write to")
@@ -59,10 +59,10 @@ def write(task: Task, path: Path) -> None:
         raise no_hidden_layer("transformers", task.hidden)
     config = as_variant(encoder.config)
     name = _type_for(config, classes is not None)
-    parts = _parts(config, classes is not None)
+    modules = _modules(config, classes is not None)
     values = _values(name, config)
-    plain = _checked(name, values, parts, config)
-    text = {**_text(name, values, parts, classes), **problem_in(task)}
+    plain = _checked(name, values, modules, config)
+    text = {**_text(name, values, modules, classes), **problem_in(task)}
     weights = _weights(task, encoder, plain, name, classes is not None)
     with whole_folder(path) as folder:
         write_whole(folder / "model.safetensors", to_safetensors(weights, metadata={"format": "pt"}))
@@ -89,9 +89,9 @@ def _type_for(c: VariantConfig, classes: bool) -> str:
     return "vit" if c.class_token else "ijepa"
 
 
-def _parts(c: VariantConfig, classes: bool) -> set[str]:
+def _modules(c: VariantConfig, classes: bool) -> set[str]:
     """What `encoder_config` is told that the files hold."""
-    parts = {
+    modules = {
         "classes": classes and c.pool != "distilled",
         "distilled": c.pool == "distilled",
         "projection": c.projection is not None and not c.projection_bias,
@@ -99,7 +99,7 @@ def _parts(c: VariantConfig, classes: bool) -> set[str]:
         "norm": c.norm_pooled,
         "probe": c.pool == "attention",
     }
-    return {part for part, there in parts.items() if there}
+    return {module for module, there in modules.items() if there}
 
 
 def _values(name: str, c: VariantConfig) -> dict[str, Any]:
@@ -151,12 +151,12 @@ def _dinov2_ratio(c: VariantConfig) -> int:
     return round(hidden * 1.5 / c.width) if c.mlp == "gated" else round(hidden / c.width)
 
 
-def _checked(name: str, values: dict[str, Any], parts: Collection[str], config: VariantConfig) -> VariantConfig:
-    """What the written config will be read as, where that is the model; else the part that does not fit is refused."""
+def _checked(name: str, values: dict[str, Any], modules: Collection[str], config: VariantConfig) -> VariantConfig:
+    """What the written config will be read as, where that is the model; a module that does not fit is refused."""
     if values.get("pooler_act") == "linear" and config.projection is None:
-        parts = {*parts} - {"pooler"}
+        modules = {*modules} - {"pooler"}
     said = {entry: value for entry, value in values.items() if value is not None}  # null is transformers' default
-    back = encoder_config(name, {**KINDS[name].defaults, **said}, parts)
+    back = encoder_config(name, {**KINDS[name].defaults, **said}, modules)
     ours = with_hidden(config, config.hidden)
     ours = replace(
         ours,
@@ -179,7 +179,7 @@ def _checked(name: str, values: dict[str, Any], parts: Collection[str], config: 
     return back
 
 
-def _text(name: str, values: dict[str, Any], parts: Collection[str], classes: list[str] | None) -> dict[str, Any]:
+def _text(name: str, values: dict[str, Any], modules: Collection[str], classes: list[str] | None) -> dict[str, Any]:
     """config.json."""
     architecture = ARCHITECTURES[name][classes is not None]
     if architecture is None:
@@ -187,9 +187,9 @@ def _text(name: str, values: dict[str, Any], parts: Collection[str], classes: li
             f"transformers has no place for {'a classifier' if classes else 'an encoder without classes'} "
             f"in its type {name}: {KEPT}"
         )
-    if "distilled" in parts:
+    if "distilled" in modules:
         architecture = "DeiTForImageClassificationWithTeacher"
-    elif "projection" in parts:
+    elif "projection" in modules:
         architecture = "CLIPVisionModelWithProjection"
     text: dict[str, Any] = {"architectures": [architecture], "model_type": name, "dtype": "float32"}
     text.update({"vision_config": {"model_type": "clip_vision_model", **values}} if name == "clip" else values)

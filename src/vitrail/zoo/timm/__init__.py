@@ -39,7 +39,7 @@ NAME = "timm"
 
 LEFT = (
     (r"\.relative_position_index$", "an index that follows from the size"),
-    (r"^(mask_token|lm_head\.\w+)$", "part of the pre-training"),
+    (r"^(mask_token|lm_head\.\w+)$", "of the pre-training"),
     (r"^pre_logits\.", "timm leaves the pre-training head's hidden layer out"),
     (r"\.k_bias$", "zero by construction"),
 )
@@ -83,14 +83,14 @@ def read(files: Files) -> Found:
     size = _size(values, given, images)
     encoder = encoder_config(values, _fitting(files, values, size, notes))
     classes = _classes(files, settings, notes)
-    parts = spelling(encoder, values["class"], files.weights.keys(), len(classes or []))
+    entries = spelling(encoder, values["class"], files.weights.keys(), len(classes or []))
     own = skeleton(encoder, len(classes or [])).state_dict()
     return Found(
         source=f"timm {name}",
         encoder=encoder,
         classes=classes,
         preprocess=_preprocess(images, encoder, notes),
-        weights={key: part.weight(own[key].shape) for key, part in parts.items()},
+        weights={key: entry.weight(own[key].shape) for key, entry in entries.items()},
         left={key: why for key in files.weights for pattern, why in LEFT if re.search(pattern, key)},
         problem=problem_of(settings if classes else {}, files.path),
         notes=notes,
@@ -289,16 +289,16 @@ def _fits(files: Files, config: VariantConfig, kind: str) -> bool:
     classes = _outputs(files)
     one = _first_block(config)
     there = {name for name in _used(files) if OWN.match(name) and not re.match(r"blocks\.[1-9]", name)}
-    parts, own = spelling(one, kind, there, classes), skeleton(one, classes).state_dict()
-    if {name for part in parts.values() for name in part.names} != there:
+    entries, own = spelling(one, kind, there, classes), skeleton(one, classes).state_dict()
+    if {name for entry in entries.values() for name in entry.names} != there:
         return False
-    for key, part in parts.items():
-        shapes = [files.shapes[name] for name in part.names]
-        if part.sizes and any(shape[:1] != (rows,) for shape, rows in zip(shapes, part.sizes, strict=True)):
+    for key, entry in entries.items():
+        shapes = [files.shapes[name] for name in entry.names]
+        if entry.sizes and any(shape[:1] != (rows,) for shape, rows in zip(shapes, entry.sizes, strict=True)):
             return False
         # A piece's name holds more, and rotary directions are in one tensor for all blocks.
-        whole = not part.sizes and part.piece is None and key != "encoder.rotary.frequencies"
-        if whole and shapes[0] != (part.shape or tuple(own[key].shape)):
+        whole = not entry.sizes and entry.piece is None and key != "encoder.rotary.frequencies"
+        if whole and shapes[0] != (entry.shape or tuple(own[key].shape)):
             return False
     return True
 
@@ -313,7 +313,7 @@ def write(task: Task, folder: Path) -> None:
     """`config.json` and `model.safetensors`, for `timm.create_model("local-dir:FOLDER", pretrained=True)` and the Hub.
 
     Raises:
-        UserError: the model has a part that no architecture of timm's has; the line names it.
+        UserError: the model has a module that no architecture of timm's has; the line names it.
     """
     encoder = task.encoder
     if not task.portable or not isinstance(encoder, ViT):
@@ -327,9 +327,9 @@ def write(task: Task, folder: Path) -> None:
         log.warning("%s: for images of another size, timm interpolates positions in its own way", folder)
     values = table()[name] | given
     kind = values["class"]
-    parts = spelling(own, kind, _apart(values), len(outputs))
+    entries = spelling(own, kind, _apart(values), len(outputs))
     state = task.state_dict()
-    weights = {key: value.contiguous().cpu() for key, value in written(parts, state).items()}
+    weights = {key: value.contiguous().cpu() for key, value in written(entries, state).items()}
     preprocess = task.preprocess
     config = {
         "architecture": name,
@@ -416,22 +416,22 @@ def _config(values: Arguments, like: VariantConfig) -> VariantConfig | None:
 
 def _canonical(config: VariantConfig) -> VariantConfig:
     """The same model, told in one way."""
-    parts: dict[str, Any] = {**OTHER_SIZES, "mlp_hidden": config.hidden}
+    added: dict[str, Any] = {**OTHER_SIZES, "mlp_hidden": config.hidden}
     if config.positions == "none" or not config.prefix_tokens:
-        parts["prefix_positions"] = "class"
+        added["prefix_positions"] = "class"
     elif config.prefix_positions == "class" and not config.registers:
-        parts["prefix_positions"] = "all"
+        added["prefix_positions"] = "all"
     if config.pool == "attention":
-        parts |= {"pool_heads": config.pool_heads or config.heads, "pool_hidden": config.pool_hidden or config.hidden}
-        parts["pool_activation"] = config.pool_activation or config.activation
+        added |= {"pool_heads": config.pool_heads or config.heads, "pool_hidden": config.pool_hidden or config.hidden}
+        added["pool_activation"] = config.pool_activation or config.activation
     if config.rotary == "none":
         names = ("temperature", "reference", "offset", "first", "pairs")
-        parts |= {f"rotary_{name}": getattr(VariantConfig, f"rotary_{name}") for name in names}
+        added |= {f"rotary_{name}": getattr(VariantConfig, f"rotary_{name}") for name in names}
     elif config.rotary == "mixed":
-        parts["rotary_temperature"] = VariantConfig.rotary_temperature
+        added["rotary_temperature"] = VariantConfig.rotary_temperature
     layer_scale = config.layer_scale and 1.0
     fields: dict[str, Any] = IGNORED | {"mlp_ratio": 4.0, "layer_scale": layer_scale}
-    return replace(config, **fields, **parts)
+    return replace(config, **fields, **added)
 
 
 def _differences(found: VariantConfig, wanted: VariantConfig) -> dict[str, tuple[Any, Any]]:
@@ -446,7 +446,9 @@ def _apart(values: Arguments) -> set[str]:
     mlp, kind = values.get("mlp_layer"), values["class"]
     names = set[str]()
     if values.get("qkv_fused") is False:
-        names |= {f"blocks.{i}.attn.{part}_proj.{end}" for i in blocks for part in "qkv" for end in ("weight", "bias")}
+        names |= {
+            f"blocks.{i}.attn.{letter}_proj.{end}" for i in blocks for letter in "qkv" for end in ("weight", "bias")
+        }
     split = mlp == "SwiGLU" or (isinstance(mlp, dict) and mlp["name"] == "SwiGLU")
     eva = values.get("scale_mlp") or values.get("swiglu_align_to")
     if split or (values.get("swiglu_mlp") and (kind == "Beit" or eva)):

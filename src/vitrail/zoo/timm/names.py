@@ -13,7 +13,7 @@ from vitrail.variants import VariantConfig, VariantViT, head_for
 from vitrail.zoo.source import Weight
 
 
-class Part(NamedTuple):
+class Entry(NamedTuple):
     """One of vitrail's tensors in timm's terms."""
 
     names: tuple[str, ...]
@@ -28,7 +28,7 @@ class Part(NamedTuple):
     def weight(self, own: Sequence[int]) -> Weight:
         """How a tensor of shape `own` is made."""
         if len(self.names) > 1:
-            return Weight(self.names, lambda *parts: torch.cat(parts), "joined")
+            return Weight(self.names, lambda *tensors: torch.cat(tensors), "joined")
         if self.piece is not None:
             dim, start, length = self.piece
             return Weight(self.names, lambda whole: whole.narrow(dim, start, length), "cut out")
@@ -106,13 +106,13 @@ CONV = (
 def skeleton(config: VariantConfig, classes: int | None) -> nn.ModuleDict:
     """Encoder and head without memory for their weights."""
     with torch.device("meta"):
-        parts: dict[str, nn.Module] = {"encoder": VariantViT(config)}
+        modules: dict[str, nn.Module] = {"encoder": VariantViT(config)}
         if classes:
-            parts["head"] = head_for(config, classes)
-        return nn.ModuleDict(parts)
+            modules["head"] = head_for(config, classes)
+        return nn.ModuleDict(modules)
 
 
-def spelling(config: VariantConfig, kind: str, there: Collection[str], classes: int | None) -> dict[str, Part]:
+def spelling(config: VariantConfig, kind: str, there: Collection[str], classes: int | None) -> dict[str, Entry]:
     """timm's name for every tensor of a task with this encoder, for timm's class `kind`.
 
     `there` are the names in the file: some classes keep query, key and value apart, and some do not.
@@ -121,60 +121,60 @@ def spelling(config: VariantConfig, kind: str, there: Collection[str], classes: 
     return {name: _spelled(name, tuple(value.shape), config, kind, there) for name, value in own.items()}
 
 
-def _spelled(name: str, shape: tuple[int, ...], config: VariantConfig, kind: str, there: Collection[str]) -> Part:
-    part, _, own = name.partition(".")
-    if part == "head":
+def _spelled(name: str, shape: tuple[int, ...], config: VariantConfig, kind: str, there: Collection[str]) -> Entry:
+    top, _, own = name.partition(".")
+    if top == "head":
         head = {"linear": "head.fc" if kind == "VisionTransformerSAM" else "head", "distillation": "head_dist"}
         layer, _, rest = own.partition(".")
-        return Part((f"{head[layer]}.{rest}",))
+        return Entry((f"{head[layer]}.{rest}",))
     if config.backbone != "none" and own.startswith("patches."):
-        return Part((_backbone_name(own, config),))
+        return Entry((_backbone_name(own, config),))
     theirs = _renamed(own, RENAMED)
     if kind == "VisionTransformerSAM":
         if own == "positions":
-            return Part((theirs,), shape=(1, *config.grid, config.width))
+            return Entry((theirs,), shape=(1, *config.grid, config.width))
         if own.startswith("norm."):
-            return Part((own.replace("norm.", "neck."),))
+            return Entry((own.replace("norm.", "neck."),))
     theirs = _scale_name(theirs, kind)
     if config.arrangement in ("joint", "joint_fused"):
         return _joint(theirs, shape, config)
     return _joined(theirs, config, there)
 
 
-def _joined(theirs: str, config: VariantConfig, there: Collection[str]) -> Part:
+def _joined(theirs: str, config: VariantConfig, there: Collection[str]) -> Entry:
     """What timm keeps in several tensors."""
     if match := re.match(r"attn_pool\.attn\.qkv\.(\w+)$", theirs):
-        return Part((f"attn_pool.q.{match[1]}", f"attn_pool.kv.{match[1]}"), (config.width, 2 * config.width))
+        return Entry((f"attn_pool.q.{match[1]}", f"attn_pool.kv.{match[1]}"), (config.width, 2 * config.width))
     if match := re.match(r"(blocks\.(\d+)\.attn\.)qkv\.(\w+)$", theirs):
-        apart = tuple(f"{match[1]}{part}_proj.{match[3]}" for part in "qkv")
+        apart = tuple(f"{match[1]}{letter}_proj.{match[3]}" for letter in "qkv")
         if apart[0] in there:
             kv = config.kv_heads[int(match[2])] if config.kv_heads else config.heads
             rows = config.width // config.heads
-            return Part(apart, (config.width, kv * rows, kv * rows))
+            return Entry(apart, (config.width, kv * rows, kv * rows))
     if match := re.match(r"(blocks\.\d+\.attn\.)([qv])_bias$", theirs):
         apart_bias = f"{match[1]}{match[2]}_proj.bias"
-        return Part((apart_bias,) if apart_bias in there else (theirs,))
+        return Entry((apart_bias,) if apart_bias in there else (theirs,))
     if match := re.match(r"(blocks\.\d+\.mlp\.)fc1\.(\w+)$", theirs):
         gate = f"{match[1]}fc1_g.{match[2]}"
         if config.mlp == "gated" and gate in there:
-            return Part((gate, f"{match[1]}fc1_x.{match[2]}"), (config.hidden, config.hidden))
-    return Part((theirs,))
+            return Entry((gate, f"{match[1]}fc1_x.{match[2]}"), (config.hidden, config.hidden))
+    return Entry((theirs,))
 
 
-def _joint(theirs: str, shape: tuple[int, ...], config: VariantConfig) -> Part:
+def _joint(theirs: str, shape: tuple[int, ...], config: VariantConfig) -> Entry:
     """ViT-22B's blocks have one product for MLP, queries, keys and values, and may have one for both outputs."""
     hidden, width = config.hidden, config.width
     rows = {"mlp.fc1": (0, 0, hidden), "attn.qkv": (0, hidden, 3 * width)}
     columns = {"attn.proj": (1, 0, width), "mlp.fc2": (1, width, hidden)}
     if match := re.match(r"(blocks\.\d+\.)(mlp\.fc1|attn\.qkv)\.(weight|bias)$", theirs):
         if match[2] == "mlp.fc1" and match[3] == "bias" and not config.qkv_bias:
-            return Part((f"{match[1]}mlp_bias",))
-        return Part((f"{match[1]}in_proj.{match[3]}",), piece=rows[match[2]])
+            return Entry((f"{match[1]}mlp_bias",))
+        return Entry((f"{match[1]}in_proj.{match[3]}",), piece=rows[match[2]])
     fused = config.arrangement == "joint_fused"
     if fused and (match := re.match(r"(blocks\.\d+\.)(attn\.proj|mlp\.fc2)\.(weight|bias)$", theirs)):
         name = f"{match[1]}out_proj.{match[3]}"
-        return Part((name,), piece=columns[match[2]] if match[3] == "weight" else None)
-    return Part((_renamed(theirs, JOINT),))
+        return Entry((name,), piece=columns[match[2]] if match[3] == "weight" else None)
+    return Entry((_renamed(theirs, JOINT),))
 
 
 def _scale_name(name: str, kind: str) -> str:
@@ -199,18 +199,18 @@ def _renamed(name: str, rules: Sequence[tuple[str, str]]) -> str:
     return name
 
 
-def written(parts: dict[str, Part], state: dict[str, Tensor]) -> dict[str, Tensor]:
+def written(entries: dict[str, Entry], state: dict[str, Tensor]) -> dict[str, Tensor]:
     """timm's tensors from vitrail's: what `spelling` tells, the other way round."""
     out: dict[str, Tensor] = {}
     pieces: dict[str, list[tuple[tuple[int, int, int], Tensor]]] = {}
-    for name, part in parts.items():
+    for name, entry in entries.items():
         value = state[name].detach()
-        if len(part.names) > 1:
-            out.update(zip(part.names, value.split(part.sizes), strict=True))
-        elif part.piece is not None:
-            pieces.setdefault(part.names[0], []).append((part.piece, value))
+        if len(entry.names) > 1:
+            out.update(zip(entry.names, value.split(entry.sizes), strict=True))
+        elif entry.piece is not None:
+            pieces.setdefault(entry.names[0], []).append((entry.piece, value))
         else:
-            out[part.names[0]] = value.reshape(part.shape) if part.shape else value
+            out[entry.names[0]] = value.reshape(entry.shape) if entry.shape else value
     for name, found in pieces.items():
         found.sort(key=lambda item: item[0][1])
         out[name] = torch.cat([value for _, value in found], dim=found[0][0][0])
