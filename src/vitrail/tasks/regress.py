@@ -84,7 +84,7 @@ class Regress(Headed):
     def metric(self, data: ImageSet | None = None, train: ImageSet | None = None) -> Metric:
         raise UserError(
             f"the head gives values ({', '.join(self.values[:3])}), and classes are no values to compare them with: "
-            "score its features with --probe, or train a head with `vitrail train folder --init`"
+            "score its features with --probe, or load it with classes=N and train it"
         )
 
     def config(self) -> dict[str, Any]:
