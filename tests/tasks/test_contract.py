@@ -1,71 +1,67 @@
-"""What every task must keep, whatever its job."""
+"""What every task must keep, whatever its job. Runs over `TASKS`: a new task only adds its examples."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from task_examples import EXAMPLES, batch_for, inputs, rows_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from torch import Tensor
 
 import vitrail
-from vitrail.data.decode import Preprocess
-from vitrail.data.text import Tokenizer
-from vitrail.sizes import SIZES, config_for
-from vitrail.tasks.caption import Caption, Captioning
-from vitrail.tasks.classify import Classify
-from vitrail.tasks.encoder import encoder_for
-from vitrail.tasks.knn import KNN
-from vitrail.tasks.regress import Regress
-from vitrail.tasks.search import Decoding
+from vitrail.errors import UserError
+from vitrail.tasks import TASKS, task_class, task_of
 from vitrail.tasks.task import Task
 
-NANO, EIGHT = SIZES["nano/2"], Preprocess(size=(8, 8))
-WORDS = Tokenizer.train(["a red dog runs on the grass"], "words", 20)
+EACH = [(name, example) for name, examples in EXAMPLES.items() for example in examples]
 
 
-def neighbours() -> Task:
-    task = KNN(encoder_for(NANO), ["a", "b"], EIGHT, images=5)
-    task.head.build_index(torch.randn(5, 64), torch.tensor([0, 1, 1, 0, 1]))
-    return task
-
-
-def captioner(decoder: Any) -> Task:
-    small: dict[str, Any] = {
-        "decoder_width": 16,
-        "decoder_depth": 1,
-        "decoder_heads": 2,
-        "decoding": Decoding(max_length=6),
-    }
-    return Caption(encoder_for(NANO), Captioning(decoder=decoder, **small), WORDS, EIGHT)
-
-
-TASKS: dict[str, Callable[[], Task]] = {
-    "classify": lambda: vitrail.create("nano/2", classes=["a", "b"]),
-    "classify, sigmoid and hidden": lambda: Classify(
-        encoder_for(config_for(NANO, registers=1)), ["a", "b", "c"], EIGHT, hidden=8, loss="sigmoid"
-    ),
-    "regress": lambda: Regress(encoder_for(NANO), ["age", "angle"], EIGHT),
-    "knn": neighbours,
-    "embed": lambda: vitrail.create("nano/2"),
-    **{f"caption, {decoder}": partial(captioner, decoder) for decoder in ("recurrent", "attentive", "transformer")},
-}
-
-
-@pytest.fixture(params=TASKS)
+@pytest.fixture(params=EACH, ids=", ".join)
 def task(request: pytest.FixtureRequest) -> Task:
+    return made(*request.param)
+
+
+def made(name: str, example: str) -> Task:
     torch.manual_seed(0)
-    return TASKS[request.param]()
+    return EXAMPLES[name][example]()
 
 
-def inputs(task: Task, inputs: int) -> tuple[torch.Tensor, ...]:
-    """What `forward` takes: normalised images, and two captions of each where there are words."""
-    images = torch.randn(inputs, 3, 8, 8)
-    return (images, torch.randint(4, 8, (inputs, 2, 3))) if isinstance(task, Caption) else (images,)
+def trainable(task: Task) -> bool:
+    try:
+        task.loss(batch_for(task, 2))
+    except UserError as error:
+        assert "\n" not in str(error)
+        return False
+    return True
+
+
+def scored(task: Task) -> bool:
+    try:
+        task.metric()
+    except UserError as error:
+        assert "\n" not in str(error)
+        return False
+    return True
+
+
+def test_every_task_has_examples_and_names_itself() -> None:
+    assert EXAMPLES.keys() == TASKS.keys()
+    for name in TASKS:
+        kind = task_class(name)
+        assert kind.name == name and issubclass(kind, Task)
+        if kind.score is not None:
+            assert kind.settings.name == name and task_of(kind.settings()) is kind
+
+
+def test_a_name_that_is_no_task_is_refused() -> None:
+    with pytest.raises(UserError, match="no task 'segmnt': choose from classify"):
+        task_class("segmnt")
 
 
 def test_saved_loaded_and_plain_data(task: Task, tmp_path: Path) -> None:
@@ -75,9 +71,10 @@ def test_saved_loaded_and_plain_data(task: Task, tmp_path: Path) -> None:
     assert json.loads(json.dumps(task.config())) == json.loads(json.dumps(again.config()))
     own, loaded = task.state_dict(), again.state_dict()
     assert own.keys() == loaded.keys() and all(torch.equal(own[name], loaded[name]) for name in own)
-    given = inputs(task, 3)
+    batch = batch_for(task, 3)
     # The same bits in other memory: some processors choose a kernel by where a tensor begins, and round otherwise.
-    torch.testing.assert_close(task.eval()(*given), again(*given), atol=1e-5, rtol=1e-5)
+    ours, theirs = task.eval()(*inputs(task, batch)), again(*inputs(task, batch))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_features_keep_their_grid_at_odd_sizes(task: Task) -> None:
@@ -85,24 +82,157 @@ def test_features_keep_their_grid_at_odd_sizes(task: Task) -> None:
     assert tokens.grid == (3, 7) and tokens.patches.shape == (2, 21, 64)
 
 
+# Answers
+
+
 def test_predict_takes_images_of_any_kind_and_no_image(task: Task) -> None:
     images = [Image.new("RGB", (9, 30), "red"), Image.new("L", (40, 8)), Image.new("CMYK", (8, 8))]
     answers = task.train().predict(images)
-    assert len(answers) == 3 and all(answer.as_row() for answer in answers)
+    assert len(answers) == 3
     assert not task.training
     assert task.predict([]) == []
 
 
+def test_answers_are_rows_lines_and_figures(task: Task) -> None:
+    image = Image.new("RGB", (50, 33), "teal")
+    (answer,) = task.predict([image])
+    assert json.loads(json.dumps(answer.row())) == answer.row() and answer.row()
+    assert "\n" not in answer.text()
+    figure = answer.draw(image)
+    assert figure.mode == "RGB" and figure.width >= image.width and figure.height > image.height
+
+
+def close(one: Any, other: Any) -> None:
+    """Plain data that is the same but for rounding."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for name in one:
+            close(one[name], other[name])
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            close(a, b)
+    else:
+        assert one == pytest.approx(other, abs=1e-4) if isinstance(one, float) else one == other
+
+
 def test_answers_do_not_depend_on_the_batch(task: Task) -> None:
     images = [torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8) for _ in range(5)]
-    together, alone = task.predict(images), [task.predict([p])[0] for p in images]
-    for a, b in zip(together, alone, strict=True):
-        scores = [{label["label"]: label["score"] for label in answer.labels} for answer in (a, b)]
-        assert scores[0] == pytest.approx(scores[1], abs=1e-5) and a.caption == b.caption
-        assert a.embedding == pytest.approx(b.embedding, abs=1e-5)
+    for together, alone in zip(task.predict(images), [task.predict([p])[0] for p in images], strict=True):
+        close(together.row(), alone.row())
+
+
+def test_predict_is_answer_on_prepared_images(task: Task) -> None:
+    images = [Image.effect_noise((20, 30), 90).convert("RGB"), Image.effect_noise((31, 9), 90).convert("RGB")]
+    ways = task.predict(images), task.answers([task.prepare(image) for image in images])
+    for one, other in zip(*ways, strict=True):
+        close(one.row(), other.row())
 
 
 def test_a_batch_of_eight_and_of_nothing_go_through_forward(task: Task) -> None:
-    assert len(task(*inputs(task, 8))) == 8
-    if not isinstance(task, Caption):  # whose words are shared out among the images
-        assert len(task(*inputs(task, 0))) == 0
+    batch = batch_for(task, 8)
+    assert len(task(*inputs(task, batch))) == 8
+    if len(inputs(task, batch)) == 1:
+        assert len(task(batch["image"][:0])) == 0
+
+
+def test_what_is_explained_is_a_scalar_per_image_with_a_gradient(task: Task) -> None:
+    batch = batch_for(task.eval(), 3)
+    batch["image"].requires_grad_()
+    scalars = task.explained(batch)
+    assert scalars.shape == (3,)
+    if scalars.requires_grad:
+        scalars.sum().backward()
+        assert batch["image"].grad is not None
+
+
+def test_options_of_another_task_are_refused(task: Task) -> None:
+    with pytest.raises(UserError, match=f"--no-such is not an option of this model's task, {task.name}"):
+        task.choose({"no_such": 1})
+
+
+# Loss
+
+
+@pytest.mark.parametrize("name, example", EACH)
+@given(count=st.integers(2, 7), data=st.data())
+@settings(max_examples=8)
+def test_the_loss_is_a_sum_over_any_split_of_a_batch(name: str, example: str, count: int, data: Any) -> None:
+    task = made(name, example).eval()
+    if not trainable(task) or task.whole_batch:
+        return
+    batch = batch_for(task, count, seed=count)
+    order = torch.tensor(data.draw(st.permutations(range(count))))
+    cut = data.draw(st.integers(1, count - 1))
+    whole = task.loss(batch)
+    pieces = [task.loss(rows_of(batch, rows)) for rows in (order[:cut], order[cut:])]
+    for entry in whole:
+        total = sum(float(piece[entry]) for piece in pieces)
+        assert total == pytest.approx(float(whole[entry]), rel=1e-4, abs=1e-4), entry
+
+
+def test_accumulation_gives_the_same_gradient(task: Task) -> None:
+    """Also in training, where stochastic depth is drawn by (seed, epoch, sample)."""
+    if not trainable(task) or task.whole_batch:
+        return
+    task.train()
+    batch = batch_for(task, 6)
+    assert task.keep(batch) is None or task.keep(batch).shape[0] == 6  # type: ignore[union-attr]
+
+    def gradients(pieces: list[Tensor]) -> list[Tensor]:
+        task.zero_grad()
+        for rows in pieces:
+            task.loss(rows_of(batch, rows))["loss"].backward()
+        return [p.grad.clone() for p in task.parameters() if p.grad is not None]
+
+    whole, parted = gradients([torch.arange(6)]), gradients([torch.tensor([4, 1]), torch.tensor([0, 2, 3, 5])])
+    assert len(whole) == len(parted) > 0
+    for one, other in zip(whole, parted, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+
+
+def test_a_loss_counts_its_items_and_is_finite(task: Task) -> None:
+    if trainable(task):
+        found = task.loss(batch_for(task, 4))
+        assert found["loss"].isfinite() and float(found["count"]) >= 4 and found["loss"].requires_grad
+
+
+# Metrics
+
+
+def test_metrics_count_each_sample_once_in_any_order(task: Task) -> None:
+    if not scored(task):
+        return
+    task.eval()
+    batch = batch_for(task, 6)
+
+    def scores(pieces: list[list[int]], merged: bool = False) -> dict[str, Any]:
+        metrics = [task.metric() for _ in range(2)]
+        for place, piece in enumerate(pieces):
+            rows = rows_of(batch, torch.tensor(piece))
+            outputs = task.answer(rows) if task.metric_reads == "answers" else task(rows["image"])
+            metrics[place % 2 if merged else 0].update(rows, outputs)
+        if merged:
+            metrics[0].merge(metrics[1].state())
+        return metrics[0].compute()
+
+    with torch.inference_mode():
+        whole = scores([[0, 1, 2, 3, 4, 5]])
+        close(whole, scores([[5, 3, 1], [0, 4, 2], [3, 3]]))
+        close(whole, scores([[2, 0], [1, 4, 2], [3], [5, 3]], merged=True))
+    assert task.score is not None and task.score.name in whole
+
+
+# Export
+
+
+@pytest.mark.slow
+def test_each_component_exports(task: Task) -> None:
+    task.eval()
+    batch = batch_for(task, 2)
+    for name, module in task.components().items():
+        given = task.component_inputs(batch)[name]
+        with torch.inference_mode():
+            expected = module(*given)
+        exported = torch.export.export(module, given).module()
+        torch.testing.assert_close(exported(*given), expected, atol=1e-4, rtol=1e-4)
