@@ -17,7 +17,7 @@ AUGMENT = Augment(crop="resized", scale=(0.5, 1.0), flip=True)
 
 
 def caption_zoo(images: int) -> Run:
-    """A trained encoder sees, a Transformer with cross-attention learns to write of it.
+    """A pretrained encoder and a new Transformer decoder with cross-attention.
 
     Command: vitrail train caption-zoo --init facebook/dinov2-small --data flickr8k
 
@@ -44,7 +44,7 @@ def caption_zoo(images: int) -> Run:
 
 
 def caption_prefix(images: int) -> Run:
-    """A trained encoder sees, a trained language model writes; a prefix joins them (ClipCap, arXiv 2111.09734).
+    """A pretrained encoder and a pretrained language model, joined by a learned prefix (ClipCap, arXiv 2111.09734).
 
     Command: vitrail train caption-prefix --init openai/clip-vit-base-patch32 --data flickr8k
 

@@ -26,7 +26,7 @@ LAYER_DECAY: dict[Method, float] = {"full": 0.75}
 
 
 def finetune(images: int) -> Run:
-    """Classify images from trained weights. The method and its learning rate follow the size of the data.
+    """Fine-tune pretrained weights to classify images. The amount of data sets method and learning rate.
 
     Command: vitrail train finetune --data FOLDER [--init SOURCE] [--method lora] [--image-size 384 384]
 
