@@ -401,12 +401,12 @@ def tried() -> list[list[str]]:
 
 
 LADDER: dict[str, str] = {
-    "a": "CNN + RNN",
-    "b": "CNN + LSTM",
-    "c": "CNN + LSTM with attention",
-    "d": "ViT + LSTM with attention",
-    "e": "ViT + Transformer",
-    "f": "e, after learning to match images with captions",
+    "a": "a. CNN + RNN",
+    "b": "b. CNN + LSTM",
+    "c": "c. CNN + LSTM with attention",
+    "d": "d. ViT + LSTM with attention",
+    "e": "e. ViT + Transformer",
+    "f": "f. e, after learning to match images with captions",
     "cifar10": "e, with an encoder trained on CIFAR-10 first",
 }
 """rungs of `bench/ladder.py`, in order, with their titles"""
@@ -431,7 +431,7 @@ def ladder() -> list[list[str]]:
     columns = ["parameters", "of the encoder", "CIDEr", "BLEU-4", "epochs", "core minutes"]
     columns += ["learning rate ×", "CIDEr of the short trials"]
     rows = [["rung", "recipes", *columns, "seeds"]]
-    for name, rung in measured_rungs().items():
+    for rung in measured_rungs().values():
         done = rung["runs"]
 
         def mean(key: str, done: list[Rows] = done) -> str:
@@ -439,7 +439,6 @@ def ladder() -> list[list[str]]:
             spread = f" ({min(scores):.3f} to {max(scores):.3f})" if len(scores) > 1 else ""
             return f"{sum(scores) / len(scores):.3f}{spread}"
 
-        title = f"{name}. {rung['title']}" if len(name) == 1 else rung["title"]
         minutes = sum(run["training_seconds"] * run["cores"] for run in done) / len(done) / 60
         epochs = " + ".join(f"{done[0][key]:.1f}" for key in reversed(done[0]) if key.startswith("epochs"))
         tries = ", ".join(f"{tried['cider']:.3f}" for tried in rung["tries"])
@@ -447,7 +446,7 @@ def ladder() -> list[list[str]]:
         stages += " of an earlier version" * earlier(rung)
         sizes = [f"{done[0]['parameters']:,}", "" if earlier(rung) else f"{_encoder_size(rung['stages'][-1]):,}"]
         scores = [mean("cider"), mean("bleu4"), epochs, f"{minutes:.0f}"]
-        rows.append([title, stages, *sizes, *scores, f"{rung['rate']:g}", tries, str(len(done))])
+        rows.append([rung["title"], stages, *sizes, *scores, f"{rung['rate']:g}", tries, str(len(done))])
     if len(rows) == 1:
         return [["rung", "CIDEr"], ["not measured", ""]]
     if (found := _read("caption")) is not None:
