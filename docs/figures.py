@@ -1,7 +1,7 @@
-"""Draw the images of README and docs from the weights in the package.
+"""Draw the figures of README and docs with the bundled weights and the files under `results/`.
 
-    python docs/figures.py                  what the classifier looks at, and both ladders
-    python docs/figures.py --data DIR       captions too
+    python docs/figures.py                  the attention of the classifier, and both ladders
+    python docs/figures.py --data DIR       also the captions
 
 DIR holds `flickr8k/` and `photos/`.
 """
@@ -34,7 +34,7 @@ COLUMNS = 4
 
 
 def attention() -> None:
-    """The sample images, where the classifier looks, and its answers."""
+    """The sample images, the attention rollout of the classifier, and its answers."""
     task = vitrail.load("classify")
     encoder: ViT = encoder_of(task)
     paths = sorted(SAMPLES.glob("*.png"))
@@ -59,7 +59,7 @@ def attention() -> None:
 
 
 def captions(data: Path) -> None:
-    """What the captioner writes under 24 validation images and 12 photos, which a hash of their names chooses."""
+    """24 validation images and 12 photos, chosen by a hash of their names, with the bundled captioner's captions."""
     task = vitrail.load("caption")
     val = open_captions(data / "flickr8k").val
     assert val is not None
@@ -70,7 +70,7 @@ def captions(data: Path) -> None:
 
 
 def ladder() -> None:
-    """CIDEr of the rungs that `bench/ladder.py` has measured, a dot a seed."""
+    """CIDEr of the rungs that `bench/ladder.py` has measured, one dot per seed."""
     rungs = list(measured_rungs().values())
     if not rungs:
         return
@@ -81,22 +81,22 @@ def ladder() -> None:
         axes.barh(place, sum(scores) / len(scores), color="#9ecae1")
         axes.plot(scores, [place] * len(scores), "o", color="#08519c", markersize=4)
     titles = [rung["title"] + " (an earlier recipe)" * earlier(rung) for rung in reversed(rungs)]
-    axes.set_yticks(range(len(rungs)), [textwrap.fill(title, 34) for title in titles])
+    axes.set_yticks(range(len(rungs)), [textwrap.fill(title, 36) for title in titles])
     minutes = rungs[0]["budget"]["core_minutes"]
-    axes.set_xlabel(f"CIDEr on validation after the same {minutes:g} minutes of one core")
+    axes.set_xlabel(f"CIDEr on the validation split after {minutes:g} minutes on one core")
     axes.spines[["top", "right"]].set_visible(False)
     write_whole(ROOT / "docs" / "captioning-ladder.png", png(figure, dpi=110))
 
 
 def baselines() -> None:
-    """Accuracy beside time of what came before the Vision Transformer, and of the Vision Transformer; a dot a seed."""
+    """Accuracy over training time of the Vision Transformer and of earlier networks, one dot per seed."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     for axes, title, names in zip(figure.subplots(1, 2), ("CIFAR-10", "digits"), (BEFORE, BEFORE_DIGITS), strict=True):
         for name, mark in zip(names, "o+x^", strict=True):
             runs = json.loads((ROOT / "results" / f"{name}.json").read_text())["rows"]["runs"]
             minutes = [run["wall_seconds"] / 60 * run["cores"] for run in runs]
             axes.plot(minutes, [100 * run["top1"] for run in runs], mark, label=f"{name}, {runs[0]['parameters']:,}")
-        axes.set(title=title, xlabel="minutes of one core", ylabel="right on the test part, %")
+        axes.set(title=title, xlabel="minutes on one core", ylabel="test accuracy, %")
         axes.set_xlim(left=0)
         axes.legend(title="recipe, parameters", fontsize=8, loc="lower right")
         axes.spines[["top", "right"]].set_visible(False)

@@ -27,102 +27,114 @@ Rows = dict[str, Any]
 
 MEASURES: dict[str, tuple[str, str, Callable[[Rows], str]]] = {
     "digits": (
-        "`digits` from scratch, test part",
-        "97.5 %, each within 2 minutes",
+        "`digits` from scratch, test split",
+        "97.5 %; each run within 2 minutes",
         lambda rows: _seeds(rows),
     ),
     "cifar10-quick": (
-        "`cifar10-quick` from scratch, test part",
-        "80 %, each within 30 minutes of 2 cores",
+        "`cifar10-quick` from scratch, test split",
+        "80 %; each run within 30 minutes on 2 cores",
         lambda rows: _seeds(rows),
     ),
     "cifar10-quick-plain": (
-        "the same, with plain linear patches",
-        "stands beside it",
+        "the same with a plain patch projection, without the convolutional stem",
+        "none, for comparison",
         lambda rows: _seeds(rows),
     ),
     "classify": (
-        "the bundled CIFAR-10 weights, test part: the best of two hours on two cores (`cifar10` itself needs a GPU)",
-        "84 %; on a GPU 94 %",
+        "bundled CIFAR-10 classifier, trained within two hours on two cores; test split",
+        "84 %; the recipe `cifar10` on a GPU 94 %",
         lambda rows: f"{rows['top1']:.2%} of {rows['count']:,} images",
     ),
     "training-step": (
-        "training step, timm's time over ours",
-        "1, aim 1.3",
+        "training step: timm's time divided by vitrail's",
+        "1, better 1.3",
         lambda rows: (
             f"bf16 {rows['bf16, best of timm / best of vitrail']:.2f}, "
             f"fp32 {rows['fp32, best of timm / best of vitrail']:.2f}"
         ),
     ),
     "loading": (
-        "loading photos, our images a second over torchvision's",
-        "1.3 as they are, aim 2; 3 at 3,000 pixels",
-        lambda rows: f"{rows['as they are']['ratio_of_medians']:.2f}; {rows['3000 pixels']['ratio_of_medians']:.2f}",
+        "loading photos: vitrail's images per second divided by torchvision's",
+        "1.3 (better 2) at the original size; 3 at 3,000 pixels",
+        lambda rows: (
+            f"{rows['as they are']['ratio_of_medians']:.2f} at the original size; "
+            f"{rows['3000 pixels']['ratio_of_medians']:.2f} at 3,000 pixels"
+        ),
     ),
     "folder": (
-        "`vitrail train folder` on ants and bees, from scratch and from the bundled weights, beside timm's ViT",
+        "`vitrail train folder` on photos of ants and bees, beside timm's ViT",
         "within 10 minutes; from scratch not below timm's",
         lambda rows: (
-            f"{rows['scratch mean top-1']:.1%} and {rows['weights mean top-1']:.1%}, timm's "
-            f"{rows['timm mean top-1']:.1%}; at most "
+            f"from scratch {rows['scratch mean top-1']:.1%}; from the bundled weights "
+            f"{rows['weights mean top-1']:.1%}; timm's ViT {rows['timm mean top-1']:.1%}; at most "
             f"{max(rows['scratch most seconds'], rows['weights most seconds']) / 60:.1f} minutes"
         ),
     ),
     "transfer": (
-        "gain of the bundled weights over starting from scratch: ants and bees; CIFAR-10 at twice the size",
+        "gain of the bundled weights over training from scratch: ants and bees; CIFAR-10 at twice the image size",
         "above twice its standard error; above 0",
-        lambda rows: "; ".join(_gain(rows[part]) for part in TRANSFERS if "gain" in rows.get(part, {})),
+        lambda rows: "; ".join(_gain(rows[name]) for name in TRANSFERS if "gain" in rows.get(name, {})),
     ),
     "caption": (
-        "the bundled captioner on Flickr8k's validation part; the same captions for other images",
-        "CIDEr 0.42, BLEU-4 0.16; the second under a quarter of the first",
+        "bundled captioner, Flickr8k's validation split",
+        "CIDEr 0.42, BLEU-4 0.16; with shuffled images less than a quarter of that CIDEr",
         lambda rows: (
-            f"CIDEr {rows['cider']:.3f}, BLEU-4 {rows['bleu4']:.3f}; CIDEr "
-            f"{rows['captions of other images']['cider']:.3f}"
+            f"CIDEr {rows['cider']:.3f}, BLEU-4 {rows['bleu4']:.3f}; with shuffled images "
+            f"CIDEr {rows['captions of other images']['cider']:.3f}"
         ),
     ),
     "caption-decoding": (
-        "beam 5 with a cache against without, 16 images a batch, 20 and 60 words; a caption of the bundled captioner",
-        "3 and 5 times as fast, the same tokens; 150 ms",
+        "beam search with 5 beams: speed with a cache divided by speed without, for 20 and 60 words; time per caption",
+        "3 and 5 times, with the same tokens; 150 ms",
         lambda rows: "; ".join(
             [
                 *(
-                    f"{_faster(rows, 16, n)} times on {'one thread' if n == 1 else f'{n} threads'}"
+                    f"{_faster(rows, 16, n)} times in batches of 16 on {'one thread' if n == 1 else f'{n} threads'}"
                     for n in rows["threads"]
                 ),
-                f"one image {_faster(rows, 1, rows['threads'][-1])} times",
-                f"{rows['agreement']['same']:,} of {rows['images']:,} captions the same",
-                f"{rows['latency']['as its checkpoint']['median']:.0f} ms",
+                f"{_faster(rows, 1, rows['threads'][-1])} times for one image",
+                f"{rows['agreement']['same']:,} of {rows['images']:,} captions identical",
+                f"{rows['latency']['as its checkpoint']['median']:.0f} ms per caption",
             ]
         ),
     ),
     "startup": (
-        "`vitrail --help`, median seconds",
-        "0.4",
-        lambda rows: f"{rows['vitrail --help, median seconds']:.2f}",
+        "`vitrail --help`, median time",
+        "0.4 s",
+        lambda rows: f"{rows['vitrail --help, median seconds']:.2f} s",
     ),
 }
-"""the files that the README shows, in order: what was measured, what was asked for, and how to say what came out"""
+"""the files that the README shows, in order: the task, the goal, and the result in words"""
 
 MARKED = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
 def results() -> list[list[str]]:
-    """What was measured, one row a file."""
-    rows = [["measure", "asked", "reached", "command"]]
-    for name, (title, asked, say) in MEASURES.items():
+    """What was measured, one row per file."""
+    rows = [["task", "score and cost", "command"]]
+    for name, (task, _, _) in MEASURES.items():
         found = _read(name)
-        if found is None:
-            rows.append([title, asked, "not measured", ""])
-            continue
-        # A series says so for each of its seeds.
-        where = " (on one core)" if found["machine"]["cores"] == 1 and "runs" not in found["rows"] else ""
-        rows.append([title, asked, say(found["rows"]) + where, f"`{found['command']}`"])
+        rows.append([task, _result(name), f"`{found['command']}`" if found else ""])
     return rows
 
 
+def goals() -> list[list[str]]:
+    """The results beside the goals that were set before they were measured."""
+    return [["task", "goal", "result"], *([task, goal, _result(name)] for name, (task, goal, _) in MEASURES.items())]
+
+
+def _result(name: str) -> str:
+    """A result in words; each seed of a series names its own number of cores."""
+    found = _read(name)
+    if found is None:
+        return "not measured"
+    where = " (on one core)" if found["machine"]["cores"] == 1 and "runs" not in found["rows"] else ""
+    return MEASURES[name][2](found["rows"]) + where
+
+
 def _faster(rows: Rows, batch: int, threads: int) -> str:
-    """What the cache gains at 20 and at 60 words."""
+    """The speed-up from the cache at 20 and at 60 words."""
     found = (rows[f"batch {batch}, {words} words, {threads} threads"]["times as fast"] for words in (20, 60))
     return " and ".join(f"{times:.1f}" for times in found)
 
@@ -144,40 +156,40 @@ def _seeds(rows: Rows) -> str:
 
 
 TRANSFERS: dict[str, str] = {"hymenoptera": "ants and bees", "cifar10": "CIFAR-10"}
-"""parts of results/transfer.json"""
+"""data sets of results/transfer.json"""
 TRANSFER_ROWS: dict[str, str] = {
     "weights_top1": "from the bundled weights",
     "scratch_top1": "from scratch",
     "gain": "gain, mean of the pairs",
     "gain_standard_error": "its standard error",
-    "gain_corrected_standard_error": "its standard error, corrected for training parts that overlap",
-    "least_gain": "least gain of a pair",
+    "gain_corrected_standard_error": "its standard error, corrected for overlapping training folds",
+    "least_gain": "smallest gain of a pair",
     "linear_top1": "linear probe of the bundled weights",
     "knn_top1": "k-NN with the bundled weights",
-    "untouched_top1": "the bundled weights as they are, at their own 32 pixels",
-    "untouched_at_twice_the_size_top1": "the bundled weights as they are, at 64 pixels",
+    "untouched_top1": "the bundled weights without training, at their own 32 pixels",
+    "untouched_at_twice_the_size_top1": "the bundled weights without training, at 64 pixels",
 }
 
 
 def _gain(rows: Rows) -> str:
-    """A mean gain, with what tells how sure it is."""
+    """A mean gain with its standard error, or with the smallest gain of a pair."""
     error = rows.get("gain_standard_error")
     if error:
         corrected = 100 * rows["gain_corrected_standard_error"]
         spread = f"standard error {100 * error:.1f}, corrected for overlapping folds {corrected:.1f}"
     else:
-        spread = f"least {100 * rows['least_gain']:+.1f}"
+        spread = f"smallest {100 * rows['least_gain']:+.1f}"
     return f"{100 * rows['gain']:+.1f} points ({spread}, {rows['pairs']} pairs)"
 
 
 def transfer() -> list[list[str]]:
-    """From the package's weights beside from scratch."""
-    rows, found = [["images", "budget", "measure", "reached"]], _read("transfer")
-    for part, title in TRANSFERS.items():
-        if found is None or part not in found["rows"]:
+    """Training from the bundled weights beside training from scratch."""
+    rows, found = [["data set", "budget", "measure", "result"]], _read("transfer")
+    for data, title in TRANSFERS.items():
+        if found is None or data not in found["rows"]:
             rows.append([title, "", "not measured", ""])
             continue
-        own = found["rows"][part]
+        own = found["rows"][data]
         budget = own["settings"]
         given = f"{budget['size']} pixels, {budget['epochs']:g} epochs" + (
             f" of {budget['images']:,}" if budget["images"] else ""
@@ -193,18 +205,18 @@ def transfer() -> list[list[str]]:
 FOLDER: dict[str, str] = {
     "scratch": "`vitrail train folder`, from scratch",
     "weights": "the same with `--init classify`",
-    "timm": "timm's ViT of the same width and depth, AdamW, for the seconds of the first row",
+    "timm": "timm's ViT of the same width and depth, AdamW, for as long as the first row",
 }
 """kinds of results/folder.json"""
 
 
 def folder() -> list[list[str]]:
-    """The recipe `folder` on a small folder, a column a seed."""
+    """The recipe `folder` on a small folder, one column per seed."""
     found = _read("folder")
     if found is None:
         return [["training", "mean"]]
     runs = found["rows"]["runs"]
-    rows = [["training", "parameters", *(f"seed {run['seed']}" for run in runs), "mean", "seconds at most"]]
+    rows = [["training", "parameters", *(f"seed {run['seed']}" for run in runs), "mean", "longest run, seconds"]]
     for kind, title in FOLDER.items():
         done = [run[kind] for run in runs]
         scores = [f"{run['top1']:.1%}" for run in done]
@@ -215,37 +227,50 @@ def folder() -> list[list[str]]:
     return rows
 
 
+LABELS: dict[str, str] = {"part": "split"}
+"""entries of results/*.json that the tables show under another name"""
+
+
 def bundled() -> list[list[str]]:
-    """Scores of the weights in the package."""
+    """Scores of the bundled classifier."""
     found = _read("classify")
-    rows = [["measure", "reached"]]
-    return rows + [[measure, _plain(value)] for measure, value in found["rows"].items()] if found else rows
+    rows = [["measure", "score"]]
+    return rows + [[LABELS.get(name, name), _plain(value)] for name, value in found["rows"].items()] if found else rows
 
 
 def captioner() -> list[list[str]]:
-    """Scores of the captioner in the package, of its captions for the wrong images, and of people's."""
+    """Scores of the bundled captioner, of its captions for the wrong images, and of people's captions."""
     found = _read("caption")
     if found is None:
-        return [["measure", "reached"]]
+        return [["measure", "score"]]
     model = found["rows"]
-    columns = {"the captioner": model, "for other images": model["captions of other images"]}
+    columns = {"bundled captioner": model, "shuffled images": model["captions of other images"]}
     columns["people"] = model["people"]
     measures = [name for name, value in model.items() if not isinstance(value, dict)]
 
     def cells(name: str) -> list[str]:
         return [_plain(column[name]) if name in column else "" for column in columns.values()]
 
-    return [["measure", *columns], *([name, *cells(name)] for name in measures)]
+    return [["measure", *columns], *([LABELS.get(name, name), *cells(name)] for name in measures)]
+
+
+CHOSEN: dict[str, str] = {
+    "the likeliest": "log-probability alone",
+    "with its match": "log-probability and match",
+    "with the consensus": "log-probability and consensus",
+    "with both": "all three",
+}
+"""how the bundled captioner chooses among its captions, by the names in results/caption.json"""
 
 
 def choosing() -> list[list[str]]:
-    """Scores of the captioner in the package by how it chooses among the captions that it finds."""
-    rows, found = [["chosen", "CIDEr", "BLEU-4", "length"]], _read("caption")
+    """Scores of the bundled captioner by how it chooses among the captions that it finds."""
+    rows, found = [["caption chosen by", "CIDEr", "BLEU-4", "length"]], _read("caption")
     if found is None or "chosen" not in found["rows"]:
         return rows
     ways = {**found["rows"]["chosen"], "with both": found["rows"]}
     return rows + [
-        [how, f"{row['cider']:.3f}", f"{row['bleu4']:.3f}", f"{row['length']:.1f}"] for how, row in ways.items()
+        [CHOSEN[how], f"{row['cider']:.3f}", f"{row['bleu4']:.3f}", f"{row['length']:.1f}"] for how, row in ways.items()
     ]
 
 
@@ -254,17 +279,17 @@ def runs() -> list[list[str]]:
     rows = [["file", "command", "commit", "machine", "date"]]
     for path in sorted((ROOT / "results").glob("*.json")):
         found = json.loads(path.read_text())
-        commit = f"`{found['commit'][:10]}`" + (" with changes" if found.get("changed") else "")
+        commit = f"`{found['commit'][:10]}`" + (" with uncommitted changes" if found.get("changed") else "")
         link, command = f"[{path.name}](../results/{path.name})", f"`{found['command']}`"
         rows.append([link, command, commit, _plain(found["machine"]), found["date"][:10]])
     return rows
 
 
 def recipes() -> list[list[str]]:
-    """Command and first paragraph of every recipe."""
+    """First paragraph and command of every recipe."""
     from vitrail.recipes import RECIPES
 
-    rows = [["what it is for", "command"]]
+    rows = [["task", "command"]]
     for recipe in RECIPES.values():
         text = inspect.getdoc(recipe) or ""
         paragraph, _, rest = text.partition("\n\n")
@@ -283,8 +308,8 @@ def sizes() -> list[list[str]]:
     rows = [["size", "width", "depth", "heads", "patch", "image", "parameters"]]
     for name, c in SIZES.items():
         with torch.device("meta"):
-            parts = [ViT(c), Head(c.width, 1000)]
-        count = sum(p.numel() for part in parts for p in part.parameters())
+            modules = [ViT(c), Head(c.width, 1000)]
+        count = sum(p.numel() for module in modules for p in module.parameters())
         image = f"{c.image_size[0]} × {c.image_size[1]}"
         numbers = [str(n) for n in (c.width, c.depth, c.heads, c.patch)]
         rows.append([f"`{name}`", *numbers, image, f"{count:,}"])
@@ -302,20 +327,41 @@ def parity() -> list[list[str]]:
     return rows
 
 
+LOAD: dict[str, str] = {
+    "seconds after import torch, median": "time after `import torch`, median, s",
+    "slowest": "time after `import torch`, slowest, s",
+    "of the processor, median": "CPU time, median, s",
+    "of these in vitrail.load, median": "CPU time in `vitrail.load`, median, s",
+    "weights, MB": "size of the weights, MB",
+    "copied, MB": "weights copied, MB",
+    "while loading, MB": "extra memory while loading, MB",
+    "beside the weights, MB": "extra memory after loading, MB",
+}
+"""measures of results/load.json"""
+
+
 def load() -> list[list[str]]:
-    """Seconds and memory of loading, a column a layout."""
+    """Time and memory of loading, one column per layout."""
     found = _read("load")
     if found is None:
-        return [["measure", "reached"]]
+        return [["measure", "result"]]
     layouts = found["rows"]
-    measures = next(iter(layouts.values()))
     headers = ["measure", *(f"{name} layout" for name in layouts)]
-    return [headers, *([name, *(_plain(row[name]) for row in layouts.values())] for name in measures)]
+    return [headers, *([LOAD[name], *(_plain(row[name]) for row in layouts.values())] for name in LOAD)]
 
 
 def parity_huggingface() -> list[list[str]]:
     """Each of Hugging Face's types: what was compared, and the largest relative differences, there and back."""
-    rows = [["model", "class", "sizes", "tokens", "logits or pooled", "written, and read by transformers", "same bits"]]
+    header = [
+        "model",
+        "class",
+        "sizes",
+        "tokens",
+        "logits or pooled vector",
+        "after `--to hf`",
+        "weights bit-identical",
+    ]
+    rows = [header]
     found = _read("parity-huggingface")
     for name, row in found["rows"].items() if found else ():
         worst = [f"{max(size[kind] for size in row['sizes'].values()):.1e}" for kind in ("tokens", "outputs")]
@@ -331,7 +377,7 @@ BEFORE_DIGITS = ("rnn-digits", "gru-digits", "lstm-digits", "digits")
 
 def baselines() -> list[list[str]]:
     """What came before the Vision Transformer, and the Vision Transformer, on the same data."""
-    header = ["recipe", "parameters", "test part: mean (range), seeds, time of the whole command"]
+    header = ["recipe", "parameters", "test accuracy: mean (range), seeds, time of the whole command"]
     measured = {name: found["rows"] for name in (*BEFORE, *BEFORE_DIGITS) if (found := _read(name)) is not None}
     rows = [[f"`{name}`", f"{rows['runs'][0]['parameters']:,}", _seeds(rows)] for name, rows in measured.items()]
     return [header, *rows]
@@ -347,15 +393,23 @@ def trained(name: str) -> list[list[str]]:
 
 
 def tried() -> list[list[str]]:
-    """`trained` with the recipes of an earlier commit, whose commands are none that a reader could run."""
+    """`trained` with the recipes of an earlier commit, whose commands no longer run."""
     (_, *header), *rows = trained("caption-tried")
     found = _read("caption-tried")
     title = f"recipe and options, at commit {found['commit'][:7]}" if found else "recipe and options"
     return [[title, *header], *([f"`{name[1:-1].removeprefix('vitrail train ')}`", *rest] for name, *rest in rows)]
 
 
-LADDER = ("a", "b", "c", "d", "e", "f", "cifar10")
-"""rungs of `bench/ladder.py`, in order"""
+LADDER: dict[str, str] = {
+    "a": "a. CNN + RNN",
+    "b": "b. CNN + LSTM",
+    "c": "c. CNN + LSTM with attention",
+    "d": "d. ViT + LSTM with attention",
+    "e": "e. ViT + Transformer",
+    "f": "f. e, after learning to match images with captions",
+    "cifar10": "e, with an encoder trained on CIFAR-10 first",
+}
+"""rungs of `bench/ladder.py`, in order, with their titles"""
 
 
 def earlier(rung: Rows) -> bool:
@@ -366,16 +420,18 @@ def earlier(rung: Rows) -> bool:
 
 
 def measured_rungs() -> dict[str, Rows]:
-    """Of the rungs that have been measured, what `bench/ladder.py` wrote."""
+    """The rungs that have been measured, as `bench/ladder.py` wrote them."""
     found = {name: _read(f"ladder-{name}") for name in LADDER}
-    return {name: each["rows"] for name, each in found.items() if each is not None and each["rows"]["runs"]}
+    measured = {name: each["rows"] for name, each in found.items() if each is not None and each["rows"]["runs"]}
+    return {name: rows | {"title": LADDER[name]} for name, rows in measured.items()}
 
 
 def ladder() -> list[list[str]]:
     """The rungs with the mean and range of their seeds on validation, and people."""
-    columns = ["parameters", "encoder's", "CIDEr", "BLEU-4", "epochs", "core minutes", "rate", "CIDEr of the tries"]
+    columns = ["parameters", "of the encoder", "CIDEr", "BLEU-4", "epochs", "core minutes"]
+    columns += ["learning rate ×", "CIDEr of the short trials"]
     rows = [["rung", "recipes", *columns, "seeds"]]
-    for name, rung in measured_rungs().items():
+    for rung in measured_rungs().values():
         done = rung["runs"]
 
         def mean(key: str, done: list[Rows] = done) -> str:
@@ -383,7 +439,6 @@ def ladder() -> list[list[str]]:
             spread = f" ({min(scores):.3f} to {max(scores):.3f})" if len(scores) > 1 else ""
             return f"{sum(scores) / len(scores):.3f}{spread}"
 
-        title = f"{name}. {rung['title']}" if len(name) == 1 else rung["title"]
         minutes = sum(run["training_seconds"] * run["cores"] for run in done) / len(done) / 60
         epochs = " + ".join(f"{done[0][key]:.1f}" for key in reversed(done[0]) if key.startswith("epochs"))
         tries = ", ".join(f"{tried['cider']:.3f}" for tried in rung["tries"])
@@ -391,13 +446,13 @@ def ladder() -> list[list[str]]:
         stages += " of an earlier version" * earlier(rung)
         sizes = [f"{done[0]['parameters']:,}", "" if earlier(rung) else f"{_encoder_size(rung['stages'][-1]):,}"]
         scores = [mean("cider"), mean("bleu4"), epochs, f"{minutes:.0f}"]
-        rows.append([title, stages, *sizes, *scores, f"{rung['rate']:g}", tries, str(len(done))])
+        rows.append([rung["title"], stages, *sizes, *scores, f"{rung['rate']:g}", tries, str(len(done))])
     if len(rows) == 1:
         return [["rung", "CIDEr"], ["not measured", ""]]
     if (found := _read("caption")) is not None:
         people = found["rows"]["people"]
         scores = [f"{people[key]:.3f}" for key in ("cider", "bleu4")]
-        rows.append(["people, each against the others", *[""] * 3, *scores, *[""] * 5])
+        rows.append(["people, each caption against the others", *[""] * 3, *scores, *[""] * 5])
     return rows
 
 
@@ -409,7 +464,7 @@ def _encoder_size(recipe: str) -> int:
 
 
 def ladder_commands() -> list[list[str]]:
-    """The commands of the rungs that are measured with the recipes of now, for the first seed."""
+    """The commands, for the first seed, of the rungs that were measured with today's recipes."""
     from vitrail.recipes import RECIPES
 
     rows = [["rung", "commands"]]
@@ -430,6 +485,7 @@ def ladder_commands() -> list[list[str]]:
 
 TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "results": results,
+    "goals": goals,
     "bundled": bundled,
     "captioner": captioner,
     "choosing": choosing,
@@ -450,7 +506,7 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
 
 
 def fresh(text: str) -> str:
-    """The text with all its tables made again."""
+    """The text with fresh tables."""
 
     def table(match: re.Match[str]) -> str:
         name = match[2]
@@ -495,14 +551,14 @@ def _line(cells: list[str]) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A value as it stands in a cell."""
+    """A value as a cell shows it."""
     if isinstance(value, dict):
         return "; ".join(
-            f"{name} ({_plain(part).replace(';', ',')})" if isinstance(part, dict) else f"{name} {_plain(part)}"
-            for name, part in value.items()
+            f"{name} ({_plain(each).replace(';', ',')})" if isinstance(each, dict) else f"{name} {_plain(each)}"
+            for name, each in value.items()
         )
     if isinstance(value, list):
-        return ", ".join(_plain(part) for part in value)
+        return ", ".join(map(_plain, value))
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

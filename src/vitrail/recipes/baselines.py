@@ -14,7 +14,7 @@ from vitrail.train.run import Run
 
 
 def mlp_cifar10(images: int) -> Run:
-    """A plain network on CIFAR-10.
+    """A multi-layer perceptron (MLP) on CIFAR-10.
 
     Command: vitrail train mlp-cifar10
     Cost and score: results/mlp-cifar10.json

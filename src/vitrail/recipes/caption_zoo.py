@@ -17,17 +17,17 @@ AUGMENT = Augment(crop="resized", scale=(0.5, 1.0), flip=True)
 
 
 def caption_zoo(images: int) -> Run:
-    """A trained encoder sees, a Transformer with cross-attention learns to write of it.
+    """A pretrained encoder and a new Transformer decoder with cross-attention.
 
     Command: vitrail train caption-zoo --init facebook/dinov2-small --data flickr8k
 
-    --init takes any encoder that vitrail loads: DINOv2, CLIP or SigLIP by Hub id, a folder, a run, also of a CNN or a
-    ResNet of baselines/. How its images are prepared comes with it, and the captioner keeps it. The encoder stays as
-    it is. --method tunes it, as in the recipe finetune: `--method lora`, `--method last-blocks`, or
-    `--method full --lr 1e-4 --layer-decay 0.75`, since trained weights want a lower rate than a new decoder.
+    --init accepts any encoder that vitrail loads: DINOv2, CLIP or SigLIP by Hub id, a folder, or a run, also of a CNN
+    or a ResNet of baselines/. The captioner keeps its preprocessing. The encoder is frozen. --method trains it, as in
+    the recipe finetune: `--method lora`, `--method last-blocks`, or `--method full --lr 1e-4 --layer-decay 0.75`,
+    because pretrained weights need a lower rate than a new decoder.
 
-    Expected: on Flickr8k's test part, published captioners that look at a frozen encoder from ImageNet's million
-    images have a BLEU-4 of 0.195 with soft attention and 0.213 with hard (arXiv 1502.03044, table 1).
+    Expected: on Flickr8k's test split, published captioners with a frozen encoder, trained on ImageNet's million
+    images, have a BLEU-4 of 0.195 with soft attention and 0.213 with hard attention (arXiv 1502.03044, table 1).
     """
     return Run(
         recipe="caption-zoo",
@@ -44,15 +44,15 @@ def caption_zoo(images: int) -> Run:
 
 
 def caption_prefix(images: int) -> Run:
-    """A trained encoder sees, a trained language model writes; a prefix joins them (ClipCap, arXiv 2111.09734).
+    """A pretrained encoder and a pretrained language model, joined by a learned prefix (ClipCap, arXiv 2111.09734).
 
     Command: vitrail train caption-prefix --init openai/clip-vit-base-patch32 --data flickr8k
 
-    --language-model names another than GPT-2, by Hub id or folder; its own tokenizer goes with it. Encoder and language
-    model stay as they are, and a Transformer between them learns; with `--join mlp --tune-language` an MLP and the
-    language model learn: the two ways of the paper (sections 3.2 and 3.3). With `--join projection` the language model
-    reads every patch, and `vitrail explain` draws where it looked for each word. The learning rate is higher than the
-    paper's 2e-5, which suits a language model that learns (say `--lr 2e-5` then).
+    --language-model names another model than GPT-2, by Hub id or folder; its own tokenizer comes with it. Encoder and
+    language model are frozen, and a Transformer between them is trained. With `--join mlp --tune-language` an MLP and
+    the language model are trained. These are the two ways of the paper (sections 3.2 and 3.3). With `--join projection`
+    the language model reads every patch, and `vitrail explain` draws its attention for each word. The learning rate is
+    higher than the paper's 2e-5, which suits a trained language model (add `--lr 2e-5` then).
 
     Expected: CLIP with a tuned GPT-2 has a BLEU-4 of 0.257 and a ROUGE-L of 0.569 on Flickr8k
     (doi 10.1007/978-3-031-67357-3_14). On COCO's Karpathy split the paper has CIDEr 1.131 and BLEU-4 0.335 with the

@@ -74,7 +74,7 @@ def _run(recipe: str, model: EncoderConfig, task: Captioning) -> Run:
 
 
 def caption_cnn_rnn(images: int) -> Run:
-    """A CNN sees, a vanilla RNN writes: the image is the first thing that it reads.
+    """Captions by a CNN encoder and a vanilla RNN decoder, whose first input is the image.
 
     Command: vitrail train caption-cnn-rnn --data flickr8k
     """
@@ -83,7 +83,7 @@ def caption_cnn_rnn(images: int) -> Run:
 
 
 def caption_cnn_lstm(images: int) -> Run:
-    """Show and Tell (arXiv 1411.4555): the same with an LSTM.
+    """Show and Tell (arXiv 1411.4555): a CNN encoder and an LSTM decoder.
 
     Command: vitrail train caption-cnn-lstm --data flickr8k
     """
@@ -92,7 +92,7 @@ def caption_cnn_lstm(images: int) -> Run:
 
 
 def caption_cnn_attention(images: int) -> Run:
-    """Show, Attend and Tell (arXiv 1502.03044): the LSTM looks at the feature map before each word.
+    """Show, Attend and Tell (arXiv 1502.03044): an LSTM decoder that attends to the feature map before each word.
 
     Command: vitrail train caption-cnn-attention --data flickr8k
     """
@@ -100,7 +100,7 @@ def caption_cnn_attention(images: int) -> Run:
 
 
 def caption_vit_lstm(images: int) -> Run:
-    """A ViT sees, the LSTM with attention writes.
+    """A ViT encoder and an LSTM decoder with attention.
 
     Command: vitrail train caption-vit-lstm --data flickr8k
     """
@@ -108,7 +108,7 @@ def caption_vit_lstm(images: int) -> Run:
 
 
 def caption_vit(images: int) -> Run:
-    """A ViT sees, a Transformer with cross-attention writes, both from scratch.
+    """A ViT encoder and a Transformer decoder with cross-attention, both from scratch.
 
     Command: vitrail train caption-vit --data flickr8k
     """
@@ -125,20 +125,20 @@ def _matching(**choices: Any) -> Captioning:
 
 
 def caption_match(images: int) -> Run:
-    """CoCa (arXiv 2205.01917) on small images: a caption of each is written and matched, and the words of all told.
+    """CoCa (arXiv 2205.01917) on small images: losses for captions, for matching and for the bag of words.
 
     Command: vitrail train caption-match --data flickr8k
-    What comes out is for `caption-coca --init`.
+    Its result is the start of `caption-coca --init`.
     """
     run = _run("caption-match", replace(_vit(), image_size=(64, 64)), _matching(captions=1))
     return replace(run, early_size=None, epochs=60, eval_every=15, batch_size=192)
 
 
 def encoder_cifar10(images: int) -> Run:
-    """The ladder's ViT taught by CIFAR-10, whose images are made as large as those of `caption-match`.
+    """The ladder's ViT encoder, trained on CIFAR-10 at the image size of `caption-match`.
 
     Command: vitrail train encoder-cifar10
-    What comes out is for `caption-vit --init`.
+    Its result is the start of `caption-vit --init`.
     """
     run = caption_match(images)
     task = Classification(smoothing=0.1)
@@ -146,7 +146,7 @@ def encoder_cifar10(images: int) -> Run:
 
 
 def caption_coca(images: int) -> Run:
-    """Goes on from `caption-match` with larger images and all their captions, at a quarter of its rate.
+    """Continues from `caption-match`: larger images, all captions of each, a quarter of the learning rate.
 
     Command: vitrail train caption-coca --data flickr8k --init RUN
     """
@@ -158,11 +158,11 @@ def caption_coca(images: int) -> Run:
 
 
 def caption_rerank(images: int) -> Run:
-    """A captioner that has learned to match, which also remembers what is said of the training images.
+    """Makes a captioner rank its captions by those of similar training images; nothing is trained.
 
     Command: vitrail train caption-rerank --data flickr8k --init RUN
-    Nothing is trained: of the captions that it finds it chooses by those of the images most like its own. Behind
-    `caption-scst`, say `--length-penalty 1.5` as that does.
+    Among the captions that the search finds, the choice goes by the captions of the training images most like the new
+    one. After `caption-scst`, add `--length-penalty 1.5`, which that recipe uses.
     """
     decoding = Decoding(beam=10, match=0.2, consensus=6.0)
     task = _task(decoding=decoding, **MATCHING)
@@ -170,7 +170,7 @@ def caption_rerank(images: int) -> Run:
 
 
 def caption_scst(images: int) -> Run:
-    """Self-critical training on CIDEr (arXiv 1612.00563), on top of a captioner.
+    """Self-critical training on CIDEr (arXiv 1612.00563), starting from a trained captioner.
 
     Command: vitrail train caption-scst --data flickr8k --init RUN
     """

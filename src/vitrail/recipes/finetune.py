@@ -26,26 +26,27 @@ LAYER_DECAY: dict[Method, float] = {"full": 0.75}
 
 
 def finetune(images: int) -> Run:
-    """Classify images from trained weights. The method and its learning rate follow the size of the data.
+    """Fine-tune pretrained weights to classify images. The amount of data sets method and learning rate.
 
     Command: vitrail train finetune --data FOLDER [--init SOURCE] [--method lora] [--image-size 384 384]
 
-    Without --method, and said in a line on standard error:
-    - fewer than 10 images a class: `linear`. So few cannot tell a useful change of millions of weights from noise,
-      and moving them spoils features that were good (arXiv 2202.10054); the head alone is a convex problem, solved
-      exactly, with its penalty chosen on the validation part.
-    - fewer than 1,000 images in all: `lora`. On tasks of 1,000 images, changes of low rank score above all
-      weights and above the head alone (arXiv 2206.04673, table 1). Not in a model less than 384 wide: a difference of
-      rank 8 is no small part of a matrix there, and takes as long to learn as the whole; all weights move.
-    - otherwise: `full`, with a rate that falls by 0.75 a layer towards the pixels, since early layers are the most
-      general (arXiv 2106.08254); in a model less than 384 wide without that, by Muon and as fast as from scratch.
-    `last-blocks` and `knn` are never chosen: the first saves time and memory on a machine that has little, the second
-    answers in one pass over the data, but seldom better than `linear`.
+    Without --method, the choice is (and one line on standard error gives the reason):
+    - fewer than 10 images per class: `linear`. So few images cannot tell a useful change of millions of weights from
+      noise, and training all weights spoils good features (arXiv 2202.10054). The head alone is a convex problem. It is
+      solved exactly, with its penalty chosen on the validation split.
+    - fewer than 1,000 images in all: `lora`. On tasks of 1,000 images, low-rank updates score higher than all weights
+      and than the head alone (arXiv 2206.04673, table 1). A model less than 384 wide trains all weights instead: an
+      update of rank 8 is not small beside its matrices, and takes as long to learn as the full matrix.
+    - otherwise: `full`, with a learning rate that falls by a factor of 0.75 per layer towards the input, because early
+      layers are the most general (arXiv 2106.08254). A model less than 384 wide is trained without this factor, by Muon
+      and at the rates of training from scratch.
+    `last-blocks` and `knn` are never chosen. The first saves time and memory. The second needs one pass over the data,
+    but is seldom better than `linear`.
 
-    The learning rate is 1e-4 for all weights and 5e-4 for LoRA's factors, which begin at zero and have further to go,
-    in a model 768 wide, and grows as the width shrinks: the update of each of AdamW's weights is about the rate, and
-    fewer of them add up in a narrower layer (arXiv 2203.03466, table 3). Below 10,000 images the passes over the data
-    rise, so that about 10,000 images are seen, at most 50 times each.
+    In a model 768 wide the learning rate is 1e-4 for all weights, and 5e-4 for LoRA's factors, which start at zero and
+    have further to go. It grows as the width shrinks: AdamW changes each weight by about the rate, and fewer changes
+    add up in a narrower layer (arXiv 2203.03466, table 3). With fewer than 10,000 images there are more epochs, so that
+    about 10,000 images are seen, each at most 50 times.
     `vitrail train folder --init SOURCE` is the same. Score, beside training from scratch: results/transfer.json
     """
     epochs = min(50.0, max(5.0, 10_000 / max(images, 1)))

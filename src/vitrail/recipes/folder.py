@@ -10,10 +10,10 @@ from vitrail.vit import ViTConfig
 
 
 def folder(images: int) -> Run:
-    """Any folder of images. How long to train, and how large a model, comes from the number of images.
+    """Any folder of images. The number of images sets the size of the model and the number of epochs.
 
     Command: vitrail train folder --data FOLDER [--init classify]
-    With --init it is the recipe `finetune`, which chooses by the size of the data what moves and how far.
+    With --init it is the recipe `finetune`, which chooses its method by the size of the data.
     Cost and score on ants and bees (243 images): results/folder.json
     """
     large = images >= 20_000

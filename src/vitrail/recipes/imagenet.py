@@ -19,7 +19,7 @@ its list has one) and changes nothing there"""
 
 
 def vit_s16_90(images: int) -> Run:
-    """ViT-S/16 in 90 epochs of *Better plain ViT baselines for ImageNet-1k* (arXiv 2205.01580): 76.5 % there.
+    """ViT-S/16 in 90 epochs of *Better plain ViT baselines for ImageNet-1k* (arXiv 2205.01580), which reports 76.5 %.
 
     Command: vitrail train vit-s16-90 --data IMAGENET
     Average pooling, fixed 2-D sines, a tanh layer before the head, mixup 0.2, a batch of 1,024, 10,000 steps of
@@ -52,7 +52,7 @@ def vit_s16_90(images: int) -> Run:
 
 
 def augreg_s16(images: int) -> Run:
-    """ViT-S/16 of *How to train your ViT?* (arXiv 2106.10270), its medium augmentation, from scratch on ImageNet-1k.
+    """ViT-S/16 of *How to train your ViT?* (arXiv 2106.10270) with medium augmentation, on ImageNet-1k from scratch.
 
     Command: vitrail train augreg-s16 --data IMAGENET
     Class token, mixup 0.2, dropout and stochastic depth 0.1, weight decay 0.1 times the rate, 300 epochs, a batch of
@@ -86,7 +86,7 @@ def augreg_s16(images: int) -> Run:
 
 
 def deit3_s16(images: int) -> Run:
-    """ViT-S/16 of DeiT-III (arXiv 2204.07118) in 400 epochs on ImageNet-1k: 80.4 % there.
+    """ViT-S/16 of DeiT-III (arXiv 2204.07118), 400 epochs on ImageNet-1k; the paper reports 80.4 %.
 
     Command: vitrail train deit3-s16 --data IMAGENET
     Binary cross-entropy, three-augment, mixup 0.8 and cutmix 1, layer scale, a batch of 2,048. Two things are not the
@@ -110,7 +110,7 @@ def deit3_s16(images: int) -> Run:
 
 
 def finetune_b16_384(images: int) -> Run:
-    """The paper's own fine-tuning (appendix B.1.1): SGD with momentum, batch 512, cosine, no decay, at 384 pixels.
+    """The paper's own fine-tuning (appendix B.1.1): SGD with momentum, batch size 512, no weight decay, 384 pixels.
 
     Command: vitrail train finetune-b16-384 --data IMAGENET --init CHECKPOINT --image-size 384 384
     """

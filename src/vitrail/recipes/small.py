@@ -15,7 +15,7 @@ CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 
 
 def digits(images: int) -> Run:
-    """1,797 grey images of 8x8 pixels, bundled in the package.
+    """Handwritten digits: 1,797 grey images of 8x8 pixels, bundled in the package.
 
     Command: vitrail train digits
     Cost and score: results/digits.json
@@ -36,7 +36,7 @@ def digits(images: int) -> Run:
 
 
 def mnist(images: int) -> Run:
-    """Grey images of 28x28 pixels: MNIST, Fashion-MNIST and sets of that layout.
+    """MNIST, Fashion-MNIST and other sets of grey images of 28x28 pixels.
 
     Command: vitrail train mnist
     """
@@ -87,7 +87,7 @@ def cifar10_quick(images: int) -> Run:
 
 
 def cifar10_laptop(images: int) -> Run:
-    """CIFAR-10 on a laptop within two hours: the bundled weights.
+    """CIFAR-10 on a laptop within two hours; it trained the bundled classifier.
 
     Command: vitrail train cifar10-laptop
     The stem is one layer deeper than cifar10-quick's.
