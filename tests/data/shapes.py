@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from images import smooth
 from torch import Tensor
 
@@ -53,8 +54,7 @@ def around(mask: Tensor) -> Tensor:
 
 
 def apart(a: Tensor, b: Tensor, reach: int) -> Tensor:
-    """Where boolean [h, w] differ further than `reach` pixels from an edge of `a`."""
-    wide = (1, 1, 2 * reach + 1, 2 * reach + 1)
-    padded = torch.nn.functional.pad(a[None, None].float(), (reach,) * 4, mode="replicate")
-    near = torch.nn.functional.unfold(padded, wide[2:]).view(-1, *a.shape)
+    """Where boolean [h, w] differ further than `reach` pixels from an edge of `a`, or of the image."""
+    padded = F.pad(a[None, None].float(), (reach,) * 4, value=0.5)
+    near = F.unfold(padded, 2 * reach + 1).view(-1, *a.shape)
     return (a != b) & (near.amin(0) == near.amax(0))

@@ -1,7 +1,8 @@
-"""An affine says where pixels come from: of the real paths of pixels, in training and evaluation, and on the way back."""
+"""An affine says where pixels come from, on their real paths in training and evaluation, and on the way back."""
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from images import encoded, smooth
 from PIL import Image
-from shapes import apart, around, iou, red, scene
+from shapes import Scene, apart, around, iou, red, scene
 from torch import Tensor
 
 from vitrail.data.affine import Affine, flip, shift, tiles
@@ -162,16 +163,17 @@ def test_training_takes_pixels_where_its_affine_says(
             agree(found, frame, images[sample], seen[frame])
 
 
-def scenes(count: int, kind: str, size: tuple[int, int] | None, turned: bool) -> tuple[list, list[bytes]]:
-    """Scenes of many odd sizes, and their files."""
+@functools.cache
+def scenes(kind: str, size: tuple[int, int] | None) -> tuple[list[Scene], list[bytes]]:
+    """Sixteen scenes of many odd sizes, or of one, and their files, stored turned in all ways."""
     sides = np.random.default_rng(7)
     found, files = [], []
     stored = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Pillow's transpositions from upright to what is stored
-    for i in range(count):
+    for i in range(16):
         height, width = size or (int(side) for side in sides.integers(60, 700, 2))
         found.append(scene(height, width, i, round_shape=i % 2 == 0))
         image, exif = Image.fromarray(found[-1].image), Image.Exif()
-        if turned and (held := 1 + i % 8) > 1:
+        if (held := 1 + i % 8) > 1:
             image, exif[0x0112] = image.transpose(Image.Transpose(stored[held])), held
         options = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
         files.append(encoded(image, kind, exif=exif, **options))
@@ -191,11 +193,13 @@ PATHS = {
 }
 
 
-@pytest.mark.parametrize("way", [Preprocess((64, 48), crop_fraction=0.9), Preprocess((48, 64), "squash")], ids=str)
+@pytest.mark.parametrize(
+    "way", [Preprocess((64, 48), crop_fraction=0.9), Preprocess((48, 64), "squash")], ids=lambda way: way.resize
+)
 @pytest.mark.parametrize("path", PATHS)
 def test_masks_and_boxes_stay_on_the_pixels_that_they_mark(path: str, way: Preprocess) -> None:
     kind, size, augment, memory = PATHS[path]
-    marked, files = scenes(16, kind, size, turned=True)
+    marked, files = scenes(kind, size)
     part = ImageSet("scenes", ["a"], torch.zeros(16).long(), [str(i) for i in range(16)], files)
     loader = Loader(part, way, batch_size=16, seed=5, train=augment is not None, augment=augment, memory=memory)
     batch = next(loader.batches() if augment else loader.evaluation())
@@ -206,24 +210,26 @@ def test_masks_and_boxes_stay_on_the_pixels_that_they_mark(path: str, way: Prepr
     else:
         kept = loader._kept and torch.tensor([loader._kept[i].shape[-2:] for i in samples.tolist()])
         found = training_affine(augment, way, 5, batch["epoch"], samples, sources, kept)
-    # Boxes that grow four times become smooth, and where red ends is a matter of taste.
-    reach = 2 if size else 1
-    overlaps = []
+    overlaps, edges = [], []
     for frame, sample in enumerate(samples.tolist()):
         one, shape = found.subset([frame]), marked[sample]
+        # The edges of what is magnified are smooth, and red ends somewhere on them.
+        reach = max(1, math.ceil(float(one.matrix[0, :, :2].abs().max()) / 2))
         mask = one.masks(shape.mask, VOID)[0]
         wanted, seen = mask == 1, red(batch["image"][frame]) & (mask != VOID)
-        assert not bool(apart(wanted, seen & (mask != VOID), reach)[mask != VOID].any())
+        assert not bool(apart(wanted, seen, reach)[mask != VOID].any())
         box, share = one.boxes(shape.box)
         if int(wanted.sum()) >= 60:
             overlaps.append(iou(wanted, seen))
-            assert float((around(seen) - box[0]).abs().max()) < reach + 0.25
             assert 0 < float(share) <= 1
+            if sample % 2:  # the tips of ellipses are thinner than a pixel
+                edges.append(float((around(seen) - box[0]).abs().max()) / reach)
     assert len(overlaps) >= 8 and sum(overlaps) / len(overlaps) > 0.94
+    assert len(edges) >= 3 and max(edges) < 1.1
 
 
 def test_void_where_a_shift_reflects() -> None:
-    """A crop has cut pixels off, so there is a mask for what the shift brings in; but the image shows its reflection."""
+    """What the crop cut off has a mask that the shift could bring in, but the image shows its reflection there."""
     affine = Preprocess((20, 20), crop_fraction=0.5).affine(torch.tensor([[40, 60]]))
     whole = torch.ones(40, 60, dtype=torch.uint8)
     moved = affine.then(shift(torch.tensor([[3, -4]]))).masks(whole, VOID)[0]
@@ -281,8 +287,8 @@ def test_shares_of_boxes() -> None:
     assert affine.boxes(torch.empty(0, 4))[0].shape == (0, 4)
 
 
-@settings(max_examples=100, deadline=None)
-@given(SIDES, SIDES, SIZES, st.floats(0, 0.9), st.floats(0, 4))
+@settings(max_examples=60, deadline=None)
+@given(SIDES, SIDES, SIZES, st.floats(0, 0.8), st.floats(0, 4))
 def test_tiles_cover_any_image(height: int, width: int, size: tuple[int, int], overlap: float, scale: float) -> None:
     found = tiles((height, width), size, overlap, scale)
     covered = torch.zeros(height, width)
@@ -343,7 +349,7 @@ def test_merge_takes_each_images_frames() -> None:
     logits = (affine.image_of + 1.0)[:, None, None, None].expand(-1, 3, 5, 5)
     merged = affine.merge(logits)
     assert [tuple(dense.logits.shape) for dense in merged] == [(3, 20, 30), (3, 15, 9)]
-    assert bool((merged[0].logits == 1).all()) and bool((merged[1].logits == 2).all())
+    assert all(bool(((dense.logits - i - 1).abs() < 1e-6).all()) for i, dense in enumerate(merged))
     with pytest.raises(ValueError, match="frames"):
         affine.merge(logits[1:])
 
@@ -353,7 +359,7 @@ def test_frames_of_an_image_are_averaged() -> None:
     assert affine.window[:, 0].tolist() == [0, 5]
     logits = torch.tensor([1.0, 3.0])[:, None, None, None].expand(-1, 1, 10, 10).half()
     dense = affine.back(logits)
-    assert dense.logits[0, 0].tolist() == [1.0] * 5 + [2.0] * 5 + [3.0] * 5
+    assert dense.logits[0, 0].tolist() == pytest.approx([1.0] * 5 + [2.0] * 5 + [3.0] * 5)
     assert dense.seen[0].tolist() == [1] * 5 + [2] * 5 + [1] * 5 and dense.logits.dtype == torch.float32
 
 
@@ -361,11 +367,17 @@ def test_what_a_centre_crop_leaves_out_is_not_seen() -> None:
     affine = Preprocess((10, 10)).affine(torch.tensor([[20, 60]]))
     dense = affine.back(torch.ones(1, 1, 10, 10))
     assert bool((dense.seen[:, 20:40] == 1).all())
-    assert int(dense.seen.sum()) == 20 * 20 and bool((dense.logits[0] == dense.seen).all())
+    assert int(dense.seen.sum()) == 20 * 20 and bool(((dense.logits[0] - dense.seen).abs() < 1e-6).all())
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.integers(1, 90), st.integers(1, 90), SIZES, st.integers(1, 40_000), st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+@given(
+    st.integers(1, 60),
+    st.integers(1, 60),
+    st.tuples(st.integers(20, 60), st.integers(20, 60)),
+    st.integers(1, 40_000),
+    st.integers(0, 99),
+)
 def test_bands_give_the_same_as_the_whole(
     height: int, width: int, size: tuple[int, int], limit: int, seed: int
 ) -> None:

@@ -12,13 +12,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vitrail.data import jpeg
 from vitrail.data.affine import Affine
 from vitrail.data.decode import MAX_PIXELS, BadImage
 from vitrail.data.targets import Target
 from vitrail.errors import UserError
 
 LOSSLESS = ("PNG", "TIFF", "BMP", "GIF")
-INDEXED = ("1", "L", "P", "I;16", "I")
+LOSSY = ("JPEG", "WEBP")
+"""which are opened to say what is wrong with them"""
+TIFF_BITS = 258
+"""the tag of a TIFF's bits per sample"""
+INDEXED = ("1", "L", "P", "I;16", "I;16B", "I")
 """Pillow's modes of one number per pixel; a palette's colours (P) are only for people"""
 
 
@@ -106,23 +111,40 @@ class Masks(Target):
 
 
 def read_mask(data: Path | bytes, name: str) -> Tensor:
-    """The numbers in an image file with one channel or a palette, int32 [H, W]. Raises BadImage with the name."""
+    """The numbers in an image file with one channel or a palette, upright, int32 [H, W]. Raises BadImage by `name`."""
     try:
         file = io.BytesIO(data.read_bytes() if isinstance(data, Path) else data)
-        with Image.open(file) as image:
-            if image.format not in LOSSLESS:
-                raise BadImage(f"{name}: a mask must be lossless, such as PNG; {image.format} changes its numbers")
-            if image.mode not in INDEXED:
-                raise BadImage(
-                    f"{name}: a mask must have one number per pixel, in one channel or a palette; this has "
-                    f"{len(image.getbands())} channels ({image.mode})"
-                )
-            if image.width * image.height > MAX_PIXELS:
-                raise BadImage(f"{name}: it declares {image.width}x{image.height} pixels, above {MAX_PIXELS:,}")
-            return torch.from_numpy(np.array(image).astype(np.int32))
+        with Image.open(file, formats=LOSSLESS + LOSSY) as image:
+            if reason := _no_mask(image):
+                raise BadImage(f"{name}: {reason}")
+            turned = jpeg.orientation_of(image.getexif)
+            # Pillow spreads grey of two and four bits over 0 to 255.
+            step = {2: 85, 4: 17}.get(_bits(image, file.getvalue()), 1) if image.mode == "L" else 1
+            numbers = torch.from_numpy(np.array(image).astype(np.int32) // step)
     except OSError as error:
-        raise BadImage(f"{name}: {error.strerror or 'the mask cannot be read, or is cut off'}") from None
+        reason = error.strerror or "it is no image in a lossless format such as PNG, or it is cut off"
+        raise BadImage(f"{name}: {reason}") from None
     except BadImage:
         raise
     except Exception as error:  # decoders of broken bytes raise nearly anything
-        raise BadImage(f"{name}: the mask is damaged ({error})") from None
+        raise BadImage(f"{name}: the mask is damaged ({' '.join(str(error).split())})") from None
+    return jpeg.turn(numbers, turned)
+
+
+def _no_mask(image: Image.Image) -> str | None:
+    """Why an image that is opened and not decoded is no mask, or None."""
+    if image.format not in LOSSLESS:
+        return f"a mask must be in a lossless format such as PNG; {image.format} changes its numbers"
+    if image.mode not in INDEXED:
+        return f"a mask must have one whole number per pixel, in one channel or a palette; this is {image.mode}"
+    if image.width * image.height > MAX_PIXELS:
+        return f"it declares {image.width}x{image.height} pixels, above the limit of {MAX_PIXELS:,}"
+    return None
+
+
+def _bits(image: Image.Image, data: bytes) -> int:
+    """Bits per pixel of a grey image as it is stored."""
+    if image.format == "PNG":
+        return data[24]
+    tags = getattr(image, "tag_v2", {})
+    return int(tags.get(TIFF_BITS, (8,))[0])
