@@ -17,7 +17,7 @@ from shapes import Scene, apart, around, iou, red, scene
 from torch import Tensor
 
 from vitrail.data.affine import Affine, flip, shift, tiles
-from vitrail.data.augment import Augment, refuse_spatial, training_affine
+from vitrail.data.augment import Augment, training_affine
 from vitrail.data.decode import Preprocess
 from vitrail.data.loader import Loader
 from vitrail.data.sets import ImageSet
@@ -68,7 +68,7 @@ def rotation(degrees: float, size: tuple[int, int]) -> Tensor:
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(some_affines(), st.lists(st.floats(-100, 10_000), min_size=6, max_size=6))
 def test_an_affine_and_its_inverse(affine: Affine, numbers: list[float]) -> None:
     xy = torch.tensor(numbers, dtype=torch.float64).view(3, 2)
@@ -80,7 +80,7 @@ def test_an_affine_and_its_inverse(affine: Affine, numbers: list[float]) -> None
     assert torch.equal(affine.points(xy, each), one_by_one)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(some_affines(), st.floats(-180, 180), st.integers(-20, 20))
 def test_composition(affine: Affine, degrees: float, move: int) -> None:
     xy = torch.rand(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 1000
@@ -257,7 +257,7 @@ def test_masks_of_a_batch_and_of_another_size() -> None:
         affine.masks(masks.mT, -1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(some_affines(), st.integers(0, 99))
 def test_boxes_there_and_back(affine: Affine, seed: int) -> None:
     draw = torch.rand(7, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).sort(dim=1).values
@@ -287,7 +287,7 @@ def test_shares_of_boxes() -> None:
     assert affine.boxes(torch.empty(0, 4))[0].shape == (0, 4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(SIDES, SIDES, SIZES, st.floats(0, 0.8), st.floats(0, 4))
 def test_tiles_cover_any_image(height: int, width: int, size: tuple[int, int], overlap: float, scale: float) -> None:
     found = tiles((height, width), size, overlap, scale)
@@ -370,7 +370,7 @@ def test_what_a_centre_crop_leaves_out_is_not_seen() -> None:
     assert int(dense.seen.sum()) == 20 * 20 and bool(((dense.logits[0] - dense.seen).abs() < 1e-6).all())
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(
     st.integers(1, 60),
     st.integers(1, 60),
@@ -390,29 +390,3 @@ def test_bands_give_the_same_as_the_whole(
     assert all(4 * band.logits.numel() <= max(limit, 4 * 4 * width) for band in bands)
     assert torch.equal(torch.cat([band.seen for band in bands]), whole.seen)
     assert torch.allclose(torch.cat([band.logits for band in bands], dim=1), whole.logits, atol=1e-6)
-
-
-def test_policies_that_move_pixels_are_refused_for_spatial_targets() -> None:
-    way, one = Preprocess((8, 8)), torch.tensor([[9, 9]])
-    for policy in ("randaugment", "trivial"):
-        with pytest.raises(UserError, match=f"^masks cannot follow the policy {policy}.*ShearX.*Rotate.*--policy none"):
-            refuse_spatial(Augment(policy=policy), "masks")
-        with pytest.raises(UserError, match="no affine follows"):
-            training_affine(Augment(policy=policy), way, 0, 0, torch.tensor([0]), one)
-    with pytest.raises(UserError, match=r"^boxes cannot follow mixup.*--mixup 0"):
-        refuse_spatial(Augment(mixup=0.2), "boxes")
-    with pytest.raises(UserError, match=r"^boxes cannot follow cutmix.*--cutmix 0"):
-        refuse_spatial(Augment(cutmix=1.0), "boxes")
-    refuse_spatial(Augment(crop="resized", flip=True, policy="three", erase=0.2), "masks")
-
-
-def test_every_operation_that_warps_is_known_to_move_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An operation added to the policies, which moves pixels, must be named."""
-    from vitrail.data import augment, policies
-
-    image = torch.from_numpy(smooth(20, 20)).permute(2, 0, 1)[None]
-    warped: list[str] = []
-    for name, operation in policies.OPERATIONS.items():
-        monkeypatch.setattr(policies, "warp", lambda x, across, down, name=name: warped.append(name) or x)
-        operation(image, torch.tensor([0.3], dtype=torch.float64))
-    assert set(warped) == augment.MOVING

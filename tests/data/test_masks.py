@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from images import encoded
+from images import encoded, smooth
 from PIL import Image
 
-from vitrail.data import jpeg
+from vitrail.data import jpeg, policies
 from vitrail.data.affine import Affine, shift, tiles
+from vitrail.data.augment import MOVING, Augment, refuse_spatial, training_affine
 from vitrail.data.decode import BadImage, Preprocess
 from vitrail.data.masks import Masks, read_mask
 from vitrail.errors import UserError
@@ -151,3 +152,27 @@ def test_rescale_takes_the_nearest() -> None:
 def test_mixing_is_refused() -> None:
     with pytest.raises(UserError, match="masks cannot follow mixup or cutmix.*--mixup 0"):
         masks_of().mix({"mask": torch.zeros(2, 2, 2)}, torch.tensor([1, 0]), torch.ones(2))
+
+
+def test_policies_that_move_pixels_are_refused_for_spatial_targets() -> None:
+    way, one = Preprocess((8, 8)), torch.tensor([[9, 9]])
+    for policy in ("randaugment", "trivial"):
+        with pytest.raises(UserError, match=f"^masks cannot follow the policy {policy}.*ShearX.*Rotate.*--policy none"):
+            refuse_spatial(Augment(policy=policy), "masks")
+        with pytest.raises(UserError, match="no affine follows"):
+            training_affine(Augment(policy=policy), way, 0, 0, torch.tensor([0]), one)
+    with pytest.raises(UserError, match=r"^boxes cannot follow mixup.*--mixup 0"):
+        refuse_spatial(Augment(mixup=0.2), "boxes")
+    with pytest.raises(UserError, match=r"^boxes cannot follow cutmix.*--cutmix 0"):
+        refuse_spatial(Augment(cutmix=1.0), "boxes")
+    refuse_spatial(Augment(crop="resized", flip=True, policy="three", erase=0.2), "masks")
+
+
+def test_every_operation_that_warps_is_known_to_move_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operation added to the policies, which moves pixels, must be named."""
+    image = torch.from_numpy(smooth(20, 20)).permute(2, 0, 1)[None]
+    warped: list[str] = []
+    for name, operation in policies.OPERATIONS.items():
+        monkeypatch.setattr(policies, "warp", lambda x, across, down, name=name: warped.append(name) or x)
+        operation(image, torch.tensor([0.3], dtype=torch.float64))
+    assert set(warped) == MOVING

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -101,19 +101,12 @@ class Affine:
         matrix = matrix.to("cpu", torch.float64)
         linear = matrix[..., :2] @ self.matrix
         linear[..., 2] += matrix[..., 2]
-        return Affine(linear, self.sources, self.size, self.image_of, self.window)
+        return replace(self, matrix=linear)
 
     def with_flips(self) -> Affine:
         """Every frame, then every frame flipped left to right, of the same images."""
-        every = torch.ones(len(self), dtype=torch.bool)
-        other = self.then(flip(every, self.size[1]))
-        return Affine(
-            torch.cat([self.matrix, other.matrix]),
-            self.sources.repeat(2, 1),
-            self.size,
-            self.image_of.repeat(2),
-            self.window.repeat(2, 1),
-        )
+        flipped = self.then(flip(torch.ones(len(self), dtype=torch.bool), self.size[1]))
+        return replace(Affine.join([self, flipped]), image_of=self.image_of.repeat(2))
 
     def inverse(self) -> Tensor:
         """Matrices float64 [F, 2, 3] from the input back to the originals."""
@@ -155,15 +148,13 @@ class Affine:
         if len(wrong := (self.sources != torch.tensor([height, width])).any(dim=1).nonzero()):
             rows, columns = self.sources[wrong[0, 0]].tolist()
             raise ValueError(f"the mask is {width}x{height} pixels, its image {columns}x{rows}")
-        y, x = (torch.arange(side, dtype=torch.float64) + 0.5 for side in self.size)
-        centres = torch.stack(torch.broadcast_tensors(x[None, :], y[:, None]), dim=-1)
-        xy = _apply(self.inverse()[:, None, None], centres) + _EDGE
-        least, most = self.window[:, None, None].split(2, dim=-1)
-        inside = ((xy >= least) & (xy < most)).all(dim=-1).flatten(1).to(masks.device, non_blocking=True)
+        xy = _apply(self.inverse()[:, None, None], _centres(range(self.size[0]), range(self.size[1]), masks.device))
+        xy = xy + _EDGE
+        least, most = _beside(self.window[:, None, None], xy).split(2, dim=-1)
+        inside = ((xy >= least) & (xy < most)).all(dim=-1)
         column, row = (xy[..., i].floor().long().clamp(0, side - 1) for i, side in ((0, width), (1, height)))
-        places = (row * width + column).flatten(1).to(masks.device, non_blocking=True)
-        found = masks.expand(len(self), -1, -1).flatten(1).gather(1, places)
-        return found.masked_fill(~inside, void).view(-1, *self.size)
+        found = masks.expand(len(self), -1, -1).flatten(1).gather(1, (row * width + column).flatten(1))
+        return found.view(-1, *self.size).masked_fill(~inside, void)
 
     def back(self, logits: Tensor, image: int = 0, top: int = 0, bottom: int | None = None) -> Dense:
         """Dense logits of all frames, [F, K, h, w], at the size of one image's original: its rows `top` to `bottom`.
@@ -212,10 +203,8 @@ class Affine:
 
     def _grid(self, frame: int, rows: range, columns: range, device: torch.device) -> tuple[Tensor, Tensor]:
         """Where pixels of an original lie in the input, as `grid_sample` counts [r, c, 2], and which lie within it."""
-        kind = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-        y, x = (torch.arange(r.start, r.stop, dtype=kind, device=device) + 0.5 for r in (rows, columns))
-        xy = _apply(self.matrix[frame], torch.stack(torch.broadcast_tensors(x[None, :], y[:, None]), dim=-1))
-        size = torch.tensor(self.size[::-1], dtype=kind).to(device, non_blocking=True)
+        xy = _apply(self.matrix[frame], _centres(rows, columns, device))
+        size = _beside(torch.tensor(self.size[::-1]), xy)
         inside = ((xy > -_EDGE) & (xy < size + _EDGE)).all(dim=-1)
         return (xy / size * 2 - 1).float(), inside
 
@@ -253,7 +242,14 @@ def tiles(source: tuple[int, int], size: tuple[int, int], overlap: float = 0.25,
         starts.append([i * (whole - side) // max(1, steps) for i in range(steps + 1)])
     boxes = torch.tensor([[top, left, *window] for top in starts[0] for left in starts[1]])
     found = Affine.crop(boxes, torch.tensor([source]).expand(len(boxes), -1), size)
-    return Affine(found.matrix, found.sources, size, torch.zeros(len(boxes), dtype=torch.int64), found.window)
+    return replace(found, image_of=torch.zeros(len(boxes), dtype=torch.int64))
+
+
+def _centres(rows: range, columns: range, device: torch.device) -> Tensor:
+    """The centres (x, y) of pixels, [r, c, 2]."""
+    kind = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    y, x = (torch.arange(r.start, r.stop, dtype=kind, device=device) + 0.5 for r in (rows, columns))
+    return torch.stack(torch.broadcast_tensors(x[None, :], y[:, None]), dim=-1)
 
 
 def _apply(matrix: Tensor, xy: Tensor) -> Tensor:
