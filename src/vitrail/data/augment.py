@@ -10,8 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitrail.data.policies import FILL, apply_policy, three_augment
+from vitrail.data import affine
+from vitrail.data.affine import Affine
+from vitrail.data.decode import Preprocess
+from vitrail.data.policies import FILL, apply_policy, magnitudes, three_augment
 from vitrail.data.random import uniform
+from vitrail.errors import UserError
 
 # Streams of draws, so that switching one augmentation on leaves the others' draws as they were.
 CROP, FLIP, POLICY, ERASE, MIX, PARTNER, ORDER = range(7)
@@ -20,6 +24,8 @@ TRIES = 10
 """boxes that a random resized crop tries before it takes the centre, as torchvision"""
 CROP_DRAWS = 2 * TRIES + 2
 ASPECTS = (3 / 4, 4 / 3)
+MOVING = frozenset(["ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"])
+"""operations of a policy that move pixels, and take no mask or box with them"""
 _BETA_TRIES = 16
 
 
@@ -57,6 +63,62 @@ class Augment:
                 raise ValueError(f"{name} must be 0 to 1, got {getattr(self, name)}")
         if self.shift < 0 or self.policy_count < 0:
             raise ValueError("shift and policy_count must not be negative")
+
+
+def refuse_spatial(augment: Augment, target: str) -> None:
+    """Raise UserError where masks or boxes (the name of the `target`) can't follow what is done to their images."""
+    if augment.mixup or augment.cutmix:
+        name = "mixup" if augment.mixup else "cutmix"
+        raise UserError(f"{target} cannot follow {name}, which joins two images: set --{name} 0")
+    if moving := moving_operations(augment):
+        raise UserError(
+            f"{target} cannot follow the policy {augment.policy}, since its operations move pixels "
+            f"({', '.join(moving)}): set --policy none or three"
+        )
+
+
+def moving_operations(augment: Augment) -> list[str]:
+    """The operations of its policy that move pixels."""
+    if augment.policy not in ("randaugment", "trivial"):
+        return []
+    return [name for name in magnitudes(augment.policy, 1, 1) if name in MOVING]
+
+
+def training_affine(
+    augment: Augment,
+    preprocess: Preprocess,
+    seed: int,
+    epoch: int,
+    draws: Tensor,
+    sources: Tensor,
+    kept: Tensor | None = None,
+) -> Affine:
+    """Where the pixels of training images come from: random resized crop, shift and flip as they are drawn for them.
+
+    `draws` [B] are the numbers that the images' draws depend on, `sources` [B, 2] the heights and widths of the
+    originals, and `kept` [B, 2] those at which they are kept in memory, where that is smaller: a random box is drawn
+    at this size. Raises UserError for a policy that moves pixels. A crop from a JPEG is decoded at 1/2 to 1/8 of its
+    size where that suffices; of one that EXIF turns it may be up to half a pixel of the input out.
+    """
+    if moving := moving_operations(augment):
+        raise UserError(
+            f"the policy {augment.policy} moves pixels ({', '.join(moving)}) in a way that no affine follows"
+        )
+    draws, sources = draws.cpu(), sources.cpu()
+    if augment.crop == "resized":
+        sizes = sources if kept is None else kept.cpu()
+        crops = uniform(seed, epoch, draws, CROP_DRAWS, CROP)
+        boxes = crop_boxes(crops, sizes[:, 0], sizes[:, 1], augment.scale, preprocess.size)
+        found = Affine.crop(boxes * (sources.double() / sizes).repeat(1, 2), sources, preprocess.size)
+    else:
+        found = preprocess.affine(sources)
+    if augment.crop == "shift":
+        moves = (uniform(seed, epoch, draws, 2, CROP) * (2 * augment.shift + 1)).long() - augment.shift
+        found = found.then(affine.shift(moves))
+    if augment.flip:
+        flips = uniform(seed, epoch, draws, 1, FLIP)[:, 0] < 0.5
+        found = found.then(affine.flip(flips, preprocess.size[1]))
+    return found
 
 
 def augment_batch(

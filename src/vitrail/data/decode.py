@@ -17,6 +17,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 from vitrail.data import jpeg, pixels, tiff
+from vitrail.data.affine import Affine
 from vitrail.errors import UserError
 
 log = logging.getLogger("vitrail")
@@ -137,6 +138,20 @@ class Preprocess:
             return h, w
         # torchvision and timm round the longer side down.
         return (h, max(w, int(h * width / height))) if h * width >= w * height else (int(w * height / width), w)
+
+    def affine(self, sources: Tensor) -> Affine:
+        """Where `prepare` takes the pixels of images of these heights and widths, int64 [F, 2].
+
+        It is exact but for a JPEG that is decoded at 1/2 to 1/8 of its size, whose sides are rounded up to whole pixels
+        of that scale: it may then be up to half a pixel of the input out, at the far edges.
+        """
+        sizes, which = sources.cpu().unique(dim=0, return_inverse=True)
+        resized = torch.tensor([self.resized(height, width) for height, width in sizes.tolist()]).view(-1, 2)
+        corners = [
+            [round((side - cut) / 2) for side, cut in zip(row, self.size, strict=True)] for row in resized.tolist()
+        ]
+        boxes = torch.cat([torch.tensor(corners).view(-1, 2), torch.tensor(self.size).expand(len(sizes), -1)], dim=1)
+        return Affine.crop((boxes * (sizes / resized.double()).repeat(1, 2))[which], sources, self.size)
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 [..., C, H, W] on any device to float32."""
