@@ -1,4 +1,4 @@
-"""`vitrail demo`: the whole path on data that the package carries, nothing to download."""
+"""`vitrail demo`: the whole path on bundled data, nothing to download."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class RunError(RuntimeError):
 
 
 class Stopped(Exception):
-    """Somebody asked the run to stop; its state is saved and the line says how to go on. Exit code 130."""
+    """Somebody asked the run to stop; its state is saved and the line says how to resume. Exit code 130."""
 
     exit_code = 130
 

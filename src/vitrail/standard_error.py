@@ -26,8 +26,8 @@ class OneLine(logging.Formatter):
 def own_lines() -> Iterator[None]:
     """Drop what others write to standard error, and write what vitrail logs there. Worker processes inherit this.
 
-    `sys.stderr` goes on, on a descriptor of its own, so that `print`, tracebacks and bars are seen. Warnings are shown
-    where the interpreter was told which to show (`python -W`, `PYTHONWARNINGS`).
+    `sys.stderr` still works, on a descriptor of its own, so that `print`, tracebacks and bars are seen. Warnings are
+    shown where the interpreter was told which to show (`python -W`, `PYTHONWARNINGS`).
     """
     with _descriptor(), _warnings(), _logging():
         yield

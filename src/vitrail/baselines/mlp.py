@@ -32,7 +32,7 @@ class MLPConfig:
     """(height, width) in pixels: every pixel has weights of its own, so this is the only size that it takes"""
     channels: int = 3
     dropout: float = 0.0
-    """chance that a hidden unit is left out of a training step (Srivastava et al. 2014)"""
+    """probability that a hidden unit is left out of a training step (Srivastava et al. 2014)"""
 
     def __post_init__(self) -> None:
         if self.depth < 1:

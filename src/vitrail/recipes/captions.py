@@ -116,7 +116,7 @@ def caption_vit(images: int) -> Run:
 
 
 MATCHING = {"contrastive": 0.5, "decoder_depth": 3, "text_depth": 1}
-"""of captioners that match, which needs blocks that read words alone; one that goes on keeps the depths it has"""
+"""of captioners that match, which needs blocks that read words alone; one that continues keeps its depths"""
 
 
 def _matching(**choices: Any) -> Captioning:

@@ -1,4 +1,4 @@
-"""Any folder of images with a folder a class."""
+"""Any folder of images with one folder per class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blocks with a variant's parts, in the arrangement of equations 2 and 3 or in another one.
+"""Blocks with a variant's modules, in the arrangement of equations 2 and 3 or in another one.
 
 Stochastic depth multiplies the branches by `keep` [B, 2] as in `vit.Block`; branches that are side by side share one
 factor.

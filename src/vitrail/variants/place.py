@@ -1,4 +1,4 @@
-"""Where the tokens of a forward pass stand in the image, for the parts that ask."""
+"""Where the tokens of a forward pass stand in the image, for the modules that ask."""
 
 from __future__ import annotations
 

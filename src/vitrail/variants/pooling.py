@@ -22,7 +22,7 @@ class AttentionPool(nn.Module):
 
 
 def pooled(prefix: Tensor, patches: Tensor, kind: str, prefix_too: bool, attention: AttentionPool | None) -> Tensor:
-    """One vector an image, in a way that `ViTConfig.pool` explains: [B, P, D] and [B, N, D] to [B, D].
+    """One vector per image, in a way that `ViTConfig.pool` explains: [B, P, D] and [B, N, D] to [B, D].
 
     The exceptions are distilled, [B, 2, D] with a row for each of two heads, and token_average, [B, 2D].
     """

@@ -50,7 +50,7 @@ class Rotary(nn.Module):
             self.frequencies = nn.Parameter(random_frequencies(variant, heads, depth, self.per_head))
 
     def forward(self, grid: tuple[int, ...], device: torch.device) -> list[Rotation]:
-        """One rotation a block."""
+        """One rotation per block."""
         halves = self.variant.rotary_pairs == "halves"
         if self.variant.rotary == "mixed":
             y, x = _rows_and_columns(grid, device)

@@ -14,7 +14,7 @@ from vitrail.variants.place import Place
 def in_windows(attend: Callable[..., Tensor], x: Tensor, place: Place, size: int) -> Tensor:
     """Let `attend` see windows of size x size patches of [B, N, D], each by itself.
 
-    Where they do not divide the image, zeros fill it up to the right and below, and take part, as in SAM.
+    Where they do not divide the image, zeros fill it up to the right and below, and are attended to, as in SAM.
     """
     rows, columns = place.grid
     image = rearrange(x, "b (h w) d -> b h w d", h=rows)

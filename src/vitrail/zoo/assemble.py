@@ -92,7 +92,7 @@ def _one_line(message: str) -> Iterator[None]:
 def _check_counts(files: Files) -> None:
     """Refuse a config that asks for more blocks than there are weights, or for channels that no image has.
 
-    Tables are made a row a block, and statistics a number a channel: a billion of them would take minutes.
+    Tables have one row per block, and statistics one number per channel: a billion of them would take minutes.
     """
     values = [files.json.get("config.json")]
     limits = {**dict.fromkeys(BLOCKS, len(files.weights)), **dict.fromkeys(CHANNELS, MAX_CHANNELS)}

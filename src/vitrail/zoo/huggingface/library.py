@@ -20,7 +20,7 @@ NOT_TAKEN = ("model_type", "dtype", "torch_dtype", "attn_implementation", "quant
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' progress bars and reports: what matters is said by us, in a line."""
+    """Without transformers' progress bars and reports: we report what matters, in one line."""
     import transformers
 
     logging: Any = transformers.utils.logging

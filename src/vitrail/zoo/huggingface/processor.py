@@ -82,7 +82,7 @@ def _statistics(values: Mapping[str, Any], channels: int) -> tuple[tuple[float, 
 
 
 def _spread(numbers: list[float], channels: int) -> tuple[float, ...]:
-    """One number a channel: colours become grey by their mean, and other channels take them in turn."""
+    """One number per channel: colours become grey by their mean, and other channels take them in turn."""
     if channels == 1:
         return (math.fsum(numbers) / len(numbers),)
     return tuple(numbers[i % len(numbers)] for i in range(channels))

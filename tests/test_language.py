@@ -1,0 +1,97 @@
+"""The words that this project does not use, in code, errors and docs: each has a plain term of the field instead.
+
+A line that means something else by such a word is allowed by a phrase below, which a person has read.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TEXTS = sorted(
+    path
+    for pattern in ("src/**/*.py", "docs/*.md", "docs/*.py", "bench/*.py", "*.md", "src/**/*.md")
+    for path in ROOT.glob(pattern)
+)
+UNITS = (
+    "image|class|caption|step|epoch|row|line|layer|head|channel|sample|file|word|block|pixel|patch|token|command|"
+    "folder|split|set|box|key|run|recipe|architecture|model|task|batch|process|worker|device|query|position"
+)
+
+WORDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "picture": (
+        r"pictures?",
+        "image (a figure is something drawn for people)",
+        (
+            r'"pictures?"',  # names of folders and columns in other people's data
+        ),
+    ),
+    "part": (
+        r"parts?",
+        "split, micro-batch, module or component, subset",
+        (
+            r"\bin part\b",
+            r"\.parts\b",
+            r'"part"',
+        ),
+    ),
+    "chance": (r"chances?", "probability", ()),
+    "carried": (r"carried|package carries", "bundled (weights)", (r"carried out",)),
+    "goes on": (r"go(?:es)? on|going on|went on", "resumes, continues from", ()),
+    "hangs on": (r"hangs? on", "depends on", ()),
+    "comes to": (r"what (?:it|they|that|all) comes? to", "score, result", ()),
+    "stands at": (r"stands? at", "is", ()),
+    "as near as": (r"as near as", "rounded to", ()),
+    "is said": (r"says? so once|(?:is|are) said", "warns once, logs", ()),
+    "a X a Y": (
+        rf"(?:an?|one) \w+ an? (?:{UNITS})",
+        "per: one X per Y",
+        (r"(?:a|an|one) (?:is|as|of|in|by|for|to|with|has|and|or|was|gets|from|than|that|at|on) an? ",),
+    ),
+}
+"""of each word a pattern, what to say instead, and the phrases in which it means something else"""
+
+NAMES = {
+    "Ahead": "Prefetcher", "Reading": "AsyncScalars", "Parts": "Components", "go_on": "resume", "goes_on": "continues",
+    "settle": "resolve_auto", "longest": "max_length", "no_repeat": "no_repeat_ngram_size",
+    "length_power": "length_penalty", "matrix_lr": "muon_lr", "caption-critic": "caption-scst",
+    "caption-recall": "caption-rerank", "caption_critic": "caption_scst", "caption_recall": "caption_rerank",
+    "looked": "attention", "telling": "bag_of_words_loss", "learn_with": "configure", "TheirEncoder": "HFEncoder",
+    "eyes_of": "vision_tower", "BadPicture": "BadImage",
+}  # fmt: skip
+"""identifiers that were replaced"""
+
+
+def lines_with(pattern: str, allowed: tuple[str, ...]) -> list[str]:
+    """The lines with a match that lies in no allowed phrase, as `path:line: text`."""
+    found = []
+    for path in TEXTS:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            fine = [match.span() for phrase in allowed for match in re.finditer(phrase, line, re.IGNORECASE)]
+            for match in re.finditer(rf"\b(?:{pattern})\b", line, re.IGNORECASE):
+                if not any(start <= match.start() and match.end() <= end for start, end in fine):
+                    found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
+                    break
+    return found
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_the_glossarys_words(word: str) -> None:
+    pattern, instead, allowed = WORDS[word]
+    found = lines_with(pattern, allowed)
+    assert not found, f"{len(found)} lines say {word!r}; say {instead}:\n" + "\n".join(found[:40])
+
+
+def test_the_glossarys_names() -> None:
+    names = "|".join(map(re.escape, NAMES))
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {match.group()} is {NAMES[match.group()]}"
+        for path in TEXTS
+        if path.suffix == ".py"
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        for match in re.finditer(rf"(?<![\w-])(?:{names})(?![\w-])", line)
+    ]
+    assert not found, "\n".join(found[:40])
