@@ -11,12 +11,13 @@ from torch import Tensor
 
 from vitrail import zoo
 from vitrail.data.augment import Augment
-from vitrail.data.captions import CaptionSet, open_captions
+from vitrail.data.captions import open_captions
 from vitrail.data.decode import Preprocess
 from vitrail.data.groups import check_splits
 from vitrail.data.loader import Loader, Tally
 from vitrail.data.random import seed_for
 from vitrail.data.sets import ImageSet, Splits, open_data, split_val
+from vitrail.data.targets import Texts
 from vitrail.data.text import Tokenizer
 from vitrail.errors import UserError
 from vitrail.tasks.caption import Caption, Captioning, numbered
@@ -68,6 +69,7 @@ def build(run: Run, splits: Splits, device: torch.device) -> tuple[Components, i
         batch_size=min(run.batch_size, len(train)),
         seed=run.seed,
         train=not run.tune.frozen,
+        target=numbered_target(task, train) if isinstance(task, Caption) else None,
         augment=run.augment,
         device=device,
         workers=run.workers,
@@ -159,9 +161,8 @@ def evaluation_loader(
 
 def start(run: Run, train: ImageSet) -> Task:
     """A fresh task, or one from the weights that `run.init` names, for the classes or captions of `train`."""
-    if isinstance(train, CaptionSet):
+    if not isinstance(run.task, Classification):
         return captioner(run, train)
-    assert isinstance(run.task, Classification)
     if run.init is not None:
         loaded = zoo.load(run.init, channels=run.model.channels, image_size=run.model.image_size)
         task = zoo.change_classes(loaded, train.classes, run.task.loss)
@@ -223,13 +224,14 @@ def check_start(run: Run, weights: Task | None) -> None:
         )
 
 
-def captioner(run: Run, train: CaptionSet) -> Caption:
-    """A captioner whose vocabulary comes from `train`, or one to go on with; `train` gets its numbered captions.
+def captioner(run: Run, train: ImageSet) -> Caption:
+    """A captioner whose vocabulary comes from `train`, or one to go on with.
 
     `run.init` may name a captioner, which keeps its decoder and vocabulary, or a model whose encoder is taken. The
     vocabulary of a language model is its own.
     """
     check_scorers()  # which are needed at the first evaluation
+    train_captions = Texts.of(train).captions
     config = run.task
     assert isinstance(config, Captioning | Prefixed)
     if config.decoding.consensus and run.tune.method != "knn":
@@ -251,27 +253,36 @@ def captioner(run: Run, train: CaptionSet) -> Caption:
         if isinstance(config, Prefixed):
             task = PrefixCaption(encoder, config, *captioners.language_model(config.language_model), prepared)
         else:
-            texts = [caption for captions in train.captions for caption in captions]
+            texts = [caption for captions in train_captions for caption in captions]
             tokenizer = Tokenizer.train(texts, config.vocabulary, config.vocabulary_size, lower=config.lower)
             task = Caption(encoder, config, tokenizer, prepared)
     if config.self_critical:
-        if not any(words(text) for texts in train.captions for text in texts):
+        if not any(words(text) for texts in train_captions for text in texts):
             raise UserError(
                 "no caption has a word of [a-z0-9'], which are what CIDEr rewards: leave self-critical training out"
             )
-        cider = Cider(dict(enumerate(train.captions)), ends=True)
+        cider = Cider(dict(enumerate(train_captions)), ends=True)
         if not any(cider.weights.values()):
             raise UserError(
                 f"self-critical training rewards CIDEr, which weighs words by how few of the {len(train)} training "
                 "images have them, and all have the same: add images, or leave it out"
             )
         task.reward = cider.rewards
-    train.labels = numbered(train.captions, task.tokenizer, task.captioning.most_words)
     if isinstance(config, Captioning) and (loaded is None or not continues_from(config, loaded)):
-        task.expect(train.labels)
+        task.expect(numbers_of(task, train))
     elif isinstance(config, Captioning) and config.bag_of_words and not had_bag:
-        task.bag.expect(train.labels)
+        task.bag.expect(numbers_of(task, train))
     return task
+
+
+def numbers_of(task: Caption, train: ImageSet) -> Tensor:
+    """The captions of a set in the numbers of the task's tokenizer, [N, K, T]."""
+    return numbered(Texts.of(train).captions, task.tokenizer, task.captioning.most_words)
+
+
+def numbered_target(task: Caption, train: ImageSet) -> Texts:
+    """What a captioner learns from."""
+    return Texts.of(train).numbered(numbers_of(task, train))
 
 
 PREPARATION = ("mean", "std", "resize", "crop_fraction", "interpolation")

@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 
 from vitrail import recipes, zoo
-from vitrail.data.captions import CaptionSet, open_captions
+from vitrail.data.captions import open_captions
 from vitrail.data.sets import ImageSet, Splits, open_data, split_val
+from vitrail.data.targets import Texts
 from vitrail.errors import UserError
 from vitrail.files import write_whole
 from vitrail.recipes.finetune import resolve_auto
@@ -103,7 +104,7 @@ def begin(
     run = replace(run, data=str(data), group=group)
     chosen = choose_device(device)
     with new_folder(run, out) as folder:  # before the images are decoded, which takes its time
-        marks = splits.marks(run.group)  # before the labels become a captioner's
+        marks = splits.marks(run.group)
         parts, steps = build(run, splits, chosen)
         # Images kept in memory are rounded otherwise than streamed ones, so a resumed run must do as it began.
         run = replace(run, memory=parts.train.memory)
@@ -181,8 +182,8 @@ def examples(parts: Components, count: int = 24) -> list[dict[str, Any]]:
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
         says = (
-            {"caption": answer.caption, "references": chosen.captions[i]}
-            if isinstance(chosen, CaptionSet)
+            {"caption": answer.caption, "references": chosen.target.captions[i]}
+            if isinstance(chosen.target, Texts)
             else {"label": chosen.classes[int(chosen.labels[i])], "predictions": answer.labels[:3]}
         )
         rows.append({"image": base64.b64encode(buffer.getvalue()).decode(), **says})
@@ -263,8 +264,7 @@ def score_captions(
     splits = with_held_back(open_captions(data, val_fraction=0), split, learned)
     name, part = choose_part(splits, split)
     part = part.spread(images)
-    assert isinstance(part, CaptionSet) and isinstance(splits.train, CaptionSet)
-    seen = [text for texts in splits.train.captions for text in texts] if name != "train" else []
+    seen = [text for texts in Texts.of(splits.train).captions for text in texts] if name != "train" else []
     loader = evaluation_loader(task, part.shuffled() if shuffle else part, next(task.parameters()).device)
     scores = evaluate(task, loader, metric=CaptionMetric(seen=seen or None, java=None))
     return name, {**scores, "shuffled": True} if shuffle else scores
@@ -274,8 +274,7 @@ def score_people(data: str, split: str | None, images: int | None = None) -> tup
     """The part's name and what its own captions come to: each as the answer, with the image's others to compare."""
     name, part = choose_part(with_held_back(open_captions(data, val_fraction=0), split, learned=None), split)
     part = part.spread(images)
-    assert isinstance(part, CaptionSet)
-    return name, human_ceiling(dict(enumerate(part.captions)))
+    return name, human_ceiling(dict(enumerate(Texts.of(part).captions)))
 
 
 def score_features(
