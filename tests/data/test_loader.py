@@ -139,15 +139,20 @@ def test_arrays_stay_on_the_device() -> None:
 MIXED = Augment(crop="resized", flip=True, mixup=0.8, cutmix=1.0)
 
 
-def an_epoch(part: ImageSet, world: int = 1, epoch: int = 1, **changes: Any) -> list[tuple[Any, ...]]:
-    """What each place of an epoch's order becomes, from batches that are put together from all processes."""
+def an_epoch(
+    part: ImageSet, world: int = 1, epoch: int = 1, accumulate: int = 1, **changes: Any
+) -> list[tuple[Any, ...]]:
+    """What each place of an epoch's order becomes, put together from the micro-batches of all processes."""
     ranks = [loader(part, augment=MIXED, world=world, rank=rank, **changes) for rank in range(world)]
     steps = ranks[0].steps_per_epoch
     places = []
     for step in zip(*(take(made, steps, start=epoch * steps) for made in ranks), strict=True):
         assert all((batch["seed"], batch["epoch"]) == (0, epoch) for batch in step)
-        rows = [list(zip(*(batch[key] for key in ("sample", "image", "label")), strict=True)) for batch in step]
-        pairs = [[row[start : start + 2] for start in range(0, len(row), 2)] for row in rows]
+        pairs = []
+        for batch in step:
+            pieces = part.target.split(batch, accumulate)
+            rows = [list(zip(*(piece[key] for key in ("sample", "image", "label")), strict=True)) for piece in pieces]
+            pairs.append([row[start : start + 2] for row in rows for start in range(0, len(row), 2)])
         places += [each for turn in itertools.zip_longest(*pairs, fillvalue=[]) for pair in turn for each in pair]
     return places
 
@@ -159,7 +164,8 @@ def test_what_is_mixed_does_not_depend_on_the_batch(photos: ImageSet, memory: bo
     whole = an_epoch(photos, batch_size=64, **settings)
     assert len(whole) == 13
     different = [{"batch_size": 2}, {"batch_size": 6}, {"batch_size": 12, "world": 2}, {"batch_size": 12, "world": 3}]
-    different += [{"batch_size": 13}, {"batch_size": 64, "world": 2}] + [{"batch_size": 4, "workers": 2}] * (not memory)
+    different += [{"batch_size": 13, "accumulate": 4}, {"batch_size": 64, "world": 2, "accumulate": 3}]
+    different += [{"batch_size": 4, "workers": 2}] * (not memory)
     for other in different:
         found = an_epoch(photos, **settings, **other)
         assert len(found) in (12, 13)
