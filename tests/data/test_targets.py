@@ -54,6 +54,10 @@ def test_fields_of_a_batch() -> None:
     assert torch.equal(fields_of(NUMBERED, [2, 0], training=True)["label"], torch.tensor([[[4], [5]], [[0], [1]]]))
 
 
+def test_what_a_report_says_of_a_sample() -> None:
+    assert (LABELS.truth(0), TEXTS.truth(0)) == ({"label": "cat"}, {"captions": ["a", "b"]})
+
+
 def test_mixed_labels_are_soft_targets() -> None:
     share, partner = torch.tensor([0.25, 0.75]), torch.tensor([1, 0])
     mixed = LABELS.mix({"label": torch.tensor([0, 2]), "sample": partner}, partner, share)
@@ -76,7 +80,7 @@ def test_a_set_has_one_kind_of_target() -> None:
 @given(st.integers(1, 40), st.integers(1, 12))
 def test_micro_batches_are_the_batch_in_whole_pairs(size: int, count: int) -> None:
     batch: Batch = {"image": torch.randn(size, 1, 2, 2), "captions": [str(i) for i in range(size)]}
-    batch |= {"sample": torch.arange(size), "seed": 3, "epoch": 7}
+    batch |= {"sample": torch.arange(size), "seed": 3, "epoch": torch.tensor(7)}
     found = NUMBERED.split(batch, count)
     sizes = [len(each["image"]) for each in found]
     assert len(found) <= count and min(sizes) >= 1 and sum(sizes) == size

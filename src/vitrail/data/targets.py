@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from vitrail.data.sets import ImageSet, Splits
 
 Fields = dict[str, Any]
-"""of a batch, by name: tensors and lists with one entry per sample, and plain values that all samples share"""
+"""of a batch, by name: tensors and lists with one entry per sample; plain values and tensors without axes, which all
+samples share"""
 
 
 class Target(ABC):
@@ -86,6 +87,10 @@ class Target(ABC):
         """What people call a stratum; empty where it has no name."""
         return ""
 
+    def truth(self, i: int) -> dict[str, Any]:
+        """What is known of sample i, as plain data for a report."""
+        return {}
+
     def read(self, i: int) -> Any:
         """In a worker: what must be fetched for sample i; None where all is in memory.
 
@@ -114,7 +119,7 @@ class Target(ABC):
         They take whole pairs (places 2k and 2k + 1, which mixup and cutmix mix), where there are as many pairs as
         micro-batches.
         """
-        size = len(next(value for value in fields.values() if isinstance(value, Tensor | list)))
+        size = len(next(value for value in fields.values() if _per_sample(value)))
         unit = 2 if size >= 2 * count else 1
         units = -(-size // unit)
         sizes = [units // count + (i < units % count) for i in range(min(count, units))]
@@ -126,8 +131,13 @@ class Target(ABC):
         return fields
 
 
+def _per_sample(value: Any) -> bool:
+    """Plain values and tensors without axes are shared by all samples of a batch."""
+    return isinstance(value, list) or (isinstance(value, Tensor) and value.ndim > 0)
+
+
 def _cut(fields: Fields, start: int, stop: int) -> Fields:
-    cut = {name: value[start:stop] if isinstance(value, Tensor | list) else value for name, value in fields.items()}
+    cut = {name: value[start:stop] if _per_sample(value) else value for name, value in fields.items()}
     if (affine := fields.get("affine")) is not None:
         cut["affine"] = affine.subset(range(start, stop))
     return cut
@@ -169,6 +179,9 @@ class Labels(Target):
 
     def stratum(self, number: int) -> str:
         return self.classes[number]
+
+    def truth(self, i: int) -> dict[str, Any]:
+        return {"label": self.classes[int(self.labels[i])]}
 
     def marks(self) -> bytes:
         return self.labels.numpy().tobytes()
@@ -216,6 +229,9 @@ class Texts(Target):
 
     def __len__(self) -> int:
         return len(self.captions)
+
+    def truth(self, i: int) -> dict[str, Any]:
+        return {"captions": self.captions[i]}
 
     def numbered(self, numbers: Tensor) -> Texts:
         """These texts with their numbers, int64 [N, K, T]."""
