@@ -168,7 +168,7 @@ def images_per_second(batches: Any, steps: int) -> float:
 
 def compare(part: ImageSet, peer: Peer, asked: Namespace) -> Row:
     """How far crops are from those of full decoding, in levels of 255, and the scales they are decoded at."""
-    fetch = Fetch(part, preprocess(asked), 0, AUGMENT, train=True)
+    fetch = Fetch(part, part.target, preprocess(asked), 0, AUGMENT)
     peer.boxes = boxes_of(part, 0, asked.crop)
     differences, margins, scales = [], [], Counter[str]()
     for i in range(min(asked.compared, len(part))):

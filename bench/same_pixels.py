@@ -27,6 +27,7 @@ import vitrail
 from vitrail.data.decode import EncodedImage, Preprocess
 from vitrail.data.loader import Loader
 from vitrail.data.sets import ImageSet
+from vitrail.data.targets import Labels
 from vitrail.tasks.embed import Embed, Embedding
 from vitrail.tasks.task import Batch, Prediction
 from vitrail.variants import VariantConfig
@@ -124,7 +125,9 @@ def compare(way: Preprocess, paths: list[Path]) -> dict[str, int]:
         task.predict([Image.open(path) for path in some[:FEW]])
         differing["opened by PIL"] += sum(not torch.equal(a, b) for a, b in zip(task.images, wanted, strict=False))
         found: dict[str, Iterator[Tensor]] = {}
-        part = ImageSet("images", ["a"], torch.zeros(len(some), dtype=torch.int64), [p.name for p in some], some)
+        part = ImageSet(
+            "images", [p.name for p in some], some, Labels(torch.zeros(len(some), dtype=torch.int64), ["a"])
+        )
         for name, options in (("streamed", {"memory": False, "workers": 2}), ("from memory", {"memory": True})):
             loader = Loader(part, way, batch_size=16, seed=0, train=False, **options)
             found[name] = (image for batch in loader.evaluation() for image in batch["image"])

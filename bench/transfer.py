@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 
 import torch
@@ -131,7 +131,7 @@ Cases = Iterator[tuple[Row, Callable[[], Row]]]
 def ants_and_bees(data: Path, budget: Budget, seeds: list[int]) -> Cases:
     """Every fold and seed from either start, and the features as they are."""
     opened = open_data(data)
-    whole = some(joined([part for part in (opened.train, opened.val, opened.test) if part]), budget.images)
+    whole = some(reduce(ImageSet.joined, filter(None, (opened.train, opened.val, opened.test))), budget.images)
     for seed in seeds:
         for fold, left_out in enumerate(folds(whole.labels, FOLDS, seed)):
             rest = torch.ones(len(whole), dtype=torch.bool)
@@ -253,14 +253,6 @@ def folds(labels: Tensor, count: int, seed: int) -> list[Tensor]:
         members = (labels == kind).nonzero()[:, 0]
         place[members[torch.randperm(len(members), generator=generator)]] = torch.arange(len(members)) % count
     return [(place == fold).nonzero()[:, 0] for fold in range(count)]
-
-
-def joined(parts: list[ImageSet]) -> ImageSet:
-    """All parts as one set."""
-    labels = torch.cat([part.labels for part in parts])
-    keys = [key for part in parts for key in part.keys]
-    items = [part.read(i) for part in parts for i in range(len(part))]
-    return ImageSet(parts[0].name, parts[0].classes, labels, keys, items, parts[0].channels)
 
 
 def some(part: ImageSet, count: int) -> ImageSet:

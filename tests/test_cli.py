@@ -424,8 +424,8 @@ def test_a_resume_says_how_its_data_changed(tmp_path: Path, capsys: pytest.Captu
         assert f"{data} is not what the run began with: {words}; put it back" in line
         (tmp_path / target).rename(data / source)
 
-    moved("dark/3.png", "away.png", "its train part had 24 images and has 23")
-    moved("dark/3.png", "data/dark/30.png", "images of its train part have other names, labels or captions")
+    moved("dark/3.png", "away.png", "its train split had 24 images and has 23")
+    moved("dark/3.png", "data/dark/30.png", "images of its train split have other names, labels or captions")
     moved("light", "data/bright", "it had 2 classes and has 2; changed: bright")
     assert main(["train", "--resume", str(out), "--device", "cpu"]) == 0
 
@@ -517,7 +517,7 @@ def test_another_broken_pipe_is_a_fault(capfd: pytest.CaptureFixture[str], monke
 def test_a_test_part_that_is_bad_does_not_cost_the_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitrail.data.loader.IN_MEMORY", 1000)  # what streams is not read before it is needed
+    monkeypatch.setattr("vitrail.data.memory.IN_MEMORY", 1000)  # what streams is not read before it is needed
     for part, count in (("train", 16), ("test", 4)):
         for name, colour in (("dark", 20), ("light", 200)):
             (tmp_path / "data" / part / name).mkdir(parents=True)

@@ -19,6 +19,7 @@ from vitrail.cli import main
 from vitrail.data.captions import open_captions
 from vitrail.data.decode import Preprocess, decode
 from vitrail.data.sets import split_val
+from vitrail.data.targets import Texts
 from vitrail.data.text import Tokenizer
 from vitrail.explain.words import words_looked
 from vitrail.tasks import caption_scores as scorer
@@ -82,7 +83,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A captioner with weights that nobody trained: it has much to say, and looks at the image."""
     torch.manual_seed(0)
-    texts = [text for texts in open_captions(data).train.captions for text in texts]
+    texts = [text for texts in Texts.of(open_captions(data).train).captions for text in texts]
     how = Decoding(beam=3, max_length=8, no_repeat_ngram_size=2)
     config = Captioning(decoder_width=16, decoder_depth=1, decoder_heads=2, most_words=12, decoding=how)
     encoder = encoder_for(ViTConfig(width=16, depth=1, heads=2, patch=8, image_size=(16, 16)))
@@ -118,14 +119,16 @@ def test_eval_scores_what_predict_says(data: Path, run: Path, capsys: pytest.Cap
     assert splits.val is not None and (row["split"], row["count"], row["data"]) == ("val", 8, str(data))
     rows = printed(capsys, "predict", data / "val" / "images", "--model", run)
     said = {Path(r["image"]).name: r["caption"] for r in rows}
-    references = {Path(key).name: texts for key, texts in zip(splits.val.keys, splits.val.captions, strict=True)}
-    seen = [text for texts in splits.train.captions for text in texts]
+    references = {
+        Path(key).name: texts for key, texts in zip(splits.val.keys, Texts.of(splits.val).captions, strict=True)
+    }
+    seen = [text for texts in Texts.of(splits.train).captions for text in texts]
     expected = caption_scores(said, references, java=False, seen=seen)
     assert {name: row[name] for name in expected} == pytest.approx(expected)
     assert {"cider", "bleu1", "bleu4", "rouge_l", "length", "vocabulary", "identical", "new"} <= row.keys()
     # The control: the same captions, and other images' references.
     (control,) = printed(capsys, "eval", run, "--data", data, "--shuffle-images")
-    other = dict(zip(references, splits.val.shuffled().captions, strict=True))
+    other = dict(zip(references, Texts.of(splits.val.shuffled()).captions, strict=True))
     assert control["shuffled"] and control["cider"] == pytest.approx(caption_scores(said, other, java=False)["cider"])
     assert control["length"] == row["length"]
     (train,) = printed(capsys, "eval", run, "--data", data, "--split", "train")
@@ -148,7 +151,7 @@ def test_what_people_come_to(data: Path, capsys: pytest.CaptureFixture[str]) -> 
     (row,) = printed(capsys, "eval", "--human", "--data", data)
     val = open_captions(data).val
     assert val is not None and row["source"] == "human" and row["count"] == 8
-    assert row["cider"] == pytest.approx(human_ceiling(dict(enumerate(val.captions)), java=False)["cider"])
+    assert row["cider"] == pytest.approx(human_ceiling(dict(enumerate(Texts.of(val).captions)), java=False)["cider"])
 
 
 @pytest.mark.parametrize("images", [1, 3])
@@ -448,7 +451,7 @@ def test_the_bundled_captioner_looks_at_the_image() -> None:
         pytest.skip("VITRAIL_DATA names no folder that holds flickr8k")
     val = open_captions(data).val
     assert val is not None
-    images, references = [val.image(i, 3) for i in range(100)], dict(enumerate(val.captions[:100]))
+    images, references = [val.image(i, 3) for i in range(100)], dict(enumerate(Texts.of(val).captions[:100]))
     with torch.inference_mode():
         written = [answer.caption for answer in vitrail.load("caption").predict(images)]
     own = caption_scores(dict(enumerate(written)), references, java=False)

@@ -22,9 +22,11 @@ from vitrail.data.augment import (
     crop_resized,
     erase,
     mix,
+    mix_pairs,
     shift_flip,
 )
 from vitrail.data.random import uniform
+from vitrail.data.targets import Labels
 
 EACH = {
     "shift": Augment(crop="shift", shift=3),
@@ -37,6 +39,8 @@ EACH = {
     "all": Augment(crop="resized", flip=True, policy="randaugment", erase=0.25),
 }
 
+SIXTEEN = Labels(torch.arange(16), [str(i) for i in range(16)])
+
 
 def inputs(count: int, size: tuple[int, int] = (19, 23), channels: int = 3) -> Tensor:
     """The same image `count` times, so that what differs comes from the draws."""
@@ -47,21 +51,21 @@ def inputs(count: int, size: tuple[int, int] = (19, 23), channels: int = 3) -> T
 
 @pytest.mark.parametrize("name", EACH)
 def test_batch_sizes_1_and_64_give_the_same_images(name: str) -> None:
-    images, labels, samples = inputs(64), torch.arange(64) % 10, torch.arange(100, 164)
-    together, same = augment_batch(images, labels, samples, 1, 2, EACH[name], 10, (19, 23))
-    assert torch.equal(same, labels) and together.dtype == torch.uint8
+    images, samples = inputs(64), torch.arange(100, 164)
+    together = augment_batch(images, samples, 1, 2, EACH[name], (19, 23))
+    assert together.dtype == torch.uint8
     for i in range(64):
         one = slice(i, i + 1)
-        alone, _ = augment_batch(images[one], labels[one], samples[one], 1, 2, EACH[name], 10, (19, 23))
+        alone = augment_batch(images[one], samples[one], 1, 2, EACH[name], (19, 23))
         assert torch.equal(alone[0], together[i])
 
 
 @pytest.mark.parametrize("name", EACH)
 def test_two_images_of_a_batch_differ(name: str) -> None:
-    made, _ = augment_batch(inputs(64), torch.zeros(64).long(), torch.arange(64), 0, 0, EACH[name], 2, (19, 23))
+    made = augment_batch(inputs(64), torch.arange(64), 0, 0, EACH[name], (19, 23))
     kinds = {image.numpy().tobytes() for image in made}
     assert len(kinds) >= (2 if name == "flip" else 15)
-    other, _ = augment_batch(inputs(64), torch.zeros(64).long(), torch.arange(64), 0, 1, EACH[name], 2, (19, 23))
+    other = augment_batch(inputs(64), torch.arange(64), 0, 1, EACH[name], (19, 23))
     assert not torch.equal(made, other)
 
 
@@ -69,14 +73,14 @@ def test_two_images_of_a_batch_differ(name: str) -> None:
 @pytest.mark.parametrize("channels", [1, 2, 5])
 def test_any_channels(name: str, channels: int) -> None:
     images = inputs(8, channels=channels)
-    made, _ = augment_batch(images, torch.zeros(8).long(), torch.arange(8), 0, 0, EACH[name], 2, (19, 23))
+    made = augment_batch(images, torch.arange(8), 0, 0, EACH[name], (19, 23))
     assert made.shape == images.shape
 
 
 def test_one_augmentation_leaves_the_draws_of_others() -> None:
-    images, labels, samples = inputs(16), torch.zeros(16).long(), torch.arange(16)
-    flipped, _ = augment_batch(images, labels, samples, 0, 0, Augment(flip=True), 2, (19, 23))
-    both, _ = augment_batch(images, labels, samples, 0, 0, Augment(flip=True, erase=1.0), 2, (19, 23))
+    images, samples = inputs(16), torch.arange(16)
+    flipped = augment_batch(images, samples, 0, 0, Augment(flip=True), (19, 23))
+    both = augment_batch(images, samples, 0, 0, Augment(flip=True, erase=1.0), (19, 23))
     kept = both != 128
     assert torch.equal(both[kept], flipped[kept])
 
@@ -193,8 +197,8 @@ def test_blur_and_jitter() -> None:
 def test_policies_run_on_apples_gpus(policy: Any) -> None:
     images, samples = torch.randint(0, 256, (8, 3, 9, 9), dtype=torch.uint8), torch.arange(8)
     augment = Augment(policy=policy)
-    made = augment_batch(images.to("mps"), samples, samples, 0, 0, augment, 8, (9, 9))[0].cpu()
-    expected = augment_batch(images, samples, samples, 0, 0, augment, 8, (9, 9))[0]
+    made = augment_batch(images.to("mps"), samples, 0, 0, augment, (9, 9)).cpu()
+    expected = augment_batch(images, samples, 0, 0, augment, (9, 9))
     assert (made.int() - expected.int()).abs().max() <= 1
 
 
@@ -211,25 +215,34 @@ def test_mixing_targets_are_the_shares_of_pixels(augment: Augment) -> None:
     # Image i is flat, of its own shade: a mixed one's mean tells the share of each.
     shades = torch.arange(16, dtype=torch.uint8) * 16
     images = shades[:, None, None, None].expand(-1, 3, 20, 20).contiguous()
-    made, targets = augment_batch(images, torch.arange(16), torch.arange(16), 3, 0, augment, 16, (20, 20))
+    made, partner, share = mix_pairs(images, torch.arange(16), 3, 0, augment)
+    assert partner.tolist() == [1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14]
+    targets = SIXTEEN.mix({"label": torch.arange(16)}, partner, share)["label"]
     assert targets.dtype == torch.float32 and torch.allclose(targets.sum(1), torch.ones(16))
     assert torch.allclose(made.float().mean(dim=(1, 2, 3)), targets @ shades.float(), atol=0.6)
     assert ((targets > 0).sum(1) <= 2).all() and (targets.max(1).values < 1).sum() > 8
-    again, same = augment_batch(
-        images.flip(0), torch.arange(15, -1, -1), torch.arange(15, -1, -1), 3, 0, augment, 16, (20, 20)
-    )
-    assert torch.equal(again.flip(0), made) and torch.equal(same.flip(0), targets)
+    for pair in range(8):  # alone, and the other way round
+        members = torch.tensor([2 * pair + 1, 2 * pair])
+        alone, _, shares = mix_pairs(images[members], members, 3, 0, augment)
+        assert torch.equal(alone, made[members]) and torch.equal(shares, share[members])
+
+
+@pytest.mark.parametrize("augment", [Augment(mixup=0.8), Augment(cutmix=1.0)])
+def test_the_last_of_an_odd_count_stays_as_it_is(augment: Augment) -> None:
+    images = torch.stack([torch.full((3, 9, 9), shade, dtype=torch.uint8) for shade in (10, 100, 250)])
+    made, partner, share = mix_pairs(images, torch.arange(3), 0, 0, augment)
+    assert torch.equal(made[2], images[2]) and not torch.equal(made[:2], images[:2])
+    assert partner.tolist() == [1, 0, 2] and share[2] == 1
+    targets = SIXTEEN.mix({"label": torch.tensor([4, 5, 6])}, partner, share)["label"]
+    assert targets[2].tolist() == [float(i == 6) for i in range(16)]
 
 
 def test_mixup_shares_are_beta() -> None:
     count = 20_000
     draws = uniform(0, 0, torch.arange(count), 67)
-    images, labels = torch.zeros(count, 1, 1, 1, dtype=torch.uint8), torch.zeros(count, dtype=torch.int64)
-    labels[::2] = 1
-    partner = torch.arange(count).roll(1)
+    images, partner = torch.zeros(count, 1, 1, 1, dtype=torch.uint8), torch.arange(count).roll(1)
     for alpha in (0.2, 0.8, 1.0):
-        _, targets = mix(images, labels, partner, draws, Augment(mixup=alpha), 2)
-        share = targets[torch.arange(count), labels].double()
+        share = mix(images, partner, draws, Augment(mixup=alpha))[1].double()
         wanted = torch.distributions.Beta(alpha, alpha)
         assert abs(float(share.mean()) - 0.5) < 0.01
         assert abs(float(share.var()) - float(wanted.variance)) < 0.01
@@ -237,7 +250,7 @@ def test_mixup_shares_are_beta() -> None:
 
 def test_no_operations_leave_the_image_as_it_is() -> None:
     images, none = inputs(3), Augment(policy="randaugment", policy_count=0)
-    made, _ = augment_batch(images, torch.zeros(3).long(), torch.arange(3), 0, 0, none, 2, (19, 23))
+    made = augment_batch(images, torch.arange(3), 0, 0, none, (19, 23))
     assert torch.equal(made, images)
 
 

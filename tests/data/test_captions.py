@@ -12,10 +12,11 @@ import pytest
 import torch
 from images import encoded, smooth
 
-from vitrail.data.captions import CaptionSet, open_captions
+from vitrail.data.captions import open_captions
 from vitrail.data.decode import Preprocess
 from vitrail.data.loader import Loader
-from vitrail.data.sets import split_val
+from vitrail.data.sets import ImageSet, split_val
+from vitrail.data.targets import Texts
 from vitrail.errors import UserError
 
 HEBREW = "שני ילדים משחקים בחול"
@@ -28,13 +29,13 @@ def image_files(folder: Path, *names: str) -> Path:
     return folder
 
 
-def everything(part: CaptionSet | None) -> dict[str, list[str]]:
+def everything(part: ImageSet | None) -> dict[str, list[str]]:
     assert part is not None
     assert all(part.image(i).shape == (3, 20, 24) for i in range(len(part)))
-    return dict(zip(part.keys, part.captions, strict=True))
+    return dict(zip(part.keys, Texts.of(part).captions, strict=True))
 
 
-def whole(path: Path) -> CaptionSet:
+def whole(path: Path) -> ImageSet:
     return open_captions(path, val_fraction=0).train
 
 
@@ -103,9 +104,9 @@ def test_karpathys_json_of_coco(between: str, tmp_path: Path, caplog: pytest.Log
         images.append({"filepath": folder, "filename": f"{i}.jpg", "split": split, "sentences": [{"raw": split}]})
     (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": images}))
     splits = open_captions(tmp_path)
-    assert splits.train.captions == [["train"], ["restval"]]
-    assert splits.val is not None and splits.val.captions == [["val"]]
-    assert splits.test is not None and splits.test.captions == [["test"]] and not caplog.records
+    assert Texts.of(splits.train).captions == [["train"], ["restval"]]
+    assert splits.val is not None and Texts.of(splits.val).captions == [["val"]]
+    assert splits.test is not None and Texts.of(splits.test).captions == [["test"]] and not caplog.records
 
 
 def test_cocos_folders_in_one_of_images(tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ def test_cocos_folders_in_one_of_images(tmp_path: Path) -> None:
         image_files(tmp_path / "images" / part, "0.jpg")
         (tmp_path / "annotations" / f"captions_{part}.json").write_text(coco(part))
     splits = open_captions(tmp_path)
-    assert (splits.train.keys, splits.train.captions) == (["images/train2017/0.jpg"], [["train2017"]])
+    assert (splits.train.keys, Texts.of(splits.train).captions) == (["images/train2017/0.jpg"], [["train2017"]])
     assert splits.val is not None and splits.val.keys == ["images/val2017/0.jpg"]
 
 
@@ -342,7 +343,7 @@ def test_a_table_of_something_else_does_not_hide_pairs(name: str, tmp_path: Path
     (tmp_path / "a.txt").write_text("A dog\n")
     (tmp_path / "b.txt").write_text("A cat\n")
     (tmp_path / name).write_text('{"made": "today"}')
-    assert sorted(whole(tmp_path).captions) == [["A cat"], ["A dog"]]
+    assert sorted(Texts.of(whole(tmp_path)).captions) == [["A cat"], ["A dog"]]
 
 
 @pytest.mark.parametrize("name", ["caption1.JPG", "IMG_1.JPG"])
@@ -367,10 +368,10 @@ def test_encodings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     text = "image,caption\na.jpg,Un café"
     for data in (f"\ufeff{text}".encode(), text.encode("utf-16"), text.encode("utf-32")):
         file.write_bytes(data)
-        assert whole(tmp_path).captions == [["Un café"]] and not caplog.records
+        assert Texts.of(whole(tmp_path)).captions == [["Un café"]] and not caplog.records
     mixed = ["image,caption".encode("utf-8-sig"), "a.jpg,Un café".encode(), "a.jpg,Une fenêtre\u2019s".encode("cp1252")]
     file.write_bytes(b"\n".join([*mixed, "a.jpg,Ça".encode("latin-1"), f"a.jpg,{HEBREW}".encode()]))
-    assert whole(tmp_path).captions == [["Un café", "Une fenêtre\u2019s", "Ça", HEBREW]]
+    assert Texts.of(whole(tmp_path)).captions == [["Un café", "Une fenêtre\u2019s", "Ça", HEBREW]]
     (said,) = [record.getMessage() for record in caplog.records]
     assert "line 3 and 1 others: not UTF-8, read as Latin-1" in said
 
@@ -378,7 +379,7 @@ def test_encodings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
 def test_half_a_surrogate_is_no_reason_to_stop(tmp_path: Path) -> None:
     image_files(tmp_path, "0.jpg")
     (tmp_path / "captions.json").write_text(coco("a \ud83d dog"))
-    assert whole(tmp_path).captions == [["a ? dog"]]
+    assert Texts.of(whole(tmp_path)).captions == [["a ? dog"]]
 
 
 def test_no_parts_are_split_by_the_image(tmp_path: Path) -> None:
@@ -394,8 +395,8 @@ def test_no_parts_are_split_by_the_image(tmp_path: Path) -> None:
     after = open_captions(tmp_path, 0.2)
     assert before.items() <= everything(after.val).items()
     one, two = split_val(whole(tmp_path), 0.2)
-    assert one.keys == after.train.keys and isinstance(two, CaptionSet) and two.captions == after.val.captions  # type: ignore[union-attr]
-    assert two.subset([1]).captions == [two.captions[1]]
+    assert one.keys == after.train.keys and Texts.of(two).captions == Texts.of(after.val).captions  # type: ignore[union-attr]
+    assert Texts.of(two.subset([1])).captions == [Texts.of(two).captions[1]]
 
 
 def test_an_image_of_a_named_part_is_in_no_other(tmp_path: Path) -> None:
@@ -422,7 +423,7 @@ def test_an_image_that_several_files_or_records_name_is_one(tmp_path: Path) -> N
     assert everything(whole(tmp_path / "dataset.json")) == {"images/a.jpg": ["one", "two"]}
 
 
-def test_parquet_keeps_an_image_of_two_parts_where_it_is_scored(
+def test_parquet_keeps_an_image_of_two_splits_where_it_is_scored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pa = pytest.importorskip("pyarrow")
@@ -434,21 +435,29 @@ def test_parquet_keeps_an_image_of_two_parts_where_it_is_scored(
     pq.write_table(table, tmp_path / "train.parquet")
     pq.write_table(table.slice(0, 1), tmp_path / "test.parquet")
     splits = open_captions(tmp_path)
-    assert splits.train.captions == [["three"]] and splits.test is not None and splits.test.captions == [["one"]]
-    assert "row 0: its image is in test too" in caplog.text and "images of two parts: 1" in caplog.text
+    assert (
+        Texts.of(splits.train).captions == [["three"]]
+        and splits.test is not None
+        and Texts.of(splits.test).captions == [["one"]]
+    )
+    assert "row 0: its image is in test too" in caplog.text and "images of two splits: 1" in caplog.text
     told = pa.table({"image": [a, a, b], "caption": ["one", "two", "three"], "split": ["train", "val", "train"]})
     pq.write_table(told, tmp_path / "told.parquet")
     splits = open_captions(tmp_path / "told.parquet")
-    assert splits.train.captions == [["three"]] and splits.val is not None and splits.val.captions == [["two"]]
+    assert (
+        Texts.of(splits.train).captions == [["three"]]
+        and splits.val is not None
+        and Texts.of(splits.val).captions == [["two"]]
+    )
 
 
 def test_shuffled_gives_each_image_anothers_captions(tmp_path: Path) -> None:
-    part = CaptionSet("x", list("abcdefg"), torch.zeros(7, 3, 4, 4, dtype=torch.uint8), [[c] for c in "ABCDEFG"])
+    part = ImageSet("x", list("abcdefg"), torch.zeros(7, 3, 4, 4, dtype=torch.uint8), Texts([[c] for c in "ABCDEFG"]))
     for seed in range(5):
         other = part.shuffled(seed)
-        assert sorted(other.captions) == sorted(part.captions) and other.keys == part.keys
-        assert not any(a == b for a, b in zip(part.captions, other.captions, strict=True))
-        assert other.captions == part.shuffled(seed).captions
+        assert sorted(Texts.of(other).captions) == sorted(Texts.of(part).captions) and other.keys == part.keys
+        assert not any(a == b for a, b in zip(Texts.of(part).captions, Texts.of(other).captions, strict=True))
+        assert Texts.of(other).captions == Texts.of(part.shuffled(seed)).captions
     with pytest.raises(UserError, match="one image"):
         part.subset([0]).shuffled()
 
@@ -459,9 +468,7 @@ def test_the_loader_reads_it(tmp_path: Path) -> None:
     part = whole(tmp_path)
     loader = Loader(part, Preprocess(size=(8, 8)), batch_size=2, seed=0, train=False)
     batches = list(loader.evaluation())
-    assert [part.captions[i] for batch in batches for i in batch["sample"].tolist()] == [
-        [f"caption {i}"] for i in range(5)
-    ]
+    assert [texts for batch in batches for texts in batch["captions"]] == [[f"caption {i}"] for i in range(5)]
     assert batches[0]["image"].shape == (2, 3, 8, 8)
 
 
@@ -514,7 +521,7 @@ def test_wrong_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         open_captions(tmp_path / "mine")
     (tmp_path / "mine" / "a.txt").write_text("A dog")
     monkeypatch.setenv("VITRAIL_DATA", str(tmp_path))
-    assert open_captions("mine").train.captions == [["A dog"]]
+    assert Texts.of(open_captions("mine").train).captions == [["A dog"]]
     (tmp_path / "mine" / "a.txt").write_text("")
     with pytest.raises(UserError, match="no image with a caption"):
         open_captions("mine")
@@ -526,5 +533,5 @@ def test_the_real_flickr8k() -> None:
         pytest.skip("VITRAIL_DATA names no folder that holds flickr8k")
     splits = open_captions(root)
     assert splits.val is not None and (len(splits.train), len(splits.val)) == (6000, 1000)
-    assert {len(texts) for part in (splits.train, splits.val) for texts in part.captions} == {5}
+    assert {len(texts) for part in (splits.train, splits.val) for texts in Texts.of(part).captions} == {5}
     assert splits.train.image(0).shape == (3, 160, 160)

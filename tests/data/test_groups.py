@@ -14,6 +14,7 @@ from images import encoded, folder_of, smooth
 from vitrail.data.captions import open_captions
 from vitrail.data.groups import check_splits, groups_of
 from vitrail.data.sets import ImageSet, Splits, open_data, split_val
+from vitrail.data.targets import Labels
 from vitrail.errors import UserError
 
 
@@ -22,7 +23,7 @@ def made(*keys: str, name: str = "made") -> ImageSet:
     classes = sorted({key.split("/")[0] for key in keys})
     labels = torch.tensor([classes.index(key.split("/")[0]) for key in keys])
     items = torch.arange(len(keys), dtype=torch.int32).view(torch.uint8).reshape(-1, 1, 1, 4)
-    return ImageSet(name, classes, labels, list(keys), items, 1)
+    return ImageSet(name, list(keys), items, Labels(labels, classes), 1)
 
 
 def tiles(slides: int, count: int = 6, classes: str = "normal tumour") -> list[str]:

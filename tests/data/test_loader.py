@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from vitrail.data.augment import Augment
 from vitrail.data.decode import Preprocess
 from vitrail.data.loader import Batch, Loader, Tally, _occurrence
 from vitrail.data.sets import ImageSet, open_data
+from vitrail.data.targets import Labels, Texts
 from vitrail.errors import RunError, UserError
 
 SMALL = Preprocess((16, 16))
@@ -94,7 +97,7 @@ def test_epochs_are_permutations(photos: ImageSet) -> None:
 def test_processes_share_a_batch(photos: ImageSet, memory: bool) -> None:
     whole = take(loader(photos, memory=memory), 4)
     parts = [take(loader(photos, memory=memory, rank=rank, world=2), 4) for rank in range(2)]
-    for step, batch in enumerate(whole):
+    for step, batch in enumerate(whole):  # nothing is mixed, so that they take single images in turn
         for rank in range(2):
             assert torch.equal(parts[rank][step]["image"], batch["image"][rank::2])
     seen = [int(s) for rank in range(2) for b in loader(photos, rank=rank, world=2).evaluation() for s in b["sample"]]
@@ -133,15 +136,115 @@ def test_arrays_stay_on_the_device() -> None:
     assert made.wait > 0
 
 
-def test_soft_targets(photos: ImageSet) -> None:
-    batch = take(loader(photos, augment=Augment(mixup=0.8)), 1)[0]
-    assert batch["label"].shape == (4, 2) and batch["label"].dtype == torch.float32
+MIXED = Augment(crop="resized", flip=True, mixup=0.8, cutmix=1.0)
+
+
+def an_epoch(
+    part: ImageSet, world: int = 1, epoch: int = 1, accumulate: int = 1, **changes: Any
+) -> list[tuple[Any, ...]]:
+    """What each place of an epoch's order becomes, put together from the micro-batches of all processes."""
+    ranks = [loader(part, augment=MIXED, world=world, rank=rank, **changes) for rank in range(world)]
+    steps = ranks[0].steps_per_epoch
+    places = []
+    for step in zip(*(take(made, steps, start=epoch * steps) for made in ranks), strict=True):
+        assert all((batch["seed"], batch["epoch"]) == (0, epoch) for batch in step)
+        pairs = []
+        for batch in step:
+            pieces = part.target.split(batch, accumulate)
+            rows = [list(zip(*(piece[key] for key in ("sample", "image", "label")), strict=True)) for piece in pieces]
+            pairs.append([row[start : start + 2] for row in rows for start in range(0, len(row), 2)])
+        places += [each for turn in itertools.zip_longest(*pairs, fillvalue=[]) for pair in turn for each in pair]
+    return places
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("memory", [False, True])
+def test_what_is_mixed_does_not_depend_on_the_batch(photos: ImageSet, memory: bool, balanced: bool) -> None:
+    settings = {"memory": memory, "balanced": balanced}
+    whole = an_epoch(photos, batch_size=64, **settings)
+    assert len(whole) == 13
+    different = [{"batch_size": 2}, {"batch_size": 6}, {"batch_size": 12, "world": 2}, {"batch_size": 12, "world": 3}]
+    different += [{"batch_size": 13, "accumulate": 4}, {"batch_size": 64, "world": 2, "accumulate": 3}]
+    different += [{"batch_size": 4, "workers": 2}] * (not memory)
+    for other in different:
+        found = an_epoch(photos, **settings, **other)
+        assert len(found) in (12, 13)
+        for a, b in zip(found, whole, strict=False):
+            assert a[0] == b[0] and torch.equal(a[1], b[1]) and torch.equal(a[2], b[2])
+
+
+def test_pairs_are_neighbours_and_the_last_of_an_odd_count_is_not_mixed(photos: ImageSet) -> None:
+    many = ImageSet("many", photos.keys, photos.items, Labels(torch.arange(13), [str(i) for i in range(13)]))
+    places = an_epoch(many, batch_size=64)
+    assert places[0][2].shape == (13,) and places[0][2].dtype == torch.float32
+    samples = [int(sample) for sample, _, _ in places]
+    for place, (_, _, target) in enumerate(places):
+        pair = [samples[place], samples[min(place ^ 1, 12)]]
+        assert set(target.nonzero()[:, 0].tolist()) <= set(pair) and float(target.sum()) == pytest.approx(1)
+    assert sum(0 < float(target.max()) < 1 for _, _, target in places) >= 8
+    assert places[12][2].tolist() == [float(i == samples[12]) for i in range(13)]
+    unmixed = take(loader(many, batch_size=64, augment=replace(MIXED, mixup=0.0, cutmix=0.0)), 2)[1]
+    assert torch.equal(places[12][1], unmixed["image"][12])
+
+
+def test_no_image_is_decoded_twice_for_its_partner(photos: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[int] = []
+    read = ImageSet.open
+    monkeypatch.setattr(ImageSet, "open", lambda self, i: (opened.append(i), read(self, i))[1])
+    an_epoch(photos, batch_size=4, world=2)
+    assert len(opened) == len(set(opened)) == 12
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_a_bad_image_leaves_the_pairs_of_others_alone(tmp_path: Path, memory: bool) -> None:
+    (folder_of(tmp_path, {"a": 5, "b": 5}) / "a" / "3.jpg").write_bytes(b"")
+    part = open_data(tmp_path).train
+    wholes, some = (an_epoch(part, memory=memory, batch_size=size, max_bad=0.5) for size in (64, 2))
+    assert len(some) >= 8
+    for a, b in zip(some, wholes, strict=False):
+        assert a[0] == b[0] and torch.equal(a[1], b[1]) and torch.equal(a[2], b[2])
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"batch_size": 5}, "multiple of 2, got 5: let it be 6, or leave mixup and cutmix out"),
+        ({"batch_size": 6, "world": 2}, "multiple of 4, got 6: let it be 8,"),
+        ({"batch_size": 63, "world": 9}, "13 images are too few for 9 processes to have some each"),
+    ],
+)
+def test_batches_that_cut_pairs_are_refused(photos: ImageSet, changes: dict[str, int], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        loader(photos, augment=Augment(cutmix=1.0), **changes)
+    assert loader(photos, **changes), "singly they divide"
+
+
+def test_captions_are_not_mixed(photos: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageSet, "open", lambda self, i: pytest.fail("an image was read first"))
+    part = ImageSet("said", photos.keys, photos.items, Texts([["a dog"]] * 13))
+    with pytest.raises(UserError, match="mixup and cutmix mix the labels of classes, and captions have none"):
+        loader(part, augment=Augment(mixup=0.2), memory=True)
+
+
+@pytest.mark.parametrize("memory", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_another_target_stands_in_for_the_sets_own(photos: ImageSet, memory: bool, workers: int) -> None:
+    numbers = torch.arange(13 * 6).view(13, 2, 3)
+    texts = Texts([[f"dog {i}"] for i in range(13)]).numbered(numbers)
+    made = loader(photos, target=texts, memory=memory, workers=workers)
+    batch = take(made, 1)[0]
+    assert torch.equal(batch["label"], numbers[batch["sample"]]) and "captions" not in batch
+    for batch in made.evaluation():
+        assert batch["captions"] == [[f"dog {i}"] for i in batch["sample"].tolist()]
+        assert torch.equal(batch["label"], numbers[batch["sample"]]) and (batch["seed"], batch["epoch"]) == (0, 0)
+    with pytest.raises(ValueError, match="a target of 2 entries for 13 images"):
+        loader(photos, target=Texts([["a"], ["b"]]))
 
 
 def test_balanced_draws_classes_evenly_and_repeats_differ() -> None:
     images = torch.from_numpy(smooth(16, 16)).permute(2, 0, 1).expand(200, -1, -1, -1).contiguous()
     labels = torch.tensor([0] * 190 + [1] * 10)
-    part = ImageSet("uneven", ["many", "few"], labels, [str(i) for i in range(200)], images)
+    part = ImageSet("uneven", [str(i) for i in range(200)], images, Labels(labels, ["many", "few"]))
     made = loader(part, batch_size=200, balanced=True, augment=Augment(crop="resized"), memory=True)
     batch = take(made, 1)[0]
     assert 70 < int(batch["label"].sum()) < 130
@@ -206,7 +309,7 @@ def test_wrong_settings(photos: ImageSet) -> None:
 
 def test_memory_is_chosen_by_size(photos: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     assert loader(photos, memory=None).memory
-    monkeypatch.setattr("vitrail.data.loader.IN_MEMORY", 1000)
+    monkeypatch.setattr("vitrail.data.memory.IN_MEMORY", 1000)
     assert not loader(photos, memory=None).memory
     assert not loader(photos, memory=None, train=False).memory
 

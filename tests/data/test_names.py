@@ -13,6 +13,7 @@ from images import encoded, smooth
 from vitrail.data.captions import open_captions
 from vitrail.data.names import Finder, is_absolute, match_keys, tails, tidied
 from vitrail.data.sets import open_data
+from vitrail.data.targets import Texts
 from vitrail.errors import UserError
 
 
@@ -79,7 +80,7 @@ def test_captions_of_a_table_from_windows(name: str, tmp_path: Path) -> None:
     files(tmp_path, "images/000.jpg", "images/001.jpg")
     (tmp_path / "captions.csv").write_text(f'image,caption\n"{name}",a dog\nimages/001.jpg,a cat\n', encoding="utf-8")
     train = open_captions(tmp_path, val_fraction=0).train
-    assert dict(zip(train.keys, train.captions, strict=True)) == {
+    assert dict(zip(train.keys, Texts.of(train).captions, strict=True)) == {
         "images/000.jpg": ["a dog"],
         "images/001.jpg": ["a cat"],
     }

@@ -19,6 +19,7 @@ from images import encoded, folder_of, smooth, tiff
 from vitrail.data import builtin, parquet
 from vitrail.data.decode import BadImage
 from vitrail.data.sets import ImageSet, _hash, open_data, split_val
+from vitrail.data.targets import Labels
 from vitrail.errors import UserError
 
 
@@ -305,7 +306,8 @@ def test_split_of_uncompressed_images_with_the_same_margin(kind: str, tmp_path: 
             items.append(tmp_path / f"{i}.npy")
         else:
             items.append(encoded(pixels, kind))
-    whole = ImageSet("margins", ["a", "b"], torch.zeros(60, dtype=torch.int64), [str(i) for i in range(60)], items)
+    labels = Labels(torch.zeros(60, dtype=torch.int64), ["a", "b"])
+    whole = ImageSet("margins", [str(i) for i in range(60)], items, labels)
     _, val = split_val(whole, 0.4)
     assert 12 <= len(val) <= 36
 
@@ -378,7 +380,8 @@ def in_memory(labels: list[int], contents: list[int]) -> ImageSet:
     """Images of one pixel row, each of some content; two with the same content are copies."""
     items = torch.tensor(contents, dtype=torch.int32).view(torch.uint8).reshape(-1, 1, 1, 4)
     names = [f"c{i}" for i in range(max(labels) + 1)]
-    return ImageSet("made", names, torch.tensor(labels), [f"c{c}/{i}" for i, c in enumerate(labels)], items, 1)
+    keys = [f"c{c}/{i}" for i, c in enumerate(labels)]
+    return ImageSet("made", keys, items, Labels(torch.tensor(labels), names), 1)
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 40)), max_size=60), st.sampled_from([0.1, 0.5, 1.0]))

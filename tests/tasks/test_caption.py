@@ -15,9 +15,10 @@ from PIL import Image
 
 import vitrail
 from vitrail.baselines import CNNConfig
-from vitrail.data.captions import CaptionSet
 from vitrail.data.decode import Preprocess
 from vitrail.data.loader import Loader
+from vitrail.data.sets import ImageSet
+from vitrail.data.targets import Texts
 from vitrail.data.text import END, PAD, START, UNKNOWN, Tokenizer
 from vitrail.errors import UserError
 from vitrail.tasks.caption import Caption, Captioning, numbered
@@ -333,7 +334,7 @@ def test_images_of_all_shapes_are_prepared_as_in_training(tmp_path: Path) -> Non
         image.save(tmp_path / f"{i}.png")
     files = sorted(tmp_path.iterdir())
     task = captioner()
-    part = CaptionSet("x", [file.name for file in files], files, [["a dog"]] * 5)
+    part = ImageSet("x", [file.name for file in files], files, Texts([["a dog"]] * 5))
     (made,) = Loader(part, task.preprocess, batch_size=8, seed=0, train=False).evaluation()
     for i, image in enumerate(some_images()):
         torch.testing.assert_close(task.preprocess(image), made["image"][i])

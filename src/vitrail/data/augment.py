@@ -18,7 +18,8 @@ from vitrail.data.random import uniform
 from vitrail.errors import UserError
 
 # Streams of draws, so that switching one augmentation on leaves the others' draws as they were.
-CROP, FLIP, POLICY, ERASE, MIX, PARTNER, ORDER = range(7)
+CROP, FLIP, POLICY, ERASE, MIX = range(5)
+ORDER = 6
 
 TRIES = 10
 """boxes that a random resized crop tries before it takes the centre, as torchvision"""
@@ -46,11 +47,16 @@ class Augment:
     policy_count: int = 2
     """RandAugment's operations an image"""
     erase: float = 0.0
-    """chance that a rectangle of 2 to 33 % becomes grey (arXiv 1708.04896)"""
+    """probability that a rectangle of 2 to 33 % becomes grey (arXiv 1708.04896)"""
     mixup: float = 0.0
     """alpha of mixup's beta distribution (arXiv 1710.09412), at most 1; 0 for none"""
     cutmix: float = 0.0
     """alpha of cutmix's (arXiv 1905.04899); with both on, each image takes one of them by a coin"""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed in pairs (see `mix_pairs`)."""
+        return bool(self.mixup or self.cutmix)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", tuple(self.scale))
@@ -122,23 +128,12 @@ def training_affine(
 
 
 def augment_batch(
-    images: Tensor,
-    labels: Tensor,
-    samples: Tensor,
-    seed: int,
-    epoch: int,
-    augment: Augment,
-    classes: int,
-    size: tuple[int, int],
-) -> tuple[Tensor, Tensor]:
-    """Images uint8 [B, C, H, W] with labels int64 [B] to uint8 [B, C, size] with labels, or soft targets [B, K].
+    images: Tensor, samples: Tensor, seed: int, epoch: int, augment: Augment, size: tuple[int, int]
+) -> Tensor:
+    """Images uint8 [B, C, H, W] to uint8 [B, C, size], by all operations but mixup and cutmix (see `mix_pairs`).
 
-    The result for an image depends on (seed, epoch, sample) and is the same in any batch, with one exception: mixup
-    and cutmix need a second image, which is taken from the batch. The batch is put in the order of a draw of each
-    image, and everyone's partner is the next one in that order, the last one's the first. The share is
-    the image's own draw. With either on, labels come as soft targets [B, K], float32.
-
-    `samples` are best on the processor, which chooses the operations of a policy: it then never waits for a GPU.
+    The result for an image depends on (seed, epoch, sample) and is the same in any batch. `samples` are best on the
+    CPU, which chooses the operations of a policy: it then never waits for a GPU.
     """
     there = samples.to(images.device, non_blocking=True)
 
@@ -162,12 +157,7 @@ def augment_batch(
             images = apply_policy(images, draws[:, 3 * i : 3 * i + 3], augment.policy, augment.policy_strength)
     if augment.erase:
         images = erase(images, draw(5, ERASE), augment.erase)
-    if augment.mixup or augment.cutmix:
-        order = draw(1, PARTNER)[:, 0].argsort(stable=True)
-        partner = torch.empty_like(order)
-        partner[order] = order.roll(-1)
-        return mix(images, labels, partner, draw(4 * _BETA_TRIES + 3, MIX), augment, classes)
-    return images, labels
+    return images
 
 
 def crop_boxes(
@@ -232,7 +222,7 @@ def _reflect(places: Tensor, size: int) -> Tensor:
     return torch.minimum(places, period - places) if size > 1 else places.clamp(0, 0)
 
 
-def erase(images: Tensor, draws: Tensor, chance: float) -> Tensor:
+def erase(images: Tensor, draws: Tensor, probability: float) -> Tensor:
     """A grey rectangle in some of uint8 [B, C, H, W]: `draws` [B, 5] for whether, area, aspect (0.3 to 3.3), place."""
     height, width = images.shape[-2:]
     side = ((0.02 + 0.31 * draws[:, 1]) * height * width).sqrt()
@@ -240,7 +230,7 @@ def erase(images: Tensor, draws: Tensor, chance: float) -> Tensor:
     h = (side / root).round().clamp(1, height)
     w = (side * root).round().clamp(1, width)
     mask = _boxes(images, draws[:, 3] * (height - h + 1), draws[:, 4] * (width - w + 1), h, w)
-    mask &= (draws[:, 0] < chance)[:, None, None, None]
+    mask &= (draws[:, 0] < probability)[:, None, None, None]
     return images.masked_fill(mask, int(FILL))
 
 
@@ -254,10 +244,23 @@ def _boxes(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Ten
     return inside_rows[:, None, :, None] & inside_columns[:, None, None, :]
 
 
-def mix(
-    images: Tensor, labels: Tensor, partner: Tensor, draws: Tensor, augment: Augment, classes: int
-) -> tuple[Tensor, Tensor]:
-    """Mixup or cutmix of uint8 [B, C, H, W] with their partners (indices [B]): images and soft targets [B, K]."""
+def mix_pairs(
+    images: Tensor, samples: Tensor, seed: int, epoch: int, augment: Augment
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mixup or cutmix of uint8 [B, C, H, W]: the mixed images, the partner of each, int64 [B], and its share [B].
+
+    Images 2k and 2k + 1 are partners. Each is mixed with the other by a share of its own draw, so that an image depends
+    on (seed, epoch, sample) and on its partner alone. The last one of an odd count has no partner and stays as it is.
+    """
+    places = torch.arange(len(images), device=images.device)
+    partner = (places ^ 1).clamp(max=len(images) - 1)
+    draws = uniform(seed, epoch, samples.to(images.device, non_blocking=True), 4 * _BETA_TRIES + 3, MIX)
+    mixed, share = mix(images, partner, draws, augment)
+    return mixed, partner, torch.where(partner == places, 1.0, share)
+
+
+def mix(images: Tensor, partner: Tensor, draws: Tensor, augment: Augment) -> tuple[Tensor, Tensor]:
+    """uint8 [B, C, H, W] mixed with their partners (indices [B]), and the share [B] that each keeps of itself."""
     if augment.mixup and augment.cutmix:
         cut = draws[:, -1] < 0.5
     else:
@@ -271,9 +274,7 @@ def mix(
     other = images[partner]
     weight = share[:, None, None, None]
     blended = (images * weight + other * (1 - weight)).round().to(torch.uint8)
-    mixed = torch.where(cut[:, None, None, None], torch.where(box, other, images), blended)
-    targets = F.one_hot(labels, classes).float()
-    return mixed, targets * share[:, None] + targets[partner] * (1 - share[:, None])
+    return torch.where(cut[:, None, None, None], torch.where(box, other, images), blended), share
 
 
 def _beta(draws: Tensor, alpha: float) -> Tensor:

@@ -22,7 +22,7 @@ SILENCE = 30.0
 
 NAMES = ("digits", "cifar10", "cifar100", "mnist", "fashion-mnist", "kmnist", "svhn", "stl10")
 
-# torchvision's class, and the arguments that choose its two parts.
+# torchvision's class, and the arguments that choose its two splits.
 _BY_TRAIN = ({"train": True}, {"train": False})
 _BY_SPLIT = ({"split": "train"}, {"split": "test"})
 _TORCHVISION: dict[str, tuple[str, tuple[dict[str, Any], dict[str, Any]]]] = {
@@ -53,14 +53,14 @@ _CLOTHES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Sh
 
 @dataclass
 class Arrays:
-    """A whole set in memory: for each part images uint8 [N, C, H, W] and labels int64 [N]."""
+    """A whole set in memory: for each split images uint8 [N, C, H, W] and labels int64 [N]."""
 
     classes: list[str]
     splits: dict[str, tuple[Tensor, Tensor]]
 
 
 def digits() -> Arrays:
-    """1,797 handwritten digits of 8 x 8 grey pixels (UCI optical digits); 360, stratified, are the test part."""
+    """1,797 handwritten digits of 8 x 8 grey pixels (UCI optical digits); 360, stratified, are the test split."""
     folder = files("vitrail.data")
     with folder.joinpath("digits.npz").open("rb") as file, np.load(file) as arrays:
         images, labels = arrays["images"], arrays["labels"]
@@ -109,11 +109,11 @@ def _torchvision(name: str, root: Path, download: bool) -> Arrays:
     from torchvision import datasets
 
     kind, arguments = _TORCHVISION[name]
-    parts: dict[str, tuple[Tensor, Tensor]] = {}
+    splits: dict[str, tuple[Tensor, Tensor]] = {}
     classes: list[str] = []
     for split, chosen in zip(("train", "test"), arguments, strict=True):
         try:
-            part = getattr(datasets, kind)(str(root), download=download, **chosen)
+            images = getattr(datasets, kind)(str(root), download=download, **chosen)
         except ImportError as error:
             raise UserError(f"{name} needs {error.name}: pip install 'vitrail[data]'") from None
         except RuntimeError as error:
@@ -121,11 +121,11 @@ def _torchvision(name: str, root: Path, download: bool) -> Arrays:
                 raise
             raise UserError(f"{name} in {root} is not complete: {' '.join(str(error).split())}") from None
         labels = torch.as_tensor(
-            np.asarray(part.targets if hasattr(part, "targets") else part.labels), dtype=torch.int64
+            np.asarray(images.targets if hasattr(images, "targets") else images.labels), dtype=torch.int64
         )
-        parts[split] = (_first_channels(torch.as_tensor(part.data)), labels)
-        classes = [str(c) for c in getattr(part, "classes", [])] or [str(i) for i in range(int(labels.max()) + 1)]
-    return Arrays(classes, parts)
+        splits[split] = (_first_channels(torch.as_tensor(images.data)), labels)
+        classes = [str(c) for c in getattr(images, "classes", [])] or [str(i) for i in range(int(labels.max()) + 1)]
+    return Arrays(classes, splits)
 
 
 def _first_channels(images: Tensor) -> Tensor:

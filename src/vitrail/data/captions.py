@@ -5,13 +5,9 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from vitrail.data import parquet
 from vitrail.data.caption_files import (
@@ -22,7 +18,8 @@ from vitrail.data.caption_files import (
     read_pairs,
     read_parquet,
 )
-from vitrail.data.sets import Chosen, ImageSet, Splits, split_val, stored_channels
+from vitrail.data.channels import stored_channels
+from vitrail.data.sets import Chosen, ImageSet, Splits, split_val
 from vitrail.data.sources import (
     Folder,
     files_by_split,
@@ -36,6 +33,7 @@ from vitrail.data.sources import (
     scan,
     split_of,
 )
+from vitrail.data.targets import Texts
 from vitrail.errors import UserError
 
 log = logging.getLogger("vitrail")
@@ -45,80 +43,32 @@ MOST_CHARACTERS = 10 * MOST_WORDS
 """A longer text is no caption but a column gone wrong. It is left out whole: its first words may say nothing."""
 
 
-class CaptionSet(ImageSet):
-    """Images with their captions, at least one each. There are no classes, and every label is 0."""
-
-    def __init__(
-        self,
-        name: str,
-        keys: list[str],
-        items: Sequence[bytes | Path | Tensor] | Tensor,
-        captions: list[list[str]],
-        channels: int = 3,
-    ) -> None:
-        super().__init__(name, [], torch.zeros(len(keys), dtype=torch.int64), keys, items, channels)
-        self.captions = captions
-        """of each image, with white space between words made single and otherwise as they stand in the file"""
-
-    def truth(self, i: int) -> dict[str, Any]:
-        return {"captions": self.captions[i]}
-
-    def extras(self, samples: Sequence[int]) -> dict[str, list[Any]]:
-        """`captions`: the texts of each image."""
-        return {"captions": [self.captions[i] for i in samples]}
-
-    def subset(self, indices: Sequence[int] | Tensor) -> CaptionSet:
-        part = super().subset(indices)
-        captions = [self.captions[i] for i in torch.as_tensor(indices).tolist()]
-        return CaptionSet(self.name, part.keys, part.items, captions, self.channels)
-
-    def shuffled(self, seed: int = 0) -> CaptionSet:
-        """The control: each image has the captions of another one, in an order that follows from the seed."""
-        if len(self) < 2:
-            raise UserError(f"{self.name} has one image: there are no others' captions to give it")
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        captions = list(self.captions)
-        for place, other in zip(order.tolist(), order.roll(1).tolist(), strict=True):  # one cycle: none keeps its own
-            captions[place] = self.captions[other]
-        return CaptionSet(self.name, self.keys, self.items, captions, self.channels)
-
-
-@dataclass
-class CaptionSplits(Splits):
-    """The parts of a captioned set; a set of evaluation parts alone has an empty `train`."""
-
-    train: CaptionSet
-    val: CaptionSet | None = None
-    test: CaptionSet | None = None
-
-
-def open_captions(data: str | Path, val_fraction: float = 0.1, group: str | None = None) -> CaptionSplits:
+def open_captions(data: str | Path, val_fraction: float = 0.1, group: str | None = None) -> Splits:
     """The captioned images at a path, or in a folder of that name below `$VITRAIL_DATA`.
 
     A path is `captions.txt`, a CSV, JSON (Karpathy's or COCO's) or Parquet file; a folder that holds such files, with
-    the images beside them or in a folder beside them; a folder a part (`train/`, `val/`, `test/`) of that kind; or a
-    folder of `name.jpg` beside `name.txt`. Where nothing names a part, about `val_fraction` of the images are for
+    the images beside them or in a folder beside them; one such folder per split (`train/`, `val/`, `test/`); or a
+    folder of `name.jpg` beside `name.txt`. Where nothing names a split, about `val_fraction` of the images are for
     validation, by a hash of the image or of its `group` (see `vitrail.data.groups`); 0 leaves the set whole. What
     cannot be used is left out, named and counted.
     """
     path = _find(data)
     left = Left()
-    parts = _from_parquet(path, left) if parquet.files(path) else _apart(path, _from_files(path, left))
+    found = _from_parquet(path, left) if parquet.files(path) else _apart(path, _from_files(path, left))
     left.sum_up(str(path))
-    parts = {part: chosen for part, chosen in parts.items() if len(chosen)}
-    if not parts:
+    splits = {split: chosen for split, chosen in found.items() if len(chosen)}
+    if not splits:
         raise UserError(f"{path} holds no image with a caption")
-    channels = stored_channels(next(iter(parts.values())))
-    for chosen in parts.values():
-        chosen.channels = channels
-    whole = parts.pop("", None)
-    if whole is not None and parts:
-        log.warning(f"{path}: {len(whole):,} images whose part is not named are for training")
-        parts["train"] = _joined(whole, parts["train"]) if "train" in parts else whole
+    channels = stored_channels(next(iter(splits.values())))
+    splits = {split: replace(chosen, channels=channels) for split, chosen in splits.items()}
+    whole = splits.pop("", None)
+    if whole is not None and splits:
+        log.warning(f"{path}: {len(whole):,} images whose split is not named are for training")
+        splits["train"] = whole.joined(splits["train"]) if "train" in splits else whole
     elif whole is not None:
-        parts = _split(whole, val_fraction, group)
-    empty = CaptionSet(path.name, [], [], [], channels)
-    return CaptionSplits(parts.get("train", empty), parts.get("val"), parts.get("test"))
+        splits = _split(whole, val_fraction, group)
+    empty = ImageSet(path.name, [], [], Texts([]), channels)
+    return Splits(splits.get("train", empty), splits.get("val"), splits.get("test"))
 
 
 def _find(data: str | Path) -> Path:
@@ -134,43 +84,37 @@ def _find(data: str | Path) -> Path:
     )
 
 
-def _split(whole: CaptionSet, val_fraction: float, group: str | None) -> dict[str, CaptionSet]:
+def _split(whole: ImageSet, val_fraction: float, group: str | None) -> dict[str, ImageSet]:
     if not val_fraction or len(whole) < 2:
         return {"train": whole}
     train, val = split_val(whole, val_fraction, group)
-    assert isinstance(train, CaptionSet) and isinstance(val, CaptionSet)
-    log.info(f"{whole.name} names no parts: {len(val):,} of its {len(whole):,} images, by a hash, are for validation")
+    log.info(f"{whole.name} names no splits: {len(val):,} of its {len(whole):,} images, by a hash, are for validation")
     return {"train": train, "val": val}
 
 
-def _apart(path: Path, parts: dict[str, CaptionSet]) -> dict[str, CaptionSet]:
-    """The parts, of which no two have a file in common; UserError where two that are named do.
+def _apart(path: Path, splits: dict[str, ImageSet]) -> dict[str, ImageSet]:
+    """The splits, of which no two have a file in common; UserError where two that are named do.
 
-    A table of all images may stand beside one of those to test on, so what names no part gives way.
+    A table of all images may stand beside one of those to test on, so what names no split gives way.
     """
-    for a, b in itertools.combinations(filter(None, parts), 2):
-        if both := {*parts[a].keys} & {*parts[b].keys}:
+    for a, b in itertools.combinations(filter(None, splits), 2):
+        if both := {*splits[a].keys} & {*splits[b].keys}:
             raise UserError(f"{path}: {min(both)} is in {a} and in {b}, one of {len(both):,}: take them out of one")
-    if "" in parts:
-        named = {key for part, chosen in parts.items() if part for key in chosen.keys}
-        parts[""] = parts[""].subset([i for i, key in enumerate(parts[""].keys) if key not in named])
-    return parts
+    if "" in splits:
+        named = {key for split, chosen in splits.items() if split for key in chosen.keys}
+        splits[""] = splits[""].subset([i for i, key in enumerate(splits[""].keys) if key not in named])
+    return splits
 
 
-def _joined(a: CaptionSet, b: CaptionSet) -> CaptionSet:
-    items = [part.read(i) for part in (a, b) for i in range(len(part))]
-    return CaptionSet(a.name, a.keys + b.keys, items, a.captions + b.captions, a.channels)
-
-
-def _from_files(path: Path, left: Left) -> dict[str, CaptionSet]:
-    """The parts of a folder, or of a file of captions; "" for what names no part."""
+def _from_files(path: Path, left: Left) -> dict[str, ImageSet]:
+    """The splits of a folder, or of a file of captions; "" for what names no split."""
     if path.is_file():
         return _from_tables(path, [path], left)
     if files := _caption_files(path):
         return _from_tables(path, files, left)
     named = _split_folders(path)
-    parts = {}
-    for part, folder in (named or {"": path}).items():
+    splits = {}
+    for split, folder in (named or {"": path}).items():
         if files := _caption_files(folder):
             entries = [entry for file in files for entry in read_file(file, left)]
             find = finder(folder)
@@ -181,15 +125,15 @@ def _from_files(path: Path, left: Left) -> dict[str, CaptionSet]:
         else:
             entries = read_pairs(folder)
         if entries:
-            parts[part] = _make(path, entries, left)
-        elif part:
+            splits[split] = _make(path, entries, left)
+        elif split:
             log.warning(f"{folder} holds no captions and is left out")
-    if not parts:
+    if not splits:
         raise UserError(
             f"{path} holds no captions: it needs captions.txt beside a folder of images, a CSV, JSON or Parquet file, "
             "or name.txt beside each name.jpg"
         )
-    return parts
+    return splits
 
 
 def _caption_files(folder: Path) -> list[Path]:
@@ -226,24 +170,24 @@ def _unwrapped(folder: Path) -> Path:
     return folder
 
 
-def _from_tables(path: Path, files: list[Path], left: Left) -> dict[str, CaptionSet]:
-    """Files of captions by part: as each image says, or else the file's name, or else the folder it lies in."""
-    by_part: dict[str, list[Entry]] = {}
+def _from_tables(path: Path, files: list[Path], left: Left) -> dict[str, ImageSet]:
+    """Files of captions by split: as each image says, or else the file's name, or else the folder it lies in."""
+    by_split: dict[str, list[Entry]] = {}
     for file in files:
         told = split_of(file.stem) or ""
         find = finder(file.parent, told)
         for entry in read_file(file, left):
             entry.item = find(entry)
-            by_part.setdefault(entry.split or told or _part_of_folder(entry, file.parent), []).append(entry)
-    found = [entry for entries in by_part.values() for entry in entries]
+            by_split.setdefault(entry.split or told or _split_of_folder(entry, file.parent), []).append(entry)
+    found = [entry for entries in by_split.values() for entry in entries]
     _check_images(found)
     if path.is_dir():
         _name_the_uncaptioned(path, found, left)
-    return {part: _make(path, entries, left) for part, entries in by_part.items()}
+    return {split: _make(path, entries, left) for split, entries in by_split.items()}
 
 
-def _part_of_folder(entry: Entry, base: Path) -> str:
-    """The part that an image's folder below `base` is named for."""
+def _split_of_folder(entry: Entry, base: Path) -> str:
+    """The split that an image's folder below `base` is named for."""
     folder = entry.item.parent if isinstance(entry.item, Path) else base
     return split_of(folder.name) or "" if folder != base and folder.is_relative_to(base) else ""
 
@@ -273,7 +217,7 @@ def _name_the_uncaptioned(path: Path, entries: list[Entry], left: Left) -> None:
     say_left_out(Folder(path, others=others))
 
 
-def _make(path: Path, entries: list[Entry], left: Left) -> CaptionSet:
+def _make(path: Path, entries: list[Entry], left: Left) -> ImageSet:
     """The entries with an image and a caption; those of the same image are one."""
     captions: dict[Path, list[str]] = {}
     for entry in entries:
@@ -284,7 +228,7 @@ def _make(path: Path, entries: list[Entry], left: Left) -> CaptionSet:
             captions[entry.item] = texts if known is None else known + [text for text in texts if text not in known]
     root = path if path.is_dir() else path.parent
     keys = [file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file) for file in captions]
-    return CaptionSet(path.name, keys, [*captions], [*captions.values()])
+    return ImageSet(path.name, keys, [*captions], Texts([*captions.values()]))
 
 
 def _keep(entry: Entry, left: Left) -> bool:
@@ -313,26 +257,27 @@ def _keep(entry: Entry, left: Left) -> bool:
     return bool(kept)
 
 
-def _from_parquet(path: Path, left: Left) -> dict[str, CaptionSet]:
+def _from_parquet(path: Path, left: Left) -> dict[str, ImageSet]:
     files = files_by_split(parquet.files(path))
-    groups = [(part, members[0], *read_parquet(members)) for part, members in files.items()]
-    parts: dict[str, CaptionSet] = {}
+    groups = [(split, members[0], *read_parquet(members)) for split, members in files.items()]
+    splits: dict[str, ImageSet] = {}
     whose: dict[Any, str] = {}
     for each in ("test", "val", "train", ""):  # what is to be scored keeps an image that others have too
-        for part, file, entries, images in groups:
-            own = [entry for entry in entries if (entry.split or part) == each and _keep(entry, left)]
+        for split, file, entries, images in groups:
+            own = [entry for entry in entries if (entry.split or split) == each and _keep(entry, left)]
             kept = [entry for entry in own if whose.setdefault(entry.same, each) == each]
             for entry in own:
                 if (other := whose[entry.same]) != each:
-                    left.out("images of two parts", f"{entry.where}: its image is in {other} too")
+                    left.out("images of two splits", f"{entry.where}: its image is in {other} too")
             if kept:
                 made = _from_rows(path, file, kept, images)
-                parts[each] = _joined(parts[each], made) if each in parts else made
-    return parts
+                splits[each] = splits[each].joined(made) if each in splits else made
+    return splits
 
 
-def _from_rows(path: Path, file: Path, entries: list[Entry], images: parquet.Images) -> CaptionSet:
+def _from_rows(path: Path, file: Path, entries: list[Entry], images: parquet.Images) -> ImageSet:
     rows = [entry.item for entry in entries if isinstance(entry.item, int)]
     own = [entry.name for entry in entries]
     keys = own if all(own) and len(set(own)) == len(own) else [f"{file.stem}/{row}" for row in rows]
-    return CaptionSet(path.stem, keys, Chosen(images, rows), [[text for _, text in e.captions] for e in entries])
+    captions = [[text for _, text in entry.captions] for entry in entries]
+    return ImageSet(path.stem, keys, Chosen(images, rows), Texts(captions))

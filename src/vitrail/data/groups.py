@@ -35,41 +35,41 @@ TABLES = (".csv", ".tsv", ".txt")
 COLUMNS = ("group", "groups", "group_id", "patient", "patient_id", "subject", "subject_id", "slide", "slide_id")
 
 
-def groups_of(part: ImageSet, group: str) -> list[str]:
+def groups_of(images: ImageSet, group: str) -> list[str]:
     """The group of each image. Raises UserError where an image has none."""
     if group == "parent":
-        names, reason = _by_parent(part), "lie in a class folder itself, and in no folder of a group"
+        names, reason = _by_parent(images), "lie in a class folder itself, and in no folder of a group"
     elif Path(group).suffix.lower() in TABLES or is_file(Path(group)):
-        names, reason = _by_table(part, Path(group).expanduser()), "are not in the table, or have no group there"
+        names, reason = _by_table(images, Path(group).expanduser()), "are not in the table, or have no group there"
     else:
-        names, reason = _by_pattern(part, group), "do not match it"
-    if lacking := [key for key, name in zip(part.keys, names, strict=True) if not name]:
+        names, reason = _by_pattern(images, group), "do not match it"
+    if lacking := [key for key, name in zip(images.keys, names, strict=True) if not name]:
         raise UserError(
-            f"--group {group}: {len(lacking):,} of {len(part):,} images of {part.name} {reason}, as {lacking[0]}"
+            f"--group {group}: {len(lacking):,} of {len(images):,} images of {images.name} {reason}, as {lacking[0]}"
         )
     return names
 
 
-def _by_parent(part: ImageSet) -> list[str]:
+def _by_parent(images: ImageSet) -> list[str]:
     names = []
-    for key, label in zip(part.keys, part.labels.tolist(), strict=True):
+    for key, stratum in zip(images.keys, images.target.strata().tolist(), strict=True):
         folder = PurePosixPath(key).parent.name
-        names.append("" if part.classes and folder == part.classes[label] else folder)
+        names.append("" if folder == images.target.stratum(stratum) else folder)
     return names
 
 
-def _by_pattern(part: ImageSet, group: str) -> list[str]:
+def _by_pattern(images: ImageSet, group: str) -> list[str]:
     try:
         pattern = re.compile(group)
     except re.error as error:
         raise UserError(
             f"--group {group}: not `parent`, no CSV file, and no regular expression either: {error}"
         ) from None
-    found = [pattern.search(key) for key in part.keys]
+    found = [pattern.search(key) for key in images.keys]
     return [(match[min(pattern.groups, 1)] or "") if match else "" for match in found]
 
 
-def _by_table(part: ImageSet, file: Path) -> list[str]:
+def _by_table(images: ImageSet, file: Path) -> list[str]:
     if not is_file(file):
         raise UserError(f"--group {file}: there is no such file")
     lines = read_text(file)
@@ -84,13 +84,13 @@ def _by_table(part: ImageSet, file: Path) -> list[str]:
     if image is None or group is None:
         raise UserError(f"{file}, line 1: the columns are {', '.join(header) or 'none'}, and not image and group")
     rows = [(line, row) for line, row in rows[1:] if len(row) > max(image, group)]
-    places = match_keys([row[image] for _, row in rows], part.keys, lambda i: f"{file}, line {rows[i][0]}")
-    names = [""] * len(part)
+    places = match_keys([row[image] for _, row in rows], images.keys, lambda i: f"{file}, line {rows[i][0]}")
+    names = [""] * len(images)
     for place, (line, row) in zip(places, rows, strict=True):
         if place is not None:
             if names[place] not in ("", row[group]):
                 both = f"in group {row[group]!r} here and in {names[place]!r} before"
-                raise UserError(f"{file}, line {line}: {part.keys[place]} is {both}")
+                raise UserError(f"{file}, line {line}: {images.keys[place]} is {both}")
             names[place] = row[group]
     return names
 
@@ -106,10 +106,10 @@ def check_splits(splits: Splits, group: str) -> None:
     """Refuse a group that lies in two of the splits that a set brings."""
     there = {"train": splits.train, "val": splits.val, "test": splits.test}
     owner: dict[str, tuple[str, str]] = {}
-    for split, part in there.items():
-        if part is None or not len(part):
+    for split, images in there.items():
+        if images is None or not len(images):
             continue
-        for key, name in zip(part.keys, groups_of(part, group), strict=True):
+        for key, name in zip(images.keys, groups_of(images, group), strict=True):
             other, first = owner.setdefault(name, (split, key))
             if other != split:
                 raise UserError(
@@ -129,8 +129,8 @@ def describe(names: Sequence[str], chosen: Tensor) -> None:
 
 def marks(splits: Splits, group: str) -> dict[str, Any]:
     """Plain data by which the same groups are known again."""
-    there = [part for part in (splits.train, splits.val, splits.test) if part is not None and len(part)]
-    names = [name for part in there for name in groups_of(part, group)]
+    there = [images for images in (splits.train, splits.val, splits.test) if images is not None and len(images)]
+    names = [name for images in there for name in groups_of(images, group)]
     digest = hashlib.blake2b("\0".join(names).encode(errors="surrogatepass"), digest_size=16)
     return {"count": len(set(names)), "hash": digest.hexdigest()}
 
@@ -146,7 +146,7 @@ CAMERA = re.compile(
 SYNSET = re.compile(r"n\d{8}$")
 
 
-def warn_of_prefixes(part: ImageSet, chosen: Tensor) -> None:
+def warn_of_prefixes(images: ImageSet, chosen: Tensor) -> None:
     """Warn once where the names of files tell groups, such as slides, that lie on both sides of a split.
 
     That is where in classes of at least half of the images nearly all files share a few prefixes with a number in it
@@ -154,13 +154,12 @@ def warn_of_prefixes(part: ImageSet, chosen: Tensor) -> None:
     """
     held = chosen.tolist()
     by_class: dict[int, list[int]] = defaultdict(list)
-    labels = part.labels.tolist() if part.classes else [0] * len(part)
-    for i, label in enumerate(labels):
-        by_class[label].append(i)
+    for i, stratum in enumerate(images.target.strata().tolist()):
+        by_class[stratum].append(i)
     suspect = 0
     example: tuple[str, str] | None = None
     for members in by_class.values():
-        for prefixes in _ways([part.keys[i] for i in members]):
+        for prefixes in _ways([images.keys[i] for i in members]):
             counts = Counter(prefixes)
             shared = {prefix for prefix, count in counts.items() if count > 1 and prefix}
             covered = sum(counts[prefix] for prefix in shared)
@@ -173,9 +172,9 @@ def warn_of_prefixes(part: ImageSet, chosen: Tensor) -> None:
             both = next((side for side in sides.values() if len(side) == 2), None)
             if both is not None:
                 suspect += len(members)
-                example = example or (part.keys[both[False]], part.keys[both[True]])
+                example = example or (images.keys[both[False]], images.keys[both[True]])
                 break
-    if example is not None and 2 * suspect >= len(part):
+    if example is not None and 2 * suspect >= len(images):
         log.warning(
             f"names such as {example[0]} (for training) and {example[1]} (held back) look like images of one "
             "slide, patient or day; if they are, the score is too good: name the groups with --group"

@@ -1,4 +1,4 @@
-"""Sets of labelled images: where they are, what they are called, and which split is for what."""
+"""Sets of images with their targets: where they are, what they are called, and which split is for what."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ from torch import Tensor
 
 from vitrail.data import builtin, parquet
 from vitrail.data import groups as grouping
+from vitrail.data.channels import stored_channels
 from vitrail.data.decode import BadImage, EncodedImage
 from vitrail.data.folders import read_class_folders
-from vitrail.data.pixels import NUMPY, doubt, to_bytes, with_channels
+from vitrail.data.pixels import NUMPY, to_bytes, with_channels
 from vitrail.data.sources import files_by_split, images_in, refuse_empty
+from vitrail.data.targets import Labels, Target
 from vitrail.data.tiff import MAGIC
 from vitrail.errors import UserError
 from vitrail.files import reading
@@ -27,30 +29,32 @@ from vitrail.files import reading
 log = logging.getLogger("vitrail")
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageSet:
-    """Labelled images. `items` holds files, encoded bytes or uint8 tensors [C, H, W]; it may be one tensor."""
+    """Images and what each carries beside its pixels. Nothing is assigned to a set after it is made."""
 
-    def __init__(
-        self,
-        name: str,
-        classes: list[str],
-        labels: Tensor,
-        keys: list[str],
-        items: Sequence[bytes | Path | Tensor] | Tensor,
-        channels: int = 3,
-    ) -> None:
-        self.name = name
-        self.classes = classes
-        self.labels = labels
-        """int64 [N]"""
-        self.keys = keys
-        """what each image is known by: its path below the root, or its name or number in a file"""
-        self.items = items
-        self.channels = channels
-        """as the images are stored; `image` gives them with other counts too"""
+    name: str
+    keys: list[str]
+    """what each image is known by: its path below the root, or its name or number in a file"""
+    items: Sequence[bytes | Path | Tensor] | Tensor
+    """files, encoded bytes or uint8 tensors [C, H, W]; it may be one tensor"""
+    target: Target
+    """labels, captions or another column (see `vitrail.data.targets`), one entry per image"""
+    channels: int = 3
+    """as the images are stored; `image` gives them with other counts too"""
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.keys)
+
+    @property
+    def labels(self) -> Tensor:
+        """Class numbers, int64 [N]; zeros where the target has no classes."""
+        return self.target.strata()
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes; [] where the target has none."""
+        return self.target.classes
 
     def read(self, i: int) -> bytes | Path | Tensor:
         """An image as it is kept."""
@@ -71,21 +75,6 @@ class ImageSet:
         item = self.read(i)
         return item if isinstance(item, Tensor) else EncodedImage(item, self.keys[i])
 
-    def truth(self, i: int) -> dict[str, Any]:
-        """What is known of an image, as plain data for a report."""
-        return {"label": self.classes[int(self.labels[i])]}
-
-    def shuffled(self, seed: int = 0) -> ImageSet:
-        """The control: each image has the label of another one, in an order that follows from the seed."""
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        labels = self.labels.clone()
-        labels[order] = self.labels[order.roll(1)]
-        return ImageSet(self.name, self.classes, labels, self.keys, self.items, self.channels)
-
-    def extras(self, samples: Sequence[int]) -> dict[str, list[Any]]:
-        """What a batch of these images holds beside its tensors, under the names that the task documents."""
-        return {}
-
     def subset(self, indices: Sequence[int] | Tensor) -> ImageSet:
         """The images at `indices`, in that order."""
         places = torch.as_tensor(indices, dtype=torch.int64)
@@ -94,13 +83,27 @@ class ImageSet:
         else:
             items = Chosen(self.items, places.tolist())
         keys = [self.keys[i] for i in places.tolist()]
-        return ImageSet(self.name, self.classes, self.labels[places], keys, items, self.channels)
+        return replace(self, keys=keys, items=items, target=self.target.subset(places))
+
+    def joined(self, other: ImageSet) -> ImageSet:
+        """These images and then those of another set, whose target is of the same kind and classes."""
+        items = [images.read(i) for images in (self, other) for i in range(len(images))]
+        return replace(self, keys=self.keys + other.keys, items=items, target=self.target.joined(other.target))
 
     def spread(self, count: int | None) -> ImageSet:
         """At most `count` images, evenly spaced so that most classes are among them; None for all."""
         if count is None or count >= len(self):
             return self
         return self.subset(torch.linspace(0, len(self) - 1, count).round().long())
+
+    def shuffled(self, seed: int = 0) -> ImageSet:
+        """The control: each image has the target of another one, in an order that follows from the seed."""
+        if len(self) < 2:
+            raise UserError(f"{self.name} has one image: there is no other one's target to give it")
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        places = torch.empty_like(order)
+        places[order] = order.roll(1)  # one cycle: none keeps its own
+        return replace(self, target=self.target.subset(places))
 
 
 class Chosen(Sequence[bytes | Path | Tensor]):
@@ -116,20 +119,20 @@ class Chosen(Sequence[bytes | Path | Tensor]):
 
 @dataclass
 class Splits:
-    """The parts that a set brings. A set of evaluation parts alone has an empty `train`."""
+    """The splits that a set brings. A set of evaluation splits alone has an empty `train`."""
 
     train: ImageSet
     val: ImageSet | None = None
     test: ImageSet | None = None
     beside: Sequence[str] = field(default=(), init=False)
-    """folders of images that stand beside the parts and belong to none"""
+    """folders of images that stand beside the splits and belong to none"""
 
     def marks(self, group: str | None = None) -> dict[str, Any]:
-        """Plain data by which the same set is known again: names, labels, counts, groups. The images are not read."""
-        parts = {"train": self.train, "val": self.val, "test": self.test}
+        """Plain data by which the same set is known again: names, targets, counts, groups. The images are not read."""
+        splits = {"train": self.train, "val": self.val, "test": self.test}
         marks: dict[str, Any] = {
             "classes": self.train.classes,
-            "parts": {name: {"images": len(part), "hash": _hash_names(part)} for name, part in parts.items() if part},
+            "splits": {split: {"images": len(own), "hash": _hash(own)} for split, own in splits.items() if own},
         }
         return marks if group is None else {**marks, "groups": grouping.marks(self, group)}
 
@@ -139,24 +142,23 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     if before["classes"] != now["classes"]:
         changed = sorted(set(before["classes"]) ^ set(now["classes"])) or ["in another order"]
         return f"it had {len(before['classes'])} classes and has {len(now['classes'])}; changed: {changed[0]}"
-    for name in {**before["parts"], **now["parts"]}:
-        had, has = (marks["parts"].get(name, {"images": 0}) for marks in (before, now))
+    for name in {**before["splits"], **now["splits"]}:
+        had, has = (marks["splits"].get(name, {"images": 0}) for marks in (before, now))
         if had["images"] != has["images"]:
-            return f"its {name} part had {had['images']:,} images and has {has['images']:,}"
+            return f"its {name} split had {had['images']:,} images and has {has['images']:,}"
         if had != has:
-            return f"images of its {name} part have other names, labels or captions"
+            return f"images of its {name} split have other names, labels or captions"
     if before.get("groups") != now.get("groups"):
         return "its images are in other groups"
     return None
 
 
-def _hash_names(part: ImageSet) -> str:
-    """Of the keys, the labels, and what else belongs to each image."""
+def _hash(images: ImageSet) -> str:
+    """Of the keys and of the target."""
     digest = hashlib.blake2b(digest_size=16)
     # Names of files need not be text.
-    digest.update("\0".join(part.keys).encode(errors="surrogatepass"))
-    digest.update(part.labels.numpy().tobytes())
-    digest.update(repr(part.extras(range(len(part)))).encode(errors="surrogatepass"))
+    digest.update("\0".join(images.keys).encode(errors="surrogatepass"))
+    digest.update(images.target.marks())
     return digest.hexdigest()
 
 
@@ -215,16 +217,16 @@ def _open_path(path: Path, grouped: bool = False) -> Splits:
         return _from_folder(path, grouped)
 
 
-def _from_arrays(name: str, parts: builtin.Arrays) -> Splits:
+def _from_arrays(name: str, arrays: builtin.Arrays) -> Splits:
     sets = {}
-    for split, (images, labels) in parts.splits.items():
+    for split, (images, labels) in arrays.splits.items():
         keys = [f"{name}/{split}/{i}" for i in range(len(labels))]
-        sets[split] = ImageSet(name, parts.classes, labels, keys, images, images.shape[1])
+        sets[split] = ImageSet(name, keys, images, Labels(labels, arrays.classes), images.shape[1])
     return Splits(**sets)
 
 
 def _from_parquet(path: Path) -> Splits:
-    parts: dict[str, parquet.Table] = {}
+    tables: dict[str, parquet.Table] = {}
     by_split = files_by_split(parquet.files(path))
     if unnamed := by_split.pop("", []):
         if by_split:
@@ -232,20 +234,20 @@ def _from_parquet(path: Path) -> Splits:
         by_split["train"] = by_split.get("train", []) + unnamed
     for split, files in by_split.items():
         if (table := parquet.read(files)).labels:
-            parts[split] = table
-    names = next((table.names for table in parts.values() if table.names is not None), None)
-    classes = names or sorted({str(label) for table in parts.values() for label in table.labels}, key=_natural)
+            tables[split] = table
+    names = next((table.names for table in tables.values() if table.names is not None), None)
+    classes = names or sorted({str(label) for table in tables.values() for label in table.labels}, key=_natural)
     number = {name: i for i, name in enumerate(classes)}
     sets = {}
-    for split, table in parts.items():
+    for split, table in tables.items():
         try:
             numbers = [label if names else number[str(label)] for label in table.labels]
         except KeyError:
-            raise UserError(f"{path}: the {split} part has labels that the others do not name") from None
+            raise UserError(f"{path}: the {split} split has labels that the others do not name") from None
         labels = torch.tensor(numbers, dtype=torch.int64)
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
-            raise UserError(f"{path}: a label of the {split} part is not among its {len(classes)} classes")
-        sets[split] = ImageSet(path.stem, classes, labels, table.keys, table.images)
+            raise UserError(f"{path}: a label of the {split} split is not among its {len(classes)} classes")
+        sets[split] = ImageSet(path.stem, table.keys, table.images, Labels(labels, classes))
     return _finish(path, classes, sets)
 
 
@@ -260,9 +262,9 @@ def _from_folder(path: Path, grouped: bool) -> Splits:
     sets = {}
     for split, members in folders.splits.items():
         files = [file for name in sorted(members) for file in members[name]]
-        labels = [number[name] for name in sorted(members) for _ in members[name]]
+        labels = torch.tensor([number[name] for name in sorted(members) for _ in members[name]], dtype=torch.int64)
         keys = [file.relative_to(path).as_posix() for file in files]
-        sets[split] = ImageSet(path.name, classes, torch.tensor(labels, dtype=torch.int64), keys, files)
+        sets[split] = ImageSet(path.name, keys, files, Labels(labels, classes))
     splits = _finish(path, classes, sets)
     if not len(splits.train):
         splits.beside = folders.beside
@@ -270,62 +272,32 @@ def _from_folder(path: Path, grouped: bool) -> Splits:
 
 
 def _finish(path: Path, classes: list[str], sets: dict[str, ImageSet]) -> Splits:
-    if not any(len(part) for part in sets.values()):
+    if not any(len(images) for images in sets.values()):
         raise UserError(f"{path} holds no images")
     if "train" in sets:
         _refuse_untrained(path, classes, sets)
     if len(classes) < 2:
         raise UserError(f"{path} holds one class ({classes[0]}): a classifier needs at least two")
-    some = next(part for part in sets.values() if len(part))
-    channels = stored_channels(some)
-    sets.setdefault("train", ImageSet(path.name, classes, torch.zeros(0, dtype=torch.int64), [], []))
-    for part in sets.values():
-        part.channels = channels
-    return Splits(**sets)
+    channels = stored_channels(next(images for images in sets.values() if len(images)))
+    sets.setdefault("train", ImageSet(path.name, [], [], Labels(torch.zeros(0, dtype=torch.int64), classes)))
+    return Splits(**{split: replace(images, channels=channels) for split, images in sets.items()})
 
 
 def _refuse_untrained(path: Path, classes: list[str], sets: dict[str, ImageSet]) -> None:
     """Refuse classes with images to score and none to learn from."""
     trained = torch.bincount(sets["train"].labels, minlength=len(classes)) > 0
-    for split, part in sets.items():
-        lacking = (torch.bincount(part.labels, minlength=len(classes)) > 0) & ~trained
+    for split, images in sets.items():
+        lacking = (torch.bincount(images.labels, minlength=len(classes)) > 0) & ~trained
         if lacking.any():
             name = classes[int(lacking.nonzero()[0])]
             raise UserError(f"the {split} split of {path} has a class that the training split lacks: {name}")
-
-
-SAMPLED = 16
-"""images of a split by which its channels and the range of its values are known"""
-
-
-def stored_channels(part: ImageSet) -> int:
-    """The channels that some good images of a split, spread over it, can all be read as: 1 where they are grey; else 3.
-
-    Warns where they look as if they were written in another way than they are read in.
-    """
-    counts: list[tuple[int, ...]] = []
-    sources = []
-    for i in torch.linspace(0, len(part) - 1, min(len(part), SAMPLED)).long().tolist():
-        try:
-            image = part.open(i)
-            if isinstance(image, EncodedImage):
-                counts.append(image.readable_as())
-                sources.append(image.source)
-        except BadImage:
-            continue  # the loader names it and leaves it out
-    channels = next((count for count in counts[0] if all(count in other for other in counts)), 3) if counts else 3
-    if channels not in (1, 3):  # then each band is a channel
-        sources = [source._replace(masked="") for source in sources]
-    if (found := doubt(sources)) is not None:
-        log.warning(f"{part.name}: {found}")
-    return channels
 
 
 SMALL = 3
 """different images that a class needs at least for some to be held back"""
 
 
-def split_val(part: ImageSet, fraction: float = 0.1, group: str | None = None) -> tuple[ImageSet, ImageSet]:
+def split_val(images: ImageSet, fraction: float = 0.1, group: str | None = None) -> tuple[ImageSet, ImageSet]:
     """A training set without, and with only, about `fraction` of its images, for validation.
 
     An image's side follows from a hash of its content alone: it stays when others are added or files are renamed, and
@@ -333,58 +305,60 @@ def split_val(part: ImageSet, fraction: float = 0.1, group: str | None = None) -
     of its group's name. Each class keeps an image, or group, to learn from; those too small to split are named, and
     keep all. Raises UserError where nothing can be held back.
     """
-    if len(part) < 2:
-        raise UserError(f"{part.name} has {len(part)} images to train on: a validation split needs one of at least two")
-    places = torch.tensor([_hash(part.read(i)) for i in range(len(part))], dtype=torch.float64)
-    names = None if group is None else grouping.groups_of(part, group)
+    if len(images) < 2:
+        raise UserError(
+            f"{images.name} has {len(images)} images to train on: a validation split needs one of at least two"
+        )
+    places = torch.tensor([_hash_item(images.read(i)) for i in range(len(images))], dtype=torch.float64)
+    names = None if group is None else grouping.groups_of(images, group)
     if names is not None and len(set(names)) == 1:
-        raise UserError(f"--group {group}: all {len(part):,} images of {part.name} are in one group, {names[0]!r}")
+        raise UserError(f"--group {group}: all {len(images):,} images of {images.name} are in one group, {names[0]!r}")
     units = places if names is None else grouping.places(names)
-    chosen, small = _choose(part, places, units, fraction)
+    chosen, small = _choose(images, places, units, fraction)
     if small:
         what = f"{'one group, or ' if names else ''}fewer than {SMALL} different images"
         named = ", ".join(small[:5]) + (f" and {len(small) - 5:,} others" if len(small) > 5 else "")
         log.warning(f"too small to hold images back for validation ({what}), so all train: {named}")
     if names is None:
-        grouping.warn_of_prefixes(part, chosen)
+        grouping.warn_of_prefixes(images, chosen)
     else:
         grouping.describe(names, chosen)
-    return part.subset((~chosen).nonzero()[:, 0]), part.subset(chosen.nonzero()[:, 0])
+    return images.subset((~chosen).nonzero()[:, 0]), images.subset(chosen.nonzero()[:, 0])
 
 
-def _choose(part: ImageSet, places: Tensor, units: Tensor, fraction: float) -> tuple[Tensor, list[str]]:
-    """Which images are held back, bool [N], and the names of the classes that are too small for it.
+def _choose(images: ImageSet, places: Tensor, units: Tensor, fraction: float) -> tuple[Tensor, list[str]]:
+    """Which images are held back, bool [N], and the names of the strata (classes) that are too small for it.
 
     `places` [N] are the hashes of the images, `units` [N] those by which the side of each is chosen.
     """
-    labels = part.labels if part.classes else torch.zeros(len(part), dtype=torch.int64)
-    count = max(len(part.classes), 1)
-    images_of, units_of = _count_distinct(labels, places, count), _count_distinct(labels, units, count)
+    strata = images.target.strata()
+    count = int(strata.max()) + 1
+    images_of, units_of = _count_distinct(strata, places, count), _count_distinct(strata, units, count)
     splittable = (units_of > 1) & (images_of >= SMALL)
     if not splittable.any():  # a set of few images is split as well as can be
         splittable = units_of > 1
     # All of one unit go to one side, so what a class must keep stays in training for other classes too.
-    kept = torch.isin(units, units[~splittable[labels]])
-    last = torch.zeros(count, dtype=torch.float64).scatter_reduce(0, labels, units, "amax", include_self=False)
-    bare = (last < fraction) & (torch.bincount(labels, kept.double(), count) == 0)
+    kept = torch.isin(units, units[~splittable[strata]])
+    last = torch.zeros(count, dtype=torch.float64).scatter_reduce(0, strata, units, "amax", include_self=False)
+    bare = (last < fraction) & (torch.bincount(strata, kept.double(), count) == 0)
     free = ~kept & ~torch.isin(units, last[bare])
     if not free.any():
         raise UserError(
-            f"{part.name} has no image or group that can be held back for validation, so that each class keeps one to "
-            "learn from: add images, or a folder val"
+            f"{images.name} has no image or group that can be held back for validation, so that each class keeps one "
+            "to learn from: add images, or a folder val"
         )
     chosen = free & (units < fraction)
     if not chosen.any():
         chosen = units == units[free].min()
-    sizes = torch.bincount(labels, minlength=count)
+    sizes = torch.bincount(strata, minlength=count)
     small = (~splittable & (sizes > 0)).nonzero()[:, 0].tolist()
-    return chosen, [f"{part.classes[i]} ({int(sizes[i])})" for i in small] if part.classes else []
+    return chosen, [f"{name} ({int(sizes[i])})" for i in small if (name := images.target.stratum(i))]
 
 
-def _count_distinct(labels: Tensor, places: Tensor, count: int) -> Tensor:
-    """How many different places each label has, int64 [count]."""
+def _count_distinct(strata: Tensor, places: Tensor, count: int) -> Tensor:
+    """How many different places each stratum has, int64 [count]."""
     values, inverse = places.unique(return_inverse=True)
-    pairs = (labels * len(values) + inverse).unique()
+    pairs = (strata * len(values) + inverse).unique()
     return torch.bincount(pairs // len(values), minlength=count)
 
 
@@ -392,7 +366,7 @@ RAW = (b"BM", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", *MAGIC, NUMPY)
 """how files begin that may not be compressed: BMP, PNM, TIFF and arrays"""
 
 
-def _hash(item: bytes | Path | Tensor) -> float:
+def _hash_item(item: bytes | Path | Tensor) -> float:
     """A number in [0, 1) from the length and the first 16 KiB, so that no set is read whole for its split.
 
     These tell compressed images apart. Others may all begin with the same white rows, and are read whole.

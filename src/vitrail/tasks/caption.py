@@ -6,17 +6,16 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitrail.data.captions import CaptionSet, open_captions
 from vitrail.data.decode import Preprocess
 from vitrail.data.random import uniform
 from vitrail.data.sets import ImageSet, Splits
+from vitrail.data.targets import Target, Texts
 from vitrail.data.text import END, PAD, START, UNKNOWN, Tokenizer
 from vitrail.errors import UserError
 from vitrail.plain import describe, described, rebuild
@@ -146,6 +145,7 @@ class Caption(Task):
 
     name = "caption"
     settings = Captioning
+    target = Texts
     options = Decoding
     score = Score("cider", unit="")
     solved = ("knn",)
@@ -206,22 +206,16 @@ class Caption(Task):
             self.bag.init_word_bias(labels)
 
     @classmethod
-    def open(cls, data: str | Path, name: str | None = None, group: str | None = None) -> Splits:
-        return open_captions(data, val_fraction=0)
-
-    @classmethod
     def create(cls, settings: Captioning, encoder: Encoder, splits: Splits, preprocess: Preprocess) -> Self:
         """A captioner whose vocabulary comes from the captions of the training split."""
         check_scorers()  # which are needed at the first evaluation
-        train = splits.train
-        assert isinstance(train, CaptionSet)
+        captioned = Texts.of(splits.train).captions
         if settings.self_critical:
             raise UserError("self-critical training continues from a captioner: name one with --init")
-        texts = [caption for captions in train.captions for caption in captions]
+        texts = [caption for captions in captioned for caption in captions]
         tokenizer = Tokenizer.train(texts, settings.vocabulary, settings.vocabulary_size, lower=settings.lower)
         task = cls(encoder, settings, tokenizer, preprocess)
-        train.labels = numbered(train.captions, tokenizer, settings.most_words)
-        task.init_word_bias(train.labels)
+        task.init_word_bias(numbered(captioned, tokenizer, settings.most_words))
         return task
 
     @classmethod
@@ -249,16 +243,14 @@ class Caption(Task):
         if not isinstance(loaded, cls):
             return cls.create(settings, loaded.encoder, splits, preprocess)
         check_scorers()
-        train = splits.train
-        assert isinstance(train, CaptionSet)
+        captioned = Texts.of(splits.train).captions
         had_bag = hasattr(loaded, "bag")
         loaded.configure(settings)
         loaded.preprocess = preprocess
         if settings.self_critical:
-            loaded.reward = reward_of(train)
-        train.labels = numbered(train.captions, loaded.tokenizer, loaded.captioning.most_words)
+            loaded.reward = reward_of(captioned)
         if loaded.captioning.bag_of_words and not had_bag:
-            loaded.bag.init_word_bias(train.labels)
+            loaded.bag.init_word_bias(numbered(captioned, loaded.tokenizer, loaded.captioning.most_words))
         return loaded
 
     @classmethod
@@ -328,6 +320,11 @@ class Caption(Task):
             del self.consensus
         self.option = self.captioning.decoding
         self._make_heads()
+
+    def encode_target(self, target: Target) -> Target:
+        """The captions with their numbers in the task's vocabulary."""
+        assert isinstance(target, Texts)
+        return target.numbered(numbered(target.captions, self.tokenizer, self.captioning.most_words))
 
     def forward(self, images: Tensor, words: Tensor) -> Tensor:
         """Normalised images [B, C, H, W] and the words [B, K, T] of K captions, to logits [B, K, T, V]."""
@@ -471,13 +468,12 @@ class Caption(Task):
         if data is None:
             return CaptionMetric()
         check_scorers()  # before the captions are written, which takes its time
-        seen = [text for texts in train.captions for text in texts] if isinstance(train, CaptionSet) else []
+        seen = [] if train is None else [text for texts in Texts.of(train).captions for text in texts]
         return CaptionMetric(seen=seen or None, java=None)
 
     @classmethod
     def human(cls, data: ImageSet) -> dict[str, Any]:
-        assert isinstance(data, CaptionSet)
-        return human_ceiling(dict(enumerate(data.captions)))
+        return human_ceiling(dict(enumerate(Texts.of(data).captions)))
 
     def config(self) -> dict[str, Any]:
         captioning = {**asdict(self.captioning), "decoding": asdict(self.option)}
@@ -512,16 +508,16 @@ def decoder_for(config: Captioning, vocabulary: int, memory_width: int, pooled_w
     )
 
 
-def reward_of(train: CaptionSet) -> Reward:
+def reward_of(captions: Sequence[Sequence[str]]) -> Reward:
     """CIDEr against the captions of the training images. UserError where it cannot tell captions apart."""
-    if not any(words(text) for texts in train.captions for text in texts):
+    if not any(words(text) for texts in captions for text in texts):
         raise UserError(
             "no caption has a word of [a-z0-9'], which are what CIDEr rewards: leave self-critical training out"
         )
-    cider = Cider(dict(enumerate(train.captions)), ends=True)
+    cider = Cider(dict(enumerate(captions)), ends=True)
     if not any(cider.weights.values()):
         raise UserError(
-            f"self-critical training rewards CIDEr, which weights words by how few of the {len(train)} training "
+            f"self-critical training rewards CIDEr, which weights words by how few of the {len(captions)} training "
             "images have them, and all have the same: add images, or leave it out"
         )
     return cider.rewards

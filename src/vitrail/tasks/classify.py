@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from vitrail.data.classes import outputs_of
 from vitrail.data.decode import Preprocess
-from vitrail.data.sets import ImageSet, Splits, open_data
+from vitrail.data.sets import ImageSet, Splits
 from vitrail.errors import UserError
 from vitrail.plain import described
 from vitrail.tasks.encoder import KINDS, Encoder, encoder_for, pooled_width
@@ -125,10 +124,6 @@ class Classify(Headed):
         if neighbours is not None:
             self.head = Neighbours(pooled_width(encoder.config), len(classes), neighbours)
         self.option = Answering()
-
-    @classmethod
-    def open(cls, data: str | Path, name: str | None = None, group: str | None = None) -> Splits:
-        return open_data(data, name=name, grouped=group is not None)
 
     @classmethod
     def create(cls, settings: Classification, encoder: Encoder, splits: Splits, preprocess: Preprocess) -> Self:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 from torch import Tensor
 
 from vitrail.data.decode import Preprocess
-from vitrail.data.sets import ImageSet, Splits, open_data
+from vitrail.data.sets import ImageSet
 from vitrail.errors import UserError
 from vitrail.plain import describe, described
 from vitrail.tasks.encoder import KINDS, Encoder, encoder_for, one_vector
@@ -41,10 +40,6 @@ class Embed(Task):
         super().__init__()
         self.encoder = encoder
         self.preprocess = preprocess
-
-    @classmethod
-    def open(cls, data: str | Path, name: str | None = None, group: str | None = None) -> Splits:
-        return open_data(data, name=name, grouped=group is not None)
 
     @classmethod
     def rebuild(cls, config: dict[str, Any], files: Checkpoint) -> Self:

@@ -18,12 +18,11 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from vitrail.data.captions import CaptionSet
 from vitrail.data.decode import Preprocess
 from vitrail.data.sets import Splits
 from vitrail.errors import UserError
 from vitrail.plain import describe
-from vitrail.tasks.caption import Caption, Captioning, numbered
+from vitrail.tasks.caption import Caption, Captioning
 from vitrail.tasks.caption_scores import check_scorers
 from vitrail.tasks.decoders import DecoderState, Memory
 from vitrail.tasks.encoder import KINDS, Encoder, pooled_width, token_width
@@ -135,11 +134,7 @@ class PrefixCaption(Caption):
         check_scorers()
         if settings.self_critical:
             raise UserError("self-critical training continues from a captioner: name one with --init")
-        train = splits.train
-        assert isinstance(train, CaptionSet)
-        task = cls(encoder, settings, *language_model(settings.language_model), preprocess)
-        train.labels = numbered(train.captions, task.tokenizer, task.captioning.most_words)
-        return task
+        return cls(encoder, settings, *language_model(settings.language_model), preprocess)
 
     def memory(self, images: Tensor, keep: Tensor | None = None) -> Memory:
         """The prefix, [B, M, D], and the image's vector."""

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from vitrail.data.decode import AnyImage, Preprocess
 from vitrail.data.random import uniform_by_key
 from vitrail.data.sets import ImageSet, Splits
+from vitrail.data.targets import Labels, Target
 from vitrail.errors import UserError
 from vitrail.files import whole_folder, write_whole
 from vitrail.ops import stochastic_depth
@@ -155,6 +156,8 @@ class Task(nn.Module):
     """what `config.json` calls the task"""
     settings: ClassVar[type[Settings]] = Settings
     """dataclass of the fields that a recipe may set"""
+    target: ClassVar[type[Target]] = Labels
+    """what its samples carry beside their images, which also opens its data"""
     options: ClassVar[type[Any]] = NoOptions
     """dataclass of the flags of `vitrail predict` and `vitrail eval`"""
     score: ClassVar[Score | None] = None
@@ -192,11 +195,6 @@ class Task(nn.Module):
         super().__init__()
         self.classes = []
         self.option = self.options()
-
-    @classmethod
-    @abstractmethod
-    def open(cls, data: str | Path, name: str | None = None, group: str | None = None) -> Splits:
-        """The splits of the data at a path, as this task needs them."""
 
     @classmethod
     def create(cls, settings: Any, encoder: Any, splits: Splits, preprocess: Preprocess) -> Self:
@@ -296,6 +294,10 @@ class Task(nn.Module):
         Other entries are sums over the same items, whose means are logged under their names. `gather` joins the rows of
         all processes, for a task whose loss needs the `whole_batch`.
         """
+
+    def encode_target(self, target: Target) -> Target:
+        """The target as the loss reads it, such as captions in the numbers of the task's tokenizer."""
+        return target
 
     def keep(self, batch: Batch) -> Tensor | None:
         """Stochastic depth's factors [B, depth, 2], by (seed, epoch, sample); None where no branch is ever skipped.

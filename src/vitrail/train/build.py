@@ -10,7 +10,6 @@ import torch
 from vitrail import zoo
 from vitrail.data.augment import Augment
 from vitrail.data.decode import Preprocess
-from vitrail.data.groups import check_splits
 from vitrail.data.loader import Loader, Tally
 from vitrail.data.random import seed_for
 from vitrail.data.sets import ImageSet, Splits, split_val
@@ -61,7 +60,8 @@ def build(run: Run, splits: Splits, device: torch.device, loaded: Task | None = 
     loader = Loader(
         train,
         task.preprocess,
-        batch_size=min(run.batch_size, len(train)),
+        target=task.encode_target(train.target),
+        batch_size=run.batch_size,
         seed=run.seed,
         train=not run.tune.frozen,
         augment=run.augment,
@@ -101,10 +101,7 @@ def warn_unused(recipe: Run, asked: Run, method: str) -> None:
 
 def open_for(kind: type[Task], data: str, name: str | None = None, group: str | None = None) -> Splits:
     """The splits of a set, as the task needs them; no `group` may lie in two of them."""
-    splits = kind.open(data, name, group)
-    if group is not None:
-        check_splits(splits, group)
-    return splits
+    return kind.target.open(data, name=name, group=group, val_fraction=0)
 
 
 def evaluation_loader(
@@ -120,6 +117,7 @@ def evaluation_loader(
     return Loader(
         split,
         task.preprocess,
+        target=task.encode_target(split.target),
         batch_size=256,
         seed=seed,
         train=False,

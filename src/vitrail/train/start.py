@@ -176,7 +176,9 @@ def examples(parts: Components, count: int = 24) -> list[dict[str, Any]]:
         image.thumbnail((160, 160))
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
-        rows.append({"image": base64.b64encode(buffer.getvalue()).decode(), "truth": chosen.truth(i), **answer.row()})
+        rows.append(
+            {"image": base64.b64encode(buffer.getvalue()).decode(), "truth": chosen.target.truth(i), **answer.row()}
+        )
     return rows
 
 
@@ -203,7 +205,7 @@ def score(
         if shuffle:
             raise UserError("--shuffle-images is a control of answers, and --probe scores features: leave one out")
         return score_features(task, open_data(data, grouped=group is not None), split, images, group)
-    splits = with_held_back(task.open(data, group=group), split, learned)
+    splits = with_held_back(open_for(type(task), data, group=group), split, learned)
     name, chosen = choose_split(splits, split)
     metric = task.metric(chosen, None if name == "train" else splits.train)
     chosen = chosen.spread(images)
@@ -237,7 +239,7 @@ def learned_from(source: str, data: str) -> Run | None:
 def score_people(source: str, data: str, split: str | None, images: int | None = None) -> tuple[str, dict[str, Any]]:
     """The split's name and the scores of its own answers: each as the answer, with the image's others to compare."""
     task = zoo.load(source)
-    name, chosen = choose_split(with_held_back(task.open(data), split, learned=None), split)
+    name, chosen = choose_split(with_held_back(open_for(type(task), data), split, learned=None), split)
     return name, task.human(chosen.spread(images))
 
 

@@ -1,0 +1,42 @@
+"""Which channels the images of a set have, known by a few of them."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import torch
+
+from vitrail.data.decode import BadImage, EncodedImage
+from vitrail.data.pixels import doubt
+
+if TYPE_CHECKING:
+    from vitrail.data.sets import ImageSet
+
+log = logging.getLogger("vitrail")
+
+SAMPLED = 16
+"""images of a split by which its channels and the range of its values are known"""
+
+
+def stored_channels(images: ImageSet) -> int:
+    """The channels that some good images of a split, spread over it, can all be read as: 1 where they are grey; else 3.
+
+    Warns where they look as if they were written in another way than they are read in.
+    """
+    counts: list[tuple[int, ...]] = []
+    sources = []
+    for i in torch.linspace(0, len(images) - 1, min(len(images), SAMPLED)).long().tolist():
+        try:
+            image = images.open(i)
+            if isinstance(image, EncodedImage):
+                counts.append(image.readable_as())
+                sources.append(image.source)
+        except BadImage:
+            continue  # the loader names it and leaves it out
+    channels = next((count for count in counts[0] if all(count in other for other in counts)), 3) if counts else 3
+    if channels not in (1, 3):  # then each band is a channel
+        sources = [source._replace(masked="") for source in sources]
+    if (found := doubt(sources)) is not None:
+        log.warning(f"{images.name}: {found}")
+    return channels

@@ -1,0 +1,184 @@
+"""A set that fits in memory: decoded once, and kept as one tensor on the device where all images have one size."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from vitrail.data.decode import BadImage, EncodedImage, Preprocess, resize
+from vitrail.data.pixels import to_bytes, with_channels
+from vitrail.data.sets import ImageSet
+from vitrail.data.targets import Target
+
+T = TypeVar("T")
+
+IN_MEMORY = 2 << 30
+"""bytes of decoded images up to which a set is kept in memory, if a quarter of the free memory holds them"""
+KEPT = 2
+"""An image kept in memory for random crops has up to this many times the crop's size."""
+
+
+@dataclass
+class Kept:
+    """What was kept of a set. Either `table` or `images` holds the pixels."""
+
+    samples: Tensor
+    """int64 [M], on the CPU: the numbers of the good images"""
+    bad: dict[int, str]
+    """what was wrong with the others, by number in the set"""
+    values: dict[int, Any]
+    """what the target read, by number in the set"""
+    sources: dict[int, tuple[int, int]]
+    """height and width of the originals, by number in the set, where the target is spatial"""
+    images: dict[int, Tensor]
+    """uint8 [C, h, w], by number in the set, where their sizes differ"""
+    table: Tensor | None = None
+    """uint8 [rows, C, h, w] on the device, where all have one size"""
+    rows: Tensor | None = None
+    """int64 [N] on the device: the row of each image in the table; None where row i is image i"""
+
+    def pixels(self, samples: Tensor) -> Tensor:
+        """uint8 [B, C, h, w] from the table, for numbers int64 [B] on its device."""
+        assert self.table is not None
+        return self.table[samples if self.rows is None else self.rows[samples]]
+
+
+def fits(images: ImageSet, target: Target, preprocess: Preprocess, resized: bool, device: torch.device) -> bool:
+    """Whether the decoded set is small enough to keep, judged by some of its images.
+
+    `resized` says that random crops are taken, which need larger images. What a spatial target reads is counted as one
+    byte per pixel of the original.
+    """
+    p, count = preprocess, len(images)
+    each = p.size[0] * p.size[1] * p.channels
+    if resized or target.spatial:
+        sizes = []
+        for i in range(0, count, max(1, count // 16)):
+            try:
+                size = size_of(images.open(i), p)
+                pixels = shrink(torch.empty(1, *size, dtype=torch.uint8, device="meta"), p).numel()
+                own = pixels * p.channels if resized else each
+                sizes.append(own + target.spatial * size[0] * size[1])
+            except BadImage:
+                continue
+        each = max(1, sum(sizes) // max(1, len(sizes)))
+    return count * each <= min(IN_MEMORY, _free_memory(device) // 4)
+
+
+def keep(images: ImageSet, target: Target, preprocess: Preprocess, resized: bool, device: torch.device) -> Kept:
+    """Decode a set once: as `preprocess` says or, for random crops (`resized`), no larger than they need."""
+    p, items = preprocess, images.items
+    if isinstance(items, Tensor) and not (resized and _larger(items.shape[-2:], p.size)):
+        return _keep_tensor(items, target, p, resized, device)
+
+    def decode(i: int) -> tuple[Tensor, Any, tuple[int, int]] | str:
+        try:
+            opened = images.open(i)
+            if not resized:
+                size = size_of(opened, p) if target.spatial else (0, 0)
+                return p.prepare(opened), _read(target, i, size, p), size
+            whole = opened.pixels(p.channels) if isinstance(opened, EncodedImage) else images.image(i, p.channels)
+            size = whole.shape[-2], whole.shape[-1]
+            return shrink(whole, p), _read(target, i, size, p), size
+        except BadImage as error:
+            return str(error)
+
+    kept = Kept(torch.empty(0), {}, {}, {}, {})
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for i, made in enumerate(_progress(_ahead(pool, decode, len(images)), len(images))):
+            if isinstance(made, str):
+                kept.bad[i] = made
+            else:
+                kept.images[i], kept.values[i], kept.sources[i] = made
+    kept.samples = torch.tensor(list(kept.images), dtype=torch.int64)
+    sizes = {tuple(image.shape[-2:]) for image in kept.images.values()}
+    if len(sizes) == 1 and not (resized and _larger(next(iter(sizes)), p.size)):
+        kept.table = torch.stack(list(kept.images.values())).to(device)
+        kept.images = {}
+        if kept.bad:
+            kept.rows = torch.full((len(images),), -1, device=device)
+            kept.rows[kept.samples.to(device)] = torch.arange(len(kept.samples), device=device)
+    return kept
+
+
+def _keep_tensor(items: Tensor, target: Target, p: Preprocess, resized: bool, device: torch.device) -> Kept:
+    """A set that is one tensor already."""
+    pieces = [with_channels(to_bytes(piece), p.channels) for piece in items.split(1024)]
+    table = torch.cat(pieces if resized else [p.prepare(piece) for piece in pieces]).to(device)
+    size = items.shape[-2], items.shape[-1]
+    kept = Kept(torch.empty(0), {}, {}, {}, {}, table)
+    for i in range(len(items)):
+        try:
+            kept.values[i], kept.sources[i] = _read(target, i, size, p), size
+        except BadImage as error:
+            kept.bad[i] = str(error)
+    kept.samples = torch.tensor(list(kept.values), dtype=torch.int64)
+    return kept
+
+
+def _read(target: Target, i: int, size: tuple[int, int], p: Preprocess) -> Any:
+    """What the target has for an image. BadImage also where that does not fit an image of this size."""
+    value = target.read(i)
+    if target.spatial:
+        target.warp(value, p.affine(torch.tensor([size])))
+    return value
+
+
+def size_of(opened: EncodedImage | Tensor, preprocess: Preprocess) -> tuple[int, int]:
+    """Height and width of an opened image."""
+    if isinstance(opened, Tensor):
+        return opened.shape[-2], opened.shape[-1]
+    return opened.measure(preprocess.channels)
+
+
+def shrink(image: Tensor, preprocess: Preprocess) -> Tensor:
+    """What is kept of uint8 [C, H, W] for random crops: its shorter side at most KEPT times the crop's longer."""
+    most = KEPT * max(preprocess.size)
+    height, width = image.shape[-2:]
+    if min(height, width) <= most:
+        return image.contiguous()
+    ratio = most / min(height, width)
+    return resize(image, (round(height * ratio), round(width * ratio)), preprocess.interpolation).contiguous()
+
+
+def _larger(size: Iterable[int], than: tuple[int, int]) -> bool:
+    return any(a > b for a, b in zip(size, than, strict=True))
+
+
+def _ahead(pool: ThreadPoolExecutor, function: Callable[[int], T], count: int) -> Iterator[T]:
+    """Results in order, in tasks large enough that threads do not spend their time on handing over."""
+
+    def some(start: int) -> list[T]:
+        return [function(i) for i in range(start, min(start + 64, count))]
+
+    for results in pool.map(some, range(0, count, 64)):
+        yield from results
+
+
+def _progress(items: Iterable[T], total: int) -> Iterable[T]:
+    """A bar on standard error, where a person sees it and it takes long enough to look."""
+    if total < 1000 or not sys.stderr.isatty():
+        return items
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, "decoding", total, console=Console(stderr=True), transient=True)
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that can be had on the device and on the machine, whichever is less."""
+    free = IN_MEMORY * 4
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        pass  # only Linux says so
+    return min(free, torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free
