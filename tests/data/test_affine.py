@@ -20,7 +20,9 @@ from vitrail.data.affine import Affine, flip, shift, tiles
 from vitrail.data.augment import Augment, training_affine
 from vitrail.data.decode import Preprocess
 from vitrail.data.loader import Loader
+from vitrail.data.masks import Masks
 from vitrail.data.sets import ImageSet
+from vitrail.data.targets import Labels
 from vitrail.errors import UserError
 
 VOID = 255
@@ -151,13 +153,14 @@ def test_training_takes_pixels_where_its_affine_says(
 ) -> None:
     memory = memory and augment.crop != "resized"  # from tables crops are bilinear, and shrunken images are no indices
     images = [places(*size) for size in sides]
-    part = ImageSet("places", ["a"], torch.zeros(len(images)).long(), [str(size) for size in sides], images, 2)
+    labels = Labels(torch.zeros(len(images)).long(), ["a"])
+    part = ImageSet("places", [str(size) for size in sides], images, labels, 2)
     loader = Loader(part, way, batch_size=len(images), seed=seed, train=True, augment=augment, memory=memory)
     batches = loader.batches()
     for _ in range(2):
         batch = next(batches)
         samples = batch["sample"]
-        found = training_affine(augment, way, seed, batch["epoch"], samples, torch.tensor(sides)[samples])
+        found = training_affine(augment, way, seed, int(batch["epoch"]), samples, torch.tensor(sides)[samples])
         seen = (batch["image"] * 127.5 + 127.5).round()
         for frame, sample in enumerate(samples.tolist()):
             agree(found, frame, images[sample], seen[frame])
@@ -200,22 +203,17 @@ PATHS = {
 def test_masks_and_boxes_stay_on_the_pixels_that_they_mark(path: str, way: Preprocess) -> None:
     kind, size, augment, memory = PATHS[path]
     marked, files = scenes(kind, size)
-    part = ImageSet("scenes", ["a"], torch.zeros(16).long(), [str(i) for i in range(16)], files)
+    masks = Masks([shape.mask for shape in marked], [str(i) for i in range(16)], ["ground", "shape"], VOID)
+    part = ImageSet("scenes", [str(i) for i in range(16)], files, masks)
     loader = Loader(part, way, batch_size=16, seed=5, train=augment is not None, augment=augment, memory=memory)
     batch = next(loader.batches() if augment else loader.evaluation())
-    samples = batch["sample"]
-    sources = torch.tensor([mark.mask.shape for mark in marked])[samples]
-    if augment is None:
-        found = way.affine(sources)
-    else:
-        kept = loader._kept and torch.tensor([loader._kept[i].shape[-2:] for i in samples.tolist()])
-        found = training_affine(augment, way, 5, batch["epoch"], samples, sources, kept)
+    samples, found = batch["sample"], batch["affine"]
     overlaps, edges = [], []
     for frame, sample in enumerate(samples.tolist()):
         one, shape = found.subset([frame]), marked[sample]
         # The edges of what is magnified are smooth, and red ends somewhere on them.
         reach = max(1, math.ceil(float(one.matrix[0, :, :2].abs().max()) / 2))
-        mask = one.masks(shape.mask, VOID)[0]
+        mask = batch["mask"][frame]
         wanted, seen = mask == 1, red(batch["image"][frame]) & (mask != VOID)
         assert not bool(apart(wanted, seen, reach)[mask != VOID].any())
         box, share = one.boxes(shape.box)

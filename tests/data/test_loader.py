@@ -21,6 +21,7 @@ from vitrail.data import loader as module
 from vitrail.data.augment import Augment
 from vitrail.data.decode import Preprocess
 from vitrail.data.loader import Batch, Loader, Tally, _occurrence
+from vitrail.data.random import draw_key
 from vitrail.data.sets import ImageSet, open_data
 from vitrail.data.targets import Labels, Texts
 from vitrail.errors import RunError, UserError
@@ -147,7 +148,7 @@ def an_epoch(
     steps = ranks[0].steps_per_epoch
     places = []
     for step in zip(*(take(made, steps, start=epoch * steps) for made in ranks), strict=True):
-        assert all((batch["seed"], batch["epoch"]) == (0, epoch) for batch in step)
+        assert all(batch["epoch"] == epoch and torch.equal(batch["key"], draw_key(0, epoch)) for batch in step)
         pairs = []
         for batch in step:
             pieces = part.target.split(batch, accumulate)
@@ -236,7 +237,7 @@ def test_another_target_stands_in_for_the_sets_own(photos: ImageSet, memory: boo
     assert torch.equal(batch["label"], numbers[batch["sample"]]) and "captions" not in batch
     for batch in made.evaluation():
         assert batch["captions"] == [[f"dog {i}"] for i in batch["sample"].tolist()]
-        assert torch.equal(batch["label"], numbers[batch["sample"]]) and (batch["seed"], batch["epoch"]) == (0, 0)
+        assert torch.equal(batch["label"], numbers[batch["sample"]]) and batch["epoch"] == 0
     with pytest.raises(ValueError, match="a target of 2 entries for 13 images"):
         loader(photos, target=Texts([["a"], ["b"]]))
 
