@@ -168,11 +168,11 @@ def images_per_second(batches: Any, steps: int) -> float:
 
 def compare(part: ImageSet, peer: Peer, asked: Namespace) -> Row:
     """How far crops are from those of full decoding, in levels of 255, and the scales they are decoded at."""
-    fetch = Fetch(part, part.target, preprocess(asked), 0, AUGMENT)
+    fetch = Fetch(part, part.target, [(0, preprocess(asked))], AUGMENT)
     peer.boxes = boxes_of(part, 0, asked.crop)
     differences, margins, scales = [], [], Counter[str]()
     for i in range(min(asked.compared, len(part))):
-        ours = fetch.__getitems__([Want(i, 0, i)]).images[0]
+        ours = fetch.__getitems__([Want(i, 0, i)]).views[0][0]
         theirs = TF.pil_to_tensor(peer.crop(i))
         differences.append(float((ours.float() - theirs.float()).abs().mean()))
         height, width = peer.boxes[i][2:]

@@ -93,32 +93,36 @@ class Preprocess:
         file that it is. One that is loaded is its pixels: of a JPEG these differ a little from the file's, which
         is decoded no further than `size` needs. Raises BadImage, which names a file, and UserError.
         """
-        opened = image if isinstance(image, EncodedImage) else None
-        if isinstance(image, bytes | str | Path):
-            opened = EncodedImage(image)
-        elif isinstance(image, Image.Image):
-            opened = opened_by_pil(image)
-        if opened is not None:
+        opened = self.open(image)
+        if isinstance(opened, EncodedImage):
             found, size = opened.pixels_for(self), opened.measure(self.channels)
         else:
-            try:
-                if isinstance(image, Tensor):
-                    if image.ndim < 3:
-                        raise ValueError(f"expected [C, H, W], got {list(image.shape)}")
-                    found = pixels.with_channels(pixels.to_bytes(image), self.channels)
-                elif isinstance(image, Image.Image):
-                    found = pixels.from_pil(image, self.channels)
-                else:
-                    raise ValueError(f"expected a file, a PIL image or a tensor, got {type(image).__name__}")
-            except ValueError as error:
-                raise UserError(f"the image does not fit the model: {error}") from None
-            size = (found.shape[-2], found.shape[-1])
+            found, size = opened, (opened.shape[-2], opened.shape[-1])
             if reason := self.too_thin(*size):
                 raise BadImage(f"the image is {reason}")
         height, width = self.resized(*size)
         found = resize(found, (height, width), self.interpolation)
         top, left = round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)
         return found[..., top : top + self.size[0], left : left + self.size[1]]
+
+    def open(self, image: AnyImage) -> EncodedImage | Tensor:
+        """An image of any kind that `prepare` takes: a file with only its header read, or uint8 [..., C, H, W]."""
+        if isinstance(image, bytes | str | Path):
+            return EncodedImage(image)
+        if isinstance(image, EncodedImage):
+            return image
+        if isinstance(image, Image.Image) and (opened := opened_by_pil(image)) is not None:
+            return opened
+        try:
+            if isinstance(image, Tensor):
+                if image.ndim < 3:
+                    raise ValueError(f"expected [C, H, W], got {list(image.shape)}")
+                return pixels.with_channels(pixels.to_bytes(image), self.channels)
+            if isinstance(image, Image.Image):
+                return pixels.from_pil(image, self.channels)
+            raise ValueError(f"expected a file, a PIL image or a tensor, got {type(image).__name__}")
+        except ValueError as error:
+            raise UserError(f"the image does not fit the model: {error}") from None
 
     def too_thin(self, height: int, width: int) -> str | None:
         """Why an image so long and thin would fill the memory on its way to `size`; None where it does not."""

@@ -5,22 +5,22 @@ The rest is done on the device.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vitrail.data.augment import CROP, CROP_DRAWS, Augment, crop_boxes
-from vitrail.data.decode import BadImage, Box, EncodedImage, Preprocess, resize
-from vitrail.data.memory import Kept, size_of
+from vitrail.data.affine import Affine
+from vitrail.data.augment import CROP, CROP_DRAWS, Augment, training_affine
+from vitrail.data.decode import BadImage, Box, EncodedImage, Preprocess
+from vitrail.data.memory import Kept
+from vitrail.data.prepare import boxes_of, pixels_of, size_of
 from vitrail.data.random import uniform
 from vitrail.data.sets import ImageSet
 from vitrail.data.targets import Target
-
-if TYPE_CHECKING:
-    from vitrail.data.affine import Affine
 
 Size = tuple[int, int]
 
@@ -37,14 +37,16 @@ class Want(NamedTuple):
 class Fetched:
     """A batch before augmentation."""
 
-    images: Tensor
-    """uint8 [B, C, h, w]"""
+    views: list[Tensor]
+    """uint8 [B, C, h, w] of each image that a sample becomes: one for most tasks"""
     samples: Tensor
     """int64 [B]"""
     draws: Tensor
     """int64 [B]"""
     values: list[Any]
     """what the target read of each sample, warped"""
+    truths: list[Any]
+    """the same as it was read, where the target is spatial: what answers at the original size are compared with"""
     affine: Affine | None
     """of the images, where the target is spatial"""
     bad: dict[int, str]
@@ -66,17 +68,18 @@ class Fetch(Dataset[Fetched]):
         self,
         images: ImageSet,
         target: Target,
-        preprocess: Preprocess,
-        seed: int,
+        views: Sequence[tuple[int, Preprocess]],
         augment: Augment | None,
         kept: Kept | None = None,
     ) -> None:
-        """`augment` is None in evaluation. `kept` holds the images where they are in memory: only these are used."""
+        """`views` are those of `view_seeds`; the target follows the first. `augment` is None in evaluation.
+
+        `kept` holds the images where they are in memory: only these are used.
+        """
         self.set, self.target = images, target
-        self.preprocess = preprocess
-        self.seed = seed
+        self.views = views
+        self.seed, self.preprocess = views[0]
         self.augment = augment
-        self.scale = augment.scale if augment is not None and augment.crop == "resized" else None
         self.kept = kept
 
     def __getitem__(self, index: int) -> Fetched:
@@ -88,16 +91,21 @@ class Fetch(Dataset[Fetched]):
         boxes = self._boxes(opened)
         made = [self._make(found, box, bad) for found, box in zip(opened, boxes, strict=True)]
         good = [each for each in made if each is not None]
-        empty = torch.empty(0, self.preprocess.channels, *self.preprocess.size, dtype=torch.uint8)
-        used = [want for want, _, _, _ in good]
+        used = [want for want, _, _, _, _ in good]
         return Fetched(
-            torch.stack([image for _, image, _, _ in good]) if good else empty,
+            [self._stack([views[k] for _, views, _, _, _ in good], own) for k, (_, own) in enumerate(self.views)],
             torch.tensor([want.sample for want in used], dtype=torch.int64),
             torch.tensor([want.draw for want in used], dtype=torch.int64),
-            [value for _, _, value, _ in good],
-            joined([affine for _, _, _, affine in good if affine is not None]),
+            [value for _, _, value, _, _ in good],
+            [truth for _, _, _, truth, _ in good],
+            joined([affine for _, _, _, _, affine in good if affine is not None]),
             bad,
         )
+
+    @staticmethod
+    def _stack(images: list[Tensor], preprocess: Preprocess) -> Tensor:
+        empty = torch.empty(0, preprocess.channels, *preprocess.size, dtype=torch.uint8)
+        return torch.stack(images) if images else empty
 
     def _open(self, want: Want, bad: dict[int, str]) -> Opened | None:
         """An image, or the next good one in training. None for a bad one in evaluation, or where all are bad."""
@@ -107,7 +115,7 @@ class Fetch(Dataset[Fetched]):
                 continue
             try:
                 image = self.kept.images[want.sample] if self.kept is not None else self.set.open(want.sample)
-                needed = self.scale is not None or self.target.spatial
+                needed = self.target.spatial or (self.augment is not None and self.augment.crop == "resized")
                 return Opened(image, want, size_of(image, self.preprocess) if needed else (0, 0))
             except BadImage as error:
                 bad[want.sample] = str(error)
@@ -117,11 +125,14 @@ class Fetch(Dataset[Fetched]):
         return None
 
     def _make(
-        self, opened: Opened, box: Box | None, bad: dict[int, str]
-    ) -> tuple[Want, Tensor, Any, Affine | None] | None:
+        self, opened: Opened, boxes: list[Box] | None, bad: dict[int, str]
+    ) -> tuple[Want, list[Tensor], Any, Any, Affine | None] | None:
+        """The images that a sample becomes, what its target says of it, and the first image's affine."""
         for _ in range(len(self.set)):
             try:
-                return opened.want, self._pixels(opened.image, box), *self._value(opened.want, opened.size)
+                each: Sequence[Box | None] = boxes or [None] * len(self.views)
+                views = [pixels_of(opened.image, box, own) for box, (_, own) in zip(each, self.views, strict=True)]
+                return opened.want, views, *self._value(opened.want, opened.size)
             except BadImage as error:
                 bad[opened.want.sample] = str(error)
             if self.augment is None:
@@ -129,39 +140,33 @@ class Fetch(Dataset[Fetched]):
             found = self._open(self._next(opened.want), bad)
             if found is None:
                 break
-            opened, (box,) = found, self._boxes([found])
+            opened, (boxes,) = found, self._boxes([found])
         return None
 
     def _next(self, want: Want) -> Want:
         sample = (want.sample + 1) % len(self.set)
         return Want(sample, want.epoch, sample)
 
-    def _boxes(self, opened: list[Opened]) -> list[Box] | list[None]:
-        if self.scale is None or not opened:
+    def _boxes(self, opened: list[Opened]) -> list[list[Box]] | list[None]:
+        """The random crops of some images, one per view; None where images are taken as in evaluation."""
+        if self.augment is None or self.augment.crop != "resized" or not opened:
             return [None] * len(opened)
-        draws = torch.tensor([each.want.draw for each in opened])
-        numbers = uniform(self.seed, opened[0].want.epoch, draws, CROP_DRAWS, CROP)
-        heights, widths = torch.tensor([each.size for each in opened]).unbind(1)
-        boxes = crop_boxes(numbers, heights, widths, self.scale, self.preprocess.size).tolist()
-        return [(top, left, height, width) for top, left, height, width in boxes]
+        draws, sizes = torch.tensor([each.want.draw for each in opened]), torch.tensor([each.size for each in opened])
+        epoch = opened[0].want.epoch
+        views = [
+            boxes_of(uniform(seed, epoch, draws, CROP_DRAWS, CROP), sizes, self.augment, own)
+            for seed, own in self.views
+        ]
+        return [list(boxes) for boxes in zip(*views, strict=True)]
 
-    def _pixels(self, image: EncodedImage | Tensor, box: Box | None) -> Tensor:
-        p = self.preprocess
-        if box is None:
-            return p.prepare(image)
-        if isinstance(image, EncodedImage):
-            return image.crop(box, p.size, p.channels, p.interpolation)
-        top, left, height, width = box
-        return resize(image[:, top : top + height, left : left + width], p.size, p.interpolation)
-
-    def _value(self, want: Want, size: Size) -> tuple[Any, Affine | None]:
-        """What the target has for an image of that size, and the affine of the image where the target is spatial."""
+    def _value(self, want: Want, size: Size) -> tuple[Any, Any, Affine | None]:
+        """What the target has for an image of that size; where it is spatial, also as it was read, and the affine."""
         value = self.kept.values[want.sample] if self.kept is not None else self.target.read(want.sample)
         if not self.target.spatial:
-            return value, None
+            return value, None, None
         source = self.kept.sources[want.sample] if self.kept is not None else size
         affine = affine_of([want], [source], [size], self.preprocess, self.seed, self.augment)
-        return self.target.warp(value, affine), affine
+        return self.target.warp(value, affine), value, affine
 
 
 def affine_of(
@@ -171,8 +176,6 @@ def affine_of(
 
     `kept` are the sizes at which they are kept in memory, or those of the originals. `augment` is None in evaluation.
     """
-    from vitrail.data.augment import training_affine
-
     sizes = torch.tensor(sources)
     if augment is None:
         return preprocess.affine(sizes)
@@ -182,8 +185,4 @@ def affine_of(
 
 def joined(affines: list[Affine]) -> Affine | None:
     """The affines of a batch as one; None where there is none."""
-    if not affines:
-        return None
-    from vitrail.data.affine import Affine
-
-    return Affine.join(affines)
+    return Affine.join(affines) if affines else None

@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -21,9 +21,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vitrail.data import memory as in_memory
-from vitrail.data.augment import ORDER, Augment, augment_batch, mix_pairs
+from vitrail.data.augment import ORDER, Augment, augment_batch, mix_pairs, refuse_spatial
 from vitrail.data.decode import Preprocess, log
 from vitrail.data.fetch import Fetch, Fetched, Want, affine_of
+from vitrail.data.prepare import View, cropped, view_seeds
 from vitrail.data.random import draw_key, seed_for
 from vitrail.data.sets import ImageSet
 from vitrail.data.targets import Target
@@ -76,8 +77,10 @@ class Loader:
         world: int = 1,
         max_bad: float = 0.01,
         tally: Tally | None = None,
+        views: tuple[View, ...] = (),
     ) -> None:
         self.set, self.preprocess, self.seed, self.train = set, preprocess, seed, train
+        self.views = view_seeds(views if train and views else (View(1, preprocess.size),), preprocess, seed)
         self.batch_size, self.rank, self.world = batch_size, rank, world
         self.device = torch.device(device)
         self.target = (set.target if target is None else target).to(self.device)
@@ -115,6 +118,10 @@ class Loader:
             raise UserError(f"a batch of {self.batch_size} does not divide among {self.world} processes")
         if self.train and len(self.set) <= self.unit * (self.world - 1):
             raise UserError(f"{len(self.set)} images are too few for {self.world} processes to have some each")
+        if self.augment is not None and self.target.spatial:
+            refuse_spatial(self.augment, self.target.noun)
+        if self.augment is not None and self.augment.mixes and len(self.views) > 1:
+            raise UserError("mixup and cutmix mix one image per sample, and this task takes several: leave them out")
         if self.unit == 1:
             return
         none = torch.empty(0, dtype=torch.int64)
@@ -190,19 +197,18 @@ class Loader:
     def _from_table(self, kept: in_memory.Kept, plan: list[Want], augment: Augment | None) -> Batch:
         samples = torch.tensor([want.sample for want in plan])
         draws = torch.tensor([want.draw for want in plan])
-        values, affine = [kept.values[want.sample] for want in plan], None
+        values, truths, affine = [kept.values[want.sample] for want in plan], [], None
         if self.target.spatial:
             sizes = [kept.sources[want.sample] for want in plan]
             affine = affine_of(plan, sizes, sizes, self.preprocess, self.seed, augment)
-            values = [self.target.warp(value, affine.subset([i])) for i, value in enumerate(values)]
-        fetched = Fetched(kept.pixels(self._there(samples)), samples, draws, values, affine, {})
+            truths, values = values, [self.target.warp(value, affine.subset([i])) for i, value in enumerate(values)]
+        images = [kept.pixels(self._there(samples))] * len(self.views)
+        fetched = Fetched(images, samples, draws, values, truths, affine, {})
         return self._finish(fetched, plan[0].epoch, augment)
 
     def _from_fetched(self, fetched: Fetched, epoch: int, augment: Augment | None) -> Batch:
-        if augment is not None and augment.crop == "resized":
-            augment = replace(augment, crop="none")  # the workers did it
-        fetched.images = self._there(fetched.images)
-        return self._finish(fetched, epoch, augment)
+        fetched.views = [self._there(images) for images in fetched.views]
+        return self._finish(fetched, epoch, None if augment is None else cropped(augment))
 
     def _there(self, tensor: Tensor) -> Tensor:
         """A tensor of the CPU's on the device, without waiting for what the device has yet to do."""
@@ -210,27 +216,34 @@ class Loader:
 
     def _finish(self, fetched: Fetched, epoch: int, augment: Augment | None) -> Batch:
         """Images on the device, with their numbers and draws on the CPU, to a batch."""
-        there, size, images = self._there(fetched.samples), self.preprocess.size, fetched.images
+        there = self._there(fetched.samples)
         fields = self.target.collate(fetched.values, there, augment is not None)
-        if augment is not None:
-            images = augment_batch(images, fetched.draws, self.seed, epoch, augment, size)
-            if augment.mixes:
-                images, partner, share = mix_pairs(images, fetched.draws, self.seed, epoch, augment)
-                fields = self.target.mix(fields, partner, share)
-        if images.shape[-2:] != size:
-            images = self.preprocess.prepare(images)
+        made = []
+        for (seed, own), images in zip(self.views, fetched.views, strict=False):
+            if augment is not None:
+                images = augment_batch(images, fetched.draws, seed, epoch, augment, own.size)
+                if augment.mixes:
+                    images, partner, share = mix_pairs(images, fetched.draws, seed, epoch, augment)
+                    fields = self.target.mix(fields, partner, share)
+            made.append(own.normalise(images if images.shape[-2:] == own.size else own.prepare(images)))
         batch = {
-            "image": self.preprocess.normalise(images),
+            "image": made[0],
             **fields,
             "sample": there,
             "epoch": torch.full((), epoch, device=self.device),
             "key": draw_key(self.seed, epoch, self.device),
         }
-        return batch if fetched.affine is None else {**batch, "affine": fetched.affine}
+        if len(made) > 1:
+            batch["views"] = made
+        if fetched.affine is not None:
+            batch["affine"] = fetched.affine
+            if augment is None:
+                batch["truth"] = fetched.truths
+        return batch
 
     def _fetch(self, plans: Iterator[list[Want]], augment: Augment | None) -> Iterator[tuple[Fetched, int]]:
         """Plans carried out by the workers, in order, with their epochs."""
-        fetch = Fetch(self.set, self.target, self.preprocess, self.seed, augment, self._kept)
+        fetch = Fetch(self.set, self.target, self.views if augment is not None else self.views[:1], augment, self._kept)
         # The sampler runs some batches ahead of the workers, so the epochs wait in a second copy of the plans.
         plans, copy = itertools.tee(plans)
         with warnings.catch_warnings():
@@ -255,7 +268,7 @@ class Loader:
             if augment is not None and not len(fetched.samples):
                 raise UserError(f"no image of {self.set.name} can be read")
             if self.device.type == "cuda":
-                fetched.images = fetched.images.pin_memory()
+                fetched.views = [images.pin_memory() for images in fetched.views]
             yield fetched, plan[0].epoch
 
     def _note(self, bad: dict[int, str]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vitrail.data.decode import BadImage, EncodedImage, Preprocess, resize
 from vitrail.data.pixels import to_bytes, with_channels
+from vitrail.data.prepare import size_of
 from vitrail.data.sets import ImageSet
 from vitrail.data.targets import Target
 
@@ -130,13 +131,6 @@ def _read(target: Target, i: int, size: tuple[int, int], p: Preprocess) -> Any:
     if target.spatial:
         target.warp(value, p.affine(torch.tensor([size])))
     return value
-
-
-def size_of(opened: EncodedImage | Tensor, preprocess: Preprocess) -> tuple[int, int]:
-    """Height and width of an opened image."""
-    if isinstance(opened, Tensor):
-        return opened.shape[-2], opened.shape[-1]
-    return opened.measure(preprocess.channels)
 
 
 def shrink(image: Tensor, preprocess: Preprocess) -> Tensor:

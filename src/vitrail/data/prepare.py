@@ -1,0 +1,102 @@
+"""From one image to the input of a model: what `Task.prepare` gives, and what workers do for a whole batch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vitrail.data.affine import Affine
+from vitrail.data.augment import (
+    CROP,
+    CROP_DRAWS,
+    Augment,
+    augment_batch,
+    crop_boxes,
+    moving_operations,
+    training_affine,
+)
+from vitrail.data.decode import AnyImage, Box, EncodedImage, Preprocess, resize
+from vitrail.data.random import seed_for, uniform
+
+Draw = tuple[int, int, int]
+"""(seed, epoch, sample): what everything random about an image depends on"""
+VIEW = 7
+"""stream of the seeds of further views, beside those of `vitrail.data.augment`"""
+
+
+class View(NamedTuple):
+    """Images that a sample becomes: how many, of which size (height, width)."""
+
+    number: int
+    size: tuple[int, int]
+
+
+class Sample(NamedTuple):
+    """An image as a model takes it, but for `Preprocess.normalise`."""
+
+    images: Tensor
+    """uint8 [F, C, h, w]: one frame, or several that are tiles or flips of the image"""
+    affine: Affine | None
+    """from the original to each frame; None where a policy of augmentation moves pixels as no affine does"""
+
+
+def prepare(
+    image: AnyImage, preprocess: Preprocess, augment: Augment | None = None, draw: Draw | None = None
+) -> Sample:
+    """An image as evaluation and prediction take it, or with a `draw` as training does in that epoch.
+
+    The pixels are those of the batch that `Loader` makes for the same draw, but for mixup and cutmix, which need a
+    second image.
+    """
+    opened = preprocess.open(image)
+    size = size_of(opened, preprocess)
+    if draw is None:
+        return Sample(preprocess.prepare(opened)[None], preprocess.affine(torch.tensor([size])))
+    assert augment is not None, "a draw is for training, which augments"
+    seed, epoch, sample = draw
+    samples, sizes = torch.tensor([sample]), torch.tensor([size])
+    box = None
+    if augment.crop == "resized":
+        draws = uniform(seed, epoch, samples, CROP_DRAWS, CROP)
+        box = boxes_of(draws, sizes, augment, preprocess)[0]
+    pixels = pixels_of(opened, box, preprocess)[None]
+    images = augment_batch(pixels, samples, seed, epoch, cropped(augment), preprocess.size)
+    moves = moving_operations(augment)
+    return Sample(images, None if moves else training_affine(augment, preprocess, seed, epoch, samples, sizes))
+
+
+def view_seeds(views: tuple[View, ...], preprocess: Preprocess, seed: int) -> list[tuple[int, Preprocess]]:
+    """Of each image that a sample becomes, the seed of its draws and how it is prepared; the first has the run's."""
+    each = [replace(preprocess, size=view.size) for view in views for _ in range(view.number)]
+    return [(seed_for(seed, VIEW, i) if i else seed, own) for i, own in enumerate(each)]
+
+
+def cropped(augment: Augment) -> Augment:
+    """What is left to do of an augmentation whose random crop was taken when the image was read."""
+    return replace(augment, crop="none") if augment.crop == "resized" else augment
+
+
+def boxes_of(draws: Tensor, sizes: Tensor, augment: Augment, preprocess: Preprocess) -> list[Box]:
+    """The boxes of random resized crops, from draws [B, CROP_DRAWS] and heights and widths [B, 2]."""
+    boxes = crop_boxes(draws, sizes[:, 0], sizes[:, 1], augment.scale, preprocess.size).tolist()
+    return [(top, left, height, width) for top, left, height, width in boxes]
+
+
+def pixels_of(image: EncodedImage | Tensor, box: Box | None, preprocess: Preprocess) -> Tensor:
+    """uint8 [C, h, w] at the size of the preprocessing: a box of the image, or all that evaluation would take."""
+    if box is None:
+        return preprocess.prepare(image)
+    if isinstance(image, EncodedImage):
+        return image.crop(box, preprocess.size, preprocess.channels, preprocess.interpolation)
+    top, left, height, width = box
+    return resize(image[:, top : top + height, left : left + width], preprocess.size, preprocess.interpolation)
+
+
+def size_of(opened: EncodedImage | Tensor, preprocess: Preprocess) -> tuple[int, int]:
+    """Height and width of an opened image."""
+    if isinstance(opened, Tensor):
+        return opened.shape[-2], opened.shape[-1]
+    return opened.measure(preprocess.channels)
