@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tasks.test_caption import batch, captioner
 
 import vitrail
-from tests.tasks.test_caption import batch, captioner
 from vitrail.data.text import END, PAD
 from vitrail.errors import UserError
 from vitrail.tasks.caption import Captioning

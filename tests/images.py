@@ -1,4 +1,4 @@
-"""Small images for the tests of this room."""
+"""Small images for tests."""
 
 from __future__ import annotations
 
