@@ -23,10 +23,9 @@ from tables import BEFORE, BEFORE_DIGITS, earlier, measured_rungs
 
 import vitrail
 from vitrail.data.captions import open_captions
-from vitrail.explain.attention import attention_maps, encoder_of, rollout
+from vitrail.explain.attention import Pool, attention_maps, encoder_of, rollout
 from vitrail.explain.figures import png
 from vitrail.files import write_whole
-from vitrail.vit import ViT
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "src" / "vitrail" / "zoo" / "samples"
@@ -36,7 +35,8 @@ COLUMNS = 4
 def attention() -> None:
     """The sample images, the attention rollout of the classifier, and its answers."""
     task = vitrail.load("classify")
-    encoder: ViT = encoder_of(task)
+    config = encoder_of(task).config
+    pool: Pool = "average" if config.pool == "average" else "token"
     paths = sorted(SAMPLES.glob("*.png"))
     figure = Figure(figsize=(1.35 * len(paths), 3.2), layout="compressed")
     axes = figure.subplots(2, len(paths))
@@ -45,11 +45,11 @@ def attention() -> None:
         images = task.preprocess(image)[None]
         with torch.inference_mode():
             grid = task.features(images).grid
-            heat = rollout(attention_maps(task, images), encoder.prefix_tokens, encoder.config.pool)[0].view(grid)
+            heat = rollout(attention_maps(task, images), config.prefix_tokens, pool)[0].view(grid)
         best = task.predict([image])[0].labels[0]
         heat = (heat - heat.min()) / (heat.max() - heat.min())
         heat = torch.nn.functional.interpolate(heat[None, None], size=(32, 32), mode="bilinear")[0, 0]
-        pixels = torch.from_numpy(task.preprocess.fit(image).permute(1, 2, 0).numpy() / 255)
+        pixels = torch.from_numpy(task.preprocess.prepare(image).permute(1, 2, 0).numpy() / 255)
         axes[0, column].imshow(pixels)
         axes[1, column].imshow(pixels * (0.12 + 0.88 * heat[..., None]))
         axes[1, column].set_title(f"{best['label']} {best['score']:.0%}", fontsize=9)

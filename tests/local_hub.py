@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -98,12 +98,15 @@ def commit_of(place: Path) -> str:
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub that everything here asks, and an empty cache."""
+    import huggingface_hub
     from huggingface_hub import constants
 
-    try:
-        from huggingface_hub import close_session
-    except ImportError:  # before its release 1.0
-        from huggingface_hub.utils import reset_sessions as close_session
+    # Before its release 1.0 it had another name and place.
+    close_session: Callable[[], None] = (
+        huggingface_hub.close_session
+        if hasattr(huggingface_hub, "close_session")
+        else huggingface_hub.utils.reset_sessions
+    )
 
     server = Hub()
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "HF_TOKEN"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tiny_captioners
@@ -78,7 +79,7 @@ def hub(root: Path) -> dict[str, Path]:
     classifier = ViTForImageClassification(
         ViTConfig(**small, id2label=names, label2id={v: k for k, v in names.items()})
     )
-    torch.nn.init.normal_(classifier.classifier.weight)
+    torch.nn.init.normal_(classifier.get_parameter("classifier.weight"))
     classifier.save_pretrained(root / "vit")
     (root / "vit" / "preprocessor_config.json").write_text(tiny_captioners.PIXELS.replace("16", "32"))
     for kind in ("dinov2", "clip"):
@@ -86,10 +87,10 @@ def hub(root: Path) -> dict[str, Path]:
     for kind, make in tiny_captioners.CAPTIONERS.items():
         make(root / kind)
     tiny_captioners.language_model(root / "gpt2")
-    less = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32}
+    less: dict[str, Any] = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32}
     peer = timm.create_model("vit_base_patch16_224", num_classes=1000, **less)
-    torch.nn.init.normal_(peer.head.weight)
-    timm.models.save_for_hf(peer, root / "timm", model_args=less)
+    torch.nn.init.normal_(peer.get_parameter("head.weight"))
+    timm.models.save_for_hf(peer, str(root / "timm"), model_args=less)
     return {
         "google/vit-base-patch16-224": root / "vit",
         "facebook/deit-tiny-patch16-224": root / "vit",

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checked import checked
 from PIL import Image
 
 from vitrail.cli import main
@@ -220,7 +221,7 @@ def test_fields_of_a_variant_are_flags_of_every_transformer() -> None:
     run = RECIPES["digits"](1000)
     assert parse_run(run, [], "digits") == run and type(parse_run(run, ["--qkv-bias"], "digits").model) is ViTConfig
     changed = parse_run(run, ["--qk-norm", "--kv-heads", "2", "2", "2", "2"], "digits").model
-    assert changed == replace(as_variant(run.model), qk_norm=True, kv_heads=(2, 2, 2, 2))
+    assert changed == replace(as_variant(checked(ViTConfig, run.model)), qk_norm=True, kv_heads=(2, 2, 2, 2))
     with pytest.raises(UserError, match="unknown option --qk-norm"):
         parse_run(RECIPES["cnn-cifar10"](1000), ["--qk-norm"], "cnn-cifar10")
 

@@ -27,6 +27,8 @@ from PIL import Image
 
 import vitrail
 from vitrail import cli
+from vitrail.errors import UserError
+from vitrail.options import Parser
 from vitrail.recipes import RECIPES
 from vitrail.tasks import caption_scores
 from vitrail.train.run import FAST_IMAGES
@@ -273,13 +275,13 @@ def named_alone(words: list[str]) -> bool:
     if words[0] == "train":  # a recipe for anybody's data, without any
         return RECIPES[words[1]](1).data == "folder" and "--data" not in words
 
-    def parse_and_stop(parser: cli.Parser, args: list[str]) -> None:
+    def parse_and_stop(parser: Parser, args: list[str]) -> None:
         _, rest = parser.parse_known_args(args)
         raise Unknown(rest) if rest else Parsed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli.Parser, "parse_args", parse_and_stop)
-        with pytest.raises((Parsed, cli.UserError)) as ended:
+        patch.setattr(Parser, "parse_args", parse_and_stop)
+        with pytest.raises((Parsed, UserError)) as ended:
             cli.COMMANDS[words[0]](words[1:])
     if ended.type is Parsed:
         return False

@@ -15,7 +15,7 @@ def requirements() -> dict[str, str]:
     """The floor of each package that `pyproject.toml` names, by its normalised name."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
-    floors = {}
+    floors: dict[str, str] = {}
     for line in lines:
         name, _, floor = line.partition(">=")
         if not name.startswith("vitrail["):

@@ -1,11 +1,15 @@
 """The wheel that `pip install .` builds."""
 
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+
+import vitrail
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "vitrail"
@@ -40,3 +44,24 @@ def test_wheel_holds_nothing_else_and_is_small(wheel: zipfile.ZipFile) -> None:
 
 def test_command_is_declared(wheel: zipfile.ZipFile) -> None:
     assert b"vitrail = vitrail.cli:main" in wheel.read("vitrail-0.1.0.dist-info/entry_points.txt")
+
+
+def test_one_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    cited = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert cited is not None and vitrail.__version__ == project["version"] == cited[1]
+    # The newest entry is what is not released yet, or this version.
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None and newest[1] in ("Unreleased", vitrail.__version__)
+
+
+def test_credits_name_every_file_of_data(wheel: zipfile.ZipFile) -> None:
+    credits = (ROOT / "CREDITS.md").read_text()
+    assert "vitrail-0.1.0.dist-info/licenses/CREDITS.md" in wheel.namelist()
+    own = {"digits_test.json", "py.typed"}  # which digits are the test split, and a mark for type checkers
+    for path in PACKAGE.rglob("*"):
+        if path.is_dir() or path.suffix in (".py", ".pyc") or path.name in own:
+            continue
+        place = path.relative_to(PACKAGE)
+        folder = f"weights `{place.parts[2]}`" if place.parts[1] == "weights" else f"`{place.parent.as_posix()}/`"
+        assert folder in credits or f"`{place.as_posix()}`" in credits, place

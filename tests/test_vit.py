@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from checked import checked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -65,13 +66,14 @@ def reference(model: ViT, head: Head, images: Tensor) -> Tensor:
         y = y @ block.mlp.up.weight.T + block.mlp.up.bias
         y = 0.5 * y * (1 + torch.erf(y / math.sqrt(2)))
         z = z + y @ block.mlp.down.weight.T + block.mlp.down.bias
-    y = F.layer_norm(z[:, 0], (c.width,), model.norm.weight, model.norm.bias, c.norm_eps)
+    y = checked(nn.LayerNorm, model.norm)(z[:, 0])
     return y @ head.linear.weight.T + head.linear.bias
 
 
 def test_forward_and_gradients_equal_the_equations() -> None:
     model, head = ViT(TINY).double(), Head(32, 5).double()
-    randomise(model), randomise(head)
+    randomise(model)
+    randomise(head)
     images = torch.randn(3, 3, 8, 12, dtype=torch.float64, requires_grad=True)
     ours, theirs = head(model.pool(model(images))), reference(model, head, images)
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
@@ -193,7 +195,7 @@ def test_any_size_and_channel_count(
 def test_a_stem_halves_while_the_patches_allow(patch: int, stem: tuple[int, ...], sides: list[int]) -> None:
     model = encoder_for(config_for(TINY, patch=patch, stem=stem, image_size=(64, 64))).eval()
     found: list[int] = []
-    for module in model.patches.stem.modules():
+    for module in model.get_submodule("patches.stem").modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(lambda *call: found.append(call[2].shape[-1]))
     assert model(torch.randn(1, 3, 64, 64)).grid == (64 // patch, 64 // patch)
@@ -205,7 +207,7 @@ def test_a_stem_has_residual_blocks_where_its_map_is_small() -> None:
     stem = {"patch": 16, "stem": (4, 6, 8), "image_size": (64, 48)}
     model = encoder_for(config_for(TINY, stem_blocks=2, **stem)).eval()
     found: list[tuple[int, ...]] = []
-    for module in model.patches.stem.modules():
+    for module in model.get_submodule("patches.stem").modules():
         if isinstance(module, BasicBlock):
             module.register_forward_hook(lambda *call: found.append(tuple(call[2].shape[1:])))
     images = torch.randn(1, 3, 64, 48, requires_grad=True)
@@ -231,7 +233,8 @@ def test_a_variant_with_default_settings_is_the_paper_bit_for_bit(positions: str
     variant = VariantViT(as_variant(config))
     first, same = paper.state_dict(), variant.state_dict()
     assert list(first) == list(same) and all(torch.equal(value, same[name]) for name, value in first.items())
-    randomise(paper), randomise(variant)
+    randomise(paper)
+    randomise(variant)
     for size in ((8, 12), (12, 20)):
         images = torch.randn(3, 3, *size)
         keep = stochastic_depth(0.5, torch.rand(3, 2, 2))
@@ -290,7 +293,7 @@ def test_the_encoder_is_a_function_of_the_factors_that_it_is_given() -> None:
     torch.testing.assert_close(given[1:], whole(images).patches[1:])
     x, grid = whole.embed(images[:1])
     x, _ = whole.encode(x, grid, blocks=slice(0, 1))
-    block = whole.blocks[1]
+    block = checked(Block, whole.blocks[1])
     torch.testing.assert_close(given[:1], whole.finish(x + block.mlp(block.norm2(x)), grid).patches)
     drawn = [model(images).patches for _ in range(8)]
     assert not all(torch.equal(one, drawn[0]) for one in drawn)  # without factors, training draws them
@@ -310,7 +313,7 @@ def test_blocks_can_be_run_in_pieces_and_their_tokens_kept() -> None:
 @pytest.mark.parametrize("kv_heads", [(), (1, 2)])
 def test_queries_keys_and_values_start_as_three_matrices(kv_heads: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    model = VariantViT(config_for(TINY, pool="attention", kv_heads=kv_heads))
+    model = VariantViT(as_variant(config_for(TINY, pool="attention", kv_heads=kv_heads)))
     found = [module for module in model.modules() if isinstance(module, Attention)]
     assert len(found) == 3  # the blocks' and the pooling's
     for attention in found:
@@ -321,7 +324,7 @@ def test_queries_keys_and_values_start_as_three_matrices(kv_heads: tuple[int, ..
 
 @pytest.mark.parametrize("arrangement", ["pre", "post", "parallel", "joint", "joint_fused"])
 def test_dropout_follows_the_attention_of_every_block(arrangement: str) -> None:
-    model = VariantViT(config_for(TINY, dropout=0.5, arrangement=arrangement, registers=1))
+    model = VariantViT(as_variant(config_for(TINY, dropout=0.5, arrangement=arrangement, registers=1)))
     outputs: list[Tensor] = []
     for module in model.modules():
         if isinstance(module, Attention):
@@ -339,13 +342,13 @@ def test_dropout_follows_the_attention_of_every_block(arrangement: str) -> None:
 def test_mimetic_start_looks_at_itself() -> None:
     torch.manual_seed(0)
     with pytest.raises(UserError, match="does not go with kv_heads: add --attention-init xavier"):
-        mimetic_init(VariantViT(config_for(as_variant(TINY), kv_heads=(2, 2))))
+        mimetic_init(VariantViT(as_variant(config_for(TINY, kv_heads=(2, 2)))))
     model = ViT(ViTConfig(width=64, depth=1, heads=4, patch=4, image_size=(16, 16)))
     mimetic_init(model)
-    qkv, out = model.blocks[0].attention.qkv.weight, model.blocks[0].attention.out.weight
-    query, key, value = qkv.chunk(3)
+    attention = checked(Block, model.blocks[0]).attention
+    query, key, value = attention.qkv.weight.chunk(3)
     assert (query[:16].T @ key[:16]).diagonal().mean() > 0.2
-    assert (out @ value).diagonal().mean() < -0.3
+    assert (attention.out.weight @ value).diagonal().mean() < -0.3
 
 
 def test_first_logits_are_even_and_sigmoid_heads_start_low() -> None:

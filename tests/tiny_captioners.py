@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +59,12 @@ def word_pieces() -> tokenizers.Tokenizer:
     return inner
 
 
-def gpt2(size: int, **more: Any) -> Any:
+def gpt2(vocabulary: int, **more: Any) -> Any:
     """A config."""
     from transformers import GPT2Config
 
-    ends = {"bos_token_id": 0, "eos_token_id": 0}
-    return GPT2Config(vocab_size=size, n_positions=64, n_embd=WIDTH, n_layer=2, n_head=2, **ends, **more)
+    size = {"vocab_size": vocabulary, "n_positions": 64, "n_embd": WIDTH, "n_layer": 2, "n_head": 2}
+    return GPT2Config(**{**size, "bos_token_id": 0, "eos_token_id": 0, **more})
 
 
 def language_model(folder: Path) -> Any:
@@ -156,7 +157,7 @@ def encoder(folder: Path, kind: str) -> Any:
         SiglipVisionModel,
     )
 
-    models_of = {
+    models_of: dict[str, Callable[[], Any]] = {
         "dinov2": lambda: Dinov2Model(Dinov2Config(**{**EYES, "image_size": 40}, mlp_ratio=2)),
         "clip": lambda: CLIPVisionModelWithProjection(CLIPVisionConfig(**EYES, projection_dim=12)),
         "siglip": lambda: SiglipVisionModel(SiglipVisionConfig(**EYES)),

@@ -12,14 +12,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from vitrail.baselines import CNN, MLP, RNN, CNNConfig, MLPConfig, ResNet, ResNetConfig, RNNConfig
 from vitrail.errors import UserError
 from vitrail.plain import describe, described
-from vitrail.tasks.encoder import KINDS
+from vitrail.tasks.encoder import KINDS, Encoder
 
-ENCODERS: dict[str, tuple[Callable[[Any], nn.Module], Any]] = {
+ENCODERS: dict[str, tuple[Callable[[Any], Encoder], Any]] = {
     "mlp": (MLP, MLPConfig(width=12, depth=2)),
     "cnn": (CNN, CNNConfig(widths=(4, 6), strides=(2, 3), depth=1)),
     "cnn-stem": (CNN, CNNConfig(widths=(4, 6), strides=(1, 2), depth=2, stem_stride=2)),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from checked import checked
+from torch import nn
 
 from vitrail.baselines import MLP, MLPConfig
 from vitrail.errors import UserError
@@ -17,6 +19,7 @@ def test_forward_is_the_equation() -> None:
     images = torch.randn(4, 2, 5, 3)
     a = images.reshape(4, 30)
     for layer in model.layers:
+        layer = checked(nn.Linear, layer)
         a = (a @ layer.weight.T + layer.bias).clamp(min=0)
     torch.testing.assert_close(model.pool(model(images)), a)
 
@@ -26,7 +29,7 @@ def test_the_order_of_pixels_means_nothing() -> None:
     model, shuffled = MLP(TINY), MLP(TINY)
     shuffled.load_state_dict(model.state_dict())
     order = torch.randperm(30)
-    shuffled.layers[0].weight.data = model.layers[0].weight[:, order]
+    shuffled.get_parameter("layers.0.weight").data = model.get_parameter("layers.0.weight")[:, order]
     images = torch.randn(4, 2, 5, 3)
     other = images.flatten(1)[:, order].view_as(images)
     torch.testing.assert_close(shuffled(other).patches, model(images).patches)

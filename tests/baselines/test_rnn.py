@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from checked import checked
 from torch import Tensor, nn
 
 from vitrail.baselines import CELLS, RNN, GRUCell, LSTMCell, Recurrent, RNNCell, RNNConfig
@@ -89,7 +90,7 @@ def test_step_by_step_equals_the_whole_sequence(name: str) -> None:
 def test_a_cell_alone_equals_a_layer(name: str) -> None:
     torch.manual_seed(0)
     layers = Recurrent(CELLS[name], 5, 8)
-    cell, x = layers.cells[0], torch.randn(2, 3, 5)
+    cell, x = checked(CELLS[name], layers.cells[0]), torch.randn(2, 3, 5)
     state = cell.start(2)
     for t in range(3):
         state = cell(x[:, t], state)
@@ -108,9 +109,10 @@ def test_open_gates_carry_a_state_untouched_over_a_hundred_steps() -> None:
     torch.manual_seed(0)
     x, h = torch.randn(2, 100, 3), torch.randn(2, 8)
     gru, lstm = Recurrent(GRUCell, 3, 8), Recurrent(LSTMCell, 3, 8)
-    gru.cells[0].input.bias.data[8:16] = 40.0  # z = 1: keep
-    lstm.cells[0].input.bias.data[0:8] = -40.0  # i = 0: write nothing
-    lstm.cells[0].input.bias.data[8:16] = 40.0  # f = 1: forget nothing
+    gru.get_parameter("cells.0.input.bias").data[8:16] = 40.0  # z = 1: keep
+    gates = lstm.get_parameter("cells.0.input.bias").data
+    gates[0:8] = -40.0  # i = 0: write nothing
+    gates[8:16] = 40.0  # f = 1: forget nothing
     torch.testing.assert_close(gru(x, ((h,),))[1][0][0], h)
     torch.testing.assert_close(lstm(x, ((torch.zeros(2, 8), h),))[1][0][1], h)
 
@@ -134,7 +136,7 @@ def test_rows_are_read_from_the_top_down() -> None:
     assert torch.equal(before[:, :3], after[:, :3])
     assert not torch.isclose(before[:, 3:], after[:, 3:]).all()
     # Columns of all channels are one step's input, in the order of memory.
-    cell = model.layers.cells[0]
+    cell = checked(GRUCell, model.layers.cells[0])
     torch.testing.assert_close(cell(images[:, :, 0].flatten(1), cell.start(2))[0], before[:, 0])
 
 

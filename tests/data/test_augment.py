@@ -257,4 +257,4 @@ def test_no_operations_leave_the_image_as_it_is() -> None:
 def test_settings_are_checked() -> None:
     for wrong in ({"mixup": 2.0}, {"scale": (0.5, 0.1)}, {"policy_strength": 31}, {"shift": -1}):
         with pytest.raises(ValueError, match="must"):
-            Augment(**wrong)  # type: ignore[arg-type]
+            Augment(**wrong)

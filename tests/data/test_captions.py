@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from checked import checked
 from images import encoded, smooth
 
 from vitrail.data.captions import open_captions
@@ -208,7 +209,7 @@ def test_parquet(tmp_path: Path, kind: str, text: str, caplog: pytest.LogCapture
     image_files(tmp_path / "data", *names)
     (tmp_path / "data" / "d.jpg").unlink()
     data = {name: (tmp_path / "data" / name).read_bytes() if name != "d.jpg" else None for name in names}
-    made = {
+    made: dict[str, dict[str, Any]] = {
         "bytes": data,
         "struct": {n: {"bytes": d, "path": n} for n, d in data.items()},
         "path": {n: n for n in names},
@@ -267,7 +268,8 @@ def test_a_missing_image_moves_no_other(layout: str, tmp_path: Path, caplog: pyt
     file.write_text(table if file.suffix == ".csv" else coco(*["a dog"] * 5))
     splits = open_captions(file)
     sets = [part for part in (splits.train, splits.val, splits.test) if part is not None]
-    found = sorted(str(Path(item).relative_to(tmp_path)) for part in sets for item in part.items)
+    paths = [checked(Path, item) for part in sets for item in part.items]
+    found = sorted(str(path.relative_to(tmp_path)) for path in paths)
     there = [f"{first}/{name}" for name in names if name != "1.jpg"]
     assert found == (sorted([*there, "thumbs/1.jpg"]) if second == "thumbs" else there)
     assert ("1.jpg" in caplog.text) == (second == "val")

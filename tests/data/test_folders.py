@@ -202,7 +202,7 @@ def test_json_of_half_a_gigabyte_is_known_by_its_ends(tmp_path: Path) -> None:
 
 
 def test_files_beside_class_folders_that_mean_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    files = {
+    files: dict[str, Any] = {
         "info_DOT_json": {"images": 4},
         "index_DOT_json": [1],
         "cat__0_DOT_txt": "a cat",

@@ -38,8 +38,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
 
 
 def loader(part: ImageSet, **changes: Any) -> Loader:
-    settings = {"batch_size": 4, "seed": 0, "train": True, "augment": AUGMENT, "memory": False} | changes
-    return Loader(part, SMALL, **settings)
+    settings: dict[str, Any] = {"batch_size": 4, "seed": 0, "train": True, "augment": AUGMENT, "memory": False}
+    return Loader(part, SMALL, **(settings | changes))
 
 
 def take(made: Loader, count: int, start: int = 0) -> list[Batch]:
@@ -121,7 +121,7 @@ def test_evaluation_is_every_image_once_in_order(photos: ImageSet, memory: bool,
 def test_memory_and_streaming_agree_where_nothing_is_scaled(tmp_path: Path) -> None:
     part = open_data(folder_of(tmp_path, {"a": 4, "b": 4}, (28, 31))).train
     for crop in ("none", "resized"):
-        augment = Augment(crop=crop, flip=True)  # type: ignore[arg-type]
+        augment = Augment(crop=crop, flip=True)
         streamed, kept = (take(loader(part, augment=augment, memory=memory), 4) for memory in (False, True))
         assert same(streamed, kept)
 

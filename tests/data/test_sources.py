@@ -34,8 +34,8 @@ def test_predict_train_and_captions_see_the_same_files(tmp_path: Path) -> None:
     root, jpeg = tmp_path / "set", encoded(smooth(20, 24), "JPEG")
     folder_of(tmp_path / "store", {"dog": 2})
     folder_of(root, {"cat": 2, "cow": 1})
-    litter = ("cat/._0.jpg", "__MACOSX/cat/._0.jpg", "cat/.ipynb_checkpoints/0-checkpoint.jpg", ".Trash/x.jpg")
-    litter += ("cat/@eaDir/0.jpg/SYNOPHOTO_THUMB_M.jpg", "$RECYCLE.BIN/$R1.jpg", "cat/Thumbs.db", "cow/.hidden.jpg")
+    litter = ["cat/._0.jpg", "__MACOSX/cat/._0.jpg", "cat/.ipynb_checkpoints/0-checkpoint.jpg", ".Trash/x.jpg"]
+    litter += ["cat/@eaDir/0.jpg/SYNOPHOTO_THUMB_M.jpg", "$RECYCLE.BIN/$R1.jpg", "cat/Thumbs.db", "cow/.hidden.jpg"]
     for name in (*litter, "cat/deep/er/1.JPG", "cat/2.Jpeg"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(jpeg)

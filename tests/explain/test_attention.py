@@ -6,13 +6,15 @@ import math
 
 import pytest
 import torch
+from checked import checked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import vitrail
 from vitrail.errors import UserError
-from vitrail.explain.attention import attention_distance, attention_maps, per_head, rollout
+from vitrail.explain.attention import attention_distance, attention_maps, encoder_of, per_head, rollout
+from vitrail.variants.blocks import PreNormBlock
 from vitrail.vit import Attention
 
 
@@ -43,15 +45,17 @@ def test_maps_equal_a_naive_attention(height: int, width: int) -> None:
     assert maps.shape == (4, 2, 4, tokens, tokens)
     torch.testing.assert_close(maps.sum(-1), torch.ones(4, 2, 4, tokens))
     with torch.no_grad():
-        x, _ = task.encoder.embed(images)
-        for layer, block in zip(maps, task.encoder.blocks, strict=True):
-            torch.testing.assert_close(layer, naive(block.norm1(x), block.attention))
+        encoder = encoder_of(task)
+        x, _ = encoder.embed(images)
+        for layer, block in zip(maps, encoder.blocks, strict=True):
+            assert isinstance(block, PreNormBlock)
+            torch.testing.assert_close(layer, naive(block.norm1(x), checked(Attention, block.attention)))
             x = block(x)
 
 
 def test_the_model_is_left_as_it_was() -> None:
     task = vitrail.create("nano/2", classes=3, stem=(8,), drop_path=0.5, dropout=0.5).train()
-    task.encoder.blocks[1].eval()
+    task.get_submodule("encoder.blocks.1").eval()
     modes = [module.training for module in task.modules()]
     state = {name: value.clone() for name, value in task.state_dict().items()}
     images = torch.randn(2, 3, 8, 8)

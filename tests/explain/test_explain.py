@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import vitrail
 from vitrail.data.decode import decode
 from vitrail.errors import UserError
 from vitrail.explain import attention_maps, explain, patch_filters, position_similarity, rollout
+from vitrail.explain.attention import Pool, encoder_of
 from vitrail.explain.figures import shown_layers
 
 IMAGES = {"rollout.png", "heads.png", "positions.png", "filters.png", "distance.png"}
@@ -27,7 +29,7 @@ def image(path: Path, size: tuple[int, int] = (20, 30)) -> Path:
 
 @pytest.mark.parametrize("positions", ["learned", "sine"])
 def test_similarity_is_one_with_itself_and_symmetric(positions: str) -> None:
-    encoder = vitrail.create("nano/2", classes=2, positions=positions, image_size=(6, 10)).encoder
+    encoder = encoder_of(vitrail.create("nano/2", classes=2, positions=positions, image_size=(6, 10)))
     similarity = position_similarity(encoder)
     assert similarity.shape == (15, 3, 5)
     flat = similarity.flatten(1)
@@ -39,11 +41,11 @@ def test_similarity_is_one_with_itself_and_symmetric(positions: str) -> None:
 
 def test_no_positions_to_compare() -> None:
     with pytest.raises(UserError, match="no positions"):
-        position_similarity(vitrail.create("nano/2", classes=2, positions="none").encoder)
+        position_similarity(encoder_of(vitrail.create("nano/2", classes=2, positions="none")))
 
 
 def test_filters_find_the_components_that_were_put_in() -> None:
-    encoder = vitrail.create("nano/2", classes=2).encoder
+    encoder = encoder_of(vitrail.create("nano/2", classes=2))
     strong, weak = torch.linalg.qr(torch.randn(12, 2)).Q.T
     mix = torch.randn(64, 2)
     mix = torch.linalg.qr(mix - mix.mean(0)).Q  # two patterns, mixed without correlation
@@ -57,19 +59,20 @@ def test_filters_find_the_components_that_were_put_in() -> None:
 
 
 def test_filters_are_few_for_small_patches_and_of_the_stem_where_there_is_one() -> None:
-    assert patch_filters(vitrail.create("nano/2", classes=2, channels=1).encoder).shape == (4, 1, 2, 2)
-    encoder = vitrail.create("nano/2", classes=2, stem=(5, 8)).encoder
+    assert patch_filters(encoder_of(vitrail.create("nano/2", classes=2, channels=1))).shape == (4, 1, 2, 2)
+    encoder = encoder_of(vitrail.create("nano/2", classes=2, stem=(5, 8)))
+    first = encoder.get_parameter("patches.stem.layers.0.weight")
     filters = patch_filters(encoder)
-    assert torch.equal(filters, encoder.patches.stem.layers[0].weight)
+    assert torch.equal(filters, first)
     assert not filters.requires_grad
     filters.zero_()
-    assert encoder.patches.stem.layers[0].weight.any(), "the model's own weights must not be handed out"
+    assert first.any(), "the model's own weights must not be handed out"
 
 
 @pytest.mark.parametrize(("backbone", "layers"), [("resnetv2", (1,)), ("resnet", (1,)), ("conv", (5, 8))])
 def test_filters_of_a_hybrid_are_those_that_see_the_pixels(backbone: str, layers: tuple[int, ...]) -> None:
-    changes = {"backbone": backbone, "backbone_layers": layers}
-    encoder = vitrail.create("nano/2", classes=2, patch=8, image_size=(16, 16), **changes).encoder
+    changes: dict[str, Any] = {"backbone": backbone, "backbone_layers": layers}
+    encoder = encoder_of(vitrail.create("nano/2", classes=2, patch=8, image_size=(16, 16), **changes))
     first = next(module for module in encoder.patches.modules() if isinstance(module, torch.nn.Conv2d))
     assert first.in_channels == 3
     assert torch.equal(patch_filters(encoder, 4), first.weight[:4])
@@ -83,7 +86,7 @@ def test_filters_of_a_hybrid_are_those_that_see_the_pixels(backbone: str, layers
         {"channels": 5, "registers": 2, "stem": (4,), "depth": 8},
     ],
 )
-def test_explain_writes_images_and_numbers(tmp_path: Path, changes: dict[str, object]) -> None:
+def test_explain_writes_images_and_numbers(tmp_path: Path, changes: dict[str, Any]) -> None:
     task = vitrail.create("nano/2", classes=["a $x^2 & <b>", "_b", "猫"], **changes)
     source = tmp_path / "image.npy" if changes.get("channels") == 5 else tmp_path / "image.png"
     if source.suffix == ".npy":
@@ -100,12 +103,14 @@ def test_explain_writes_images_and_numbers(tmp_path: Path, changes: dict[str, ob
     assert len(result["predictions"]) == 3
     assert result["notes"] == []
     numbers = json.loads((out / "numbers.json").read_text())
-    height, width = task.encoder.config.image_size
+    config = encoder_of(task).config
+    height, width = config.image_size
     assert numbers["grid"] == [height // 2, width // 2]
     prepared = task.preprocess(decode(source, task.preprocess.channels))[None]
-    heat = rollout(attention_maps(task, prepared), task.encoder.config.prefix_tokens, task.encoder.config.pool)
+    pool: Pool = "average" if config.pool == "average" else "token"
+    heat = rollout(attention_maps(task, prepared), config.prefix_tokens, pool)
     np.testing.assert_allclose(numbers["rollout"], heat.view(height // 2, width // 2), rtol=1e-4)
-    assert np.shape(numbers["attention_distance"]) == (task.encoder.config.depth, 4)
+    assert np.shape(numbers["attention_distance"]) == (config.depth, 4)
     assert all(np.shape(maps) == (4, height // 2, width // 2) for maps in numbers["heads"].values())
     assert "&lt;b&gt;" in (out / "index.html").read_text()
 

@@ -22,6 +22,7 @@ from vitrail.tasks.caption import Caption
 from vitrail.tasks.embed import Embed
 from vitrail.tasks.prefix import PrefixCaption
 from vitrail.train.state import RunFolder
+from vitrail.zoo import encoder_of
 
 pytest.importorskip("transformers", reason="needs pip install 'vitrail[caption]'")
 pytest.importorskip("pycocoevalcap", reason="needs pip install 'vitrail[caption]'")
@@ -78,7 +79,7 @@ def test_an_encoder_of_the_hub_stays_as_it_is_and_brings_its_images(
     decoder = {"dinov2": "transformer", "clip": "attentive", "siglip": "recurrent"}[kind]
     task = train("caption-zoo", f"some/{kind}", captioned, tmp_path / "run", *SMALL, "--decoder", decoder)
     source = vitrail.load(f"some/{kind}")
-    assert isinstance(task, Caption) and same(source.encoder, task.encoder)  # type: ignore[arg-type]
+    assert isinstance(task, Caption) and same(encoder_of(source), task.encoder)
     ours, theirs = task.preprocess, source.preprocess
     assert (ours.mean, ours.std, ours.resize, ours.interpolation) == (
         theirs.mean,
@@ -97,7 +98,7 @@ def test_an_encoder_is_tuned_where_it_is_asked_for(server: Hub, captioned: Path,
     for method in ("full", "lora"):
         more = ("--method", method, "--image-size", "16", "16")
         task = train("caption-zoo", "some/dinov2", captioned, tmp_path / method, *SMALL, *more)
-        assert not same(source.encoder, task.encoder)
+        assert not same(encoder_of(source), encoder_of(task))
         assert task.preprocess.size == (16, 16)
 
 
@@ -129,8 +130,8 @@ def test_a_language_model_of_the_hub_behind_an_encoder_of_the_hub(
     more = [*JOINED, "--language-model", "some/lm", "--join", join, *tuned, "--lr", "1e-2"]
     task = train("caption-prefix", "some/clip", captioned, tmp_path / "run", *more)
     assert isinstance(task, PrefixCaption)
-    assert same(vitrail.load("some/clip").encoder, task.encoder)  # type: ignore[arg-type]
-    assert same(model, task.decoder.model) == (join != "mlp")
+    assert same(encoder_of(vitrail.load("some/clip")), task.encoder)
+    assert same(model, task.get_submodule("decoder.model")) == (join != "mlp")
     server.status = 503
     row = predicted(captioned / "1.png", tmp_path / "run", capsys)
     assert row["task"] == "caption"

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from checked import checked
 from PIL import Image
 from torch import Tensor
 
@@ -36,6 +37,7 @@ from vitrail.train.probe import Features, features
 from vitrail.train.run import Run
 from vitrail.train.state import RunFolder
 from vitrail.train.tune import Tune, tune
+from vitrail.vit import ViT, ViTConfig
 from vitrail.zoo import change_drop_path, encoder_of
 
 CPU = torch.device("cpu")
@@ -242,8 +244,9 @@ def test_what_is_asked_for_is_kept(method: str, lr: float, decay: float, caplog:
 
 def test_a_narrower_model_gets_a_higher_rate_and_a_small_one_moves_as_from_scratch() -> None:
     run = finetune(5000)
-    narrower = replace(run, model=replace(run.model, width=384, heads=6))
-    small = replace(run, model=replace(run.model, width=192, heads=3))
+    model = checked(ViTConfig, run.model)
+    narrower = replace(run, model=replace(model, width=384, heads=6))
+    small = replace(run, model=replace(model, width=192, heads=3))
     assert (
         resolve_auto(narrower, 5000, 10, lambda r: r).optim.lr == 2 * resolve_auto(run, 5000, 10, lambda r: r).optim.lr
     )
@@ -260,7 +263,7 @@ def test_other_recipes_start_from_weights_with_their_own_rates_and_folder_as_fin
     assert main(["train", recipe, *given, *options, "--out", str(out), "--drop-path", "0.2"]) == 0
     run = RunFolder(out).run()
     assert (run.tune.method, run.optim.optimizer) == (method, optimizer)
-    assert encoder_of(vitrail.load(out)).config.drop_path == 0.2
+    assert checked(ViT, encoder_of(vitrail.load(out))).config.drop_path == 0.2
 
 
 def test_a_run_of_knn_is_a_start_too(images: Path, weights: Path, tmp_path: Path) -> None:
@@ -317,11 +320,12 @@ def test_a_fresh_head_starts_low_for_the_sigmoid_loss_and_a_learned_one_stays(
     run = replace(lora_run(weights, images), task=Classification(loss="sigmoid", hidden=hidden))
     train = open_data(images).train
     fresh = start(run, train)
-    assert fresh.head.linear.bias.tolist() == pytest.approx([-math.log(3)] * 3)
-    fresh.head.linear.bias.data = torch.tensor([1.0, 2.0, 3.0])
+    bias = fresh.get_parameter("head.linear.bias")
+    assert bias.tolist() == pytest.approx([-math.log(3)] * 3)
+    bias.data = torch.tensor([1.0, 2.0, 3.0])
     fresh.save(tmp_path / "learned")
     again = start(replace(run, init=str(tmp_path / "learned")), train)
-    assert again.head.linear.bias.tolist() == [1.0, 2.0, 3.0] and again.loss_kind == "sigmoid"
+    assert again.get_parameter("head.linear.bias").tolist() == [1.0, 2.0, 3.0] and again.loss_kind == "sigmoid"
 
 
 @pytest.mark.parametrize(

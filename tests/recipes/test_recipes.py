@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checked import checked
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,7 +21,9 @@ from vitrail.data.policies import magnitudes
 from vitrail.errors import UserError
 from vitrail.recipes import RECIPES, from_weights
 from vitrail.sizes import SIZES, config_for
-from vitrail.tasks.caption import Captioning
+from vitrail.tasks.caption import Caption, Captioning
+from vitrail.tasks.classify import Classification
+from vitrail.tasks.consensus import Consensus
 from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.search import Decoding
 from vitrail.train.build import captioner
@@ -105,27 +108,24 @@ def test_what_a_captioner_has_learned_goes_with_it(
     larger = ["--image-size", "48", "48", "--early-size", "32", "--epochs", "1"]
     coca = ["--init", str(tmp_path / "match"), *larger, "--out", str(tmp_path / "coca")]
     assert main(["train", "caption-coca", *common, *coca]) == 0
-    match, continues_from = vitrail.load(tmp_path / "match"), vitrail.load(tmp_path / "coca")
-    assert continues_from.tokenizer.fingerprint == match.tokenizer.fingerprint and continues_from.preprocess.size == (
-        48,
-        48,
-    )
-    near = torch.nn.functional.cosine_similarity(
-        continues_from.decoder.embedding.weight, match.decoder.embedding.weight
-    )
+    match, resumed = (checked(Caption, vitrail.load(tmp_path / name)) for name in ("match", "coca"))
+    assert resumed.tokenizer.fingerprint == match.tokenizer.fingerprint and resumed.preprocess.size == (48, 48)
+    before, after = (task.get_parameter("decoder.embedding.weight") for task in (match, resumed))
+    near = torch.nn.functional.cosine_similarity(after, before)
     assert near.median() > 0.9, "the words are those that were learned before"
     critic = ["--init", str(tmp_path / "coca"), "--epochs", "1", "--out", str(tmp_path / "critic")]
     assert main(["train", "caption-scst", *common, *critic]) == 0
-    assert vitrail.load(tmp_path / "critic").decoding.match > 0
+    critical = checked(Caption, vitrail.load(tmp_path / "critic"))
+    assert critical.decoding.match > 0
     recall = ["train", "caption-rerank", *common, "--init", str(tmp_path / "critic"), "--out", str(tmp_path / "recall")]
     capsys.readouterr()
     assert main([*recall, "--method", "full"]) == 2
     assert "consensus in decoding is for the recipe caption-rerank" in capsys.readouterr().err
     assert main(recall) == 0
-    made = vitrail.load(tmp_path / "recall")
-    before = vitrail.load(tmp_path / "critic")
-    assert made.preprocess.size == before.preprocess.size and made.consensus.sizes["images"] > 30
-    theirs = before.state_dict()
+    made = checked(Caption, vitrail.load(tmp_path / "recall"))
+    assert made.preprocess.size == critical.preprocess.size
+    assert checked(Consensus, made.consensus).sizes["images"] > 30
+    theirs = critical.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in made.state_dict().items() if name in theirs)
     for options in (["--match", "0", "--consensus", "0"], ["--consensus", "2", "--neighbours", "5"]):
         assert main(["eval", str(tmp_path / "recall"), "--data", str(captioned), "--device", "cpu", *options]) == 0
@@ -181,12 +181,14 @@ def test_fingerprints_tell_what_runs_set() -> None:
 def test_published_numbers_stand_in_the_recipes() -> None:
     """What the papers print: batch, epochs, rates, augmentation."""
     plain = RECIPES["vit-s16-90"](1_281_167)
-    assert (plain.epochs, plain.batch_size, plain.optim.lr, plain.model.positions) == (90, 1024, 1e-3, "sine")
+    model, task = checked(ViTConfig, plain.model), checked(Classification, plain.task)
+    assert (plain.epochs, plain.batch_size, plain.optim.lr, model.positions) == (90, 1024, 1e-3, "sine")
     assert (plain.augment.policy_count, plain.augment.mixup) == (2, 0.2)
     assert plain.optim.warmup == pytest.approx(10_000 / (90 * 1_281_167 / 1024))
-    assert plain.task.hidden == plain.model.width
+    assert task.hidden == model.width
     deit = RECIPES["deit3-s16"](1_281_167)
-    assert (deit.task.loss, deit.augment.policy, deit.augment.mixup, deit.augment.cutmix) == (
+    loss = checked(Classification, deit.task).loss
+    assert (loss, deit.augment.policy, deit.augment.mixup, deit.augment.cutmix) == (
         "sigmoid",
         "three",
         0.8,
@@ -211,7 +213,7 @@ def test_the_stem_of_cifar10_quick_holds_at_most_a_fifth_of_the_flops() -> None:
     model = encoder_for(RECIPES["cifar10-quick"](45_000).model).eval()
     images = torch.randn(1, 3, 32, 32)
     counts = []
-    for module in (model.patches, model):
+    for module in (model.get_submodule("patches"), model):
         # Attention as plain products: fused on a CPU it is not counted before torch 2.7.
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             module(images)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from checked import checked
 from PIL import Image
 
 import vitrail
@@ -185,7 +186,7 @@ def test_captions_that_match_their_image_come_first(sample: bool) -> None:
     task, made = captioner(contrastive=0.5, text_depth=1, decoding=how).eval(), batch()
     before = task.answer(made)
     task.option = replace(how, match=1.0)
-    changed = False
+    changed, decoder = False, checked(TransformerDecoder, task.decoder)
     for i, (plain, found) in enumerate(zip(before, task.answer(made), strict=True)):
         with torch.no_grad():
             image = task.match.image(task.memory(made["image"][i : i + 1]).pooled)[0]
@@ -194,7 +195,7 @@ def test_captions_that_match_their_image_come_first(sample: bool) -> None:
                 ids = [START, *WORDS.encode(row["caption"])][
                     : how.max_length
                 ]  # without the last of one that is cut off
-                text = task.match.text(task.decoder.read(torch.tensor([ids]))[0, -1])
+                text = task.match.text(decoder.read(torch.tensor([ids]))[0, -1])
                 logit = float(F.cosine_similarity(image, text, dim=0)) / 0.07
                 expected[row["caption"]] = row["score"] + logit
         assert {row["caption"]: pytest.approx(row["score"], abs=1e-4) for row in found.captions} == expected
@@ -408,7 +409,7 @@ def test_a_critic_leaves_the_matching_as_it_is_where_there_is_any(tmp_path: Path
     assert all(parameter.grad is None for parameter in task.match.parameters())
     task.save(tmp_path / "m")
     again = vitrail.load(tmp_path / "m")
-    assert again.decoding.match == 0.2
+    assert isinstance(again, Caption) and again.decoding.match == 0.2
     for name, value in again.match.state_dict().items():
         torch.testing.assert_close(value, before[name], atol=1e-3, rtol=1e-2)  # weights are stored in half precision
     other = captioner()

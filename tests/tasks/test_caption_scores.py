@@ -6,9 +6,11 @@ import logging
 import os
 import random
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -147,7 +149,7 @@ def test_human_ceiling_is_each_reference_against_the_others() -> None:
     first = {"a": "a red dog", "b": "two cats"}, {"a": ["a dog runs", "the dog"], "b": ["a cat sits"]}
     second = {"a": "a dog runs", "b": "a cat sits"}, {"a": ["a red dog", "the dog"], "b": ["two cats"]}
     third = {"a": "the dog"}, {"a": ["a red dog", "a dog runs"]}
-    turns = [caption_scores(*turn, java=False) for turn in (first, second, third)]
+    turns: list[dict[str, Any]] = [caption_scores(*turn, java=False) for turn in (first, second, third)]
     for name in ("bleu1", "bleu4", "rouge_l", "length"):
         assert ceiling[name] == pytest.approx((2 * turns[0][name] + 2 * turns[1][name] + turns[2][name]) / 5)
     assert turns[2]["cider"] is None  # of one image
@@ -167,8 +169,13 @@ def test_a_human_ceiling_starts_java_once(monkeypatch: pytest.MonkeyPatch) -> No
     third = {"a": "the dog"}, {"a": ["a red dog", "a dog runs"]}
     one, two, three = module.meteor(first, second, third)
     started: list[list[str]] = []
-    popen = module.subprocess.Popen
-    monkeypatch.setattr(module.subprocess, "Popen", lambda *args, **kw: started.append(args[0]) or popen(*args, **kw))
+    popen = subprocess.Popen
+
+    def noted(command: list[str], **options: Any) -> subprocess.Popen[str]:
+        started.append(command)
+        return popen(command, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", noted)
     ceiling = human_ceiling(references, java=True)
     assert len(started) == 2
     for name in ("meteor", "ptb_meteor"):  # the same words by either rule

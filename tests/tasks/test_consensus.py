@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from checked import checked
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tasks.test_caption import batch, captioner
 
 import vitrail
-from tests.tasks.test_caption import batch, captioner
 from vitrail.data.text import END, PAD
 from vitrail.errors import UserError
-from vitrail.tasks.caption import Captioning
+from vitrail.tasks.caption import Caption, Captioning
 from vitrail.tasks.consensus import Consensus
 from vitrail.tasks.search import Decoding
 
@@ -99,7 +100,7 @@ def test_a_captioner_chooses_what_people_said_of_like_images(tmp_path: Path) -> 
     torch.testing.assert_close(found.score, expected)
     torch.testing.assert_close(found.words, plain.words.gather(1, order[:, :, None].expand_as(plain.words)))
     task.save(tmp_path / "m")
-    again = vitrail.load(tmp_path / "m")
+    again = checked(Caption, vitrail.load(tmp_path / "m"))
     with torch.no_grad():
         torch.testing.assert_close(again.write(made).score, found.score, atol=1e-4, rtol=1e-4)
     again.configure(Captioning(contrastive=0.5, text_depth=1))

@@ -40,7 +40,7 @@ def decoder(request: pytest.FixtureRequest) -> Decoder:
     made = DECODERS[request.param]()
     with torch.no_grad():  # biases start at zero, which would hide one that is left out
         for parameter in made.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
     return made
 
 
@@ -134,6 +134,7 @@ def test_formed_attention_is_fused_attention() -> None:
     assert weights.shape == (6, 4, 5)
     torch.testing.assert_close(fused, formed, atol=1e-6, rtol=1e-5)
     # Row r belongs to image r // 2, head by head.
+    assert block.look is not None and block.norm2 is not None
     q = block.look.project(block.norm2(x + block.attention(block.norm1(x))), 0, 1)[0]
     own = image[0].repeat_interleave(2, dim=0)
     torch.testing.assert_close((q @ own.transpose(-2, -1) / 2).softmax(dim=-1)[:, :, 0], weights)

@@ -101,12 +101,12 @@ def test_what_an_unknown_problem_type_means_is_not_guessed(tmp_path: Path) -> No
 
 def test_one_output_is_a_sigmoid_wherever_it_comes_from(tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
-    given = {"img_size": 32, "embed_dim": 32, "num_heads": 1, "depth": 1, "num_classes": 1}
+    given: dict[str, Any] = {"img_size": 32, "embed_dim": 32, "num_heads": 1, "depth": 1, "num_classes": 1}
     model = timm.create_model("vit_tiny_patch16_224", **given).eval()
-    torch.nn.init.normal_(model.head.weight, std=0.05)
-    timm.models.save_for_hf(model, tmp_path / "timm", model_args=given)
+    torch.nn.init.normal_(model.get_parameter("head.weight"), std=0.05)
+    timm.models.save_for_hf(model, str(tmp_path / "timm"), model_args=given)
     fresh = vitrail.create("nano/2", classes=["dog"])
-    torch.nn.init.normal_(fresh.head.linear.weight, std=0.05)  # type: ignore[union-attr]
+    torch.nn.init.normal_(fresh.get_parameter("head.linear.weight"), std=0.05)
     fresh.save(tmp_path / "own")
     for place in ("timm", "own"):
         task = vitrail.load(tmp_path / place)
@@ -140,8 +140,7 @@ def test_values_in_timms_layout_are_declared(tmp_path: Path) -> None:
 def test_a_layout_that_cannot_say_what_outputs_mean(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    wanted = {"classes": ["a", "b"], "activation": "gelu_tanh"}
-    model = vitrail.create("nano/2", **wanted)
+    model = vitrail.create("nano/2", classes=["a", "b"], activation="gelu_tanh")
     assert isinstance(model, Classify)
     Regress(model.encoder, ["a", "b"], model.preprocess).save(tmp_path / "values")
     assert main(["convert", str(tmp_path / "values"), str(tmp_path / "v.npz"), "--to", "google"]) == 2
@@ -157,10 +156,10 @@ def test_the_commands_with_a_head_of_values(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     source = str(saved(tmp_path / "m", "ViT", "values"))
-    for name, image in zip(("dark", "light"), IMAGES, strict=True):
+    for name, drawn in zip(("dark", "light"), IMAGES, strict=True):
         (tmp_path / "data" / name).mkdir(parents=True)
         for i in range(6):
-            image.rotate(15 * i).save(tmp_path / "data" / name / f"{i}.png")
+            drawn.rotate(15 * i).save(tmp_path / "data" / name / f"{i}.png")
     image = str(tmp_path / "data" / "dark" / "0.png")
     cpu = ["--device", "cpu"]
     assert main(["predict", image, "--model", source, "--json", *cpu]) == 0

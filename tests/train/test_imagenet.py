@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
         if parameter.ndim > 1 and "pos_embed" not in name and "cls_token" not in name:
             torch.nn.init.normal_(parameter, std=0.3)
     folder = tmp_path_factory.mktemp("timm")
-    timm.models.save_for_hf(made, folder, model_args=GIVEN)
+    timm.models.save_for_hf(made, str(folder), model_args=GIVEN)
     return folder, made
 
 
@@ -56,11 +57,12 @@ def test_eval_of_a_subset_scores_what_predict_answers(
     guesses = answers(*model)
     others = sorted(set(guesses))
     synsets = imagenet.synsets()
-    called = {
+    names: dict[str, Callable[[int], str]] = {
         "wnid": lambda i: synsets[i].wnid,
         "name": lambda i: synsets[i].name.upper().replace(" ", "_"),
         "synonyms": lambda i: ", ".join(synsets[i].synonyms),
-    }[by]
+    }
+    called = names[by]
     truth = [g if i % 3 else others[(others.index(g) + 1) % len(others)] for i, g in enumerate(guesses)]
     for i, (image, number) in enumerate(zip(images(), truth, strict=True)):
         (tmp_path / called(number)).mkdir(exist_ok=True)

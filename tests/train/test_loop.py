@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from checked import checked
 from torch import Tensor, nn
 
 from vitrail.data.augment import Augment
@@ -22,6 +23,7 @@ from vitrail.errors import RunError, Stopped, UserError
 from vitrail.recipes import RECIPES
 from vitrail.tasks.caption import Caption, Captioning, numbered
 from vitrail.tasks.encoder import encoder_for
+from vitrail.tasks.task import Task
 from vitrail.train import loop
 from vitrail.train.build import build
 from vitrail.train.loop import LossModule, fit, train_step
@@ -29,7 +31,7 @@ from vitrail.train.optim import Optimizers
 from vitrail.train.run import Run
 from vitrail.train.state import RunFolder
 from vitrail.vit import ViTConfig
-from vitrail.zoo import load
+from vitrail.zoo import load, native
 
 CPU = torch.device("cpu")
 
@@ -37,7 +39,7 @@ CPU = torch.device("cpu")
 def small_run(**changes: object) -> Run:
     """Digits with everything that is random switched on."""
     run = RECIPES["digits"](1000)
-    model = replace(run.model, width=16, depth=2, heads=2, dropout=0.1, drop_path=0.2, stem=(4,))
+    model = replace(checked(ViTConfig, run.model), width=16, depth=2, heads=2, dropout=0.1, drop_path=0.2, stem=(4,))
     augment = Augment(crop="shift", shift=1, flip=True, mixup=0.3, erase=0.2)
     run = replace(run, model=model, augment=augment, optim=replace(run.optim, ema=0.9), batch_size=32, eval_every=0.5)
     return replace(run, **changes)  # type: ignore[arg-type]
@@ -63,10 +65,13 @@ def test_of_equal_scores_the_later_is_kept(tmp_path: Path, monkeypatch: pytest.M
     scores = iter((0.5, 0.5, 0.25))
     monkeypatch.setattr(loop, "evaluate", lambda task, *rest: {task.score: next(scores, 0.0)})
     seen: list[str] = []
-    save = loop.native.save
-    monkeypatch.setattr(
-        loop.native, "save", lambda task, path, *rest: (seen.append(path.name), save(task, path, *rest))
-    )
+    save = native.save
+
+    def noted(task: Task, path: Path, *rest: Any) -> None:
+        seen.append(path.name)
+        save(task, path, *rest)
+
+    monkeypatch.setattr(native, "save", noted)
     train(small_run(eval_every=10 / 57), tmp_path / "run")
     assert seen[:5] == ["best", "last", "best", "last", "last"]
 
@@ -120,7 +125,7 @@ def test_another_seed_gives_another_run(tmp_path: Path) -> None:
 def test_accumulated_parts_give_the_gradient_of_the_whole_batch() -> None:
     # Batch norm's statistics and dropout depend on the cut, so this model has neither.
     run = small_run(augment=Augment(), optim=replace(small_run().optim, optimizer="sgd", lr=0.1, ema=0.0))
-    run = replace(run, model=replace(run.model, dropout=0.0, drop_path=0.0, stem=()))
+    run = replace(run, model=replace(checked(ViTConfig, run.model), dropout=0.0, drop_path=0.0, stem=()))
     weights = []
     for accumulate in (1, 3):
         chosen = replace(run, accumulate=accumulate)
@@ -141,7 +146,7 @@ def test_a_loss_that_is_not_finite_names_step_and_layer(tmp_path: Path) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x * float("inf")
 
-    parts.task.encoder.blocks[1].norm2 = Overflow()  # type: ignore[union-attr,index]
+    parts.task.get_submodule("encoder.blocks.1").norm2 = Overflow()
     folder = RunFolder(tmp_path / "run")
     folder.begin(run, parts.task.classes)
     before = {name: value.clone() for name, value in parts.task.named_parameters()}
@@ -156,8 +161,9 @@ def test_a_captioner_whose_loss_is_not_finite_names_the_layer() -> None:
     words = Tokenizer.train(["a dog"], "words", 8)
     encoder = encoder_for(ViTConfig(width=8, depth=1, heads=2, patch=4, image_size=(8, 8)))
     task = Caption(encoder, config, words, Preprocess(size=(8, 8)))
-    task.decoder.blocks[0].mlp.register_forward_hook(lambda *_: torch.tensor(torch.inf))  # type: ignore[union-attr,index]
-    batch = {"image": torch.randn(2, 3, 8, 8), "label": numbered([["a dog"], ["a dog"]], words, 8)}
+    mlp = task.get_submodule("decoder.blocks.0.mlp")
+    mlp.register_forward_hook(lambda *_: torch.tensor(torch.inf))
+    batch: Batch = {"image": torch.randn(2, 3, 8, 8), "label": numbered([["a dog"], ["a dog"]], words, 8)}
     batch |= {"sample": torch.arange(2), "epoch": 0}
     run = Run(recipe="x", data="y", model=encoder.config, batch_size=2)
     with pytest.raises(RunError, match=r"the loss is \w+ at step 1; it began in the layer decoder\."):
@@ -205,7 +211,7 @@ def test_a_worker_leaves_ctrl_c_to_its_parent(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with loop.stop_asked() as stop:
-        monkeypatch.setattr(loop.os, "getpid", lambda: -1)
+        monkeypatch.setattr(os, "getpid", lambda: -1)
         signal.raise_signal(signal.SIGINT)
         assert not stop.asked and not caplog.records
         monkeypatch.undo()

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
+from checked import checked
 from torch import Tensor, nn
 
 from vitrail.sizes import config_for
-from vitrail.tasks.encoder import Encoder, encoder_for
+from vitrail.tasks.encoder import encoder_for
 from vitrail.train.lora import LoRALinear, add_lora, merge_lora, merged
+from vitrail.vit import ViT
 
 IMAGES = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def encoder(**changes: object) -> Encoder:
+def encoder(**changes: object) -> ViT:
     torch.manual_seed(0)
-    return encoder_for(config_for("nano/2", width=16, heads=2, depth=2, **changes)).double()
+    return checked(ViT, encoder_for(config_for("nano/2", width=16, heads=2, depth=2, **changes))).double()
 
 
 def moved(module: nn.Module) -> nn.Module:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from checked import checked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
@@ -14,6 +15,7 @@ from torch import Tensor
 
 import vitrail
 from vitrail.data.sets import open_data
+from vitrail.tasks.classify import Classify
 from vitrail.tasks.knn import KNN, Neighbours
 from vitrail.train.build import evaluation_loader
 from vitrail.train.probe import (
@@ -25,6 +27,7 @@ from vitrail.train.probe import (
     logistic_regression,
     scores_of,
 )
+from vitrail.vit import Head
 
 CPU = torch.device("cpu")
 
@@ -137,7 +140,7 @@ def test_a_feature_without_spread_does_no_harm() -> None:
 
 def test_features_are_what_enters_the_head_read_once_in_order() -> None:
     torch.manual_seed(0)
-    task = vitrail.create("nano/2", classes=10, channels=1)
+    task = checked(Classify, vitrail.create("nano/2", classes=10, channels=1))
     torch.nn.init.normal_(task.get_parameter("head.linear.weight"))
     test = open_data("digits").test
     assert test is not None
@@ -146,7 +149,7 @@ def test_features_are_what_enters_the_head_read_once_in_order() -> None:
     assert torch.equal(found.labels, part.labels) and found.vectors.shape == (300, 64)
     images = torch.stack([task.preprocess(part.image(i)) for i in range(300)])
     with torch.no_grad():
-        torch.testing.assert_close(task.head(found.vectors), task(images), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(checked(Head, task.head)(found.vectors), task(images), rtol=1e-4, atol=1e-5)
 
 
 def could_win(known: Features, wanted: Features, chosen: Tensor) -> Tensor:

@@ -138,29 +138,30 @@ def test_windows_that_do_not_divide_the_image_are_filled_up() -> None:
 def test_attention_of_each_precision_is_the_softmax_of_the_products(kind: str) -> None:
     """Also where a processor trains in bf16, which has its own path: values and gradients, against float64."""
     torch.manual_seed(0)
-    values = [torch.randn(2, 3, n, 8, dtype=torch.float64) for n in (5, 7, 7)]
+    q, k, v = values = [torch.randn(2, 3, n, 8, dtype=torch.float64) for n in (5, 7, 7)]
     hidden = torch.rand(5, 7) < 0.7
     hidden[:, 0] = True
     masks = {"none": None, "hidden": hidden, "added": torch.randn(3, 5, 7), "causal": torch.ones(5, 7).tril().bool()}
     mask = masks[kind]
-    scores = torch.einsum("bhnd,bhmd->bhnm", *values[:2]) / 8**0.5
+    scores = torch.einsum("bhnd,bhmd->bhnm", q, k) / 8**0.5
     if mask is not None:
         scores = scores + mask if kind == "added" else scores.masked_fill(~mask, -torch.inf)
-    parts = [value.clone().requires_grad_() for value in values]
-    expected = torch.einsum("bhnm,bhmd->bhnd", attention_weights(*parts[:2], mask), parts[2])
-    torch.testing.assert_close(attention_weights(*values[:2], mask), scores.softmax(dim=-1))
+    q64, k64, v64 = parts = [value.clone().requires_grad_() for value in values]
+    expected = torch.einsum("bhnm,bhmd->bhnd", attention_weights(q64, k64, mask), v64)
+    torch.testing.assert_close(attention_weights(q, k, mask), scores.softmax(dim=-1))
     expected.square().sum().backward()
     for dtype, close in ((torch.float32, 1e-5), (torch.bfloat16, 0.05)):
-        own = [value.to(dtype).requires_grad_() for value in values]
+        own = q, k, v = [value.to(dtype).requires_grad_() for value in values]
         added = mask.to(dtype) if mask is not None and kind == "added" else mask
-        found = attend(*own, None, is_causal=True) if kind == "causal" else attend(*own, added)
+        found = attend(q, k, v, None, is_causal=True) if kind == "causal" else attend(q, k, v, added)
         assert found.dtype == dtype
         found.square().sum().backward()
         with torch.no_grad():  # fused whatever the precision
-            fused = attend(*own, None, is_causal=True) if kind == "causal" else attend(*own, added)
+            fused = attend(q, k, v, None, is_causal=True) if kind == "causal" else attend(q, k, v, added)
         for one in (found, fused):
             torch.testing.assert_close(one.double(), expected, rtol=close, atol=close)
         for one, other in zip(own, parts, strict=True):
+            assert one.grad is not None
             torch.testing.assert_close(one.grad.double(), other.grad, rtol=close, atol=3 * close)
 
 
@@ -171,6 +172,7 @@ def test_a_query_that_may_look_nowhere_learns_nothing() -> None:
         q, k, v = (torch.randn(1, 2, n, 8, dtype=dtype, requires_grad=True) for n in (2, 3, 3))
         found = attend(q, k, v, mask)
         found.float().square().sum().backward()
+        assert q.grad is not None and v.grad is not None
         assert not found[:, :, 1].any() and not q.grad[:, :, 1].any() and v.grad.isfinite().all()
 
 

@@ -14,6 +14,7 @@ import pytest
 import tiny_captioners
 import tokenizers
 import torch
+from checked import checked
 from local_hub import Hub
 from PIL import Image
 from tokenizers import models
@@ -22,6 +23,7 @@ import vitrail
 from vitrail.cli import main
 from vitrail.data.text import END
 from vitrail.errors import UserError
+from vitrail.tasks.caption import Caption
 from vitrail.tasks.hub_captioner import HubCaption, grid_of
 from vitrail.tasks.language import OWN
 from vitrail.tasks.search import Decoding, write
@@ -103,13 +105,13 @@ def test_the_image_is_prepared_as_its_processor_says(pair: tuple[Any, Path]) -> 
 
 
 def test_what_was_looked_at_for_each_word(pair: tuple[Any, Path], images: torch.Tensor) -> None:
-    task = vitrail.load(str(pair[1]))
+    task = checked(Caption, vitrail.load(str(pair[1])))
     with torch.no_grad():
         tokens = task.features(images)
-        memory = task.memory(images)  # type: ignore[operator]
-        state = task.decoder.start(memory, 2)  # type: ignore[union-attr]
+        memory = task.memory(images)
+        state = task.decoder.start(memory, 2)
         for _ in range(3):
-            _, state = task.decoder.step(torch.ones(10, dtype=torch.int64), state)  # type: ignore[union-attr]
+            _, state = task.decoder.step(torch.ones(10, dtype=torch.int64), state)
     assert tokens.grid == (2, 2) and tokens.prefix.shape[1] == 1
     (looked,) = state.looked
     assert looked.shape == (10, 5) and (looked > 0).all() and (looked.sum(dim=1) <= 1 + 1e-5).all()
@@ -211,9 +213,9 @@ def test_an_older_folder_whose_tokenizer_is_in_two_files(tmp_path: Path, images:
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in content["merges"]]
     (tmp_path / "m" / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
     (tmp_path / "m" / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
-    task = vitrail.load(str(tmp_path / "m"))
+    task = checked(Caption, vitrail.load(str(tmp_path / "m")))
     assert task.predict([Image.new("RGB", (20, 20))])[0].captions  # a caption, whatever it says
-    assert task.tokenizer.encode("a dog runs") == [  # type: ignore[union-attr]
+    assert task.tokenizer.encode("a dog runs") == [
         i + OWN for i in tiny_captioners.byte_pairs().encode("a dog runs").ids
     ]
 

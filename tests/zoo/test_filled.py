@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from checked import checked
 from tiny_captioners import CAPTIONERS
 from torch import Tensor, nn
 
 import vitrail
 from vitrail.errors import UserError
-from vitrail.vit import ViTConfig
+from vitrail.vit import ViT, ViTConfig
 from vitrail.zoo import captioners, change_drop_path, check_filled
 from vitrail.zoo.filled import features, fill
 
@@ -78,10 +79,11 @@ def test_a_filled_model_that_computes_the_same() -> None:
 
 def test_another_drop_path_moves_no_weights() -> None:
     model = vitrail.create("nano/2", classes=3, **SMALL)
-    encoder, before = model.encoder, features(model.encoder)
+    encoder = checked(ViT, model.get_submodule("encoder"))
+    before = features(encoder)
     weights = {name: value.data_ptr() for name, value in model.state_dict().items()}
     change_drop_path(model, 0.3)
-    assert model.encoder is encoder and encoder.config.drop_path == 0.3
+    assert model.get_submodule("encoder") is encoder and encoder.config.drop_path == 0.3
     assert {name: value.data_ptr() for name, value in model.state_dict().items()} == weights
     assert torch.equal(features(encoder), before)
 

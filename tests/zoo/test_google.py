@@ -22,7 +22,7 @@ WIDTH, HEADS, HIDDEN, PATCH, DEPTH, SIDE = 16, 2, 24, 4, 2, 3
 
 def drawn(seed: int) -> Any:
     random = np.random.default_rng(seed)
-    return lambda *shape: random.normal(0, 0.5, shape).astype(np.float32)
+    return lambda *shape: np.asarray(random.normal(0, 0.5, shape), np.float32)
 
 
 def block(draw: Any, at: str, second: str, attention: str, mlp: str) -> Arrays:
@@ -358,7 +358,7 @@ def test_there_and_back_to_the_same_bits(tmp_path: Path, arrays: Arrays) -> None
 
 
 def test_a_hybrid_there_and_back(tmp_path: Path) -> None:
-    variant = {
+    variant: dict[str, Any] = {
         "backbone": "resnetv2",
         "backbone_layers": (1, 1),
         "backbone_eps": 1e-6,

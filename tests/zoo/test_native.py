@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from vitrail.files import whole_folder
 from vitrail.zoo import bundled
 
 
-def saved(path: Path, **changes: object) -> Path:
+def saved(path: Path, **changes: Any) -> Path:
     torch.manual_seed(0)
     model = vitrail.create("nano/2", classes=["cat", "dog"], stem=(4,), **changes)
     torch.nn.init.normal_(model.get_parameter("head.linear.weight"))

@@ -29,7 +29,7 @@ def randomised(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def plain(**changes: Any) -> nn.Module:
+def plain(**changes: Any) -> Any:
     """timm's model of MAE's and DINO's encoder."""
     timm = pytest.importorskip("timm")
     values = {"img_size": 32, "patch_size": 8, "embed_dim": 128, "depth": 2, "num_heads": 2, "num_classes": 0}
@@ -45,7 +45,7 @@ def assert_same_tokens(path: Path, expected: Tensor, images: Tensor) -> Any:
     return task
 
 
-def at_another_size(model: nn.Module, weights: dict[str, Tensor], **how: Any) -> nn.Module:
+def at_another_size(model: nn.Module, weights: dict[str, Tensor], **how: Any) -> Any:
     """The same timm model for 48x48 pixels, its positions interpolated as F.interpolate is told."""
     first, grid = weights["pos_embed"][:, :1], weights["pos_embed"][:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, mode="bicubic", align_corners=False, **how).flatten(2).transpose(1, 2)
@@ -182,7 +182,7 @@ def test_dinov3(gated: bool, tmp_path: Path) -> None:
         assert_same_tokens(tmp_path / "dinov3.pth", model(images).last_hidden_state, images)
 
 
-def sam_model() -> nn.Module:
+def sam_model() -> Any:
     transformers = pytest.importorskip("transformers")
     config = transformers.SamVisionConfig(
         hidden_size=32,

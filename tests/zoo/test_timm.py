@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import timm
 import torch
+from checked import checked
 from safetensors.torch import save_file
+from timm.models import VisionTransformer
 from torch import Tensor
 
 import vitrail
@@ -132,7 +134,7 @@ THOUSAND = {**TINY, "depth": 1, "img_size": 32, "num_classes": 1000}
 def test_a_thousand_classes_without_names_have_imagenets(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """timm's configs of ImageNet-1k have no names; that they are for it is known, or else assumed and said."""
     model = timm.create_model("vit_tiny_patch16_224", **THOUSAND)
-    timm.models.save_for_hf(model, tmp_path / "known", model_args=THOUSAND)
+    timm.models.save_for_hf(model, str(tmp_path / "known"), model_args=THOUSAND)
     assert "in1k" in json.loads((tmp_path / "known" / "config.json").read_text())["pretrained_cfg"]["tag"]
     assert vitrail.load(tmp_path / "known").classes == imagenet.names() and not caplog.messages
     save_timm(model, tmp_path / "assumed", "vit_tiny_patch16_224", model_args=THOUSAND)
@@ -325,9 +327,9 @@ def test_flexivit_at_other_sizes(tmp_path: Path) -> None:
     The two differ by 3e-3. A folder is read as what timm creates, a bare state dict as what it fits.
     """
     torch.manual_seed(0)
-    peer = timm.create_model("flexivit_small", num_classes=7).eval()
-    torch.nn.init.normal_(peer.head.weight)
-    timm.models.save_for_hf(peer, tmp_path / "folder", model_args={})
+    peer = checked(VisionTransformer, timm.create_model("flexivit_small", num_classes=7)).eval()
+    torch.nn.init.normal_(peer.get_parameter("head.weight"))
+    timm.models.save_for_hf(peer, str(tmp_path / "folder"), model_args={})
     torch.save(peer.state_dict(), tmp_path / "bare.pth")
     for size in ((304, 304), (208, 336)):
         images = torch.randn(1, 3, *size)

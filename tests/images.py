@@ -1,4 +1,4 @@
-"""Small images for the tests of this room."""
+"""Small images for tests."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -51,7 +52,7 @@ def tiff(
     packed: bool = False,
     predictor: int = 1,
     tile: tuple[int, int] | None = None,
-    order: str = "<",
+    order: Literal["<", ">"] = "<",
     big: bool = False,
     more: dict[int, list[int] | bytes] | None = None,
 ) -> bytes:
