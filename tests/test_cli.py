@@ -529,7 +529,9 @@ def test_a_test_part_that_is_bad_does_not_cost_the_run(
     small = ["--epochs", "1", "--batch-size", "8", "--image-size", "32", "32", "--stem", "4", "--device", "cpu", *TINY]
     command = ["train", "folder", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
     assert main([*command, "--workers", "0", *small]) == 0
-    assert any(m.startswith("the test part is not scored, and the validation part stands in") for m in caplog.messages)
+    assert any(
+        m.startswith("the test split is not scored, and the validation split stands in") for m in caplog.messages
+    )
     assert any(m.startswith("left out: test/dark/1.png: the image is 1000000x1: too long") for m in caplog.messages)
     kinds = [row["kind"] for row in RunFolder(tmp_path / "run").rows()]
     assert kinds[-1] == "done" and "test" not in kinds and (tmp_path / "run" / "report.html").exists()

@@ -14,17 +14,12 @@ from torch import Tensor
 
 import vitrail
 from vitrail.data.sets import open_data
-from vitrail.tasks.knn import KNN, Neighbours
+from vitrail.tasks.classify import Classify
+from vitrail.tasks.knn import Neighbours
+from vitrail.tasks.linear_probe import STRENGTHS, linear_probe, logistic_regression, scores_of
+from vitrail.tasks.task import Features
 from vitrail.train.build import evaluation_loader
-from vitrail.train.probe import (
-    STRENGTHS,
-    Features,
-    features,
-    knn,
-    linear_probe,
-    logistic_regression,
-    scores_of,
-)
+from vitrail.train.probe import features, knn
 
 CPU = torch.device("cpu")
 
@@ -169,7 +164,7 @@ def test_the_bundled_head_answers_as_the_probe(tmp_path: object) -> None:
     train, asked = parts.train.subset(range(200)), parts.test.subset(range(50))
     # `predict` answers in fp32; left to itself the probe reads in bf16 where the processor has that.
     known, wanted = (features(encoder, evaluation_loader(encoder, part, CPU), "fp32") for part in (train, asked))
-    task = KNN(encoder.encoder, train.classes, encoder.preprocess, len(train))  # type: ignore[arg-type]
+    task = Classify(encoder.encoder, train.classes, encoder.preprocess, neighbours=len(train))
     task.head.build_index(*known)
     answers = task.predict([asked.image(i) for i in range(50)])
     chosen = torch.tensor([train.classes.index(answer.labels[0]["label"]) for answer in answers])

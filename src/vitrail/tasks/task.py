@@ -163,7 +163,7 @@ class Task(nn.Module):
     """the loss does not split over a batch: accumulation is refused, and processes join through `gather`"""
     metric_reads: ClassVar[Literal["outputs", "answers"]] = "outputs"
     """what the metric is updated with: what `forward` gives for a batch, or what `answer` does"""
-    portable: ClassVar[bool] = False
+    portable: bool = False
     """other libraries' checkpoints have a place for it: an encoder, alone or with a head"""
     solved: ClassVar[tuple[str, ...]] = ()
     """methods of fine-tuning that leave the encoder as it is and compute the rest from its features (see `solve`)"""
