@@ -67,7 +67,7 @@ def test_train_prints_the_test_score_and_eval_gives_the_same(
     args = ["train", "digits", "--out", str(tmp_path / "r"), "--epochs", "3", "--precision", precision, "--json", *TINY]
     assert main(args) == 0
     trained = json.loads(capsys.readouterr().out)
-    assert trained["part"] == "test" and trained["count"] == 360
+    assert trained["split"] == "test" and trained["count"] == 360
     assert main(["eval", str(tmp_path / "r"), "--data", "digits", "--json", "--device", "cpu"]) == 0
     scored = json.loads(capsys.readouterr().out)
     assert scored["split"] == "test"

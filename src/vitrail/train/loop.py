@@ -243,7 +243,7 @@ def finish(run: Run, components: Components, folder: RunFolder, steps: int, seco
         folder.log(kind="test", step=steps, **scores)
     parameters = sum(p.numel() for p in task.parameters())
     folder.log(kind="done", step=steps, seconds=seconds, parameters=parameters)
-    return {"part": split, **scores, "seconds": seconds, "parameters": parameters}
+    return {"split": split, **scores, "seconds": seconds, "parameters": parameters}
 
 
 def _cut(batch: Batch, count: int) -> Iterator[Batch]:
