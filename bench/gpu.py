@@ -183,7 +183,7 @@ def waits(bench: Bench, run: Run, loader: Loader, task: Any) -> Row:
     """How often a step of the loop makes the processor wait for the device, and where. Its loss is read once."""
     if bench.device.type != "cuda":
         return {"a step": "only a GPU says"}
-    optimizers, module, batches = Optimizers(task, run.optim, 2), LossModule(task.train()), loader.batches()
+    optimizers, module, batches = Optimizers(task, run.optim), LossModule(task.train()), loader.batches()
     for step in range(3):
         train_step(run, module, next(batches), optimizers, 1.0, step)
     with warnings.catch_warnings(record=True) as said:
@@ -240,7 +240,7 @@ def loop_step(bench: Bench, task: Classify, batch: dict[str, Tensor]) -> Callabl
     module = LossModule(task.to(bench.device).train())
     if not bench.tiny:
         module.compile(dynamic=False)
-    optimizers = Optimizers(task, run.optim, 12)
+    optimizers = Optimizers(task, run.optim)
     return lambda: train_step(run, module, batch, optimizers, 1.0, 0)
 
 
@@ -363,7 +363,7 @@ def cifar10(bench: Bench) -> None:
         "train": " ".join(word.removeprefix(f"{ROOT}{os.sep}") for word in shown),
         "exit code": process.returncode,
         "wall seconds": round(wall, 1),
-        "part": scores.get("part"),
+        "split": scores.get("split"),
         **{name: scores[name] for name in ("top1", "top5", "calibration_error", "count") if name in scores},
         "goal": 0.94,
         "steps": trained[-1]["step"] if trained else 0,

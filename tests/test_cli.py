@@ -67,7 +67,7 @@ def test_train_prints_the_test_score_and_eval_gives_the_same(
     args = ["train", "digits", "--out", str(tmp_path / "r"), "--epochs", "3", "--precision", precision, "--json", *TINY]
     assert main(args) == 0
     trained = json.loads(capsys.readouterr().out)
-    assert trained["part"] == "test" and trained["count"] == 360
+    assert trained["split"] == "test" and trained["count"] == 360
     assert main(["eval", str(tmp_path / "r"), "--data", "digits", "--json", "--device", "cpu"]) == 0
     scored = json.loads(capsys.readouterr().out)
     assert scored["split"] == "test"
@@ -529,7 +529,9 @@ def test_a_test_part_that_is_bad_does_not_cost_the_run(
     small = ["--epochs", "1", "--batch-size", "8", "--image-size", "32", "32", "--stem", "4", "--device", "cpu", *TINY]
     command = ["train", "folder", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
     assert main([*command, "--workers", "0", *small]) == 0
-    assert any(m.startswith("the test part is not scored, and the validation part stands in") for m in caplog.messages)
+    assert any(
+        m.startswith("the test split is not scored, and the validation split stands in") for m in caplog.messages
+    )
     assert any(m.startswith("left out: test/dark/1.png: the image is 1000000x1: too long") for m in caplog.messages)
     kinds = [row["kind"] for row in RunFolder(tmp_path / "run").rows()]
     assert kinds[-1] == "done" and "test" not in kinds and (tmp_path / "run" / "report.html").exists()

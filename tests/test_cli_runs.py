@@ -92,7 +92,7 @@ def test_resuming_a_run_that_has_ended_prints_its_scores_again(
         two_classes(tmp_path / "data" / "test", 4)
     small = ["--image-size", "32", "--stem", "4", "--max-steps", "2", "--batch-size", "8", *TINY]
     first = printed(capsys, "train", "folder", "--data", tmp_path / "data", "--out", "run", *small, *options)
-    assert first.startswith('{"part": "test"' if options and test_split else ("test", "val", "{")[2 * bool(options) :])
+    assert first.startswith('{"split": "test"' if options and test_split else ("test", "val", "{")[2 * bool(options) :])
     shutil.rmtree(data)
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
     assert printed(capsys, "train", "--resume", "run", *options) == first

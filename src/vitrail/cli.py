@@ -121,7 +121,7 @@ def train(args: Sequence[str]) -> int:
     else:
         first = list(fractions(scores).items())[:2]
         print(
-            scores["part"],
+            scores["split"],
             *(f"{name} {value:.4f} " for name, value in first),
             f"in {scores['seconds']:.0f} s" + " (fast dev run)" * ("fast_dev_run" in scores),
         )

@@ -1,7 +1,6 @@
 """The Vision Transformer of *An Image is Worth 16x16 Words* (arXiv 2010.11929), from the pixels to the logits.
 
-Read it from top to bottom: a configuration, attention, the MLP, the block that joins them, the patches, the encoder
-and the head. Nothing here knows of training, tasks or later papers; `variants/` builds on this file. The letters:
+Nothing here knows of training, tasks or later papers; `variants/` builds on this file. The letters:
 
     B images in the batch       P prefix tokens (the class token)                 D width of a token
     C channels, H and W pixels  N patches, in a grid of h rows and w columns      K classes
@@ -10,9 +9,9 @@ and the head. Nothing here knows of training, tasks or later papers; `variants/`
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -150,9 +149,10 @@ class PatchEmbedding(nn.Module):
 class ViT(nn.Module):
     """The encoder (equations 1 to 4): images in, tokens out. Other patches (section 3.1) and blocks are handed in."""
 
-    def __init__(
-        self, config: ViTConfig, patches: PatchEmbedding | None = None, blocks: Iterable[nn.Module] = ()
-    ) -> None:
+    no_decay: ClassVar[tuple[str, ...]] = ("class_token", "positions")  # weight decay leaves these tables alone (DeiT)
+    after_blocks: ClassVar[tuple[str, ...]] = ("norm",)  # the layer above the blocks, where learning rates differ
+
+    def __init__(self, config: ViTConfig, patches: PatchEmbedding | None = None, *blocks: nn.Module) -> None:
         super().__init__()
         assert type(config) is ViTConfig or type(self) is not ViT, "a variant's config is for VariantViT"
         self.config = c = config

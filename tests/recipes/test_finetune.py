@@ -28,12 +28,12 @@ from vitrail.recipes import from_weights
 from vitrail.recipes.finetune import FEW, FEW_A_CLASS, NARROW, choose, finetune, resolve_auto
 from vitrail.recipes.folder import folder
 from vitrail.tasks.classify import Classification, Classify
-from vitrail.tasks.knn import KNN
-from vitrail.tasks.task import Task
+from vitrail.tasks.knn import Neighbours
+from vitrail.tasks.task import Features, Task
 from vitrail.train import frozen, loop
 from vitrail.train.build import build, evaluation_loader, start
 from vitrail.train.compare import compare
-from vitrail.train.probe import Features, features
+from vitrail.train.probe import features
 from vitrail.train.run import Run
 from vitrail.train.state import RunFolder
 from vitrail.train.tune import Tune, tune
@@ -269,10 +269,11 @@ def test_other_recipes_start_from_weights_with_their_own_rates_and_folder_as_fin
 def test_a_run_of_knn_is_a_start_too(images: Path, weights: Path, tmp_path: Path) -> None:
     assert main(command(images, weights, tmp_path / "knn", "--method", "knn")) == 0
     known = vitrail.load(tmp_path / "knn")
-    assert isinstance(known, KNN) and known.head.keys.shape == (len(known.head.labels), 16)
+    assert isinstance(known, Classify) and isinstance(known.head, Neighbours)
+    assert known.head.keys.shape == (len(known.head.labels), 16) and known.neighbours == len(known.head.labels)
     assert main(command(images, tmp_path / "knn", tmp_path / "full", "--method", "full")) == 0
-    assert type(vitrail.load(tmp_path / "full")) is Classify
-    assert type(vitrail.load(tmp_path / "knn", classes=5)) is Classify
+    for plain in (vitrail.load(tmp_path / "full"), vitrail.load(tmp_path / "knn", classes=5)):
+        assert isinstance(plain, Classify) and plain.neighbours is None and not isinstance(plain.head, Neighbours)
 
 
 @pytest.mark.parametrize("method", ["linear", "knn"])
@@ -306,9 +307,9 @@ def test_images_are_prepared_as_the_checkpoint_says_and_a_change_is_said_once(
     task.preprocess = own
     task.save(tmp_path / "start")
     run = replace(lora_run(tmp_path / "start", images), tune=Tune())
-    train = open_data(images).train
-    assert start(run, train).preprocess == own and not caplog.messages
-    assert start(replace(run, interpolation="bicubic", resize="squash"), train).preprocess.interpolation == "bicubic"
+    splits = open_data(images)
+    assert start(run, splits).preprocess == own and not caplog.messages
+    assert start(replace(run, interpolation="bicubic", resize="squash"), splits).preprocess.interpolation == "bicubic"
     [line] = caplog.messages
     assert line.startswith("interpolation bicubic as") and "costs accuracy" in line
 
@@ -318,13 +319,13 @@ def test_a_fresh_head_starts_low_for_the_sigmoid_loss_and_a_learned_one_stays(
     hidden: int | None, images: Path, weights: Path, tmp_path: Path
 ) -> None:
     run = replace(lora_run(weights, images), task=Classification(loss="sigmoid", hidden=hidden))
-    train = open_data(images).train
-    fresh = start(run, train)
+    splits = open_data(images)
+    fresh = start(run, splits)
     bias = fresh.get_parameter("head.linear.bias")
     assert bias.tolist() == pytest.approx([-math.log(3)] * 3)
     bias.data = torch.tensor([1.0, 2.0, 3.0])
     fresh.save(tmp_path / "learned")
-    again = start(replace(run, init=str(tmp_path / "learned")), train)
+    again = start(replace(run, init=str(tmp_path / "learned")), splits)
     assert again.get_parameter("head.linear.bias").tolist() == [1.0, 2.0, 3.0] and again.loss_kind == "sigmoid"
 
 
@@ -428,7 +429,7 @@ def test_eval_probes_a_model_with_a_head_too(
 ) -> None:
     assert main(["eval", str(weights), "--data", str(images), "--probe", "--json"]) == 0
     assert "top1" not in json.loads(capsys.readouterr().out)
-    assert "head is for other classes" in caplog.text
+    assert "the model's features are scored alone: the data has 3 classes and the model 7" in caplog.text
     vitrail.load(weights, classes=["dark", "light", "middle"]).save(tmp_path / "same")
     assert main(["eval", str(tmp_path / "same"), "--data", str(images), "--probe", "--json"]) == 0
     assert {"top1", "knn_top1", "linear_top1"} <= json.loads(capsys.readouterr().out).keys()

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from checked import checked
 from torch import Tensor, nn
 
 from vitrail.data.augment import Augment
 from vitrail.data.decode import Preprocess
 from vitrail.data.loader import Batch, Loader
+from vitrail.data.random import draw_key
 from vitrail.data.sets import open_data
 from vitrail.data.text import Tokenizer
 from vitrail.errors import RunError, Stopped, UserError
@@ -27,11 +27,11 @@ from vitrail.tasks.task import Task
 from vitrail.train import loop
 from vitrail.train.build import build
 from vitrail.train.loop import LossModule, fit, train_step
-from vitrail.train.optim import Optimizers
+from vitrail.train.optim import Optim, Optimizers
 from vitrail.train.run import Run
 from vitrail.train.state import RunFolder
 from vitrail.vit import ViTConfig
-from vitrail.zoo import load, native
+from vitrail.zoo import load
 
 CPU = torch.device("cpu")
 
@@ -39,18 +39,18 @@ CPU = torch.device("cpu")
 def small_run(**changes: object) -> Run:
     """Digits with everything that is random switched on."""
     run = RECIPES["digits"](1000)
-    model = replace(checked(ViTConfig, run.model), width=16, depth=2, heads=2, dropout=0.1, drop_path=0.2, stem=(4,))
+    model = replace(run.model, width=16, depth=2, heads=2, dropout=0.1, drop_path=0.2, stem=(4,))
     augment = Augment(crop="shift", shift=1, flip=True, mixup=0.3, erase=0.2)
     run = replace(run, model=model, augment=augment, optim=replace(run.optim, ema=0.9), batch_size=32, eval_every=0.5)
     return replace(run, **changes)  # type: ignore[arg-type]
 
 
 def train(run: Run, path: Path, steps: int = 30, resume: bool = False) -> dict[str, Tensor]:
-    parts, _ = build(run, open_data("digits"), CPU)
+    components, _ = build(run, open_data("digits"), CPU)
     folder = RunFolder(path)
     if not resume:
-        folder.begin(run, parts.task.classes)
-    fit(run, parts, folder, steps, resume)
+        folder.begin(run, components.task.classes)
+    fit(run, components, folder, steps, resume)
     return {**load(path / "best").state_dict(), **{f"last.{k}": v for k, v in load(path / "last").state_dict().items()}}
 
 
@@ -63,20 +63,15 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 def test_of_equal_scores_the_later_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A score that stays at 0, as CIDEr does for one image, must not keep the weights of the first evaluation."""
     scores = iter((0.5, 0.5, 0.25))
-    monkeypatch.setattr(loop, "evaluate", lambda task, *rest: {task.score: next(scores, 0.0)})
+    monkeypatch.setattr(loop, "evaluate", lambda task, *rest: {task.score.name: next(scores, 0.0)})
     seen: list[str] = []
-    save = native.save
-
-    def noted(task: Task, path: Path, *rest: Any) -> None:
-        seen.append(path.name)
-        save(task, path, *rest)
-
-    monkeypatch.setattr(native, "save", noted)
+    save = Task.save
+    monkeypatch.setattr(Task, "save", lambda task, path, *rest: (seen.append(path.name), save(task, path, *rest)))
     train(small_run(eval_every=10 / 57), tmp_path / "run")
     assert seen[:5] == ["best", "last", "best", "last", "last"]
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = small_run()
     whole = train(run, tmp_path / "whole")
     steps = 0
@@ -91,12 +86,12 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(loop, "train_step", count_and_interrupt)
     assert threading.current_thread() is threading.main_thread()
     for resume in (False, True):
-        with pytest.raises(Stopped, match="go on with `vitrail train --resume"):
-            train(run, tmp_path / "parts", resume=resume)
-    assert_same(train(run, tmp_path / "parts", resume=True), whole)
+        with pytest.raises(Stopped, match="resume with `vitrail train --resume"):
+            train(run, tmp_path / "stopped", resume=resume)
+    assert_same(train(run, tmp_path / "stopped", resume=True), whole)
     assert steps == 30
     for kind, values in (("val", ("step", "top1")), ("train", ("step", "loss", "lr"))):
-        rows = [[r for r in RunFolder(tmp_path / name).rows() if r["kind"] == kind] for name in ("whole", "parts")]
+        rows = [[r for r in RunFolder(tmp_path / name).rows() if r["kind"] == kind] for name in ("whole", "stopped")]
         assert rows[0] and [[r[name] for name in values] for r in rows[0]] == [
             [r[name] for name in values] for r in rows[1]
         ]
@@ -122,38 +117,100 @@ def test_another_seed_gives_another_run(tmp_path: Path) -> None:
     assert not torch.equal(a["head.linear.weight"], b["head.linear.weight"])
 
 
-def test_accumulated_parts_give_the_gradient_of_the_whole_batch() -> None:
-    # Batch norm's statistics and dropout depend on the cut, so this model has neither.
+def plain_run(**changes: Any) -> Run:
+    """With stochastic depth alone. Batch norm's statistics and dropout's draws are those of a micro-batch."""
     run = small_run(augment=Augment(), optim=replace(small_run().optim, optimizer="sgd", lr=0.1, ema=0.0))
-    run = replace(run, model=replace(checked(ViTConfig, run.model), dropout=0.0, drop_path=0.0, stem=()))
+    return replace(run, model=replace(run.model, dropout=0.0, drop_path=0.5, depth=3, stem=()), **changes)
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 4, 32])
+def test_micro_batches_give_the_steps_of_the_whole_batch(accumulate: int) -> None:
     weights = []
-    for accumulate in (1, 3):
-        chosen = replace(run, accumulate=accumulate)
-        parts, _ = build(chosen, open_data("digits"), CPU)
-        optimizers = Optimizers(parts.task, chosen.optim, 2)
-        module = LossModule(parts.task)
-        for step, batch in zip(range(3), parts.train.batches(0), strict=False):
-            train_step(chosen, module, batch, optimizers, 1.0, step)
-        weights.append(parts.task.get_parameter("encoder.blocks.0.mlp.up.weight").detach())
-    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
+    for count in (1, accumulate):
+        run = plain_run(accumulate=count)
+        components, _ = build(run, open_data("digits"), CPU)
+        task = components.task.train()
+        optimizers, module = Optimizers(task, run.optim), LossModule(task)
+        for step, batch in zip(range(3), components.train.batches(0), strict=False):
+            train_step(run, module, batch, optimizers, 1.0, step)
+        weights.append(task.state_dict())
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-4, atol=1e-5)
+
+
+class Kept(Optimizers):
+    """Optimizers that keep the gradients of a step and move nothing."""
+
+    def step(self, factor: float) -> None:
+        self.gradients = {parameter: parameter.grad for parameter in self.parameters()}
+        for parameter in self.gradients:
+            parameter.grad = None
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.01])
+def test_the_gradient_of_captions_is_their_mean_over_words_in_any_micro_batches(clip: float) -> None:
+    """Micro-batches have as many images but not as many words, and some images have fewer captions than are read."""
+    words = Tokenizer.train(["a dog runs on the grass", "two cats sit"], "words", 50)
+    texts = [
+        ["a dog"],
+        ["two cats sit on the grass", "cats"],
+        ["the dog sit", "a", "a dog runs on the grass"],
+        ["runs"],
+    ]
+    torch.manual_seed(0)
+    encoder = encoder_for(ViTConfig(16, 3, 2, 4, (8, 8), drop_path=0.5))
+    config = Captioning(decoder_width=16, decoder_depth=1, decoder_heads=2, decoder_dropout=0.0, most_words=8)
+    task = Caption(encoder, config, words, Preprocess(size=(8, 8))).train()
+    batch: Batch = {"image": torch.randn(8, 3, 8, 8), "label": numbered(texts * 2, words, 8)}
+    batch |= {"sample": torch.arange(8), "epoch": torch.tensor(1), "key": draw_key(0, 1)}
+    found = task.loss(batch)
+    (found["loss"] / found["count"]).backward()
+    expected = {p: p.grad for p in task.parameters() if p.grad is not None}
+    norm = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+    task.zero_grad(set_to_none=True)
+    run = Run(recipe="x", data="y", model=encoder.config, optim=Optim(clip=clip), batch_size=8, precision="fp32")
+    for accumulate in (1, 2, 4, 8):
+        kept = Kept(task, run.optim)
+        row = train_step(replace(run, accumulate=accumulate), LossModule(task), batch, kept, 1.0, 0)
+        assert row["loss"] == pytest.approx(found["loss"].item() / found["count"].item(), rel=1e-5)
+        assert kept.gradients.keys() == expected.keys()
+        for parameter, gradient in expected.items():
+            scaled = gradient * (clip / norm if clip else 1.0)
+            torch.testing.assert_close(kept.gradients[parameter], scaled, rtol=1e-3, atol=1e-6)
+
+
+def test_a_batch_without_items_moves_nothing() -> None:
+    """Masks may be all void: the sums are zero then, and no mean is of nothing."""
+
+    class Nothing(LossModule):
+        def forward(self, batch: Batch) -> dict[str, Tensor]:
+            return {"loss": 0 * super().forward(batch)["loss"], "count": torch.zeros(())}
+
+    run = plain_run()
+    components, _ = build(run, open_data("digits"), CPU)
+    before = {name: value.clone() for name, value in components.task.named_parameters()}
+    optimizers = Optimizers(components.task, replace(run.optim, weight_decay=0.0))
+    row = train_step(run, Nothing(components.task), next(components.train.batches(0)), optimizers, 1.0, 0)
+    assert row["loss"] == 0
+    assert_same(dict(components.task.named_parameters()), before)
 
 
 def test_a_loss_that_is_not_finite_names_step_and_layer(tmp_path: Path) -> None:
     run = small_run()
-    parts, _ = build(run, open_data("digits"), CPU)
+    components, _ = build(run, open_data("digits"), CPU)
 
     class Overflow(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x * float("inf")
 
-    parts.task.get_submodule("encoder.blocks.1").norm2 = Overflow()
+    components.task.encoder.blocks[1].norm2 = Overflow()  # type: ignore[union-attr,index]
     folder = RunFolder(tmp_path / "run")
-    folder.begin(run, parts.task.classes)
-    before = {name: value.clone() for name, value in parts.task.named_parameters()}
+    folder.begin(run, components.task.classes)
+    before = {name: value.clone() for name, value in components.task.named_parameters()}
     with pytest.raises(RunError, match=r"at step 1; it began in the layer encoder\.blocks\.1\.norm2"):
-        fit(run, parts, folder, 5)
+        fit(run, components, folder, 5)
     assert not (tmp_path / "run" / "best").exists()
-    assert_same(dict(parts.task.named_parameters()), before)
+    assert_same(dict(components.task.named_parameters()), before)
 
 
 def test_a_captioner_whose_loss_is_not_finite_names_the_layer() -> None:
@@ -161,13 +218,12 @@ def test_a_captioner_whose_loss_is_not_finite_names_the_layer() -> None:
     words = Tokenizer.train(["a dog"], "words", 8)
     encoder = encoder_for(ViTConfig(width=8, depth=1, heads=2, patch=4, image_size=(8, 8)))
     task = Caption(encoder, config, words, Preprocess(size=(8, 8)))
-    mlp = task.get_submodule("decoder.blocks.0.mlp")
-    mlp.register_forward_hook(lambda *_: torch.tensor(torch.inf))
-    batch: Batch = {"image": torch.randn(2, 3, 8, 8), "label": numbered([["a dog"], ["a dog"]], words, 8)}
-    batch |= {"sample": torch.arange(2), "epoch": 0}
+    task.decoder.blocks[0].mlp.register_forward_hook(lambda *_: torch.tensor(torch.inf))  # type: ignore[union-attr,index]
+    batch = {"image": torch.randn(2, 3, 8, 8), "label": numbered([["a dog"], ["a dog"]], words, 8)}
+    batch |= {"sample": torch.arange(2), "epoch": torch.tensor(0)}
     run = Run(recipe="x", data="y", model=encoder.config, batch_size=2)
     with pytest.raises(RunError, match=r"the loss is \w+ at step 1; it began in the layer decoder\."):
-        train_step(run, LossModule(task), batch, Optimizers(task, run.optim, 1), 1.0, 0)
+        train_step(run, LossModule(task), batch, Optimizers(task, run.optim), 1.0, 0)
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +267,7 @@ def test_a_worker_leaves_ctrl_c_to_its_parent(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with loop.stop_asked() as stop:
-        monkeypatch.setattr(os, "getpid", lambda: -1)
+        monkeypatch.setattr(loop.os, "getpid", lambda: -1)
         signal.raise_signal(signal.SIGINT)
         assert not stop.asked and not caplog.records
         monkeypatch.undo()

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import vitrail
-from vitrail.train.optim import Average, Muon, Optim, Optimizers, factor, groups, layer_of
+from vitrail.train.optim import Average, Muon, Optim, Optimizers, factor, groups
 from vitrail.variants import VariantConfig
 
 
@@ -25,20 +25,11 @@ def test_schedules_warm_up_peak_once_and_end_near_zero(schedule: str) -> None:
         assert values[69] == 1.0 and values[85] == pytest.approx(0.5)
 
 
-def test_layers_are_counted_from_the_embedding_to_the_head() -> None:
-    task = vitrail.create("nano/2", classes=3)
-    layers = {name: layer_of(name, 4) for name, _ in task.named_parameters()}
-    assert layers["encoder.patches.projection.weight"] == layers["encoder.positions"] == 0
-    assert layers["encoder.blocks.0.norm1.weight"] == 1
-    assert layers["encoder.blocks.3.mlp.down.bias"] == 4
-    assert layers["encoder.norm.weight"] == layers["head.linear.weight"] == 5
-
-
 @pytest.mark.parametrize("layer_decay", [1.0, 0.5])
 def test_each_parameter_stands_in_one_group_with_its_rate_and_decay(layer_decay: float) -> None:
     task = vitrail.create("nano/2", classes=3)
     optim = Optim(optimizer="muon", lr=1.0, muon_lr=2.0, weight_decay=0.3, layer_decay=layer_decay)
-    adamw, muon = groups(task, optim, 4)
+    adamw, muon = groups(task, optim)
     found = {
         id(p): (g["lr"], g["weight_decay"], kind)
         for kind, part in ((False, adamw), (True, muon))
@@ -56,7 +47,7 @@ def test_each_parameter_stands_in_one_group_with_its_rate_and_decay(layer_decay:
 def test_muon_moves_a_matrix_by_an_orthogonal_step_of_adamws_size() -> None:
     task = vitrail.create("nano/2", classes=3)
     weight = task.get_parameter("encoder.blocks.0.mlp.up.weight")  # [256, 64]
-    optimizers = Optimizers(task, Optim(optimizer="muon", muon_lr=0.1, weight_decay=0.0), 4)
+    optimizers = Optimizers(task, Optim(optimizer="muon", muon_lr=0.1, weight_decay=0.0))
     before = weight.detach().clone()
     for parameter in task.parameters():
         parameter.grad = torch.randn_like(parameter)
@@ -126,11 +117,11 @@ def test_filters_move_as_the_matrices_that_they_are() -> None:
 
 def test_muon_takes_the_filters_of_convolutions() -> None:
     task = vitrail.create("micro/4", classes=3, stem=(8, 16))
-    _, muon = groups(task, Optim(optimizer="muon"), 6)
+    _, muon = groups(task, Optim(optimizer="muon"))
     taken = {id(p) for group in muon for p in group["params"]}
     filters = [p for p in task.parameters() if p.ndim == 4]
     assert len(filters) == 3 and all(id(p) in taken for p in filters)
-    Optimizers(task, Optim(optimizer="muon"), 6)
+    Optimizers(task, Optim(optimizer="muon"))
 
 
 MODELS = {
@@ -153,7 +144,7 @@ def test_what_decays_and_what_muon_takes_are_matrices_and_filters(name: str) -> 
     maps = {
         f"{name}.weight" for name, module in task.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
     }  # the only parts of these models that multiply what they read by a matrix
-    adamw, muon = groups(task, Optim(optimizer="muon", weight_decay=0.3), 2)
+    adamw, muon = groups(task, Optim(optimizer="muon", weight_decay=0.3))
     assert {names[id(p)] for group in adamw + muon if group["weight_decay"] for p in group["params"]} == maps
     blocks = {name for name in maps if ".blocks." in name or task.get_parameter(name).ndim == 4}
     assert {names[id(p)] for group in muon for p in group["params"]} == blocks

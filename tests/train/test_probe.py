@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from checked import checked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
@@ -16,18 +15,11 @@ from torch import Tensor
 import vitrail
 from vitrail.data.sets import open_data
 from vitrail.tasks.classify import Classify
-from vitrail.tasks.knn import KNN, Neighbours
+from vitrail.tasks.knn import Neighbours
+from vitrail.tasks.linear_probe import STRENGTHS, linear_probe, logistic_regression, scores_of
+from vitrail.tasks.task import Features
 from vitrail.train.build import evaluation_loader
-from vitrail.train.probe import (
-    STRENGTHS,
-    Features,
-    features,
-    knn,
-    linear_probe,
-    logistic_regression,
-    scores_of,
-)
-from vitrail.vit import Head
+from vitrail.train.probe import features, knn
 
 CPU = torch.device("cpu")
 
@@ -140,7 +132,7 @@ def test_a_feature_without_spread_does_no_harm() -> None:
 
 def test_features_are_what_enters_the_head_read_once_in_order() -> None:
     torch.manual_seed(0)
-    task = checked(Classify, vitrail.create("nano/2", classes=10, channels=1))
+    task = vitrail.create("nano/2", classes=10, channels=1)
     torch.nn.init.normal_(task.get_parameter("head.linear.weight"))
     test = open_data("digits").test
     assert test is not None
@@ -149,7 +141,7 @@ def test_features_are_what_enters_the_head_read_once_in_order() -> None:
     assert torch.equal(found.labels, part.labels) and found.vectors.shape == (300, 64)
     images = torch.stack([task.preprocess(part.image(i)) for i in range(300)])
     with torch.no_grad():
-        torch.testing.assert_close(checked(Head, task.head)(found.vectors), task(images), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(task.head(found.vectors), task(images), rtol=1e-4, atol=1e-5)
 
 
 def could_win(known: Features, wanted: Features, chosen: Tensor) -> Tensor:
@@ -172,7 +164,7 @@ def test_the_bundled_head_answers_as_the_probe(tmp_path: object) -> None:
     train, asked = parts.train.subset(range(200)), parts.test.subset(range(50))
     # `predict` answers in fp32; left to itself the probe reads in bf16 where the processor has that.
     known, wanted = (features(encoder, evaluation_loader(encoder, part, CPU), "fp32") for part in (train, asked))
-    task = KNN(encoder.encoder, train.classes, encoder.preprocess, len(train))  # type: ignore[arg-type]
+    task = Classify(encoder.encoder, train.classes, encoder.preprocess, neighbours=len(train))
     task.head.build_index(*known)
     answers = task.predict([asked.image(i) for i in range(50)])
     chosen = torch.tensor([train.classes.index(answer.labels[0]["label"]) for answer in answers])

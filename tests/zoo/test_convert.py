@@ -146,15 +146,12 @@ def test_what_a_target_cannot_express_is_refused_by_its_name(
 
 
 def test_other_tasks_stay_ours(tmp_path: Path) -> None:
-    from vitrail.tasks.knn import KNN
-
     model = small()
-    task = KNN(model.encoder, NAMES, model.preprocess, 4)  # type: ignore[arg-type]
-    task.save(tmp_path / "own")
+    Classify(model.encoder, NAMES, model.preprocess, neighbours=4).save(tmp_path / "own")
     for to in ("timm", "hf", "google"):
-        with pytest.raises(UserError, match="no place for the task 'knn'"):
+        with pytest.raises(UserError, match="has no place for this model of the task 'classify'"):
             convert(tmp_path / "own", tmp_path / "out", to)
-    assert convert(tmp_path / "own", tmp_path / "out").task == "knn"
+    assert convert(tmp_path / "own", tmp_path / "out").task == "classify"
 
 
 @pytest.mark.parametrize("to", ["vitrail", "timm", "hf"])

@@ -168,6 +168,10 @@ class Classify(Headed):
         return cls(encoder, classes, preprocess, hidden=hidden, loss=loss, neighbours=neighbours)
 
     @property
+    def portable(self) -> bool:  # type: ignore[override]
+        return self.neighbours is None
+
+    @property
     def outputs(self) -> list[str]:
         return list(self.classes)
 

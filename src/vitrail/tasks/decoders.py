@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -238,6 +238,8 @@ class DecoderBlock(nn.Module):
 
 class TransformerDecoder(Decoder):
     """The decoder of *Attention is all you need* (1706.03762) with norms first, over the image's tokens."""
+
+    no_decay: ClassVar[tuple[str, ...]] = ("positions",)
 
     def __init__(
         self,

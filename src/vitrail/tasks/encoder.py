@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitrail.baselines import CNN, MLP, RNN, CNNConfig, MLPConfig, ResNet, ResNetConfig, RNNConfig
 from vitrail.variants import VariantConfig, VariantViT, patches_for
@@ -38,6 +38,18 @@ KINDS: dict[str, type[Any]] = {
 def encoder_for(config: EncoderConfig) -> Encoder:
     """A fresh encoder of a config."""
     return NETWORKS[type(config)](config)
+
+
+def layers(encoder: nn.Module) -> list[list[nn.Parameter]]:
+    """An encoder's parameters by layer: what feeds the blocks, each block, and what follows the last one.
+
+    An encoder's layers are in `blocks`; it names in `after_blocks` the modules that follow them.
+    """
+    blocks = [list(block.parameters()) for block in getattr(encoder, "blocks", ())]
+    following = [getattr(encoder, name) for name in getattr(encoder, "after_blocks", ())]
+    after = [parameter for module in following if module is not None for parameter in module.parameters()]
+    above = {parameter for layer in (*blocks, after) for parameter in layer}
+    return [[parameter for parameter in encoder.parameters() if parameter not in above], *blocks, after]
 
 
 def token_width(config: EncoderConfig) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from math import gcd
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -244,6 +244,8 @@ class TransformerJoin(nn.Module):
 
     In section 3.3 they stand beside several projections of CLIP's one vector; all tokens say where things are too.
     """
+
+    no_decay: ClassVar[tuple[str, ...]] = ("queries",)
 
     def __init__(self, seen: int, width: int, length: int, depth: int) -> None:
         super().__init__()

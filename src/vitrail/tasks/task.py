@@ -166,7 +166,7 @@ class Task(nn.Module):
     """the loss does not split over a batch: accumulation is refused, and processes join through `gather`"""
     metric_reads: ClassVar[Literal["outputs", "answers"]] = "outputs"
     """what the metric is updated with: what `forward` gives for a batch, or what `answer` does"""
-    portable: ClassVar[bool] = False
+    portable: bool = False
     """other libraries' checkpoints have a place for it: an encoder, alone or with a head"""
     solved: ClassVar[tuple[str, ...]] = ()
     """methods of fine-tuning that leave the encoder as it is and compute the rest from its features (see `solve`)"""
@@ -302,15 +302,19 @@ class Task(nn.Module):
     def keep(self, batch: Batch) -> Tensor | None:
         """Stochastic depth's factors [B, depth, 2], by (seed, epoch, sample); None where no branch is ever skipped.
 
-        So a sample's network is the same whatever else is in its batch. A batch without a `key` leaves the draw to the
-        encoder, by torch's generator.
+        So a sample's network is the same whatever else is in its batch. Blocks in evaluation mode, which do not learn,
+        are never skipped. A batch without a `key` leaves the draw to the encoder, by torch's generator.
         """
         rate = getattr(self.encoder.config, "drop_path", 0.0)
         if not self.training or not rate or "key" not in batch:
             return None
-        depth = self.encoder.config.depth
-        draws = uniform_by_key(batch["key"], batch["sample"], 2 * depth, DROP_PATH)
-        return stochastic_depth(rate, draws.view(-1, depth, 2))
+        blocks = self.encoder.blocks
+        draws = uniform_by_key(batch["key"], batch["sample"], 2 * len(blocks), DROP_PATH)
+        keep = stochastic_depth(rate, draws.view(-1, len(blocks), 2))
+        for i, block in enumerate(blocks):
+            if not block.training:
+                keep[:, i] = 1.0
+        return keep
 
     def after_step(self, step: int, steps: int) -> None:
         """Called after each step of training: for a teacher's average, a centre."""

@@ -60,38 +60,37 @@ class Components:
     test: Loader | None
 
 
-def fit(run: Run, parts: Components, folder: RunFolder, steps: int, resume: bool = False) -> dict[str, Any]:
-    """Train for `steps` steps and return the scores of the best checkpoint, on the test part where there is one.
+def fit(run: Run, components: Components, folder: RunFolder, steps: int, resume: bool = False) -> dict[str, Any]:
+    """Train for `steps` steps and return the scores of the best checkpoint, on the test split where there is one.
 
     Raises `Stopped` after Ctrl-C or SIGTERM, with the state saved, and `RunError` for a loss that is not finite.
     """
-    task = parts.task
-    depth = len(getattr(task.encoder, "blocks", ()))
-    optimizers = Optimizers(task, run.optim, depth)
+    task, loader = components.task, components.train
+    optimizers = Optimizers(task, run.optim)
     average = Average(task, run.optim.ema) if run.optim.ema else None
     start, best, sums = folder.load_state(task, optimizers, average) if resume else (0, None, {})
     if (rule := task.score) is None:
         raise UserError(f"the task {task.name} has no score to choose a checkpoint by: it cannot be trained")
     module = LossModule(task)
     if run.compiled:
-        ready_to_compile(parts.train.device)
+        ready_to_compile(loader.device)
         module.compile(dynamic=False)
     began = saved = time.monotonic()
     spent = next((row["seconds"] for row in reversed(folder.rows()) if "seconds" in row), 0.0)
     folder.log_start(rule, start, shlex.join(["vitrail", *sys.argv[1:]]))
-    every = max(1, round(run.eval_every * parts.train.steps_per_epoch))
-    batches = Prefetcher(itertools.islice(parts.train.batches(start), max(0, steps - start)))
-    with stop_asked() as stop, Progress(steps, start, parts.train, sums) as progress:
+    every = max(1, round(run.eval_every * loader.steps_per_epoch))
+    batches = Prefetcher(itertools.islice(loader.batches(start), max(0, steps - start)))
+    with stop_asked() as stop, Progress(steps, start, loader, sums) as progress:
         for step in range(start, steps):
             task.train()
             # Dropout and its like are a function of (seed, step), so a resumed run draws what the first one did.
             torch.manual_seed(seed_for(run.seed, step))
-            batch = batches.take()
+            batch = batches.next()
             if run.early_shape is not None and step < run.early * steps:
                 batch["image"] = F.interpolate(batch["image"], run.early_shape, mode="bilinear", antialias=True)
             try:
                 rate = factor(run.optim, step, steps)
-                row = train_step(run, module, batch, optimizers, rate, step, batches.make)
+                row = train_step(run, module, batch, optimizers, rate, step, batches.prefetch)
             except RunError as error:
                 raise RunError(f"{error}; {saved_in(folder)}") from None
             if average is not None:
@@ -101,14 +100,14 @@ def fit(run: Run, parts: Components, folder: RunFolder, steps: int, resume: bool
             done = step + 1
             seconds = spent + time.monotonic() - began
             if done % LOG_EVERY == 0 or done == steps:
-                epoch = done / parts.train.steps_per_epoch
+                epoch = done / loader.steps_per_epoch
                 folder.log(kind="train", step=done, epoch=epoch, seconds=seconds, **progress.row())
             evaluating, asked = done % every == 0 or done == steps, stop.asked
             saving = evaluating or asked or time.monotonic() - saved > SAVE_EVERY
             if saving and (name := not_finite(task)) is not None:
                 raise RunError(f"{no_number(name)} after step {done}; {saved_in(folder)}")
             if evaluating:
-                scores = evaluate(task, parts.val, average)
+                scores = evaluate(task, components.val, average)
                 folder.log(kind="val", step=done, seconds=spent + time.monotonic() - began, **numbers(scores))
                 progress.evaluated(scores, rule)
                 weights = merged(average.values if average else task.state_dict())
@@ -126,25 +125,25 @@ def fit(run: Run, parts: Components, folder: RunFolder, steps: int, resume: bool
                 raise Stopped(
                     f"stopped after step {done} of {steps}; resume with `vitrail train --resume {folder.path}`"
                 )
-    return finish(run, parts, folder, steps, spent + time.monotonic() - began)
+    return finish(run, components, folder, steps, spent + time.monotonic() - began)
 
 
 class Prefetcher:
-    """Batches, each of which may be made before it is taken: while the device is busy with the one before."""
+    """Batches, each of which may be made early: while the device is busy with the one before."""
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self.batches = batches
-        self.made: Batch | None = None
+        self.ready: Batch | None = None
 
-    def make(self) -> None:
+    def prefetch(self) -> None:
         """Make the next batch, if there is one to come."""
-        if self.made is None:
-            self.made = next(self.batches, None)
+        if self.ready is None:
+            self.ready = next(self.batches, None)
 
-    def take(self) -> Batch:
+    def next(self) -> Batch:
         """The next batch. StopIteration after the last."""
-        made, self.made = self.made, None
-        return next(self.batches) if made is None else made
+        ready, self.ready = self.ready, None
+        return next(self.batches) if ready is None else ready
 
 
 class AsyncScalars:
@@ -174,34 +173,32 @@ def train_step(
     step: int,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """One step on one batch, cut into `run.accumulate` parts. Losses are sums, divided by the items of all parts.
+    """One step on one batch, in `run.accumulate` micro-batches.
+
+    A loss is a sum over items, and so is the gradient that micro-batches add up to; both are divided once, by the
+    number of items of the whole batch, which for captions only the last micro-batch makes known.
 
     `meanwhile` is called while the device computes: the loss is read after it, so that no device waits for the next
     batch, and before the weights move, so that a loss which is not finite leaves them as they were.
     """
     device = batch["image"].device
     totals: dict[str, Any] = {}
-    for part in _cut(batch, run.accumulate):
+    for micro_batch in _cut(batch, run.accumulate):
         with autocast(device, run.precision):
-            found = module(part)
-        (found["loss"] / run.batch_size).backward()
+            found = module(micro_batch)
+        found["loss"].backward()
         for name, value in found.items():
             totals[name] = totals.get(name, 0) + value.detach()
     reading = AsyncScalars(totals)
     meanwhile()
     sums = reading.read()
-    count = sums.pop("count")
+    count = sums.pop("count") or 1.0  # without an item there is nothing to learn, and the sums are zero
     means = {name: total / count for name, total in sums.items()}
     loss = means["loss"]
     if loss != loss or abs(loss) == float("inf"):
         raise RunError(f"the loss is {loss} at step {step + 1}; {_where(module.task, batch)}")
-    parameters = [
-        p for group in optimizers.parts for g in group.param_groups for p in g["params"] if p.grad is not None
-    ]
-    gradients = [p.grad for p in parameters]
-    if count != run.batch_size:
-        # The exact mean is over the items that there were, which only the last part makes known.
-        torch._foreach_mul_(gradients, run.batch_size / count)
+    parameters = optimizers.parameters()
+    torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1 / count)
     if run.optim.clip:
         nn.utils.clip_grad_norm_(parameters, run.optim.clip)
     optimizers.step(factor)
@@ -215,7 +212,7 @@ def evaluate(
     average: Average | None = None,
     metric: Metric | None = None,
 ) -> dict[str, Any]:
-    """The scores over a whole part by the task's metric or another, with the average of the weights if there is one.
+    """`task.evaluate` on a whole split, with the average of the weights if there is one.
 
     In the weights' own float32, whatever training computes in: `predict` does so too, on every processor.
     """
@@ -229,33 +226,35 @@ def evaluate(
     return scores
 
 
-def finish(run: Run, parts: Components, folder: RunFolder, steps: int, seconds: float) -> dict[str, Any]:
-    """Read the test part once, with the checkpoint that was best on the validation part."""
-    task = parts.task
+def finish(run: Run, components: Components, folder: RunFolder, steps: int, seconds: float) -> dict[str, Any]:
+    """Read the test split once, with the checkpoint that was best on the validation split."""
+    task = components.task
     merge_lora(task)
     task.load_state_dict(open_files(folder.best).weights)
-    part, loader = ("test", parts.test) if parts.test else ("val", parts.val)
+    split, loader = ("test", components.test) if components.test else ("val", components.val)
     try:
         scores = evaluate(task, loader)
     except UserError as error:  # too many bad images, which should not cost the run
-        if part == "val":
+        if split == "val":
             raise
-        log.warning(f"the test part is not scored, and the validation part stands in: {error}")
-        part, scores = "val", evaluate(task, parts.val)
-    if part == "test":
+        log.warning(f"the test split is not scored, and the validation split stands in: {error}")
+        split, scores = "val", evaluate(task, components.val)
+    if split == "test":
         folder.log(kind="test", step=steps, **scores)
     parameters = sum(p.numel() for p in task.parameters())
     folder.log(kind="done", step=steps, seconds=seconds, parameters=parameters)
-    return {"part": part, **scores, "seconds": seconds, "parameters": parameters}
+    return {"split": split, **scores, "seconds": seconds, "parameters": parameters}
 
 
-def _cut(batch: Batch, parts: int) -> Iterator[Batch]:
-    """The batch in `parts` parts, as even as can be."""
-    if parts == 1:
+def _cut(batch: Batch, count: int) -> Iterator[Batch]:
+    """The batch in `count` micro-batches, as even as can be."""
+    if count == 1:
         yield batch
         return
-    pieces = {name: value.tensor_split(parts) for name, value in batch.items() if isinstance(value, Tensor)}
-    for i in range(parts):
+    # What has no axis, as the key of the draws, is the same for all.
+    rows = {name: value for name, value in batch.items() if isinstance(value, Tensor) and value.ndim}
+    pieces = {name: value.tensor_split(count) for name, value in rows.items()}
+    for i in range(count):
         if len(pieces["image"][i]):
             yield {**batch, **{name: values[i] for name, values in pieces.items()}}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +11,8 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from vitrail.errors import UserError
+from vitrail.tasks.encoder import layers
+from vitrail.tasks.task import Task
 from vitrail.train.device import native_bf16
 
 
@@ -38,7 +39,7 @@ class Optim:
     clip: float = 0.0
     """largest norm of the whole gradient; 0 for no limit"""
     ema: float = 0.0
-    """decay a step of the running average of the weights, which is what is evaluated and kept; 0 for none"""
+    """decay per step of the running average of the weights, which is what is evaluated and kept; 0 for none"""
 
     def __post_init__(self) -> None:
         for name in ("lr", "muon_lr", "weight_decay", "layer_decay", "clip"):
@@ -65,40 +66,35 @@ def factor(optim: Optim, step: int, steps: int) -> float:
     return min(1.0, (steps - step) / max(1, round(optim.cooldown * steps)))
 
 
-NO_MATRICES = (
-    *("positions", "_token", "registers", "pooling.probe", "rotary.frequencies"),
-    *("relative.table", "relative.rows", "relative.columns"),
-)
-"""ends of the names of tokens and positions, which have axes as matrices and filters do, and map nothing. They are not
-pulled to zero, as norms and biases are not, after DeiT and BEiT; and their updates are not made orthogonal"""
+def groups(task: Task, optim: Optim) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Parameters for AdamW, and matrices for Muon, grouped by layer and by whether they decay.
 
-
-def layer_of(name: str, depth: int) -> int:
-    """How far up a parameter stands: 0 the embedding, 1 to depth the blocks, depth + 1 what follows them."""
-    if match := re.match(r"encoder\.blocks\.(\d+)\.", name):
-        return int(match.group(1)) + 1
-    last = not name.startswith("encoder.") or re.match(r"encoder\.(norm|neck|pooling|norm_pooled|projection)\.", name)
-    return depth + 1 if last else 0
-
-
-def groups(module: nn.Module, optim: Optim, depth: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Parameters for AdamW, and matrices for Muon, grouped by layer and by whether they decay."""
+    Modules say what theirs are. `no_decay` names tokens, positions and other tables: they have axes as matrices do, but
+    map nothing, so they are not pulled to zero, as norms and biases are not (after DeiT and BEiT). Muon takes the
+    matrices of `blocks`, an encoder's or a decoder's, and the filters of convolutions. The layers are those of
+    `tasks.encoder.layers`; what is not in the encoder belongs to the last.
+    """
+    by_layer = layers(task.encoder)
+    last = len(by_layer) - 1
+    layer_of = {parameter: layer for layer, parameters in enumerate(by_layer) for parameter in parameters}
+    tables = {getattr(module, name, None) for module in task.modules() for name in getattr(module, "no_decay", ())}
+    blocks = [block for module in task.modules() for block in getattr(module, "blocks", ())]
+    in_blocks = {parameter for block in blocks for parameter in block.parameters()}
     adamw: dict[tuple[int, bool], list[Tensor]] = {}
     muon: dict[tuple[int, bool], list[Tensor]] = {}
-    for name, parameter in module.named_parameters():
+    for parameter in task.parameters():
         if not parameter.requires_grad:
             continue
-        layer = layer_of(name, depth)
-        decays = parameter.ndim >= 2 and not name.endswith(NO_MATRICES)
-        blocks = parameter.ndim == 4 or (parameter.ndim == 2 and ".blocks." in name)
-        matrix = optim.optimizer == "muon" and decays and blocks
-        (muon if matrix else adamw).setdefault((layer, decays), []).append(parameter)
+        decays = parameter.ndim >= 2 and parameter not in tables
+        matrix = decays and (parameter.ndim == 4 or (parameter.ndim == 2 and parameter in in_blocks))
+        chosen = muon if optim.optimizer == "muon" and matrix else adamw
+        chosen.setdefault((layer_of.get(parameter, last), decays), []).append(parameter)
 
     def as_groups(chosen: dict[tuple[int, bool], list[Tensor]], lr: float) -> list[dict[str, Any]]:
         return [
             {
                 "params": parameters,
-                "lr": lr * optim.layer_decay ** (depth + 1 - layer),
+                "lr": lr * optim.layer_decay ** (last - layer),
                 "weight_decay": optim.weight_decay if decays else 0.0,
             }
             for (layer, decays), parameters in _merged(chosen, optim).items()
@@ -151,8 +147,8 @@ class Muon(torch.optim.Optimizer):
                 # An orthogonal matrix of this shape has entries of size 1 / sqrt(max); AdamW's updates are near 0.2.
                 lr = group["lr"] * 0.2 * math.sqrt(max(matrices.shape[1:]))
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-                parts = updates.to(parameters[0].dtype).unflatten(2, shape[1:]).unbind()
-                torch._foreach_add_(parameters, list(parts), alpha=-lr)
+                shaped = updates.to(parameters[0].dtype).unflatten(2, shape[1:]).unbind()
+                torch._foreach_add_(parameters, list(shaped), alpha=-lr)
 
     def _update(self, parameter: Tensor, momentum: float) -> Tensor:
         """The gradient with Nesterov's momentum."""
@@ -184,31 +180,36 @@ def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
 class Optimizers:
     """AdamW (or SGD) and Muon as one: each parameter belongs to one of them."""
 
-    def __init__(self, module: nn.Module, optim: Optim, depth: int) -> None:
-        adamw, muon = groups(module, optim, depth)
-        self.parts: list[torch.optim.Optimizer] = [
+    def __init__(self, task: Task, optim: Optim) -> None:
+        adamw, muon = groups(task, optim)
+        self.members: list[torch.optim.Optimizer] = [
             torch.optim.SGD(adamw, lr=optim.lr, momentum=0.9)
             if optim.optimizer == "sgd"
             else torch.optim.AdamW(adamw, lr=optim.lr, betas=(0.9, optim.beta2), fused=True)
         ]
         if muon:
-            self.parts.append(Muon(muon, lr=optim.muon_lr))
-        self.peaks = [[group["lr"] for group in part.param_groups] for part in self.parts]
+            self.members.append(Muon(muon, lr=optim.muon_lr))
+        self.peaks = [[group["lr"] for group in member.param_groups] for member in self.members]
+
+    def parameters(self) -> list[Tensor]:
+        """All that a step would move: those with a gradient."""
+        groups = [group for member in self.members for group in member.param_groups]
+        return [parameter for group in groups for parameter in group["params"] if parameter.grad is not None]
 
     def step(self, factor: float) -> None:
         """One step at `factor` times the peak learning rates; then the gradients are dropped."""
-        for part, peaks in zip(self.parts, self.peaks, strict=True):
-            for group, peak in zip(part.param_groups, peaks, strict=True):
+        for member, peaks in zip(self.members, self.peaks, strict=True):
+            for group, peak in zip(member.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
-            part.step()
-            part.zero_grad(set_to_none=True)
+            member.step()
+            member.zero_grad(set_to_none=True)
 
     def state_dict(self) -> list[dict[str, Any]]:
-        return [part.state_dict() for part in self.parts]
+        return [member.state_dict() for member in self.members]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        for part, state in zip(self.parts, states, strict=True):
-            part.load_state_dict(state)
+        for member, state in zip(self.members, states, strict=True):
+            member.load_state_dict(state)
 
 
 class Average:

@@ -9,9 +9,9 @@ from typing import Literal
 from torch import nn
 
 from vitrail.errors import UserError
+from vitrail.tasks.encoder import layers
 from vitrail.tasks.task import Task
 from vitrail.train.lora import add_lora
-from vitrail.train.optim import layer_of
 
 Method = Literal["auto", "full", "frozen", "linear", "lora", "last-blocks", "knn"]
 FROZEN: tuple[Method, ...] = ("linear", "knn")
@@ -59,14 +59,16 @@ def tune(task: Task, config: Tune) -> None:
         assert blocks is not None
         if config.last_blocks > len(blocks):
             raise UserError(f"the encoder has {len(blocks)} blocks: lower --last-blocks, or choose --method full")
-        for name, parameter in encoder.named_parameters():
-            parameter.requires_grad_(layer_of(f"encoder.{name}", len(blocks)) > len(blocks) - config.last_blocks)
-    # No graph is kept below the first part that learns, so the frozen ones cost a forward pass alone. They stay in
+        for layer in layers(encoder)[-1 - config.last_blocks :]:
+            for parameter in layer:
+                parameter.requires_grad_()
+    # No graph is kept below the first module that learns, so the frozen ones cost a forward pass alone. They stay in
     # evaluation mode, or batch norm's statistics would move.
-    still = [part for part in _parts(encoder) if not any(p.requires_grad for p in part.parameters())]
+    still = [module for module in _modules(encoder) if not any(p.requires_grad for p in module.parameters())]
     task.frozen = [*task.frozen, *still]
 
 
-def _parts(encoder: nn.Module) -> Iterator[nn.Module]:
+def _modules(encoder: nn.Module) -> Iterator[nn.Module]:
+    """The children of an encoder, and each of its blocks."""
     for child in encoder.children():
         yield from child if isinstance(child, nn.ModuleList) else [child]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +28,12 @@ class VariantViT(ViT):
     """The encoder of a `VariantConfig`. With its defaults it is `ViT`, bit for bit."""
 
     config: VariantConfig
+    no_decay: ClassVar[tuple[str, ...]] = (*ViT.no_decay, "distillation_token", "registers")
+    after_blocks: ClassVar[tuple[str, ...]] = (*ViT.after_blocks, "neck", "pooling", "norm_pooled", "projection")
 
     def __init__(self, config: VariantConfig) -> None:
         c = config
-        super().__init__(c, patches_for(c), (block_for(c, i) for i in range(c.depth)))
+        super().__init__(c, patches_for(c), *(block_for(c, i) for i in range(c.depth)))
         if c.kv_heads:
             _init_shared_keys(self)
         if c.positions == "learned" and c.placed_tokens != c.prefix_tokens:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,6 +11,8 @@ from torch import Tensor, nn
 
 class AttentionPool(nn.Module):
     """A learned query reads the tokens, then an MLP (the MAP head of arXiv 2106.04560)."""
+
+    no_decay: ClassVar[tuple[str, ...]] = ("probe",)
 
     def __init__(self, width: int, attention: nn.Module, norm: nn.Module, mlp: nn.Module) -> None:
         super().__init__()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +17,8 @@ class RelativeTable(nn.Module):
 
     The last three rows are for class token to patch, patch to class token, and class token to itself.
     """
+
+    no_decay: ClassVar[tuple[str, ...]] = ("table",)
 
     def __init__(self, grid: tuple[int, int], heads: int, resampling: str) -> None:
         super().__init__()
@@ -83,6 +87,8 @@ def geometric(source: int, target: int) -> Tensor:
 
 class DecomposedBias(nn.Module):
     """Products of the query with a learned vector for the distance in rows and one for that in columns (SAM)."""
+
+    no_decay: ClassVar[tuple[str, ...]] = ("rows", "columns")
 
     def __init__(self, grid: tuple[int, int], per_head: int) -> None:
         super().__init__()

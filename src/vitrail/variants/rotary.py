@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,8 @@ class Rotation(NamedTuple):
 
 class Rotary(nn.Module):
     """The rotations of every block for a grid, of one of the kinds that `VariantConfig.rotary` names."""
+
+    no_decay: ClassVar[tuple[str, ...]] = ("frequencies",)
 
     def __init__(self, variant: VariantConfig, width: int, heads: int, depth: int) -> None:
         super().__init__()

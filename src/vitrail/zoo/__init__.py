@@ -175,7 +175,10 @@ def convert(
         raise UserError(f"{out} exists and is no checkpoint: choose another place to write to")
     task, certificate = load_certified(source, revision=revision, verify=verify)
     if to != "vitrail" and not task.portable:
-        raise UserError(f"{to} has no place for the task {task.name!r}: its checkpoints hold encoders and classifiers")
+        raise UserError(
+            f"{to} has no place for this model of the task {task.name!r}: its checkpoints hold encoders, "
+            "alone or with a linear head"
+        )
     writer: Any = source_named(TARGETS[to])
     writer.write(task, out)
     if verify:
