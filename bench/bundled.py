@@ -65,7 +65,7 @@ def caption(data: str, ways: list[str], environment: dict[str, str]) -> Row:
 def scores(name: str, *words: str, **environment: str) -> Row:
     """What `vitrail eval` prints."""
     found, _ = vitrail("eval", *words, **environment)
-    return {"part": found["split"], **{measure: found[measure] for measure in KEPT[name] if measure in found}}
+    return {"split": found["split"], **{measure: found[measure] for measure in KEPT[name] if measure in found}}
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def one(data: Path | None, seed: int, options: list[str], share: float) -> Row:
 def ours(data: Path, seed: int, out: Path, options: list[str]) -> Row:
     """Score and wall seconds of the whole command."""
     scores, seconds = vitrail("train", "folder", "--data", str(data), "--seed", str(seed), "--out", str(out), *options)
-    return {name: scores[name] for name in ("part", "top1", "count", "parameters")} | {"wall_seconds": seconds}
+    return {name: scores[name] for name in ("split", "top1", "count", "parameters")} | {"wall_seconds": seconds}
 
 
 def peer(data: Path, run: Run, seconds: float) -> Row:

@@ -363,7 +363,7 @@ def cifar10(bench: Bench) -> None:
         "train": " ".join(word.removeprefix(f"{ROOT}{os.sep}") for word in shown),
         "exit code": process.returncode,
         "wall seconds": round(wall, 1),
-        "part": scores.get("part"),
+        "split": scores.get("split"),
         **{name: scores[name] for name in ("top1", "top5", "calibration_error", "count") if name in scores},
         "goal": 0.94,
         "steps": trained[-1]["step"] if trained else 0,

@@ -50,7 +50,7 @@ def one(recipe: str, seed: int, out: Path, words: list[str]) -> Row:
     """Scores and wall seconds of one whole command."""
     shutil.rmtree(out, ignore_errors=True)
     scores, seconds = vitrail("train", recipe, "--seed", str(seed), "--out", str(out), *words)
-    kept = ("part", "top1", "top5", "cross_entropy", "calibration_error", "parameters", "count")
+    kept = ("split", "top1", "top5", "cross_entropy", "calibration_error", "parameters", "count")
     return {"seed": seed, "wall_seconds": seconds, "cores": machine()["cores"], **{k: scores[k] for k in kept}}
 
 

@@ -26,7 +26,7 @@ from vitrail.tasks.decoders import AttentiveDecoder, Decoder, Memory, RecurrentD
 from vitrail.tasks.encoder import KINDS, Encoder, encoder_for, one_vector, pooled_width, token_width
 from vitrail.tasks.matching import BagOfWords, Match
 from vitrail.tasks.search import Decoding, Written, write
-from vitrail.tasks.task import Batch, Checkpoint, Features, Metric, Prediction, Score, Settings, Task
+from vitrail.tasks.task import Batch, Checkpoint, Features, Metric, Prediction, Score, Section, Settings, Task
 from vitrail.vit import Tokens
 
 log = logging.getLogger("vitrail")
@@ -478,6 +478,12 @@ class Caption(Task):
     def human(cls, data: ImageSet) -> dict[str, Any]:
         assert isinstance(data, CaptionSet)
         return human_ceiling(dict(enumerate(data.captions)))
+
+    @classmethod
+    def report(cls, run: Any) -> list[Section]:
+        from vitrail.tasks.caption_report import sections
+
+        return sections(run)
 
     def config(self) -> dict[str, Any]:
         captioning = {**asdict(self.captioning), "decoding": asdict(self.option)}

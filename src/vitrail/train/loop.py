@@ -230,23 +230,23 @@ def evaluate(
 
 
 def finish(run: Run, parts: Components, folder: RunFolder, steps: int, seconds: float) -> dict[str, Any]:
-    """Read the test part once, with the checkpoint that was best on the validation part."""
+    """Read the test split once, with the checkpoint that was best on the validation split."""
     task = parts.task
     merge_lora(task)
     task.load_state_dict(open_files(folder.best).weights)
-    part, loader = ("test", parts.test) if parts.test else ("val", parts.val)
+    split, loader = ("test", parts.test) if parts.test else ("val", parts.val)
     try:
         scores = evaluate(task, loader)
     except UserError as error:  # too many bad images, which should not cost the run
-        if part == "val":
+        if split == "val":
             raise
-        log.warning(f"the test part is not scored, and the validation part stands in: {error}")
-        part, scores = "val", evaluate(task, parts.val)
-    if part == "test":
+        log.warning(f"the test split is not scored, and the validation split is in its place: {error}")
+        split, scores = "val", evaluate(task, parts.val)
+    if split == "test":
         folder.log(kind="test", step=steps, **scores)
     parameters = sum(p.numel() for p in task.parameters())
     folder.log(kind="done", step=steps, seconds=seconds, parameters=parameters)
-    return {"part": part, **scores, "seconds": seconds, "parameters": parameters}
+    return {"split": split, **scores, "seconds": seconds, "parameters": parameters}
 
 
 def _cut(batch: Batch, parts: int) -> Iterator[Batch]:
