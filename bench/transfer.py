@@ -36,11 +36,11 @@ from vitrail.data.augment import Augment
 from vitrail.data.sets import ImageSet, Splits, open_data
 from vitrail.recipes import RECIPES
 from vitrail.recipes.finetune import finetune, resolve_auto
+from vitrail.start import score_features
 from vitrail.train.build import build, evaluation_loader
 from vitrail.train.frozen import fit_frozen
 from vitrail.train.loop import evaluate, fit
 from vitrail.train.run import Run
-from vitrail.train.start import score_features
 from vitrail.train.state import RunFolder
 from vitrail.train.tune import Tune
 

@@ -131,7 +131,7 @@ def check_train(said: Said) -> None:
         return
     if "--json" in said.words:
         [row] = said.rows
-        assert row["part"] in ("test", "val") and row["fast_dev_run"]
+        assert row["split"] in ("test", "val") and row["fast_dev_run"]
     else:
         assert re.fullmatch(r"(test|val)( \w+ \d\.\d{4} )+ ?in \d+ s \(fast dev run\)\n", said.out), said.out
     [folder] = said.made

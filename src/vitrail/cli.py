@@ -72,7 +72,7 @@ def train(args: Sequence[str]) -> int:
     from vitrail.train.launcher import refuse_many_processes
 
     refuse_many_processes()
-    from vitrail.train.start import begin, resume_run
+    from vitrail.start import begin, resume_run
 
     if options.resume is not None:
         others = (name, options.data, options.init, options.out, options.group)
@@ -138,8 +138,8 @@ def evaluate(args: Sequence[str]) -> int:
     if options.human and given:
         raise UserError(f"{given[0]} is for a model's answers, and --human scores people: leave one out")
     from vitrail.report import NO_SCORES
+    from vitrail.start import score, score_people
     from vitrail.train.run import FAST_IMAGES
-    from vitrail.train.start import score, score_people
 
     images = FAST_IMAGES if options.fast_dev_run else None
     task = load_model(options.source, options.device, options.revision)

@@ -13,7 +13,7 @@ from vitrail.errors import UserError
 from vitrail.explain import explain
 from vitrail.files import write_whole
 from vitrail.recipes import RECIPES
-from vitrail.train.start import begin
+from vitrail.start import begin
 from vitrail.train.state import RunFolder
 
 SAMPLES = Path(__file__).parent / "zoo" / "samples"

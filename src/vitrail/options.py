@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field, make_dataclass, replace
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, NoReturn, get_origin
+from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin
 
 from vitrail.errors import UserError
 from vitrail.plain import Field, flat_fields
@@ -107,10 +107,20 @@ def task_flags() -> dict[str, int | None]:
     for name in TASKS:
         for field_name, entry in flat_fields(task_class(name).options()).items():
             flag = _flag(field_name)
-            flags[flag] = 0 if entry.kind is bool else None if get_origin(entry.kind) is tuple else 1
+            flags[flag] = _values(entry.kind)
             if entry.kind is bool:
                 flags[f"--no-{flag[2:]}"] = 0
     return flags
+
+
+def _values(kind: Any) -> int | None:
+    """How many values a flag of a type takes; None for any number."""
+    if kind is bool:
+        return 0
+    for member in (kind, *get_args(kind)):  # of a union
+        if get_origin(member) is tuple:
+            return None if Ellipsis in get_args(member) else len(get_args(member))
+    return 1
 
 
 def split_options(args: Sequence[str], flags: Mapping[str, int | None]) -> tuple[list[str], list[str]]:

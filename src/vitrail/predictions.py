@@ -49,20 +49,20 @@ def answer_files(task: Task, paths: Sequence[Path]) -> Iterator[Answered]:
     """The answer for each file, in order. Holds no more than a batch of images; warns of doubtful values last."""
     sources: list[Source] = []
     for start in range(0, len(paths), BATCH):
-        prepared: dict[Path, Tensor | UserError] = {}
+        prepared: dict[Path, Tensor | str] = {}
         for path in paths[start : start + BATCH]:
             try:
                 opened = EncodedImage(path)
                 prepared[path] = task.prepare(opened)
                 sources.append(opened.source)
             except UserError as error:
-                prepared[path] = error
-        read = [path for path, image in prepared.items() if not isinstance(image, UserError)]
-        answers = task.answers([image for image in prepared.values() if not isinstance(image, UserError)])
+                prepared[path] = str(error)  # the error itself would hold the image
+        read = [path for path, image in prepared.items() if not isinstance(image, str)]
+        answers = task.answers([image for image in prepared.values() if not isinstance(image, str)])
         found = dict(zip(read, answers, strict=True))
         for path in paths[start : start + BATCH]:
             answer = found.get(path)
-            said = {"error": str(prepared[path])} if answer is None else answer.row()
+            said = {"error": prepared[path]} if answer is None else answer.row()
             yield Answered(path, {"image": str(path), "task": task.name, **said}, answer)
     if (doubtful := doubt(sources)) is not None:
         log.warning(doubtful)
@@ -175,19 +175,20 @@ def as_parquet(rows: Lines, file: IO[bytes]) -> None:
     pa, pq = _pyarrow()
     columns = rows.columns()
     schema = pa.schema([("image", pa.string()), ("task", pa.string()), ("error", pa.string())])
-    for chunk in _chunks(rows):
+    for chunk in _chunks(rows, columns):
         found = pa.Table.from_pylist(chunk).schema
         schema = pa.unify_schemas([schema, found], promote_options="permissive")
     schema = pa.schema([schema.field(name) for name in columns])
     with pq.ParquetWriter(file, schema) as writer:
-        for chunk in _chunks(rows):
+        for chunk in _chunks(rows, columns):
             writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
 
 
-def _chunks(rows: Lines) -> Iterator[list[Row]]:
+def _chunks(rows: Lines, columns: Sequence[str]) -> Iterator[list[Row]]:
+    """Some rows at a time, each with every column."""
     chunk: list[Row] = []
     for row in rows:
-        chunk.append(_readable(row))
+        chunk.append({name: _readable(row.get(name)) for name in columns})
         if len(chunk) == CHUNK:
             yield chunk
             chunk = []

@@ -295,7 +295,7 @@ class Caption(Task):
         super().choose(changes)
         drawing = [name for name in changes if name in ("temperature", "top_k", "top_p", "sampling_seed")]
         if not self.option.sample and drawing:
-            flag = drawing[-1].removeprefix("sampling_").replace("_", "-")
+            flag = drawing[-1].replace("_", "-")
             raise UserError(f"--{flag} is for words that are drawn: add --sample")
         if (limit := self.decoder.max_length) is not None and changes.get("max_length", 0) > limit:
             log.warning(f"this model writes at most {limit} words: captions end there")

@@ -33,6 +33,7 @@ def _example(row: dict[str, Any]) -> str:
         return ""
     truth = row.get("truth")
     texts = truth.get("captions") if isinstance(truth, dict) else None
-    people = "".join(f"<li dir=auto>{escape(str(text))}</li>" for text in (texts or [])[:PEOPLE])
+    shown = texts[:PEOPLE] if isinstance(texts, list) else []
+    people = "".join(f"<li dir=auto>{escape(str(text))}</li>" for text in shown)
     caption = f"<b dir=auto>{escape(str(row['caption'])) or 'no words'}</b><ul>{people}</ul>"
     return example(row.get("image"), caption)

@@ -32,7 +32,8 @@ def sections(run: Any) -> list[Section]:
 
 
 def _example(row: dict[str, Any]) -> str:
-    guesses = [g for g in row.get("labels") or [] if isinstance(g, dict) and "label" in g][:3]
+    labels = row.get("labels")
+    guesses = [g for g in (labels if isinstance(labels, list) else []) if isinstance(g, dict) and "label" in g][:3]
     if not guesses:
         return ""
     truth = row.get("truth")

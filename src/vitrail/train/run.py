@@ -12,8 +12,7 @@ from typing import Any, Literal
 from vitrail.data.augment import Augment
 from vitrail.errors import UserError
 from vitrail.plain import describe, described, flat_fields, rebuild
-from vitrail.tasks import task_class
-from vitrail.tasks.classify import Classification
+from vitrail.tasks import TASKS, task_class
 from vitrail.tasks.encoder import KINDS, EncoderConfig
 from vitrail.tasks.task import Settings
 from vitrail.train.optim import Optim
@@ -25,6 +24,11 @@ FAST_STEPS, FAST_IMAGES = 3, 8
 """of a fast dev run: its steps, and the images of each split that it reads"""
 
 
+def _first_task() -> Settings:
+    """What a recipe that names no task trains: the first of `TASKS`."""
+    return task_class(next(iter(TASKS))).settings()
+
+
 @dataclass(frozen=True)
 class Run:
     """One training."""
@@ -33,7 +37,7 @@ class Run:
     """name of the recipe that these values came from"""
     data: str
     """a built-in name, a folder with one folder per class, or Parquet files"""
-    task: Settings = field(default_factory=Classification)
+    task: Settings = field(default_factory=_first_task)
     """the job, and how it is trained"""
     model: EncoderConfig = field(default_factory=ViTConfig)
     """the encoder; with `init`, only its image size and drop path count"""
@@ -161,7 +165,10 @@ def with_fields(run: Run, changes: Mapping[str, Any]) -> Run:
             raise UserError(
                 f"{flag} does not apply to the model that this run trains, of the kind {model}: leave it out"
             )
-    changed: Run = _replaced(run, changes)
+    try:
+        changed: Run = _replaced(run, changes)
+    except ValueError as error:  # of data/, which knows no UserError
+        raise UserError(str(error)) from None
     return changed
 
 
