@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -24,9 +25,20 @@ from vitrail.tasks.task import Metric, NoOptions, Prediction, Settings, Task
 SOURCE = Path(vitrail.__file__).parent
 FREE = ("tasks", "recipes")
 """rooms that know tasks"""
-READERS = "zoo"
-"""knows which task a checkpoint of another library holds"""
-FILES = sorted(path for path in SOURCE.rglob("*.py") if path.relative_to(SOURCE).parts[0] not in (*FREE, READERS))
+READERS = {"zoo/assemble.py", "zoo/captioners.py", "zoo/native.py"}
+"""make the task that a checkpoint holds"""
+PENDING = {"zoo/__init__.py"}
+"""still knows some, in `create` and `load`; the test fails as soon as it does not"""
+
+
+def files() -> Iterator[Any]:
+    for path in sorted(SOURCE.rglob("*.py")):
+        name = path.relative_to(SOURCE).as_posix()
+        if name.split("/")[0] not in FREE and name not in READERS:
+            marks = [pytest.mark.xfail(strict=True)] if name in PENDING else []
+            yield pytest.param(path, id=name, marks=marks)
+
+
 ASKING = {"isinstance", "issubclass", "hasattr", "getattr", "type"}
 """functions that ask what a thing is, in place of asking the contract"""
 GENERAL = {Task, Prediction, Settings, NoOptions, Metric}
@@ -133,7 +145,7 @@ def bound(tree: ast.AST) -> set[str]:
 SCORES = {score.name for name in TASKS if (score := task_class(name).score) is not None}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+@pytest.mark.parametrize("path", files())
 def test_no_code_knows_a_particular_task(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = list(faults(tree, data=path.relative_to(SOURCE).parts[0] == "data"))
