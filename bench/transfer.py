@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial, reduce
 from pathlib import Path
+from typing import Any
 
 import torch
 from harness import Parser, Row, record, recorded, tiny_cifar10, tiny_images
@@ -35,11 +36,11 @@ from vitrail.data.augment import Augment
 from vitrail.data.sets import ImageSet, Splits, open_data
 from vitrail.recipes import RECIPES
 from vitrail.recipes.finetune import finetune, resolve_auto
+from vitrail.start import score_features
 from vitrail.train.build import build, evaluation_loader
 from vitrail.train.frozen import fit_frozen
 from vitrail.train.loop import evaluate, fit
 from vitrail.train.run import Run
-from vitrail.train.start import score_features
 from vitrail.train.state import RunFolder
 from vitrail.train.tune import Tune
 
@@ -171,14 +172,17 @@ def planned(part: ImageSet, start: str, budget: Budget, seed: int) -> Run:
     task = zoo.load("classify")
     run = recipes.from_weights(finetune(len(part)), "classify", zoo.encoder_of(task).config)
 
-    def change(run: Run) -> Run:
-        # One evaluation, at the end: no step is chosen, so that noise in choosing does not blur the difference.
-        run = replace(run, seed=seed, epochs=budget.epochs, eval_every=budget.epochs, batch_size=budget.batch_size)
-        if budget.shift:
-            run = replace(run, augment=Augment(crop="shift", shift=budget.shift, flip=True))
-        return replace(run, workers=0, model=replace(run.model, image_size=(budget.size, budget.size)))
-
-    run = resolve_auto(run, len(part), len(part.classes), change)
+    # One evaluation, at the end: no step is chosen, so that noise in choosing does not blur the difference.
+    changes: dict[str, Any] = {
+        "seed": seed,
+        "epochs": budget.epochs,
+        "eval_every": budget.epochs,
+        "batch_size": budget.batch_size,
+    }
+    changes |= {"workers": 0, "image_size": (budget.size, budget.size)}
+    if budget.shift:
+        run = replace(run, augment=Augment(crop="shift", shift=budget.shift, flip=True))
+    run = resolve_auto(run, len(part), len(part.classes), changes)
     if start == "weights":
         return run
     own, recipe = task.preprocess, RECIPES[budget.scratch](len(part))

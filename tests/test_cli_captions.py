@@ -22,8 +22,8 @@ from vitrail.data.decode import Preprocess, decode
 from vitrail.data.sets import split_val
 from vitrail.data.targets import Texts
 from vitrail.data.text import Tokenizer
-from vitrail.explain.words import words_looked
-from vitrail.tasks.caption import Caption, Captioning, numbered
+from vitrail.explain import explain
+from vitrail.tasks.caption import Caption, Captioning, Captions, numbered
 from vitrail.tasks.caption_scores import caption_scores, human_ceiling
 from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.search import Decoding
@@ -207,11 +207,11 @@ def test_decodings(data: Path, run: Path, capsys: pytest.CaptureFixture[str]) ->
         for caption in row["captions"]:  # the score is then the log-probability, less that of the end
             assert caption["score"] <= sum(np.log(token["p"]) for token in caption["tokens"]) + 1e-4
     draws = ["--sample", "--beam", "2", "--top-p", "0.95", "--temperature", "2"]
-    drawn = printed(capsys, "predict", folder, "--model", run, *draws, "--seed", "5")
-    assert drawn == printed(capsys, "predict", folder, "--model", run, *draws, "--seed", "5")
-    assert drawn != printed(capsys, "predict", folder, "--model", run, *draws, "--seed", "6")
+    drawn = printed(capsys, "predict", folder, "--model", run, *draws, "--sampling-seed", "5")
+    assert drawn == printed(capsys, "predict", folder, "--model", run, *draws, "--sampling-seed", "5")
+    assert drawn != printed(capsys, "predict", folder, "--model", run, *draws, "--sampling-seed", "6")
     # An image's draws are its own, whichever others are asked for.
-    (alone,) = printed(capsys, "predict", drawn[3]["image"], "--model", run, *draws, "--seed", "5")
+    (alone,) = printed(capsys, "predict", drawn[3]["image"], "--model", run, *draws, "--sampling-seed", "5")
     assert [c["caption"] for c in alone["captions"]] == [c["caption"] for c in drawn[3]["captions"]]
     (scores,) = printed(capsys, "eval", run, "--data", data, "--beam", "1", "--max-length", "3")
     assert scores["length"] <= 2
@@ -222,7 +222,9 @@ def test_wrong_options(data: Path, run: Path, capsys: pytest.CaptureFixture[str]
     assert "--top-p is for words that are drawn: add --sample" in refused(
         capsys, "predict", one, "--model", run, "--top-p", "0.5"
     )
-    assert "--seed is for words that are drawn" in refused(capsys, "eval", run, "--data", data, "--seed", "1")
+    assert "--sampling-seed is for words that are drawn" in refused(
+        capsys, "eval", run, "--data", data, "--sampling-seed", "1"
+    )
     assert "beam and max_length must be at least 1" in refused(capsys, "predict", one, "--model", run, "--beam", "0")
     assert "--beam is for captioners, and this model's task is classify" in refused(
         capsys, "predict", one, "--model", "classify", "--beam", "2"
@@ -392,11 +394,14 @@ def test_what_training_held_back_is_scored(
 
 
 def test_explain_draws_the_caption_that_predict_says(data: Path, run: Path, tmp_path: Path) -> None:
-    task, image = checked(Caption, vitrail.load(run)), decode(data / "val" / "images" / "val1.png", 3)
-    for seed in range(5):
+    task, path = checked(Caption, vitrail.load(run)), data / "val" / "images" / "val1.png"
+    for seed in range(3):
         task.option = Decoding(sample=True, temperature=3.0, beam=1, max_length=8, sampling_seed=seed)
-        caption, _ = words_looked(task, task.preprocess(image)[None])
-        assert caption == task.predict([image])[0].caption
+        said = explain(task, path, tmp_path / "seen")
+        answer = task.predict([decode(path, 3)])[0]
+        assert isinstance(answer, Captions) and said["caption"] == answer.caption
+        words = [piece["text"] for piece in said["pieces"] if piece["text"] != "<end>"]
+        assert "".join(words).strip() == answer.caption
 
 
 def test_a_tokenizer_that_does_not_fit(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

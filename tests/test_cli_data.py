@@ -12,7 +12,7 @@ from PIL import Image
 from vitrail.cli import main
 from vitrail.data.groups import groups_of
 from vitrail.data.sets import open_data, split_val
-from vitrail.train.report import read_run
+from vitrail.report import read_run
 
 SMALL = ["--epochs=1", "--patch=8", "--width=24", "--heads=2", "--depth=1", "--device=cpu", "--workers=0"]
 SMALL += ["--image-size", "16", "16"]

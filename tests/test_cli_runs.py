@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,10 @@ from PIL import Image
 from vitrail.cli import main
 from vitrail.data.sets import open_data
 from vitrail.errors import UserError
+from vitrail.options import parse_fields
 from vitrail.recipes import RECIPES
 from vitrail.train.optim import factor
-from vitrail.train.run import FAST_IMAGES, FAST_STEPS
+from vitrail.train.run import FAST_IMAGES, FAST_STEPS, with_fields
 from vitrail.train.state import RunFolder
 from vitrail.variants import as_variant
 from vitrail.vit import ViTConfig
@@ -209,21 +211,58 @@ def test_one_number_is_a_square(sizes: list[str], size: list[int], capsys: pytes
 
 @pytest.mark.parametrize("name", ["mlp-cifar10", "cnn-cifar10", "rnn-digits", "caption-vit", "finetune"])
 def test_one_number_is_a_square_for_every_kind_of_encoder(name: str) -> None:
-    from vitrail.options import parse_run
-
-    run = parse_run(RECIPES[name](1000), ["--epochs", "2", "--image-size", "64", "--seed", "1"], name)
+    run = RECIPES[name](1000)
+    run = with_fields(run, parse_fields(run, ["--epochs", "2", "--image-size", "64", "--seed", "1"]))
     assert run.model.image_size == (64, 64) and run.epochs == 2 and run.seed == 1
 
 
 def test_fields_of_a_variant_are_flags_of_every_transformer() -> None:
-    from vitrail.options import parse_run
-
     run = RECIPES["digits"](1000)
-    assert parse_run(run, [], "digits") == run and type(parse_run(run, ["--qkv-bias"], "digits").model) is ViTConfig
-    changed = parse_run(run, ["--qk-norm", "--kv-heads", "2", "2", "2", "2"], "digits").model
-    assert changed == replace(as_variant(checked(ViTConfig, run.model)), qk_norm=True, kv_heads=(2, 2, 2, 2))
+    assert parse_fields(run, []) == {} and with_fields(run, {}) == run
+    assert type(with_fields(run, parse_fields(run, ["--qkv-bias"])).model) is ViTConfig
+    changes = parse_fields(run, ["--qk-norm", "--kv-heads", "2", "2", "2", "2"])
+    assert changes == {"qk_norm": True, "kv_heads": (2, 2, 2, 2)}
+    assert with_fields(run, changes).model == replace(as_variant(checked(ViTConfig, run.model)), **changes)
     with pytest.raises(UserError, match="unknown option --qk-norm"):
-        parse_run(RECIPES["cnn-cifar10"](1000), ["--qk-norm"], "cnn-cifar10")
+        parse_fields(RECIPES["cnn-cifar10"](1000), ["--qk-norm"])
+    with pytest.raises(UserError, match="--qk-norm does not apply to the model that this run trains, of the kind CNN"):
+        with_fields(RECIPES["cnn-cifar10"](1000), changes)
+
+
+def test_overrides_are_plain_values_that_fit_any_run() -> None:
+    """They are read by their types alone: values that only together are wrong are refused where they meet."""
+    run = RECIPES["finetune"](1000)
+    args = [
+        "--lr",
+        "1e-3",
+        "--no-balanced",
+        "--mean",
+        "0.1",
+        "0.2",
+        "0.3",
+        "--group",
+        "None",
+        "--method=lora",
+        "--fast_dev_run",
+    ]
+    changes = parse_fields(run, args)
+    assert changes == {
+        "lr": 1e-3,
+        "balanced": False,
+        "mean": (0.1, 0.2, 0.3),
+        "group": None,
+        "method": "lora",
+        "fast_dev_run": True,
+    }
+    changed = with_fields(run, changes)
+    assert (changed.optim.lr, changed.task.balanced, changed.tune.method) == (1e-3, False, "lora")
+    assert run == RECIPES["finetune"](1000) and with_fields(changed, {"lr": run.optim.lr}).optim == run.optim
+    wrong = parse_fields(run, ["--weighted", "--balanced"])
+    with pytest.raises(UserError, match="weighted and balanced both"):
+        with_fields(run, wrong)
+    assert parse_fields(RECIPES["caption-cnn-lstm"](9), ["--drop-path", "0.1"], also=("drop_path",)) == {
+        "drop_path": 0.1
+    }
 
 
 @pytest.mark.parametrize("sizes", [["64", "64", "64"], [], ["large"], ["64", "--seed"]])
@@ -281,11 +320,10 @@ def test_top_5_is_told_where_it_tells_something(
         for i in range(8):
             Image.new("RGB", (16, 16), (40 * k, i, 0)).save(tmp_path / "data" / split / str(k) / f"{i}.png")
     small = ["--image-size", "16", "--patch", "8", "--fast-dev-run", *TINY]
-    for said in (
-        printed(capsys, "train", "folder", "--data", tmp_path / "data", "--out", "run", *small),
-        printed(capsys, "eval", "run", "--data", tmp_path / "data"),
-    ):
-        assert "top1" in said and ("top5" in said) == shown
+    trained = printed(capsys, "train", "folder", "--data", tmp_path / "data", "--out", "run", *small)
+    assert re.fullmatch(r"test top1 \d+\.\d\d % in \d+ s \(fast dev run\)\n", trained)
+    said = printed(capsys, "eval", "run", "--data", tmp_path / "data")
+    assert "top1" in said and ("top5" in said) == shown
     row = json.loads(printed(capsys, "eval", "run", "--data", tmp_path / "data", "--json"))
     assert 0 <= row["top5"] <= 1 and not math.isnan(row["top5"])
     assert ("top 5" in Path("run/report.html").read_text()) == shown

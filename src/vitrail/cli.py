@@ -5,49 +5,37 @@ Standard output is for results, standard error for people. Wrong input ends in o
 
 from __future__ import annotations
 
-import argparse
-import errno
 import inspect
 import io
 import json
 import logging
-import os
-import select
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING
 
 from vitrail.errors import RunError, Stopped, UserError
-from vitrail.options import Parser, parse_run
+from vitrail.faults import CLOSED_PIPE, forget_output, nobody_reads, say_os_error
+from vitrail.options import (
+    HELP,
+    Parser,
+    parse_fields,
+    parse_options,
+    print_fields,
+    print_options,
+    split_options,
+    task_flags,
+)
 from vitrail.standard_error import own_lines
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from vitrail.tasks.task import Task
 
 SOURCE = "a run folder, a checkpoint of any layout, the name of bundled weights, or a Hub id"
 VERIFY = "tell what became of each weight, and compare with the source library's own model where it is installed"
 DATA = "a built-in name, a folder with one folder per class, or Parquet files"
 GROUP = "keep images of one group on one side of the validation split: parent, a regular expression, or a CSV file"
-DECODING = (
-    "beam",
-    "length_penalty",
-    "max_length",
-    "no_repeat_ngram_size",
-    "match",
-    "consensus",
-    "neighbours",
-    "sample",
-    "temperature",
-    "top_k",
-    "top_p",
-    "sampling_seed",
-)
-"""fields of `vitrail.tasks.search.Decoding` that are options"""
-
 log = logging.getLogger("vitrail")
 
 
@@ -78,13 +66,13 @@ def train(args: Sequence[str]) -> int:
     parser.add_argument("--group", help=GROUP)
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder; give no recipe")
     parser.add_argument("--json", action="store_true", help="print the scores as one line of JSON")
-    wants_help = any(a in ("-h", "--help") for a in args) and args[0] not in ("-h", "--help")
-    options, rest = parser.parse_known_args([a for a in args if not (wants_help and a in ("-h", "--help"))])
+    wants_help = any(arg in HELP for arg in args) and args[0] not in HELP
+    options, rest = parser.parse_known_args([arg for arg in args if not (wants_help and arg in HELP)])
     name = options.recipe
     from vitrail.train.launcher import refuse_many_processes
 
     refuse_many_processes()
-    from vitrail.train.start import begin, resume_run
+    from vitrail.start import begin, resume_run
 
     if options.resume is not None:
         others = (name, options.data, options.init, options.out, options.group)
@@ -92,7 +80,7 @@ def train(args: Sequence[str]) -> int:
             raise UserError(
                 "--resume takes the run as it was begun: give it no recipe and no other option than --device"
             )
-        scores = resume_run(options.resume, options.device)
+        trained = resume_run(options.resume, options.device)
     else:
         from vitrail import recipes
 
@@ -106,25 +94,24 @@ def train(args: Sequence[str]) -> int:
         recipe = recipes.find(name)
         if wants_help:
             print(f"{inspect.getdoc(recipe)}\n\n{parser.format_help()}\nFields of the recipe:\n")
-            parse_run(recipe(10_000), ["--help"], name)
-        scores = begin(
+            print_fields(recipe(10_000), name)
+            return 0
+        trained = begin(
             recipe,
             options.data,
             options.init,
-            lambda run: parse_run(run, rest, name),
+            parse_fields(recipe(10_000), rest, () if options.init is None else recipes.FREE),
             options.out,
             options.device,
             options.group,
         )
+    scores, rule = trained.scores, trained.task.score
     if options.json:
         print(json.dumps(scores))
-    else:
-        first = list(fractions(scores).items())[:2]
-        print(
-            scores["split"],
-            *(f"{name} {value:.4f} " for name, value in first),
-            f"in {scores['seconds']:.0f} s" + " (fast dev run)" * ("fast_dev_run" in scores),
-        )
+        return 0
+    value = f" {rule.name} {rule.text(scores[rule.name]) or 'none'}" if rule is not None else ""
+    fast = " (fast dev run)" * ("fast_dev_run" in scores)
+    print(f"{scores['split']}{value} in {scores['seconds']:.0f} s{fast}")
     return 0
 
 
@@ -140,105 +127,80 @@ def evaluate(args: Sequence[str]) -> int:
         "--human", action="store_true", help="score people instead: each image's captions against its others"
     )
     parser.add_argument("--shuffle-images", action="store_true", help="the control: captions of the wrong images")
-    parser.add_decoding()
     parser.add_fast_dev_run()
     parser.add_argument("--json", action="store_true", help="print every score as one line of JSON")
-    options = parser.parse_args(args)
-    of_models = ("revision", "probe", "shuffle_images", *DECODING)
-    given = [name for name in of_models if (value := getattr(options, name)) is not None and value is not False]
+    if (named := parser.parse_help(args)) is not None:
+        return print_help(parser, named.source, named.revision)
+    chosen, others = split_options(args, task_flags())
+    options = parser.parse_args(others, lambda given: load_model(given.source, given.device, given.revision))
+    of_models = {"--revision": options.revision, "--probe": options.probe, "--shuffle-images": options.shuffle_images}
+    given = [*(flag for flag, value in of_models.items() if value), *(word.partition("=")[0] for word in chosen)]
     if options.human and given:
-        raise UserError(
-            f"--{given[0].replace('_', '-')} is for a model's answers, and --human scores people: leave one out"
-        )
-    from vitrail.train.report import NO_SCORES
+        raise UserError(f"{given[0]} is for a model's answers, and --human scores people: leave one out")
+    from vitrail.report import NO_SCORES
+    from vitrail.start import score, score_people
     from vitrail.train.run import FAST_IMAGES
-    from vitrail.train.start import score, score_people
 
     images = FAST_IMAGES if options.fast_dev_run else None
+    task = load_model(options.source, options.device, options.revision)
     if options.human:
-        part, scores = score_people(options.source, options.data, options.split, images)
+        split, scores = score_people(task, options.data, options.split, images)
     else:
-        part, scores = score(
-            at_revision(options.source, options.revision),
-            options.data,
-            options.split,
-            options.device,
-            options.probe,
-            options.shuffle_images,
-            chosen_options(options),
-            images,
-        )
+        task.choose(parse_options(task, chosen))
+        source = at_revision(options.source, options.revision)
+        split, scores = score(task, source, options.data, options.split, options.probe, options.shuffle_images, images)
     if options.fast_dev_run:
         log.warning(f"fast dev run: at most {images} images of each split; {NO_SCORES}")
         scores["fast_dev_run"] = True
     if options.json:
         print(
             json.dumps(
-                {"source": "human" if options.human else options.source, "data": options.data, "split": part, **scores}
+                {"source": "human" if options.human else options.source, "data": options.data, "split": split, **scores}
             )
         )
         return 0
-    print(f"{part}: {scores['count']} images" + ", each with the captions of another" * options.shuffle_images)
-    for name, value in fractions(scores).items():
+    print(f"{split}: {scores['count']} images" + ", each with the captions of another" * options.shuffle_images)
+    for name, value in task.told(scores).items():
         print(f"  {name:<18} {value:.4f}")
     return 0
 
 
-def chosen_options(options: argparse.Namespace) -> dict[str, Any]:
-    """The options of the task that were given."""
-    return {name: value for name in DECODING if (value := getattr(options, name)) is not None}
-
-
-def fractions(scores: dict[str, Any]) -> dict[str, float]:
-    """The scores that are one number and tell people something, in the task's order."""
-    # Of five classes, one of the first five guesses is always right.
-    classes = len(scores.get("per_class", ()))
-    hidden = {"seconds", "top5"} if classes < 6 else {"seconds"}
-    return {name: value for name, value in scores.items() if isinstance(value, float) and name not in hidden}
-
-
 def predict(args: Sequence[str]) -> int:
-    """Answer for images: `vitrail predict IMAGE|FOLDER... [--model SOURCE] [--json]`."""
+    """Answer for images: `vitrail predict IMAGE|FOLDER... [--model SOURCE] [--json] [--out FILE|FOLDER]`."""
     parser = Parser("predict", predict)
     parser.add_argument("images", nargs="+", help="images, or folders of them")
     parser.add_argument("--model", default="classify", help=SOURCE)
     parser.add_revision()
     parser.add_argument("--verify", action="store_true", help=VERIFY)
-    parser.add_decoding()
-    parser.add_argument("--json", action="store_true", help="print one object a line for each image")
-    options = parser.parse_args(args)
+    parser.add_argument(
+        "--out", type=Path, help="write a row per image into a .csv, .jsonl or .parquet file, or figures into a folder"
+    )
+    parser.add_argument("--json", action="store_true", help="print one object per line for each image")
+    if (named := parser.parse_help(args)) is not None:
+        return print_help(parser, named.model, named.revision)
+    chosen, others = split_options(args, task_flags())
+    options = parser.parse_args(others, lambda given: load_model(given.model, given.device, given.revision))
     from vitrail.data.sources import images_of
+    from vitrail.predictions import answer_files, output_to
 
     paths = images_of(options.images)
+    output = output_to(options.out, options.images, paths)
     task = load_model(options.model, options.device, options.revision, options.verify)
-    task.choose(chosen_options(options))
-    from vitrail.data.decode import EncodedImage
-    from vitrail.data.pixels import Source, doubt
-
+    task.choose(parse_options(task, chosen))
     code = 0
-    sources: list[Source] = []
-    for start in range(0, len(paths), 32):
-        rows: list[dict[str, Any]] = []
-        texts: dict[str, str] = {}
-        prepared: list[tuple[dict[str, Any], Tensor]] = []
-        for path in paths[start : start + 32]:
-            row: dict[str, Any] = {"image": str(path), "task": task.name}
-            rows.append(row)
-            try:
-                opened = EncodedImage(path)
-                prepared.append((row, task.prepare(opened)))
-                sources.append(opened.source)
-            except UserError as error:
-                row["error"], code = str(error), UserError.exit_code
-        for (row, _), answer in zip(prepared, task.answers([image for _, image in prepared]), strict=True):
-            row.update(answer.row())
-            texts[row["image"]] = answer.text()
-        for row in rows:
-            print(json.dumps(row) if options.json else f"{row['image']}: {texts.get(row['image'], 'no answer')}")
-            if "error" in row and not options.json:
-                print(row["error"], file=sys.stderr)
-    if (found := doubt(sources)) is not None:
-        log.warning(found)
+    with output:
+        for answered in answer_files(task, paths):
+            row = output.take(answered)
+            if "error" in row:
+                code = UserError.exit_code
+                if not options.json:
+                    print(row["error"], file=sys.stderr)
+            if options.json:
+                print(json.dumps(row))
+            elif output.line is not None:
+                print(output.line)
+    if (where := output.where) is not None and not options.json:
+        print(where)
     return code
 
 
@@ -264,10 +226,10 @@ def compare(args: Sequence[str]) -> int:
     parser = Parser("compare", compare)
     parser.add_argument("runs", type=Path, nargs="+", help="run folders")
     parser.add_argument("--out", type=Path, help="draw a plot into this PNG file too")
-    parser.add_argument("--json", action="store_true", help="print one object a line for each run")
+    parser.add_argument("--json", action="store_true", help="print one object per line for each run")
     options = parser.parse_args(args)
-    from vitrail.train.compare import as_table
-    from vitrail.train.compare import compare as side_by_side
+    from vitrail.report.compare import as_table
+    from vitrail.report.compare import compare as side_by_side
 
     rows = side_by_side(options.runs, options.out)
     print("\n".join(map(json.dumps, rows)) if options.json else as_table(rows))
@@ -345,31 +307,6 @@ def answer(args: list[str]) -> int:
         return Stopped.exit_code
 
 
-CLOSED_PIPE = 141
-"""exit code where nobody reads the output any more: what a shell gives for `cat`"""
-
-
-NO_PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG)
-"""errors of a place where nothing can be written"""
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPIPE)
-"""errors of writing"""
-NO_ACCESS = (errno.EPERM, errno.EIO)
-"""errors of reading as much as of writing"""
-
-
-def say_os_error(error: OSError) -> int:
-    """Print what the system refused in one line and return the exit code; an error that tells nothing is raised."""
-    if error.errno in NO_PLACE and error.filename is not None:
-        print(f"vitrail: cannot write {error.filename}: {error.strerror}; choose another --out", file=sys.stderr)
-        return UserError.exit_code
-    if error.errno not in (*NO_ROOM, *NO_ACCESS):
-        raise error
-    what = "read or write" if error.errno in NO_ACCESS else "write"
-    print(f"vitrail: cannot {what} {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
-    forget_output()
-    return RunError.exit_code
-
-
 def run(args: list[str]) -> int:
     """Run one command; what goes wrong is raised."""
     if not args or args[0] in ("-h", "--help"):
@@ -390,27 +327,17 @@ def run(args: list[str]) -> int:
     return COMMANDS[args[0]](args[1:])
 
 
-def nobody_reads(stream: TextIO) -> bool:
-    """Whether what is printed goes to a pipe that has no reader any more."""
-    try:
-        place = stream.fileno()
-    except (OSError, ValueError):  # closed, or no file
-        return False
-    poll = select.poll()
-    poll.register(place, select.POLLOUT)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
+def print_help(parser: Parser, source: str | None, revision: str | None) -> int:
+    """The help of a command, with the options of the named model's task."""
+    print(parser.format_help())
+    if source is None:
+        print(f"The options of a model's task are listed by `{parser.prog} SOURCE --help`.")
+    else:
+        print_options(load_model(source, "cpu", revision), parser.prog)
+    return 0
 
 
-def forget_output() -> None:
-    """Drop what cannot be printed: Python would try once more as it ends, and fail with lines of its own."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()  # it is another file that could not be written
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def load_model(source: str, device: str | None, revision: str | None, verify: bool) -> Task:
+def load_model(source: str, device: str | None, revision: str | None, verify: bool = False) -> Task:
     """The model of a source on the chosen device."""
     from vitrail.train.device import choose_device
     from vitrail.zoo import load

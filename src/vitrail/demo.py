@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -15,7 +13,7 @@ from vitrail.errors import UserError
 from vitrail.explain import explain
 from vitrail.files import write_whole
 from vitrail.recipes import RECIPES
-from vitrail.train.start import begin
+from vitrail.start import begin
 from vitrail.train.state import RunFolder
 
 SAMPLES = Path(__file__).parent / "zoo" / "samples"
@@ -27,8 +25,7 @@ def run_demo(out: Path, device: str | None, fast_dev_run: bool = False) -> None:
     """Train on digits, test, draw attention, classify sample images, and say what to do next."""
     make_room(out)
     print("1. Training a Vision Transformer on handwritten digits of 8x8 pixels", flush=True)
-    change = partial(replace, fast_dev_run=fast_dev_run)
-    scores = begin(RECIPES["digits"], "digits", None, change, out / "digits", device)
+    scores = begin(RECIPES["digits"], "digits", None, {"fast_dev_run": fast_dev_run}, out / "digits", device).scores
     print(
         f"2. Test: {scores['top1']:.2%} of {scores['count']} digits that it never saw, after {scores['seconds']:.0f} s"
     )

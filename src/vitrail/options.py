@@ -8,16 +8,20 @@ import inspect
 import io
 import itertools
 import re
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import field, make_dataclass, replace
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin
 
 from vitrail.errors import UserError
+from vitrail.plain import Field, flat_fields
+from vitrail.tasks import TASKS, task_class
 
 if TYPE_CHECKING:
+    from vitrail.tasks.task import Task
     from vitrail.train.run import Run
+
+HELP = ("-h", "--help")
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,28 +39,6 @@ class Parser(argparse.ArgumentParser):
         """For commands that load a model."""
         self.add_argument("--revision", help="branch, tag or commit of a Hub id; SOURCE@REVISION says the same")
 
-    def add_decoding(self) -> None:
-        """For commands that may write captions; what is left out stays as the captioner's checkpoint says."""
-        group = self.add_argument_group("how captions are written", "as the captioner's checkpoint says if left out")
-        group.add_argument("--beam", type=int, help="captions kept at each word, and given; 1 is greedy")
-        group.add_argument(
-            "--length-penalty", "--length-penalty", type=float, help="0 favours short captions, 1 compares means a word"
-        )
-        group.add_argument("--max-length", type=int, help="words of a caption at most, its end included")
-        group.add_argument("--no-repeat-ngram-size", type=int, help="no row of so many words comes twice; 0 allows it")
-        group.add_argument(
-            "--match", type=float, help="how much a caption's match with the image counts; 0: not at all"
-        )
-        group.add_argument("--consensus", type=float, help="how much its CIDEr with like images' captions counts")
-        group.add_argument("--neighbours", type=int, help="how many like images that are")
-        group.add_argument(
-            "--sample", action=argparse.BooleanOptionalAction, help="draw --beam captions in place of a search"
-        )
-        group.add_argument("--temperature", type=float, help="below 1 likely words become likelier to be drawn")
-        group.add_argument("--top-k", type=int, help="draw among so many likeliest words; 0 for all")
-        group.add_argument("--top-p", type=float, help="draw among the likeliest words with this share of the odds")
-        group.add_argument("--seed", type=int, dest="sampling_seed", help="of the draws")
-
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} ({self.prog} --help lists the options)")
 
@@ -70,50 +52,179 @@ class Parser(argparse.ArgumentParser):
             refuse_url(arg.partition("=")[2] if arg.startswith("-") else arg)
         return super().parse_known_args(args)
 
-    def parse_args(self, args: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
-        """As argparse does, with the nearest option's name for one that is unknown."""
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str], task: Callable[[argparse.Namespace], Task] | None = None
+    ) -> argparse.Namespace:
+        """As argparse does, with the nearest name for an option that is unknown.
+
+        `task` loads the model of a command that takes the options of its task, which may be meant too.
+        """
         options, rest = self.parse_known_args(args)
         if rest:
             known = [name for action in self._actions for name in action.option_strings]
+            known += [] if task is None else map(_flag, flat_fields(task(options).option))
             raise UserError(_unknown(rest[0], known))
         return options
 
+    def parse_help(self, args: Sequence[str]) -> argparse.Namespace | None:
+        """What a call for help names, in which nothing is required; None for any other call."""
+        if not any(arg in HELP for arg in args):
+            return None
+        for action in self._actions:
+            action.required = False
+        return self.parse_known_args([arg for arg in args if arg not in HELP])[0]
 
-def parse_run(run: Run, args: Sequence[str], name: str) -> Run:
-    """A recipe's run with the fields that the arguments change. tyro prints boxes; a person gets one line.
 
-    The fields of a variant are flags of every recipe that trains a Vision Transformer.
+def parse_fields(run: Run, args: Sequence[str], also: Sequence[str] = ()) -> dict[str, Any]:
+    """The fields of a recipe's run that the arguments set, as plain values.
+
+    The fields of a variant are flags of every recipe that trains a Vision Transformer, and those of `also` of every
+    recipe: the model of the weights that it starts from may have them.
     """
-    import tyro
+    from vitrail.variants import VariantConfig
 
-    from vitrail.train.run import choices, field_names
-    from vitrail.variants import as_variant, simplest
+    known = flat_fields(_spelled_out(run))
+    known |= {name: entry for name, entry in flat_fields(VariantConfig()).items() if name in also and name not in known}
+    return _parsed(known, squared(args))
+
+
+def print_fields(run: Run, name: str) -> None:
+    """The help of a recipe's fields."""
+    _print_help(_spelled_out(run), f"vitrail train {name}")
+
+
+def _spelled_out(run: Run) -> Run:
+    """The run with every field of a variant."""
+    from vitrail.variants import as_variant
     from vitrail.vit import ViTConfig
 
-    if isinstance(run.model, ViTConfig):
-        run = replace(run, model=as_variant(run.model))
-    known = [f"--{field.replace('_', '-')}" for field in field_names(run)]
-    known += [f"--no-{option[2:]}" for option in known]
-    for option in args:
-        option = option.split("=")[0].replace("_", "-")
-        if option.startswith("--") and option != "--help" and option not in known:
-            raise UserError(_unknown(option, known))
-    _check_choices(args, choices(run))
+    return replace(run, model=as_variant(run.model)) if isinstance(run.model, ViTConfig) else run
+
+
+def task_flags() -> dict[str, int | None]:
+    """The flags of the options of all tasks, and how many values each takes; None for any number."""
+    flags: dict[str, int | None] = {}
+    for name in TASKS:
+        for field_name, entry in flat_fields(task_class(name).options()).items():
+            flag = _flag(field_name)
+            flags[flag] = _values(entry.kind)
+            if entry.kind is bool:
+                flags[f"--no-{flag[2:]}"] = 0
+    return flags
+
+
+def _values(kind: Any) -> int | None:
+    """How many values a flag of a type takes; None for any number."""
+    if kind is bool:
+        return 0
+    for member in (kind, *get_args(kind)):  # of a union
+        if get_origin(member) is tuple:
+            return None if Ellipsis in get_args(member) else len(get_args(member))
+    return 1
+
+
+def split_options(args: Sequence[str], flags: Mapping[str, int | None]) -> tuple[list[str], list[str]]:
+    """The arguments that are flags of tasks with their values, and the others.
+
+    They are told apart before a model is loaded, since only then it is clear which of the others names the model.
+    """
+    given: list[str] = []
+    others: list[str] = []
+    words = list(args)
+    while words:
+        word = words.pop(0)
+        flag, equals, _ = word.partition("=")
+        if word == "--":
+            return given, [*others, word, *words]
+        if (flag := _normal(flag)) not in flags:
+            others.append(word)
+            continue
+        count = 0 if equals else flags[flag]
+        if count is None:
+            count = len(list(itertools.takewhile(lambda other: not other.startswith("-"), words)))
+        given += [word, *words[:count]]
+        del words[:count]
+    return given, others
+
+
+def parse_options(task: Task, args: Sequence[str]) -> dict[str, Any]:
+    """The options of a task that the arguments set, as plain values for `Task.choose`."""
+    known = flat_fields(task.option)
+    for name in filter(None, (_named(arg, _anyones()) for arg in args)):
+        if name not in known:
+            owners = [other for other in TASKS if name in flat_fields(task_class(other).options())]
+            raise UserError(
+                f"{_flag(name)} is an option of the task{'s' * (len(owners) > 1)} {' and '.join(owners)}, and this "
+                f"model's task is {task.name}: leave it out"
+            )
+    return _parsed(known, args)
+
+
+def print_options(task: Task, command: str) -> None:
+    """The help of the options of a model's task."""
+    if flat_fields(task.option):
+        print(f"\nOptions of this model's task, {task.name}; as the model has them if left out:\n")
+        _print_help(task.option, command)
+    else:
+        print(f"\nThis model's task, {task.name}, has no options of its own.")
+
+
+def _anyones() -> set[str]:
+    return {field for name in TASKS for field in flat_fields(task_class(name).options())}
+
+
+def _parsed(known: Mapping[str, Field], args: Sequence[str]) -> dict[str, Any]:
+    """The values of the fields that the arguments name. tyro prints boxes; a person gets one line.
+
+    Values are read by their types alone: whether they go together is told where they are put into the dataclass.
+    """
+    flags = [_flag(name) for name in known]
+    flags += [f"--no-{_flag(name)[2:]}" for name, entry in known.items() if entry.kind is bool]
+    for arg in args:
+        option = _normal(arg.partition("=")[0])
+        if option.startswith("--") and option not in flags:
+            raise UserError(_unknown(option, flags))
+    _check_choices(args, {name: entry.words for name, entry in known.items() if entry.words})
+    if not args:
+        return {}
+    import tyro
+
+    given = [name for name in known if any(_named(arg, known) == name for arg in args)]
+    asked = make_dataclass("Options", [(name, known[name].kind, field(default=known[name].value)) for name in given])
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(sys.stdout if "--help" in args else said):
-            changed = tyro.cli(
-                type(run),
-                prog=f"vitrail train {name}",
-                args=squared(args),
-                default=run,
-                config=(tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands),
-            )
-    except SystemExit as end:
-        if end.code == 0:
-            raise
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            values: Any = tyro.cli(asked, args=args, config=(tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands))
+    except SystemExit:
         raise UserError(_one_line(said.getvalue())) from None
-    return replace(changed, model=simplest(changed.model)) if isinstance(changed.model, ViTConfig) else changed
+    return {name: getattr(values, name) for name in given}
+
+
+def _print_help(value: Any, prog: str) -> None:
+    import tyro
+
+    with contextlib.suppress(SystemExit):
+        config = (tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands)
+        tyro.cli(type(value), prog=prog, args=["--help"], default=value, config=config)
+
+
+def _flag(name: str) -> str:
+    """The flag of a field."""
+    return f"--{name.replace('_', '-')}"
+
+
+def _normal(flag: str) -> str:
+    """A flag as it is listed: `--top_k` is `--top-k`."""
+    return flag.replace("_", "-") if flag.startswith("--") else flag
+
+
+def _named(arg: str, known: Iterable[str]) -> str | None:
+    """The field that an argument names; None for a value."""
+    option = arg.partition("=")[0]
+    if not option.startswith("--"):
+        return None
+    name = option[2:].replace("-", "_")
+    return name if name in known else name.removeprefix("no_")
 
 
 def squared(args: Sequence[str]) -> list[str]:

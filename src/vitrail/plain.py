@@ -1,11 +1,49 @@
-"""Dataclasses as plain data and back: what `config.json` and `recipe.json` hold."""
+"""Dataclasses as plain data and back, for `config.json` and `recipe.json`, and their fields, for options."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, is_dataclass
-from typing import Any, TypeVar, get_type_hints
+from dataclasses import asdict, fields, is_dataclass
+from types import UnionType
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+
+
+class Field(NamedTuple):
+    """A field of a dataclass, or of one inside it."""
+
+    kind: Any
+    """its type"""
+    value: Any
+
+    @property
+    def words(self) -> list[str]:
+        """The few words that it can be; none where it takes more than a few, or is a flag without a value."""
+        return [] if self.kind is bool else _words(self.kind)
+
+
+def flat_fields(value: Any) -> dict[str, Field]:
+    """Every field of a dataclass and of those inside it, by name."""
+    found: dict[str, Field] = {}
+    hints = get_type_hints(type(value))
+    for entry in fields(value):
+        own = getattr(value, entry.name)
+        found |= flat_fields(own) if is_dataclass(own) else {entry.name: Field(hints[entry.name], own)}
+    return found
+
+
+def _words(kind: Any) -> list[str]:
+    """What a field of this type can be, as text; none where that is more than a few words."""
+    if get_origin(kind) is Literal:
+        return [str(word) for word in get_args(kind)]
+    if kind is bool:
+        return ["True", "False"]
+    if kind is type(None):
+        return ["None"]
+    if get_origin(kind) in (Union, UnionType):
+        members = [_words(member) for member in get_args(kind)]
+        return [word for words in members for word in words] if all(members) else []
+    return []
 
 
 def rebuild(kind: type[T], values: dict[str, Any]) -> T:

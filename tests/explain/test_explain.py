@@ -100,7 +100,7 @@ def test_explain_writes_images_and_numbers(tmp_path: Path, changes: dict[str, An
         with Image.open(out / name) as drawn:
             assert min(drawn.size) > 100
             assert len(set(drawn.convert("L").tobytes())) > 5, f"{name} is empty"
-    assert len(result["predictions"]) == 3
+    assert len(result["labels"]) == 3
     assert result["notes"] == []
     numbers = json.loads((out / "numbers.json").read_text())
     config = encoder_of(task).config
@@ -116,13 +116,13 @@ def test_explain_writes_images_and_numbers(tmp_path: Path, changes: dict[str, An
 
 
 def test_what_a_model_lacks_is_left_out_and_said(tmp_path: Path) -> None:
-    """Without positions there is no image of them, without a head there are no predictions."""
+    """Without positions there is no figure of them; without a head the answer is a vector."""
     image = Image.new("L", (30, 20))
     result = explain(vitrail.create("nano/2", positions="none"), image, tmp_path / "out")
     assert not (tmp_path / "out" / "positions.png").exists()
     assert "no positions" in result["notes"][0]
     assert "no positions" in (tmp_path / "out" / "index.html").read_text()
-    assert result["predictions"] == []
+    assert len(result["embedding"]) == 64 and "labels" not in result
 
 
 def test_bad_input_writes_nothing(tmp_path: Path) -> None:

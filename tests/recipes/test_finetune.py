@@ -6,7 +6,6 @@ import json
 import math
 import os
 import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,12 +26,12 @@ from vitrail.errors import Stopped
 from vitrail.recipes import from_weights
 from vitrail.recipes.finetune import FEW, FEW_A_CLASS, NARROW, choose, finetune, resolve_auto
 from vitrail.recipes.folder import folder
+from vitrail.report.compare import compare
 from vitrail.tasks.classify import Classification, Classify
 from vitrail.tasks.knn import Neighbours
 from vitrail.tasks.task import Features, Task
 from vitrail.train import frozen, loop
 from vitrail.train.build import build, evaluation_loader, start
-from vitrail.train.compare import compare
 from vitrail.train.probe import features
 from vitrail.train.run import Run
 from vitrail.train.state import RunFolder
@@ -220,7 +219,7 @@ def test_the_size_of_the_data_chooses() -> None:
 
 
 def test_the_choice_is_said_once_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
-    run = resolve_auto(finetune(243), 243, 2, lambda run: run)
+    run = resolve_auto(finetune(243), 243, 2, {})
     assert run.tune.method == "lora" and run.optim.lr == 5e-4
     [line] = caplog.messages
     assert line.startswith("method lora, since 243 images, 121 a class, are enough to adapt the encoder")
@@ -229,16 +228,9 @@ def test_the_choice_is_said_once_with_its_reason(caplog: pytest.LogCaptureFixtur
 
 @pytest.mark.parametrize("method, lr, decay", [("full", 1e-4, 0.75), ("lora", 5e-4, 1.0), ("last-blocks", 1e-4, 1.0)])
 def test_what_is_asked_for_is_kept(method: str, lr: float, decay: float, caplog: pytest.LogCaptureFixture) -> None:
-    def asked(**optim: float) -> Callable[[Run], Run]:
-        return lambda run: replace(
-            run,
-            tune=replace(run.tune, method=method),  # type: ignore[arg-type]
-            optim=replace(run.optim, **optim),  # type: ignore[arg-type]
-        )
-
-    run = resolve_auto(finetune(243), 243, 2, asked())
+    run = resolve_auto(finetune(243), 243, 2, {"method": method})
     assert (run.tune.method, run.optim.lr, run.optim.layer_decay) == (method, lr, decay)
-    assert resolve_auto(finetune(243), 243, 2, asked(lr=0.3)).optim.lr == 0.3
+    assert resolve_auto(finetune(243), 243, 2, {"method": method, "lr": 0.3}).optim.lr == 0.3
     assert not caplog.messages, "a method that was asked for needs no reason"
 
 
@@ -247,11 +239,9 @@ def test_a_narrower_model_gets_a_higher_rate_and_a_small_one_moves_as_from_scrat
     model = checked(ViTConfig, run.model)
     narrower = replace(run, model=replace(model, width=384, heads=6))
     small = replace(run, model=replace(model, width=192, heads=3))
-    assert (
-        resolve_auto(narrower, 5000, 10, lambda r: r).optim.lr == 2 * resolve_auto(run, 5000, 10, lambda r: r).optim.lr
-    )
-    assert resolve_auto(small, 5000, 10, lambda r: r).optim == folder(5000).optim
-    assert resolve_auto(small, 5000, 10, lambda r: replace(r, optim=replace(r.optim, lr=0.3))).optim.lr == 0.3
+    assert resolve_auto(narrower, 5000, 10, {}).optim.lr == 2 * resolve_auto(run, 5000, 10, {}).optim.lr
+    assert resolve_auto(small, 5000, 10, {}).optim == folder(5000).optim
+    assert resolve_auto(small, 5000, 10, {"lr": 0.3}).optim.lr == 0.3
 
 
 @pytest.mark.parametrize("recipe, method, optimizer", [("cifar10-quick", "full", "muon"), ("folder", "full", "muon")])

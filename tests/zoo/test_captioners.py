@@ -151,8 +151,8 @@ def test_explain_draws_where_it_looked_for_each_word(
     assert main(args) == 0
     numbers = json.loads((tmp_path / "seen" / "numbers.json").read_text())
     assert (tmp_path / "seen" / "words.png").stat().st_size > 1000
-    assert len(numbers["looked"]) == len(numbers["words"]) and len(numbers["looked"][0]) == 2
-    assert "".join(word["text"] for word in numbers["words"]).strip().startswith(numbers["caption"])
+    assert len(numbers["attention"]) == len(numbers["pieces"]) and len(numbers["attention"][0]) == 2
+    assert "".join(piece["text"] for piece in numbers["pieces"]).strip().startswith(numbers["caption"])
 
 
 def test_eval_scores_it_and_convert_proves_it(

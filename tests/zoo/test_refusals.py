@@ -16,8 +16,8 @@ from vitrail import recipes
 from vitrail.cli import main
 from vitrail.data.sets import open_data
 from vitrail.errors import UserError
-from vitrail.options import parse_run
-from vitrail.train.run import Run
+from vitrail.options import parse_fields
+from vitrail.train.run import Run, with_fields
 from vitrail.variants import VariantConfig, simplest
 from vitrail.vit import ViTConfig
 from vitrail.zoo import convert
@@ -68,7 +68,7 @@ def test_the_advice_leads_to_a_model_that_can_be_written(name: str, to: str, tmp
     assert isinstance(run.model, ViTConfig)
     line = write(run.model, tmp_path / "first", to)
     if line is not None:
-        changed = parse_run(run, advised(line), name).model
+        changed = with_fields(run, parse_fields(run, advised(line))).model
         assert isinstance(changed, ViTConfig)
         assert write(changed, tmp_path / "second", to) is None
     assert line is not None or (name, to) not in (("digits", "timm"), ("digits", "hf"), ("cifar10-quick", "timm"))

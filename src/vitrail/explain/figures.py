@@ -9,14 +9,13 @@ import warnings
 import matplotlib
 import numpy as np
 import torch.nn.functional as F
-from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitrail.errors import warn_once
+from vitrail.fonts import fonts_for
 
 Pixels = NDArray[np.float32]
 
@@ -25,39 +24,17 @@ LAYERS = 6  # rows of the figure of heads
 TILES = 16  # positions shown along a side
 
 
-OWN_FONT = "DejaVu Sans"
-"""which matplotlib carries"""
-
-
 def png(figure: Figure, dpi: int = 120) -> bytes:
     """The figure as the bytes of a PNG file. Letters that no font here has are boxes, which is said once."""
     buffer = io.BytesIO()
     texts = [text for text in figure.findobj(Text) if isinstance(text, Text)]
-    fonts = _fonts_for("".join(text.get_text() for text in texts))
+    fonts = [font.name for font in fonts_for("".join(text.get_text() for text in texts))]
     for text in texts:
         text.set_fontfamily(fonts)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", bbox_inches="tight", pad_inches=0.1)
     return buffer.getvalue()
-
-
-def _fonts_for(text: str) -> list[str]:
-    """Matplotlib's own font, and behind it those of this machine that have the letters which it lacks."""
-
-    def lacking(letters: set[str], file: str) -> set[str]:
-        there = font_manager.get_font(file).get_charmap()
-        return {letter for letter in letters if ord(letter) not in there}
-
-    fonts = [OWN_FONT]
-    missing = lacking({letter for letter in text if letter.isprintable()}, font_manager.findfont(OWN_FONT))
-    others = sorted(font_manager.fontManager.ttflist, key=lambda font: ("Sans" not in font.name, font.name))
-    for font in others if missing else []:
-        if "Last Resort" not in font.name and (left := lacking(missing, font.fname)) != missing:
-            fonts, missing = [*fonts, font.name], left
-    if missing:
-        warn_once(f"no font here has {', '.join(sorted(missing))[:60]}: such letters are boxes in the images")
-    return fonts
 
 
 def draw_rollout(opened: Tensor, heat: Tensor, title: str = "") -> Figure:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from vitrail.data.augment import Augment
 from vitrail.tasks.classify import Classification
 from vitrail.train.optim import Optim
-from vitrail.train.run import Run
+from vitrail.train.run import Run, with_fields
 from vitrail.train.tune import Method, Tune
 
 log = logging.getLogger("vitrail")
@@ -64,20 +65,20 @@ def finetune(images: int) -> Run:
     )
 
 
-def resolve_auto(run: Run, images: int, classes: int, change: Callable[[Run], Run]) -> Run:
-    """The run with `change` made to it, and where its method is `auto` with the method and rates that suit the data.
+def resolve_auto(run: Run, images: int, classes: int, changes: Mapping[str, Any]) -> Run:
+    """The run with `changes` made to it, and where its method is `auto` the method and rates that suit the data.
 
-    What `change` sets itself is kept: a method that was asked for gets its rates, and rates that were asked for stay.
+    What is asked for is kept: a method among the changes gets its rates, and rates among them stay.
     """
-    wanted = change(run).tune.method
+    wanted = changes.get("method", run.tune.method)
     if "auto" not in (wanted, run.tune.method):
-        return change(run)
+        return with_fields(run, changes)
     width = run.model.width
     method, reason = choose(images, classes, width) if wanted == "auto" else (wanted, "")
     peak = float(f"{RATES.get(method, run.optim.lr) * 768 / width:.2g}")
     optim = replace(run.optim, lr=peak, layer_decay=LAYER_DECAY.get(method, 1.0))
-    run = change(replace(run, optim=SMALL if method == "full" and width < NARROW else optim))
-    run = replace(run, tune=replace(run.tune, method=method))
+    run = replace(run, optim=SMALL if method == "full" and width < NARROW else optim)
+    run = with_fields(run, {**changes, "method": method})
     if reason:
         rate = "" if run.tune.frozen else f"; learning rate {run.optim.lr:g}"
         log.warning("method %s, since %s%s", method, reason, rate)

@@ -25,7 +25,7 @@ from vitrail.tasks.decoders import AttentiveDecoder, Decoder, Memory, RecurrentD
 from vitrail.tasks.encoder import KINDS, Encoder, encoder_for, one_vector, pooled_width, token_width
 from vitrail.tasks.matching import BagOfWords, Match
 from vitrail.tasks.search import Decoding, Written, write
-from vitrail.tasks.task import Batch, Checkpoint, Features, Metric, Prediction, Score, Settings, Task
+from vitrail.tasks.task import Batch, Checkpoint, Features, Metric, Prediction, Score, Section, Settings, Task
 from vitrail.vit import Tokens
 
 log = logging.getLogger("vitrail")
@@ -287,7 +287,7 @@ class Caption(Task):
         super().choose(changes)
         drawing = [name for name in changes if name in ("temperature", "top_k", "top_p", "sampling_seed")]
         if not self.option.sample and drawing:
-            flag = drawing[-1].removeprefix("sampling_").replace("_", "-")
+            flag = drawing[-1].replace("_", "-")
             raise UserError(f"--{flag} is for words that are drawn: add --sample")
         if (limit := self.decoder.max_length) is not None and changes.get("max_length", 0) > limit:
             log.warning(f"this model writes at most {limit} words: captions end there")
@@ -474,6 +474,12 @@ class Caption(Task):
     @classmethod
     def human(cls, data: ImageSet) -> dict[str, Any]:
         return human_ceiling(dict(enumerate(Texts.of(data).captions)))
+
+    @classmethod
+    def report(cls, run: Any) -> list[Section]:
+        from vitrail.tasks.caption_report import sections
+
+        return sections(run)
 
     def config(self) -> dict[str, Any]:
         captioning = {**asdict(self.captioning), "decoding": asdict(self.option)}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from vitrail.data.classes import outputs_of
@@ -21,11 +22,14 @@ from vitrail.tasks.encoder import KINDS, Encoder, encoder_for, pooled_width
 from vitrail.tasks.headed import Headed
 from vitrail.tasks.knn import Neighbours
 from vitrail.tasks.linear_probe import linear_probe, scores_of
-from vitrail.tasks.task import Batch, Checkpoint, Features, Prediction, Problem, Score, Settings, Task, finite
+from vitrail.tasks.task import Batch, Checkpoint, Features, Prediction, Problem, Score, Section, Settings, Task, finite
 from vitrail.variants import DistilledHead
 from vitrail.vit import Head
 
 log = logging.getLogger("vitrail")
+
+TOP = 5
+"""guesses that may hold the right class, in the score `top5`"""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,12 @@ class Classes(Prediction):
     def text(self) -> str:
         return ", ".join(f"{label['label']} {label['score']:.1%}" for label in self.labels[:3])
 
+    def draw(self, image: Image.Image) -> Image.Image:
+        """The image with a bar per class below it."""
+        from vitrail.tasks.figures import with_bars
+
+        return with_bars(image, [(label["label"], label["score"]) for label in self.labels])
+
 
 class Classify(Headed):
     """An encoder, its pooling and a head with one output per class.
@@ -90,7 +100,8 @@ class Classify(Headed):
     name = "classify"
     settings = Classification
     options = Answering
-    score = Score("top1")
+    score = Score("top1", label="accuracy")
+    val_loss = "cross_entropy"
     head: Head | Neighbours  # type: ignore[assignment]
     solved = ("linear", "knn")
     free = tuple(entry.name for entry in fields(Classification))
@@ -266,6 +277,18 @@ class Classify(Headed):
                 f"all {len(self.classes):,}, and right only where it is the image's own"
             )
         return metric
+
+    @classmethod
+    def told(cls, scores: Mapping[str, Any]) -> dict[str, float]:
+        """Without `top5` where there are at most five classes, of which one of the first five is always right."""
+        few = len(scores.get("per_class", ())) <= TOP
+        return {name: value for name, value in super().told(scores).items() if not (few and name == f"top{TOP}")}
+
+    @classmethod
+    def report(cls, run: Any) -> list[Section]:
+        from vitrail.tasks.classify_report import sections
+
+        return sections(run)
 
     def config(self) -> dict[str, Any]:
         return {**super().config(), "loss": self.loss_kind, "neighbours": self.neighbours}

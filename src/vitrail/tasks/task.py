@@ -45,6 +45,8 @@ class Score:
     best: Literal["max", "min"] = "max"
     unit: Literal["%", ""] = "%"
     """how people read it: a fraction as a percentage, or the number as it is"""
+    label: str = ""
+    """what people call it, where that is not its name; training logs its own running mean under either"""
 
     def better(self, new: float, old: float | None) -> bool:
         """Whether `new` is at least as good as `old`: of equal scores, the one that has trained longer counts."""
@@ -76,7 +78,7 @@ class Prediction(ABC):
 
 
 class Section(NamedTuple):
-    """A part of the report of a run that a task writes itself."""
+    """A section of the report of a run that a task writes itself, from the pieces in `vitrail.html`."""
 
     title: str
     html: str
@@ -162,6 +164,8 @@ class Task(nn.Module):
     """dataclass of the flags of `vitrail predict` and `vitrail eval`"""
     score: ClassVar[Score | None] = None
     """chooses the best checkpoint; None for a task that is not scored"""
+    val_loss: ClassVar[str] = "loss"
+    """the entry of the metric that is comparable with the loss in training, where there is one"""
     whole_batch: ClassVar[bool] = False
     """the loss does not split over a batch: accumulation is refused, and processes join through `gather`"""
     metric_reads: ClassVar[Literal["outputs", "answers"]] = "outputs"
@@ -367,8 +371,16 @@ class Task(nn.Module):
         return []
 
     @classmethod
+    def told(cls, scores: Mapping[str, Any]) -> dict[str, float]:
+        """The scores that are one number and tell people something, in the task's order."""
+        return {name: value for name, value in scores.items() if isinstance(value, float)}
+
+    @classmethod
     def report(cls, run: Any) -> list[Section]:
-        """The task's own sections of a run's page, from what the run folder holds (`vitrail.report.RunRecord`)."""
+        """The task's own sections of a run's page, from what the run folder holds (`vitrail.report.RunRecord`).
+
+        One without a title holds cards (`vitrail.html.card`), which stand at the head of the page.
+        """
         return []
 
     # Files

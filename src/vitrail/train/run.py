@@ -5,24 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal
 
 from vitrail.data.augment import Augment
 from vitrail.errors import UserError
-from vitrail.plain import describe, described, rebuild
-from vitrail.tasks import task_class
-from vitrail.tasks.classify import Classification
+from vitrail.plain import describe, described, flat_fields, rebuild
+from vitrail.tasks import TASKS, task_class
 from vitrail.tasks.encoder import KINDS, EncoderConfig
 from vitrail.tasks.task import Settings
 from vitrail.train.optim import Optim
 from vitrail.train.tune import Tune
-from vitrail.variants import as_variant
+from vitrail.variants import as_variant, simplest
 from vitrail.vit import ViTConfig
 
 FAST_STEPS, FAST_IMAGES = 3, 8
 """of a fast dev run: its steps, and the images of each split that it reads"""
+
+
+def _first_task() -> Settings:
+    """What a recipe that names no task trains: the first of `TASKS`."""
+    return task_class(next(iter(TASKS))).settings()
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Run:
     """name of the recipe that these values came from"""
     data: str
     """a built-in name, a folder with one folder per class, or Parquet files"""
-    task: Settings = field(default_factory=Classification)
+    task: Settings = field(default_factory=_first_task)
     """the job, and how it is trained"""
     model: EncoderConfig = field(default_factory=ViTConfig)
     """the encoder; with `init`, only its image size and drop path count"""
@@ -151,40 +155,35 @@ class Run:
         return rebuild(Run, {**values, "task": task, "model": model})
 
 
-def field_names(run: Any) -> list[str]:
-    """Every field of a run and of its parts, each of which is a flag of `vitrail train`."""
-    names: list[str] = []
-    for entry in fields(run):
-        value = getattr(run, entry.name)
-        names += field_names(value) if is_dataclass(value) else [entry.name]
-    return names
+def with_fields(run: Run, changes: Mapping[str, Any]) -> Run:
+    """The run with these fields of its own, or of its components, changed. UserError for one that it does not have."""
+    whole = replace(run, model=as_variant(run.model)) if isinstance(run.model, ViTConfig) else run
+    known = flat_fields(whole)
+    for name in changes:
+        if name not in known:
+            flag, model = f"--{name.replace('_', '-')}", type(run.model).__name__.removesuffix("Config")
+            raise UserError(
+                f"{flag} does not apply to the model that this run trains, of the kind {model}: leave it out"
+            )
+    try:
+        changed: Run = _replaced(run, changes)
+    except ValueError as error:  # of data/, which knows no UserError
+        raise UserError(str(error)) from None
+    return changed
 
 
-def choices(run: Any) -> dict[str, list[str]]:
-    """Of each field of a run and of its parts that takes one of a few words, those words."""
-    found: dict[str, list[str]] = {}
-    hints = get_type_hints(type(run))
-    for entry in fields(run):
-        value, kind = getattr(run, entry.name), hints[entry.name]
-        if is_dataclass(value):
-            found |= choices(value)
-        elif kind is not bool and (words := _words(kind)):  # a plain bool is a flag without a value
-            found[entry.name] = words
-    return found
-
-
-def _words(kind: Any) -> list[str]:
-    """What a field of this type can be, as text; none where that is more than a few words."""
-    if get_origin(kind) is Literal:
-        return [str(word) for word in get_args(kind)]
-    if kind is bool:
-        return ["True", "False"]
-    if kind is type(None):
-        return ["None"]
-    if get_origin(kind) in (Union, UnionType):
-        members = [_words(member) for member in get_args(kind)]
-        return [word for words in members for word in words] if all(members) else []
-    return []
+def _replaced(value: Any, changes: Mapping[str, Any]) -> Any:
+    if isinstance(value, ViTConfig):
+        whole = as_variant(value)
+        own = {entry.name: changes[entry.name] for entry in fields(whole) if entry.name in changes}
+        return simplest(replace(whole, **own)) if own else value
+    own = {}
+    for entry in fields(value):
+        old = getattr(value, entry.name)
+        new = _replaced(old, changes) if is_dataclass(old) else changes.get(entry.name, old)
+        if new is not old:
+            own[entry.name] = new
+    return replace(value, **own) if own else value
 
 
 def changed_fields(before: Any, after: Any) -> list[str]:

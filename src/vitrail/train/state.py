@@ -16,6 +16,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,7 @@ class RunFolder:
 
     def log_start(self, score: Score | None, step: int, command: str) -> None:
         """The first row of a run, or of one that is resumed: which score chooses the best checkpoint, and how."""
-        chosen = {} if score is None else {"score": score.name, "best": score.best, "unit": score.unit}
+        chosen = {} if score is None else {"score": asdict(score)}
         self.log(kind="start", step=step, **chosen, command=command)
 
     def log(self, **row: Any) -> None:

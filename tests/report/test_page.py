@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from vitrail.errors import UserError
-from vitrail.train.report import count, duration, percent, read_run, write_report
+from vitrail.report import read_run, write_report
+from vitrail.units import count, duration, percent
 
 EVIL = "<script>alert('1')</script> & \"$x^$"
 
@@ -54,7 +55,8 @@ def png() -> str:
 def write_run(folder: Path, names: list[str], steps: int = 60, ended: bool = True) -> Path:
     folder.mkdir(parents=True)
     classes = len(names)
-    rows: list[dict[str, Any]] = [{"kind": "start", "command": f"vitrail train digits --data {EVIL}"}]
+    score = {"name": "top1", "best": "max", "unit": "%", "label": "accuracy"}
+    rows: list[dict[str, Any]] = [{"kind": "start", "score": score, "command": f"vitrail train digits --data {EVIL}"}]
     for step in range(20, steps + 1, 20):
         common = {"step": step, "seconds": step / 10}
         rows.append(
@@ -73,10 +75,12 @@ def write_run(folder: Path, names: list[str], steps: int = 60, ended: bool = Tru
         rows.append({"kind": "test", **test})
         rows.append({"kind": "done", "step": steps, "seconds": 125.0, "parameters": 1_234_567})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "recipe.json").write_text(json.dumps({"recipe": "digits", "optim": {"lr": 0.1, "note": EVIL}, "seed": 0}))
+    (folder / "recipe.json").write_text(
+        json.dumps({"recipe": "digits", "task": {"kind": "classify"}, "optim": {"lr": 0.1, "note": EVIL}})
+    )
     (folder / "classes.json").write_text(json.dumps(names))
     guesses = [{"label": names[0], "score": 0.9}, {"label": names[1], "score": 0.1}]
-    examples = [{"image": png(), "label": label, "predictions": guesses} for label in names[:2]]
+    examples = [{"image": png(), "truth": {"label": label}, "labels": guesses} for label in names[:2]]
     (folder / "examples.json").write_text(json.dumps(examples))
     return folder
 
@@ -122,8 +126,10 @@ def test_missing_parts_are_left_out(tmp_path: Path, missing: str) -> None:
     page = Page(write_report(folder).read_text())
     assert page.open == []
     assert ("Recipe" in page.text) == (missing != "recipe.json")
-    assert ("Learning curves" in page.text) == ("Confusion" in page.text) == (missing != "metrics.jsonl")
-    assert ("Example" in page.text) == (missing != "examples.json")
+    assert ("Learning curves" in page.text) == (missing != "metrics.jsonl")
+    # The task's own sections need its name, which is in the recipe.
+    assert ("Confusion" in page.text) == (missing not in ("recipe.json", "metrics.jsonl"))
+    assert ("Example" in page.text) == (missing not in ("recipe.json", "examples.json"))
 
 
 def test_a_run_that_was_killed_in_the_middle_of_a_line(tmp_path: Path) -> None:
@@ -143,12 +149,15 @@ def test_odd_rows_do_no_harm(tmp_path: Path) -> None:
         '{"kind": "val", "step": 80, "top1": NaN, "cross_entropy": Infinity}',
         '{"kind": "other"}',
         '{"kind": "train"}',
+        '{"kind": "start", "score": {"other": 1}, "command": "vitrail"}',
         '{"kind": "test", "top1": 0.5, "per_class": [null, 0.5], "confusion": [[0, 0], [1, 1]]}',
     ]
     with (folder / "metrics.jsonl").open("a") as file:
         file.write("\n".join(odd))
     (folder / "examples.json").write_text(
-        json.dumps([1, {"image": '"><b>', "label": "a", "predictions": [{"label": "a"}]}])
+        json.dumps(
+            [1, {"image": '"><b>', "truth": {"label": "a"}, "labels": [{"label": "a"}]}, {"image": png(), "labels": 3}]
+        )
     )
     page = Page(write_report(folder).read_text())
     assert page.open == []
@@ -188,7 +197,13 @@ def test_numbers_for_people() -> None:
 def test_a_captioners_report(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    rows: list[dict[str, Any]] = [{"kind": "start", "command": "vitrail train caption-vit", "score": "cider"}]
+    rows: list[dict[str, Any]] = [
+        {
+            "kind": "start",
+            "score": {"name": "cider", "best": "max", "unit": "", "label": ""},
+            "command": "vitrail train",
+        }
+    ]
     for step in (20, 40, 60):
         rows.append({"kind": "train", "step": step, "loss": 5 - step / 20, "lr": 0.1})
         scores = {"cider": 0.2 + step / 1000, "bleu4": 0.11, "rouge_l": 0.4, "identical": 0.3}
@@ -196,16 +211,52 @@ def test_a_captioners_report(tmp_path: Path) -> None:
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     hebrew = "כלב שחור"
     examples = [
-        {"image": png(), "caption": f"a dog {EVIL}", "references": ["a black dog", hebrew, "a third"]},
-        {"image": png(), "caption": "", "references": []},
-        {"image": '"><b>', "caption": "never shown", "references": []},
+        {"image": png(), "caption": f"a dog {EVIL}", "truth": {"captions": ["a black dog", hebrew, "a third"]}},
+        {"image": png(), "caption": "", "truth": {"captions": []}},
+        {"image": '"><b>', "caption": "never shown", "truth": {"captions": []}},
     ]
     (folder / "examples.json").write_text(json.dumps(examples))
+    (folder / "recipe.json").write_text(json.dumps({"recipe": "caption-vit", "task": {"kind": "caption"}}))
     html = write_report(folder).read_text(encoding="utf-8")
     page = Page(html)
     assert page.open == [] and not {tag for tag, _ in page.tags} & {"script", "link"}
     for part in ("0.260", "0.110", "0.400", f"a dog {EVIL}", "a black dog", hebrew, "no words"):
         assert part in page.text, part
     assert "never shown" not in page.text and "a third" not in page.text
-    svg = base64.b64decode(re.search(r"data:image/svg\+xml;base64,([^\"]+)", html)[1]).decode()  # type: ignore[index]
-    assert "cider" in svg and "share of the commonest caption" in svg
+    curves, variety = map(base64.b64decode, re.findall(r"data:image/svg\+xml;base64,([^\"]+)", html))
+    assert b"cider" in curves and b"share of the commonest caption" in variety
+
+
+@pytest.mark.parametrize(
+    "score, values, best, shown",
+    [
+        ({"name": "fid", "best": "min", "unit": ""}, [40.0, 12.0, 15.0], 40, "12.000"),
+        (
+            {"name": "miou", "best": "max", "unit": "%"},
+            [0.3, 0.5, 0.5],
+            60,
+            "50.00 %",
+        ),  # of equal ones the last is saved
+        (
+            {"name": "log_likelihood", "best": "max", "unit": "", "label": "likelihood"},
+            [-9.0, -2.5, -3.0],
+            40,
+            "-2.500",
+        ),
+    ],
+)
+def test_a_score_of_any_task_is_read_as_it_says(
+    tmp_path: Path, score: dict[str, str], values: list[float], best: int, shown: str
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    rows: list[dict[str, Any]] = [{"kind": "start", "score": score, "command": "vitrail train"}]
+    rows += [{"kind": "val", "step": 20 * i, score["name"]: value} for i, value in enumerate(values, 1)]
+    rows.append({"kind": "test", score["name"]: values[-1]})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    html = write_report(folder).read_text()
+    page = Page(html)
+    assert read_run(folder).best["step"] == best
+    assert shown in page.text and f"best validation {score.get('label') or score['name']}" in page.text
+    assert (" %" in page.text) == (score["unit"] == "%")
+    assert shown in base64.b64decode(re.search(r"data:image/svg\+xml;base64,([^\"]+)", html)[1]).decode()  # type: ignore[index]

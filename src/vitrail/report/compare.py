@@ -16,9 +16,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
+from vitrail.charts import bare
 from vitrail.errors import UserError
 from vitrail.files import printable, write_whole
-from vitrail.train.report import NO_SCORES, RunRecord, count, duration, plain, read_run, shown
+from vitrail.html import NO_SCORES
+from vitrail.report.run import RunRecord, read_run
+from vitrail.tasks.task import Score
+from vitrail.units import count, duration
 
 log = logging.getLogger("vitrail")
 
@@ -43,7 +47,7 @@ UNITS = [("hours", 3600), ("minutes", 60), ("seconds", 1)]
 
 
 def compare(folders: Sequence[str | Path], out: str | Path | None = None) -> list[dict[str, Any]]:
-    """One row a run folder, in the order given; a score or time that a run has not yet is None.
+    """One row per run folder, in the order given; a score or time that a run has not yet is None.
 
     With `out`, the validation score of all runs against steps and against seconds is drawn into that PNG file. Runs of
     other kinds, such as classifiers beside captioners, have curves of their own, and that is said. A folder that holds
@@ -54,7 +58,8 @@ def compare(folders: Sequence[str | Path], out: str | Path | None = None) -> lis
     runs = [read_run(folder) for folder in folders]
     names = _names([run.folder for run in runs])
     if len(scores := _scores(runs)) > 1:
-        log.warning(f"these runs are scored by {' and '.join(scores)}, which say nothing about each other")
+        names_of = " and ".join(score.name for score in scores)
+        log.warning(f"these runs are scored by {names_of}, which say nothing about each other")
     if fast := [name for name, run in zip(names, runs, strict=True) if run.fast_dev_run]:
         log.warning(f"{', '.join(fast)}: a fast dev run, {NO_SCORES}")
     if out is not None:
@@ -72,9 +77,9 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return names
 
 
-def _scores(runs: Sequence[RunRecord]) -> list[str]:
+def _scores(runs: Sequence[RunRecord]) -> list[Score]:
     """What the runs are scored by, each once."""
-    return sorted({run.score for run in runs})
+    return sorted({run.score for run in runs}, key=lambda score: score.name)
 
 
 def _row(run: RunRecord, name: str) -> dict[str, Any]:
@@ -87,10 +92,11 @@ def _row(run: RunRecord, name: str) -> dict[str, Any]:
         "steps": last.get("step"),
         "seconds": last.get("seconds"),
         "images_per_s": run.images_per_s,
-        "score": run.score,
-        "best_val": run.best.get(run.score),
+        "score": run.score.name,
+        "unit": run.score.unit,
+        "best_val": run.best.get(run.score.name),
         "best_val_step": run.best.get("step"),
-        "test": run.test.get(run.score),
+        "test": run.test.get(run.score.name),
         **({"fast_dev_run": True} if run.fast_dev_run else {}),
     }
 
@@ -109,7 +115,7 @@ def as_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def _cell(name: str, row: dict[str, Any]) -> str:
     if name in ("best_val", "test"):
-        return shown(row["score"], row[name])
+        return Score(row["score"], unit=row["unit"]).text(row[name])
     if name == "name" and row.get("fast_dev_run"):
         return f"{row['name']} (fast dev run)"
     return SHOWN.get(name, str)(row[name])
@@ -127,15 +133,16 @@ def _plot(runs: Sequence[RunRecord], names: Sequence[str]) -> bytes:
     for place, run in enumerate(runs):
         by_step, by_time = axes[run.score]
         colour = colours(place if len(runs) <= 10 else place / (len(runs) - 1))
-        scored = [row for row in run.val if row.get(run.score) is not None]
+        name = run.score.name
+        scored = [row for row in run.val if row.get(name) is not None]
         timed = [row for row in scored if row.get("seconds") is not None]
-        lines.append(_line(by_step, [(row["step"], row[run.score]) for row in scored], colour))
-        _line(by_time, [(row["seconds"] / seconds, row[run.score]) for row in timed], colour)
+        lines.append(_line(by_step, [(row["step"], row[name]) for row in scored], colour))
+        _line(by_time, [(row["seconds"] / seconds, row[name]) for row in timed], colour)
     for score, (by_step, by_time) in axes.items():
-        what = "accuracy" if score == "top1" else score
-        plain(by_step, f"validation {what} against steps")
-        plain(by_time, f"validation {what} against time", unit)
-        if score == "top1":
+        what = score.label or score.name
+        bare(by_step, f"validation {what} against steps")
+        bare(by_time, f"validation {what} against time", unit)
+        if score.unit == "%":
             by_step.yaxis.set_major_formatter(PercentFormatter(1.0))
     buffer = io.BytesIO()
     with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():

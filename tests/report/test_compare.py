@@ -10,12 +10,14 @@ import pytest
 from PIL import Image
 
 from vitrail.errors import UserError
-from vitrail.train.compare import as_table, compare
+from vitrail.report.compare import as_table, compare
+
+TOP1 = {"name": "top1", "best": "max", "unit": "%", "label": "accuracy"}
 
 
 def write_run(folder: Path, scores: list[float], test: float | None = None, **recipe: Any) -> Path:
     folder.mkdir(parents=True)
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = [{"kind": "start", "score": TOP1}]
     for place, score in enumerate(scores):
         common = {"step": 10 * (place + 1), "seconds": 100.0 * (place + 1)}
         rows.append({"kind": "train", **common, "loss": 1.0, "images_per_s": 1000.0 + place, "wait": 0.0})
@@ -41,6 +43,7 @@ def test_rows_in_the_order_given(tmp_path: Path) -> None:
         "seconds": 350.0,
         "images_per_s": 1001.0,
         "score": "top1",
+        "unit": "%",
         "best_val": 0.8,
         "best_val_step": 20,
         "test": 0.75,
@@ -106,7 +109,7 @@ def test_no_run_folder_draws_nothing(tmp_path: Path) -> None:
 def captions(folder: Path, scores: list[float]) -> Path:
     """A captioner's run."""
     write_run(folder, [])
-    rows: list[dict[str, Any]] = [{"kind": "start", "score": "cider"}]
+    rows: list[dict[str, Any]] = [{"kind": "start", "score": {"name": "cider", "best": "max", "unit": "", "label": ""}}]
     rows += [{"kind": "val", "step": 10 * i, "seconds": 5.0 * i, "cider": s} for i, s in enumerate(scores, 1)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder

@@ -7,11 +7,11 @@ import io
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -21,6 +21,7 @@ from vitrail.data.sets import ImageSet, Splits, open_data, split_val
 from vitrail.errors import UserError
 from vitrail.files import write_whole
 from vitrail.recipes.finetune import resolve_auto
+from vitrail.report import NO_SCORES, write_report
 from vitrail.tasks import task_of
 from vitrail.tasks.task import Task
 from vitrail.train.build import (
@@ -34,25 +35,33 @@ from vitrail.train.device import choose_device
 from vitrail.train.frozen import fit_frozen
 from vitrail.train.loop import Components, evaluate, fit
 from vitrail.train.probe import probe as probe_scores
-from vitrail.train.report import NO_SCORES, write_report
-from vitrail.train.run import Run
+from vitrail.train.run import Run, with_fields
 from vitrail.train.state import RunFolder, Taken
 
 log = logging.getLogger("vitrail")
+
+
+class Trained(NamedTuple):
+    """What a run ends with."""
+
+    task: type[Task]
+    scores: dict[str, Any]
+    """of the split that was scored, whose name is `split`, with `seconds` and `parameters`"""
 
 
 def begin(
     recipe: recipes.Recipe,
     data: str | None,
     init: str | None,
-    change: Callable[[Run], Run],
+    changes: Mapping[str, Any],
     out: Path | None,
     device: str | None,
     group: str | None = None,
-) -> dict[str, Any]:
-    """Train a recipe on `data`, from the weights `init` or from scratch; `change` sets fields. Returns the scores.
+) -> Trained:
+    """Train a recipe on `data`, from the weights `init` or from scratch.
 
-    `group` is the run's field of that name, which is needed before the others: to open the data.
+    `changes` are fields of the run, or of its components, that replace the recipe's; `group` is the run's
+    field of that name, which is needed before the others: to open the data.
     """
     if init is not None:
         recipe = recipes.TUNED.get(recipe, recipe)
@@ -88,14 +97,14 @@ def begin(
             )
         run = replace(run, task=kind.merged(run.task, weights))
     given = run
-    run = resolve_auto(run, len(splits.train), len(splits.train.classes), change)
+    run = resolve_auto(run, len(splits.train), len(splits.train.classes), changes)
     if init is not None:
         recipes.check_fixed(init, run.model, given.model, recipes.FREE)
         if run.attention_init != given.attention_init:
             raise recipes.fixed(init, "attention_init")
         if weights is not None and kind.continues(run.task, weights):
             recipes.check_fixed(init, run.task, given.task, kind.free)
-    warn_unused(given, change(given), run.tune.method)
+    warn_unused(given, with_fields(given, changes), run.tune.method)
     run = replace(run, data=str(data), group=group)
     chosen = choose_device(device)
     with new_folder(run, out) as folder:  # before the images are decoded, which takes its time
@@ -105,7 +114,7 @@ def begin(
         run = replace(run, memory=parts.train.memory)
         try:
             folder.begin(run, splits.train.classes, marks)
-            return _train(run, parts, folder, steps, resume=False)
+            return Trained(kind, _train(run, parts, folder, steps, resume=False))
         except BaseException:  # whatever it was, a run that saved nothing must not take the name
             folder.drop()
             raise
@@ -130,21 +139,22 @@ def new_folder(run: Run, out: Path | None) -> Iterator[RunFolder]:
         yield folder
 
 
-def resume_run(path: Path, device: str | None) -> dict[str, Any]:
+def resume_run(path: Path, device: str | None) -> Trained:
     """Resume the run in the folder `path` from its last saved step; on the processor (CPU) to the same bits.
 
     One that has ended gives its scores again.
     """
     folder = RunFolder(path)
     run = folder.run()
+    kind = task_of(run.task)
     if (scores := folder.scores) is not None:
         log.warning(f"the run in {path} has ended: its report is {path / 'report.html'}")
-        return scores
+        return Trained(kind, scores)
     with folder.alone():
-        splits = open_for(task_of(run.task), run.data, recipes.find(run.recipe)(1).data, run.group)
+        splits = open_for(kind, run.data, recipes.find(run.recipe)(1).data, run.group)
         folder.check_data(splits.marks(run.group), run.data)
         components, steps = build(run, splits, choose_device(device))
-        return _train(run, components, folder, steps, resume=True)
+        return Trained(kind, _train(run, components, folder, steps, resume=True))
 
 
 def _train(run: Run, parts: Components, folder: RunFolder, steps: int, resume: bool) -> dict[str, Any]:
@@ -183,22 +193,19 @@ def examples(parts: Components, count: int = 24) -> list[dict[str, Any]]:
 
 
 def score(
+    task: Task,
     source: str,
     data: str,
     split: str | None,
-    device: str | None,
     probe: bool = False,
     shuffle: bool = False,
-    changes: Mapping[str, Any] | None = None,
     images: int | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """The name of the split that was read, and the scores of a model on it; with `probe` also those of its features.
 
-    An encoder without a head has those of its features alone. `shuffle` gives each image the target of another one,
-    which is the control. `changes` are fields of the task's options. At most `images` of each split are read.
+    `source` is where the model comes from. An encoder without a head has the scores of its features alone. `shuffle`
+    gives each image the target of another one, which is the control. At most `images` of each split are read.
     """
-    task = zoo.load(source, device=choose_device(device))
-    task.choose(changes or {})
     learned = learned_from(source, data)
     group = learned.group if learned else None
     if probe or (task.portable and not task.outputs):
@@ -209,7 +216,8 @@ def score(
     name, chosen = choose_split(splits, split)
     metric = task.metric(chosen, None if name == "train" else splits.train)
     chosen = chosen.spread(images)
-    loader = evaluation_loader(task, chosen.shuffled() if shuffle else chosen, choose_device(device))
+    device = next(task.parameters()).device
+    loader = evaluation_loader(task, chosen.shuffled() if shuffle else chosen, device)
     scores = evaluate(task, loader, metric=metric)
     return name, {**scores, "shuffled": True} if shuffle else scores
 
@@ -236,9 +244,8 @@ def learned_from(source: str, data: str) -> Run | None:
     return None
 
 
-def score_people(source: str, data: str, split: str | None, images: int | None = None) -> tuple[str, dict[str, Any]]:
+def score_people(task: Task, data: str, split: str | None, images: int | None = None) -> tuple[str, dict[str, Any]]:
     """The split's name and the scores of its own answers: each as the answer, with the image's others to compare."""
-    task = zoo.load(source)
     name, chosen = choose_split(with_held_back(open_for(type(task), data), split, learned=None), split)
     return name, task.human(chosen.spread(images))
 

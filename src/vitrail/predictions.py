@@ -1,0 +1,289 @@
+"""What `vitrail predict` makes of files: answers, and where they go: rows in one file, or figures in a folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+from PIL import Image
+
+from vitrail.data.decode import EncodedImage
+from vitrail.data.pixels import Source, doubt
+from vitrail.errors import UserError
+from vitrail.files import printable, replacing, write_whole
+from vitrail.tasks.task import Prediction, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger("vitrail")
+
+BATCH = 32
+"""images that are answered at once"""
+CHUNK = 1_000
+"""rows of a table that are held at once"""
+LONG_SIDE = 1_600
+"""pixels of the longer side of an image that is drawn on, at most"""
+Row = dict[str, Any]
+
+
+class Answered(NamedTuple):
+    """A file and what the model says of it."""
+
+    path: Path
+    row: Row
+    """`image`, `task`, and what `Prediction.row` gives, or `error`"""
+    answer: Prediction | None
+    """None for a file that could not be read"""
+
+
+def answer_files(task: Task, paths: Sequence[Path]) -> Iterator[Answered]:
+    """The answer for each file, in order. Holds no more than a batch of images; warns of doubtful values last."""
+    sources: list[Source] = []
+    for start in range(0, len(paths), BATCH):
+        prepared: dict[Path, Tensor | str] = {}
+        for path in paths[start : start + BATCH]:
+            try:
+                opened = EncodedImage(path)
+                prepared[path] = task.prepare(opened)
+                sources.append(opened.source)
+            except UserError as error:
+                prepared[path] = str(error)  # the error itself would hold the image
+        read = [path for path, image in prepared.items() if not isinstance(image, str)]
+        answers = task.answers([image for image in prepared.values() if not isinstance(image, str)])
+        found = dict(zip(read, answers, strict=True))
+        for path in paths[start : start + BATCH]:
+            answer = found.get(path)
+            said = {"error": prepared[path]} if answer is None else answer.row()
+            yield Answered(path, {"image": str(path), "task": task.name, **said}, answer)
+    if (doubtful := doubt(sources)) is not None:
+        log.warning(doubtful)
+
+
+class Output(AbstractContextManager["Output"]):
+    """Where answers go; this one is standard output alone."""
+
+    line: str | None = None
+    """what to print of the answer that was taken last; None for nothing"""
+    where: str | None = None
+    """what to print at the end: where the answers are"""
+
+    def take(self, answered: Answered) -> Row:
+        """Take in an answer. Returns its row, as `--json` prints it."""
+        said = "no answer" if answered.answer is None else answered.answer.text()
+        self.line = f"{answered.path}: {said}"
+        return answered.row
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        pass
+
+
+def output_to(out: Path | None, given: Sequence[str | Path], images: Sequence[Path]) -> Output:
+    """The output that `--out` asks for: `images` are the files found in the files and folders that were `given`.
+
+    Raises UserError, before anything is read, where it would overwrite one of them or cannot be written.
+    """
+    if out is None:
+        return Output()
+    if (kind := out.suffix.lower()) in TABLES:
+        return Table(out, TABLES[kind])
+    return Figures(out, given, images)
+
+
+class Table(Output):
+    """One row per image in one file, which appears whole when all rows are there, or not at all.
+
+    The rows wait on the disk as lines of JSON: which columns there are, and of which types, is known at the end.
+    """
+
+    def __init__(self, path: Path, write: Callable[[Lines, IO[bytes]], None]) -> None:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder, and the ending of --out asks for a file: choose another name")
+        if write is as_parquet:
+            _pyarrow()
+        self.path, self.write, self.count, self.bad = path, write, 0, 0
+
+    def __enter__(self) -> Table:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.waiting = tempfile.TemporaryFile("w+b", dir=self.path.parent)
+        return self
+
+    def take(self, answered: Answered) -> Row:
+        self.waiting.write(json.dumps(answered.row).encode() + b"\n")
+        self.count += 1
+        self.bad += answered.answer is None
+        return answered.row
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self.waiting:
+            if kind is None:
+                with replacing(self.path) as file:
+                    self.write(Lines(self.waiting), file)
+        bad = f", {self.bad:,} with an error" if self.bad else ""
+        self.where = f"{self.path}: {self.count:,} row{'s' * (self.count != 1)}{bad}"
+
+
+class Lines:
+    """The rows that wait in a file, as often as they are asked for."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+
+    def raw(self) -> Iterator[bytes]:
+        self.file.seek(0)
+        yield from self.file
+
+    def __iter__(self) -> Iterator[Row]:
+        return map(json.loads, self.raw())
+
+    def columns(self) -> list[str]:
+        """The names of all rows, in their order, with `error` last."""
+        names = dict.fromkeys(name for row in self for name in row if name != "error")
+        return [*names, "error"]
+
+
+def as_jsonl(rows: Lines, file: IO[bytes]) -> None:
+    """What `--json` prints."""
+    file.writelines(rows.raw())
+
+
+def as_csv(rows: Lines, file: IO[bytes]) -> None:
+    """UTF-8 with a header; nested values as JSON, and nothing for what a row lacks."""
+    columns = rows.columns()
+    text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([_cell(row.get(name)) for name in columns])
+    text.detach()
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict | bool) else value
+
+
+def as_parquet(rows: Lines, file: IO[bytes]) -> None:
+    """Lists and structs as they are. Its types are those that suit all rows."""
+    pa, pq = _pyarrow()
+    columns = rows.columns()
+    schema = pa.schema([("image", pa.string()), ("task", pa.string()), ("error", pa.string())])
+    for chunk in _chunks(rows, columns):
+        found = pa.Table.from_pylist(chunk).schema
+        schema = pa.unify_schemas([schema, found], promote_options="permissive")
+    schema = pa.schema([schema.field(name) for name in columns])
+    with pq.ParquetWriter(file, schema) as writer:
+        for chunk in _chunks(rows, columns):
+            writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
+
+
+def _chunks(rows: Lines, columns: Sequence[str]) -> Iterator[list[Row]]:
+    """Some rows at a time, each with every column."""
+    chunk: list[Row] = []
+    for row in rows:
+        chunk.append({name: _readable(row.get(name)) for name in columns})
+        if len(chunk) == CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _readable(value: Any) -> Any:
+    """Texts as UTF-8 can hold them: a file's name may have bytes that it cannot."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, list):
+        return [_readable(item) for item in value]
+    return {name: _readable(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise UserError("Parquet files need pyarrow: pip install 'vitrail[data]', or choose .csv or .jsonl") from None
+    return pa, pq
+
+
+TABLES: Mapping[str, Callable[[Lines, IO[bytes]], None]] = {
+    ".jsonl": as_jsonl,
+    ".csv": as_csv,
+    ".parquet": as_parquet,
+}
+"""how rows are written, by the ending of `--out`"""
+
+
+class Figures(Output):
+    """A figure per image, as a PNG file in a folder. A file that could not be read has none."""
+
+    def __init__(self, folder: Path, given: Sequence[str | Path], images: Sequence[Path]) -> None:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(
+                f"{folder} is a file: give --out a folder for figures, or a new file that ends in {', '.join(TABLES)}"
+            )
+        if any(os.path.realpath(folder) == os.path.realpath(path) for path in given):
+            raise UserError(f"{folder} holds the images that are answered: choose another folder for --out")
+        self.folder, self.count = folder, 0
+        self.places = iter(figure_names(given, images))
+        sources = {os.path.realpath(path) for path in images}
+        for name in figure_names(given, images):
+            if os.path.realpath(folder / name) in sources:
+                raise UserError(f"the figure {folder / name} would overwrite an image: choose another folder for --out")
+
+    def take(self, answered: Answered) -> Row:
+        place = self.folder / next(self.places)
+        if answered.answer is None:
+            return super().take(answered)
+        buffer = io.BytesIO()
+        answered.answer.draw(original(answered.path)).save(buffer, "PNG")
+        write_whole(place, buffer.getvalue())
+        self.count += 1
+        super().take(answered)
+        self.line = f"{self.line} -> {place}"
+        return {**answered.row, "figure": str(place)}
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.where = f"{self.folder}: {self.count:,} figure{'s' * (self.count != 1)}"
+
+
+def figure_names(given: Sequence[str | Path], images: Sequence[Path]) -> list[Path]:
+    """Where the figure of each image goes, below the folder of figures: no two at one place.
+
+    An image keeps its place below the folder that was given. The second of one name gets a number.
+    """
+    roots = [Path(path) for path in given if Path(path).is_dir()]
+    taken: set[str] = set()
+    names = []
+    for image in images:
+        root = next((root for root in roots if image.is_relative_to(root)), image.parent)
+        below = image.relative_to(root)
+        below = Path(image.name) if ".." in below.parts else below  # below the folder of figures, whatever was given
+        number, place = 1, below.with_suffix(".png")
+        while str(place).lower() in taken:  # some file systems take upper and lower case for the same
+            number += 1
+            place = below.with_name(f"{below.stem}-{number}.png")
+        taken.add(str(place).lower())
+        names.append(place)
+    return names
+
+
+def original(path: Path) -> Image.Image:
+    """An image as people see it: upright, in RGB, its longer side at most 1,600 pixels."""
+    opened = EncodedImage(path)
+    channels = 3 if 3 in (kinds := opened.readable_as()) else kinds[0]
+    height, width = opened.measure(channels)
+    scale = min(1.0, LONG_SIDE / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    pixels = opened.pixels(channels, at_least=size[::-1])
+    pixels = pixels[:3] if len(pixels) >= 3 else pixels[:1].expand(3, -1, -1)  # of many bands the first three
+    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)

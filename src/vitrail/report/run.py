@@ -1,0 +1,147 @@
+"""What a run folder says of its run.
+
+A run folder has `recipe.json` (the resolved recipe), `metrics.jsonl` (one object per line; its `kind` is "start",
+"train", "val", "test" or "done"), `classes.json` (names) and maybe `examples.json` (images with their predictions).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitrail.errors import UserError
+from vitrail.plain import rebuild
+from vitrail.tasks import TASKS, task_class
+from vitrail.tasks.task import Score
+from vitrail.units import median, number
+
+if TYPE_CHECKING:
+    from vitrail.tasks.task import Task
+
+Row = dict[str, Any]
+
+
+@dataclass
+class RunRecord:
+    """What a run folder says of its run. Parts that are missing are empty."""
+
+    folder: Path
+    recipe: Row
+    starts: list[Row]
+    train: list[Row]
+    val: list[Row]
+    test: Row
+    done: Row
+    classes: list[str]
+    examples: list[Row]
+    groups: str | None = None
+    """how many groups of images were kept on one side of the split; None where none were named"""
+
+    @property
+    def best(self) -> Row:
+        """The row of the best validation score, the last one where several are as good; empty where there is none."""
+        best: Row = {}
+        for row in self.val:
+            value = number(row.get(self.score.name))
+            if value is not None and (not best or self.score.better(value, best[self.score.name])):
+                best = row
+        return best
+
+    @property
+    def kind(self) -> type[Task] | None:
+        """The task that was trained; None where the folder does not tell."""
+        task = self.recipe.get("task")
+        name = task.get("kind") if isinstance(task, dict) else None
+        return task_class(str(name)) if name in TASKS else None
+
+    @property
+    def score(self) -> Score:
+        """What chose the best checkpoint, as the run's start tells, or else as its task does."""
+        for row in reversed(self.starts):
+            if isinstance(score := row.get("score"), dict):
+                with suppress(TypeError):  # it is no row of ours
+                    return rebuild(Score, score)
+        return (self.kind and self.kind.score) or Score("loss", best="min", unit="")
+
+    @property
+    def fast_dev_run(self) -> bool:
+        """Whether it only tried everything, so that its scores say nothing."""
+        return bool(self.recipe.get("fast_dev_run"))
+
+    @property
+    def images_per_s(self) -> float | None:
+        """Median over the rows of training."""
+        return median(row.get("images_per_s") for row in self.train)
+
+
+def read_run(folder: str | Path) -> RunRecord:
+    """Read a run folder, also of a run that still goes on or was killed. A folder without a run is a UserError."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder: give a run folder, which `vitrail train` writes")
+    recipe = _json(folder / "recipe.json", dict)
+    rows = _lines(folder / "metrics.jsonl")
+    if not recipe and not rows:
+        raise UserError(
+            f"{folder} holds no run, neither recipe.json nor metrics.jsonl: give a folder of `vitrail train`"
+        )
+    kinds: dict[str, list[Row]] = {kind: [] for kind in ("start", "train", "val", "test", "done")}
+    for row in rows:
+        kinds.get(str(row.get("kind")), []).append(row)
+    return RunRecord(
+        folder=folder,
+        recipe=recipe,
+        starts=kinds["start"],
+        train=_by_step(kinds["train"]),
+        val=_by_step(kinds["val"]),
+        test=kinds["test"][-1] if kinds["test"] else {},
+        done=kinds["done"][-1] if kinds["done"] else {},
+        classes=[str(name) for name in _json(folder / "classes.json", list)],
+        examples=[row for row in _json(folder / "examples.json", list) if isinstance(row, dict)],
+        groups=next((value for name, value in flat(_json(folder / "data.json", dict)) if name == "groups.count"), None),
+    )
+
+
+def _json(path: Path, kind: type[Any]) -> Any:
+    """What a file holds, or an empty `kind` where it is missing or holds something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return kind()
+    return value if isinstance(value, kind) else kind()
+
+
+def _lines(path: Path) -> list[Row]:
+    """Rows of a file of JSON lines. A killed run may leave half a line at the end, which is passed over."""
+    rows = []
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def _by_step(rows: list[Row]) -> list[Row]:
+    """In the order of steps. A resumed run repeats steps after its checkpoint: the last row of a step counts."""
+    steps = {row["step"]: row for row in rows if number(row.get("step")) is not None}
+    return [steps[step] for step in sorted(steps)]
+
+
+def flat(values: Row, before: str = "") -> Iterable[tuple[str, str]]:
+    """Names joined with dots, and values as JSON writes them."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,39 @@
+"""The sections of a captioner's report: scores, examples, and whether it says the same of all images."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+from vitrail.charts import GREY, Line, Panel, chart, points
+from vitrail.html import card, example
+from vitrail.tasks.task import Score, Section
+from vitrail.units import number
+
+OTHERS = ("bleu4", "rouge_l")
+"""scores that are shown beside the one that chooses the best checkpoint"""
+PEOPLE = 2
+"""captions of people that are shown of an image"""
+
+
+def sections(run: Any) -> list[Section]:
+    """Of a `vitrail.report.RunRecord`; those whose entries are missing are empty."""
+    row, where = (run.test, "test") if run.test else (run.best, "validation")
+    cards = "".join(card(name, Score(name, unit="").text(number(row.get(name))), where) for name in OTHERS)
+    panel = Panel("share of the commonest caption", [Line("", points(run.val, "identical"), GREY)])
+    return [
+        Section("", cards),
+        Section("Example predictions", "".join(map(_example, run.examples))),
+        Section("Variety", chart([panel], "share of the commonest caption against steps")),
+    ]
+
+
+def _example(row: dict[str, Any]) -> str:
+    if "caption" not in row:
+        return ""
+    truth = row.get("truth")
+    texts = truth.get("captions") if isinstance(truth, dict) else None
+    shown = texts[:PEOPLE] if isinstance(texts, list) else []
+    people = "".join(f"<li dir=auto>{escape(str(text))}</li>" for text in shown)
+    caption = f"<b dir=auto>{escape(str(row['caption'])) or 'no words'}</b><ul>{people}</ul>"
+    return example(row.get("image"), caption)

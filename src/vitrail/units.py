@@ -1,0 +1,47 @@
+"""Numbers as people read them: `97.50 %`, `1.23 M`, `2 min 5 s`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+
+def number(value: Any) -> float | None:
+    """A finite number; None for anything else, such as a missing entry of a log."""
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if good else None
+
+
+def median(values: Iterable[Any]) -> float | None:
+    """Of the finite numbers among the values; None where there is none."""
+    numbers = sorted(found for value in values if (found := number(value)) is not None)
+    return numbers[len(numbers) // 2] if numbers else None
+
+
+def percent(value: Any) -> str:
+    """A fraction as a percentage; nothing for what is no number."""
+    found = number(value)
+    return "" if found is None else f"{100 * found:.2f} %"
+
+
+def count(value: Any) -> str:
+    """A number in at most four digits and a letter."""
+    found = number(value)
+    if found is None:
+        return ""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(found) >= size:
+            return f"{found / size:.3g} {letter}"
+    return f"{found:.3g}"
+
+
+def duration(seconds: Any) -> str:
+    """Seconds as people say them: `4.2 s`, `3 min 20 s`, `2 h 5 min`."""
+    found = number(seconds)
+    if found is None:
+        return ""
+    if found < 60:
+        return f"{found:.3g} s"
+    whole = round(found)
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"

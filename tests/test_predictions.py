@@ -1,0 +1,234 @@
+"""Where answers go: rows in one file of any kind, figures in a folder, and never over what is there to be read."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vitrail
+from vitrail.cli import main
+from vitrail.predictions import LONG_SIDE, Answered, Lines, figure_names, original, output_to
+from vitrail.tasks.task import Prediction
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Five files: two of the same name but for the ending, one further down, and one that is no image."""
+    root = tmp_path / "in"
+    (root / "below").mkdir(parents=True)
+    for number, name in enumerate(("a.png", "a.jpg", "below/a.png", "c.png")):
+        Image.new("RGB", (8, 8), (60 * number, 9, 200)).save(root / name)
+    (root / "bad.png").write_text("no image")
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("models") / "tiny"
+    vitrail.create("nano/2", classes=["a cat", "=dog", "été"], image_size=8).save(place)
+    return place
+
+
+def predict(model: Path, *args: object, code: int = 0) -> None:
+    assert main(["predict", *map(str, args), "--model", str(model), "--device", "cpu"]) == code
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_rows_are_those_of_json_in_every_kind_of_file(
+    images: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pq = pytest.importorskip("pyarrow.parquet", reason="needs pip install 'vitrail[data]'")
+    predict(model, images, "--json", code=2)
+    rows = printed(capsys)
+    assert len(rows) == 5 and sum("error" in row for row in rows) == 1
+    for kind in ("jsonl", "csv", "parquet", "JSONL"):
+        predict(model, images, "--out", tmp_path / "out" / f"x.{kind}", code=2)
+        said = capsys.readouterr()
+        assert said.out == f"{tmp_path / 'out' / f'x.{kind}'}: 5 rows, 1 with an error\n" and "bad.png" in said.err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["x.JSONL", "x.csv", "x.jsonl", "x.parquet"]
+    assert [json.loads(line) for line in (tmp_path / "out" / "x.jsonl").read_text().splitlines()] == rows
+    whole = [{"labels": None, "error": None, **row} for row in rows]
+    assert pq.read_table(tmp_path / "out" / "x.parquet").to_pylist() == whole
+    with (tmp_path / "out" / "x.csv").open(newline="", encoding="utf-8") as file:
+        read = list(csv.DictReader(file))
+    assert list(read[0]) == ["image", "task", "labels", "error"]
+    for row, expected in zip(read, rows, strict=True):
+        assert (row["image"], row["error"]) == (expected["image"], expected.get("error", ""))
+        assert not row["labels"] or json.loads(row["labels"]) == expected["labels"]
+
+
+def test_json_is_printed_too_where_it_is_asked_for(
+    images: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predict(model, images / "c.png", "--json", "--top", 2, "--out", tmp_path / "x.jsonl")
+    (row,) = printed(capsys)
+    assert json.loads((tmp_path / "x.jsonl").read_text()) == row and len(row["labels"]) == 2
+    predict(model, images / "c.png", "--json", "--out", tmp_path / "figures")
+    (row,) = printed(capsys)
+    assert row["figure"] == str(tmp_path / "figures" / "c.png")
+
+
+class Odd(Prediction):
+    """An answer whose rows differ from image to image."""
+
+    def __init__(self, found: dict[str, Any]) -> None:
+        self.found = found
+
+    def row(self) -> dict[str, Any]:
+        return self.found
+
+    def text(self) -> str:
+        return "odd"
+
+
+ODD: list[dict[str, Any]] = [
+    {"boxes": [], "sure": True},
+    {"boxes": [{"box": [1, 2.5], "label": "a"}], "value": 1},
+    {"boxes": [{"box": [], "label": "b"}], "value": 0.5, "text": 'a, "b"\nc'},
+]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_rows_may_lack_entries_and_names_need_not_be_text(kind: str, tmp_path: Path) -> None:
+    if kind == "parquet":
+        pytest.importorskip("pyarrow", reason="needs pip install 'vitrail[data]'")
+    output = output_to(tmp_path / f"x.{kind}", [], [])
+    with output:
+        for found in ODD:
+            output.take(Answered(Path("caf\udce9.png"), {"image": "caf\udce9.png", "task": "odd", **found}, Odd(found)))
+    if kind == "parquet":
+        import pyarrow.parquet as pq
+
+        rows = pq.read_table(tmp_path / "x.parquet").to_pylist()
+        assert [row["image"] for row in rows] == [r"caf\udce9.png"] * 3
+        assert [row["boxes"] for row in rows] == [found["boxes"] for found in ODD]
+        assert [row["value"] for row in rows] == [None, 1.0, 0.5]
+    elif kind == "csv":
+        with (tmp_path / "x.csv").open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["text"] for row in rows] == ["", "", 'a, "b"\nc'] and rows[0]["sure"] == "true"
+        assert rows[0]["image"] == r"caf\udce9.png" and json.loads(rows[1]["boxes"]) == ODD[1]["boxes"]
+    else:
+        rows = list(map(json.loads, (tmp_path / "x.jsonl").read_text().splitlines()))
+        assert [row["image"] for row in rows] == ["caf\udce9.png"] * 3 and rows[2]["text"] == ODD[2]["text"]
+
+
+@pytest.mark.parametrize("when", ["answers", "writing"])
+def test_a_file_of_rows_appears_whole_or_not_at_all(when: str, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("before")
+    output = output_to(tmp_path / "x.csv", [], [])
+    if when == "writing":
+
+        def broken(rows: Lines, file: Any) -> None:
+            file.write(b"half")
+            raise KeyboardInterrupt
+
+        output.write = broken  # type: ignore[attr-defined]
+
+    def answer() -> None:
+        with output:
+            output.take(Answered(Path("a.png"), {"image": "a.png", "task": "odd"}, Odd({})))
+            if when == "answers":
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        answer()
+    assert [path.name for path in tmp_path.iterdir()] == ["x.csv"] and (tmp_path / "x.csv").read_text() == "before"
+
+
+def test_figures_keep_their_places_and_never_meet(
+    images: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    predict(model, images, images / "c.png", "--out", out, code=2)
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1] == f"{out}: 5 figures" and said.err.count("\n") == 1 and "bad.png" in said.err
+    drawn = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert drawn == {"a.png", "a-2.png", "below/a.png", "c.png", "c-2.png"}
+    assert all(f"-> {out / name}" in said.out for name in drawn)
+    with Image.open(out / "c.png") as figure:
+        assert figure.format == "PNG" and figure.width >= 360 and figure.height > figure.width
+
+
+@pytest.mark.parametrize(
+    "given, images, names",
+    [
+        (["x/a.jpg", "y/a.jpg"], ["x/a.jpg", "y/a.jpg"], ["a.png", "a-2.png"]),
+        (["a.jpg", "A.PNG", "a-2.jpg"], ["a.jpg", "A.PNG", "a-2.jpg"], ["a.png", "A-2.png", "a-2-2.png"]),
+        (["../../a.jpg"], ["../../a.jpg"], ["a.png"]),
+        (["/x/a.b.jpg", "/x/.png"], ["/x/a.b.jpg", "/x/.png"], ["a.b.png", ".png.png"]),
+    ],
+)
+def test_names_of_figures(given: list[str], images: list[str], names: list[str]) -> None:
+    assert list(map(str, figure_names(given, list(map(Path, images))))) == names
+
+
+def test_a_folder_that_was_given_never_leads_out_of_that_of_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert figure_names([".", "../a.jpg"], [Path("b/c.jpg"), Path("../a.jpg")]) == [Path("b/c.png"), Path("a.png")]
+
+
+@pytest.mark.parametrize(
+    "out, words",
+    [
+        ("in", "holds the images that are answered: choose another folder"),
+        ("in/../in", "holds the images that are answered: choose another folder"),
+        ("in/c.png", "is a file: give --out a folder for figures, or a new file that ends in"),
+        ("folder.csv", "is a folder, and the ending of --out asks for a file"),
+    ],
+)
+def test_places_that_are_refused(
+    out: str, words: str, images: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    predict(model, images, "--out", tmp_path / out, code=2)
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and words in said.err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_no_figure_takes_the_place_of_an_image(
+    images: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "link").symlink_to(images)
+    before = (images / "c.png").read_bytes()
+    predict(model, images / "c.png", "--out", tmp_path / "link", code=2)
+    assert "would overwrite an image: choose another folder for --out" in capsys.readouterr().err
+    assert (images / "c.png").read_bytes() == before
+
+
+def test_parquet_without_pyarrow_names_the_extra(
+    images: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    predict(model, images, "--out", tmp_path / "x.parquet", code=2)
+    assert "pip install 'vitrail[data]', or choose .csv or .jsonl" in capsys.readouterr().err
+
+
+def test_the_original_is_upright_in_rgb_and_not_too_large(tmp_path: Path) -> None:
+    wide = Image.new("RGB", (2000, 1000), "red")
+    exif = Image.Exif()
+    exif[274] = 6  # to be turned by a quarter
+    wide.save(tmp_path / "turned.jpg", exif=exif)
+    assert original(tmp_path / "turned.jpg").size == (LONG_SIDE // 2, LONG_SIDE)
+    small = Image.new("L", (3, 2), 7)
+    small.save(tmp_path / "grey.png")
+    drawn = original(tmp_path / "grey.png")
+    assert drawn.size == (3, 2) and drawn.mode == "RGB" and drawn.getpixel((0, 0)) == (7, 7, 7)
+    bands = np.arange(5 * 4 * 6, dtype=np.uint8).reshape(5, 4, 6)
+    np.save(tmp_path / "bands.npy", bands)
+    assert np.array_equal(np.asarray(original(tmp_path / "bands.npy")), bands[:3].transpose(1, 2, 0))
