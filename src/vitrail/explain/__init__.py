@@ -1,6 +1,6 @@
 """What a model looks at, for one image: figures 6 and 7 of the paper, as numbers and as images.
 
-The numbers come from `attention`, `positions`, `filters` and `words`, the images from them in `images`.
+The numbers come from `attention`, `positions`, `filters` and the task itself, the images from them in `figures`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -33,10 +34,8 @@ from vitrail.explain.figures import (
 )
 from vitrail.explain.filters import patch_filters
 from vitrail.explain.positions import position_similarity
-from vitrail.explain.words import words_looked
 from vitrail.files import printable, write_whole
-from vitrail.tasks.caption import Caption
-from vitrail.tasks.task import Task
+from vitrail.tasks.task import Piece, Task, numbered_by_pixels
 from vitrail.vit import PatchEmbedding
 
 log = logging.getLogger("vitrail")
@@ -53,18 +52,17 @@ __all__ = [
     "per_head",
     "position_similarity",
     "rollout",
-    "words_looked",
 ]
 
 
 def explain(task: Task, image: Image.Image | str | Path, out: str | Path) -> dict[str, Any]:
     """Draw what the model makes of an image into the folder `out`.
 
-    Writes `rollout.png`, `heads.png`, `positions.png`, `filters.png`, `distance.png`, for a captioner `words.png`, the
-    numbers behind the attention in `numbers.json`, and `index.html`, which shows them. Returns `predictions` (labels
-    and scores, best first), `values` or `caption` and `words`, `files` (name to path) and `notes` (what was left out,
-    and why).
-    A model that is neither a Vision Transformer nor a captioner, and a file that is no image, are UserErrors, and
+    Writes `rollout.png`, `heads.png`, `positions.png`, `filters.png`, `distance.png`, for a task that answers piece by
+    piece `words.png`, the answer and the numbers behind the attention in `numbers.json`, and `index.html`, which shows
+    them. Returns what `Prediction.row` gives, `pieces` where there are any, `files` (name to path) and `notes` (what
+    was left out, and why).
+    A model that is no Vision Transformer and answers with no pieces, and a file that is no image, are UserErrors, and
     then nothing is written.
     """
     out = Path(out)
@@ -73,23 +71,22 @@ def explain(task: Task, image: Image.Image | str | Path, out: str | Path) -> dic
     pixels = task.prepare(opened)
     if isinstance(opened, EncodedImage) and (found := doubt([opened.source])) is not None:
         log.warning(found)
+    answer = task.answers([pixels])[0]
     prepared = task.preprocess.normalise(pixels)[None]
-    seen = Seen()
-    if isinstance(task, Caption):
-        task.eval()
-        _words(seen, task, _as_it_is(task.preprocess, opened, pixels), prepared)
-        try:
-            _encoder(seen, task, pixels, prepared, seen.says["caption"])
-        except UserError as error:
-            seen.leave_out(f"the decoder's attention alone: {error}")
-    else:
-        answer = task.answers([pixels])[0]
-        seen.says |= answer.row()
+    seen = Seen(answer.row())
+    pieces = _pieces(task, prepared)
+    if pieces:
+        _draw_pieces(seen, pieces, _as_it_is(task.preprocess, opened, pixels))
+    try:
         _encoder(seen, task, pixels, prepared, printable(answer.text()))
+    except UserError as error:
+        if not pieces:
+            raise
+        seen.leave_out(f"no figures of the encoder: {error}")
 
     files = {name: png(figure) for name, figure in seen.figures.items()}
     files["numbers.json"] = json.dumps({**seen.says, **seen.numbers, "notes": seen.notes}).encode()
-    files["index.html"] = printable(_page(source, seen.says, list(seen.figures), seen.notes)).encode()
+    files["index.html"] = printable(_page(source, answer.text(), seen)).encode()
     for name, data in files.items():
         write_whole(out / name, data)
     return {**seen.says, "files": {name: str(out / name) for name in files}, "notes": seen.notes}
@@ -111,16 +108,24 @@ class Seen:
         log.warning(note)
 
 
-def _words(seen: Seen, task: Caption, image: Tensor, prepared: Tensor) -> None:
-    """The caption, and where its decoder looked."""
-    seen.says["caption"], words = words_looked(task, prepared)
-    seen.says["words"] = [{"text": word.text, "p": word.p} for word in words]
-    drawn = [(word.text, word.p, word.heat) for word in words if word.heat is not None]
+@torch.inference_mode()
+def _pieces(task: Task, prepared: Tensor) -> list[Piece]:
+    """The pieces of the answer for one normalised image [1, C, H, W]; none where the task does not answer so."""
+    device = next(task.parameters()).device
+    sample = torch.tensor([numbered_by_pixels(prepared[0])], device=device)
+    found = task.pieces({"image": prepared.to(device), "sample": sample})
+    return found[0] if found else []
+
+
+def _draw_pieces(seen: Seen, pieces: list[Piece], image: Tensor) -> None:
+    """Each piece of the answer, and where it was read from."""
+    seen.says["pieces"] = [{"text": piece.text, "p": piece.p} for piece in pieces]
+    drawn = [(piece.text, piece.p, piece.heat) for piece in pieces if piece.heat is not None]
     if drawn:
         seen.figures["words.png"] = draw_words(image, drawn)
-        seen.numbers["looked"] = [_rounded(heat.tolist()) for _, _, heat in drawn]
+        seen.numbers["attention"] = [_rounded(heat.tolist()) for _, _, heat in drawn]
     else:
-        seen.leave_out("no words.png: this decoder sees the image once, as a whole, and has no attention over it")
+        seen.leave_out("no words.png: this model reads the image once, as a whole, and has no attention over it after")
 
 
 def _as_it_is(preprocess: Preprocess, image: Image.Image | EncodedImage, fitted: Tensor) -> Tensor:
@@ -178,11 +183,11 @@ def _rounded(values: Any) -> Any:
 
 
 SAYS = {
-    "words.png": "Where the decoder looked when it chose each word, bright where it looked most, and how likely it "
-    "held the word.",
+    "words.png": "Where the model looked for each piece of its answer, bright where it looked most, and the "
+    "probability that it gave the piece.",
     "rollout.png": "The image, the same darkened where little attention goes, and attention rollout: the attention "
     "of all layers multiplied together, with the residual paths (figure 6 of the paper).",
-    "heads.png": "What each head takes from each patch, a row a layer, bright where it takes most. "
+    "heads.png": "What each head takes from each patch, one row per layer, bright where it takes most. "
     "Early heads mostly look nearby or everywhere, late ones at things.",
     "distance.png": "How far each head looks on average. Low points are heads that act like small convolutions.",
     "filters.png": "What the first layer looks for in the pixels.",
@@ -191,12 +196,9 @@ SAYS = {
 }
 
 
-def _page(source: str, says: dict[str, Any], names: list[str], notes: list[str]) -> str:
-    rows = "".join(f"<tr><td>{escape(row['label'])}<td>{row['score']:.1%}" for row in says.get("labels", ()))
-    rows += "".join(f"<tr><td>{escape(row['name'])}<td>{row['value']:.4g}" for row in says.get("values", ()))
-    rows += "".join(f"<tr><td dir=auto>{escape(row['text'])}<td>{row['p']:.1%}" for row in says.get("words", ()))
-    caption = f"<h2 dir=auto>{escape(says['caption'])}</h2>" if "caption" in says else ""
-    order = [name for name in SAYS if name in names]
+def _page(source: str, answer: str, seen: Seen) -> str:
+    tables = "".join(_table(rows) for rows in seen.says.values() if _is_table(rows))
+    order = [name for name in SAYS if name in seen.figures]
     figures = "".join(
         f'<figure><img src="{name}" alt="{name}"><figcaption>{SAYS[name]}</figcaption></figure>' for name in order
     )
@@ -211,10 +213,31 @@ td {{ padding: .1rem 1.5rem .1rem 0 }} td + td {{ text-align: right; font-varian
 </style>
 <h1>What the model looks at</h1>
 <p>{escape(source)}</p>
-{caption}
-<table>{rows}</table>
+<h2 dir=auto>{escape(answer)}</h2>
+{tables}
 {figures}
-{"".join(f'<p class="note">{escape(note)}</p>' for note in notes)}
+{"".join(f'<p class="note">{escape(note)}</p>' for note in seen.notes)}
 <p class="note">The numbers are in <a href="numbers.json">numbers.json</a>.</p>
 </html>
 """
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    """What is text or a number in the rows of an answer."""
+    lines = "".join(
+        f"<tr>{''.join(f'<td dir=auto>{escape(_cell(value))}' for value in row.values() if _is_cell(value))}"
+        for row in rows
+    )
+    return f"<table>{lines}</table>\n"
+
+
+def _is_cell(value: Any) -> bool:
+    return isinstance(value, str | int | float)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -7,10 +7,9 @@ from typing import Any
 
 from vitrail.baselines import ResNetConfig
 from vitrail.data.augment import Augment
-from vitrail.tasks.caption import Captioning
+from vitrail.tasks.caption import Captioning, Decoding
 from vitrail.tasks.classify import Classification
 from vitrail.tasks.encoder import EncoderConfig
-from vitrail.tasks.search import Decoding
 from vitrail.train.optim import Optim
 from vitrail.train.run import Run
 from vitrail.train.tune import Tune
@@ -116,11 +115,11 @@ def caption_vit(images: int) -> Run:
 
 
 MATCHING = {"contrastive": 0.5, "decoder_depth": 3, "text_depth": 1}
-"""of captioners that match, which needs blocks that read words alone; one that goes on keeps the depths it has"""
+"""of captioners that match, which needs blocks that read words alone; one whose training continues keeps its depths"""
 
 
 def _matching(**choices: Any) -> Captioning:
-    """Images are matched with their captions, tell which words these use, and are captioned."""
+    """Images are matched with their captions, their words are predicted, and they are captioned."""
     return _task(decoder_dropout=0.2, word_dropout=0.1, bag_of_words=0.1, **MATCHING, **choices)
 
 
@@ -146,7 +145,7 @@ def encoder_cifar10(images: int) -> Run:
 
 
 def caption_coca(images: int) -> Run:
-    """Goes on from `caption-match` with larger images and all their captions, at a quarter of its rate.
+    """Continues from `caption-match` with larger images and all their captions, at a quarter of its rate.
 
     Command: vitrail train caption-coca --data flickr8k --init RUN
     """
@@ -158,7 +157,7 @@ def caption_coca(images: int) -> Run:
 
 
 def caption_rerank(images: int) -> Run:
-    """A captioner that has learned to match, which also remembers what is said of the training images.
+    """A captioner that has learned to match, with an index of what is said of the training images.
 
     Command: vitrail train caption-rerank --data flickr8k --init RUN
     Nothing is trained: of the captions that it finds it chooses by those of the images most like its own. Behind

@@ -159,7 +159,7 @@ class Task(nn.Module):
     """dataclass of the flags of `vitrail predict` and `vitrail eval`"""
     score: ClassVar[Score | None] = None
     """chooses the best checkpoint; None for a task that is not scored"""
-    whole_batch: ClassVar[bool] = False
+    whole_batch: bool = False
     """the loss does not split over a batch: accumulation is refused, and processes join through `gather`"""
     metric_reads: ClassVar[Literal["outputs", "answers"]] = "outputs"
     """what the metric is updated with: what `forward` gives for a batch, or what `answer` does"""
