@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import torch.nn.functional as F
 
-from vitrail.data.text import END, PAD, Tokenizer
+from vitrail.data.text import END, PAD, START, Tokenizer
 from vitrail.errors import UserError
-from vitrail.tasks.caption.search import Written
+from vitrail.ops import Grid
+from vitrail.tasks.caption.search import Stepper, Written
 from vitrail.tasks.task import Piece, Prediction
 
 
@@ -54,13 +54,20 @@ def _row(words: list[int], ps: list[float], score: float, tokenizer: Tokenizer) 
     }
 
 
-def pieces_of(written: Written, heats: Sequence[Tensor | None], tokenizer: Tokenizer) -> list[list[Piece]]:
+def pieces_of(written: Written, step: Stepper, state: Any, grid: Grid, tokenizer: Tokenizer) -> list[list[Piece]]:
     """The pieces of each image's best caption, with the end as `<end>`.
 
-    `heats` are the attention over the patches [B, h, w] when each word was chosen, or None for a decoder without.
+    Each has the attention over the patches [h, w] when it was chosen; None from a decoder without. `state` is that
+    before the first word.
     """
+    words, heats = written.words[:, 0], []
+    for read in F.pad(words[:, :-1], (1, 0), value=START).unbind(1):
+        _, attention, state = step(read, None, state)
+        # The prefix tokens come first, and have the rest of the attention.
+        patches = None if attention is None else attention[:, -math.prod(grid) :].float().cpu().unflatten(1, grid)
+        heats.append(patches)
     found = []
-    for i, (row, ps) in enumerate(zip(written.words[:, 0].tolist(), written.logp[:, 0].exp().tolist(), strict=True)):
+    for i, (row, ps) in enumerate(zip(words.tolist(), written.logp[:, 0].exp().tolist(), strict=True)):
         texts = [*tokenizer.tokens([word for word in row if word not in (PAD, END)]), "<end>"]
         places = [None if heat is None else heat[i] for heat in heats[: sum(word != PAD for word in row)]]
         found.append([Piece(*piece) for piece in zip(texts, ps, places, strict=False)])

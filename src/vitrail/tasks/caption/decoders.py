@@ -90,6 +90,10 @@ class Decoder(nn.Module):
         hidden = self._captions(words, memory)
         return self._logits(hidden if counted is None else hidden[counted])
 
+    def within_limit(self, max_length: int) -> int:
+        """So many words, or as many as the decoder can write at most."""
+        return min(max_length, self.max_length or max_length)
+
     def description(self) -> dict[str, Any]:
         """What a checkpoint's `config.json` needs beside the settings to make the decoder again."""
         return {}
@@ -184,10 +188,10 @@ class AttentiveDecoder(WordDecoder):
         self.out = nn.Linear(3 * width, width)
 
     def _captions(self, words: Tensor, memory: Memory) -> Tensor:
-        state, hidden = self._start(memory), []
-        rows = torch.arange(len(words), device=words.device).repeat_interleave(words.shape[1])
-        for place, column in enumerate(words.flatten(0, 1).unbind(1)):
-            after, _, state = self._step(column, None if place else rows, state)
+        first, image = self._start(memory)
+        state, hidden = State([tensor.repeat_interleave(words.shape[1], dim=0) for tensor in first], image), []
+        for column in words.flatten(0, 1).unbind(1):
+            after, _, state = self._step(column, None, state)
             hidden.append(after)
         return torch.stack(hidden, dim=1).view(*words.shape, -1)
 

@@ -29,6 +29,7 @@ from vitrail.tasks.caption.language import (
     cache_of,
 )
 from vitrail.tasks.caption.settings import LanguageSettings
+from vitrail.tasks.encoder import EncoderConfig, pooled_width, token_width
 from vitrail.vit import Block, ViTConfig
 
 HEAD = 64
@@ -41,10 +42,8 @@ class PrefixDecoder(LanguageDecoder):
     Its hidden states are those of the model, [..., D]; the model's last layer makes logits of them.
     """
 
-    def __init__(
-        self, model: Any, vocabulary: VocabMap, settings: LanguageSettings, token_width: int, pooled_width: int
-    ) -> None:
-        """`model` is a causal language model of transformers; the widths are those of an image's tokens and vector."""
+    def __init__(self, model: Any, vocabulary: VocabMap, settings: LanguageSettings, encoder: EncoderConfig) -> None:
+        """`model` is a causal language model of transformers, `encoder` the config of what reads the images."""
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048
         super().__init__(model, vocabulary, positions)
         self.transformers = json.loads(model.config.to_json_string(use_diff=False))
@@ -58,7 +57,7 @@ class PrefixDecoder(LanguageDecoder):
             # Gradients pass through it to the prefix, and none stays in it.
             model.requires_grad_(False)
             self.frozen = [model]
-        self.join = join_for(settings, token_width, pooled_width, model.get_input_embeddings().embedding_dim)
+        self.join = join_for(settings, encoder, model.get_input_embeddings().embedding_dim)
 
     @staticmethod
     def check(model: Any, name: str) -> None:
@@ -171,13 +170,13 @@ class ProjectionJoin(nn.Module):
         return self.project(memory.tokens)
 
 
-def join_for(settings: LanguageSettings, token_width: int, pooled_width: int, width: int) -> nn.Module:
+def join_for(settings: LanguageSettings, encoder: EncoderConfig, width: int) -> nn.Module:
     """What stands between an encoder and a language model `width` wide."""
     if settings.join == "mlp":
-        return MLPJoin(pooled_width, width, settings.prefix_length)
+        return MLPJoin(pooled_width(encoder), width, settings.prefix_length)
     if settings.join == "transformer":
-        return TransformerJoin(token_width, width, settings.prefix_length, settings.join_depth)
-    return ProjectionJoin(token_width, width)
+        return TransformerJoin(token_width(encoder), width, settings.prefix_length, settings.join_depth)
+    return ProjectionJoin(token_width(encoder), width)
 
 
 def pretrained(source: str) -> tuple[Any, VocabMap, HFTokenizer]:

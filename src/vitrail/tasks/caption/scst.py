@@ -53,7 +53,7 @@ def self_critical_loss(task: Caption, memory: Memory, batch: Batch) -> dict[str,
         temperature=temperature,
         sampling_seed=int(batch["key"]),
         no_repeat_ngram_size=0,
-        max_length=task.within_limit(task.option.max_length),
+        max_length=task.decoder.within_limit(task.option.max_length),
     )
     training = task.training
     task.eval()  # the decoder samples without dropout

@@ -149,7 +149,6 @@ class Captioning(Settings):
             raise UserError("self_critical learns from the reward alone: set bag_of_words to 0")
         if not 0 < self.scst_temperature < math.inf:
             raise UserError(f"scst_temperature must be above 0, got {self.scst_temperature}")
-        self._check_decoder()
         if self.contrastive and not (self.decoder == "transformer" and self.text_depth):
             raise UserError(
                 "contrastive compares images with what a Transformer's lowest blocks make of words alone: it needs "
@@ -157,6 +156,7 @@ class Captioning(Settings):
             )
         if (self.decoding.match or self.decoding.consensus) and not self.contrastive:
             raise UserError("match and consensus are for captioners with a contrastive loss: set them to 0, or it not")
+        self._check_decoder()
 
     def _check_decoder(self) -> None:
         if self.decoder == "language_model":

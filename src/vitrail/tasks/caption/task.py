@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.data.captions import CaptionSet, open_captions
 from vitrail.data.decode import Preprocess
 from vitrail.data.sets import ImageSet, Splits
-from vitrail.data.text import PAD, START, Tokenizer
+from vitrail.data.text import END, PAD, START, Tokenizer
 from vitrail.errors import UserError
 from vitrail.hf import fresh, with_memory
 from vitrail.plain import describe, described, rebuild
@@ -54,10 +53,7 @@ class Caption(Task):
     score = Score("cider", unit="")
     solved = ("knn",)
     free = FREE
-    unused_when_frozen = (
-        *("captions", "smoothing", "word_dropout", "contrastive", "bag_of_words"),
-        *("self_critical", "scst_temperature"),
-    )
+    unused_when_frozen = tuple(name for name in FREE if name != "decoding")
     metric_reads = "answers"
 
     decoder: Decoder
@@ -120,7 +116,8 @@ class Caption(Task):
             raise UserError("self-critical training continues from a captioner: name one with --init")
         if settings.decoder == "language_model":
             model, vocabulary, words = pretrained(settings.language.language_model)
-            task = cls._behind(encoder, settings, model, vocabulary, words, preprocess)
+            decoder = PrefixDecoder(model, vocabulary, settings.language, encoder.config)
+            task = cls(encoder, settings, words, preprocess, decoder)
         else:
             texts = [caption for captions in train.captions for caption in captions]
             own = Tokenizer.train(texts, settings.vocabulary, settings.vocabulary_size, lower=settings.lower)
@@ -128,21 +125,6 @@ class Caption(Task):
         train.labels = task.numbered(train.captions)
         task.init_word_bias(train.labels)
         return task
-
-    @classmethod
-    def _behind(
-        cls,
-        encoder: Encoder,
-        settings: Captioning,
-        model: Any,
-        vocabulary: VocabMap,
-        tokenizer: HFTokenizer,
-        preprocess: Preprocess,
-    ) -> Self:
-        """A captioner whose decoder is a causal language model of transformers."""
-        widths = token_width(encoder.config), pooled_width(encoder.config)
-        decoder = PrefixDecoder(model, vocabulary, settings.language, *widths)
-        return cls(encoder, settings, tokenizer, preprocess, decoder)
 
     @classmethod
     def continues(cls, settings: Any, loaded: Task) -> bool:
@@ -202,7 +184,8 @@ class Caption(Task):
 
             def make() -> Caption:
                 model = fresh(config["language_model"]["transformers"], "AutoModelForCausalLM")
-                return cls._behind(encoder_for(encoder), settings, model, vocabulary, words, preprocess)
+                decoder = PrefixDecoder(model, vocabulary, settings.language, encoder)
+                return cls(encoder_for(encoder), settings, words, preprocess, decoder)
 
             return cast(Self, with_memory(make, files.shapes))
         own = stored_tokenizer(config, files, Tokenizer.from_json)
@@ -247,15 +230,13 @@ class Caption(Task):
                 "as with caption-match"
             )
 
-    def solve(self, method: str, train: Features, val: Callable[[], Features]) -> list[dict[str, float]]:
-        self.build_index(*train)
-        return []
-
     @torch.no_grad()
-    def build_index(self, vectors: Tensor, labels: Tensor) -> None:
-        """Keep what is said of the training images: their pooled vectors [N, D], and their captions [N, K, T]."""
+    def solve(self, method: str, train: Features, val: Callable[[], Features]) -> list[dict[str, float]]:
+        """Build the index of what is said of the training images, whose `labels` are their captions [N, K, T]."""
         assert self.match is not None
-        self.consensus = Consensus.of(self.match(vectors), labels, self.tokenizer.size).to(vectors.device)
+        index = Consensus.of(self.match(train.vectors), train.labels, self.tokenizer.size)
+        self.consensus = index.to(train.vectors.device)
+        return []
 
     # From an image to an answer
 
@@ -285,6 +266,20 @@ class Caption(Task):
             found["rerank"] = Reranker(self.match, self.decoder, self.consensus, self.option)
         return found
 
+    def component_inputs(self, batch: Batch) -> dict[str, tuple[Any, ...]]:
+        """What each component is called with for a batch, in the step after the first word."""
+        parts, images = self.components(), batch["image"]
+        pooled, state = parts["encoder"](images)
+        first = torch.full((len(images),), START, device=images.device)
+        rows = torch.arange(len(images), device=images.device)
+        logits, _, state = parts["step"](first, rows, state)
+        words = logits.argmax(dim=1)
+        given = {"encoder": (images,), "step": (words, rows, state)}
+        if "rerank" in parts:
+            captions = torch.stack([words, torch.full_like(words, END)], dim=1)[:, None]
+            given["rerank"] = (pooled, captions, logits.new_zeros(len(images), 1))
+        return given
+
     def choose(self, changes: Mapping[str, Any]) -> None:
         if changes.get("match") and self.match is None:
             raise UserError("--match is for captioners that have learned to match, as with caption-match: leave it out")
@@ -295,12 +290,8 @@ class Caption(Task):
         if not self.option.sample and drawing:
             flag = drawing[-1].removeprefix("sampling_").replace("_", "-")
             raise UserError(f"--{flag} is for words that are drawn: add --sample")
-        if (limit := self.within_limit(self.option.max_length)) < changes.get("max_length", 0):
+        if (limit := self.decoder.within_limit(self.option.max_length)) < changes.get("max_length", 0):
             log.warning(f"this model writes at most {limit} words: captions end there")
-
-    def within_limit(self, max_length: int) -> int:
-        """So many words, or as many as the decoder can write at most."""
-        return min(max_length, self.decoder.max_length or max_length)
 
     def answer(self, batch: Batch) -> list[Prediction]:
         """The best captions of each image, with the probability of each piece of text."""
@@ -321,7 +312,7 @@ class Caption(Task):
     def _write(self, images: Tensor, samples: Tensor) -> Written:
         parts = self.components()
         pooled, state = parts["encoder"](images)
-        how = replace(self.option, max_length=self.within_limit(self.option.max_length))
+        how = replace(self.option, max_length=self.decoder.within_limit(self.option.max_length))
         written = write(parts["step"], state, how, samples, self.spaced.to(images.device))
         if "rerank" in parts:
             written.score = parts["rerank"](pooled, written.words, written.score)
@@ -334,15 +325,10 @@ class Caption(Task):
 
         It is the mean over layers and heads; prefix tokens have the rest of it.
         """
-        images = batch["image"]
-        written, tokens, parts = self.write(batch), self.features(images), self.components()
-        _, state = parts["encoder"](images)
-        prefix_tokens, heats = tokens.prefix.shape[1], []
-        for words in F.pad(written.words[:, 0, :-1], (1, 0), value=START).unbind(1):
-            _, attention, state = parts["step"](words, None, state)
-            heat = None if attention is None else attention[:, prefix_tokens:].float().cpu()
-            heats.append(None if heat is None else heat.unflatten(1, tokens.grid))
-        return pieces_of(written, heats, self.tokenizer)
+        written, (_, _, grid) = self.write(batch), self.features(batch["image"])
+        parts = self.components()
+        _, state = parts["encoder"](batch["image"])
+        return pieces_of(written, parts["step"], state, grid, self.tokenizer)
 
     def explained(self, batch: Batch) -> Tensor:
         """The log-probability of each image's best caption, [B]."""
