@@ -1,4 +1,4 @@
-"""Where a captioner looked for each word, and the image of it."""
+"""The attention of a captioner for each word, and the figure of it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from PIL import Image
 from vitrail.baselines import CNNConfig
 from vitrail.data.decode import Preprocess
 from vitrail.data.text import PAD, START, UNKNOWN, Tokenizer
-from vitrail.explain import explain, words_looked
+from vitrail.explain import explain
 from vitrail.explain.figures import draw_words, png
-from vitrail.tasks.caption import Caption, Captioning
+from vitrail.tasks.caption import Caption, Captioning, Decoding
 from vitrail.tasks.encoder import encoder_for
-from vitrail.tasks.search import Decoding
+from vitrail.tasks.task import Piece
 from vitrail.variants import VariantConfig
 
 VIT = VariantConfig(width=16, depth=2, heads=2, patch=4, image_size=(8, 12), registers=1)
@@ -51,18 +51,20 @@ def image_file(path: Path, size: tuple[int, int] = (20, 30)) -> Path:
 @pytest.mark.parametrize("decoder", ["attentive", "transformer"])
 def test_each_word_has_its_attention(decoder: str, encoder: Any) -> None:
     task = captioner(encoder, decoder=decoder).eval()
-    images = torch.randn(1, 3, 8, 12)
-    caption, words = words_looked(task, images)
-    (answer,) = task.answer({"image": images})
-    assert caption == answer.caption and words[-1].text == "<end>"
-    assert [{"text": word.text, "p": word.p} for word in words[:-1]] == answer.captions[0]["tokens"]
+    images = torch.randn(2, 3, 8, 12)
+    (answer, other), (words, others) = task.answer({"image": images}), task.pieces({"image": images})
+    assert words[-1].text == others[-1].text == "<end>"
+    for own, row in ((words, answer.row()), (others, other.row())):
+        assert "".join(word.text for word in own[:-1]).strip() == row["caption"]
+        assert [{"text": word.text, "p": word.p} for word in own[:-1]] == row["captions"][0]["tokens"]
     tokens = task.features(images)
     prefix = tokens.prefix.shape[1]
     for word in words:
         assert word.heat is not None and word.heat.shape == tokens.grid and 0 < word.p <= 1
         total = float(word.heat.sum())
         assert total == pytest.approx(1, abs=1e-5) if not prefix else 0 < total < 1
-    assert len(words) == 1 or not torch.allclose(words[0].heat, words[1].heat)
+    heats = [word.heat for word in words if word.heat is not None]
+    assert len(heats) == 1 or not torch.allclose(heats[0], heats[1])
 
 
 @pytest.mark.parametrize("decoder", ["attentive", "transformer"])
@@ -71,25 +73,24 @@ def test_attention_is_that_of_the_step_that_chose_the_word(decoder: str) -> None
     """Of the step whose logits give the word its probability, and of no other."""
     task = captioner(decoder=decoder, decoding=Decoding(max_length=8, no_repeat_ngram_size=0)).eval()
     images = torch.randn(1, 3, 8, 12)
-    _, words = words_looked(task, images)
-    memory = task.memory(images)
-    state, before = task.decoder.start(memory), START
+    (words,) = task.pieces({"image": images})
+    state, before = task.decoder(memory=task.memory(images)), START
     chosen = [word for word in task.write({"image": images}).words[0, 0].tolist() if word != PAD]
     assert len(words) == len(chosen) > 2
     for word, number in zip(words, chosen, strict=True):
-        known, state = task.decoder.step(torch.tensor([before]), state)
-        logits = task.decoder.logits(known)[0]
+        (logits,), attention, state = task.decoder(torch.tensor([before]), state=state)
         logits[[PAD, START, UNKNOWN]] = -torch.inf
         assert word.p == pytest.approx(float(logits.softmax(dim=0)[number]), rel=1e-4)
         assert word.heat is not None
-        torch.testing.assert_close(word.heat.flatten(), state.looked[0][0, 2:])
+        torch.testing.assert_close(word.heat.flatten(), attention[0, 2:])
         before = number
     heats = [word.heat for word in words if word.heat is not None]
     assert not any(torch.allclose(a, b) for a, b in itertools.pairwise(heats))
 
 
-def test_a_decoder_that_does_not_look_again() -> None:
-    _, words = words_looked(captioner(decoder="recurrent").eval(), torch.randn(1, 3, 8, 12))
+def test_a_decoder_without_attention() -> None:
+    words: list[Piece]
+    (words,) = captioner(decoder="recurrent").eval().pieces({"image": torch.randn(1, 3, 8, 12)})
     assert words and all(word.heat is None for word in words)
 
 
@@ -97,8 +98,8 @@ def test_a_decoder_that_does_not_look_again() -> None:
     "encoder, decoder, drawn, note",
     [
         (VIT, "transformer", {"words.png", *OF_THE_ENCODER}, None),
-        (VIT, "recurrent", OF_THE_ENCODER, "sees the image once"),
-        (CNN, "attentive", {"words.png"}, "the decoder's attention alone: explain reads the attention of a Vision"),
+        (VIT, "recurrent", OF_THE_ENCODER, "reads the image once"),
+        (CNN, "attentive", {"words.png"}, "no figures of the encoder: explain reads the attention of a Vision"),
     ],
 )
 def test_explain_a_captioner(tmp_path: Path, encoder: Any, decoder: str, drawn: set[str], note: str | None) -> None:
@@ -107,13 +108,13 @@ def test_explain_a_captioner(tmp_path: Path, encoder: Any, decoder: str, drawn: 
     result = explain(task, source, tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == drawn
     assert (note is None and not result["notes"]) or note in result["notes"][0]
-    assert result["caption"] == task.predict([Image.open(source)])[0].caption
+    assert result["caption"] == task.predict([Image.open(source)])[0].row()["caption"]
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     assert "a &lt;b&gt;.png" in page and all(f'src="{name}"' in page for name in drawn)
     numbers = json.loads((tmp_path / "out" / "numbers.json").read_text())
-    assert numbers["caption"] == result["caption"] and len(numbers["words"]) == len(result["words"])
+    assert numbers["caption"] == result["caption"] and len(numbers["pieces"]) == len(result["pieces"])
     if "words.png" in drawn:
-        assert len(numbers["looked"]) == len(numbers["words"])
+        assert len(numbers["attention"]) == len(numbers["pieces"])
         with Image.open(tmp_path / "out" / "words.png") as image:
             assert len(set(image.convert("L").tobytes())) > 50
 

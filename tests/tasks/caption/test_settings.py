@@ -61,7 +61,7 @@ def test_self_critical_training_leaves_the_matching_as_it_is_where_there_is_any(
         torch.testing.assert_close(value, before[name], atol=1e-3, rtol=1e-2)  # weights are stored in half precision
     other = captioner()
     other.configure(critic)
-    assert other.match is None and (other.captioning.contrastive, other.decoding.match) == (0.0, 0.0)
+    assert other.match is None and (other.captioning.contrastive, other.option.match) == (0.0, 0.0)
 
 
 PREFIX = {"decoder": "language_model", "smoothing": 0.0, "lower": False}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,23 +156,24 @@ def test_weights_that_are_no_numbers_are_named() -> None:
 def test_the_network_is_reached_through_calls_alone() -> None:
     """Hooks on calls, such as FSDP's, run for the task, its decoder, its blocks and heads, whatever is asked."""
     task = captioner(contrastive=0.5, bag_of_words=0.1, text_depth=1, decoding=Decoding(max_length=6, match=0.1))
-    named = {
-        name: m for name, m in task.named_modules() if name in ("", "decoder", "match", "bag") or "blocks." in name
-    }
-    units = {name: m for name, m in named.items() if name.rpartition(".")[2].isdigit() or "." not in name}
-    open_now: list[str] = []
+    own = ("", "encoder", "decoder", "match", "bag")
+    units = {name: m for name, m in task.named_modules() if name in own or re.fullmatch(r".*blocks\.\d+", name)}
+    running: list[str] = []
     for name, module in units.items():
-        module.register_forward_pre_hook(lambda module, inputs, name=name: open_now.append(name))
-        module.register_forward_hook(lambda module, inputs, output, name=name: open_now.remove(name))
-    owner = {id(p): next(u for u in sorted(units, key=len, reverse=True) if name.startswith(u))
-             for name, p in task.named_parameters()}  # fmt: skip
+        module.register_forward_pre_hook(lambda module, inputs, name=name: running.append(name))
+        module.register_forward_hook(lambda module, inputs, output, name=name: running.remove(name))
+    owner = {
+        id(parameter): max((unit for unit in units if name.startswith(unit)), key=len)
+        for name, parameter in task.named_parameters()
+    }
+    used = set()
 
     class Watch(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if getattr(func, "__name__", "") in ("linear", "layer_norm", "embedding", "conv2d"):
-                for tensor in args:
-                    if id(tensor) in owner:
-                        assert owner[id(tensor)] in open_now, f"{owner[id(tensor)]!r} is used outside of its call"
+            for tensor in args:
+                if id(tensor) in owner and getattr(func, "__name__", "__get__") != "__get__":
+                    used.add(owner[id(tensor)])
+                    assert owner[id(tensor)] in running, f"{owner[id(tensor)]!r} is used outside of its call"
             return func(*args, **(kwargs or {}))
 
     made = batch()
@@ -184,6 +186,7 @@ def test_the_network_is_reached_through_calls_alone() -> None:
         task.configure(replace(task.captioning, self_critical=1.0, bag_of_words=0.0))
         task.reward = lambda keys, texts, ended: [float(len(text)) for text in texts]
         task.train().loss(made)
+    assert used == {*units} - {""}
 
 
 @pytest.mark.parametrize("decoder", ["recurrent", "attentive", "transformer"])

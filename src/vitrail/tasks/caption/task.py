@@ -224,7 +224,9 @@ class Caption(Task):
             raise UserError("consensus in decoding is for the recipe caption-rerank and its method knn: set it to 0")
 
     def prepare_to_solve(self, method: str, images: int) -> None:
-        if method != "knn" or self.match is None:
+        if method not in self.solved:
+            super().prepare_to_solve(method, images)
+        if self.match is None:
             raise UserError(
                 "method knn indexes images by what they match: with --init name a captioner that has learned to match, "
                 "as with caption-match"
