@@ -19,7 +19,7 @@ def captions_of_epoch(batch: Batch, most: int) -> Tensor:
     labels = batch["label"]
     there = (labels[..., 0] != PAD).sum(dim=1)
     count = min(most, int(there.max()))
-    first = (uniform(0, 0, batch["sample"], 1)[:, 0] * there).long() + batch["epoch"] * count
+    first = (uniform(0, 0, batch["sample"], 1)[:, 0] * there).long() + batch["epoch"] * most
     places = (first[:, None] + torch.arange(count, device=labels.device)) % there[:, None]
     chosen = labels[torch.arange(len(labels), device=labels.device)[:, None], places]
     # An image with fewer captions reads each of them once.
