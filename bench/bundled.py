@@ -58,7 +58,7 @@ def caption(data: str, ways: list[str], environment: dict[str, str]) -> Row:
     rows = of("caption")
     rows["captions of other images"] = of("caption", "--shuffle-images")
     rows["chosen"] = {way: of("caption", *CHOOSING[way]) for way in ways}
-    rows["people"] = of("--human")
+    rows["people"] = of("caption", "--human")
     return rows
 
 

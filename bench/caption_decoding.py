@@ -26,16 +26,17 @@ import vitrail
 from vitrail.data.captions import open_captions
 from vitrail.data.text import END, Tokenizer
 from vitrail.recipes import find
-from vitrail.tasks.caption import Caption, Captioning, decoder_for
-from vitrail.tasks.decoders import Decoder, Memory
+from vitrail.tasks.caption import Caption, Captioning, Decoding
+from vitrail.tasks.caption.components import NextWords
+from vitrail.tasks.caption.decoders import Decoder, Memory, WordDecoder, decoder_for
+from vitrail.tasks.caption.search import Written, write
 from vitrail.tasks.encoder import encoder_for, pooled_width, token_width
-from vitrail.tasks.search import Decoding, Written, write
 from vitrail.train.build import preparation
 from vitrail.vit import ViTConfig
 
 TIE = 1e-5
 """captions that differ, with scores no further apart than this, are as good as each other"""
-LONGEST = 64
+MAX_LENGTH = 64
 
 
 def parser() -> Parser:
@@ -102,22 +103,39 @@ def fresh(tiny: bool) -> Caption:
 
 
 def endless(task: Caption, vocabulary: int) -> Decoder:
-    """A decoder of the same sizes that goes on writing."""
-    config = replace(task.captioning, most_words=LONGEST)
+    """A decoder of the same sizes that hardly ever ends a caption."""
+    config = replace(task.captioning, most_words=MAX_LENGTH)
     widths = token_width(task.encoder.config), pooled_width(task.encoder.config)
     decoder = decoder_for(config, vocabulary, *widths).eval()
+    assert isinstance(decoder, WordDecoder)
     with torch.no_grad():
         decoder.bias[END] = -20.0
     return decoder
 
 
+def written(decoder: Decoder, memory: Memory, how: Decoding, cache: bool) -> Written:
+    """Captions by steps with a cache, or by reading all words so far at each step."""
+    images = len(memory.tokens)
+    samples = torch.arange(images)
+
+    def anew(words: Tensor, rows: Tensor | None, state: Tensor) -> tuple[Tensor, None, Tensor]:
+        state = torch.cat([state if rows is None else state[rows], words[:, None]], dim=1)
+        last = torch.zeros(state.shape, dtype=torch.bool).view(images, -1, state.shape[1])
+        last[..., -1] = True
+        return decoder(state.view(last.shape), memory, counted=last), None, state
+
+    if cache:
+        return write(NextWords(decoder), decoder(memory=memory), how, samples)
+    return write(anew, torch.zeros(images, 0, dtype=torch.int64), how, samples)
+
+
 def speeds(decoder: Decoder, memory: Memory, words: int, rounds: int) -> Row:
     """Median seconds of both ways, taking turns."""
-    how, samples = Decoding(beam=5, max_length=words), torch.arange(len(memory.tokens))
+    how = Decoding(beam=5, max_length=words)
     made: dict[str, Written] = {}
 
     def step(way: str) -> None:
-        made[way] = write(decoder, memory, how, samples, way == "with")
+        made[way] = written(decoder, memory, how, way == "with")
 
     times = in_turns({way: partial(step, way) for way in ("with", "without")}, rounds)
     assert made["with"].words.shape[2] == words
@@ -142,11 +160,13 @@ def agreement(a: Written, b: Written) -> dict[str, int]:
 
 def agree(task: Caption, inputs: list[Tensor]) -> dict[str, int]:
     """The same over many images, 16 at a time, encoded once for both ways."""
-    how, totals = replace(task.option, beam=5, sample=False), {"same": 0, "ties": 0, "other": 0}
+    limit = task.decoder.within_limit(task.option.max_length)
+    how = replace(task.option, beam=5, sample=False, max_length=limit)
+    totals = {"same": 0, "ties": 0, "other": 0}
     for start in range(0, len(inputs), 16):
         images = torch.stack([task.preprocess(image) for image in inputs[start : start + 16]])
-        memory, samples = task.memory(images), torch.arange(len(images))
-        found = agreement(*(write(task.decoder, memory, how, samples, cache) for cache in (True, False)))
+        memory = task.memory(images)
+        found = agreement(*(written(task.decoder, memory, how, cache) for cache in (True, False)))
         totals = {name: totals[name] + found[name] for name in totals}
     return totals
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checked import checked
 from PIL import Image
 
 import vitrail
@@ -22,12 +21,10 @@ from vitrail.data.decode import Preprocess, decode
 from vitrail.data.sets import split_val
 from vitrail.data.targets import Texts
 from vitrail.data.text import Tokenizer
-from vitrail.explain import explain
-from vitrail.tasks.caption import Caption, Captioning, Captions, numbered
-from vitrail.tasks.caption_scores import caption_scores, human_ceiling
+from vitrail.tasks.caption import Caption, Captioning, Decoding, numbered
+from vitrail.tasks.caption.scores import caption_scores, human_ceiling
 from vitrail.tasks.encoder import encoder_for
-from vitrail.tasks.search import Decoding
-from vitrail.tasks.task import Batch
+from vitrail.tasks.task import Batch, numbered_by_pixels
 from vitrail.train.build import VAL_FRACTION
 from vitrail.vit import ViTConfig
 
@@ -56,7 +53,7 @@ TINY += ["--vocabulary", "words", "--vocabulary-size", "60", "--batch-size", "8"
 
 @pytest.fixture(autouse=True)
 def _no_java(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Java takes many seconds; `test_caption_scores.py` has what it adds."""
+    """Java takes many seconds; `test_scores.py` has what it adds."""
     monkeypatch.setattr(shutil, "which", lambda name: None)
 
 
@@ -148,8 +145,8 @@ def test_without_scorers_no_caption_is_written(
     assert "pip install 'vitrail[caption]'" in refused(capsys, "eval", run, "--data", data)
 
 
-def test_what_people_come_to(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (row,) = printed(capsys, "eval", "--human", "--data", data)
+def test_what_people_score(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (row,) = printed(capsys, "eval", "caption", "--human", "--data", data)
     val = open_captions(data).val
     assert val is not None and row["source"] == "human" and row["count"] == 8
     assert row["cider"] == pytest.approx(human_ceiling(dict(enumerate(Texts.of(val).captions)), java=False)["cider"])
@@ -174,7 +171,7 @@ def test_cider_of_few_images(
         (tmp_path / "data" / part / "captions.txt").write_text("\n".join(lines))
     data = tmp_path / "data"
     words = "no CIDEr of 1 image:" if images == 1 else "CIDEr of 3 images means little"
-    for args in (["eval", run], ["eval", "--human"]):
+    for args in (["eval", run], ["eval", "caption", "--human"]):
         (row,) = printed(capsys, *args, "--data", data)
         assert (row["cider"] is None) == (images == 1) and row["bleu1"] >= 0 and row["count"] == images
         assert caplog.text.count(words) == 1
@@ -222,31 +219,30 @@ def test_wrong_options(data: Path, run: Path, capsys: pytest.CaptureFixture[str]
     assert "--top-p is for words that are drawn: add --sample" in refused(
         capsys, "predict", one, "--model", run, "--top-p", "0.5"
     )
-    assert "--sampling-seed is for words that are drawn" in refused(
-        capsys, "eval", run, "--data", data, "--sampling-seed", "1"
-    )
+    assert "--seed is for words that are drawn" in refused(capsys, "eval", run, "--data", data, "--seed", "1")
     assert "beam and max_length must be at least 1" in refused(capsys, "predict", one, "--model", run, "--beam", "0")
-    assert "--beam is for captioners, and this model's task is classify" in refused(
-        capsys, "predict", one, "--model", "classify", "--beam", "2"
-    )
+    line = refused(capsys, "predict", one, "--model", "classify", "--beam", "2")
+    assert "--beam is" in line and "this model's task" in line and "classify" in line
     control = ("--data", data, "--shuffle-images")
-    assert "captions, and classify holds the task classify" in refused(capsys, "eval", "classify", *control)
-    assert "captions, and --probe scores features" in refused(capsys, "eval", run, *control, "--probe")
-    assert "--shuffle-images is for a model, which --human" in refused(capsys, "eval", "--human", *control)
+    assert "--shuffle-images is a control of answers, and --probe scores features" in refused(
+        capsys, "eval", run, *control, "--probe"
+    )
+    assert "--shuffle-images is for a model's answers, and --human" in refused(
+        capsys, "eval", "caption", "--human", *control
+    )
     assert "--match is for captioners that have learned to match" in refused(
         capsys, "predict", one, "--model", run, "--match", "0.2"
     )
     assert "--consensus and --neighbours are for captioners of caption-rerank" in refused(
         capsys, "predict", one, "--model", run, "--neighbours", "3"
     )
-    assert "--length-penalty is for a model" in refused(
-        capsys, "eval", "--human", "--data", data, "--length-penalty", "1"
+    assert "--length-penalty is for a model's answers" in refused(
+        capsys, "eval", "caption", "--human", "--data", data, "--length-penalty", "1"
     )
     for wrong in (["--length-penalty", "nan"], ["--length-penalty", "500"], ["--sample", "--temperature", "nan"]):
         assert "length_penalty must be at most 10" in refused(capsys, "predict", one, "--model", run, *wrong)
-    assert "name the one model to score, or say --human" in refused(capsys, "eval", "--data", data)
-    assert "name the one model" in refused(capsys, "eval", run, "--human", "--data", data)
-    assert "the data has no test part" in refused(capsys, "eval", run, "--data", data, "--split", "test")
+    assert "arguments are required: source" in refused(capsys, "eval", "--human", "--data", data)
+    assert "the data has no test" in refused(capsys, "eval", run, "--data", data, "--split", "test")
     printed(capsys, "predict", one, "--model", run, "--max-length", "500")
     assert "this model writes at most 12 words" in caplog.text
 
@@ -268,7 +264,7 @@ def test_predict_prints_the_caption_and_errors_row_by_row(
     for row in (rows[0], rows[2]):
         assert row["task"] == "caption" and row["captions"][0]["caption"] == row["caption"]
         (again,) = vitrail.load(run).predict([decode(Path(row["image"]))])
-        assert again.caption == row["caption"]
+        assert again.row()["caption"] == row["caption"]
     assert main(["predict", str(tmp_path / "a.png"), "--model", str(run), "--device", "cpu"]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'a.png'}: {rows[0]['caption']}\n"
 
@@ -337,7 +333,7 @@ def test_what_is_enough_to_stop(
         image(tmp_path / "data" / "images" / f"train{i}.png", i)
     file = tmp_path / "data" / "captions.txt"
     file.write_text(text)
-    for args in (["train", "caption-vit", "--out", tmp_path / "run"], ["eval", run], ["eval", "--human"]):
+    for args in (["train", "caption-vit", "--out", tmp_path / "run"], ["eval", run], ["eval", "caption", "--human"]):
         capsys.readouterr()
         assert main([*map(str, args), "--data", str(tmp_path / "data"), "--device", "cpu"]) == 2
         last = capsys.readouterr().err.splitlines()[-1]
@@ -351,11 +347,12 @@ def test_what_training_does_not_take(data: Path, run: Path, tmp_path: Path, caps
 
     assert "captions have none" in said("caption-vit", *TINY, "--mixup", "0.5")
     assert "name one with --init" in said("caption-vit", *TINY, "--self-critical", "1")
-    assert "name one with --init" in said("caption-scst", "--init", "classify", "--max-length", "8")
-    assert "method knn remembers images by what they match" in said("caption-rerank", "--init", run)
-    assert "caption-coca goes on from a captioner, and classify is none" in said("caption-coca", "--init", "classify")
+    other = "continues training the task caption, and classify holds the task classify"
+    assert f"caption-scst {other}" in said("caption-scst", "--init", "classify", "--max-length", "8")
+    assert "blocks that read words alone, which this captioner lacks" in said("caption-rerank", "--init", run)
+    assert f"caption-coca {other}" in said("caption-coca", "--init", "classify")
     assert "blocks that read words alone, which this captioner lacks" in said("caption-coca", "--init", run)
-    assert "method linear is for classification" in said("caption-vit", "--init", run, "--method", "linear")
+    assert "method linear is not for the task caption" in said("caption-vit", "--init", run, "--method", "linear")
     (tmp_path / "far" / "images").mkdir(parents=True)
     for i in range(4):
         image(tmp_path / "far" / "images" / f"{i}.png", i)
@@ -367,7 +364,9 @@ def test_what_training_does_not_take(data: Path, run: Path, tmp_path: Path, caps
     assert "rewards CIDEr" in line and "all have the same" in line
     assert "has the decoder transformer, and the recipe attentive lstm" in said("caption-vit-lstm", "--init", run)
     # Also where it is what the recipe would have: the weights have another.
-    depth = checked(Caption, vitrail.load(run)).captioning.decoder_depth
+    task = vitrail.load(run)
+    assert isinstance(task, Caption)
+    depth = task.captioning.decoder_depth
     assert "--decoder-depth is fixed by the weights" in said("caption-vit", "--init", run, "--decoder-depth", depth + 1)
     assert not (tmp_path / "run").exists()
 
@@ -393,15 +392,15 @@ def test_what_training_held_back_is_scored(
     assert (everything["split"], everything["count"]) == ("train", 12)
 
 
-def test_explain_draws_the_caption_that_predict_says(data: Path, run: Path, tmp_path: Path) -> None:
-    task, path = checked(Caption, vitrail.load(run)), data / "val" / "images" / "val1.png"
-    for seed in range(3):
+def test_explain_draws_the_caption_that_predict_says(data: Path, run: Path) -> None:
+    task, image = vitrail.load(run), decode(data / "val" / "images" / "val1.png", 3)
+    prepared = task.preprocess(image)
+    batch = {"image": prepared[None], "sample": torch.tensor([numbered_by_pixels(prepared)])}
+    for seed in range(5):
         task.option = Decoding(sample=True, temperature=3.0, beam=1, max_length=8, sampling_seed=seed)
-        said = explain(task, path, tmp_path / "seen")
-        answer = task.predict([decode(path, 3)])[0]
-        assert isinstance(answer, Captions) and said["caption"] == answer.caption
-        words = [piece["text"] for piece in said["pieces"] if piece["text"] != "<end>"]
-        assert "".join(words).strip() == answer.caption
+        (pieces,) = task.pieces(batch)
+        caption = "".join(piece.text for piece in pieces if piece.text != "<end>").strip()
+        assert caption == task.predict([image])[0].row()["caption"]
 
 
 def test_a_tokenizer_that_does_not_fit(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -459,7 +458,7 @@ def test_the_bundled_captioner_looks_at_the_image() -> None:
     assert val is not None
     images, references = [val.image(i, 3) for i in range(100)], dict(enumerate(Texts.of(val).captions[:100]))
     with torch.inference_mode():
-        written = [answer.caption for answer in vitrail.load("caption").predict(images)]
+        written = [answer.row()["caption"] for answer in vitrail.load("caption").predict(images)]
     own = caption_scores(dict(enumerate(written)), references, java=False)["cider"]
     moved = caption_scores(dict(enumerate(written[1:] + written[:1])), references, java=False)["cider"]
     assert own is not None and moved is not None

@@ -30,7 +30,7 @@ from vitrail import cli
 from vitrail.errors import UserError
 from vitrail.options import Parser
 from vitrail.recipes import RECIPES
-from vitrail.tasks import caption_scores
+from vitrail.tasks.caption import scores
 from vitrail.train.run import FAST_IMAGES
 
 __all__ = ["server"]
@@ -75,9 +75,7 @@ def here(stood_in: tuple[Path, dict[str, Path]], server: Hub, tmp_path: Path, mo
     data, repositories = stood_in
     server.repositories |= {name: {"main": path} for name, path in repositories.items()}
     monkeypatch.setenv("VITRAIL_DATA", str(data))
-    monkeypatch.setattr(
-        caption_scores, "shutil", SimpleNamespace(which=lambda name: None)
-    )  # Java takes seconds to start
+    monkeypatch.setattr(scores, "shutil", SimpleNamespace(which=lambda name: None))  # Java takes seconds to start
     folder = tmp_path / "here"
     folder.mkdir()
     stand_ins.photos(folder)

@@ -77,9 +77,9 @@ def test_step_by_step_equals_the_whole_sequence(name: str) -> None:
     whole, last = layers(x)
     states, shown = layers.start(4), []
     for t in range(6):
-        states = layers.step(x[:, t], states)
-        shown.append(states[-1][0])
-    torch.testing.assert_close(torch.stack(shown, dim=1), whole)
+        now, states = layers(x[:, t : t + 1], states)
+        shown.append(now)
+    torch.testing.assert_close(torch.cat(shown, dim=1), whole)
     torch.testing.assert_close(states, last)
     # A sequence in two parts, the second from the first one's states.
     _, middle = layers(x[:, :2])

@@ -19,8 +19,8 @@ from vitrail.baselines import ResNet, ResNetConfig
 from vitrail.cli import main
 from vitrail.data.decode import Preprocess
 from vitrail.tasks.caption import Caption
+from vitrail.tasks.caption.prefix import PrefixDecoder
 from vitrail.tasks.embed import Embed
-from vitrail.tasks.prefix import PrefixCaption
 from vitrail.train.state import RunFolder
 from vitrail.zoo import encoder_of
 
@@ -129,9 +129,9 @@ def test_a_language_model_of_the_hub_behind_an_encoder_of_the_hub(
     tuned = ["--tune-language"] if join == "mlp" else []
     more = [*JOINED, "--language-model", "some/lm", "--join", join, *tuned, "--lr", "1e-2"]
     task = train("caption-prefix", "some/clip", captioned, tmp_path / "run", *more)
-    assert isinstance(task, PrefixCaption)
+    assert isinstance(task, Caption) and isinstance(task.decoder, PrefixDecoder)
     assert same(encoder_of(vitrail.load("some/clip")), task.encoder)
-    assert same(model, task.get_submodule("decoder.model")) == (join != "mlp")
+    assert same(model, task.decoder.model) == (join != "mlp")
     server.status = 503
     row = predicted(captioned / "1.png", tmp_path / "run", capsys)
     assert row["task"] == "caption"
@@ -144,7 +144,7 @@ def test_a_language_model_of_the_hub_behind_an_encoder_of_the_hub(
     assert json.loads(capsys.readouterr().out)["bleu1"] >= 0
 
 
-def test_a_stopped_prefix_goes_on_to_the_same_bits(
+def test_a_stopped_run_with_a_language_model_resumes_to_the_same_bits(
     captioned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vitrail.create("nano/2", image_size=16, patch=8).save(tmp_path / "eyes")
@@ -176,9 +176,10 @@ def test_a_stopped_prefix_goes_on_to_the_same_bits(
     [
         (["--language-model", "nobody/nothing"], "nobody/nothing is no file or folder here"),
         (["--method", "linear"], "choose frozen, full, lora or last-blocks"),
-        (["--prefix-length", "0"], "prefix_length, join_depth, captions and most_words must be at least 1"),
+        (["--prefix-length", "0"], "prefix_length must be at least 1, got 0"),
         (["--join", "glue"], "cannot be 'glue'"),
-        (["--vocabulary-size", "9"], "unknown option --vocabulary-size"),
+        (["--vocabulary-size", "9"], "takes no --vocabulary-size: leave it out"),
+        (["--smoothing", "0.1"], "takes no --smoothing: leave it out"),
     ],
 )
 def test_wrong_input_is_one_plain_line(

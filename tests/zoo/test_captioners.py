@@ -14,7 +14,6 @@ import pytest
 import tiny_captioners
 import tokenizers
 import torch
-from checked import checked
 from local_hub import Hub
 from PIL import Image
 from tokenizers import models
@@ -23,10 +22,11 @@ import vitrail
 from vitrail.cli import main
 from vitrail.data.text import END
 from vitrail.errors import UserError
-from vitrail.tasks.caption import Caption
-from vitrail.tasks.hub_captioner import HubCaption, grid_of
-from vitrail.tasks.language import OWN
-from vitrail.tasks.search import Decoding, write
+from vitrail.tasks.caption import Decoding
+from vitrail.tasks.caption.components import NextWords
+from vitrail.tasks.caption.hub import HubCaption, grid_of
+from vitrail.tasks.caption.language import OWN
+from vitrail.tasks.caption.search import Written, write
 from vitrail.zoo import captioners
 
 pytest.importorskip("transformers", reason="needs pip install 'vitrail[caption]'")
@@ -61,6 +61,24 @@ def words(task: HubCaption, images: torch.Tensor, max_length: int = 16) -> list[
     return [[i - OWN for i in (row[: row.index(END)] if END in row else row)] for row in rows]
 
 
+def loaded(folder: Path) -> HubCaption:
+    task = vitrail.load(str(folder))
+    assert isinstance(task, HubCaption)
+    return task
+
+
+def both_ways(task: HubCaption, images: torch.Tensor, how: Decoding) -> tuple[Written, Written]:
+    """What is written with the cache, and by reading all words so far at each step."""
+    memory, samples = task.memory(images), torch.arange(len(images))
+
+    def step(words: torch.Tensor, rows: torch.Tensor | None, state: torch.Tensor) -> Any:
+        state = torch.cat([state if rows is None else state[rows], words[:, None]], dim=1)
+        return task.decoder(state.view(len(images), -1, state.shape[1]), memory)[:, :, -1].flatten(0, 1), None, state
+
+    cached = write(NextWords(task.decoder), task.decoder(memory=memory), how, samples)
+    return cached, write(step, torch.zeros(len(images), 0, dtype=torch.int64), how, samples)
+
+
 def test_the_words_are_those_of_transformers_own_greedy_search(pair: tuple[Any, Path], images: torch.Tensor) -> None:
     model, folder = pair
     task = vitrail.load(str(folder))
@@ -69,17 +87,14 @@ def test_the_words_are_those_of_transformers_own_greedy_search(pair: tuple[Any, 
     theirs = model.generate(pixel_values=images, max_new_tokens=15, do_sample=False, num_beams=1).tolist()
     for ours, row in zip(rows, theirs, strict=True):
         row = row[1:]  # the start
-        assert ours == (row[: row.index(task.numbers.end)] if task.numbers.end in row else row)
+        assert ours == (row[: row.index(task.vocabulary.end)] if task.vocabulary.end in row else row)
     assert len({tuple(row) for row in rows}) > 1  # they depend on the image
 
 
 def test_with_cache_and_without_the_same(pair: tuple[Any, Path], images: torch.Tensor) -> None:
-    task = vitrail.load(str(pair[1]))
-    assert isinstance(task, HubCaption)
-    how, samples = Decoding(beam=3, max_length=10), torch.arange(len(images))
+    task = loaded(pair[1])
     with torch.no_grad():
-        memory = task.memory(images)
-        cached, anew = (write(task.decoder, memory, how, samples, cache=cache) for cache in (True, False))
+        cached, anew = both_ways(task, images, Decoding(beam=3, max_length=10))
         logits = task(images, torch.nn.functional.pad(cached.words[..., :-1], (1, 0), value=1))
     assert torch.equal(cached.words, anew.words)
     there = cached.words > END
@@ -89,12 +104,8 @@ def test_with_cache_and_without_the_same(pair: tuple[Any, Path], images: torch.T
 
 def test_one_image_for_a_git_of_videos(images: torch.Tensor, tmp_path: Path) -> None:
     tiny_captioners.git(tmp_path / "m", num_image_with_embedding=6)
-    task = vitrail.load(str(tmp_path / "m"))
-    assert isinstance(task, HubCaption)
-    how, samples = Decoding(beam=3, max_length=10), torch.arange(len(images))
     with torch.no_grad():
-        memory = task.memory(images)
-        cached, anew = (write(task.decoder, memory, how, samples, cache=cache) for cache in (True, False))
+        cached, anew = both_ways(loaded(tmp_path / "m"), images, Decoding(beam=3, max_length=10))
     assert torch.equal(cached.words, anew.words)
 
 
@@ -104,18 +115,17 @@ def test_the_image_is_prepared_as_its_processor_says(pair: tuple[Any, Path]) -> 
     assert prepared.mean == (0.48, 0.46, 0.41) and prepared.std == (0.27, 0.26, 0.28)
 
 
-def test_what_was_looked_at_for_each_word(pair: tuple[Any, Path], images: torch.Tensor) -> None:
-    task = checked(Caption, vitrail.load(str(pair[1])))
+def test_the_attention_for_each_word(pair: tuple[Any, Path], images: torch.Tensor) -> None:
+    task, rows = loaded(pair[1]), torch.arange(5).repeat_interleave(2)
     with torch.no_grad():
         tokens = task.features(images)
-        memory = task.memory(images)
-        state = task.decoder.start(memory, 2)
-        for _ in range(3):
-            _, state = task.decoder.step(torch.ones(10, dtype=torch.int64), state)
+        state = task.decoder(memory=task.memory(images))
+        for place in range(3):
+            words = torch.ones(10, dtype=torch.int64)
+            _, attention, state = task.decoder(words, rows=None if place else rows, state=state)
     assert tokens.grid == (2, 2) and tokens.prefix.shape[1] == 1
-    (looked,) = state.looked
-    assert looked.shape == (10, 5) and (looked > 0).all() and (looked.sum(dim=1) <= 1 + 1e-5).all()
-    assert torch.allclose(looked[0], looked[1])  # two captions of one image, so far alike
+    assert attention.shape == (10, 5) and (attention > 0).all() and (attention.sum(dim=1) <= 1 + 1e-5).all()
+    assert torch.allclose(attention[0], attention[1])  # two captions of one image, so far alike
 
 
 def test_saved_in_our_layout_it_needs_no_folder_of_theirs(
@@ -127,7 +137,7 @@ def test_saved_in_our_layout_it_needs_no_folder_of_theirs(
     task.save(tmp_path / "own")
     assert {p.name for p in (tmp_path / "own").iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
     again = vitrail.load(tmp_path / "own")
-    assert isinstance(again, HubCaption) and again.decoding == task.option and again.preprocess == task.preprocess
+    assert isinstance(again, HubCaption) and again.option == task.option and again.preprocess == task.preprocess
     with torch.no_grad():
         a, b = task.write({"image": images}), again.write({"image": images})
     assert torch.equal(a.words, b.words) and torch.equal(a.logp, b.logp)
@@ -213,8 +223,8 @@ def test_an_older_folder_whose_tokenizer_is_in_two_files(tmp_path: Path, images:
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in content["merges"]]
     (tmp_path / "m" / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
     (tmp_path / "m" / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
-    task = checked(Caption, vitrail.load(str(tmp_path / "m")))
-    assert task.predict([Image.new("RGB", (20, 20))])[0].captions  # a caption, whatever it says
+    task = loaded(tmp_path / "m")
+    assert task.predict([Image.new("RGB", (20, 20))])[0].row()["captions"]  # a caption, whatever it says
     assert task.tokenizer.encode("a dog runs") == [
         i + OWN for i in tiny_captioners.byte_pairs().encode("a dog runs").ids
     ]

@@ -163,18 +163,6 @@ class Recurrent(nn.Module):
             last.append(state)
         return x.transpose(0, 1), tuple(last)
 
-    def step(self, x: Tensor, states: tuple[State, ...]) -> tuple[State, ...]:
-        """One step, for decoders that make their next input from this one: [B, I] and the states to the states after.
-
-        What the last layer shows is `states[-1][0]`.
-        """
-        after = []
-        for i, (cell, state) in enumerate(zip(self._layers(), states, strict=True)):
-            state = cell(self.dropout(x) if i else x, state)
-            x = state[0]
-            after.append(state)
-        return tuple(after)
-
     def _layers(self) -> list[Cell]:
         return cast(list[Cell], list(self.cells))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from vitrail.data.augment import Augment
 from vitrail.tasks.caption import Captioning
-from vitrail.tasks.prefix import Prefixed
 from vitrail.train.optim import Optim
 from vitrail.train.run import Run
 from vitrail.train.tune import Tune
@@ -62,7 +61,7 @@ def caption_prefix(images: int) -> Run:
         recipe="caption-prefix",
         data="flickr8k",
         init="openai/clip-vit-base-patch32",
-        task=Prefixed(),
+        task=Captioning(decoder="language_model", most_words=40, smoothing=0.0, lower=False),
         tune=Tune(method="frozen"),
         augment=AUGMENT,
         optim=Optim(lr=2e-4, weight_decay=0.01, beta2=0.98, warmup=0.1, clip=1.0),

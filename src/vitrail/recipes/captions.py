@@ -7,10 +7,9 @@ from typing import Any
 
 from vitrail.baselines import ResNetConfig
 from vitrail.data.augment import Augment
-from vitrail.tasks.caption import Captioning
+from vitrail.tasks.caption import Captioning, Decoding
 from vitrail.tasks.classify import Classification
 from vitrail.tasks.encoder import EncoderConfig
-from vitrail.tasks.search import Decoding
 from vitrail.train.optim import Optim
 from vitrail.train.run import Run
 from vitrail.train.tune import Tune
@@ -116,11 +115,11 @@ def caption_vit(images: int) -> Run:
 
 
 MATCHING = {"contrastive": 0.5, "decoder_depth": 3, "text_depth": 1}
-"""of captioners that match, which needs blocks that read words alone; one that continues keeps its depths"""
+"""of captioners that match, which needs blocks that read words alone; one whose training continues keeps its depths"""
 
 
 def _matching(**choices: Any) -> Captioning:
-    """Images are matched with their captions, tell which words these use, and are captioned."""
+    """Images are matched with their captions, their words are predicted, and they are captioned."""
     return _task(decoder_dropout=0.2, word_dropout=0.1, bag_of_words=0.1, **MATCHING, **choices)
 
 

@@ -1,4 +1,4 @@
-"""The tasks: one file per task, all of the shape that `task.py` sets."""
+"""The tasks: one file or package per task, all of the shape that `task.py` sets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 TASKS = {
     "classify": "vitrail.tasks.classify:Classify",
     "caption": "vitrail.tasks.caption:Caption",
-    "prefix": "vitrail.tasks.prefix:PrefixCaption",
     "regress": "vitrail.tasks.regress:Regress",
     "embed": "vitrail.tasks.embed:Embed",
 }

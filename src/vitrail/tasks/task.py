@@ -166,7 +166,7 @@ class Task(nn.Module):
     """chooses the best checkpoint; None for a task that is not scored"""
     val_loss: ClassVar[str] = "loss"
     """the entry of the metric that is comparable with the loss in training, where there is one"""
-    whole_batch: ClassVar[bool] = False
+    whole_batch: bool = False
     """the loss does not split over a batch: accumulation is refused, and processes join through `gather`"""
     metric_reads: ClassVar[Literal["outputs", "answers"]] = "outputs"
     """what the metric is updated with: what `forward` gives for a batch, or what `answer` does"""

@@ -38,8 +38,6 @@ def build(run: Run, splits: Splits, device: torch.device, loaded: Task | None = 
     else:
         train, val = splits.train, splits.val
     kind.check(run.task, run.tune.method)
-    if kind.whole_batch and run.accumulate > 1:
-        raise UserError(f"the loss of the task {kind.name} needs the whole batch at once: leave --accumulate out")
     # A validation split that was cut from the training split shares its limit of bad images.
     tally = Tally(len(splits.train))
     val_tally = Tally(len(val)) if splits.val else tally
@@ -49,6 +47,8 @@ def build(run: Run, splits: Splits, device: torch.device, loaded: Task | None = 
     seed = seed_for(run.seed, -1)
     torch.manual_seed(seed)
     task = start(run, Splits(train, val, test), loaded)
+    if task.whole_batch and run.accumulate > 1:
+        raise UserError(f"the loss of the task {task.name} needs the whole batch at once: leave --accumulate out")
     if run.init is not None:
         zoo.check_filled(task, run.init, seed)
         if run.tune.frozen:
@@ -56,6 +56,8 @@ def build(run: Run, splits: Splits, device: torch.device, loaded: Task | None = 
         tune(task, run.tune)
     elif run.tune.method != "full":
         raise UserError(f"method {run.tune.method} adapts trained weights: name some with --init")
+    if task.whole_batch and run.accumulate > 1:
+        raise UserError("this run's loss compares the images of a whole batch with each other: leave --accumulate out")
     task.to(device)
     loader = Loader(
         train,

@@ -1,42 +1,33 @@
 """What is read through transformers itself: captioners of the Hub as they are, and language models to caption with.
 
 Files are opened by `vitrail.zoo.files` first, which refuses what could run code, and never from the network: what the
-Hub holds is in its cache by then. A model inside one of our own checkpoints is built from the config that is kept with
-it, and needs neither its folder nor a network.
+Hub holds is in its cache by then. A model inside one of our own checkpoints is built by its task, from the config that
+is kept with it, and needs neither its folder nor a network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
-from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vitrail.data.decode import Preprocess
 from vitrail.errors import UserError, first_line
-from vitrail.plain import described, rebuild
-from vitrail.tasks.caption import Captioning
-from vitrail.tasks.encoder import KINDS as ENCODERS
-from vitrail.tasks.encoder import encoder_for
-from vitrail.tasks.hub_captioner import TYPES, HubCaption, vision_tower
-from vitrail.tasks.language import HFTokenizer, VocabMap
-from vitrail.tasks.prefix import LanguageModel, PrefixCaption, Prefixed
-from vitrail.tasks.search import Decoding
-from vitrail.tasks.task import Task
+from vitrail.hf import library, quiet
+from vitrail.tasks.caption.hub import TYPES, HubCaption, vision_tower
+from vitrail.tasks.caption.language import HFTokenizer, VocabMap
+from vitrail.tasks.caption.prefix import PrefixDecoder
+from vitrail.tasks.caption.settings import Decoding
 from vitrail.zoo.files import open_files
 from vitrail.zoo.huggingface.kinds import CLIP, CROPPED, IMAGENET, KINDS, OPENAI, Kind
-from vitrail.zoo.huggingface.library import quiet
 from vitrail.zoo.huggingface.processor import default_settings, preprocess, settings
 from vitrail.zoo.source import Files, Found, Weight
 
 NAME = "transformers"
 
-MAKERS = dict(zip(TYPES, ("VisionEncoderDecoderModel", "BlipForConditionalGeneration", "GitForCausalLM"), strict=True))
 OTHER = Kind((CLIP,), ("",), {}, {**IMAGENET, "resample": 3})
 """how images are prepared for an encoder that we know nothing of"""
 IMAGES = {
@@ -57,9 +48,9 @@ def read(files: Files) -> Found:
     """The captioner as transformers loads it."""
     text = files.json["config.json"]
     kind = text["model_type"]
-    name = (text.get("architectures") or [MAKERS[kind]])[0]
-    if name != MAKERS[kind]:
-        raise UserError(f"{files.path} holds a {name}, which writes no captions: choose a {MAKERS[kind]}")
+    name = (text.get("architectures") or [TYPES[kind]])[0]
+    if name != TYPES[kind]:
+        raise UserError(f"{files.path} holds a {name}, which writes no captions: choose a {TYPES[kind]}")
     notes: list[str] = []
     prepared = _preprocess(files, kind, notes)
     return Found(
@@ -76,7 +67,7 @@ def read(files: Files) -> Found:
 
 def reference(files: Files) -> Callable[[Tensor], dict[str, Tensor]] | None:
     """The image encoder of transformers' whole model on normalised images."""
-    model = _pretrained(getattr(library(), MAKERS[files.json["config.json"]["model_type"]]), _folder(files.path))
+    model = _pretrained(getattr(library(), TYPES[files.json["config.json"]["model_type"]]), _folder(files.path))
     encoder = vision_tower(model)
     return lambda images: {"tokens": encoder(pixel_values=images).last_hidden_state}
 
@@ -104,7 +95,7 @@ def _preprocess(files: Files, kind: str, notes: list[str]) -> Preprocess:
 
 def _load(folder: Path, kind: str, prepared: Preprocess) -> HubCaption:
     """The model with its weights, its tokenizer, and the decoding that its makers chose."""
-    maker = getattr(library(), MAKERS[kind])
+    maker = getattr(library(), TYPES[kind])
     model = _pretrained(maker, folder)
     writer = {"vision-encoder-decoder": "decoder", "blip": "text_decoder"}.get(kind)
     text = getattr(model, writer) if writer else model
@@ -115,24 +106,24 @@ def _load(folder: Path, kind: str, prepared: Preprocess) -> HubCaption:
     end: tuple[Any, ...] = (chosen.eos_token_id, text.config.eos_token_id)
     if kind == "blip":
         end = (text.config.sep_token_id,)
-    numbers = _numbers(folder, text.config.vocab_size, start, end)
-    tokenizer = _their_tokenizer(folder, numbers)
-    max_length = min(_longest(chosen), getattr(text.config, "max_position_embeddings", None) or 1024)
+    vocabulary = _vocabulary(folder, text.config.vocab_size, start, end)
+    tokenizer = _their_tokenizer(folder, vocabulary)
+    max_length = min(_max_length(chosen), getattr(text.config, "max_position_embeddings", None) or 1024)
     how = Decoding(
         beam=chosen.num_beams or 1,
         length_penalty=1.0 if chosen.length_penalty is None else chosen.length_penalty,
         no_repeat_ngram_size=chosen.no_repeat_ngram_size or 0,
         max_length=max_length,
     )
-    return HubCaption(model, numbers, tokenizer, prepared, Captioning(smoothing=0.0, lower=False, decoding=how))
+    return HubCaption(model, vocabulary, tokenizer, prepared, how)
 
 
-def _longest(chosen: Any) -> int:
+def _max_length(chosen: Any) -> int:
     """Words of a caption at most, its end included. Their length counts the start too, and no end."""
     return (chosen.max_new_tokens or (chosen.max_length or DEFAULT_LENGTH) - 1) + 1
 
 
-def _numbers(folder: Path, size: int, start: tuple[Any, ...], end: tuple[Any, ...]) -> VocabMap:
+def _vocabulary(folder: Path, size: int, start: tuple[Any, ...], end: tuple[Any, ...]) -> VocabMap:
     """The first number that is given for each; where a text may close in several ways, the first of them."""
     firsts = [next((i for i in given if i is not None), None) for given in (start, end)]
     first, last = (i[0] if isinstance(i, list) else i for i in firsts)
@@ -141,11 +132,11 @@ def _numbers(folder: Path, size: int, start: tuple[Any, ...], end: tuple[Any, ..
     return VocabMap(size, last if first is None else first, last)
 
 
-def _their_tokenizer(folder: Path, numbers: VocabMap) -> HFTokenizer:
+def _their_tokenizer(folder: Path, vocabulary: VocabMap) -> HFTokenizer:
     """The tokenizer of a folder of transformers'; one that does not fit its model is a UserError that names it."""
     text = _tokenizer_text(folder)
     try:
-        return HFTokenizer.from_text(text, numbers)
+        return HFTokenizer.from_text(text, vocabulary)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
 
@@ -167,7 +158,7 @@ def _tokenizer_text(folder: Path) -> str:
 
 
 def language_model(source: str) -> tuple[Any, VocabMap, HFTokenizer]:
-    """A causal language model of transformers by Hub id or folder, its numbers and its tokenizer."""
+    """A causal language model of transformers by Hub id or folder, its vocabulary and its tokenizer."""
     from vitrail.zoo import find
 
     transformers = library()
@@ -181,9 +172,9 @@ def language_model(source: str) -> tuple[Any, VocabMap, HFTokenizer]:
     model = _pretrained(transformers.AutoModelForCausalLM, folder)
     config = model.config.get_text_config()
     start, end = (config.bos_token_id,), (config.eos_token_id,)
-    numbers = _numbers(folder, config.vocab_size, start, end)
-    LanguageModel.check(model, source)
-    return model, numbers, _their_tokenizer(folder, numbers)
+    vocabulary = _vocabulary(folder, config.vocab_size, start, end)
+    PrefixDecoder.check(model, source)
+    return model, vocabulary, _their_tokenizer(folder, vocabulary)
 
 
 def _pretrained(maker: Any, folder: Path) -> Any:
@@ -196,64 +187,6 @@ def _pretrained(maker: Any, folder: Path) -> Any:
     if lacks:
         raise UserError(f"{folder} lacks {lacks[0]}, or holds it in another shape than its config says: fetch it again")
     return model.float().eval()
-
-
-def words_of(config: Mapping[str, Any], text: str) -> HFTokenizer:
-    """The tokenizer of a checkpoint of ours, from its config and the text of `tokenizer.json`."""
-    return HFTokenizer.from_text(text, VocabMap(**config.get("language", config)["numbers"]))
-
-
-def rebuilt(config: Mapping[str, Any], words: HFTokenizer, shapes: Mapping[str, tuple[int, ...]]) -> Task:
-    """A captioner of a checkpoint of ours, with fresh weights, from its config and its tokenizer."""
-    prepared = Preprocess.from_dict(config["preprocess"])
-    inside, numbers = config.get("language", config), words.numbers
-
-    def make() -> Task:
-        if "language" in config:
-            encoder = encoder_for(described(config["encoder"], ENCODERS, "vit"))
-            model = _fresh(inside["transformers"], "AutoModelForCausalLM")
-            return PrefixCaption(encoder, rebuild(Prefixed, config["prefixed"]), model, numbers, words, prepared)
-        captioning = Captioning(smoothing=0.0, lower=False, decoding=Decoding(**config["captioning"]["decoding"]))
-        model = _fresh(inside["transformers"], MAKERS[inside["transformers"]["model_type"]])
-        return HubCaption(model, numbers, words, prepared, captioning)
-
-    return _with_memory(make, shapes)
-
-
-def _with_memory(make: Callable[[], Task], shapes: Mapping[str, tuple[int, ...]]) -> Task:
-    """The task with memory, for transformers' models hold tables that no checkpoint has; first, whether it is asked
-    for more of it than the weights fill."""
-    with torch.device("meta"):
-        asked = sum(value.numel() for value in make().state_dict().values())
-    there = sum(map(prod, shapes.values()))
-    if asked != there:
-        raise UserError(
-            f"its config asks for {asked:,} weights and its file holds {there:,}: choose another checkpoint"
-        )
-    with torch.device("cpu"):
-        return make()
-
-
-def _fresh(values: Mapping[str, Any], maker: str) -> Any:
-    """A model from transformers' config as plain data."""
-    transformers = library()
-    given = deepcopy(dict(values))  # some releases take entries out of the configs inside
-    with quiet():
-        config = transformers.AutoConfig.for_model(given.pop("model_type"), **given)
-        if maker == "AutoModelForCausalLM":
-            return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        return getattr(transformers, maker)(config)
-
-
-def library() -> Any:
-    """transformers, or how to get it."""
-    try:
-        import transformers
-    except ImportError:
-        raise UserError(
-            "captioners of the Hub and language models need transformers: pip install 'vitrail[caption]'"
-        ) from None
-    return transformers
 
 
 @contextmanager

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vitrail.data.decode import Preprocess
 from vitrail.errors import UserError, first_line
 from vitrail.tasks import TASKS, task_class
-from vitrail.tasks.caption import stored_tokenizer
 from vitrail.tasks.task import FORMAT, Task
-from vitrail.zoo import captioners
 from vitrail.zoo.source import Files, Found, Weight
 
 NAME = "vitrail"
@@ -20,8 +17,7 @@ NAME = "vitrail"
 def recognise(files: Files) -> bool:
     """A config with vitrail's mark, whichever version's, and names of its models."""
     config = files.json.get("config.json", {})
-    starts = ("encoder.", "model.") if "transformers" in config else ("encoder.",)
-    return "vitrail" in config and any(name.startswith(starts) for name in files.weights)
+    return "vitrail" in config and any(name.startswith("encoder.") for name in files.weights)
 
 
 def read(files: Files) -> Found:
@@ -53,9 +49,6 @@ def build(config: dict[str, Any], files: Files) -> Task:
             f"{path} holds the task {config['task']!r}, which this version of vitrail does not know: upgrade it"
         )
     try:
-        if "transformers" in config or "language" in config:
-            theirs = stored_tokenizer(config, files, partial(captioners.words_of, config))
-            return captioners.rebuilt(config, theirs, files.shapes)
         return task_class(config["task"]).rebuild(config, files)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(

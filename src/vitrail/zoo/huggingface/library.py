@@ -5,34 +5,17 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vitrail.hf import quiet
 from vitrail.zoo.source import Files
 
 NOT_TAKEN = ("model_type", "dtype", "torch_dtype", "attn_implementation", "quantization_config", "auto_map")
 """entries of a config that have no say in what a model gives, and that may name code to fetch"""
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' progress bars and reports: we report what matters, in one line."""
-    import transformers
-
-    logging: Any = transformers.utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def reference(files: Files) -> Callable[[Tensor], dict[str, Tensor]] | None:

@@ -12,27 +12,22 @@ import importlib.util
 import io
 import json
 import logging
-import math
-import re
 import shutil
-import subprocess
-import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from functools import lru_cache
 from itertools import chain
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from vitrail.errors import RunError, UserError, warn_once
+from vitrail.tasks.caption.cider import ngrams, words
+from vitrail.tasks.caption.java import MISSING, meteor, treebank
 
 log = logging.getLogger("vitrail")
 
 Key = TypeVar("Key", bound=Hashable)
-Ngram = tuple[str, ...]
 Given = tuple[Mapping[Key, str], Mapping[Key, Sequence[str]]]
 """candidates, and the references of each"""
 Cut = tuple[dict[Key, str], dict[Key, list[str]]]
@@ -40,22 +35,10 @@ Cut = tuple[dict[Key, str], dict[Key, list[str]]]
 Scores = dict[str, float | None]
 """by name; None for one that these images do not have"""
 
-MISSING = "scores of captions need pycocoevalcap: pip install 'vitrail[caption]'"
-JAVA_LIMIT = 600
-"""seconds that Java may take for a set"""
 COLLAPSED = 0.5
 """a model that gives more than this share of the images one caption has collapsed,"""
 FEWEST = 10
 """which fewer images than this do not show; CIDEr of fewer means little"""
-PUNCTUATION = frozenset(
-    ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
-)
-"""Treebank tokens that COCO's evaluation leaves out"""
-
-
-def words(text: str) -> list[str]:
-    """The fixed tokenisation: lower case, `[a-z0-9']+`. Text in other alphabets has no words by it."""
-    return re.findall(r"[a-z0-9']+", text.lower())
 
 
 def caption_scores(
@@ -204,7 +187,7 @@ def _ngram_scores(tokens: Mapping[Key, str], expected: Mapping[Key, list[str]]) 
 
 def _tell_apart(references: Iterable[Sequence[str]]) -> bool:
     """Whether some n-gram is in the references of some images only: CIDEr's weights are 0 for what all have."""
-    found = ({ngram for text in texts for ngram in _ngrams(text.split())} for texts in references)
+    found = ({ngram for text in texts for ngram in ngrams(text.split())} for texts in references)
     first = next(found)
     return any(ngrams != first for ngrams in found)
 
@@ -219,102 +202,6 @@ def _java_scores(sets: Sequence[Given[Key]], cut: Sequence[Cut[Key]]) -> list[Sc
         {"meteor": own, **{f"ptb_{name}": score for name, score in {**_ngram_scores(*each), "meteor": theirs}.items()}}
         for each, own, theirs in zip(ptb, meteors[: len(sets)], meteors[len(sets) :], strict=True)
     ]
-
-
-def treebank(texts: Sequence[str]) -> list[str]:
-    """Each text in Stanford's Penn Treebank tokens, lower case and without punctuation, as COCO's evaluation has it."""
-    if not texts:
-        return []
-    jar = _jar("tokenizer/stanford-corenlp-3.4.1.jar")
-    command = [*_java(), "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
-    lines = "".join(f"{_one_line(text)}\n" for text in texts)
-    try:
-        done = subprocess.run(command, input=lines.encode(), capture_output=True, timeout=JAVA_LIMIT, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise RunError(f"Java's tokenizer failed: {_reason(error)}") from None
-    cut = done.stdout.decode("utf-8", "replace").removesuffix("\n").split("\n")
-    if len(cut) != len(texts):
-        raise RunError(f"Java's tokenizer gave {len(cut)} lines for {len(texts)}")
-    return [" ".join(word for word in line.split() if word not in PUNCTUATION) for line in cut]
-
-
-def meteor(*sets: tuple[Mapping[Key, str], Mapping[Key, Sequence[str]]]) -> list[float]:
-    """METEOR 1.5 (Denkowski and Lavie 2014) of candidates and references, as pycocoevalcap asks for it.
-
-    Java reads a table of paraphrases for many seconds before it begins, so several sets are scored in one go.
-    """
-    jar = _jar("meteor/meteor-1.5.jar")
-    command = [*_java(), "-Xmx2G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
-    pipe = subprocess.PIPE
-    try:
-        process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, encoding="utf-8", bufsize=1
-        )
-        # A Java that no longer answers would hold the reads, and the wait for its end, for ever.
-        limit = threading.Timer(JAVA_LIMIT * len(sets), process.kill)
-        limit.start()
-        try:
-            with process:
-                return [_meteor_score(process, tokens, expected) for tokens, expected in sets]
-        finally:
-            limit.cancel()
-    except (OSError, ValueError) as error:
-        raise RunError(f"METEOR failed: {_reason(error)}") from None
-
-
-def _meteor_score(
-    process: subprocess.Popen[str], tokens: Mapping[Key, str], expected: Mapping[Key, Sequence[str]]
-) -> float:
-    """One set's score from a running METEOR."""
-    assert process.stdin is not None and process.stdout is not None
-    lines = process.stdout
-
-    def answer() -> str:
-        line = lines.readline()
-        if not line:
-            raise OSError(f"Java ended, or gave no answer within {JAVA_LIMIT} seconds")
-        return line
-
-    found = []
-    for key, text in tokens.items():
-        process.stdin.write(_meteor_line("SCORE", *expected[key], text))
-        found.append(answer())
-    process.stdin.write(_meteor_line("EVAL", *found))
-    # The answer is a line an image, then the score of all.
-    return float([answer() for _ in range(len(found) + 1)][-1])
-
-
-def _meteor_line(*fields: str) -> str:
-    """A request: fields parted by three bars, which none may hold itself."""
-    return " ||| ".join(_one_line(field.replace("|||", " ")) for field in fields) + "\n"
-
-
-def _java() -> list[str]:
-    java = shutil.which("java")
-    if java is None:
-        raise UserError("METEOR and Treebank tokens need Java: install a Java runtime, or go without them")
-    # Before Java 18 the encoding follows the locale, which on servers often knows ASCII alone.
-    return [java, "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8"]
-
-
-def _jar(name: str) -> Path:
-    try:
-        import pycocoevalcap.bleu.bleu
-    except ImportError:
-        raise UserError(MISSING) from None
-    jar = Path(pycocoevalcap.bleu.bleu.__file__).parent.parent / name
-    if not jar.is_file():
-        raise UserError(f"pycocoevalcap came without {name}: install it again with pip install 'vitrail[caption]'")
-    return jar
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _reason(error: Exception) -> str:
-    said = getattr(error, "stderr", None) or b""
-    return _one_line(said.decode("utf-8", "replace"))[-200:] or _one_line(str(error))
 
 
 class CaptionMetric:
@@ -358,81 +245,3 @@ class CaptionMetric:
                 "the model does not look at them, or has not trained for long enough"
             )
         return scores
-
-
-class Cider:
-    """CIDEr-D (1411.5726, section 5 and 6) of single captions, fast enough for a reward in training (1612.00563).
-
-    The number of images that an n-gram occurs with, which weighs it, is counted once, from the references. The mean
-    over all images is what pycocoevalcap's `Cider` prints: the variant with clipped counts, a Gaussian penalty on
-    the difference in length, and no stemming, times 10.
-    """
-
-    SIGMA = 6.0
-    """of the penalty, in words"""
-
-    def __init__(self, references: Mapping[Key, Sequence[str]], kept: int = 20_000, ends: bool = False) -> None:
-        """`references` of each image by any key; the vectors of the `kept` images used last stay in memory.
-
-        With `ends` the end of a caption counts as a word, as in self-critical training it must: "a man in a" is else
-        worth as much as the whole sentence.
-        """
-        self.ends = ends
-        self.references = {key: [self._words(text) for text in texts] for key, texts in references.items()}
-        counts: Counter[Ngram] = Counter()
-        for texts in self.references.values():
-            counts.update({ngram for text in texts for ngram in _ngrams(text)})
-        self.most = math.log(len(self.references)) if self.references else 0.0
-        """the weight of an n-gram that no reference has"""
-        self.weights = {ngram: self.most - math.log(count) for ngram, count in counts.items()}
-        self._vectors: Callable[[Any], list[_Vector]] = lru_cache(kept)(
-            lambda key: [self._vector(text) for text in self.references[key]]
-        )
-
-    def __call__(self, key: Hashable, caption: str, ended: bool = True) -> float:
-        """The score of one caption of the image `key`; one that was cut off has not `ended`."""
-        vector = self._vector(self._words(caption, ended))
-        expected = self._vectors(key)
-        return 10 * sum(self._similarity(vector, other) for other in expected) / len(expected)
-
-    def rewards(
-        self, keys: Iterable[Hashable], captions: Iterable[str], ended: Iterable[bool] | None = None
-    ) -> list[float]:
-        """The scores of captions, each of the image beside it; all of them ended, if `ended` does not say which."""
-        captions = list(captions)
-        marks = [True] * len(captions) if ended is None else ended
-        return [self(key, caption, end) for key, caption, end in zip(keys, captions, marks, strict=True)]
-
-    def _words(self, text: str, ended: bool = True) -> list[str]:
-        return words(text) + ["<end>"] * (self.ends and ended)
-
-    def _vector(self, text: list[str]) -> _Vector:
-        weights: dict[Ngram, float] = {}
-        squares = [0.0] * 4
-        for ngram, count in _ngrams(text).items():
-            weights[ngram] = weight = count * self.weights.get(ngram, self.most)
-            squares[len(ngram) - 1] += weight * weight
-        return weights, [math.sqrt(square) for square in squares], max(len(text) - 1, 0)
-
-    def _similarity(self, a: _Vector, b: _Vector) -> float:
-        """Equation 4 of the paper with clipping, averaged over 1- to 4-grams."""
-        products = [0.0] * 4
-        (weights, norms, length), (others, other_norms, other_length) = a, b
-        for ngram, weight in weights.items():
-            other = others.get(ngram)
-            if other is not None:
-                products[len(ngram) - 1] += min(weight, other) * other
-        cosine = sum(
-            product / (norm * other_norm)
-            for product, norm, other_norm in zip(products, norms, other_norms, strict=True)
-            if norm and other_norm
-        )
-        return cosine / 4 * math.exp(-((length - other_length) ** 2) / (2 * self.SIGMA**2))
-
-
-_Vector = tuple[dict[Ngram, float], list[float], int]
-"""weights of n-grams, the norms of its 1- to 4-grams, and its number of 2-grams, which the scorer takes for length"""
-
-
-def _ngrams(text: list[str]) -> Counter[Ngram]:
-    return Counter(tuple(text[i : i + n]) for n in range(1, 5) for i in range(len(text) - n + 1))

@@ -18,16 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitrail.errors import RunError, UserError
-from vitrail.tasks import caption_scores as module
-from vitrail.tasks.caption_scores import (
-    CaptionMetric,
-    Cider,
-    caption_scores,
-    human_ceiling,
-    statistics,
-    treebank,
-    words,
-)
+from vitrail.tasks.caption import java
+from vitrail.tasks.caption.cider import Cider, words
+from vitrail.tasks.caption.java import meteor, treebank
+from vitrail.tasks.caption.scores import CaptionMetric, caption_scores, human_ceiling, statistics
 
 pytest.importorskip("pycocoevalcap", reason="needs pip install 'vitrail[caption]'")
 from pycocoevalcap.bleu.bleu import Bleu
@@ -167,7 +161,7 @@ def test_a_human_ceiling_starts_java_once(monkeypatch: pytest.MonkeyPatch) -> No
     first = {"a": "a red dog", "b": "two cats"}, {"a": ["a dog runs", "the dog"], "b": ["a cat sits"]}
     second = {"a": "a dog runs", "b": "a cat sits"}, {"a": ["a red dog", "the dog"], "b": ["two cats"]}
     third = {"a": "the dog"}, {"a": ["a red dog", "a dog runs"]}
-    one, two, three = module.meteor(first, second, third)
+    one, two, three = meteor(first, second, third)
     started: list[list[str]] = []
     popen = subprocess.Popen
 
@@ -216,14 +210,14 @@ def test_a_java_that_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, script: str
 ) -> None:
     fake_java(tmp_path, monkeypatch, script)
-    monkeypatch.setattr(module, "JAVA_LIMIT", 1)  # the second takes its input and never answers
+    monkeypatch.setattr(java, "JAVA_LIMIT", 1)  # the second takes its input and never answers
     candidates, references = made_up(images=4)
     assert "meteor" not in caption_scores(candidates, references)
     assert "METEOR and scores on Treebank tokens are left out" in caplog.text
     with pytest.raises(RunError, match="Java's tokenizer"):
         caption_scores(candidates, references, java=True)
     with pytest.raises(RunError, match="METEOR failed"):
-        module.meteor((candidates, references))
+        meteor((candidates, references))
 
 
 def test_no_java_and_no_scorer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

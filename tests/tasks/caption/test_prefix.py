@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,20 @@ import pytest
 import tiny_captioners
 import torch
 import torch.nn.functional as F
-from checked import checked
 from hypothesis import given
 from hypothesis import strategies as st
 
 import vitrail
 from vitrail.data.decode import Preprocess
+from vitrail.data.random import draw_key
 from vitrail.data.text import END, PAD, START, UNKNOWN
 from vitrail.errors import UserError
-from vitrail.tasks import language
-from vitrail.tasks.caption import numbered
-from vitrail.tasks.language import OWN, HFTokenizer, VocabMap
-from vitrail.tasks.prefix import LanguageModel, PrefixCaption, Prefixed
-from vitrail.tasks.search import Decoding, write
+from vitrail.tasks.caption import Caption, Captioning, Decoding, numbered
+from vitrail.tasks.caption.components import NextWords
+from vitrail.tasks.caption.language import OWN, HFTokenizer, LanguageDecoder, VocabMap
+from vitrail.tasks.caption.prefix import PrefixDecoder
+from vitrail.tasks.caption.search import write
+from vitrail.tasks.caption.settings import LanguageSettings, merge_settings
 from vitrail.variants import VariantConfig, VariantViT
 from vitrail.zoo import captioners
 
@@ -41,25 +43,42 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def captioner(folder: Path, **changes: Any) -> PrefixCaption:
+def captioner(folder: Path, most_words: int = 40, **changes: Any) -> Caption:
     torch.manual_seed(0)
-    config = Prefixed(language_model=str(folder), prefix_length=3, join_depth=2, **changes)
-    task = PrefixCaption(
-        VariantViT(EYES),
-        config,
-        *captioners.language_model(str(folder)),
-        Preprocess(size=EYES.image_size, resize="squash"),
+    own = {name: changes.pop(name) for name in ("join", "tune_language") if name in changes}
+    language = LanguageSettings(language_model=str(folder), prefix_length=3, join_depth=2, **own)
+    config = Captioning(
+        decoder="language_model", smoothing=0.0, lower=False, most_words=most_words, language=language, **changes
     )
+    model, vocabulary, words = captioners.language_model(str(folder))
+    decoder = PrefixDecoder(model, vocabulary, language, EYES)
+    task = Caption(VariantViT(EYES), config, words, Preprocess(size=EYES.image_size, resize="squash"), decoder)
     with torch.no_grad():
-        for parameter in task.join.parameters():
+        for parameter in decoder.join.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)  # images that differ, differ in their words
     return task.eval()
 
 
-def tied(task: PrefixCaption) -> bool:
+def decoder_of(task: Caption) -> PrefixDecoder:
+    assert isinstance(task.decoder, PrefixDecoder)
+    return task.decoder
+
+
+def tied(task: Caption) -> bool:
     """The language model reads and writes words with one matrix."""
-    writes, reads = (f"decoder.model.{name}.weight" for name in ("lm_head", "transformer.wte"))
-    return task.get_parameter(writes) is task.get_parameter(reads)
+    model = decoder_of(task).model
+    return model.lm_head.weight is model.transformer.wte.weight
+
+
+def anew(task: Caption, how: Decoding, samples: torch.Tensor) -> Any:
+    """What `write` gives by reading all words so far at each step."""
+    memory = task.memory(IMAGES)
+
+    def step(words: torch.Tensor, rows: torch.Tensor | None, state: torch.Tensor) -> Any:
+        state = torch.cat([state if rows is None else state[rows], words[:, None]], dim=1)
+        return task.decoder(state.view(len(IMAGES), -1, state.shape[1]), memory)[:, :, -1].flatten(0, 1), None, state
+
+    return write(step, torch.zeros(len(IMAGES), 0, dtype=torch.int64), how, samples)
 
 
 IMAGES = torch.randn(4, 3, 16, 24, generator=torch.Generator().manual_seed(1))
@@ -69,11 +88,11 @@ IMAGES = torch.randn(4, 3, 16, 24, generator=torch.Generator().manual_seed(1))
 def test_the_words_are_those_of_transformers_own_greedy_search(join: Any, folder: Path) -> None:
     task = captioner(folder, join=join)
     task.option = Decoding(beam=1, no_repeat_ngram_size=0, max_length=13)
-    model = checked(transformers.GPT2LMHeadModel, task.decoder.model)
+    model, decoder = decoder_of(task).model, decoder_of(task)
     with torch.no_grad():
         written = task.write({"image": IMAGES})
-        prefix = task.memory(IMAGES).tokens
-        start = model.get_input_embeddings()(torch.full((4, 1), task.numbers.start))
+        prefix = decoder.join(task.memory(IMAGES))
+        start = model.get_input_embeddings()(torch.full((4, 1), decoder.vocabulary.start))
         rows = torch.cat([prefix, start], dim=1)
         theirs = model.generate(
             inputs_embeds=rows,
@@ -94,25 +113,22 @@ def test_the_words_are_those_of_transformers_own_greedy_search(join: Any, folder
 def test_with_cache_and_without_the_same(join: Any, folder: Path) -> None:
     task, how, samples = captioner(folder, join=join), Decoding(beam=3, max_length=10), torch.arange(4)
     with torch.no_grad():
-        memory = task.memory(IMAGES)
-        cached, anew = (write(task.decoder, memory, how, samples, cache=cache) for cache in (True, False))
-        drawn = [
-            write(task.decoder, memory, Decoding(beam=2, sample=True, max_length=8), samples, cache=c)
-            for c in (True, False)
-        ]
-    assert torch.equal(cached.words, anew.words) and torch.equal(drawn[0].words, drawn[1].words)
-    there = cached.words > END
-    assert torch.allclose(cached.logp[there], anew.logp[there], atol=1e-4)
+        memory, step = task.memory(IMAGES), NextWords(task.decoder)
+        for way in (how, Decoding(beam=2, sample=True, max_length=8)):
+            cached, slow = write(step, task.decoder(memory=memory), way, samples), anew(task, way, samples)
+            assert torch.equal(cached.words, slow.words)
+            there = cached.words > END
+            assert torch.allclose(cached.logp[there], slow.logp[there], atol=1e-4)
 
 
-def test_a_large_batch_is_written_in_parts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_batch_is_written_some_images_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = captioner(folder)
     for how in (Decoding(beam=2, max_length=9), Decoding(beam=2, max_length=9, sample=True)):
         task.option = how
         with torch.no_grad():
-            monkeypatch.setattr(language, "TOGETHER", 32)
+            monkeypatch.setattr(LanguageDecoder, "images_at_once", 32)
             whole = task.write({"image": IMAGES})
-            monkeypatch.setattr(language, "TOGETHER", 3)
+            monkeypatch.setattr(LanguageDecoder, "images_at_once", 3)
             parts = task.write({"image": IMAGES})
         assert torch.equal(whole.words, parts.words) and torch.allclose(whole.score, parts.score, atol=1e-5)
 
@@ -123,11 +139,11 @@ def test_the_loss_is_the_cross_entropy_of_the_captions_words(folder: Path) -> No
     labels = numbered(texts, task.tokenizer, 20)
     parts = task.loss({"image": IMAGES, "label": labels[:, :1], "sample": torch.arange(4), "epoch": 0})
     expected = torch.zeros(())
-    model = checked(transformers.GPT2LMHeadModel, task.decoder.model)
+    model, join = decoder_of(task).model, decoder_of(task).join
     for i, text in enumerate(texts):
         ids = tiny_captioners.byte_pairs().encode(text[0]).ids
         read = model.get_input_embeddings()(torch.tensor([[0, *ids]]))
-        rows = torch.cat([task.memory(IMAGES[i : i + 1]).tokens, read], dim=1)
+        rows = torch.cat([join(task.memory(IMAGES[i : i + 1])), read], dim=1)
         logits = model(inputs_embeds=rows).logits[0, 3:]
         expected = expected + F.cross_entropy(logits, torch.tensor([*ids, 0]), reduction="sum")
     assert torch.allclose(parts["loss"], expected, rtol=1e-4)
@@ -139,32 +155,41 @@ def test_self_critical_training_is_finite_where_a_caption_ends(folder: Path) -> 
     task = captioner(folder, self_critical=1.0, captions=3, decoding=Decoding(max_length=6))
     task.reward = lambda keys, texts, ended: [float(len(text)) for text in texts]
     with torch.no_grad():  # an end is as likely as any word
-        task.get_parameter("decoder.model.lm_head.weight")[task.numbers.end] *= 0
+        decoder = decoder_of(task)
+        decoder.model.get_output_embeddings().weight[decoder.vocabulary.end] *= 0
     for seed in range(4):
-        torch.manual_seed(seed)
-        parts = task.loss({"image": IMAGES, "sample": torch.arange(4)})
+        parts = task.loss({"image": IMAGES, "sample": torch.arange(4), "key": draw_key(seed, 0)})
         assert parts["loss"].isfinite() and parts["count"] <= 4 * 4 * 6
     parts["loss"].backward()
-    assert all(p.grad.isfinite().all() for p in task.join.parameters() if p.grad is not None)
+    assert all(p.grad.isfinite().all() for p in decoder.join.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize("tuned", [False, True])
 def test_what_learns(folder: Path, tuned: bool) -> None:
     task = captioner(folder, tune_language=tuned).train()
     task.encoder.requires_grad_(False)
-    assert task.decoder.training == tuned
+    decoder = decoder_of(task)
+    assert decoder.model.training == tuned and decoder.join.training
     labels = numbered([["a dog"]] * 4, task.tokenizer, 20)
     task.loss({"image": IMAGES, "label": labels, "sample": torch.arange(4), "epoch": 0})["loss"].backward()
     assert all(
-        p.grad is not None and p.grad.abs().sum() > 0 for n, p in task.join.named_parameters() if "norm" not in n
+        p.grad is not None and p.grad.abs().sum() > 0 for n, p in decoder.join.named_parameters() if "norm" not in n
     )
-    assert all((p.grad is not None) == tuned for p in task.decoder.parameters())
+    assert all((p.grad is not None) == tuned for p in decoder.model.parameters())
     assert tied(task)
 
 
-def test_one_that_goes_on_keeps_what_it_began_with(folder: Path) -> None:
-    kept = captioner(folder, most_words=60).kept(Prefixed(captions=3))
-    assert (kept.most_words, kept.prefix_length, kept.join_depth, kept.captions) == (60, 3, 2, 3)
+def test_continued_training_keeps_the_language_model_and_its_join(folder: Path) -> None:
+    own = captioner(folder, most_words=60).captioning
+    kept = merge_settings(own, Captioning(decoder="language_model", smoothing=0.0, lower=False, captions=3))
+    assert kept == replace(own, captions=3)
+    # The recipe of self-critical training is for any captioner.
+    scst = Captioning(
+        captions=4, self_critical=1.0, contrastive=0.5, text_depth=1, decoding=Decoding(beam=9, match=0.2)
+    )
+    assert merge_settings(own, scst) == replace(own, captions=4, self_critical=1.0, decoding=Decoding(beam=9))
+    with pytest.raises(UserError, match="has the decoder language_model, and the recipe transformer"):
+        merge_settings(own, Captioning())
 
 
 @pytest.mark.parametrize("join", JOINS)
@@ -180,7 +205,11 @@ def test_a_checkpoint_carries_the_language_model(join: Any, folder: Path, tmp_pa
         "tokenizer.json",
     ]
     again = vitrail.load(tmp_path / "own")
-    assert isinstance(again, PrefixCaption) and again.option == task.option
+    assert (
+        isinstance(again, Caption)
+        and again.option == task.option
+        and again.captioning == replace(task.captioning, decoding=task.option)
+    )
     assert tied(again)
     with torch.no_grad():
         a, b = task.write({"image": IMAGES}), again.write({"image": IMAGES})
@@ -188,30 +217,26 @@ def test_a_checkpoint_carries_the_language_model(join: Any, folder: Path, tmp_pa
     state = task.state_dict()
     assert not any(name.endswith("lm_head.weight") for name in state)
     again.load_state_dict({name: value + 1 for name, value in state.items()})
-    ours, theirs = (made.get_parameter("decoder.model.lm_head.weight") for made in (task, again))
-    assert torch.equal(theirs, ours + 1)
+    assert torch.equal(decoder_of(again).model.lm_head.weight, decoder_of(task).model.lm_head.weight + 1)
 
 
 def test_words_are_traced_to_places_where_the_prefix_has_some(folder: Path) -> None:
     for join in JOINS:
-        task = captioner(folder, join=join)
+        task, rows = captioner(folder, join=join), torch.arange(4).repeat_interleave(2)
         with torch.no_grad():
-            state = task.decoder.start(task.memory(IMAGES), 2)
-            _, state = task.decoder.step(torch.full((8,), START), state)
-            _, state = task.decoder.step(torch.arange(8) + OWN, state)
-        assert len(state.looked) == (join == "projection")
-    (looked,) = state.looked
-    assert looked.shape == (8, 2 + 6) and (looked > 0).all() and (looked.sum(dim=1) < 1).all()
+            state = task.decoder(memory=task.memory(IMAGES))
+            _, _, state = task.decoder(torch.full((8,), START), rows=rows, state=state)
+            _, attention, _ = task.decoder(torch.arange(8) + OWN, state=state)
+        pieces = task.pieces({"image": IMAGES[:1]})[0]
+        assert (attention is not None) == (join == "projection") == (pieces[0].heat is not None)
+    assert attention.shape == (8, 2 + 6) and (attention > 0).all() and (attention.sum(dim=1) < 1).all()
+    assert pieces[0].heat is not None and pieces[0].heat.shape == (2, 3)
 
 
-def test_places_that_the_language_model_lacks_are_said(folder: Path) -> None:
+def test_places_that_the_language_model_lacks_are_named(folder: Path) -> None:
+    model, vocabulary, _ = captioners.language_model(str(folder))
     with pytest.raises(UserError, match="64 places: lower --prefix-length from 63"):
-        PrefixCaption(
-            VariantViT(EYES),
-            Prefixed(prefix_length=63),
-            *captioners.language_model(str(folder)),
-            Preprocess(size=(16, 24)),
-        )
+        PrefixDecoder(model, vocabulary, LanguageSettings(prefix_length=63), EYES)
     task = captioner(folder)
     with pytest.raises(UserError, match="62 words after 3 are more than the 64 places"):
         task(IMAGES, torch.full((4, 1, 62), 20))
@@ -230,7 +255,7 @@ def test_a_language_model_that_changes_its_logits_is_refused(folder: Path) -> No
 
     model.forward = scaled
     with pytest.raises(UserError, match="changes its logits"):
-        LanguageModel.check(model, "some/model")
+        PrefixDecoder.check(model, "some/model")
 
 
 NUMBERS = VocabMap(size=9, start=7, end=4)
@@ -238,9 +263,9 @@ NUMBERS = VocabMap(size=9, start=7, end=4)
 
 def test_their_numbers_and_ours() -> None:
     words = torch.tensor([[START, 5, OWN + 8, END, PAD, UNKNOWN]])
-    assert NUMBERS.theirs(words).tolist() == [[7, 1, 8, 4, 4, 4]]
+    assert NUMBERS.to_model(words).tolist() == [[7, 1, 8, 4, 4, 4]]
     logits = torch.randn(2, 9)
-    ours = NUMBERS.ours(logits)
+    ours = NUMBERS.from_model(logits)
     assert ours.shape == (2, 13) and torch.equal(ours[:, END], logits[:, 4])
     assert torch.isneginf(ours[:, [PAD, START, UNKNOWN, OWN + 4]]).all()
     assert torch.allclose(ours.softmax(1).sum(1), torch.ones(2)) and torch.equal(ours[:, OWN], logits[:, 0])

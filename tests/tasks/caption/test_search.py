@@ -15,15 +15,25 @@ from torch import Tensor
 
 from vitrail.data.text import END, PAD, START, UNKNOWN
 from vitrail.errors import UserError
-from vitrail.tasks.decoders import AttentiveDecoder, Decoder, Memory, RecurrentDecoder, TransformerDecoder
-from vitrail.tasks.search import Decoding, Written, among, forbid_repeats, write
+from vitrail.tasks.caption import Decoding
+from vitrail.tasks.caption.components import NextWords
+from vitrail.tasks.caption.decoders import (
+    AttentiveDecoder,
+    Decoder,
+    Memory,
+    RecurrentDecoder,
+    Step,
+    TransformerDecoder,
+    WordDecoder,
+)
+from vitrail.tasks.caption.search import Stepper, Written, among, forbid_repeats, write
 
 WIDTH = 16
 
 
-def made(kind: str = "transformer", vocabulary: int = 9, seed: int = 0) -> Decoder:
+def made(kind: str = "transformer", vocabulary: int = 9, seed: int = 0) -> WordDecoder:
     torch.manual_seed(seed)
-    builders: dict[str, Callable[[], Decoder]] = {
+    builders: dict[str, Callable[[], WordDecoder]] = {
         "rnn": lambda: RecurrentDecoder("rnn", vocabulary, WIDTH, 1, WIDTH, 0.1),
         "lstm": lambda: RecurrentDecoder("lstm", vocabulary, WIDTH, 2, WIDTH, 0.1),
         "attentive": lambda: AttentiveDecoder("lstm", vocabulary, WIDTH, WIDTH, 0.1),
@@ -44,7 +54,21 @@ def seen(images: int, seed: int = 0) -> Memory:
 
 @torch.no_grad()
 def written(decoder: Decoder, memory: Memory, how: Decoding, cache: bool = True, first: int = 0) -> Written:
-    return write(decoder, memory, how, torch.arange(first, first + len(memory.tokens)), cache)
+    samples = torch.arange(first, first + len(memory.tokens))
+    if cache:
+        return write(NextWords(decoder), decoder(memory=memory), how, samples)
+    return write(*anew(decoder, memory), how, samples)
+
+
+def anew(decoder: Decoder, memory: Memory) -> tuple[Stepper, Tensor]:
+    """What `write` takes, by reading all words so far at each step: the state are these words, [R, T]."""
+
+    def step(words: Tensor, rows: Tensor | None, state: Tensor) -> Step:
+        state = torch.cat([state if rows is None else state[rows], words[:, None]], dim=1)
+        logits = decoder(state.view(len(memory.tokens), -1, state.shape[1]), memory)
+        return Step(logits[:, :, -1].flatten(0, 1), None, state)
+
+    return step, torch.zeros(len(memory.tokens), 0, dtype=torch.int64)
 
 
 def one(memory: Memory, i: int) -> Memory:
@@ -59,7 +83,7 @@ def captions(found: Written) -> list[list[tuple[int, ...]]]:
 @torch.no_grad()
 def logp_of(decoder: Decoder, memory: Memory, words: list[int]) -> list[float]:
     """By reading the whole caption at once."""
-    logits = decoder.logits(decoder(torch.tensor([[[START, *words[:-1]]]]), memory))[0, 0]
+    logits = decoder(torch.tensor([[[START, *words[:-1]]]]), memory)[0, 0]
     logits[:, [PAD, START, UNKNOWN]] = -torch.inf
     return logits.log_softmax(dim=-1)[torch.arange(len(words)), torch.tensor(words)].tolist()
 
@@ -104,7 +128,7 @@ def test_one_caption_is_greedy(kind: str) -> None:
         words: list[int] = []
         while END not in words and len(words) < 9:
             with torch.no_grad():
-                logits = decoder.logits(decoder(torch.tensor([[[START, *words]]]), one(memory, i)))[0, 0, -1]
+                logits = decoder(torch.tensor([[[START, *words]]]), one(memory, i))[0, 0, -1]
             logits[[PAD, START, UNKNOWN]] = -torch.inf
             words.append(int(logits.argmax()))
         words += [END] * (END not in words)
@@ -220,7 +244,7 @@ def test_draws_follow_the_odds() -> None:
 
 
 def probabilities(decoder: Decoder, memory: Memory, words: list[int], temperature: float) -> Tensor:
-    logits = decoder.logits(decoder(torch.tensor([[words]]), memory))[0, 0, -1]
+    logits = decoder(torch.tensor([[words]]), memory)[0, 0, -1]
     logits[[PAD, START, UNKNOWN]] = -torch.inf
     return (logits / temperature).softmax(dim=0)
 
@@ -243,11 +267,13 @@ def test_draws_depend_on_the_seed_and_the_image_alone() -> None:
     how = Decoding(beam=3, sample=True, max_length=8)
     samples = torch.tensor([10, 3, 10**12, 7, 0, 4])
     with torch.no_grad():
-        together = captions(write(decoder, memory, how, samples))
-        again = captions(write(decoder, memory, how, samples))
-        other = captions(write(decoder, memory, replace(how, sampling_seed=1), samples))
+        step, state = NextWords(decoder), decoder(memory=memory)
+        together = captions(write(step, state, how, samples))
+        again = captions(write(step, state, how, samples))
+        other = captions(write(step, state, replace(how, sampling_seed=1), samples))
         order = torch.tensor([4, 2, 0])
-        some = captions(write(decoder, Memory(memory.tokens[order], memory.pooled[order]), how, samples[order]))
+        state = decoder(memory=Memory(memory.tokens[order], memory.pooled[order]))
+        some = captions(write(step, state, how, samples[order]))
     assert together == again and some == [together[i] for i in order]
     assert together != other and len({row for rows in together for row in rows}) > 10
 
@@ -262,14 +288,6 @@ def test_the_narrowest_draw_is_greedy() -> None:
         drawn = captions(written(decoder, memory, narrow))
         # A search closes a caption that becomes too long; a draw leaves it open.
         assert [rows[0][:7] for rows in drawn] == [tuple(w for w in rows[0][:7]) for rows in greedy]
-
-
-def test_captions_are_no_longer_than_the_decoder_knows() -> None:
-    decoder = made("transformer", 30)
-    with torch.no_grad():
-        decoder.bias[END] = -50.0
-    found = written(decoder, seen(2), Decoding(beam=2, max_length=500))
-    assert found.words.shape[2] == decoder.max_length == 30
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
-"""What people said of like images, to choose by it among the captions that a decoder found.
+"""What people said of similar images, to choose by it among the captions that a decoder found.
 
-Of a new image nobody has written yet, but of images like it people have, and a caption that says what many of
+Nobody has written about a new image yet, but people have about images like it, and a caption that says what many of
 theirs say is rarely all wrong (Devlin et al., arXiv 1505.04467; Mao et al., arXiv 1412.6632, section 8).
 
-    N training images     K captions of each     T words at most     M n-grams     R captions in a row
+    N training images     K captions per image     T words at most     M n-grams     R captions
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from vitrail.data.text import END, PAD
 from vitrail.errors import UserError
 
-LONGEST = 4
+MAX_NGRAM = 4
 """words of an n-gram at most, as CIDEr counts"""
 FEWEST = 2
 """images that have an n-gram, or it is not kept: what one image alone has, hardly any caption will say"""
 
 
 class Consensus(nn.Module):
-    """The training images' vectors, and of each image the n-grams of its captions.
+    """An index of the training images: their vectors, and the n-grams of their captions.
 
     The score of a caption is its CIDEr (arXiv 1411.5726, equations 1 to 3, times 10) with the captions of the images
     most like its own as references: of the cosines between the caption's and each reference's n-grams, weighted by how
@@ -67,8 +67,8 @@ class Consensus(nn.Module):
     @classmethod
     def of(cls, vectors: Tensor, labels: Tensor, vocabulary: int) -> Consensus:
         """From unit vectors [N, D] and numbered captions [N, K, T], of so many words."""
-        if vocabulary**LONGEST >= 2**63:
-            raise UserError(f"a vocabulary of {vocabulary} is too large to remember captions of: at most 55,000")
+        if vocabulary**MAX_NGRAM >= 2**63:
+            raise UserError(f"a vocabulary of {vocabulary} is too large for an index of n-grams: at most 55,000")
         vectors, labels = vectors.cpu(), labels.cpu()
         images, each = labels.shape[:2]
         caption, code, count = counted(labels.flatten(0, 1), vocabulary)
@@ -113,15 +113,15 @@ class Consensus(nn.Module):
         weight = torch.where(known, self.weights[place].float(), math.log(len(self.vectors)))
         value = shortened(count * weight, caption, code, self.vocabulary) * common[place] * known
         scores = torch.zeros(len(captions), device=captions.device).index_add_(0, caption, value)
-        return 10 / LONGEST / len(images) * scores
+        return 10 / MAX_NGRAM / len(images) * scores
 
 
 def counted(captions: Tensor, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The n-grams of captions [R, T], each once a caption: of which, as one number, and how often."""
+    """The n-grams of captions [R, T], each once per caption: which caption's, the n-gram as one number, how often."""
     words = captions.masked_fill(captions == END, PAD)
     owners, codes = [], []
     code = torch.zeros_like(words)
-    for size in range(1, min(LONGEST, words.shape[1]) + 1):
+    for size in range(1, min(MAX_NGRAM, words.shape[1]) + 1):
         code = code[:, : words.shape[1] - size + 1] * vocabulary + words[:, size - 1 :]
         there = words[:, size - 1 :] != PAD
         owners.append(there.nonzero()[:, 0])
@@ -134,9 +134,9 @@ def counted(captions: Tensor, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
 def shortened(values: Tensor, caption: Tensor, code: Tensor, vocabulary: int) -> Tensor:
     """Values of captions' n-grams, with a length of 1 of those of one caption and of as many words."""
     words = torch.ones_like(code)
-    for size in range(1, LONGEST):
+    for size in range(1, MAX_NGRAM):
         words += code >= vocabulary**size
-    group = caption * LONGEST + words - 1
+    group = caption * MAX_NGRAM + words - 1
     squares = torch.zeros(int(group.max()) + 1 if len(group) else 0, device=values.device)
     squares.index_add_(0, group, values**2)
     return values / squares.sqrt().clamp(min=1e-9)[group]

@@ -4,29 +4,26 @@ Their vocabularies have numbers of their own, and ours all begin with `<pad>`, `
 number i of theirs is i + 4 here, but for the one that ends a text, which is `END`. Nothing else in the package has to
 know of it: losses, searches and reports see one more vocabulary.
 
-Shapes are those of `decoders.py`: B images, K captions each, R = B * K rows, T words, M tokens of an image, D width,
-V words. transformers is imported where a model is made, by `vitrail.zoo.captioners`.
+Shapes are those of `decoders.py`. transformers is imported where a model is made (`vitrail.hf`, and
+`vitrail.zoo.captioners` for pretrained ones).
 """
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import tokenizers
 import torch
-import torch.nn.functional as F
 from tokenizers import decoders
 from torch import Tensor, nn
 
-from vitrail.data.text import END, PAD, SPECIALS, START, Tokenizer
+from vitrail.data.text import END, SPECIALS, START, Tokenizer
 from vitrail.errors import UserError
-from vitrail.tasks.decoders import Decoder, DecoderState
-from vitrail.tasks.search import Written
-from vitrail.tasks.task import Batch
+from vitrail.tasks.caption.decoders import Decoder
 
 OWN = len(SPECIALS)
 """numbers that stand before theirs"""
@@ -34,7 +31,7 @@ OWN = len(SPECIALS)
 
 @dataclass(frozen=True)
 class VocabMap:
-    """Of a language model's own vocabulary."""
+    """A language model's own vocabulary, and how its numbers map to ours."""
 
     size: int
     """rows of its embedding"""
@@ -47,13 +44,13 @@ class VocabMap:
         if not (0 <= self.start < self.size and 0 <= self.end < self.size):
             raise UserError(f"numbers {self.start} and {self.end} for start and end lie outside of {self.size} words")
 
-    def theirs(self, words: Tensor) -> Tensor:
+    def to_model(self, words: Tensor) -> Tensor:
         """Our numbers as theirs. What follows an end is read as one more, and nobody looks at what comes of it."""
         own = words.new_tensor([self.end] * OWN)
         own[START] = self.start
         return torch.where(words < OWN, own[words.clamp(max=OWN - 1)], words - OWN)
 
-    def ours(self, logits: Tensor) -> Tensor:
+    def from_model(self, logits: Tensor) -> Tensor:
         """Their logits [..., V] as ours [..., V + 4]; what they can't say is ruled out."""
         out = logits.new_full((*logits.shape[:-1], OWN + self.size), -torch.inf)
         out[..., OWN:] = logits
@@ -65,26 +62,28 @@ class VocabMap:
 class HFTokenizer(Tokenizer):
     """A language model's own tokenizer, of whatever kind the tokenizers library knows."""
 
-    def __init__(self, inner: tokenizers.Tokenizer, numbers: VocabMap) -> None:
+    def __init__(self, inner: tokenizers.Tokenizer, vocabulary: VocabMap) -> None:
         # Models have a few numbers more than their tokenizer has words: rows are filled up to a round count.
-        if not numbers.size // 2 <= (known := inner.get_vocab_size()) <= numbers.size:
-            raise UserError(f"the tokenizer has {known} words and its model {numbers.size}: they are not of one kind")
-        if inner.id_to_token(numbers.end) is None:
-            raise UserError(f"the tokenizer has no word {numbers.end}, which ends a text of its model")
+        if not vocabulary.size // 2 <= (known := inner.get_vocab_size()) <= vocabulary.size:
+            raise UserError(
+                f"the tokenizer has {known} words and its model {vocabulary.size}: they are not of one kind"
+            )
+        if inner.id_to_token(vocabulary.end) is None:
+            raise UserError(f"the tokenizer has no word {vocabulary.end}, which ends a text of its model")
         inner.encode_special_tokens = True  # "<|endoftext|>" within a caption is text
         inner.no_padding()
         inner.no_truncation()
-        self.inner, self.numbers = inner, numbers
+        self.inner, self.vocabulary = inner, vocabulary
         self.kind: Literal["bpe", "words"] = "bpe"
 
     @property
     def size(self) -> int:
-        return OWN + self.numbers.size
+        return OWN + self.vocabulary.size
 
     def encode(self, text: str) -> list[int]:
         """Numbers without specials."""
         ids = self.inner.encode(text, add_special_tokens=False).ids
-        return [END if i == self.numbers.end else i + OWN for i in ids]
+        return [END if i == self.vocabulary.end else i + OWN for i in ids]
 
     def spaced(self) -> list[int]:
         """Each number is itself alone, as transformers counts repeats."""
@@ -114,16 +113,16 @@ class HFTokenizer(Tokenizer):
         return re.sub(r" (?=[.?!,]|n't|'m|'s|'ve|'re)", "", text.replace(" ' ", "'"))
 
     @classmethod
-    def from_text(cls, text: str, numbers: VocabMap) -> HFTokenizer:
+    def from_text(cls, text: str, vocabulary: VocabMap) -> HFTokenizer:
         """The inverse of `to_json`. The text is a file from outside, so a wrong one is a UserError."""
         try:
             inner = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises plain Exception
             raise UserError(f"the tokenizer cannot be read: {' '.join(str(error).split())}") from None
-        return cls(inner, numbers)
+        return cls(inner, vocabulary)
 
     def __reduce__(self) -> tuple[object, tuple[Any, ...]]:
-        return HFTokenizer.from_text, (self.to_json(), self.numbers)
+        return HFTokenizer.from_text, (self.to_json(), self.vocabulary)
 
 
 def _shared(a: str, b: str) -> int:
@@ -132,19 +131,23 @@ def _shared(a: str, b: str) -> int:
 
 
 @dataclass
-class LanguageState(DecoderState):
-    """The same, with the keys and values of the words so far in transformers' own cache, which has a row a caption."""
+class LanguageState:
+    """What is kept between words: transformers' own cache, which has one row per caption."""
 
-    cache: Any = None
-    prefix: int = 0
-    """vectors of the image that stand in the cache before the words"""
+    cache: Any
+    """keys and values of the words so far, and of what stands before them"""
+    length: int = 0
+    """words read"""
+    tokens: Tensor | None = None
+    """of the images [R, M, D], where each step reads them"""
 
-    def chosen(self, rows: Tensor) -> LanguageState:
-        """The cache is put in order in place: nobody comes back to a state of before."""
+    def chosen(self, rows: Tensor | None) -> LanguageState:
+        """The state of these rows [R']. The cache is reordered in place: nobody comes back to an earlier state."""
+        if rows is None:
+            return self
         if self.cache is not None:
             self.cache.reorder_cache(rows)
-        words = [tensor[rows] for tensor in self.words]
-        return LanguageState(words, [], self.length, cache=self.cache, prefix=self.prefix)
+        return LanguageState(self.cache, self.length, None if self.tokens is None else self.tokens[rows])
 
 
 def cache_arguments(model: Any, cache: Any) -> dict[str, Any]:
@@ -158,25 +161,32 @@ def cache_of(output: Any) -> Any:
     return output["cache"] if "cache" in output else output["past_key_values"]
 
 
-class Language(Decoder):
-    """A model of transformers that writes. `known` in its interface are the logits, unless a kind says otherwise.
+TOGETHER = 32
+"""images written of at once: in transformers' cache each caption has the image's keys and values for itself, which
+for a batch of hundreds would fill the memory"""
+
+
+class LanguageDecoder(Decoder):
+    """A model of transformers that writes. Its hidden states are its logits, unless a kind says otherwise.
 
     In its state no weight stands twice: one that is tied to another is left out and tied again when weights are read.
     """
 
-    def __init__(self, model: nn.Module, numbers: VocabMap, positions: int) -> None:
+    images_at_once = TOGETHER
+
+    def __init__(self, model: nn.Module, vocabulary: VocabMap, positions: int) -> None:
         """`positions` is how many words, and vectors that stand before them, the model has places for."""
-        nn.Module.__init__(self)  # the model has its own embedding
+        super().__init__()
         self.model: Any = model
-        self.numbers, self.positions, self.max_length = numbers, positions, positions
+        self.vocabulary, self.positions, self.max_length = vocabulary, positions, positions
         self.tied = _tied(model)
         state: Any = self  # these methods have no types
         state.register_state_dict_post_hook(_leave_out_tied)
         state.register_load_state_dict_pre_hook(_fill_in_tied)
         state.register_load_state_dict_post_hook(_tie)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self.numbers.ours(hidden)
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return self.vocabulary.from_model(hidden)
 
     def read(self, words: Tensor, before: int = 0) -> Tensor:
         """Our numbers [R, T] as the model's, after `before` others."""
@@ -185,26 +195,7 @@ class Language(Decoder):
                 f"{words.shape[1]} words after {before} are more than the {self.positions} places that the model has: "
                 "lower --most-words and --max-length, or the size of the images"
             )
-        return self.numbers.theirs(words)
-
-
-TOGETHER = 32
-"""images written of at once: in transformers' cache each caption has the image's keys and values for itself, which
-for a batch of hundreds would fill the memory"""
-
-
-def in_parts(write: Callable[[Batch], Written], batch: Batch) -> Written:
-    """What `write` gives for a batch, some of its images at a time."""
-    count = len(batch["image"])
-    given = {"image": batch["image"], "sample": batch.get("sample", torch.arange(count, device=batch["image"].device))}
-    parts = [
-        write({name: value[start : start + TOGETHER] for name, value in given.items()})
-        for start in range(0, max(count, 1), TOGETHER)
-    ]
-    length = max(part.words.shape[2] for part in parts)
-    words = [F.pad(part.words, (0, length - part.words.shape[2]), value=PAD) for part in parts]
-    logp = [F.pad(part.logp, (0, length - part.logp.shape[2])) for part in parts]
-    return Written(torch.cat(words), torch.cat(logp), torch.cat([part.score for part in parts]))
+        return self.vocabulary.to_model(words)
 
 
 def _tied(model: nn.Module) -> dict[str, str]:
@@ -217,18 +208,18 @@ def _tied(model: nn.Module) -> dict[str, str]:
     return tied
 
 
-def _leave_out_tied(module: Language, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+def _leave_out_tied(module: LanguageDecoder, state: dict[str, Any], prefix: str, metadata: Any) -> None:
     for name in module.tied:
         state.pop(f"{prefix}model.{name}", None)
 
 
-def _fill_in_tied(module: Language, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+def _fill_in_tied(module: LanguageDecoder, state: dict[str, Any], prefix: str, *rest: Any) -> None:
     for name, other in module.tied.items():
         if f"{prefix}model.{other}" in state:
             state.setdefault(f"{prefix}model.{name}", state[f"{prefix}model.{other}"])
 
 
-def _tie(module: Language, keys: Any) -> None:
+def _tie(module: LanguageDecoder, keys: Any) -> None:
     for name, other in module.tied.items():
         home, _, last = name.rpartition(".")
         setattr(module.model.get_submodule(home), last, module.model.get_parameter(other))

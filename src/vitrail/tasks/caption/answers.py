@@ -1,0 +1,74 @@
+"""What a captioner answers: captions with the probability of each piece, and where each piece was read from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+
+from vitrail.data.text import END, PAD, START, Tokenizer
+from vitrail.errors import UserError
+from vitrail.ops import Grid
+from vitrail.tasks.caption.search import Stepper, Written
+from vitrail.tasks.task import Piece, Prediction
+
+
+@dataclass(frozen=True)
+class Captions(Prediction):
+    """The best captions of an image."""
+
+    caption: str
+    """the best one"""
+    captions: list[dict[str, Any]]
+    """`{"caption": text, "score": s, "tokens": [{"text": piece, "p": probability}]}`, best first"""
+
+    def row(self) -> dict[str, Any]:
+        return {"caption": self.caption, "captions": self.captions}
+
+    def text(self) -> str:
+        return self.caption
+
+
+def answers_of(written: Written, tokenizer: Tokenizer) -> list[Prediction]:
+    """The captions of each image."""
+    probabilities = written.logp.exp().tolist()
+    scores = written.score.tolist()
+    answers: list[Prediction] = []
+    for numbers, ps, ss in zip(written.words.tolist(), probabilities, scores, strict=True):
+        rows = [_row(*row, tokenizer) for row in zip(numbers, ps, ss, strict=True) if row[2] > -math.inf]
+        if not rows:
+            raise UserError("this captioner gives no probabilities of words, only nan: take other weights")
+        answers.append(Captions(rows[0]["caption"], rows))
+    return answers
+
+
+def _row(words: list[int], ps: list[float], score: float, tokenizer: Tokenizer) -> dict[str, Any]:
+    words = words[: words.index(END)] if END in words else [word for word in words if word != PAD]
+    pieces = tokenizer.tokens(words)
+    return {
+        "caption": "".join(pieces).strip(),
+        "score": score,
+        "tokens": [{"text": piece, "p": p} for piece, p in zip(pieces, ps, strict=False)],
+    }
+
+
+def pieces_of(written: Written, step: Stepper, state: Any, grid: Grid, tokenizer: Tokenizer) -> list[list[Piece]]:
+    """The pieces of each image's best caption, with the end as `<end>`.
+
+    Each has the attention over the patches [h, w] when it was chosen; None from a decoder without. `state` is that
+    before the first word.
+    """
+    words, heats = written.words[:, 0], []
+    for read in F.pad(words[:, :-1], (1, 0), value=START).unbind(1):
+        _, attention, state = step(read, None, state)
+        # The prefix tokens come first, and have the rest of the attention.
+        patches = None if attention is None else attention[:, -math.prod(grid) :].float().cpu().unflatten(1, grid)
+        heats.append(patches)
+    found = []
+    for i, (row, ps) in enumerate(zip(words.tolist(), written.logp[:, 0].exp().tolist(), strict=True)):
+        texts = [*tokenizer.tokens([word for word in row if word not in (PAD, END)]), "<end>"]
+        places = [None if heat is None else heat[i] for heat in heats[: sum(word != PAD for word in row)]]
+        found.append([Piece(*piece) for piece in zip(texts, ps, places, strict=False)])
+    return found

@@ -1,0 +1,57 @@
+"""What answering is made of: each component is a module that export can write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from vitrail.tasks.caption.consensus import Consensus
+from vitrail.tasks.caption.decoders import Decoder, Memory, Step
+from vitrail.tasks.caption.matching import Match, text_states
+from vitrail.tasks.caption.settings import Decoding
+
+
+class ReadImages(nn.Module):
+    """The component `encoder`: normalised images [B, C, H, W] to their vectors [B, D] and the decoder's first state."""
+
+    def __init__(self, network: Callable[[Tensor], Any], decoder: Decoder) -> None:
+        """`network` takes images to the fields of a `Memory`."""
+        super().__init__()
+        self.network, self.decoder = network, decoder
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Any]:
+        memory = Memory(**self.network(images))
+        return memory.pooled, self.decoder(memory=memory)
+
+
+class NextWords(nn.Module):
+    """The component `step`: the next words [R], the rows of the state that they continue, and the state, to a `Step`.
+
+    The state holds the cache of the words so far.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, words: Tensor, rows: Tensor | None, state: Any) -> Step:
+        return self.decoder(words, rows=rows, state=state)
+
+
+class Reranker(nn.Module):
+    """The scores of finished captions with what their match and the consensus add: a component of a captioner."""
+
+    def __init__(self, match: Match, decoder: Decoder, consensus: Consensus | None, how: Decoding) -> None:
+        super().__init__()
+        self.match, self.decoder, self.consensus, self.how = match, decoder, consensus, how
+
+    def forward(self, pooled: Tensor, words: Tensor, scores: Tensor) -> Tensor:
+        """Images [B, D], captions [B, K, T] and their scores [B, K], to their scores."""
+        if self.how.match:
+            texts = text_states(self.decoder, words.flatten(0, 1)).unflatten(0, scores.shape)
+            scores = scores + self.how.match * self.match(pooled[:, None], texts)[:, 0]
+        if self.how.consensus and self.consensus is not None:
+            scores = scores + self.how.consensus * self.consensus(self.match(pooled), words, self.how.neighbours)
+        return scores

@@ -1,0 +1,393 @@
+"""Captioning: what an image shows, in words."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from vitrail.data.decode import Preprocess
+from vitrail.data.sets import ImageSet, Splits
+from vitrail.data.targets import Target, Texts
+from vitrail.data.text import END, PAD, START, Tokenizer
+from vitrail.errors import UserError
+from vitrail.hf import fresh, with_memory
+from vitrail.plain import describe, described, rebuild
+from vitrail.tasks.caption.answers import answers_of, pieces_of
+from vitrail.tasks.caption.components import NextWords, ReadImages, Reranker
+from vitrail.tasks.caption.consensus import Consensus
+from vitrail.tasks.caption.decoders import Decoder, Memory, decoder_for
+from vitrail.tasks.caption.language import HFTokenizer, VocabMap
+from vitrail.tasks.caption.losses import caption_loss, captions_of_epoch, drop_words, log_probabilities
+from vitrail.tasks.caption.matching import BagOfWords, Gather, Match, contrastive_loss, text_states
+from vitrail.tasks.caption.prefix import PrefixDecoder, pretrained
+from vitrail.tasks.caption.report import sections
+from vitrail.tasks.caption.scores import CaptionMetric, check_scorers, human_ceiling
+from vitrail.tasks.caption.scst import Reward, reward_of, self_critical_loss
+from vitrail.tasks.caption.search import Written, write
+from vitrail.tasks.caption.settings import FREE, Captioning, Decoding, merge_settings
+from vitrail.tasks.caption.text import numbered, stored_tokenizer, words_before
+from vitrail.tasks.encoder import KINDS, Encoder, encoder_for, one_vector, pooled_width, token_width
+from vitrail.tasks.task import Batch, Checkpoint, Features, Metric, Piece, Prediction, Score, Section, Task
+from vitrail.vit import Tokens
+
+log = logging.getLogger("vitrail")
+
+
+class Caption(Task):
+    """An encoder of images and a decoder of words.
+
+    Keys of a batch: `image` [B, C, H, W] normalised floats, `sample` [B]; to learn from, `label` int64 [B, K, T], the
+    numbers of K captions, each ended by `END` and filled up with `PAD` (a caption that is missing is all `PAD`); to
+    score, `captions`, the references as text. In training `epoch` tells whose turn it is among them; `key` as in
+    `Task.keep`, and self-critical training draws its samples by it.
+    """
+
+    name = "caption"
+    settings = Captioning
+    target = Texts
+    options = Decoding
+    score = Score("cider", unit="")
+    solved = ("knn",)
+    free = FREE
+    unused_when_frozen = tuple(name for name in FREE if name != "decoding")
+    metric_reads = "answers"
+
+    decoder: Decoder
+    match: Match | None
+    """tells which captions are an image's own, where the contrastive loss has taught it"""
+    bag: BagOfWords | None
+    """predicts which words the captions use, while the bag-of-words loss has a weight"""
+    consensus: Consensus | None
+    """an index of the training images' captions, from the recipe caption-rerank"""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        config: Captioning,
+        tokenizer: Tokenizer,
+        preprocess: Preprocess,
+        decoder: Decoder | None = None,
+    ) -> None:
+        """`decoder` is for those that are not made afresh: a language model's, or one of the Hub."""
+        super().__init__()
+        self.encoder = encoder
+        self.captioning = config
+        self.tokenizer = tokenizer
+        self.preprocess = preprocess
+        self.option = config.decoding
+        width = pooled_width(encoder.config)
+        self.decoder = decoder or decoder_for(config, tokenizer.size, token_width(encoder.config), width)
+        self.frozen = list(self.decoder.frozen)
+        self.match, self.bag, self.consensus = None, None, None
+        self._make_heads()
+        self.spaced = torch.tensor(tokenizer.spaced(), device="cpu")  # no weight: also where weights are yet to come
+        self.reward: Reward | None = None
+        """what self-critical training is rewarded with"""
+
+    def _make_heads(self) -> None:
+        """A head for each loss that has a weight: the one that is there where there is one."""
+        config, width = self.captioning, pooled_width(self.encoder.config)
+        if not config.contrastive:
+            self.match = None
+        elif self.match is None:
+            self.match = Match(width, config.decoder_width)
+        if not config.bag_of_words:
+            self.bag = None
+        elif self.bag is None:
+            self.bag = BagOfWords(width, self.tokenizer.size)
+
+    # Making one
+
+    @classmethod
+    def create(cls, settings: Captioning, encoder: Encoder, splits: Splits, preprocess: Preprocess) -> Self:
+        """A captioner whose vocabulary comes from the training split's captions, or from its language model."""
+        check_scorers()  # which are needed at the first evaluation
+        captions = Texts.of(splits.train).captions
+        if settings.self_critical:
+            raise UserError("self-critical training continues from a captioner: name one with --init")
+        if settings.decoder == "language_model":
+            model, vocabulary, words = pretrained(settings.language.language_model)
+            decoder = PrefixDecoder(model, vocabulary, settings.language, encoder.config)
+            task = cls(encoder, settings, words, preprocess, decoder)
+        else:
+            texts = [text for several in captions for text in several]
+            own = Tokenizer.train(texts, settings.vocabulary, settings.vocabulary_size, lower=settings.lower)
+            task = cls(encoder, settings, own, preprocess)
+        task.init_word_bias(task.numbered(captions))
+        return task
+
+    @classmethod
+    def continues(cls, settings: Any, loaded: Task) -> bool:
+        return isinstance(loaded, cls)
+
+    @classmethod
+    def merged(cls, settings: Any, loaded: Task) -> Any:
+        """The settings with the decoder and the vocabulary of `loaded`, where that is a captioner."""
+        whole = loaded if isinstance(loaded, cls) else None
+        if settings.self_critical and whole is None:
+            raise UserError("self-critical training continues from a captioner: name one with --init")
+        if whole is None:
+            return settings
+        if settings.contrastive and not settings.self_critical and not whole.captioning.text_depth:
+            raise UserError(
+                "matching needs blocks that read words alone, which this captioner lacks: start from one of "
+                "caption-match"
+            )
+        return merge_settings(whole.captioning, settings)
+
+    @classmethod
+    def adopt(cls, settings: Any, loaded: Task, splits: Splits, preprocess: Preprocess) -> Self:
+        """The captioner `loaded` itself, or a fresh decoder around the encoder of another task."""
+        if not isinstance(loaded, cls):
+            return cls.create(settings, loaded.encoder, splits, preprocess)
+        check_scorers()
+        captions = Texts.of(splits.train).captions
+        had_bag = loaded.bag is not None
+        loaded.configure(settings)
+        loaded.preprocess = preprocess
+        if settings.self_critical:
+            loaded.reward = reward_of(captions)
+        if loaded.bag is not None and not had_bag:
+            loaded.bag.init_word_bias(loaded.numbered(captions))
+        return loaded
+
+    def configure(self, config: Captioning) -> None:
+        """Continue training with these settings, and with what is in the weights. An index is of other vectors."""
+        self.captioning = merge_settings(self.captioning, config)
+        self.consensus = None
+        self.option = self.captioning.decoding
+        self._make_heads()
+
+    @classmethod
+    def rebuild(cls, config: dict[str, Any], files: Checkpoint) -> Self:
+        if "transformers" in config:
+            from vitrail.tasks.caption.hub import HubCaption
+
+            return cast(Self, HubCaption.rebuild(config, files))
+        settings, preprocess = rebuild(Captioning, config["captioning"]), Preprocess.from_dict(config["preprocess"])
+        encoder = described(config["encoder"], KINDS, "vit")
+        if settings.decoder == "language_model":
+            vocabulary = VocabMap(**config["language_model"]["vocabulary"])
+            words = stored_tokenizer(config, files, lambda text: HFTokenizer.from_text(text, vocabulary))
+
+            def make() -> Caption:
+                model = fresh(config["language_model"]["transformers"], "AutoModelForCausalLM")
+                decoder = PrefixDecoder(model, vocabulary, settings.language, encoder)
+                return cls(encoder_for(encoder), settings, words, preprocess, decoder)
+
+            return cast(Self, with_memory(make, files.shapes))
+        own = stored_tokenizer(config, files, Tokenizer.from_json)
+        task = cls(encoder_for(encoder), settings, own, preprocess)
+        if "consensus" in config:
+            task.consensus = Consensus(**config["consensus"])
+        return task
+
+    # Text and numbers
+
+    def numbered(self, captions: Sequence[Sequence[str]]) -> Tensor:
+        """Captions of images as `label` of a batch, int64 [N, K, T] (see `numbered`)."""
+        return numbered(captions, self.tokenizer, self.captioning.most_words)
+
+    def encode_target(self, target: Target) -> Target:
+        """Texts with their captions as numbers of the tokenizer, which training reads."""
+        assert isinstance(target, Texts)
+        return target.numbered(self.numbered(target.captions))
+
+    def init_word_bias(self, labels: Tensor) -> None:
+        """Let each word be as likely at first as it is in the captions `labels` [N, K, T], whatever the image.
+
+        AdamW moves a bias by its rate per step, so that to say how common a word is would else be left to the image's
+        vectors for long: as one direction that they all share, in which what tells them apart is lost.
+        """
+        there = labels[labels != PAD]
+        counts = torch.bincount(there, minlength=self.tokenizer.size) + 0.1
+        self.decoder.init_word_bias((counts / counts.sum()).log())
+        if self.bag is not None:
+            self.bag.init_word_bias(labels)
+
+    # Methods that leave the encoder as it is
+
+    @classmethod
+    def check(cls, settings: Any, method: str) -> None:
+        if settings.decoding.consensus and method != "knn":
+            raise UserError("consensus in decoding is for the recipe caption-rerank and its method knn: set it to 0")
+
+    def prepare_to_solve(self, method: str, images: int) -> None:
+        if method not in self.solved:
+            super().prepare_to_solve(method, images)
+        if self.match is None:
+            raise UserError(
+                "method knn indexes images by what they match: with --init name a captioner that has learned to match, "
+                "as with caption-match"
+            )
+
+    @torch.no_grad()
+    def solve(self, method: str, train: Features, val: Callable[[], Features]) -> list[dict[str, float]]:
+        """Build the index of what is said of the training images, whose `labels` are their captions [N, K, T]."""
+        assert self.match is not None
+        index = Consensus.of(self.match(train.vectors), train.labels, self.tokenizer.size)
+        self.consensus = index.to(train.vectors.device)
+        return []
+
+    # From an image to an answer
+
+    def forward(
+        self, images: Tensor, words: Tensor | None = None, keep: Tensor | None = None
+    ) -> Tensor | dict[str, Tensor]:
+        """Normalised images [B, C, H, W] to `tokens` [B, M, D] and `pooled` [B, D], which a decoder sees of them.
+
+        With the words [B, K, T] of K captions per image: logits [B, K, T, V]. `keep` is stochastic depth's.
+        """
+        tokens = self.encoder(images) if keep is None else self.encoder(images, keep)
+        every = torch.cat([tokens.prefix, tokens.patches], dim=1)
+        memory = Memory(every, one_vector(self.encoder.pool(tokens)))
+        return memory._asdict() if words is None else self.decoder(words, memory)
+
+    def memory(self, images: Tensor, keep: Tensor | None = None) -> Memory:
+        """What the decoder sees of the images."""
+        return Memory(**self(images, keep=keep))
+
+    def features(self, images: Tensor) -> Tokens:
+        return self.encoder(images)
+
+    def components(self) -> dict[str, nn.Module]:
+        """`encoder` and `step`; `rerank` too, where the options let a caption's match or the consensus count."""
+        found: dict[str, nn.Module] = {"encoder": ReadImages(self, self.decoder), "step": NextWords(self.decoder)}
+        if (self.option.match or self.option.consensus) and self.match is not None:
+            found["rerank"] = Reranker(self.match, self.decoder, self.consensus, self.option)
+        return found
+
+    def component_inputs(self, batch: Batch) -> dict[str, tuple[Any, ...]]:
+        """What each component is called with for a batch, in the step after the first word."""
+        modules, images = self.components(), batch["image"]
+        pooled, state = modules["encoder"](images)
+        first = torch.full((len(images),), START, device=images.device)
+        rows = torch.arange(len(images), device=images.device)
+        logits, _, state = modules["step"](first, rows, state)
+        words = logits.argmax(dim=1)
+        given = {"encoder": (images,), "step": (words, rows, state)}
+        if "rerank" in modules:
+            captions = torch.stack([words, torch.full_like(words, END)], dim=1)[:, None]
+            given["rerank"] = (pooled, captions, logits.new_zeros(len(images), 1))
+        return given
+
+    def choose(self, changes: Mapping[str, Any]) -> None:
+        if changes.get("match") and self.match is None:
+            raise UserError("--match is for captioners that have learned to match, as with caption-match: leave it out")
+        if (changes.get("consensus") or "neighbours" in changes) and self.consensus is None:
+            raise UserError("--consensus and --neighbours are for captioners of caption-rerank: leave them out")
+        super().choose(changes)
+        drawing = [name for name in changes if name in ("temperature", "top_k", "top_p", "sampling_seed")]
+        if not self.option.sample and drawing:
+            flag = drawing[-1].replace("_", "-")
+            raise UserError(f"--{flag} is for words that are drawn: add --sample")
+        if (limit := self.decoder.within_limit(self.option.max_length)) < changes.get("max_length", 0):
+            log.warning(f"this model writes at most {limit} words: captions end there")
+
+    def answer(self, batch: Batch) -> list[Prediction]:
+        """The best captions of each image, with the probability of each piece of text."""
+        return answers_of(self.write(batch), self.tokenizer)
+
+    def write(self, batch: Batch) -> Written:
+        """Captions of a batch as the options say."""
+        for name, module in (("match", self.match), ("consensus", self.consensus)):
+            if getattr(self.option, name) and module is None:
+                raise UserError(f"this captioner has not learned what {name} in decoding counts: set it to 0")
+        images = batch["image"]
+        samples = batch.get("sample", torch.arange(len(images), device=images.device))
+        size = self.decoder.images_at_once or max(len(images), 1)
+        return Written.joined(
+            [self._write(*some) for some in zip(images.split(size), samples.split(size), strict=True)]
+        )
+
+    def _write(self, images: Tensor, samples: Tensor) -> Written:
+        modules = self.components()
+        pooled, state = modules["encoder"](images)
+        how = replace(self.option, max_length=self.decoder.within_limit(self.option.max_length))
+        written = write(modules["step"], state, how, samples, self.spaced.to(images.device))
+        if "rerank" in modules:
+            written.score = modules["rerank"](pooled, written.words, written.score)
+            written = written.ranked()
+        return written
+
+    @torch.no_grad()
+    def pieces(self, batch: Batch) -> list[list[Piece]]:
+        """The words of each image's best caption, and the attention over the patches when each was chosen.
+
+        It is the mean over layers and heads; prefix tokens have the rest of it.
+        """
+        written, (_, _, grid) = self.write(batch), self.features(batch["image"])
+        modules = self.components()
+        _, state = modules["encoder"](batch["image"])
+        return pieces_of(written, modules["step"], state, grid, self.tokenizer)
+
+    def explained(self, batch: Batch) -> Tensor:
+        """The log-probability of each image's best caption, [B]."""
+        with torch.no_grad():
+            best = self.write(batch).words[:, :1]
+        return log_probabilities(self.decoder, self.memory(batch["image"]), best).sum(dim=(1, 2))
+
+    # Training and scores
+
+    @property
+    def whole_batch(self) -> bool:  # type: ignore[override]
+        """Matching is among the images of a batch, and the bag of words is a mean over them."""
+        return self.captioning.self_critical == 0 and (self.match is not None or self.bag is not None)
+
+    def loss(self, batch: Batch, gather: Gather | None = None) -> dict[str, Tensor]:
+        """Sums over the captions' words; in self-critical training over those of the samples."""
+        memory = self.memory(batch["image"], self.keep(batch))
+        config = self.captioning
+        if config.self_critical:
+            return self_critical_loss(self, memory, batch)
+        labels = captions_of_epoch(batch, config.captions)
+        count = (labels != PAD).sum()
+        words = words_before(labels)
+        if self.training and config.word_dropout:
+            words = drop_words(words, config.word_dropout)
+        loss, right = caption_loss(self.decoder, memory, words, labels, config.smoothing)
+        sums = {"loss": loss, "count": count, "accuracy": right}
+        if self.match is not None and config.contrastive:
+            texts = text_states(self.decoder, captions_of_epoch(batch, 1)[:, 0])
+            matching = contrastive_loss(self.match(memory.pooled, texts, gather))
+            sums["contrastive"] = matching.detach() * count
+            sums["loss"] = sums["loss"] + config.contrastive * matching * count
+        if self.bag is not None and config.bag_of_words:
+            bow_loss = self.bag(memory.pooled, batch["label"], gather)
+            sums["bag_of_words"] = bow_loss.detach() * count
+            sums["loss"] = sums["loss"] + config.bag_of_words * bow_loss * count
+        return sums
+
+    def metric(self, data: ImageSet | None = None, train: ImageSet | None = None) -> Metric:
+        if data is None:
+            return CaptionMetric()
+        check_scorers()  # before the captions are written, which takes its time
+        seen = [] if train is None else [text for texts in Texts.of(train).captions for text in texts]
+        return CaptionMetric(seen=seen or None, java=None)
+
+    @classmethod
+    def human(cls, data: ImageSet) -> dict[str, Any]:
+        return human_ceiling(dict(enumerate(Texts.of(data).captions)))
+
+    @classmethod
+    def report(cls, run: Any) -> list[Section]:
+        return sections(run)
+
+    # Files
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "encoder": describe(self.encoder.config, KINDS),
+            "captioning": {**asdict(self.captioning), "decoding": asdict(self.option)},
+            "tokenizer": self.tokenizer.fingerprint,
+            **({"consensus": self.consensus.sizes} if self.consensus is not None else {}),
+            **self.decoder.description(),
+        }
+
+    def files(self) -> dict[str, str]:
+        return {"tokenizer.json": self.tokenizer.to_json()}
