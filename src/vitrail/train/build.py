@@ -56,8 +56,6 @@ def build(run: Run, splits: Splits, device: torch.device, loaded: Task | None = 
         tune(task, run.tune)
     elif run.tune.method != "full":
         raise UserError(f"method {run.tune.method} adapts trained weights: name some with --init")
-    if task.whole_batch and run.accumulate > 1:
-        raise UserError("this run's loss compares the images of a whole batch with each other: leave --accumulate out")
     task.to(device)
     loader = Loader(
         train,
