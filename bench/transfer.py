@@ -200,7 +200,10 @@ def untouched(splits: Splits, side: int | None) -> Row:
     """The classifier that the package carries, without any training."""
     assert splits.test is not None
     task = zoo.load("classify", image_size=side)
-    return {"top1": evaluate(task, evaluation_loader(task, splits.test, CPU))["top1"], "count": len(splits.test)}
+    return {
+        "top1": evaluate(task, {"test": evaluation_loader(task, splits.test, CPU)}, "test")["top1"],
+        "count": len(splits.test),
+    }
 
 
 def of_folds(runs: list[Row]) -> Row:

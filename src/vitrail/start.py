@@ -218,7 +218,7 @@ def score(
     chosen = chosen.spread(images)
     device = next(task.parameters()).device
     loader = evaluation_loader(task, chosen.shuffled() if shuffle else chosen, device)
-    scores = evaluate(task, loader, metric=metric)
+    scores = evaluate(task, {name: loader}, name, metric=metric)
     return name, {**scores, "shuffled": True} if shuffle else scores
 
 
@@ -274,7 +274,7 @@ def score_features(
     scores = {}
     if task.outputs:
         try:
-            scores = evaluate(task, evaluation_loader(task, part, device), metric=task.metric(part))
+            scores = evaluate(task, {name: loaders[2]}, name, metric=task.metric(part))
         except UserError as error:
             log.warning(f"the model's features are scored alone: {error}")
     return name, {**scores, **probe_scores(task, *loaders)}

@@ -101,7 +101,8 @@ class Masks(Target):
     def mix(self, fields: dict[str, Any], partner: Tensor, share: Tensor) -> dict[str, Any]:
         raise UserError("masks cannot follow mixup or cutmix, which join two images: set --mixup 0 and --cutmix 0")
 
-    def rescale(self, fields: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    @classmethod
+    def rescale(cls, fields: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
         mask = fields["mask"]
         rows, columns = (
             ((2 * torch.arange(new, device=mask.device) + 1) * old).div(2 * new, rounding_mode="floor")

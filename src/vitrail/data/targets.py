@@ -113,7 +113,8 @@ class Target(ABC):
         """
         raise UserError(f"mixup and cutmix mix the labels of classes, and {self.noun} have none: leave them out")
 
-    def split(self, fields: Fields, count: int) -> list[Fields]:
+    @classmethod
+    def split(cls, fields: Fields, count: int) -> list[Fields]:
         """A batch in at most `count` micro-batches, as even as they can be; none is empty.
 
         They take whole pairs (places 2k and 2k + 1, which mixup and cutmix mix), where there are as many pairs as
@@ -126,7 +127,8 @@ class Target(ABC):
         bounds = [min(unit * end, size) for end in itertools.accumulate(sizes)]
         return [_cut(fields, start, stop) for start, stop in zip([0, *bounds[:-1]], bounds, strict=True)]
 
-    def rescale(self, fields: Fields, size: tuple[int, int]) -> Fields:
+    @classmethod
+    def rescale(cls, fields: Fields, size: tuple[int, int]) -> Fields:
         """The fields for images of the batch that were resized to `size` (height, width)."""
         return fields
 

@@ -19,7 +19,11 @@ from PIL import Image
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
+from vitrail.data.affine import Affine
+from vitrail.data.augment import Augment
 from vitrail.data.decode import AnyImage, Preprocess
+from vitrail.data.loader import Loader
+from vitrail.data.prepare import Draw, Sample, View, prepare
 from vitrail.data.random import uniform_by_key
 from vitrail.data.sets import ImageSet, Splits
 from vitrail.data.targets import Labels, Target
@@ -92,13 +96,6 @@ class Piece(NamedTuple):
     """probability"""
     heat: Tensor | None
     """attention over the patches [h, w]; None for a model without"""
-
-
-class View(NamedTuple):
-    """Images that a sample becomes: how many, of which size (height, width)."""
-
-    number: int
-    size: tuple[int, int]
 
 
 class Features(NamedTuple):
@@ -240,13 +237,13 @@ class Task(nn.Module):
         """What a sample becomes; one image of the preprocessing's size for most tasks."""
         return (View(1, self.preprocess.size),)
 
-    def prepare(self, image: AnyImage) -> Tensor:
-        """An image as the model takes it but for `preprocess.normalise`: uint8 [C, H, W] at `preprocess.size`.
+    def prepare(self, image: AnyImage, augment: Augment | None = None, draw: Draw | None = None) -> Sample:
+        """An image as the model takes it but for `preprocess.normalise`, with the affine from the original.
 
-        Evaluation, prediction and drawings all prepare images here or by `preprocess.prepare`, so that each sees the
-        same pixels.
+        Evaluation, prediction and figures all prepare images so, and see the same pixels. With a `draw` (seed, epoch,
+        sample) it is prepared as training does in that epoch, by `augment`.
         """
-        return self.preprocess.prepare(image)
+        return prepare(image, self.preprocess, augment, draw)
 
     @abstractmethod
     def forward(self, *inputs: Any, **named: Any) -> Tensor | dict[str, Tensor]:
@@ -261,15 +258,20 @@ class Task(nn.Module):
         raise UserError(f"the task {self.name} gives no answers: train another task from its encoder")
 
     @torch.inference_mode()
-    def answers(self, prepared: Sequence[Tensor]) -> list[Prediction]:
-        """Answers for images as `prepare` gives them. Leaves the task in eval mode."""
+    def answers(self, prepared: Sequence[Sample]) -> list[Prediction]:
+        """One answer for each image as `prepare` gives it. Leaves the task in eval mode.
+
+        `answer` gets the frames of all images in a row, with their affines joined, whose `image_of` tells which image
+        each is of.
+        """
         if not prepared:
             return []
         self.eval()
         device = next(self.parameters()).device
-        images = [self.preprocess.normalise(image) for image in prepared]
-        samples = torch.tensor([numbered_by_pixels(image) for image in images], device=device)
-        return self.answer({"image": torch.stack(images).to(device), "sample": samples})
+        frames = [self.preprocess.normalise(sample.images) for sample in prepared]
+        samples = torch.tensor([numbered_by_pixels(images[0]) for images in frames], device=device)
+        affine = Affine.join([sample.affine for sample in prepared if sample.affine is not None])
+        return self.answer({"image": torch.cat(frames).to(device), "sample": samples, "affine": affine})
 
     def predict(self, images: Sequence[Image.Image | Tensor], batch_size: int = 32) -> list[Prediction]:
         """Answers for images: PIL images, or tensors [C, H, W] of uint8, uint16 or floats of 0 to 1 (or 0 to 255).
@@ -335,10 +337,15 @@ class Task(nn.Module):
         """The scores of a split's own answers, each against the image's others: what people agree on."""
         raise UserError(f"the data of the task {cls.name} has one answer per image, and no others to compare it with")
 
-    def evaluate(self, loader: Any, metric: Metric | None = None) -> dict[str, Any]:
-        """The scores over a split: the metric on every batch of `loader.evaluation()`; probes override it."""
+    def evaluate(
+        self, loaders: Mapping[str, Loader], split: str = "val", metric: Metric | None = None
+    ) -> dict[str, Any]:
+        """The scores of a split: the metric on every batch of its loader. Tasks that probe or sample override it.
+
+        `loaders` are those of the run by split; a probe learns from `loaders["train"].evaluation()`.
+        """
         metric = metric or self.metric()
-        for batch in loader.evaluation():
+        for batch in loaders[split].evaluation():
             outputs = self.answer(batch) if self.metric_reads == "answers" else self(batch["image"])
             metric.update(batch, outputs)
         return metric.compute()

@@ -71,6 +71,7 @@ def build(run: Run, splits: Splits, device: torch.device, loaded: Task | None = 
         balanced=run.task.balanced,
         max_bad=run.max_bad,
         tally=tally,
+        views=task.views,
     )
     others = [
         evaluation_loader(task, split, device, run.workers, run.seed, run.max_bad, shared) if split else None

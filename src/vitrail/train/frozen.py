@@ -29,7 +29,7 @@ def fit_frozen(run: Run, components: Components, folder: RunFolder) -> dict[str,
         if number == step:
             trained = {"loss": row["train_loss"], "accuracy": row["train_accuracy"]}
     folder.log(kind="train", step=step, epoch=1.0, seconds=time.monotonic() - began, images_per_s=speed, **trained)
-    scores = evaluate(task, components.val)
+    scores = evaluate(task, components.loaders, "val")
     # The rows of the strengths have no score, so this one is the best.
     folder.log(kind="val", step=step, seconds=time.monotonic() - began, **numbers(scores))
     for place in (folder.best, folder.last):

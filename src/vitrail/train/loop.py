@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -59,6 +59,12 @@ class Components:
     val: Loader
     test: Loader | None
 
+    @property
+    def loaders(self) -> dict[str, Loader]:
+        """By split."""
+        named = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: loader for name, loader in named.items() if loader is not None}
+
 
 def fit(run: Run, components: Components, folder: RunFolder, steps: int, resume: bool = False) -> dict[str, Any]:
     """Train for `steps` steps and return the scores of the best checkpoint, on the test split where there is one.
@@ -88,6 +94,7 @@ def fit(run: Run, components: Components, folder: RunFolder, steps: int, resume:
             batch = batches.next()
             if run.early_shape is not None and step < run.early * steps:
                 batch["image"] = F.interpolate(batch["image"], run.early_shape, mode="bilinear", antialias=True)
+                batch = task.target.rescale(batch, run.early_shape)
             try:
                 rate = factor(run.optim, step, steps)
                 row = train_step(run, module, batch, optimizers, rate, step, batches.prefetch)
@@ -107,7 +114,7 @@ def fit(run: Run, components: Components, folder: RunFolder, steps: int, resume:
             if saving and (name := not_finite(task)) is not None:
                 raise RunError(f"{no_number(name)} after step {done}; {saved_in(folder)}")
             if evaluating:
-                scores = evaluate(task, components.val, average)
+                scores = evaluate(task, components.loaders, "val", average)
                 folder.log(kind="val", step=done, seconds=spent + time.monotonic() - began, **numbers(scores))
                 progress.evaluated(scores, rule)
                 weights = merged(average.values if average else task.state_dict())
@@ -183,7 +190,7 @@ def train_step(
     """
     device = batch["image"].device
     totals: dict[str, Any] = {}
-    for micro_batch in _cut(batch, run.accumulate):
+    for micro_batch in module.task.target.split(batch, run.accumulate):
         with autocast(device, run.precision):
             found = module(micro_batch)
         found["loss"].backward()
@@ -208,7 +215,8 @@ def train_step(
 @torch.inference_mode()
 def evaluate(
     task: Task,
-    loader: Loader,
+    loaders: Mapping[str, Loader],
+    split: str,
     average: Average | None = None,
     metric: Metric | None = None,
 ) -> dict[str, Any]:
@@ -220,7 +228,7 @@ def evaluate(
     if average:
         task.load_state_dict(average.values)
     task.eval()
-    scores = task.evaluate(loader, metric)
+    scores = task.evaluate(loaders, split, metric)
     if current:
         task.load_state_dict(current)
     return scores
@@ -231,32 +239,19 @@ def finish(run: Run, components: Components, folder: RunFolder, steps: int, seco
     task = components.task
     merge_lora(task)
     task.load_state_dict(open_files(folder.best).weights)
-    split, loader = ("test", components.test) if components.test else ("val", components.val)
+    split = "test" if components.test else "val"
     try:
-        scores = evaluate(task, loader)
+        scores = evaluate(task, components.loaders, split)
     except UserError as error:  # too many bad images, which should not cost the run
         if split == "val":
             raise
         log.warning(f"the test split is not scored, and the validation split stands in: {error}")
-        split, scores = "val", evaluate(task, components.val)
+        split, scores = "val", evaluate(task, components.loaders, "val")
     if split == "test":
         folder.log(kind="test", step=steps, **scores)
     parameters = sum(p.numel() for p in task.parameters())
     folder.log(kind="done", step=steps, seconds=seconds, parameters=parameters)
     return {"split": split, **scores, "seconds": seconds, "parameters": parameters}
-
-
-def _cut(batch: Batch, count: int) -> Iterator[Batch]:
-    """The batch in `count` micro-batches, as even as can be."""
-    if count == 1:
-        yield batch
-        return
-    # What has no axis, as the key of the draws, is the same for all.
-    rows = {name: value for name, value in batch.items() if isinstance(value, Tensor) and value.ndim}
-    pieces = {name: value.tensor_split(count) for name, value in rows.items()}
-    for i in range(count):
-        if len(pieces["image"][i]):
-            yield {**batch, **{name: values[i] for name, values in pieces.items()}}
 
 
 def numbers(scores: dict[str, Any]) -> dict[str, float]:
