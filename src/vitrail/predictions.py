@@ -11,18 +11,16 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from PIL import Image
 
 from vitrail.data.decode import EncodedImage
 from vitrail.data.pixels import Source, doubt
+from vitrail.data.prepare import Sample
 from vitrail.errors import UserError
 from vitrail.files import printable, replacing, write_whole
 from vitrail.tasks.task import Prediction, Task
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 log = logging.getLogger("vitrail")
 
@@ -49,7 +47,7 @@ def answer_files(task: Task, paths: Sequence[Path]) -> Iterator[Answered]:
     """The answer for each file, in order. Holds no more than a batch of images; warns of doubtful values last."""
     sources: list[Source] = []
     for start in range(0, len(paths), BATCH):
-        prepared: dict[Path, Tensor | str] = {}
+        prepared: dict[Path, Sample | str] = {}
         for path in paths[start : start + BATCH]:
             try:
                 opened = EncodedImage(path)

@@ -17,7 +17,7 @@ from vitrail.data.affine import Affine
 from vitrail.data.augment import CROP, CROP_DRAWS, Augment, training_affine
 from vitrail.data.decode import BadImage, Box, EncodedImage, Preprocess
 from vitrail.data.memory import Kept
-from vitrail.data.prepare import boxes_of, pixels_of, size_of
+from vitrail.data.prepare import Prepare, boxes_of, pixels_of, size_of
 from vitrail.data.random import uniform
 from vitrail.data.sets import ImageSet
 from vitrail.data.targets import Target
@@ -71,11 +71,14 @@ class Fetch(Dataset[Fetched]):
         views: Sequence[tuple[int, Preprocess]],
         augment: Augment | None,
         kept: Kept | None = None,
+        prepare: Prepare | None = None,
     ) -> None:
         """`views` are those of `view_seeds`; the target follows the first. `augment` is None in evaluation.
 
-        `kept` holds the images where they are in memory: only these are used.
+        `kept` holds the images where they are in memory: only these are used. `prepare` is a task's own way to take an
+        image in evaluation, with one frame or several.
         """
+        self.prepare = prepare
         self.set, self.target = images, target
         self.views = views
         self.seed, self.preprocess = views[0]
@@ -93,7 +96,7 @@ class Fetch(Dataset[Fetched]):
         good = [each for each in made if each is not None]
         used = [want for want, _, _, _, _ in good]
         return Fetched(
-            [self._stack([views[k] for _, views, _, _, _ in good], own) for k, (_, own) in enumerate(self.views)],
+            [self._joined([views[k] for _, views, _, _, _ in good], own) for k, (_, own) in enumerate(self.views)],
             torch.tensor([want.sample for want in used], dtype=torch.int64),
             torch.tensor([want.draw for want in used], dtype=torch.int64),
             [value for _, _, value, _, _ in good],
@@ -102,10 +105,10 @@ class Fetch(Dataset[Fetched]):
             bad,
         )
 
-    @staticmethod
-    def _stack(images: list[Tensor], preprocess: Preprocess) -> Tensor:
-        empty = torch.empty(0, preprocess.channels, *preprocess.size, dtype=torch.uint8)
-        return torch.stack(images) if images else empty
+    def _joined(self, images: list[Tensor], preprocess: Preprocess) -> Tensor:
+        if not images:
+            return torch.empty(0, preprocess.channels, *preprocess.size, dtype=torch.uint8)
+        return torch.stack(images) if self.prepare is None else torch.cat(images)  # several frames of each
 
     def _open(self, want: Want, bad: dict[int, str]) -> Opened | None:
         """An image, or the next good one in training. None for a bad one in evaluation, or where all are bad."""
@@ -130,6 +133,10 @@ class Fetch(Dataset[Fetched]):
         """The images that a sample becomes, what its target says of it, and the first image's affine."""
         for _ in range(len(self.set)):
             try:
+                if self.prepare is not None:
+                    frames, affine = self.prepare(opened.image)
+                    value = self.target.read(opened.want.sample)
+                    return opened.want, [frames], value, value, affine
                 each: Sequence[Box | None] = boxes or [None] * len(self.views)
                 views = [pixels_of(opened.image, box, own) for box, (_, own) in zip(each, self.views, strict=True)]
                 return opened.want, views, *self._value(opened.want, opened.size)

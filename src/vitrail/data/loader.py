@@ -24,7 +24,7 @@ from vitrail.data import memory as in_memory
 from vitrail.data.augment import ORDER, Augment, augment_batch, mix_pairs, refuse_spatial
 from vitrail.data.decode import Preprocess, log
 from vitrail.data.fetch import Fetch, Fetched, Want, affine_of
-from vitrail.data.prepare import View, cropped, view_seeds
+from vitrail.data.prepare import Prepare, View, cropped, view_seeds
 from vitrail.data.random import draw_key, seed_for
 from vitrail.data.sets import ImageSet
 from vitrail.data.targets import Target
@@ -49,8 +49,10 @@ class Loader:
     """Batches of a set, for training (endless, augmented) and for evaluation (once, in order).
 
     A batch is a dict: `image` float32 [B, C, H, W], normalised; the fields of the target (see `vitrail.data.targets`),
-    which is the set's own unless `target` stands in for it; `sample` int64 [B], numbers in the set; `seed` and `epoch`;
-    and where the target is spatial `affine`, that of its images.
+    which is the set's own, or `target` in its place; `sample` int64 [B], numbers in the set; `epoch` [] and `key` [],
+    by which a loss draws (see `vitrail.data.random`). Where the target is spatial, `affine` is that of its images, and in
+    evaluation `truth` the entries as they were read. Where a sample becomes several images (`View`), `views` lists
+    them, of which `image` is the first. `prepare` is a task's own way to take an image in evaluation.
 
     `batch_size` counts the images of a step over all `world` processes. Where the augmentation mixes images, the places
     2k and 2k + 1 of an epoch's order are partners, and processes take whole pairs in turn; elsewhere they take single
@@ -78,7 +80,9 @@ class Loader:
         max_bad: float = 0.01,
         tally: Tally | None = None,
         views: tuple[View, ...] = (),
+        prepare: Prepare | None = None,
     ) -> None:
+        self.prepare = None if train else prepare
         self.set, self.preprocess, self.seed, self.train = set, preprocess, seed, train
         self.views = view_seeds(views if train and views else (View(1, preprocess.size),), preprocess, seed)
         self.batch_size, self.rank, self.world = batch_size, rank, world
@@ -100,7 +104,7 @@ class Loader:
         self._shuffled: tuple[int, Tensor, Tensor] | None = None
         resized = self.augment is not None and self.augment.crop == "resized"
         asked = (set, self.target, preprocess, resized, self.device)
-        self.memory = in_memory.fits(*asked) if memory is None else memory
+        self.memory = self.prepare is None and (in_memory.fits(*asked) if memory is None else memory)
         if self.memory:
             self._kept = in_memory.keep(*asked)
             self._note(self._kept.bad)
@@ -217,7 +221,9 @@ class Loader:
     def _finish(self, fetched: Fetched, epoch: int, augment: Augment | None) -> Batch:
         """Images on the device, with their numbers and draws on the CPU, to a batch."""
         there = self._there(fetched.samples)
-        fields = self.target.collate(fetched.values, there, augment is not None)
+        # Of an image with several frames there is no one target in the pixels of the input.
+        whole = self.prepare is None or not self.target.spatial
+        fields = self.target.collate(fetched.values, there, augment is not None) if whole else {}
         made = []
         for (seed, own), images in zip(self.views, fetched.views, strict=False):
             if augment is not None:
@@ -237,13 +243,20 @@ class Loader:
             batch["views"] = made
         if fetched.affine is not None:
             batch["affine"] = fetched.affine
-            if augment is None:
+            if augment is None and self.target.spatial:
                 batch["truth"] = fetched.truths
         return batch
 
     def _fetch(self, plans: Iterator[list[Want]], augment: Augment | None) -> Iterator[tuple[Fetched, int]]:
         """Plans carried out by the workers, in order, with their epochs."""
-        fetch = Fetch(self.set, self.target, self.views if augment is not None else self.views[:1], augment, self._kept)
+        fetch = Fetch(
+            self.set,
+            self.target,
+            self.views if augment is not None else self.views[:1],
+            augment,
+            self._kept,
+            self.prepare,
+        )
         # The sampler runs some batches ahead of the workers, so the epochs wait in a second copy of the plans.
         plans, copy = itertools.tee(plans)
         with warnings.catch_warnings():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -41,6 +42,9 @@ class Sample(NamedTuple):
     """uint8 [F, C, h, w]: one frame, or several that are tiles or flips of the image"""
     affine: Affine | None
     """from the original to each frame; None where a policy of augmentation moves pixels as no affine does"""
+
+
+Prepare = Callable[[EncodedImage | Tensor], Sample]
 
 
 def prepare(

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 import torch
 from PIL import Image
@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from vitrail.data.affine import Affine
 from vitrail.data.augment import Augment
 from vitrail.data.decode import AnyImage, Preprocess
-from vitrail.data.loader import Loader
-from vitrail.data.prepare import Draw, Sample, View, prepare
+from vitrail.data.prepare import Draw, Prepare, Sample, View, prepare
 from vitrail.data.random import uniform_by_key
 from vitrail.data.sets import ImageSet, Splits
 from vitrail.data.targets import Labels, Target
@@ -31,6 +30,9 @@ from vitrail.errors import UserError
 from vitrail.files import whole_folder, write_whole
 from vitrail.ops import stochastic_depth
 from vitrail.vit import Tokens
+
+if TYPE_CHECKING:
+    from vitrail.data.loader import Loader
 
 Batch = dict[str, Any]
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
@@ -244,6 +246,11 @@ class Task(nn.Module):
         sample) it is prepared as training does in that epoch, by `augment`.
         """
         return prepare(image, self.preprocess, augment, draw)
+
+    @property
+    def preparation(self) -> Prepare | None:
+        """`prepare` where a task has its own; None where it is the preprocessing's, which batches are made by."""
+        return None if type(self).prepare is Task.prepare else self.prepare
 
     @abstractmethod
     def forward(self, *inputs: Any, **named: Any) -> Tensor | dict[str, Tensor]:

@@ -119,6 +119,7 @@ def evaluation_loader(
         split,
         task.preprocess,
         target=task.encode_target(split.target),
+        prepare=task.preparation,
         batch_size=256,
         seed=seed,
         train=False,

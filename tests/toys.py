@@ -1,0 +1,234 @@
+"""Small tasks that use the hooks whose first users come later: masks, views, a teacher, a whole batch, a low score."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from vitrail.data.affine import Affine, tiles
+from vitrail.data.augment import Augment
+from vitrail.data.decode import AnyImage, Preprocess
+from vitrail.data.masks import Masks
+from vitrail.data.prepare import Draw, Sample, View, pixels_of, size_of
+from vitrail.data.sets import ImageSet, Splits
+from vitrail.sizes import SIZES
+from vitrail.tasks.encoder import Encoder, encoder_for
+from vitrail.tasks.task import Batch, Checkpoint, Metric, Prediction, Score, Section, Settings, Task
+from vitrail.vit import Tokens
+
+
+class Toy(Task):
+    """What the toys share: a nano encoder and its bookkeeping."""
+
+    def __init__(self, encoder: Encoder | None = None, preprocess: Preprocess | None = None) -> None:
+        super().__init__()
+        self.encoder = encoder or encoder_for(SIZES["nano/2"])
+        self.preprocess = preprocess or Preprocess(size=(8, 8))
+
+    @classmethod
+    def create(cls, settings: Any, encoder: Encoder, splits: Splits, preprocess: Preprocess) -> Self:
+        return cls(encoder, preprocess)
+
+    @classmethod
+    def rebuild(cls, config: dict[str, Any], files: Checkpoint) -> Self:
+        return cls()
+
+    def features(self, images: Tensor) -> Tokens:
+        return self.encoder(images)
+
+    def config(self) -> dict[str, Any]:
+        return {}
+
+
+@dataclass(frozen=True)
+class Segments(Prediction):
+    """The class of every pixel of an image."""
+
+    mask: Tensor
+    """int64 [H, W], at the size of the original; -1 where no frame shows the pixel"""
+
+    def row(self) -> dict[str, Any]:
+        return {"segments": self.mask.unique().tolist()}
+
+    def text(self) -> str:
+        return f"{len(self.mask.unique())} segments"
+
+    def draw(self, image: Image.Image) -> Image.Image:
+        assert (image.height, image.width) == self.mask.shape
+        return Image.fromarray((self.mask.clamp(min=0) * 255).to(torch.uint8).numpy()).convert("RGB")
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How the whole image is covered."""
+
+    overlap: float = 0.25
+
+
+@dataclass(frozen=True)
+class DenseSettings(Settings):
+    name = "dense"
+
+
+class Dense(Toy):
+    """Light or dark, per pixel: a dense task whose images are covered by tiles and flips in evaluation."""
+
+    name = "dense"
+    settings = DenseSettings
+    options = Windows
+    target = Masks
+    score = Score("pixel_accuracy")
+    metric_reads = "answers"
+
+    def __init__(self, encoder: Encoder | None = None, preprocess: Preprocess | None = None) -> None:
+        super().__init__(encoder, preprocess)
+        self.classes = ["dark", "light"]
+        self.head = nn.Linear(1, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] to logits [B, 2, H, W]: brightness decides, so that an answer is right by construction."""
+        light = images.mean(dim=1, keepdim=True) * (1 + 0 * self.head.weight.sum())
+        return torch.cat([-light, light], dim=1)
+
+    def loss(self, batch: Batch, gather: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
+        mask = batch["mask"]
+        losses = F.cross_entropy(self(batch["image"]), mask, ignore_index=255, reduction="sum")
+        return {"loss": losses, "count": (mask != 255).sum()}
+
+    def prepare(self, image: AnyImage, augment: Augment | None = None, draw: Draw | None = None) -> Sample:
+        """In evaluation: sliding windows over the whole image, each also flipped."""
+        if draw is not None:
+            return super().prepare(image, augment, draw)
+        opened = self.preprocess.open(image)
+        affine = tiles(size_of(opened, self.preprocess), self.preprocess.size, self.option.overlap)
+        frames = []
+        for x1, y1, x2, y2 in affine.window.round().long().tolist():
+            frames.append(pixels_of(opened, (y1, x1, y2 - y1, x2 - x1), self.preprocess))
+        both = affine.with_flips()
+        return Sample(torch.stack([*frames, *[frame.flip(-1) for frame in frames]]), both)
+
+    def answer(self, batch: Batch) -> list[Prediction]:
+        """Back through the affine: several frames of an image give one answer, at the size of the original."""
+        merged = batch["affine"].merge(self(batch["image"]))
+        return [Segments(dense.logits.argmax(dim=0).masked_fill(dense.seen == 0, -1)) for dense in merged]
+
+    def metric(self, data: ImageSet | None = None, train: ImageSet | None = None) -> PixelAccuracy:
+        return PixelAccuracy()
+
+    @classmethod
+    def report(cls, run: Any) -> list[Section]:
+        return [Section("Segments", "<p>light and dark</p>")]
+
+
+@dataclass
+class PixelAccuracy:
+    """At the original size, against the masks as they were read."""
+
+    rows: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    def update(self, batch: Batch, answers: Sequence[Any]) -> None:
+        for sample, answer, truth in zip(batch["sample"].tolist(), answers, batch["truth"], strict=True):
+            assert answer.mask.shape == truth.indices.shape
+            counted = (truth.indices != 255) & (answer.mask >= 0)
+            right = (answer.mask == truth.indices) & counted
+            self.rows[sample] = (int(right.sum()), int(counted.sum()))
+
+    def state(self) -> dict[str, Tensor]:
+        return {"rows": torch.tensor([[sample, *row] for sample, row in sorted(self.rows.items())])}
+
+    def merge(self, state: dict[str, Tensor]) -> None:
+        self.rows |= {sample: (right, count) for sample, right, count in state["rows"].tolist()}
+
+    def compute(self) -> dict[str, Any]:
+        right, count = (sum(row[i] for row in self.rows.values()) for i in (0, 1))
+        return {"pixel_accuracy": right / count, "count": len(self.rows)}
+
+
+@dataclass(frozen=True)
+class TeacherSettings(Settings):
+    name = "teacher"
+
+
+class Teacher(Toy):
+    """Two large and two small views of an image, a teacher that is an average, and a probe in place of a metric.
+
+    Its score is a distance: lower is better.
+    """
+
+    name = "teacher"
+    settings = TeacherSettings
+    score = Score("distance", best="min", unit="")
+
+    def __init__(self, encoder: Encoder | None = None, preprocess: Preprocess | None = None) -> None:
+        super().__init__(encoder, preprocess)
+        self.teacher = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.frozen = [self.teacher]
+        self.updates: list[tuple[int, int]] = []
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        return (View(2, self.preprocess.size), View(2, (4, 4)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.encoder.pool(self.encoder(images))
+
+    def loss(self, batch: Batch, gather: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
+        with torch.no_grad():
+            wanted = self.teacher.pool(self.teacher(batch["views"][0]))
+        losses = [(self(view) - wanted).square().mean(dim=1).sum() for view in batch["views"][1:]]
+        count = torch.full((), len(wanted), device=wanted.device)
+        return {"loss": torch.stack(losses).mean(), "count": count}
+
+    @torch.no_grad()
+    def after_step(self, step: int, steps: int) -> None:
+        self.updates.append((step, steps))
+        for average, value in zip(self.teacher.parameters(), self.encoder.parameters(), strict=True):
+            average.lerp_(value, 0.1)
+
+    def evaluate(self, loaders: Mapping[str, Any], split: str = "val", metric: Metric | None = None) -> dict[str, Any]:
+        """How far the features of the split are from the nearest of the training split."""
+        means = [torch.cat([self(batch["image"]) for batch in loaders[name].evaluation()]) for name in ("train", split)]
+        return {"distance": torch.cdist(means[1], means[0]).amin(dim=1).mean().item(), "count": len(means[1])}
+
+
+@dataclass(frozen=True)
+class MatchSettings(Settings):
+    name = "twins"
+
+
+class Twins(Toy):
+    """Two views of an image are each other's match among all of the batch: the loss needs the whole batch."""
+
+    name = "twins"
+    settings = MatchSettings
+    score = Score("distance", best="min", unit="")
+    whole_batch = True
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        return (View(2, self.preprocess.size),)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.normalize(self.encoder.pool(self.encoder(images)), dim=1)
+
+    def loss(self, batch: Batch, gather: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
+        one, other = (self(view) for view in batch["views"])
+        every = other if gather is None else gather(other)
+        losses = F.cross_entropy(10 * one @ every.T, torch.arange(len(one), device=one.device), reduction="sum")
+        return {"loss": losses, "count": torch.full((), len(one), device=one.device)}
+
+    def evaluate(self, loaders: Mapping[str, Any], split: str = "val", metric: Metric | None = None) -> dict[str, Any]:
+        vectors = torch.cat([self(batch["image"]) for batch in loaders[split].evaluation()])
+        return {"distance": torch.cdist(vectors, vectors).mean().item(), "count": len(vectors)}
+
+
+def covered(size: tuple[int, int], source: tuple[int, int]) -> Affine:
+    """The frames that `Dense` makes of an image of this size."""
+    return tiles(source, size, 0.25).with_flips()
