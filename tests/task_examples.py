@@ -17,7 +17,7 @@ from vitrail.tasks.caption import Caption, Captioning, numbered
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.regress import Regress
-from vitrail.tasks.search import Decoding
+from vitrail.tasks.caption.settings import Decoding
 from vitrail.tasks.task import Batch, Task
 
 NANO, EIGHT = SIZES["nano/2"], Preprocess(size=(8, 8))
