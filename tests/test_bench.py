@@ -211,6 +211,7 @@ def parity(bench: Any, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     row = {"sizes": {"32x32": {"tokens": 1e-6, "output": 0.0, "relative": 1e-7}}, "note": ""}
     peer = Namespace(LIBRARY="timm", TINY=("a",), models=lambda: ["a", "b, c", "d"], compare=lambda name: row)
     monkeypatch.setattr(module, "PEERS", {"timm": peer})
+    monkeypatch.setattr(module, "MEASURED", ("src/vitrail/vit.py",))
     return module
 
 

@@ -26,7 +26,7 @@ OWN = 224
 HIDDEN = "vit_b_16, hidden layer"
 """with the layer before the head of section 3.1's pre-training"""
 OLD_NAMES = "vit_b_16, names of 2021"
-"""with the names that the MLPs' weights had before torchvision 0.14"""
+"""with the names that the MLPs' weights had in torchvision 0.12"""
 
 
 def models() -> list[str]:

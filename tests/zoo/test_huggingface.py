@@ -45,6 +45,10 @@ def worst(task: Any, model: Any, size: tuple[int, int]) -> float:
     return max(difference(task, model, size).values())
 
 
+def test_the_models_are_of_every_type_that_is_read() -> None:
+    assert {make().config.model_type for make in MODELS.values()} == set(KINDS)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_in_and_out_again(name: str, tmp_path: Path) -> None:
     """transformers' outputs here; the written folder gives them there and comes back with the same bits."""
