@@ -6,7 +6,7 @@
 # make lint         ruff and mypy alone
 # make format       let ruff mend what it can
 # make tables       write the tables of README.md and docs/ again, from results/
-# make parity       every architecture of timm's ViT modules against ours; resumes where it stopped; writes docs/parity.md
+# make parity       compare vitrail with timm, transformers and torchvision; resumes where it stopped; writes docs/parity.md
 # make locks        write .ci/locked.txt and .ci/oldest.txt from pyproject.toml and what is published today
 
 VENV := .venv

@@ -161,9 +161,7 @@ def record(name: str, rows: Row, results: Path) -> Path:
     refuse_infinite(rows)
     content = {
         "command": _command(),
-        "commit": _git("rev-parse", "HEAD"),
-        # What is measured, that is, and not the results that this command and others have written.
-        "changed": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")),
+        **code(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "rows": rows,
@@ -180,6 +178,12 @@ def refuse_infinite(value: object, place: str = "rows") -> None:
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
     for key, part in inside:
         refuse_infinite(part, f"{place}, {key}")
+
+
+def code() -> Row:
+    """The commit, and whether a tracked file differs from it; results do not count, which scripts write."""
+    changed = bool(_git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results"))
+    return {"commit": _git("rev-parse", "HEAD"), "changed": changed}
 
 
 def machine() -> Row:

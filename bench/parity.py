@@ -1,228 +1,115 @@
-"""Every architecture of timm's ViT modules against vitrail, with the same random weights, at three sizes.
+"""Models of timm, transformers and torchvision against vitrail, with the same random weights, at several sizes.
 
-    python bench/parity.py            all that results/parity-timm.json does not hold for the installed timm
-    python bench/parity.py vit_base*  those that match; measured again
+    python bench/parity.py                         all models that have no row yet for this code and these releases
+    python bench/parity.py "timm/vit_base*" ...    those whose names match, measured again
 
-A row is the largest difference over the largest value, in logits and in final tokens: at the model's own size; created
-for a larger square and for one that is not square, and loaded there; and where timm can, with sizes that change from
-image to image. Two blocks stand for all of an architecture's: one where they are wide, and three where windows and
-global attention alternate. Ends with 1 where a difference is above the limit, or an architecture is missing. `--tiny`
-compares the smallest ones of three modules.
+Names begin with the library: `timm/vit_base_patch16_224`, `huggingface/vit, classes`, `torchvision/vit_b_16`. The rows
+go to `parity-timm.json`, `parity-huggingface.json` and `parity-torchvision.json`, one at a time, so that a stopped run
+resumes. A row is measured again when the library's release, the encoder, the readers or the comparison has changed; a
+change of comments or docstrings does not count. Ends with 1 where a difference, absolute or relative, is above 1e-4, or
+where a comparison fails. `--tiny` compares the smallest models.
 """
 
 from __future__ import annotations
 
+import ast
 import fnmatch
 import gc
+import hashlib
 import logging
 import sys
 import time
+import traceback
 import warnings
-from pathlib import Path
-from typing import Any
+from argparse import Namespace
+from importlib.metadata import version
+from types import ModuleType
 
-import timm
-import torch
-from harness import Parser, Row, record, recorded
-from torch import Tensor, nn
+from harness import ROOT, Parser, Row, code, record, recorded
+from peers import huggingface, timm, torchvision
+from peers.comparison import worst_of
 
-from vitrail.tasks.task import Task
-from vitrail.variants import resize
-from vitrail.vit import ViT
-from vitrail.zoo.assemble import assemble
-from vitrail.zoo.source import Files
-from vitrail.zoo.timm import flat, read
-from vitrail.zoo.timm.arguments import table
-
-log = logging.getLogger("vitrail")
-
-MODULES = ("vision_transformer", "deit", "beit", "vision_transformer_hybrid", "vision_transformer_sam", "eva")
-NAME = "parity-timm"
-CLASSES = 11
 LIMIT = 1e-4
-WIDE = 1200
-"""wider architectures get one block in place of two"""
-Size = tuple[int, int]
+PEERS: dict[str, ModuleType] = {"timm": timm, "huggingface": huggingface, "torchvision": torchvision}
+MEASURED = ("src/vitrail/vit.py", "src/vitrail/ops.py", "src/vitrail/variants", "src/vitrail/zoo")
+"""the code that a row depends on, beside the comparison itself"""
 
 
 def parser() -> Parser:
-    parser = Parser(__doc__, patterns=["test_vit", "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
-    parser.add_argument("patterns", nargs="*", metavar="PATTERN", help="names of timm's architectures, as vit_base*")
+    parser = Parser(__doc__, patterns=[f"{name}/{model}" for name, peer in PEERS.items() for model in peer.TINY])
+    parser.add_argument("patterns", nargs="*", metavar="PATTERN", help='names of models, as "timm/vit_base*"')
     return parser
 
 
 def main() -> int:
-    asked = parser().parse_args()
-    names = [name for module in MODULES for name in timm.list_models(module=module)]
-    chosen = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in asked.patterns)]
-    expected = chosen if asked.tiny else names
-    rows: Row = {} if asked.tiny else recorded(NAME, asked.results)
-    wanted = (
-        chosen if asked.patterns else [name for name in names if rows.get(name, {}).get("timm") != timm.__version__]
-    )
-    failed = 0
+    options = parser()
+    asked = options.parse_args()
+    chosen = {library: _matching(library, asked.patterns) for library in PEERS}
+    if not any(chosen.values()):
+        options.error(f"no model's name matches {' or '.join(asked.patterns)}")
+    passed = [measure(library, models, asked) for library, models in chosen.items() if models]
+    return int(not all(passed))
+
+
+def _matching(library: str, patterns: list[str]) -> list[str]:
+    """Names of the library's models, all of them without patterns."""
+    models: list[str] = PEERS[library].models()
+    patterns = patterns or ["*"]
+    return [name for name in models if any(fnmatch.fnmatchcase(f"{library}/{name}", pattern) for pattern in patterns)]
+
+
+def measure(library: str, models: list[str], asked: Namespace) -> bool:
+    """Record the rows of these models, and print the largest difference. Returns whether all models pass."""
+    peer, file, commit = PEERS[library], f"parity-{library}", code()
+    versions = {"release": version(peer.LIBRARY), "code": fingerprint(library)}
+    rows: Row = {} if asked.tiny else recorded(file, asked.results)
+    wanted = models if asked.patterns else [name for name in models if not is_current(rows.get(name), versions)]
     for number, name in enumerate(wanted, 1):
         start = time.perf_counter()
-        row = compare(name)
-        worst = worst_of(row)
-        failed += worst > LIMIT
-        rows[name] = row
-        record(NAME, {key: rows[key] for key in names if key in rows}, asked.results)
+        rows.pop(name, None)
+        try:
+            rows[name] = versions | commit | peer.compare(name)
+            outcome = f"{worst_of(rows[name]):.1e}"
+        except Exception:  # one failure must not keep the others from being compared
+            traceback.print_exc()
+            outcome = "failed"
+        record(file, {key: rows[key] for key in peer.models() if key in rows}, asked.results)
         took = time.perf_counter() - start
-        print(f"{number}/{len(wanted)} {name}: {worst:.1e} in {took:.1f} s", file=sys.stderr, flush=True)
+        print(f"{number}/{len(wanted)} {library}/{name}: {outcome} in {took:.1f} s", file=sys.stderr, flush=True)
         gc.collect()
-    missing = [name for name in expected if name not in rows]
-    worst = max((worst_of(row) for row in rows.values()), default=0.0)
-    print(f"{len(rows)} of {len(expected)} architectures, largest difference {worst:.1e}, {len(missing)} missing")
-    return int(failed > 0 or bool(missing) or not expected)
+    found = [rows[name] for name in models if is_current(rows.get(name), versions)]
+    worst = max(map(worst_of, found), default=0.0)
+    print(f"{library}: {len(found)} of {len(models)} models compared, largest difference {worst:.1e}", flush=True)
+    return len(found) == len(models) and worst <= LIMIT and all(row.get("same bits", True) for row in found)
 
 
-def worst_of(row: dict[str, Any]) -> float:
-    return max(max(found["logits"], found["tokens"]) for found in row["sizes"].values())
+def is_current(row: Row | None, versions: Row) -> bool:
+    """Whether a row is there and was measured with this code and this release of the library."""
+    return row is not None and versions.items() <= row.items()
 
 
-def compare(name: str, **smaller: Any) -> dict[str, Any]:
-    """The differences of one architecture at each size; `smaller` are further arguments of timm's."""
-    arguments = {**shallow(name), **smaller}
-    peer = timm_model(name, arguments)
-    randomise(peer, seed=sum(map(ord, name)))
-    weights = dict(peer.state_dict())
-    task = ours(name, arguments, weights)
-    encoder = task.encoder
-    assert isinstance(encoder, ViT)
-    own = encoder.config.image_size
-    sizes = {_by(own): difference(task, peer, own)}
-    if table()[name]["class"] == "VisionTransformerSAM":
-        # timm's SAM takes any size as it is, and cannot be created for one from another's weights.
-        for size in others(encoder, own):
-            sizes[_by(size)] = difference(task, peer, size)
-    else:
-        for size in others(encoder, own):
-            resized = timm_model(name, {**arguments, "img_size": size})
-            resized.load_state_dict(filtered(name, resized, weights), assign=True)
-            there = ours(name, arguments, weights)
-            assert isinstance(there.encoder, ViT)
-            resize(there.encoder, size)
-            sizes[_by(size)] = difference(there, resized, size)
-            del resized, there
-        if table()[name]["class"] != "Beit":
-            moving = timm_model(name, {**arguments, "dynamic_img_size": True, "img_size": own})
-            moving.load_state_dict(weights, assign=True)
-            size = others(encoder, own)[1]
-            sizes[f"{_by(size)} at run time"] = difference(task, moving, size)
-    return {"timm": timm.__version__, "arguments": arguments, "sizes": sizes}
+def fingerprint(library: str) -> str:
+    """A hash of the code that a library's rows depend on; comments, docstrings and layout do not count."""
+    comparison = [ROOT / "bench" / "peers" / f"{name}.py" for name in ("comparison", library)]
+    measured = [
+        path
+        for place in MEASURED
+        for path in ([ROOT / place] if place.endswith(".py") else (ROOT / place).rglob("*.py"))
+    ]
+    digest = hashlib.sha256()
+    for path in sorted([*comparison, *measured]):
+        digest.update(ast.dump(_NoTexts().visit(ast.parse(path.read_text()))).encode())
+    return digest.hexdigest()[:16]
 
 
-def shallow(name: str) -> dict[str, Any]:
-    """Arguments that leave few blocks of each kind, and a head of few classes."""
-    values = table()[name]
-    arguments: dict[str, Any] = {"depth": 1 if values.get("embed_dim", 768) > WIDE else 2, "num_classes": CLASSES}
-    if "global_attn_indexes" in values:
-        arguments |= {"depth": 3, "global_attn_indexes": [1]}
-    if kv_heads := values.get("num_kv_heads"):
-        # The first blocks have all heads of keys and values, those in the middle fewer.
-        arguments["num_kv_heads"] = [kv_heads[0], kv_heads[len(kv_heads) // 2]][-arguments["depth"] :]
-    return arguments
+class _NoTexts(ast.NodeTransformer):
+    """Removes texts that stand alone: docstrings, and the texts below constants and fields."""
 
-
-def timm_model(name: str, arguments: dict[str, Any]) -> Any:
-    """A model whose weights are still to come: timm's own initial ones take longer than the comparison."""
-    with torch.device("meta"):
-        model: Any = timm.create_model(name, **arguments)
-    model = model.to_empty(device="cpu")
-    for module in model.modules():
-        if hasattr(module, "init_non_persistent_buffers"):
-            module.init_non_persistent_buffers()
-        elif hasattr(module, "_init_buffers"):
-            module._init_buffers()
-    return model.eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def randomise(model: nn.Module, seed: int) -> None:
-    """Give every weight a value that matters, also those that start at zero or one."""
-    generator = torch.Generator().manual_seed(seed)
-    pool, start = torch.randn(1_000_003, generator=generator), 0  # a prime: no two rows of a matrix are the same
-    for name, value in model.state_dict().items():
-        if not value.is_floating_point():
-            value.zero_()
-            continue
-        count = value.numel()
-        first = start % len(pool)
-        repeated = pool.repeat(-(-(first + count) // len(pool)))[first : first + count]
-        start += count
-        value.copy_(repeated.view(value.shape) * scale(name, value))
-        if name.endswith("running_var"):
-            value.abs_().add_(0.5)
-        elif value.ndim == 1 and name.endswith("weight"):
-            value.add_(1.0)
-
-
-def scale(name: str, value: Tensor) -> float:
-    """Matrices and filters keep the size of what goes through them; the rest is of the order of one."""
-    if value.ndim >= 2 and name.endswith("weight"):
-        return float(value[0].numel() ** -0.5)
-    if name.startswith("rope."):
-        return 1.0
-    return 0.3
-
-
-def ours(name: str, arguments: dict[str, Any], weights: dict[str, Tensor]) -> Task:
-    """What vitrail reads from a folder with these weights."""
-    model_args = {key: value for key, value in arguments.items() if key != "num_classes"}
-    config = {"architecture": name, "model_args": model_args, "pretrained_cfg": {"num_classes": CLASSES}}
-    shapes = {key: tuple(value.shape) for key, value in weights.items()}
-    files = Files(Path(name), {"config.json": config}, weights, shapes)
-    return assemble(files, read(files))
-
-
-def filtered(name: str, model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights as timm's own loading fits them to the model."""
-    found: list[Any] = []
-    module = sys.modules[timm.model_entrypoint(name).__module__]
-    original = module.build_model_with_cfg
-    module.build_model_with_cfg = lambda *args, **named: found.append(named["pretrained_filter_fn"])  # type: ignore[attr-defined]
-    try:
-        timm.model_entrypoint(name)()
-    finally:
-        module.build_model_with_cfg = original  # type: ignore[attr-defined]
-    return found[0](dict(weights), model)
-
-
-@torch.inference_mode()
-def difference(task: Task, peer: Any, size: Size) -> dict[str, float]:
-    """Largest difference over largest value."""
-    generator = torch.Generator().manual_seed(0)
-    assert isinstance(task.encoder, ViT)
-    images = torch.randn(1, task.encoder.config.channels, *size, generator=generator)
-    theirs = peer.forward_features(images)
-    logits = peer.forward_head(theirs)
-    tokens = task.features(images)
-    mine = torch.cat([tokens.prefix, tokens.patches], dim=1)
-    return {
-        "logits": relative(task(images), logits),
-        "tokens": relative(mine, flat(theirs)),
-    }
-
-
-def relative(mine: Tensor, theirs: Tensor) -> float:
-    assert mine.shape == theirs.shape, (mine.shape, theirs.shape)
-    found = float((mine - theirs).abs().max() / theirs.abs().max())
-    return found if found == found else float("inf")
-
-
-def others(encoder: ViT, own: Size) -> list[Size]:
-    """A square and one that is not, both with another number of patches than the model's own size."""
-    patch = encoder.config.patch
-    side = 6 if own != (6 * patch, 6 * patch) else 8
-    return [(side * patch, side * patch), (5 * patch, 9 * patch)]
-
-
-def _by(size: Size) -> str:
-    return f"{size[0]}x{size[1]}"
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        return None if isinstance(node.value, ast.Constant) else node
 
 
 if __name__ == "__main__":
-    log.setLevel(logging.ERROR)
+    logging.getLogger("vitrail").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")  # of timm's own interpolation
     sys.exit(main())

@@ -316,14 +316,44 @@ def sizes() -> list[list[str]]:
     return rows
 
 
+PARITY = {"timm": "timm", "huggingface": "transformers", "torchvision": "torchvision"}
+"""the libraries that `bench/parity.py` compares vitrail with, by the name of their results"""
+
+
 def parity() -> list[list[str]]:
-    """Each of timm's architectures: sizes that were compared, and the largest relative differences."""
-    rows = [["architecture", "sizes", "logits", "tokens"]]
-    found = _read("parity-timm")
-    for name, row in found["rows"].items() if found else ():
-        sizes = row["sizes"]
-        worst = [f"{max(size[kind] for size in sizes.values()):.1e}" for kind in ("logits", "tokens")]
-        rows.append([f"`{name}`", ", ".join(sizes), *worst])
+    """For each library: its release, how many models were compared, and the largest differences of all."""
+    rows = [["library", "release", "models", "largest absolute difference", "largest relative difference", "commit"]]
+    for name, library in PARITY.items():
+        found = _read(f"parity-{name}")
+        models = [*found["rows"].values()] if found else []
+        columns = [", ".join(sorted({str(row[key])[:10] for row in models})) for key in ("release", "commit")]
+        worst = [
+            f"{max((max(_largest(row, kinds)) for row in models), default=0):.1e}" for kinds in (ABSOLUTE, RELATIVE)
+        ]
+        rows.append([library, columns[0], str(len(models)), *worst, columns[1]])
+    return rows
+
+
+ABSOLUTE, RELATIVE = ("tokens", "output"), ("relative",)
+
+
+def _largest(row: Rows, kinds: tuple[str, ...]) -> list[float]:
+    """The largest difference of each kind, at all sizes and in what was written."""
+    places = [*row["sizes"].values(), *([row["written"]] if "written" in row else [])]
+    return [max(place[kind] for place in places) for kind in kinds]
+
+
+def compared(name: str) -> list[list[str]]:
+    """For each model of a library: the sizes, and the largest differences over them."""
+    found = _read(f"parity-{name}")
+    models: Rows = found["rows"] if found else {}
+    written = any("written" in row for row in models.values())
+    rows = [["model", "sizes", "tokens", "output", "relative", *(["written and read again"] if written else [])]]
+    for model, row in models.items():
+        sizes = ", ".join(row["sizes"]) + (f"; {row['note']}" if row["note"] else "")
+        worst = [f"{value:.1e}" if value else "0" for value in _largest(row, (*ABSOLUTE, *RELATIVE))]
+        again = [("same weights" if row["same bits"] else "other weights")] if written else []
+        rows.append([f"`{model}`", sizes, *worst, *again])
     return rows
 
 
@@ -348,26 +378,6 @@ def load() -> list[list[str]]:
     layouts = found["rows"]
     headers = ["measure", *(f"{name} layout" for name in layouts)]
     return [headers, *([LOAD[name], *(_plain(row[name]) for row in layouts.values())] for name in LOAD)]
-
-
-def parity_huggingface() -> list[list[str]]:
-    """Each of Hugging Face's types: what was compared, and the largest relative differences, there and back."""
-    header = [
-        "model",
-        "class",
-        "sizes",
-        "tokens",
-        "logits or pooled vector",
-        "after `--to hf`",
-        "weights bit-identical",
-    ]
-    rows = [header]
-    found = _read("parity-huggingface")
-    for name, row in found["rows"].items() if found else ():
-        worst = [f"{max(size[kind] for size in row['sizes'].values()):.1e}" for kind in ("tokens", "outputs")]
-        written = f"{max(row['written'].values()):.1e}"
-        rows.append([name, f"`{row['class']}`", ", ".join(row["sizes"]), *worst, written, _plain(row["same bits"])])
-    return rows
 
 
 BEFORE = ("mlp-cifar10", "cnn-cifar10", "resnet-cifar10", "cifar10-quick")
@@ -495,10 +505,10 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "recipes": recipes,
     "sizes": sizes,
     "parity": parity,
+    **{f"parity-{name}": partial(compared, name) for name in PARITY},
     "baselines": baselines,
     "ladder": ladder,
     "ladder-commands": ladder_commands,
-    "parity-huggingface": parity_huggingface,
     "load": load,
     "transfer": transfer,
     "folder": folder,

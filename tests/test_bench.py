@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "bench"
@@ -198,3 +199,110 @@ def test_a_stopped_training_of_the_ladder_is_resumed(
         assert second == ("train", "--resume", str(out))
     else:
         assert second[:2] == ("train", "caption-vit")
+
+
+# ---- parity
+
+
+@pytest.fixture
+def parity(bench: Any, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """bench/parity.py with one made-up library, whose three models all differ by 1e-6."""
+    module: ModuleType = bench("parity")
+    row = {"sizes": {"32x32": {"tokens": 1e-6, "output": 0.0, "relative": 1e-7}}, "note": ""}
+    peer = Namespace(LIBRARY="timm", TINY=("a",), models=lambda: ["a", "b, c", "d"], compare=lambda name: row)
+    monkeypatch.setattr(module, "PEERS", {"timm": peer})
+    monkeypatch.setattr(module, "MEASURED", ("src/vitrail/vit.py",))
+    return module
+
+
+def run_parity(parity: ModuleType, folder: Path, *patterns: str) -> tuple[int, dict[str, Any]]:
+    sys.argv[1:] = ["--results", str(folder), *patterns]
+    status = parity.main()
+    return status, json.loads((folder / "parity-timm.json").read_text())["rows"]
+
+
+def test_parity_resumes_after_the_last_row(parity: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[str] = []
+    peer = parity.PEERS["timm"]
+    whole = peer.compare
+
+    def compare(name: str) -> dict[str, Any]:
+        if name == "b, c" and not compared.count("stopped"):
+            compared.append("stopped")
+            raise KeyboardInterrupt
+        compared.append(name)
+        return whole(name)
+
+    monkeypatch.setattr(sys, "argv", ["parity.py"])
+    monkeypatch.setattr(peer, "compare", compare)
+    with pytest.raises(KeyboardInterrupt):
+        run_parity(parity, tmp_path)
+    status, rows = run_parity(parity, tmp_path)
+    assert compared == ["a", "stopped", "b, c", "d"] and list(rows) == ["a", "b, c", "d"] and status == 0
+    assert run_parity(parity, tmp_path)[0] == 0 and len(compared) == 4, "nothing is left to compare"
+    run_parity(parity, tmp_path, "timm/b*")
+    assert compared[4:] == ["b, c"], "what is named is measured again"
+    monkeypatch.setattr(parity, "fingerprint", lambda library: "other code")
+    run_parity(parity, tmp_path, "timm/a")
+    assert compared[5:] == ["a"]
+    run_parity(parity, tmp_path)
+    assert compared[6:] == ["b, c", "d"], "rows of other code are measured again"
+
+
+def test_parity_fails_where_a_model_differs_or_cannot_be_compared(
+    parity: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = parity.PEERS["timm"].compare("a")
+    bad = {
+        "a": good | {"sizes": {"32x32": {"tokens": 2e-4, "output": 0.0, "relative": 1e-7}}},
+        "b, c": good | {"written": {"tokens": 0.0, "output": 0.0, "relative": 2e-4}},
+        "d": good | {"same bits": False},
+    }
+    monkeypatch.setattr(sys, "argv", ["parity.py"])
+    monkeypatch.setattr(parity.PEERS["timm"], "compare", bad.__getitem__)
+    assert [run_parity(parity, tmp_path, f"timm/{name}")[0] for name in bad] == [1, 1, 1]
+    del bad["b, c"]
+    status, rows = run_parity(parity, tmp_path, "*")
+    assert status == 1 and list(rows) == ["a", "d"] and "KeyError: 'b, c'" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        run_parity(parity, tmp_path, "vit")
+    assert end.value.code == 2 and "no model's name matches vit" in capsys.readouterr().err
+
+
+def test_parity_rows_depend_on_code_and_not_on_comments(
+    parity: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bench" / "peers").mkdir(parents=True)
+    for name in ("comparison", "timm"):
+        (tmp_path / "bench" / "peers" / f"{name}.py").write_text("")
+    monkeypatch.setattr(parity, "ROOT", tmp_path)
+    monkeypatch.setattr(parity, "MEASURED", ("vit.py",))
+    code = tmp_path / "vit.py"
+
+    def hashed(text: str) -> str:
+        code.write_text(text)
+        return parity.fingerprint("timm")
+
+    before = hashed('"""Docs."""\nX = 1\n"""one"""\ndef f():\n    """Twice."""\n    return 2 * X\n')
+    assert before == hashed("X = 1  # one\n\n\ndef f():\n    return (2 * X)\n")
+    assert before != hashed("X = 1\ndef f():\n    return 3 * X\n")
+
+
+def test_parity_sizes_are_rounded_to_whole_patches(bench: Any) -> None:
+    comparison = bench("peers.comparison")
+    expected = {8: ((304, 304), (208, 336)), 14: ((308, 308), (210, 336)), 32: ((320, 320), (224, 352))}
+    for patch, sizes in expected.items():
+        assert tuple(comparison.rounded(size, patch) for size in comparison.OTHERS) == sizes
+    assert comparison.note_on(comparison.OTHERS, 16) == ""
+    assert comparison.note_on(comparison.OTHERS, 14) == "sizes in whole patches of 14"
+
+
+@pytest.mark.parametrize("ours", [math.nan, math.inf])
+def test_parity_refuses_values_that_are_not_finite(ours: float, bench: Any) -> None:
+    comparison = bench("peers.comparison")
+    one, two = torch.ones(1, 2), torch.tensor([[1.0, -4.0]])
+    assert comparison.differences((one, two), (two, two)) == {"tokens": 5.0, "output": 0.0, "relative": 1.25}
+    with pytest.raises(ValueError, match="not finite"):
+        comparison.differences((one, two), (torch.full((1, 2), ours), two))
+    with pytest.raises(ValueError, match="shape"):
+        comparison.differences((one, two), (one, two[0]))

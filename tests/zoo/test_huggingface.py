@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -26,27 +26,27 @@ transformers = pytest.importorskip("transformers")
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def load_parity() -> ModuleType:
-    """bench/parity_huggingface.py, whose models and comparison are the ones here."""
+def load(name: str) -> ModuleType:
+    """A module of bench/parity.py, whose models and comparison are the ones here."""
     sys.path.insert(0, str(ROOT / "bench"))
     try:
-        place = ROOT / "bench" / "parity_huggingface.py"
-        spec = importlib.util.spec_from_file_location("parity_huggingface", place)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
+        return importlib.import_module(name)
     finally:
         sys.path.remove(str(ROOT / "bench"))
 
 
-parity = load_parity()
-MODELS, SMALL, SIZE, OTHER, NAMES = parity.MODELS, parity.SMALL, parity.SIZE, parity.OTHER, parity.NAMES
-randomised, reload, relative, difference = parity.randomised, parity.reload, parity.relative, parity.difference
+peer, relative = load("peers.huggingface"), load("peers.comparison").relative
+MODELS, SMALL, SIZE, NAMES = peer.MODELS, peer.SMALL, peer.SIZE, peer.NAMES
+randomised, reload, difference = peer.randomised, peer.reload, peer.difference
+OTHER = (40, 24)
 
 
 def worst(task: Any, model: Any, size: tuple[int, int]) -> float:
     return max(difference(task, model, size).values())
+
+
+def test_the_models_are_of_every_type_that_is_read() -> None:
+    assert {make().config.model_type for make in MODELS.values()} == set(KINDS)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -107,11 +107,11 @@ def test_names_as_models_have_them_in_memory(name: str, tmp_path: Path) -> None:
 
 def test_a_size_that_patches_do_not_divide(tmp_path: Path) -> None:
     """SigLIP so400m has 384 pixels in patches of 14: the last pixels are not read."""
-    model = randomised(parity.of("SiglipVisionModel", "SiglipVisionConfig", **{**SMALL, "image_size": 30}))
+    model = randomised(peer.of("SiglipVisionModel", "SiglipVisionConfig", **{**SMALL, "image_size": 30}))
     model.save_pretrained(tmp_path)
     task = vitrail.load(tmp_path)
     images = torch.randn(1, 3, 30, 30)
-    tokens, pooled = parity.theirs(model, images)
+    tokens, pooled = peer.theirs(model, images)
     assert task.preprocess.size == (30, 30)
     assert relative(task.features(images).patches, tokens) < 1e-5 and relative(task(images), pooled) < 1e-5
 
@@ -265,7 +265,7 @@ def test_transformers_own_model_is_the_reference(tmp_path: Path) -> None:
         make = huggingface.reference(open_files(tmp_path / name))
         assert make is not None
         images = torch.randn(1, 3, *SIZE)
-        tokens, last = parity.theirs(model, images)
+        tokens, last = peer.theirs(model, images)
         with torch.no_grad():
             found = make(images)
         assert relative(found["tokens"], tokens) < 1e-6

@@ -73,9 +73,13 @@ class StandardisedConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to [B, out, ceil(H / stride), ceil(W / stride)]."""
-        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True, correction=0)
-        scale = 1 / (variance.sqrt() + self.eps) if self.deviation else torch.rsqrt(variance + self.eps)
-        weight = (self.weight - mean) * scale
+        if self.deviation:
+            variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True, correction=0)
+            weight = (self.weight - mean) * (1 / (variance.sqrt() + self.eps))
+        else:
+            # Batch norm of the filters rounds as timm does; 50 such layers turn another rounding into 1e-4.
+            rows = self.weight.flatten(1)[None]
+            weight = F.batch_norm(rows, None, None, training=True, eps=self.eps).view_as(self.weight)
         return F.conv2d(same(x, self.kernel_size[0], self.stride[0]), weight, None, self.stride)
 
 

@@ -1,19 +1,13 @@
-"""Every type of Hugging Face's that vitrail reads against transformers, with the same random weights, at two sizes.
+"""Every type of Hugging Face's that vitrail reads, in small models with random weights, read and written as folders.
 
-    python bench/parity_huggingface.py
-
-A row is the largest difference over the largest value, in the final tokens and in what the model gives: its logits, or
-its pooled vectors where it has no classes. The models are small and have everything else as published ones do. Then the
-model is written in Hugging Face's layout: transformers' outputs with that folder, and whether it comes back with the
-same bits. Ends with 1 where a difference is above the limit. `--tiny` compares two of the models.
+The models have two blocks and everything else as published. Each is also written in Hugging Face's layout: `written`
+is what transformers gives with that folder, and `same bits` whether vitrail reads the same weights from it.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
-import logging
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,17 +15,16 @@ from typing import Any
 
 import torch
 import transformers
-from harness import Parser, record
 from torch import Tensor
 
 import vitrail
+from peers.comparison import OTHERS, Size, by, differences, note_on, random_images, rounded
 from vitrail.tasks.task import Task
 from vitrail.zoo import huggingface
 
-NAME = "parity-huggingface"
-LIMIT = 1e-4
+LIBRARY = "transformers"
+TINY = ("vit, classes", "dinov2")
 SIZE = (32, 32)
-OTHER = (40, 24)
 PATCH = 8
 SMALL: dict[str, Any] = {
     "hidden_size": 32,
@@ -137,46 +130,29 @@ MODELS: dict[str, Callable[[], Any]] = {
 """a name for people, whose first word is the type of `config.json`"""
 
 
-def parser() -> Parser:
-    parser = Parser(__doc__, names=["vit, classes", "dinov2"])
-    parser.set_defaults(names=[*MODELS])
-    return parser
+def models() -> list[str]:
+    return [*MODELS]
 
 
-def main() -> int:
-    asked = parser().parse_args()
-    rows = {}
-    for name in asked.names:
-        with tempfile.TemporaryDirectory() as folder:
-            rows[name] = compare(name, Path(folder))
-        print(f"{name}: {worst_of(rows[name]):.1e}", file=sys.stderr, flush=True)
-    record(NAME, rows, asked.results)
-    worst = max(map(worst_of, rows.values()))
-    print(f"{len(rows)} models of {len({name.split(',')[0] for name in rows})} types, largest difference {worst:.1e}")
-    return int(worst > LIMIT or not all(row["same bits"] for row in rows.values()))
-
-
-def worst_of(row: dict[str, Any]) -> float:
-    found = [*row["sizes"].values(), *([row["written"]] if row["written"] else [])]
-    return max(max(at["tokens"], at["outputs"]) for at in found)
-
-
-def compare(name: str, folder: Path) -> dict[str, Any]:
-    """The differences of one model at both sizes, and of what vitrail writes."""
+def compare(name: str) -> dict[str, Any]:
+    """The differences of one model at its own size and, at run time, at others; and of what vitrail writes."""
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model = randomised(MODELS[name])
-    model.save_pretrained(folder / "theirs")
-    task = vitrail.load(folder / "theirs")
-    sizes = {f"{size[0]}x{size[1]}": difference(task, model, size) for size in (SIZE, OTHER)}
-    huggingface.write(task, folder / "ours")
-    # SigLIP 2 at a fixed size is written as SigLIP, which is the same at its own.
-    written = difference(task, reload(folder / "ours")[0], SIZE)
-    bits = vitrail.load(folder / "ours").state_dict()
-    same = all(torch.equal(bits[key], value) for key, value in task.state_dict().items())
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        model.save_pretrained(folder / "theirs")
+        task = vitrail.load(folder / "theirs")
+        sizes = {by(size): difference(task, model, size) for size in (SIZE, *(rounded(size, PATCH) for size in OTHERS))}
+        huggingface.write(task, folder / "ours")
+        # SigLIP 2 at a fixed size is written as SigLIP, which is the same at its own.
+        written = difference(task, reload(folder / "ours")[0], SIZE)
+        bits = vitrail.load(folder / "ours").state_dict()
+        same = all(torch.equal(bits[key], value) for key, value in task.state_dict().items())
     return {
         "class": type(model).__name__,
-        "outputs": "logits" if has_classes(model) else "pooled",
-        "transformers": transformers.__version__,
+        "output": "logits" if has_classes(model) else "pooled",
         "sizes": sizes,
+        "note": note_on(OTHERS, PATCH),
         "written": written,
         "same bits": same,
     }
@@ -205,22 +181,12 @@ def has_classes(model: Any) -> bool:
 
 
 @torch.no_grad()
-def difference(task: Task, model: Any, size: tuple[int, int]) -> dict[str, float]:
-    """Largest difference over largest value."""
-    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
-    tokens, outputs = theirs(model, images)
+def difference(task: Task, model: Any, size: Size) -> dict[str, float]:
+    images = random_images(size)
+    tokens, output = theirs(model, images)
     ours = task.features(images)
     assert ours.grid == (size[0] // PATCH, size[1] // PATCH)
-    return {
-        "tokens": relative(torch.cat([ours.prefix, ours.patches], 1), tokens),
-        "outputs": relative(task(images), outputs),
-    }
-
-
-def relative(ours: Tensor, theirs: Tensor) -> float:
-    assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
-    found = float((ours.detach() - theirs.detach()).abs().max() / theirs.detach().abs().max())
-    return found if found == found else float("inf")
+    return differences((torch.cat([ours.prefix, ours.patches], 1), tokens), (task(images), output))
 
 
 @torch.no_grad()
@@ -264,8 +230,3 @@ def _siglip2(tower: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     name = "pixel_attention_mask" if "pixel_attention_mask" in takes else "attention_mask"
     encoded = tower(patches, spatial_shapes=shapes, **{name: mask})
     return encoded.last_hidden_state, encoded.pooler_output
-
-
-if __name__ == "__main__":
-    logging.getLogger("vitrail").setLevel(logging.ERROR)
-    sys.exit(main())
