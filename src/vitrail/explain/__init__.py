@@ -209,7 +209,8 @@ def _page(source: str, answer: str, seen: Seen) -> str:
 body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 60rem; margin: 2rem auto;
        padding: 0 1rem }}
 figure {{ margin: 2.5rem 0 }} img {{ max-width: 100% }} figcaption, .note {{ color: #555 }}
-td {{ padding: .1rem 1.5rem .1rem 0 }} td + td {{ text-align: right; font-variant-numeric: tabular-nums }}
+table {{ margin: 1rem 0 }} td, th {{ padding: .1rem 1.5rem .1rem 0; text-align: left }}
+th {{ color: #555; font-weight: 400 }} td + td, th + th {{ text-align: right; font-variant-numeric: tabular-nums }}
 </style>
 <h1>What the model looks at</h1>
 <p>{escape(source)}</p>
@@ -232,7 +233,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
         f"<tr>{''.join(f'<td dir=auto>{escape(_cell(value))}' for value in row.values() if _is_cell(value))}"
         for row in rows
     )
-    return f"<table>{lines}</table>\n"
+    head = "".join(f"<th>{escape(name)}" for name, value in rows[0].items() if _is_cell(value))
+    return f"<table><tr>{head}{lines}</table>\n"
 
 
 def _is_cell(value: Any) -> bool:
