@@ -169,7 +169,7 @@ def test_what_belongs_to_tasks_is_known() -> None:
         ("x = hasattr(task, 'decoder')", "asks for decoder"),
         ("x = getattr(run.task, 'smoothing', 0)", "asks for smoothing"),
         ("x = task.name == 'caption'", "compares with caption"),
-        ("x = task.name in ('caption', 'prefix')", "compares with caption, prefix"),
+        ("x = task.name in ('caption', 'embed')", "compares with caption, embed"),
         ("x = score == 'top1'", "compares with top1"),
         ("match name:\n  case 'classify': pass", "compares with classify"),
     ],

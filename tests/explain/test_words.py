@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def test_each_word_has_its_attention(decoder: str, encoder: Any) -> None:
         assert [{"text": word.text, "p": word.p} for word in own[:-1]] == row["captions"][0]["tokens"]
     tokens = task.features(images)
     prefix = tokens.prefix.shape[1]
-    for piece in pieces:
+    for piece in words:
         assert piece.heat is not None and piece.heat.shape == tokens.grid and 0 < piece.p <= 1
         total = float(piece.heat.sum())
         assert total == pytest.approx(1, abs=1e-5) if not prefix else 0 < total < 1
