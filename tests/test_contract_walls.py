@@ -124,8 +124,8 @@ def faults(tree: ast.AST, data: bool = False) -> Iterator[str]:
                 yield f"{line}: asks for {', '.join(sorted(asked))}"
         elif isinstance(node, ast.Compare | ast.MatchValue) and not data:
             parts = [node.left, *node.comparators] if isinstance(node, ast.Compare) else [node.value]
-            texts = {c.value for part in parts for c in ast.walk(part) if isinstance(c, ast.Constant)}
-            if known := {text for text in texts if isinstance(text, str)} & (set(TASKS) | SCORES):
+            values = {c.value for part in parts for c in ast.walk(part) if isinstance(c, ast.Constant)}
+            if known := {value for value in values if isinstance(value, str)} & (set(TASKS) | SCORES):
                 yield f"{line}: compares with {', '.join(sorted(known))}"
 
 

@@ -362,6 +362,10 @@ class Task(nn.Module):
         """The modules that export writes; `answer` calls only these."""
         return {"model": self}
 
+    def component_inputs(self, batch: Batch) -> dict[str, tuple[Any, ...]]:
+        """What each of `components` is called with for a batch."""
+        return {"model": (batch["image"],)}
+
     def explained(self, batch: Batch) -> Tensor:
         """The scalars [B] that relevance maps explain, such as the logit of the best class."""
         raise UserError(f"the task {self.name} has no output that a map could explain")
