@@ -145,7 +145,7 @@ def bound(tree: ast.AST) -> set[str]:
 SCORES = {score.name for name in TASKS if (score := task_class(name).score) is not None}
 
 
-@pytest.mark.parametrize("path", files())
+@pytest.mark.parametrize("path", [*files()])
 def test_no_code_knows_a_particular_task(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = list(faults(tree, data=path.relative_to(SOURCE).parts[0] == "data"))
@@ -169,7 +169,7 @@ def test_what_belongs_to_tasks_is_known() -> None:
         ("x = hasattr(task, 'decoder')", "asks for decoder"),
         ("x = getattr(run.task, 'smoothing', 0)", "asks for smoothing"),
         ("x = task.name == 'caption'", "compares with caption"),
-        ("x = task.name in ('caption', 'prefix')", "compares with caption, prefix"),
+        ("x = task.name in ('caption', 'embed')", "compares with caption, embed"),
         ("x = score == 'top1'", "compares with top1"),
         ("match name:\n  case 'classify': pass", "compares with classify"),
     ],

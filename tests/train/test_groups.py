@@ -128,6 +128,8 @@ def test_so_has_every_part_of_a_variant(name: str) -> None:
 def test_so_has_the_model_of_every_recipe(name: str) -> None:
     run = RECIPES[name](5000)
     model, settings = run.model, run.task
+    if isinstance(settings, Captioning) and settings.decoder == "language_model":
+        pytest.skip("starts from a language model: tested below, with a tiny one")
     words = Tokenizer.train(["a dog runs", "a cat sits"], "words", 50)
     with torch.device("meta"):
         encoder = encoder_for(model)
