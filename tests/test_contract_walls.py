@@ -27,16 +27,13 @@ FREE = ("tasks", "recipes")
 """rooms that know tasks"""
 READERS = {"zoo/assemble.py", "zoo/captioners.py", "zoo/native.py"}
 """make the task that a checkpoint holds"""
-PENDING = {"zoo/__init__.py"}
-"""still knows some, in `create` and `load`; the test fails as soon as it does not"""
 
 
 def files() -> Iterator[Any]:
     for path in sorted(SOURCE.rglob("*.py")):
         name = path.relative_to(SOURCE).as_posix()
         if name.split("/")[0] not in FREE and name not in READERS:
-            marks = [pytest.mark.xfail(strict=True)] if name in PENDING else []
-            yield pytest.param(path, id=name, marks=marks)
+            yield pytest.param(path, id=name)
 
 
 ASKING = {"isinstance", "issubclass", "hasattr", "getattr", "type"}

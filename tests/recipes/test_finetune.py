@@ -28,6 +28,7 @@ from vitrail.recipes.finetune import FEW, FEW_A_CLASS, NARROW, choose, finetune,
 from vitrail.recipes.folder import folder
 from vitrail.report.compare import compare
 from vitrail.tasks.classify import Classes, Classification, Classify
+from vitrail.tasks.encoder import encoder_of
 from vitrail.tasks.knn import Neighbours
 from vitrail.tasks.task import Features, Task
 from vitrail.train import frozen, loop
@@ -37,7 +38,7 @@ from vitrail.train.run import Run
 from vitrail.train.state import RunFolder
 from vitrail.train.tune import Tune, tune
 from vitrail.vit import ViT, ViTConfig
-from vitrail.zoo import change_drop_path, encoder_of
+from vitrail.zoo import change_drop_path
 
 CPU = torch.device("cpu")
 METHODS = ("full", "linear", "lora", "last-blocks", "knn")
