@@ -37,6 +37,7 @@ from vitrail.data.sets import ImageSet, Splits, open_data
 from vitrail.recipes import RECIPES
 from vitrail.recipes.finetune import finetune, resolve_auto
 from vitrail.start import score_features
+from vitrail.tasks.encoder import encoder_of
 from vitrail.train.build import build, evaluation_loader
 from vitrail.train.frozen import fit_frozen
 from vitrail.train.loop import evaluate, fit
@@ -170,7 +171,7 @@ def train(splits: Splits, start: str, budget: Budget, seed: int) -> Row:
 def planned(part: ImageSet, start: str, budget: Budget, seed: int) -> Run:
     """The run of either start: they differ in the first weights, in what moves, and in the optimizer."""
     task = zoo.load("classify")
-    run = recipes.from_weights(finetune(len(part)), "classify", zoo.encoder_of(task).config)
+    run = recipes.from_weights(finetune(len(part)), "classify", encoder_of(task).config)
 
     # One evaluation, at the end: no step is chosen, so that noise in choosing does not blur the difference.
     changes: dict[str, Any] = {

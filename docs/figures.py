@@ -46,7 +46,7 @@ def attention() -> None:
         with torch.inference_mode():
             grid = task.features(images).grid
             heat = rollout(attention_maps(task, images), config.prefix_tokens, pool)[0].view(grid)
-        best = task.predict([image])[0].labels[0]
+        best = task.predict([image])[0].row()["labels"][0]
         heat = (heat - heat.min()) / (heat.max() - heat.min())
         heat = torch.nn.functional.interpolate(heat[None, None], size=(32, 32), mode="bilinear")[0, 0]
         pixels = torch.from_numpy(task.preprocess.prepare(image).permute(1, 2, 0).numpy() / 255)
@@ -65,7 +65,7 @@ def captions(data: Path) -> None:
     assert val is not None
     for name, paths, count in (("flickr8k", val.items, 24), ("photos", sorted((data / "photos").iterdir()), 12)):
         chosen = sorted(map(Path, paths), key=lambda path: hashlib.sha256(path.name.encode()).hexdigest())[:count]
-        written = [answer.caption for answer in task.predict([Image.open(path) for path in chosen])]
+        written = [answer.text() for answer in task.predict([Image.open(path) for path in chosen])]
         write_whole(ROOT / "docs" / f"captions-{name}.jpg", sheet(chosen, written))
 
 

@@ -7,17 +7,18 @@ from functools import partial
 from typing import Any
 
 import torch
+from checked import checked
 
 import vitrail
 from vitrail.data.decode import Preprocess
 from vitrail.data.random import draw_key
 from vitrail.data.text import Tokenizer
 from vitrail.sizes import SIZES, config_for
-from vitrail.tasks.caption import Caption, Captioning, numbered
+from vitrail.tasks.caption import Caption, Captioning, Decoding, numbered
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.encoder import encoder_for
+from vitrail.tasks.knn import Neighbours
 from vitrail.tasks.regress import Regress
-from vitrail.tasks.caption.settings import Decoding
 from vitrail.tasks.task import Batch, Task
 
 NANO, EIGHT = SIZES["nano/2"], Preprocess(size=(8, 8))
@@ -27,7 +28,7 @@ WORDS = Tokenizer.train([text for texts in CAPTIONS for text in texts], "words",
 
 def _neighbours() -> Task:
     task = Classify(encoder_for(NANO), ["a", "b"], EIGHT, neighbours=5)
-    task.head.build_index(torch.randn(5, 64), torch.tensor([0, 1, 1, 0, 1]))
+    checked(Neighbours, task.head).build_index(torch.randn(5, 64), torch.tensor([0, 1, 1, 0, 1]))
     return task
 
 

@@ -1,5 +1,6 @@
 """What README and docs name exists, and what they show is fresh."""
 
+import ast
 import importlib.util
 import inspect
 import json
@@ -13,6 +14,8 @@ from documented import PAGES, ROOT
 
 from vitrail.data.decode import MAX_PIXELS
 from vitrail.recipes import RECIPES
+from vitrail.tasks import classify
+from vitrail.tasks.task import Task
 
 FIRST = r"src|docs|tests|bench|results|\.ci"
 
@@ -115,6 +118,24 @@ def test_python_in_the_readme_compiles() -> None:
     assert blocks
     for block in blocks:
         compile(block, "README.md", "exec")
+
+
+def test_the_page_of_the_contract_names_what_tasks_have() -> None:
+    text = (ROOT / "docs" / "tasks.md").read_text()
+    (example,) = ast.parse(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]).body
+    assert isinstance(example, ast.ClassDef) and example.name == classify.Classify.__name__
+    rows = re.findall(r"^\| (`.*?) \|", text.partition("| hook with a default |")[2], re.MULTILINE)
+    hooks = {name for row in rows for name in re.findall(r"`(\w+)", row)}
+    for statement in example.body:
+        if isinstance(statement, ast.FunctionDef):
+            hooks.add(statement.name)
+            continue
+        assert isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
+        hooks.add(statement.targets[0].id)
+        there = vars(classify) | {"Labels": Task.target}
+        assert {node.id for node in ast.walk(statement.value) if isinstance(node, ast.Name)} <= there.keys()
+    assert len(hooks) > 20
+    assert hooks <= {*dir(Task), *Task.__annotations__}
 
 
 def test_the_limit_of_pixels_is_the_one_that_is_documented() -> None:

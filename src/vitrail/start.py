@@ -23,6 +23,7 @@ from vitrail.files import write_whole
 from vitrail.recipes.finetune import resolve_auto
 from vitrail.report import NO_SCORES, write_report
 from vitrail.tasks import task_of
+from vitrail.tasks.encoder import encoder_of
 from vitrail.tasks.task import Task
 from vitrail.train.build import (
     VAL_FRACTION,
@@ -84,7 +85,7 @@ def begin(
     if (init := init or run.init) is not None:
         weights = zoo.load(init)
         # Images come at the size that the checkpoint prepares them at; DINOv2's positions are for larger ones.
-        config = replace(zoo.encoder_of(weights).config, image_size=weights.preprocess.size)
+        config = replace(encoder_of(weights).config, image_size=weights.preprocess.size)
         run = recipes.from_weights(run, init, config)
     if (channels := splits.train.channels) not in (1, 3, run.model.channels):  # others read as these two
         log.warning("the images have %d channels, and so will the model", channels)

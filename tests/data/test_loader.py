@@ -191,7 +191,12 @@ def test_pairs_are_neighbours_and_the_last_of_an_odd_count_is_not_mixed(photos: 
 def test_no_image_is_decoded_twice_for_its_partner(photos: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[int] = []
     read = ImageSet.open
-    monkeypatch.setattr(ImageSet, "open", lambda self, i: (opened.append(i), read(self, i))[1])
+
+    def noted(self: ImageSet, i: int) -> Any:
+        opened.append(i)
+        return read(self, i)
+
+    monkeypatch.setattr(ImageSet, "open", noted)
     an_epoch(photos, batch_size=4, world=2)
     assert len(opened) == len(set(opened)) == 12
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from vitrail.data.text import PAD, START, UNKNOWN, Tokenizer
 from vitrail.explain import explain
 from vitrail.explain.figures import draw_words, png
 from vitrail.tasks.caption import Caption, Captioning, Decoding
+from vitrail.tasks.embed import Embed
 from vitrail.tasks.encoder import encoder_for
-from vitrail.tasks.task import Piece
+from vitrail.tasks.task import Batch, Piece, Prediction
 from vitrail.variants import VariantConfig
 
 VIT = VariantConfig(width=16, depth=2, heads=2, patch=4, image_size=(8, 12), registers=1)
@@ -59,9 +61,9 @@ def test_each_word_has_its_attention(decoder: str, encoder: Any) -> None:
         assert [{"text": word.text, "p": word.p} for word in own[:-1]] == row["captions"][0]["tokens"]
     tokens = task.features(images)
     prefix = tokens.prefix.shape[1]
-    for piece in words:
-        assert piece.heat is not None and piece.heat.shape == tokens.grid and 0 < piece.p <= 1
-        total = float(piece.heat.sum())
+    for word in (*words, *others):
+        assert word.heat is not None and word.heat.shape == tokens.grid and 0 < word.p <= 1
+        total = float(word.heat.sum())
         assert total == pytest.approx(1, abs=1e-5) if not prefix else 0 < total < 1
     heats = [word.heat for word in words if word.heat is not None]
     assert len(heats) == 1 or not torch.allclose(heats[0], heats[1])
@@ -89,9 +91,62 @@ def test_attention_is_that_of_the_step_that_chose_the_word(decoder: str) -> None
 
 
 def test_a_decoder_without_attention() -> None:
-    words: list[Piece]
     (words,) = captioner(decoder="recurrent").eval().pieces({"image": torch.randn(1, 3, 8, 12)})
     assert words and all(word.heat is None for word in words)
+
+
+class Spelled(Embed):
+    """A task that answers piece by piece: what `explain` asks of any."""
+
+    attends = True
+
+    def answer(self, batch: Batch) -> list[Prediction]:
+        return [Said("two words") for _ in batch["image"]]
+
+    def pieces(self, batch: Batch) -> list[list[Piece]]:
+        heat = torch.rand(2, 3) if self.attends else None
+        return [[Piece("two", 0.5, heat), Piece(" words", 0.25, heat)] for _ in batch["image"]]
+
+
+@dataclass(frozen=True)
+class Said(Prediction):
+    said: str
+
+    def row(self) -> dict[str, Any]:
+        return {"said": self.said, "by": [{"name": "<i>", "share": 0.123456, "hidden": [1]}]}
+
+    def text(self) -> str:
+        return self.said
+
+
+@pytest.mark.parametrize(
+    "encoder, attends, drawn, note",
+    [
+        (VIT, True, {"words.png", *OF_THE_ENCODER}, None),
+        (VIT, False, OF_THE_ENCODER, "reads the image once"),
+        (CNN, True, {"words.png"}, "no figures of the encoder: explain reads the attention of a Vision"),
+    ],
+)
+def test_explain_a_task_that_answers_in_pieces(
+    tmp_path: Path, encoder: Any, attends: bool, drawn: set[str], note: str | None
+) -> None:
+    task = Spelled(encoder_for(encoder), Preprocess(size=(8, 12), resize="squash"))
+    task.attends = attends
+    result = explain(task, image_file(tmp_path / "a <b>.png"), tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == drawn
+    assert (note is None and not result["notes"]) or note in result["notes"][0]
+    assert result["said"] == "two words" and result["pieces"][1] == {"text": " words", "p": 0.25}
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert "a &lt;b&gt;.png" in page and all(f'src="{name}"' in page for name in drawn)
+    assert "<td dir=auto>&lt;i&gt;<td dir=auto>0.1235" in page and "[1]" not in page and "hidden" not in page
+    numbers = json.loads((tmp_path / "out" / "numbers.json").read_text())
+    assert numbers["by"] == task.predict([Image.new("RGB", (9, 9))])[0].row()["by"]
+    assert ("attention" in numbers) == attends and np.shape(numbers.get("attention", [])) == (
+        (2, 2, 3) if attends else (0,)
+    )
+    if attends:
+        with Image.open(tmp_path / "out" / "words.png") as image:
+            assert len(set(image.convert("L").tobytes())) > 50
 
 
 @pytest.mark.parametrize(
@@ -108,15 +163,12 @@ def test_explain_a_captioner(tmp_path: Path, encoder: Any, decoder: str, drawn: 
     result = explain(task, source, tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == drawn
     assert (note is None and not result["notes"]) or note in result["notes"][0]
-    assert result["caption"] == task.predict([Image.open(source)])[0].row()["caption"]
-    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
-    assert "a &lt;b&gt;.png" in page and all(f'src="{name}"' in page for name in drawn)
+    with Image.open(source) as opened:
+        assert result["caption"] == task.predict([opened])[0].row()["caption"]
     numbers = json.loads((tmp_path / "out" / "numbers.json").read_text())
-    assert numbers["caption"] == result["caption"] and len(numbers["pieces"]) == len(result["pieces"])
+    assert numbers["caption"] == result["caption"] and numbers["pieces"] == result["pieces"]
     if "words.png" in drawn:
         assert len(numbers["attention"]) == len(numbers["pieces"])
-        with Image.open(tmp_path / "out" / "words.png") as image:
-            assert len(set(image.convert("L").tobytes())) > 50
 
 
 def test_letters_that_no_font_has_are_said_once(

@@ -21,8 +21,8 @@ from vitrail.data.decode import Preprocess
 from vitrail.tasks.caption import Caption
 from vitrail.tasks.caption.prefix import PrefixDecoder
 from vitrail.tasks.embed import Embed
+from vitrail.tasks.encoder import encoder_of
 from vitrail.train.state import RunFolder
-from vitrail.zoo import encoder_of
 
 pytest.importorskip("transformers", reason="needs pip install 'vitrail[caption]'")
 pytest.importorskip("pycocoevalcap", reason="needs pip install 'vitrail[caption]'")

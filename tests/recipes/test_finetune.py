@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from checked import checked
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 import vitrail
 from vitrail.cli import main
@@ -27,7 +27,8 @@ from vitrail.recipes import from_weights
 from vitrail.recipes.finetune import FEW, FEW_A_CLASS, NARROW, choose, finetune, resolve_auto
 from vitrail.recipes.folder import folder
 from vitrail.report.compare import compare
-from vitrail.tasks.classify import Classification, Classify
+from vitrail.tasks.classify import Classes, Classification, Classify
+from vitrail.tasks.encoder import encoder_of
 from vitrail.tasks.knn import Neighbours
 from vitrail.tasks.task import Features, Task
 from vitrail.train import frozen, loop
@@ -37,7 +38,7 @@ from vitrail.train.run import Run
 from vitrail.train.state import RunFolder
 from vitrail.train.tune import Tune, tune
 from vitrail.vit import ViT, ViTConfig
-from vitrail.zoo import change_drop_path, encoder_of
+from vitrail.zoo import change_drop_path
 
 CPU = torch.device("cpu")
 METHODS = ("full", "linear", "lora", "last-blocks", "knn")
@@ -90,7 +91,7 @@ def test_every_method_leaves_one_kind_of_run(
         1,
     )
     assert not [name for name in model.state_dict() if "lora" in name]
-    assert model.predict([Image.new("RGB", (20, 20))])[0].labels[0]["score"] > 1 / 3
+    assert checked(Classes, model.predict([Image.new("RGB", (20, 20))])[0]).labels[0]["score"] > 1 / 3
     assert main(["eval", str(out), "--data", str(images), "--json"]) == 0
     scores = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert scores["count"] == 18
@@ -111,7 +112,8 @@ def test_images_of_five_channels_make_a_model_of_five(recipe: str, weights: Path
     assert main([*args, "--image-size", "16", "16", "--epochs", "1", "--workers", "0", "--device", "cpu"]) == 0
     model = vitrail.load(tmp_path / "run")
     assert model.preprocess.channels == 5 == len(model.preprocess.mean)
-    assert model.predict([torch.zeros(5, 20, 20, dtype=torch.uint8)])[0].labels
+    (answer,) = model.predict([torch.zeros(5, 20, 20, dtype=torch.uint8)])
+    assert checked(Classes, answer).labels
 
 
 def start_of(weights: Path) -> dict[str, Tensor]:
@@ -163,7 +165,7 @@ def test_the_linear_head_is_where_training_it_would_end(images: Path, weights: P
     strength = min(rows, key=lambda row: row["cross_entropy"])["strength"]
     inputs, labels = zip(*((b["image"], b["label"]) for b in parts.train.evaluation()), strict=True)
     std = features(parts.task, parts.train).vectors.double().std(dim=0, correction=0)
-    head = task.head.linear
+    head = checked(nn.Linear, task.get_submodule("head.linear"))
     loss = F.cross_entropy(task(torch.cat(inputs).double()), torch.cat(labels))
     (loss + strength / 2 * (head.weight * std).square().sum()).backward()
     assert head.weight.grad is not None and head.bias.grad is not None

@@ -23,6 +23,7 @@ from vitrail.errors import UserError
 from vitrail.recipes import RECIPES, from_weights
 from vitrail.sizes import SIZES, config_for
 from vitrail.tasks.caption import Caption, Captioning, Decoding
+from vitrail.tasks.classify import Classes, Classification
 from vitrail.tasks.encoder import encoder_for
 from vitrail.train.build import start
 from vitrail.train.run import Run, _chosen
@@ -95,9 +96,7 @@ def test_encoders_of_the_ladder_are_about_as_large() -> None:
 
 
 def loaded(path: Path) -> Caption:
-    task = vitrail.load(path)
-    assert isinstance(task, Caption)
-    return task
+    return checked(Caption, vitrail.load(path))
 
 
 @pytest.mark.slow
@@ -115,8 +114,8 @@ def test_what_a_captioner_has_learned_is_kept(
     match, larger_images = loaded(tmp_path / "match"), loaded(tmp_path / "coca")
     assert larger_images.tokenizer.fingerprint == match.tokenizer.fingerprint
     assert larger_images.preprocess.size == (48, 48)
-    words = [task.get_parameter("decoder.embedding.weight") for task in (larger_images, match)]
-    near = torch.nn.functional.cosine_similarity(*words)
+    after, learned = (task.get_parameter("decoder.embedding.weight") for task in (larger_images, match))
+    near = torch.nn.functional.cosine_similarity(after, learned)
     assert near.median() > 0.9, "the words are those that were learned before"
     scst = ["--init", str(tmp_path / "coca"), "--epochs", "1", "--out", str(tmp_path / "scst")]
     assert main(["train", "caption-scst", *common, *scst]) == 0
@@ -163,8 +162,8 @@ def test_recipe_runs_a_few_steps(name: str, images: Path, tmp_path: Path) -> Non
     model = vitrail.load(tmp_path / "run")
     assert model.classes == ["dark", "light", "middle"]
     assert model.preprocess.channels == run.model.channels
-    answer = model.predict([Image.new("RGB", (50, 40), (40, 40, 40))])[0]
-    assert sum(label["score"] for label in answer.labels) > 0
+    (answer,) = model.predict([Image.new("RGB", (50, 40), (40, 40, 40))])
+    assert sum(label["score"] for label in checked(Classes, answer).labels) > 0
 
 
 @pytest.mark.parametrize("name", RECIPES)

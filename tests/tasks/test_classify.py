@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from checked import checked
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
 import vitrail
 from vitrail.data.decode import Preprocess
 from vitrail.errors import UserError
 from vitrail.sizes import SIZES
-from vitrail.tasks.classify import Classification, Classify, ClassifyMetric, calibration_error
+from vitrail.tasks.classify import Classes, Classification, Classify, ClassifyMetric, calibration_error
 from vitrail.vit import ViT
 
 NANO = SIZES["nano/2"]
@@ -20,7 +21,7 @@ NANO = SIZES["nano/2"]
 def classifier(**options: object) -> Classify:
     torch.manual_seed(0)
     task = Classify(ViT(NANO), ["a", "b", "c"], Preprocess(size=(8, 8)), **options)  # type: ignore[arg-type]
-    torch.nn.init.normal_(task.head.linear.weight)
+    torch.nn.init.normal_(task.get_parameter("head.linear.weight"))
     return task
 
 
@@ -132,11 +133,12 @@ def test_predict_answers_in_order_best_first() -> None:
     answers = task.predict(images, batch_size=2)
     assert len(answers) == 5
     for image, answer in zip(images, answers, strict=True):
-        scores = [label["score"] for label in answer.labels]
+        labels = checked(Classes, answer).labels
+        scores = [label["score"] for label in labels]
         assert scores == sorted(scores, reverse=True) and sum(scores) == pytest.approx(1)
         alone = task(task.preprocess(image)[None]).softmax(1)[0]
         assert scores[0] == pytest.approx(alone.max().item(), rel=1e-4)
-        assert answer.labels[0]["label"] == task.classes[int(alone.argmax())]
+        assert labels[0]["label"] == task.classes[int(alone.argmax())]
 
 
 def test_public_names() -> None:

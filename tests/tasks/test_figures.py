@@ -13,7 +13,7 @@ WHITE = (255, 255, 255)
 
 def ink(figure: Image.Image, top: int) -> np.ndarray:
     """Where anything is drawn below a row."""
-    return (np.asarray(figure)[top:] < 200).any(axis=2)
+    return np.asarray((np.asarray(figure)[top:] < 200).any(axis=2))
 
 
 @pytest.mark.parametrize("size", [(8, 8), (1, 1), (640, 480), (1600, 4), (4, 1600), (300, 900)])

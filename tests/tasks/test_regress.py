@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checked import checked
 from PIL import Image
 from safetensors.torch import load_file
 
 import vitrail
 from vitrail.cli import main
 from vitrail.errors import UserError
-from vitrail.tasks.classify import Classify
+from vitrail.tasks.classify import Classes, Classify
 from vitrail.tasks.regress import Regress, Values
 from vitrail.zoo import convert
 
@@ -113,7 +114,7 @@ def test_one_output_is_a_sigmoid_wherever_it_comes_from(tmp_path: Path) -> None:
         with torch.inference_mode():
             pixels = torch.stack([task.preprocess(image) for image in IMAGES])
             logits = model(pixels) if place == "timm" else fresh.eval()(pixels)
-        scores = [answer.labels[0]["score"] for answer in task.predict(IMAGES)]
+        scores = [checked(Classes, answer).labels[0]["score"] for answer in task.predict(IMAGES)]
         assert scores == pytest.approx(logits.sigmoid().flatten().tolist(), abs=1e-5) and scores[0] < 1
 
 
@@ -189,10 +190,11 @@ def test_the_commands_with_a_head_of_values(
 def test_a_head_of_values_becomes_a_fresh_one_for_classes(tmp_path: Path) -> None:
     saved(tmp_path, "ViT", "value")
     fresh = vitrail.load(tmp_path, classes=1)
-    assert isinstance(fresh, Classify) and not fresh.head.linear.weight.any()
+    assert isinstance(fresh, Classify) and not fresh.get_parameter("head.linear.weight").any()
     assert vitrail.load(tmp_path, task="regress").name == "regress"
     weights = load_file(tmp_path / "model.safetensors")
-    torch.testing.assert_close(vitrail.load(tmp_path).head.linear.weight, weights["classifier.weight"])  # type: ignore[union-attr]
+    own = vitrail.load(tmp_path).get_parameter("head.linear.weight")
+    torch.testing.assert_close(own, weights["classifier.weight"])
     with pytest.raises(UserError, match="holds the task regress and does not load as classify; with classes=N"):
         vitrail.load(tmp_path, task="classify")
     for use in (vitrail.load(tmp_path).loss, lambda _: vitrail.load(tmp_path).metric()):

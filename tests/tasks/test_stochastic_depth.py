@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from checked import checked
 from torch import Tensor
 
 from vitrail.data.decode import Preprocess
@@ -22,7 +23,7 @@ from vitrail.train.loop import LossModule
 from vitrail.train.run import Run
 from vitrail.train.tune import Method, Tune, tune
 from vitrail.variants import VariantConfig
-from vitrail.vit import ViTConfig
+from vitrail.vit import ViT, ViTConfig
 
 RATE = 0.5
 PLAIN = ViTConfig(16, 4, 2, 4, (8, 8), drop_path=RATE)
@@ -82,7 +83,7 @@ def test_branches_are_skipped_as_often_as_the_rate_of_their_block_says() -> None
 def test_every_kind_of_block_leaves_out_just_the_branches_that_are_skipped(name: str) -> None:
     config = VariantConfig(16, 2, 2, 4, image_size=(16, 16), drop_path=RATE, **VARIANTS[name])
     torch.manual_seed(0)
-    encoder = encoder_for(config).train()
+    encoder = checked(ViT, encoder_for(config)).train()
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -187,7 +188,8 @@ def test_a_loaders_batches_bring_what_is_drawn_by() -> None:
             components.task.train()
             keep = components.task.keep(batch)
             assert keep is not None and keep.shape == (128, 2, 2)
-            assert torch.equal(keep, components.task.keep(next(iter(components.train.batches(start)))))
+            again = components.task.keep(next(iter(components.train.batches(start))))
+            assert again is not None and torch.equal(keep, again)
             by_sample = dict(zip(batch["sample"].tolist(), keep, strict=True))
             found[seed, start // steps] = by_sample
     first, *others = found.values()

@@ -16,9 +16,10 @@ from vitrail.data.decode import Preprocess
 from vitrail.data.text import Tokenizer
 from vitrail.recipes import RECIPES
 from vitrail.tasks.caption import Caption, Captioning
+from vitrail.tasks.caption.prefix import PrefixDecoder
+from vitrail.tasks.caption.settings import LanguageSettings
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.encoder import KINDS, Encoder, encoder_for, layers
-from vitrail.tasks.prefix import PrefixCaption, Prefixed
 from vitrail.tasks.task import Task
 from vitrail.train.lora import add_lora
 from vitrail.train.optim import Optim, groups
@@ -127,6 +128,8 @@ def test_so_has_every_part_of_a_variant(name: str) -> None:
 def test_so_has_the_model_of_every_recipe(name: str) -> None:
     run = RECIPES[name](5000)
     model, settings = run.model, run.task
+    if isinstance(settings, Captioning) and settings.decoder == "language_model":
+        pytest.skip("starts from a language model: tested below, with a tiny one")
     words = Tokenizer.train(["a dog runs", "a cat sits"], "words", 50)
     with torch.device("meta"):
         encoder = encoder_for(model)
@@ -141,27 +144,29 @@ def test_so_has_every_kind_of_encoder(kind: str) -> None:
     check(classifier(encoder_for(KINDS[kind]())))
 
 
-@pytest.mark.parametrize("join", ["mlp", "transformer", "projection"])
-def test_so_has_a_language_model_behind_a_prefix(join: Any, tmp_path: Path) -> None:
+def prefixed(folder: Path, **changes: Any) -> Caption:
+    """A captioner with a tiny language model."""
     pytest.importorskip("transformers", reason="needs pip install 'vitrail[caption]'")
-    tiny_captioners.language_model(tmp_path / "lm")
-    config = Prefixed(
-        language_model=str(tmp_path / "lm"), prefix_length=3, join_depth=2, join=join, tune_language=join == "mlp"
-    )
+    tiny_captioners.language_model(folder)
+    model, vocabulary, words = captioners.language_model(str(folder))
+    language = LanguageSettings(language_model=str(folder), prefix_length=3, join_depth=2, **changes)
+    settings = Captioning(decoder="language_model", smoothing=0.0, lower=False, language=language)
     encoder = encoder_for(ViTConfig(24, 2, 2, 8, (16, 16)))
-    check(PrefixCaption(encoder, config, *captioners.language_model(str(tmp_path / "lm")), Preprocess()))
+    decoder = PrefixDecoder(model, vocabulary, language, encoder.config)
+    return Caption(encoder, settings, words, Preprocess(), decoder)
+
+
+@pytest.mark.parametrize("join", ["mlp", "transformer", "projection"])
+def test_so_has_a_language_model_behind_a_prefix(join: str, tmp_path: Path) -> None:
+    check(prefixed(tmp_path / "lm", join=join, tune_language=join == "mlp"))
 
 
 def test_the_queries_of_a_joining_transformer_do_not_decay(tmp_path: Path) -> None:
-    pytest.importorskip("transformers", reason="needs pip install 'vitrail[caption]'")
-    tiny_captioners.language_model(tmp_path / "lm")
-    config = Prefixed(language_model=str(tmp_path / "lm"), prefix_length=3, join_depth=1)
-    encoder = encoder_for(ViTConfig(24, 2, 2, 8, (16, 16)))
-    task = PrefixCaption(encoder, config, *captioners.language_model(str(tmp_path / "lm")), Preprocess())
+    task = prefixed(tmp_path / "lm")
     adamw, muon = groups(task, Optim(optimizer="muon", weight_decay=0.3))
     decaying = {p for group in adamw + muon if group["weight_decay"] for p in group["params"]}
-    assert task.get_parameter("join.queries") not in decaying
-    assert task.get_parameter("join.project.weight") in decaying
+    assert task.get_parameter("decoder.join.queries") not in decaying
+    assert task.get_parameter("decoder.join.project.weight") in decaying
 
 
 def test_what_is_declared_exists() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from checked import checked
 from torch import Tensor, nn
 
 from vitrail.data.augment import Augment
@@ -39,7 +40,7 @@ CPU = torch.device("cpu")
 def small_run(**changes: object) -> Run:
     """Digits with everything that is random switched on."""
     run = RECIPES["digits"](1000)
-    model = replace(run.model, width=16, depth=2, heads=2, dropout=0.1, drop_path=0.2, stem=(4,))
+    model = replace(checked(ViTConfig, run.model), width=16, depth=2, heads=2, dropout=0.1, drop_path=0.2, stem=(4,))
     augment = Augment(crop="shift", shift=1, flip=True, mixup=0.3, erase=0.2)
     run = replace(run, model=model, augment=augment, optim=replace(run.optim, ema=0.9), batch_size=32, eval_every=0.5)
     return replace(run, **changes)  # type: ignore[arg-type]
@@ -66,7 +67,12 @@ def test_of_equal_scores_the_later_is_kept(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(loop, "evaluate", lambda task, *rest: {task.score.name: next(scores, 0.0)})
     seen: list[str] = []
     save = Task.save
-    monkeypatch.setattr(Task, "save", lambda task, path, *rest: (seen.append(path.name), save(task, path, *rest)))
+
+    def noted(task: Task, path: Path, *rest: Any) -> None:
+        seen.append(path.name)
+        save(task, path, *rest)
+
+    monkeypatch.setattr(Task, "save", noted)
     train(small_run(eval_every=10 / 57), tmp_path / "run")
     assert seen[:5] == ["best", "last", "best", "last", "last"]
 
@@ -120,7 +126,8 @@ def test_another_seed_gives_another_run(tmp_path: Path) -> None:
 def plain_run(**changes: Any) -> Run:
     """With stochastic depth alone. Batch norm's statistics and dropout's draws are those of a micro-batch."""
     run = small_run(augment=Augment(), optim=replace(small_run().optim, optimizer="sgd", lr=0.1, ema=0.0))
-    return replace(run, model=replace(run.model, dropout=0.0, drop_path=0.5, depth=3, stem=()), **changes)
+    model = replace(checked(ViTConfig, run.model), dropout=0.0, drop_path=0.5, depth=3, stem=())
+    return replace(run, model=model, **changes)
 
 
 @pytest.mark.parametrize("accumulate", [2, 3, 4, 32])
@@ -203,7 +210,7 @@ def test_a_loss_that_is_not_finite_names_step_and_layer(tmp_path: Path) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x * float("inf")
 
-    components.task.encoder.blocks[1].norm2 = Overflow()  # type: ignore[union-attr,index]
+    components.task.encoder.blocks[1].norm2 = Overflow()
     folder = RunFolder(tmp_path / "run")
     folder.begin(run, components.task.classes)
     before = {name: value.clone() for name, value in components.task.named_parameters()}
@@ -267,7 +274,7 @@ def test_a_worker_leaves_ctrl_c_to_its_parent(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with loop.stop_asked() as stop:
-        monkeypatch.setattr(loop.os, "getpid", lambda: -1)
+        monkeypatch.setattr(os, "getpid", lambda: -1)
         signal.raise_signal(signal.SIGINT)
         assert not stop.asked and not caplog.records
         monkeypatch.undo()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from checked import checked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
@@ -14,7 +15,7 @@ from torch import Tensor
 
 import vitrail
 from vitrail.data.sets import open_data
-from vitrail.tasks.classify import Classify
+from vitrail.tasks.classify import Classes, Classify
 from vitrail.tasks.knn import Neighbours
 from vitrail.tasks.linear_probe import STRENGTHS, linear_probe, logistic_regression, scores_of
 from vitrail.tasks.task import Features
@@ -141,7 +142,7 @@ def test_features_are_what_enters_the_head_read_once_in_order() -> None:
     assert torch.equal(found.labels, part.labels) and found.vectors.shape == (300, 64)
     images = torch.stack([task.preprocess(part.image(i)) for i in range(300)])
     with torch.no_grad():
-        torch.testing.assert_close(task.head(found.vectors), task(images), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(task.get_submodule("head")(found.vectors), task(images), rtol=1e-4, atol=1e-5)
 
 
 def could_win(known: Features, wanted: Features, chosen: Tensor) -> Tensor:
@@ -165,12 +166,12 @@ def test_the_bundled_head_answers_as_the_probe(tmp_path: object) -> None:
     # `predict` answers in fp32; left to itself the probe reads in bf16 where the processor has that.
     known, wanted = (features(encoder, evaluation_loader(encoder, part, CPU), "fp32") for part in (train, asked))
     task = Classify(encoder.encoder, train.classes, encoder.preprocess, neighbours=len(train))
-    task.head.build_index(*known)
-    answers = task.predict([asked.image(i) for i in range(50)])
-    chosen = torch.tensor([train.classes.index(answer.labels[0]["label"]) for answer in answers])
+    checked(Neighbours, task.head).build_index(*known)
+    answers = [checked(Classes, answer).labels for answer in task.predict([asked.image(i) for i in range(50)])]
+    chosen = torch.tensor([train.classes.index(labels[0]["label"]) for labels in answers])
     assert could_win(known, wanted, chosen).all()
     assert could_win(known, wanted, knn(known, wanted.vectors, 10).argmax(1)).all()
     # A class chosen blindly would be found out: of almost no image could two win.
     others = [could_win(known, wanted, torch.full((50,), i)) for i in range(10)]
     assert torch.stack(others).sum() <= 55
-    assert sum(label["score"] for label in answers[0].labels) <= 1 + 1e-5
+    assert sum(label["score"] for label in answers[0]) <= 1 + 1e-5

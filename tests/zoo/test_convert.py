@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from checked import checked
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -17,7 +18,7 @@ import vitrail
 from vitrail.cli import main
 from vitrail.data.decode import Preprocess
 from vitrail.errors import UserError
-from vitrail.tasks.classify import Classify
+from vitrail.tasks.classify import Classes, Classify
 from vitrail.tasks.task import Task
 from vitrail.zoo import convert, huggingface, load_certified
 
@@ -172,8 +173,10 @@ def test_preprocessing_and_names_travel_through_the_commands(
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     wanted = model.predict([Image.open(row["image"]) for row in rows])
     for row, answer in zip(rows, wanted, strict=True):
-        assert [label["label"] for label in row["labels"]] == [label["label"] for label in answer.labels]
-        assert row["labels"][0]["score"] == pytest.approx(answer.labels[0]["score"], abs=1e-4)
+        assert [label["label"] for label in row["labels"]] == [
+            label["label"] for label in checked(Classes, answer).labels
+        ]
+        assert row["labels"][0]["score"] == pytest.approx(checked(Classes, answer).labels[0]["score"], abs=1e-4)
     assert main(["eval", str(tmp_path / "out"), "--data", str(folder), "--json", "--device", "cpu"]) == 0
     scores = json.loads(capsys.readouterr().out)
     right = sum(row["labels"][0]["label"] == Path(row["image"]).parent.name for row in rows)
@@ -192,7 +195,8 @@ def test_scores_of_each_class_for_itself_travel(tmp_path: Path) -> None:
     model.loss_kind = "sigmoid"
     model.save(tmp_path / "own")
     convert(tmp_path / "own", tmp_path / "hf", "hf")
-    wanted, found = (task.predict([image(torch.ones(3))])[0].labels for task in (model, vitrail.load(tmp_path / "hf")))
+    answers = [task.predict([image(torch.ones(3))])[0] for task in (model, vitrail.load(tmp_path / "hf"))]
+    wanted, found = (checked(Classes, answer).labels for answer in answers)
     assert [label["score"] for label in found] == pytest.approx([label["score"] for label in wanted], abs=1e-4)
     assert sum(label["score"] for label in found) != pytest.approx(1, abs=0.01)
 

@@ -279,7 +279,7 @@ def test_the_papers_code_without_positions(tmp_path: Path, today: bool) -> None:
     arrays = hybrid((1,)) if today else paper(token=False)
     del arrays["Transformer/posembed_input/pos_embedding"]
     task = vitrail.load(saved(tmp_path / "a.npz", linen(arrays) if today else arrays))
-    assert task.encoder.config.positions == "none"  # type: ignore[union-attr]
+    assert task.encoder.config.positions == "none"
 
 
 @pytest.mark.parametrize("arrays", BIG)

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 import vitrail
 from vitrail.errors import UserError
-from vitrail.zoo import encoder_of, huggingface
+from vitrail.tasks.encoder import encoder_of
+from vitrail.zoo import huggingface
 from vitrail.zoo.files import open_files
 from vitrail.zoo.huggingface.kinds import KINDS
 from vitrail.zoo.huggingface.processor import preprocess, settings, settings_of

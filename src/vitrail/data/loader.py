@@ -50,8 +50,8 @@ class Loader:
 
     A batch is a dict: `image` float32 [B, C, H, W], normalised; the fields of the target (see `vitrail.data.targets`),
     which is the set's own, or `target` in its place; `sample` int64 [B], numbers in the set; `epoch` [] and `key` [],
-    by which a loss draws (see `vitrail.data.random`). Where the target is spatial, `affine` is that of its images, and in
-    evaluation `truth` the entries as they were read. Where a sample becomes several images (`View`), `views` lists
+    by which a loss draws (see `vitrail.data.random`). Where the target is spatial, `affine` is that of its images, and
+    in evaluation `truth` the entries as they were read. Where a sample becomes several images (`View`), `views` lists
     them, of which `image` is the first. `prepare` is a task's own way to take an image in evaluation.
 
     `batch_size` counts the images of a step over all `world` processes. Where the augmentation mixes images, the places

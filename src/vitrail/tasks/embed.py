@@ -34,6 +34,7 @@ class Embed(Task):
     """Key of a batch: `image` [B, C, H, W], normalised floats. It has nothing to train and no score of its own."""
 
     name = "embed"
+    headless = True
     portable = True
 
     def __init__(self, encoder: Encoder, preprocess: Preprocess) -> None:
@@ -49,7 +50,7 @@ class Embed(Task):
     def with_classes(self, classes: list[str]) -> Task:
         from vitrail.tasks.classify import Classify
 
-        return Classify(self.encoder, classes, self.preprocess)
+        return Classify(self.encoder, classes, self.preprocess) if classes else self
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [B, C, H, W] to pooled vectors [B, D]."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from vitrail.baselines import CNN, MLP, RNN, CNNConfig, MLPConfig, ResNet, ResNetConfig, RNNConfig
+from vitrail.errors import UserError
 from vitrail.variants import VariantConfig, VariantViT, patches_for
 from vitrail.vit import ViT, ViTConfig
+
+if TYPE_CHECKING:
+    from vitrail.tasks.task import Task
 
 Encoder = ViT | MLP | CNN | ResNet | RNN
 """takes normalised images [B, C, H, W] to Tokens, and `pool` takes those to one vector an image, [B, D]"""
@@ -38,6 +42,14 @@ KINDS: dict[str, type[Any]] = {
 def encoder_for(config: EncoderConfig) -> Encoder:
     """A fresh encoder of a config."""
     return NETWORKS[type(config)](config)
+
+
+def encoder_of(task: Task) -> Encoder:
+    """The task's encoder: a Vision Transformer, or one of `baselines/`."""
+    encoder = task.encoder
+    if not isinstance(encoder, Encoder):
+        raise UserError(f"the model of task {task.name} has no encoder that vitrail could change or train on")
+    return encoder
 
 
 def layers(encoder: nn.Module) -> list[list[nn.Parameter]]:

@@ -36,7 +36,7 @@ class Headed(Task):
     def with_classes(self, classes: list[str]) -> Task:
         from vitrail.tasks.classify import Classify
 
-        return Classify(self.encoder, classes, self.preprocess)
+        return Classify(self.encoder, classes, self.preprocess) if classes else super().with_classes(classes)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Normalised images [B, C, H, W] to the head's outputs [B, K]; `keep` is stochastic depth's."""

@@ -169,6 +169,8 @@ class Task(nn.Module):
     """the loss does not split over a batch: accumulation is refused, and processes join through `gather`"""
     metric_reads: ClassVar[Literal["outputs", "answers"]] = "outputs"
     """what the metric is updated with: what `forward` gives for a batch, or what `answer` does"""
+    headless: ClassVar[bool] = False
+    """an encoder and nothing after it, which the weights of any task hold (see `with_classes`)"""
     portable: bool = False
     """other libraries' checkpoints have a place for it: an encoder, alone or with a head"""
     solved: ClassVar[tuple[str, ...]] = ()
@@ -229,8 +231,16 @@ class Task(nn.Module):
         """The task of a checkpoint's `config.json`, with fresh weights."""
 
     def with_classes(self, classes: list[str]) -> Task:
-        """The same encoder with a fresh head for other classes. UserError for a task without classes."""
-        raise UserError(f"the task {self.name} has no classes to change: load it with task='embed' for its encoder")
+        """The same encoder with a fresh head for other classes, or without a head where there are none.
+
+        UserError for a task without classes, or with an encoder that makes no vectors.
+        """
+        from vitrail.tasks.embed import Embed
+        from vitrail.tasks.encoder import encoder_of
+
+        if classes:
+            raise UserError(f"the task {self.name} has no classes to change: load it with task='embed' for its encoder")
+        return Embed(encoder_of(self), self.preprocess)
 
     # From an image to an answer
 
@@ -377,7 +387,7 @@ class Task(nn.Module):
         return {"model": self}
 
     def component_inputs(self, batch: Batch) -> dict[str, tuple[Any, ...]]:
-        """What each of `components` is called with for a batch: examples to export with."""
+        """What each of `components` is called with for a batch."""
         return {"model": (batch["image"],)}
 
     def explained(self, batch: Batch) -> Tensor:

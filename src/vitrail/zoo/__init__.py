@@ -19,14 +19,12 @@ from vitrail.errors import UserError, warn_once
 from vitrail.files import refuse_url
 from vitrail.sizes import config_for
 from vitrail.tasks import task_class
-from vitrail.tasks.classify import Classify
-from vitrail.tasks.embed import Embed
-from vitrail.tasks.encoder import Encoder, encoder_for
+from vitrail.tasks.encoder import Encoder, encoder_for, encoder_of
 from vitrail.tasks.task import Task
 from vitrail.variants import resize
 from vitrail.vit import ViT, ViTConfig
 from vitrail.zoo import hub
-from vitrail.zoo.assemble import assemble, recognise, source_named
+from vitrail.zoo.assemble import assemble, recognise, source_named, task_around
 from vitrail.zoo.certificate import Certificate, certify
 from vitrail.zoo.certificate import verify as compare
 from vitrail.zoo.filled import check_encoder
@@ -48,18 +46,16 @@ def create(
 ) -> Task:
     """A fresh model: `create("S/16", classes=5, channels=4, image_size=(96, 128))`.
 
-    `size` names one of `vitrail.sizes.SIZES`; `changes` are fields of `ViTConfig`
-    or `VariantConfig`. `classes` is a number or the names;
-    without it the model is an encoder that gives pooled vectors [B, D]. `hidden` makes the paper's pre-training head.
+    `size` names one of `vitrail.sizes.SIZES`; `changes` are fields of `ViTConfig` or `VariantConfig`. `classes` is a
+    number or the names; without it the model is an encoder that gives pooled vectors [B, D]. `hidden` makes the
+    paper's pre-training head.
     """
     config = config_for(size, **changes)
     encoder = encoder_for(config)
     if preprocess is None:
         half = (0.5,) * config.channels
         preprocess = Preprocess(size=config.image_size, mean=half, std=half, channels=config.channels)
-    if classes is None:
-        return Embed(encoder, preprocess)
-    return Classify(encoder, _names(classes), preprocess, hidden=hidden)
+    return task_around(encoder, preprocess, None if classes is None else _names(classes), hidden=hidden)
 
 
 def load(
@@ -80,8 +76,8 @@ def load(
     the head out. Weights are float32 unless `dtype` says otherwise. `revision` is a branch, tag or commit on the Hub.
     `verify` logs the certificate, with the differences from the source library's own model where it is installed.
     """
-    if task is not None:
-        task_class(task)
+    wanted = None if task is None else task_class(task)
+    headless = classes == 0 or (wanted is not None and wanted.headless)
     model, certificate = load_certified(source, dtype, revision, verify)
     notes = certificate.notes
     if channels not in (None, model.preprocess.channels):
@@ -92,9 +88,9 @@ def load(
         if size != model.preprocess.size:
             notes.append("positions interpolated from {}x{} pixels to {}x{}".format(*model.preprocess.size, *size))
         change_size(model, size)
-    if task == "embed" or classes == 0:
+    if headless:
         notes.append("the head left out")
-        model = Embed(encoder_of(model), model.preprocess)
+        model = model.with_classes([])
     elif classes is not None and classes != len(model.classes):
         changed = model.with_classes(_names(classes))
         if changed is not model:
@@ -271,14 +267,6 @@ def check_filled(task: Task, source: str, seed: int) -> None:
         return encoder_of(load(source, channels=config.channels, image_size=config.image_size)).state_dict()
 
     check_encoder(encoder, fresh, given, source)
-
-
-def encoder_of(task: Task) -> Encoder:
-    """The task's encoder: a Vision Transformer, or one of `baselines/`."""
-    encoder = task.encoder
-    if not isinstance(encoder, Encoder):
-        raise UserError(f"the model of task {task.name} has no encoder that vitrail could change or train on")
-    return encoder
 
 
 def _names(classes: int | Sequence[str]) -> list[str]:

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from vitrail.data.decode import MAX_CHANNELS
+from vitrail.data.decode import MAX_CHANNELS, Preprocess
 from vitrail.errors import UserError, first_line
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.embed import Embed
-from vitrail.tasks.encoder import encoder_for
+from vitrail.tasks.encoder import Encoder, encoder_for
 from vitrail.tasks.regress import Regress
-from vitrail.tasks.task import Task
+from vitrail.tasks.task import Problem, Task
 from vitrail.variants import simplest
 from vitrail.zoo.entries import choose
 from vitrail.zoo.files import open_files
@@ -153,13 +153,26 @@ def _build(files: Files, found: Found) -> Task:
         raise UserError(
             f"{files.path}: its config asks for {config.depth} blocks at {config.image_size}, its weights do not"
         )
-    encoder = encoder_for(simplest(config))
-    if found.classes is None:
-        return Embed(encoder, found.preprocess)
-    if found.problem == "regression":
-        return Regress(encoder, found.classes, found.preprocess, hidden=found.hidden)
-    loss: Literal["softmax", "sigmoid"] = "sigmoid" if found.problem == "multi_label_classification" else "softmax"
-    return Classify(encoder, found.classes, found.preprocess, hidden=found.hidden, loss=loss)
+    return task_around(
+        encoder_for(simplest(config)), found.preprocess, found.classes, hidden=found.hidden, problem=found.problem
+    )
+
+
+def task_around(
+    encoder: Encoder,
+    preprocess: Preprocess,
+    outputs: list[str] | None,
+    *,
+    hidden: int | None = None,
+    problem: Problem | None = None,
+) -> Task:
+    """The task of an encoder and a head with named `outputs`, or of an encoder alone where these are None."""
+    if outputs is None:
+        return Embed(encoder, preprocess)
+    if problem == "regression":
+        return Regress(encoder, outputs, preprocess, hidden=hidden)
+    loss: Literal["softmax", "sigmoid"] = "sigmoid" if problem == "multi_label_classification" else "softmax"
+    return Classify(encoder, outputs, preprocess, hidden=hidden, loss=loss)
 
 
 def _check_names(files: Files, found: Found) -> None:

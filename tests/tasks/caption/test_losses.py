@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -264,7 +265,7 @@ def test_contrastive_vectors_do_not_depend_on_what_fills_up() -> None:
 
 
 def test_what_needs_the_whole_batch_says_so() -> None:
-    matching = {"contrastive": 0.5, "text_depth": 1}
+    matching: dict[str, Any] = {"contrastive": 0.5, "text_depth": 1}
     assert not captioner().whole_batch and captioner(bag_of_words=0.1).whole_batch
     assert captioner(**matching).whole_batch and not captioner(**matching, self_critical=1.0).whole_batch
 
@@ -286,12 +287,19 @@ def test_two_processes_that_gather_learn_as_one() -> None:
     expected = {name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None}
     task.zero_grad()
     rows: list[list[torch.Tensor]] = [[], []]
+
+    def noted(given: torch.Tensor, mine: list[torch.Tensor]) -> torch.Tensor:
+        mine.append(given)
+        return given
+
+    def joined(given: torch.Tensor, others: Iterator[torch.Tensor], order: int) -> torch.Tensor:
+        return torch.cat([given, next(others)][::order])
+
     for mine, half in zip(rows, halves, strict=True):
-        task.loss(half, lambda given, mine=mine: (mine.append(given), given)[1])
+        task.loss(half, partial(noted, mine=mine))
     total, count = torch.zeros(()), 0.0
     for i, half in enumerate(halves):
-        others = iter(rows[1 - i])
-        sums = task.loss(half, lambda given, i=i, others=others: torch.cat([given, next(others)][:: 1 - 2 * i]))
+        sums = task.loss(half, partial(joined, others=iter(rows[1 - i]), order=1 - 2 * i))
         total, count = total + sums["loss"], count + float(sums["count"])
     assert count == float(whole["count"])
     assert float(total) == pytest.approx(float(whole["loss"]), rel=1e-5)

@@ -27,8 +27,9 @@ from torch.overrides import TorchFunctionMode
 
 import vitrail
 from vitrail.baselines import CNNConfig
-from vitrail.data.captions import CaptionSet
 from vitrail.data.loader import Loader
+from vitrail.data.sets import ImageSet
+from vitrail.data.targets import Texts
 from vitrail.data.text import END, PAD, START, Tokenizer
 from vitrail.errors import UserError
 from vitrail.tasks.caption import Caption, Decoding, numbered
@@ -106,7 +107,7 @@ def test_images_of_all_shapes_are_prepared_as_in_training(tmp_path: Path) -> Non
         image.save(tmp_path / f"{i}.png")
     files = sorted(tmp_path.iterdir())
     task = captioner()
-    part = CaptionSet("x", [file.name for file in files], files, [["a dog"]] * 5)
+    part = ImageSet("x", [file.name for file in files], files, Texts([["a dog"]] * 5))
     (made,) = Loader(part, task.preprocess, batch_size=8, seed=0, train=False).evaluation()
     for i, image in enumerate(some_images()):
         torch.testing.assert_close(task.preprocess(image), made["image"][i])
@@ -218,13 +219,9 @@ def test_components_export_and_answer(decoder: str) -> None:
 
 
 def test_texts_become_numbers() -> None:
-    class Texts:
-        captions = TEXTS
-
-        def numbered(self, numbers: torch.Tensor) -> torch.Tensor:
-            return numbers
-
-    assert torch.equal(captioner().encode_target(Texts()), numbered(TEXTS, WORDS, 12))
+    target = captioner().encode_target(Texts(TEXTS))
+    fields = target.collate([None, None], torch.tensor([2, 0]), training=True)
+    assert torch.equal(fields["label"], numbered(TEXTS, WORDS, 12)[[2, 0]])
 
 
 def test_an_answer_is_drawn_below_its_image() -> None:
