@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import vitrail
-from vitrail.data.decode import Preprocess
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import draw_key
 from vitrail.data.text import Tokenizer
 from vitrail.sizes import SIZES, config_for

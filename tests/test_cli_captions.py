@@ -17,7 +17,8 @@ from PIL import Image
 import vitrail
 from vitrail.cli import main
 from vitrail.data.captions import open_captions
-from vitrail.data.decode import Preprocess, decode
+from vitrail.data.decode import decode
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import split_val
 from vitrail.data.targets import Texts
 from vitrail.data.text import Tokenizer

@@ -14,8 +14,8 @@ from checked import checked
 from images import encoded, smooth
 
 from vitrail.data.captions import open_captions
-from vitrail.data.decode import Preprocess
 from vitrail.data.loader import Loader
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import ImageSet, split_val
 from vitrail.data.targets import Texts
 from vitrail.errors import UserError

@@ -14,7 +14,8 @@ from images import encoded, smooth
 from PIL import Image
 from torchvision.transforms.v2 import functional as V
 
-from vitrail.data.decode import BadImage, EncodedImage, Preprocess, decode
+from vitrail.data.decode import BadImage, EncodedImage, decode
+from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError
 
 RGB = smooth()

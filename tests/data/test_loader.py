@@ -19,8 +19,8 @@ from images import encoded, folder_of, smooth
 
 from vitrail.data import loader as module
 from vitrail.data.augment import Augment
-from vitrail.data.decode import Preprocess
 from vitrail.data.loader import Batch, Loader, Tally, _occurrence
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import draw_key
 from vitrail.data.sets import ImageSet, open_data
 from vitrail.data.targets import Labels, Texts

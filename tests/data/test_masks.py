@@ -15,8 +15,9 @@ from PIL import Image
 from vitrail.data import jpeg, policies
 from vitrail.data.affine import Affine, shift, tiles
 from vitrail.data.augment import MOVING, Augment, refuse_spatial, training_affine
-from vitrail.data.decode import BadImage, Preprocess
+from vitrail.data.decode import BadImage
 from vitrail.data.masks import Masks, read_mask
+from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError
 
 CLASSES = [f"class {i}" for i in range(5)]

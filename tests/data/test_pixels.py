@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from images import encoded, tiff
 from PIL import Image
 
-from vitrail.data.decode import BadImage, Preprocess, decode
+from vitrail.data.decode import BadImage, decode
 from vitrail.data.pixels import Source, channel_axis, doubt, scaled
+from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError
 
 WHOLE = ["int8", "int16", "int32", "int64", "uint32", "uint64"]

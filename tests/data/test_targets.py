@@ -15,8 +15,9 @@ from images import encoded, folder_of
 from torch import Tensor
 
 from vitrail.data.augment import Augment
-from vitrail.data.decode import BadImage, Preprocess
+from vitrail.data.decode import BadImage
 from vitrail.data.loader import Batch, Loader
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import ImageSet, Splits, open_data, split_val
 from vitrail.data.targets import Fields, Labels, Target, Texts
 from vitrail.errors import UserError

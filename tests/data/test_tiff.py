@@ -12,7 +12,8 @@ from images import encoded, smooth, tiff
 from PIL import Image
 
 from vitrail.data import tiff as reader
-from vitrail.data.decode import BadImage, Preprocess, decode
+from vitrail.data.decode import BadImage, decode
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import open_data
 from vitrail.errors import UserError
 

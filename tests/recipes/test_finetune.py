@@ -19,8 +19,8 @@ from torch import Tensor
 
 import vitrail
 from vitrail.cli import main
-from vitrail.data.decode import Preprocess
 from vitrail.data.loader import Loader
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import open_data
 from vitrail.errors import Stopped
 from vitrail.recipes import from_weights

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
 import vitrail
-from vitrail.data.decode import Preprocess
+from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError
 from vitrail.sizes import SIZES
 from vitrail.tasks.classify import Classification, Classify, ClassifyMetric, calibration_error

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from vitrail.data import affine
 from vitrail.data.affine import Affine
-from vitrail.data.decode import Preprocess
 from vitrail.data.policies import FILL, apply_policy, magnitudes, three_augment
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import uniform
 from vitrail.errors import UserError
 

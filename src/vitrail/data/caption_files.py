@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import hashlib
 import json
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.data import parquet
+from vitrail.data.lines import read_lines
 from vitrail.data.names import Finder
 from vitrail.data.sources import ENDINGS, folders_in, say_left_out, scan, split_of
 from vitrail.errors import UserError
@@ -38,10 +38,6 @@ ROW = re.compile(
     rf'"?[^"{MARKS}]*\.({"|".join(sorted(end[1:] for end in ENDINGS))})(#\d+)?"?\s*[{MARKS}]', re.IGNORECASE
 )
 """a line that begins with an image's name"""
-BEGINNINGS = {
-    (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE): "utf-32",  # one of which begins with one of UTF-16's
-    (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE): "utf-16",
-}
 MOST_LINES = 20
 """lines that a quoted caption may run over; a quote that stays open would otherwise swallow the rest of the file"""
 
@@ -81,49 +77,9 @@ class Left:
             log.warning(f"{name}: left out " + ", ".join(f"{kind}: {n:,}" for kind, n in self.counts.items()))
 
 
-def read_text(path: Path) -> list[str]:
-    """The lines of a text in UTF-8, or in UTF-16 or UTF-32 with its mark.
-
-    Lines that are neither are read as Latin-1, which is said once.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    for marks, encoding in BEGINNINGS.items():
-        if data.startswith(marks):
-            return _lines(data.decode(encoding, "replace"))
-    if b"\0" in data[:4096]:
-        raise UserError(f"{path} is no text: give a file of captions, or a folder that holds one")
-    try:
-        return _lines(data.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        lines = [_decode(line) for line in data.removeprefix(codecs.BOM_UTF8).split(b"\n")]
-    odd = [number for number, (_, good) in enumerate(lines, 1) if not good]
-    log.warning(
-        f"{path}, line {odd[0]}" + (f" and {len(odd) - 1:,} others" if len(odd) > 1 else "") + ": not UTF-8, "
-        "read as Latin-1 (Windows-1252)"
-    )
-    return _lines("\n".join(line for line, _ in lines))
-
-
-def _lines(text: str) -> list[str]:
-    # Not str.splitlines, which also parts at characters that a caption may hold.
-    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-
-
-def _decode(line: bytes) -> tuple[str, bool]:
-    for encoding in ("utf-8", "cp1252"):
-        try:
-            return line.decode(encoding), encoding == "utf-8"
-        except UnicodeDecodeError:
-            continue
-    return line.decode("latin-1"), False
-
-
 def read_file(file: Path, left: Left) -> list[Entry]:
     """A table or JSON, by its content."""
-    lines = read_text(file)
+    lines = read_lines(file)
     first = next((line.lstrip() for line in lines if line.strip()), "")
     if not first:
         raise UserError(f"{file} is empty: it needs the columns image and caption")
@@ -322,7 +278,7 @@ def read_pairs(folder: Path) -> list[Entry]:
         text = file.with_suffix(".txt")
         entry = Entry(file.name, str(file), item=file)
         if text.is_file():
-            numbered = enumerate(read_text(text), 1)
+            numbered = enumerate(read_lines(text), 1)
             entry.captions = [(f"{text}, line {number}", line) for number, line in numbered if line.strip()]
         entries.append(entry)
     return entries

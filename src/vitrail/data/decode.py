@@ -1,14 +1,11 @@
-"""Bytes to pixels, and pixels to what a model takes. Images are uint8 [C, H, W] until they are normalised."""
+"""Decode image files to uint8 [C, H, W], upright: by their content, and a JPEG no further than its use needs."""
 
 from __future__ import annotations
 
 import io
-import logging
-import math
 import warnings
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,168 +14,23 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 from vitrail.data import jpeg, pixels, tiff
-from vitrail.data.affine import Affine
 from vitrail.errors import UserError
-
-log = logging.getLogger("vitrail")
 
 MAX_PIXELS = 178_956_970
 """An image declared larger is refused before it is decoded: a small file can declare a size that fills the memory.
 It is the size that Pillow refuses, half a gigabyte in RGB."""
 
-MAX_CHANNELS = 4096
-"""of an image; hyperspectral ones have some hundred"""
-MARGIN = 2
-"""A JPEG is decoded at no less than this many times the size that it is resized to, so that scores are those of full
-decoding."""
 PNG = b"\x89PNG\r\n\x1a\n"
 UNSAFE = frozenset(["EPS", "WMF", "FPX", "MIC", "BUFR", "GRIB", "HDF5", "MPEG"])
 """formats of Pillow's that start other programs, or that it cannot decode by itself"""
 
 Box = tuple[int, int, int, int]
 """top, left, height, width in pixels of the upright image"""
-Resize = Literal["crop", "squash"]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
 
 class BadImage(UserError):
     """Bytes that are no image, or not all of one. The line names the file."""
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """What stands between an image and the model; it is kept inside the checkpoint."""
-
-    size: tuple[int, int] = (224, 224)
-    """(height, width) in pixels that the model gets"""
-    resize: Resize = "crop"
-    """crop: resize until `size` / `crop_fraction` is covered; squash: resize to just that; then cut the centre out"""
-    crop_fraction: float = 1.0
-    interpolation: Interpolation = "bicubic"
-    mean: tuple[float, ...] = ()
-    """a channel each, for pixels of 0 to 1; empty for 0.5"""
-    std: tuple[float, ...] = ()
-    channels: int = 3
-
-    def __post_init__(self) -> None:
-        # A config is a file from outside, so nothing is made by its numbers before they are known to be some.
-        if not isinstance(self.channels, int) or not 0 < self.channels <= MAX_CHANNELS:
-            raise ValueError(f"channels must be a number from 1 to {MAX_CHANNELS}, got {self.channels!r}")
-        for name, empty in (("size", ()), ("mean", (0.5,) * self.channels), ("std", (0.5,) * self.channels)):
-            # JSON has lists for tuples.
-            object.__setattr__(self, name, tuple(getattr(self, name)) or empty)
-        for value in (self.crop_fraction, *self.size, *self.mean, *self.std):
-            if not isinstance(value, int | float) or not -1e6 < value < 1e6:
-                raise ValueError(f"{value!r} is no number that fits")
-        if self.resize not in get_args(Resize) or self.interpolation not in get_args(Interpolation):
-            raise ValueError(f"no resize {self.resize!r} with interpolation {self.interpolation!r}")
-        if not len(self.mean) == len(self.std) == self.channels:
-            raise ValueError(f"mean {self.mean} and std {self.std} need {self.channels} numbers, one a channel")
-        if min(self.std) <= 0:
-            raise ValueError(f"std must be above 0, got {self.std}")
-        if not 0 < self.crop_fraction <= 1:
-            raise ValueError(f"crop_fraction must be above 0 and at most 1, got {self.crop_fraction}")
-        if len(self.size) != 2 or min(self.size) < 1 or not all(isinstance(pixels, int) for pixels in self.size):
-            raise ValueError(f"size must be a height and a width in pixels, got {self.size}")
-
-    def __call__(self, image: AnyImage) -> Tensor:
-        """What `prepare` takes to a normalised [C, H, W]."""
-        return self.normalise(self.prepare(image))
-
-    def prepare(self, image: AnyImage) -> Tensor:
-        """An image at `size`, uint8 [C, h, w], not yet normalised: the one way from an image to a model's pixels.
-
-        It is a file (its path or its bytes, or a `EncodedImage`), a PIL image, or a tensor [C, H, W] or, for a batch,
-        [..., C, H, W], of the values that `pixels` tells. One that PIL has opened and not loaded is read as the
-        file that it is. One that is loaded is its pixels: of a JPEG these differ a little from the file's, which
-        is decoded no further than `size` needs. Raises BadImage, which names a file, and UserError.
-        """
-        opened = self.open(image)
-        if isinstance(opened, EncodedImage):
-            found, size = opened.pixels_for(self), opened.measure(self.channels)
-        else:
-            found, size = opened, (opened.shape[-2], opened.shape[-1])
-            if reason := self.too_thin(*size):
-                raise BadImage(f"the image is {reason}")
-        height, width = self.resized(*size)
-        found = resize(found, (height, width), self.interpolation)
-        top, left = round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)
-        return found[..., top : top + self.size[0], left : left + self.size[1]]
-
-    def open(self, image: AnyImage) -> EncodedImage | Tensor:
-        """An image of any kind that `prepare` takes: a file with only its header read, or uint8 [..., C, H, W]."""
-        if isinstance(image, bytes | str | Path):
-            return EncodedImage(image)
-        if isinstance(image, EncodedImage):
-            return image
-        if isinstance(image, Image.Image) and (opened := opened_by_pil(image)) is not None:
-            return opened
-        try:
-            if isinstance(image, Tensor):
-                if image.ndim < 3:
-                    raise ValueError(f"expected [C, H, W], got {list(image.shape)}")
-                return pixels.with_channels(pixels.to_bytes(image), self.channels)
-            if isinstance(image, Image.Image):
-                return pixels.from_pil(image, self.channels)
-            raise ValueError(f"expected a file, a PIL image or a tensor, got {type(image).__name__}")
-        except ValueError as error:
-            raise UserError(f"the image does not fit the model: {error}") from None
-
-    def too_thin(self, height: int, width: int) -> str | None:
-        """Why an image so long and thin would fill the memory on its way to `size`; None where it does not."""
-        resized = self.resized(height, width)
-        if resized[0] * resized[1] <= MAX_PIXELS:
-            return None
-        return (
-            f"{width}x{height}: too long and thin, since its shorter side brought to {min(resized)} makes more than "
-            f"{MAX_PIXELS:,} pixels"
-        )
-
-    def resized(self, height: int, width: int) -> tuple[int, int]:
-        """What an image of `height` x `width` is resized to before its centre is cut out."""
-        # 384 / (384 / 438) is a little less than 438.
-        h, w = (math.floor(round(pixels / self.crop_fraction, 6)) for pixels in self.size)
-        if self.resize == "squash":
-            return h, w
-        # torchvision and timm round the longer side down.
-        return (h, max(w, int(h * width / height))) if h * width >= w * height else (int(w * height / width), w)
-
-    def affine(self, sources: Tensor) -> Affine:
-        """Where `prepare` takes the pixels of images of these heights and widths, int64 [F, 2].
-
-        It is exact but for a JPEG that is decoded at 1/2 to 1/8 of its size, whose sides are rounded up to whole pixels
-        of that scale: it may then be up to half a pixel of the input out, at the far edges.
-        """
-        sizes, which = sources.cpu().unique(dim=0, return_inverse=True)
-        resized = torch.tensor([self.resized(height, width) for height, width in sizes.tolist()]).view(-1, 2)
-        corners = [
-            [round((side - cut) / 2) for side, cut in zip(row, self.size, strict=True)] for row in resized.tolist()
-        ]
-        boxes = torch.cat([torch.tensor(corners).view(-1, 2), torch.tensor(self.size).expand(len(sizes), -1)], dim=1)
-        return Affine.crop((boxes * (sizes / resized.double()).repeat(1, 2))[which], sources, self.size)
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """uint8 [..., C, H, W] on any device to float32."""
-        mean, std = (
-            # Made on the processor: a tensor made on a GPU from numbers waits for all that the GPU has yet to do.
-            (torch.tensor(values)[:, None, None] * 255).to(images.device, non_blocking=True)
-            for values in (self.mean, self.std)
-        )
-        # In place: a fresh tensor for each step takes twice the time.
-        return images.to(torch.float32, copy=True).sub_(mean).div_(std)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for `config.json`."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Preprocess:
-        """The inverse of `as_dict`. A config is a file from outside, so a wrong field is a UserError."""
-        try:
-            return cls(**values)
-        except (TypeError, ValueError) as error:
-            known = ", ".join(field.name for field in fields(cls))
-            raise UserError(f"preprocessing {values} is not understood ({error}); its fields are {known}") from None
 
 
 def resize(image: Tensor, size: tuple[int, int], interpolation: Interpolation = "bicubic") -> Tensor:
@@ -237,13 +89,6 @@ class EncodedImage:
             except ValueError:
                 pass  # Pillow reads some kinds that this decoder does not, and names what is wrong with the rest
         return self._other(channels)
-
-    def pixels_for(self, preprocess: Preprocess) -> Tensor:
-        """uint8 [C, H, W] with pixels enough for `preprocess`, whose channels it has."""
-        if reason := preprocess.too_thin(*self.measure(preprocess.channels)):
-            raise self._bad(f"the image is {reason}")
-        height, width = preprocess.resized(*self.measure(preprocess.channels))
-        return self.pixels(preprocess.channels, (MARGIN * height, MARGIN * width))
 
     def readable_as(self) -> tuple[int, ...]:
         """The channels that the file can be read as without losing any, its own first. Raises BadImage.
@@ -427,7 +272,3 @@ def decode(
     which names the file (or `name`) and the reason.
     """
     return EncodedImage(data, name).pixels(channels, at_least)
-
-
-AnyImage = str | Path | bytes | EncodedImage | Image.Image | Tensor
-"""what `Preprocess.prepare` takes"""

@@ -15,9 +15,10 @@ from torch.utils.data import Dataset
 
 from vitrail.data.affine import Affine
 from vitrail.data.augment import CROP, CROP_DRAWS, Augment, training_affine
-from vitrail.data.decode import BadImage, Box, EncodedImage, Preprocess
+from vitrail.data.decode import BadImage, Box, EncodedImage
 from vitrail.data.memory import Kept
 from vitrail.data.prepare import boxes_of, pixels_of, size_of
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import uniform
 from vitrail.data.sets import ImageSet
 from vitrail.data.targets import Target

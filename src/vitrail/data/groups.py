@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vitrail.data.caption_files import IMAGE_COLUMNS, MARKS, read_text
+from vitrail.data.caption_files import IMAGE_COLUMNS, MARKS
+from vitrail.data.lines import read_lines
 from vitrail.data.names import is_file, match_keys
 from vitrail.errors import UserError
 
@@ -72,7 +73,7 @@ def _by_pattern(images: ImageSet, group: str) -> list[str]:
 def _by_table(images: ImageSet, file: Path) -> list[str]:
     if not is_file(file):
         raise UserError(f"--group {file}: there is no such file")
-    lines = read_text(file)
+    lines = read_lines(file)
     mark = re.search(f"[{MARKS}]", lines[0])
     reader = csv.reader(lines, delimiter=mark[0] if mark else ",", skipinitialspace=True)
     try:

@@ -7,6 +7,7 @@ workers gives the same bits.
 from __future__ import annotations
 
 import itertools
+import logging
 import signal
 import sys
 import time
@@ -22,13 +23,15 @@ from torch.utils.data import DataLoader
 
 from vitrail.data import memory as in_memory
 from vitrail.data.augment import ORDER, Augment, augment_batch, mix_pairs, refuse_spatial
-from vitrail.data.decode import Preprocess, log
 from vitrail.data.fetch import Fetch, Fetched, Want, affine_of
 from vitrail.data.prepare import View, cropped, view_seeds
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import draw_key, seed_for
 from vitrail.data.sets import ImageSet
 from vitrail.data.targets import Target
 from vitrail.errors import RunError, UserError
+
+log = logging.getLogger("vitrail")
 
 Batch = dict[str, Any]
 T = TypeVar("T")

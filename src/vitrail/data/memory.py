@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from vitrail.data.decode import BadImage, EncodedImage, Preprocess, resize
+from vitrail.data.decode import BadImage, EncodedImage, resize
 from vitrail.data.pixels import to_bytes, with_channels
 from vitrail.data.prepare import size_of
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import ImageSet
 from vitrail.data.targets import Target
 

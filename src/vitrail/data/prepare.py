@@ -18,7 +18,8 @@ from vitrail.data.augment import (
     moving_operations,
     training_affine,
 )
-from vitrail.data.decode import AnyImage, Box, EncodedImage, Preprocess, resize
+from vitrail.data.decode import Box, EncodedImage, resize
+from vitrail.data.preprocess import AnyImage, Preprocess
 from vitrail.data.random import seed_for, uniform
 
 Draw = tuple[int, int, int]

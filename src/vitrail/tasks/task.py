@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from vitrail.data.decode import AnyImage, Preprocess
+from vitrail.data.preprocess import AnyImage, Preprocess
 from vitrail.data.random import uniform_by_key
 from vitrail.data.sets import ImageSet, Splits
 from vitrail.data.targets import Labels, Target
