@@ -239,5 +239,5 @@ def test_preprocess_travels_as_plain_data() -> None:
     assert Preprocess.from_dict(json.loads(json.dumps(ours.as_dict()))) == ours
     with pytest.raises(UserError, match="colour"):
         Preprocess.from_dict({"colour": 3})
-    with pytest.raises(ValueError, match="one a channel"):
+    with pytest.raises(ValueError, match="one per channel"):
         Preprocess(mean=(0.5,))

@@ -160,7 +160,7 @@ def test_policies_that_move_pixels_are_refused_for_spatial_targets() -> None:
     for policy in ("randaugment", "trivial"):
         with pytest.raises(UserError, match=f"^masks cannot follow the policy {policy}.*ShearX.*Rotate.*--policy none"):
             refuse_spatial(Augment(policy=policy), "masks")
-        with pytest.raises(UserError, match="no affine follows"):
+        with pytest.raises(UserError, match="no affine map describes"):
             training_affine(Augment(policy=policy), way, 0, 0, torch.tensor([0]), one)
     with pytest.raises(UserError, match=r"^boxes cannot follow mixup.*--mixup 0"):
         refuse_spatial(Augment(mixup=0.2), "boxes")

@@ -63,7 +63,7 @@ def test_mixed_labels_are_soft_targets() -> None:
     share, partner = torch.tensor([0.25, 0.75]), torch.tensor([1, 0])
     mixed = LABELS.mix({"label": torch.tensor([0, 2]), "sample": partner}, partner, share)
     assert mixed["label"].tolist() == [[0.25, 0.0, 0.75], [0.25, 0.0, 0.75]] and mixed["sample"] is partner
-    with pytest.raises(UserError, match="and captions have none: leave them out"):
+    with pytest.raises(UserError, match="and captions have none: set both to 0"):
         NUMBERED.mix({}, partner, share)
 
 

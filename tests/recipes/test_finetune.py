@@ -328,7 +328,7 @@ def test_a_fresh_head_starts_low_for_the_sigmoid_loss_and_a_learned_one_stays(
         (["--attention-init", "mimetic"], "--attention-init is fixed by the weights of"),
         (["--init", "classfy"], "did you mean classify?"),
         (["--init", "nowhere/to/be/found.safetensors"], "no model 'nowhere/to/be/found.safetensors'"),
-        (["--mean", "0.5"], "need 3 numbers, one a channel"),
+        (["--mean", "0.5"], "need 3 numbers, one per channel"),
         (["--method", "lroa"], "--method cannot be 'lroa': did you mean lora?"),
         (["--method", "prompts"], "choose from auto, full, frozen, linear, lora, last-blocks, knn"),
         (["--method", "last-blocks", "--last-blocks", "9"], "the encoder has 3 blocks"),

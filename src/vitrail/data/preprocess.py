@@ -17,33 +17,33 @@ from vitrail.data.decode import MAX_PIXELS, BadImage, EncodedImage, Interpolatio
 from vitrail.errors import UserError
 
 MAX_CHANNELS = 4096
-"""of an image; hyperspectral ones have some hundred"""
+"""of an image; hyperspectral images have a few hundred"""
 MARGIN = 2
-"""A JPEG is decoded at no less than this many times the size that it is resized to, so that scores are those of full
+"""A JPEG is decoded at no less than this many times the size that it is resized to: then scores equal those of full
 decoding."""
 
 AnyImage = str | Path | bytes | EncodedImage | Image.Image | Tensor
-"""what `Preprocess.prepare` takes"""
+"""what `Preprocess.prepare` accepts"""
 Resize = Literal["crop", "squash"]
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What stands between an image and the model; it is kept inside the checkpoint."""
+    """How an image becomes a model's input; stored in the checkpoint."""
 
     size: tuple[int, int] = (224, 224)
-    """(height, width) in pixels that the model gets"""
+    """(height, width) of the input in pixels"""
     resize: Resize = "crop"
-    """crop: resize until `size` / `crop_fraction` is covered; squash: resize to just that; then cut the centre out"""
+    """crop: resize to cover `size` / `crop_fraction`; squash: resize to exactly that; then crop the centre"""
     crop_fraction: float = 1.0
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, ...] = ()
-    """a channel each, for pixels of 0 to 1; empty for 0.5"""
+    """per channel, for pixel values of 0 to 1; empty for 0.5"""
     std: tuple[float, ...] = ()
     channels: int = 3
 
     def __post_init__(self) -> None:
-        # A config is a file from outside, so nothing is made by its numbers before they are known to be some.
+        # A config is a file from outside, so its numbers are checked before anything is allocated by them.
         if not isinstance(self.channels, int) or not 0 < self.channels <= MAX_CHANNELS:
             raise ValueError(f"channels must be a number from 1 to {MAX_CHANNELS}, got {self.channels!r}")
         for name, empty in (("size", ()), ("mean", (0.5,) * self.channels), ("std", (0.5,) * self.channels)):
@@ -51,11 +51,11 @@ class Preprocess:
             object.__setattr__(self, name, tuple(getattr(self, name)) or empty)
         for value in (self.crop_fraction, *self.size, *self.mean, *self.std):
             if not isinstance(value, int | float) or not -1e6 < value < 1e6:
-                raise ValueError(f"{value!r} is no number that fits")
+                raise ValueError(f"{value!r} is not a number from -1e6 to 1e6")
         if self.resize not in get_args(Resize) or self.interpolation not in get_args(Interpolation):
             raise ValueError(f"no resize {self.resize!r} with interpolation {self.interpolation!r}")
         if not len(self.mean) == len(self.std) == self.channels:
-            raise ValueError(f"mean {self.mean} and std {self.std} need {self.channels} numbers, one a channel")
+            raise ValueError(f"mean {self.mean} and std {self.std} need {self.channels} numbers, one per channel")
         if min(self.std) <= 0:
             raise ValueError(f"std must be above 0, got {self.std}")
         if not 0 < self.crop_fraction <= 1:
@@ -64,16 +64,16 @@ class Preprocess:
             raise ValueError(f"size must be a height and a width in pixels, got {self.size}")
 
     def __call__(self, image: AnyImage) -> Tensor:
-        """What `prepare` takes to a normalised [C, H, W]."""
+        """Anything that `prepare` accepts to a normalised [C, H, W]."""
         return self.normalise(self.prepare(image))
 
     def prepare(self, image: AnyImage) -> Tensor:
-        """An image at `size`, uint8 [C, h, w], not yet normalised: the one way from an image to a model's pixels.
+        """An image at `size`, uint8 [C, h, w], not yet normalised. Every path to a model's pixels calls this.
 
-        It is a file (its path or its bytes, or a `EncodedImage`), a PIL image, or a tensor [C, H, W] or, for a batch,
-        [..., C, H, W], of the values that `pixels` tells. One that PIL has opened and not loaded is read as the
-        file that it is. One that is loaded is its pixels: of a JPEG these differ a little from the file's, which
-        is decoded no further than `size` needs. Raises BadImage, which names a file, and UserError.
+        The image is a file (a path, bytes or an `EncodedImage`), a PIL image, or a tensor [C, H, W] (or a batch
+        [..., C, H, W]) with values as in `vitrail.data.pixels`. If PIL has opened an image but not loaded it, its file
+        is read. If it is loaded, its pixels are used: for a JPEG they differ slightly from those of the file, which is
+        decoded only as far as `size` needs. Raises BadImage, which names the file, and UserError.
         """
         opened = self.open(image)
         if isinstance(opened, EncodedImage):
@@ -88,7 +88,7 @@ class Preprocess:
         return found[..., top : top + self.size[0], left : left + self.size[1]]
 
     def decode(self, image: EncodedImage) -> Tensor:
-        """uint8 [C, H, W] of a file, with enough pixels for `size`. Raises BadImage."""
+        """Decode a file to uint8 [C, H, W], with enough pixels for `size`. Raises BadImage."""
         size = image.measure(self.channels)
         if reason := self.too_thin(*size):
             raise BadImage(f"{image.name}: the image is {reason}")
@@ -96,7 +96,7 @@ class Preprocess:
         return image.pixels(self.channels, (MARGIN * height, MARGIN * width))
 
     def open(self, image: AnyImage) -> EncodedImage | Tensor:
-        """An image of any kind that `prepare` takes: a file with only its header read, or uint8 [..., C, H, W]."""
+        """Any image that `prepare` accepts, as a file with only its header read or as uint8 [..., C, H, W]."""
         if isinstance(image, bytes | str | Path):
             return EncodedImage(image)
         if isinstance(image, EncodedImage):
@@ -115,17 +115,17 @@ class Preprocess:
             raise UserError(f"the image does not fit the model: {error}") from None
 
     def too_thin(self, height: int, width: int) -> str | None:
-        """Why an image so long and thin would fill the memory on its way to `size`; None where it does not."""
+        """The reason to refuse an image so long and thin that resizing it would fill the memory; None if it is fine."""
         resized = self.resized(height, width)
         if resized[0] * resized[1] <= MAX_PIXELS:
             return None
         return (
-            f"{width}x{height}: too long and thin, since its shorter side brought to {min(resized)} makes more than "
+            f"{width}x{height}: too long and thin: resizing its shorter side to {min(resized)} gives more than "
             f"{MAX_PIXELS:,} pixels"
         )
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
-        """What an image of `height` x `width` is resized to before its centre is cut out."""
+        """The size that an image of `height` x `width` is resized to before the centre crop."""
         # 384 / (384 / 438) is a little less than 438.
         h, w = (math.floor(round(pixels / self.crop_fraction, 6)) for pixels in self.size)
         if self.resize == "squash":
@@ -134,10 +134,10 @@ class Preprocess:
         return (h, max(w, int(h * width / height))) if h * width >= w * height else (int(w * height / width), w)
 
     def affine(self, sources: Tensor) -> Affine:
-        """Where `prepare` takes the pixels of images of these heights and widths, int64 [F, 2].
+        """The map from images of these heights and widths, int64 [F, 2], to what `prepare` returns for them.
 
-        It is exact but for a JPEG that is decoded at 1/2 to 1/8 of its size, whose sides are rounded up to whole pixels
-        of that scale: it may then be up to half a pixel of the input out, at the far edges.
+        It is exact except for a JPEG decoded at 1/2 to 1/8 of its size, whose sides are rounded up to whole pixels of
+        that scale: then it may be off by up to half a pixel of the input, at the far edges.
         """
         sizes, which = sources.cpu().unique(dim=0, return_inverse=True)
         resized = torch.tensor([self.resized(height, width) for height, width in sizes.tolist()]).view(-1, 2)
@@ -150,11 +150,11 @@ class Preprocess:
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 [..., C, H, W] on any device to float32."""
         mean, std = (
-            # Made on the processor: a tensor made on a GPU from numbers waits for all that the GPU has yet to do.
+            # Created on the CPU: creating a tensor from numbers on a GPU waits for all its pending work.
             (torch.tensor(values)[:, None, None] * 255).to(images.device, non_blocking=True)
             for values in (self.mean, self.std)
         )
-        # In place: a fresh tensor for each step takes twice the time.
+        # In place: a new tensor for each step takes twice the time.
         return images.to(torch.float32, copy=True).sub_(mean).div_(std)
 
     def as_dict(self) -> dict[str, Any]:
@@ -168,4 +168,4 @@ class Preprocess:
             return cls(**values)
         except (TypeError, ValueError) as error:
             known = ", ".join(field.name for field in fields(cls))
-            raise UserError(f"preprocessing {values} is not understood ({error}); its fields are {known}") from None
+            raise UserError(f"preprocessing {values} is invalid ({error}); its fields are {known}") from None
