@@ -46,8 +46,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vitrail
 from vitrail.data.augment import augment_batch, mix_pairs
-from vitrail.data.decode import Preprocess
 from vitrail.data.loader import Loader
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import Splits, open_data
 from vitrail.errors import RunError
 from vitrail.recipes import RECIPES

@@ -31,10 +31,11 @@ from torchvision.transforms import InterpolationMode, Normalize, ToTensor
 from torchvision.transforms import functional as TF
 
 from vitrail.data.augment import CROP, CROP_DRAWS, Augment, crop_boxes
-from vitrail.data.decode import Box, Preprocess
+from vitrail.data.decode import Box
 from vitrail.data.fetch import Fetch, Want
 from vitrail.data.jpeg import scale_for
 from vitrail.data.loader import Loader
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import uniform
 from vitrail.data.sets import ImageSet, open_data
 

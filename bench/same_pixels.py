@@ -24,8 +24,9 @@ from PIL import Image
 from torch import Tensor
 
 import vitrail
-from vitrail.data.decode import EncodedImage, Preprocess
+from vitrail.data.decode import EncodedImage
 from vitrail.data.loader import Loader
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import ImageSet
 from vitrail.data.targets import Labels
 from vitrail.tasks.embed import Embed, Embedding

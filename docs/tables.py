@@ -227,15 +227,11 @@ def folder() -> list[list[str]]:
     return rows
 
 
-LABELS: dict[str, str] = {"part": "split"}
-"""entries of results/*.json that the tables show under another name"""
-
-
 def bundled() -> list[list[str]]:
     """Scores of the bundled classifier."""
     found = _read("classify")
     rows = [["measure", "score"]]
-    return rows + [[LABELS.get(name, name), _plain(value)] for name, value in found["rows"].items()] if found else rows
+    return rows + [[name, _plain(value)] for name, value in found["rows"].items()] if found else rows
 
 
 def captioner() -> list[list[str]]:
@@ -251,7 +247,7 @@ def captioner() -> list[list[str]]:
     def cells(name: str) -> list[str]:
         return [_plain(column[name]) if name in column else "" for column in columns.values()]
 
-    return [["measure", *columns], *([LABELS.get(name, name), *cells(name)] for name in measures)]
+    return [["measure", *columns], *([name, *cells(name)] for name in measures)]
 
 
 CHOSEN: dict[str, str] = {

@@ -10,7 +10,7 @@ import torch
 from checked import checked
 
 import vitrail
-from vitrail.data.decode import Preprocess
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import draw_key
 from vitrail.data.text import Tokenizer
 from vitrail.sizes import SIZES, config_for

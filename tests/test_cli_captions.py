@@ -17,7 +17,8 @@ from PIL import Image
 import vitrail
 from vitrail.cli import main
 from vitrail.data.captions import open_captions
-from vitrail.data.decode import Preprocess, decode
+from vitrail.data.decode import decode
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import split_val
 from vitrail.data.targets import Texts
 from vitrail.data.text import Tokenizer
@@ -303,7 +304,7 @@ def test_what_is_left_out_is_named_once_and_counted(
     assert main(["train", "caption-vit", "--data", str(tmp_path), "--out", str(out), *TINY]) == 0
     said = [record.getMessage() for record in caplog.records]
     for place, words in [
-        ("line 38", "'gone.png' is not there"),
+        ("line 38", "'gone.png' is not found"),
         ("line 39", "the caption is empty"),
         ("line 40", "the caption has 10,000 words"),
         ("line 41", "not UTF-8, read as Latin-1"),
@@ -312,7 +313,7 @@ def test_what_is_left_out_is_named_once_and_counted(
     ]:
         assert len([line for line in said if place in line and words in line]) == 1, (words, said)
     (summary,) = [line for line in said if f"{tmp_path}: left out" in line]
-    for kind in ("images that are not there", "empty captions", "captions of more than 1,000 words"):
+    for kind in ("missing images", "empty captions", "captions of more than 1,000 words"):
         assert f"{kind}: 1" in summary
     words = json.loads((out / "best" / "tokenizer.json").read_text())["model"]["vocab"]
     assert {"dog", "grass"} <= words.keys() and "word" not in words
@@ -322,10 +323,10 @@ def test_what_is_left_out_is_named_once_and_counted(
     "text, message",
     [
         ("photo,words\n1.png,a dog\n", "line 1: the columns are photo, words, and none is called caption"),
-        ("image,caption\ngone.png,a dog\n", "line 2: 'gone.png' is not there, nor any other of 1 images"),
+        ("image,caption\ngone.png,a dog\n", "line 2: 'gone.png' is not found, nor any other of 1 images"),
         ("image,caption\ntrain0.png,\ntrain1.png,\n", "holds no image with a caption"),
         ("image,caption\n", "holds no image with a caption"),
-        ("only one column\n", "line 1: one column alone"),
+        ("only one column\n", "line 1: one column only"),
     ],
 )
 def test_what_is_enough_to_stop(

@@ -81,8 +81,8 @@ def test_a_resumed_run_has_the_groups_it_began_with(tmp_path: Path, capsys: pyte
 @pytest.mark.parametrize(
     "arguments, line",
     [
-        (["--group", "("], "--group (: not `parent`, no CSV file, and no regular expression either: "),
-        (["--group", "parent"], "--group parent: 6 of 6 images of data lie in a class folder itself"),
+        (["--group", "("], "--group (: not `parent`, not a CSV file, and not a valid regular expression: "),
+        (["--group", "parent"], "--group parent: 6 of 6 images of data are directly in a class folder"),
         (["--group", r"\d"], "the group '0' is in the train split (train/a/0.png) and in the val split (val/a/0.png)"),
     ],
 )

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from vitrail.data.affine import Affine, tiles
 from vitrail.data.augment import Augment
-from vitrail.data.decode import AnyImage, Preprocess
 from vitrail.data.masks import Masks
 from vitrail.data.prepare import Draw, Sample, View, pixels_of, size_of
+from vitrail.data.preprocess import AnyImage, Preprocess
 from vitrail.data.sets import ImageSet, Splits
 from vitrail.sizes import SIZES
 from vitrail.tasks.encoder import Encoder, encoder_for

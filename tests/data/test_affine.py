@@ -18,9 +18,9 @@ from torch import Tensor
 
 from vitrail.data.affine import Affine, flip, shift, tiles
 from vitrail.data.augment import Augment, training_affine
-from vitrail.data.decode import Preprocess
 from vitrail.data.loader import Loader
 from vitrail.data.masks import Masks
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import ImageSet
 from vitrail.data.targets import Labels
 from vitrail.errors import UserError

@@ -14,8 +14,8 @@ from checked import checked
 from images import encoded, smooth
 
 from vitrail.data.captions import open_captions
-from vitrail.data.decode import Preprocess
 from vitrail.data.loader import Loader
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import ImageSet, split_val
 from vitrail.data.targets import Texts
 from vitrail.errors import UserError
@@ -124,7 +124,7 @@ def test_cocos_folders_in_one_of_images(tmp_path: Path) -> None:
 def test_an_image_of_the_same_name_elsewhere_is_another(folder: str, tmp_path: Path) -> None:
     image_files(tmp_path / folder, "0.jpg")
     (tmp_path / "captions_val.json").write_text(coco("A dog"))
-    with pytest.raises(UserError, match=r"'0.jpg' is not there, nor any other of 1 images"):
+    with pytest.raises(UserError, match=r"'0.jpg' is not found, nor any other of 1 images"):
         open_captions(tmp_path / "captions_val.json")
 
 
@@ -133,7 +133,7 @@ def test_a_table_without_any_of_its_images_is_left_out(tmp_path: Path, caplog: p
     for name in "ab":
         (tmp_path / f"captions_{name}.csv").write_text(f"image,caption\n{name}.jpg,One\n")
     assert everything(whole(tmp_path)) == {"a.jpg": ["One"]}
-    assert "captions_b.csv, line 2: 'b.jpg' is not there" in caplog.text
+    assert "captions_b.csv, line 2: 'b.jpg' is not found" in caplog.text
 
 
 def test_a_column_tells_the_part_whatever_the_folder(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_parquet(tmp_path: Path, kind: str, text: str, caplog: pytest.LogCapture
         assert splits.train.keys == ["a.jpg", "b.jpg"]
     assert list(everything(splits.train).values()) == [["a.jpg 0", "a.jpg 1"], ["b.jpg 0", "b.jpg 1"]]
     assert splits.val is None and list(everything(splits.test).values()) == [["c.jpg 0", "c.jpg 1"]]
-    assert "images that are not there" in caplog.text
+    assert "missing images" in caplog.text
     pq.write_table(pa.table({"image": [b"x"], "words": ["y"]}), tmp_path / "wrong.parquet")
     with pytest.raises(UserError, match="the columns are image, words, and none is called caption"):
         open_captions(tmp_path / "wrong.parquet")
@@ -239,7 +239,7 @@ def test_a_column_of_parquet_that_holds_no_images(value: Any, tmp_path: Path) ->
     import pyarrow.parquet as pq
 
     pq.write_table(pa.table({"image_id": [value], "caption": ["a dog"]}), tmp_path / "t.parquet")
-    with pytest.raises(UserError, match=r"t.parquet: the column image_id holds .*, no images and no paths"):
+    with pytest.raises(UserError, match=r"t.parquet: the column image_id holds .*, neither images nor paths"):
         open_captions(tmp_path / "t.parquet")
 
 
@@ -298,7 +298,7 @@ def test_every_flaw_is_named_once_and_counted(tmp_path: Path, caplog: pytest.Log
     assert everything(whole(tmp_path)) == {"images/good.jpg": ["A dog ."], "images/long.jpg": ["A cat ."]}
     lines = [record.getMessage() for record in caplog.records]
     for place, words in [
-        ("line 3", "'gone.jpg' is not there"),
+        ("line 3", "'gone.jpg' is not found"),
         ("line 5", "the caption is empty"),
         ("line 6", "the caption has 10,000 words"),
         ("line 8", "no caption after the image's name"),
@@ -309,7 +309,7 @@ def test_every_flaw_is_named_once_and_counted(tmp_path: Path, caplog: pytest.Log
         assert len([line for line in lines if place in line and words in line]) == 1, words
     assert len(lines) == 7 + 1
     for count in (
-        "images that are not there: 1",
+        "missing images: 1",
         "empty captions: 2",
         "captions of more than 1,000 words: 1",
         "images without a caption: 1",
@@ -326,7 +326,7 @@ def test_a_comma_too_many_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixt
     (tmp_path / "captions.csv").write_text("\n".join(rows))
     assert everything(open_captions(tmp_path).train) == {"b.jpg": ["A dog, black"], "c.jpg": ["A cat"]}
     lines = [record.getMessage() for record in caplog.records]
-    assert "line 2: 4 columns for 3; a caption with a ',' in it is quoted" in lines[0]
+    assert "line 2: 4 columns, not 3: put a caption that contains ',' in quotes" in lines[0]
     assert "lines with too many columns: 1" in lines[-1] and len(lines) == 2
 
 
@@ -334,9 +334,9 @@ def test_each_of_many_is_named_once_and_counted(tmp_path: Path, caplog: pytest.L
     image_files(tmp_path / "images", "good.jpg")
     (tmp_path / "captions.txt").write_text("good.jpg,A dog\n" + "".join(f"{i}.jpg,gone\n" for i in range(50)))
     assert len(whole(tmp_path)) == 1
-    named = [record.getMessage() for record in caplog.records if "is not there" in record.getMessage()]
+    named = [record.getMessage() for record in caplog.records if "is not found" in record.getMessage()]
     assert len(named) == len(set(named)) == 50
-    assert "not there: 50" in caplog.records[-1].getMessage()
+    assert "missing images: 50" in caplog.records[-1].getMessage()
 
 
 @pytest.mark.parametrize("name", ["info.json", "stats.csv"])
@@ -442,7 +442,7 @@ def test_parquet_keeps_an_image_of_two_splits_where_it_is_scored(
         and splits.test is not None
         and Texts.of(splits.test).captions == [["one"]]
     )
-    assert "row 0: its image is in test too" in caplog.text and "images of two splits: 1" in caplog.text
+    assert "row 0: its image is also in test" in caplog.text and "images of two splits: 1" in caplog.text
     told = pa.table({"image": [a, a, b], "caption": ["one", "two", "three"], "split": ["train", "val", "train"]})
     pq.write_table(told, tmp_path / "told.parquet")
     splits = open_captions(tmp_path / "told.parquet")
@@ -479,32 +479,35 @@ def test_the_loader_reads_it(tmp_path: Path) -> None:
     [
         ("photo_id,words\n1,a dog\n", "line 1: the columns are photo_id, words, and none is called image, file_name"),
         ("image,words\n1,a dog\n", "line 1: the columns are image, words, and none is called caption, text"),
-        ("just a line\n", "line 1: one column alone"),
+        ("just a line\n", "line 1: one column only"),
         ("", "is empty"),
-        ("a.jpg,A dog\nb.jpg,A cat\n", "line 1: 'a.jpg' is not there, nor any other of 2 images"),
-        ('x,image,caption\n1,a.jpg,"open\n' + "2,b.jpg,text\n" * 30, "line 2: a quote opens that is not closed"),
+        ("a.jpg,A dog\nb.jpg,A cat\n", "line 1: 'a.jpg' is not found, nor any other of 2 images"),
+        ('x,image,caption\n1,a.jpg,"open\n' + "2,b.jpg,text\n" * 30, "line 2: a quote is not closed"),
         ("image,caption,split\na.jpg,x,train\na.jpg,y,test\n", "line 3: a.jpg is in test here and in train before"),
-        ('image,caption,split\na.jpg,"open,train\nb.jpg,x,train\n', "line 2: a quote opens that is not closed"),
-        ('id,image,caption\n1,a.jpg,"open\n2,b.jpg,a "dog"\n', "line 2: a quote opens that is not closed"),
+        ('image,caption,split\na.jpg,"open,train\nb.jpg,x,train\n', "line 2: a quote is not closed"),
+        ('id,image,caption\n1,a.jpg,"open\n2,b.jpg,a "dog"\n', "line 2: a quote is not closed"),
         (
             '{"images": [{"filename": "a.jpg", "sentences": [{"raw": 5}]}]}',
-            r"images\[0\]: the caption is no text but 5",
+            r"images\[0\]: the caption is not text but 5",
         ),
-        ('{"images": [}', "line 1: no JSON"),
+        ('{"images": [}', "line 1: not JSON"),
         ('{"licenses": [], "info": 1}', "holds licenses, info"),
         ('{"images": [{"filename": "a.jpg"}]}', r"images\[0\]: no `sentences` among filename"),
-        ('{"images": [{"filename": "a.jpg", "sentences": 5}]}', r"images\[0\]: its captions are no list: 5"),
-        ('{"images": [{"filename": "a.jpg", "sentences": {"raw": "x"}}]}', r"images\[0\]: its captions are no list"),
-        ('{"images": [{"file_name": "a.jpg", "id": {}}], "annotations": []}', r"images\[0\]: `id` is no number: \{\}"),
+        ('{"images": [{"filename": "a.jpg", "sentences": 5}]}', r"images\[0\]: its captions are not a list: 5"),
+        ('{"images": [{"filename": "a.jpg", "sentences": {"raw": "x"}}]}', r"images\[0\]: its captions are not a list"),
+        (
+            '{"images": [{"file_name": "a.jpg", "id": {}}], "annotations": []}',
+            r"images\[0\]: `id` is not a number: \{\}",
+        ),
         (
             '{"images": [{"file_name": "a.jpg", "id": 1}], "annotations": [{"caption": "x", "image_id": [2]}]}',
-            r"annotations\[0\]: `image_id` is no number: \[2\]",
+            r"annotations\[0\]: `image_id` is not a number: \[2\]",
         ),
         ('[{"image": "a.jpg"}]', "holds a list"),
-        ("[" * 100_000, "lists within lists|no JSON"),
-        ('{"images": ' + "1" * 5_000 + "}", "no JSON: Exceeds the limit"),
+        ("[" * 100_000, "nested too deeply|not JSON"),
+        ('{"images": ' + "1" * 5_000 + "}", "not JSON: Exceeds the limit"),
         ("photo.psd," + "word " * 30_000, "line 1: the columns are photo.psd, word word"),
-        ("\0\1\2 not text", "is no text"),
+        ("\0\1\2 not text", "is not text"),
     ],
 )
 def test_one_flaw_that_is_enough_to_stop(tmp_path: Path, text: str, message: str) -> None:

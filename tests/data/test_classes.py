@@ -110,9 +110,9 @@ def test_a_list_in_another_order_is_not_taken_for_imagenets() -> None:
 
 
 def test_two_classes_of_the_data_that_are_one_of_the_model() -> None:
-    with pytest.raises(UserError, match="'tench' and 'n01440764' are both the model's class 'tench'"):
+    with pytest.raises(UserError, match="'tench' and 'n01440764' both match the model's class 'tench'"):
         outputs_of(["tench", "goldfish", "n01440764"], NAMES)
-    with pytest.raises(UserError, match="'cat' and 'cat' are both"):  # a Parquet file may name two classes alike
+    with pytest.raises(UserError, match="'cat' and 'cat' both match"):  # a Parquet file may name two classes alike
         outputs_of(["cat", "cat"], ["cat", "dog", "elk"])
 
 
@@ -120,7 +120,7 @@ def test_the_names_of_a_models_own_data_are_just_those(caplog: pytest.LogCapture
     own = ["C", "C#", "C++", "apple", "apple, green", "Cat", "cat"]
     assert outputs_of(own[::-1], own) == [6, 5, 4, 3, 2, 1, 0] and not caplog.messages
     assert outputs_of(["apple", "C++"], own) == [3, 2]
-    assert "'apple' is taken for the model's class of just that name, not for 'apple, green'" in caplog.text
+    assert "'apple' is taken for the model's class of exactly that name, not 'apple, green'" in caplog.text
 
 
 def test_numbers_as_names_are_names(caplog: pytest.LogCaptureFixture) -> None:
@@ -137,14 +137,14 @@ def test_classes_without_names_stand_in_order_and_that_is_said(
     model: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert outputs_of(["ant", "cat", "dog"], model) == [0, 1, 2]
-    assert "3 classes have no names: they are taken for the data's" in caplog.text
+    assert "3 classes have no names: assuming the data's" in caplog.text
     with pytest.raises(UserError, match="2 classes and the model 3 without names; .* does not know 'ant'"):
         outputs_of(["ant", "cat"], model)
 
 
 def test_a_thousand_classes_without_names_are_imagenets_for_its_ids(caplog: pytest.LogCaptureFixture) -> None:
     assert outputs_of(IMAGENETTE, [str(i) for i in range(1000)]) == AS_OUTPUTS
-    assert "taken for ImageNet's" in caplog.text
+    assert "assuming ImageNet's" in caplog.text
     with pytest.raises(UserError, match="without names"):
         outputs_of(["tench", "church"], [str(i) for i in range(1000)])
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vitrail.data.decode import BadImage, Preprocess, decode
+from vitrail.data.decode import BadImage, decode
+from vitrail.data.preprocess import Preprocess
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 

@@ -14,7 +14,8 @@ from images import encoded, smooth
 from PIL import Image
 from torchvision.transforms.v2 import functional as V
 
-from vitrail.data.decode import BadImage, EncodedImage, Preprocess, decode
+from vitrail.data.decode import BadImage, EncodedImage, decode
+from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError
 
 RGB = smooth()
@@ -238,5 +239,5 @@ def test_preprocess_travels_as_plain_data() -> None:
     assert Preprocess.from_dict(json.loads(json.dumps(ours.as_dict()))) == ours
     with pytest.raises(UserError, match="colour"):
         Preprocess.from_dict({"colour": 3})
-    with pytest.raises(ValueError, match="one a channel"):
+    with pytest.raises(ValueError, match="one per channel"):
         Preprocess(mean=(0.5,))

@@ -248,6 +248,6 @@ def test_class_folders_with_the_same_names_get_a_line(tmp_path: Path, caplog: py
 )
 def test_a_split_or_a_copy_among_the_classes_is_refused(folders: str, inner: str, tmp_path: Path) -> None:
     made(tmp_path, folders)
-    line = f"{tmp_path}/{inner} lies among class folders .*: move its content up, or remove it"
+    line = f"{tmp_path}/{inner} is among class folders .*: move its content up, or remove it"
     with pytest.raises(UserError, match=line):
         open_data(tmp_path)

@@ -76,14 +76,14 @@ def test_each_class_keeps_a_group(images: list[tuple[int, int]], fraction: float
 @pytest.mark.parametrize(
     "group, message",
     [
-        ("slide(", r"--group slide\(: not `parent`, no CSV file, and no regular expression either: "),
+        ("slide(", r"--group slide\(: not `parent`, not a CSV file, and not a valid regular expression: "),
         ("", "12 of 12 images of made do not match it"),
         ("x" * 5000, "12 of 12 images of made do not match it"),
         ("no.csv", "--group no.csv: there is no such file"),
         ("nothing", "--group nothing: 12 of 12 images of made do not match it, as cat/a_0.png"),
         ("a_", "--group a_: 6 of 12 images of made do not match it, as cat/b_0.png"),
         ("x?", "12 of 12 images of made do not match it"),
-        ("parent", "--group parent: 12 of 12 images of made lie in a class folder itself.*, as cat/a_0.png"),
+        ("parent", "--group parent: 12 of 12 images of made are directly in a class folder.*, as cat/a_0.png"),
         (r"\.png", "--group .*: all 12 images of made are in one group, '.png'"),
     ],
 )
@@ -99,7 +99,7 @@ def test_groups_that_cannot_be_told(group: str, message: str) -> None:
     [
         ("image;patient\ncat\\0.png;p1\nC:\\set\\cat\\1.PNG;p1\ndog/0.png;p2\n./dog/1.png ;p2\ncow/9.png;p3\n", None),
         ("\ufefffile_name\tgroup\n0.jpg\tx\n", r"4 of 4 images of made are not in the table.*, as cat/0.png"),
-        ("name,side\n", "groups.csv, line 1: the columns are name, side, and not image and group"),
+        ("name,side\n", "groups.csv, line 1: the columns are name, side, without image and group"),
         ("", "groups.csv, line 1: the columns are none"),
         ("image,group\ncat/0.png," + "x" * 200_000, "groups.csv, line 2: field larger than field limit"),
         (
@@ -107,7 +107,10 @@ def test_groups_that_cannot_be_told(group: str, message: str) -> None:
             "1 of 4 images of made are not in the table.*, as dog/1.png",
         ),
         ("image,group\n0.png,a\n", "line 2: '0.png' could be cat/0.png or dog/0.png"),
-        ("image,group\ncat/0.png,a\ncat\\0.png,b\n", "line 3: cat/0.png is in group 'b' here and in 'a' before"),
+        (
+            "image,group\ncat/0.png,a\ncat\\0.png,b\n",
+            "line 3: cat/0.png is in group 'b' here and in 'a' in an earlier line",
+        ),
     ],
 )
 def test_tables_of_groups(text: str, message: str | None, tmp_path: Path) -> None:
@@ -172,7 +175,7 @@ def warned(names: list[str], caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_prefixes_that_look_like_groups_get_one_warning(name: str, caplog: pytest.LogCaptureFixture) -> None:
     names = [name.format(g=i % 6 + 1, i=i, L="ABCDEF"[i % 6]) for i in range(60)]
     (line,) = warned(names, caplog)
-    assert "look like images of one slide, patient or day" in line and line.endswith("name the groups with --group")
+    assert "look like images of one slide, patient or day" in line and line.endswith("give the groups with --group")
     kept, torn = re.findall(r"(?:cat|dog)/.*?\.\w+(?= \()", line)
     assert kept != torn and kept[:5] == torn[:5], "two files of one group"
 

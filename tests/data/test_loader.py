@@ -19,8 +19,8 @@ from images import encoded, folder_of, smooth
 
 from vitrail.data import loader as module
 from vitrail.data.augment import Augment
-from vitrail.data.decode import Preprocess
 from vitrail.data.loader import Batch, Loader, Tally, _occurrence
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import draw_key
 from vitrail.data.sets import ImageSet, open_data
 from vitrail.data.targets import Labels, Texts
@@ -214,9 +214,9 @@ def test_a_bad_image_leaves_the_pairs_of_others_alone(tmp_path: Path, memory: bo
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"batch_size": 5}, "multiple of 2, got 5: let it be 6, or leave mixup and cutmix out"),
-        ({"batch_size": 6, "world": 2}, "multiple of 4, got 6: let it be 8,"),
-        ({"batch_size": 63, "world": 9}, "13 images are too few for 9 processes to have some each"),
+        ({"batch_size": 5}, "multiple of 2, got 5: set it to 6, or set mixup and cutmix to 0"),
+        ({"batch_size": 6, "world": 2}, "multiple of 4, got 6: set it to 8,"),
+        ({"batch_size": 63, "world": 9}, "13 images are too few for 9 processes"),
     ],
 )
 def test_batches_that_cut_pairs_are_refused(photos: ImageSet, changes: dict[str, int], words: str) -> None:
@@ -228,7 +228,7 @@ def test_batches_that_cut_pairs_are_refused(photos: ImageSet, changes: dict[str,
 def test_captions_are_not_mixed(photos: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageSet, "open", lambda self, i: pytest.fail("an image was read first"))
     part = ImageSet("said", photos.keys, photos.items, Texts([["a dog"]] * 13))
-    with pytest.raises(UserError, match="mixup and cutmix mix the labels of classes, and captions have none"):
+    with pytest.raises(UserError, match="mixup and cutmix mix class labels, and captions have none"):
         loader(part, augment=Augment(mixup=0.2), memory=True)
 
 
@@ -309,7 +309,7 @@ def test_bad_images_are_a_share_of_the_whole(tmp_path: Path) -> None:
 def test_wrong_settings(photos: ImageSet) -> None:
     with pytest.raises(UserError, match="no images to train on"):
         loader(photos.subset([]))
-    with pytest.raises(UserError, match="does not divide among 3"):
+    with pytest.raises(UserError, match="cannot be divided among 3"):
         loader(photos, world=3)
 
 
@@ -323,7 +323,7 @@ def test_memory_is_chosen_by_size(photos: ImageSet, monkeypatch: pytest.MonkeyPa
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the workers' set would have to be pickled")
 @pytest.mark.parametrize(
     "fault, words",
-    [(lambda: os.kill(os.getpid(), signal.SIGKILL), "ended by the system"), (lambda: time.sleep(60), "no batch in 1")],
+    [(lambda: os.kill(os.getpid(), signal.SIGKILL), "killed by the system"), (lambda: time.sleep(60), "no batch in 1")],
 )
 def test_workers_that_die_or_hang_end_the_run(
     photos: ImageSet, monkeypatch: pytest.MonkeyPatch, fault: Callable[[], None], words: str

@@ -16,8 +16,9 @@ from torch import Tensor
 from vitrail.data import jpeg, policies
 from vitrail.data.affine import Affine, shift, tiles
 from vitrail.data.augment import MOVING, Augment, refuse_spatial, training_affine
-from vitrail.data.decode import BadImage, Preprocess
+from vitrail.data.decode import BadImage
 from vitrail.data.masks import Masks, read_mask
+from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError
 
 CLASSES = [f"class {i}" for i in range(5)]
@@ -160,7 +161,7 @@ def test_policies_that_move_pixels_are_refused_for_spatial_targets() -> None:
     for policy in ("randaugment", "trivial"):
         with pytest.raises(UserError, match=f"^masks cannot follow the policy {policy}.*ShearX.*Rotate.*--policy none"):
             refuse_spatial(Augment(policy=policy), "masks")
-        with pytest.raises(UserError, match="no affine follows"):
+        with pytest.raises(UserError, match="no affine map describes"):
             training_affine(Augment(policy=policy), way, 0, 0, torch.tensor([0]), one)
     with pytest.raises(UserError, match=r"^boxes cannot follow mixup.*--mixup 0"):
         refuse_spatial(Augment(mixup=0.2), "boxes")

@@ -126,7 +126,7 @@ def test_what_could_be_several_files_is_refused(tmp_path: Path) -> None:
     assert Finder().find("C:\\set\\thumbs\\0.jpg", folders, "") == tmp_path / "thumbs" / "0.jpg"
     finder = Finder()
     assert finder.find("C:\\a\\1.jpg", folders, "") == tmp_path / "images" / "1.jpg"
-    with pytest.raises(UserError, match=r"'C:/b/1.jpg' is not there, and .*images/1.jpg is 'C:/a/1.jpg' already"):
+    with pytest.raises(UserError, match=r"'C:/b/1.jpg' is not found, and .*images/1.jpg is already 'C:/a/1.jpg'"):
         finder.find("C:\\b\\1.jpg", folders, "")
 
 

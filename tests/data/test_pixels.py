@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from images import encoded, tiff
 from PIL import Image
 
-from vitrail.data.decode import BadImage, Preprocess, decode
+from vitrail.data.decode import BadImage, decode
 from vitrail.data.pixels import Source, channel_axis, doubt, scaled
+from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError
 
 WHOLE = ["int8", "int16", "int32", "int64", "uint32", "uint64"]
@@ -71,7 +72,7 @@ def test_values_of_no_known_range_are_refused(values: list[float], kind: str, tm
     row = np.array([values], kind)
     np.save(tmp_path / "row.npy", row)
     for data in (tmp_path / "row.npy", tiff(row[..., None])):
-        with pytest.raises(BadImage, match=r"have no known range|are no pixels|complex") as caught:
+        with pytest.raises(BadImage, match=r"have no known range|are not pixels|complex") as caught:
             decode(data, 1)
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="does not fit the model"):
@@ -81,7 +82,7 @@ def test_values_of_no_known_range_are_refused(values: list[float], kind: str, tm
 def test_values_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     for array in (np.array([["a"]]), np.zeros((2, 2), "M8[s]"), np.zeros((2, 2), [("r", "u1")])):
         np.save(tmp_path / "row.npy", array)
-        with pytest.raises(BadImage, match=r"row\.npy: values of type .* are no pixels"):
+        with pytest.raises(BadImage, match=r"row\.npy: values of type .* are not pixels"):
             decode(tmp_path / "row.npy", 1)
 
 

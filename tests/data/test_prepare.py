@@ -11,8 +11,9 @@ import torch
 from images import encoded, smooth
 from PIL import Image
 
-from vitrail.data.decode import BadImage, EncodedImage, Preprocess, decode, resize
+from vitrail.data.decode import BadImage, EncodedImage, decode, resize
 from vitrail.data.loader import Loader
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import ImageSet
 from vitrail.data.targets import Labels
 
@@ -73,7 +74,7 @@ def test_the_size_follows_from_the_whole_image(paths: list[Path]) -> None:
             whole = resize(full, (height, width), way.interpolation)
             wanted = whole[:, top : top + way.size[0], left : left + way.size[1]]
             made = way.prepare(path)
-            reduced += EncodedImage(path).pixels_for(way).shape != full.shape
+            reduced += way.decode(EncodedImage(path)).shape != full.shape
             assert made.shape == wanted.shape and (made.float() - wanted.float()).abs().mean() < 4
     assert reduced > 30
 

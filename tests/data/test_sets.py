@@ -368,7 +368,7 @@ def test_split_of_few(tmp_path: Path) -> None:
         train, val = split_val(four.subset([0, 1, 2, 3] * 2), fraction)
         assert not set(train.keys) & set(val.keys), "copies are on one side"
     for few in ([0, 2], [0, 0, 0], [0, 2, 0, 2]):
-        with pytest.raises(UserError, match="no image or group that can be held back"):
+        with pytest.raises(UserError, match="no image or group to hold back"):
             split_val(four.subset(few))
     with pytest.raises(UserError, match="at least two"):
         split_val(four.subset([0]))

@@ -15,8 +15,9 @@ from images import encoded, folder_of
 from torch import Tensor
 
 from vitrail.data.augment import Augment
-from vitrail.data.decode import BadImage, Preprocess
+from vitrail.data.decode import BadImage
 from vitrail.data.loader import Batch, Loader
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import ImageSet, Splits, open_data, split_val
 from vitrail.data.targets import Fields, Labels, Target, Texts
 from vitrail.errors import UserError
@@ -62,7 +63,7 @@ def test_mixed_labels_are_soft_targets() -> None:
     share, partner = torch.tensor([0.25, 0.75]), torch.tensor([1, 0])
     mixed = LABELS.mix({"label": torch.tensor([0, 2]), "sample": partner}, partner, share)
     assert mixed["label"].tolist() == [[0.25, 0.0, 0.75], [0.25, 0.0, 0.75]] and mixed["sample"] is partner
-    with pytest.raises(UserError, match="and captions have none: leave them out"):
+    with pytest.raises(UserError, match="and captions have none: set both to 0"):
         NUMBERED.mix({}, partner, share)
 
 

@@ -12,7 +12,8 @@ from images import encoded, smooth, tiff
 from PIL import Image
 
 from vitrail.data import tiff as reader
-from vitrail.data.decode import BadImage, Preprocess, decode
+from vitrail.data.decode import BadImage, decode
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import open_data
 from vitrail.errors import UserError
 
@@ -75,7 +76,7 @@ def test_a_mask_lies_on_white_and_other_bands_are_refused(colours: int, extra: i
     image = decode(tiff(stored, 2 if colours == 3 else 1, (extra,)))
     assert image[:, 0].tolist() == [[255] * 2 + [100] * 6] * 3
     stored[..., -1] = stored[..., 0]
-    with pytest.raises(BadImage, match=f"last of {colours + 1} bands is declared to be transparency and holds many"):
+    with pytest.raises(BadImage, match=f"last of its {colours + 1} bands is declared as transparency and holds many"):
         decode(tiff(stored, 2 if colours == 3 else 1, (extra,)))
     assert decode(tiff(stored, 2 if colours == 3 else 1, (extra,)), colours + 1)[-1].unique().tolist() == [100]
 
@@ -113,7 +114,7 @@ def test_colours_are_pillows() -> None:
     "data, reason",
     [
         (tiff(BANDS.astype(np.complex64)), "complex"),
-        (tiff(BANDS, more={258: [8, 8, 8, 8, 16]}), "different kinds"),
+        (tiff(BANDS, more={258: [8, 8, 8, 8, 16]}), "different types"),
         (tiff(BANDS, more={258: [12] * 5}), "12 bits per band"),
         (tiff(BANDS, more={259: [34887]}), "compression 34887"),
         (tiff(BANDS, 5), "photometric interpretation 5"),
@@ -141,7 +142,7 @@ def test_images_opened_by_pil_are_not_misread() -> None:
         loaded = Image.open(io.BytesIO(data))
         loaded.load()
         for opened in (loaded, Image.open(io.BytesIO(data))):
-            with pytest.raises(UserError, match=r"(the file has|last of|it has) 4 (bands|channels)"):
+            with pytest.raises(UserError, match=r"(the file has|last of its|it has) 4 (bands|channels)"):
                 Preprocess((37, 53)).prepare(opened)
 
 
@@ -187,5 +188,5 @@ def test_a_band_that_is_left_out_as_a_mask_is_named(tmp_path: Path, caplog: pyte
     (tmp_path / "wood" / "2.tif").unlink()
     assert open_data(tmp_path).train.channels == 3
     (line,) = [record.getMessage() for record in caplog.records]
-    assert "the last band of water/0.tif (4 bands) and 4 more of 5 images is taken for transparency" in line
+    assert "the last band of water/0.tif (4 bands) and 4 more of 5 images is used as transparency" in line
     assert "to keep it as a channel" in line

@@ -11,9 +11,9 @@ from images import folder_of
 from torch import Tensor
 
 from vitrail.data.augment import Augment
-from vitrail.data.decode import Preprocess
 from vitrail.data.loader import Loader
 from vitrail.data.prepare import View, prepare
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import ImageSet, open_data
 from vitrail.errors import UserError
 

@@ -15,7 +15,7 @@ from matplotlib import font_manager
 from PIL import Image
 
 from vitrail.baselines import CNNConfig
-from vitrail.data.decode import Preprocess
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.text import PAD, START, UNKNOWN, Tokenizer
 from vitrail.explain import explain
 from vitrail.explain.figures import draw_words, png

@@ -17,7 +17,7 @@ from PIL import Image
 import vitrail
 from vitrail.baselines import ResNet, ResNetConfig
 from vitrail.cli import main
-from vitrail.data.decode import Preprocess
+from vitrail.data.preprocess import Preprocess
 from vitrail.tasks.caption import Caption
 from vitrail.tasks.caption.prefix import PrefixDecoder
 from vitrail.tasks.embed import Embed

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 import vitrail
 from vitrail.cli import main
-from vitrail.data.decode import Preprocess
 from vitrail.data.loader import Loader
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import open_data
 from vitrail.errors import Stopped
 from vitrail.recipes import from_weights
@@ -330,7 +330,7 @@ def test_a_fresh_head_starts_low_for_the_sigmoid_loss_and_a_learned_one_stays(
         (["--attention-init", "mimetic"], "--attention-init is fixed by the weights of"),
         (["--init", "classfy"], "did you mean classify?"),
         (["--init", "nowhere/to/be/found.safetensors"], "no model 'nowhere/to/be/found.safetensors'"),
-        (["--mean", "0.5"], "need 3 numbers, one a channel"),
+        (["--mean", "0.5"], "need 3 numbers, one per channel"),
         (["--method", "lroa"], "--method cannot be 'lroa': did you mean lora?"),
         (["--method", "prompts"], "choose from auto, full, frozen, linear, lora, last-blocks, knn"),
         (["--method", "last-blocks", "--last-blocks", "9"], "the encoder has 3 blocks"),

@@ -9,7 +9,7 @@ from checked import checked
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
 import vitrail
-from vitrail.data.decode import Preprocess
+from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError
 from vitrail.sizes import SIZES
 from vitrail.tasks.classify import Classes, Classification, Classify, ClassifyMetric, calibration_error

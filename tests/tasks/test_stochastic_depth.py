@@ -10,7 +10,7 @@ import torch
 from checked import checked
 from torch import Tensor
 
-from vitrail.data.decode import Preprocess
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import draw_key
 from vitrail.data.sets import open_data
 from vitrail.data.text import Tokenizer

@@ -12,7 +12,7 @@ import tiny_captioners
 import torch
 from torch import nn
 
-from vitrail.data.decode import Preprocess
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.text import Tokenizer
 from vitrail.recipes import RECIPES
 from vitrail.tasks.caption import Caption, Captioning

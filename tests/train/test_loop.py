@@ -15,8 +15,8 @@ from checked import checked
 from torch import Tensor, nn
 
 from vitrail.data.augment import Augment
-from vitrail.data.decode import Preprocess
 from vitrail.data.loader import Batch, Loader
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import draw_key
 from vitrail.data.sets import open_data
 from vitrail.data.text import Tokenizer

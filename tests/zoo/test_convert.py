@@ -16,7 +16,7 @@ from torch import Tensor
 
 import vitrail
 from vitrail.cli import main
-from vitrail.data.decode import Preprocess
+from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError
 from vitrail.tasks.classify import Classes, Classify
 from vitrail.tasks.task import Task

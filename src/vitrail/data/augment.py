@@ -1,4 +1,4 @@
-"""Augmentation of a whole batch on its device, where every image has draws of its own (see `random`)."""
+"""Augmentation of a whole batch on its device; each image has its own random draws (see `random`)."""
 
 from __future__ import annotations
 
@@ -12,46 +12,46 @@ from torch import Tensor
 
 from vitrail.data import affine
 from vitrail.data.affine import Affine
-from vitrail.data.decode import Preprocess
 from vitrail.data.policies import FILL, apply_policy, magnitudes, three_augment
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import uniform
 from vitrail.errors import UserError
 
-# Streams of draws, so that switching one augmentation on leaves the others' draws as they were.
+# Streams of draws: enabling one augmentation does not change the draws of the others.
 CROP, FLIP, POLICY, ERASE, MIX = range(5)
 ORDER = 6
 
 TRIES = 10
-"""boxes that a random resized crop tries before it takes the centre, as torchvision"""
+"""boxes that a random resized crop tries before it falls back to the centre, as torchvision"""
 CROP_DRAWS = 2 * TRIES + 2
 ASPECTS = (3 / 4, 4 / 3)
 MOVING = frozenset(["ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"])
-"""operations of a policy that move pixels, and take no mask or box with them"""
+"""operations of a policy that move pixels, but not masks or boxes"""
 _BETA_TRIES = 16
 
 
 @dataclass(frozen=True)
 class Augment:
-    """What is done to a training image, in this order."""
+    """Augmentation of a training image, applied in this order."""
 
     crop: Literal["none", "shift", "resized"] = "none"
-    """shift: moved by at most `shift` pixels, mirrored at the edge; resized: a random box (Inception's crop)"""
+    """shift: shifted by at most `shift` pixels, reflected at the edge; resized: a random resized crop (Inception)"""
     shift: int = 4
     scale: tuple[float, float] = (0.08, 1.0)
-    """range of the box's share of the image"""
+    """range of the crop's area, as a fraction of the image's"""
     flip: bool = False
-    """left to right, every second image"""
+    """left to right, with probability 0.5"""
     policy: Literal["none", "randaugment", "trivial", "three"] = "none"
     policy_strength: int = 9
-    """RandAugment's magnitude, 0 to 30 as torchvision counts; big_vision and its papers have 10 for these 30"""
+    """RandAugment's magnitude, 0 to 30 as in torchvision; big_vision and its papers use a scale of 0 to 10"""
     policy_count: int = 2
-    """RandAugment's operations an image"""
+    """RandAugment's operations per image"""
     erase: float = 0.0
-    """probability that a rectangle of 2 to 33 % becomes grey (arXiv 1708.04896)"""
+    """probability that a rectangle of 2 to 33 % of the area becomes grey (random erasing, arXiv 1708.04896)"""
     mixup: float = 0.0
     """alpha of mixup's beta distribution (arXiv 1710.09412), at most 1; 0 for none"""
     cutmix: float = 0.0
-    """alpha of cutmix's (arXiv 1905.04899); with both on, each image takes one of them by a coin"""
+    """alpha of cutmix's (arXiv 1905.04899); with both, each image gets one of the two with probability 0.5"""
 
     @property
     def mixes(self) -> bool:
@@ -61,7 +61,7 @@ class Augment:
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", tuple(self.scale))
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"scale must rise within 0 to 1, got {self.scale}")
+            raise ValueError(f"scale must be two rising numbers above 0 and at most 1, got {self.scale}")
         if not 0 <= self.policy_strength <= 30:
             raise ValueError(f"policy_strength must be 0 to 30, got {self.policy_strength}")
         for name in ("erase", "mixup", "cutmix"):
@@ -72,7 +72,7 @@ class Augment:
 
 
 def refuse_spatial(augment: Augment, target: str) -> None:
-    """Raise UserError where masks or boxes (the name of the `target`) can't follow what is done to their images."""
+    """Raise UserError if the augmentation moves pixels in a way that masks or boxes (`target`) cannot follow."""
     if augment.mixup or augment.cutmix:
         name = "mixup" if augment.mixup else "cutmix"
         raise UserError(f"{target} cannot follow {name}, which joins two images: set --{name} 0")
@@ -84,7 +84,7 @@ def refuse_spatial(augment: Augment, target: str) -> None:
 
 
 def moving_operations(augment: Augment) -> list[str]:
-    """The operations of its policy that move pixels."""
+    """The operations of the policy that move pixels."""
     if augment.policy not in ("randaugment", "trivial"):
         return []
     return [name for name in magnitudes(augment.policy, 1, 1) if name in MOVING]
@@ -99,16 +99,16 @@ def training_affine(
     sources: Tensor,
     kept: Tensor | None = None,
 ) -> Affine:
-    """Where the pixels of training images come from: random resized crop, shift and flip as they are drawn for them.
+    """The map of training images: their random resized crop, shift and flip.
 
-    `draws` [B] are the numbers that the images' draws depend on, `sources` [B, 2] the heights and widths of the
-    originals, and `kept` [B, 2] those at which they are kept in memory, where that is smaller: a random box is drawn
-    at this size. Raises UserError for a policy that moves pixels. A crop from a JPEG is decoded at 1/2 to 1/8 of its
-    size where that suffices; of one that EXIF turns it may be up to half a pixel of the input out.
+    `draws` [B] are the numbers that seed each image's draws, `sources` [B, 2] the heights and widths of the originals,
+    and `kept` [B, 2] the smaller sizes at which the images are kept in memory, if they are: crops are drawn at that
+    size. Raises UserError for a policy that moves pixels. A crop from a JPEG is decoded at 1/2 to 1/8 of its size
+    where that suffices; if EXIF rotates it, the map may be off by up to half a pixel of the input.
     """
     if moving := moving_operations(augment):
         raise UserError(
-            f"the policy {augment.policy} moves pixels ({', '.join(moving)}) in a way that no affine follows"
+            f"the policy {augment.policy} moves pixels ({', '.join(moving)}) in a way that no affine map describes"
         )
     draws, sources = draws.cpu(), sources.cpu()
     if augment.crop == "resized":
@@ -130,20 +130,20 @@ def training_affine(
 def augment_batch(
     images: Tensor, samples: Tensor, seed: int, epoch: int, augment: Augment, size: tuple[int, int]
 ) -> Tensor:
-    """Images uint8 [B, C, H, W] to uint8 [B, C, size], by all operations but mixup and cutmix (see `mix_pairs`).
+    """Augments uint8 [B, C, H, W] to uint8 [B, C, size], by all operations but mixup and cutmix (see `mix_pairs`).
 
-    The result for an image depends on (seed, epoch, sample) and is the same in any batch. `samples` are best on the
-    CPU, which chooses the operations of a policy: it then never waits for a GPU.
+    The result for an image depends on (seed, epoch, sample) and is the same in any batch. Keep `samples` on the CPU,
+    which chooses the operations of a policy: then nothing waits for a GPU.
     """
-    there = samples.to(images.device, non_blocking=True)
+    on_device = samples.to(images.device, non_blocking=True)
 
     def draw(count: int, stream: int) -> Tensor:
-        return uniform(seed, epoch, there, count, stream)
+        return uniform(seed, epoch, on_device, count, stream)
 
     if augment.crop == "resized":
         height, width = images.shape[-2:]
-        many = torch.full_like(there, 1)
-        boxes = crop_boxes(draw(CROP_DRAWS, CROP), many * height, many * width, augment.scale, size)
+        ones = torch.ones_like(on_device)
+        boxes = crop_boxes(draw(CROP_DRAWS, CROP), ones * height, ones * width, augment.scale, size)
         images = crop_resized(images, boxes, size)
     if augment.crop == "shift" or augment.flip:
         moves = ((draw(2, CROP) * (2 * augment.shift + 1)).long() - augment.shift) * (augment.crop == "shift")
@@ -165,11 +165,11 @@ def crop_boxes(
 ) -> Tensor:
     """Boxes (top, left, height, width) int64 [B, 4] of a random resized crop to `size`, from draws [B, CROP_DRAWS].
 
-    The first of ten boxes that lies within the image, else the largest centred one of an allowed aspect. A box
-    that JPEG can decode at 1/2, 1/4 or 1/8 is moved to whole pixels of that scale (by at most 7 of the image's).
+    The first of ten boxes that fits in the image, or else the largest centred box of an allowed aspect. If a JPEG can
+    be decoded at 1/2, 1/4 or 1/8 for a box, the box is aligned to whole pixels of that scale (by at most 7 pixels).
     """
     heights, widths = heights[:, None], widths[:, None]
-    # A table of 1,024 aspects, since no two devices agree on the last bit of `exp`.
+    # A table of 1,024 aspects, since devices differ in the last bit of `exp`.
     steps = [math.log(ASPECTS[0]) / 2 + (i + 0.5) / 1024 * math.log(ASPECTS[1] / ASPECTS[0]) / 2 for i in range(1024)]
     root = torch.tensor([math.exp(step) for step in steps], device=draws.device)
     root = root[(draws[:, TRIES : 2 * TRIES] * 1024).long()]
@@ -194,11 +194,11 @@ def crop_boxes(
 
 
 def crop_resized(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes [B, 4] of uint8 [B, C, H, W], bilinear, at `size`. Made for boxes that are not larger than `size`."""
+    """Crops boxes [B, 4] of uint8 [B, C, H, W], resized to `size` bilinearly, without antialias: for enlarging only."""
     top, left, height, width = (side.float()[:, None] for side in boxes.unbind(1))
     rows = (torch.arange(size[0], device=images.device) + 0.5) * (height / size[0]) + top
     columns = (torch.arange(size[1], device=images.device) + 0.5) * (width / size[1]) + left
-    # grid_sample counts from -1 to 1, from edge to edge.
+    # grid_sample's coordinates run from -1 to 1, from edge to edge.
     rows, columns = rows * 2 / images.shape[-2] - 1, columns * 2 / images.shape[-1] - 1
     grid = torch.stack([columns[:, None, :].expand(-1, size[0], -1), rows[:, :, None].expand(-1, -1, size[1])], dim=-1)
     sampled = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
@@ -206,7 +206,7 @@ def crop_resized(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor
 
 
 def shift_flip(images: Tensor, moves: Tensor, flips: Tensor) -> Tensor:
-    """[B, C, H, W] moved by int64 [B, 2] pixels down and right, mirrored at the edge; those of bool [B] flipped."""
+    """[B, C, H, W] shifted by int64 [B, 2] pixels down and right, reflected at the edge; flipped where `flips` [B]."""
     count, channels, height, width = images.shape
     rows = _reflect(torch.arange(height, device=images.device) - moves[:, :1], height)
     columns = torch.arange(width, device=images.device).expand(count, -1)
@@ -216,14 +216,14 @@ def shift_flip(images: Tensor, moves: Tensor, flips: Tensor) -> Tensor:
 
 
 def _reflect(places: Tensor, size: int) -> Tensor:
-    """Indices beyond the edges come back, without the edge's own pixel twice."""
+    """Indices beyond the edges are reflected, without repeating the edge pixel."""
     period = max(2 * (size - 1), 1)
     places = places.remainder(period)
     return torch.minimum(places, period - places) if size > 1 else places.clamp(0, 0)
 
 
 def erase(images: Tensor, draws: Tensor, probability: float) -> Tensor:
-    """A grey rectangle in some of uint8 [B, C, H, W]: `draws` [B, 5] for whether, area, aspect (0.3 to 3.3), place."""
+    """Random erasing of uint8 [B, C, H, W]: `draws` [B, 5] decide whether, area, aspect (0.3 to 3.3), top and left."""
     height, width = images.shape[-2:]
     side = ((0.02 + 0.31 * draws[:, 1]) * height * width).sqrt()
     root = torch.exp(math.log(0.3) / 2 + draws[:, 2] * math.log(3.3 / 0.3) / 2)
@@ -235,7 +235,7 @@ def erase(images: Tensor, draws: Tensor, probability: float) -> Tensor:
 
 
 def _boxes(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
-    """A mask [B, 1, H, W], true inside one box an image; all arguments [B]."""
+    """A mask [B, 1, H, W], true inside one box per image; all arguments [B]."""
     rows = torch.arange(images.shape[-2], device=images.device)
     columns = torch.arange(images.shape[-1], device=images.device)
     top, left = top.floor()[:, None], left.floor()[:, None]
@@ -247,10 +247,10 @@ def _boxes(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Ten
 def mix_pairs(
     images: Tensor, samples: Tensor, seed: int, epoch: int, augment: Augment
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mixup or cutmix of uint8 [B, C, H, W]: the mixed images, the partner of each, int64 [B], and its share [B].
+    """Mixup or cutmix of uint8 [B, C, H, W]: the mixed images, their partners int64 [B] and their shares [B].
 
-    Images 2k and 2k + 1 are partners. Each is mixed with the other by a share of its own draw, so that an image depends
-    on (seed, epoch, sample) and on its partner alone. The last one of an odd count has no partner and stays as it is.
+    Images 2k and 2k + 1 are partners. Each draws its own share, so that the result for an image depends only on
+    (seed, epoch, sample) and on its partner. With an odd count the last image has no partner and stays unchanged.
     """
     places = torch.arange(len(images), device=images.device)
     partner = (places ^ 1).clamp(max=len(images) - 1)
@@ -283,5 +283,5 @@ def _beta(draws: Tensor, alpha: float) -> Tensor:
     total = x + y
     good = (total <= 1) & (total > 0)
     first = good.to(torch.uint8).argmax(dim=1, keepdim=True)
-    # No good try among 16 is one image in 65,000 or fewer: it stays as it is.
+    # All 16 tries fail for at most one image in 65,000: it stays unmixed.
     return torch.where(good.any(dim=1), (x / total.clamp(min=1e-38)).gather(1, first)[:, 0], 1.0)

@@ -1,4 +1,4 @@
-"""Boxes with classes: what is where in an image."""
+"""Bounding boxes with classes, as a target."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from vitrail.data.targets import Target
 from vitrail.errors import UserError
 
 VISIBLE = 0.1
-"""A box of which a smaller share than this is left in the input is dropped in training and evaluation."""
+"""A box is dropped, in training and evaluation, if a smaller fraction of its area than this is in the input."""
 NOTHING = -1
-"""the class of places that hold no box"""
+"""the class of padding, where there is no box"""
 
 
 class Marked(NamedTuple):
     """The boxes of one image or frame."""
 
     boxes: Tensor
-    """float32 [M, 4]: left, top, right and bottom, in pixels of the upright original as read, or as shares of the
-    input's width and height in a frame"""
+    """float32 [M, 4]: left, top, right and bottom, in pixels of the upright original as read, or in a frame as
+    fractions of the input's width and height"""
     labels: Tensor
     """int64 [M]"""
 
@@ -31,10 +31,10 @@ class Marked(NamedTuple):
 class Boxes(Target):
     """Boxes [M, 4] (left, top, right, bottom, in pixels of the upright image), each with a class; M may be 0.
 
-    In a batch, B images and the most boxes M that an image of the set has, so that shapes are the same in every batch:
-    `box` float32 [B, M, 4], as shares of the input's width and height (0 to 1), clipped to the input; `box_class`
-    int64 [B, M], -1 for places without a box. Boxes come first. One of which less than the share `visible` of its area
-    is left, by a crop, is dropped.
+    A batch of B images is padded to M, the largest number of boxes per image in the set, so that shapes are the same
+    in every batch: `box` float32 [B, M, 4], as fractions of the input's width and height (0 to 1), clipped to the
+    input; `box_class` int64 [B, M], -1 for padding, which comes last. A box is dropped if a crop leaves less than the
+    fraction `visible` of its area.
     """
 
     fields = ("box", "box_class")
@@ -50,9 +50,9 @@ class Boxes(Target):
         visible: float = VISIBLE,
     ) -> None:
         if not len(boxes) == len(labels) == len(names):
-            raise ValueError(f"{len(boxes)} images' boxes have {len(labels)} images' classes and {len(names)} names")
+            raise ValueError(f"{len(boxes)} lists of boxes have {len(labels)} lists of classes and {len(names)} names")
         if not 0 <= visible <= 1:
-            raise UserError(f"visible must be a share of 0 to 1, got {visible}")
+            raise UserError(f"visible must be a fraction from 0 to 1, got {visible}")
         self.boxes = [torch.as_tensor(rows, dtype=torch.float32).reshape(-1, 4) for rows in boxes]
         self.labels = [torch.as_tensor(row, dtype=torch.int64) for row in labels]
         self.names, self.classes, self.visible = names, classes, visible
@@ -86,9 +86,9 @@ class Boxes(Target):
         size = torch.tensor([affine.size[1], affine.size[0]]).repeat(2)
         found = []
         for frame in range(len(affine)):
-            boxes, share = affine.boxes(value.boxes, frame)
-            stays = (share >= self.visible) & (share > 0)
-            found.append(Marked((boxes / size)[stays], value.labels[stays]))
+            boxes, visible = affine.boxes(value.boxes, frame)
+            keep = (visible >= self.visible) & (visible > 0)
+            found.append(Marked((boxes / size)[keep], value.labels[keep]))
         return found
 
     def collate(self, values: list[list[Marked]], samples: Tensor, training: bool) -> dict[str, Any]:

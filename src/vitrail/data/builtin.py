@@ -1,4 +1,4 @@
-"""Sets known by name, and sets in the files that torchvision and MNIST's authors use."""
+"""Built-in sets by name, and sets in the file formats of torchvision and of MNIST's authors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from vitrail.errors import UserError
 
 SILENCE = 30.0
-"""seconds that a download may stand still"""
+"""seconds without data after which a download fails"""
 
 NAMES = ("digits", "cifar10", "cifar100", "mnist", "fashion-mnist", "kmnist", "svhn", "stl10")
 
@@ -34,7 +34,7 @@ _TORCHVISION: dict[str, tuple[str, tuple[dict[str, Any], dict[str, Any]]]] = {
     "svhn": ("SVHN", _BY_SPLIT),
     "stl10": ("STL10", _BY_SPLIT),
 }
-# What stands in a folder that torchvision has filled.
+# What a folder that torchvision has written contains, by which its set is recognised.
 _MARKS = {
     "cifar-10-batches-py": "cifar10",
     "cifar-100-python": "cifar100",
@@ -75,7 +75,7 @@ def digits() -> Arrays:
 
 
 def find(root: Path, name: str | None = None) -> Arrays | None:
-    """The set (or the one called `name`) whose files stand in a folder, in torchvision's or MNIST's layout."""
+    """The set (or the one called `name`) whose files are in a folder, in torchvision's or MNIST's layout."""
     for folder in (root, root / "raw"):
         if name is None and _idx_file(folder, _IDX["train"][0]) is not None:
             return _read_idx_set(folder)
@@ -88,11 +88,11 @@ def find(root: Path, name: str | None = None) -> Arrays | None:
 
 
 def download(name: str) -> Arrays:
-    """A set from where torchvision knows it, checked and kept in `~/.cache/vitrail`."""
+    """A set from torchvision's source for it, verified and kept in `~/.cache/vitrail`."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     root = Path(cache) / "vitrail" / name
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(SILENCE)  # torchvision would wait for ever
+    socket.setdefaulttimeout(SILENCE)  # torchvision would wait forever
     try:
         root.mkdir(parents=True, exist_ok=True)
         return _torchvision(name, root, download=True)

@@ -1,4 +1,4 @@
-"""Which channels the images of a set have, known by a few of them."""
+"""How many channels the images of a set have, judged by a sample."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("vitrail")
 
 SAMPLED = 16
-"""images of a split by which its channels and the range of its values are known"""
+"""images of a split that are sampled for its channels and the range of its values"""
 
 
 def stored_channels(images: ImageSet) -> int:
-    """The channels that some good images of a split, spread over it, can all be read as: 1 where they are grey; else 3.
+    """The number of channels that all sampled images of a split can be read as: 1 if they are grey; 3 if none fits.
 
-    Warns where they look as if they were written in another way than they are read in.
+    Warns if the images look as if their values were stored in a way other than they are read.
     """
     counts: list[tuple[int, ...]] = []
     sources = []
@@ -33,7 +33,7 @@ def stored_channels(images: ImageSet) -> int:
                 counts.append(image.readable_as())
                 sources.append(image.source)
         except BadImage:
-            continue  # the loader names it and leaves it out
+            continue  # the loader logs it and leaves it out
     channels = next((count for count in counts[0] if all(count in other for other in counts)), 3) if counts else 3
     if channels not in (1, 3):  # then each band is a channel
         sources = [source._replace(masked="") for source in sources]

@@ -1,14 +1,11 @@
-"""Bytes to pixels, and pixels to what a model takes. Images are uint8 [C, H, W] until they are normalised."""
+"""Decode image files to uint8 [C, H, W], upright: by their content, and a JPEG no further than its use needs."""
 
 from __future__ import annotations
 
 import io
-import logging
-import math
 import warnings
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,172 +14,27 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 from vitrail.data import jpeg, pixels, tiff
-from vitrail.data.affine import Affine
 from vitrail.errors import UserError
 
-log = logging.getLogger("vitrail")
-
 MAX_PIXELS = 178_956_970
-"""An image declared larger is refused before it is decoded: a small file can declare a size that fills the memory.
-It is the size that Pillow refuses, half a gigabyte in RGB."""
+"""A larger image is refused before it is decoded: a small file can declare a size that fills the memory.
+Pillow has the same limit, half a gigabyte in RGB."""
 
-MAX_CHANNELS = 4096
-"""of an image; hyperspectral ones have some hundred"""
-MARGIN = 2
-"""A JPEG is decoded at no less than this many times the size that it is resized to, so that scores are those of full
-decoding."""
 PNG = b"\x89PNG\r\n\x1a\n"
 UNSAFE = frozenset(["EPS", "WMF", "FPX", "MIC", "BUFR", "GRIB", "HDF5", "MPEG"])
-"""formats of Pillow's that start other programs, or that it cannot decode by itself"""
+"""formats of Pillow that start other programs, or that it cannot decode by itself"""
 
 Box = tuple[int, int, int, int]
 """top, left, height, width in pixels of the upright image"""
-Resize = Literal["crop", "squash"]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
 
 class BadImage(UserError):
-    """Bytes that are no image, or not all of one. The line names the file."""
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """What stands between an image and the model; it is kept inside the checkpoint."""
-
-    size: tuple[int, int] = (224, 224)
-    """(height, width) in pixels that the model gets"""
-    resize: Resize = "crop"
-    """crop: resize until `size` / `crop_fraction` is covered; squash: resize to just that; then cut the centre out"""
-    crop_fraction: float = 1.0
-    interpolation: Interpolation = "bicubic"
-    mean: tuple[float, ...] = ()
-    """a channel each, for pixels of 0 to 1; empty for 0.5"""
-    std: tuple[float, ...] = ()
-    channels: int = 3
-
-    def __post_init__(self) -> None:
-        # A config is a file from outside, so nothing is made by its numbers before they are known to be some.
-        if not isinstance(self.channels, int) or not 0 < self.channels <= MAX_CHANNELS:
-            raise ValueError(f"channels must be a number from 1 to {MAX_CHANNELS}, got {self.channels!r}")
-        for name, empty in (("size", ()), ("mean", (0.5,) * self.channels), ("std", (0.5,) * self.channels)):
-            # JSON has lists for tuples.
-            object.__setattr__(self, name, tuple(getattr(self, name)) or empty)
-        for value in (self.crop_fraction, *self.size, *self.mean, *self.std):
-            if not isinstance(value, int | float) or not -1e6 < value < 1e6:
-                raise ValueError(f"{value!r} is no number that fits")
-        if self.resize not in get_args(Resize) or self.interpolation not in get_args(Interpolation):
-            raise ValueError(f"no resize {self.resize!r} with interpolation {self.interpolation!r}")
-        if not len(self.mean) == len(self.std) == self.channels:
-            raise ValueError(f"mean {self.mean} and std {self.std} need {self.channels} numbers, one a channel")
-        if min(self.std) <= 0:
-            raise ValueError(f"std must be above 0, got {self.std}")
-        if not 0 < self.crop_fraction <= 1:
-            raise ValueError(f"crop_fraction must be above 0 and at most 1, got {self.crop_fraction}")
-        if len(self.size) != 2 or min(self.size) < 1 or not all(isinstance(pixels, int) for pixels in self.size):
-            raise ValueError(f"size must be a height and a width in pixels, got {self.size}")
-
-    def __call__(self, image: AnyImage) -> Tensor:
-        """What `prepare` takes to a normalised [C, H, W]."""
-        return self.normalise(self.prepare(image))
-
-    def prepare(self, image: AnyImage) -> Tensor:
-        """An image at `size`, uint8 [C, h, w], not yet normalised: the one way from an image to a model's pixels.
-
-        It is a file (its path or its bytes, or a `EncodedImage`), a PIL image, or a tensor [C, H, W] or, for a batch,
-        [..., C, H, W], of the values that `pixels` tells. One that PIL has opened and not loaded is read as the
-        file that it is. One that is loaded is its pixels: of a JPEG these differ a little from the file's, which
-        is decoded no further than `size` needs. Raises BadImage, which names a file, and UserError.
-        """
-        opened = self.open(image)
-        if isinstance(opened, EncodedImage):
-            found, size = opened.pixels_for(self), opened.measure(self.channels)
-        else:
-            found, size = opened, (opened.shape[-2], opened.shape[-1])
-            if reason := self.too_thin(*size):
-                raise BadImage(f"the image is {reason}")
-        height, width = self.resized(*size)
-        found = resize(found, (height, width), self.interpolation)
-        top, left = round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)
-        return found[..., top : top + self.size[0], left : left + self.size[1]]
-
-    def open(self, image: AnyImage) -> EncodedImage | Tensor:
-        """An image of any kind that `prepare` takes: a file with only its header read, or uint8 [..., C, H, W]."""
-        if isinstance(image, bytes | str | Path):
-            return EncodedImage(image)
-        if isinstance(image, EncodedImage):
-            return image
-        if isinstance(image, Image.Image) and (opened := opened_by_pil(image)) is not None:
-            return opened
-        try:
-            if isinstance(image, Tensor):
-                if image.ndim < 3:
-                    raise ValueError(f"expected [C, H, W], got {list(image.shape)}")
-                return pixels.with_channels(pixels.to_bytes(image), self.channels)
-            if isinstance(image, Image.Image):
-                return pixels.from_pil(image, self.channels)
-            raise ValueError(f"expected a file, a PIL image or a tensor, got {type(image).__name__}")
-        except ValueError as error:
-            raise UserError(f"the image does not fit the model: {error}") from None
-
-    def too_thin(self, height: int, width: int) -> str | None:
-        """Why an image so long and thin would fill the memory on its way to `size`; None where it does not."""
-        resized = self.resized(height, width)
-        if resized[0] * resized[1] <= MAX_PIXELS:
-            return None
-        return (
-            f"{width}x{height}: too long and thin, since its shorter side brought to {min(resized)} makes more than "
-            f"{MAX_PIXELS:,} pixels"
-        )
-
-    def resized(self, height: int, width: int) -> tuple[int, int]:
-        """What an image of `height` x `width` is resized to before its centre is cut out."""
-        # 384 / (384 / 438) is a little less than 438.
-        h, w = (math.floor(round(pixels / self.crop_fraction, 6)) for pixels in self.size)
-        if self.resize == "squash":
-            return h, w
-        # torchvision and timm round the longer side down.
-        return (h, max(w, int(h * width / height))) if h * width >= w * height else (int(w * height / width), w)
-
-    def affine(self, sources: Tensor) -> Affine:
-        """Where `prepare` takes the pixels of images of these heights and widths, int64 [F, 2].
-
-        It is exact but for a JPEG that is decoded at 1/2 to 1/8 of its size, whose sides are rounded up to whole pixels
-        of that scale: it may then be up to half a pixel of the input out, at the far edges.
-        """
-        sizes, which = sources.cpu().unique(dim=0, return_inverse=True)
-        resized = torch.tensor([self.resized(height, width) for height, width in sizes.tolist()]).view(-1, 2)
-        corners = [
-            [round((side - cut) / 2) for side, cut in zip(row, self.size, strict=True)] for row in resized.tolist()
-        ]
-        boxes = torch.cat([torch.tensor(corners).view(-1, 2), torch.tensor(self.size).expand(len(sizes), -1)], dim=1)
-        return Affine.crop((boxes * (sizes / resized.double()).repeat(1, 2))[which], sources, self.size)
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """uint8 [..., C, H, W] on any device to float32."""
-        mean, std = (
-            # Made on the processor: a tensor made on a GPU from numbers waits for all that the GPU has yet to do.
-            (torch.tensor(values)[:, None, None] * 255).to(images.device, non_blocking=True)
-            for values in (self.mean, self.std)
-        )
-        # In place: a fresh tensor for each step takes twice the time.
-        return images.to(torch.float32, copy=True).sub_(mean).div_(std)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for `config.json`."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Preprocess:
-        """The inverse of `as_dict`. A config is a file from outside, so a wrong field is a UserError."""
-        try:
-            return cls(**values)
-        except (TypeError, ValueError) as error:
-            known = ", ".join(field.name for field in fields(cls))
-            raise UserError(f"preprocessing {values} is not understood ({error}); its fields are {known}") from None
+    """An image file that cannot be read, or that is incomplete. The message names the file."""
 
 
 def resize(image: Tensor, size: tuple[int, int], interpolation: Interpolation = "bicubic") -> Tensor:
-    """uint8 [..., C, H, W] at another size; every source pixel counts where it shrinks (antialias)."""
+    """uint8 [..., C, H, W] at another size, antialiased when it shrinks."""
     if image.shape[-2:] == size:
         return image
     batch = image.reshape(-1, *image.shape[-3:])
@@ -191,14 +43,14 @@ def resize(image: Tensor, size: tuple[int, int], interpolation: Interpolation = 
     elif image.device.type == "cpu":
         batch = F.interpolate(batch, size=size, mode=interpolation, antialias=True)
     else:
-        # Only the CPU has this resize for uint8.
+        # PyTorch can resize uint8 on the CPU only.
         exact = F.interpolate(batch.float(), size=size, mode=interpolation, antialias=True)
         batch = exact.round_().clamp_(0, 255).to(torch.uint8)
     return batch.reshape(*image.shape[:-2], *size)
 
 
 class EncodedImage:
-    """An image whose header is read and whose pixels are not, so that a crop can be chosen by its size."""
+    """An image file with only its header read, so that a crop can be chosen by its size before decoding."""
 
     def __init__(self, data: bytes | str | Path, name: str | None = None) -> None:
         data = Path(data) if isinstance(data, str) else data
@@ -214,9 +66,9 @@ class EncodedImage:
         self.header = jpeg.read_header(data)
         self.image: Tensor | None = None
         self.size: tuple[int, int] | None = None
-        """(height, width), upright; None where only decoding tells"""
+        """(height, width), upright; None if it is known only after decoding"""
         self.source = pixels.Source()
-        """what its values are, once it is decoded"""
+        """type and range of its values, once decoded"""
         if self.header is not None:
             upright = (self.header.height, self.header.width)
             self.size = upright[::-1] if self.header.orientation >= 5 else upright
@@ -225,7 +77,7 @@ class EncodedImage:
             self._check_size(self.size)
 
     def pixels(self, channels: int = 3, at_least: tuple[int, int] | None = None) -> Tensor:
-        """uint8 [channels, H, W]; of a JPEG any scale of 1, 1/2, 1/4, 1/8 that is not smaller than `at_least`."""
+        """uint8 [channels, H, W]; a JPEG at 1, 1/2, 1/4 or 1/8 of its size, but not smaller than `at_least`."""
         if self.header is not None and self.header.components in (1, 3) and channels in (1, 3):
             stored = (self.header.height, self.header.width)
             if at_least is not None and self.header.orientation >= 5:
@@ -235,20 +87,13 @@ class EncodedImage:
                 image = jpeg.decode_scaled(self.data, self.header, channels == 1, scale)
                 return jpeg.turn(image, self.header.orientation)
             except ValueError:
-                pass  # Pillow reads some kinds that this decoder does not, and names what is wrong with the rest
-        return self._other(channels)
-
-    def pixels_for(self, preprocess: Preprocess) -> Tensor:
-        """uint8 [C, H, W] with pixels enough for `preprocess`, whose channels it has."""
-        if reason := preprocess.too_thin(*self.measure(preprocess.channels)):
-            raise self._bad(f"the image is {reason}")
-        height, width = preprocess.resized(*self.measure(preprocess.channels))
-        return self.pixels(preprocess.channels, (MARGIN * height, MARGIN * width))
+                pass  # Pillow reads some JPEGs that this decoder does not, and says what is wrong with the others
+        return self._decoded(channels)
 
     def readable_as(self) -> tuple[int, ...]:
-        """The channels that the file can be read as without losing any, its own first. Raises BadImage.
+        """The channel counts that the file can be read as without loss, its own first. Raises BadImage.
 
-        Grey can be read as colour too; bands with a mask as their last can be read as colour on white.
+        Grey can also be read as colour; bands of which the last is a mask can be read as colour on white.
         """
         if self.header is not None:
             return (1, 3) if self.header.components == 1 else (3,)
@@ -256,12 +101,12 @@ class EncodedImage:
             own, other = self._stored()
         except UserError:
             raise
-        except Exception as error:  # decoders of broken bytes raise nearly anything
+        except Exception as error:  # decoders raise nearly anything on damaged files
             raise self._bad(_reason(error)) from None
         return (1, 3, *other) if own == 1 else (own, *other)
 
     def _stored(self) -> tuple[int, tuple[int, ...]]:
-        """The channels of anything but a JPEG, and the bands that it has where a mask is one of them."""
+        """The channels of any format but JPEG, and the number of bands if one of them is a mask."""
         if self.data.startswith(pixels.NUMPY):
             array = pixels.read_array(self.data)
             self.source = pixels.source_of(array)
@@ -280,14 +125,14 @@ class EncodedImage:
         return 1 if bool((image == image[:1]).all()) else 3
 
     def crop(self, box: Box, size: tuple[int, int], channels: int = 3, how: Interpolation = "bicubic") -> Tensor:
-        """The box at `size`, uint8 [channels, h, w], from a JPEG decoded no further than that needs."""
+        """The box at `size`, uint8 [channels, h, w]; a JPEG is decoded only as far as needed."""
         if self.header is not None and self.header.components in (1, 3) and channels in (1, 3):
             try:
                 return self._crop_jpeg(self.header, self.measure(), box, size, channels, how)
             except ValueError:
                 pass
         top, left, height, width = box
-        return resize(self._other(channels)[:, top : top + height, left : left + width], size, how)
+        return resize(self._decoded(channels)[:, top : top + height, left : left + width], size, how)
 
     def _crop_jpeg(
         self,
@@ -307,21 +152,21 @@ class EncodedImage:
         return resize(jpeg.turn(image, header.orientation), size, how)
 
     def measure(self, channels: int = 3) -> tuple[int, int]:
-        """(height, width), decoding where there is no other way."""
+        """(height, width); decodes the image if there is no other way."""
         if self.size is None:
-            self.size = tuple(self._other(channels).shape[-2:])  # type: ignore[assignment]
+            self.size = tuple(self._decoded(channels).shape[-2:])  # type: ignore[assignment]
         assert self.size is not None
         return self.size
 
-    def _other(self, channels: int) -> Tensor:
-        """All pixels of anything that is no plain JPEG."""
+    def _decoded(self, channels: int) -> Tensor:
+        """All pixels, by any decoder but the one for plain JPEGs."""
         if self.image is not None and self.image.shape[0] == channels:
             return self.image
         try:
             self.image = self._decode(channels)
         except UserError:
             raise
-        except Exception as error:  # decoders of broken bytes raise nearly anything
+        except Exception as error:  # decoders raise nearly anything on damaged files
             raise self._bad(_reason(error)) from None
         return self.image
 
@@ -333,7 +178,7 @@ class EncodedImage:
         if self.data[:4] in tiff.MAGIC:
             pages = tiff.pages(self.data)
             if pages[0].sparse:
-                raise ValueError("some of its strips or tiles are left out (it is sparse): write it in full")
+                raise ValueError("some of its strips or tiles are left out (it is sparse): save it with all of them")
             whole = [page for page in pages if not page.reduced]
             if channels not in (1, 3) and len(whole) == channels and all(page.bands == 1 for page in whole):
                 return torch.cat([self._bands(page, 1) for page in whole])
@@ -343,7 +188,7 @@ class EncodedImage:
         return self._open(channels)
 
     def _open(self, channels: int) -> Tensor:
-        """By Pillow."""
+        """Decodes with Pillow."""
         Image.init()
         try:
             with warnings.catch_warnings():
@@ -358,12 +203,12 @@ class EncodedImage:
                 self.source = pixels.source_of(values)
             found = pixels.from_pil(image, channels)
             if self.data.startswith(PNG) and self.data[24] == 16 and values is None:
-                # Of deep colour Pillow gives the upper 8 bits alone.
+                # Pillow reads only the upper 8 bits of 16-bit colour.
                 self.source = pixels.Source("uint16", int(found.max()) << 8 | 255)
             return found
 
     def _bands(self, page: tiff.Page, channels: int) -> Tensor:
-        """A page of a TIFF by its own tags."""
+        """Decodes a page of a TIFF by its own tags."""
         samples = self._samples(page)
         image = jpeg.turn(torch.from_numpy(pixels.scaled(samples)).permute(2, 0, 1), page.orientation)
         if page.bands != channels and page.declares_alpha:
@@ -393,15 +238,15 @@ def _reason(error: Exception) -> str:
         return "the bytes are no image"
     if isinstance(error, EOFError | IndexError) or "truncated" in text or "eof" in text or "cut" in text:
         return "the file is cut off"
-    if isinstance(error, ValueError):  # most of which are vitrail's own, and say what to do
+    if isinstance(error, ValueError):  # most come from vitrail, and say what to do
         return str(error)
     return f"the file is damaged ({str(error) or type(error).__name__})"
 
 
 def opened_by_pil(image: Image.Image) -> EncodedImage | None:
-    """The file behind an image that PIL has opened, where nothing of it is loaded or chosen; None for others.
+    """The file of an image that PIL has opened but not loaded, at its first page; None for others.
 
-    Loading would keep all pixels in an object of the caller's, and of a TIFF PIL loads only what it knows.
+    Loading would keep all pixels in the caller's object, and PIL drops bands of some TIFFs.
     """
     if not isinstance(image, ImageFile.ImageFile) or not image.tile or image.fp is None or image.tell() != 0:
         return None
@@ -410,7 +255,7 @@ def opened_by_pil(image: Image.Image) -> EncodedImage | None:
         image.fp.seek(0)
         data = image.fp.read()
         image.fp.seek(place)
-    except (OSError, ValueError):  # closed, or no longer to be sought in
+    except (OSError, ValueError):  # closed, or not seekable
         return None
     opened = EncodedImage(data, str(getattr(image, "filename", "")) or None)
     drafted = opened.header is not None and sorted(opened.size or ()) != sorted(image.size)
@@ -420,14 +265,10 @@ def opened_by_pil(image: Image.Image) -> EncodedImage | None:
 def decode(
     data: bytes | str | Path, channels: int = 3, at_least: tuple[int, int] | None = None, name: str | None = None
 ) -> Tensor:
-    """An image file to uint8 [channels, H, W], upright, by its content and not its name.
+    """Decode an image file to uint8 [channels, H, W], upright. Its content decides the format, not its name.
 
-    Values of other types than uint8 are read as `pixels` tells; TIFFs and arrays may have any number of channels. With
-    `at_least` (height, width) a JPEG may come at 1/2, 1/4 or 1/8 of its size, not smaller than that. Raises BadImage,
-    which names the file (or `name`) and the reason.
+    For values of types other than uint8 see `vitrail.data.pixels`; TIFFs and arrays may have any number of channels.
+    With `at_least` (height, width) a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, but not smaller than that.
+    Raises BadImage, which names the file (or `name`) and the reason.
     """
     return EncodedImage(data, name).pixels(channels, at_least)
-
-
-AnyImage = str | Path | bytes | EncodedImage | Image.Image | Tensor
-"""what `Preprocess.prepare` takes"""

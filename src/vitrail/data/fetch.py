@@ -1,4 +1,4 @@
-"""What a worker does: open images, crop or fit them to one size, read targets, and say which were bad.
+"""The work of a loader's worker: open images, crop or resize them, read targets, and report bad images.
 
 The rest is done on the device.
 """
@@ -15,9 +15,10 @@ from torch.utils.data import Dataset
 
 from vitrail.data.affine import Affine
 from vitrail.data.augment import CROP, CROP_DRAWS, Augment, training_affine
-from vitrail.data.decode import BadImage, Box, EncodedImage, Preprocess
+from vitrail.data.decode import BadImage, Box, EncodedImage
 from vitrail.data.memory import Kept
 from vitrail.data.prepare import Prepare, boxes_of, pixels_of, size_of
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import uniform
 from vitrail.data.sets import ImageSet
 from vitrail.data.targets import Target
@@ -26,7 +27,7 @@ Size = tuple[int, int]
 
 
 class Want(NamedTuple):
-    """An image of a batch: its number in the set, the epoch, and the number that its draws depend on."""
+    """A request for an image of a batch: its number in the set, the epoch, and the number that seeds its draws."""
 
     sample: int
     epoch: int
@@ -44,17 +45,17 @@ class Fetched:
     draws: Tensor
     """int64 [B]"""
     values: list[Any]
-    """what the target read of each sample, warped"""
+    """the target of each sample, warped to the input"""
     truths: list[Any]
-    """the same as it was read, where the target is spatial: what answers at the original size are compared with"""
+    """the same before warping, if the target is spatial: for evaluation at the original size"""
     affine: Affine | None
-    """of the images, where the target is spatial"""
+    """of the images, if the target is spatial"""
     bad: dict[int, str]
-    """what was wrong, by number in the set"""
+    """error messages of bad images, by number in the set"""
 
 
 class Opened(NamedTuple):
-    """An image before its pixels are read, the `Want` it stands for, and its size where that is needed."""
+    """An image before its pixels are read, its `Want`, and its size if that is needed."""
 
     image: EncodedImage | Tensor
     want: Want
@@ -62,7 +63,7 @@ class Opened(NamedTuple):
 
 
 class Fetch(Dataset[Fetched]):
-    """Batches of a set by their `Want`s. In training a bad image gives its place to the next good one."""
+    """Batches of a set, given their `Want`s. In training a bad image is replaced by the next good one."""
 
     def __init__(
         self,
@@ -73,10 +74,10 @@ class Fetch(Dataset[Fetched]):
         kept: Kept | None = None,
         prepare: Prepare | None = None,
     ) -> None:
-        """`views` are those of `view_seeds`; the target follows the first. `augment` is None in evaluation.
+        """`views` come from `view_seeds`; the target is warped to the first. `augment` is None in evaluation.
 
-        `kept` holds the images where they are in memory: only these are used. `prepare` is a task's own way to take an
-        image in evaluation, with one frame or several.
+        `kept` contains the images if they are in memory: then only these are used. `prepare` is a task's own way to
+        take an image in evaluation, with one frame or several.
         """
         self.prepare = prepare
         self.set, self.target = images, target
@@ -92,8 +93,8 @@ class Fetch(Dataset[Fetched]):
         bad: dict[int, str] = {}
         opened = [found for want in wants if (found := self._open(want, bad)) is not None]
         boxes = self._boxes(opened)
-        made = [self._make(found, box, bad) for found, box in zip(opened, boxes, strict=True)]
-        good = [each for each in made if each is not None]
+        samples = [self._make(image, box, bad) for image, box in zip(opened, boxes, strict=True)]
+        good = [sample for sample in samples if sample is not None]
         used = [want for want, _, _, _, _ in good]
         return Fetched(
             [self._joined([views[k] for _, views, _, _, _ in good], own) for k, (_, own) in enumerate(self.views)],
@@ -111,9 +112,9 @@ class Fetch(Dataset[Fetched]):
         return torch.stack(images) if self.prepare is None else torch.cat(images)  # several frames of each
 
     def _open(self, want: Want, bad: dict[int, str]) -> Opened | None:
-        """An image, or the next good one in training. None for a bad one in evaluation, or where all are bad."""
+        """The image, or in training the next good one. None if it is bad in evaluation, or if all are bad."""
         for _ in range(len(self.set)):
-            if want.sample in bad:  # this batch has met it already
+            if want.sample in bad:  # this batch has tried it already
                 want = self._next(want)
                 continue
             try:
@@ -130,7 +131,7 @@ class Fetch(Dataset[Fetched]):
     def _make(
         self, opened: Opened, boxes: list[Box] | None, bad: dict[int, str]
     ) -> tuple[Want, list[Tensor], Any, Any, Affine | None] | None:
-        """The images that a sample becomes, what its target says of it, and the first image's affine."""
+        """The views of a sample, its target (warped, and as read if spatial), and the first view's affine."""
         for _ in range(len(self.set)):
             try:
                 if self.prepare is not None:
@@ -155,7 +156,7 @@ class Fetch(Dataset[Fetched]):
         return Want(sample, want.epoch, sample)
 
     def _boxes(self, opened: list[Opened]) -> list[list[Box]] | list[None]:
-        """The random crops of some images, one per view; None where images are taken as in evaluation."""
+        """The random crops of some images, one per view; None for the fixed crop of evaluation."""
         if self.augment is None or self.augment.crop != "resized" or not opened:
             return [None] * len(opened)
         draws, sizes = torch.tensor([each.want.draw for each in opened]), torch.tensor([each.size for each in opened])
@@ -167,7 +168,7 @@ class Fetch(Dataset[Fetched]):
         return [list(boxes) for boxes in zip(*views, strict=True)]
 
     def _value(self, want: Want, size: Size) -> tuple[Any, Any, Affine | None]:
-        """What the target has for an image of that size; where it is spatial, also as it was read, and the affine."""
+        """The target of an image of that size; if it is spatial, also before warping, and the affine."""
         value = self.kept.values[want.sample] if self.kept is not None else self.target.read(want.sample)
         if not self.target.spatial:
             return value, None, None
@@ -179,9 +180,9 @@ class Fetch(Dataset[Fetched]):
 def affine_of(
     wants: list[Want], sources: list[Size], kept: list[Size], preprocess: Preprocess, seed: int, augment: Augment | None
 ) -> Affine:
-    """From the originals of some images of an epoch, of the sizes `sources`, to the model's input.
+    """The map to the model's input of some images of an epoch, whose originals have the sizes `sources`.
 
-    `kept` are the sizes at which they are kept in memory, or those of the originals. `augment` is None in evaluation.
+    `kept` are their sizes in memory, or those of the originals. `augment` is None in evaluation.
     """
     sizes = torch.tensor(sources)
     if augment is None:
@@ -191,5 +192,5 @@ def affine_of(
 
 
 def joined(affines: list[Affine]) -> Affine | None:
-    """The affines of a batch as one; None where there is none."""
+    """The affines of a batch as one; None if there are none."""
     return Affine.join(affines) if affines else None

@@ -1,4 +1,4 @@
-"""One folder per class: which folders are splits and which are classes, and what looks like another kind of data."""
+"""Read one folder per class: which folders are splits and which are classes. Refuses other kinds of data."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class ClassFolders:
 
     splits: dict[str, Classes]
     beside: list[str]
-    """folders of images that stand beside the splits and belong to none"""
+    """folders of images beside the splits that belong to none"""
 
 
 def read_class_folders(path: Path, grouped: bool = False) -> ClassFolders:
-    """The images of a folder with one folder per class, with or without folders for the splits around them.
+    """The images of a folder with one folder per class, possibly inside one folder per split.
 
-    Raises UserError where the folders look like something else: splits by names that are not known, captions, boxes
-    or masks. `grouped` says that folders in the class folders are groups (`--group`), and so may recur.
+    Raises UserError if the folders look like something else: splits with unknown names, captions, boxes or masks. With
+    `grouped`, folders in the class folders are groups (`--group`), so the same names may recur in several classes.
     """
     scanned = sources.scan(path)
     root = unwrapped(scanned)
@@ -67,10 +67,10 @@ def read_class_folders(path: Path, grouped: bool = False) -> ClassFolders:
 
 
 def find_splits(root: Folder) -> dict[str, Folder]:
-    """The folders of the splits, each with class folders in it; empty where the folders in `root` are the classes.
+    """The folders of the splits, each with class folders in it; empty if the folders in `root` are the classes.
 
-    A class may be called "test", but then its folder holds images and not folders. A name that tells more than the
-    split, as `seg_train`, counts where another split is beside it, or no folder without a word in common.
+    A class may be called "test", but then its folder contains images and not folders. A name with more words than the
+    split's, as `seg_train`, counts if another split is beside it, or if every other folder shares a word with it.
     """
     named = [(split, folder) for folder in root.folders if (split := split_of(folder.name))]
     named = [(split, folder) for split, folder in named if unwrapped(folder).with_images()]
@@ -101,13 +101,13 @@ def _holds_one(folder: Folder, splits: dict[str, Folder]) -> bool:
 
 def _warn_unsorted(folder: Folder) -> None:
     log.warning(
-        f"{folder.path} is left out, with {len(folder.all_images()):,} images: it is no split (train, val or "
+        f"{folder.path} is left out, with {len(folder.all_images()):,} images: it is not a split (train, val or "
         "test) with a folder per class"
     )
 
 
 def _drop_unsorted(splits: dict[str, Folder], found: dict[str, Classes]) -> list[Folder]:
-    """Leave out, and return, the splits whose images lie in one folder that names no class, as `test/images/`."""
+    """Leave out, and return, the splits with all images in one folder that names no class, as `test/images/`."""
     dropped = []
     for split in [split for split in found if split != "train"]:
         names = [*found[split]]
@@ -120,9 +120,9 @@ def _drop_unsorted(splits: dict[str, Folder], found: dict[str, Classes]) -> list
 
 
 def refuse_unsorted_splits(path: Path, root: Folder) -> None:
-    """Refuse folders of splits without class folders, which would else be taken for classes."""
-    told = [(split_of(folder.name), split_of(folder.name, strict=True)) for folder in root.with_images()]
-    if told and all(split for split, _ in told) and (len(set(told)) > 1 or all(strict for _, strict in told)):
+    """Refuse folders of splits without class folders, which would otherwise be read as classes."""
+    named = [(split_of(folder.name), split_of(folder.name, strict=True)) for folder in root.with_images()]
+    if named and all(split for split, _ in named) and (len(set(named)) > 1 or all(strict for _, strict in named)):
         names = _names(root.with_images())
         raise UserError(
             f"{path}: {names} hold images but no folder per class{_hint_of_table(root)}: put the images of each class "
@@ -131,7 +131,7 @@ def refuse_unsorted_splits(path: Path, root: Folder) -> None:
 
 
 def refuse_inner_split(root: Folder, grouped: bool) -> None:
-    """Refuse a split or a copy of the set that lies among class folders, as `train/train/cat` beside `train/cat`."""
+    """Refuse a split or a copy of the set among the class folders, as `train/train/cat` beside `train/cat`."""
     classes = {folder.name.lower() for folder in root.with_images()}
     for folder in root.with_images():
         inner = {each.name.lower() for each in unwrapped(folder).with_images()}
@@ -139,28 +139,28 @@ def refuse_inner_split(root: Folder, grouped: bool) -> None:
         by_name = split_of(folder.name, strict=True) is not None and inner and (repeated or not grouped)
         if len(classes) > 1 and (by_name or (len(repeated) > 1 and repeated == inner)):
             raise UserError(
-                f"{folder.path} lies among class folders and holds folders itself "
-                f"({_names(unwrapped(folder).with_images())}), so it looks like a split or a copy of the set, and no "
-                "class: move its content up, or remove it"
+                f"{folder.path} is among class folders and contains folders itself "
+                f"({_names(unwrapped(folder).with_images())}), so it looks like a split or a copy of the set, not "
+                "a class: move its content up, or remove it"
             )
 
 
 def _warn_same_stems(path: Path, found: dict[str, Classes]) -> None:
-    """Warn where all class folders of a split hold files of the same names, as inputs and targets do."""
+    """Warn if all class folders of a split contain files of the same names, as inputs and targets do."""
     for classes in found.values():
         stems = [{target_base(image.stem) for image in images} for images in classes.values()]
         numbered = all(stem.isdecimal() for stem in stems[0]) if stems else True
         if len(stems) > 1 and len(stems[0]) > 1 and not numbered and all(other == stems[0] for other in stems):
             names = ", ".join([*classes][:4]) + (", ..." if len(classes) > 4 else "")
             log.warning(
-                f"{path}: the class folders ({names}) all hold files of the same names, as {min(stems[0])}: if they "
-                "are inputs and targets and no classes, this is not for a classifier"
+                f"{path}: the class folders ({names}) all hold files of the same names, as {min(stems[0])}: if "
+                "they are inputs and targets, not classes, a classifier cannot use them"
             )
             return
 
 
 def refuse_recurring(root: Folder, grouped: bool) -> None:
-    """Refuse class folders that all hold the same folders: these are the classes, and those are something else."""
+    """Refuse class folders that all contain the same folders: then the inner ones are the classes."""
     tops = [unwrapped(folder) for folder in root.with_images()]
     inner = [{folder.name.lower() for folder in top.with_images()} for top in tops]
     most = max(inner, key=len, default=set())
@@ -174,7 +174,7 @@ def refuse_recurring(root: Folder, grouped: bool) -> None:
     if not grouped:
         raise UserError(
             f"{start}: if they are splits, rename them to train, val or test; if they are classes, move their images "
-            "up, or say `--group parent` where the folders in them are groups such as slides or days"
+            "up, or give `--group parent` if the folders in them are groups such as slides or days"
         )
 
 
@@ -190,7 +190,7 @@ def refuse_one_class(path: Path, found: dict[str, Classes], splits: dict[str, Fo
 
 
 def _hint_of_table(root: Folder) -> str:
-    """That labels may stand in a table, as in many competitions."""
+    """A note that labels may be in a table, as in many competitions."""
     tables = [file for file in root.others if file.suffix.lower() in (".csv", ".tsv")]
     return f" ({tables[0].name} may hold the labels, but vitrail reads them from folders)" if tables else ""
 

@@ -1,8 +1,8 @@
 """Groups of images that must not be split: the tiles of a slide, the images of a patient, the frames of a day.
 
 A group is named by `--group`, which is one of
-- `parent`: the folder that holds the image, by its name, wherever it lies: `slide07` of `tumour/slide07/3.png`. Images
-  that lie in a class folder itself are refused.
+- `parent`: the name of the folder that contains the image: `slide07` for `tumour/slide07/3.png`. Images directly in a
+  class folder are refused.
 - the path of a CSV file with the columns image and group. Images that it lacks are refused.
 - a regular expression, searched in the key (the path below the root): its first group, or else the whole match. Images
   that do not match are refused.
@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vitrail.data.caption_files import IMAGE_COLUMNS, MARKS, read_text
+from vitrail.data.caption_files import IMAGE_COLUMNS, MARKS
+from vitrail.data.lines import read_lines
 from vitrail.data.names import is_file, match_keys
 from vitrail.errors import UserError
 
@@ -36,9 +37,9 @@ COLUMNS = ("group", "groups", "group_id", "patient", "patient_id", "subject", "s
 
 
 def groups_of(images: ImageSet, group: str) -> list[str]:
-    """The group of each image. Raises UserError where an image has none."""
+    """The group of each image. Raises UserError if an image has none."""
     if group == "parent":
-        names, reason = _by_parent(images), "lie in a class folder itself, and in no folder of a group"
+        names, reason = _by_parent(images), "are directly in a class folder, not in a folder of a group"
     elif Path(group).suffix.lower() in TABLES or is_file(Path(group)):
         names, reason = _by_table(images, Path(group).expanduser()), "are not in the table, or have no group there"
     else:
@@ -63,7 +64,7 @@ def _by_pattern(images: ImageSet, group: str) -> list[str]:
         pattern = re.compile(group)
     except re.error as error:
         raise UserError(
-            f"--group {group}: not `parent`, no CSV file, and no regular expression either: {error}"
+            f"--group {group}: not `parent`, not a CSV file, and not a valid regular expression: {error}"
         ) from None
     found = [pattern.search(key) for key in images.keys]
     return [(match[min(pattern.groups, 1)] or "") if match else "" for match in found]
@@ -72,7 +73,7 @@ def _by_pattern(images: ImageSet, group: str) -> list[str]:
 def _by_table(images: ImageSet, file: Path) -> list[str]:
     if not is_file(file):
         raise UserError(f"--group {file}: there is no such file")
-    lines = read_text(file)
+    lines = read_lines(file)
     mark = re.search(f"[{MARKS}]", lines[0])
     reader = csv.reader(lines, delimiter=mark[0] if mark else ",", skipinitialspace=True)
     try:
@@ -82,31 +83,31 @@ def _by_table(images: ImageSet, file: Path) -> list[str]:
     header = [name.lower() for name in rows[0][1]] if rows else []
     image, group = (next((header.index(n) for n in names if n in header), None) for names in (IMAGE_COLUMNS, COLUMNS))
     if image is None or group is None:
-        raise UserError(f"{file}, line 1: the columns are {', '.join(header) or 'none'}, and not image and group")
+        raise UserError(f"{file}, line 1: the columns are {', '.join(header) or 'none'}, without image and group")
     rows = [(line, row) for line, row in rows[1:] if len(row) > max(image, group)]
     places = match_keys([row[image] for _, row in rows], images.keys, lambda i: f"{file}, line {rows[i][0]}")
     names = [""] * len(images)
     for place, (line, row) in zip(places, rows, strict=True):
         if place is not None:
             if names[place] not in ("", row[group]):
-                both = f"in group {row[group]!r} here and in {names[place]!r} before"
+                both = f"in group {row[group]!r} here and in {names[place]!r} in an earlier line"
                 raise UserError(f"{file}, line {line}: {images.keys[place]} is {both}")
             names[place] = row[group]
     return names
 
 
 def places(names: Sequence[str]) -> Tensor:
-    """A number in [0, 1) from each group's name, float64 [N]: its side stays when images or groups are added."""
+    """A number in [0, 1) from each group's name, float64 [N]: unchanged when images or groups are added."""
     hashes = {name: hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=6) for name in set(names)}
     numbers = {name: int.from_bytes(found.digest(), "little") / (1 << 48) for name, found in hashes.items()}
     return torch.tensor([numbers[name] for name in names], dtype=torch.float64)
 
 
 def check_splits(splits: Splits, group: str) -> None:
-    """Refuse a group that lies in two of the splits that a set brings."""
-    there = {"train": splits.train, "val": splits.val, "test": splits.test}
+    """Refuse a group that is in two of a set's own splits."""
+    sets = {"train": splits.train, "val": splits.val, "test": splits.test}
     owner: dict[str, tuple[str, str]] = {}
-    for split, images in there.items():
+    for split, images in sets.items():
         if images is None or not len(images):
             continue
         for key, name in zip(images.keys, groups_of(images, group), strict=True):
@@ -114,12 +115,12 @@ def check_splits(splits: Splits, group: str) -> None:
             if other != split:
                 raise UserError(
                     f"--group {group}: the group {name!r} is in the {other} split ({first}) and in the {split} split "
-                    f"({key}): move it to one, or leave --group out"
+                    f"({key}): move it to one split, or leave --group out"
                 )
 
 
 def describe(names: Sequence[str], chosen: Tensor) -> None:
-    """Say what share is held back: groups are few, and their sizes differ."""
+    """Log the fraction that is held back: groups are few and differ in size, so it may be far from the one wanted."""
     held = len({names[i] for i in chosen.nonzero()[:, 0].tolist()})
     log.warning(
         f"{held:,} of {len(set(names)):,} groups are held back for validation, "
@@ -128,29 +129,29 @@ def describe(names: Sequence[str], chosen: Tensor) -> None:
 
 
 def marks(splits: Splits, group: str) -> dict[str, Any]:
-    """Plain data by which the same groups are known again."""
-    there = [images for images in (splits.train, splits.val, splits.test) if images is not None and len(images)]
-    names = [name for images in there for name in groups_of(images, group)]
+    """Plain data that identifies the groups: equal for equal groups."""
+    sets = [images for images in (splits.train, splits.val, splits.test) if images is not None and len(images)]
+    names = [name for images in sets for name in groups_of(images, group)]
     digest = hashlib.blake2b("\0".join(names).encode(errors="surrogatepass"), digest_size=16)
     return {"count": len(set(names)), "hash": digest.hexdigest()}
 
 
 FILES_PER_GROUP = 3
-"""files of the same prefix, on average, from which on they are taken for a group"""
+"""files per prefix, on average, from which a prefix is taken for a group"""
 COUNTER = re.compile(r"[a-z]{0,6}\d+", re.IGNORECASE)
-"""the last word of a name that numbers the images of a group: 001, x1024, tile12"""
+"""the last word of a name, which numbers the images of a group: 001, x1024, tile12"""
 CAMERA = re.compile(
     r"([a-z]+[-_ ]([a-z]+ )?)?(19|20)\d\d[-.]?[01]\d[-.]?[0-3]\d([-_ ]\d{6,9}|[-_ ]wa\d+| at )", re.IGNORECASE
 )
-"""names that phones give, of a date and a time: who is seen in a day's images is not known from them"""
+"""names with date and time, as phones give them: they do not name a group"""
 SYNSET = re.compile(r"n\d{8}$")
 
 
 def warn_of_prefixes(images: ImageSet, chosen: Tensor) -> None:
-    """Warn once where the names of files tell groups, such as slides, that lie on both sides of a split.
+    """Warn once if file names suggest groups, such as slides, that are on both sides of a split.
 
-    That is where in classes of at least half of the images nearly all files share a few prefixes with a number in it
-    (`slide07_001.png`), some files each. A prefix that a whole class shares tells nothing, nor does one of a camera.
+    They do if, in classes with at least half of the images, nearly all files share a few prefixes that contain a number
+    (`slide07_001.png`). A prefix of a whole class does not count, nor does one from a camera.
     """
     held = chosen.tolist()
     by_class: dict[int, list[int]] = defaultdict(list)
@@ -159,7 +160,7 @@ def warn_of_prefixes(images: ImageSet, chosen: Tensor) -> None:
     suspect = 0
     example: tuple[str, str] | None = None
     for members in by_class.values():
-        for prefixes in _ways([images.keys[i] for i in members]):
+        for prefixes in _prefixes([images.keys[i] for i in members]):
             counts = Counter(prefixes)
             shared = {prefix for prefix, count in counts.items() if count > 1 and prefix}
             covered = sum(counts[prefix] for prefix in shared)
@@ -177,11 +178,11 @@ def warn_of_prefixes(images: ImageSet, chosen: Tensor) -> None:
     if example is not None and 2 * suspect >= len(images):
         log.warning(
             f"names such as {example[0]} (for training) and {example[1]} (held back) look like images of one "
-            "slide, patient or day; if they are, the score is too good: name the groups with --group"
+            "slide, patient or day; if they are, the score is too high: give the groups with --group"
         )
 
 
-def _ways(keys: list[str]) -> Iterator[list[str]]:
+def _prefixes(keys: list[str]) -> Iterator[list[str]]:
     """Prefixes of the names of a class's files: without one word at the end, without two, without three."""
     stems = [PurePosixPath(key).stem for key in keys]
     for less in (1, 2, 3):
@@ -189,12 +190,12 @@ def _ways(keys: list[str]) -> Iterator[list[str]]:
 
 
 def _prefix(stem: str, less: int) -> str:
-    """A name without its last words, where these number images and what is before tells a group; else ""."""
-    parts = re.split(r"([-_ .()]+)", stem.rstrip(")"))
-    words = parts[::2]
+    """A name without its last words if these number images and the rest may name a group; else ""."""
+    pieces = re.split(r"([-_ .()]+)", stem.rstrip(")"))
+    words = pieces[::2]
     if len(words) <= less or not all(COUNTER.fullmatch(word) for word in words[-less:]):
         return ""
-    prefix = "".join(parts[: -2 * less])
+    prefix = "".join(pieces[: -2 * less])
     if CAMERA.match(stem) or SYNSET.match(prefix):
         return ""
     return prefix if re.search(r"\d", prefix) or re.search(r"(?:[a-z]|[-_ .]|^)[A-Z]$", prefix) else ""

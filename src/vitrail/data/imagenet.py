@@ -20,11 +20,11 @@ class Synset(NamedTuple):
     """WordNet's words for it: `tench`, `Tinca tinca`"""
 
     def titles(self) -> set[str]:
-        """What lists of the classes call it in full, `plain`."""
+        """Its full names in published class lists, `plain`."""
         return {plain(self.name), plain(", ".join(self.synonyms))}
 
     def words(self) -> set[str]:
-        """The words for it and its titles, `plain`."""
+        """Its synonyms and titles, `plain`."""
         return self.titles() | {plain(word) for word in self.synonyms}
 
 
@@ -48,15 +48,15 @@ def names() -> list[str]:
 
 
 def wnid_of(name: str) -> str | None:
-    """The WordNet id that a class is called by: `n01440764`, or with words beside it, as in `n02085620-Chihuahua`."""
+    """The WordNet id in a class name: `n01440764`, possibly with words, as in `n02085620-Chihuahua`; else None."""
     found = re.match(r"n\d{8}(?![^\W_])", name.strip().lower())
     return found[0] if found else None
 
 
 def is_order_of(classes: Sequence[str]) -> bool:
-    """Whether the outputs `classes` are ImageNet's in its order, whose words for a class differ from list to list.
+    """Whether the outputs `classes` are ImageNet's in its order. Lists use different words for a class.
 
-    A list in another order agrees at next to no place, so half of the places is proof.
+    A list in another order agrees almost nowhere, so agreement for half of the classes is proof.
     """
     if len(classes) != len(synsets()):
         return False
@@ -69,9 +69,9 @@ def is_order_of(classes: Sequence[str]) -> bool:
 
 def words(name: str) -> set[str]:
     """The name and each synonym of a name such as `tench, Tinca tinca`, all of them `plain`."""
-    return {plain(part) for part in (name, *name.split(","))} - {""}
+    return {plain(word) for word in (name, *name.split(","))} - {""}
 
 
 def plain(name: str) -> str:
-    """The name in lower case, with one space for whatever is neither letter nor digit; as it is if nothing is left."""
+    """The name in lower case, one space for all but letters and digits; unchanged if nothing would be left."""
     return " ".join(re.findall(r"[^\W_]+", name.casefold())) or name

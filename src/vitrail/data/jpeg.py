@@ -1,8 +1,8 @@
-"""JPEG decoded no further than a crop needs: at an eighth, a quarter or half the size, and down to its last row.
+"""Decode a JPEG only as far as a crop needs: at 1/8, 1/4 or 1/2 of the size, and no rows below the crop.
 
 The decoder is libjpeg-turbo through `simplejpeg`. An inverse cosine transform of fewer coefficients gives a smaller
-image for less work, each of its pixels the mean of a square of 2, 4 or 8 pixels. Rows below the crop are saved by
-writing a smaller height into a copy of the header: the decoder stops there and skips to the end of the file.
+image for less work, each pixel the mean of a square of 2, 4 or 8 pixels. To skip the rows below the crop, a smaller
+height is written into a copy of the header: the decoder stops there and skips to the end of the file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ALONE = {0x01, *range(0xD0, 0xD8)}  # markers that no length follows
 
 @dataclass(frozen=True)
 class Header:
-    """What a JPEG says about itself before its pixels."""
+    """The header of a JPEG."""
 
     height: int
     width: int
@@ -33,16 +33,16 @@ class Header:
     sequential: bool
     """baseline with all components in one scan: rows come in order, so that decoding can stop early"""
     row: int
-    """height in pixels of a row of blocks"""
+    """height of a row of blocks in pixels"""
     frame: int
-    """where in the file the two bytes of the height stand"""
+    """offset of the two bytes of the height in the file"""
     scan: int
-    """where the first scan begins"""
+    """offset of the first scan in the file"""
     orientation: int
 
 
 def read_header(data: bytes) -> Header | None:
-    """Walk the markers up to the first scan; None for anything out of the ordinary, which Pillow then judges."""
+    """Read the markers up to the first scan. None for anything unusual, which is left to Pillow."""
     if data[:3] != b"\xff\xd8\xff":
         return None
     frame: tuple[int, ...] | None = None
@@ -88,7 +88,7 @@ def _orientation(segment: bytes) -> int:
 
 
 def orientation_of(load: Callable[[], Image.Exif]) -> int:
-    """EXIF's number of how the camera was held, 1 to 8, from the block that `load` gives; 1 where there is none."""
+    """EXIF's orientation, 1 to 8, from the block that `load` returns; 1 if there is none."""
     try:
         value = load().get(ORIENTATION, 1)
     except Exception:  # a broken EXIF block says nothing about the pixels
@@ -97,24 +97,24 @@ def orientation_of(load: Callable[[], Image.Exif]) -> int:
 
 
 def is_cut(data: bytes, header: Header) -> bool:
-    """Whether the end marker is missing. Inside a scan its two bytes cannot occur."""
+    """Whether the end marker is missing. Its two bytes cannot occur inside a scan."""
     return data.rfind(b"\xff\xd9", header.scan) < 0
 
 
 def scale_for(height: int, width: int, at_least: tuple[int, int]) -> int:
-    """The largest divisor of 1, 2, 4 and 8 that leaves `height` x `width` not smaller than `at_least`."""
+    """The largest of 1, 2, 4 and 8 by which `height` x `width` can be divided and not be smaller than `at_least`."""
     ratio = min(height / at_least[0], width / at_least[1])
     return next((scale for scale in (8, 4, 2) if scale <= ratio), 1)
 
 
 def decode_scaled(data: bytes, header: Header, grey: bool, scale: int = 1, rows: int | None = None) -> Tensor:
-    """uint8 [1 or 3, h, w], a strided view, of the first `rows` rows (at least) at a size divided by `scale`.
+    """Decode at least the first `rows` rows, at 1/`scale` of the size, to uint8 [1 or 3, h, w] (a strided view).
 
     Raises ValueError for what libjpeg-turbo cannot read.
     """
     height = header.height
     if rows is not None and header.sequential:
-        # One row of blocks more, since the smooth upsampling of colours looks at the next one.
+        # One more row of blocks, since the smooth upsampling of colours reads the next one.
         height = min(height, (math.ceil(rows / header.row) + 1) * header.row)
         if height < header.height:
             copy = bytearray(data)
@@ -125,13 +125,13 @@ def decode_scaled(data: bytes, header: Header, grey: bool, scale: int = 1, rows:
         "GRAY" if grey else "RGB",
         min_height=math.ceil(height / scale),
         min_width=math.ceil(header.width / scale),
-        strict=False,  # what libjpeg repairs with a warning, Pillow accepts too; `is_cut` finds cut files
+        strict=False,  # Pillow too accepts what libjpeg repairs with a warning; `is_cut` finds truncated files
     )
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def turn(image: Tensor, orientation: int) -> Tensor:
-    """[..., H, W] as the camera held it to upright, by EXIF's number 1 to 8."""
+    """Rotate and flip [..., H, W] to upright, by EXIF's orientation 1 to 8."""
     if orientation >= 5:
         image = image.transpose(-2, -1)
     if orientation in (2, 3, 6, 7):
@@ -142,7 +142,7 @@ def turn(image: Tensor, orientation: int) -> Tensor:
 
 
 def unturn_box(box: tuple[int, int, int, int], height: int, width: int, orientation: int) -> tuple[int, int, int, int]:
-    """A box (top, left, height, width) of an upright image of `height` x `width` in the stored image."""
+    """Map a box (top, left, height, width) of an upright image of `height` x `width` to the stored image."""
     top, left, h, w = box
     if orientation in (3, 4, 7, 8):
         top = height - top - h

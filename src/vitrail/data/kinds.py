@@ -1,4 +1,4 @@
-"""What looks like another kind of data than one folder per class: captions, boxes, masks and other targets."""
+"""Detect data other than one folder per class: captions, boxes, masks and other targets."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ TARGET_FOLDERS = frozenset(
         *("depth", "depths", "depthmap", "depthmaps", "disparity", "disparities", "normals", "output", "outputs"),
     ]
 )
-"""folders of what is in each image, which stand beside one of images; names without case, digits and split"""
+"""names of folders of targets, beside a folder of images; without case, digits and split"""
 TARGET_WORDS = (
     "(?:masks?|segs?|segmentations?|gts?|ground[ _-]?truths?|labels?|label_?ids|annots?|annotations?|annos?|targets?|"
     "trimaps?|lbls?|mattes?|depths?)"
 )
-"""what the name of a target adds to that of its image, at its end (a number may follow) or at its beginning"""
+"""what a target's name adds to its image's, at the end (a number may follow) or at the beginning"""
 TARGET_STEM = re.compile(
     rf"(?:[\s_.-]+|(?<=[\d)])){TARGET_WORDS}(?:[\s_.-]*\d+)?$|^{TARGET_WORDS}(?:[\s_.-]+|(?=\d))", re.IGNORECASE
 )
 EXCERPT = 1 << 16
-"""bytes at each end of a file that are looked at: JSON of COCO's size is half a gigabyte"""
+"""bytes read at each end of a file: JSON of COCO's size is half a gigabyte"""
 
 
 def refuse_other_kinds(path: Path, root: Folder) -> None:
-    """Refuse what looks like images with captions, boxes or masks; the line says by what, and which recipe takes it."""
+    """Refuse what looks like images with captions, boxes or masks. The error names the sign and the right recipe."""
     top = root
     places = [root]
-    while len(inner := top.with_images()) == 1 and not top.images:  # folders around the data, as VOCdevkit/VOC2007/
+    while len(inner := top.with_images()) == 1 and not top.images:  # outer folders, as VOCdevkit/VOC2007/
         top = inner[0]
         places.append(top)
     places += [unwrapped(folder) for folder in top.folders if split_of(folder.name) or _role(folder) is not None]
@@ -57,7 +57,7 @@ def refuse_other_kinds(path: Path, root: Folder) -> None:
         for kind, sign in found:
             remedy = REMEDIES[kind].format(path=path)
             raise UserError(
-                f"{path} looks like {kind} ({sign}): {remedy}; to classify whole images, give a folder that holds one "
+                f"{path} looks like {kind} ({sign}): {remedy}; to classify whole images, give a folder with one "
                 "folder per class and nothing else"
             )
 
@@ -83,7 +83,7 @@ def _signs_of_files(place: Folder) -> Iterator[tuple[str, str]]:
 
 
 def _kind_of_json(text: str) -> str | None:
-    """What COCO's JSON, or Karpathy's, or LabelMe's, is of; None for other JSON."""
+    """The kind of data in JSON as COCO, Karpathy or LabelMe write it; None for other JSON."""
     has = {*re.findall(r'"(\w+)"\s*:', text)}
     lists = "images" in has and not has.isdisjoint(["annotations", "image_id", "category_id", "sentences"])
     if lists and not has.isdisjoint(["caption", "sentences"]):
@@ -116,10 +116,10 @@ def _may_be_targets(folder: Folder) -> bool:
 
 
 def _are_images_of(images: Folder, targets: Folder) -> bool:
-    """Whether the names say that one folder holds the images for the targets in another.
+    """Whether the names of two folders mean that one contains the images for the targets in the other.
 
-    A word of either kind at an end of both names, or a name that is the other's with such a word, may be that of a
-    class (`face`, `face_mask`): there the files must have the same names too.
+    If both names begin or end with such a word, or one is the other plus such a word, they may still be classes
+    (`face`, `face_mask`): then the files must also have the same names.
     """
     roles = _role(images), _role(targets)
     ends = _end_role(images), _end_role(targets)
@@ -136,14 +136,14 @@ def _are_images_of(images: Folder, targets: Folder) -> bool:
 
 
 def _role(folder: Folder) -> str | None:
-    """By all words of a name but those of a split."""
+    """The role of a folder by all words of its name except those of a split."""
     words = words_of(folder.name)
     name = "".join(word for word in words if not any(word in known for known in SPLITS.values()))
     return "images" if name in IMAGE_FOLDERS else "targets" if name in TARGET_FOLDERS else None
 
 
 def _end_role(folder: Folder) -> str | None:
-    """By the first or the last word of a name: `semantic_labels` holds targets, and so does `mask_images`."""
+    """The role by the first or last word of a name: `semantic_labels` and `mask_images` contain targets."""
     words = words_of(folder.name)
     ends = {*words[:1], *words[-1:]}
     if not ends.isdisjoint(TARGET_FOLDERS):
@@ -156,7 +156,7 @@ def _joined(name: str) -> str:
 
 
 def _remainders(name: str) -> set[str]:
-    """What is left of a folder's name without a word for targets at its end or beginning: `train` of `trainannot`."""
+    """A folder's name without a word for targets at its end or beginning: `train` for `trainannot`."""
     joined = _joined(name)
     left = {cut(joined, word) for word in TARGET_FOLDERS for cut in (str.removesuffix, str.removeprefix)}
     return left - {joined, ""}
@@ -168,7 +168,7 @@ def target_base(stem: str) -> str:
 
 
 def _share_stems(images: Folder, targets: Folder) -> bool:
-    """Whether most images have a file of their name, or of theirs and a word for targets, in the other folder."""
+    """Whether most images have a file of the same name, or with a word for targets added, in the other folder."""
     own = {target_base(image.stem) for image in images.all_images()}
     other = {target_base(file.stem) for folder in targets.below() for file in (*folder.images, *folder.others)}
     return len(own & other) * 2 > len(own)

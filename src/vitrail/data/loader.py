@@ -1,12 +1,13 @@
-"""Batches. A set that fits is decoded once and kept on the device; a large one streams from disk through workers.
+"""Batches of a set: decoded once and kept on the device if it fits, or else streamed from disk by workers.
 
-A step's batch is a function of (seed, step), so training starts at any step in constant time, and any number of
-workers gives the same bits.
+A step's batch is a function of (seed, step), so training can start at any step in constant time, and any number of
+workers gives the same batches, bit for bit.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
 import signal
 import sys
 import time
@@ -22,24 +23,26 @@ from torch.utils.data import DataLoader
 
 from vitrail.data import memory as in_memory
 from vitrail.data.augment import ORDER, Augment, augment_batch, mix_pairs, refuse_spatial
-from vitrail.data.decode import Preprocess, log
 from vitrail.data.fetch import Fetch, Fetched, Want, affine_of
 from vitrail.data.prepare import Prepare, View, cropped, view_seeds
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import draw_key, seed_for
 from vitrail.data.sets import ImageSet
 from vitrail.data.targets import Target
 from vitrail.errors import RunError, UserError
 
+log = logging.getLogger("vitrail")
+
 Batch = dict[str, Any]
 T = TypeVar("T")
 
 STALLED = 300
-"""seconds without a batch after which the workers count as stuck"""
+"""seconds to wait for a batch before the workers are considered stuck"""
 
 
 @dataclass
 class Tally:
-    """How many of some images are bad. The loaders of a set's splits may share one."""
+    """Counts bad images. The loaders of a set's splits may share one tally."""
 
     images: int
     bad: int = 0
@@ -49,16 +52,16 @@ class Loader:
     """Batches of a set, for training (endless, augmented) and for evaluation (once, in order).
 
     A batch is a dict: `image` float32 [B, C, H, W], normalised; the fields of the target (see `vitrail.data.targets`),
-    which is the set's own, or `target` in its place; `sample` int64 [B], numbers in the set; `epoch` [] and `key` [],
+    which is the set's own unless `target` replaces it; `sample` int64 [B], numbers in the set; `epoch` [] and `key` [],
     by which a loss draws (see `vitrail.data.random`). Where the target is spatial, `affine` is that of its images, and
     in evaluation `truth` the entries as they were read. Where a sample becomes several images (`View`), `views` lists
     them, of which `image` is the first. `prepare` is a task's own way to take an image in evaluation.
 
-    `batch_size` counts the images of a step over all `world` processes. Where the augmentation mixes images, the places
-    2k and 2k + 1 of an epoch's order are partners, and processes take whole pairs in turn; elsewhere they take single
-    images in turn. `memory` None decides by size; what was decided stands in `.memory`, and belongs to a run that is
-    resumed, since the two ways round differently. Raises UserError where more than the share `max_bad` of the images is
-    bad: of those of the set, or of all that share the `tally`.
+    `batch_size` counts the images of a step over all `world` processes. If the augmentation mixes images, places 2k and
+    2k + 1 of an epoch's order are partners, and whole pairs are distributed round-robin over the processes; otherwise
+    single images are. With `memory` None the size decides. `.memory` is the decision; a resumed run must keep it, since
+    the two ways round differently. Raises UserError if more than the fraction `max_bad` of the images is bad, counted
+    over the set, or over all loaders that share the `tally`.
     """
 
     def __init__(
@@ -92,71 +95,71 @@ class Loader:
         self.tally = tally or Tally(len(set))
         self.augment = (augment or Augment()) if train else None
         self.unit = 2 if self.augment is not None and self.augment.mixes else 1
-        """how many neighbours of an epoch's order stay together"""
+        """number of neighbours in an epoch's order that must stay in one process"""
         self._check()
         self.wait = 0.0
-        """seconds spent in making or waiting for batches"""
+        """seconds spent making batches or waiting for them"""
         self.bad: dict[int, str] = {}
-        """what was wrong with each image that is left out, by its number in the set"""
+        """the error of each image that is left out, by its number in the set"""
         self.samples = torch.arange(len(set))
         """the numbers of the images in use"""
         self._kept: in_memory.Kept | None = None
         self._shuffled: tuple[int, Tensor, Tensor] | None = None
         resized = self.augment is not None and self.augment.crop == "resized"
-        asked = (set, self.target, preprocess, resized, self.device)
-        self.memory = self.prepare is None and (in_memory.fits(*asked) if memory is None else memory)
+        arguments = (set, self.target, preprocess, resized, self.device)
+        self.memory = self.prepare is None and (in_memory.fits(*arguments) if memory is None else memory)
         if self.memory:
-            self._kept = in_memory.keep(*asked)
-            self._note(self._kept.bad)
+            self._kept = in_memory.keep(*arguments)
+            self._record_bad(self._kept.bad)
             self.samples = self._kept.samples
             if not len(self.samples):
                 raise UserError(f"no image of {set.name} can be read")
 
     def _check(self) -> None:
-        """Refuse what cannot be done, before any image is read."""
+        """Refuse invalid settings, before any image is read."""
         if not len(self.set):
             raise UserError(f"{self.set.name} has no images to {'train on' if self.train else 'evaluate'}")
         if len(self.target) != len(self.set):
             raise ValueError(f"a target of {len(self.target)} entries for {len(self.set)} images")
         if self.batch_size < 1 or self.batch_size % self.world:
-            raise UserError(f"a batch of {self.batch_size} does not divide among {self.world} processes")
+            raise UserError(f"a batch of {self.batch_size} cannot be divided among {self.world} processes")
         if self.train and len(self.set) <= self.unit * (self.world - 1):
-            raise UserError(f"{len(self.set)} images are too few for {self.world} processes to have some each")
+            raise UserError(f"{len(self.set)} images are too few for {self.world} processes")
         if self.augment is not None and self.target.spatial:
             refuse_spatial(self.augment, self.target.noun)
         if self.augment is not None and self.augment.mixes and len(self.views) > 1:
-            raise UserError("mixup and cutmix mix one image per sample, and this task takes several: leave them out")
+            raise UserError("mixup and cutmix mix one image per sample, but this task has several: set both to 0")
         if self.unit == 1:
             return
         none = torch.empty(0, dtype=torch.int64)
-        self.target.mix(dict.fromkeys(self.target.fields, none), none, none.float())  # refuses if it cannot
+        self.target.mix(dict.fromkeys(self.target.fields, none), none, none.float())  # raises if it cannot
         pairs = self.unit * self.world
         if self.batch_size < len(self.set) and self.batch_size % pairs:
             raise UserError(
                 f"mixup and cutmix mix pairs of images, so batch_size must be a multiple of {pairs}, got "
-                f"{self.batch_size}: let it be {-(-self.batch_size // pairs) * pairs}, or leave mixup and cutmix out"
+                f"{self.batch_size}: set it to {-(-self.batch_size // pairs) * pairs}, or set mixup and cutmix to 0"
             )
 
     @property
     def steps_per_epoch(self) -> int:
-        """Training leaves out a last short batch, unless the set is smaller than a batch."""
+        """Training drops a last short batch, unless the set is smaller than a batch."""
         if self.train:
             return max(1, len(self.samples) // self.batch_size)
         return -(-len(self.samples) // self.batch_size)
 
     def batches(self, start_step: int = 0) -> Iterator[Batch]:
-        """Training batches without end, from any step."""
+        """Endless training batches, from any step."""
         assert self.augment is not None, "batches are for training: use evaluation()"
-        return self._made((self._plan(step) for step in itertools.count(start_step)), self.augment)
+        return self._batches((self._plan(step) for step in itertools.count(start_step)), self.augment)
 
     def evaluation(self) -> Iterator[Batch]:
-        """Every image once, in order and as it is; the last batch may be short."""
-        mine = self.samples[self.rank :: self.world].tolist()
-        each = self.batch_size // self.world
-        return self._made(([Want(i, 0, i) for i in mine[at : at + each]] for at in range(0, len(mine), each)), None)
+        """Every image once, in order, without augmentation; the last batch may be short."""
+        own = self.samples[self.rank :: self.world].tolist()
+        size = self.batch_size // self.world
+        return self._batches(([Want(i, 0, i) for i in own[at : at + size]] for at in range(0, len(own), size)), None)
 
-    def _made(self, plans: Iterator[list[Want]], augment: Augment | None) -> Iterator[Batch]:
-        """The batches that some plans ask for; `augment` is None in evaluation."""
+    def _batches(self, plans: Iterator[list[Want]], augment: Augment | None) -> Iterator[Batch]:
+        """The batches of some plans; `augment` is None in evaluation."""
         if self._kept is not None and self._kept.table is not None:
             return self._timed(self._from_table(self._kept, plan, augment) for plan in plans)
         found = self._fetch(plans, augment)
@@ -164,10 +167,10 @@ class Loader:
             self._from_fetched(fetched, epoch, augment) for fetched, epoch in found if len(fetched.samples)
         )
 
-    def _timed(self, made: Iterator[Batch]) -> Iterator[Batch]:
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         while True:
             start = time.perf_counter()
-            batch = next(made, None)
+            batch = next(batches, None)
             self.wait += time.perf_counter() - start
             if batch is None:
                 return
@@ -178,11 +181,11 @@ class Loader:
         epoch, within = divmod(step, self.steps_per_epoch)
         samples, draws = self._order(epoch)
         places = torch.arange(within * self.batch_size, min((within + 1) * self.batch_size, len(samples)))
-        mine = places[places // self.unit % self.world == self.rank]
-        return [Want(s, epoch, d) for s, d in zip(samples[mine].tolist(), draws[mine].tolist(), strict=True)]
+        own = places[places // self.unit % self.world == self.rank]
+        return [Want(s, epoch, d) for s, d in zip(samples[own].tolist(), draws[own].tolist(), strict=True)]
 
     def _order(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """The epoch's images in order, and the numbers that their draws depend on."""
+        """The epoch's images in order, and the numbers that seed their draws."""
         if self._shuffled is None or self._shuffled[0] != epoch:
             generator = torch.Generator().manual_seed(seed_for(self.seed, epoch, ORDER))
             count = len(self.samples)
@@ -190,7 +193,7 @@ class Loader:
                 strata = self.set.target.strata()[self.samples]
                 weights = 1 / strata.bincount().double()[strata]
                 rows = weights.multinomial(count, replacement=True, generator=generator)
-                # An image that comes again in an epoch gets other draws.
+                # An image that is repeated in an epoch gets other draws.
                 draws = self.samples[rows] + _occurrence(rows) * len(self.set)
             else:
                 rows = torch.randperm(count, generator=generator)
@@ -206,41 +209,41 @@ class Loader:
             sizes = [kept.sources[want.sample] for want in plan]
             affine = affine_of(plan, sizes, sizes, self.preprocess, self.seed, augment)
             truths, values = values, [self.target.warp(value, affine.subset([i])) for i, value in enumerate(values)]
-        images = [kept.pixels(self._there(samples))] * len(self.views)
+        images = [kept.pixels(self._to_device(samples))] * len(self.views)
         fetched = Fetched(images, samples, draws, values, truths, affine, {})
         return self._finish(fetched, plan[0].epoch, augment)
 
     def _from_fetched(self, fetched: Fetched, epoch: int, augment: Augment | None) -> Batch:
-        fetched.views = [self._there(images) for images in fetched.views]
+        fetched.views = [self._to_device(images) for images in fetched.views]
         return self._finish(fetched, epoch, None if augment is None else cropped(augment))
 
-    def _there(self, tensor: Tensor) -> Tensor:
-        """A tensor of the CPU's on the device, without waiting for what the device has yet to do."""
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        """Copy a CPU tensor to the device, without waiting for the device's pending work."""
         return tensor.to(self.device, non_blocking=True)
 
     def _finish(self, fetched: Fetched, epoch: int, augment: Augment | None) -> Batch:
-        """Images on the device, with their numbers and draws on the CPU, to a batch."""
-        there = self._there(fetched.samples)
-        # Of an image with several frames there is no one target in the pixels of the input.
+        """A batch, from images on the device and their numbers and draws on the CPU."""
+        samples = self._to_device(fetched.samples)
+        # An image with several frames has no one target in the pixels of the input.
         whole = self.prepare is None or not self.target.spatial
-        fields = self.target.collate(fetched.values, there, augment is not None) if whole else {}
-        made = []
+        fields = self.target.collate(fetched.values, samples, augment is not None) if whole else {}
+        views = []
         for (seed, own), images in zip(self.views, fetched.views, strict=False):
             if augment is not None:
                 images = augment_batch(images, fetched.draws, seed, epoch, augment, own.size)
                 if augment.mixes:
                     images, partner, share = mix_pairs(images, fetched.draws, seed, epoch, augment)
                     fields = self.target.mix(fields, partner, share)
-            made.append(own.normalise(images if images.shape[-2:] == own.size else own.prepare(images)))
+            views.append(own.normalise(images if images.shape[-2:] == own.size else own.prepare(images)))
         batch = {
-            "image": made[0],
+            "image": views[0],
             **fields,
-            "sample": there,
+            "sample": samples,
             "epoch": torch.full((), epoch, device=self.device),
             "key": draw_key(self.seed, epoch, self.device),
         }
-        if len(made) > 1:
-            batch["views"] = made
+        if len(views) > 1:
+            batch["views"] = views
         if fetched.affine is not None:
             batch["affine"] = fetched.affine
             if augment is None and self.target.spatial:
@@ -248,7 +251,7 @@ class Loader:
         return batch
 
     def _fetch(self, plans: Iterator[list[Want]], augment: Augment | None) -> Iterator[tuple[Fetched, int]]:
-        """Plans carried out by the workers, in order, with their epochs."""
+        """The plans as fetched by the workers, in order, with their epochs."""
         fetch = Fetch(
             self.set,
             self.target,
@@ -257,35 +260,35 @@ class Loader:
             self._kept,
             self.prepare,
         )
-        # The sampler runs some batches ahead of the workers, so the epochs wait in a second copy of the plans.
+        # The sampler runs some batches ahead of the workers, so a second copy of the plans gives the epochs.
         plans, copy = itertools.tee(plans)
         with warnings.catch_warnings():
-            # How many workers read best depends on the disk as much as on the processor.
+            # The best number of workers depends on the disk as much as on the CPU.
             warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
             loader: DataLoader[Fetched] = DataLoader(
                 fetch,
                 batch_sampler=plans,
                 num_workers=self.workers,
-                collate_fn=_as_it_is,
+                collate_fn=_identity,
                 prefetch_factor=4 if self.workers else None,
                 timeout=STALLED if self.workers else 0,
-                worker_init_fn=_let_one_pass,
-                # Forked workers share the set's lists; elsewhere they are not to be had.
+                worker_init_fn=_ignore_first_sigterm,
+                # Forked workers share the set's lists; only Linux can fork safely.
                 multiprocessing_context="fork" if self.workers and sys.platform == "linux" else None,
-                # Not the default one, which belongs to the model: drawing from it would change a resumed run.
+                # Not the default generator, which the model uses: drawing from it would change a resumed run.
                 generator=torch.Generator(),
             )
             batches = iter(loader)
-        for fetched, plan in zip(_told_apart(batches), copy, strict=False):
-            self._note(fetched.bad)
+        for fetched, plan in zip(_explain_failures(batches), copy, strict=False):
+            self._record_bad(fetched.bad)
             if augment is not None and not len(fetched.samples):
                 raise UserError(f"no image of {self.set.name} can be read")
             if self.device.type == "cuda":
                 fetched.views = [images.pin_memory() for images in fetched.views]
             yield fetched, plan[0].epoch
 
-    def _note(self, bad: dict[int, str]) -> None:
-        """Name each bad image once, and stop where they are too many."""
+    def _record_bad(self, bad: dict[int, str]) -> None:
+        """Log each bad image once. Raises UserError if there are too many."""
         for sample, reason in bad.items():
             if sample not in self.bad:
                 self.bad[sample] = reason
@@ -294,19 +297,19 @@ class Loader:
         if self.bad and self.tally.bad > self.max_bad * self.tally.images:
             raise UserError(
                 f"{self.tally.bad} of {self.tally.images} images of {self.set.name} are bad, more than "
-                f"{self.max_bad:.1%} (the last: {reason_of(self.bad)}): mend or remove them"
+                f"{self.max_bad:.1%} (the last: {reason_of(self.bad)}): repair or remove them"
                 + ", or raise --max-bad"
                 * self.train
             )
 
 
 def reason_of(bad: dict[int, str]) -> str:
-    """The last reason noted."""
+    """The error that was recorded last."""
     return next(reversed(bad.values()))
 
 
 def _occurrence(rows: Tensor) -> Tensor:
-    """How often each entry has come before: [3, 5, 3, 3] to [0, 0, 1, 2]."""
+    """The number of earlier occurrences of each entry: [3, 5, 3, 3] gives [0, 0, 1, 2]."""
     order = rows.argsort(stable=True)
     _, counts = rows[order].unique_consecutive(return_counts=True)
     starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
@@ -315,35 +318,35 @@ def _occurrence(rows: Tensor) -> Tensor:
     return result
 
 
-def _as_it_is(fetched: Any) -> Any:
+def _identity(fetched: Any) -> Any:
     return fetched
 
 
-def _let_one_pass(worker: int) -> None:
-    """A worker outlives its first SIGTERM: sent to all processes of a job, as Slurm does, it is for the run to save.
+def _ignore_first_sigterm(worker: int) -> None:
+    """Make a worker ignore its first SIGTERM: Slurm sends it to all processes of a job, so that the run can save.
 
-    When that is done the workers end with it. One that hangs gets a second, from PyTorch or from Python's exit.
+    The workers end with the run. One that hangs gets a second SIGTERM, from PyTorch or at Python's exit.
     """
 
-    def pass_by(number: int, frame: FrameType | None) -> None:
+    def restore(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    signal.signal(signal.SIGTERM, pass_by)
+    signal.signal(signal.SIGTERM, restore)
 
 
-def _told_apart(batches: Iterator[T]) -> Iterator[T]:
-    """Batches, with one plain line where the workers are at an end: the system ended one, or none answers."""
+def _explain_failures(batches: Iterator[T]) -> Iterator[T]:
+    """Batches, with one plain error line if the system killed a worker or if none answers."""
     try:
         yield from batches
     except RuntimeError as error:
         text = str(error)
         if "timed out" in text:
             raise RunError(
-                f"the workers made no batch in {STALLED} seconds: see to the disk, or try --workers 0"
+                f"the workers made no batch in {STALLED} seconds: check the disk, or try --workers 0"
             ) from None
         if "exited unexpectedly" in text or "is killed by signal" in text:
             raise RunError(
-                "a worker was ended by the system, which does so where memory (or /dev/shm) is short: "
+                "a worker was killed by the system, probably because memory (or /dev/shm) ran out: "
                 "lower --workers or --batch-size"
             ) from None
         raise

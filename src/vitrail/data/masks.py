@@ -1,4 +1,4 @@
-"""Index masks: the class of every pixel, in a file or a tensor per image."""
+"""Index masks, as a target: the class of every pixel, in one file or tensor per image."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from vitrail.errors import UserError
 
 LOSSLESS = ("PNG", "TIFF", "BMP", "GIF")
 LOSSY = ("JPEG", "WEBP")
-"""which are opened to say what is wrong with them"""
+"""formats that are opened only to explain the error"""
 TIFF_BITS = 258
 """the tag of a TIFF's bits per sample"""
 INDEXED = ("1", "L", "P", "I;16", "I;16B", "I")
-"""Pillow's modes of one number per pixel; a palette's colours (P) are only for people"""
+"""Pillow's modes with one number per pixel; the colours of a palette (P) are ignored"""
 
 
 class Mask(NamedTuple):
-    """The mask of one image as it is read."""
+    """The mask of one image as read."""
 
     name: str
     indices: Tensor
-    """uint8 or int32 [H, W]: classes' numbers, or void"""
+    """uint8 or int32 [H, W]: class numbers, or void"""
 
 
 class Masks(Target):
     """Index masks, as files (their paths or bytes) or integer tensors [H, W], each of the size of its upright image.
 
-    In a batch: `mask` int64 [B, h, w], by nearest neighbour. It is `void`, which no loss or score counts, where the
-    mask is, outside the image, and where a shift fills in the image's reflection.
+    In a batch: `mask` int64 [B, h, w], by nearest neighbour. It is `void`, which losses and scores ignore, where the
+    mask is void, outside the image, and in the reflection that a shift adds.
     """
 
     fields = ("mask",)
@@ -68,7 +68,7 @@ class Masks(Target):
         return type(self)(items, [*self.names, *other.names], self.classes, self.void)
 
     def marks(self) -> bytes:
-        """The masks' names, or the masks themselves where they are tensors. Files are not read."""
+        """The masks' names, or the masks themselves if they are tensors. Files are not read."""
         rows = [
             item.cpu().numpy().tobytes() if isinstance(item, Tensor) else name.encode(errors="surrogateescape")
             for item, name in zip(self.items, self.names, strict=True)
@@ -76,7 +76,7 @@ class Masks(Target):
         return b"\0".join([str(self.void).encode(), *rows])
 
     def read(self, i: int) -> Mask:
-        """Raises BadImage, which names the mask, for a file that is no mask and for numbers that are no class's."""
+        """Raises BadImage, which names the mask, for a file that is no mask and for numbers of no class."""
         item, name = self.items[i], self.names[i]
         indices = item.to("cpu", torch.int32) if isinstance(item, Tensor) else read_mask(item, name)
         known = indices[indices != self.void]
@@ -89,7 +89,7 @@ class Masks(Target):
         return Mask(name, indices.to(self._kind))
 
     def warp(self, value: Mask, affine: Affine) -> Tensor:
-        """The mask in each frame of its image, [F, h, w]. Raises BadImage where it has not the image's size."""
+        """The mask in each frame of its image, [F, h, w]. Raises BadImage if it does not have the image's size."""
         try:
             return affine.masks(value.indices, self.void)
         except ValueError as error:
@@ -112,14 +112,14 @@ class Masks(Target):
 
 
 def read_mask(data: Path | bytes, name: str) -> Tensor:
-    """The numbers in an image file with one channel or a palette, upright, int32 [H, W]. Raises BadImage by `name`."""
+    """The numbers in an image file with one channel or a palette, upright, int32 [H, W]. Raises BadImage."""
     try:
         file = io.BytesIO(data.read_bytes() if isinstance(data, Path) else data)
         with Image.open(file, formats=LOSSLESS + LOSSY) as image:
             if reason := _no_mask(image):
                 raise BadImage(f"{name}: {reason}")
-            turned = jpeg.orientation_of(image.getexif)
-            # Pillow spreads grey of two and four bits over 0 to 255.
+            orientation = jpeg.orientation_of(image.getexif)
+            # Pillow scales grey of two and four bits to 0 to 255.
             step = {2: 85, 4: 17}.get(_bits(image, file.getvalue()), 1) if image.mode == "L" else 1
             numbers = torch.from_numpy(np.array(image).astype(np.int32) // step)
     except OSError as error:
@@ -127,13 +127,13 @@ def read_mask(data: Path | bytes, name: str) -> Tensor:
         raise BadImage(f"{name}: {reason}") from None
     except BadImage:
         raise
-    except Exception as error:  # decoders of broken bytes raise nearly anything
+    except Exception as error:  # decoders raise nearly anything on damaged files
         raise BadImage(f"{name}: the mask is damaged ({' '.join(str(error).split())})") from None
-    return jpeg.turn(numbers, turned)
+    return jpeg.turn(numbers, orientation)
 
 
 def _no_mask(image: Image.Image) -> str | None:
-    """Why an image that is opened and not decoded is no mask, or None."""
+    """Why an opened image cannot be a mask, or None."""
     if image.format not in LOSSLESS:
         return f"a mask must be in a lossless format such as PNG; {image.format} changes its numbers"
     if image.mode not in INDEXED:

@@ -1,4 +1,4 @@
-"""A set that fits in memory: decoded once, and kept as one tensor on the device where all images have one size."""
+"""Keep a set that fits in memory: decoded once, as one tensor on the device if all images have one size."""
 
 from __future__ import annotations
 
@@ -13,38 +13,39 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from vitrail.data.decode import BadImage, EncodedImage, Preprocess, resize
+from vitrail.data.decode import BadImage, EncodedImage, resize
 from vitrail.data.pixels import to_bytes, with_channels
 from vitrail.data.prepare import size_of
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import ImageSet
 from vitrail.data.targets import Target
 
 T = TypeVar("T")
 
 IN_MEMORY = 2 << 30
-"""bytes of decoded images up to which a set is kept in memory, if a quarter of the free memory holds them"""
+"""bytes of decoded images up to which a set is kept in memory, if they fit in a quarter of the free memory"""
 KEPT = 2
-"""An image kept in memory for random crops has up to this many times the crop's size."""
+"""An image kept in memory for random crops is up to this many times as large as the crop."""
 
 
 @dataclass
 class Kept:
-    """What was kept of a set. Either `table` or `images` holds the pixels."""
+    """A set in memory. Its pixels are either in `table` or in `images`."""
 
     samples: Tensor
     """int64 [M], on the CPU: the numbers of the good images"""
     bad: dict[int, str]
-    """what was wrong with the others, by number in the set"""
+    """the errors of the others, by number in the set"""
     values: dict[int, Any]
-    """what the target read, by number in the set"""
+    """values read by the target, by number in the set"""
     sources: dict[int, tuple[int, int]]
-    """height and width of the originals, by number in the set, where the target is spatial"""
+    """height and width of the originals, by number in the set, if the target is spatial"""
     images: dict[int, Tensor]
-    """uint8 [C, h, w], by number in the set, where their sizes differ"""
+    """uint8 [C, h, w], by number in the set, if their sizes differ"""
     table: Tensor | None = None
-    """uint8 [rows, C, h, w] on the device, where all have one size"""
+    """uint8 [rows, C, h, w] on the device, if all have one size"""
     rows: Tensor | None = None
-    """int64 [N] on the device: the row of each image in the table; None where row i is image i"""
+    """int64 [N] on the device: the row of each image in the table; None if row i is image i"""
 
     def pixels(self, samples: Tensor) -> Tensor:
         """uint8 [B, C, h, w] from the table, for numbers int64 [B] on its device."""
@@ -53,10 +54,10 @@ class Kept:
 
 
 def fits(images: ImageSet, target: Target, preprocess: Preprocess, resized: bool, device: torch.device) -> bool:
-    """Whether the decoded set is small enough to keep, judged by some of its images.
+    """Whether the decoded set is small enough to keep, judged by a sample of its images.
 
-    `resized` says that random crops are taken, which need larger images. What a spatial target reads is counted as one
-    byte per pixel of the original.
+    `resized`: random crops are drawn, which need larger images. The value of a spatial target is counted as one byte
+    per pixel of the original.
     """
     p, count = preprocess, len(images)
     each = p.size[0] * p.size[1] * p.channels
@@ -75,7 +76,7 @@ def fits(images: ImageSet, target: Target, preprocess: Preprocess, resized: bool
 
 
 def keep(images: ImageSet, target: Target, preprocess: Preprocess, resized: bool, device: torch.device) -> Kept:
-    """Decode a set once: as `preprocess` says or, for random crops (`resized`), no larger than they need."""
+    """Decode a set once: at the size of `preprocess` or, for random crops (`resized`), no larger than they need."""
     p, items = preprocess, images.items
     if isinstance(items, Tensor) and not (resized and _larger(items.shape[-2:], p.size)):
         return _keep_tensor(items, target, p, resized, device)
@@ -94,11 +95,11 @@ def keep(images: ImageSet, target: Target, preprocess: Preprocess, resized: bool
 
     kept = Kept(torch.empty(0), {}, {}, {}, {})
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for i, made in enumerate(_progress(_ahead(pool, decode, len(images)), len(images))):
-            if isinstance(made, str):
-                kept.bad[i] = made
+        for i, result in enumerate(_progress(_map_in_order(pool, decode, len(images)), len(images))):
+            if isinstance(result, str):
+                kept.bad[i] = result
             else:
-                kept.images[i], kept.values[i], kept.sources[i] = made
+                kept.images[i], kept.values[i], kept.sources[i] = result
     kept.samples = torch.tensor(list(kept.images), dtype=torch.int64)
     sizes = {tuple(image.shape[-2:]) for image in kept.images.values()}
     if len(sizes) == 1 and not (resized and _larger(next(iter(sizes)), p.size)):
@@ -111,7 +112,7 @@ def keep(images: ImageSet, target: Target, preprocess: Preprocess, resized: bool
 
 
 def _keep_tensor(items: Tensor, target: Target, p: Preprocess, resized: bool, device: torch.device) -> Kept:
-    """A set that is one tensor already."""
+    """`keep` for a set that is already one tensor."""
     pieces = [with_channels(to_bytes(piece), p.channels) for piece in items.split(1024)]
     table = torch.cat(pieces if resized else [p.prepare(piece) for piece in pieces]).to(device)
     size = items.shape[-2], items.shape[-1]
@@ -126,7 +127,7 @@ def _keep_tensor(items: Tensor, target: Target, p: Preprocess, resized: bool, de
 
 
 def _read(target: Target, i: int, size: tuple[int, int], p: Preprocess) -> Any:
-    """What the target has for an image. BadImage also where that does not fit an image of this size."""
+    """The target's value for an image. Raises BadImage also if the value does not fit an image of this size."""
     value = target.read(i)
     if target.spatial:
         target.warp(value, p.affine(torch.tensor([size])))
@@ -134,7 +135,7 @@ def _read(target: Target, i: int, size: tuple[int, int], p: Preprocess) -> Any:
 
 
 def shrink(image: Tensor, preprocess: Preprocess) -> Tensor:
-    """What is kept of uint8 [C, H, W] for random crops: its shorter side at most KEPT times the crop's longer."""
+    """Shrink uint8 [C, H, W] for random crops: its shorter side to at most KEPT times the crop's longer side."""
     most = KEPT * max(preprocess.size)
     height, width = image.shape[-2:]
     if min(height, width) <= most:
@@ -147,18 +148,18 @@ def _larger(size: Iterable[int], than: tuple[int, int]) -> bool:
     return any(a > b for a, b in zip(size, than, strict=True))
 
 
-def _ahead(pool: ThreadPoolExecutor, function: Callable[[int], T], count: int) -> Iterator[T]:
-    """Results in order, in tasks large enough that threads do not spend their time on handing over."""
+def _map_in_order(pool: ThreadPoolExecutor, function: Callable[[int], T], count: int) -> Iterator[T]:
+    """Results in order. Each task is a chunk, so that threads do not spend their time on synchronisation."""
 
-    def some(start: int) -> list[T]:
+    def chunk(start: int) -> list[T]:
         return [function(i) for i in range(start, min(start + 64, count))]
 
-    for results in pool.map(some, range(0, count, 64)):
+    for results in pool.map(chunk, range(0, count, 64)):
         yield from results
 
 
 def _progress(items: Iterable[T], total: int) -> Iterable[T]:
-    """A bar on standard error, where a person sees it and it takes long enough to look."""
+    """A progress bar on standard error, if it is a terminal and there is enough to decode."""
     if total < 1000 or not sys.stderr.isatty():
         return items
     from rich.console import Console
@@ -168,11 +169,11 @@ def _progress(items: Iterable[T], total: int) -> Iterable[T]:
 
 
 def _free_memory(device: torch.device) -> int:
-    """Bytes that can be had on the device and on the machine, whichever is less."""
+    """Bytes available on the device or on the machine, whichever is less."""
     free = IN_MEMORY * 4
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
-        pass  # only Linux says so
+        pass  # only Linux has this file
     return min(free, torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free

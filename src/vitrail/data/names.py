@@ -1,4 +1,4 @@
-"""From the names in a table to the files they mean, also as Windows or another machine wrote them."""
+"""Find the files that a table's names refer to, even if Windows or another machine wrote the table."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from vitrail.data.sources import split_of
 from vitrail.errors import UserError
 
 DRIVE = re.compile(r"^(?://[?.]/)?(?:[A-Za-z]:|file:)?")
-"""what stands before the folders: a drive letter, a device path, a URL's scheme"""
+"""what precedes the folders: a drive letter, a device path, a URL's scheme"""
 
 
 def tidied(name: str) -> str:
-    """With slashes between folders, and without what editors and shells add: a byte-order mark, spaces, `./`."""
+    """The name with slashes between folders, without a byte-order mark, surrounding spaces and `./`."""
     name = name.replace("\\", "/").strip().strip("\ufeff").strip()
     name = re.sub(r"(?<=.)/{2,}", "/", name)
     while name.startswith("./"):
@@ -29,16 +29,16 @@ def is_absolute(name: str) -> bool:
 
 
 def tails(name: str) -> Iterable[str]:
-    """The ends of a tidied name, longest first: all of it below the drive, and less one folder after the other."""
-    parts = [part for part in DRIVE.sub("", name).split("/") if part not in ("", ".")]
-    return ("/".join(parts[i:]) for i in range(len(parts)))
+    """The ends of a tidied name, longest first: all of it below the drive, then without its first folder, and so on."""
+    names = [each for each in DRIVE.sub("", name).split("/") if each not in ("", ".")]
+    return ("/".join(names[i:]) for i in range(len(names)))
 
 
 class Finder:
-    """Finds files by the names that a table has for them.
+    """Finds files by their names in a table.
 
-    A name is taken as it stands where such a file is there. Else a backslash separates folders, the case of folders
-    and of the ending does not count if just one matches, and of an absolute path the longest end counts that is there.
+    A name is used as written if that file exists. Otherwise backslashes separate folders, case is ignored in folders
+    and in the extension if exactly one file matches, and for an absolute path the longest end that exists is used.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Finder:
         self._listed: dict[tuple[Path, Callable[[str], str]], dict[str, list[str]]] = {}
 
     def find(self, name: str, folders: Sequence[Path], where: str) -> Path | None:
-        """The file in the first of the folders that has it. Raises UserError, with `where`, if it could be several."""
+        """The file in the first of the folders that has it. Raises UserError, with `where`, if several match."""
         clean = tidied(name)
         for written in dict.fromkeys((name, clean)):
             for folder in folders:
@@ -73,7 +73,7 @@ class Finder:
             for file in found.values():
                 if (other := self._shortened.setdefault(file, name)) != name:
                     raise UserError(
-                        f"{where}: {name!r} is not there, and {file} is {other!r} already: write the paths below "
+                        f"{where}: {name!r} is not found, and {file} is already {other!r}: write the paths below "
                         "the folder"
                     )
                 return file
@@ -89,13 +89,13 @@ class Finder:
         return folder / alike[0] if len(alike) == 1 and is_file(folder / alike[0]) else None
 
     def _names(self, folder: Path, fold: Callable[[str], str]) -> dict[str, list[str]]:
-        """The names in a folder by what they fold to."""
+        """The names in a folder by their folded form."""
         if (folder, fold) not in self._listed:
             names: dict[str, list[str]] = {}
             try:
                 for entry in os.scandir(folder):
                     names.setdefault(fold(entry.name), []).append(entry.name)
-            except (OSError, ValueError):  # no such folder, or a name that no folder can have
+            except (OSError, ValueError):  # no such folder, or not a valid name
                 pass
             self._listed[folder, fold] = names
         return self._listed[folder, fold]
@@ -107,18 +107,18 @@ def _folded(name: str) -> str:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a file is there; False for what no file can be called."""
+    """Whether a file exists; False for an invalid name."""
     try:
         return path.is_file()
-    except (OSError, ValueError):  # too long, or a folder that may not be read
+    except (OSError, ValueError):  # too long, or a folder without permission to read
         return False
 
 
 def match_keys(names: Sequence[str], keys: Sequence[str], where: Callable[[int], str]) -> list[int | None]:
-    """For each name in a table the place of the key that it means, or None.
+    """For each name in a table the index of the key that it refers to, or None.
 
-    Keys are paths below a set's root, or what a Parquet file calls its images. A name may be the key, end in it (an
-    absolute path), or be its end (the file's name alone). Raises UserError, with `where(number)`, if it ends several.
+    Keys are paths below a set's root, or the names of images in a Parquet file. A name may be the key, end with it (an
+    absolute path), or be its end (the file's name alone). Raises UserError, with `where(number)`, if several match.
     """
     whole: dict[str, list[int]] = {}
     by_end: dict[str, list[int]] = {}

@@ -20,12 +20,12 @@ log = logging.getLogger("vitrail")
 IMAGES = ("image", "img", "picture", "jpg", "png")
 LABELS = ("label", "labels", "fine_label", "class", "target")
 IN_MEMORY = 1 << 30
-"""bytes of files that are read at once; larger sets are written to the cache as an Arrow file, which maps to memory"""
+"""bytes of files that are read into memory; larger sets become a memory-mapped Arrow file in the cache"""
 
 
 @dataclass
 class Table:
-    """One part of a set."""
+    """One split of a set."""
 
     images: Sequence[Any]
     labels: list[int | str]
@@ -34,7 +34,7 @@ class Table:
 
 
 def files(path: Path) -> list[Path]:
-    """The Parquet files at a path: itself, or those of a folder and the folders in it."""
+    """The Parquet files at a path: the file itself, or those in a folder and its subfolders."""
     if not path.is_dir():
         return [path] if path.is_file() and path.suffix.lower() == ".parquet" else []
     folders, found = listing(path)
@@ -44,25 +44,25 @@ def files(path: Path) -> list[Path]:
 
 
 def read(paths: list[Path]) -> Table:
-    """The rows of some files of one part."""
+    """The rows of some files of one split."""
     table, schema = rows(paths, lambda names: [_column(names, IMAGES, paths[0]), _column(names, LABELS, paths[0])])
     image, label = table.column_names
     names = _class_names(schema.metadata or {}, label)
-    there = _labelled(table.column(label), names)
-    if missing := there.count(False):
+    labelled = _labelled(table.column(label), names)
+    if missing := labelled.count(False):
         log.warning(f"{paths[0]}: {missing:,} of {len(table):,} rows have no {label} and are left out")
-        table = table.filter(there)
+        table = table.filter(labelled)
     labels = table.column(label).to_pylist()
     return Table(Images(table, paths[0]), labels, _keys(table.column(image), paths), names)
 
 
 def _labelled(column: Any, names: list[str] | None) -> list[bool]:
-    """Which rows have a label. Where numbers stand for names, -1 stands for none: so the Hub marks hidden ones."""
+    """Which rows have a label. If numbers index names, -1 means none: the Hub marks hidden labels so."""
     return [label is not None and (names is None or label != -1) for label in column.to_pylist()]
 
 
 def rows(paths: list[Path], choose: Callable[[list[str]], list[str]]) -> tuple[Any, Any]:
-    """Some columns of some files of one part, chosen among their names, as an Arrow table in that order; its schema."""
+    """The columns that `choose` selects of some files of one split: an Arrow table in that order, and its schema."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -104,7 +104,7 @@ def _keys(column: Any, paths: list[Path]) -> list[str]:
 
 
 def own_names(column: Any) -> list[str | None]:
-    """What the file calls each image: the path of `{bytes, path}`, or a column of paths itself."""
+    """The name of each image in the file: the path of `{bytes, path}`, or a column of paths itself."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -117,14 +117,14 @@ def own_names(column: Any) -> list[str | None]:
 
 
 class Images(Sequence[bytes | Path]):
-    """The first column of a table, encoded images or paths beside `file`, each copied only when it is asked for."""
+    """The first column of a table: encoded images, or paths relative to `file`. Each is copied only when it is read."""
 
     def __init__(self, table: Any, file: Path) -> None:
         self.column, self.root = table.column(0), file.parent
         if not _can_be_images(self.column.type):
             raise UserError(
-                f"{file}: the column {table.column_names[0]} holds {self.column.type}, no images and no paths: "
-                "rename the one that does to image"
+                f"{file}: the column {table.column_names[0]} holds {self.column.type}, neither images nor paths: "
+                "rename the column that does to image"
             )
         files = Finder()
         self.moved: dict[str, Path] = {}
@@ -145,7 +145,7 @@ class Images(Sequence[bytes | Path]):
 
 
 def _paths(column: Any) -> list[str]:
-    """The paths of a column, without those that only name encoded images."""
+    """The paths of a column, except those of rows with encoded images."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -155,7 +155,7 @@ def _paths(column: Any) -> list[str]:
 
 
 def _can_be_images(kind: Any) -> bool:
-    """Whether an Arrow type is of encoded images, of paths, or the Hub's `{bytes, path}`; nothing at all is too."""
+    """Whether an Arrow type can be encoded images, paths, the Hub's `{bytes, path}`, or a column without values."""
     import pyarrow as pa
 
     if pa.types.is_struct(kind):
@@ -167,7 +167,7 @@ def _can_be_images(kind: Any) -> bool:
 
 
 def _mapped(paths: list[Path], columns: list[str]) -> Any:
-    """The table of a large set, as an Arrow file in the cache: any row is then found without reading others."""
+    """The table of a large set as an Arrow file in the cache, where any row can be read without the others."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

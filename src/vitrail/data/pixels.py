@@ -1,16 +1,16 @@
-"""Values of any kind to uint8, by one rule for files, arrays, PIL images and tensors.
+"""Convert pixel values of any type to uint8, by one rule for files, arrays, PIL images and tensors.
 
 | type | read as |
 | --- | --- |
-| uint8 | as it is |
+| uint8 | unchanged |
 | bool | black and white |
-| uint16 | its upper 8 bits, whatever part of 0 to 65,535 an image uses: `doubt` names sets that come out dark |
-| float | 0 to 1 where the highest value is at most 1, else 0 to 255; not-a-number is black, infinity white or black |
+| uint16 | its upper 8 bits, whatever range an image uses: `doubt` reports sets that come out dark |
+| float | 0 to 1 if the highest value is at most 1, else 0 to 255; NaN is black, infinity white or black |
 | other whole numbers | 0 to 255 |
 | complex, text, objects | refused |
 
-What lies outside (negative values, floats between 1 and 2 or above 255, whole numbers above 255) has no known range and
-is refused: a guess by each image's own extremes would give two images of one set different scales.
+Other values (negative, floats between 1 and 2 or above 255, whole numbers above 255) have no known range and are
+refused: guessing from each image's own minimum and maximum would give two images of one set different scales.
 """
 
 from __future__ import annotations
@@ -28,35 +28,34 @@ from torch import Tensor
 from vitrail.data import jpeg
 
 try:
-    import_module("pillow_heif").register_heif_opener()  # as this module is imported, so in worker processes too
+    import_module("pillow_heif").register_heif_opener()  # on import, so that it also happens in worker processes
     HEIC_IS_READ = True
 except ImportError:
     HEIC_IS_READ = False
 
 GREY_WEIGHTS = (299, 587, 114)
-"""thousandths of red, green and blue (ITU-R 601), as Pillow's and JPEG's grey"""
+"""weights of red, green and blue in thousandths (ITU-R 601), as in Pillow and JPEG"""
 NUMPY = b"\x93NUMPY"
-"""how a `.npy` file begins"""
+"""the first bytes of a `.npy` file"""
 OVERSHOOT = 0.01
-"""by which floats of 0 to 1 may leave that range, as they do after resizing: clipped"""
+"""how far floats of 0 to 1 may leave that range, as they do after resizing; they are clipped"""
 DARK = 1 << 14
-"""16-bit images whose values are all below this keep at most 64 of the 256 levels"""
+"""16-bit images with all values below this keep at most 64 of the 256 levels"""
 GIVE = "give uint8, uint16 that uses 0 to 65535, or floats of 0 to 1"
 
 
 class Source(NamedTuple):
-    """What tells how an image was read: the type and the highest finite value of its numbers, its pages, and
-    what was left out."""
+    """How an image was stored: the type and highest finite value of its numbers, its pages, and dropped bands."""
 
     type: str = "uint8"
     highest: float = 255
     pages: int = 1
     masked: str = ""
-    """the file and its bands, where the last of them was taken for transparency"""
+    """file and bands, if the last band was used as transparency"""
 
 
 def source_of(samples: np.ndarray) -> Source:
-    """Of samples of any shape; the highest value is 0 where none is finite."""
+    """The source of samples of any shape; the highest value is 0 if none is finite."""
     if samples.dtype.kind not in "uif" or samples.dtype == np.uint8:
         return Source()
     finite = np.isfinite(samples) if samples.dtype.kind == "f" else True
@@ -75,7 +74,7 @@ def scaled(samples: np.ndarray) -> np.ndarray:
     if kind == "f":
         return _scaled_floats(samples)
     if kind not in "iu":
-        raise ValueError(f"values of type {samples.dtype} are no pixels: {GIVE}")
+        raise ValueError(f"values of type {samples.dtype} are not pixels: {GIVE}")
     low, high = int(samples.min(initial=0)), int(samples.max(initial=0))
     if low < 0 or high > 255:
         raise ValueError(f"{samples.dtype} values from {low} to {high} have no known range: {GIVE}")
@@ -93,7 +92,7 @@ def _scaled_floats(samples: np.ndarray) -> np.ndarray:
 
 
 def doubt(images: Iterable[Source]) -> str | None:
-    """What looks wrong about how some images that belong together were read, in words."""
+    """A warning if images of one set seem to be read in another way than they were stored, or None."""
     return "; ".join(_doubts(list(images))) or None
 
 
@@ -108,17 +107,17 @@ def _doubts(images: list[Source]) -> Iterator[str]:
     if floats and min(floats) <= 1 + OVERSHOOT < max(floats):
         yield (
             "some images of floats are read as 0 to 1, since none of their values is higher, and others as 0 to 255: "
-            "save all in one range"
+            "save all with one range"
         )
     if (pages := max((image.pages for image in images), default=1)) > 1:
         yield (
-            f"some images have {pages} pages: a model of {pages} channels reads them all, as one channel each, and any "
-            "other the first"
+            f"some images have {pages} pages: a model of {pages} channels reads each page as a channel, any "
+            "other model only the first page"
         )
     if masked := [image.masked for image in images if image.masked]:
         more = f" and {len(masked) - 1:,} more of {len(images):,} images" if len(masked) > 1 else ""
         yield (
-            f"the last band of {masked[0]}{more} is taken for transparency, unless the model has a channel for each "
+            f"the last band of {masked[0]}{more} is used as transparency, unless the model has a channel for each "
             "band: to keep it as a channel, save the files with that band declared as unspecified (ExtraSamples 0, or "
             "`-co ALPHA=NO` of GDAL)"
         )
@@ -135,7 +134,7 @@ def to_bytes(image: Tensor) -> Tensor:
 
 
 def with_channels(image: Tensor, channels: int) -> Tensor:
-    """uint8 [..., C, H, W] with 1 channel repeated to 3, or 3 mixed to grey. Raises ValueError for other changes."""
+    """uint8 [..., C, H, W] with 1 channel repeated to 3, or 3 converted to grey. Else raises ValueError."""
     have = image.shape[-3]
     if have == channels:
         return image
@@ -151,9 +150,9 @@ def with_channels(image: Tensor, channels: int) -> Tensor:
 
 
 def on_white(image: Tensor, premultiplied: bool = False) -> Tensor:
-    """uint8 [C + 1, H, W], whose last channel is transparency, as [C, H, W] on white.
+    """Composite uint8 [C + 1, H, W], whose last channel is alpha, on white: [C, H, W].
 
-    `premultiplied` colours are multiplied by it already, so only white's share is added.
+    `premultiplied` colours are already multiplied by alpha, so only white is added.
     """
     if premultiplied:
         return (image[:-1].short() + (255 - image[-1:].short())).clamp_(max=255).to(torch.uint8)
@@ -164,10 +163,10 @@ def on_white(image: Tensor, premultiplied: bool = False) -> Tensor:
 
 
 def why_no_mask(alpha: np.ndarray, bands: int) -> str | None:
-    """Why the last of some bands, declared to be transparency, is not taken for it; None where it is.
+    """Why the last of some bands, declared as transparency, cannot be that; None if it can.
 
-    It is where it is not 0 everywhere, and what is not 0 is mostly at its highest number. GDAL declares a fourth band
-    of bytes to be transparency unless it is told otherwise, near infrared too.
+    It can if it is not 0 everywhere and most values above 0 are the highest possible. By default GDAL declares any
+    fourth band of bytes as transparency, even near infrared.
     """
     highest = np.iinfo(alpha.dtype).max if alpha.dtype.kind == "u" else 1
     shown = alpha[alpha > 0]
@@ -175,13 +174,13 @@ def why_no_mask(alpha: np.ndarray, bands: int) -> str | None:
         return None
     what = "holds many values, as near infrared does" if shown.size else "is 0 everywhere, which would hide the image"
     return (
-        f"its last of {bands} bands is declared to be transparency and {what}: use a model of {bands} channels, or "
+        f"the last of its {bands} bands is declared as transparency and {what}: use a model of {bands} channels, or "
         "save the image without that band"
     )
 
 
 def _flat(image: Image.Image) -> Image.Image:
-    """An image with transparency on white, as RGBA."""
+    """Composite an image with transparency on white, as RGBA."""
     if image.mode == "La":
         image = image.convert("LA")
     image = image.convert("RGBA")
@@ -189,7 +188,7 @@ def _flat(image: Image.Image) -> Image.Image:
 
 
 def deep(image: Image.Image) -> np.ndarray | None:
-    """The values of an image of more than 8 bits, [H, W]; None for any other."""
+    """The values of an image with more than 8 bits, [H, W]; None for any other."""
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         return None
     values = np.array(image)
@@ -199,15 +198,15 @@ def deep(image: Image.Image) -> np.ndarray | None:
 
 
 def _refuse_misread(image: Image.Image, channels: int) -> None:
-    """Raise ValueError for a loaded TIFF of which PIL left bands out, or took one for transparency that is none."""
+    """Raise ValueError for a loaded TIFF if PIL dropped bands or used one as transparency by mistake."""
     tags = getattr(image, "tag_v2", None)
     if image.format != "TIFF" or tags is None:
         return
     bands = tags.get(277, 1)
-    if bands > len(image.getbands()) or image.mode == "RGBX":  # which older Pillows make of an unspecified band
-        raise ValueError(f"PIL read it as {image.mode}, and the file has {bands} bands: give it before it is loaded")
+    if bands > len(image.getbands()) or image.mode == "RGBX":  # of an unspecified band, in older Pillows
+        raise ValueError(f"PIL read it as {image.mode}, but the file has {bands} bands: pass it before it is loaded")
     if channels == bands and image.mode == "RGBA" and tuple(tags.get(338, ())) == (1,):
-        raise ValueError("PIL has divided its colours by its transparency: give the image before it is loaded")
+        raise ValueError("PIL has divided its colours by its transparency: pass the image before it is loaded")
     if channels == bands or image.mode not in ("LA", "La", "RGBA"):
         return
     if (reason := why_no_mask(np.array(image.getchannel(len(image.getbands()) - 1)), bands)) is not None:
@@ -215,11 +214,11 @@ def _refuse_misread(image: Image.Image, channels: int) -> None:
 
 
 def from_pil(image: Image.Image, channels: int) -> Tensor:
-    """An opened image, turned by its EXIF number, as uint8 [channels, H, W]. Raises ValueError where that can't be.
+    """An opened image, upright by EXIF, as uint8 [channels, H, W]. Raises ValueError if it does not fit.
 
-    Transparent pixels lie on white; other channel counts than 1 and 3 are the bands as they are.
+    Transparency is composited on white, except for channel counts other than 1 and 3, which are the stored bands.
     """
-    image.load()  # which turns a TIFF, and reads the EXIF block that may stand at the end of a PNG
+    image.load()  # rotates a TIFF, and reads an EXIF block at the end of a PNG
     _refuse_misread(image, channels)
     return jpeg.turn(with_channels(_bands(image, channels), channels), jpeg.orientation_of(image.getexif))
 
@@ -233,12 +232,12 @@ def _bands(image: Image.Image, channels: int) -> Tensor:
         image = _flat(image)
     if image.mode in ("1", "L"):
         return torch.from_numpy(np.array(image.convert("L")))[None]
-    # Converting copies even what needs no change, and these may be large.
+    # Converting would copy even RGB, and images may be large.
     return torch.from_numpy(np.array(image if image.mode == "RGB" else image.convert("RGB"))).permute(2, 0, 1)
 
 
 def read_array(data: bytes) -> np.ndarray:
-    """The array in a `.npy` file, [H, W] or of three axes, in the machine's byte order. Raises ValueError."""
+    """The array in a `.npy` file, with two or three axes, in the machine's byte order. Raises ValueError."""
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
     except ValueError as error:
@@ -247,16 +246,16 @@ def read_array(data: bytes) -> np.ndarray:
         raise
     if array.ndim not in (2, 3) or not array.size:
         raise ValueError(
-            f"an array of shape {list(array.shape)} is no image: save one image per file, as [H, W], [H, W, C] or "
+            f"an array of shape {list(array.shape)} is not an image: save one image per file, as [H, W], [H, W, C] or "
             "[C, H, W]"
         )
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def channel_axis(shape: tuple[int, ...], channels: int | None = None) -> int | None:
-    """Which axis of an array counts channels: the first or the last, or None of two axes.
+    """Which axis of an array is the channels: the first or the last; None if there are two axes.
 
-    It is the one of that many channels, or of a grey or colour image, or else the shorter.
+    The one of length `channels` if there is one, or else of length 1 or 3, or else the shorter.
     """
     if len(shape) == 2:
         return None
@@ -269,7 +268,7 @@ def channel_axis(shape: tuple[int, ...], channels: int | None = None) -> int | N
 
 
 def from_array(array: np.ndarray, channels: int) -> Tensor:
-    """[H, W], [H, W, C] or [C, H, W] as uint8 [channels, H, W]. Raises ValueError where that can't be."""
+    """[H, W], [H, W, C] or [C, H, W] as uint8 [channels, H, W]. Raises ValueError if it does not fit."""
     image = torch.from_numpy(np.ascontiguousarray(scaled(array)))
     axis = channel_axis(array.shape, channels)
     image = image[None] if axis is None else image.permute(2, 0, 1) if axis == 2 else image

@@ -1,8 +1,8 @@
-"""RandAugment (arXiv 1909.13719), TrivialAugment (2103.10158) and three-augment (2204.07118), a draw an image.
+"""RandAugment (arXiv 1909.13719), TrivialAugment (2103.10158) and three-augment (2204.07118), drawn per image.
 
-torchvision's transforms draw once a batch. Here each image draws its operation and magnitude, the images that drew
-the same operation go through it together, each with its magnitude, and the result is the same as one by one. What the
-operations do is torchvision's.
+torchvision's transforms draw once per batch. Here each image draws its operation and magnitude. Images with the same
+operation are processed together, each with its own magnitude; the result is the same as one by one. The operations
+equal torchvision's.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torchvision.transforms.v2 import functional as V
 
 BINS = 31
 FILL = 128.0
-"""grey, near zero after normalisation, for what comes in from outside the image"""
+"""grey, near zero after normalisation, for pixels from outside the image"""
 COLOUR_JITTER = 0.3
 BLUR = (0.1, 2.0)
-"""range of sigma in pixels, as DeiT-III's code"""
+"""range of sigma in pixels, as in DeiT-III's code"""
 
 
 def magnitudes(policy: str, height: int, width: int) -> dict[str, tuple[list[float], bool]]:
-    """An operation's magnitudes, least to greatest, and whether it has a sign: torchvision's two tables."""
+    """Each operation's magnitudes, weakest first, and whether the sign is random: torchvision's two tables."""
     wide = policy == "trivial"
     shear, colour = (0.99, 0.99) if wide else (0.3, 0.9)
     across, down = (32.0, 32.0) if wide else (150 / 331 * width, 150 / 331 * height)
@@ -53,10 +53,10 @@ def magnitudes(policy: str, height: int, width: int) -> dict[str, tuple[list[flo
 
 
 def warp(images: Tensor, across: Tensor, down: Tensor) -> Tensor:
-    """uint8 [B, C, H, W] with each pixel from another place, the nearest one, or `FILL` where that is outside.
+    """Affine warp of uint8 [B, C, H, W], by nearest neighbour, with `FILL` outside the image.
 
-    Rows of `across` and `down` [B, 3] tell where: the place's column and row, counted from the middle, are the products
-    of a row with (column, row, 1) of the pixel.
+    `across` and `down` [B, 3] are the rows of the matrices: their products with a pixel's (column, row, 1), counted
+    from the centre, are the column and row of its source.
     """
     count, channels, height, width = images.shape
     rows = torch.arange(height, device=images.device)[:, None] - (height - 1) / 2
@@ -74,18 +74,18 @@ def warp(images: Tensor, across: Tensor, down: Tensor) -> Tensor:
 
 
 def on_device(numbers: Tensor, images: Tensor) -> Tensor:
-    """float64 [B] or [B, N] of the processor, to be multiplied with images: float32 [B, (N,) 1, 1, 1] beside them."""
+    """float64 [B] or [B, N] on the CPU as float32 [B, (N,) 1, 1, 1] on the device of `images`."""
     return numbers.float().to(images.device, non_blocking=True)[..., None, None, None]
 
 
 def _rows(*columns: Tensor | float) -> Tensor:
-    """[B, 3] from numbers and tensors [B]."""
+    """Stack numbers and tensors [B] to [B, 3]."""
     tensors = [torch.as_tensor(column, dtype=torch.float64) for column in columns]
     return torch.stack(torch.broadcast_tensors(*tensors), dim=-1)
 
 
 def shear(x: Tensor, tangents: Tensor, down: bool) -> Tensor:
-    """About the upper left corner, as AutoAugment's first code did."""
+    """Shear about the upper left corner, as in AutoAugment's code."""
     along = x.shape[-1 if down else -2] / 2 * tangents
     one, none = torch.ones_like(tangents), torch.zeros_like(tangents)
     if down:
@@ -94,14 +94,14 @@ def shear(x: Tensor, tangents: Tensor, down: bool) -> Tensor:
 
 
 def translate(x: Tensor, pixels: Tensor, down: bool) -> Tensor:
-    """By whole pixels, to the right or down."""
+    """Translate by whole pixels, to the right or down."""
     none = torch.zeros_like(pixels)
     moves = (none, pixels.trunc()) if down else (pixels.trunc(), none)
     return warp(x, _rows(1, 0, -moves[0]), _rows(0, 1, -moves[1]))
 
 
 def rotate(x: Tensor, degrees: Tensor) -> Tensor:
-    """About the middle, against the clock."""
+    """Rotate about the centre, anticlockwise."""
     cosines, sines = degrees.deg2rad().cos(), degrees.deg2rad().sin()
     return warp(x, _rows(cosines, -sines, 0), _rows(sines, cosines, 0))
 
@@ -111,16 +111,16 @@ def brightness(x: Tensor, factors: Tensor) -> Tensor:
 
 
 def saturation(x: Tensor, factors: Tensor) -> Tensor:
-    return _mixed(x, _luma(x), factors) if x.shape[1] == 3 else x
+    return _interpolate(x, _luma(x), factors) if x.shape[1] == 3 else x
 
 
 def contrast(x: Tensor, factors: Tensor) -> Tensor:
     grey = _luma(x) if x.shape[1] == 3 else x
-    return _mixed(x, _mean(grey), factors)
+    return _interpolate(x, _mean(grey), factors)
 
 
 def sharpness(x: Tensor, factors: Tensor) -> Tensor:
-    """Against a blur by the eight neighbours, each a fifth of the pixel's own weight; the edge stays."""
+    """Blend with a 3x3 blur, whose centre has five times a neighbour's weight; edge pixels are unchanged."""
     if min(x.shape[-2:]) <= 2:
         return x
     inner, whole = x[..., 1:-1, 1:-1].float(), x.float()
@@ -133,24 +133,24 @@ def sharpness(x: Tensor, factors: Tensor) -> Tensor:
 
 
 def posterize(x: Tensor, bits: Tensor) -> Tensor:
-    """Only the upper bits are kept."""
+    """Keep only the upper bits."""
     masks = (256 - 2 ** (8 - bits.long().clamp(max=8))).to(torch.uint8)
     return x & masks.to(x.device, non_blocking=True)[:, None, None, None]
 
 
 def solarize(x: Tensor, shares: Tensor) -> Tensor:
-    """Pixels of at least 255 times the share become their negative."""
+    """Invert pixels of at least 255 times `shares`."""
     return torch.where(x >= on_device(255 * shares, x), 255 - x, x)
 
 
 def _exact(x: Tensor) -> Tensor:
-    """The numbers as float64: beside them, or on the processor where they are on Apple's GPUs, which have none."""
+    """The numbers as float64: on their device, or on the CPU if it is one of Apple's GPUs, which have no float64."""
     return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 def _mean(x: Tensor) -> Tensor:
     """The mean of each image of whole numbers [B, C, H, W], [B, 1, 1, 1]."""
-    # In float64 whole numbers have the same sum in any order.
+    # In float64 the sum of whole numbers is exact, so it does not depend on the order.
     return _exact(x).mean(dim=(-3, -2, -1), keepdim=True).float().to(x.device)
 
 
@@ -159,12 +159,12 @@ def _luma(x: Tensor) -> Tensor:
     return (red * 0.2989 + green * 0.587 + blue * 0.114).floor()
 
 
-def _mixed(x: Tensor, other: Tensor, factors: Tensor) -> Tensor:
+def _interpolate(x: Tensor, other: Tensor, factors: Tensor) -> Tensor:
     return (x * on_device(factors, x) + other * on_device(1 - factors, x)).clamp_(0, 255).to(torch.uint8)
 
 
 def _coloured(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """The function where there is colour or grey."""
+    """The function for grey and colour images; other images are returned unchanged."""
     return lambda x, m: function(x, m) if x.shape[1] in (1, 3) else x
 
 
@@ -184,14 +184,14 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "AutoContrast": _coloured(lambda x, m: V.autocontrast(x)),
     "Equalize": lambda x, m: V.equalize(x),
 }
-"""uint8 [B, C, H, W] and a magnitude each, float64 [B] on the processor. Those about colour leave images of other
-channel counts than 1 and 3 alone."""
+"""functions of uint8 [B, C, H, W] and of magnitudes float64 [B] on the CPU. Operations on colour change only images
+with 1 or 3 channels."""
 
 
 def apply_policy(images: Tensor, draws: Tensor, policy: str, strength: int) -> Tensor:
-    """One operation of `policy` ("randaugment" at bin `strength`, or "trivial") on each of uint8 [B, C, H, W].
+    """Apply one operation of `policy` ("randaugment" at bin `strength`, or "trivial") to each of uint8 [B, C, H, W].
 
-    `draws` [B, 3], best on the processor, choose the operation, the magnitude's bin and the sign.
+    `draws` [B, 3], preferably on the CPU, choose the operation, the magnitude's bin and the sign.
     """
     table = magnitudes(policy, images.shape[-2], images.shape[-1])
     draws = draws.cpu()
@@ -203,9 +203,9 @@ def apply_policy(images: Tensor, draws: Tensor, policy: str, strength: int) -> T
     order = chosen.argsort(stable=True)
     counts = chosen.bincount(minlength=len(table)).tolist()
     places = order.to(images.device, non_blocking=True)
-    parts = zip(table, images[places].split(counts), values[order].split(counts), strict=True)
+    groups = zip(table, images[places].split(counts), values[order].split(counts), strict=True)
     result = torch.empty_like(images)
-    result[places] = torch.cat([OPERATIONS[name](x, m) if len(x) else x for name, x, m in parts])
+    result[places] = torch.cat([OPERATIONS[name](x, m) if len(x) else x for name, x, m in groups])
     return result
 
 
@@ -218,25 +218,25 @@ def three_augment(images: Tensor, draws: Tensor) -> Tensor:
     grey, solar, blurred = ((draws[:, 0] * 3).long() == kind for kind in range(3))
     colour = images.shape[1] == 3
 
-    def there(tensor: Tensor) -> Tensor:
+    def to_device(tensor: Tensor) -> Tensor:
         return tensor.to(images.device, non_blocking=True)
 
     result = images.clone()
     if colour and bool(grey.any()):
-        places = there(grey.nonzero()[:, 0])
+        places = to_device(grey.nonzero()[:, 0])
         result[places] = V.rgb_to_grayscale(images[places], 3)
     if bool(solar.any()):
-        places = there(solar.nonzero()[:, 0])
+        places = to_device(solar.nonzero()[:, 0])
         result[places] = V.solarize(images[places], 128.0)
     if bool(blurred.any()):
-        places = there(blurred.nonzero()[:, 0])
-        result[places] = blur(images[places], there(BLUR[0] + draws[blurred, 1] * (BLUR[1] - BLUR[0])))
-    return colour_jitter(result, there(draws[:, 2:5])) if colour else result
+        places = to_device(blurred.nonzero()[:, 0])
+        result[places] = blur(images[places], to_device(BLUR[0] + draws[blurred, 1] * (BLUR[1] - BLUR[0])))
+    return colour_jitter(result, to_device(draws[:, 2:5])) if colour else result
 
 
 def blur(images: Tensor, sigmas: Tensor) -> Tensor:
     """Gaussian blur of uint8 [B, C, H, W], each with its own sigma [B]."""
-    # Sums of shifted images, and no convolution: its order of additions changes with the batch.
+    # A sum of shifted images, not a convolution, whose order of additions depends on the batch.
     radius = math.ceil(3 * BLUR[1])
     offsets = range(-radius, radius + 1)
     sigmas = _exact(sigmas)
@@ -247,11 +247,11 @@ def blur(images: Tensor, sigmas: Tensor) -> Tensor:
     for axis in (-1, -2):
         size = x.shape[axis]
         places = torch.arange(size, device=x.device)
-        parts = torch.zeros_like(x)
+        total = torch.zeros_like(x)
         for offset, share in zip(offsets, shares, strict=True):
             source = (places + offset).clamp(0, size - 1)
-            parts = parts + x.index_select(x.ndim + axis, source) * share
-        x = parts
+            total = total + x.index_select(x.ndim + axis, source) * share
+        x = total
     return x.round().clamp(0, 255).to(torch.uint8)
 
 

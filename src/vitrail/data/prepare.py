@@ -1,4 +1,4 @@
-"""From one image to the input of a model: what `Task.prepare` gives, and what workers do for a whole batch."""
+"""Turn one image into the input of a model: for `Task.prepare`, and for the loader's workers."""
 
 from __future__ import annotations
 
@@ -19,29 +19,30 @@ from vitrail.data.augment import (
     moving_operations,
     training_affine,
 )
-from vitrail.data.decode import AnyImage, Box, EncodedImage, Preprocess, resize
+from vitrail.data.decode import Box, EncodedImage, resize
+from vitrail.data.preprocess import AnyImage, Preprocess
 from vitrail.data.random import seed_for, uniform
 
 Draw = tuple[int, int, int]
-"""(seed, epoch, sample): what everything random about an image depends on"""
+"""(seed, epoch, sample): all random draws of an image depend on these alone"""
 VIEW = 7
-"""stream of the seeds of further views, beside those of `vitrail.data.augment`"""
+"""stream of the seeds of further views; must differ from the streams of `vitrail.data.augment`"""
 
 
 class View(NamedTuple):
-    """Images that a sample becomes: how many, of which size (height, width)."""
+    """Views per sample: how many, and their size (height, width)."""
 
     number: int
     size: tuple[int, int]
 
 
 class Sample(NamedTuple):
-    """An image as a model takes it, but for `Preprocess.normalise`."""
+    """An image as a model's input, before `Preprocess.normalise`."""
 
     images: Tensor
     """uint8 [F, C, h, w]: one frame, or several that are tiles or flips of the image"""
     affine: Affine | None
-    """from the original to each frame; None where a policy of augmentation moves pixels as no affine does"""
+    """from the original to each frame; None if an augmentation policy moves pixels in a way that no affine describes"""
 
 
 Prepare = Callable[[EncodedImage | Tensor], Sample]
@@ -50,10 +51,9 @@ Prepare = Callable[[EncodedImage | Tensor], Sample]
 def prepare(
     image: AnyImage, preprocess: Preprocess, augment: Augment | None = None, draw: Draw | None = None
 ) -> Sample:
-    """An image as evaluation and prediction take it, or with a `draw` as training does in that epoch.
+    """Prepare an image as for evaluation and prediction, or with a `draw` as for training in that epoch.
 
-    The pixels are those of the batch that `Loader` makes for the same draw, but for mixup and cutmix, which need a
-    second image.
+    The pixels are those that `Loader` gives for the same draw, except for mixup and cutmix, which need a second image.
     """
     opened = preprocess.open(image)
     size = size_of(opened, preprocess)
@@ -73,13 +73,13 @@ def prepare(
 
 
 def view_seeds(views: tuple[View, ...], preprocess: Preprocess, seed: int) -> list[tuple[int, Preprocess]]:
-    """Of each image that a sample becomes, the seed of its draws and how it is prepared; the first has the run's."""
+    """For each view of a sample, the seed of its draws and its preprocessing; the first view has the run's seed."""
     each = [replace(preprocess, size=view.size) for view in views for _ in range(view.number)]
     return [(seed_for(seed, VIEW, i) if i else seed, own) for i, own in enumerate(each)]
 
 
 def cropped(augment: Augment) -> Augment:
-    """What is left to do of an augmentation whose random crop was taken when the image was read."""
+    """The rest of an augmentation whose random crop was applied when the image was read."""
     return replace(augment, crop="none") if augment.crop == "resized" else augment
 
 
@@ -90,7 +90,7 @@ def boxes_of(draws: Tensor, sizes: Tensor, augment: Augment, preprocess: Preproc
 
 
 def pixels_of(image: EncodedImage | Tensor, box: Box | None, preprocess: Preprocess) -> Tensor:
-    """uint8 [C, h, w] at the size of the preprocessing: a box of the image, or all that evaluation would take."""
+    """uint8 [C, h, w] at the size of `preprocess`: a box of the image, or if it is None the crop of evaluation."""
     if box is None:
         return preprocess.prepare(image)
     if isinstance(image, EncodedImage):

@@ -1,7 +1,7 @@
-"""Randomness as a function: the draws of an image depend on (seed, epoch, sample), never on batch, worker or history.
+"""Counter-based random numbers: the draws of an image depend on (seed, epoch, sample), not on batch or worker.
 
-A counter goes through the finaliser of splitmix64 (Steele et al. 2014), which turns neighbouring numbers into
-unrelated ones. A whole batch is drawn at once on its device, with the same bits on every device.
+Counters are hashed by the finaliser of splitmix64 (Steele et al. 2014), which turns neighbouring numbers into
+unrelated ones. A whole batch is drawn at once on its device; all devices give the same bits.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ _ALL = (1 << 64) - 1
 
 
 def uniform(seed: int, epoch: int, samples: Tensor, draws: int, stream: int = 0) -> Tensor:
-    """Numbers in [0, 1) as float32 [B, draws] for sample numbers int64 [B], on their device.
+    """Uniform numbers in [0, 1), float32 [B, draws], for sample numbers int64 [B], on their device.
 
-    `stream` keeps the draws of different purposes apart.
+    `stream` separates draws for different purposes.
     """
     key = seed_for(seed, epoch, stream)
     image = _mix(samples * _signed(GOLDEN) + key)
     counters = torch.arange(1, draws + 1, device=samples.device) * _signed(GOLDEN)
     bits = _mix(image[:, None] + counters)
-    # 24 bits are what a float32 below one holds exactly.
+    # A float32 below one represents 24 bits exactly.
     return _shift(bits, 40).float() * 2.0**-24
 
 
 def draw_key(seed: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:
-    """What `uniform_by_key` draws by, int64 []: a tensor, so that a compiled step is the same in every epoch."""
+    """The key for `uniform_by_key`, int64 []: a tensor, so that a compiled step is the same in every epoch."""
     return torch.full((), seed_for(seed, epoch), device=device)
 
 
 def uniform_by_key(key: Tensor, samples: Tensor, draws: int, stream: int) -> Tensor:
-    """As `uniform`, for a key of `draw_key`: numbers in [0, 1) as float32 [B, draws], with no work for the host."""
+    """Like `uniform`, with a key from `draw_key`: float32 [B, draws] in [0, 1), computed on the device alone."""
     image = _mix(samples * _signed(GOLDEN) + _mix(key + _signed((stream + 1) * _FIRST & _ALL)))
     counters = torch.arange(1, draws + 1, device=samples.device) * _signed(GOLDEN)
     return _shift(_mix(image[:, None] + counters), 40).float() * 2.0**-24
 
 
 def seed_for(*numbers: int) -> int:
-    """One number in [0, 2**63) for any row of numbers: the seed of a generator."""
+    """A generator's seed in [0, 2**63), from any sequence of numbers."""
     text = ",".join(str(int(number)) for number in numbers)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
@@ -54,7 +54,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Shift right and fill with zeros; PyTorch's shift of int64 repeats the sign."""
+    """Shift right and fill with zeros; PyTorch's shift of int64 extends the sign."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 

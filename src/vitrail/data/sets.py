@@ -1,4 +1,4 @@
-"""Sets of images with their targets: where they are, what they are called, and which split is for what."""
+"""Sets of images with their targets, and how to open and split them."""
 
 from __future__ import annotations
 
@@ -31,33 +31,33 @@ log = logging.getLogger("vitrail")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageSet:
-    """Images and what each carries beside its pixels. Nothing is assigned to a set after it is made."""
+    """Images and their targets. A set is never changed after it is created."""
 
     name: str
     keys: list[str]
-    """what each image is known by: its path below the root, or its name or number in a file"""
+    """identifies each image: its path below the root, or its name or number in a file"""
     items: Sequence[bytes | Path | Tensor] | Tensor
     """files, encoded bytes or uint8 tensors [C, H, W]; it may be one tensor"""
     target: Target
     """labels, captions or another column (see `vitrail.data.targets`), one entry per image"""
     channels: int = 3
-    """as the images are stored; `image` gives them with other counts too"""
+    """channels as stored; `image` can convert"""
 
     def __len__(self) -> int:
         return len(self.keys)
 
     @property
     def labels(self) -> Tensor:
-        """Class numbers, int64 [N]; zeros where the target has no classes."""
+        """Class numbers, int64 [N]; zeros if the target has no classes."""
         return self.target.strata()
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes; [] where the target has none."""
+        """Names of the classes; [] if the target has none."""
         return self.target.classes
 
     def read(self, i: int) -> bytes | Path | Tensor:
-        """An image as it is kept."""
+        """An image as stored in `items`."""
         return self.items[i]
 
     def image(self, i: int, channels: int | None = None) -> Tensor:
@@ -71,7 +71,7 @@ class ImageSet:
             raise BadImage(f"{self.keys[i]}: {error}") from None
 
     def open(self, i: int) -> EncodedImage | Tensor:
-        """An image with only its header read, where it is encoded."""
+        """An image with only its header read, if it is encoded."""
         item = self.read(i)
         return item if isinstance(item, Tensor) else EncodedImage(item, self.keys[i])
 
@@ -86,27 +86,29 @@ class ImageSet:
         return replace(self, keys=keys, items=items, target=self.target.subset(places))
 
     def joined(self, other: ImageSet) -> ImageSet:
-        """These images and then those of another set, whose target is of the same kind and classes."""
+        """These images, then those of another set, whose target has the same type and classes."""
         items = [images.read(i) for images in (self, other) for i in range(len(images))]
         return replace(self, keys=self.keys + other.keys, items=items, target=self.target.joined(other.target))
 
     def spread(self, count: int | None) -> ImageSet:
-        """At most `count` images, evenly spaced so that most classes are among them; None for all."""
+        """At most `count` images, evenly spaced, so that most classes are included; None for all."""
         if count is None or count >= len(self):
             return self
         return self.subset(torch.linspace(0, len(self) - 1, count).round().long())
 
     def shuffled(self, seed: int = 0) -> ImageSet:
-        """The control: each image has the target of another one, in an order that follows from the seed."""
+        """A control experiment: each image gets the target of another one, by a permutation drawn with `seed`."""
         if len(self) < 2:
-            raise UserError(f"{self.name} has one image: there is no other one's target to give it")
+            raise UserError(f"{self.name} has only one image: its target cannot be exchanged with another")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         places = torch.empty_like(order)
-        places[order] = order.roll(1)  # one cycle: none keeps its own
+        places[order] = order.roll(1)  # a single cycle, so no image keeps its target
         return replace(self, target=self.target.subset(places))
 
 
 class Chosen(Sequence[bytes | Path | Tensor]):
+    """The items at some places of a sequence, without reading them."""
+
     def __init__(self, items: Sequence[bytes | Path | Tensor], places: list[int]) -> None:
         self.items, self.places = items, places
 
@@ -119,16 +121,16 @@ class Chosen(Sequence[bytes | Path | Tensor]):
 
 @dataclass
 class Splits:
-    """The splits that a set brings. A set of evaluation splits alone has an empty `train`."""
+    """The splits of a set. If it has evaluation splits only, `train` is empty."""
 
     train: ImageSet
     val: ImageSet | None = None
     test: ImageSet | None = None
     beside: Sequence[str] = field(default=(), init=False)
-    """folders of images that stand beside the splits and belong to none"""
+    """folders of images beside the splits that belong to none"""
 
     def marks(self, group: str | None = None) -> dict[str, Any]:
-        """Plain data by which the same set is known again: names, targets, counts, groups. The images are not read."""
+        """Plain data that identifies the set: names, targets, counts, groups. The images are not read."""
         splits = {"train": self.train, "val": self.val, "test": self.test}
         marks: dict[str, Any] = {
             "classes": self.train.classes,
@@ -138,7 +140,7 @@ class Splits:
 
 
 def difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """In words, the first way in which a set's marks are no longer what they were; None where they are the same."""
+    """The first difference between two `marks` of a set, in words; None if they are equal."""
     if before["classes"] != now["classes"]:
         changed = sorted(set(before["classes"]) ^ set(now["classes"])) or ["in another order"]
         return f"it had {len(before['classes'])} classes and has {len(now['classes'])}; changed: {changed[0]}"
@@ -154,9 +156,9 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
 
 
 def _hash(images: ImageSet) -> str:
-    """Of the keys and of the target."""
+    """A hash of the keys and the target."""
     digest = hashlib.blake2b(digest_size=16)
-    # Names of files need not be text.
+    # File names need not be valid Unicode.
     digest.update("\0".join(images.keys).encode(errors="surrogatepass"))
     digest.update(images.target.marks())
     return digest.hexdigest()
@@ -165,11 +167,11 @@ def _hash(images: ImageSet) -> str:
 def open_data(data: str | Path, name: str | None = None, grouped: bool = False) -> Splits:
     """The set at a path, or a built-in one by name; a path that exists wins over a name.
 
-    A path is a folder with one folder per class, with or without folders `train`, `val` and `test` around them; Parquet
-    in the Hub's layout, a file or a folder; or files in torchvision's layout. It may also be a folder that holds one
-    of these under `name`, the built-in set that is asked for. Built-in sets are looked for in `$VITRAIL_DATA` first,
-    and downloaded to `~/.cache/vitrail` where they are not found; other folders there are known by their name too.
-    `grouped` says that the class folders may hold folders that are groups (see `vitrail.data.groups`).
+    A path is a folder with one folder per class, possibly inside folders `train`, `val` and `test`; Parquet in the
+    Hub's layout, a file or a folder; or files in torchvision's layout. It may also be a folder that contains one of
+    these as `name`, the built-in set that the caller expects. Built-in sets are searched in `$VITRAIL_DATA` first and
+    downloaded to `~/.cache/vitrail` if they are not there; other folders in `$VITRAIL_DATA` can be opened by name too.
+    With `grouped`, the class folders may contain folders that are groups (see `vitrail.data.groups`).
     """
     refuse_empty(data)
     path = Path(data).expanduser()
@@ -191,7 +193,7 @@ def open_data(data: str | Path, name: str | None = None, grouped: bool = False) 
 
 
 def _may_be_a_set(folder: Path) -> bool:
-    """Whether a folder is there that is no class: a class has images, a set has folders or files that hold them."""
+    """Whether a folder exists and is not a class: a class contains images, a set contains folders or other files."""
     return folder.is_dir() and not images_in(folder)
 
 
@@ -230,7 +232,7 @@ def _from_parquet(path: Path) -> Splits:
     by_split = files_by_split(parquet.files(path))
     if unnamed := by_split.pop("", []):
         if by_split:
-            log.warning(f"{unnamed[0]} names no split: it is for training")
+            log.warning(f"{unnamed[0]} names no split: it is used for training")
         by_split["train"] = by_split.get("train", []) + unnamed
     for split, files in by_split.items():
         if (table := parquet.read(files)).labels:
@@ -284,7 +286,7 @@ def _finish(path: Path, classes: list[str], sets: dict[str, ImageSet]) -> Splits
 
 
 def _refuse_untrained(path: Path, classes: list[str], sets: dict[str, ImageSet]) -> None:
-    """Refuse classes with images to score and none to learn from."""
+    """Refuse classes with images to evaluate but none to train on."""
     trained = torch.bincount(sets["train"].labels, minlength=len(classes)) > 0
     for split, images in sets.items():
         lacking = (torch.bincount(images.labels, minlength=len(classes)) > 0) & ~trained
@@ -294,16 +296,16 @@ def _refuse_untrained(path: Path, classes: list[str], sets: dict[str, ImageSet])
 
 
 SMALL = 3
-"""different images that a class needs at least for some to be held back"""
+"""the fewest different images of a class from which some are held back"""
 
 
 def split_val(images: ImageSet, fraction: float = 0.1, group: str | None = None) -> tuple[ImageSet, ImageSet]:
-    """A training set without, and with only, about `fraction` of its images, for validation.
+    """Split a training set into training and validation, with about `fraction` of the images for validation.
 
-    An image's side follows from a hash of its content alone: it stays when others are added or files are renamed, and
-    copies of an image fall on one side. With `group`, whose kinds `vitrail.data.groups` lists, it follows from a hash
-    of its group's name. Each class keeps an image, or group, to learn from; those too small to split are named, and
-    keep all. Raises UserError where nothing can be held back.
+    A hash of an image's content alone decides its side: it does not change when other images are added or files are
+    renamed, and copies of an image are on the same side. With `group` (see `vitrail.data.groups`), a hash of the
+    group's name decides. Each class keeps at least one image, or group, for training; classes too small to split are
+    logged and keep all. Raises UserError if nothing can be held back.
     """
     if len(images) < 2:
         raise UserError(
@@ -327,25 +329,25 @@ def split_val(images: ImageSet, fraction: float = 0.1, group: str | None = None)
 
 
 def _choose(images: ImageSet, places: Tensor, units: Tensor, fraction: float) -> tuple[Tensor, list[str]]:
-    """Which images are held back, bool [N], and the names of the strata (classes) that are too small for it.
+    """Which images are held back, bool [N], and the names of the strata (classes) that are too small to split.
 
-    `places` [N] are the hashes of the images, `units` [N] those by which the side of each is chosen.
+    `places` [N] are the hashes of the images, `units` [N] the hashes that decide their side.
     """
     strata = images.target.strata()
     count = int(strata.max()) + 1
     images_of, units_of = _count_distinct(strata, places, count), _count_distinct(strata, units, count)
     splittable = (units_of > 1) & (images_of >= SMALL)
-    if not splittable.any():  # a set of few images is split as well as can be
+    if not splittable.any():  # a tiny set: split what has two images
         splittable = units_of > 1
-    # All of one unit go to one side, so what a class must keep stays in training for other classes too.
+    # Units are never divided: what a class must keep stays in training for other classes too.
     kept = torch.isin(units, units[~splittable[strata]])
     last = torch.zeros(count, dtype=torch.float64).scatter_reduce(0, strata, units, "amax", include_self=False)
     bare = (last < fraction) & (torch.bincount(strata, kept.double(), count) == 0)
     free = ~kept & ~torch.isin(units, last[bare])
     if not free.any():
         raise UserError(
-            f"{images.name} has no image or group that can be held back for validation, so that each class keeps one "
-            "to learn from: add images, or a folder val"
+            f"{images.name} has no image or group to hold back for validation if each class keeps one for "
+            "training: add images, or a folder val"
         )
     chosen = free & (units < fraction)
     if not chosen.any():
@@ -356,20 +358,20 @@ def _choose(images: ImageSet, places: Tensor, units: Tensor, fraction: float) ->
 
 
 def _count_distinct(strata: Tensor, places: Tensor, count: int) -> Tensor:
-    """How many different places each stratum has, int64 [count]."""
+    """The number of different places in each stratum, int64 [count]."""
     values, inverse = places.unique(return_inverse=True)
     pairs = (strata * len(values) + inverse).unique()
     return torch.bincount(pairs // len(values), minlength=count)
 
 
 RAW = (b"BM", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", *MAGIC, NUMPY)
-"""how files begin that may not be compressed: BMP, PNM, TIFF and arrays"""
+"""first bytes of formats that may be uncompressed: BMP, PNM, TIFF and arrays"""
 
 
 def _hash_item(item: bytes | Path | Tensor) -> float:
-    """A number in [0, 1) from the length and the first 16 KiB, so that no set is read whole for its split.
+    """A hash in [0, 1) of the length and the first 16 KiB, so that splitting does not read a whole set.
 
-    These tell compressed images apart. Others may all begin with the same white rows, and are read whole.
+    That distinguishes compressed images. Others may all begin with the same white rows, so they are read whole.
     """
     start = 1 << 14
     try:
@@ -381,6 +383,6 @@ def _hash_item(item: bytes | Path | Tensor) -> float:
             data = item if isinstance(item, bytes) else item.contiguous().numpy().tobytes()
             data, length = data if isinstance(item, Tensor) or data.startswith(RAW) else data[:start], len(data)
     except OSError:
-        data, length = b"", 0  # a file that cannot be read is named when it is decoded
+        data, length = b"", 0  # the error is reported when the file is decoded
     digest = hashlib.blake2b(length.to_bytes(8, "little") + data, digest_size=6).digest()
     return int.from_bytes(digest, "little") / (1 << 48)

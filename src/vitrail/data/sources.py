@@ -1,6 +1,6 @@
-"""Which files are images, which folders are splits, what is hidden or linked, and what was left out.
+"""Scan folders: which files are images, which folders are splits, what is hidden or linked, what is left out.
 
-Folders of classes, captioned sets, Parquet files and `vitrail predict` all ask here, so that they see the same files.
+Class folders, captioned sets, Parquet files and `vitrail predict` all use this, so that they see the same files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ENDINGS = frozenset(
         *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2"),
     ]
 )
-"""of images, in any case"""
+"""extensions of images, in upper or lower case"""
 if HEIC_IS_READ:
     ENDINGS |= HEIF
 
@@ -36,7 +36,7 @@ BEGINNINGS = re.compile(
     + rb")",
     re.DOTALL,
 )
-"""of files that are images, where the name has no ending"""
+"""first bytes of images, for names without an extension"""
 
 LITTER = frozenset(
     [
@@ -45,7 +45,7 @@ LITTER = frozenset(
         *("@eadir", "@tmp", "@__thumb", "@recycle", "#recycle", "#snapshot", "__pycache__", "_vti_cnf"),
     ]
 )
-"""names that operating systems, storage servers and tools leave behind; those that begin with a dot are hidden too"""
+"""names left by operating systems, storage servers and tools; names that begin with a dot are ignored too"""
 SIDE_FILES = frozenset(
     [
         *(".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".md", ".rst"),
@@ -53,13 +53,13 @@ SIDE_FILES = frozenset(
         *(".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".aae", ".xmp", ".url", ".lnk", ".db", ".names", ".data"),
     ]
 )
-"""endings of files that often lie beside images and that nobody takes for one"""
+"""extensions of files that are often beside images and are clearly not images"""
 SIDE_NAMES = frozenset(["readme", "license", "licence", "copying", "citation", "notice", "authors", "version"])
 
 
 @dataclass
 class Folder:
-    """A folder below the one that was scanned. Every list is in the order of names."""
+    """The scanned folder, or one below it. Every list is sorted by name."""
 
     path: Path
     images: list[Path] = field(default_factory=list)
@@ -67,14 +67,14 @@ class Folder:
     """files that are not images"""
     folders: list[Folder] = field(default_factory=list)
     again: list[Path] = field(default_factory=list)
-    """links to folders that were visited already, which are not entered"""
+    """links to folders that were already visited; they are not followed"""
 
     @property
     def name(self) -> str:
         return self.path.name
 
     def below(self) -> Iterable[Folder]:
-        """This folder and all below it, each before those in it."""
+        """This folder and all below it, parents first."""
         stack = [self]
         while stack:
             folder = stack.pop()
@@ -82,24 +82,24 @@ class Folder:
             stack.extend(reversed(folder.folders))
 
     def all_images(self) -> list[Path]:
-        """Those of this folder first, then those of each folder in it."""
+        """The images of this folder, then those of each folder in it."""
         return [image for folder in self.below() for image in folder.images]
 
     def holds_images(self) -> bool:
         return any(folder.images for folder in self.below())
 
     def with_images(self) -> list[Folder]:
-        """The folders in this one that hold images, at any depth."""
+        """The subfolders that contain images, at any depth."""
         return [folder for folder in self.folders if folder.holds_images()]
 
 
 def is_litter(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or left behind by an operating system or a tool."""
+    """Whether a file or folder of this name is hidden, or left by an operating system or a tool."""
     return name.startswith((".", "~$")) or name.lower() in LITTER
 
 
 def is_image(file: Path) -> bool:
-    """By the ending in any case; without one by the first bytes, since whole collections are named by hashes alone."""
+    """By the extension, or without one by the first bytes: some collections use hashes as names."""
     if file.suffix:
         return file.suffix.lower() in ENDINGS
     try:
@@ -110,10 +110,10 @@ def is_image(file: Path) -> bool:
 
 
 def listing(path: Path) -> tuple[list[Path], list[Path]]:
-    """The folders and the files in a folder, linked ones too, without litter. Raises UserError if it may not be read.
+    """The folders and the files in a folder, also linked ones, without litter. Raises UserError if it is unreadable.
 
-    Pipes, sockets and devices are left out: reading one could wait for ever. A broken link counts as a file, so that
-    an image that is missing is named when it is read.
+    Pipes, sockets and devices are left out: reading one could block forever. A broken link counts as a file, so that
+    a missing image is reported when it is read.
     """
     folders, files = [], []
     with reading(path), os.scandir(path) as entries:
@@ -135,16 +135,15 @@ def folders_in(path: Path) -> list[Path]:
 
 
 def images_in(path: Path) -> list[Path]:
-    """The images that lie in a folder itself."""
+    """The images directly in a folder."""
     return [file for file in listing(path)[1] if is_image(file)]
 
 
 def scan(path: Path) -> Folder:
-    """All that lies below a folder. Linked folders are followed; a folder that was visited is not entered again.
+    """Everything below a folder. Linked folders are followed; a folder is visited only once.
 
-    Level by level, and links last within a level, so that each folder is met on its shortest path, and a link never
-    takes the place of the folder itself. A link to a folder that holds the link is a loop, whether or not it leads out
-    of `path`.
+    The search is breadth-first, links last within a level, so that each folder is found on its shortest path and a real
+    folder comes before links to it. A link to one of its own parent folders is a loop, inside or outside of `path`.
     """
     root = Folder(path)
     visited = {_identity(path)}
@@ -182,7 +181,7 @@ def _leads_up(link: Path) -> bool:
 
 
 def unwrapped(folder: Folder) -> Folder:
-    """The folder inside one that holds no other than one of the same name or split, as unzipping leaves them."""
+    """Skips folders that contain only a folder of the same name or split, as unzipping leaves them."""
     while len(inner := folder.with_images()) == 1:
         same = inner[0].name.lower() == folder.name.lower()
         if not same and (split_of(inner[0].name) is None or split_of(inner[0].name) != split_of(folder.name)):
@@ -192,13 +191,13 @@ def unwrapped(folder: Folder) -> Folder:
 
 
 def refuse_empty(path: str | Path) -> None:
-    """Refuse a path without a character, which would mean the current folder: a shell's variable that is not set."""
+    """Refuse an empty path, which would mean the current folder: usually an unset shell variable."""
     if not str(path).strip():
         raise UserError("a path is empty: give a file or a folder (`.` is the current one)")
 
 
 def images_of(paths: Sequence[str | Path]) -> list[Path]:
-    """Files as they are given, of any kind, and the images in folders, for `vitrail predict`."""
+    """The given files, of any type, and the images in given folders, for `vitrail predict`."""
     found: list[Path] = []
     for given in paths:
         refuse_empty(given)
@@ -210,14 +209,14 @@ def images_of(paths: Sequence[str | Path]) -> list[Path]:
         root = scan(path)
         if not (images := root.all_images()):
             known = ", ".join(sorted(ENDINGS))
-            raise UserError(f"{path} holds no images{found_instead(root)}: give a folder with some of {known}")
+            raise UserError(f"{path} holds no images{found_instead(root)}: give a folder with files of {known}")
         say_left_out(root)
         found += images
     return found
 
 
 def say_left_out(root: Folder) -> None:
-    """Warn of what may have been meant as an image: files by their endings, and links that are not followed."""
+    """Warn of what may be a lost image: files of other extensions, and links that are not followed."""
     if counts := _endings(file for folder in root.below() for file in folder.others if not _is_side_file(file)):
         total = sum(counts.values())
         what = "file that is not an image" if total == 1 else "files that are not images"
@@ -230,7 +229,7 @@ def say_left_out(root: Folder) -> None:
 
 
 def found_instead(root: Folder) -> str:
-    """The endings of the files in a folder without images, as the middle of an error line."""
+    """The extensions of the files in a folder without images, as a clause of an error message."""
     counts = _endings(file for folder in root.below() for file in folder.others)
     if not counts:
         return ""
@@ -268,7 +267,7 @@ NEUTRAL = frozenset(
         *("pictures", "photos", "files", "jpg", "jpeg", "png", "the", "my"),
     ]
 )
-"""words that may stand beside one of a split and say nothing of their own"""
+"""words in a split's name that have no meaning of their own"""
 
 
 def words_of(name: str) -> list[str]:
@@ -277,32 +276,30 @@ def words_of(name: str) -> list[str]:
 
 
 def split_of(name: str, strict: bool = False) -> str | None:
-    """The split that the name of a file or folder tells; with `strict` only where it tells nothing else."""
+    """The split named by a file or folder, or None; with `strict` only if the name has no other meaning."""
     words = words_of(name)
-    told = {split for split, known in SPLITS.items() if not {*words}.isdisjoint(known)}
-    if told == {"train", "val"}:  # as trainval
-        told = {"train"}
-    split = told.pop() if len(told) == 1 else None
+    named = {split for split, known in SPLITS.items() if not {*words}.isdisjoint(known)}
+    if named == {"train", "val"}:  # as trainval
+        named = {"train"}
+    split = named.pop() if len(named) == 1 else None
     if strict and split and not all(word in NEUTRAL or word in SPLITS[split] for word in words):
         return None
     return split
 
 
 def one_per_split(folders: Iterable[tuple[str, Path]]) -> dict[str, Path]:
-    """Folders by split; raises UserError where two claim the same."""
+    """Folders by split. Raises UserError if two have the same split."""
     chosen: dict[str, Path] = {}
     for split, folder in folders:
         if (other := chosen.setdefault(split, folder)) != folder:
-            raise UserError(
-                f"{other} and {folder} both look like the {split} split: give one of them another name, or take it out"
-            )
+            raise UserError(f"{other} and {folder} both look like the {split} split: rename one of them, or remove it")
     return {split: chosen[split] for split in SPLITS if split in chosen}
 
 
 def files_by_split(files: Sequence[Path]) -> dict[str, list[Path]]:
-    """Parquet files by the split that their name tells, or else their folder's; "" where neither tells one.
+    """Parquet files by the split in their name, or else in their folder's; "" if neither names one.
 
-    Files of one split lie in one folder: elsewhere they may be another configuration of the same images.
+    All files of a split must be in one folder: other folders may be other configurations of the same images.
     """
     splits: dict[str, list[Path]] = {}
     for file in files:

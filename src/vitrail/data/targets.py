@@ -1,6 +1,6 @@
-"""Targets: what the samples of a set carry beside their images. Each kind reads, warps, mixes and splits itself.
+"""Targets: the data of a set's samples beside their images. Each type reads, warps, mixes and splits itself.
 
-The loader, the loop and the checks of a set ask a target for these, and know no kind of it.
+The loader, the training loop and the checks of a set use this interface only, never a concrete type.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
     from vitrail.data.sets import ImageSet, Splits
 
 Fields = dict[str, Any]
-"""of a batch, by name: tensors and lists with one entry per sample; plain values and tensors without axes, which all
-samples share"""
+"""the fields of a batch, by name: tensors and lists with one entry per sample, plain values and scalar tensors for all
+samples"""
 
 
 class Target(ABC):
     """A column with one entry per sample of a set."""
 
     fields: ClassVar[tuple[str, ...]]
-    """its names in a batch"""
+    """its field names in a batch"""
     spatial: ClassVar[bool] = False
-    """whether it follows the affine of its image, as masks and boxes do"""
+    """whether it is warped by its image's affine, as masks and boxes are"""
     noun: ClassVar[str] = "these targets"
-    """what error messages call it"""
+    """its name in error messages"""
     classes: list[str]
-    """names, where it has classes; else []"""
+    """names of the classes; [] if there are none"""
 
     @classmethod
     def of(cls, images: ImageSet) -> Self:
-        """The target of a set, which must be of this kind: TypeError elsewhere."""
+        """The target of a set, which must have this type. Raises TypeError otherwise."""
         if not isinstance(images.target, cls):
             raise TypeError(f"{images.name} has {type(images.target).__name__}, not {cls.__name__}")
         return images.target
@@ -49,13 +49,13 @@ class Target(ABC):
     def open(
         cls, data: str | Path, *, name: str | None = None, group: str | None = None, val_fraction: float = 0.1
     ) -> Splits:
-        """The sets of this kind at a path, or of a name.
+        """The splits at a path, or of a built-in set by name.
 
-        `name` is the built-in set that the caller expects. No `group` (see `vitrail.data.groups`) may lie in two
-        splits. `val_fraction` is for kinds that hold images back as they open a set that names no split at all; others
-        leave it to `split_val`. Raises UserError where the path holds no set of this kind.
+        `name` is the built-in set that the caller expects. No `group` (see `vitrail.data.groups`) may be in two
+        splits. `val_fraction` is for types that hold images back when they open a set without named splits; others
+        leave this to `split_val`. Raises UserError if the path contains no set of this type.
         """
-        raise UserError(f"{cls.__name__} cannot be opened from {data}: give the sets themselves")
+        raise UserError(f"{cls.__name__} cannot be opened from {data}: pass the sets themselves")
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -66,58 +66,58 @@ class Target(ABC):
 
     @abstractmethod
     def joined(self, other: Self) -> Self:
-        """These entries and then those of another target of the same kind and classes."""
+        """These entries, then those of another target of the same type and classes."""
 
     @abstractmethod
     def marks(self) -> bytes:
-        """What the data hash of a run covers: other bytes for other entries."""
+        """Bytes for the data hash of a run: they differ if the entries differ."""
 
     @abstractmethod
     def collate(self, values: list[Any], samples: Tensor, training: bool) -> Fields:
         """The fields of a batch, with tensors on the device of `samples` (int64 [B], numbers in the set).
 
-        `values` are those that `read` and `warp` gave. Evaluation may need more fields than training does.
+        `values` are the results of `read` and `warp`. Evaluation may need more fields than training.
         """
 
     def strata(self) -> Tensor:
-        """int64 [N]: the strata that validation splits and balanced draws go by; zeros where there is only one."""
+        """int64 [N]: the strata for validation splits and balanced sampling; zeros if there is only one."""
         return torch.zeros(len(self), dtype=torch.int64)
 
     def stratum(self, number: int) -> str:
-        """What people call a stratum; empty where it has no name."""
+        """The name of a stratum; empty if it has none."""
         return ""
 
     def truth(self, i: int) -> dict[str, Any]:
-        """What is known of sample i, as plain data for a report."""
+        """The ground truth of sample i, as plain data for a report."""
         return {}
 
     def read(self, i: int) -> Any:
-        """In a worker: what must be fetched for sample i; None where all is in memory.
+        """Read the value of sample i, in a worker; None if all values are in memory.
 
-        Raises BadImage to leave the sample out; so may `warp`, where the value does not fit its image.
+        Raises BadImage to leave the sample out; so may `warp`, if the value does not fit its image.
         """
         return None
 
     def warp(self, value: Any, affine: Affine) -> Any:
-        """The value of one sample in the pixels of the model's input. Called for spatial targets only."""
+        """Map the value of one sample to the model's input. Called for spatial targets only."""
         return value
 
     def to(self, device: torch.device) -> Self:
-        """The same target, with what it gathers batches from on `device`."""
+        """The same target, with the tensors from which it builds batches on `device`."""
         return self
 
     def mix(self, fields: Fields, partner: Tensor, share: Tensor) -> Fields:
-        """The fields after mixup or cutmix: each sample keeps its `share` [B], the rest is its `partner`'s (int64 [B]).
+        """The fields after mixup or cutmix: each sample has weight `share` [B], its `partner` (int64 [B]) the rest.
 
-        Raises UserError where there is nothing that can be mixed. The loader asks with an empty batch first.
+        Raises UserError if this target cannot be mixed. The loader first calls it with an empty batch, as a check.
         """
-        raise UserError(f"mixup and cutmix mix the labels of classes, and {self.noun} have none: leave them out")
+        raise UserError(f"mixup and cutmix mix class labels, and {self.noun} have none: set both to 0")
 
     @classmethod
     def split(cls, fields: Fields, count: int) -> list[Fields]:
-        """A batch in at most `count` micro-batches, as even as they can be; none is empty.
+        """Split a batch into at most `count` micro-batches of nearly equal size; none is empty.
 
-        They take whole pairs (places 2k and 2k + 1, which mixup and cutmix mix), where there are as many pairs as
+        Pairs (places 2k and 2k + 1, which mixup and cutmix mix) stay together if there are at least as many pairs as
         micro-batches.
         """
         size = len(next(value for value in fields.values() if _per_sample(value)))
@@ -129,12 +129,12 @@ class Target(ABC):
 
     @classmethod
     def rescale(cls, fields: Fields, size: tuple[int, int]) -> Fields:
-        """The fields for images of the batch that were resized to `size` (height, width)."""
+        """The fields after the images of the batch were resized to `size` (height, width)."""
         return fields
 
 
 def _per_sample(value: Any) -> bool:
-    """Plain values and tensors without axes are shared by all samples of a batch."""
+    """False for plain values and scalar tensors, which all samples of a batch share."""
     return isinstance(value, list) or (isinstance(value, Tensor) and value.ndim > 0)
 
 
@@ -202,9 +202,9 @@ class Labels(Target):
 
 @dataclass(frozen=True, eq=False)
 class Texts(Target):
-    """Captions, at least one per image. A batch of evaluation holds `captions`, the texts of each of its images.
+    """Captions, at least one per image. A batch in evaluation contains `captions`, the texts of each image.
 
-    A task that learns from numbers hands the loader `numbered` texts; then each batch also holds `label`, int64
+    A task that trains on token ids passes `numbered` texts to the loader; then each batch also contains `label`, int64
     [B, K, T].
     """
 
@@ -212,9 +212,9 @@ class Texts(Target):
     noun = "captions"
 
     captions: list[list[str]]
-    """of each image, with white space between words made single and otherwise as they stand in the file"""
+    """of each image, as in the file except that white space between words becomes one space"""
     numbers: Tensor | None = None
-    """int64 [N, K, T]: the same K captions per image in the numbers of a tokenizer"""
+    """int64 [N, K, T]: K captions per image as token ids"""
     classes: list[str] = field(default_factory=list, init=False)
 
     @classmethod
@@ -236,7 +236,7 @@ class Texts(Target):
         return {"captions": self.captions[i]}
 
     def numbered(self, numbers: Tensor) -> Texts:
-        """These texts with their numbers, int64 [N, K, T]."""
+        """These texts with their token ids, int64 [N, K, T]."""
         return replace(self, numbers=numbers)
 
     def subset(self, places: Tensor) -> Texts:
@@ -244,7 +244,7 @@ class Texts(Target):
         return Texts([self.captions[i] for i in places.tolist()], numbers)
 
     def joined(self, other: Texts) -> Texts:
-        """Without numbers, which are as long as the longest text."""
+        """Without token ids, whose length T is that of the longest text of one set."""
         return Texts(self.captions + other.captions)
 
     def marks(self) -> bytes:
@@ -255,5 +255,5 @@ class Texts(Target):
 
     def collate(self, values: list[Any], samples: Tensor, training: bool) -> Fields:
         fields: Fields = {} if self.numbers is None else {"label": self.numbers[samples]}
-        # No texts in training: a step reads no Python value per sample, and waits for no device.
+        # No texts in training: reading Python values per sample would make a step wait for the device.
         return fields if training else {**fields, "captions": [self.captions[i] for i in samples.tolist()]}

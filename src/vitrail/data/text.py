@@ -1,7 +1,7 @@
-"""Text as numbers: byte-level BPE (Sennrich et al. 2016, 1508.07909, over bytes) and word vocabularies.
+"""Tokenizers: byte-level BPE (Sennrich et al. 2016, 1508.07909, over bytes) and word vocabularies.
 
-The `tokenizers` library trains and applies them. Four numbers are the same in every vocabulary: `<pad>` 0, `<start>` 1,
-`<end>` 2 and `<unknown>` 3. Text never turns into one of the first three: a caption that reads "<end>" is plain text.
+The `tokenizers` library trains and applies them. Four ids are the same in every vocabulary: `<pad>` 0, `<start>` 1,
+`<end>` 2 and `<unknown>` 3. Text is never encoded as one of the first three: "<end>" in a caption is plain text.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from vitrail.errors import UserError
 SPECIALS = ("<pad>", "<start>", "<end>", "<unknown>")
 PAD, START, END, UNKNOWN = range(4)
 WORD = r"\w+(?:['\u2019]\w+)*|[!-/:-@\[-`{-~]|[^\w\s!-/:-@\[-`{-~]+"
-"""what is a word: letters, marks and digits with apostrophes inside; one sign of ASCII; a run of other signs"""
+"""a word: letters, marks and digits with apostrophes inside; one ASCII punctuation mark; a run of other symbols"""
 SPACE = "\u0120"
-"""how byte-level BPE writes a space"""
+"""a space in byte-level BPE"""
 LEAST_BPE = len(SPECIALS) + 256
-"""the specials and every byte, so that any text has numbers"""
+"""the special tokens and every byte, so that any text can be encoded"""
 
 
 class Tokenizer:
-    """Text to numbers and back. `train` makes one, `to_json` and `from_json` carry it inside a checkpoint."""
+    """Text to token ids and back. `train` creates one; `to_json` and `from_json` store it in a checkpoint."""
 
     def __init__(self, inner: tokenizers.Tokenizer) -> None:
         if [inner.id_to_token(i) for i in range(4)] != list(SPECIALS):
@@ -48,9 +48,9 @@ class Tokenizer:
         *,
         lower: bool = False,
     ) -> Tokenizer:
-        """A vocabulary of at most `size` entries, specials included: a function of the captions alone.
+        """Train a vocabulary of at most `size` entries, special tokens included. It depends on the captions alone.
 
-        `lower` makes all text lower case; with it off, BPE gives any text back to the bit.
+        `lower` converts all text to lower case; without it, BPE decodes any text exactly.
         """
         captions = list(captions)
         if not any(caption.strip() for caption in captions):
@@ -67,15 +67,15 @@ class Tokenizer:
 
     @property
     def size(self) -> int:
-        """Entries of the vocabulary, specials included: every number is below it."""
+        """Entries of the vocabulary, special tokens included: every id is below it."""
         return self.inner.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
-        """Numbers without specials; a word that is not in a word vocabulary is `UNKNOWN`."""
+        """Token ids without special tokens; a word that is not in a word vocabulary is `UNKNOWN`."""
         return self.inner.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of the numbers up to the first `END`, without specials."""
+        """The text of the ids up to the first `END`, without special tokens."""
         kept = []
         for i in ids:
             if i == END:
@@ -85,10 +85,10 @@ class Tokenizer:
         return "".join(self.tokens(kept))
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
-        """What each number adds to the text, one string each; joined they are the text, spaces included.
+        """The text of each id, one string each; joined they are the text, spaces included.
 
-        A character whose bytes lie in several pieces stands at the last of them, and the others are empty. Specials
-        have their names.
+        A character whose bytes are in several tokens belongs to the last of them, and the others are empty. Special
+        tokens have their names.
         """
         if self.kind == "words":
             return [" " * (i > UNKNOWN and place > 0) + self._piece(i) for place, i in enumerate(ids)]
@@ -96,7 +96,7 @@ class Tokenizer:
         pieces = []
         for i in ids:
             if i <= UNKNOWN:
-                # A special ends what stands before it; half a character shows as U+FFFD.
+                # A special token ends the text before it; an incomplete character becomes U+FFFD.
                 pieces.append(decoder.decode(b"", final=True) + SPECIALS[i])
                 decoder.reset()
             else:
@@ -106,16 +106,16 @@ class Tokenizer:
         return pieces
 
     def spaced(self) -> list[int]:
-        """Of each number, that of its piece with a space before it, and the number itself where there is none.
+        """For each id the id of its token with a leading space, or the id itself if there is none.
 
-        A caption begins without a space, so in byte-level BPE a word has another number there than further on.
+        A caption begins without a space, so in byte-level BPE its first word has another id than the same word later.
         """
         numbers = self.inner.get_vocab() if self.kind == "bpe" else {}
         return [numbers.get(SPACE + self._piece(i), i) for i in range(self.size)]
 
     @property
     def fingerprint(self) -> str:
-        """Of the entries in their order: weights that were learned for one vocabulary are nonsense with another."""
+        """A hash of the entries in order: weights that were trained with one vocabulary are useless with another."""
         entries = json.dumps([self.inner.id_to_token(i) for i in range(self.inner.get_vocab_size())])
         return hashlib.blake2b(entries.encode(), digest_size=8).hexdigest()
 
@@ -131,7 +131,9 @@ class Tokenizer:
         except Exception as error:  # the library raises plain Exception
             raise UserError(f"the tokenizer cannot be read: {' '.join(str(error).split())}") from None
         if not isinstance(inner.model, models.BPE | models.WordLevel):
-            raise UserError(f"a tokenizer of the kind {type(inner.model).__name__} is not one that vitrail trained")
+            raise UserError(
+                f"a tokenizer of type {type(inner.model).__name__} cannot be read: use one that vitrail trained"
+            )
         return cls(inner)
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
@@ -147,7 +149,7 @@ class Tokenizer:
 def _bpe(size: int) -> tuple[tokenizers.Tokenizer, trainers.Trainer]:
     inner = tokenizers.Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()  # for others who read tokenizer.json
+    inner.decoder = decoders.ByteLevel()  # for other readers of tokenizer.json
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     return inner, trainers.BpeTrainer(
         vocab_size=size,
@@ -167,7 +169,7 @@ def _words(size: int) -> tuple[tokenizers.Tokenizer, trainers.Trainer]:
 
 
 def _byte_of_each() -> dict[str, int]:
-    """Byte-level BPE writes printable bytes as themselves, and the others in order as the characters from 256 on."""
+    """The byte of each character of byte-level BPE: printable bytes are themselves, others count from 256 on."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     own = {c: ord(c) for c in alphabet if ord(c) < 256}
     others = (byte for byte in range(256) if chr(byte) not in own)
@@ -179,7 +181,7 @@ _BYTES = _byte_of_each()
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Training on several threads would make the library warn in every loader worker that is forked later."""
+    """Train on one thread: otherwise the library would warn in every loader worker that is forked later."""
     name = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(name)
     os.environ[name] = "false"

@@ -1,8 +1,8 @@
-"""TIFFs by what their tags declare: any number of bands of 8 to 64 bits, whole numbers or floats, in strips or tiles.
+"""Read TIFFs by their tags: any number of bands of 8 to 64 bits, integers or floats, in strips or tiles.
 
-Pillow reads plain grey and colour. Of other TIFFs it drops bands, or takes near infrared for transparency. Here the
-tags decide. The data are unpacked by Pillow's libtiff all the same: each plane is handed to it as a grey image whose
-pixels are the plane's bytes, which works for every compression that keeps bytes as they are.
+Pillow reads plain grey and colour. In other TIFFs it drops bands, or uses near infrared as transparency. Here the tags
+decide. The data are still decompressed by Pillow's libtiff: each plane is passed to it as a grey image whose pixels are
+the plane's bytes, which works for every lossless compression of bytes.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ import numpy as np
 from PIL import TiffImagePlugin
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-"""how a TIFF begins; the last two are BigTIFF"""
+"""the first bytes of a TIFF; the last two are BigTIFF"""
 MAX_PAGES = 4096
 MAX_BYTES = 2 << 30
-"""of unpacked samples: a small file can declare a size that fills the memory"""
+"""limit of decompressed samples: a small file can declare a size that fills the memory"""
 
 GREY = (0, 1)
 RGB = 2
 COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 4: 1, 5: 4, 6: 3, 8: 3}
-"""samples of each photometric interpretation (white is zero, black is zero, RGB, palette, mask, CMYK, YCbCr, Lab)
-that are not extra"""
+"""samples per pixel, without extra ones, of each photometric interpretation (white is zero, black is zero, RGB,
+palette, mask, CMYK, YCbCr, Lab)"""
 JPEG = 7
 PACKED = {1, 5, 8, JPEG, 32773, 32946, 34925, 50000}
 """compressions that are read: none, LZW, deflate (two numbers), JPEG, PackBits, LZMA and Zstandard"""
 PREDICTED = {5, 8, 32946, 34925, 50000}
-"""compressions that heed the tag for a predictor"""
-UNREADABLE = "save it with 8, 16 or 32 bits per band, plain or packed by deflate, LZW or Zstandard, or as .npy"
+"""compressions that use a predictor tag"""
+UNREADABLE = "save it with 8, 16 or 32 bits per band, uncompressed or with deflate, LZW or Zstandard, or as .npy"
 
 
 @dataclass(frozen=True)
 class Page:
-    """An image of a TIFF, by its tags."""
+    """The tags of one image in a TIFF."""
 
     width: int
     height: int
@@ -50,16 +50,16 @@ class Page:
     extra: tuple[int, ...]
     """of each band beyond the colours: 0 unspecified, 1 premultiplied alpha, 2 alpha; shorter where tags are missing"""
     planar: bool
-    """each band is stored by itself"""
+    """whether each band is stored separately"""
     compression: int
     predictor: int
     fill: int
     """order of the bits in a byte, for libtiff"""
     order: str
-    """of the bytes of a number: < or >"""
+    """byte order: < or >"""
     starts: tuple[int, ...]
     sizes: tuple[int, ...]
-    """where the strips or tiles begin, and their packed bytes"""
+    """offsets and compressed sizes of the strips or tiles in bytes"""
     rows: int
     """of a strip, or of a tile"""
     tile: int | None
@@ -67,19 +67,19 @@ class Page:
     tables: bytes | None
     """JPEG tables that the strips or tiles share"""
     nodata: float | None
-    """the number that GDAL's tag declares to mean that a pixel has no data"""
+    """the value of pixels without data, from GDAL's tag"""
     orientation: int
     reduced: bool
-    """a smaller copy of another page, or a mask of one"""
+    """whether it is a smaller copy of another page, or a mask"""
 
     @property
     def colours(self) -> int:
-        """The bands that are colour; the others are extra."""
+        """The number of colour bands; the others are extra."""
         return min(COLOURS.get(self.photometric, 1), self.bands)
 
     @property
     def plain(self) -> bool:
-        """Whether Pillow reads all of it: grey, RGB, a palette, CMYK, YCbCr or Lab of at most 8 bits."""
+        """Whether Pillow reads it completely: grey, RGB, a palette, CMYK, YCbCr or Lab of at most 8 bits."""
         if self.bands != self.colours or set(self.formats) != {1}:
             return False
         deepest = 16 if self.photometric == 5 else 8
@@ -87,23 +87,23 @@ class Page:
 
     @property
     def sparse(self) -> bool:
-        """Whether strips or tiles are left out, as GDAL may leave out those without data."""
+        """Whether strips or tiles are missing, as GDAL may omit those without data."""
         return 0 in self.starts or 0 in self.sizes
 
     @property
     def declares_alpha(self) -> bool:
-        """Whether its last band is declared to be transparency, of grey or RGB."""
+        """Whether it is grey or RGB with a last band declared as transparency."""
         return self.bands == self.colours + 1 and self.photometric in (*GREY, RGB) and self.extra[:1] in ((1,), (2,))
 
     @property
     def premultiplied(self) -> bool:
-        """Whether the colours are stored as already multiplied by the transparency that is declared."""
+        """Whether the stored colours are already multiplied by the declared transparency."""
         return self.declares_alpha and self.extra[0] == 1
 
     def dtype(self) -> np.dtype[Any]:
-        """Of a sample, as stored. Raises ValueError for what is not read."""
+        """The type of a sample, as stored. Raises ValueError for unsupported types."""
         if len(set(self.bits)) > 1 or len(set(self.formats)) > 1:
-            raise ValueError(f"its bands are of different kinds ({self.bits} bits): {UNREADABLE}")
+            raise ValueError(f"its bands have different types ({self.bits} bits): {UNREADABLE}")
         bits, kind = self.bits[0], self.formats[0]
         if kind in (5, 6):
             raise ValueError(f"its values are complex: save their magnitude, with {UNREADABLE.split(' with ')[1]}")
@@ -113,15 +113,15 @@ class Page:
 
 
 def pages(data: bytes) -> list[Page]:
-    """The images of a TIFF. Raises ValueError where its tags make no sense."""
-    # Pillow tells BigTIFF by the third byte alone, which is the fourth where the highest byte of a number comes first.
+    """The images of a TIFF. Raises ValueError for invalid tags."""
+    # Pillow detects BigTIFF by the third byte alone, but in big-endian files it is the fourth.
     big = b"+" in data[2:4]
     header = b"II+\0" + data[4:16] if big else data[:8]
     tags = TiffImagePlugin.ImageFileDirectory_v2(header, prefix=data[:2])
     file = io.BytesIO(data)
     found: list[Page] = []
     seen: set[int] = set()
-    blocks = 0  # of which each takes two bytes at least, unless pages share a list to fill the memory
+    blocks = 0  # each needs two bytes or more, unless many pages share one list in order to fill the memory
     while tags.next and tags.next not in seen and len(found) < MAX_PAGES and 2 * blocks <= len(data):
         seen.add(tags.next)
         file.seek(tags.next)
@@ -131,7 +131,7 @@ def pages(data: bytes) -> list[Page]:
         except (ValueError, TypeError):
             if not found:
                 raise
-            break  # a page that nobody asked for
+            break  # an invalid page after the first is not needed
         blocks += len(found[-1].starts)
     if not found:
         raise ValueError("the file is cut off")
@@ -143,7 +143,7 @@ def _page(tags: TiffImagePlugin.ImageFileDirectory_v2) -> Page:
         value = tags.get(tag)
         values = value if isinstance(value, tuple) else () if value is None else (value,)
         if not all(isinstance(number, int) for number in values):
-            raise ValueError(f"its tag {tag} is no whole number")
+            raise ValueError(f"its tag {tag} is not an integer")
         return values or empty
 
     def number(tag: int, empty: int) -> int:
@@ -156,7 +156,7 @@ def _page(tags: TiffImagePlugin.ImageFileDirectory_v2) -> Page:
         raise ValueError(f"it declares {width}x{height} pixels of {bands} bands")
     bits, formats = numbers(258, (1,)), numbers(339, (1,))
     photometric = number(262, RGB if bands == 3 else 1)
-    if number(259, 1) == 6:  # old JPEG: Pillow knows what it means
+    if number(259, 1) == 6:  # old JPEG, which Pillow reads
         photometric, bands = 6, 3
     tiled = 324 in tags
     tables = tags.get(347)
@@ -185,7 +185,7 @@ def _page(tags: TiffImagePlugin.ImageFileDirectory_v2) -> Page:
 
 
 def _each(values: tuple[int, ...], bands: int) -> tuple[int, ...]:
-    """Some writers give one number for all bands."""
+    """One value per band: some writers store a single one for all."""
     return values[:bands] if len(values) >= bands else values[:1] * bands
 
 
@@ -197,9 +197,9 @@ def _float(text: object) -> float | None:
 
 
 def read(data: bytes, page: Page) -> np.ndarray:
-    """The samples of a page as they are declared: [H, W, bands] of the machine's byte order, not turned.
+    """The samples of a page, [H, W, bands], in the machine's byte order; not rotated by the orientation tag.
 
-    White is the highest number, and pixels without data are 0. Raises ValueError, with a reason, for what is not read.
+    White is the highest value, and pixels without data are 0. Raises ValueError, with the reason, if unsupported.
     """
     dtype = page.dtype()
     if page.photometric not in (*GREY, RGB):
@@ -208,7 +208,7 @@ def read(data: bytes, page: Page) -> np.ndarray:
         raise ValueError(f"a TIFF of compression {page.compression} is not read: {UNREADABLE}")
     across, down = -(-page.width // (page.tile or page.width)) if page.tile != 0 else 0, page.rows
     if not across or not down:
-        raise ValueError("its strips or tiles have no size")
+        raise ValueError("the size of its strips or tiles is 0")
     width = page.tile * across if page.tile else page.width
     height = -(-page.height // down) * down if page.tile else page.height
     if width * height * page.bands * dtype.itemsize > MAX_BYTES:
@@ -217,26 +217,26 @@ def read(data: bytes, page: Page) -> np.ndarray:
     each = across * -(-page.height // down)
     if len(page.starts) != each * planes or len(page.sizes) not in (0, each * planes):
         raise ValueError("the file is cut off")
-    read = []
+    found = []
     for plane in range(planes):
-        part = slice(plane * each, (plane + 1) * each)
-        raw = _unpack(data, page, part, width, height, bands, dtype.itemsize)
+        blocks = slice(plane * each, (plane + 1) * each)
+        raw = _unpack(data, page, blocks, width, height, bands, dtype.itemsize)
         raw = raw.reshape(height * across, -1)
         predictor = page.predictor if page.compression in PREDICTED else 1
         samples = _undo(raw, predictor, bands, dtype)
-        read.append(samples.reshape(height, width, bands)[: page.height, : page.width])
-    samples = read[0] if planes == 1 else np.concatenate(read, axis=-1)
+        found.append(samples.reshape(height, width, bands)[: page.height, : page.width])
+    samples = found[0] if planes == 1 else np.concatenate(found, axis=-1)
     return _without_nodata(_white_is_high(samples.astype(dtype.newbyteorder("="), copy=False), page), page.nodata)
 
 
 def _unpack(
-    data: bytes, page: Page, part: slice, width: int, height: int, bands: int, itemsize: int
+    data: bytes, page: Page, blocks: slice, width: int, height: int, bands: int, itemsize: int
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The bytes of some strips or tiles, [height, width * bands * itemsize], by Pillow's libtiff."""
+    """Decompress some strips or tiles with Pillow's libtiff: bytes [height, width * bands * itemsize]."""
     jpeg = page.compression == JPEG and bands > 1
     if jpeg and bands > 4:
         raise ValueError(f"a JPEG of {bands} bands is not read: {UNREADABLE}")
-    # JPEG is of pixels and not of bytes, and 4 samples that libtiff is not to touch are called CMYK.
+    # JPEG compresses pixels, not bytes. 4 samples are declared as CMYK, so that libtiff does not convert them.
     photometric, extra = {2: (1, (2,)), 3: (RGB, ()), 4: (5, ())}[bands] if jpeg else (1, ())
     samples, stretch = (bands, 1) if jpeg else (1, bands * itemsize)
     entries: dict[int, tuple[int, ...] | bytes] = {
@@ -249,7 +249,7 @@ def _unpack(
         277: (samples,),
         284: (1,),
     }
-    starts, sizes = page.starts[part], page.sizes[part]
+    starts, sizes = page.starts[blocks], page.sizes[blocks]
     if page.tile:
         entries |= {322: (page.tile * stretch,), 323: (page.rows,), 324: starts, 325: sizes}
     else:
@@ -264,9 +264,9 @@ def _unpack(
 
 
 def _with_directory(data: bytes, entries: dict[int, tuple[int, ...] | bytes]) -> bytes:
-    """The same file with another directory of tags, at its end."""
+    """The same file with another directory of tags, appended at its end."""
     if len(data) >= 1 << 32 or any(value >= 1 << 32 for values in entries.values() for value in values):
-        raise ValueError("a file of 4 GB and more is not read: save the image as .npy, or in parts")
+        raise ValueError("a file of 4 GB or more is not read: save the image as .npy, or as several images")
     body, place = bytearray(data), len(data) + len(data) % 2
     body += bytes(place - len(data))
     rows, beyond = b"", b""
@@ -283,20 +283,20 @@ def _with_directory(data: bytes, entries: dict[int, tuple[int, ...] | bytes]) ->
 
 
 def _undo(raw: np.ndarray, predictor: int, bands: int, dtype: np.dtype[Any]) -> np.ndarray:
-    """Bytes of rows [rows, width * bands * itemsize], each number stored as its difference, to numbers."""
+    """Undo a predictor, which stores differences: from bytes [rows, width * bands * itemsize] to numbers."""
     if predictor == 2:
         whole = raw.view(dtype.str.replace("f", "u").replace("i", "u"))
         whole = whole.reshape(len(raw), -1, bands)
         return np.cumsum(whole, axis=1, dtype=whole.dtype.newbyteorder("=")).view(dtype.newbyteorder("="))
     if predictor == 3:
         if dtype.kind != "f":
-            raise ValueError("its predictor is for floats, and it has none")
-        # The bytes of all numbers of a row, the highest of each first, are differences.
+            raise ValueError("its predictor is for floats, but its values are integers")
+        # A row stores the highest bytes of all numbers, then the next ones, and so on, as differences.
         differences = raw.reshape(len(raw), -1, bands)
         numbers = np.cumsum(differences, axis=1, dtype=np.uint8).reshape(len(raw), dtype.itemsize, -1)
         return np.ascontiguousarray(numbers.transpose(0, 2, 1)).view(f">f{dtype.itemsize}")
     if predictor != 1:
-        raise ValueError(f"its predictor {predictor} is not known: {UNREADABLE}")
+        raise ValueError(f"its predictor {predictor} is unknown: {UNREADABLE}")
     return raw.view(dtype)
 
 
@@ -304,12 +304,14 @@ def _white_is_high(samples: np.ndarray, page: Page) -> np.ndarray:
     if page.photometric != 0:
         return samples
     if page.bands > 1 or samples.dtype.kind != "u":
-        raise ValueError("white is declared to be 0 (MinIsWhite), which is for one band of unsigned numbers: save RGB")
+        raise ValueError(
+            "white is declared as 0 (MinIsWhite), which is valid only for one band of unsigned integers: save RGB"
+        )
     return np.iinfo(samples.dtype).max - samples
 
 
 def _without_nodata(samples: np.ndarray, nodata: float | None) -> np.ndarray:
-    """Black where there are no data. Numbers of 8 and 16 bits stay: there the number is a colour too."""
+    """Black where there are no data. 8 and 16 bits stay unchanged: there the value may also be a colour."""
     if nodata is None or samples.dtype in (np.uint8, np.uint16):
         return samples
     return np.where(samples == np.asarray(nodata).astype(samples.dtype), np.zeros((), samples.dtype), samples)

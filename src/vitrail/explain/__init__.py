@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from vitrail.data.decode import EncodedImage, Preprocess
+from vitrail.data.decode import EncodedImage
 from vitrail.data.pixels import doubt
+from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError
 from vitrail.explain.attention import Pool, attention_distance, attention_maps, encoder_of, per_head, rollout
 from vitrail.explain.figures import (

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitrail.data.classes import outputs_of
-from vitrail.data.decode import Preprocess
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import ImageSet, Splits
 from vitrail.errors import UserError
 from vitrail.plain import described

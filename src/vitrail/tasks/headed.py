@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vitrail.data.decode import Preprocess
+from vitrail.data.preprocess import Preprocess
 from vitrail.plain import describe
 from vitrail.tasks.encoder import KINDS, Encoder
 from vitrail.tasks.task import Task

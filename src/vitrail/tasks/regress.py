@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from vitrail.data.decode import Preprocess
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import ImageSet
 from vitrail.errors import UserError
 from vitrail.plain import described

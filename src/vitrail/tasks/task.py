@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from vitrail.data.affine import Affine
 from vitrail.data.augment import Augment
-from vitrail.data.decode import AnyImage, Preprocess
 from vitrail.data.prepare import Draw, Prepare, Sample, View, prepare
+from vitrail.data.preprocess import AnyImage, Preprocess
 from vitrail.data.random import uniform_by_key
 from vitrail.data.sets import ImageSet, Splits
 from vitrail.data.targets import Labels, Target

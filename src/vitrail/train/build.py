@@ -9,8 +9,8 @@ import torch
 
 from vitrail import zoo
 from vitrail.data.augment import Augment
-from vitrail.data.decode import Preprocess
 from vitrail.data.loader import Loader, Tally
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import seed_for
 from vitrail.data.sets import ImageSet, Splits, split_val
 from vitrail.errors import UserError

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.baselines import CNN, ResNet
-from vitrail.data.decode import Preprocess
+from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError, warn_once
 from vitrail.files import refuse_url
 from vitrail.sizes import config_for

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from vitrail.data.decode import MAX_CHANNELS, Preprocess
+from vitrail.data.preprocess import MAX_CHANNELS, Preprocess
 from vitrail.errors import UserError, first_line
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.embed import Embed

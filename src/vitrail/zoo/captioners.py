@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vitrail.data.decode import Preprocess
+from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError, first_line
 from vitrail.hf import library, quiet
 from vitrail.tasks.caption.hub import TYPES, HubCaption, vision_tower

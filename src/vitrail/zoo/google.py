@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.data.decode import Preprocess
+from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError
 from vitrail.files import write_whole
 from vitrail.tasks.task import Task

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vitrail.data.decode import Preprocess
+from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError, first_line
 from vitrail.tasks import TASKS, task_class
 from vitrail.tasks.task import FORMAT, Task

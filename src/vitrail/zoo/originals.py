@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vitrail.data.decode import Preprocess
+from vitrail.data.preprocess import Preprocess
 from vitrail.variants import VariantConfig
 from vitrail.zoo.renames import blocks_in, heads_for, joined, linear, square
 from vitrail.zoo.source import Files, Found, Weight

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from vitrail.data.decode import Preprocess
+from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError
 from vitrail.variants import VariantConfig
 from vitrail.zoo.renames import blocks_in, linear, reshaped

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vitrail.data.decode import Preprocess
+from vitrail.data.preprocess import Preprocess
 from vitrail.variants import VariantConfig
 from vitrail.zoo.renames import blocks_in, class_names, heads_for, linear, square
 from vitrail.zoo.source import Files, Found, Weight

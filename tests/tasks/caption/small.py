@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from vitrail.data.decode import Preprocess
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import draw_key
 from vitrail.data.text import Tokenizer
 from vitrail.tasks.caption import Caption, Captioning, Captions, Decoding, numbered

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vitrail
-from vitrail.data.decode import Preprocess
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import draw_key
 from vitrail.data.text import END, PAD, START, UNKNOWN
 from vitrail.errors import UserError

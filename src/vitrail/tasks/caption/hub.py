@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self, cast
 import torch
 from torch import Tensor, nn
 
-from vitrail.data.decode import Preprocess
+from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError
 from vitrail.hf import fresh, with_memory
 from vitrail.tasks.caption.decoders import Memory

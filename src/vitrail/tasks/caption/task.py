@@ -10,7 +10,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
-from vitrail.data.decode import Preprocess
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import ImageSet, Splits
 from vitrail.data.targets import Target, Texts
 from vitrail.data.text import END, PAD, START, Tokenizer

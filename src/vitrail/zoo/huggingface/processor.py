@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from vitrail.data.decode import Interpolation, Preprocess
+from vitrail.data.decode import Interpolation
+from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError
 from vitrail.zoo.huggingface.kinds import Kind
 

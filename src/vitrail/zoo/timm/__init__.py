@@ -18,7 +18,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from vitrail.data import imagenet
-from vitrail.data.decode import Preprocess
+from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError
 from vitrail.files import whole_folder, write_whole
 from vitrail.tasks.task import Task
