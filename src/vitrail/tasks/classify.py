@@ -34,36 +34,38 @@ TOP = 5
 
 @dataclass(frozen=True)
 class Classification(Settings):
-    """How a classifier is trained: fields of a run."""
+    """Training settings of a classifier."""
 
     name = "classify"
 
     loss: Literal["softmax", "sigmoid"] = "softmax"
-    """softmax cross-entropy, or binary cross-entropy for each class (DeiT-III)"""
+    """training loss. softmax: cross-entropy; sigmoid: binary cross-entropy per class (DeiT-III)"""
     smoothing: float = 0.0
     """label smoothing"""
     hidden: int | None = None
-    """width of the tanh layer of the paper's pre-training head; None for a linear head"""
+    """width of the hidden tanh layer of the paper's pre-training head; None for a linear head"""
     weighted: bool = False
-    """weight each class's loss by the inverse of its count"""
+    """weight the loss of each class by the inverse of its frequency"""
     balanced: bool = False  # type: ignore[misc]
-    """draw each class equally often"""
+    """class-balanced sampling: draw each class equally often"""
 
     def __post_init__(self) -> None:
         if self.hidden is not None and self.hidden < 1:
             raise UserError(f"hidden must be at least 1, or None for a linear head, got {self.hidden}")
         if not 0 <= self.smoothing < 1:
-            raise UserError(f"smoothing is a fraction from 0 to below 1, got {self.smoothing}")
+            raise UserError(f"smoothing must be at least 0 and below 1, got {self.smoothing}")
         if self.weighted and self.balanced:
-            raise UserError("weighted and balanced both make up for rare classes: add --no-balanced or --no-weighted")
+            raise UserError(
+                "weighted and balanced both compensate for rare classes: add --no-balanced or --no-weighted"
+            )
 
 
 @dataclass(frozen=True)
 class Answering:
-    """How a classifier answers."""
+    """Prediction options of a classifier."""
 
     top: int = 5
-    """classes per image, the most probable first"""
+    """number of classes to list per image, most probable first"""
 
     def __post_init__(self) -> None:
         if self.top < 1:

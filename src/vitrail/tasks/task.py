@@ -134,7 +134,7 @@ class Settings:
     """of the task, in `TASKS`"""
 
     balanced: ClassVar[bool] = False
-    """draw each class equally often"""
+    """class-balanced sampling: draw each class equally often"""
     any_encoder: ClassVar[bool] = False
     """weights to start from may be of another kind of encoder than the recipe's, whose preparation is then theirs"""
 
@@ -379,7 +379,7 @@ class Task(nn.Module):
     def report(cls, run: Any) -> list[Section]:
         """The task's own sections of a run's page, from what the run folder holds (`vitrail.report.RunRecord`).
 
-        One without a title holds cards (`vitrail.html.card`), which stand at the head of the page.
+        One without a title holds cards (`vitrail.html.card`), which are shown at the top of the page.
         """
         return []
 
