@@ -1,4 +1,4 @@
-"""The contract of a task: what the loop, evaluation, the command line, reports and export may ask of it.
+"""The contract of a task: what the loop, evaluation, the command line, reports and export use.
 
 A task is a module with an encoder, a loss, an answer and a score. `vitrail.tasks.TASKS` names them all; nothing outside
 `tasks/`, `recipes/` and the readers of `zoo/` knows a particular one.
@@ -44,9 +44,9 @@ class Score:
     name: str
     best: Literal["max", "min"] = "max"
     unit: Literal["%", ""] = "%"
-    """how people read it: a fraction as a percentage, or the number as it is"""
+    """how it is displayed: a fraction as a percentage, or a plain number"""
     label: str = ""
-    """what people call it, where that is not its name; training logs its own running mean under either"""
+    """its display name, if that differs; training logs its running mean under either"""
 
     def better(self, new: float, old: float | None) -> bool:
         """Whether `new` is at least as good as `old`: of equal scores, the one that has trained longer counts."""

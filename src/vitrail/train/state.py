@@ -1,7 +1,7 @@
 """The run folder, and the state from which a stopped run resumes: on the CPU, bit for bit.
 
 recipe.json     every value of the run            best/, last/    checkpoints that `vitrail.load` reads
-metrics.jsonl   one line a log, val or test row   state/          weights, optimizer and average in training
+metrics.jsonl   one row per log, val or test      state/          weights, optimizer and average in training
 classes.json    names of the classes              data.json       names, labels and counts, to recognise the data
 scores.json     what the command printed          lock            exists while a process trains in the folder
 """
