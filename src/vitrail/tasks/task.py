@@ -400,7 +400,7 @@ class Task(nn.Module):
         """
         path = Path(path)
         if path.exists() and not (path / "config.json").exists():
-            raise UserError(f"{path} exists and is no checkpoint: choose another place to save to")
+            raise UserError(f"{path} exists and is not a checkpoint: choose another path to save to")
         config = {
             "vitrail": FORMAT,
             "task": self.name,

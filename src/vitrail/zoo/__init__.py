@@ -152,8 +152,8 @@ def find(source: str | Path, revision: str | None = None) -> Path:
 
     if str(source).removeprefix("timm/").partition(".")[0] in timm_architectures():
         raise UserError(
-            f"no model {str(source)!r} here, and timm's architecture names are not weights: on the Hub those are timm/NAME.TAG, such "
-            "as timm/vit_base_patch16_224.augreg_in21k"
+            f"no model {str(source)!r} here, and timm's architecture names are not weights: on the Hub those are "
+            "timm/NAME.TAG, such as timm/vit_base_patch16_224.augreg_in21k"
         )
     near = get_close_matches(str(source), names, n=1)
     hint = f"did you mean {near[0]}?" if near else f"give a file or folder, a Hub id, or one of {', '.join(names)}"

@@ -39,7 +39,7 @@ ASIDE: dict[str, set[str]] = {
     "of the loss": {"loss", "losses", "criterion", "criterions", "criteria", "class_weights", "pos_weight"},
     "of a metric": {"metric", "metrics", "acc", "accuracy", "auroc", "auc", "confmat", "f1", "f1score"},
 }
-"""words of names that are not part of the model, at any depth"""
+"""words in names of tensors outside the model, at any depth"""
 PRETRAINED = "the head of pre-training"
 BESIDE: dict[str, set[str]] = {
     PRETRAINED: {"dino", "ibot", "projector", "projection", "prototypes", "queue"},
