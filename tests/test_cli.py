@@ -134,7 +134,7 @@ def test_a_demo_removes_its_own_run_alone(
     link.symlink_to(mine)
     before = sorted(mine.rglob("*"))
     for out in (mine, link, run / "recipe.json"):
-        assert "is no demo's folder: choose another --out" in refused(capsys, "demo", "--out", out)
+        assert "is not the folder of a demo: choose another --out" in refused(capsys, "demo", "--out", out)
     assert sorted(mine.rglob("*")) == before
     room.mkdir()
     link.unlink()
@@ -177,9 +177,9 @@ def test_training_from_weights_and_on_a_folder(run: Path, tmp_path: Path, capsys
     [
         (["train", "--data", "digits"], "name a recipe"),
         (["train", "digts"], "did you mean digits? The recipes are digits, mnist, cifar10-quick"),
-        (["train", "finetune-b16-384"], "starts from weights: name them with --init"),
-        (["train", "caption-coca"], "starts from weights: name them with --init"),
-        (["train", "caption-scst"], "starts from weights: name them with --init"),
+        (["train", "finetune-b16-384"], "needs pretrained weights: name them with --init"),
+        (["train", "caption-coca"], "needs pretrained weights: name them with --init"),
+        (["train", "caption-scst"], "needs pretrained weights: name them with --init"),
         (["train", "digits", "--epoch", "3"], "unknown option --epoch: did you mean --epochs?"),
         (["train", "digits", "--epochs", "many"], "epochs"),
         (["train", "digits", "--image-size", "9", "8"], "9x8 does not divide into patches of 2"),
@@ -191,7 +191,7 @@ def test_training_from_weights_and_on_a_folder(run: Path, tmp_path: Path, capsys
         (["train", "digits", "--epochs", "nan"], "epochs must be a number above 0"),
         (["train", "digits", "--eval-every", "0"], "eval_every must be a number above 0"),
         (["train", "digits", "--workers", "-1"], "workers must not be negative"),
-        (["train", "digits", "--max-bad", "1.5"], "max_bad is a share from 0 to 1"),
+        (["train", "digits", "--max-bad", "1.5"], "max_bad must be a fraction from 0 to 1"),
         (["train", "digits", "--early-size", "7"], "multiple of the patch size 2"),
         (["train", "digits", "--lr", "nan"], "lr must be a number of at least 0"),
         (["train", "digits", "--ema", "1"], "ema must be at least 0 and below 1"),
@@ -361,7 +361,7 @@ def test_a_run_that_saved_nothing_leaves_nothing(
     [
         ("state/state.pt", b"junk", "state.pt cannot be read"),
         ("metrics.jsonl", b"junk\n", "metrics.jsonl is damaged"),
-        ("recipe.json", b"{}", "holds no run to go on with"),
+        ("recipe.json", b"{}", "holds no run to resume"),
     ],
 )
 def test_a_damaged_run_is_not_resumed(
@@ -421,7 +421,7 @@ def test_a_resume_says_how_its_data_changed(tmp_path: Path, capsys: pytest.Captu
     def moved(source: str, target: str, words: str) -> None:
         (data / source).rename(tmp_path / target)
         line = refused(capsys, "train", "--resume", out, "--device", "cpu")
-        assert f"{data} is not what the run began with: {words}; put it back" in line
+        assert f"{data} has changed since the run started: {words}; restore it" in line
         (tmp_path / target).rename(data / source)
 
     moved("dark/3.png", "away.png", "its train split had 24 images and has 23")
@@ -435,7 +435,7 @@ def test_class_folders_beside_a_test_part_are_named(tmp_path: Path, capsys: pyte
     two_classes(data / "test", 2)
     (data / "notes").mkdir()
     line = refused(capsys, "train", "folder", "--data", data)
-    assert "no training split: put the folders of images that stand beside the others (dark, light) in a" in line
+    assert "no training split: move the image folders (dark, light) into a" in line
 
 
 def test_a_folder_that_may_not_be_read_is_wrong_input(
@@ -530,7 +530,7 @@ def test_a_test_part_that_is_bad_does_not_cost_the_run(
     command = ["train", "folder", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
     assert main([*command, "--workers", "0", *small]) == 0
     assert any(
-        m.startswith("the test split is not scored, and the validation split stands in") for m in caplog.messages
+        m.startswith("the test split is not scored, so the validation split is scored instead") for m in caplog.messages
     )
     assert any(m.startswith("left out: test/dark/1.png: the image is 1000000x1: too long") for m in caplog.messages)
     kinds = [row["kind"] for row in RunFolder(tmp_path / "run").rows()]

@@ -217,29 +217,27 @@ def test_decodings(data: Path, run: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_wrong_options(data: Path, run: Path, capsys: pytest.CaptureFixture[str], caplog: Any) -> None:
     one = data / "val" / "images" / "val0.png"
-    assert "--top-p is for words that are drawn: add --sample" in refused(
+    assert "--top-p applies to sampling: add --sample" in refused(
         capsys, "predict", one, "--model", run, "--top-p", "0.5"
     )
-    assert "--sampling-seed is for words that are drawn" in refused(
-        capsys, "eval", run, "--data", data, "--sampling-seed", "1"
-    )
+    assert "--sampling-seed applies to sampling" in refused(capsys, "eval", run, "--data", data, "--sampling-seed", "1")
     assert "beam and max_length must be at least 1" in refused(capsys, "predict", one, "--model", run, "--beam", "0")
     line = refused(capsys, "predict", one, "--model", "classify", "--beam", "2")
     assert "--beam is" in line and "this model's task" in line and "classify" in line
     control = ("--data", data, "--shuffle-images")
-    assert "--shuffle-images is a control of answers, and --probe scores features" in refused(
+    assert "--shuffle-images is a control for predictions, but --probe scores features" in refused(
         capsys, "eval", run, *control, "--probe"
     )
-    assert "--shuffle-images is for a model's answers, and --human" in refused(
+    assert "--shuffle-images applies to a model's predictions, but --human" in refused(
         capsys, "eval", "caption", "--human", *control
     )
-    assert "--match is for captioners that have learned to match" in refused(
+    assert "--match needs a captioner with a contrastive loss" in refused(
         capsys, "predict", one, "--model", run, "--match", "0.2"
     )
-    assert "--consensus and --neighbours are for captioners of caption-rerank" in refused(
+    assert "--consensus and --neighbours need a captioner of caption-rerank" in refused(
         capsys, "predict", one, "--model", run, "--neighbours", "3"
     )
-    assert "--length-penalty is for a model's answers" in refused(
+    assert "--length-penalty applies to a model's predictions" in refused(
         capsys, "eval", "caption", "--human", "--data", data, "--length-penalty", "1"
     )
     for wrong in (["--length-penalty", "nan"], ["--length-penalty", "500"], ["--sample", "--temperature", "nan"]):
@@ -352,9 +350,9 @@ def test_what_training_does_not_take(data: Path, run: Path, tmp_path: Path, caps
     assert "name one with --init" in said("caption-vit", *TINY, "--self-critical", "1")
     other = "continues training the task caption, and classify holds the task classify"
     assert f"caption-scst {other}" in said("caption-scst", "--init", "classify", "--max-length", "8")
-    assert "blocks that read words alone, which this captioner lacks" in said("caption-rerank", "--init", run)
+    assert "text-only blocks, which this captioner lacks" in said("caption-rerank", "--init", run)
     assert f"caption-coca {other}" in said("caption-coca", "--init", "classify")
-    assert "blocks that read words alone, which this captioner lacks" in said("caption-coca", "--init", run)
+    assert "text-only blocks, which this captioner lacks" in said("caption-coca", "--init", run)
     assert "method linear is not for the task caption" in said("caption-vit", "--init", run, "--method", "linear")
     (tmp_path / "far" / "images").mkdir(parents=True)
     for i in range(4):
@@ -365,7 +363,7 @@ def test_what_training_does_not_take(data: Path, run: Path, tmp_path: Path, caps
     (tmp_path / "far" / "captions.txt").write_text("".join(f"{i}.png,a dog runs\n" for i in range(4)))
     line = refused(capsys, "train", "caption-scst", *options)
     assert "rewards CIDEr" in line and "all have the same" in line
-    assert "has the decoder transformer, and the recipe attentive lstm" in said("caption-vit-lstm", "--init", run)
+    assert "has the decoder transformer, but the recipe has attentive lstm" in said("caption-vit-lstm", "--init", run)
     # Also where it is what the recipe would have: the weights have another.
     task = vitrail.load(run)
     assert isinstance(task, Caption)
@@ -411,7 +409,7 @@ def test_a_tokenizer_that_does_not_fit(run: Path, tmp_path: Path, capsys: pytest
     image(tmp_path / "a.png", 3)
     (tmp_path / "m" / "tokenizer.json").write_text(Tokenizer.train(["some other words"], "words", 9).to_json())
     line = refused(capsys, "predict", tmp_path / "a.png", "--model", tmp_path / "m")
-    assert str(tmp_path / "m" / "tokenizer.json") in line and "has 7 entries where the weights have" in line
+    assert str(tmp_path / "m" / "tokenizer.json") in line and "has 7 entries, but the weights have" in line
 
 
 @pytest.mark.parametrize("kind", ["bpe", "words"])

@@ -75,7 +75,7 @@ def test_a_resumed_run_has_the_groups_it_began_with(tmp_path: Path, capsys: pyte
     table.write_text("image,group\n" + "".join(rows).replace(",2", ",1"))
     capsys.readouterr()
     assert main(["train", "--resume", str(out), "--device", "cpu"]) == 2
-    assert "is not what the run began with: its images are in other groups" in capsys.readouterr().err
+    assert "has changed since the run started: its images are in other groups" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -225,7 +225,7 @@ def test_fields_of_a_variant_are_flags_of_every_transformer() -> None:
     assert with_fields(run, changes).model == replace(as_variant(checked(ViTConfig, run.model)), **changes)
     with pytest.raises(UserError, match="unknown option --qk-norm"):
         parse_fields(RECIPES["cnn-cifar10"](1000), ["--qk-norm"])
-    with pytest.raises(UserError, match="--qk-norm does not apply to the model that this run trains, of the kind CNN"):
+    with pytest.raises(UserError, match="--qk-norm does not apply to this run's model (CNN)"):
         with_fields(RECIPES["cnn-cifar10"](1000), changes)
 
 
@@ -290,7 +290,10 @@ URL = "https://example.org//a/cat.jpg?size=1"
 )
 def test_a_url_is_named_as_it_is(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(capsys, *command)
-    assert line == f"vitrail: {URL} is a URL, and vitrail fetches none: download the file first, and give its path\n"
+    assert (
+        line
+        == f"vitrail: {URL} is a URL, which vitrail does not download: download the file first, and give its path\n"
+    )
 
 
 def test_a_page_of_the_hub_says_its_id(capsys: pytest.CaptureFixture[str]) -> None:

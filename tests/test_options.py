@@ -118,7 +118,7 @@ def test_options_of_any_plain_type(task: Task) -> None:
         (["predict", "--beam", "2", "x.png"], "this model's task is classify: leave it out"),
         (["eval", "classify", "--data", "digits", "--beam", "2"], "this model's task is classify: leave it out"),
         (["eval", "--top", "2", "caption", "--data", "x"], "this model's task is caption: leave it out"),
-        (["eval", "caption", "--data", "x", "--human", "--beam", "2"], "--beam is for a model's answers"),
+        (["eval", "caption", "--data", "x", "--human", "--beam", "2"], "--beam applies to a model's predictions"),
     ],
 )
 def test_commands_refuse_in_one_line(command: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -184,10 +184,10 @@ def test_a_folder_that_was_given_never_leads_out_of_that_of_figures(
 @pytest.mark.parametrize(
     "out, words",
     [
-        ("in", "holds the images that are answered: choose another folder"),
-        ("in/../in", "holds the images that are answered: choose another folder"),
+        ("in", "holds the input images: choose another folder"),
+        ("in/../in", "holds the input images: choose another folder"),
         ("in/c.png", "is a file: give --out a folder for figures, or a new file that ends in"),
-        ("folder.csv", "is a folder, and the ending of --out asks for a file"),
+        ("folder.csv", "is a folder, but --out has the ending of a file"),
     ],
 )
 def test_places_that_are_refused(

@@ -218,7 +218,7 @@ def test_a_stem_has_residual_blocks_where_its_map_is_small() -> None:
     assert not any(isinstance(module, BasicBlock) for module in plain.modules())
     with pytest.raises(UserError, match="stem_blocks must be at least 0, got -1"):
         config_for(TINY, **stem, stem_blocks=-1)
-    with pytest.raises(UserError, match="stem_blocks stand behind the second"):
+    with pytest.raises(UserError, match="stem_blocks come after the second"):
         config_for(TINY, stem=(4,), stem_blocks=1)
 
 
@@ -341,7 +341,7 @@ def test_dropout_follows_the_attention_of_every_block(arrangement: str) -> None:
 
 def test_mimetic_start_looks_at_itself() -> None:
     torch.manual_seed(0)
-    with pytest.raises(UserError, match="does not go with kv_heads: add --attention-init xavier"):
+    with pytest.raises(UserError, match="cannot be combined with kv_heads: add --attention-init xavier"):
         mimetic_init(VariantViT(as_variant(config_for(TINY, kv_heads=(2, 2)))))
     model = ViT(ViTConfig(width=64, depth=1, heads=4, patch=4, image_size=(16, 16)))
     mimetic_init(model)

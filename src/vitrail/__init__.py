@@ -1,4 +1,4 @@
-"""vitrail: the Vision Transformer, from the paper's equations to a model that is in use.
+"""vitrail: the Vision Transformer, from the paper's equations to production.
 
 Importing the package is quick: PyTorch is imported when a name that needs it is first used.
 """

@@ -1,4 +1,4 @@
-"""Charts of lines for pages: numbers against steps, as SVG inside the page."""
+"""Line charts for reports: values against steps, as SVG inside the page."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from matplotlib.figure import Figure
 from vitrail.units import number
 
 BLUE, RED, GREY = "#2563a8", "#c2410c", "#6b7280"
-POINTS = 600  # of a curve; more would not be seen
+POINTS = 600  # maximum points of a curve; more would not be visible
 Points = Sequence[tuple[float, float]]
 
 
 class Line(NamedTuple):
-    """A curve of a panel."""
+    """A line of a panel."""
 
     label: str
     points: Points
@@ -35,13 +35,13 @@ class Panel(NamedTuple):
     title: str
     lines: Sequence[Line]
     mark: tuple[float, float] | None = None
-    """a point that stands out"""
+    """a highlighted point"""
     text: Callable[[float], str] | None = None
-    """how the values are written; as plain numbers if None"""
+    """format of the values; plain numbers if None"""
 
 
 def chart(panels: Sequence[Panel], alt: str) -> str:
-    """The panels side by side, without lines that have no points; nothing where none is left."""
+    """The panels side by side, without lines that have no points; empty if none is left."""
     panels = [panel._replace(lines=[line for line in panel.lines if line.points]) for panel in panels]
     panels = [panel for panel in panels if panel.lines]
     if not panels:
@@ -69,7 +69,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
 
 
 def bare(axes: Axes, title: str, across: str = "step") -> None:
-    """The look that all charts share."""
+    """The common style of all charts."""
     axes.set_title(title, fontsize=11, loc="left")
     axes.set_xlabel(across, fontsize=9)
     axes.tick_params(labelsize=9)
@@ -79,7 +79,7 @@ def bare(axes: Axes, title: str, across: str = "step") -> None:
 
 
 def points(rows: Iterable[Mapping[str, Any]], name: str) -> Points:
-    """(step, value) of the rows of a log, thinned to means of neighbours where there are many."""
+    """(step, value) of the rows of a log, averaged over neighbours if there are many."""
     found = [(float(row["step"]), value) for row in rows if (value := number(row.get(name))) is not None]
     size = math.ceil(len(found) / POINTS)
     if size < 2:
@@ -89,9 +89,9 @@ def points(rows: Iterable[Mapping[str, Any]], name: str) -> Points:
 
 
 def _svg(figure: Figure) -> str:
-    """A figure as a data address. As an image of its own, its names cannot meet those of another figure."""
+    """A figure as a data URL. As a separate image, its ids cannot clash with those of another figure."""
     buffer = io.BytesIO()
-    # Text stays text; the fixed salt and the missing date make the same run give the same bytes.
+    # Text stays text; a fixed salt and no date make the output of a run reproducible.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "vitrail"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure.savefig(buffer, format="svg", metadata={"Date": None})

@@ -1,6 +1,6 @@
-"""The command line: one function per command, with heavy imports inside so that help comes at once.
+"""The command line: one function per command. Heavy imports are inside the functions, so help is fast.
 
-Standard output is for results, standard error for people. Wrong input ends in one line and exit code 2.
+Standard output is for results, standard error for people. Wrong input gives one line and exit code 2.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     from vitrail.tasks.task import Task
 
 SOURCE = "a run folder, a checkpoint of any layout, the name of bundled weights, or a Hub id"
-VERIFY = "tell what became of each weight, and compare with the source library's own model where it is installed"
+VERIFY = "list how each weight was used, and compare outputs with the source library's own model if it is installed"
 DATA = "a built-in name, a folder with one folder per class, or Parquet files"
-GROUP = "keep images of one group on one side of the validation split: parent, a regular expression, or a CSV file"
+GROUP = "keep all images of a group in the same split: parent, a regular expression, or a CSV file"
 log = logging.getLogger("vitrail")
 
 
 def demo(args: Sequence[str]) -> int:
-    """Train on digits, test, draw attention, and classify sample images with the package's weights."""
+    """Train on digits, test, draw attention, and classify sample images with bundled weights."""
     parser = Parser("demo", demo)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for the run and its images")
     parser.add_fast_dev_run()
@@ -57,14 +57,14 @@ def demo(args: Sequence[str]) -> int:
 def train(args: Sequence[str]) -> int:
     """Train a recipe: `vitrail train RECIPE [--data D] [--init SOURCE] [--out DIR] [any field of the recipe]`."""
     parser = Parser("train", train)
-    parser.add_argument("recipe", nargs="?", help="name of a recipe; none lists them")
-    parser.add_argument("--data", help=f"{DATA}; the recipe's own if left out")
+    parser.add_argument("recipe", nargs="?", help="name of a recipe; without one, list all recipes")
+    parser.add_argument("--data", help=f"{DATA}; default: the recipe's")
     parser.add_argument("--init", help=f"start from these weights: {SOURCE}")
     parser.add_argument(
-        "--out", type=Path, help="the run's folder; runs/RECIPE-SEED, or the next free number, if left out"
+        "--out", type=Path, help="the run's folder; default: runs/RECIPE-SEED, with a number added if it exists"
     )
     parser.add_argument("--group", help=GROUP)
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder; give no recipe")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="resume the run in this folder; give no recipe")
     parser.add_argument("--json", action="store_true", help="print the scores as one line of JSON")
     wants_help = any(arg in HELP for arg in args) and args[0] not in HELP
     options, rest = parser.parse_known_args([arg for arg in args if not (wants_help and arg in HELP)])
@@ -78,7 +78,7 @@ def train(args: Sequence[str]) -> int:
         others = (name, options.data, options.init, options.out, options.group)
         if rest or any(option is not None for option in others):
             raise UserError(
-                "--resume takes the run as it was begun: give it no recipe and no other option than --device"
+                "--resume continues a run with its own settings: give it no recipe and no option but --device"
             )
         trained = resume_run(options.resume, options.device)
     else:
@@ -120,13 +120,15 @@ def evaluate(args: Sequence[str]) -> int:
     parser = Parser("eval", evaluate)
     parser.add_argument("source", help=SOURCE)
     parser.add_revision()
-    parser.add_argument("--data", required=True, help=f"{DATA}; for captioners a captioned set")
-    parser.add_argument("--split", choices=("train", "val", "test"), help="test, or the nearest to it, if left out")
-    parser.add_argument("--probe", action="store_true", help="score the features too, by k-NN and a linear probe")
+    parser.add_argument("--data", required=True, help=f"{DATA}; a captioned data set for captioners")
+    parser.add_argument("--split", choices=("train", "val", "test"), help="default: test, else val, else train")
+    parser.add_argument("--probe", action="store_true", help="also score the features, by k-NN and a linear probe")
     parser.add_argument(
-        "--human", action="store_true", help="score people instead: each image's captions against its others"
+        "--human", action="store_true", help="score people instead: each reference caption against the image's others"
     )
-    parser.add_argument("--shuffle-images", action="store_true", help="the control: captions of the wrong images")
+    parser.add_argument(
+        "--shuffle-images", action="store_true", help="control: pair each image with the captions of another"
+    )
     parser.add_fast_dev_run()
     parser.add_argument("--json", action="store_true", help="print every score as one line of JSON")
     if (named := parser.parse_help(args)) is not None:
@@ -136,7 +138,7 @@ def evaluate(args: Sequence[str]) -> int:
     of_models = {"--revision": options.revision, "--probe": options.probe, "--shuffle-images": options.shuffle_images}
     given = [*(flag for flag, value in of_models.items() if value), *(word.partition("=")[0] for word in chosen)]
     if options.human and given:
-        raise UserError(f"{given[0]} is for a model's answers, and --human scores people: leave one out")
+        raise UserError(f"{given[0]} applies to a model's predictions, but --human scores people: use only one of them")
     from vitrail.report import NO_SCORES
     from vitrail.start import score, score_people
     from vitrail.train.run import FAST_IMAGES
@@ -166,14 +168,14 @@ def evaluate(args: Sequence[str]) -> int:
 
 
 def predict(args: Sequence[str]) -> int:
-    """Answer for images: `vitrail predict IMAGE|FOLDER... [--model SOURCE] [--json] [--out FILE|FOLDER]`."""
+    """Run a model on images: `vitrail predict IMAGE|FOLDER... [--model SOURCE] [--json] [--out FILE|FOLDER]`."""
     parser = Parser("predict", predict)
     parser.add_argument("images", nargs="+", help="images, or folders of them")
     parser.add_argument("--model", default="classify", help=SOURCE)
     parser.add_revision()
     parser.add_argument("--verify", action="store_true", help=VERIFY)
     parser.add_argument(
-        "--out", type=Path, help="write a row per image into a .csv, .jsonl or .parquet file, or figures into a folder"
+        "--out", type=Path, help="write one row per image to a .csv, .jsonl or .parquet file, or figures to a folder"
     )
     parser.add_argument("--json", action="store_true", help="print one object per line for each image")
     if (named := parser.parse_help(args)) is not None:
@@ -205,13 +207,13 @@ def predict(args: Sequence[str]) -> int:
 
 
 def explain(args: Sequence[str]) -> int:
-    """Draw what a model looks at: `vitrail explain IMAGE [--model SOURCE] --out DIR`."""
+    """Draw a model's attention on an image: `vitrail explain IMAGE [--model SOURCE] --out DIR`."""
     parser = Parser("explain", explain)
     parser.add_argument("image", type=Path)
     parser.add_argument("--model", default="classify", help=SOURCE)
     parser.add_revision()
     parser.add_argument("--verify", action="store_true", help=VERIFY)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the images")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the figures")
     options = parser.parse_args(args)
     task = load_model(options.model, options.device, options.revision, options.verify)
     from vitrail.explain import explain as draw
@@ -222,10 +224,10 @@ def explain(args: Sequence[str]) -> int:
 
 
 def compare(args: Sequence[str]) -> int:
-    """Put runs side by side in a table, and with --out in a plot: `vitrail compare RUN... [--out PLOT]`."""
+    """Compare runs in a table, and with --out in a plot: `vitrail compare RUN... [--out PLOT]`."""
     parser = Parser("compare", compare)
     parser.add_argument("runs", type=Path, nargs="+", help="run folders")
-    parser.add_argument("--out", type=Path, help="draw a plot into this PNG file too")
+    parser.add_argument("--out", type=Path, help="also write a plot to this PNG file")
     parser.add_argument("--json", action="store_true", help="print one object per line for each run")
     options = parser.parse_args(args)
     from vitrail.report.compare import as_table
@@ -239,14 +241,15 @@ def compare(args: Sequence[str]) -> int:
 
 
 def convert(args: Sequence[str]) -> int:
-    """Write a model in another layout, and prove it: `vitrail convert SOURCE OUT --to vitrail|timm|hf|google`."""
+    """Convert a checkpoint to another layout, and check it: `vitrail convert SOURCE OUT --to
+    vitrail|timm|hf|google`."""
     parser = Parser("convert", convert)
     parser.add_argument("source", help=SOURCE)
     parser.add_argument("out", type=Path, help="the folder to write; for google a file that ends in .npz")
     parser.add_argument("--to", choices=("vitrail", "timm", "hf", "google"), default="vitrail")
     parser.add_revision()
     parser.add_argument("--verify", action="store_true", help=VERIFY)
-    parser.add_argument("--json", action="store_true", help="print the certificate with every weight, as one line")
+    parser.add_argument("--json", action="store_true", help="print the full certificate as one line of JSON")
     options = parser.parse_args(args)
     from vitrail.zoo import convert as write
 
@@ -268,9 +271,9 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 for wrong input, 1 for a fault of the run."""
+    """Run one command and return its exit code: 0; 2 for wrong input; 1 for a failure of the run."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # it is closed, as by `>&-`
+        if getattr(sys, name) is None:  # closed, as by `>&-`
             setattr(sys, name, io.TextIOWrapper(io.BytesIO()))
     with own_lines():
         return _main(args)
@@ -278,11 +281,11 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _main(args: Sequence[str] | None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text that can be printed
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may contain bytes that cannot be printed
     try:
         return answer(list(sys.argv[1:] if args is None else args))
     except BrokenPipeError as error:
-        # Of a pipe whose reader has gone, as `head` does, nothing is said. Another broken one is a fault.
+        # A pipe whose reader has closed it (such as `head`) is normal, so nothing is printed. Any other is an error.
         if not any(map(nobody_reads, (sys.stdout, sys.stderr))):
             return say_os_error(error)
         forget_output()
@@ -290,10 +293,10 @@ def _main(args: Sequence[str] | None) -> int:
 
 
 def answer(args: list[str]) -> int:
-    """Run one command; what goes wrong is printed in one line. Returns the exit code."""
+    """Run one command and return its exit code. Errors are printed as one line."""
     try:
         code = run(args)
-        sys.stdout.flush()  # a disk that is full shows here, and not once nobody can say so
+        sys.stdout.flush()  # a full disk fails here, while the error can still be reported
         return code
     except (UserError, RunError, Stopped) as error:
         print(f"vitrail: {error}", file=sys.stderr)
@@ -308,9 +311,9 @@ def answer(args: list[str]) -> int:
 
 
 def run(args: list[str]) -> int:
-    """Run one command; what goes wrong is raised."""
+    """Run one command. Errors are raised."""
     if not args or args[0] in ("-h", "--help"):
-        print("vitrail: the Vision Transformer, from the paper's equations to a model that is in use.\n")
+        print("vitrail: the Vision Transformer, from the paper's equations to production.")
         for name, command in COMMANDS.items():
             print(f"  vitrail {name:<8} {inspect.getdoc(command)}")
         print("\n`vitrail COMMAND --help` lists a command's options.")

@@ -1,4 +1,4 @@
-"""`vitrail demo`: the whole path on bundled data, nothing to download."""
+"""`vitrail demo`: the whole pipeline on bundled data, without a download."""
 
 from __future__ import annotations
 
@@ -18,25 +18,21 @@ from vitrail.train.state import RunFolder
 
 SAMPLES = Path(__file__).parent / "zoo" / "samples"
 MADE = "made-by-demo.txt"
-"""a file in the demo's own run: only a run that has it is removed"""
+"""marks the run of a demo: only a run with this file is removed"""
 
 
 def run_demo(out: Path, device: str | None, fast_dev_run: bool = False) -> None:
-    """Train on digits, test, draw attention, classify sample images, and say what to do next."""
+    """Train on digits, test, draw attention, classify sample images, and print what to do next."""
     make_room(out)
     print("1. Training a Vision Transformer on handwritten digits of 8x8 pixels", flush=True)
     scores = begin(RECIPES["digits"], "digits", None, {"fast_dev_run": fast_dev_run}, out / "digits", device).scores
-    print(
-        f"2. Test: {scores['top1']:.2%} of {scores['count']} digits that it never saw, after {scores['seconds']:.0f} s"
-    )
+    print(f"2. Test: {scores['top1']:.2%} of {scores['count']} digits not in training, after {scores['seconds']:.0f} s")
     task = zoo.load(out / "digits")
     test = open_data("digits").test
     assert test is not None
     image = Image.fromarray(test.image(0, 1)[0].numpy())
     answer = explain(task, image, out / "attention")["labels"][0]
-    print(
-        f"3. What it looks at, drawn for a {test.classes[int(test.labels[0])]} that it takes for a {answer['label']}:"
-    )
+    print(f"3. Attention for a {test.classes[int(test.labels[0])]} that is classified as {answer['label']}:")
     print(f"   {out / 'attention' / 'rollout.png'}")
     print("4. Sample images, classified with the bundled weights (CIFAR-10's ten classes):")
     samples = sorted(SAMPLES.glob("*.png"))
@@ -50,17 +46,17 @@ def run_demo(out: Path, device: str | None, fast_dev_run: bool = False) -> None:
 
 
 def make_room(out: Path) -> None:
-    """Remove the run of an earlier demo, and nothing else, and mark the place of the one to come.
+    """Remove the run of an earlier demo, and nothing else, and mark the folder for the new one.
 
-    Raises UserError where the folder `out` holds anything and no demo's run.
+    Raises UserError if the folder `out` holds anything but a demo's run.
     """
     run = out / "digits"
     if (run / MADE).is_file() and not run.is_symlink():
-        with RunFolder(run).alone():  # not the run of a demo that is at work
+        with RunFolder(run).alone():  # not while another demo is running
             for entry in run.iterdir():
                 if entry.name not in (MADE, "lock"):
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is no demo's folder: choose another --out")
-    # Before the run, so that a demo that was stopped can be started again.
-    write_whole(run / MADE, "`vitrail demo` made this run, and removes it when it runs again.\n")
+        raise UserError(f"{out} exists and is not the folder of a demo: choose another --out")
+    # Before the run, so that an interrupted demo can be started again.
+    write_whole(run / MADE, "`vitrail demo` created this run, and removes it when it runs again.")

@@ -1,45 +1,45 @@
-"""What went wrong, in one plain line. The command line prints the line and ends with the class's exit code."""
+"""Errors with one plain line for the user. The command line prints it and exits with the class's exit code."""
 
 from __future__ import annotations
 
 import logging
 import math
 
-_said: set[str] = set()
+_warned: set[str] = set()
 
 
 def warn_once(message: str) -> None:
-    """Warn of what happens more than once in a command, such as whenever weights are loaded, the first time alone."""
-    if message not in _said:
-        _said.add(message)
+    """Log a warning only the first time, for events that repeat within a command, such as loading weights."""
+    if message not in _warned:
+        _warned.add(message)
         logging.getLogger("vitrail").warning(message)
 
 
 class UserError(ValueError):
-    """Wrong input: the line says what is wrong and what to do. Exit code 2."""
+    """Wrong input. The message says what is wrong and what to do. Exit code 2."""
 
     exit_code = 2
 
 
 class RunError(RuntimeError):
-    """A fault of the run, such as a full disk or a loss that is no longer finite. Exit code 1."""
+    """A failure of the run, such as a full disk or a loss that is no longer finite. Exit code 1."""
 
     exit_code = 1
 
 
 class Stopped(Exception):
-    """Somebody asked the run to stop; its state is saved and the line says how to resume. Exit code 130."""
+    """The user stopped the run. Its state is saved and the message says how to resume. Exit code 130."""
 
     exit_code = 130
 
 
 def first_line(error: Exception | str) -> str:
-    """The first line of what went wrong."""
+    """The first line of an error message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def require(config: object, low: float, below: float, *names: str) -> None:
-    """Raise UserError for the first of these fields that is not a number in [low, below), or holds one that is not."""
+    """Raise UserError for the first of these fields that is not in [low, below), or has an element that is not."""
     for name in names:
         value = getattr(config, name)
         for number in value if isinstance(value, tuple) else (value,):

@@ -1,4 +1,4 @@
-"""What the system refuses a command, in one line: closed pipes, full disks, places where nothing can be written."""
+"""Errors of the operating system as one line: closed pipes, full disks, paths that cannot be written."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import TextIO
 from vitrail.errors import RunError, UserError
 
 CLOSED_PIPE = 141
-"""exit code where nobody reads the output any more: what a shell gives for `cat`"""
+"""exit code if the reader of standard output has gone, as shells report it (128 + SIGPIPE)"""
 
 
 NO_PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG)
-"""errors of a place where nothing can be written"""
+"""errors of a path that cannot be written"""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPIPE)
-"""errors of writing"""
+"""errors that come from writing"""
 NO_ACCESS = (errno.EPERM, errno.EIO)
-"""errors of reading as much as of writing"""
+"""errors that come from reading or writing"""
 
 
 def say_os_error(error: OSError) -> int:
-    """Print what the system refused in one line and return the exit code; an error that tells nothing is raised."""
+    """Print an error of the operating system in one line and return the exit code; unexpected errors are raised."""
     if error.errno in NO_PLACE and error.filename is not None:
         print(f"vitrail: cannot write {error.filename}: {error.strerror}; choose another --out", file=sys.stderr)
         return UserError.exit_code
@@ -36,10 +36,10 @@ def say_os_error(error: OSError) -> int:
 
 
 def nobody_reads(stream: TextIO) -> bool:
-    """Whether what is printed goes to a pipe that has no reader any more."""
+    """Whether the stream is a pipe without a reader."""
     try:
         place = stream.fileno()
-    except (OSError, ValueError):  # closed, or no file
+    except (OSError, ValueError):  # closed, or not a file
         return False
     poll = select.poll()
     poll.register(place, select.POLLOUT)
@@ -47,9 +47,9 @@ def nobody_reads(stream: TextIO) -> bool:
 
 
 def forget_output() -> None:
-    """Drop what cannot be printed: Python would try once more as it ends, and fail with lines of its own."""
+    """Discard output that cannot be written: Python would retry at exit and print its own error."""
     for stream in (sys.stdout, sys.stderr):
         try:
-            stream.flush()  # it is another file that could not be written
+            stream.flush()  # only if this is the stream that failed
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written beside their place, flushed to the disk, then renamed."""
+"""Files that appear complete or not at all: written to a temporary file, flushed to disk, then renamed."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from vitrail.errors import UserError
 
 
 def write_whole(path: str | Path, data: bytes | str) -> None:
-    """Write one file, replacing what stands there."""
+    """Write one file, replacing an existing one."""
     with replacing(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[IO[bytes]]:
-    """A file to fill, which takes the place of `path` when the block ends well."""
+    """A temporary file to write to, which replaces `path` if the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -32,7 +32,7 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(beside, 0o644)  # mkstemp makes files that only their owner reads
+        os.chmod(beside, 0o644)  # mkstemp creates files that only their owner can read
         os.replace(beside, path)
     except BaseException as error:
         Path(beside).unlink(missing_ok=True)
@@ -42,22 +42,23 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
 
 
 def printable(text: str) -> str:
-    r"""Text for pages and figures: the bytes of a file name that is not UTF-8 as `\udce9`, as on standard output."""
+    r"""Text for pages and figures. File names that are not UTF-8 have escapes such as `\udce9`, as on standard
+    output."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def refuse_url(text: str) -> None:
-    """Raise UserError where `text` is a URL, in place of a path or a name."""
+    """Raise UserError if `text` is a URL and not a path or a name."""
     if not re.match(r"[A-Za-z][\w+.-]+://|https?:", text):
         return
     model = re.match(r"https?://(?:huggingface\.co|hf\.co)/(?!datasets/|spaces/)([\w.-]+/[\w.-]+)", text)
     also = f", or give the Hub id {model[1]}" if model else ", and give its path"
-    raise UserError(f"{text} is a URL, and vitrail fetches none: download the file first{also}")
+    raise UserError(f"{text} is a URL, which vitrail does not download: download the file first{also}")
 
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[None]:
-    """Files and folders of a person's, whose listing fails where they may not be read: then UserError."""
+    """Turns a PermissionError of reading the user's files or folders into a UserError."""
     try:
         yield
     except PermissionError as error:
@@ -66,7 +67,7 @@ def reading(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
-    """A folder to fill, which takes the place of `path` when the block ends well."""
+    """A temporary folder to fill, which replaces `path` if the block ends without an error."""
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
@@ -89,8 +90,8 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
 
 def _exchange(new: Path, path: Path) -> None:
-    """Put a folder in the place of another, or leave that as it was."""
-    # A folder cannot replace a folder in one step: between the two renames only the old one's new name stands.
+    """Replace a folder by another, or leave it unchanged if that fails."""
+    # A folder cannot replace a folder in one step: between the two renames, only the renamed old folder exists.
     old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
     try:
         os.replace(path, old)
@@ -106,7 +107,7 @@ def _exchange(new: Path, path: Path) -> None:
 
 
 def _name(error: BaseException, path: Path) -> None:
-    """Say which file it was, where the system does not."""
+    """Add the file name to an error that lacks it."""
     if isinstance(error, OSError) and error.filename is None:
         error.filename = str(path)
 

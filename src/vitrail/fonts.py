@@ -1,4 +1,4 @@
-"""Fonts that have the letters of a text: matplotlib's own, and behind it those of this machine."""
+"""Fonts for the letters of a text: matplotlib's own, then those of this machine."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from matplotlib import font_manager
 from vitrail.errors import warn_once
 
 OWN_FONT = "DejaVu Sans"
-"""which matplotlib carries"""
+"""bundled with matplotlib"""
 
 
 class FontFile(NamedTuple):
-    """A font and the file that it is in."""
+    """A font and its file."""
 
     name: str
     path: str
 
 
 def fonts_for(text: str) -> list[FontFile]:
-    """Matplotlib's own font, and behind it those that have the letters which it lacks.
+    """Matplotlib's own font, then fonts with the letters that it lacks.
 
-    Letters that no font here has are boxes, which is said once.
+    Letters without an installed font are boxes; warns once.
     """
 
     def lacking(letters: set[str], file: str) -> set[str]:
@@ -36,5 +36,5 @@ def fonts_for(text: str) -> list[FontFile]:
         if "Last Resort" not in font.name and (left := lacking(missing, font.fname)) != missing:
             fonts, missing = [*fonts, FontFile(font.name, font.fname)], left
     if missing:
-        warn_once(f"no font here has {', '.join(sorted(missing))[:60]}: such letters are boxes in the images")
+        warn_once(f"no installed font has {', '.join(sorted(missing))[:60]}: such letters are boxes in the figures")
     return fonts

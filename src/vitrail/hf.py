@@ -1,4 +1,4 @@
-"""transformers, where it is installed: the library itself, and models of its configs. No file is read here."""
+"""transformers, if installed: the library itself, and models from its configs. No file is read here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def library() -> Any:
-    """transformers, or how to get it."""
+    """The module transformers. UserError with the remedy if it is missing."""
     try:
         import transformers
     except ImportError:
@@ -29,7 +29,7 @@ def library() -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' progress bars and reports: what matters is said by us, in one line."""
+    """Silence transformers' progress bars and reports: vitrail reports what matters, in one line."""
     import transformers
 
     logging: Any = transformers.utils.logging
@@ -45,9 +45,9 @@ def quiet() -> Iterator[None]:
 
 
 def fresh(values: Mapping[str, Any], maker: str) -> Any:
-    """A model with fresh weights from transformers' config as plain data; `maker` is its class."""
+    """A model with new weights from transformers' config as plain data; `maker` is its class."""
     transformers = library()
-    given = deepcopy(dict(values))  # some releases take entries out of the configs inside
+    given = deepcopy(dict(values))  # some releases remove entries from nested configs
     with quiet():
         config = transformers.AutoConfig.for_model(given.pop("model_type"), **given)
         if maker == "AutoModelForCausalLM":
@@ -56,15 +56,15 @@ def fresh(values: Mapping[str, Any], maker: str) -> Any:
 
 
 def with_memory(make: Callable[[], Model], shapes: Mapping[str, tuple[int, ...]]) -> Model:
-    """A model whose tensors are on the CPU also where others are made without memory: transformers' models hold tables
-    that no checkpoint has. UserError, before any memory is taken, where it needs other weights than those of `shapes`.
+    """A model on the CPU even under the meta device, because transformers' models have tables that are in no
+    checkpoint.
+
+    UserError, before any memory is allocated, if its weights differ from `shapes`.
     """
     with torch.device("meta"):
         asked = sum(value.numel() for value in make().state_dict().values())
     there = sum(map(prod, shapes.values()))
     if asked != there:
-        raise UserError(
-            f"its config asks for {asked:,} weights and its file holds {there:,}: choose another checkpoint"
-        )
+        raise UserError(f"its config needs {asked:,} weights but its file has {there:,}: choose another checkpoint")
     with torch.device("cpu"):
         return make()

@@ -1,4 +1,4 @@
-"""Pieces of HTML that the pages of runs are made of. All texts that come in are escaped here."""
+"""HTML snippets for the reports of runs. All given texts are escaped here."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ NO_SCORES = "its scores say nothing about the model"  # of a fast dev run
 
 
 def section(title: str, body: str) -> str:
-    """A section of a page; nothing where it has no body."""
+    """A section of a page; empty without a body."""
     return f"<section><h2>{escape(title)}</h2>\n{body}\n</section>" if body else ""
 
 
 def card(label: str, value: str, note: str = "") -> str:
-    """A value in large letters, at the head of a page; nothing where there is no value."""
+    """A value in large letters at the top of a page; empty without a value."""
     said = f"<b>{escape(value)}</b><span>{escape(label)}</span><small>{escape(note)}</small>"
     return f'<div class="card">{said}</div>' if value else ""
 
@@ -26,7 +26,7 @@ def note(text: str) -> str:
 
 
 def bar(name: str, value: float, strong: bool) -> str:
-    """A row of a table: a name, a bar as long as the share `value` from 0 to 1, and its percentage."""
+    """A table row: a name, a bar for `value` from 0 to 1, and its percentage."""
     width = 100 * min(max(value, 0.0), 1.0)
     return (
         f'<tr{" class=strong" if strong else ""}><td class="name" title="{escape(name)}">{escape(name)}</td>'
@@ -35,7 +35,7 @@ def bar(name: str, value: float, strong: bool) -> str:
 
 
 def example(image: Any, caption: str, body: str = "", look: str = "plain") -> str:
-    """An image with HTML below it. `image` is a PNG in base64; nothing where it is not.
+    """An image with HTML below it. `image` is a PNG in base64; empty if it is not.
 
     `look` is `good` or `bad` for answers that are right or wrong, and `plain` for others.
     """

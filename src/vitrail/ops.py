@@ -13,7 +13,7 @@ Grid = tuple[int, ...]
 """patches along each axis: rows and columns of an image"""
 
 FORMED = 256
-"""tokens up to which bf16 training on a CPU forms the attention matrix"""
+"""bf16 training on a CPU computes the attention matrix explicitly up to this number of tokens"""
 
 RESAMPLINGS = {
     "antialias": ("bicubic", False, True),
@@ -23,14 +23,14 @@ RESAMPLINGS = {
     "bicubic_corners": ("bicubic", True, False),
     "corners": ("bilinear", True, False),
 }
-"""mode, whether corners are aligned, and whether every old position counts where the grid shrinks (antialias)"""
+"""interpolation mode, whether corners are aligned, and whether to use antialiasing"""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-    """What each query gathers of the values [B, heads, M, d], [B, heads, N, d] (equations 6 and 7).
+    """Attention of each query over the values [B, heads, M, d], to [B, heads, N, d] (equations 6 and 7).
 
-    PyTorch's fused attention never forms the matrix A. Where a CPU trains in bf16, that takes three to four times as
-    long for few tokens as the products that it stands for (results/attention.json), which are used there.
+    PyTorch's fused attention never computes the matrix A. In bf16 training on a CPU it is three to four times slower
+    for few tokens than the explicit products (results/attention.json), so those are used there.
     """
     learns = torch.is_grad_enabled() and q.requires_grad and q.dtype == torch.bfloat16 and q.device.type == "cpu"
     if not learns or mask is not None or max(q.shape[-2], k.shape[-2]) > FORMED:
@@ -42,10 +42,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, is_causa
 
 
 def stochastic_depth(rate: float, draws: Tensor) -> Tensor:
-    """Factors on the residual branches, from numbers in [0, 1), both [B, depth, 2] (arXiv 1603.09382).
+    """Factors on the residual branches from uniform random numbers in [0, 1), both [B, depth, 2] (arXiv 1603.09382).
 
-    A branch is skipped with a probability that rises linearly from 0 in the first block to `rate` in the last: its
-    factor is then 0, and 1 / (1 - its rate) where it is kept.
+    The probability of skipping a branch rises linearly from 0 in the first block to `rate` in the last. The factor is 0
+    for a skipped branch, and 1 / (1 - its rate) for a kept one.
     """
     rates = torch.linspace(0, rate, draws.shape[1], device=draws.device)[:, None]
     return (draws >= rates) / (1 - rates)
@@ -57,7 +57,7 @@ def scale_branch(branch: Tensor, keep: Tensor | None, index: int) -> Tensor:
 
 
 def check_images(images: Tensor, channels: int, patch: int) -> None:
-    """Raise UserError for what is no batch [B, C, H, W] of images that divide into patches."""
+    """Raise UserError unless `images` is a batch [B, C, H, W] whose size divides into patches."""
     if images.ndim != 4 or images.shape[1] != channels:
         raise UserError(f"expected images [B, {channels}, H, W], got {list(images.shape)}: check the channels")
     height, width = images.shape[2:]
@@ -81,9 +81,9 @@ def sine_positions(grid: Grid, width: int, temperature: float = 10_000.0) -> Ten
 
 
 def resize_positions(positions: Tensor, old: Grid, new: Grid, prefix: int, resampling: str = "antialias") -> Tensor:
-    """Learned positions [1, prefix + N, D] of one grid for another, by their 2-D locations (section 3.2).
+    """Learned positions [1, prefix + N, D] of one grid, interpolated in 2-D for another grid (section 3.2).
 
-    `resampling` is one of those that `VariantConfig` explains: every library has its own, and their results differ.
+    `VariantConfig` explains the values of `resampling`: each library has its own, and their results differ.
     """
     if old == new:
         return positions
@@ -99,8 +99,8 @@ def resize_positions(positions: Tensor, old: Grid, new: Grid, prefix: int, resam
 
 
 def fit_positions(positions: Tensor, old: Grid, new: Grid, prefix: int, resampling: str = "antialias") -> Tensor:
-    """`resize_positions` for images of another size than the model's, with one warning."""
-    # `torch.compiler.disable` would let compiled models warn too, but imports the compiler, which takes seconds.
+    """`resize_positions` for images of another size than the model's; warns once."""
+    # With `torch.compiler.disable` compiled models could warn too, but it imports the compiler, which takes seconds.
     if old != new and not torch.compiler.is_compiling():
         warn_once(f"positions interpolated from {old[0]}x{old[1]} patches to {new[0]}x{new[1]}")
     return resize_positions(positions, old, new, prefix, resampling)

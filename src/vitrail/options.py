@@ -25,19 +25,19 @@ HELP = ("-h", "--help")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line; every command takes --device."""
+    """argparse with errors of one line. Every command takes --device."""
 
     def __init__(self, name: str, command: Callable[..., int]) -> None:
         super().__init__(f"vitrail {name}", description=inspect.getdoc(command), allow_abbrev=False)
-        self.add_argument("--device", help="cpu, cuda, cuda:1, mps; the best there is if left out")
+        self.add_argument("--device", help="cpu, cuda, cuda:1 or mps; default: the best available")
 
     def add_fast_dev_run(self) -> None:
-        """For commands that may take long; of `train` it is a field of the run."""
-        self.add_argument("--fast-dev-run", action="store_true", help="try everything within seconds, on a few images")
+        """For commands that may take long. For `train` it is a field of the run."""
+        self.add_argument("--fast-dev-run", action="store_true", help="test the pipeline in seconds, on a few images")
 
     def add_revision(self) -> None:
         """For commands that load a model."""
-        self.add_argument("--revision", help="branch, tag or commit of a Hub id; SOURCE@REVISION says the same")
+        self.add_argument("--revision", help="branch, tag or commit on the Hub; the same as SOURCE@REVISION")
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} ({self.prog} --help lists the options)")
@@ -45,7 +45,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str]
     ) -> tuple[argparse.Namespace, list[str]]:
-        """As argparse does; UserError for a URL, of which a Path would drop a slash."""
+        """Like argparse, but a URL is a UserError: Path would silently drop a slash of it."""
         from vitrail.files import refuse_url
 
         for arg in args:
@@ -55,9 +55,9 @@ class Parser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str], task: Callable[[argparse.Namespace], Task] | None = None
     ) -> argparse.Namespace:
-        """As argparse does, with the nearest name for an option that is unknown.
+        """Like argparse, but the error for an unknown option suggests the closest name.
 
-        `task` loads the model of a command that takes the options of its task, which may be meant too.
+        `task` loads the command's model, whose task's options are also candidates for the suggestion.
         """
         options, rest = self.parse_known_args(args)
         if rest:
@@ -67,7 +67,7 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def parse_help(self, args: Sequence[str]) -> argparse.Namespace | None:
-        """What a call for help names, in which nothing is required; None for any other call."""
+        """Parse a call with --help, in which no argument is required; None for any other call."""
         if not any(arg in HELP for arg in args):
             return None
         for action in self._actions:
@@ -76,7 +76,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse_fields(run: Run, args: Sequence[str], also: Sequence[str] = ()) -> dict[str, Any]:
-    """The fields of a recipe's run that the arguments set, as plain values.
+    """The run fields that the arguments set, as plain values.
 
     The fields of a variant are flags of every recipe that trains a Vision Transformer, and those of `also` of every
     recipe: the model of the weights that it starts from may have them.
@@ -114,7 +114,7 @@ def task_flags() -> dict[str, int | None]:
 
 
 def _values(kind: Any) -> int | None:
-    """How many values a flag of a type takes; None for any number."""
+    """How many values a flag of this type takes; None for any number."""
     if kind is bool:
         return 0
     for member in (kind, *get_args(kind)):  # of a union
@@ -126,7 +126,7 @@ def _values(kind: Any) -> int | None:
 def split_options(args: Sequence[str], flags: Mapping[str, int | None]) -> tuple[list[str], list[str]]:
     """The arguments that are flags of tasks with their values, and the others.
 
-    They are told apart before a model is loaded, since only then it is clear which of the others names the model.
+    They are separated before the model is loaded, because the remaining arguments name the model.
     """
     given: list[str] = []
     others: list[str] = []
@@ -163,7 +163,7 @@ def parse_options(task: Task, args: Sequence[str]) -> dict[str, Any]:
 def print_options(task: Task, command: str) -> None:
     """The help of the options of a model's task."""
     if flat_fields(task.option):
-        print(f"\nOptions of this model's task, {task.name}; as the model has them if left out:\n")
+        print(f"\nOptions of this model's task, {task.name}; default: the model's own values:")
         _print_help(task.option, command)
     else:
         print(f"\nThis model's task, {task.name}, has no options of its own.")
@@ -174,9 +174,9 @@ def _anyones() -> set[str]:
 
 
 def _parsed(known: Mapping[str, Field], args: Sequence[str]) -> dict[str, Any]:
-    """The values of the fields that the arguments name. tyro prints boxes; a person gets one line.
+    """The values of the fields that the arguments set. tyro's boxed errors become one line.
 
-    Values are read by their types alone: whether they go together is told where they are put into the dataclass.
+    Values are checked by type only; the dataclass checks whether they fit together.
     """
     flags = [_flag(name) for name in known]
     flags += [f"--no-{_flag(name)[2:]}" for name, entry in known.items() if entry.kind is bool]
@@ -214,7 +214,7 @@ def _flag(name: str) -> str:
 
 
 def _normal(flag: str) -> str:
-    """A flag as it is listed: `--top_k` is `--top-k`."""
+    """A flag in its listed form: `--top_k` is `--top-k`."""
     return flag.replace("_", "-") if flag.startswith("--") else flag
 
 
@@ -228,7 +228,7 @@ def _named(arg: str, known: Iterable[str]) -> str | None:
 
 
 def squared(args: Sequence[str]) -> list[str]:
-    """The arguments with the one number of `--image-size 64` twice, for a square."""
+    """The arguments, with the single number of `--image-size 64` repeated for a square."""
     given: list[str] = []
     for arg in args:
         given += arg.split("=", 1) if re.match("--image[-_]size=", arg) else [arg]
@@ -240,7 +240,7 @@ def squared(args: Sequence[str]) -> list[str]:
 
 
 def _one_line(box: str) -> str:
-    """What tyro's box says: its frame and title go, as does the usage below."""
+    """The text of tyro's boxed error, without frame, title and usage."""
     text = " ".join(re.sub(r"[\u2500-\u257f]+|-{3,}", " ", box).split())
     text = re.sub(r"^(Parsing error|Value error|Missing argument|Unrecognized options) ", "", text)
     text = re.sub(r"^Error parsing (\w+: )?", "", text)
@@ -248,7 +248,8 @@ def _one_line(box: str) -> str:
 
 
 def _check_choices(args: Sequence[str], choices: dict[str, list[str]]) -> None:
-    """Refuse a value that is none of its field's, with the nearest one: tyro's releases word this differently."""
+    """Refuse a value that is not among its field's choices and suggest the closest: tyro's wording varies by
+    release."""
     for place, arg in enumerate(args):
         option, equals, value = arg.partition("=")
         name = option.removeprefix("--").replace("-", "_")
@@ -256,7 +257,7 @@ def _check_choices(args: Sequence[str], choices: dict[str, list[str]]) -> None:
             continue
         if not equals:
             value = args[place + 1] if place + 1 < len(args) else "--"
-        if value in choices[name] or value.startswith("--"):  # an option without a value is for tyro to refuse
+        if value in choices[name] or value.startswith("--"):  # tyro reports an option without a value
             continue
         near = get_close_matches(value, choices[name], n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(choices[name])}"

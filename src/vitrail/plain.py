@@ -18,7 +18,7 @@ class Field(NamedTuple):
 
     @property
     def words(self) -> list[str]:
-        """The few words that it can be; none where it takes more than a few, or is a flag without a value."""
+        """Its choices, if they are few words; empty otherwise, and for a flag without a value."""
         return [] if self.kind is bool else _words(self.kind)
 
 
@@ -33,7 +33,7 @@ def flat_fields(value: Any) -> dict[str, Field]:
 
 
 def _words(kind: Any) -> list[str]:
-    """What a field of this type can be, as text; none where that is more than a few words."""
+    """The choices of a field of this type, as text; empty if they are not a few words."""
     if get_origin(kind) is Literal:
         return [str(word) for word in get_args(kind)]
     if kind is bool:
@@ -47,9 +47,9 @@ def _words(kind: Any) -> list[str]:
 
 
 def rebuild(kind: type[T], values: dict[str, Any]) -> T:
-    """The dataclass of what `asdict` and JSON made of it: lists are tuples again, and nested dataclasses themselves.
+    """The inverse of `asdict` and JSON: restores tuples and nested dataclasses.
 
-    Fields that `values` lacks keep their defaults; one that `kind` does not know is a TypeError.
+    Missing fields keep their defaults; an unknown field is a TypeError.
     """
     hints = get_type_hints(kind)
     return kind(
@@ -63,16 +63,16 @@ def rebuild(kind: type[T], values: dict[str, Any]) -> T:
 
 
 def describe(config: Any, kinds: dict[str, type[Any]]) -> dict[str, Any]:
-    """A dataclass as plain data, with the name that `kinds` gives its type under `kind`."""
+    """A dataclass as plain data, with the name of its type in `kinds` under `kind`."""
     return {"kind": next(name for name, kind in kinds.items() if type(config) is kind), **asdict(config)}
 
 
 def described(values: dict[str, Any], kinds: dict[str, type[T]], default: str) -> T:
-    """What `describe` told of. Files from before there were kinds hold the `default`."""
+    """The inverse of `describe`. Files without a kind hold the `default`."""
     values = dict(values)
     return rebuild(kinds[values.pop("kind", default)], values)
 
 
 def _tuples(value: Any) -> Any:
-    """JSON has no tuples: its lists become tuples again."""
+    """JSON has no tuples: turn its lists into tuples."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value

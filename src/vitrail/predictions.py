@@ -1,4 +1,4 @@
-"""What `vitrail predict` makes of files: answers, and where they go: rows in one file, or figures in a folder."""
+"""`vitrail predict`: predictions for files, and their output as rows of one file or figures in a folder."""
 
 from __future__ import annotations
 
@@ -25,26 +25,27 @@ from vitrail.tasks.task import Prediction, Task
 log = logging.getLogger("vitrail")
 
 BATCH = 32
-"""images that are answered at once"""
+"""batch size"""
 CHUNK = 1_000
-"""rows of a table that are held at once"""
+"""rows of a table per chunk"""
 LONG_SIDE = 1_600
-"""pixels of the longer side of an image that is drawn on, at most"""
+"""maximum longer side in pixels of an image in a figure"""
 Row = dict[str, Any]
 
 
 class Answered(NamedTuple):
-    """A file and what the model says of it."""
+    """A file and the model's prediction."""
 
     path: Path
     row: Row
     """`image`, `task`, and what `Prediction.row` gives, or `error`"""
     answer: Prediction | None
-    """None for a file that could not be read"""
+    """None for an unreadable file"""
 
 
 def answer_files(task: Task, paths: Sequence[Path]) -> Iterator[Answered]:
-    """The answer for each file, in order. Holds no more than a batch of images; warns of doubtful values last."""
+    """The prediction for each file, in order. Holds at most one batch of images; warns of doubtful pixel values at the
+    end."""
     sources: list[Source] = []
     for start in range(0, len(paths), BATCH):
         prepared: dict[Path, Sample | str] = {}
@@ -54,7 +55,7 @@ def answer_files(task: Task, paths: Sequence[Path]) -> Iterator[Answered]:
                 prepared[path] = task.prepare(opened)
                 sources.append(opened.source)
             except UserError as error:
-                prepared[path] = str(error)  # the error itself would hold the image
+                prepared[path] = str(error)  # the error object would keep the image in memory
         read = [path for path, image in prepared.items() if not isinstance(image, str)]
         answers = task.answers([image for image in prepared.values() if not isinstance(image, str)])
         found = dict(zip(read, answers, strict=True))
@@ -67,15 +68,15 @@ def answer_files(task: Task, paths: Sequence[Path]) -> Iterator[Answered]:
 
 
 class Output(AbstractContextManager["Output"]):
-    """Where answers go; this one is standard output alone."""
+    """The output of predictions; this base class is for standard output only."""
 
     line: str | None = None
-    """what to print of the answer that was taken last; None for nothing"""
+    """the line to print for the last prediction; None for nothing"""
     where: str | None = None
-    """what to print at the end: where the answers are"""
+    """the line to print at the end: the path of the output"""
 
     def take(self, answered: Answered) -> Row:
-        """Take in an answer. Returns its row, as `--json` prints it."""
+        """Add a prediction. Returns its row, as `--json` prints it."""
         said = "no answer" if answered.answer is None else answered.answer.text()
         self.line = f"{answered.path}: {said}"
         return answered.row
@@ -85,9 +86,9 @@ class Output(AbstractContextManager["Output"]):
 
 
 def output_to(out: Path | None, given: Sequence[str | Path], images: Sequence[Path]) -> Output:
-    """The output that `--out` asks for: `images` are the files found in the files and folders that were `given`.
+    """The output for `--out`: `images` are the files found in the `given` files and folders.
 
-    Raises UserError, before anything is read, where it would overwrite one of them or cannot be written.
+    Raises UserError, before any image is read, if it would overwrite one of them or cannot be written.
     """
     if out is None:
         return Output()
@@ -97,14 +98,14 @@ def output_to(out: Path | None, given: Sequence[str | Path], images: Sequence[Pa
 
 
 class Table(Output):
-    """One row per image in one file, which appears whole when all rows are there, or not at all.
+    """One row per image in one file, which appears complete at the end, or not at all.
 
-    The rows wait on the disk as lines of JSON: which columns there are, and of which types, is known at the end.
+    The rows are buffered on disk as JSON lines, because columns and types are known only at the end.
     """
 
     def __init__(self, path: Path, write: Callable[[Lines, IO[bytes]], None]) -> None:
         if path.is_dir():
-            raise UserError(f"{path} is a folder, and the ending of --out asks for a file: choose another name")
+            raise UserError(f"{path} is a folder, but --out has the ending of a file: choose another name")
         if write is as_parquet:
             _pyarrow()
         self.path, self.write, self.count, self.bad = path, write, 0, 0
@@ -130,7 +131,7 @@ class Table(Output):
 
 
 class Lines:
-    """The rows that wait in a file, as often as they are asked for."""
+    """The rows buffered in a file, which can be iterated over repeatedly."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
@@ -149,12 +150,12 @@ class Lines:
 
 
 def as_jsonl(rows: Lines, file: IO[bytes]) -> None:
-    """What `--json` prints."""
+    """JSON lines, as `--json` prints them."""
     file.writelines(rows.raw())
 
 
 def as_csv(rows: Lines, file: IO[bytes]) -> None:
-    """UTF-8 with a header; nested values as JSON, and nothing for what a row lacks."""
+    """CSV in UTF-8 with a header; nested values as JSON, missing values empty."""
     columns = rows.columns()
     text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
     writer = csv.writer(text)
@@ -169,7 +170,7 @@ def _cell(value: Any) -> Any:
 
 
 def as_parquet(rows: Lines, file: IO[bytes]) -> None:
-    """Lists and structs as they are. Its types are those that suit all rows."""
+    """Parquet with lists and structs. Column types suit all rows."""
     pa, pq = _pyarrow()
     columns = rows.columns()
     schema = pa.schema([("image", pa.string()), ("task", pa.string()), ("error", pa.string())])
@@ -183,7 +184,7 @@ def as_parquet(rows: Lines, file: IO[bytes]) -> None:
 
 
 def _chunks(rows: Lines, columns: Sequence[str]) -> Iterator[list[Row]]:
-    """Some rows at a time, each with every column."""
+    """Chunks of rows, each row with every column."""
     chunk: list[Row] = []
     for row in rows:
         chunk.append({name: _readable(row.get(name)) for name in columns})
@@ -195,7 +196,7 @@ def _chunks(rows: Lines, columns: Sequence[str]) -> Iterator[list[Row]]:
 
 
 def _readable(value: Any) -> Any:
-    """Texts as UTF-8 can hold them: a file's name may have bytes that it cannot."""
+    """Text as valid UTF-8: file names may contain other bytes."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, list):
@@ -217,11 +218,11 @@ TABLES: Mapping[str, Callable[[Lines, IO[bytes]], None]] = {
     ".csv": as_csv,
     ".parquet": as_parquet,
 }
-"""how rows are written, by the ending of `--out`"""
+"""writers of tables, by the ending of `--out`"""
 
 
 class Figures(Output):
-    """A figure per image, as a PNG file in a folder. A file that could not be read has none."""
+    """One figure per image, as a PNG file in a folder. Unreadable files have none."""
 
     def __init__(self, folder: Path, given: Sequence[str | Path], images: Sequence[Path]) -> None:
         if folder.exists() and not folder.is_dir():
@@ -229,7 +230,7 @@ class Figures(Output):
                 f"{folder} is a file: give --out a folder for figures, or a new file that ends in {', '.join(TABLES)}"
             )
         if any(os.path.realpath(folder) == os.path.realpath(path) for path in given):
-            raise UserError(f"{folder} holds the images that are answered: choose another folder for --out")
+            raise UserError(f"{folder} holds the input images: choose another folder for --out")
         self.folder, self.count = folder, 0
         self.places = iter(figure_names(given, images))
         sources = {os.path.realpath(path) for path in images}
@@ -254,9 +255,9 @@ class Figures(Output):
 
 
 def figure_names(given: Sequence[str | Path], images: Sequence[Path]) -> list[Path]:
-    """Where the figure of each image goes, below the folder of figures: no two at one place.
+    """The path of each image's figure inside the folder of figures, without duplicates.
 
-    An image keeps its place below the folder that was given. The second of one name gets a number.
+    An image keeps its path relative to the given folder. Duplicate names get a number.
     """
     roots = [Path(path) for path in given if Path(path).is_dir()]
     taken: set[str] = set()
@@ -264,9 +265,11 @@ def figure_names(given: Sequence[str | Path], images: Sequence[Path]) -> list[Pa
     for image in images:
         root = next((root for root in roots if image.is_relative_to(root)), image.parent)
         below = image.relative_to(root)
-        below = Path(image.name) if ".." in below.parts else below  # below the folder of figures, whatever was given
+        below = (
+            Path(image.name) if ".." in below.parts else below
+        )  # inside the folder of figures, whatever path was given
         number, place = 1, below.with_suffix(".png")
-        while str(place).lower() in taken:  # some file systems take upper and lower case for the same
+        while str(place).lower() in taken:  # some file systems are not case-sensitive
             number += 1
             place = below.with_name(f"{below.stem}-{number}.png")
         taken.add(str(place).lower())
@@ -282,6 +285,6 @@ def original(path: Path) -> Image.Image:
     scale = min(1.0, LONG_SIDE / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     pixels = opened.pixels(channels, at_least=size[::-1])
-    pixels = pixels[:3] if len(pixels) >= 3 else pixels[:1].expand(3, -1, -1)  # of many bands the first three
+    pixels = pixels[:3] if len(pixels) >= 3 else pixels[:1].expand(3, -1, -1)  # the first three of many bands
     image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)

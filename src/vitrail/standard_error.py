@@ -1,7 +1,7 @@
-"""Standard error for vitrail's own lines alone, while a command runs.
+"""Keep standard error for vitrail's own lines while a command runs.
 
-Decoders in C write to file descriptor 2, other packages warn and log: such lines tell a person nothing, and come once
-per file. What matters of them reaches the person as vitrail's own error.
+Decoders in C write to file descriptor 2, other packages warn and log: such lines are not useful, and repeat for every
+file. If they matter, vitrail reports its own error.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class OneLine(logging.Formatter):
 
 @contextlib.contextmanager
 def own_lines() -> Iterator[None]:
-    """Drop what others write to standard error, and write what vitrail logs there. Worker processes inherit this.
+    """Discard what others write to standard error, and log vitrail's lines there. Worker processes inherit this.
 
-    `sys.stderr` still works, on a descriptor of its own, so that `print`, tracebacks and bars are seen. Warnings are
-    shown where the interpreter was told which to show (`python -W`, `PYTHONWARNINGS`).
+    `sys.stderr` still works, on its own descriptor, so that `print`, tracebacks and progress bars are visible. Warnings
+    are shown if the interpreter has options for them (`python -W`, `PYTHONWARNINGS`).
     """
     with _descriptor(), _warnings(), _logging():
         yield
@@ -35,7 +35,7 @@ def own_lines() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _logging() -> Iterator[None]:
-    """Write what vitrail logs, and nothing else, unless a program that calls this has set up logging itself."""
+    """Log vitrail's records only, unless the calling program has set up logging itself."""
     ours, root = logging.getLogger("vitrail"), logging.getLogger()
     if root.handlers:
         yield
@@ -43,7 +43,7 @@ def _logging() -> Iterator[None]:
     handler, nothing = logging.StreamHandler(sys.stderr), logging.NullHandler()
     handler.setFormatter(OneLine())
     ours.addHandler(handler)
-    root.addHandler(nothing)  # without any handler Python prints what other packages log
+    root.addHandler(nothing)  # without any handler Python prints the logs of other packages
     try:
         yield
     finally:
@@ -53,7 +53,7 @@ def _logging() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _descriptor() -> Iterator[None]:
-    """Point file descriptor 2 at nothing, and `sys.stderr`, where it is on it, at what that was."""
+    """Redirect file descriptor 2 to the null device, and `sys.stderr` to the original descriptor."""
     try:
         own = os.dup(2)
     except OSError:
@@ -61,7 +61,7 @@ def _descriptor() -> Iterator[None]:
     before = sys.stderr
     if own is None:
         with open(os.devnull, "w") as nothing:
-            sys.stderr = nothing  # else `print` takes standard output in its place
+            sys.stderr = nothing  # otherwise `print` would use standard output
             try:
                 yield
             finally:
@@ -78,7 +78,7 @@ def _descriptor() -> Iterator[None]:
         yield
     finally:
         if ours:
-            with contextlib.suppress(OSError):  # a pipe that nobody reads any longer
+            with contextlib.suppress(OSError):  # a pipe without a reader
                 sys.stderr.flush()
             sys.stderr = before
         os.dup2(own, 2)
@@ -86,7 +86,7 @@ def _descriptor() -> Iterator[None]:
 
 
 def _number(stream: TextIO | None) -> int | None:
-    """A stream's descriptor; None where it has none."""
+    """A stream's file descriptor; None if it has none."""
     try:
         return None if stream is None else stream.fileno()
     except (OSError, ValueError):
@@ -95,7 +95,7 @@ def _number(stream: TextIO | None) -> int | None:
 
 @contextlib.contextmanager
 def _warnings() -> Iterator[None]:
-    """Drop the warnings that pass the filters. The filters stay, so that one that is an error remains one."""
+    """Discard warnings that pass the filters. The filters stay, so that warnings turned into errors remain errors."""
     if sys.warnoptions:
         yield
         return

@@ -1,4 +1,4 @@
-"""Begin a run, go on with one, score a model: what the commands `train`, `eval` and `demo` do."""
+"""Start a run, resume one, score a model: the work of the commands `train`, `eval` and `demo`."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ log = logging.getLogger("vitrail")
 
 
 class Trained(NamedTuple):
-    """What a run ends with."""
+    """The result of a run."""
 
     task: type[Task]
     scores: dict[str, Any]
-    """of the split that was scored, whose name is `split`, with `seconds` and `parameters`"""
+    """scores of the evaluated split (its name under `split`), with `seconds` and `parameters`"""
 
 
 def begin(
@@ -62,21 +62,21 @@ def begin(
     """Train a recipe on `data`, from the weights `init` or from scratch.
 
     `changes` are fields of the run, or of its components, that replace the recipe's; `group` is the run's
-    field of that name, which is needed before the others: to open the data.
+    field of that name, which opening the data needs before the others.
     """
     if init is not None:
         recipe = recipes.TUNED.get(recipe, recipe)
     name = recipe(1).data
     if init is None and recipe in recipes.FROM_WEIGHTS:
-        raise UserError(f"{recipe(1).recipe} starts from weights: name them with --init")
+        raise UserError(f"{recipe(1).recipe} needs pretrained weights: name them with --init")
     if data is None and name == "folder":
-        raise UserError("say which images: --data with a folder that holds one folder per class, or a built-in name")
+        raise UserError("no data: give --data a folder with one folder per class, or a built-in name")
     data, group = name if data is None else data, recipe(1).group if group is None else group
     kind = task_of(recipe(1).task)
     splits = open_for(kind, data, name, group)
     if not len(splits.train):
         names = ", ".join(splits.beside[:3]) + ", ..." * (len(splits.beside) > 3)
-        found = f"put the folders of images that stand beside the others ({names}) in a folder train"
+        found = f"move the image folders ({names}) into a folder train"
         raise UserError(
             f"{data} has no training split: {found if names else 'add one'}, or score a model on it with `vitrail eval`"
         )
@@ -84,11 +84,11 @@ def begin(
     weights = None
     if (init := init or run.init) is not None:
         weights = zoo.load(init)
-        # Images come at the size that the checkpoint prepares them at; DINOv2's positions are for larger ones.
+        # The size of the checkpoint's preprocessing; DINOv2's positions are for larger images.
         config = replace(encoder_of(weights).config, image_size=weights.preprocess.size)
         run = recipes.from_weights(run, init, config)
-    if (channels := splits.train.channels) not in (1, 3, run.model.channels):  # others read as these two
-        log.warning("the images have %d channels, and so will the model", channels)
+    if (channels := splits.train.channels) not in (1, 3, run.model.channels):  # other channel counts are read as 1 or 3
+        log.warning("the images have %d channels, so the model gets as many", channels)
         run = replace(run, model=replace(run.model, channels=channels))
     if weights is not None:
         if recipe in recipes.CONTINUED and not kind.continues(run.task, weights):
@@ -108,15 +108,15 @@ def begin(
     warn_unused(given, with_fields(given, changes), run.tune.method)
     run = replace(run, data=str(data), group=group)
     chosen = choose_device(device)
-    with new_folder(run, out) as folder:  # before the images are decoded, which takes its time
-        marks = splits.marks(run.group)  # before the labels become a captioner's
-        parts, steps = build(run, splits, chosen, weights)
-        # Images kept in memory are rounded otherwise than streamed ones, so a resumed run must do as it began.
-        run = replace(run, memory=parts.train.memory)
+    with new_folder(run, out) as folder:  # before decoding the images, which is slow
+        marks = splits.marks(run.group)  # before a captioner encodes the labels
+        components, steps = build(run, splits, chosen, weights)
+        # Images in memory are rounded differently from streamed ones, so a resumed run must use the same mode.
+        run = replace(run, memory=components.train.memory)
         try:
             folder.begin(run, splits.train.classes, marks)
-            return Trained(kind, _train(run, parts, folder, steps, resume=False))
-        except BaseException:  # whatever it was, a run that saved nothing must not take the name
+            return Trained(kind, _train(run, components, folder, steps, resume=False))
+        except BaseException:  # whatever the error, a run that saved nothing must not keep the name
             folder.drop()
             raise
 
@@ -143,13 +143,13 @@ def new_folder(run: Run, out: Path | None) -> Iterator[RunFolder]:
 def resume_run(path: Path, device: str | None) -> Trained:
     """Resume the run in the folder `path` from its last saved step; on the processor (CPU) to the same bits.
 
-    One that has ended gives its scores again.
+    A finished run returns its scores again.
     """
     folder = RunFolder(path)
     run = folder.run()
     kind = task_of(run.task)
     if (scores := folder.scores) is not None:
-        log.warning(f"the run in {path} has ended: its report is {path / 'report.html'}")
+        log.warning(f"the run in {path} is finished: its report is {path / 'report.html'}")
         return Trained(kind, scores)
     with folder.alone():
         splits = open_for(kind, run.data, recipes.find(run.recipe)(1).data, run.group)
@@ -158,21 +158,21 @@ def resume_run(path: Path, device: str | None) -> Trained:
         return Trained(kind, _train(run, components, folder, steps, resume=True))
 
 
-def _train(run: Run, parts: Components, folder: RunFolder, steps: int, resume: bool) -> dict[str, Any]:
+def _train(run: Run, components: Components, folder: RunFolder, steps: int, resume: bool) -> dict[str, Any]:
     if run.fast_dev_run:
         log.warning(f"fast dev run: {steps} steps on at most {run.images} images of each split; {NO_SCORES}")
-    scores = fit_frozen(run, parts, folder) if run.tune.frozen else fit(run, parts, folder, steps, resume)
+    scores = fit_frozen(run, components, folder) if run.tune.frozen else fit(run, components, folder, steps, resume)
     scores |= {"fast_dev_run": True} if run.fast_dev_run else {}
     folder.end(scores)
-    write_whole(folder.path / "examples.json", json.dumps(examples(parts)))
+    write_whole(folder.path / "examples.json", json.dumps(examples(components)))
     write_report(folder.path)
     return scores
 
 
-def examples(parts: Components, count: int = 24) -> list[dict[str, Any]]:
-    """The first images of the held-back part with the model's answers, for the report."""
-    loader = parts.test or parts.val
-    task, chosen = parts.task, loader.set
+def examples(components: Components, count: int = 24) -> list[dict[str, Any]]:
+    """Evenly spaced images of the test or validation split with the model's predictions, for the report."""
+    loader = components.test or components.val
+    task, chosen = components.task, loader.set
     rows = []
     numbers = torch.linspace(0, len(chosen) - 1, min(count, len(chosen))).long().tolist()
     for i in numbers:
@@ -180,7 +180,7 @@ def examples(parts: Components, count: int = 24) -> list[dict[str, Any]]:
             opened = chosen.image(i, task.preprocess.channels)
             answer = task.answers([task.prepare(chosen.open(i))])[0]
         except UserError:
-            continue  # an image that cannot be read was named when the loader met it
+            continue  # the loader has already reported an unreadable image
         image = Image.fromarray(
             opened[:3].permute(1, 2, 0).squeeze(2).numpy() if len(opened) != 2 else opened[0].numpy()
         )
@@ -202,16 +202,18 @@ def score(
     shuffle: bool = False,
     images: int | None = None,
 ) -> tuple[str, dict[str, Any]]:
-    """The name of the split that was read, and the scores of a model on it; with `probe` also those of its features.
+    """The name of the evaluated split and the model's scores on it; with `probe` also the scores of its features.
 
-    `source` is where the model comes from. An encoder without a head has the scores of its features alone. `shuffle`
-    gives each image the target of another one, which is the control. At most `images` of each split are read.
+    `source` is the model's source. For an encoder without a head, only its features are scored. `shuffle` gives each
+    image the target of another one, as a control. At most `images` of each split are read.
     """
     learned = learned_from(source, data)
     group = learned.group if learned else None
     if probe or (task.portable and not task.outputs):
         if shuffle:
-            raise UserError("--shuffle-images is a control of answers, and --probe scores features: leave one out")
+            raise UserError(
+                "--shuffle-images is a control for predictions, but --probe scores features: use only one of them"
+            )
         return score_features(task, open_data(data, grouped=group is not None), split, images, group)
     splits = with_held_back(open_for(type(task), data, group=group), split, learned)
     name, chosen = choose_split(splits, split)
@@ -224,9 +226,10 @@ def score(
 
 
 def with_held_back(splits: Splits, split: str | None, learned: Run | None) -> Splits:
-    """The splits, with what training held back where the data names no validation split.
+    """The splits, with the validation split that training cut off, if the data has none of its own.
 
-    That is when `val` is asked for, or when a model whose run has `learned` from this data would else be scored on it.
+    This happens if `val` is requested, or if a model trained on this data (the run `learned`) would otherwise be scored
+    on its training images.
     """
     if splits.val is not None or not (split == "val" or (split is None and splits.test is None and learned)):
         return splits
@@ -235,18 +238,18 @@ def with_held_back(splits: Splits, split: str | None, learned: Run | None) -> Sp
 
 
 def learned_from(source: str, data: str) -> Run | None:
-    """The run in whose folder `source` is, if its images were those of `data`."""
+    """The run in whose folder `source` is, if it was trained on `data`."""
     for folder in (Path(source), Path(source).parent):  # best/ and last/ are in the run's folder
         try:
             run = RunFolder(folder).run()
         except UserError:
-            continue  # no run's folder, or one of another version: nothing tells what it learned from
+            continue  # not a run folder, or one of another version: its training data is unknown
         return run if Path(run.data).resolve() == Path(data).resolve() else None
     return None
 
 
 def score_people(task: Task, data: str, split: str | None, images: int | None = None) -> tuple[str, dict[str, Any]]:
-    """The split's name and the scores of its own answers: each as the answer, with the image's others to compare."""
+    """The split's name and the scores of its references: each reference against the image's others."""
     name, chosen = choose_split(with_held_back(open_for(type(task), data), split, learned=None), split)
     return name, task.human(chosen.spread(images))
 
@@ -254,38 +257,40 @@ def score_people(task: Task, data: str, split: str | None, images: int | None = 
 def score_features(
     task: Task, splits: Splits, split: str | None, images: int | None = None, group: str | None = None
 ) -> tuple[str, dict[str, Any]]:
-    """The part's name and its scores: the task's own where it knows the classes, and those of `train/probe.py`.
+    """The split's name and its scores: the task's own if it knows the classes, and those of `train/probe.py`.
 
-    The probes learn from the training part. It is split where a part is missing to choose the penalty on, which is
-    never the part that is scored, or where there is no other part to score.
+    The probes learn from the training split. The penalty is chosen on another split than the one that is scored. If a
+    split for either is missing, it is cut off the training split.
     """
     if not len(splits.train):
-        raise UserError("the data has no training part, which k-NN and the linear probe learn from: add a folder train")
+        raise UserError(
+            "the data has no training split, which k-NN and the linear probe learn from: add a folder train"
+        )
     if split == "train":
-        raise UserError("k-NN and the linear probe learn from the training part: choose --split val or test")
+        raise UserError("k-NN and the linear probe learn from the training split: choose --split val or test")
     train, val = splits.train, splits.val
-    name, part = ("train", train) if split == "val" and val is None else choose_split(splits, split)
+    name, scored = ("train", train) if split == "val" and val is None else choose_split(splits, split)
     if name == "train":
-        name, (train, part) = "val", split_val(train, group=group)
+        name, (train, scored) = "val", split_val(train, group=group)
     if val is None or name == "val":
         train, val = split_val(train, group=group)
-    train, val, part = (chosen.spread(images) for chosen in (train, val, part))
+    train, val, scored = (chosen.spread(images) for chosen in (train, val, scored))
     device = next(task.parameters()).device
-    loaders = [evaluation_loader(task, chosen, device) for chosen in (train, val, part)]
+    loaders = [evaluation_loader(task, chosen, device) for chosen in (train, val, scored)]
     scores = {}
     if task.outputs:
         try:
-            scores = evaluate(task, {name: loaders[2]}, name, metric=task.metric(part))
+            scores = evaluate(task, {name: loaders[2]}, name, metric=task.metric(scored))
         except UserError as error:
-            log.warning(f"the model's features are scored alone: {error}")
+            log.warning(f"only the model's features are scored: {error}")
     return name, {**scores, **probe_scores(task, *loaders)}
 
 
 def choose_split(splits: Splits, name: str | None) -> tuple[str, ImageSet]:
-    """A part by name, or the one furthest from training."""
+    """A split by name; by default test, else val, else train."""
     there = {"test": splits.test, "val": splits.val, "train": splits.train}
     if name is not None:
         if there[name] is None:
-            raise UserError(f"the data has no {name} part: it has {', '.join(k for k, v in there.items() if v)}")
+            raise UserError(f"the data has no {name} split: it has {', '.join(k for k, v in there.items() if v)}")
         return name, there[name]  # type: ignore[return-value]
     return next((k, v) for k, v in there.items() if v is not None and len(v))

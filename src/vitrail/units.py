@@ -14,19 +14,19 @@ def number(value: Any) -> float | None:
 
 
 def median(values: Iterable[Any]) -> float | None:
-    """Of the finite numbers among the values; None where there is none."""
+    """The median of the finite numbers among the values; None if there is none."""
     numbers = sorted(found for value in values if (found := number(value)) is not None)
     return numbers[len(numbers) // 2] if numbers else None
 
 
 def percent(value: Any) -> str:
-    """A fraction as a percentage; nothing for what is no number."""
+    """A fraction as a percentage; empty if it is not a number."""
     found = number(value)
     return "" if found is None else f"{100 * found:.2f} %"
 
 
 def count(value: Any) -> str:
-    """A number in at most four digits and a letter."""
+    """A number with at most four digits and a unit letter."""
     found = number(value)
     if found is None:
         return ""
@@ -37,7 +37,7 @@ def count(value: Any) -> str:
 
 
 def duration(seconds: Any) -> str:
-    """Seconds as people say them: `4.2 s`, `3 min 20 s`, `2 h 5 min`."""
+    """Seconds in readable units: `4.2 s`, `3 min 20 s`, `2 h 5 min`."""
     found = number(seconds)
     if found is None:
         return ""

@@ -1,6 +1,6 @@
 """The Vision Transformer of *An Image is Worth 16x16 Words* (arXiv 2010.11929), from the pixels to the logits.
 
-Nothing here knows of training, tasks or later papers; `variants/` builds on this file. The letters:
+Nothing here depends on training, tasks or later papers; `variants/` builds on this file. Dimensions:
 
     B images in the batch       P prefix tokens (the class token)                 D width of a token
     C channels, H and W pixels  N patches, in a grid of h rows and w columns      K classes
@@ -23,21 +23,21 @@ from vitrail.ops import Grid, attend, check_images, fit_positions, scale_branch,
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """What fixes the encoder. The defaults are the paper's ViT-B/16 at 224 pixels."""
+    """The encoder's hyperparameters. The defaults are the paper's ViT-B/16 at 224 pixels."""
 
     width: int = 768
     depth: int = 12
     heads: int = 12
     patch: int = 16
-    image_size: tuple[int, int] = (224, 224)  # height and width that learned positions are made for
+    image_size: tuple[int, int] = (224, 224)  # height and width in pixels; learned positions are for this size
     channels: int = 3
     mlp_ratio: float = 4.0
     class_token: bool = True
-    pool: str = "token"  # the class token represents the image (equation 4), or the "average" of the patches (D.3)
+    pool: str = "token"  # pooling: class "token" (equation 4) or "average" of the patches (D.3)
     positions: Literal["learned", "sine", "none"] = "learned"  # 1-D (the paper), 2-D sines (arXiv 2205.01580), or none
-    stem: tuple[int, ...] = ()  # hybrid (3.1): channels of the convolutions that the patches are cut from
-    drop_path: float = 0.0  # stochastic depth: rate of skipping in the last block, rising from 0 (arXiv 1603.09382)
-    dropout: float = 0.0  # after every linear layer but queries, keys, values, and on the embedded tokens (B.1)
+    stem: tuple[int, ...] = ()  # hybrid (3.1): channels of the convolutions before the patches
+    drop_path: float = 0.0  # stochastic depth rate of the last block, rising from 0 in the first (arXiv 1603.09382)
+    dropout: float = 0.0  # after linear layers except queries, keys and values, and on the embedded tokens (B.1)
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:

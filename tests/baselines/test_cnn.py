@@ -111,11 +111,11 @@ def test_feature_maps_for_captions(config: CNNConfig | ResNetConfig, grid: tuple
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: CNNConfig(widths=(8, 8)), "one stride a stage"),
-        (lambda: CNNConfig(widths=(), strides=()), "one stride a stage"),
+        (lambda: CNNConfig(widths=(8, 8)), "one stride per stage"),
+        (lambda: CNNConfig(widths=(), strides=()), "one stride per stage"),
         (lambda: CNNConfig(strides=(2, 0, 2)), "at least 1"),
         (lambda: ResNetConfig(depth=0), "at least 1"),
-        (lambda: ResNetConfig(widths=(32, 16, 64)), "let the widths .* rise"),
+        (lambda: ResNetConfig(widths=(32, 16, 64)), "widths .* must not decrease"),
     ],
 )
 def test_bad_configs_are_refused_in_one_line(make: object, words: str) -> None:

@@ -42,7 +42,7 @@ def test_the_signal_keeps_its_size_in_a_deep_network() -> None:
 
 
 def test_images_of_another_size_are_refused_in_one_line() -> None:
-    with pytest.raises(UserError, match="images of 3x5 do not fit an MLP that was made for 5x3") as caught:
+    with pytest.raises(UserError, match="images of 3x5 do not fit an MLP for images of 5x3") as caught:
         MLP(TINY)(torch.zeros(1, 2, 3, 5))
     assert "\n" not in str(caught.value)
 

@@ -179,4 +179,4 @@ def test_letters_that_no_font_has_are_said_once(
     image, heat = torch.zeros(3, 16, 16, dtype=torch.uint8), torch.rand(2, 2)
     for word, said in (("dog", 0), ("狗", 1), ("狗 狗", 1)):
         assert png(draw_words(image, [(word, 0.5, heat)])).startswith(b"\x89PNG")
-        assert len([record for record in caplog.records if "are boxes in the images" in record.message]) == said
+        assert len([record for record in caplog.records if "are boxes in the figures" in record.message]) == said

@@ -123,7 +123,7 @@ def test_what_a_captioner_has_learned_is_kept(
     rerank = ["train", "caption-rerank", *common, "--init", str(tmp_path / "scst"), "--out", str(tmp_path / "rerank")]
     capsys.readouterr()
     assert main([*rerank, "--method", "full"]) == 2
-    assert "consensus in decoding is for the recipe caption-rerank" in capsys.readouterr().err
+    assert "consensus needs the recipe caption-rerank" in capsys.readouterr().err
     assert main(rerank) == 0
     made, before = loaded(tmp_path / "rerank"), loaded(tmp_path / "scst")
     assert made.preprocess.size == before.preprocess.size

@@ -137,7 +137,7 @@ def test_a_run_that_was_killed_in_the_middle_of_a_line(tmp_path: Path) -> None:
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "step": 80, "lo')
     text = Page(write_report(folder).read_text()).text
-    assert "has not ended" in text
+    assert "is not finished" in text
     assert "Learning curves" in text
     assert "Confusion" not in text
 

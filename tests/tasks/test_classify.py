@@ -60,8 +60,8 @@ def test_sigmoid_loss_equals_pytorchs_and_starts_low() -> None:
     ("changes", "words"),
     [
         ({"hidden": 0}, "hidden must be at least 1"),
-        ({"smoothing": 1.0}, "smoothing is a fraction from 0 to below 1"),
-        ({"smoothing": -0.1}, "smoothing is a fraction from 0 to below 1"),
+        ({"smoothing": 1.0}, "smoothing must be at least 0 and below 1"),
+        ({"smoothing": -0.1}, "smoothing must be at least 0 and below 1"),
         ({"weighted": True, "balanced": True}, "add --no-balanced or --no-weighted"),
     ],
 )

@@ -146,11 +146,11 @@ def test_a_layout_that_cannot_say_what_outputs_mean(
     Regress(model.encoder, ["a", "b"], model.preprocess).save(tmp_path / "values")
     assert main(["convert", str(tmp_path / "values"), str(tmp_path / "v.npz"), "--to", "google"]) == 2
     said = capsys.readouterr().err
-    assert "outputs of a head are values" in said and said.count("\n") == 1 and not (tmp_path / "v.npz").exists()
+    assert "head's outputs are values" in said and said.count("\n") == 1 and not (tmp_path / "v.npz").exists()
     model.loss_kind = "sigmoid"
     model.save(tmp_path / "several")
     convert(tmp_path / "several", tmp_path / "s.npz", "google")
-    assert "each class has a probability of its own" in caplog.text
+    assert "each class has its own probability" in caplog.text
 
 
 def test_the_commands_with_a_head_of_values(
@@ -195,7 +195,7 @@ def test_a_head_of_values_becomes_a_fresh_one_for_classes(tmp_path: Path) -> Non
     weights = load_file(tmp_path / "model.safetensors")
     own = vitrail.load(tmp_path).get_parameter("head.linear.weight")
     torch.testing.assert_close(own, weights["classifier.weight"])
-    with pytest.raises(UserError, match="holds the task regress and does not load as classify; with classes=N"):
+    with pytest.raises(UserError, match="has the task regress and cannot be loaded as classify; classes=N"):
         vitrail.load(tmp_path, task="classify")
     for use in (vitrail.load(tmp_path).loss, lambda _: vitrail.load(tmp_path).metric()):
         with pytest.raises(UserError, match="classes=N"):

@@ -90,7 +90,7 @@ def test_that_all_outputs_stay_in_the_race_is_said(
         (tmp_path / name).mkdir()
         images(1)[0].save(tmp_path / name / "a.png")
     assert main(["eval", str(model[0]), "--data", str(tmp_path), "--device", "cpu"]) == 0
-    assert "the data has 2 of the model's 1,000 classes: an answer is one of all 1,000" in caplog.text
+    assert "the data has 2 of the model's 1,000 classes: a prediction is one of all 1,000" in caplog.text
     capsys.readouterr()
     (tmp_path / "church").rename(tmp_path / "crane")
     assert main(["eval", str(model[0]), "--data", str(tmp_path), "--device", "cpu"]) == 2

@@ -290,7 +290,7 @@ def test_a_folder_holds_one_run_and_its_recipe_reads_back(tmp_path: Path) -> Non
     assert folder.run() == run
     with pytest.raises(UserError, match="already holds a run"), folder.new():
         pass
-    with pytest.raises(UserError, match="no run to go on with"):
+    with pytest.raises(UserError, match="no run to resume"):
         RunFolder(tmp_path / "nothing").run()
 
 

@@ -206,8 +206,8 @@ def test_pooling_of_every_kind() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"window": 2}, "windows hold patches alone"),
-        ({"relative": "table", "registers": 1}, "relative tables are for patches and a class token"),
+        ({"window": 2}, "windowed attention is for patches only"),
+        ({"relative": "table", "registers": 1}, "relative tables need a class token"),
         ({"kv_heads": (1,)}, "a number for each of 2 blocks"),
         ({"distillation": True, "class_token": False, "pool": "average"}, "distillation token"),
         ({"pool": "distilled"}, "distillation token"),

@@ -89,7 +89,7 @@ def test_the_command_tells_what_became_of_everything(tmp_path: Path, capsys: pyt
     said = capsys.readouterr().out
     assert "Hugging Face vit (ViTForImageClassification)" in said and "joined" in said and "renamed" in said
     assert "16x16, crop, crop 0.8, bilinear, mean 0.1 0.2 0.3, std 0.4 0.5 0.6" in said
-    assert "left out    vit.embeddings.mask_token: stands for hidden patches" in said
+    assert "left out    vit.embeddings.mask_token: replaces masked patches" in said
     assert "not compared (--verify does)" in said and said.endswith(f"written to {tmp_path / 'timm'} (timm)\n")
     used = {name for weight in load_certified(out)[1].as_row()["weights"] for name in weight["from"]}
     assert used == weights.keys()
@@ -99,7 +99,7 @@ def test_load_verify_says_what_it_changed(tmp_path: Path, caplog: pytest.LogCapt
     small().save(tmp_path / "own")
     vitrail.load(tmp_path / "own", classes=5, image_size=(16, 24), channels=4, verify=True)
     for words in (
-        "of 3 channels, spread over 4",
+        "adapted from 3 to 4 channels",
         "interpolated from 16x16 pixels to 16x24",
         "a fresh head for 5 classes",
     ):
@@ -150,7 +150,7 @@ def test_other_tasks_stay_ours(tmp_path: Path) -> None:
     model = small()
     Classify(model.encoder, NAMES, model.preprocess, neighbours=4).save(tmp_path / "own")
     for to in ("timm", "hf", "google"):
-        with pytest.raises(UserError, match="has no place for this model of the task 'classify'"):
+        with pytest.raises(UserError, match="cannot store this model of the task 'classify'"):
             convert(tmp_path / "own", tmp_path / "out", to)
     assert convert(tmp_path / "own", tmp_path / "out").task == "classify"
 
@@ -228,10 +228,10 @@ def test_a_place_that_holds_something_else_is_left_alone(tmp_path: Path) -> None
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     for to in ("vitrail", "hf", "timm"):
-        with pytest.raises(UserError, match="exists and is no checkpoint"):
+        with pytest.raises(UserError, match="exists and is not a checkpoint"):
             convert(tmp_path / "own", tmp_path / "mine", to)
     (tmp_path / "note.txt").write_text("dear")
     for to in ("vitrail", "hf", "timm", "google"):
-        with pytest.raises(UserError, match="exists and is no checkpoint"):
+        with pytest.raises(UserError, match="exists and is not a checkpoint"):
             convert(tmp_path / "own", tmp_path / "note.txt", to)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]

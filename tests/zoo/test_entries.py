@@ -177,7 +177,7 @@ REFUSED: dict[str, tuple[Callable[[Weights], Any], str]] = {
     "something beside": (lambda w: {**pre("model.", w), "decoder.weight": torch.ones(3)}, "decoder.weight beside"),
     "a half": (
         lambda w: {**pre("encoder.", w), **{f"decoder.{i}.weight": torch.ones(3) for i in range(9)}},
-        r"decoder.0.weight and 8 more beside the model at the prefix 'encoder.'",
+        r"decoder.0.weight and 8 more besides the model at the prefix 'encoder.'",
     ),
     "a head under another name": (lambda w: {**pre("model.", w), "fc.weight": torch.ones(3)}, "fc.weight beside"),
     "two models": (lambda w: {"model": w, "best": other(w)}, "several models, at the entry 'model' and .*'best'"),

@@ -139,7 +139,7 @@ def make_bad(path: Path, how: str) -> str:
             return "is empty"
         case "text":
             path.write_text("once upon a time, at some length")
-            return "is no checkpoint"
+            return "is not a checkpoint"
         case "page":
             path.write_text("<!DOCTYPE html><html></html>")
             return "web page"
@@ -181,7 +181,7 @@ def make_bad(path: Path, how: str) -> str:
             return "bytearray"
         case "many numbers":
             torch_zip(path, call("torch", "FloatTensor", 1 << 45))
-            return "damaged|hostile|could run code"
+            return "damaged|malicious|could run code|can run code"
         case "view":
             torch.save({"a": torch.zeros(1).expand(1 << 40)}, path)
             return "declares more numbers"
@@ -203,11 +203,11 @@ def make_bad(path: Path, how: str) -> str:
         case "packed":
             with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
                 archive.writestr("archive/data.pkl", b"\x80\x02}." * 100)
-            return "is packed"
-        case "other archive":
+            return "is compressed"
+        case "another kind of archive":
             with zipfile.ZipFile(path, "w") as archive:
                 archive.writestr("hello.txt", "hello")
-            return "some other archive"
+            return "another kind of archive"
         case "objects":
             np.savez(path.with_suffix(".npz"), a=np.array([print], dtype=object))
             path.with_suffix(".npz").rename(path)
@@ -260,7 +260,16 @@ BAD = [
         "list",
     ),
     *("flax", "gguf"),
-    *("nothing", "packed", "other archive", "objects", "numpy lie", "numpy bomb", "numpy header", "safetensors lie"),
+    *(
+        "nothing",
+        "packed",
+        "another kind of archive",
+        "objects",
+        "numpy lie",
+        "numpy bomb",
+        "numpy header",
+        "safetensors lie",
+    ),
     *("safetensors header", "cut off"),
 ]
 
@@ -284,7 +293,7 @@ def test_bad_files_get_one_line(tmp_path: Path, how: str) -> None:
         ({".metadata": b"x", "__0_0.distcp": b"y"}, "dcp_to_torch"),
         ({"config.json": b"{" + b'"a":[' * 100_000, "model.safetensors": b"x"}, "config.json cannot be read"),
         ({"config.json": b"[]", "model.safetensors": b"x"}, "holds a list"),
-        ({"model.safetensors.index.json": b'{"weight_map": 3}'}, "no index"),
+        ({"model.safetensors.index.json": b'{"weight_map": 3}'}, "not an index"),
     ],
 )
 def test_folders_without_a_checkpoint(tmp_path: Path, files: dict[str, bytes], words: str) -> None:

@@ -398,7 +398,7 @@ def test_what_google_cannot_express_is_refused_by_name(tmp_path: Path, changes: 
 
 def test_contradictions_are_refused(tmp_path: Path) -> None:
     arrays = paper()
-    with pytest.raises(UserError, match="make no square"):
+    with pytest.raises(UserError, match="do not form a square"):
         vitrail.load(
             saved(tmp_path / "a.npz", {**arrays, "Transformer/posembed_input/pos_embedding": np.zeros((1, 6, WIDTH))})
         )

@@ -119,14 +119,14 @@ def test_shards_and_single_files(server: Hub, models: Path, tmp_path: Path) -> N
 
     (folder / "model-1.safetensors").unlink()
     server.repositories["some/gap"] = {"main": folder}
-    with pytest.raises(UserError, match=r"names 'model-1.safetensors', which the repository does not hold"):
+    with pytest.raises(UserError, match=r"names 'model-1.safetensors', which is not in the repository"):
         vitrail.load("some/gap")
 
     (tmp_path / "two").mkdir()
     for name in ("a.npz", "b.npz"):
         np.savez(tmp_path / "two" / name, x=np.zeros(3))
     server.repositories["some/two"] = {"main": tmp_path / "two"}
-    with pytest.raises(UserError, match=r"2 checkpoints \(a.npz, b.npz\): download the file that you mean"):
+    with pytest.raises(UserError, match=r"2 checkpoints \(a.npz, b.npz\): download one file"):
         vitrail.load("some/two")
     (tmp_path / "none").mkdir()
     server.repositories["some/none"] = {"main": tmp_path / "none"}
@@ -137,11 +137,11 @@ def test_shards_and_single_files(server: Hub, models: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "prepare, words",
     [
-        ({}, "some/vit is no file or folder here, and the Hub has no such model"),
+        ({}, "some/vit is not a local file or folder, and the Hub has no such model"),
         ({"gated": {"some/vit"}}, "some/vit is gated: accept its terms"),
-        ({"status": 500}, "the Hub cannot be reached for it"),
-        ({"status": 429}, "the Hub cannot be reached for it"),
-        ({"silent": True}, "the Hub cannot be reached for it"),
+        ({"status": 500}, "the Hub cannot be reached and it is not in the cache"),
+        ({"status": 429}, "the Hub cannot be reached and it is not in the cache"),
+        ({"silent": True}, "the Hub cannot be reached and it is not in the cache"),
     ],
 )
 def test_what_cannot_be_had_is_one_line_at_once(
@@ -175,7 +175,7 @@ def test_a_closed_port_and_a_name_that_no_hub_allows(server: Hub, monkeypatch: p
         with pytest.raises(UserError, match="cannot be reached"):
             vitrail.load("some/vit")
         assert waits == []  # before another try
-    with pytest.raises(UserError, match="the Hub allows no such name"):
+    with pytest.raises(UserError, match="the Hub does not allow such a name"):
         vitrail.load("some/a--b")
     assert server.asked == []
 

@@ -86,7 +86,7 @@ def _damage(path: Path, how: str) -> None:
         weights.unlink()
     elif how == "bad json":
         config.write_text("{")
-    elif how == "other format":
+    elif how == "different format":
         config.write_text(json.dumps({"architecture": "swin_tiny"}))
     elif how == "contradiction":
         values["encoder"]["depth"] = 3
@@ -108,7 +108,7 @@ def _damage(path: Path, how: str) -> None:
         "cut weights",
         "no weights",
         "bad json",
-        "other format",
+        "different format",
         "contradiction",
         "unknown field",
         "unknown task",
@@ -129,6 +129,6 @@ def test_names_and_places(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no checkpoint"):
         vitrail.load(tmp_path / "empty")
-    with pytest.raises(UserError, match="exists and is no checkpoint"):
+    with pytest.raises(UserError, match="exists and is not a checkpoint"):
         vitrail.create("nano/2").save(tmp_path / "empty")
     assert bundled() == ["caption", "classify"]

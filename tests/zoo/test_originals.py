@@ -243,5 +243,5 @@ def test_what_does_not_belong_is_an_error(tmp_path: Path) -> None:
         vitrail.load(tmp_path / "mae.pth")
     weights = {name: value for name, value in sam_model().state_dict().items() if "rel_pos" not in name}
     torch.save(weights, tmp_path / "sam.pth")
-    with pytest.raises(UserError, match="windows are not known"):
+    with pytest.raises(UserError, match="which determine its windows"):
         vitrail.load(tmp_path / "sam.pth")

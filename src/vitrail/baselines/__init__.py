@@ -1,7 +1,7 @@
-"""What came before the Vision Transformer, from scratch and behind the same interface: MLP, CNN, ResNet, RNN to LSTM.
+"""Models before the Vision Transformer, from scratch, with the same interface: MLP, CNN, ResNet, RNN, GRU, LSTM.
 
-Each encoder gives `vit.Tokens` and pools them to one vector, so tasks, loop and reports take it as they take a ViT.
-`docs/ladder.md` says in which order to read them.
+Each encoder returns `vit.Tokens` and pools them to one vector, so tasks, loop and reports treat it like a ViT.
+`docs/ladder.md` gives the order in which to read them.
 """
 
 from __future__ import annotations

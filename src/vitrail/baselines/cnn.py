@@ -1,8 +1,8 @@
-"""Convolutional networks: a small one in the manner of LeNet and VGG, and the ResNet for small images.
+"""Convolutional networks: a small one like LeNet and VGG, and the ResNet for small images.
 
 Read convolution.py first, the convolution with its norm and the residual block; here both are stacked.
 
-    B images in the batch       C channels, H and W pixels       D channels of the last feature map, of h x w places
+    B images in the batch       C channels, H and W pixels       D channels of the last feature map, of h x w positions
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vitrail.vit import Tokens
 
 @dataclass(frozen=True)
 class CNNConfig:
-    """A plain convolutional network. The defaults suit 32x32 pixels; photos take a stage more.
+    """A plain convolutional network. The defaults suit 32x32 pixels; photos need one more stage.
 
     At 160x160, `widths=(32, 64, 128, 256), strides=(2, 2, 2, 2)` gives a feature map of 10x10.
     """
@@ -28,13 +28,13 @@ class CNNConfig:
     widths: tuple[int, ...] = (32, 64, 128)
     """channels of each stage"""
     depth: int = 2
-    """convolutions a stage"""
+    """number of convolutions per stage"""
     strides: tuple[int, ...] = (2, 2, 2)
-    """side of each stage's max pooling, which makes the map that many times smaller; 1 for none"""
+    """stride of each stage's max pooling, by which the map shrinks; 1 for no pooling"""
     stem_stride: int = 1
-    """step of the first convolution"""
+    """stride of the first convolution"""
     image_size: tuple[int, int] = (32, 32)
-    """(height, width) in pixels that it is trained at; it takes any other"""
+    """(height, width) in pixels for training; other sizes work too"""
     channels: int = 3
 
     def __post_init__(self) -> None:
@@ -56,19 +56,19 @@ class ResNetConfig:
     widths: tuple[int, ...] = (16, 32, 64)
     """channels of each stage"""
     depth: int = 3
-    """blocks a stage, of two convolutions each: n of the paper, with 6n + 2 layers for three stages"""
+    """blocks per stage, of two convolutions each: n in the paper, with 6n + 2 layers for three stages"""
     strides: tuple[int, ...] = (1, 2, 2)
-    """step of the first convolution of each stage"""
+    """stride of the first convolution of each stage"""
     stem_stride: int = 1
-    """step of the convolution before the stages"""
+    """stride of the convolution before the stages"""
     image_size: tuple[int, int] = (32, 32)
-    """(height, width) in pixels that it is trained at; it takes any other"""
+    """(height, width) in pixels for training; other sizes work too"""
     channels: int = 3
 
     def __post_init__(self) -> None:
         _check_stages(self)
         if sorted(self.widths) != list(self.widths):
-            raise UserError(f"shortcuts cannot drop channels: let the widths {self.widths} rise")
+            raise UserError(f"shortcuts cannot drop channels: widths {self.widths} must not decrease")
 
     @property
     def width(self) -> int:
@@ -78,7 +78,7 @@ class ResNetConfig:
 
 def _check_stages(config: CNNConfig | ResNetConfig) -> None:
     if not config.widths or len(config.widths) != len(config.strides):
-        raise UserError(f"one stride a stage: got widths {config.widths} and strides {config.strides}")
+        raise UserError(f"one stride per stage is needed: got widths {config.widths} and strides {config.strides}")
     if min(config.depth, config.stem_stride, *config.widths, *config.strides) < 1:
         raise UserError(
             f"widths {config.widths}, strides {config.strides}, stem_stride {config.stem_stride} and depth "
@@ -89,8 +89,8 @@ def _check_stages(config: CNNConfig | ResNetConfig) -> None:
 class CNN(nn.Module):
     """Stages of convolutions with ReLU, ended by max pooling, as LeNet (1998) and VGG (arXiv 1409.1556) have it.
 
-    A pooling makes the map smaller, mostly by half, and the next stage has more channels: fewer places that each say
-    more.
+    Pooling shrinks the map, usually by half, and the next stage has more channels: fewer positions with more features
+    each.
     """
 
     def __init__(self, config: CNNConfig) -> None:
@@ -108,12 +108,12 @@ class CNN(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tokens:
-        """Normalised images [B, C, H, W] to the places of the last feature map, [B, h * w, D]."""
+        """Normalised images [B, C, H, W] to the positions of the last feature map, [B, h * w, D]."""
         check(images, self.config.channels)
         return as_tokens(self.layers(channels_last(images)))
 
     def pool(self, tokens: Tokens) -> Tensor:
-        """The mean over all places, [B, D] (arXiv 1312.4400, section 3.2)."""
+        """The mean over all positions, [B, D] (arXiv 1312.4400, section 3.2)."""
         return tokens.patches.mean(dim=1)
 
 
@@ -133,16 +133,16 @@ class ResNet(nn.Module):
         self.blocks = nn.Sequential(*blocks)
 
     def forward(self, images: Tensor) -> Tokens:
-        """Normalised images [B, C, H, W] to the places of the last feature map, [B, h * w, D]."""
+        """Normalised images [B, C, H, W] to the positions of the last feature map, [B, h * w, D]."""
         check(images, self.config.channels)
         return as_tokens(self.blocks(F.relu(self.stem(channels_last(images)))))
 
     def pool(self, tokens: Tokens) -> Tensor:
-        """The mean over all places, [B, D]."""
+        """The mean over all positions, [B, D]."""
         return tokens.patches.mean(dim=1)
 
 
 def as_tokens(x: Tensor) -> Tokens:
-    """A feature map [B, D, h, w] as tokens, one a place, row by row."""
+    """A feature map [B, D, h, w] as tokens, one per position, row by row."""
     patches = x.flatten(2).transpose(1, 2)
     return Tokens(patches[:, :0], patches, (x.shape[2], x.shape[3]))

@@ -1,4 +1,4 @@
-"""The 3x3 convolution with its norm, and the residual block of two of them: of the baselines, and of a ViT's stem."""
+"""The 3x3 convolution with its norm, and the residual block of two of them, for the baselines and for a ViT's stem."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 
 class Convolution(nn.Module):
-    """A 3x3 convolution and batch norm. With a kernel w, at place (i, j) of output channel o,
+    """A 3x3 convolution and batch norm. With a kernel w, at position (i, j) of output channel o,
 
         y[o, i, j] = sum over c, u, v of w[o, c, u, v] * x[c, s * i + u - 1, s * j + v - 1]        (s: the stride)
 
-    The same 9 weights a pair of channels serve every place: what is learned at one place holds everywhere, and a
-    shifted image gives a shifted map. Batch norm (arXiv 1502.03167) then makes each channel's mean 0 and variance 1
-    over the batch, and learns a factor and a shift of its own, so the convolution needs no bias.
+    The same 9 weights per pair of channels are used at every position: what is learned at one position applies
+    everywhere, and a shifted image gives a shifted map. Batch norm (arXiv 1502.03167) then makes each channel's mean 0
+    and variance 1 over the batch, and learns a factor and a shift of its own, so the convolution needs no bias.
     """
 
     def __init__(self, channels: int, width: int, stride: int = 1) -> None:
@@ -33,8 +33,8 @@ class Convolution(nn.Module):
 class BasicBlock(nn.Module):
     """y = max(0, x + F(x)), with F two convolutions and a ReLU between them (arXiv 1512.03385, equation 1).
 
-    Layers learn what to change about x instead of x anew, and the gradient reaches early layers along the sum.
-    Where the map shrinks or channels are added, x is thinned and filled up with zeros (option A of the paper).
+    Layers learn a change of x instead of a new x, and the gradient reaches early layers through the sum. If the map
+    shrinks or channels are added, x is subsampled and padded with zero channels (option A of the paper).
     """
 
     def __init__(self, channels: int, width: int, stride: int = 1) -> None:
@@ -48,12 +48,12 @@ class BasicBlock(nn.Module):
         return F.relu(self.shortcut(x) + self.second(F.relu(self.first(x))))
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """x at every `stride`-th place, with channels of zeros behind its own."""
+        """x at every `stride`-th position, with channels of zeros appended."""
         if self.stride > 1:
             x = x[:, :, :: self.stride, :: self.stride]
         return F.pad(x, (0, 0, 0, 0, 0, self.added)) if self.added else x
 
 
 def channels_last(images: Tensor) -> Tensor:
-    """The same [B, C, H, W], with a place's channels side by side in memory: convolutions are faster on that."""
+    """The same [B, C, H, W] in channels-last memory format, which is faster for convolutions."""
     return images.contiguous(memory_format=torch.channels_last)

@@ -27,12 +27,12 @@ class MLPConfig:
     width: int = 512
     """units of each hidden layer"""
     depth: int = 3
-    """hidden layers"""
+    """number of hidden layers"""
     image_size: tuple[int, int] = (32, 32)
-    """(height, width) in pixels: every pixel has weights of its own, so this is the only size that it takes"""
+    """(height, width) in pixels: every pixel has its own weights, so no other size works"""
     channels: int = 3
     dropout: float = 0.0
-    """probability that a hidden unit is left out of a training step (Srivastava et al. 2014)"""
+    """dropout: probability of zeroing a hidden unit in a training step (Srivastava et al. 2014)"""
 
     def __post_init__(self) -> None:
         if self.depth < 1:
@@ -46,7 +46,7 @@ class MLP(nn.Module):
         a_0 = the pixels of all channels in one row, C * H * W numbers
         a_l = max(0, W_l a_(l-1) + b_l)        for l = 1 to depth
 
-    The layer does not know which pixels are neighbours: with one fixed order of all pixels shuffled, it learns as well.
+    The layer does not know which pixels are neighbours: with one fixed shuffling of all pixels it learns equally well.
     """
 
     def __init__(self, config: MLPConfig) -> None:
@@ -67,7 +67,7 @@ class MLP(nn.Module):
         check(images, self.config.channels)
         if images.shape[2:] != self.config.image_size:
             raise UserError(
-                f"images of {images.shape[2]}x{images.shape[3]} do not fit an MLP that was made for "
+                f"images of {images.shape[2]}x{images.shape[3]} do not fit an MLP for images of "
                 f"{self.config.image_size[0]}x{self.config.image_size[1]}: resize them"
             )
         x = images.flatten(1)
@@ -81,7 +81,7 @@ class MLP(nn.Module):
 
 
 def check_sizes(config: MLPConfig | RNNConfig) -> None:
-    """UserError for numbers that mean no network of fully connected or recurrent layers."""
+    """UserError for sizes that are invalid for a network of fully connected or recurrent layers."""
     if min(config.width, config.channels, *config.image_size) < 1:
         raise UserError(
             f"width, channels and image_size must be at least 1, got {config.width}, {config.channels} and "

@@ -1,8 +1,8 @@
 """Recurrent networks, cell by cell: Elman's RNN, the GRU and the LSTM; a layer over a sequence; an image read by rows.
 
-A cell takes one step: from an input x_t and what it remembers to what it remembers next. Shapes:
+A cell takes one step: from an input x_t and a state to the next state. Shapes:
 
-    B sequences in the batch    T steps    I numbers of an input    D width of the state    G gates (products a step)
+    B sequences in the batch    T steps    I width of an input    D width of the state    G gates (products per step)
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from vitrail.errors import UserError
 from vitrail.vit import Tokens
 
 State = tuple[Tensor, ...]
-"""what a cell remembers: (h,), or (h, c) for the LSTM, each [B, D]; the first is what it shows to others"""
+"""the state of a cell: (h,), or (h, c) for the LSTM, each [B, D]; the first is its output"""
 
 
 class Cell(nn.Module):
-    """What all cells share: W x_t + b for all gates in one product, and U h_(t-1) + d in another.
+    """Shared by all cells: W x_t + b for all gates in one product, and U h_(t-1) + d in another.
 
-    Rows of the matrices stand gate under gate in the order of `torch.nn`, and there are two biases as there, so weights
-    carry over as they are. The second bias matters to the GRU alone; elsewhere the two are one.
+    The rows of the matrices are gate by gate in the order of `torch.nn`, with two biases as there, so weights are
+    interchangeable. The second bias matters only for the GRU; otherwise the two could be one.
     """
 
     gates: ClassVar[int]
     states: ClassVar[int] = 1
-    """tensors in the state"""
+    """number of tensors in the state"""
 
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Cell(nn.Module):
             nn.init.zeros_(self.hidden.bias)
 
     def start(self, batch: int) -> State:
-        """The state before the first step: zeros, nothing remembered."""
+        """The state before the first step: zeros."""
         zeros = self.hidden.weight.new_zeros(batch, self.width)
         return (zeros,) * self.states
 
@@ -60,7 +60,8 @@ class Cell(nn.Module):
 
     @abstractmethod
     def step(self, x: Tensor, state: State) -> State:
-        """One step from the input's products W x_t + b, [B, G * D], which `Recurrent` takes for all steps at once."""
+        """One step from the input's products W x_t + b, [B, G * D], which `Recurrent` computes for all steps at
+        once."""
 
 
 class RNNCell(Cell):
@@ -68,7 +69,7 @@ class RNNCell(Cell):
 
         h_t = tanh(W x_t + b + U h_(t-1) + d)
 
-    Whatever it remembers goes through U and tanh at every step, so it fades, or explodes, within some ten steps
+    The state goes through U and tanh at every step, so it vanishes or explodes within about ten steps
     (Bengio et al. 1994; arXiv 1211.5063).
     """
 
@@ -88,7 +89,7 @@ class GRUCell(Cell):
         h_t = (1 - z_t) * n_t + z_t * h_(t-1)
 
     The paper resets before the product, U_n (r_t * h_(t-1)); after it, as here, all three products are one.
-    Where z_t is 1 the state is bundled on untouched.
+    Where z_t is 1 the state is unchanged.
     """
 
     gates = 3
@@ -107,10 +108,10 @@ class LSTMCell(Cell):
 
         i_t = sigmoid(W_i x_t + b_i + U_i h_(t-1) + d_i)        input gate: how much of the new to write
         f_t = sigmoid(W_f x_t + b_f + U_f h_(t-1) + d_f)        forget gate: how much of the memory to keep
-        g_t = tanh(W_g x_t + b_g + U_g h_(t-1) + d_g)           what there is to write
-        o_t = sigmoid(W_o x_t + b_o + U_o h_(t-1) + d_o)        output gate: how much of the memory to show
+        g_t = tanh(W_g x_t + b_g + U_g h_(t-1) + d_g)           the new content
+        o_t = sigmoid(W_o x_t + b_o + U_o h_(t-1) + d_o)        output gate: how much of the memory to output
         c_t = f_t * c_(t-1) + i_t * g_t                         the memory
-        h_t = o_t * tanh(c_t)                                   what the cell shows
+        h_t = o_t * tanh(c_t)                                   the output of the cell
 
     The memory passes from step to step by a product with f_t and a sum, through no matrix and no tanh: its gradient
     lasts for as long as f_t is near 1.
@@ -136,7 +137,7 @@ CELLS: dict[str, type[Cell]] = {"rnn": RNNCell, "gru": GRUCell, "lstm": LSTMCell
 
 
 class Recurrent(nn.Module):
-    """Cells stacked in `depth` layers: the states that one layer shows are the next one's inputs."""
+    """Cells stacked in `depth` layers: the outputs of one layer are the inputs of the next."""
 
     def __init__(self, cell: type[Cell], inputs: int, width: int, depth: int = 1, dropout: float = 0.0) -> None:
         """`dropout` is applied between layers, not along time (arXiv 1409.2329)."""
@@ -145,13 +146,14 @@ class Recurrent(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def start(self, batch: int) -> tuple[State, ...]:
-        """The states before the first step, one a layer."""
+        """The states before the first step, one per layer."""
         return tuple(cell.start(batch) for cell in self._layers())
 
     def forward(self, x: Tensor, states: tuple[State, ...] | None = None) -> tuple[Tensor, tuple[State, ...]]:
-        """A sequence [B, T, I] to what the last layer shows at every step, [B, T, D], and the states after the last."""
+        """A sequence [B, T, I] to the last layer's outputs at every step, [B, T, D], and the states after the last
+        step."""
         states = self.start(len(x)) if states is None else states
-        x = x.transpose(0, 1)  # steps first: each step's rows then lie together
+        x = x.transpose(0, 1)  # steps first: the rows of each step are then contiguous
         last = []
         for i, (cell, state) in enumerate(zip(self._layers(), states, strict=True)):
             shown = []
@@ -173,14 +175,14 @@ class RNNConfig:
 
     cell: Literal["rnn", "gru", "lstm"] = "lstm"
     width: int = 128
-    """numbers of the state"""
+    """width of the state"""
     depth: int = 1
-    """layers of cells"""
+    """number of layers of cells"""
     image_size: tuple[int, int] = (8, 8)
-    """(height, width) in pixels: another height is a longer or shorter sequence, another width does not fit"""
+    """(height, width) in pixels: another height gives a longer or shorter sequence, another width does not fit"""
     channels: int = 1
     dropout: float = 0.0
-    """between layers, and on what the last one shows"""
+    """dropout between layers and on the last layer's output"""
 
     def __post_init__(self) -> None:
         if self.cell not in CELLS:
@@ -191,7 +193,8 @@ class RNNConfig:
 
 
 class RNN(nn.Module):
-    """An image as a sequence: each row of pixels is one step, from the top down, and the last state sums it up."""
+    """An image as a sequence: each row of pixels is one step, from top to bottom, and the last state represents the
+    image."""
 
     def __init__(self, config: RNNConfig) -> None:
         super().__init__()
@@ -200,7 +203,7 @@ class RNN(nn.Module):
         self.dropout = nn.Dropout(c.dropout)
 
     def forward(self, images: Tensor) -> Tokens:
-        """Normalised images [B, C, H, W] to what the network shows after each row, [B, H, D]."""
+        """Normalised images [B, C, H, W] to the network's output after each row, [B, H, D]."""
         check(images, self.config.channels)
         if images.shape[3] != self.config.image_size[1]:
             raise UserError(
@@ -213,5 +216,5 @@ class RNN(nn.Module):
         return Tokens(states[:, :0], states, (images.shape[2], 1))
 
     def pool(self, tokens: Tokens) -> Tensor:
-        """What the network shows after the last row, [B, D]."""
+        """The network's output after the last row, [B, D]."""
         return tokens.patches[:, -1]

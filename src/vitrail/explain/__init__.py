@@ -1,6 +1,6 @@
-"""What a model looks at, for one image: figures 6 and 7 of the paper, as numbers and as images.
+"""A model's attention on one image: figures 6 and 7 of the paper, as numbers and as images.
 
-The numbers come from `attention`, `positions`, `filters` and the task itself, the images from them in `figures`.
+`attention`, `positions`, `filters` and the task compute the numbers; `figures` draws them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from vitrail.vit import PatchEmbedding
 log = logging.getLogger("vitrail")
 
 SHOWN = 320
-"""pixels of the longer side of an image that is shown in its own shape"""
+"""longer side in pixels of an image that is shown in its original shape"""
 
 __all__ = [
     "attention_distance",
@@ -57,14 +57,13 @@ __all__ = [
 
 
 def explain(task: Task, image: Image.Image | str | Path, out: str | Path) -> dict[str, Any]:
-    """Draw what the model makes of an image into the folder `out`.
+    """Explain a model's prediction for an image in the folder `out`.
 
     Writes `rollout.png`, `heads.png`, `positions.png`, `filters.png`, `distance.png`, for a task that answers piece by
-    piece `words.png`, the answer and the numbers behind the attention in `numbers.json`, and `index.html`, which shows
-    them. Returns what `Prediction.row` gives, `pieces` where there are any, `files` (name to path) and `notes` (what
-    was left out, and why).
-    A model that is no Vision Transformer and answers with no pieces, and a file that is no image, are UserErrors, and
-    then nothing is written.
+    piece `words.png`, the answer and the numbers of the attention in `numbers.json`, and `index.html`, which shows them
+    all. Returns what `Prediction.row` gives, `pieces` if there are any, `files` (name to path) and `notes` (missing
+    figures, with the reason). Raises UserError, and writes nothing, if the model is neither a Vision Transformer nor
+    answers in pieces, or if the file is not an image.
     """
     out = Path(out)
     source = "image" if isinstance(image, Image.Image) else str(image)
@@ -96,7 +95,7 @@ def explain(task: Task, image: Image.Image | str | Path, out: str | Path) -> dic
 
 @dataclass
 class Seen:
-    """What there is to show of a model and an image."""
+    """The figures and numbers for a model and an image."""
 
     says: dict[str, Any] = field(default_factory=dict)
     """the model's answer"""
@@ -105,14 +104,14 @@ class Seen:
     notes: list[str] = field(default_factory=list)
 
     def leave_out(self, note: str) -> None:
-        """Say why something is missing."""
+        """Note why something is missing."""
         self.notes.append(note)
         log.warning(note)
 
 
 @torch.inference_mode()
 def _pieces(task: Task, prepared: Tensor) -> list[Piece]:
-    """The pieces of the answer for one normalised image [1, C, H, W]; none where the task does not answer so."""
+    """The pieces of the answer for one normalised image [1, C, H, W]; empty if the task does not answer in pieces."""
     device = next(task.parameters()).device
     sample = torch.tensor([numbered_by_pixels(prepared[0])], device=device)
     found = task.pieces({"image": prepared.to(device), "sample": sample})
@@ -120,18 +119,18 @@ def _pieces(task: Task, prepared: Tensor) -> list[Piece]:
 
 
 def _draw_pieces(seen: Seen, pieces: list[Piece], image: Tensor) -> None:
-    """Each piece of the answer, and where it was read from."""
+    """Each piece of the answer, with its attention over the image."""
     seen.says["pieces"] = [{"text": piece.text, "p": piece.p} for piece in pieces]
     drawn = [(piece.text, piece.p, piece.heat) for piece in pieces if piece.heat is not None]
     if drawn:
         seen.figures["words.png"] = draw_words(image, drawn)
         seen.numbers["attention"] = [_rounded(heat.tolist()) for _, _, heat in drawn]
     else:
-        seen.leave_out("no words.png: this model reads the image once, as a whole, and has no attention over it after")
+        seen.leave_out("no words.png: this model reads the image once, as a whole, and then has no attention over it")
 
 
 def _as_it_is(preprocess: Preprocess, image: Image.Image | EncodedImage, fitted: Tensor) -> Tensor:
-    """The image in its own shape where the model sees all of it, squashed; or else what the model sees of it."""
+    """The original image if the model sees all of it, squashed; otherwise the crop that the model sees."""
     if preprocess.resize != "squash" or preprocess.crop_fraction < 1:
         return fitted
     if isinstance(image, Image.Image):
@@ -148,7 +147,7 @@ def _encoder(seen: Seen, task: Task, image: Tensor, prepared: Tensor, title: str
     encoder = encoder_of(task)
     config = encoder.config
     prefix = encoder.config.prefix_tokens
-    # Other kinds of pooling read all patches, as the average does.
+    # Other kinds of pooling read all patches, like the average.
     pool: Pool = "token" if config.pool in ("token", "distilled", "token_average") else "average"
     grid = (prepared.shape[2] // config.patch, prepared.shape[3] // config.patch)
     maps = attention_maps(task, prepared)
@@ -180,21 +179,20 @@ def _encoder(seen: Seen, task: Task, image: Tensor, prepared: Tensor, title: str
 
 
 def _rounded(values: Any) -> Any:
-    """Nested lists with numbers of five digits."""
+    """Nested lists with numbers of five significant digits."""
     return [_rounded(value) for value in values] if isinstance(values, list) else float(f"{values:.5g}")
 
 
 SAYS = {
-    "words.png": "Where the model looked for each piece of its answer, bright where it looked most, and the "
-    "probability that it gave the piece.",
-    "rollout.png": "The image, the same darkened where little attention goes, and attention rollout: the attention "
+    "words.png": "The model's attention for each piece of its answer (bright: high), and the probability of the piece.",
+    "rollout.png": "The image, the image darkened where attention is low, and attention rollout: the attention "
     "of all layers multiplied together, with the residual paths (figure 6 of the paper).",
-    "heads.png": "What each head takes from each patch, one row per layer, bright where it takes most. "
-    "Early heads mostly look nearby or everywhere, late ones at things.",
-    "distance.png": "How far each head looks on average. Low points are heads that act like small convolutions.",
-    "filters.png": "What the first layer looks for in the pixels.",
-    "positions.png": "How alike the positions are. Each tile stands at its patch's place and compares that patch's "
-    "position with all others; a trained model shows rows and columns.",
+    "heads.png": "Attention of each head to each patch, one row per layer (bright: high). "
+    "Early heads mostly attend nearby or everywhere, late heads to objects.",
+    "distance.png": "Mean attention distance of each head. Heads with a low distance act like small convolutions.",
+    "filters.png": "The filters of the first layer.",
+    "positions.png": "Similarity of the position embeddings. Each tile is at its patch's place and compares it "
+    "with all others; a trained model shows rows and columns.",
 }
 
 
@@ -206,7 +204,7 @@ def _page(source: str, answer: str, seen: Seen) -> str:
     )
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>What the model looks at</title>
+<title>What the model attends to</title>
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 60rem; margin: 2rem auto;
        padding: 0 1rem }}
@@ -214,7 +212,7 @@ figure {{ margin: 2.5rem 0 }} img {{ max-width: 100% }} figcaption, .note {{ col
 table {{ margin: 1rem 0 }} td, th {{ padding: .1rem 1.5rem .1rem 0; text-align: left }}
 th {{ color: #555; font-weight: 400 }} td + td, th + th {{ text-align: right; font-variant-numeric: tabular-nums }}
 </style>
-<h1>What the model looks at</h1>
+<h1>What the model attends to</h1>
 <p>{escape(source)}</p>
 <h2 dir=auto>{escape(answer)}</h2>
 {tables}
@@ -230,7 +228,7 @@ def _is_table(value: Any) -> bool:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    """What is text or a number in the rows of an answer."""
+    """Whether a value of an answer's rows is text or a number."""
     lines = "".join(
         f"<tr>{''.join(f'<td dir=auto>{escape(_cell(value))}' for value in row.values() if _is_cell(value))}"
         for row in rows

@@ -1,6 +1,6 @@
-"""What the encoder attends to: the attention matrices, and what follows from them.
+"""The encoder's attention: the attention matrices, and statistics of them.
 
-Shapes are those of `vit.py`, and L layers, and T = P + N tokens: the prefix, then the patches row by row.
+Shapes are those of `vit.py`, with L layers and T = P + N tokens: the prefix, then the patches row by row.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Pool = Literal["token", "average"]
 
 
 def encoder_of(task: nn.Module) -> ViT:
-    """The Vision Transformer inside a task; a model without one is a UserError that names it."""
+    """The Vision Transformer inside a task; UserError, which names the model, if there is none."""
     encoder = getattr(task, "encoder", None)
     if isinstance(encoder, ViT):
         return encoder
@@ -33,9 +33,9 @@ def encoder_of(task: nn.Module) -> ViT:
 def attention_maps(task: nn.Module, images: Tensor) -> Tensor:
     """The attention matrices (equation 6) for normalised images [B, C, H, W].
 
-    They are [L, B, heads, T, T], float32, on the CPU. Row i holds what token i takes from every token, and sums to one.
-    Fused attention never forms these matrices, so hooks compute each again from the layer's input, one layer at a time
-    on the model's device. The model is left as it was.
+    They are [L, B, heads, T, T], float32, on the CPU. Row i is the attention of token i to every token, and sums to
+    one. Fused attention never computes these matrices, so hooks compute each again from the layer's input, one layer at
+    a time, on the model's device. The model is left unchanged.
     """
     encoder = encoder_of(task)
     layers = [module for module in encoder.blocks.modules() if isinstance(module, Attention)]
@@ -43,7 +43,7 @@ def attention_maps(task: nn.Module, images: Tensor) -> Tensor:
 
     def record(layer: Attention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         weights = layer_weights(layer, *args, **kwargs)
-        if not maps:  # all layers in one tensor from the start: a stack at the end would hold everything twice
+        if not maps:  # allocate all layers at once: stacking at the end would need twice the memory
             maps.append(torch.empty(len(layers), *weights.shape))
         maps[0][seen.pop(layer)] = weights.float().cpu()
 
@@ -69,7 +69,7 @@ def layer_weights(layer: Attention, x: Tensor, place: Place | None = None) -> Te
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, without dropout or moving averages; then each module's own mode again."""
+    """Set evaluation mode, without dropout or moving averages; afterwards restore each module's own mode."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -80,22 +80,22 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def rollout(maps: Tensor, prefix: int, pool: Pool = "token") -> Tensor:
-    """How much of each patch reaches the image's vector: [B, N] from maps [L, B, heads, T, T] (appendix D.8).
+    """The contribution of each patch to the pooled vector: [B, N] from maps [L, B, heads, T, T] (appendix D.8).
 
     Attention rollout (arXiv 2005.00928): the mean over the heads, plus the identity for the residual path, each row
-    scaled to one, multiplied through the layers. Read in the class token's row, or with `pool="average"` as the mean of
-    the patches' rows. The sum over N is one less what stays with the `prefix` tokens.
+    normalised to one, multiplied over the layers. The result is the class token's row, or with `pool="average"` the
+    mean of the patches' rows. Its sum over N is one minus the contribution of the `prefix` tokens.
     """
     row = _reader(maps, prefix, pool)
     for attention in maps.flip(0):
         mixed = attention.mean(dim=1) + torch.eye(maps.shape[-1])
-        # Only one row of the product is read, so a vector goes through the layers, last one first.
+        # Only one row of the product is needed, so a vector is multiplied through the layers, last one first.
         row = row @ (mixed / mixed.sum(dim=-1, keepdim=True))
     return row[:, 0, prefix:]
 
 
 def per_head(maps: Tensor, prefix: int, pool: Pool = "token", layer: int = -1) -> Tensor:
-    """What each head of one layer takes from each patch: [B, heads, N] from maps [L, B, heads, T, T].
+    """Attention of each head of one layer to each patch: [B, heads, N] from maps [L, B, heads, T, T].
 
     The class token's row, or with `pool="average"` the mean of the patches' rows.
     """
@@ -105,7 +105,7 @@ def per_head(maps: Tensor, prefix: int, pool: Pool = "token", layer: int = -1) -
 
 
 def _reader(maps: Tensor, prefix: int, pool: Pool) -> Tensor:
-    """Weights [B, 1, T] of the rows that the pooling reads."""
+    """Weights [B, 1, T] of the rows that pooling reads."""
     images, tokens = maps.shape[1], maps.shape[-1]
     if pool == "token" and not prefix:
         raise ValueError("without a prefix there is no class token to read: use pool='average'")
@@ -120,8 +120,8 @@ def _reader(maps: Tensor, prefix: int, pool: Pool) -> Tensor:
 def attention_distance(maps: Tensor, grid: tuple[int, ...], patch: int) -> Tensor:
     """Mean distance in pixels between a patch and what it attends to: [L, heads] (figure 7, right).
 
-    Distances are between centres of patches, weighted by attention and averaged over patches and images. What goes to
-    prefix tokens, which have no place, is left out and the rest scaled to one.
+    Distances are between centres of patches, weighted by attention and averaged over patches and images. Attention to
+    prefix tokens, which have no place in the image, is left out, and the rest is normalised to one.
     """
     rows, columns = grid
     places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float() * patch

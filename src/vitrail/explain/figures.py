@@ -1,4 +1,4 @@
-"""Images from the numbers: each function draws one figure of the paper, and `png` makes it a file's bytes."""
+"""Figures: each function draws one figure of the paper, and `png` encodes it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TILES = 16  # positions shown along a side
 
 
 def png(figure: Figure, dpi: int = 120) -> bytes:
-    """The figure as the bytes of a PNG file. Letters that no font here has are boxes, which is said once."""
+    """The figure as the bytes of a PNG file. Letters without an installed font are boxes; warns once."""
     buffer = io.BytesIO()
     texts = [text for text in figure.findobj(Text) if isinstance(text, Text)]
     fonts = [font.name for font in fonts_for("".join(text.get_text() for text in texts))]
@@ -40,7 +40,7 @@ def png(figure: Figure, dpi: int = 120) -> bytes:
 def draw_rollout(opened: Tensor, heat: Tensor, title: str = "") -> Figure:
     """The image uint8 [C, H, W], the image darkened where rollout [h, w] is low (figure 6), and the rollout.
 
-    The darkest place has the least rollout and the brightest the most, however near they are: the scale says how near.
+    The darkest place has the lowest rollout and the brightest the highest, even if they are close; see the scale.
     """
     pixels = _enlarged(opened)
     spread = _resized((heat - heat.min()) / (heat.max() - heat.min()).clamp_min(1e-12), pixels)
@@ -48,10 +48,10 @@ def draw_rollout(opened: Tensor, heat: Tensor, title: str = "") -> Figure:
     figure = Figure(figsize=(11.2, height + 1.0), layout="compressed")
     seen, masked, map_ = figure.subplots(1, 3)
     _image(seen, pixels, "image")
-    _image(masked, pixels * (0.1 + 0.9 * spread[..., None]), "what is attended to")
+    _image(masked, pixels * (0.1 + 0.9 * spread[..., None]), "attended regions")
     share = (heat / heat.mean()).numpy()
     image = map_.imshow(share, cmap=HEAT, extent=(0, pixels.shape[1], pixels.shape[0], 0))
-    _bare(map_, "rollout, 1 is an even share")
+    _bare(map_, "rollout (1: uniform)")
     figure.colorbar(image, ax=map_, shrink=0.9, pad=0.02)
     if title:
         figure.suptitle(title, fontsize=13, parse_math=False)
@@ -59,10 +59,10 @@ def draw_rollout(opened: Tensor, heat: Tensor, title: str = "") -> Figure:
 
 
 def draw_heads(image: Tensor, maps: list[Tensor], layers: list[int]) -> Figure:
-    """Attention of every head over the image: uint8 [C, H, W] and a map [heads, h, w] a layer, each layer a row.
+    """Attention of every head over the image: uint8 [C, H, W] and one map [heads, h, w] per layer, one row per layer.
 
-    `layers` numbers the rows, from 1. The brightest colour is the head's largest value, or three times an even share if
-    that is more, so that a head which looks everywhere stays dim.
+    `layers` are the numbers of the rows, from 1. The brightest colour is the head's largest value, or three times a
+    uniform attention if that is more, so that a head with uniform attention stays dim.
     """
     pixels = _enlarged(image, 128)
     grey = pixels.mean(axis=2, keepdims=True).repeat(3, axis=2)
@@ -83,9 +83,9 @@ def draw_heads(image: Tensor, maps: list[Tensor], layers: list[int]) -> Figure:
 
 
 def draw_words(image: Tensor, words: list[tuple[str, float, Tensor]]) -> Figure:
-    """Where a captioner looked for each word: image uint8 [C, H, W], and text, probability and a map [h, w] a word.
+    """A captioner's attention for each word: image uint8 [C, H, W], and text, probability and a map [h, w] per word.
 
-    The brightest colour is the word's largest value, or three times an even share if that is more.
+    The brightest colour is the word's largest value, or three times a uniform attention if that is more.
     """
     pixels = _enlarged(image)
     grey = pixels.mean(axis=2, keepdims=True).repeat(3, axis=2)
@@ -105,19 +105,19 @@ def draw_words(image: Tensor, words: list[tuple[str, float, Tensor]]) -> Figure:
 
 
 def draw_positions(similarity: Tensor) -> Figure:
-    """Similarity of positions [h * w, h, w]: a tile a patch, at the patch's place (figure 7, centre).
+    """Similarity of positions [h * w, h, w]: one tile per patch, at the patch's place (figure 7, centre).
 
-    A grid of more than 16 patches a side shows every second or third one.
+    A grid of more than 16 patches per side shows every second or third one.
     """
     rows, columns = similarity.shape[1:]
     step = math.ceil(max(rows, columns) / TILES)
     tiles = similarity.unflatten(0, (rows, columns))[::step, ::step]
-    times = math.ceil(12 / max(rows, columns))  # small tiles are enlarged beside the gap
+    times = math.ceil(12 / max(rows, columns))  # enlarge small tiles, so that the gap stays thin
     tiles = tiles.repeat_interleave(times, dim=2).repeat_interleave(times, dim=3)
     rows, columns = tiles.shape[2:]
     down, across = tiles.shape[:2]
     gap = max(1, round(max(rows, columns) / 12))
-    # One image with gaps draws hundreds of tiles at once.
+    # Drawing hundreds of tiles as one image with gaps is faster.
     tiles = F.pad(tiles, (0, gap, 0, gap), value=math.nan)
     wall = tiles.permute(0, 2, 1, 3).reshape(down * (rows + gap), -1)[:-gap, :-gap]
     figure = Figure(figsize=(7.6, 6.6 * min(max(wall.shape[0] / wall.shape[1], 0.3), 2.5) + 0.6), layout="compressed")
@@ -135,7 +135,7 @@ def draw_positions(similarity: Tensor) -> Figure:
 
 
 def draw_filters(filters: Tensor, title: str) -> Figure:
-    """Filters [count, C, height, width], seven a row, zero as grey (figure 7, left)."""
+    """Filters [count, C, height, width], seven per row, zero as grey (figure 7, left)."""
     columns = min(7, len(filters))
     rows = math.ceil(len(filters) / columns)
     figure = Figure(figsize=(max(columns, 3.5), rows + 0.5), layout="compressed")
@@ -144,7 +144,7 @@ def draw_filters(filters: Tensor, title: str) -> Figure:
         scaled = 0.5 + 0.5 * values / values.abs().max().clamp_min(1e-12)
         place.imshow(_three_channels(scaled).numpy(), interpolation="nearest")
         _bare(place)
-        place.spines[:].set(visible=True, color="0.8")  # a white corner must not melt into the page
+        place.spines[:].set(visible=True, color="0.8")  # a border, so that white corners stay visible on the page
     for place in axes[len(filters) :]:
         place.axis("off")
     figure.suptitle(title, fontsize=11)
@@ -152,7 +152,7 @@ def draw_filters(filters: Tensor, title: str) -> Figure:
 
 
 def draw_distance(distances: Tensor, diagonal: float) -> Figure:
-    """Mean attention distance [L, heads] in pixels, a point a head (figure 7, right). `diagonal` is the image's."""
+    """Mean attention distance [L, heads] in pixels, one point per head (figure 7, right). `diagonal` is the image's."""
     layers, heads = distances.shape
     places = range(1, layers + 1)
     figure = Figure(figsize=(7, 4.2), layout="constrained")
@@ -173,7 +173,7 @@ def draw_distance(distances: Tensor, diagonal: float) -> Figure:
 
 
 def shown_layers(layers: int) -> list[int]:
-    """Which layers, counted from 0, the figure of heads shows: all, or six evenly spread with the first and last."""
+    """The layers, counted from 0, in the figure of heads: all, or six evenly spaced with the first and last."""
     if layers <= LAYERS:
         return list(range(layers))
     return [round(i * (layers - 1) / (LAYERS - 1)) for i in range(LAYERS)]
@@ -186,14 +186,14 @@ def _three_channels(image: Tensor) -> Tensor:
 
 
 def _enlarged(image: Tensor, least: int = 256) -> Pixels:
-    """uint8 [C, H, W] to floats [H, W, 3] from 0 to 1, each pixel repeated until the longer side is `least`."""
+    """uint8 [C, H, W] to floats [H, W, 3] in [0, 1], with pixels repeated until the longer side is at least `least`."""
     pixels: Pixels = _three_channels(image).float().div(255).cpu().numpy()
     times = math.ceil(least / max(pixels.shape[:2]))
     return pixels.repeat(times, axis=0).repeat(times, axis=1)
 
 
 def _resized(heat: Tensor, pixels: Pixels) -> Pixels:
-    """A map [h, w] at the size of the image, between the patches' centres bilinear."""
+    """A map [h, w] at the size of the image, bilinear between the patches' centres."""
     size = (pixels.shape[0], pixels.shape[1])
     resized: Pixels = F.interpolate(heat[None, None], size=size, mode="bilinear", align_corners=False)[0, 0].numpy()
     return resized

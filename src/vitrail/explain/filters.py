@@ -1,4 +1,4 @@
-"""What the encoder looks for in a patch before any attention."""
+"""The filters of the first layer, before any attention."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from vitrail.vit import ViT
 def patch_filters(encoder: ViT, count: int = 28) -> Tensor:
     """First principal components of the patch projection, largest first: [count, C, patch, patch] (figure 7, left).
 
-    Components have length one, and the sign that makes their largest value positive. Behind convolutions, a stem or a
-    backbone, the projection sees no pixels; then these are the first filters of the first of them. There may be fewer
-    than `count`.
+    Components have length one, and the sign that makes their largest value positive. After the convolutions of a stem
+    or backbone, the projection does not see pixels; then these are the first filters of the first convolution. There
+    may be fewer than `count`.
     """
     first = next(layer for layer in encoder.patches.modules() if isinstance(layer, nn.Conv2d))
     if first is not encoder.patches.projection:

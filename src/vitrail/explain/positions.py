@@ -1,4 +1,4 @@
-"""What the encoder knows of places in the image."""
+"""The encoder's position embeddings."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ from vitrail.variants import as_variant
 from vitrail.vit import ViTConfig
 
 Recipe = Callable[[int], Run]
-"""takes the number of training images"""
+"""a function of the number of training images"""
 
 RECIPES: dict[str, Recipe] = {
     "digits": digits,
@@ -69,11 +69,11 @@ RECIPES: dict[str, Recipe] = {
 
 
 TUNED: dict[Recipe, Recipe] = {folder: finetune}
-"""what a recipe for training from scratch becomes where weights to start from are named"""
+"""the recipe that replaces one for training from scratch if initial weights are given"""
 CONTINUED = (caption_coca, caption_scst, caption_rerank)
-"""recipes that continue the training of the same task"""
+"""recipes that continue training of the same task"""
 FROM_WEIGHTS = (finetune_b16_384, *CONTINUED)
-"""recipes that start from weights and have no default for them"""
+"""recipes that need initial weights and have no default for them"""
 IN_WORDS: dict[type[EncoderConfig], str] = {
     ViTConfig: "a Vision Transformer",
     CNNConfig: "a CNN",
@@ -81,13 +81,13 @@ IN_WORDS: dict[type[EncoderConfig], str] = {
     MLPConfig: "an MLP",
     RNNConfig: "a recurrent network",
 }
-"""encoders in words"""
+"""names of encoders in messages"""
 FREE = ("image_size", "channels", "drop_path")
-"""what of a model may differ from that of the weights it starts from"""
+"""model fields that may differ from those of the initial weights"""
 
 
 def find(name: str) -> Recipe:
-    """The recipe of a name; UserError with the nearest one if there is none."""
+    """The recipe of this name. UserError with the closest name if there is none."""
     if name in RECIPES:
         return RECIPES[name]
     near = get_close_matches(name, RECIPES, n=1)
@@ -96,18 +96,18 @@ def find(name: str) -> Recipe:
 
 
 def from_weights(run: Run, init: str, config: EncoderConfig) -> Run:
-    """The run, started from the weights `init` of a model `config`: its architecture, at the size that suits both.
+    """The run that starts from the weights `init` of a model `config`: with its architecture and a suitable image size.
 
-    Images keep the checkpoint's size, or at most twice that where the recipe's are larger; convolutions take the
-    recipe's as it is. A recipe for captions takes any kind of encoder, and images as that was taught with them; one
-    that classifies takes its own kind alone.
+    Images have the checkpoint's size, or at most twice that if the recipe's are larger; for convolutional networks the
+    recipe's size. A captioning recipe takes any kind of encoder, with that encoder's preprocessing; a classification
+    recipe takes only its own kind.
     """
     kind = next(kind for kind in IN_WORDS if isinstance(config, kind))
     if not isinstance(run.model, kind) and not run.task.any_encoder:
-        raise UserError(f"{init} is {IN_WORDS[kind]}, which {run.recipe} does not train: leave --init out")
+        raise UserError(f"{init} is {IN_WORDS[kind]}, which {run.recipe} does not train: remove --init")
     if run.task.any_encoder:
         run = replace(run, mean=None, std=None, resize=None, crop_fraction=None, interpolation=None)
-    if run.tune.frozen:  # nothing will learn to see at another size
+    if run.tune.frozen:  # a frozen encoder cannot adapt to another size
         return replace(run, init=init, model=config, early_size=None)
     if isinstance(config, CNNConfig | ResNetConfig):
         return replace(run, init=init, model=replace(config, image_size=run.model.image_size))
@@ -124,7 +124,7 @@ def from_weights(run: Run, init: str, config: EncoderConfig) -> Run:
 
 
 def check_fixed(init: str, wanted: Any, own: Any, free: Sequence[str]) -> None:
-    """Refuse a field that is `wanted` otherwise than it is in the weights `init`, whose `own` fields these are."""
+    """Refuse a field whose `wanted` value differs from its `own` value in the weights `init`."""
     if isinstance(wanted, ViTConfig) and isinstance(own, ViTConfig):
         wanted, own = as_variant(wanted), as_variant(own)
     for entry in fields(own):
@@ -133,6 +133,6 @@ def check_fixed(init: str, wanted: Any, own: Any, free: Sequence[str]) -> None:
 
 
 def fixed(init: str, name: str) -> UserError:
-    """The line for a field that is set although the weights `init` have it already."""
+    """The error for a field that the weights `init` fix."""
     option = f"--{name.replace('_', '-')}"
-    return UserError(f"{option} is fixed by the weights of {init}: leave {option} out, or train from scratch")
+    return UserError(f"{option} is fixed by the weights of {init}: remove {option}, or train from scratch")

@@ -1,4 +1,4 @@
-"""What came before the Vision Transformer, on the same data and by the same loop, to stand beside it in one table."""
+"""Models before the Vision Transformer, on the same data and with the same training loop, for comparison."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def lstm_digits(images: int) -> Run:
 
 
 def _cifar10(name: str, model: EncoderConfig, lr: float, epochs: float) -> Run:
-    """What all on CIFAR-10 share: AdamW, falling in a line, on images that are shifted and mirrored."""
+    """Shared by the CIFAR-10 recipes: AdamW with linear decay, on shifted and flipped images."""
     return Run(
         recipe=name,
         data="cifar10",
@@ -94,7 +94,7 @@ def _digits(name: str, cell: Literal["rnn", "gru", "lstm"]) -> Run:
         data="digits",
         model=RNNConfig(cell=cell, width=128, image_size=(8, 8), channels=1),
         augment=Augment(crop="shift", shift=1),
-        # Gradients through time can burst (arXiv 1211.5063), so their length is limited.
+        # Gradients through time can explode (arXiv 1211.5063), so they are clipped.
         optim=Optim(lr=3e-3, schedule="linear", beta2=0.98, clip=1.0),
         epochs=60,
         batch_size=64,

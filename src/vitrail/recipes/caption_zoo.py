@@ -1,7 +1,7 @@
-"""Captions from what others trained: any encoder of the zoo, and any language model of the Hub behind it.
+"""Captioning with pretrained models: any encoder of the zoo, and any language model of the Hub.
 
-These are the rows of docs/captioning.md with outside weights, and docs/captioning_hub.md tells more. No figure of ours
-stands here: they need a network. What papers print of the same kind of model does, each with its source.
+They are the rows of docs/captioning.md with pretrained weights; docs/captioning_hub.md has details. They need a
+network, so the scores below are those that papers report for similar models, each with its source.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The captioning ladder: what came before, rung by rung, and what each idea adds. docs/captioning.md has the table."""
+"""The captioning ladder: from the earliest captioners to current ones, one idea per step. docs/captioning.md has the
+table."""
 
 from __future__ import annotations
 
@@ -20,12 +21,12 @@ PHOTOS_MEAN, PHOTOS_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def _cnn() -> ResNetConfig:
-    """2.8 M parameters, a map of 7x7."""
+    """2.8 M parameters, a 7x7 feature map."""
     return ResNetConfig(widths=(52, 104, 208), depth=3, stem_stride=2, strides=(2, 2, 2), image_size=(112, 112))
 
 
 def _vit() -> VariantConfig:
-    """2.7 M parameters, 7x7 patches cut from a small ResNet's map of 14x14: the hybrid of section 3.1."""
+    """2.7 M parameters, 7x7 patches of a small ResNet's 14x14 feature map: the hybrid of section 3.1."""
     return VariantConfig(
         width=192,
         depth=4,
@@ -43,15 +44,15 @@ def _vit() -> VariantConfig:
 def _task(**choices: Any) -> Captioning:
     """Small decoders, for sentences of a dozen words.
 
-    Of Flickr8k's captions 92 in 100 have no more than `most_words`. A step reads all five of an image: what they share
-    is what is to be seen, and one by one the decoder would learn the language from a fifth as many sentences.
+    Of Flickr8k's captions, 92 % have at most `most_words`. A step reads all five captions of an image: together they
+    show what is in the image, and with one of them per step the decoder would see a fifth as many sentences.
     """
     small = {"decoder_width": 192, "decoder_depth": 2, "decoder_heads": 3, "most_words": 20, "captions": 5}
     return Captioning(**{**small, **choices})
 
 
 def _run(recipe: str, model: EncoderConfig, task: Captioning) -> Run:
-    """What all rungs share."""
+    """Shared by all captioning recipes."""
     return Run(
         recipe=recipe,
         data="flickr8k",
@@ -59,12 +60,12 @@ def _run(recipe: str, model: EncoderConfig, task: Captioning) -> Run:
         model=model,
         attention_init="mimetic" if isinstance(model, ViTConfig) else "xavier",
         augment=Augment(crop="resized", scale=(0.5, 1.0), flip=True),
-        # Such decay, twenty times the usual, keeps an encoder from knowing 6,000 images by heart.
+        # Weight decay of twenty times the usual keeps the encoder from memorising 6,000 images.
         optim=Optim(optimizer="muon", lr=1e-3, muon_lr=4e-3, weight_decay=1.0, beta2=0.98, clip=1.0, ema=0.998),
         mean=PHOTOS_MEAN,
         std=PHOTOS_STD,
         resize="squash",
-        # Most steps see images of 5x5 patches: they cost half as much, and what an image is of is still to be seen.
+        # Most steps use images of 5x5 patches: they cost half as much, and their content is still visible.
         early_size=80,
         epochs=20,
         batch_size=48,
@@ -115,19 +116,20 @@ def caption_vit(images: int) -> Run:
 
 
 MATCHING = {"contrastive": 0.5, "decoder_depth": 3, "text_depth": 1}
-"""of captioners that match, which needs blocks that read words alone; one whose training continues keeps its depths"""
+"""decoder depths for matching, which needs blocks that read only text; continued training keeps the captioner's
+depths"""
 
 
 def _matching(**choices: Any) -> Captioning:
-    """Images are matched with their captions, their words are predicted, and they are captioned."""
+    """Captioning, contrastive matching of images and captions, and bag-of-words prediction."""
     return _task(decoder_dropout=0.2, word_dropout=0.1, bag_of_words=0.1, **MATCHING, **choices)
 
 
 def caption_match(images: int) -> Run:
-    """CoCa (arXiv 2205.01917) on small images: losses for captions, for matching and for the bag of words.
+    """CoCa (arXiv 2205.01917) on small images: losses for captions, matching and bag of words.
 
     Command: vitrail train caption-match --data flickr8k
-    Its result is the start of `caption-coca --init`.
+    `caption-coca --init` starts from its result.
     """
     run = _run("caption-match", replace(_vit(), image_size=(64, 64)), _matching(captions=1))
     return replace(run, early_size=None, epochs=60, eval_every=15, batch_size=192)
@@ -137,7 +139,7 @@ def encoder_cifar10(images: int) -> Run:
     """The ladder's ViT encoder, trained on CIFAR-10 at the image size of `caption-match`.
 
     Command: vitrail train encoder-cifar10
-    Its result is the start of `caption-vit --init`.
+    `caption-vit --init` starts from its result.
     """
     run = caption_match(images)
     task = Classification(smoothing=0.1)
@@ -145,23 +147,23 @@ def encoder_cifar10(images: int) -> Run:
 
 
 def caption_coca(images: int) -> Run:
-    """Continues from `caption-match`: larger images, all captions of each, a quarter of the learning rate.
+    """Continues from `caption-match`: larger images, all captions of each image, a quarter of the learning rate.
 
     Command: vitrail train caption-coca --data flickr8k --init RUN
     """
     run = _run("caption-coca", _vit(), _matching())
-    # At the full rate nothing was gained (docs/captioning.md), and the weight decay of `_run`, which is times the rate,
-    # would take most of what matching has taught the encoder. Lower layers get less of both.
+    # The full learning rate gave no gain (docs/captioning.md), and the weight decay of `_run`, which scales with the
+    # rate, # would undo most of what the encoder learned by matching. Lower layers get less of both.
     optim = replace(run.optim, lr=2.5e-4, muon_lr=1e-3, layer_decay=0.8)
     return replace(run, optim=optim)
 
 
 def caption_rerank(images: int) -> Run:
-    """Makes a captioner rank its captions by those of similar training images; nothing is trained.
+    """Reranks a captioner's captions by those of similar training images; nothing is trained.
 
     Command: vitrail train caption-rerank --data flickr8k --init RUN
-    Among the captions that the search finds, the choice goes by the captions of the training images most like the new
-    one. After `caption-scst`, add `--length-penalty 1.5`, which that recipe uses.
+    Of the captions that the beam search finds, it chooses the one closest to the captions of the most similar training
+    images. After `caption-scst`, add `--length-penalty 1.5`, which that recipe uses.
     """
     decoding = Decoding(beam=10, match=0.2, consensus=6.0)
     task = _task(decoding=decoding, **MATCHING)
@@ -173,8 +175,8 @@ def caption_scst(images: int) -> Run:
 
     Command: vitrail train caption-scst --data flickr8k --init RUN
     """
-    # Captions come out two words shorter than before, which this power of the length half makes up for. A captioner
-    # that has learned to match chooses among ten; any other leaves that out.
+    # Captions become two words shorter, for which this length penalty compensates by half. A captioner that has learned
+    # to # match reranks ten captions; others do not rerank.
     decoding = Decoding(length_penalty=1.5, beam=10, match=0.2)
     task = _task(captions=4, self_critical=1.0, scst_temperature=0.7, decoding=decoding, **MATCHING)
     run = _run("caption-scst", _vit(), task)

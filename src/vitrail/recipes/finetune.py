@@ -1,4 +1,4 @@
-"""Fine-tuning: start from weights, with what moves and how far chosen by the size of the data."""
+"""Fine-tuning: start from pretrained weights, with method and learning rate chosen by the size of the data."""
 
 from __future__ import annotations
 
@@ -16,39 +16,38 @@ from vitrail.train.tune import Method, Tune
 log = logging.getLogger("vitrail")
 
 FEW_A_CLASS, FEW = 10, 1_000
-"""below the first number of images a class the encoder stays frozen; below the second in all it moves by LoRA"""
+"""with fewer images per class than the first number the encoder is frozen; with fewer in total than the second, LoRA"""
 NARROW = 384
-"""below this width all weights move in place of LoRA, and as those of a model that starts from scratch"""
+"""below this width all weights are trained instead of LoRA, with the settings of training from scratch"""
 SMALL = Optim(optimizer="muon", lr=1e-3, muon_lr=4e-3, weight_decay=0.05, beta2=0.98, warmup=0.1, clip=1.0)
-"""for all weights of a narrow model: the recipe `folder`'s. Features of so small a model leave much to learn"""
+"""learning rate for all weights of a narrow model, as in the recipe `folder`: small models still have much to learn"""
 RATES: dict[Method, float] = {"full": 1e-4, "last-blocks": 1e-4, "lora": 5e-4}
-"""learning rates of a model 768 wide"""
+"""learning rates for a model of width 768"""
 LAYER_DECAY: dict[Method, float] = {"full": 0.75}
 
 
 def finetune(images: int) -> Run:
-    """Fine-tune pretrained weights to classify images. The amount of data sets method and learning rate.
+    """Fine-tune pretrained weights to classify images. The amount of data determines method and learning rate.
 
     Command: vitrail train finetune --data FOLDER [--init SOURCE] [--method lora] [--image-size 384 384]
 
     Without --method, the choice is (and one line on standard error gives the reason):
-    - fewer than 10 images per class: `linear`. So few images cannot tell a useful change of millions of weights from
-      noise, and training all weights spoils good features (arXiv 2202.10054). The head alone is a convex problem. It is
-      solved exactly, with its penalty chosen on the validation split.
-    - fewer than 1,000 images in all: `lora`. On tasks of 1,000 images, low-rank updates score higher than all weights
-      and than the head alone (arXiv 2206.04673, table 1). A model less than 384 wide trains all weights instead: an
-      update of rank 8 is not small beside its matrices, and takes as long to learn as the full matrix.
+    - fewer than 10 images per class: `linear`. With so few images, training millions of weights fits noise and distorts
+    good features (arXiv 2202.10054). Training only the head is a convex problem. It is solved exactly, with its penalty
+    chosen on the validation split.
+    - fewer than 1,000 images in all: `lora`. On tasks of 1,000 images, low-rank updates score higher than training all
+    weights or only the head (arXiv 2206.04673, table 1). A model of width below 384 trains all weights instead:
+    compared with its matrices an update of rank 8 is not small, and takes as long to learn.
     - otherwise: `full`, with a learning rate that falls by a factor of 0.75 per layer towards the input, because early
-      layers are the most general (arXiv 2106.08254). A model less than 384 wide is trained without this factor, by Muon
-      and at the rates of training from scratch.
-    `last-blocks` and `knn` are never chosen. The first saves time and memory. The second needs one pass over the data,
-    but is seldom better than `linear`.
+    layers are the most general (arXiv 2106.08254). A model of width below 384 is trained without this factor, by Muon
+    with the learning rates of training from scratch. `last-blocks` and `knn` are never chosen. The first saves time and
+    memory. The second needs one pass over the data, but is seldom better than `linear`.
 
-    In a model 768 wide the learning rate is 1e-4 for all weights, and 5e-4 for LoRA's factors, which start at zero and
-    have further to go. It grows as the width shrinks: AdamW changes each weight by about the rate, and fewer changes
-    add up in a narrower layer (arXiv 2203.03466, table 3). With fewer than 10,000 images there are more epochs, so that
-    about 10,000 images are seen, each at most 50 times.
-    `vitrail train folder --init SOURCE` is the same. Score, beside training from scratch: results/transfer.json
+    For a model of width 768 the learning rate is 1e-4 for all weights, and 5e-4 for LoRA's factors, which start at zero
+    and change more. It is inversely proportional to the width: AdamW changes each weight by about the learning rate,
+    and fewer changes add up in a narrower layer (arXiv 2203.03466, table 3). With fewer than 10,000 images there are
+    more epochs, so that about 10,000 images are seen, each at most 50 times. `vitrail train folder --init SOURCE` is
+    the same. Score, beside training from scratch: results/transfer.json
     """
     epochs = min(50.0, max(5.0, 10_000 / max(images, 1)))
     return Run(
@@ -66,9 +65,9 @@ def finetune(images: int) -> Run:
 
 
 def resolve_auto(run: Run, images: int, classes: int, changes: Mapping[str, Any]) -> Run:
-    """The run with `changes` made to it, and where its method is `auto` the method and rates that suit the data.
+    """The run with `changes`; if its method is `auto`, with the method and learning rates that suit the data.
 
-    What is asked for is kept: a method among the changes gets its rates, and rates among them stay.
+    Explicit values are kept: a method in `changes` gets its default learning rates, and rates in `changes` stay.
     """
     wanted = changes.get("method", run.tune.method)
     if "auto" not in (wanted, run.tune.method):
@@ -81,17 +80,17 @@ def resolve_auto(run: Run, images: int, classes: int, changes: Mapping[str, Any]
     run = with_fields(run, {**changes, "method": method})
     if reason:
         rate = "" if run.tune.frozen else f"; learning rate {run.optim.lr:g}"
-        log.warning("method %s, since %s%s", method, reason, rate)
+        log.warning("method %s: %s%s", method, reason, rate)
     return run
 
 
 def choose(images: int, classes: int, width: int = 768) -> tuple[Method, str]:
-    """A method for so many training images of so many classes, and a model so wide, and why."""
-    have = f"{images:,} images, {images // max(classes, 1):,} a class,"
+    """The method for this number of training images and classes and this model width, with the reason."""
+    have = f"{images:,} images, {images // max(classes, 1):,} per class,"
     if images < FEW_A_CLASS * classes:
-        return "linear", f"{have} are too few to move the encoder by"
+        return "linear", f"{have} are too few to train the encoder"
     if images < FEW and width < NARROW:
-        return "full", f"{have} are enough to move all weights of a model as small as this"
+        return "full", f"{have} are enough to train all weights of such a small model"
     if images < FEW:
-        return "lora", f"{have} are enough to adapt the encoder, not to learn all its weights anew"
-    return "full", f"{have} are enough for all weights to move"
+        return "lora", f"{have} are enough to adapt the encoder, but not to train all its weights"
+    return "full", f"{have} are enough to train all weights"

@@ -10,10 +10,10 @@ from vitrail.vit import ViTConfig
 
 
 def folder(images: int) -> Run:
-    """Any folder of images. The number of images sets the size of the model and the number of epochs.
+    """Any folder of images. Model size and number of epochs depend on the number of images.
 
     Command: vitrail train folder --data FOLDER [--init classify]
-    With --init it is the recipe `finetune`, which chooses its method by the size of the data.
+    With --init it is the recipe `finetune`, which chooses a method by the size of the data.
     Cost and score on ants and bees (243 images): results/folder.json
     """
     large = images >= 20_000
@@ -28,7 +28,7 @@ def folder(images: int) -> Run:
         stem=(32, 64, 128, 192),
         drop_path=0.1,
     )
-    # Small sets need many passes before anything is learned, large ones few: about 20,000 images are seen.
+    # Small data sets need many epochs, large ones few: about 20,000 images in total.
     epochs = min(100.0, max(10.0, 20_000 / max(images, 1)))
     return Run(
         recipe="folder",

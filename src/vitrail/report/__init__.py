@@ -1,4 +1,5 @@
-"""The page of a run, and runs side by side. Nothing here knows a particular task: each adds its own sections."""
+"""The report of a run, and comparisons of runs. Nothing here depends on a particular task: tasks add their own
+sections."""
 
 from vitrail.html import NO_SCORES
 from vitrail.report.page import write_report

@@ -1,4 +1,4 @@
-"""Several runs side by side: one table, one plot."""
+"""Compare several runs: one table, one plot."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ UNITS = [("hours", 3600), ("minutes", 60), ("seconds", 1)]
 
 
 def compare(folders: Sequence[str | Path], out: str | Path | None = None) -> list[dict[str, Any]]:
-    """One row per run folder, in the order given; a score or time that a run has not yet is None.
+    """One row per run folder, in the given order; scores and times that a run does not have yet are None.
 
-    With `out`, the validation score of all runs against steps and against seconds is drawn into that PNG file. Runs of
-    other kinds, such as classifiers beside captioners, have curves of their own, and that is said. A folder that holds
-    no run is a UserError, and then nothing is drawn.
+    With `out`, the validation scores against steps and against seconds are plotted to that PNG file. Runs with
+    different scores, such as classifiers and captioners, have separate plots, with a warning. A folder without a run is
+    a UserError, and then nothing is drawn.
     """
     if not folders:
         raise UserError("nothing to compare: give one or more run folders")
@@ -59,7 +59,7 @@ def compare(folders: Sequence[str | Path], out: str | Path | None = None) -> lis
     names = _names([run.folder for run in runs])
     if len(scores := _scores(runs)) > 1:
         names_of = " and ".join(score.name for score in scores)
-        log.warning(f"these runs are scored by {names_of}, which say nothing about each other")
+        log.warning(f"these runs have different scores ({names_of}), which cannot be compared")
     if fast := [name for name, run in zip(names, runs, strict=True) if run.fast_dev_run]:
         log.warning(f"{', '.join(fast)}: a fast dev run, {NO_SCORES}")
     if out is not None:
@@ -68,17 +68,17 @@ def compare(folders: Sequence[str | Path], out: str | Path | None = None) -> lis
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths, of one length, that tell the folders apart."""
-    parts = [folder.resolve().parts for folder in folders]
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
-        if len(set(names)) == len(set(parts)):
+    """The shortest path suffixes, all of one length, that distinguish the folders."""
+    paths = [folder.resolve().parts for folder in folders]
+    for length in range(1, max(map(len, paths)) + 1):
+        names = ["/".join(path[-length:]) for path in paths]
+        if len(set(names)) == len(set(paths)):
             break
     return names
 
 
 def _scores(runs: Sequence[RunRecord]) -> list[Score]:
-    """What the runs are scored by, each once."""
+    """The distinct scores of the runs."""
     return sorted({run.score for run in runs}, key=lambda score: score.name)
 
 
@@ -102,7 +102,7 @@ def _row(run: RunRecord, name: str) -> dict[str, Any]:
 
 
 def as_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows of `compare` as aligned text; columns that no run fills are left out."""
+    """The rows of `compare` as aligned text, without empty columns."""
     columns = []
     for name, title in COLUMNS.items():
         values = [row[name] for row in rows]
@@ -147,7 +147,7 @@ def _plot(runs: Sequence[RunRecord], names: Sequence[str]) -> bytes:
     buffer = io.BytesIO()
     with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        # With a space in front, since a name that begins with an underscore would be left out.
+        # With a leading space, since matplotlib ignores labels that start with an underscore.
         labels = [f" {printable(name)}" for name in names]
         figure.legend(lines, labels, loc="outside lower left", ncols=columns, fontsize=9, frameon=False)
         figure.savefig(buffer, format="png", dpi=130)

@@ -7,11 +7,11 @@ from vitrail.report.run import RunRecord
 
 
 def learning_curves(run: RunRecord) -> str:
-    """Loss, score and learning rate against steps, as HTML; what was not logged is left out."""
+    """Loss, score and learning rate against steps, as HTML; without curves that were not logged."""
     score, best = run.score, run.best
     label = score.label or score.name
     losses = points(run.val, "loss") or points(run.val, run.kind.val_loss if run.kind is not None else "loss")
-    # What is counted in training goes by the score's name, or by the word for it.
+    # Training logs the score under its name or its display name.
     trained = points(run.train, score.name) or points(run.train, label)
     mark = (float(best["step"]), float(best[score.name])) if best else None
     panels = [

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs no other, made from what the run folder holds."""
+"""The report of a run: a single HTML file, made from the files of the run folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vitrail.units import count, duration, median, number
 
 
 def write_report(run_folder: Path) -> Path:
-    """Write `report.html` into a run folder and return its path. Sections whose files are missing are left out."""
+    """Write `report.html` into a run folder and return its path. Sections without their files are left out."""
     run = read_run(run_folder)
     name = run.folder.resolve().name
     title = str(run.recipe.get("recipe") or name)
@@ -31,7 +31,7 @@ def write_report(run_folder: Path) -> Path:
 
 
 def _head(run: RunRecord, cards: str) -> str:
-    """Cards, those of the task's own among them, and the commands that made the run."""
+    """Summary cards, including the task's own, and the commands of the run."""
     score, best = run.score, run.best
     label = score.label or score.name
     cards = "".join(
@@ -44,10 +44,10 @@ def _head(run: RunRecord, cards: str) -> str:
             card("images per second", count(run.images_per_s), _waiting(run)),
         ]
     )
-    # A run that was resumed has one start for each command.
+    # A resumed run has one start row per command.
     commands = dict.fromkeys(str(row["command"]) for row in run.starts if row.get("command"))
     lines = "".join(f"<pre>{escape(command)}</pre>" for command in commands)
-    going = "" if run.done else '<p class="note">This run has not ended.</p>'
+    going = "" if run.done else '<p class="note">This run is not finished.</p>'
     fast = f'<p class="note"><b>A fast dev run: {NO_SCORES}.</b></p>' if run.fast_dev_run else ""
     return f'{fast}<div class="cards">{cards}</div>{going}{lines}'
 

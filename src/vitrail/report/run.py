@@ -1,4 +1,4 @@
-"""What a run folder says of its run.
+"""The records of a run folder.
 
 A run folder has `recipe.json` (the resolved recipe), `metrics.jsonl` (one object per line; its `kind` is "start",
 "train", "val", "test" or "done"), `classes.json` (names) and maybe `examples.json` (images with their predictions).
@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 @dataclass
 class RunRecord:
-    """What a run folder says of its run. Parts that are missing are empty."""
+    """The records of a run folder. Missing entries are empty."""
 
     folder: Path
     recipe: Row
@@ -39,11 +39,11 @@ class RunRecord:
     classes: list[str]
     examples: list[Row]
     groups: str | None = None
-    """how many groups of images were kept on one side of the split; None where none were named"""
+    """number of image groups that were kept within one split; None without groups"""
 
     @property
     def best(self) -> Row:
-        """The row of the best validation score, the last one where several are as good; empty where there is none."""
+        """The row of the best validation score, the last of equal ones; empty if there is none."""
         best: Row = {}
         for row in self.val:
             value = number(row.get(self.score.name))
@@ -53,36 +53,36 @@ class RunRecord:
 
     @property
     def kind(self) -> type[Task] | None:
-        """The task that was trained; None where the folder does not tell."""
+        """The trained task; None if the folder does not name it."""
         task = self.recipe.get("task")
         name = task.get("kind") if isinstance(task, dict) else None
         return task_class(str(name)) if name in TASKS else None
 
     @property
     def score(self) -> Score:
-        """What chose the best checkpoint, as the run's start tells, or else as its task does."""
+        """The score that chose the best checkpoint, from the run's start row, or else from its task."""
         for row in reversed(self.starts):
             if isinstance(score := row.get("score"), dict):
-                with suppress(TypeError):  # it is no row of ours
+                with suppress(TypeError):  # not a row that vitrail wrote
                     return rebuild(Score, score)
         return (self.kind and self.kind.score) or Score("loss", best="min", unit="")
 
     @property
     def fast_dev_run(self) -> bool:
-        """Whether it only tried everything, so that its scores say nothing."""
+        """Whether it is a fast dev run, whose scores mean nothing."""
         return bool(self.recipe.get("fast_dev_run"))
 
     @property
     def images_per_s(self) -> float | None:
-        """Median over the rows of training."""
+        """Median over the training rows."""
         return median(row.get("images_per_s") for row in self.train)
 
 
 def read_run(folder: str | Path) -> RunRecord:
-    """Read a run folder, also of a run that still goes on or was killed. A folder without a run is a UserError."""
+    """Read a run folder, also of a run that is in progress or was killed. A folder without a run is a UserError."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder: give a run folder, which `vitrail train` writes")
+        raise UserError(f"{folder} is not a folder: give a run folder, which `vitrail train` writes")
     recipe = _json(folder / "recipe.json", dict)
     rows = _lines(folder / "metrics.jsonl")
     if not recipe and not rows:
@@ -107,7 +107,7 @@ def read_run(folder: str | Path) -> RunRecord:
 
 
 def _json(path: Path, kind: type[Any]) -> Any:
-    """What a file holds, or an empty `kind` where it is missing or holds something else."""
+    """The content of a file, or an empty `kind` if it is missing or of another type."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -116,7 +116,7 @@ def _json(path: Path, kind: type[Any]) -> Any:
 
 
 def _lines(path: Path) -> list[Row]:
-    """Rows of a file of JSON lines. A killed run may leave half a line at the end, which is passed over."""
+    """Rows of a file of JSON lines. A killed run may leave an incomplete last line, which is ignored."""
     rows = []
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -139,7 +139,7 @@ def _by_step(rows: list[Row]) -> list[Row]:
 
 
 def flat(values: Row, before: str = "") -> Iterable[tuple[str, str]]:
-    """Names joined with dots, and values as JSON writes them."""
+    """Names joined with dots, and values as JSON."""
     for name, value in values.items():
         if isinstance(value, dict) and value:
             yield from flat(value, f"{before}{name}.")

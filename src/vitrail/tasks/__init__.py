@@ -1,4 +1,4 @@
-"""The tasks: one file or package per task, all of the shape that `task.py` sets."""
+"""The tasks: one file or package per task, all with the interface of `task.py`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ TASKS = {
     "regress": "vitrail.tasks.regress:Regress",
     "embed": "vitrail.tasks.embed:Embed",
 }
-"""the only table of tasks: the name in `config.json` and `recipe.json`, and where the class is"""
+"""the only table of tasks: the name in `config.json` and `recipe.json`, and the import path of the class"""
 
 
 def task_class(name: str) -> type[Task]:
-    """The class of a task. UserError for a name that is not in `TASKS`."""
+    """The class of a task. UserError for a name not in `TASKS`."""
     if name not in TASKS:
         raise UserError(f"no task {name!r}: choose from {', '.join(TASKS)}")
     module, _, kind = TASKS[name].partition(":")
@@ -29,5 +29,5 @@ def task_class(name: str) -> type[Task]:
 
 
 def task_of(settings: Settings) -> type[Task]:
-    """The task that some settings are for."""
+    """The task class of these settings."""
     return task_class(settings.name)

@@ -29,41 +29,43 @@ from vitrail.vit import Head
 log = logging.getLogger("vitrail")
 
 TOP = 5
-"""guesses that may hold the right class, in the score `top5`"""
+"""number of guesses in the score `top5`"""
 
 
 @dataclass(frozen=True)
 class Classification(Settings):
-    """How a classifier is trained: fields of a run."""
+    """Training settings of a classifier."""
 
     name = "classify"
 
     loss: Literal["softmax", "sigmoid"] = "softmax"
-    """softmax cross-entropy, or binary cross-entropy for each class (DeiT-III)"""
+    """training loss. softmax: cross-entropy; sigmoid: binary cross-entropy per class (DeiT-III)"""
     smoothing: float = 0.0
     """label smoothing"""
     hidden: int | None = None
-    """width of the tanh layer of the paper's pre-training head; None for a linear head"""
+    """width of the hidden tanh layer of the paper's pre-training head; None for a linear head"""
     weighted: bool = False
-    """weight each class's loss by the inverse of its count"""
+    """weight the loss of each class by the inverse of its frequency"""
     balanced: bool = False  # type: ignore[misc]
-    """draw each class equally often"""
+    """class-balanced sampling: draw each class equally often"""
 
     def __post_init__(self) -> None:
         if self.hidden is not None and self.hidden < 1:
             raise UserError(f"hidden must be at least 1, or None for a linear head, got {self.hidden}")
         if not 0 <= self.smoothing < 1:
-            raise UserError(f"smoothing is a fraction from 0 to below 1, got {self.smoothing}")
+            raise UserError(f"smoothing must be at least 0 and below 1, got {self.smoothing}")
         if self.weighted and self.balanced:
-            raise UserError("weighted and balanced both make up for rare classes: add --no-balanced or --no-weighted")
+            raise UserError(
+                "weighted and balanced both compensate for rare classes: add --no-balanced or --no-weighted"
+            )
 
 
 @dataclass(frozen=True)
 class Answering:
-    """How a classifier answers."""
+    """Prediction options of a classifier."""
 
     top: int = 5
-    """classes per image, the most probable first"""
+    """number of classes to list per image, most probable first"""
 
     def __post_init__(self) -> None:
         if self.top < 1:
@@ -84,7 +86,7 @@ class Classes(Prediction):
         return ", ".join(f"{label['label']} {label['score']:.1%}" for label in self.labels[:3])
 
     def draw(self, image: Image.Image) -> Image.Image:
-        """The image with a bar per class below it."""
+        """The image with one bar per class below it."""
         from vitrail.tasks.figures import with_bars
 
         return with_bars(image, [(label["label"], label["score"]) for label in self.labels])
@@ -119,10 +121,9 @@ class Classify(Headed):
         class_weights: Tensor | None = None,
         neighbours: int | None = None,
     ) -> None:
-        """`hidden` makes the pre-training head of the paper; `loss="sigmoid"` is DeiT-III's binary cross-entropy.
-
-        `smoothing` and `class_weights` [K] affect the training loss alone. With `neighbours` the head is the k nearest
-        of so many training images, and nothing is trained.
+        """`hidden` is the width of the paper's pre-training head; `loss="sigmoid"` is DeiT-III's binary cross-entropy.
+        `smoothing` and `class_weights` [K] affect only the training loss. With `neighbours`, the head is k nearest
+        neighbours over this number of training images, and nothing is trained.
         """
         bias = -math.log(len(classes)) if loss == "sigmoid" else 0.0
         super().__init__(encoder, len(classes), preprocess, hidden, bias)
@@ -150,7 +151,7 @@ class Classify(Headed):
 
     @classmethod
     def adopt(cls, settings: Classification, loaded: Task, splits: Splits, preprocess: Preprocess) -> Self:
-        """The classifier `loaded` itself where its classes and its head are those that are asked for."""
+        """The classifier `loaded` itself, if its classes and its head are the requested ones."""
         same = isinstance(loaded, Classify) and loaded.neighbours is None and loaded.classes == splits.train.classes
         if not (same and settings.hidden in (None, loaded.hidden)):
             return cls.create(settings, loaded.encoder, splits, preprocess)
@@ -161,15 +162,13 @@ class Classify(Headed):
 
     @classmethod
     def check(cls, settings: Classification, method: str) -> None:
-        """Refuse what a head that is solved for, or that carries features, makes no use of."""
+        """Refuse settings that a solved head or k nearest neighbours do not use."""
         if method not in cls.solved:
             return
         plain = Classification(smoothing=settings.smoothing, balanced=settings.balanced)  # the recipe's own
         for entry in fields(plain):
             if getattr(settings, entry.name) != getattr(plain, entry.name):
-                raise UserError(
-                    f"method {method} makes no use of --{entry.name}: leave it out, or choose another --method"
-                )
+                raise UserError(f"method {method} does not use --{entry.name}: remove it, or choose another --method")
 
     @classmethod
     def rebuild(cls, config: dict[str, Any], files: Checkpoint) -> Self:
@@ -190,13 +189,13 @@ class Classify(Headed):
     def problem(self) -> Problem | None:  # type: ignore[override]
         if self.loss_kind == "sigmoid":
             return "multi_label_classification"
-        return "single_label_classification" if len(self.classes) > 1 else None  # of one class nobody says more
+        return "single_label_classification" if len(self.classes) > 1 else None  # a head with one output
 
     def with_classes(self, classes: list[str]) -> Task:
         return self if self.classes == classes else super().with_classes(classes)
 
     def loss(self, batch: Batch, gather: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
-        """Sum of the images' losses, and `accuracy`, the number of right first guesses (of the likelier class)."""
+        """Sum of the images' losses, and `accuracy`, the number of correct predictions (of the more likely class)."""
         if self.neighbours is not None:
             raise UserError("k nearest neighbours has no loss: load it with classes=N to train a head")
         logits = self(batch["image"], self.keep(batch)).float()
@@ -205,7 +204,7 @@ class Classify(Headed):
         if self.class_weights is not None:
             losses = losses * self.class_weights[hard]
         correct = (logits.argmax(dim=1) == hard).sum()
-        # Filled on the device: a number sent there would wait for all that a GPU has yet to do.
+        # Created on the device: copying a number there would wait for the GPU's queued work.
         count = torch.full((), len(logits), device=logits.device)
         return {"loss": losses.sum(), "count": count, "accuracy": correct}
 
@@ -214,18 +213,18 @@ class Classify(Headed):
         classes = logits.shape[1]
         targets = F.one_hot(labels, classes).to(logits) if labels.ndim == 1 else labels
         if self._sigmoid(classes):
-            targets = (targets > 0).to(logits)  # both images of a mix are there
+            targets = (targets > 0).to(logits)  # soft targets of mixup and cutmix
         targets = targets * (1 - self.smoothing) + self.smoothing / classes
         if self._sigmoid(classes):
             return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
         return -(targets * logits.log_softmax(dim=1)).sum(dim=1)
 
     def _sigmoid(self, classes: int) -> bool:
-        """Whether each class has a probability of its own. One class alone does: a softmax over it is always 1."""
+        """Whether each class has its own probability. A single class does: its softmax is always 1."""
         return self.loss_kind == "sigmoid" or classes == 1
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """[B, K]: a softmax, or for the sigmoid loss and a single class each class's own probability."""
+        """Probabilities [B, K]: a softmax, or a sigmoid per class for the sigmoid loss or a single class."""
         logits = logits.float()
         return logits.sigmoid() if self._sigmoid(logits.shape[1]) else logits.softmax(dim=1)
 
@@ -248,7 +247,7 @@ class Classify(Headed):
             self.head = Neighbours(pooled_width(self.encoder.config), len(self.classes), images)
 
     def solve(self, method: str, train: Features, val: Callable[[], Features]) -> list[dict[str, float]]:
-        """The neighbours, or the linear probe put in as the head, with a row per strength of its penalty."""
+        """Fit k nearest neighbours or the linear probe as the head. Returns one row per penalty of the probe."""
         if method == "knn":
             assert isinstance(self.head, Neighbours)
             self.head.build_index(*train)
@@ -256,7 +255,7 @@ class Classify(Headed):
         probe = linear_probe(train, val(), len(self.classes))
         kind = DistilledHead if isinstance(self.head, DistilledHead) else Head
         head = kind(train.vectors.shape[1], len(self.classes)).to(probe.weight.device)
-        # DeiT's pair of heads averages what they give for their own tokens: what one gives for the tokens' mean.
+        # DeiT's two heads, each on its own token, are averaged: equal heads give the output for the tokens' mean.
         for linear in (module for module in head.modules() if isinstance(module, torch.nn.Linear)):
             linear.load_state_dict({"weight": probe.weight, "bias": probe.bias})
         self.head, self.hidden, self.loss_kind = head, None, "softmax"
@@ -269,18 +268,18 @@ class Classify(Headed):
         ]
 
     def metric(self, data: ImageSet | None = None, train: ImageSet | None = None) -> ClassifyMetric:
-        """For data whose classes are the model's, or some of them, by whatever name."""
+        """For data whose classes are the model's or some of them, also under other spellings."""
         metric = ClassifyMetric(self, None if data is None else data.classes)
         if data is not None and len(data.classes) < len(self.classes):
             log.warning(
-                f"the data has {len(data.classes):,} of the model's {len(self.classes):,} classes: an answer is one of "
-                f"all {len(self.classes):,}, and right only where it is the image's own"
+                f"the data has {len(data.classes):,} of the model's {len(self.classes):,} classes: a prediction is one "
+                f"of all {len(self.classes):,}, and correct only if it is the image's own"
             )
         return metric
 
     @classmethod
     def told(cls, scores: Mapping[str, Any]) -> dict[str, float]:
-        """Without `top5` where there are at most five classes, of which one of the first five is always right."""
+        """Without `top5` for at most five classes, where it is always 1."""
         few = len(scores.get("per_class", ())) <= TOP
         return {name: value for name, value in super().told(scores).items() if not (few and name == f"top{TOP}")}
 
@@ -304,20 +303,20 @@ def _class_weights(settings: Classification, train: ImageSet) -> Tensor | None:
 class ClassifyMetric:
     """Top-1, top-5, per-class accuracy, confusion matrix, calibration error and cross-entropy, from the logits.
 
-    The cross-entropy is that of their softmax, whatever the loss; the calibration error is of the task's own
-    probabilities. Labels are numbers of the data's classes, which may be some of the
-    task's, in any order; scores are of all the task's classes, in its own order.
+    The cross-entropy is that of the softmax, for any training loss; the calibration error uses the task's
+    probabilities. Labels are numbers of the data's classes, which may be a subset of the task's in any order; scores
+    are over all the task's classes, in its order.
     """
 
     def __init__(self, task: Classify, classes: Sequence[str] | None = None) -> None:
-        """`classes` are the data's; the task's own if left out. UserError where the task does not know one of them."""
+        """`classes` are the data's; by default the task's. UserError if one of them is not a class of the task."""
         self.task = task
         self.outputs = torch.tensor(outputs_of(task.classes if classes is None else classes, task.classes))
-        """the model's class of each class of the data"""
+        """the model's class number for each class of the data"""
         self.rows: dict[int, tuple[Tensor, int]] = {}
 
     def update(self, batch: Batch, outputs: Tensor) -> None:
-        """Keep each sample's logits; one that was seen before counts once."""
+        """Add the logits of each sample; repeated samples count once."""
         logits = outputs.detach().float().cpu()
         for sample, row, label in zip(batch["sample"].tolist(), logits, batch["label"].tolist(), strict=True):
             self.rows[sample] = (row, label)
@@ -335,7 +334,7 @@ class ClassifyMetric:
             self.rows[sample] = (row, label)
 
     def compute(self) -> dict[str, Any]:
-        """Scores are fractions. `confusion[i][j]` counts images of the model's class i taken for its class j."""
+        """Scores are fractions. `confusion[i][j]` counts images of class i predicted as class j."""
         state = self.state()
         logits, right = state["logits"], self.outputs[state["label"]]
         classes = logits.shape[1]
@@ -348,7 +347,7 @@ class ClassifyMetric:
             "top5": hits[:, :5].any(dim=1).double().mean().item(),
             "cross_entropy": F.cross_entropy(logits, right).item(),
             "calibration_error": calibration_error(self.task.probabilities(logits), right),
-            # A class without an image in this split has no accuracy.
+            # A class without images in this split has no accuracy.
             "per_class": [
                 c / n if n else None for c, n in zip(confusion.diag().tolist(), counts.tolist(), strict=True)
             ],

@@ -1,4 +1,4 @@
-"""The sections of a classifier's report: how right it is, on which classes, and what it takes for what."""
+"""The sections of a classifier's report: accuracy overall and per class, and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from vitrail.tasks.task import Section
 from vitrail.units import number, percent
 
 BLUE, RED = "#2563a8", "#c2410c"
-# Classes up to which the confusion matrix has numbers, has names, and is drawn at all.
+# Maximum number of classes for numbers in the confusion matrix, for names, and for drawing it at all.
 NUMBERED, NAMED, DRAWN = 25, 100, 250
 
 
 def sections(run: Any) -> list[Section]:
-    """Of a `vitrail.report.RunRecord`; those whose entries are missing are empty."""
+    """The sections of a `vitrail.report.RunRecord`; empty if their entries are missing."""
     cards = [
         card(
             "test top 5", percent(run.test.get("top5")) if len(run.classes) > 5 else "", "among the first five guesses"
@@ -51,7 +51,7 @@ def _per_class(run: Any) -> str:
     if not rows:
         return ""
     rows.sort(key=lambda row: row[1])
-    note = "The percentage of a class's test images whose first guess is right, lowest first."
+    note = "Percentage of each class's test images that are predicted correctly, lowest first."
     if len(rows) > NAMED:
         note += f" The {NAMED} lowest of {len(rows)}."
         rows = rows[:NAMED]
@@ -67,15 +67,15 @@ def _confusion(run: Any) -> str:
     matrix: Any = run.test.get("confusion")
     if not _square(matrix):
         return ""
-    parts = []
+    body = []
     if len(matrix) <= DRAWN:
-        parts.append(
-            '<p class="note">A row is what an image shows, a column what the model took it for. The colour is the '
-            "share of the row. Point at a cell to read it.</p>"
+        body.append(
+            '<p class="note">Rows are true classes, columns are predictions. The colour is the fraction of the row. '
+            "Point at a cell to read it.</p>"
         )
-        parts.append(_matrix(matrix, [_name(run, place) for place in range(len(matrix))]))
-    parts.append(_mistakes(run, matrix))
-    return "".join(parts)
+        body.append(_matrix(matrix, [_name(run, place) for place in range(len(matrix))]))
+    body.append(_mistakes(run, matrix))
+    return "".join(body)
 
 
 def _square(matrix: Any) -> bool:
@@ -85,49 +85,49 @@ def _square(matrix: Any) -> bool:
 
 
 def _matrix(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
-    """The confusion matrix as SVG: cells that are zero are not drawn, so that 100 classes stay small."""
+    """The confusion matrix as SVG. Zero cells are not drawn, so the file stays small with 100 classes."""
     size = len(matrix)
     cell = 44 if size <= 10 else 30 if size <= NUMBERED else 14 if size <= 50 else 10
     font = min(13, max(cell - 2, 8)) if size <= NUMBERED else min(10, cell - 1)
     margin = 14 + int(0.62 * font * min(max(map(len, names)), 24)) if size <= NAMED else 6
     side = size * cell
-    parts = [f'<rect x="{margin}" y="{margin}" width="{side}" height="{side}" fill="#fafafa" stroke="#ddd"/>']
+    shapes = [f'<rect x="{margin}" y="{margin}" width="{side}" height="{side}" fill="#fafafa" stroke="#ddd"/>']
     for i, row in enumerate(matrix):
         total = sum(row)
         for j, images in enumerate(row):
             if not images:
                 continue
             x, y = margin + j * cell, margin + i * cell
-            # Even one mistake among a thousand must be seen: colours start above white.
+            # One mistake among a thousand must be visible: colours start above white.
             depth = 0.12 + 0.88 * images / total
             fill = _mix(BLUE if i == j else RED, depth)
-            what = "right" if i == j else f"taken for {names[j]}"
+            what = "right" if i == j else f"predicted as {names[j]}"
             says = escape(f"{names[i]} {what}: {images} of {total}")
             box = f'x="{x}" y="{y}" width="{cell}" height="{cell}"'
-            parts.append(f'<rect {box} fill="{fill}"><title>{says}</title></rect>')
+            shapes.append(f'<rect {box} fill="{fill}"><title>{says}</title></rect>')
             if size <= NUMBERED:
                 ink = "#fff" if depth > 0.55 else "#222"
                 high = min(font, int(1.7 * cell / (len(str(images)) + 0.5)))
                 at = f'x="{x + cell / 2}" y="{y + cell / 2}" text-anchor="middle"'
-                parts.append(f'<text {at} font-size="{high}" fill="{ink}" pointer-events="none">{images}</text>')
+                shapes.append(f'<text {at} font-size="{high}" fill="{ink}" pointer-events="none">{images}</text>')
     if size <= NAMED:
         for place, name in enumerate(names):
             middle = margin + place * cell + cell / 2
             short = escape(name if len(name) <= 24 else name[:23] + "…")
-            parts.append(f'<text x="{margin - 5}" y="{middle}" font-size="{font}" text-anchor="end">{short}</text>')
+            shapes.append(f'<text x="{margin - 5}" y="{middle}" font-size="{font}" text-anchor="end">{short}</text>')
             turned = f"translate({middle} {margin - 5}) rotate(-90)"
-            parts.append(f'<text transform="{turned}" font-size="{font}">{short}</text>')
+            shapes.append(f'<text transform="{turned}" font-size="{font}">{short}</text>')
     whole = margin + side + 6
     return (
         f'<div class="scroll"><svg viewBox="0 0 {whole} {whole}" width="{whole}" height="{whole}" role="img" '
-        f'aria-label="confusion matrix" fill="#222" dominant-baseline="central">{"".join(parts)}</svg></div>'
+        f'aria-label="confusion matrix" fill="#222" dominant-baseline="central">{"".join(shapes)}</svg></div>'
     )
 
 
 def _mix(colour: str, depth: float) -> str:
-    """A colour on white paper."""
-    parts = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return "#" + "".join(f"{round(255 + (part - 255) * depth):02x}" for part in parts)
+    """A colour with this opacity on white."""
+    channels = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(255 + (value - 255) * depth):02x}" for value in channels)
 
 
 def _mistakes(run: Any, matrix: Sequence[Sequence[int]], most: int = 10) -> str:
@@ -140,5 +140,5 @@ def _mistakes(run: Any, matrix: Sequence[Sequence[int]], most: int = 10) -> str:
         f'<td class="value">{n} of {sum(matrix[i])}</td></tr>'
         for n, i, j in pairs[:most]
     )
-    head = "<tr><th>shows</th><th>taken for</th><th>images</th></tr>"
+    head = "<tr><th>true class</th><th>predicted</th><th>images</th></tr>"
     return f'<h3>Most frequent mistakes</h3><table class="plain">{head}{rows}</table>'

@@ -31,7 +31,7 @@ class Embedding(Prediction):
 
 
 class Embed(Task):
-    """Key of a batch: `image` [B, C, H, W], normalised floats. It has nothing to train and no score of its own."""
+    """Key of a batch: `image` [B, C, H, W], normalised floats. It has no loss and no score."""
 
     name = "embed"
     headless = True

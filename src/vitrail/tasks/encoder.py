@@ -1,4 +1,4 @@
-"""Every network that turns images into tokens, by the type of its config."""
+"""Every network that maps images to tokens, by the type of its config."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vitrail.tasks.task import Task
 
 Encoder = ViT | MLP | CNN | ResNet | RNN
-"""takes normalised images [B, C, H, W] to Tokens, and `pool` takes those to one vector an image, [B, D]"""
+"""maps normalised images [B, C, H, W] to Tokens, and `pool` maps those to one vector per image, [B, D]"""
 EncoderConfig = ViTConfig | VariantConfig | MLPConfig | CNNConfig | ResNetConfig | RNNConfig
 """has at least `width` (D), `channels` and `image_size`"""
 
@@ -36,11 +36,11 @@ KINDS: dict[str, type[Any]] = {
     "resnet": ResNetConfig,
     "rnn": RNNConfig,
 }
-"""what `config.json` calls each config: "vit", "mlp", ..."""
+"""the name of each config in `config.json`: "vit", "mlp", ..."""
 
 
 def encoder_for(config: EncoderConfig) -> Encoder:
-    """A fresh encoder of a config."""
+    """A new encoder with this config."""
     return NETWORKS[type(config)](config)
 
 
@@ -53,9 +53,9 @@ def encoder_of(task: Task) -> Encoder:
 
 
 def layers(encoder: nn.Module) -> list[list[nn.Parameter]]:
-    """An encoder's parameters by layer: what feeds the blocks, each block, and what follows the last one.
+    """An encoder's parameters by layer: everything before the blocks, each block, and everything after the last one.
 
-    An encoder's layers are in `blocks`; it names in `after_blocks` the modules that follow them.
+    The blocks are in `blocks`; `after_blocks` names the modules after them.
     """
     blocks = [list(block.parameters()) for block in getattr(encoder, "blocks", ())]
     following = [getattr(encoder, name) for name in getattr(encoder, "after_blocks", ())]
@@ -65,15 +65,15 @@ def layers(encoder: nn.Module) -> list[list[nn.Parameter]]:
 
 
 def token_width(config: EncoderConfig) -> int:
-    """Of the tokens that an encoder gives."""
+    """Width of an encoder's tokens."""
     return config.token_width if isinstance(config, VariantConfig) else config.width
 
 
 def pooled_width(config: EncoderConfig) -> int:
-    """Of the one vector that stands for an image; a ViT may project it, as CLIP's does."""
+    """Width of the pooled image vector; a ViT may project it, as CLIP does."""
     return config.pooled_width if isinstance(config, VariantConfig) else config.width
 
 
 def one_vector(pooled: Tensor) -> Tensor:
-    """What an encoder pools, [B, D]; where that is a pair for DeiT's two heads, [B, 2, D], the mean of the two."""
+    """The pooled vector [B, D]; for DeiT's pair of vectors [B, 2, D], their mean."""
     return pooled.mean(dim=1) if pooled.ndim == 3 else pooled

@@ -1,4 +1,4 @@
-"""Figures of answers that tasks share: an image with text, or bars, on white below it."""
+"""Figures of predictions, shared by tasks: an image with text or bars below it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from PIL import Image, ImageDraw, ImageFont
 from vitrail.fonts import fonts_for
 
 WIDTH = 360
-"""pixels of a figure's width at least, so that the text can be read below a small image"""
+"""minimum width of a figure in pixels, so that text below a small image is readable"""
 INK, PALE = "#1f2430", "#5b6270"
 BAR, OTHER_BAR, TRACK = "#2563a8", "#9db8d9", "#eef0f4"
 LINES = 12
-"""of a text at most"""
+"""maximum number of lines of a text"""
 MOST = 2_000
-"""letters of a text at most"""
+"""maximum number of letters of a text"""
 
 
 def with_text(image: Image.Image, text: str) -> Image.Image:
-    """The image in RGB with `text` below it, at a size that suits both."""
+    """The image in RGB with `text` below it."""
     page = Page(image, text := text[:MOST])
     lines = page.wrapped(text, page.inner)
     if len(lines) > LINES:
@@ -32,7 +32,7 @@ def with_text(image: Image.Image, text: str) -> Image.Image:
 
 
 def with_bars(image: Image.Image, bars: Sequence[tuple[str, float]]) -> Image.Image:
-    """The image in RGB and below it a bar per name, as long as its share from 0 to 1 says; the first one stands out."""
+    """The image in RGB with one bar per name below it, for values from 0 to 1; the first is highlighted."""
     page = Page(image, "".join(name for name, _ in bars))
     height = round(1.25 * page.line)
     figure, draw = page.with_room(max(1, len(bars)) * height)
@@ -57,42 +57,42 @@ def with_bars(image: Image.Image, bars: Sequence[tuple[str, float]]) -> Image.Im
 
 
 class Page:
-    """An image on white with room below it. All sizes are in pixels."""
+    """An image on white with space below it. All sizes are in pixels."""
 
     def __init__(self, image: Image.Image, text: str) -> None:
-        """`text` has all the letters that will be written, but for those of numbers."""
+        """`text` has all letters that will be written, except digits."""
         image = image.convert("RGB")
         self.files = [font.path for font in fonts_for(text)]
         times = max(1, min(WIDTH // image.width, 2 * WIDTH // image.height))
-        if times > 1:  # each pixel repeated, as it is
+        if times > 1:  # repeat each pixel without interpolation
             image = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
         self.image = image
         self.width = max(WIDTH, image.width)
         self.size = min(44, max(16, self.width // 28))
-        """of the letters"""
+        """font size"""
         self.line = round(1.4 * self.size)
         self.margin = round(0.9 * self.size)
         self.inner = self.width - 2 * self.margin
         self.below = image.height + self.margin
-        """where the text begins"""
+        """left edge of the text"""
 
     def with_room(self, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-        """The figure, with the image in the middle and so much room below it, and what draws on it."""
+        """The figure, with the image centred above `height` pixels of space, and an object that draws on it."""
         figure = Image.new("RGB", (self.width, self.below + height + self.margin), "white")
         figure.paste(self.image, ((self.width - self.image.width) // 2, 0))
         return figure, ImageDraw.Draw(figure)
 
     def length(self, text: str) -> int:
-        return round(sum(font.getlength(part) for part, font in self._runs(text)))
+        return round(sum(font.getlength(run) for run, font in self._runs(text)))
 
     def write(self, draw: ImageDraw.ImageDraw, left: float, top: float, text: str, ink: str = INK) -> None:
-        """One line, its baseline at the same height whatever fonts its letters need."""
-        for part, font in self._runs(text):
-            draw.text((left, top + self.size), part, fill=ink, font=font, anchor="ls")
-            left += font.getlength(part)
+        """Draw one line, with one baseline for all fonts."""
+        for run, font in self._runs(text):
+            draw.text((left, top + self.size), run, fill=ink, font=font, anchor="ls")
+            left += font.getlength(run)
 
     def wrapped(self, text: str, width: int) -> list[str]:
-        """The text in lines of at most so many pixels; a word that is longer is broken."""
+        """The text in lines of at most `width` pixels; longer words are broken."""
         lines: list[str] = []
         line = ""
         for word in text.split():
@@ -108,14 +108,14 @@ class Page:
         return [*lines, line]
 
     def shortened(self, text: str, width: int) -> str:
-        """The text, with an ellipsis at its end where it is longer than so many pixels."""
+        """The text, shortened with an ellipsis if it is longer than `width` pixels."""
         if self.length(text) <= width:
             return text
         fits = next((n for n in range(len(text) - 1, 0, -1) if self.length(text[:n] + "…") <= width), 0)
         return text[:fits].rstrip() + "…"
 
     def _runs(self, text: str) -> list[tuple[str, ImageFont.FreeTypeFont]]:
-        """The text cut where another font is needed, with the font of each run."""
+        """The text split into runs of one font, each with its font."""
         files = self.files
         if len(files) == 1:
             return [(text, _font(files[0], self.size))]
@@ -126,7 +126,7 @@ class Page:
                 runs[-1] = (runs[-1][0] + letter, runs[-1][1])
             else:
                 runs.append((letter, file))
-        return [(part, _font(file, self.size)) for part, file in runs]
+        return [(run, _font(file, self.size)) for run, file in runs]
 
 
 @lru_cache

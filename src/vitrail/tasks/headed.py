@@ -1,4 +1,4 @@
-"""What classification and regression share: an encoder, its pooling, and a head with named outputs."""
+"""Shared by classification and regression: an encoder, its pooling, and a head with named outputs."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from vitrail.vit import Head, Tokens, ViTConfig
 
 
 class Headed(Task):
-    """A task whose answers are read from the head's outputs; what they mean is up to the task."""
+    """A task that predicts from the head's outputs; each task defines their meaning."""
 
     portable = True
 
     def __init__(
         self, encoder: Encoder, outputs: int, preprocess: Preprocess, hidden: int | None = None, bias: float = 0.0
     ) -> None:
-        """`hidden` makes the pre-training head of the paper; `bias` is the first value of the outputs."""
+        """`hidden` is the width of the paper's pre-training head; `bias` is the initial bias of the outputs."""
         super().__init__()
         self.encoder = encoder
         config = encoder.config
-        if isinstance(config, ViTConfig):  # it pools in several ways, of which some join tokens or keep two
+        if isinstance(config, ViTConfig):  # its pooling may concatenate tokens or return two
             self.head = head_for(config, outputs, hidden, bias)
         else:
             self.head = Head(config.width, outputs, hidden, bias)

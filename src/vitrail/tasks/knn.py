@@ -1,4 +1,4 @@
-"""k nearest neighbours: a head of classification that carries the training images' features. Nothing is trained."""
+"""k nearest neighbours: a classification head that stores the training images' features. Nothing is trained."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from vitrail.tasks.encoder import one_vector
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07
-"""as DINO evaluates (arXiv 2104.14294, appendix F, after arXiv 1805.01978)"""
+"""k and temperature as in DINO's evaluation (arXiv 2104.14294, appendix F, after arXiv 1805.01978)"""
 
 
 class Neighbours(nn.Module):
-    """The votes of the k training images whose features have the most similar direction.
+    """The votes of the k training images whose features have the highest cosine similarity.
 
     A neighbour at cosine similarity s votes for its class with weight exp(s / temperature).
     """
@@ -21,7 +21,7 @@ class Neighbours(nn.Module):
     def __init__(
         self, width: int, classes: int, images: int, k: int = NEIGHBOURS, temperature: float = TEMPERATURE
     ) -> None:
-        """Room for the features of so many training `images`, [N, `width`]."""
+        """Allocates the features of `images` training images, [N, `width`]."""
         super().__init__()
         self.classes, self.k, self.temperature = classes, k, temperature
         self.register_buffer("keys", torch.zeros(images, width))
@@ -32,11 +32,11 @@ class Neighbours(nn.Module):
         """class numbers [N]"""
 
     def build_index(self, vectors: Tensor, labels: Tensor) -> None:
-        """Take the features [N, D] of the training images and their classes [N]."""
+        """Store the features [N, D] of the training images and their classes [N]."""
         self.keys, self.labels = F.normalize(vectors, dim=1), labels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features [B, D] to the logarithm of the votes' shares [B, K]; a class without a vote has that of 1e-9."""
+        """Features [B, D] to the logarithms of the vote fractions [B, K]; at least log(1e-9)."""
         near, rows = (F.normalize(one_vector(x), dim=1) @ self.keys.T).topk(min(self.k, len(self.keys)), dim=1)
         weights = (near / self.temperature).softmax(dim=1)
         votes = weights.new_zeros(len(x), self.classes).scatter_add_(1, self.labels[rows], weights)

@@ -1,4 +1,4 @@
-"""Logistic regression on features as they are: a linear head that is solved for, not trained."""
+"""Linear probe: logistic regression on frozen features, solved exactly."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torch import Tensor
 from vitrail.tasks.task import Features
 
 STRENGTHS = tuple(10 ** (-half / 2) for half in range(-2, 13))
-"""of the linear probe's penalty: 10 down to 1e-6"""
+"""strengths of the linear probe's L2 penalty: 10 down to 1e-6"""
 PATIENCE = 3
-"""strengths in a row without a better one, after which weaker ones, which take longest, are not tried"""
+"""stop after this many strengths without an improvement; the weakest take longest"""
 
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """A linear classifier of features as they are: logits are `vectors @ weight.T + bias`."""
+    """A linear classifier on frozen features: logits are `vectors @ weight.T + bias`."""
 
     weight: Tensor
     """[K, D] float32"""
     bias: Tensor
     """[K] float32"""
     strength: float
-    """of the penalty that was best on the validation part"""
+    """penalty that was best on the validation split"""
     tried: list[dict[str, float]]
-    """each `strength` in the order tried, with `top1` and `cross_entropy` on the validation part"""
+    """each `strength` in the order tried, with `top1` and `cross_entropy` on the validation split"""
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """Features [N, D] to logits [N, K]."""
@@ -35,13 +35,13 @@ class LinearProbe:
 
 
 def linear_probe(train: Features, val: Features, classes: int) -> LinearProbe:
-    """Logistic regression on the training features, with the penalty's strength chosen on the validation part.
+    """Logistic regression on the training features, with the penalty's strength chosen on the validation split.
 
-    The features are standardised, or the penalty would weigh them by their units. Strengths go from strong to weak,
-    each begun at the solution of the last. The choice is by cross-entropy, which on few images is less noisy than
+    The features are standardised, because the penalty depends on their scale. Strengths go from strong to weak, each
+    initialised with the solution of the last. The choice is by cross-entropy, which on few images is less noisy than
     accuracy.
     """
-    # Double precision lets the solver reach the optimum; on accelerators it is slow or not there.
+    # Double precision lets the solver reach the optimum; on accelerators it is slow or missing.
     vectors = train.vectors.double() if train.vectors.device.type == "cpu" else train.vectors
     std, mean = torch.std_mean(vectors, dim=0, correction=0)
     std = torch.where(std > 1e-6 * std.max(), std, 1.0)
@@ -65,7 +65,7 @@ def logistic_regression(
 ) -> tuple[Tensor, Tensor]:
     """The weight [K, D] and bias [K] that minimise mean cross-entropy + strength / 2 * |weight|^2, by L-BFGS.
 
-    The problem is convex, so where `weight` and `bias` begin changes the time and not the result. scikit-learn's C is
+    The problem is convex, so the initial `weight` and `bias` change the time and not the result. scikit-learn's C is
     1 / (strength * N).
     """
     weight, bias = weight.clone().requires_grad_(), bias.clone().requires_grad_()

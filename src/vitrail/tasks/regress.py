@@ -1,4 +1,4 @@
-"""Regression: numbers that are read from an image, such as an age or an angle."""
+"""Regression: numbers predicted from an image, such as an age or an angle."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vitrail.tasks.task import Batch, Checkpoint, Metric, Prediction, finite
 
 @dataclass(frozen=True)
 class Values(Prediction):
-    """The numbers that a head reads from an image."""
+    """The predicted numbers of an image."""
 
     values: list[dict[str, Any]]
     """`{"name": name, "value": number}`, in the head's order"""
@@ -33,14 +33,14 @@ class Values(Prediction):
 
 
 def _short(number: float) -> str:
-    """Four digits, or all before the point where these are more."""
+    """Four significant digits, or all digits before the decimal point if more."""
     return f"{number:.0f}" if 1e4 <= abs(number) < 1e15 else f"{number:.4g}"
 
 
 class Regress(Headed):
     """An encoder, its pooling and a head whose outputs are the values. Key of a batch: `image` [B, C, H, W].
 
-    vitrail reads such heads and answers with them; it does not train or score them yet.
+    vitrail loads such heads and predicts with them; it does not train or score them yet.
     """
 
     name = "regress"
@@ -66,7 +66,7 @@ class Regress(Headed):
         raise UserError("vitrail does not train a head for regression: load it with classes=N to train one for classes")
 
     def answer(self, batch: Batch) -> list[Prediction]:
-        """The head's outputs as they are, in its order."""
+        """The head's outputs, in its order."""
         return [
             Values([{"name": name, "value": value} for name, value in zip(self.values, row, strict=True)])
             for row in finite(self(batch["image"])).float().tolist()
@@ -78,7 +78,7 @@ class Regress(Headed):
 
     def metric(self, data: ImageSet | None = None, train: ImageSet | None = None) -> Metric:
         raise UserError(
-            f"the head gives values ({', '.join(self.values[:3])}), and classes are no values to compare them with: "
+            f"the head predicts values ({', '.join(self.values[:3])}), which cannot be compared with classes: "
             "score its features with --probe, or load it with classes=N and train it"
         )
 

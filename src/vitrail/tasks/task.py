@@ -1,4 +1,4 @@
-"""The contract of a task: what the loop, evaluation, the command line, reports and export may ask of it.
+"""The contract of a task: what the loop, evaluation, the command line, reports and export use.
 
 A task is a module with an encoder, a loss, an answer and a score. `vitrail.tasks.TASKS` names them all; nothing outside
 `tasks/`, `recipes/` and the readers of `zoo/` knows a particular one.
@@ -50,9 +50,9 @@ class Score:
     name: str
     best: Literal["max", "min"] = "max"
     unit: Literal["%", ""] = "%"
-    """how people read it: a fraction as a percentage, or the number as it is"""
+    """how it is displayed: a fraction as a percentage, or a plain number"""
     label: str = ""
-    """what people call it, where that is not its name; training logs its own running mean under either"""
+    """its display name, if that differs; training logs its running mean under either"""
 
     def better(self, new: float, old: float | None) -> bool:
         """Whether `new` is at least as good as `old`: of equal scores, the one that has trained longer counts."""
@@ -133,7 +133,7 @@ class Settings:
     """of the task, in `TASKS`"""
 
     balanced: ClassVar[bool] = False
-    """draw each class equally often"""
+    """class-balanced sampling: draw each class equally often"""
     any_encoder: ClassVar[bool] = False
     """weights to start from may be of another kind of encoder than the recipe's, whose preparation is then theirs"""
 
@@ -407,7 +407,7 @@ class Task(nn.Module):
     def report(cls, run: Any) -> list[Section]:
         """The task's own sections of a run's page, from what the run folder holds (`vitrail.report.RunRecord`).
 
-        One without a title holds cards (`vitrail.html.card`), which stand at the head of the page.
+        One without a title holds cards (`vitrail.html.card`), which are shown at the top of the page.
         """
         return []
 
@@ -428,7 +428,7 @@ class Task(nn.Module):
         """
         path = Path(path)
         if path.exists() and not (path / "config.json").exists():
-            raise UserError(f"{path} exists and is no checkpoint: choose another place to save to")
+            raise UserError(f"{path} exists and is not a checkpoint: choose another path to save to")
         config = {
             "vitrail": FORMAT,
             "task": self.name,

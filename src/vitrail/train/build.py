@@ -1,4 +1,4 @@
-"""From a run's plain values to its components: the task, and a loader for each split of the data."""
+"""Build the components of a run from its plain values: the task, and a loader for each split."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from vitrail.vit import ViTConfig
 log = logging.getLogger("vitrail")
 
 VAL_FRACTION = 0.1
-"""of the training split, where a set brings no validation split"""
+"""fraction of the training split for validation, if a data set has no validation split"""
 
 
 def build(run: Run, splits: Splits, device: torch.device, loaded: Task | None = None) -> tuple[Components, int]:
-    """The components of a run, and its number of steps. `loaded` is what `run.init` names, where it was read before."""
+    """The components of a run, and its number of steps. `loaded` is the model of `run.init`, if already loaded."""
     kind = task_of(run.task)
     if not splits.val:
         train, val = split_val(splits.train, VAL_FRACTION, run.group)
     else:
         train, val = splits.train, splits.val
     kind.check(run.task, run.tune.method)
-    # A validation split that was cut from the training split shares its limit of bad images.
+    # A validation split cut from the training split shares its limit of unreadable images.
     tally = Tally(len(splits.train))
     val_tally = Tally(len(val)) if splits.val else tally
     test_tally = Tally(len(splits.test)) if splits.test else None
@@ -48,14 +48,14 @@ def build(run: Run, splits: Splits, device: torch.device, loaded: Task | None = 
     torch.manual_seed(seed)
     task = start(run, Splits(train, val, test), loaded)
     if task.whole_batch and run.accumulate > 1:
-        raise UserError(f"the loss of the task {task.name} needs the whole batch at once: leave --accumulate out")
+        raise UserError(f"the loss of the task {task.name} needs the whole batch at once: remove --accumulate")
     if run.init is not None:
         zoo.check_filled(task, run.init, seed)
         if run.tune.frozen:
             task.prepare_to_solve(run.tune.method, len(train))
         tune(task, run.tune)
     elif run.tune.method != "full":
-        raise UserError(f"method {run.tune.method} adapts trained weights: name some with --init")
+        raise UserError(f"method {run.tune.method} needs pretrained weights: name them with --init")
     task.to(device)
     loader = Loader(
         train,
@@ -87,21 +87,21 @@ IDLE = frozenset(
         *(entry.name for config in (Optim, Augment) for entry in fields(config)),
     ]
 )
-"""options that a frozen encoder makes no use of, which reads each image once, as it is"""
+"""options without effect if the encoder is frozen: it reads each image once, without augmentation"""
 
 
 def warn_unused(recipe: Run, asked: Run, method: str) -> None:
-    """Name what `asked` sets otherwise than the recipe and the method, which may follow the data, makes no use of."""
+    """Warn of options that `asked` changes from the recipe's values but the chosen method does not use."""
     used = {"lora": {"lora_rank", "lora_alpha"}, "last-blocks": {"last_blocks"}}
     idle = {name for other, names in used.items() if other != method for name in names}
     idle |= {*IDLE, *task_of(asked.task).unused_when_frozen} if method in FROZEN else set()
     names = [f"--{name.replace('_', '-')}" for name in changed_fields(recipe, asked) if name in idle]
     if names:
-        log.warning("method %s makes no use of %s", method, ", ".join(names))
+        log.warning("method %s does not use %s", method, ", ".join(names))
 
 
 def open_for(kind: type[Task], data: str, name: str | None = None, group: str | None = None) -> Splits:
-    """The splits of a set, as the task needs them; no `group` may lie in two of them."""
+    """The splits of a data set, as the task needs them; no `group` may be in two splits."""
     return kind.target.open(data, name=name, group=group, val_fraction=0)
 
 
@@ -114,7 +114,7 @@ def evaluation_loader(
     max_bad: float = 0.01,
     tally: Tally | None = None,
 ) -> Loader:
-    """A loader that reads a split once, in order, as the task prepares images; `tally` as in `Loader`."""
+    """A loader that reads a split once, in order, with the task's preprocessing; `tally` as in `Loader`."""
     return Loader(
         split,
         task.preprocess,
@@ -144,7 +144,7 @@ def start(run: Run, splits: Splits, loaded: Task | None = None) -> Task:
 
 
 def fresh_encoder(run: Run) -> Encoder:
-    """The run's encoder with its first values."""
+    """The run's encoder with its initial weights."""
     encoder = encoder_for(run.model)
     if run.attention_init == "mimetic":
         mimetic_init(encoder)
@@ -152,21 +152,21 @@ def fresh_encoder(run: Run) -> Encoder:
 
 
 PREPARATION = ("mean", "std", "resize", "crop_fraction", "interpolation")
-"""fields of a run that say how images are prepared; what is None is the checkpoint's, or `Preprocess`'s own"""
+"""fields of a run for preprocessing; None is the checkpoint's value, or the default of `Preprocess`"""
 
 
 def preparation(run: Run) -> Preprocess:
-    """How images are prepared for a model that starts from scratch."""
+    """Preprocessing for a model that is trained from scratch."""
     return _prepared(run, Preprocess(size=run.model.image_size, channels=run.model.channels))
 
 
 def changed_preparation(run: Run, own: Preprocess) -> Preprocess:
-    """How a checkpoint prepares images, with what the run changes of it; a warning names the changes."""
+    """The checkpoint's preprocessing with the run's changes; a warning names the changes."""
     new = _prepared(run, own)
     changed = [name for name in PREPARATION if getattr(new, name) != getattr(own, name)]
     if changed:
         log.warning(
-            "%s as %s was not trained with: that costs accuracy at first",
+            "%s differs from the training of %s: accuracy is lower at first",
             " and ".join(f"{name.replace('_', ' ')} {getattr(new, name)}" for name in changed),
             run.init,
         )
@@ -178,4 +178,4 @@ def _prepared(run: Run, own: Preprocess) -> Preprocess:
     try:
         return replace(own, **{name: value for name, value in wanted.items() if value is not None})
     except ValueError as error:
-        raise UserError(f"{error}: change the option, or leave it out") from None
+        raise UserError(f"{error}: change or remove the option") from None

@@ -1,4 +1,4 @@
-"""Runs whose encoder stays as it is: its features are computed once, and what follows it is solved for."""
+"""Runs with a frozen encoder: features are computed once, and what follows the encoder is solved for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitrail.train.state import RunFolder
 
 
 def fit_frozen(run: Run, components: Components, folder: RunFolder) -> dict[str, Any]:
-    """What `fit` is for the methods of `Task.solved`. It is done in one pass, so a stopped one simply begins again."""
+    """Like `fit`, for the methods in `Task.solved`. It takes one pass, so an interrupted run starts again."""
     task = components.task
     began = time.monotonic()
     folder.metrics.unlink(missing_ok=True)
@@ -30,7 +30,7 @@ def fit_frozen(run: Run, components: Components, folder: RunFolder) -> dict[str,
             trained = {"loss": row["train_loss"], "accuracy": row["train_accuracy"]}
     folder.log(kind="train", step=step, epoch=1.0, seconds=time.monotonic() - began, images_per_s=speed, **trained)
     scores = evaluate(task, components.loaders, "val")
-    # The rows of the strengths have no score, so this one is the best.
+    # The rows of the penalties have no score, so this is the best row.
     folder.log(kind="val", step=step, seconds=time.monotonic() - began, **numbers(scores))
     for place in (folder.best, folder.last):
         task.save(place)

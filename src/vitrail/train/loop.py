@@ -52,7 +52,7 @@ class LossModule(nn.Module):
 
 @dataclass
 class Components:
-    """What a run is made of, built by `train/build.py`."""
+    """The components of a run, built by `train/build.py`."""
 
     task: Task
     train: Loader
@@ -136,25 +136,25 @@ def fit(run: Run, components: Components, folder: RunFolder, steps: int, resume:
 
 
 class Prefetcher:
-    """Batches, each of which may be made early: while the device is busy with the one before."""
+    """Batches that can be loaded early, while the device is busy with the batch before."""
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self.batches = batches
         self.ready: Batch | None = None
 
     def prefetch(self) -> None:
-        """Make the next batch, if there is one to come."""
+        """Load the next batch, if there is one."""
         if self.ready is None:
             self.ready = next(self.batches, None)
 
     def next(self) -> Batch:
-        """The next batch. StopIteration after the last."""
+        """The next batch. Raises StopIteration after the last."""
         ready, self.ready = self.ready, None
         return next(self.batches) if ready is None else ready
 
 
 class AsyncScalars:
-    """Numbers on their way from the device: asked for now, read later, without a wait for what it was given since."""
+    """Scalars copied from the device asynchronously: reading them does not wait for work that was queued later."""
 
     def __init__(self, numbers: dict[str, Tensor]) -> None:
         self.names = list(numbers)
@@ -165,7 +165,7 @@ class AsyncScalars:
             self.event.record()
 
     def read(self) -> dict[str, float]:
-        """The numbers, once they are there."""
+        """The scalars; waits for the copy."""
         if self.event is not None:
             self.event.synchronize()
         return dict(zip(self.names, self.values.tolist(), strict=True))
@@ -199,7 +199,7 @@ def train_step(
     reading = AsyncScalars(totals)
     meanwhile()
     sums = reading.read()
-    count = sums.pop("count") or 1.0  # without an item there is nothing to learn, and the sums are zero
+    count = sums.pop("count") or 1.0  # a batch without items has zero sums
     means = {name: total / count for name, total in sums.items()}
     loss = means["loss"]
     if loss != loss or abs(loss) == float("inf"):
@@ -245,7 +245,7 @@ def finish(run: Run, components: Components, folder: RunFolder, steps: int, seco
     except UserError as error:  # too many bad images, which should not cost the run
         if split == "val":
             raise
-        log.warning(f"the test split is not scored, and the validation split stands in: {error}")
+        log.warning(f"the test split is not scored, so the validation split is scored instead: {error}")
         split, scores = "val", evaluate(task, components.loaders, "val")
     if split == "test":
         folder.log(kind="test", step=steps, **scores)
@@ -260,7 +260,7 @@ def numbers(scores: dict[str, Any]) -> dict[str, float]:
 
 
 def saved_in(folder: RunFolder) -> str:
-    """In words, what a run that failed has left."""
+    """For the error message: what a failed run has saved."""
     return f"the last good checkpoint is {folder.last}" if folder.last.exists() else "no checkpoint was saved yet"
 
 

@@ -1,4 +1,4 @@
-"""LoRA (arXiv 2106.09685): a frozen matrix learns a difference of low rank. What is saved is the plain model again."""
+"""LoRA (arXiv 2106.09685): low-rank updates of frozen matrices. The saved model is the merged plain model."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 class LoRALinear(nn.Linear):
     """y = W x + b + (alpha / rank) B A x (section 4.1), with W and b frozen.
 
-    A is [rank, in], drawn so that A x keeps the size of x; B is [out, rank] and begins at zero, so the model begins as
-    it was. Computing B (A x) rather than (W + B A) x never forms a gradient of the size of W.
+    A is [rank, in], random with A x as large as x; B is [out, rank] and starts at zero, so the model starts unchanged.
+    Computing B (A x) instead of (W + B A) x avoids a gradient of the size of W.
     """
 
     def __init__(self, linear: nn.Linear, rank: int, alpha: float) -> None:
@@ -24,7 +24,7 @@ class LoRALinear(nn.Linear):
         self.lora_a = nn.Parameter(like.new_empty(rank, linear.in_features))
         self.lora_b = nn.Parameter(like.new_zeros(linear.out_features, rank))
         nn.init.normal_(self.lora_a, std=linear.in_features**-0.5)
-        # In the state, so that weights can be merged without the module.
+        # A buffer, so that a state dict can be merged without the module.
         self.register_buffer("lora_scale", like.new_tensor(alpha / rank))
         self.lora_scale: Tensor
 
@@ -34,7 +34,7 @@ class LoRALinear(nn.Linear):
 
 
 def add_lora(module: nn.Module, rank: int, alpha: float) -> int:
-    """Put LoRA on every linear layer inside `module`, in place; returns how many there were."""
+    """Add LoRA to every linear layer inside `module`, in place; returns their number."""
     linears = [
         (parent, name, child)
         for parent in module.modules()
@@ -47,7 +47,7 @@ def add_lora(module: nn.Module, rank: int, alpha: float) -> int:
 
 
 def merged(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state of the plain model: W + (alpha / rank) B A in place of W, and no factors. Without LoRA, as it is."""
+    """The state dict of the plain model: W + (alpha / rank) B A as W, without the factors. Unchanged without LoRA."""
     plain = {name: value for name, value in weights.items() if ".lora_" not in name}
     for name, a in weights.items():
         if name.endswith(".lora_a"):
@@ -59,7 +59,7 @@ def merged(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def merge_lora(module: nn.Module) -> None:
-    """Turn every layer with LoRA inside `module` into the plain one that computes the same, in place."""
+    """Merge every LoRA layer inside `module` into an equivalent plain linear layer, in place."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, LoRALinear):

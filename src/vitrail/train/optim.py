@@ -1,4 +1,4 @@
-"""What turns gradients into steps: AdamW, Muon for the matrices, schedules, layer-wise decay, a running average."""
+"""Optimizers: AdamW, Muon for matrices, schedules, layer-wise learning rate decay, and the EMA of the weights."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ from vitrail.train.device import native_bf16
 
 @dataclass(frozen=True)
 class Optim:
-    """How the weights move. Learning rates are peaks; the schedule multiplies both by the same factor."""
+    """Optimizer and schedule. Learning rates are peak values; the schedule scales both by the same factor."""
 
     optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
-    """muon: the blocks' matrices and the filters of convolutions by Muon, the rest by AdamW; sgd: with momentum 0.9, as
-    the paper fine-tunes"""
+    """muon: Muon for the blocks' matrices and convolution filters, AdamW for the rest; sgd: SGD with momentum 0.9, as
+    in the paper's fine-tuning"""
     lr: float = 1e-3
     muon_lr: float = 4e-3
-    """Muon's own learning rate, for an update whose size matches AdamW's (arXiv 2502.16982)"""
+    """learning rate of Muon; its updates are scaled to the size of AdamW's (arXiv 2502.16982)"""
     weight_decay: float = 0.05
     beta2: float = 0.999
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """after the warm-up: to zero by a cosine or a line, or constant and then to zero over the last `cooldown`"""
+    """learning rate after warm-up. cosine, linear: decay to zero; constant: constant, then linear decay over
+    `cooldown`"""
     warmup: float = 0.05
-    """share of the steps"""
+    """warm-up, as a fraction of the steps"""
     cooldown: float = 0.2
-    """share of the steps, for the constant schedule"""
+    """final decay of the constant schedule, as a fraction of the steps"""
     layer_decay: float = 1.0
-    """factor on the learning rate for each layer further from the head (arXiv 2106.08254)"""
+    """layer-wise learning rate decay: factor per layer, from the head down (arXiv 2106.08254); 1 for none"""
     clip: float = 0.0
-    """largest norm of the whole gradient; 0 for no limit"""
+    """gradient clipping: maximum norm of the gradient; 0 for no clipping"""
     ema: float = 0.0
-    """decay per step of the running average of the weights, which is what is evaluated and kept; 0 for none"""
+    """decay of the exponential moving average (EMA) of the weights, which is then evaluated and saved; 0 for no EMA"""
 
     def __post_init__(self) -> None:
         for name in ("lr", "muon_lr", "weight_decay", "layer_decay", "clip"):
@@ -47,14 +48,14 @@ class Optim:
                 raise UserError(f"{name} must be a number of at least 0, got {getattr(self, name)}")
         for name in ("warmup", "cooldown"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} is a share from 0 to 1, got {getattr(self, name)}")
+                raise UserError(f"{name} must be a fraction from 0 to 1, got {getattr(self, name)}")
         for name in ("beta2", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
 
 
 def factor(optim: Optim, step: int, steps: int) -> float:
-    """What the schedule multiplies the learning rates by at `step` of `steps`, from 0 to 1."""
+    """The schedule's factor on the learning rates at `step` of `steps`, from 0 to 1."""
     warmup = max(1, round(optim.warmup * steps))
     if step < warmup:
         return (step + 1) / warmup
@@ -67,12 +68,12 @@ def factor(optim: Optim, step: int, steps: int) -> float:
 
 
 def groups(task: Task, optim: Optim) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Parameters for AdamW, and matrices for Muon, grouped by layer and by whether they decay.
+    """Parameters for AdamW and matrices for Muon, grouped by layer and weight decay.
 
-    Modules say what theirs are. `no_decay` names tokens, positions and other tables: they have axes as matrices do, but
-    map nothing, so they are not pulled to zero, as norms and biases are not (after DeiT and BEiT). Muon takes the
-    matrices of `blocks`, an encoder's or a decoder's, and the filters of convolutions. The layers are those of
-    `tasks.encoder.layers`; what is not in the encoder belongs to the last.
+    Modules declare theirs. `no_decay` names tokens, positions and other tables: they are shaped like matrices but are
+    not linear maps, so like norms and biases they get no weight decay (as in DeiT and BEiT). Muon trains the matrices
+    of `blocks`, an encoder's or a decoder's, and convolution filters. The layers are those of `tasks.encoder.layers`;
+    parameters outside the encoder belong to the last layer.
     """
     by_layer = layers(task.encoder)
     last = len(by_layer) - 1
@@ -104,7 +105,7 @@ def groups(task: Task, optim: Optim) -> tuple[list[dict[str, Any]], list[dict[st
 
 
 def _merged(chosen: dict[tuple[int, bool], list[Tensor]], optim: Optim) -> dict[tuple[int, bool], list[Tensor]]:
-    """Without layer-wise decay all layers share a group: fewer, larger fused updates."""
+    """Without layer-wise decay all layers share one group: fewer, larger fused updates."""
     if optim.layer_decay != 1.0:
         return chosen
     merged: dict[tuple[int, bool], list[Tensor]] = {}
@@ -114,11 +115,11 @@ def _merged(chosen: dict[tuple[int, bool], list[Tensor]], optim: Optim) -> dict[
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, made orthogonal (Keller Jordan, 2024), at a rate that gives updates of AdamW's size (arXiv 2502.16982).
+    """Muon: orthogonalised momentum (Keller Jordan, 2024), scaled to updates of AdamW's size (arXiv 2502.16982).
 
     Takes matrices [R, C] and filters of convolutions [O, C, h, w], which are matrices [O, C h w]. Those of one shape
-    are made orthogonal together: the blocks of a ViT share four shapes, so that a step takes four products instead of
-    four per block. The products are in bf16 where the processor computes it, else in float32. The numbers are those of
+    are orthogonalised together: the blocks of a ViT share four shapes, so a step takes four products instead of four
+    per block. The products are in bf16 if the device supports it natively, else in float32. The numbers are those of
     `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, to bf16's rounding; PyTorch has it from 2.9 on.
     """
 
@@ -161,7 +162,8 @@ class Muon(torch.optim.Optimizer):
 
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""of the quintic iteration, chosen by its author for a steep start: singular values end between 0.7 and 1.2"""
+"""coefficients of the quintic iteration, chosen by its author for fast convergence; singular values end in [0.7,
+1.2]"""
 
 
 def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
@@ -192,12 +194,12 @@ class Optimizers:
         self.peaks = [[group["lr"] for group in member.param_groups] for member in self.members]
 
     def parameters(self) -> list[Tensor]:
-        """All that a step would move: those with a gradient."""
+        """The parameters that a step would update: those with a gradient."""
         groups = [group for member in self.members for group in member.param_groups]
         return [parameter for group in groups for parameter in group["params"] if parameter.grad is not None]
 
     def step(self, factor: float) -> None:
-        """One step at `factor` times the peak learning rates; then the gradients are dropped."""
+        """One step at `factor` times the peak learning rates. Clears the gradients."""
         for member, peaks in zip(self.members, self.peaks, strict=True):
             for group, peak in zip(member.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
@@ -221,7 +223,8 @@ class Average:
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
-        """Take in the weights after `step`. Early steps count for more, or the first random weights would linger."""
+        """Update with the weights after `step`. The decay is lower in early steps, or the random initial weights would
+        linger."""
         decay = min(self.decay, (1 + step) / (10 + step))
         new = module.state_dict()
         floats = [name for name, value in new.items() if value.is_floating_point()]

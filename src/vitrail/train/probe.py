@@ -1,6 +1,6 @@
-"""How good an encoder's features are as they stand: k nearest neighbours, and a linear classifier on them.
+"""Scores of frozen features: k nearest neighbours and a linear probe.
 
-The encoder reads each image once, prepared as for evaluation; both probes work on the vectors that it gave.
+The encoder reads each image once, with the preprocessing of evaluation; both probes use its vectors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vitrail.train.device import autocast
 
 @torch.no_grad()
 def features(task: Task, loader: Loader, precision: Literal["auto", "bf16", "fp32"] = "auto") -> Features:
-    """Read a split once. The vectors are kept on the device of the task."""
+    """The features of a split, kept on the task's device."""
     task.eval()
     vectors, labels = [], []
     for batch in loader.evaluation():
@@ -34,18 +34,18 @@ def knn(train: Features, vectors: Tensor, classes: int) -> Tensor:
     """Log votes [N, K] of the nearest training images for features [N, D], as DINO's k-NN counts them."""
     head = Neighbours(vectors.shape[1], classes, 0)
     head.build_index(*train)
-    # In parts: the similarities to a large training set would not fit at once.
-    return torch.cat([head(part) for part in vectors.split(1024)])
+    # In chunks: the similarities to a large training set might not fit in memory.
+    return torch.cat([head(chunk) for chunk in vectors.split(1024)])
 
 
-def probe(task: Task, train: Loader, val: Loader, part: Loader) -> dict[str, Any]:
-    """`knn_top1` and `linear_top1` on a part, learned from the training part, with the penalty chosen on `val`."""
-    known, held_out, asked = (features(task, loader) for loader in (train, val, part))
+def probe(task: Task, train: Loader, val: Loader, scored: Loader) -> dict[str, Any]:
+    """`knn_top1` and `linear_top1` on `scored`, fitted on the training split, with the penalty chosen on `val`."""
+    fitted, held_out, test = (features(task, loader) for loader in (train, val, scored))
     classes = len(train.set.classes)
-    linear = linear_probe(known, held_out, classes)
+    linear = linear_probe(fitted, held_out, classes)
     return {
-        "knn_top1": scores_of(knn(known, asked.vectors, classes), asked.labels)["top1"],
-        "linear_top1": scores_of(linear(asked.vectors), asked.labels)["top1"],
+        "knn_top1": scores_of(knn(fitted, test.vectors, classes), test.labels)["top1"],
+        "linear_top1": scores_of(linear(test.vectors), test.labels)["top1"],
         "linear_strength": linear.strength,
-        "count": len(asked.labels),
+        "count": len(test.labels),
     }

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar on a terminal, a line now and then elsewhere; both on standard error."""
+"""Progress of a run on standard error: a bar on a terminal, otherwise occasional lines."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from vitrail.data.loader import Loader
 from vitrail.tasks.task import Score
 
 LINE_EVERY = 30.0
-"""seconds between lines where standard error is no terminal"""
+"""seconds between lines if standard error is not a terminal"""
 
 
 class Progress:
-    """Counts steps, images and waiting."""
+    """Counts steps, images and waiting time."""
 
     def __init__(self, steps: int, start: int, loader: Loader, sums: dict[str, float] | None = None) -> None:
         self.steps, self.done, self.loader = steps, start, loader
         self.sums = sums or {}
-        """of the numbers of the steps since the last row, and under `steps` how many these are"""
+        """sums over the steps since the last row, and their number under `steps`"""
         self.console = Console(stderr=True)
         self.bar = Bar(
             TextColumn("step {task.completed}/{task.total}"),
@@ -43,7 +43,7 @@ class Progress:
         self._restart()
 
     def __enter__(self) -> Progress:
-        if not self.bar.disable:  # rich 13 ends a bar that it never drew with an empty line
+        if not self.bar.disable:  # rich 13 prints an empty line for a bar that was never drawn
             self.bar.__enter__()
         return self
 
@@ -54,12 +54,12 @@ class Progress:
             self.bar.__exit__(kind, error, trace)
 
     def _restart(self) -> None:
-        """Time images and steps from here."""
+        """Restart the timing of images and steps."""
         self.began, self.waited = time.monotonic(), self.loader.wait
         self.images = self.timed = 0
 
     def step(self, row: dict[str, float], images: int) -> None:
-        """Take in a step's numbers and how many images it saw."""
+        """Add a step's values and its number of images."""
         self.done += 1
         self.images += images
         self.timed += 1
@@ -81,7 +81,7 @@ class Progress:
         return f"loss {loss:.3f}  {speed:.0f} images/s  {wait:.0%} waiting for data{self.score}"
 
     def _left(self) -> str:
-        """The time that the steps to come take at the speed of those since the last evaluation."""
+        """Estimated time left, at the speed since the last evaluation."""
         seconds = (time.monotonic() - self.began) / self.timed * (self.steps - self.done)
         return f"{timedelta(seconds=round(seconds))} left"
 
@@ -95,7 +95,7 @@ class Progress:
         return {**row, "images_per_s": speed, "wait": wait}
 
     def evaluated(self, scores: dict[str, Any], rule: Score) -> None:
-        """Show the score of an evaluation, and leave its time out of the speed."""
+        """Show the score of an evaluation, and exclude its time from the speed."""
         self.score = f"  val {rule.name} {rule.text(scores[rule.name]) or 'none'}"
         self.console.print(f"vitrail: step {self.done}/{self.steps}:{self.score}", highlight=False)
         self._restart()

@@ -1,4 +1,4 @@
-"""A run: everything that decides what a training does, as plain data. Recipes return one; every field is a flag."""
+"""A run: everything that defines a training run, as plain data. Recipes return one; every field is a flag."""
 
 from __future__ import annotations
 
@@ -21,71 +21,73 @@ from vitrail.variants import as_variant, simplest
 from vitrail.vit import ViTConfig
 
 FAST_STEPS, FAST_IMAGES = 3, 8
-"""of a fast dev run: its steps, and the images of each split that it reads"""
+"""steps of a fast dev run, and the images that it reads of each split"""
 
 
 def _first_task() -> Settings:
-    """What a recipe that names no task trains: the first of `TASKS`."""
+    """The default task of a recipe: the first of `TASKS`."""
     return task_class(next(iter(TASKS))).settings()
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training."""
+    """One training run."""
 
     recipe: str
     """name of the recipe that these values came from"""
     data: str
     """a built-in name, a folder with one folder per class, or Parquet files"""
     task: Settings = field(default_factory=_first_task)
-    """the job, and how it is trained"""
+    """the task and its training settings"""
     model: EncoderConfig = field(default_factory=ViTConfig)
-    """the encoder; with `init`, only its image size and drop path count"""
+    """the encoder; with `init`, only its image size and drop path are used"""
     augment: Augment = field(default_factory=Augment)
     optim: Optim = field(default_factory=Optim)
     tune: Tune = field(default_factory=Tune)
     attention_init: Literal["xavier", "mimetic"] = "xavier"
-    """mimetic: start attention as trained models have it, which helps small data (arXiv 2305.09828)"""
+    """initialisation of attention. mimetic: like trained models, which helps on small data (arXiv 2305.09828)"""
     init: str | None = None
-    """start from these weights: a run, a checkpoint, or the name of bundled weights"""
+    """pretrained weights to start from: a run, a checkpoint, or the name of bundled weights"""
     group: str | None = None
-    """keep images of one slide, patient or day on one side of the validation split: parent, a regular expression on
-    the path below the data, or a CSV file with the columns image and group"""
+    """keep all images of a group (a slide, patient or day) in the same split: parent, a regular expression on the path
+    inside the data folder, or a CSV file with the columns image and group"""
     seed: int = 0
     epochs: float = 10.0
     max_steps: int | None = None
-    """train for so many steps, whatever `epochs` says; the schedule spans them"""
+    """number of optimizer steps, instead of `epochs`; the schedule covers them"""
     fast_dev_run: bool = False
-    """try everything within seconds: 3 steps on 8 images of each split, without compiling. Its scores mean nothing"""
+    """test the whole pipeline in seconds: 3 steps on 8 images per split, without compiling. Scores mean nothing"""
     batch_size: int = 128
-    """images a step"""
+    """images per optimizer step"""
     accumulate: int = 1
-    """parts that a step's images are cut into, to need less memory"""
+    """gradient accumulation: micro-batches per optimizer step; more of them need less memory"""
     early_size: int | None = None
-    """short side in pixels that larger images are shrunk to at first: quicker steps (arXiv 2104.00298, section 4)"""
+    """progressive resizing: short side in pixels of the training images in early steps, which are faster (arXiv
+    2104.00298, section 4); None for full size throughout"""
     early: float = 0.6
-    """share of the steps that read images of `early_size`"""
+    """fraction of the steps that use `early_size`"""
     mean: tuple[float, ...] | None = None
-    """of each channel, on a scale of 0 to 1; None for the checkpoint's, or 0.5"""
+    """normalisation mean per channel, for pixels in [0, 1]; None: the checkpoint's, or 0.5"""
     std: tuple[float, ...] | None = None
+    """normalisation standard deviation per channel; None: the checkpoint's, or 0.5"""
     resize: Literal["crop", "squash"] | None = None
-    """images of other shapes are cropped in the middle, or squashed; None for the checkpoint's, or crop"""
+    """for other aspect ratios. crop: center crop; squash: ignore the aspect ratio; None: the checkpoint's, or crop"""
     crop_fraction: float | None = None
-    """share of the short side that the crop at evaluation keeps; None for the checkpoint's, or 1"""
+    """fraction of the short side that the center crop keeps at evaluation; None: the checkpoint's, or 1"""
     interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None
-    """None for the checkpoint's, or bicubic"""
+    """interpolation for resizing; None: the checkpoint's, or bicubic"""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """that training computes in; auto: bf16 where the processor computes it, fp32 elsewhere. Scores are in fp32"""
+    """number format for training; auto: bf16 if the device supports it natively, else fp32. Evaluation uses fp32"""
     compile: bool = False
     """compile the network with torch.compile"""
     eval_every: float = 1.0
-    """epochs between evaluations on the validation part"""
+    """epochs between evaluations on the validation split"""
     workers: int = 2
-    """processes that decode images, where the set does not fit in memory"""
+    """worker processes that decode images, if the data set does not fit in memory"""
     memory: bool | None = None
-    """keep the decoded images in memory; None decides by their size when the run begins"""
+    """keep decoded images in memory; None: decide by their size when the run starts"""
     max_bad: float = 0.01
-    """largest share of images that cannot be read"""
+    """largest fraction of unreadable images to tolerate"""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate"):
@@ -96,7 +98,7 @@ class Run:
                 raise UserError(f"{name} must be a number above 0, got {getattr(self, name)}")
         for name in ("early", "max_bad"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} is a share from 0 to 1, got {getattr(self, name)}")
+                raise UserError(f"{name} must be a fraction from 0 to 1, got {getattr(self, name)}")
         if self.max_steps is not None and self.max_steps < 1:
             raise UserError(f"max_steps must be at least 1, got {self.max_steps}")
         if self.workers < 0:
@@ -107,7 +109,7 @@ class Run:
 
     @property
     def early_shape(self) -> tuple[int, int] | None:
-        """Height and width at first: the shape of the images, as near as whole patches come to it."""
+        """Height and width in early steps: the shape of the images, rounded to whole patches."""
         patch, (height, width) = getattr(self.model, "patch", 1), self.model.image_size
         if self.early_size is None or self.early_size >= min(height, width):
             return None
@@ -115,13 +117,13 @@ class Run:
         return round(height * scale) * patch, round(width * scale) * patch
 
     def steps(self, per_epoch: int) -> int:
-        """How many steps training takes, where an epoch has `per_epoch`."""
+        """The number of training steps, with `per_epoch` steps per epoch."""
         steps = self.max_steps or max(1, round(self.epochs * per_epoch))
         return min(steps, FAST_STEPS) if self.fast_dev_run else steps
 
     @property
     def images(self) -> int | None:
-        """How many images of each split are read; None for all."""
+        """The number of images to read of each split; None for all."""
         return FAST_IMAGES if self.fast_dev_run else None
 
     @property
@@ -139,9 +141,9 @@ class Run:
 
     @property
     def fingerprint(self) -> str:
-        """Of all that is not as by default: a field that is added later changes none, and a recipe that is edited does.
+        """A hash of the values that differ from the defaults: new fields do not change it, edits of the recipe do.
 
-        Whoever changes a default sets the old one in the recipes that have been measured, or measures them anew.
+        If you change a default, set the old value in the measured recipes, or measure them again.
         """
         return hashlib.sha256(json.dumps(_chosen(self), sort_keys=True).encode()).hexdigest()[:16]
 
@@ -156,18 +158,16 @@ class Run:
 
 
 def with_fields(run: Run, changes: Mapping[str, Any]) -> Run:
-    """The run with these fields of its own, or of its components, changed. UserError for one that it does not have."""
+    """The run with these fields changed, its own or its components'. UserError for an unknown field."""
     whole = replace(run, model=as_variant(run.model)) if isinstance(run.model, ViTConfig) else run
     known = flat_fields(whole)
     for name in changes:
         if name not in known:
             flag, model = f"--{name.replace('_', '-')}", type(run.model).__name__.removesuffix("Config")
-            raise UserError(
-                f"{flag} does not apply to the model that this run trains, of the kind {model}: leave it out"
-            )
+            raise UserError(f"{flag} does not apply to this run's model ({model}): leave it out")
     try:
         changed: Run = _replaced(run, changes)
-    except ValueError as error:  # of data/, which knows no UserError
+    except ValueError as error:  # from data/, which does not raise UserError
         raise UserError(str(error)) from None
     return changed
 
@@ -187,7 +187,7 @@ def _replaced(value: Any, changes: Mapping[str, Any]) -> Any:
 
 
 def changed_fields(before: Any, after: Any) -> list[str]:
-    """The fields of a run and of its parts that differ."""
+    """The fields that differ, of a run and of its nested dataclasses."""
     if isinstance(before, ViTConfig) and isinstance(after, ViTConfig):
         before, after = as_variant(before), as_variant(after)
     names: list[str] = []
@@ -201,7 +201,7 @@ def changed_fields(before: Any, after: Any) -> list[str]:
 
 
 def _chosen(value: Any) -> Any:
-    """Of a dataclass its name and what differs from its defaults; anything else as it is."""
+    """A dataclass as its name and the fields that differ from their defaults; other values unchanged."""
     if not is_dataclass(value):
         return value
     chosen: dict[str, Any] = {"": type(value).__name__}

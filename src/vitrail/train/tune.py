@@ -1,4 +1,4 @@
-"""Which weights of a model that starts from trained ones may move: the methods of fine-tuning."""
+"""The methods of fine-tuning: which weights of a pretrained model are trained."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from vitrail.train.lora import add_lora
 
 Method = Literal["auto", "full", "frozen", "linear", "lora", "last-blocks", "knn"]
 FROZEN: tuple[Method, ...] = ("linear", "knn")
-"""methods that leave the encoder as it is, so that its features are computed once"""
+"""methods that keep the encoder frozen, so its features are computed only once"""
 
 
 @dataclass(frozen=True)
 class Tune:
-    """What moves. Methods other than `full` need weights to start from."""
+    """Which weights are trained. Methods other than `full` need pretrained weights."""
 
     method: Method = "full"
-    """full: all weights; frozen: what follows the encoder; linear: a new head alone, solved; lora: low-rank differences
-    of the blocks' matrices; last-blocks: the last few blocks; knn: nothing, the images are remembered; auto: by the
-    size of the data"""
+    """fine-tuning method. full: train all weights; frozen: train only what follows the encoder; linear: linear probe,
+    solved exactly; lora: low-rank updates of the blocks' matrices; last-blocks: train the last few blocks; knn: k
+    nearest neighbours, without training; auto: choose by the size of the data"""
     lora_rank: int = 8
-    """rank of LoRA's differences"""
+    """rank of the LoRA updates"""
     lora_alpha: float = 16.0
-    """LoRA's differences are scaled by this over the rank"""
+    """scale of the LoRA updates: alpha / rank"""
     last_blocks: int = 2
-    """how many blocks `last-blocks` trains, with the final norm and the head"""
+    """number of blocks that `last-blocks` trains, with the final norm and the head"""
 
     def __post_init__(self) -> None:
         if self.lora_rank < 1 or self.last_blocks < 1:
@@ -39,12 +39,12 @@ class Tune:
 
     @property
     def frozen(self) -> bool:
-        """Whether the encoder stays as it is, so that its features are computed once."""
+        """Whether the encoder stays frozen, so its features are computed only once."""
         return self.method in FROZEN
 
 
 def tune(task: Task, config: Tune) -> None:
-    """Freeze what the method leaves as it is, and put LoRA in place. The head always learns."""
+    """Freeze what the method does not train, and add LoRA if the method is lora. The head is always trained."""
     if config.method == "full":
         return
     encoder = task.encoder
@@ -62,10 +62,10 @@ def tune(task: Task, config: Tune) -> None:
         for layer in layers(encoder)[-1 - config.last_blocks :]:
             for parameter in layer:
                 parameter.requires_grad_()
-    # No graph is kept below the first module that learns, so the frozen ones cost a forward pass alone. They stay in
-    # evaluation mode, or batch norm's statistics would move.
-    still = [module for module in _modules(encoder) if not any(p.requires_grad for p in module.parameters())]
-    task.frozen = [*task.frozen, *still]
+    # Autograd keeps no graph below the first trained module, so frozen modules cost only a forward pass. They stay in
+    # evaluation mode, or the statistics of batch norm would change.
+    unchanged = [module for module in _modules(encoder) if not any(p.requires_grad for p in module.parameters())]
+    task.frozen = [*task.frozen, *unchanged]
 
 
 def _modules(encoder: nn.Module) -> Iterator[nn.Module]:

@@ -1,4 +1,4 @@
-"""What later papers changed in the Vision Transformer, built on `vit.py` by subclassing: one idea per file."""
+"""What later papers changed in the Vision Transformer, built on `vit.py` by subclassing, one idea per file."""
 
 from vitrail.variants.config import VariantConfig, as_variant, simplest
 from vitrail.variants.encoder import DistilledHead, VariantViT, head_for, resize

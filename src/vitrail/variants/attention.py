@@ -1,4 +1,4 @@
-"""What variants change in attention: norms, biases, shared keys, rotary and relative positions, windows."""
+"""Variants of attention: norms, biases, shared keys, rotary and relative positions, windows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class VariantAttention(Attention):
         self.sizes = [c.width, per_head * self.kv_heads, per_head * self.kv_heads]
         if self.kv_heads != c.heads:
             self.qkv = nn.Linear(c.width, sum(self.sizes), self.qkv.bias is not None)
-        alone = c.qkv_bias and not c.key_bias  # queries and values have a bias, keys none
+        alone = c.qkv_bias and not c.key_bias  # queries and values have a bias, keys have none
         self.q_bias = nn.Parameter(torch.zeros(c.width)) if alone else None
         self.v_bias = nn.Parameter(torch.zeros(self.sizes[2])) if alone else None
         if not c.output_bias:
@@ -51,7 +51,7 @@ class VariantAttention(Attention):
         is_causal: bool = False,
         place: Place | None = None,
     ) -> Tensor:
-        """Mix tokens [B, N, D] with themselves. `place` says where in the image they are."""
+        """Mix tokens [B, N, D] with themselves. `place` gives their positions in the image."""
         if context is not None or is_causal:
             raise UserError("the attention of a variant is for the tokens of one image: use vit.Attention")
         if self.window and place is not None and place.grid != (self.window, self.window):
@@ -68,21 +68,21 @@ class VariantAttention(Attention):
             q, v = q + self.q_bias, v + self.v_bias
         per_head = self.sizes[0] // self.heads
         q, k, v = (y.unflatten(-1, (-1, per_head)).transpose(1, 2) for y in (q, k, v))
-        if self.kv_heads != self.heads:  # each head of keys and values serves several of queries
+        if self.kv_heads != self.heads:  # several query heads share each key and value head
             k, v = (y.repeat_interleave(self.heads // self.kv_heads, dim=1) for y in (k, v))
         return (self.q_norm(q), self.k_norm(k), v)[first:last]
 
     def weights(self, x: Tensor, mask: Tensor | None = None, place: Place | None = None) -> Tensor:
-        """The matrix A of equation 6, [B, heads, N, N], with what is known of places."""
+        """The matrix A of equation 6, [B, heads, N, N], with positional terms."""
         if self.window or self.differential is not None:
-            raise UserError("attention in windows, or the difference of two, has no one matrix for the whole image")
+            raise UserError("windowed or differential attention has no single matrix for the whole image")
         q, k, _ = self.project(x)
         q, k, mask = locate(q, k, mask, place, self.relative)
         return attention_weights(q, k, mask)
 
 
 class Differential(nn.Module):
-    """The difference of two attentions, each on half of every head's channels (arXiv 2410.05258)."""
+    """The difference of two attention maps, each on half of every head's channels (arXiv 2410.05258)."""
 
     def __init__(self, per_head: int, index: int) -> None:
         """`index` is the number of the block: later ones start with a larger share of the second attention."""

@@ -1,7 +1,6 @@
 """Blocks with a variant's modules, in the arrangement of equations 2 and 3 or in another one.
 
-Stochastic depth multiplies the branches by `keep` [B, 2] as in `vit.Block`; branches that are side by side share one
-factor.
+Stochastic depth multiplies the branches by `keep` [B, 2] as in `vit.Block`; parallel branches share one factor.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from vitrail.variants.residual import branch_for
 
 
 class PreNormBlock(nn.Module):
-    """Equations 2 and 3 (`vit.Block`), with something on the branches."""
+    """Equations 2 and 3 (`vit.Block`), with extra modules on the branches."""
 
     def __init__(
         self,
@@ -43,7 +42,7 @@ class PreNormBlock(nn.Module):
 
 
 class PostNormBlock(nn.Module):
-    """The norm stands on the branch's output, so that no branch can outgrow the residual path (arXiv 2111.09883)."""
+    """The norm is on the branch's output, so that no branch outgrows the residual path (arXiv 2111.09883)."""
 
     def __init__(
         self,
@@ -65,7 +64,7 @@ class PostNormBlock(nn.Module):
 
 
 class JointBlock(nn.Module):
-    """Attention and MLP side by side behind one norm (ViT-22B, arXiv 2302.05442)."""
+    """Attention and MLP in parallel after one norm (ViT-22B, arXiv 2302.05442)."""
 
     def __init__(self, norm1: nn.Module, attention: nn.Module, mlp: nn.Module, branch1: nn.Module) -> None:
         super().__init__()
@@ -78,19 +77,19 @@ class JointBlock(nn.Module):
 
 
 class Branch(nn.Module):
-    """One of several residual branches that stand side by side."""
+    """One of several parallel residual branches."""
 
     def __init__(self, norm: nn.Module, inner: nn.Module, branch: nn.Module) -> None:
         super().__init__()
         self.norm, self.inner, self.branch = norm, inner, branch
 
     def forward(self, x: Tensor, **place: Place | None) -> Tensor:
-        """[B, P + N, D] to what is added to it."""
+        """[B, P + N, D] to the residual update."""
         return self.branch(self.inner(self.norm(x), **place))
 
 
 class ParallelBlock(nn.Module):
-    """Several attentions side by side, then several MLPs (arXiv 2203.09795)."""
+    """Several attentions in parallel, then several MLPs (arXiv 2203.09795)."""
 
     def __init__(self, attentions: Sequence[Branch], mlps: Sequence[Branch]) -> None:
         super().__init__()
@@ -125,5 +124,5 @@ def block_for(config: VariantConfig, index: int) -> nn.Module:
     if c.arrangement == "post":
         return PostNormBlock(attention, norm_for(c), branch_for(c), mlp, norm_for(c), branch_for(c))
     if c.arrangement == "joint_fused":
-        mlp.down.register_parameter("bias", None)  # attention's product has the one of both
+        mlp.down.register_parameter("bias", None)  # attention's output projection has the bias of both
     return JointBlock(norm_for(c), attention, mlp, branch_for(c))

@@ -16,7 +16,7 @@ POOLS = ("token", "average", "max", "average_max", "attention", "distilled", "to
 
 @dataclass(frozen=True)
 class VariantConfig(ViTConfig):
-    """The paper's fields and what replaces its components. The defaults are the paper.
+    """The paper's fields, and fields that replace its components. The defaults are the paper's model.
 
     `pool` may also be max; average_max for the mean of both; attention: a learned query reads the patches (arXiv
     2106.04560); distilled: class and distillation token, each with its own head; token_average: class token and mean of
@@ -24,15 +24,15 @@ class VariantConfig(ViTConfig):
     """
 
     registers: int = 0
-    """extra tokens, dropped at the end (arXiv 2309.16588)"""
+    """number of register tokens: extra tokens that are dropped at the end (arXiv 2309.16588)"""
     qkv_bias: bool = True
     layer_scale: float | None = None
-    """first value of a learned factor on each residual branch (arXiv 2103.17239); None for none"""
+    """layer scale: initial value of a learned factor on each residual branch (arXiv 2103.17239); None for no factor"""
     activation: str = "gelu"
 
     # Norms
     norm: Literal["layer", "rms"] = "layer"
-    """layer norm, or the root mean square alone (arXiv 1910.07467)"""
+    """layer: layer norm; rms: RMS norm (arXiv 1910.07467)"""
     norm_patches: bool = False
     """a norm on the projected patches, before class token and positions (AIMv2)"""
     norm_before: bool = False
@@ -42,132 +42,134 @@ class VariantConfig(ViTConfig):
     norm_pooled: bool = False
     """a norm on the pooled vector (BEiT, and timm's `fc_norm`)"""
     norm_after_eps: float | None = None
-    """epsilon of `norm_after`, where it is not that of the blocks"""
+    """epsilon of `norm_after`; None: as in the blocks"""
 
     # Blocks
     arrangement: Literal["pre", "post", "parallel", "joint", "joint_fused"] = "pre"
-    """pre: equations 2 and 3; post: the norm on the branch's output (EVA-02 E); parallel: two attentions side by side,
-    then two MLPs (arXiv 2203.09795); joint: attention and MLP side by side behind one norm (arXiv 2302.05442);
-    joint_fused: the same with one output product, so with one bias"""
+    """pre: equations 2 and 3; post: norm on the branch's output (EVA-02 E); parallel: two attentions in parallel, then
+    two MLPs (arXiv 2203.09795); joint: attention and MLP in parallel after one norm (arXiv 2302.05442); joint_fused:
+    the same with a shared output projection, so one bias"""
     layer_scale_on: Literal["both", "attention"] = "both"
-    """which branches `layer_scale` is on"""
+    """branches with `layer_scale`"""
 
     # Attention
     key_bias: bool = True
-    """with `qkv_bias`: whether keys have one too (BEiT and EVA: queries and values alone)"""
+    """with `qkv_bias`: whether keys have a bias too (BEiT and EVA: only queries and values)"""
     output_bias: bool = True
-    """biases of attention's output and of the MLP"""
+    """biases of attention's output projection and of the MLP"""
     qk_norm: bool = False
-    """norms on queries and keys, head by head (arXiv 2302.05442)"""
+    """norms on queries and keys, per head (arXiv 2302.05442)"""
     attention_norm: bool = False
-    """a norm on what attention gathered, before its output product (arXiv 2210.06423)"""
+    """a norm before attention's output projection (arXiv 2210.06423)"""
     differential: bool = False
-    """the difference of two attentions (arXiv 2410.05258)"""
+    """differential attention: the difference of two attention maps (arXiv 2410.05258)"""
     kv_heads: tuple[int, ...] = ()
-    """heads of keys and values in each block, fewer than of queries (arXiv 2305.13245); empty for as many"""
+    """grouped-query attention: key and value heads of each block (arXiv 2305.13245); empty for as many as query
+    heads"""
 
     # MLP
     mlp: Literal["plain", "gated"] = "plain"
-    """gated: the activation of one half times the other half (arXiv 2002.05202)"""
+    """gated: activation of one half times the other half, as in SwiGLU (arXiv 2002.05202)"""
     mlp_hidden: int | None = None
-    """width inside the MLP, behind the gate if it has one; None for width times `mlp_ratio`"""
+    """hidden width of the MLP, after the gate if it has one; None for width times `mlp_ratio`"""
     mlp_norm: bool = False
-    """a norm behind the activation (arXiv 2210.06423)"""
+    """a norm after the activation (arXiv 2210.06423)"""
 
     # Prefix and positions
     distillation: bool = False
-    """a second class token, taught by another model (arXiv 2012.12877); it stands behind the first"""
+    """distillation token: a second class token, after the first, for a teacher's labels (arXiv 2012.12877)"""
     prefix_positions: Literal["class", "all", "none"] = "class"
-    """which prefix tokens have learned positions: class and distillation token, registers too, or none"""
+    """prefix tokens with learned positions. class: class and distillation token; all: registers too; none"""
     resampling: Resampling = "antialias"
-    """how learned positions fit another grid. antialias: bicubic, averaging where it shrinks (timm), or bilinear
-    (SigLIP 2); bicubic and bilinear: without (Hugging Face); bicubic_corners: from corner to corner (torchvision);
-    corners: bilinear from corner to corner (Google); offset: bicubic with 0.1 added to the new size (DINO, DINOv2)"""
+    """interpolation of learned positions for other grids. antialias: bicubic with antialiasing (timm);
+    bilinear_antialias (SigLIP 2); bicubic, bilinear: without antialiasing (Hugging Face); bicubic_corners: bicubic with
+    aligned corners (torchvision); corners: bilinear with aligned corners (Google); offset: bicubic with 0.1 added to
+    the new size (DINO, DINOv2)"""
     resizing: Resampling | None = None
-    """the same where the model itself is made for another size; None for as above (timm has FlexiViT's and RADIO's own
-    way there, and its common one for images of changing sizes)"""
+    """the same for changing the model's own size; None: as `resampling` (timm treats FlexiViT and RADIO specially here,
+    but not for images of other sizes)"""
     relative: Literal["none", "table", "shared", "both", "decomposed"] = "none"
-    """biases on the scores by relative place: a table in each block (BEiT), one for all, both, or products of the query
-    with a row's and a column's vector (arXiv 2112.01526, SAM)"""
+    """relative position biases. table: a table per block (BEiT); shared: one table for all blocks; both; decomposed:
+    products of the query with row and column vectors (arXiv 2112.01526, SAM)"""
     relative_resampling: Literal["geometric", "bilinear"] = "geometric"
-    """how tables fit another grid: places in geometric progression (BEiT, timm), or evenly (Hugging Face)"""
+    """interpolation of the tables for other grids. geometric: positions in geometric progression (BEiT, timm); bilinear
+    (Hugging Face)"""
     rotary: Literal["none", "axial", "centred", "mixed"] = "none"
-    """rotations of queries and keys. axial: by row and column (EVA-02); centred: by places from -1 to 1 (DINOv3);
-    mixed: by learned directions, head by head (arXiv 2403.13298)"""
+    """rotary position embedding (RoPE). axial: by row and column (EVA-02); centred: by coordinates from -1 to 1
+    (DINOv3); mixed: by learned directions per head (arXiv 2403.13298)"""
     rotary_temperature: float = 10_000.0
     rotary_reference: tuple[int, int] | None = None
-    """axial: rows and columns that every grid is stretched to"""
+    """axial: rows and columns of the reference grid, to which every grid is scaled"""
     rotary_offset: float = 0.0
-    """axial: added to each row and column number"""
+    """axial: offset of row and column numbers"""
     rotary_first: Literal["rows", "columns"] = "rows"
-    """which axis turns the first frequencies"""
+    """the axis of the first frequencies"""
     rotary_pairs: Literal["neighbours", "halves"] = "neighbours"
-    """what is rotated together: channels 2i and 2i + 1, or channels i and i + half"""
+    """channels that are rotated together: 2i and 2i + 1 (neighbours), or i and i + half (halves)"""
     window: int = 0
-    """side in patches of the windows that attention stays in (SAM); 0 for the whole image"""
+    """windowed attention: side of the windows in patches (SAM); 0 for the whole image"""
     global_blocks: tuple[int, ...] = ()
-    """with `window`: numbers of the blocks that attend to the whole image"""
+    """with `window`: indices of the blocks that attend to the whole image"""
 
     # Stem
     stem_blocks: int = 0
-    """residual blocks of two convolutions (arXiv 1512.03385) behind each convolution of `stem` but the first"""
+    """number of residual blocks (arXiv 1512.03385) after each convolution of `stem` except the first"""
     floor_grid: bool = False
-    """leave out the pixels right and below that are no whole patch (SigLIP at 384 pixels), in place of refusing"""
+    """ignore pixels on the right and at the bottom that do not fill a patch (SigLIP at 384 pixels); otherwise an
+    error"""
     patch_bias: bool = True
     """bias of the patch projection"""
     backbone: Literal["none", "resnetv2", "resnet", "conv"] = "none"
-    """what the patches are cut from. resnetv2: the hybrid's ResNet of section 3.1 (group norm, standardised weights);
-    resnet: ResNet-D with batch norm; conv: convolutions that do not overlap (MobileCLIP)"""
+    """network before the patches. resnetv2: the hybrid's ResNet of section 3.1 (group norm, weight standardisation);
+    resnet: ResNet-D with batch norm; conv: non-overlapping convolutions (MobileCLIP)"""
     backbone_layers: tuple[int, ...] = ()
-    """blocks in each stage (none: the ResNet's first convolution alone); for conv its widths"""
+    """number of blocks per stage (empty: only the ResNet's first convolution); for conv its widths"""
     backbone_eps: float = 1e-5
     """epsilon of the backbone's norms"""
     backbone_weight_eps: float = 1e-8
-    """resnetv2: epsilon of the standardised weights"""
+    """resnetv2: epsilon of weight standardisation"""
     backbone_weight: Literal["variance", "deviation"] = "variance"
-    """resnetv2: whether that epsilon is added to the variance (timm) or to its root (Google)"""
+    """resnetv2: whether this epsilon is added to the variance (timm) or to the standard deviation (Google)"""
 
     # After the blocks
     neck: int | None = None
-    """channels of SAM's neck, two convolutions over the patches"""
+    """channels of SAM's neck, two convolutions over the patch tokens"""
     pool_prefix: bool = False
-    """whether averages and attention pooling read the prefix tokens too"""
+    """whether average and attention pooling also read the prefix tokens"""
     pool_heads: int | None = None
-    """heads of the attention pooling; None for the blocks'"""
+    """heads of attention pooling; None: as in the blocks"""
     pool_hidden: int | None = None
-    """width inside the attention pooling's MLP; None for the blocks'"""
+    """hidden width of attention pooling's MLP; None: as in the blocks"""
     pool_activation: str | None = None
-    """activation of the attention pooling's MLP; None for the blocks'"""
+    """activation of attention pooling's MLP; None: as in the blocks"""
     projection: int | None = None
-    """width of a linear map of the pooled vector (CLIP)"""
+    """width of a linear projection of the pooled vector (CLIP); None for no projection"""
     projection_bias: bool = False
     projection_tanh: bool = False
-    """a tanh behind the projection (BERT's pooler)"""
+    """a tanh after the projection (BERT's pooler)"""
 
     def __post_init__(self) -> None:
         for entry in fields(self):
             value = getattr(self, entry.name)
             if isinstance(value, list):
-                object.__setattr__(self, entry.name, tuple(value))  # JSON has lists for tuples
+                object.__setattr__(self, entry.name, tuple(value))  # JSON has lists instead of tuples
         self._check_the_paper()
         require(self, 0, math.inf, "registers", "stem_blocks")
         require(self, 1, math.inf, "hidden")
         if self.stem_blocks and len(self.stem) == 1:
-            raise UserError(
-                f"stem_blocks stand behind the second convolution of a stem and later ones: stem is {self.stem}"
-            )
+            raise UserError(f"stem_blocks come after the second and later convolutions of a stem: stem is {self.stem}")
         if self.activation not in ACTIVATIONS:
             raise UserError(f"no activation {self.activation!r}: choose from {', '.join(ACTIVATIONS)}")
         self._check_tokens()
         if self.global_blocks and not self.window:
             raise UserError("global_blocks needs window: give the side of the other blocks' windows")
         if self.relative == "decomposed" and self.kv_heads:
-            raise UserError("relative='decomposed' does not go with kv_heads: leave one out")
+            raise UserError("relative='decomposed' cannot be combined with kv_heads: use only one of them")
         if len(self.kv_heads) not in (0, self.depth):
             raise UserError(f"kv_heads needs a number for each of {self.depth} blocks")
 
     def _check_the_paper(self) -> None:
-        """The rules of the paper's fields, for a whole number of patches and a way to pool that it has."""
+        """Check the paper's fields, with a whole number of patches and a pooling that the paper's model has."""
         if self.pool not in POOLS:
             raise UserError(f"no pool {self.pool!r}: choose from {', '.join(POOLS)}")
         own = {entry.name: getattr(self, entry.name) for entry in fields(ViTConfig)}
@@ -180,11 +182,11 @@ class VariantConfig(ViTConfig):
         if self.pool in ("distilled", "token_average") and not self.class_token:
             raise UserError(f"pool={self.pool!r} needs class_token=True; use pool='average'")
         if self.distillation > self.class_token or (self.pool == "distilled") > self.distillation:
-            raise UserError("a distillation token goes with a class token, and pool='distilled' with both")
+            raise UserError("distillation needs a class token, and pool='distilled' needs both tokens")
         if self.window and self.prefix_tokens:
-            raise UserError("windows hold patches alone: leave class token and registers out")
+            raise UserError("windowed attention is for patches only: remove class token and registers")
         if self.relative in ("table", "shared", "both") and (self.prefix_tokens != 1 or not self.class_token):
-            raise UserError("relative tables are for patches and a class token: no registers, no distillation token")
+            raise UserError("relative tables need a class token, and no registers or distillation token")
 
     @property
     def prefix_tokens(self) -> int:
@@ -214,12 +216,12 @@ class VariantConfig(ViTConfig):
 
 
 def as_variant(config: ViTConfig) -> VariantConfig:
-    """The same model with every field of a variant spelled out."""
+    """The same model as a `VariantConfig`."""
     return config if isinstance(config, VariantConfig) else VariantConfig(**vars(config))
 
 
 def simplest(config: ViTConfig) -> ViTConfig:
-    """The paper's config where nothing in a variant's differs from the paper."""
+    """The paper's `ViTConfig` if no field of the variant differs from the paper."""
     own = {entry.name: getattr(config, entry.name) for entry in fields(ViTConfig)}
     added = [entry for entry in fields(config) if entry.name not in own]
     if config.pool in ("token", "average") and all(getattr(config, entry.name) == entry.default for entry in added):

@@ -1,4 +1,4 @@
-"""The encoder of a variant: the paper's `ViT` with what its config replaces."""
+"""The encoder of a variant: the paper's `ViT` with the components that its config replaces."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class VariantViT(ViT):
 
 
 def resize(encoder: ViT, image_size: tuple[int, int]) -> None:
-    """Keep positions, and what attention knows of places, for images of another size (section 3.2)."""
+    """Interpolate positions and relative position biases for images of another size (section 3.2)."""
     old = as_variant(encoder.config)
     encoder.config = replace(encoder.config, image_size=image_size)
     grid = encoder.config.grid
@@ -111,11 +111,11 @@ def resize(encoder: ViT, image_size: tuple[int, int]) -> None:
     for module in encoder.modules():
         relative = getattr(module, "relative", None)
         if isinstance(relative, RelativeTable | DecomposedBias) and not getattr(module, "window", 0):
-            relative.resize(grid)  # in windows it stays as it is
+            relative.resize(grid)  # in windows it does not change
 
 
 class DistilledHead(Head):
-    """DeiT's pair: class and distillation token [B, 2, D] each have a layer, and the logits are averaged."""
+    """DeiT's pair: one linear layer each for class and distillation token [B, 2, D], and the mean of their logits."""
 
     def __init__(self, width: int, classes: int, hidden: int | None = None, bias: float = 0.0) -> None:
         super().__init__(width, classes, hidden, bias)
@@ -130,13 +130,13 @@ class DistilledHead(Head):
 
 
 def head_for(config: ViTConfig, classes: int, hidden: int | None = None, bias: float = 0.0) -> Head:
-    """The head that reads what an encoder of this config pools."""
+    """The head for the pooled output of an encoder with this config."""
     kind = DistilledHead if config.pool == "distilled" else Head
     return kind(as_variant(config).pooled_width, classes, hidden, bias)
 
 
 def _init_shared_keys(encoder: VariantViT) -> None:
-    """As `init_weights`, for queries, keys and values of different sizes."""
+    """Like `init_weights`, for queries, keys and values of different sizes."""
     for module in encoder.modules():
         if isinstance(module, VariantAttention):
             for matrix in module.qkv.weight.detach().split(module.sizes):

@@ -1,4 +1,5 @@
-"""A start for attention that helps small data: as trained transformers have it (arXiv 2305.09828)."""
+"""Mimetic initialisation: attention starts like that of trained transformers, which helps on small data (arXiv
+2305.09828)."""
 
 from __future__ import annotations
 
@@ -11,18 +12,20 @@ from vitrail.vit import Attention
 
 @torch.no_grad()
 def mimetic_init(model: nn.Module) -> None:
-    """Set the first values of every attention in `model` (equations 3 to 8).
+    """Initialise every attention in `model` (equations 3 to 8).
 
-    Each head's query-key product is near the identity, so that a token first looks at what resembles it; the
+    Each head's query-key product is near the identity, so that a token first attends to similar tokens; the
     value-output product is near minus the identity.
 
     Raises:
-        UserError: keys have fewer heads than queries, so that there is no such product per head.
+        UserError: keys have fewer heads than queries, so there is no such product per head.
     """
     for module in model.modules():
         if isinstance(module, Attention):
             if len(module.qkv.weight) != 3 * len(module.out.weight):
-                raise UserError("attention_init='mimetic' does not go with kv_heads: add --attention-init xavier")
+                raise UserError(
+                    "attention_init='mimetic' cannot be combined with kv_heads: add --attention-init xavier"
+                )
             _start(module.qkv, module.out, module.heads)
 
 

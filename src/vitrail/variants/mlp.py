@@ -1,4 +1,4 @@
-"""What stands between two linear layers: activations and gates."""
+"""MLPs with other activations, gates and norms."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vitrail.vit import MLP
 
 
 class QuickGELU(nn.Module):
-    """The approximation of GELU that OpenAI's CLIP was trained with."""
+    """The approximation of GELU in OpenAI's CLIP."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(1.702 * x)
@@ -28,7 +28,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class VariantMLP(MLP):
-    """The paper's MLP with another activation, a norm behind it, or no biases."""
+    """The paper's MLP with another activation, a norm after it, or no biases."""
 
     def __init__(
         self, width: int, hidden: int, activation: str = "gelu", dropout: float = 0.0, bias: bool = True

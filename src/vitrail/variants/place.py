@@ -1,4 +1,4 @@
-"""Where the tokens of a forward pass stand in the image, for the modules that ask."""
+"""Positions of the tokens of a forward pass, for the modules that need them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Place(NamedTuple):
     grid: tuple[int, ...]
     """(h, w) of the patches"""
     prefix: int = 0
-    """tokens before the patches, which have no place"""
+    """number of prefix tokens, which have no place in the image"""
     rotation: Rotation | None = None
-    """for queries and keys"""
+    """rotations of queries and keys"""
     bias: Tensor | None = None
-    """[1, heads, T, T] on the scores, the same in each block"""
+    """relative position biases [1, heads, T, T] on the scores, the same in each block"""
     pairs: Tensor | None = None
-    """[T, T], what `relative_index` gives, where tables of relative places are read"""
+    """indices [T, T] of `relative_index`, if there are relative position tables"""
 
 
 def locate(
@@ -34,9 +34,9 @@ def locate(
     place: Place | None,
     relative: Callable[[Tensor, Place], Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Queries, keys and mask with what is known of places: rotations, and biases on the scores.
+    """Queries, keys and mask with positional terms: rotations, and biases on the scores.
 
-    Without a place they stay as they are. `relative` gives the biases of one block's own.
+    Unchanged without a place. `relative` computes the biases of a single block.
     """
     if place is None:
         return q, k, mask

@@ -1,4 +1,4 @@
-"""From final tokens to what stands for the image."""
+"""Pooling: from the final tokens to the vector that represents the image."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class AttentionPool(nn.Module):
 
 
 def pooled(prefix: Tensor, patches: Tensor, kind: str, prefix_too: bool, attention: AttentionPool | None) -> Tensor:
-    """One vector per image, in a way that `ViTConfig.pool` explains: [B, P, D] and [B, N, D] to [B, D].
+    """One vector per image, pooled as `VariantConfig` explains for `pool`: [B, P, D] and [B, N, D] to [B, D].
 
-    The exceptions are distilled, [B, 2, D] with a row for each of two heads, and token_average, [B, 2D].
+    Exceptions: distilled gives [B, 2, D], one row per head, and token_average gives [B, 2D].
     """
     read = torch.cat([prefix, patches], dim=1) if prefix_too else patches
     if kind == "distilled":
@@ -63,7 +63,7 @@ class Neck(nn.Sequential):
 
 
 class Projection(nn.Linear):
-    """A linear map of the pooled vector, into the space that CLIP shares with words, or BERT's pooler with its tanh."""
+    """A linear map of the pooled vector, to CLIP's joint space of images and text, or BERT's pooler with its tanh."""
 
     def __init__(self, width: int, out: int, bias: bool, tanh: bool) -> None:
         super().__init__(width, out, bias=bias)

@@ -1,4 +1,4 @@
-"""Biases on attention's scores by how far apart two tokens are."""
+"""Relative position biases: attention scores get a bias by the offset of two tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vitrail.variants.place import Place
 
 
 class RelativeTable(nn.Module):
-    """A learned number for each distance and head (BEiT): `table` is [(2h - 1) * (2w - 1) + 3, heads].
+    """A learned bias per offset and head (BEiT): `table` is [(2h - 1) * (2w - 1) + 3, heads].
 
     The last three rows are for class token to patch, patch to class token, and class token to itself.
     """
@@ -26,12 +26,12 @@ class RelativeTable(nn.Module):
         self.table = nn.Parameter(torch.zeros((2 * grid[0] - 1) * (2 * grid[1] - 1) + 3, heads))
 
     def forward(self, q: Tensor | None, place: Place) -> Tensor:
-        """[1, heads, T, T] for T tokens, of which the first is the class token."""
+        """Biases [1, heads, T, T] for T tokens, the first of which is the class token."""
         table = resize_table(self.table, self.grid, place.grid, self.resampling)
         return table[place.pairs].permute(2, 0, 1)[None]
 
     def resize(self, grid: tuple[int, int]) -> None:
-        """Keep the table for another grid."""
+        """Interpolate the table for another grid."""
         self.table = nn.Parameter(resize_table(self.table.detach(), self.grid, grid, self.resampling))
         self.grid = grid
 
@@ -49,7 +49,7 @@ def relative_index(grid: tuple[int, ...]) -> Tensor:
 
 
 def resize_table(table: Tensor, old: tuple[int, ...], new: tuple[int, ...], resampling: str) -> Tensor:
-    """A table of `RelativeTable` made for one grid, for another."""
+    """The table of a `RelativeTable`, interpolated from one grid to another."""
     if old == new:
         return table
     source, target = ([2 * n - 1 for n in grid] for grid in (old, new))
@@ -64,10 +64,10 @@ def resize_table(table: Tensor, old: tuple[int, ...], new: tuple[int, ...], resa
 
 
 def geometric(source: int, target: int) -> Tensor:
-    """Weights [target, source] that read a table at places in geometric progression, as BEiT resizes its own.
+    """Weights [target, source] that interpolate a table at positions in geometric progression, as in BEiT.
 
-    The source's places are 0, 1, 1 + q, 1 + q + q^2 and so on, with a q that makes them reach the target's last place:
-    near distances keep their numbers and far ones are stretched. Between places the numbers are linear.
+    The source's positions are 0, 1, 1 + q, 1 + q + q^2 and so on, with q such that the last one is the target's last
+    position: small offsets keep their values and large ones are stretched. Interpolation is linear.
     """
     low, high = 1.01, 1.5
     while high - low > 1e-6:
@@ -98,27 +98,27 @@ class DecomposedBias(nn.Module):
     def forward(self, q: Tensor, place: Place) -> Tensor:
         """[B, heads, T, T] from queries [B, heads, T, d], without a prefix."""
         if q.shape[2] != place.grid[0] * place.grid[1]:
-            raise UserError("SAM's positions are for patches alone and for all of them: leave nothing out")
+            raise UserError("SAM's positions are for patches only and need all of them: leave none out")
         q = q.unflatten(2, place.grid)
         down = torch.einsum("bnhwd,hkd->bnhwk", q, _vectors(self.rows, place.grid[0]))
         right = torch.einsum("bnhwd,wkd->bnhwk", q, _vectors(self.columns, place.grid[1]))
         return (down[..., :, None] + right[..., None, :]).flatten(4).flatten(2, 3)
 
     def resize(self, grid: tuple[int, int]) -> None:
-        """Keep the vectors for another grid."""
+        """Interpolate the vectors for another grid."""
         self.rows, self.columns = (
             nn.Parameter(_stretch(x.detach(), n)) for x, n in zip((self.rows, self.columns), grid, strict=True)
         )
 
 
 def _stretch(vectors: Tensor, size: int) -> Tensor:
-    """[2 * size - 1, d], linearly between those that there are."""
+    """[2 * size - 1, d], linearly interpolated."""
     if len(vectors) == 2 * size - 1:
         return vectors
     return F.interpolate(vectors.T[None].float(), size=2 * size - 1, mode="linear")[0].T.to(vectors.dtype)
 
 
 def _vectors(vectors: Tensor, size: int) -> Tensor:
-    """[size, size, d]: of each place towards each other."""
+    """[size, size, d]: the vectors for each pair of positions."""
     places = torch.arange(size, device=vectors.device)
     return _stretch(vectors, size)[places[:, None] - places + size - 1]

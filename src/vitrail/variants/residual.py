@@ -1,4 +1,4 @@
-"""What a residual branch passes before it is added."""
+"""Layer scale on residual branches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class LayerScale(nn.Module):
 
 
 def branch_for(config: VariantConfig, scaled: bool = True) -> nn.Module:
-    """Nothing in the paper."""
+    """Empty for the paper's model."""
     if config.layer_scale is None or not scaled:
         return nn.Sequential()
     return nn.Sequential(LayerScale(config.width, config.layer_scale))

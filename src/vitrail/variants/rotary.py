@@ -1,4 +1,5 @@
-"""Rotary positions: queries and keys are turned by angles that grow with their place, so that scores see distances."""
+"""Rotary position embedding: queries and keys are rotated by angles proportional to their position, so that scores
+depend on offsets."""
 
 from __future__ import annotations
 
@@ -13,16 +14,16 @@ from vitrail.variants.config import VariantConfig
 
 
 class Rotation(NamedTuple):
-    """Angles for N patches, in a form that is ready to multiply."""
+    """Sines and cosines of the angles for N patches."""
 
     cos: Tensor
     """[N, d] for d channels of a head, or [heads, N, d]"""
     sin: Tensor
     halves: bool
-    """channels i and i + d/2 are turned together, in place of 2i and 2i + 1"""
+    """rotate channels i and i + d/2 together, instead of 2i and 2i + 1"""
 
     def apply(self, x: Tensor, prefix: int) -> Tensor:
-        """Turn [B, heads, prefix + N, d]; the prefix has no place and stays."""
+        """Rotate [B, heads, prefix + N, d]; the prefix has no position and is unchanged."""
         first, patches = x[:, :, :prefix], x[:, :, prefix:]
         if patches.shape[2] != self.cos.shape[-2]:
             raise UserError(
@@ -38,7 +39,7 @@ class Rotation(NamedTuple):
 
 
 class Rotary(nn.Module):
-    """The rotations of every block for a grid, of one of the kinds that `VariantConfig.rotary` names."""
+    """The rotations of every block for a grid, of the kind in `VariantConfig.rotary`."""
 
     no_decay: ClassVar[tuple[str, ...]] = ("frequencies",)
 
@@ -47,7 +48,7 @@ class Rotary(nn.Module):
         self.variant, self.depth = variant, depth
         self.per_head = width // heads
         if self.per_head % 4:
-            raise UserError(f"rotary positions need heads whose width 4 divides, got {self.per_head}")
+            raise UserError(f"rotary positions need a head width that is divisible by 4, got {self.per_head}")
         if variant.rotary == "mixed":
             self.frequencies = nn.Parameter(random_frequencies(variant, heads, depth, self.per_head))
 
@@ -64,7 +65,7 @@ class Rotary(nn.Module):
 
 
 def fixed_angles(variant: VariantConfig, grid: tuple[int, ...], per_head: int) -> Tensor:
-    """Angles [h * w, d/2] of the kinds that have no weights: half of them turn by one axis, half by the other."""
+    """Angles [h * w, d/2] of the kinds without weights: half of them for each axis."""
     rows, columns = _rows_and_columns(grid, torch.device("cpu"))
     exponents = torch.arange(per_head // 4, dtype=torch.float32) / (per_head // 4)
     frequencies = variant.rotary_temperature**-exponents
@@ -83,7 +84,7 @@ def fixed_angles(variant: VariantConfig, grid: tuple[int, ...], per_head: int) -
 
 
 def random_frequencies(variant: VariantConfig, heads: int, depth: int, per_head: int) -> Tensor:
-    """[2, depth, heads, d/2]: frequencies by axis, as axial ones turned by a random angle in each head."""
+    """[2, depth, heads, d/2]: frequencies per axis: axial ones, rotated by a random angle per head."""
     sizes = variant.rotary_temperature ** -(torch.arange(0, per_head, 4) / per_head)
     angles = torch.rand(depth, heads, 1) * 2 * math.pi
     both = torch.cat([angles.expand(-1, -1, len(sizes)), angles.expand(-1, -1, len(sizes)) + math.pi / 2], dim=-1)

@@ -1,4 +1,4 @@
-"""Convolutions that the patches are cut from: the hybrids of section 3.1 and those that followed."""
+"""Convolutions before the patches: the hybrids of section 3.1 and later ones."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from vitrail.vit import PatchEmbedding, ViTConfig
 class ConvStem(nn.Module):
     """3x3 convolutions, each with batch norm and ReLU, before the patches are projected (arXiv 2106.14881).
 
-    Each halves the map while the patch size allows; the first one keeps every pixel where patches have fewer than 8
-    pixels, as in small images. So `widths` of (32, 64) with patches of 4 give a map at half size, whose 2x2 patches
-    are then projected; (32, 64, 128, 192) with patches of 16 give one vector per patch. `blocks` residual ones behind
-    each convolution but the first, whose map they would cost the most on, make a small ResNet.
+    Each halves the feature map while the patch size allows; for patches below 8 pixels, as in small images, the first
+    one keeps the resolution. So `widths` of (32, 64) with patches of 4 give a map of half size, whose 2x2 patches are
+    then projected; (32, 64, 128, 192) with patches of 16 give one vector per patch. `blocks` adds residual blocks after
+    each convolution except the first, where they would be most expensive: a small ResNet.
     """
 
     def __init__(self, channels: int, widths: tuple[int, ...], patch: int, blocks: int = 0) -> None:
@@ -46,7 +46,7 @@ class ConvStem(nn.Module):
 
 
 class PatchStem(nn.Module):
-    """Convolutions that do not overlap, each with batch norm and GELU: 4x4, then 2x2 (MobileCLIP, arXiv 2311.17049)."""
+    """Non-overlapping convolutions, each with batch norm and GELU: 4x4, then 2x2 (MobileCLIP, arXiv 2311.17049)."""
 
     def __init__(self, channels: int, variant: VariantConfig) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class PatchStem(nn.Module):
 
 
 class StandardisedConv(nn.Conv2d):
-    """A convolution whose filters have mean 0 and variance 1 (arXiv 1903.10520), padded as TensorFlow pads."""
+    """A convolution with weight standardisation (arXiv 1903.10520), padded as in TensorFlow."""
 
     def __init__(self, channels: int, out: int, size: int, stride: int = 1, *, eps: float, deviation: bool) -> None:
         super().__init__(channels, out, size, stride, bias=False)
@@ -84,7 +84,7 @@ class StandardisedConv(nn.Conv2d):
 
 
 def same(x: Tensor, size: int, stride: int, value: float = 0.0) -> Tensor:
-    """Pad so that ceil(size / stride) outputs come; where the padding is odd, more of it goes right and below."""
+    """Pad for ceil(size / stride) outputs; odd padding has the extra pixel on the right and at the bottom."""
     pads = []
     for n in (x.shape[3], x.shape[2]):
         pad = max((-(-n // stride) - 1) * stride + size - n, 0)
@@ -123,13 +123,13 @@ class Unit(nn.Module):
 
 
 class Shortcut(nn.Module):
-    """The shortcut of a stage's first block, where width or resolution change."""
+    """The shortcut of a stage's first block, which changes width or resolution."""
 
     def __init__(
         self, channels: int, out: int, stride: int, conv: Callable[..., nn.Module], norm: Callable[[int], nn.Module]
     ) -> None:
         super().__init__()
-        # ResNet-D averages before it projects, so that no value is skipped (arXiv 1812.01187).
+        # ResNet-D averages before the projection, so that no value is skipped (arXiv 1812.01187).
         averages = conv is plain_conv and stride > 1
         self.average = nn.AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False) if averages else nn.Identity()
         self.conv, self.norm = conv(channels, out, 1, 1 if averages else stride), norm(out)
@@ -150,7 +150,7 @@ class ConvNorm(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A ResNet without its head; `VariantConfig.backbone` says of which kind."""
+    """A ResNet without its head, of the kind in `VariantConfig.backbone`."""
 
     def __init__(self, channels: int, variant: VariantConfig) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """[B, C, H, W] to [B, width, H / stride, W / stride]."""
         x = self.root(images)
-        # Zeros are safe to pad with: behind a ReLU nothing is smaller.
+        # Padding with zeros is safe for max pooling: after a ReLU nothing is smaller.
         x = F.max_pool2d(same(x, 3, 2), 3, 2) if self.tensorflow else F.max_pool2d(x, 3, 2, padding=1)
         for stage in self.stages:
             x = stage(x)
@@ -192,7 +192,7 @@ Stem = ConvStem | PatchStem | ResNet | nn.Identity
 
 
 class StemPatches(PatchEmbedding):
-    """Patches cut from what a stem makes of the image (the hybrid, section 3.1)."""
+    """Patch embedding on the output of a stem (the hybrid of section 3.1)."""
 
     def __init__(
         self,
@@ -201,10 +201,12 @@ class StemPatches(PatchEmbedding):
         bias: bool = True,
         floor: bool = False,
     ) -> None:
-        """`floor` leaves out the pixels right and below that are no whole patch."""
+        """`floor` ignores pixels on the right and at the bottom that do not fill a patch."""
         width, stride = (config.channels, 1) if isinstance(stem, nn.Identity) else (stem.width, stem.stride)
         if config.patch % stride:
-            raise UserError(f"patches of {config.patch} pixels are cut from every {stride}th: choose a multiple of it")
+            raise UserError(
+                f"patch size {config.patch} is not a multiple of the stem's stride {stride}: choose a multiple"
+            )
         nn.Module.__init__(self)
         self.patch, self.stem, self.whole = config.patch // stride, stem, 1 if floor else config.patch
         self.projection = nn.Conv2d(width, config.width, self.patch, stride=self.patch, bias=bias)

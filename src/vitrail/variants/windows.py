@@ -12,9 +12,10 @@ from vitrail.variants.place import Place
 
 
 def in_windows(attend: Callable[..., Tensor], x: Tensor, place: Place, size: int) -> Tensor:
-    """Let `attend` see windows of size x size patches of [B, N, D], each by itself.
+    """Apply `attend` to each window of size x size patches of [B, N, D].
 
-    Where they do not divide the image, zeros fill it up to the right and below, and are attended to, as in SAM.
+    If the windows do not divide the image, it is padded with zeros on the right and at the bottom, which are attended
+    to, as in SAM.
     """
     rows, columns = place.grid
     image = rearrange(x, "b (h w) d -> b h w d", h=rows)

@@ -32,7 +32,7 @@ from vitrail.zoo.filled import check_encoder
 log = logging.getLogger("vitrail")
 
 TARGETS = {"vitrail": "native", "timm": "timm", "hf": "huggingface", "google": "google"}
-"""what `convert` writes, and the module that does"""
+"""the formats that `convert` writes, and their modules"""
 BUNDLED = Path(__file__).parent / "weights"
 
 
@@ -44,11 +44,11 @@ def create(
     preprocess: Preprocess | None = None,
     **changes: Any,
 ) -> Task:
-    """A fresh model: `create("S/16", classes=5, channels=4, image_size=(96, 128))`.
+    """A new model: `create("S/16", classes=5, channels=4, image_size=(96, 128))`.
 
     `size` names one of `vitrail.sizes.SIZES`; `changes` are fields of `ViTConfig` or `VariantConfig`. `classes` is a
-    number or the names; without it the model is an encoder that gives pooled vectors [B, D]. `hidden` makes the
-    paper's pre-training head.
+    number or the names; without it the model is an encoder that gives pooled vectors [B, D]. `hidden` is the width of
+    the paper's pre-training head.
     """
     config = config_for(size, **changes)
     encoder = encoder_for(config)
@@ -69,19 +69,19 @@ def load(
     revision: str | None = None,
     verify: bool = False,
 ) -> Task:
-    """The model of a run folder, a checkpoint in any layout, a name in the package or a Hub id; in eval mode.
+    """The model of a run folder, a checkpoint in any layout, the name of bundled weights or a Hub id; in eval mode.
 
-    Another number of `classes` gets a fresh head (0: none, pooled vectors come out); other `channels` spread the
-    patch filters; another `image_size`, a number or (height, width), interpolates the positions. `task="embed"` leaves
-    the head out. Weights are float32 unless `dtype` says otherwise. `revision` is a branch, tag or commit on the Hub.
-    `verify` logs the certificate, with the differences from the source library's own model where it is installed.
+    Another number of `classes` gets a new head (0: no head, pooled vectors); another number of `channels` adapts the
+    patch filters; another `image_size`, a number or (height, width), interpolates the positions. `task="embed"` drops
+    the head. Weights are float32 by default (`dtype`). `revision` is a branch, tag or commit on the Hub. `verify` logs
+    the certificate, with the differences from the source library's own model where it is installed.
     """
     wanted = None if task is None else task_class(task)
     headless = classes == 0 or (wanted is not None and wanted.headless)
     model, certificate = load_certified(source, dtype, revision, verify)
     notes = certificate.notes
     if channels not in (None, model.preprocess.channels):
-        notes.append(f"the first filters, of {model.preprocess.channels} channels, spread over {channels}")
+        notes.append(f"the first filters adapted from {model.preprocess.channels} to {channels} channels")
         change_channels(model, channels)
     if image_size is not None:
         size = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -89,25 +89,25 @@ def load(
             notes.append("positions interpolated from {}x{} pixels to {}x{}".format(*model.preprocess.size, *size))
         change_size(model, size)
     if headless:
-        notes.append("the head left out")
+        notes.append("the head dropped")
         model = model.with_classes([])
     elif classes is not None and classes != len(model.classes):
         changed = model.with_classes(_names(classes))
         if changed is not model:
-            notes.append(f"a fresh head for {len(changed.classes)} classes")
+            notes.append(f"a new head for {len(changed.classes)} classes")
         model = changed
     if verify:
         log.warning(certificate.as_text())
     if task not in (None, model.name):
-        head = "; with classes=N it gets a fresh head for N classes" * model.portable
-        raise UserError(f"{source} holds the task {model.name} and does not load as {task}{head}")
+        head = "; classes=N gives it a new head for N classes" * model.portable
+        raise UserError(f"{source} has the task {model.name} and cannot be loaded as {task}{head}")
     return model.to(device=device, dtype=dtype).eval()
 
 
 def load_certified(
     source: str | Path, dtype: torch.dtype | None = None, revision: str | None = None, verify: bool = False
 ) -> tuple[Task, Certificate]:
-    """The model as it is, and what became of each of its weights."""
+    """The model without changes, and the certificate of its weights."""
     files, module, found = recognise(find(source, revision))
     for note in found.notes:
         warn_once(f"{source}: {note}")
@@ -119,21 +119,21 @@ def load_certified(
 
 
 def find(source: str | Path, revision: str | None = None) -> Path:
-    """The file or folder that a source means. A path that exists wins over a name, a name over a Hub id.
+    """The file or folder of a source. An existing path has priority over a bundled name, a name over a Hub id.
 
-    timm's way to write a source is understood: `hf-hub:OWNER/NAME` and `local-dir:FOLDER`.
+    timm's notation for sources works too: `hf-hub:OWNER/NAME` and `local-dir:FOLDER`.
     """
     refuse_url(str(source))
     scheme, _, rest = str(source).partition(":")
     if scheme in ("hf-hub", "hf_hub") and not Path(source).exists():
         if not hub.is_id(rest, beside_folders=True):
-            raise UserError(f"{source} names no model of the Hub: write hf-hub:OWNER/NAME")
+            raise UserError(f"{source} does not name a model of the Hub: write hf-hub:OWNER/NAME")
         return hub.fetch(rest, revision)
     if scheme == "local-dir" and not Path(source).exists():
         source = rest
     path = Path(source)
     if revision is not None and (path.exists() or str(source) in bundled()):
-        raise UserError(f"{source} is no Hub id and has no revision {revision!r}: leave the revision out")
+        raise UserError(f"{source} is not a Hub id, so revision {revision!r} does not apply: remove the revision")
     for folder in (path, path / "best", path / "last"):
         if (folder / "config.json").is_file():
             return folder
@@ -144,12 +144,12 @@ def find(source: str | Path, revision: str | None = None) -> Path:
         return BUNDLED / str(source)
     if isinstance(source, str) and hub.is_id(source):
         return hub.fetch(source, revision)
-    from vitrail.zoo.timm.arguments import table as timm_architectures  # costs time, and a wrong name can wait
+    from vitrail.zoo.timm.arguments import table as timm_architectures  # slow to import, so only for a wrong name
 
     if str(source).removeprefix("timm/").partition(".")[0] in timm_architectures():
         raise UserError(
-            f"no model {str(source)!r} here, and timm's names are no weights: on the Hub these are timm/NAME.TAG, such "
-            "as timm/vit_base_patch16_224.augreg_in21k"
+            f"no model {str(source)!r} here, and timm's architecture names are not weights: on the Hub those are "
+            "timm/NAME.TAG, such as timm/vit_base_patch16_224.augreg_in21k"
         )
     near = get_close_matches(str(source), names, n=1)
     hint = f"did you mean {near[0]}?" if near else f"give a file or folder, a Hub id, or one of {', '.join(names)}"
@@ -159,20 +159,20 @@ def find(source: str | Path, revision: str | None = None) -> Path:
 def convert(
     source: str | Path, out: str | Path, to: str = "vitrail", revision: str | None = None, verify: bool = False
 ) -> Certificate:
-    """Write the model of `source` to the folder or file `out` in a library's own layout, and tell what became of it.
+    """Write the model of `source` to the folder or file `out` in a library's own layout, and return its certificate.
 
-    With `verify`, what was written is read again: its weights have to be the same bits, and its outputs are compared
-    with the target library's own model where that is installed.
+    With `verify`, the output is read back: its weights must be bit-identical, and its outputs are compared with the
+    target library's own model if that is installed.
     """
     if to not in TARGETS:
         raise UserError(f"no format {to!r}: choose from {', '.join(TARGETS)}")
     out = Path(out)
     if out.exists() and not _may_be_replaced(out):
-        raise UserError(f"{out} exists and is no checkpoint: choose another place to write to")
+        raise UserError(f"{out} exists and is not a checkpoint: choose another path to write to")
     task, certificate = load_certified(source, revision=revision, verify=verify)
     if to != "vitrail" and not task.portable:
         raise UserError(
-            f"{to} has no place for this model of the task {task.name!r}: its checkpoints hold encoders, "
+            f"{to} cannot store this model of the task {task.name!r}: its checkpoints hold encoders, "
             "alone or with a linear head"
         )
     writer: Any = source_named(TARGETS[to])
@@ -183,14 +183,14 @@ def convert(
 
 
 def _may_be_replaced(out: Path) -> bool:
-    """Whether what is there is a checkpoint, or nothing."""
+    """Whether the path is a checkpoint or does not exist."""
     if out.is_file():
         return out.suffix == ".npz"
     return not any(out.iterdir()) or any((out / name).is_file() for name in ("config.json", "model.npz"))
 
 
 def _read_again(task: Task, out: Path) -> Certificate:
-    """The certificate of what was written, whose weights are those of `task` bit by bit."""
+    """The certificate of the written checkpoint, whose weights equal those of `task` bit for bit."""
     files, module, found = recognise(find(out))
     again = assemble(files, found)
     there = again.state_dict()
@@ -203,12 +203,13 @@ def _read_again(task: Task, out: Path) -> Certificate:
 
 
 def bundled() -> list[str]:
-    """Names of the weights in the package."""
+    """Names of the bundled weights."""
     return sorted(folder.parent.name for folder in BUNDLED.glob("*/config.json"))
 
 
 def change_channels(task: Task, channels: int) -> None:
-    """Let the first filters read another number of channels: repeated in turn, scaled so that sums keep their size."""
+    """Adapt the first filters to another number of channels: repeated in turn, and scaled so that sums stay as
+    large."""
     encoder = encoder_of(task)
     old = encoder.config.channels
     if channels == old:
@@ -216,9 +217,11 @@ def change_channels(task: Task, channels: int) -> None:
     seeing = encoder.patches if isinstance(encoder, ViT) else encoder
     first = next((module for module in seeing.modules() if isinstance(module, nn.Conv2d)), None)
     if first is None:
-        raise UserError(f"the {type(encoder).__name__} of task {task.name} reads {old} channels alone: train a new one")
+        raise UserError(
+            f"the {type(encoder).__name__} of task {task.name} works only with {old} channels: train a new one"
+        )
     places = torch.arange(channels) % old
-    # To one channel the filters are summed: a grey image then looks as it did with its channel repeated.
+    # For one channel the filters are summed: a grey image gives the same result as with its channel repeated.
     weight = first.weight.sum(1, keepdim=True) if channels == 1 else first.weight[:, places] * old / channels
     first.weight = nn.Parameter(weight.detach().clone())
     first.in_channels = channels
@@ -231,29 +234,31 @@ def change_channels(task: Task, channels: int) -> None:
 
 
 def change_size(task: Task, size: tuple[int, int]) -> None:
-    """Interpolate what is learned of places for images of `size` (height, width), and prepare them to it."""
+    """Interpolate learned positions for images of `size` (height, width), and set the preprocessing to it."""
     encoder = encoder_of(task)
     if isinstance(encoder, ViT):
         resize(encoder, size)
-    elif isinstance(encoder, CNN | ResNet):  # these take any size as they are
+    elif isinstance(encoder, CNN | ResNet):  # these work with any size
         encoder.config = replace(encoder.config, image_size=size)
     elif size != encoder.config.image_size:
         fixed = "x".join(map(str, encoder.config.image_size))
-        raise UserError(f"the {type(encoder).__name__} of task {task.name} reads images of {fixed} alone: keep these")
+        raise UserError(
+            f"the {type(encoder).__name__} of task {task.name} works only with images of {fixed}: keep this size"
+        )
     task.preprocess = replace(task.preprocess, size=size)
 
 
 def change_drop_path(task: Task, drop_path: float) -> None:
-    """Let the blocks be skipped in training at another rate. There are no weights in that."""
+    """Change the stochastic depth rate. It involves no weights."""
     encoder = encoder_of(task)
     if isinstance(encoder, ViT):
         encoder.config = replace(encoder.config, drop_path=drop_path)
 
 
 def check_filled(task: Task, source: str, seed: int) -> None:
-    """Refuse a task with an encoder that is as random as a new one, though it begins from the weights of `source`.
+    """Refuse a task whose encoder still has random initial weights, although it starts from the weights of `source`.
 
-    `seed` is that of the generator of random numbers when the task was made.
+    `seed` is the random seed with which the task was built.
     """
     encoder = task.encoder
     if not isinstance(encoder, Encoder):

@@ -1,4 +1,4 @@
-"""From files to a model: find whose they are, check that every name fits, and put the weights in without a copy."""
+"""From files to a model: find their source, check that every name fits, and load the weights without a copy."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from vitrail.zoo.foreign import refuse_unready, what_else
 from vitrail.zoo.source import Files, Found, Lazy, Source
 
 SOURCES = ("native", "captioners", "google", "sam", "originals", "timm", "huggingface", "torchvision")
-"""modules of this folder, asked in this order whether a checkpoint is theirs"""
+"""modules of this folder, in the order in which they are tried on a checkpoint"""
 MAX_PIXELS = 1 << 14
-"""a side that a config may ask for; a hostile one could ask for positions that fill the memory"""
+"""maximum image side of a config; a malicious config could request positions that exhaust memory"""
 BLOCKS = ("depth", "num_hidden_layers", "num_layers", "layers")
 CHANNELS = ("channels", "num_channels", "in_chans")
-"""what configs call them"""
+"""their names in configs"""
 
 
 def source_named(name: str) -> Source:
@@ -49,13 +49,13 @@ def _source_there(name: str) -> Source | None:
 
 
 def recognise(path: Path) -> tuple[Files, Source, Found]:
-    """The files at `path`, whose they are, and what they hold."""
+    """The files at `path`, their source, and their content."""
     found = open_files(path)
     _check_counts(found)
     refuse_unready(found)
 
     def source_of(files: Files) -> Source | None:
-        for name in SOURCES:  # imported one by one, which takes its time
+        for name in SOURCES:  # imported one by one, because importing is slow
             if (source := _source_there(name)) is None:
                 continue
             with _one_line(_contradiction(path, source)):
@@ -77,10 +77,10 @@ def _contradiction(path: Path, source: Source) -> str:
 
 @contextmanager
 def _one_line(message: str) -> Iterator[None]:
-    """A config is a file from outside: any of its values may be of another kind or size than it should."""
+    """Report errors of a config, which is an untrusted file: any value may have a wrong type or size."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of shapes without elements, whose weights are refused anyway
+            warnings.simplefilter("ignore")  # of shapes without elements, whose weights are refused later
             yield
     except UserError:
         raise
@@ -90,9 +90,9 @@ def _one_line(message: str) -> Iterator[None]:
 
 
 def _check_counts(files: Files) -> None:
-    """Refuse a config that asks for more blocks than there are weights, or for channels that no image has.
+    """Refuse a config with more blocks than the weights have, or with an impossible number of channels.
 
-    Tables have one row per block, and statistics one number per channel: a billion of them would take minutes.
+    Renaming tables have one row per block, and statistics one number per channel: a billion of them would take minutes.
     """
     values = [files.json.get("config.json")]
     limits = {**dict.fromkeys(BLOCKS, len(files.weights)), **dict.fromkeys(CHANNELS, MAX_CHANNELS)}
@@ -109,7 +109,7 @@ def _check_counts(files: Files) -> None:
 
 
 def assemble(files: Files, found: Found, dtype: torch.dtype | None = None) -> Task:
-    """The model, in `dtype` (float32 if left out). A weight that is used as it is stays memory-mapped."""
+    """The model, in `dtype` (default float32). A weight that is used unchanged stays memory-mapped."""
     if found.ready is not None:
         return made_twice(found.ready, files.path).to(dtype or torch.float32).eval()
     _check_names(files, found)
@@ -119,7 +119,7 @@ def assemble(files: Files, found: Found, dtype: torch.dtype | None = None) -> Ta
     if wrong := sorted(own.keys() ^ found.weights.keys()):
         raise UserError(
             f"{files.path}: the config and the weights contradict each other at {wrong[0]}, "
-            f"which {'the weights lack' if wrong[0] in own else 'the config does not ask for'}"
+            f"which {'the weights lack' if wrong[0] in own else 'is not in the config'}"
         )
     state = {name: _weight(files, found, name, target, dtype or torch.float32) for name, target in own.items()}
     fill(task, state, files.path)
@@ -127,9 +127,9 @@ def assemble(files: Files, found: Found, dtype: torch.dtype | None = None) -> Ta
 
 
 class _Untouched(TorchFunctionMode):
-    """Leaves weights as they are made: on the meta device they have no memory, and their first values no use.
+    """Skips the initialisation of weights: on the meta device they have no memory, so initial values are useless.
 
-    Drawing them there works too, but makes PyTorch import its compiler, which takes seconds.
+    Initialising them there works too, but makes PyTorch import its compiler, which takes seconds.
     """
 
     def __torch_function__(
@@ -176,7 +176,7 @@ def task_around(
 
 
 def _check_names(files: Files, found: Found) -> None:
-    """Every name in the files is used or left out on purpose, and every one that is used is there."""
+    """Check that every name in the files is used or left out on purpose, and that every used name exists."""
     used = {name for weight in found.weights.values() for name in weight.names}
     there = files.weights.keys()
     if missing := sorted(used - there):
@@ -203,7 +203,7 @@ def _weight(files: Files, found: Found, name: str, target: Tensor, dtype: torch.
         if tensor.is_floating_point() != target.is_floating_point():
             raise UserError(f"{files.path}: {n} holds {tensor.dtype}: give weights that are not quantised")
     if isinstance(files.weights, Lazy) and (make is not None or tensors[0].dtype != wanted):
-        tensors = [files.weights.passing(n) for n in names]  # copied, so that the source need not stay
+        tensors = [files.weights.passing(n) for n in names]  # copied, so that the source can be freed
     if make is None:
         value = tensors[0]
     else:
@@ -212,7 +212,7 @@ def _weight(files: Files, found: Found, name: str, target: Tensor, dtype: torch.
             value = make(*tensors).contiguous()
     _check_shape(files, names, tuple(value.shape), target)
     value = value.to(wanted)
-    # A zip archive puts arrays anywhere; PyTorch's own are at least aligned to their numbers.
+    # A zip archive does not align arrays; PyTorch needs alignment to the element size.
     return value.clone() if value.data_ptr() % value.element_size() else value
 
 

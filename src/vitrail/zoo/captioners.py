@@ -1,8 +1,8 @@
-"""What is read through transformers itself: captioners of the Hub as they are, and language models to caption with.
+"""Models that are loaded through transformers: captioners of the Hub, and language models for captioning.
 
-Files are opened by `vitrail.zoo.files` first, which refuses what could run code, and never from the network: what the
-Hub holds is in its cache by then. A model inside one of our own checkpoints is built by its task, from the config that
-is kept with it, and needs neither its folder nor a network.
+`vitrail.zoo.files` opens the files first and refuses anything that could run code. Nothing is read from the network
+here: files of the Hub are in its cache by then. Our own checkpoints contain the config of such a model, so its task
+builds it without the original folder or a network.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from vitrail.zoo.source import Files, Found, Weight
 NAME = "transformers"
 
 OTHER = Kind((CLIP,), ("",), {}, {**IMAGENET, "resample": 3})
-"""how images are prepared for an encoder that we know nothing of"""
+"""preprocessing for an unknown encoder"""
 IMAGES = {
     "blip": Kind((CLIP,), ("",), {}, {**OPENAI, "resample": 3}),
     "git": Kind((CLIP,), ("",), {}, {**OPENAI, **CROPPED}, square=False),
 }
-"""and for the two types with an encoder of their own"""
+"""preprocessing for the two types with their own encoder"""
 DEFAULT_LENGTH = 20
-"""words that transformers writes where nothing says how many, the start included"""
+"""transformers' default maximum length, including the start token"""
 
 
 def recognise(files: Files) -> bool:
@@ -50,7 +50,7 @@ def read(files: Files) -> Found:
     kind = text["model_type"]
     name = (text.get("architectures") or [TYPES[kind]])[0]
     if name != TYPES[kind]:
-        raise UserError(f"{files.path} holds a {name}, which writes no captions: choose a {TYPES[kind]}")
+        raise UserError(f"{files.path} is a {name}, which does not generate captions: choose a {TYPES[kind]}")
     notes: list[str] = []
     prepared = _preprocess(files, kind, notes)
     return Found(
@@ -88,13 +88,13 @@ def _preprocess(files: Files, kind: str, notes: list[str]) -> Preprocess:
     size = (side, side) if isinstance(side, int) else (int(side[0]), int(side[1]))
     found = settings(files.json)
     if found is None:
-        notes.append("no preprocessor_config.json: images are prepared as published checkpoints of its type want it")
+        notes.append("no preprocessor_config.json: using the preprocessing of published checkpoints of its type")
         found = default_settings(images, size)
     return preprocess(found, images, size, getattr(eyes, "num_channels", 3))
 
 
 def _load(folder: Path, kind: str, prepared: Preprocess) -> HubCaption:
-    """The model with its weights, its tokenizer, and the decoding that its makers chose."""
+    """The model with its weights, its tokenizer, and its authors' decoding settings."""
     maker = getattr(library(), TYPES[kind])
     model = _pretrained(maker, folder)
     writer = {"vision-encoder-decoder": "decoder", "blip": "text_decoder"}.get(kind)
@@ -119,21 +119,21 @@ def _load(folder: Path, kind: str, prepared: Preprocess) -> HubCaption:
 
 
 def _max_length(chosen: Any) -> int:
-    """Words of a caption at most, its end included. Their length counts the start too, and no end."""
+    """Maximum caption length, including the end token. transformers' length counts the start token, not the end."""
     return (chosen.max_new_tokens or (chosen.max_length or DEFAULT_LENGTH) - 1) + 1
 
 
 def _vocabulary(folder: Path, size: int, start: tuple[Any, ...], end: tuple[Any, ...]) -> VocabMap:
-    """The first number that is given for each; where a text may close in several ways, the first of them."""
+    """The first given number for each; of several end tokens, the first."""
     firsts = [next((i for i in given if i is not None), None) for given in (start, end)]
     first, last = (i[0] if isinstance(i, list) else i for i in firsts)
     if last is None:
-        raise UserError(f"{folder} names no eos_token_id, so its captions would never end: choose another model")
+        raise UserError(f"{folder} has no eos_token_id, so captions would never end: choose another model")
     return VocabMap(size, last if first is None else first, last)
 
 
 def _their_tokenizer(folder: Path, vocabulary: VocabMap) -> HFTokenizer:
-    """The tokenizer of a folder of transformers'; one that does not fit its model is a UserError that names it."""
+    """The tokenizer of a folder of transformers'; UserError, with the folder, if it does not fit its model."""
     text = _tokenizer_text(folder)
     try:
         return HFTokenizer.from_text(text, vocabulary)
@@ -142,7 +142,7 @@ def _their_tokenizer(folder: Path, vocabulary: VocabMap) -> HFTokenizer:
 
 
 def _tokenizer_text(folder: Path) -> str:
-    """The content of `tokenizer.json`, made from the older files where a folder has only those."""
+    """The content of `tokenizer.json`, converted if a folder has only the older files."""
     try:
         if (folder / "tokenizer.json").is_file():
             return (folder / "tokenizer.json").read_text(encoding="utf-8")
@@ -151,9 +151,9 @@ def _tokenizer_text(folder: Path) -> str:
         return made.backend_tokenizer.to_str()
     except UserError:
         raise
-    except Exception as error:  # a missing file is an error of many kinds there
+    except Exception as error:  # a missing file raises various errors there
         raise UserError(
-            f"{folder} has no tokenizer that can be read ({first_line(error)[:100]}): it needs tokenizer.json"
+            f"{folder} has no readable tokenizer ({first_line(error)[:100]}): it needs tokenizer.json"
         ) from error
 
 
@@ -168,7 +168,7 @@ def language_model(source: str) -> tuple[Any, VocabMap, HFTokenizer]:
     kind = files.json.get("config.json", {}).get("model_type")
     known = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if not isinstance(kind, str) or kind not in known or kind in TYPES:
-        raise UserError(f"{source} holds no causal language model: choose one such as openai-community/gpt2")
+        raise UserError(f"{source} is not a causal language model: choose one such as openai-community/gpt2")
     model = _pretrained(transformers.AutoModelForCausalLM, folder)
     config = model.config.get_text_config()
     start, end = (config.bos_token_id,), (config.eos_token_id,)
@@ -178,20 +178,20 @@ def language_model(source: str) -> tuple[Any, VocabMap, HFTokenizer]:
 
 
 def _pretrained(maker: Any, folder: Path) -> Any:
-    """A model with its weights in float32; a weight that is missing would be random, and so is an error."""
+    """A model with its weights in float32. A missing weight would be random, so it is an error."""
     with _one_line(folder), quiet():
         model, report = maker.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, output_loading_info=True
         )
     lacks = sorted(map(str, report["missing_keys"])) or sorted(map(str, report["mismatched_keys"]))
     if lacks:
-        raise UserError(f"{folder} lacks {lacks[0]}, or holds it in another shape than its config says: fetch it again")
+        raise UserError(f"{folder} lacks {lacks[0]}, or its shape contradicts the config: download it again")
     return model.float().eval()
 
 
 @contextmanager
 def _one_line(path: Path) -> Iterator[None]:
-    """transformers' errors have many kinds and lines."""
+    """Turn transformers' errors, of many types and lines, into a UserError."""
     try:
         yield
     except UserError:

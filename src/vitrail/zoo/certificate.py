@@ -1,4 +1,5 @@
-"""The proof of a conversion: what became of each weight, and how far the numbers are from the source library's own."""
+"""The certificate of a conversion: how each weight was used, and the differences from the source library's own
+outputs."""
 
 from __future__ import annotations
 
@@ -17,12 +18,12 @@ from vitrail.zoo.source import Files, Found, Source
 
 SAMPLES = Path(__file__).parent / "samples"
 TOLERANCE = 1e-4
-"""largest difference over largest value, in float32"""
+"""tolerance: largest difference / largest value, in float32"""
 
 
 @dataclass
 class Difference:
-    """Of one output, over all sample images."""
+    """The difference of one output, over all sample images."""
 
     largest: float
     """largest absolute difference"""
@@ -36,7 +37,7 @@ class Difference:
 
 @dataclass
 class Certificate:
-    """What was recognised and what became of it."""
+    """The recognised source, and how its weights were used."""
 
     path: str
     source: str
@@ -50,9 +51,9 @@ class Certificate:
     notes: list[str]
     differences: dict[str, Difference] = field(default_factory=dict)
     compared: str = "not compared (--verify does)"
-    """with what the outputs were compared, or why they were not"""
+    """what the outputs were compared with, or why not"""
     written: Certificate | None = None
-    """of what a conversion wrote, where that was read again"""
+    """certificate of the converted output, if it was read back"""
 
     def as_row(self) -> dict[str, Any]:
         """Plain data, for a line of JSON."""
@@ -90,7 +91,7 @@ class Certificate:
         return "\n".join(lines)
 
     def _outputs(self) -> list[str]:
-        """How far the outputs are apart, one line each."""
+        """The differences of the outputs, one line each."""
         lines = []
         for name, d in self.differences.items():
             share = f"{d.relative:.1e} of the largest value"
@@ -99,7 +100,7 @@ class Certificate:
 
 
 def certify(files: Files, found: Found, task: Task) -> Certificate:
-    """What became of each weight, from the source's reading."""
+    """How each weight was used, from the source's reading."""
     weights = []
     for name, weight in found.weights.items():
         row: dict[str, Any] = {"name": name, "from": list(weight.names)}
@@ -120,7 +121,7 @@ def certify(files: Files, found: Found, task: Task) -> Certificate:
 
 
 def verify(certificate: Certificate, files: Files, source: Source, task: Task) -> None:
-    """Add the differences from the source library's own model on the package's sample images."""
+    """Add the differences from the source library's own model on the bundled sample images."""
     make: Callable[[Files], Callable[[Tensor], dict[str, Tensor]] | None] | None
     make = getattr(source, "reference", None)
     if make is None:

@@ -1,10 +1,10 @@
-"""Which entry of a checkpoint holds the weights, and under which prefix: the one module that answers it.
+"""Find the entry of a checkpoint that holds the weights, and the prefix of their names.
 
-Training code keeps a model in an entry of a dictionary (`model`, `state.model`), as a field of another module (`net.`,
-`encoder.`), in a wrapper (`module.`), or in all of these. A *place* is an entry and a prefix of the names in it. One
-rule serves all: the weights are at the place whose names a source recognises without the prefix, the outermost first.
-Of several an average is preferred, which is what its trainer evaluates; models that differ are named and refused. What
-stands beside the place is left out for a reason that the certificate gives, or is an error that names it.
+Training code saves a model in an entry of a dictionary (`model`, `state.model`), as a field of another module (`net.`,
+`encoder.`), in a wrapper (`module.`), or in a combination of these. A *place* is an entry and a prefix of the names in
+it. One rule serves all: the weights are at the outermost place whose names, without the prefix, a source recognises. Of
+several places an average is preferred, because its trainer evaluates it; different models are an error that names them.
+Everything else in the file is left out for a reason in the certificate, or is an error that names it.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from vitrail.zoo.pickles import NO_WEIGHT, UNNAMED
 from vitrail.zoo.source import Files, Lazy
 
 FEWEST = 6
-"""names under a prefix that may be a model; the smallest ViT has more"""
+"""minimum number of names under a prefix for a model; the smallest ViT has more"""
 DEEPEST = 8
-"""words in a prefix"""
+"""maximum number of words in a prefix"""
 
 WRAPPERS = re.compile(
     r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_fpw_module|_checkpoint_wrapped_module|_forward_module)\."
 )
-"""what torch.compile and the like put before the names of a module that they wrap, at any depth"""
+"""prefixes that torch.compile and other wrappers add to names, at any depth"""
 
 AVERAGES = {"ema", "swa", "avg", "average", "averaged", "averaging", "shadow", "polyak", "teacher", "target_encoder"}
 TRAINED = {"student", "online", "momentum", "current", "raw"}
-"""words of names: averages are preferred, and these give way to a copy without such a word"""
+"""words in names: averages are preferred; names with the other words yield to a copy without them"""
 HEADS = {"head", "heads", "classifier"}
 
 ASIDE: dict[str, set[str]] = {
@@ -39,30 +39,30 @@ ASIDE: dict[str, set[str]] = {
     "of the loss": {"loss", "losses", "criterion", "criterions", "criteria", "class_weights", "pos_weight"},
     "of a metric": {"metric", "metrics", "acc", "accuracy", "auroc", "auc", "confmat", "f1", "f1score"},
 }
-"""words of names that are not the model's, wherever they stand"""
+"""words in names of tensors outside the model, at any depth"""
 PRETRAINED = "the head of pre-training"
 BESIDE: dict[str, set[str]] = {
     PRETRAINED: {"dino", "ibot", "projector", "projection", "prototypes", "queue"},
     "an average under other names than the model's": AVERAGES,
 }
-"""words that start names beside the model's prefix"""
+"""first words of names outside the model's prefix"""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the weights of a model stand."""
+    """The place of a model's weights."""
 
     entry: str
     prefix: str
     names: Mapping[str, str]
-    """the names in the file by those without entry, prefix and wrappers"""
+    """names without entry, prefix and wrappers, to names in the file"""
 
     def __str__(self) -> str:
         named = [f"the {kind} {name!r}" for kind, name in (("entry", self.entry), ("prefix", self.prefix)) if name]
         return " with ".join(named) or "the outermost names"
 
     def rank(self) -> int:
-        """`average_rank` of the prefix where it tells, else of the entry: one that is called `ema` may hold both."""
+        """`average_rank` of the prefix if that decides, else of the entry: an entry called `ema` may hold both."""
         told = _words(self.prefix) & (AVERAGES | TRAINED)
         return average_rank(self.prefix if told else f"{self.entry}.{self.prefix}")
 
@@ -70,10 +70,10 @@ class Place:
 def choose(files: Files, known: Callable[[Files], bool]) -> Files:
     """The files with the weights of one model, under names that are `known` to a source.
 
-    They come back as they are where no place is recognised.
+    Returned unchanged if no place is recognised.
 
     Raises:
-        UserError: there are several models, or weights beside the model that nobody knows.
+        UserError: there are several models, or unknown weights besides the model.
     """
     groups, aside = _groups(files)
     plain = not aside and groups.keys() == {""} and all(name == full for name, full in groups[""].items())
@@ -111,13 +111,13 @@ def _words(name: str) -> set[str]:
 
 
 def average_rank(place: str) -> int:
-    """0 for an average, 1 for a trained model, 2 for one that is trained beside another or gives its average."""
+    """0 for an average, 1 for a trained model, 2 for one that is trained with another or is averaged."""
     words = _words(place)
     return 0 if words & AVERAGES else 2 if words & TRAINED else 1
 
 
 def _groups(files: Files) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """By entry, names without entry and wrappers to those in the file; and names that are no model's, with reasons."""
+    """Per entry, names without entry and wrappers to names in the file; and names outside any model, with reasons."""
     entries = set(files.entries)
     groups: dict[str, dict[str, str]] = {}
     aside: dict[str, str] = {}
@@ -135,7 +135,7 @@ def _groups(files: Files) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
 
 
 def _outer(name: str) -> Iterator[str]:
-    """What stands before each dot of a name, the longest first."""
+    """The prefixes of a name that end at a dot, longest first."""
     end = name.rfind(".")
     while end > 0:
         yield name[:end]
@@ -160,19 +160,19 @@ def _places(files: Files, entry: str, names: Mapping[str, str], known: Callable[
 
 
 def _best(files: Files, places: list[Place]) -> Place:
-    """The place to read; two that a person has to choose from are refused."""
+    """The place to read; UserError if the user has to choose between two."""
     best, *others = sorted(places, key=Place.rank)
     for other in others:
         if other.rank() == best.rank() or not _alike(files, best, other):
             raise UserError(
-                f"{files.path} holds several models, at {best} and at {other}: save the state dict of the one that "
-                "you mean in a file of its own"
+                f"{files.path} holds several models, at {best} and at {other}: save the state dict of the right one "
+                "to a separate file"
             )
     return best
 
 
 def _alike(files: Files, one: Place, two: Place) -> bool:
-    """Whether two places hold the same model: an average has its model's shapes, a distilling teacher its own."""
+    """Whether two places hold the same model: an average has the shapes of its model, a teacher has others."""
     common = one.names.keys() & two.names.keys()
     same = all(files.shapes[one.names[name]] == files.shapes[two.names[name]] for name in common)
     return same and 2 * len(common) >= min(len(one.names), len(two.names))
@@ -194,7 +194,7 @@ def _entries_left(
     names: Mapping[str, str],
     notes: list[str],
 ) -> dict[str, str]:
-    """What the other entries are, by the first piece of their names that the chosen one does not share."""
+    """Reasons for leaving out the other entries, by the first name segment that differs from the chosen one."""
     around = {"", best.entry, *_outer(best.entry)}
     left = {name: why for name, why in files.left.items() if next(_outer(name), "") in around}
     copies = {place.entry for place in places if place.entry != best.entry}
@@ -214,7 +214,7 @@ def _entries_left(
 
 
 def _add_head(groups: Mapping[str, Mapping[str, str]], best: Place, names: dict[str, str]) -> None:
-    """Add the names of a `head` beside an encoder that has none, in the same entry or as an entry of its own."""
+    """Add the names of a separate `head` to an encoder without one, from the same entry or another."""
     if any(name.startswith("head.") for name in names):
         return
     if best.prefix:
@@ -228,7 +228,7 @@ def _add_head(groups: Mapping[str, Mapping[str, str]], best: Place, names: dict[
 def _beside(
     files: Files, group: Mapping[str, str], places: list[Place], best: Place, names: Mapping[str, str]
 ) -> dict[str, str]:
-    """What stands beside the prefix and has a reason to be left out; the rest is refused."""
+    """Reasons for leaving out names outside the prefix; unknown names are refused."""
     copies = tuple(place.prefix for place in places if place.entry == best.entry and place is not best)
     used = set(names.values())
     outside = {name: full for name, full in group.items() if full not in used}
@@ -248,20 +248,20 @@ def _beside(
     if unknown := [full for full in outside.values() if full not in left]:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise UserError(
-            f"{files.path} holds {unknown[0]}{more} beside the model at {best}, and it is not known what "
-            "that is: save the state dict of the model alone"
+            f"{files.path} holds {unknown[0]}{more} besides the model at {best}, which vitrail does not "
+            "recognise: save only the state dict of the model"
         )
     return left
 
 
 def _first_apart(name: str, prefix: str) -> str:
-    """The first piece of a name that a prefix does not share."""
+    """The first segment of a name that differs from a prefix."""
     pieces, shared = name.split("."), prefix.split(".")
     return next((piece for piece, other in zip(pieces, shared, strict=False) if piece != other), pieces[-1])
 
 
 def _complete(files: Files, places: list[Place], best: Place, names: dict[str, str], notes: list[str]) -> None:
-    """Add what an average of the trained parameters leaves out, such as buffers, from the model that it averages."""
+    """Add tensors that an average of parameters lacks, such as buffers, from the averaged model."""
     model = next((place for place in places if place.rank() == 1), None)
     if best.rank() or model is None:
         return
@@ -274,7 +274,7 @@ def _complete(files: Files, places: list[Place], best: Place, names: dict[str, s
 def _passed_over(
     files: Files, left: Mapping[str, str], groups: Mapping[str, Mapping[str, str]], places: list[Place], best: Place
 ) -> list[str]:
-    """Notes on averages that are there and are not read."""
+    """Notes on averages that are not used."""
     used = {place.entry for place in places}
     lists = [name for name, why in files.left.items() if why == UNNAMED and _words(name) & AVERAGES]
     entries = [entry for entry in groups if entry not in used and _words(entry) & AVERAGES]

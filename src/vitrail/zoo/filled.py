@@ -1,7 +1,8 @@
-"""Whether weights arrived in the model that they were put into. Every way to fill a model ends here.
+"""Check that weights arrived in the model. Every way of loading weights ends here.
 
-Elsewhere "223 of 223 keys" were reported while a model stayed as random as it was made. So a model without memory has
-to be given every tensor; what has values already, and so hides a missing one, is judged by what it computes.
+Other loaders have reported "223 of 223 keys" while the model kept its random initial weights. So a model on the meta
+device must be given every tensor; a model that already has values, which could hide a missing tensor, is checked by its
+outputs.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from vitrail.tasks.task import Task
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], source: object) -> None:
-    """Give the model its weights, which it takes as they are and does not copy; `source` is whose they are.
+    """Assign the weights to the model without copying them; `source` names their origin.
 
     Raises:
-        UserError: a tensor was not given, or other values than the model had change nothing that it computes.
+        UserError: a tensor is missing, or the new weights do not change the model's outputs.
     """
     encoder, old = getattr(model, "encoder", model), _tensors(model)
     before = None if any(value.is_meta for value in old.values()) else features(encoder)
@@ -41,7 +42,7 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], source: object) -> Non
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, those that no checkpoint holds too."""
+    """Parameters and buffers, including non-persistent ones."""
     every = model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
     return dict(chain(*every))
 
@@ -49,9 +50,10 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 def check_encoder(
     encoder: nn.Module, fresh: nn.Module, given: Callable[[], Mapping[str, Tensor]], source: object
 ) -> None:
-    """Refuse an encoder with the random values of `fresh`, made in the same way, where the source has others.
+    """Refuse an encoder with the random initial values of `fresh`, built in the same way, if the source has other
+    values.
 
-    `given` gives the source's, which are looked at where there is a suspicion: they may be as untrained.
+    `given` returns the source's values, which are compared only on suspicion: they may be untrained too.
     """
     first, after = fresh.state_dict(), features(encoder)
     _check_finite(after, source)
@@ -68,9 +70,9 @@ def check_encoder(
 
 
 def made_twice(make: Callable[[], Task], source: object) -> Task:
-    """A model that another library makes and fills, without a look at it in between.
+    """A model that another library builds and loads in one step.
 
-    It is made from two states of the generator of random numbers. What the weights do not reach differs.
+    It is built from two random seeds: tensors that the weights do not reach differ.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -118,12 +120,12 @@ def _random(names: list[str], source: object) -> str:
 
 
 def _is_drawn(first: Tensor, value: Tensor) -> bool:
-    """Whether a tensor has the random numbers that it was made with; equal zeros or ones may be anybody's."""
+    """Whether a tensor has its random initial values; constant zeros or ones prove nothing."""
     return first.shape == value.shape and torch.equal(first, value) and bool((first != first.flatten()[:1]).any())
 
 
 def _equal(one: Tensor, two: Tensor) -> bool:
-    """Whether the values are the same; what is no number is the same as its like."""
+    """Whether the values are equal; nan equals nan."""
     floats = one.is_floating_point()
     return torch.equal(one, two) or (floats and torch.allclose(one, two, rtol=0, atol=0, equal_nan=True))
 

@@ -1,4 +1,4 @@
-"""What people have beside Vision Transformers that vitrail reads: lines that name it and say what to do."""
+"""Checkpoints that vitrail cannot read: error lines that name the kind and the remedy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BLOCK = r"(^|\.)(blocks|layers?|encoder_layer_\d+|resblocks)\.(\d+\.)?.*\."
 UNREADY = (
     (
         r"(^|\.)lora_(A|B|embedding_A|embedding_B|magnitude_vector)(\.|$)",
-        "LoRA's additions to a model's weights (peft)",
+        "LoRA updates of a model's weights (peft)",
     ),
     (r"\.(base_layer|modules_to_save)\.", "a model with peft's layers in it"),
     (r"\.(absmax|quant_map|nested_absmax|SCB|qweight|qzeros|weight_scale|weight_packed)$", "quantised weights"),
@@ -20,7 +20,7 @@ UNREADY = (
     (r"(^|\.)_?flat_param(_\d+)?$", "a shard of FSDP's"),
     (BLOCK + r"(parametrizations\.|weight_orig$|weight_mask$)", "weights that are parametrised or pruned"),
 )
-"""a pattern that some name matches, and what holds such names; each is no weight yet, or not as it is used"""
+"""a pattern of names, and the kind of checkpoint with such names, which are not final weights"""
 REMEDIES = {
     "LoRA's": "merge them with merge_and_unload() and save the whole model",
     "a model with peft's": "call merge_and_unload() and save the model again",
@@ -40,12 +40,12 @@ FOREIGN = (
     (r"(wte|embed_tokens|word_embeddings)\.weight$", "a language model"),
     (r"^(down_blocks|up_blocks)\.|^model\.diffusion_model\.", "a diffusion model"),
 )
-"""a pattern that some weight's name matches, and what it is"""
+"""a pattern of weight names, and the kind of model"""
 
 LAYOUTS = (
     (
         r"(^|\.)layers?\.0\.((attention\.)*(query|q_proj)|self_attn\.q_proj)\.weight$",
-        "a model under Hugging Face's names without its config.json, which alone says how it computes: put both into "
+        "a model under Hugging Face's names without its config.json, which is needed to build it: put both into "
         "one folder, the weights as model.safetensors or pytorch_model.bin, and give the folder",
     ),
     (
@@ -58,24 +58,24 @@ LAYOUTS = (
         "CLIP under OpenAI's names, which vitrail does not read: choose Hugging Face's checkpoint of it",
     ),
 )
-"""the same for ViTs that vitrail reads from elsewhere"""
+"""the same for ViTs that vitrail reads in another layout"""
 
 
 def refuse_unready(files: Files) -> None:
-    """Refuse what is no model's weights yet, before somebody takes it for a damaged one."""
+    """Refuse checkpoints without final weights, before they are reported as damaged."""
     for name in files.weights:
         if what := next((what for pattern, what in UNREADY if re.search(pattern, name)), None):
             remedy = next(remedy for start, remedy in REMEDIES.items() if what.startswith(start))
             raise UserError(f"{files.path} holds {what}, such as {name}: {remedy}")
     if len(files.shapes) > 1 and not any(map(math.prod, files.shapes.values())):
         raise UserError(
-            f"{files.path} holds names and no numbers, as DeepSpeed's ZeRO-3 leaves them: "
-            "run its zero_to_fp32.py and give what that writes"
+            f"{files.path} holds names without values, as DeepSpeed's ZeRO-3 saves them: "
+            "run its zero_to_fp32.py and give the file that it writes"
         )
 
 
 def what_else(files: Files) -> str:
-    """What files without a model for vitrail hold, and what to do."""
+    """The content of files without a model for vitrail, and the remedy."""
     config = files.json.get("config.json", {})
     named = next((str(config[k]) for k in ("model_type", "architecture", "vitrail") if config.get(k)), None)
     if named is None and (layout := _first(LAYOUTS, files)):
@@ -83,7 +83,7 @@ def what_else(files: Files) -> str:
     if named or (kind := _first(FOREIGN, files)):
         kind = _first(FOREIGN, files)
         what = " ".join(filter(None, [kind or "a model", f"named {named!r}" if named else None]))
-        return f"holds {what}, and no plain Vision Transformer that vitrail knows: choose a ViT's checkpoint"
+        return f"holds {what}, not a plain Vision Transformer that vitrail can read: choose a ViT's checkpoint"
     names = ", ".join(sorted(files.weights, key=_of_optimizer)[:3])
     return f"holds no Vision Transformer that vitrail knows (weights such as {names}): choose a ViT's checkpoint"
 

@@ -1,10 +1,11 @@
 """Google's `.npz` files: the paper's own models, AugReg's and the hybrids, and big_vision's with SigLIP's image tower.
 
-Both are JAX's parameters, flat, with `/` in the names. The paper's code once numbered the layers of a block together
-(`LayerNorm_0`, `MultiHeadDotProductAttention_1`, `LayerNorm_2`, `MlpBlock_3`), and its published files keep that; since
-it uses flax's linen it numbers each kind by itself, as big_vision does. The names of the positions tell the two apart.
-Kernels stand as [in, out], attention's as [D, heads, d], and convolutions as [height, width, in, out]. The code beside
-them has GELU's tanh form and norms with epsilon 1e-6.
+Both are flattened JAX parameters with `/` in the names. The paper's code once numbered the layers of a block together
+(`LayerNorm_0`, `MultiHeadDotProductAttention_1`, `LayerNorm_2`, `MlpBlock_3`), and its published files keep that; with
+flax's linen it numbers each kind separately, as big_vision does. The names of the positions distinguish the two.
+
+Kernels are [in, out], attention's are [D, heads, d], and convolutions are [height, width, in, out]. The code uses the
+tanh approximation of GELU and norms with epsilon 1e-6.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ NAME = "google"
 
 @dataclass(frozen=True)
 class Names:
-    """What a code base calls the modules of a block."""
+    """The names of a block's modules in a code base."""
 
     title: str
     positions: str
@@ -52,7 +53,7 @@ class Names:
 
     @property
     def papers(self) -> bool:
-        """Whether it is the paper's code, which adds positions to the class token too."""
+        """Whether it is the paper's code, which also adds positions to the class token."""
         return self.title == "Google's"
 
 
@@ -67,13 +68,13 @@ PAPER_LINEN = Names("Google's", PAPER.positions)
 BIG_VISION = Names("big_vision's", "pos_embedding")
 
 KERNEL, NORM = "embedding/kernel", "Transformer/encoder_norm/scale"
-"""names of every model's"""
+"""names in every model"""
 OPTIMIZER = r"(^|/)(opt|opt_state|optimizer)/(?!target/)"
 LEFT = (
     (r"(^|/)txt/", "the text tower: vitrail loads the image tower"),
     (r"(^|/)[tb]$", "temperature or bias of the loss between images and texts"),
-    (rf"{OPTIMIZER}|(^|/)step$", "the optimizer's"),
-    (r"^(chrono|state)(/|$)", "the training loop's"),
+    (rf"{OPTIMIZER}|(^|/)step$", "state of the optimizer"),
+    (r"^(chrono|state)(/|$)", "state of the training loop"),
 )
 
 
@@ -83,7 +84,7 @@ def recognise(files: Files) -> bool:
 
 
 def read(files: Files) -> Found:
-    """The config from names and shapes alone: these files hold nothing else."""
+    """The config from names and shapes, because these files hold nothing else."""
     prefix = _prefix(files.shapes)
     assert prefix is not None
     shapes = {n.removeprefix(prefix): s for n, s in files.shapes.items() if n.startswith(prefix)}
@@ -99,23 +100,23 @@ def read(files: Files) -> Found:
     copies = tuple(place for place in _prefixes(files.shapes) if place != prefix and not prefix.startswith(place))
     for name in files.shapes.keys() - {n for weight in weights.values() for n in weight.names}:
         if classes is None and name.startswith(f"{prefix}pre_logits/"):
-            left[name] = "the pre-training head's first half, without the second"
+            left[name] = "only the first layer of the pre-training head"
         elif copies and name.startswith(copies):
             left[name] = f"the parameters under {prefix!r} are used"
         elif why := next((why for pattern, why in LEFT if re.search(pattern, name)), None):
             left[name] = why
     kind = f"{names.title} .npz" + (", two towers" if prefix.endswith("img/") else "")
-    # Both code bases evaluate on images of -1 to 1; the file itself says nothing.
+    # Both code bases evaluate on images in [-1, 1]; the file does not say it.
     half = (0.5,) * config.channels
     preprocess = Preprocess(config.image_size, "squash", 1.0, "bilinear", mean=half, std=half, channels=config.channels)
-    notes.append("the file has no preprocessing: images squashed to the size, mean and std 0.5, as Google's code does")
+    notes.append("the file has no preprocessing: using that of Google's code (squash to the size, mean and std 0.5)")
     return Found(kind, config, classes, preprocess, weights, left, hidden, notes)
 
 
 def _prefixes(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Where the parameters of image models stand, such as `params/`, `opt/target/` or `params/img/`.
+    """Prefixes of image models, such as `params/`, `opt/target/` or `params/img/`.
 
-    The optimizer's moments have the same names, and are none. An average comes first, then the outermost.
+    The optimizer's moments, which have the same names, are excluded. Averages come first, then the outermost.
     """
     found = [name.removesuffix(NORM) for name in shapes if name == NORM or name.endswith(f"/{NORM}")]
     places = [p for p in found if len(shapes.get(p + KERNEL, ())) == 4 and not re.search(OPTIMIZER, p)]
@@ -127,7 +128,8 @@ def _prefix(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
 
 
 def _names_of(shapes: Mapping[str, tuple[int, ...]]) -> Names:
-    """Whose code wrote a file: the paper's has its positions, or its numbers, or a ResNet before the patches."""
+    """The code base of a file: the paper's has its names of positions, its numbering, or a ResNet before the
+    patches."""
     linen = any("/LayerNorm_1/" in name for name in shapes if name.startswith("Transformer/"))
     if not linen:
         return PAPER
@@ -137,7 +139,7 @@ def _names_of(shapes: Mapping[str, tuple[int, ...]]) -> Names:
 def _config(files: Files, shapes: dict[str, tuple[int, ...]], names: Names) -> tuple[VariantConfig, list[str]]:
     side, side2, channels, width = shapes["embedding/kernel"]
     if side != side2:
-        raise UserError(f"{files.path} has patches of {side}x{side2}: vitrail's are square")
+        raise UserError(f"{files.path} has patches of {side}x{side2}: vitrail supports only square patches")
     stages = _stages(shapes)
     patch = side
     if stages is not None:
@@ -156,7 +158,7 @@ def _config(files: Files, shapes: dict[str, tuple[int, ...]], names: Names) -> t
     image_size = _image_size(files, shapes, names, patch, token, notes)
     ratio = hidden / width
     config = VariantConfig(
-        # The original adds positions to the class token too, big_vision before it joins them.
+        # The original adds positions to the class token too; big_vision adds them before concatenating it.
         prefix_positions="class" if names.papers or not token else "none",
         resampling="corners",
         mlp_hidden=None if int(width * ratio) == hidden else hidden,
@@ -180,14 +182,14 @@ def _config(files: Files, shapes: dict[str, tuple[int, ...]], names: Names) -> t
 
 
 def _projection(files: Files, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """In a file of two towers the head leads into the space that images share with words."""
+    """In a file of two towers the head projects to the joint space of images and text."""
     if "head/kernel" not in shapes or not (_prefix(files.shapes) or "").endswith("img/"):
         return {}
     return {"projection": shapes["head/kernel"][1], "projection_bias": True}
 
 
 def _stages(shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...] | None:
-    """A hybrid's units in each stage; none where the root is all, None without a ResNet."""
+    """The number of units in each stage of a hybrid; empty for only a root, None without a ResNet."""
     if "conv_root/kernel" not in shapes:
         return None
     units = {match.groups() for name in shapes if (match := re.match(r"block(\d+)/unit(\d+)/", name))}
@@ -223,13 +225,15 @@ def _image_size(
 ) -> tuple[int, int]:
     if names.positions not in shapes:
         pixels = max(1, 224 // patch) * patch
-        kind = "a model without positions fits" if names.papers else "big_vision's fixed positions fit"
+        kind = "a model without positions works for" if names.papers else "big_vision's fixed positions work for"
         notes.append(f"the file has no learned positions; {kind} any size, and {pixels} pixels are assumed")
         return pixels, pixels
     count = shapes[names.positions][1] - (names.papers and token)
     side = math.isqrt(count)
     if side * side != count or side == 0:
-        raise UserError(f"{files.path} has positions for {count} patches, which make no square: its size is unknown")
+        raise UserError(
+            f"{files.path} has positions for {count} patches, which do not form a square: its size is unknown"
+        )
     return side * patch, side * patch
 
 
@@ -291,7 +295,7 @@ def _mlp(own: str, theirs: str) -> dict[str, Weight]:
 
 
 def _resnet(stages: tuple[int, ...]) -> dict[str, Weight]:
-    """Section 3.1's ResNet; its group norms have [C], or [1, 1, 1, C] in the oldest files."""
+    """Section 3.1's ResNet; its group norms are [C], or [1, 1, 1, C] in the oldest files."""
     stem = "encoder.patches.stem"
     table = {f"{stem}.root.0.conv.weight": _conv("conv_root/kernel"), **_group_norm(f"{stem}.root.0.norm", "gn_root")}
     for i, units in enumerate(stages):
@@ -346,31 +350,32 @@ def _out_kernel(kernel: Tensor) -> Tensor:
 
 
 def _layer(weight: Weight, i: int) -> Weight:
-    """One layer of parameters that stand stacked in one array, as `scan` keeps them."""
+    """One layer of parameters that are stacked in one array, as by `scan`."""
     make = weight.make
 
     def take(*stacks: Tensor) -> Tensor:
         layers = [stack[i] for stack in stacks]
         return make(*layers) if make else layers[0]
 
-    return Weight(weight.names, take, f"{weight.change} and taken from a stack".removeprefix(" and "))
+    return Weight(weight.names, take, f"{weight.change} and taken from a stacked array".removeprefix(" and "))
 
 
-# Out again
+# Writing
 
 
 def write(task: Task, path: Path) -> None:
-    """Write the file `path`, or `model.npz` in the folder `path`; one that Google's code cannot express is refused."""
+    """Write the file `path`, or `model.npz` in the folder `path`; UserError for a model that Google's code cannot
+    express."""
     encoder = task.encoder
     if not isinstance(encoder, ViT) or not task.portable:
-        raise UserError(f"Google's .npz has no place for the task {task.name}: it holds a ViT with a head or without")
+        raise UserError(f"Google's .npz cannot store the task {task.name}: it holds a ViT with a head or without")
     problem = problem_in(task).get("problem_type")
     if problem == "regression":
         raise UserError(
-            f"Google's .npz cannot say that the outputs of a head are values, and is read as a classifier's: {KEPT}"
+            f"Google's .npz cannot store that a head's outputs are values, and would be read as a classifier: {KEPT}"
         )
     if problem == "multi_label_classification":
-        log.warning("an .npz cannot say that each class has a probability of its own: it is read as one class of all")
+        log.warning("an .npz cannot store that each class has its own probability: it will be read as single-label")
     config = as_variant(encoder.config)
     names = _names_for(config, bool(task.outputs))
     table = _table(config, names, {}, task.hidden, bool(task.outputs))
@@ -400,13 +405,13 @@ def _split(weight: Weight, value: Tensor, config: VariantConfig, name: str) -> l
 
 
 def _names_for(config: VariantConfig, head: bool) -> Names:
-    """Which code base has such a model; a module that neither has is named."""
+    """The code base with such a model; UserError names a module that neither has."""
     hybrid, projection = config.backbone == "resnetv2", None if head else config.projection  # both are called `head`
     newer = config.pool == "attention" or config.positions == "sine" or projection is not None
     newer = newer or (config.class_token and config.prefix_positions == "none")
     if hybrid and newer:
         raise UserError(
-            "Google's .npz has no place for a hybrid with attention pooling, a projection, or other positions than "
+            "Google's .npz cannot store a hybrid with attention pooling, a projection, or other positions than "
             f"learned ones on all tokens: {KEPT}"
         )
     names = BIG_VISION if newer else PAPER
@@ -428,7 +433,7 @@ def _names_for(config: VariantConfig, head: bool) -> Names:
         "resampling",
         "pool_heads",
         "pool_hidden",
-        "stem_blocks",  # said of a stem alone, which is compared itself
+        "stem_blocks",  # only about a stem, which is compared itself
     }
     same: dict[str, object] = {
         "projection": projection,

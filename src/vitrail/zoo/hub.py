@@ -1,7 +1,7 @@
 """Checkpoints of the Hugging Face Hub, through huggingface_hub: its cache, its tokens, `HF_ENDPOINT`, `HF_HUB_OFFLINE`.
 
-Only the files that a model needs are fetched: its weights (safetensors first) and the texts beside them. Where the Hub
-does not answer within seconds, the cache alone is asked.
+Only the files that a model needs are downloaded: its weights (safetensors first) and JSON files. If the Hub does not
+answer within seconds, only the cache is used.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ log = logging.getLogger("vitrail")
 
 TEXTS = ("preprocessor_config.json", "generation_config.json")
 WORDS = ("vocab_size", "text_config", "decoder")
-"""entries of a config whose model has words"""
+"""config entries of models with text"""
 OLD_TOKENIZERS = ("tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
-"""what stands in for `tokenizer.json` in older repositories"""
+"""files that replace `tokenizer.json` in older repositories"""
 
 
 def is_id(source: str, beside_folders: bool = False) -> bool:
@@ -34,7 +34,7 @@ def is_id(source: str, beside_folders: bool = False) -> bool:
 
 
 def fetch(source: str, revision: str | None = None) -> Path:
-    """The place in the cache of a repository's files, fetched where they are not there yet: a folder, or one file."""
+    """The path in the cache of a repository's files, downloaded if missing: a folder, or one file."""
     name, _, at = source.partition("@")
     repository = Repository(name, revision or at or "main")
     config = repository.get("config.json")
@@ -62,17 +62,16 @@ class Repository:
 
     def __init__(self, name: str, revision: str) -> None:
         self.name, self.revision = name, revision
-        # huggingface_hub reads the variable when it is imported, which may have been long ago.
+        # huggingface_hub reads the variable only when it is imported.
         self.endpoint = (os.environ.get("HF_ENDPOINT") or "").rstrip("/") or None
         self.away: Exception | None = None
-        """why the Hub was not reached; from then on only the cache is asked"""
+        """why the Hub could not be reached; from then on only the cache is used"""
         self.said = True
-        """whether a person knows, or asked for it"""
+        """whether the user was told, or requested it"""
         self.ask()
 
     def ask(self) -> None:
-        """Find out whether the Hub answers: by one request of our own, since huggingface_hub's releases try again for
-        up to minutes before they say so."""
+        """Check whether the Hub answers, by one request of our own, because huggingface_hub may retry for minutes."""
         from huggingface_hub import constants, get_session, hf_hub_url
         from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, not in __all__
@@ -86,15 +85,15 @@ class Repository:
             return
         try:
             answer = get_session().head(url, headers=build_hf_headers(), timeout=constants.HF_HUB_ETAG_TIMEOUT)
-        except Exception as error:  # the network libraries beneath have many kinds
+        except Exception as error:  # the network libraries raise many types
             self.away, self.said = error, False
             return
         code = answer.status_code
-        if code in (408, 429) or code >= 500:  # of other codes, the download says what is wrong
+        if code in (408, 429) or code >= 500:  # for other codes, the download reports the error
             self.away, self.said = ConnectionError(f"the Hub answers with {code}"), False
 
     def get(self, file: str) -> Path | None:
-        """One file's place in the cache. None where the repository has none of that name."""
+        """The path of a file in the cache. None if the repository does not have it."""
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -124,10 +123,10 @@ class Repository:
             if ".." in place or place.startswith("/") or self.get(place) is None:
                 if self.away:
                     raise self.refusal(self.away)
-                raise UserError(f"{self.name}: {index.name} names {place!r}, which the repository does not hold")
+                raise UserError(f"{self.name}: {index.name} names {place!r}, which is not in the repository")
 
     def get_only_file(self) -> Path:
-        """The one checkpoint of a repository where nothing has a usual name."""
+        """The only checkpoint of a repository without the usual file names."""
         from huggingface_hub import HfApi, constants
 
         if self.away:
@@ -142,25 +141,27 @@ class Repository:
         path = self.get(files[0]) if len(files) == 1 else None
         if path is None:
             what = f"{len(files)} checkpoints ({', '.join(files[:4])})" if files else "no weights that vitrail reads"
-            raise UserError(f"{self.name} on the Hub holds {what}: download the file that you mean and give its path")
+            raise UserError(f"{self.name} on the Hub holds {what}: download one file and give its path")
         return path
 
     def refusal(self, error: Exception) -> UserError:
-        """One line for what huggingface_hub says in many."""
+        """One line for huggingface_hub's long errors."""
         from huggingface_hub import errors
 
-        missing = f"{self.name} is no file or folder here, and"
+        missing = f"{self.name} is not a local file or folder, and"
         if isinstance(error, errors.GatedRepoError):
             return UserError(f"{self.name} is gated: accept its terms on its page, then log in with `hf auth login`")
         if isinstance(error, errors.RepositoryNotFoundError):
             return UserError(f"{missing} the Hub has no such model, or a private one: check the name, or log in")
         if isinstance(error, errors.RevisionNotFoundError):
-            return UserError(f"{self.name} has no revision {self.revision!r} on the Hub: check it, or leave it out")
+            return UserError(f"{self.name} has no revision {self.revision!r} on the Hub: check or remove it")
         if isinstance(error, errors.HFValidationError):
-            return UserError(f"{missing} the Hub allows no such name: check the spelling")
+            return UserError(f"{missing} the Hub does not allow such a name: check the spelling")
         if error is self.away or isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
             return UserError(
-                f"{missing} the Hub cannot be reached for it, nor is it in the cache: check the path or the network, "
+                f"{missing} the Hub cannot be reached and it is not in the cache: check the path or the network, "
                 "and HF_HUB_OFFLINE and HF_ENDPOINT where they are set"
             )
-        return UserError(f"{self.name} could not be fetched from the Hub ({first_line(error)[:160]}): try again later")
+        return UserError(
+            f"{self.name} could not be downloaded from the Hub ({first_line(error)[:160]}): try again later"
+        )

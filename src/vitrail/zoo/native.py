@@ -1,4 +1,4 @@
-"""vitrail's own checkpoints: a folder with `model.safetensors` and `config.json`, data and never code."""
+"""vitrail's own checkpoints: a folder with `model.safetensors` and `config.json`, data, never code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAME = "vitrail"
 
 
 def recognise(files: Files) -> bool:
-    """A config with vitrail's mark, whichever version's, and names of its models."""
+    """A config with vitrail's format entry, of any version, and names of its models."""
     config = files.json.get("config.json", {})
     return "vitrail" in config and any(name.startswith("encoder.") for name in files.weights)
 
@@ -24,7 +24,9 @@ def read(files: Files) -> Found:
     """Every weight under its own name."""
     config = files.json["config.json"]
     if config["vitrail"] != FORMAT:
-        raise UserError(f"{files.path} has another format than vitrail's {FORMAT}: upgrade vitrail, or save it again")
+        raise UserError(
+            f"{files.path} has a different format than vitrail's {FORMAT}: upgrade vitrail, or save it again"
+        )
     return Found(
         source=f"vitrail's {config.get('task')}",
         encoder=None,
@@ -42,7 +44,7 @@ def write(task: Task, folder: Path) -> None:
 
 
 def build(config: dict[str, Any], files: Files) -> Task:
-    """The task of a config, with fresh weights."""
+    """The task of a config, with new weights."""
     path = files.path
     if config["task"] not in TASKS:
         raise UserError(

@@ -1,7 +1,7 @@
 """Checkpoints as their authors published them: MAE, MoCo v3, DINO (and iBOT), DINOv2 and DINOv3; SAM is in `sam.py`.
 
-They hold weights alone. Heads follow from the width, sizes from the positions, and images are prepared as the
-authors evaluate. Bare encoders of MAE, DINO and I-JEPA have timm's names and nothing else, and are read as timm's.
+They hold only weights. Heads follow from the width, sizes from the positions, and preprocessing is that of the authors'
+evaluation. Bare encoders of MAE, DINO and I-JEPA have only timm's names, and are read as timm's.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ NAME = "originals"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 LEFT = {
-    r"(decoder_|mask_token$|masked_embed$)": "the decoder of pre-training and what stands for hidden patches",
+    r"(decoder_|mask_token$|masked_embed$)": "the decoder and the mask token of pre-training",
     r"(head|dino_head|ibot_head|projectors)\.": "the head of pre-training",
     r"rope_embed\.periods$": "computed from the config",
-    r".*\.bias_mask$": "says that keys have no bias",
-    r"local_cls_norm\.": "read for small crops in training alone",
+    r".*\.bias_mask$": "a mask for keys without a bias",
+    r"local_cls_norm\.": "only for small crops in training",
 }
-"""starts of names that may be left out, and why"""
+"""prefixes of names that may be left out, and why"""
 
 
 def recognise(files: Files) -> bool:
-    """Whether there is something that no other library's files have."""
+    """Whether there are names that no other library's files have."""
     return _layout(files) is not None
 
 
@@ -47,15 +47,15 @@ def read(files: Files) -> Found:
         for start, reason in LEFT.items():
             if re.match(start, name):
                 found.left[name] = reason
-    found.notes.append(f"the file has no preprocessing: images are prepared as for the published {layout} weights")
+    found.notes.append(f"the file has no preprocessing: using that of the published {layout} weights")
     return found
 
 
 def _layout(files: Files) -> str | None:
-    """Which of `LAYOUTS` the names and shapes are of."""
+    """The entry of `LAYOUTS` that names and shapes match."""
     names, shapes = files.weights, files.shapes
     if files.json.get("config.json", {}).keys() & {"model_type", "architecture"}:
-        return None  # a library's
+        return None  # a library's names
     if not any(name in names for name in ("blocks.0.attn.qkv.weight", "blocks.0.0.attn.qkv.weight")):
         return None
     if "storage_tokens" in names or "rope_embed.periods" in names:
@@ -67,7 +67,7 @@ def _layout(files: Files) -> str | None:
     if any(name.startswith(("head.last_layer.", "head.mlp.")) for name in names):
         return "DINO"
     if "head.7.running_mean" in names and "head.7.weight" not in names:
-        return "MoCo v3"  # whose projector ends in a norm without weights
+        return "MoCo v3"  # its projector ends in a norm without weights
     return None
 
 
@@ -88,7 +88,7 @@ def _moco(files: Files) -> Found:
 
 def _dinov2(files: Files) -> Found:
     registers = files.shapes.get("register_tokens", (1, 0))[1]
-    # The models with registers were published with another way to fit the positions.
+    # The models with registers were published with another interpolation of positions.
     config = _plain(files, resampling="antialias" if registers else "offset", registers=registers)
     side = min(224 // config.patch * config.patch, config.image_size[0])
     found = _found("DINOv2's .pth", config, _names(files, config), _images(config, (side, side), "bicubic"))
@@ -151,7 +151,7 @@ def _plain(files: Files, **changes: Any) -> VariantConfig:
 
 
 def _block(files: Files, number: int) -> str:
-    """The start of a block's names. DINOv2 trains in chunks: `blocks.CHUNK.NUMBER.`"""
+    """The prefix of a block's names. DINOv2 trains in chunks: `blocks.CHUNK.NUMBER.`"""
     if f"blocks.{number}.norm1.weight" in files.shapes:
         return f"blocks.{number}."
     ending = f".{number}.norm1.weight"
@@ -199,7 +199,7 @@ def _third(number: int) -> Callable[[Tensor], Tensor]:
 
 
 def _mlp(t: dict[str, Weight], own: str, theirs: str, files: Files) -> None:
-    """Two maps; DINOv2's gate and values in one (`w12`) and DINOv3's in two, the gate first."""
+    """Two linear maps, or with a gate: DINOv2 has gate and values in one (`w12`), DINOv3 in two, the gate first."""
     if f"{theirs}w3.weight" not in files.shapes:
         linear(t, f"{own}up", f"{theirs}fc1")
         linear(t, f"{own}down", f"{theirs}fc2")
@@ -216,7 +216,7 @@ def _found(source: str, config: VariantConfig, weights: dict[str, Weight], prepr
 
 
 def _images(config: VariantConfig, size: tuple[int, int], interpolation: str) -> Preprocess:
-    """As these models are evaluated: an eighth of each side is cut off."""
+    """Preprocessing of these models' evaluation: a center crop of 7/8."""
     mean, std = (tuple(numbers[i % 3] for i in range(config.channels)) for numbers in (MEAN, STD))
     return Preprocess(
         size=size,

@@ -1,6 +1,7 @@
-"""Files of `torch.save` to names and tensors, by PyTorch's reader that builds tensors and plain containers alone.
+"""Files of `torch.save` to names and tensors, by PyTorch's restricted reader, which builds only tensors and plain
+containers.
 
-What lies in dictionaries within dictionaries comes out under the names joined with dots: `entries.py` chooses.
+Tensors in nested dictionaries get names joined with dots; `entries.py` chooses among them.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from vitrail.errors import UserError, first_line
 from vitrail.zoo.source import Files
 
 MAX_DEPTH = 32
-"""dictionaries within each other; training frameworks have five"""
+"""maximum depth of nested dictionaries; training frameworks have five"""
 NO_WEIGHT = "no weight"
 UNNAMED = "a list of tensors, which has no names"
 
 
 class _Ignored:
-    """Stands for what has to be read over and is never used: a best accuracy of NumPy's, the path of the data."""
+    """Placeholder for objects that are not needed, such as a NumPy scalar with the best accuracy, or the path of the
+    data."""
 
     def __init__(self, *values: object) -> None:
         pass
@@ -47,7 +49,7 @@ SAFE: list[Any] = [
     *((_Ignored, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name in ARRAYS),
     *((_Ignored, f"{home}.{name}") for home in ("pathlib", "pathlib._local") for name in PATHS),
 ]
-"""beside tensors and plain containers, what stands in the settings and scores that trainers keep with the weights"""
+"""types besides tensors and plain containers that trainers save in settings and scores"""
 
 
 def open_torch(path: Path, program: bytes | None) -> Files:
@@ -57,20 +59,20 @@ def open_torch(path: Path, program: bytes | None) -> Files:
     """
     types = _pickled_types(path, program)
     if "builtins.bytearray" in types or "__builtin__.bytearray" in types:
-        # PyTorch's reader lets a pickle make one of any size.
-        raise UserError(f"{path} holds a bytearray, which is no weight: it is refused")
+        # PyTorch's reader would let a pickle allocate one of any size.
+        raise UserError(f"{path} holds a bytearray, which is not a weight: choose another file")
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(SAFE):
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=program is not None)
     except (MemoryError, RecursionError) as error:
-        raise UserError(f"{path} asks for more memory than there is: it is damaged or hostile") from error
-    except Exception as error:  # a damaged pickle can raise anything
+        raise UserError(f"{path} requests more memory than is available: it is damaged or hostile") from error
+    except Exception as error:  # a damaged pickle can raise almost any error
         raise UserError(_refusal(path, str(error), types)) from error
     if isinstance(content, Tensor):
-        raise UserError(f"{path} holds a single tensor and no model: choose another file")
+        raise UserError(f"{path} holds a single tensor, not a model: choose another file")
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__} and no names of weights: choose another file")
+        raise UserError(f"{path} holds a {type(content).__name__} without names of weights: choose another file")
     files = Files(path, {}, {}, {})
     weights: dict[str, Tensor] = {}
     entries: list[str] = []
@@ -85,9 +87,9 @@ def open_torch(path: Path, program: bytes | None) -> Files:
 def _flat(
     content: dict[Any, Any], left: dict[str, str], entries: list[str], seen: set[int], place: str = "", depth: int = 1
 ) -> Iterator[tuple[str, Tensor]]:
-    """Tensors by joined names; what is none goes to `left`, dictionaries that hold tensors themselves to `entries`.
+    """Tensors by joined names; other values go to `left`, dictionaries with tensors to `entries`.
 
-    A dictionary that stands in two places is read in the first: a hostile file could nest it without end.
+    A dictionary that occurs twice is read only once: a malicious file could nest it endlessly.
     """
     seen.add(id(content))
     if any(isinstance(value, Tensor) for value in content.values()):
@@ -105,7 +107,7 @@ def _flat(
 
 
 def _check_tensors(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that are larger than their bytes: sparse ones, and views that repeat theirs."""
+    """Refuse tensors that are larger than their storage: sparse ones, and views with repeated elements."""
     seen: Counter[int] = Counter()
     for name, value in weights.items():
         if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
@@ -125,7 +127,7 @@ def _refusal(path: Path, message: str, types: list[str]) -> str:
     if name is None and "Unsupported operand" in message and types:
         name = types[0]
     if name is None:
-        return f"{path} cannot be read ({first_line(message)[:120]}): it is cut off, damaged or no checkpoint"
+        return f"{path} cannot be read ({first_line(message)[:120]}): it is truncated, damaged or not a checkpoint"
     return (
         f"{path} holds a {name}, which could run code and is refused: "
         "save model.state_dict() with the library it comes from"
@@ -133,7 +135,7 @@ def _refusal(path: Path, message: str, types: list[str]) -> str:
 
 
 def _pickled_types(path: Path, program: bytes | None) -> list[str]:
-    """Names of the classes and functions that a pickle calls for, in order, as far as it can be followed."""
+    """Names of the classes and functions that a pickle loads, in order, as far as it can be parsed."""
     if program is None:
         with path.open("rb") as file:
             program = file.read(1 << 22)
@@ -146,7 +148,7 @@ def _pickled_types(path: Path, program: bytes | None) -> list[str]:
     strings: list[str] = []
     position = 0
     try:
-        # The older format is a row of pickles, the model's the fourth.
+        # The older format is a sequence of pickles; the model is the fourth.
         for _ in range(4):
             for code, value, place in islice(pickletools.genops(program[position:]), 2_000_000):
                 if code.name == "GLOBAL":
@@ -158,5 +160,5 @@ def _pickled_types(path: Path, program: bytes | None) -> list[str]:
                 if code.name == "STOP":
                     position += (place or 0) + 1
     except (ValueError, IndexError, UnicodeDecodeError, OverflowError):
-        pass  # what is damaged, PyTorch's reader says
+        pass  # PyTorch's reader reports damage
     return list(dict.fromkeys(types))

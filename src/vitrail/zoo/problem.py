@@ -1,4 +1,4 @@
-"""What the outputs of a head mean, as transformers' configs say it and timm's may."""
+"""`problem_type`: the meaning of a head's outputs, in configs of transformers and sometimes timm."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vitrail.tasks.task import Problem, Task
 
 
 def problem_of(config: Mapping[str, Any], path: Path) -> Problem:
-    """What a config says that the outputs of its head mean; one class of all where it says nothing."""
+    """The `problem_type` of a config; single-label classification by default."""
     for problem in get_args(Problem):
         if config.get("problem_type") in (None, problem):
             return problem
@@ -22,5 +22,5 @@ def problem_of(config: Mapping[str, Any], path: Path) -> Problem:
 
 
 def problem_in(task: Task) -> dict[str, Problem]:
-    """The entry of a library's config that says what the outputs of the task's head mean, where it has to."""
+    """The `problem_type` entry for a config, if the task needs one."""
     return {} if task.problem is None else {"problem_type": task.problem}

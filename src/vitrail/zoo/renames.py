@@ -1,4 +1,4 @@
-"""Lines of a renaming table, and what the shapes of weights say where no config does."""
+"""Rows of renaming tables, and values inferred from weight shapes without a config."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def linear(table: dict[str, Weight], own: str, theirs: str, bias: bool = True) -
 
 
 def joined(names: Iterable[str]) -> Weight:
-    """Several tensors, one below the other."""
+    """Several tensors, concatenated along the first axis."""
     return Weight(tuple(names), lambda *tensors: torch.cat(tensors), "joined")
 
 
@@ -29,7 +29,7 @@ def reshaped(name: str, shape: tuple[int, ...]) -> Weight:
 
 
 def blocks_in(files: Files, pattern: str) -> int:
-    """How many blocks there are, by a name with a place for the number."""
+    """The number of blocks, from a name pattern with a placeholder for the index."""
     depth = 0
     while pattern.format(depth) in files.shapes:
         depth += 1
@@ -42,10 +42,10 @@ def heads_for(width: int) -> int:
 
 
 def class_names(count: int, notes: list[str]) -> list[str]:
-    """Names of a head's outputs where the files have none: ImageNet's, which is noted, for as many; else numbers."""
+    """Class names if the files have none: ImageNet's, with a note, for the same number of classes; else numbers."""
     if count != len(imagenet.names()):
         return [str(i) for i in range(count)]
-    notes.append(f"the files do not name the {count:,} classes: they are taken for ImageNet's")
+    notes.append(f"the files do not name the {count:,} classes: assuming ImageNet's")
     return imagenet.names()
 
 
@@ -54,5 +54,7 @@ def square(files: Files, name: str, prefix: int) -> int:
     count = files.shapes[name][1] - prefix
     side = math.isqrt(max(0, count))
     if side < 1 or side * side != count:
-        raise UserError(f"{files.path}: {name} is for {count} patches, which are no square: choose another checkpoint")
+        raise UserError(
+            f"{files.path}: {name} is for {count} patches, which do not form a square: choose another checkpoint"
+        )
     return side

@@ -1,7 +1,7 @@
-"""SAM's image encoder (arXiv 2304.02643), under its authors' names, its own alone or inside SAM, and transformers'.
+"""SAM's image encoder (arXiv 2304.02643), under its authors' names, alone or inside SAM, and transformers'.
 
-It ends in a neck of two convolutions. Its tokens are what comes out of that neck, all of them patches without a
-prefix, and its pooled vector is their mean. Windows and heads follow from the shapes of the relative positions.
+It ends in a neck of two convolutions. Its tokens are the outputs of the neck, all of them patches without a prefix, and
+its pooled vector is their mean. Windows and heads follow from the shapes of the relative positions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Spelling(NamedTuple):
-    """What the modules are called."""
+    """The names of the modules."""
 
     prefix: str
     patches: str = "patch_embed.proj"
@@ -30,7 +30,7 @@ class Spelling(NamedTuple):
     neck: tuple[str, str, str, str] = ("neck.0", "neck.1", "neck.2", "neck.3")
 
     def first(self) -> str:
-        """A name that no other library's ViTs have."""
+        """A name that only SAM's checkpoints have."""
         return f"{self.prefix}{self.block.format(0)}mlp.lin1.weight"
 
 
@@ -46,7 +46,7 @@ SPELLINGS = (Spelling("image_encoder."), Spelling(""), TRANSFORMERS, TRANSFORMER
 
 
 def recognise(files: Files) -> bool:
-    """Whether one of the spellings fits."""
+    """Whether one of the spellings matches."""
     return any(spelling.first() in files.weights for spelling in SPELLINGS)
 
 
@@ -54,7 +54,7 @@ def read(files: Files) -> Found:
     """The encoder, by the shapes of its weights."""
     s = next(spelling for spelling in SPELLINGS if spelling.first() in files.weights)
     config = _config(files, s)
-    p, reason = s.prefix, "the image encoder alone is read"
+    p, reason = s.prefix, "only the image encoder is read"
     t: dict[str, Weight] = {}
     linear(t, "encoder.patches.projection", f"{p}{s.patches}")
     t["encoder.positions"] = reshaped(f"{p}pos_embed", (1, -1, config.width))
@@ -69,7 +69,7 @@ def read(files: Files) -> Found:
         linear(t, f"{own}mlp.up", f"{theirs}mlp.lin1")
         linear(t, f"{own}mlp.down", f"{theirs}mlp.lin2")
     if config.neck is not None:
-        for i, name in enumerate(s.neck):  # convolutions without a bias, each with a norm behind it
+        for i, name in enumerate(s.neck):  # convolutions without a bias, each followed by a norm
             linear(t, f"encoder.neck.{i}", p + name, bias=bool(i % 2))
     mean, std = (tuple(numbers[i % 3] for i in range(config.channels)) for numbers in (MEAN, STD))
     return Found(
@@ -79,17 +79,17 @@ def read(files: Files) -> Found:
         preprocess=Preprocess(config.image_size, "squash", 1.0, "bilinear", mean, std, config.channels),
         weights=t,
         left={name: reason for name in files.weights if p and not name.startswith(p)},
-        notes=["images are squashed to the square that SAM fills up with zeros"],
+        notes=["images are squashed to the square that SAM pads with zeros"],
     )
 
 
 def _config(files: Files, s: Spelling) -> VariantConfig:
-    """Sizes from the shapes: of the positions the grid, of the relative ones windows and width of a head."""
+    """Sizes from the shapes: the grid from the positions, windows and head width from the relative positions."""
     shapes, first = files.shapes, s.prefix + s.block.format(0)
     width, channels, patch = shapes[f"{s.prefix}{s.patches}.weight"][:3]
     if f"{first}attn.rel_pos_h" not in shapes or f"{s.prefix}pos_embed" not in shapes:
         raise UserError(
-            f"{files.path} has SAM's names but not its positions, without which its windows are not known: "
+            f"{files.path} has SAM's names but not its positions, which determine its windows: "
             "choose a checkpoint with pos_embed and rel_pos_h"
         )
     rows, columns = shapes[f"{s.prefix}pos_embed"][1:3]

@@ -1,6 +1,6 @@
 """torchvision's `vit_b_16` and its siblings: state dicts, recognised by their names.
 
-Nothing in them says how images are prepared; the size tells which of the published weights they are nearest to.
+They contain no preprocessing; it is inferred from the image size, as for the published weights.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def read(files: Files) -> Found:
         linear(weights, "head.linear", "heads.head")
     if hidden:
         linear(weights, "head.hidden.0", "heads.pre_logits")
-    notes = ["the file has no preprocessing: torchvision's for published weights of this size stands in"]
+    notes = ["the file has no preprocessing: using torchvision's for published weights of this size"]
     return Found(
         source="torchvision's VisionTransformer",
         encoder=config,
@@ -77,7 +77,8 @@ def read(files: Files) -> Found:
 
 
 def _preprocess(config: VariantConfig) -> Preprocess:
-    """Of the weights trained on ImageNet at 224 pixels; of those fine-tuned at larger sizes, and of ViT-H."""
+    """Preprocessing of the weights trained on ImageNet at 224 pixels, or of those fine-tuned at larger sizes and of
+    ViT-H."""
     side = config.image_size[0]
     mean, std = (tuple(numbers[i % 3] for i in range(config.channels)) for numbers in (MEAN, STD))
     enlarged, interpolation = side, "bicubic"

@@ -109,5 +109,5 @@ def test_a_captioner_chooses_what_people_said_of_like_images(tmp_path: Path) -> 
     again.configure(Captioning(contrastive=0.5, text_depth=1))
     assert again.consensus is None and "consensus" not in again.config()
     again.option = task.option
-    with pytest.raises(UserError, match="has not learned what consensus in decoding counts"):
+    with pytest.raises(UserError, match="was not trained for consensus in decoding"):
         again.write(made)

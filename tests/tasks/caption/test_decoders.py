@@ -204,12 +204,12 @@ def test_words_alone_do_not_see_the_image() -> None:
     hidden.sum().backward()
     assert all(p.grad is None for p in decoder.blocks[2].parameters())
     assert decoder.get_parameter("memory.weight").grad is None
-    with pytest.raises(UserError, match="no layers that read words without the image"):
+    with pytest.raises(UserError, match="no text-only layers"):
         DECODERS["transformer"]()(read)
 
 
 def test_more_words_than_positions() -> None:
     decoder = DECODERS["transformer"]()
-    with pytest.raises(UserError, match="a caption of 10 words is longer than the 9 that the model knows"):
+    with pytest.raises(UserError, match="a caption of 10 words exceeds the model's limit of 9"):
         decoder(words(length=10), memory())
     assert decoder.max_length == 9 and DECODERS["lstm"]().max_length is None

@@ -188,7 +188,7 @@ def test_continued_training_keeps_the_language_model_and_its_join(folder: Path) 
         captions=4, self_critical=1.0, contrastive=0.5, text_depth=1, decoding=Decoding(beam=9, match=0.2)
     )
     assert merge_settings(own, scst) == replace(own, captions=4, self_critical=1.0, decoding=Decoding(beam=9))
-    with pytest.raises(UserError, match="has the decoder language_model, and the recipe transformer"):
+    with pytest.raises(UserError, match="has the decoder language_model, but the recipe has transformer"):
         merge_settings(own, Captioning())
 
 
@@ -235,10 +235,10 @@ def test_words_are_traced_to_places_where_the_prefix_has_some(folder: Path) -> N
 
 def test_places_that_the_language_model_lacks_are_named(folder: Path) -> None:
     model, vocabulary, _ = captioners.language_model(str(folder))
-    with pytest.raises(UserError, match="64 places: lower --prefix-length from 63"):
+    with pytest.raises(UserError, match="64 positions: lower --prefix-length from 63"):
         PrefixDecoder(model, vocabulary, LanguageSettings(prefix_length=63), EYES)
     task = captioner(folder)
-    with pytest.raises(UserError, match="62 words after 3 are more than the 64 places"):
+    with pytest.raises(UserError, match="62 words after 3 exceed the 64 positions"):
         task(IMAGES, torch.full((4, 1, 62), 20))
     task.option = Decoding(max_length=1000, beam=1)
     assert task.write({"image": IMAGES[:1]}).words.shape[2] <= 61

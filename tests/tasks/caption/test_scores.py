@@ -213,7 +213,7 @@ def test_a_java_that_fails(
     monkeypatch.setattr(java, "JAVA_LIMIT", 1)  # the second takes its input and never answers
     candidates, references = made_up(images=4)
     assert "meteor" not in caption_scores(candidates, references)
-    assert "METEOR and scores on Treebank tokens are left out" in caplog.text
+    assert "METEOR and scores on Treebank tokens are skipped" in caplog.text
     with pytest.raises(RunError, match="Java's tokenizer"):
         caption_scores(candidates, references, java=True)
     with pytest.raises(RunError, match="METEOR failed"):

@@ -25,9 +25,9 @@ def test_continued_training_keeps_the_decoder() -> None:
     task = captioner()
     task.configure(Captioning(captions=4, self_critical=1.0, decoder_width=96, decoding=Decoding(max_length=7)))
     assert (task.captioning.captions, task.captioning.decoder_width, task.option.max_length) == (4, 16, 7)
-    with pytest.raises(UserError, match="has the decoder transformer, and the recipe attentive lstm"):
+    with pytest.raises(UserError, match="has the decoder transformer, but the recipe has attentive lstm"):
         task.configure(Captioning(decoder="attentive"))
-    with pytest.raises(UserError, match="has the decoder recurrent lstm, and the recipe recurrent gru"):
+    with pytest.raises(UserError, match="has the decoder recurrent lstm, but the recipe has recurrent gru"):
         captioner(decoder="recurrent").configure(Captioning(decoder="recurrent", cell="gru"))
 
 
@@ -71,22 +71,22 @@ def test_configs_that_make_no_sense() -> None:
     wrong: dict[str, dict[str, Any]] = {
         "needs the decoder transformer with a text_depth of at least 1": {"contrastive": 1.0},
         "contrastive compares": {"contrastive": 0.5, "text_depth": 1, "decoder": "attentive"},
-        "text_depth is from 0 to below the decoder's depth, got 3": {"text_depth": 3},
+        "text_depth must be at least 0 and below the decoder's depth, got 3": {"text_depth": 3},
         "width 128 does not divide into 3 heads": {"decoder_width": 128, "decoder_heads": 3},
         "captions must be at least 1, got 0": {"captions": 0},
         "most_words must be at least 1": {"most_words": 0},
-        "smoothing is a fraction": {"smoothing": 1.5},
-        "contrastive is a weight, from 0, got -1": {"contrastive": -1.0},
-        "bag_of_words is a weight": {"bag_of_words": math.inf},
-        "self_critical is a weight": {"self_critical": math.nan},
+        "smoothing must be at least 0 and below 1": {"smoothing": 1.5},
+        "contrastive must be a weight of at least 0, got -1": {"contrastive": -1.0},
+        "bag_of_words must be a weight": {"bag_of_words": math.inf},
+        "self_critical must be a weight": {"self_critical": math.nan},
         "scst_temperature must be above 0": {"scst_temperature": 0.0},
-        "text_depth counts blocks of the Transformer": {"text_depth": 1, "decoder": "recurrent"},
-        "takes no --lower: leave it out, and use the recipe caption-prefix": {"decoder": "language_model"},
-        "takes no --vocabulary-size": {**PREFIX, "vocabulary_size": 400},
+        "text_depth is for the Transformer decoder": {"text_depth": 1, "decoder": "recurrent"},
+        "does not use --lower: leave it out, and use the recipe caption-prefix": {"decoder": "language_model"},
+        "does not use --vocabulary-size": {**PREFIX, "vocabulary_size": 400},
         "takes no --bag-of-words": {**PREFIX, "bag_of_words": 0.5},
-        "--join is for a language model, and the decoder is transformer": {"language": LanguageSettings(join="mlp")},
-        "learns from the reward alone": {"self_critical": 1.0, "bag_of_words": 0.1},
-        "captioners with a contrastive loss": {"decoding": Decoding(match=0.2)},
+        "--join is for a language model, but the decoder is transformer": {"language": LanguageSettings(join="mlp")},
+        "trains on the reward only": {"self_critical": 1.0, "bag_of_words": 0.1},
+        "match and consensus need a contrastive loss": {"decoding": Decoding(match=0.2)},
     }
     for message, fields in wrong.items():
         with pytest.raises(UserError, match=message):

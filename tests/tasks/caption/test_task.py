@@ -150,7 +150,7 @@ def test_weights_that_are_no_numbers_are_named() -> None:
     task = captioner()
     with torch.no_grad():
         bias(task).fill_(torch.nan)
-    with pytest.raises(UserError, match="gives no probabilities of words"):
+    with pytest.raises(UserError, match="word probabilities are nan"):
         task.predict(some_images(2))
 
 

@@ -1,7 +1,8 @@
-"""Captioning: a task that outgrew one file. `task.py` has the task, `settings.py` what a recipe may set.
+"""Captioning. `task.py` has the task, `settings.py` the fields that a recipe may set.
 
-`decoders.py` write from scratch, `prefix.py` has a language model behind image tokens, and `hub.py` the captioners that
-others trained. `search.py` writes with any of them, `scores.py` compares what they write with what people wrote.
+`decoders.py` has decoders trained from scratch, `prefix.py` a language model with image tokens as its prefix, and
+`hub.py` pretrained captioners of the Hub. `search.py` generates captions with any of them, and `scores.py` compares
+captions with those of people.
 """
 
 from vitrail.tasks.caption.answers import Captions

@@ -1,4 +1,4 @@
-"""What a captioner answers: captions with the probability of each piece, and where each piece was read from."""
+"""Predictions of a captioner: captions with the probability of each piece and the attention over the image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Captions(Prediction):
     """The best captions of an image."""
 
     caption: str
-    """the best one"""
+    """the best caption"""
     captions: list[dict[str, Any]]
     """`{"caption": text, "score": s, "tokens": [{"text": piece, "p": probability}]}`, best first"""
 
@@ -39,7 +39,7 @@ def answers_of(written: Written, tokenizer: Tokenizer) -> list[Prediction]:
     for numbers, ps, ss in zip(written.words.tolist(), probabilities, scores, strict=True):
         rows = [_row(*row, tokenizer) for row in zip(numbers, ps, ss, strict=True) if row[2] > -math.inf]
         if not rows:
-            raise UserError("this captioner gives no probabilities of words, only nan: take other weights")
+            raise UserError("this captioner's word probabilities are nan: choose other weights")
         answers.append(Captions(rows[0]["caption"], rows))
     return answers
 
@@ -57,13 +57,13 @@ def _row(words: list[int], ps: list[float], score: float, tokenizer: Tokenizer) 
 def pieces_of(written: Written, step: Stepper, state: Any, grid: Grid, tokenizer: Tokenizer) -> list[list[Piece]]:
     """The pieces of each image's best caption, with the end as `<end>`.
 
-    Each has the attention over the patches [h, w] when it was chosen; None from a decoder without. `state` is that
-    before the first word.
+    Each has the attention over the patches [h, w] at the step that chose it; None for a decoder without attention.
+    `state` is the state before the first word.
     """
     words, heats = written.words[:, 0], []
     for read in F.pad(words[:, :-1], (1, 0), value=START).unbind(1):
         _, attention, state = step(read, None, state)
-        # The prefix tokens come first, and have the rest of the attention.
+        # The prefix tokens come first, and receive the rest of the attention.
         patches = None if attention is None else attention[:, -math.prod(grid) :].float().cpu().unflatten(1, grid)
         heats.append(patches)
     found = []

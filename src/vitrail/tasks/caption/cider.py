@@ -14,26 +14,26 @@ Ngram = tuple[str, ...]
 
 
 def words(text: str) -> list[str]:
-    """The fixed tokenisation: lower case, `[a-z0-9']+`. Text in other alphabets has no words by it."""
+    """The fixed tokenisation: lower case, `[a-z0-9']+`. Text in other alphabets has no words."""
     return re.findall(r"[a-z0-9']+", text.lower())
 
 
 class Cider:
-    """CIDEr-D (1411.5726, section 5 and 6) of single captions, fast enough for a reward in training (1612.00563).
+    """CIDEr-D (arXiv 1411.5726, sections 5 and 6) of single captions, fast enough as a reward in training (arXiv
+    1612.00563).
 
-    The number of images that an n-gram occurs with, which weighs it, is counted once, from the references. The mean
-    over all images is what pycocoevalcap's `Cider` prints: the variant with clipped counts, a Gaussian penalty on
-    the difference in length, and no stemming, times 10.
+    Document frequencies of n-grams are counted once, from the references. The mean over all images equals
+    pycocoevalcap's `Cider`: the variant with clipped counts, a Gaussian penalty on the difference in length, and no
+    stemming, times 10.
     """
 
     SIGMA = 6.0
-    """of the penalty, in words"""
+    """standard deviation of the length penalty, in words"""
 
     def __init__(self, references: Mapping[Key, Sequence[str]], kept: int = 20_000, ends: bool = False) -> None:
-        """`references` of each image by any key; the vectors of the `kept` images used last stay in memory.
-
-        With `ends` the end of a caption counts as a word, as in self-critical training it must: "a man in a" is else
-        worth as much as the whole sentence.
+        """`references` of each image by any key; the vectors of the `kept` most recently used images stay in memory.
+        With `ends`, the end of a caption counts as a word. Self-critical training needs it: without it, "a man in a"
+        scores as high as the whole sentence.
         """
         self.ends = ends
         self.references = {key: [self._words(text) for text in texts] for key, texts in references.items()}
@@ -41,14 +41,14 @@ class Cider:
         for texts in self.references.values():
             counts.update({ngram for text in texts for ngram in ngrams(text)})
         self.most = math.log(len(self.references)) if self.references else 0.0
-        """the weight of an n-gram that no reference has"""
+        """the weight of an n-gram that is in no reference"""
         self.weights = {ngram: self.most - math.log(count) for ngram, count in counts.items()}
         self._vectors: Callable[[Any], list[_Vector]] = lru_cache(kept)(
             lambda key: [self._vector(text) for text in self.references[key]]
         )
 
     def __call__(self, key: Hashable, caption: str, ended: bool = True) -> float:
-        """The score of one caption of the image `key`; one that was cut off has not `ended`."""
+        """The score of one caption of the image `key`; `ended` is False for a truncated caption."""
         vector = self._vector(self._words(caption, ended))
         expected = self._vectors(key)
         return 10 * sum(self._similarity(vector, other) for other in expected) / len(expected)
@@ -56,7 +56,7 @@ class Cider:
     def rewards(
         self, keys: Iterable[Hashable], captions: Iterable[str], ended: Iterable[bool] | None = None
     ) -> list[float]:
-        """The scores of captions, each of the image beside it; all of them ended, if `ended` does not say which."""
+        """The scores of captions, each with the key of its image; without `ended`, none is truncated."""
         captions = list(captions)
         marks = [True] * len(captions) if ended is None else ended
         return [self(key, caption, end) for key, caption, end in zip(keys, captions, marks, strict=True)]
@@ -89,7 +89,7 @@ class Cider:
 
 
 _Vector = tuple[dict[Ngram, float], list[float], int]
-"""weights of n-grams, the norms of its 1- to 4-grams, and its number of 2-grams, which the scorer takes for length"""
+"""weights of n-grams, the norms of its 1- to 4-grams, and its number of 2-grams, which the scorer uses as its length"""
 
 
 def ngrams(text: list[str]) -> Counter[Ngram]:

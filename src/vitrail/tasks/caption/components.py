@@ -1,4 +1,4 @@
-"""What answering is made of: each component is a module that export can write."""
+"""The components of prediction: modules that export can write."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ReadImages(nn.Module):
     """The component `encoder`: normalised images [B, C, H, W] to their vectors [B, D] and the decoder's first state."""
 
     def __init__(self, network: Callable[[Tensor], Any], decoder: Decoder) -> None:
-        """`network` takes images to the fields of a `Memory`."""
+        """`network` maps images to the fields of a `Memory`."""
         super().__init__()
         self.network, self.decoder = network, decoder
 
@@ -27,7 +27,8 @@ class ReadImages(nn.Module):
 
 
 class NextWords(nn.Module):
-    """The component `step`: the next words [R], the rows of the state that they continue, and the state, to a `Step`.
+    """The component `step`: maps the next words [R], the rows of the state that they continue, and the state to a
+    `Step`.
 
     The state holds the cache of the words so far.
     """
@@ -41,14 +42,14 @@ class NextWords(nn.Module):
 
 
 class Reranker(nn.Module):
-    """The scores of finished captions with what their match and the consensus add: a component of a captioner."""
+    """The component `rerank`: adds match and consensus to the scores of finished captions."""
 
     def __init__(self, match: Match, decoder: Decoder, consensus: Consensus | None, how: Decoding) -> None:
         super().__init__()
         self.match, self.decoder, self.consensus, self.how = match, decoder, consensus, how
 
     def forward(self, pooled: Tensor, words: Tensor, scores: Tensor) -> Tensor:
-        """Images [B, D], captions [B, K, T] and their scores [B, K], to their scores."""
+        """Images [B, D], captions [B, K, T] and their scores [B, K] to the new scores [B, K]."""
         if self.how.match:
             texts = text_states(self.decoder, words.flatten(0, 1)).unflatten(0, scores.shape)
             scores = scores + self.how.match * self.match(pooled[:, None], texts)[:, 0]

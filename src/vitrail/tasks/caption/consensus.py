@@ -1,7 +1,7 @@
-"""What people said of similar images, to choose by it among the captions that a decoder found.
+"""Reranks a decoder's captions by the captions of similar training images.
 
-Nobody has written about a new image yet, but people have about images like it, and a caption that says what many of
-theirs say is rarely all wrong (Devlin et al., arXiv 1505.04467; Mao et al., arXiv 1412.6632, section 8).
+There are no human captions of a new image, but there are of similar images, and a caption that agrees with many of them
+is rarely wrong (Devlin et al., arXiv 1505.04467; Mao et al., arXiv 1412.6632, section 8).
 
     N training images     K captions per image     T words at most     M n-grams     R captions
 """
@@ -18,33 +18,32 @@ from vitrail.data.text import END, PAD
 from vitrail.errors import UserError
 
 MAX_NGRAM = 4
-"""words of an n-gram at most, as CIDEr counts"""
+"""longest n-grams, as in CIDEr"""
 FEWEST = 2
-"""images that have an n-gram, or it is not kept: what one image alone has, hardly any caption will say"""
+"""minimum number of images per n-gram: an n-gram of a single image is too rare to be useful"""
 
 
 class Consensus(nn.Module):
     """An index of the training images: their vectors, and the n-grams of their captions.
 
-    The score of a caption is its CIDEr (arXiv 1411.5726, equations 1 to 3, times 10) with the captions of the images
-    most like its own as references: of the cosines between the caption's and each reference's n-grams, weighted by how
-    rare they are, the mean. A mean of products is a product with the mean, so each image has one row for all of its
-    captions. No sentence is stored. What is called words here are pieces of the vocabulary, as everywhere in a decoder.
-    Half precision, in which it is made and saved, is fine enough for a choice.
+    The score of a caption is its CIDEr (arXiv 1411.5726, equations 1 to 3, times 10) with the captions of the most
+    similar images as references: the mean cosine between the TF-IDF vectors of the caption and of each reference. A
+    mean of products is a product with the mean, so each image needs one row for all its captions. No sentence is
+    stored. Words are tokens of the vocabulary, as in all decoders. Half precision is enough for ranking.
     """
 
     vectors: Tensor
     """half [N, D]: unit vectors of the images"""
     codes: Tensor
-    """int64 [M], rising: the n-grams, each as one number"""
+    """int64 [M], sorted: the n-grams, each encoded as one number"""
     weights: Tensor
-    """half [M]: the log of N over the number of images that have it"""
+    """half [M]: log of N / (number of images with the n-gram)"""
     ends: Tensor
-    """int32 [N]: where an image's n-grams end in the following two"""
+    """int32 [N]: end of each image's n-grams in the next two tensors"""
     places: Tensor
-    """int32 [entries]: of n-grams among `codes`"""
+    """int32 [entries]: index of each n-gram in `codes`"""
     shares: Tensor
-    """half [entries]: of n-grams in the mean of an image's captions, each divided by its length"""
+    """half [entries]: weight of each n-gram in the mean of an image's normalised captions"""
 
     def __init__(self, images: int, width: int, ngrams: int, entries: int, vocabulary: int) -> None:
         super().__init__()
@@ -58,7 +57,7 @@ class Consensus(nn.Module):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """What makes another one as large."""
+        """The arguments that rebuild an index of the same size."""
         images, width = self.vectors.shape
         ngrams, entries = len(self.codes), len(self.places)
         named = {"images": images, "width": width, "ngrams": ngrams, "entries": entries}
@@ -66,7 +65,7 @@ class Consensus(nn.Module):
 
     @classmethod
     def of(cls, vectors: Tensor, labels: Tensor, vocabulary: int) -> Consensus:
-        """From unit vectors [N, D] and numbered captions [N, K, T], of so many words."""
+        """Build from unit vectors [N, D] and captions [N, K, T] in numbers of a vocabulary of this size."""
         if vocabulary**MAX_NGRAM >= 2**63:
             raise UserError(f"a vocabulary of {vocabulary} is too large for an index of n-grams: at most 55,000")
         vectors, labels = vectors.cpu(), labels.cpu()
@@ -92,18 +91,18 @@ class Consensus(nn.Module):
 
     def forward(self, images: Tensor, captions: Tensor, neighbours: int) -> Tensor:
         """Unit vectors [B, D] of images and captions [B, K, T] of each, to the captions' scores [B, K]."""
-        with torch.autocast(images.device.type, enabled=False):  # the nearest are closer to each other than bf16 tells
+        with torch.autocast(images.device.type, enabled=False):  # bf16 cannot distinguish the nearest neighbours
             likeness = images.float() @ self.vectors.float().T
         nearest = likeness.topk(min(neighbours, len(self.vectors)), dim=1).indices
         return torch.stack([self._scores(own, like) for own, like in zip(captions, nearest, strict=True)])
 
     def _scores(self, captions: Tensor, images: Tensor) -> Tensor:
-        """Of captions [R, T] with those of the training images of these numbers as references, [R]."""
+        """Scores [R] of captions [R, T], with the captions of these training images as references."""
         common = torch.zeros(len(self.codes), device=captions.device)
         begin, end = F.pad(self.ends, (1, 0))[images], self.ends[images]
         lengths = end - begin
         rows = torch.arange(int(lengths.sum()), device=captions.device)
-        rows += (end - lengths.cumsum(0)).repeat_interleave(lengths)  # one image's rows behind another's
+        rows += (end - lengths.cumsum(0)).repeat_interleave(lengths)  # the rows of one image after those of another
         common.index_add_(0, self.places[rows], self.shares[rows].float())
         caption, code, count = counted(captions, self.vocabulary)
         if not len(self.codes):
@@ -117,7 +116,7 @@ class Consensus(nn.Module):
 
 
 def counted(captions: Tensor, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The n-grams of captions [R, T], each once per caption: which caption's, the n-gram as one number, how often."""
+    """The distinct n-grams of captions [R, T]: the caption's row, the n-gram as one number, its count."""
     words = captions.masked_fill(captions == END, PAD)
     owners, codes = [], []
     code = torch.zeros_like(words)
@@ -132,7 +131,7 @@ def counted(captions: Tensor, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def shortened(values: Tensor, caption: Tensor, code: Tensor, vocabulary: int) -> Tensor:
-    """Values of captions' n-grams, with a length of 1 of those of one caption and of as many words."""
+    """Values of the captions' n-grams, normalised to length 1 per caption and n-gram order."""
     words = torch.ones_like(code)
     for size in range(1, MAX_NGRAM):
         words += code >= vocabulary**size
@@ -143,7 +142,7 @@ def shortened(values: Tensor, caption: Tensor, code: Tensor, vocabulary: int) ->
 
 
 def _pairs(first: Tensor, second: Tensor, seconds: int) -> tuple[Tensor, Tensor]:
-    """Of pairs of numbers, which different one each is, and a place where each different one stands."""
+    """For pairs of numbers: the index of each among the distinct pairs, and a position of each distinct pair."""
     different, which = (first * seconds + second).unique(return_inverse=True)
     where = torch.empty_like(different).scatter_(0, which, torch.arange(len(which)))
     return which, where

@@ -1,4 +1,4 @@
-"""Decoders of captions: recurrent ones, with attention or without, and the Transformer's, all behind one interface.
+"""Caption decoders: recurrent, with and without attention, and Transformer, all with one interface.
 
 Shapes: B images, K captions per image, R = B * K rows, T words, M tokens per image, D width, V vocabulary.
 """
@@ -23,7 +23,7 @@ from vitrail.vit import MLP, Attention, attention_weights
 
 
 class Memory(NamedTuple):
-    """What a decoder sees of B images."""
+    """The image features that a decoder reads, for B images."""
 
     tokens: Tensor
     """[B, M, D]"""
@@ -32,44 +32,43 @@ class Memory(NamedTuple):
 
 
 class State(NamedTuple):
-    """What a decoder keeps between words. A search with several captions per image never copies `image`."""
+    """The state of a decoder between words. A search with several captions per image never copies `image`."""
 
     words: list[Tensor]
-    """of the words so far: each has one entry per row"""
+    """tensors for the words so far: one entry per row"""
     image: list[Tensor]
-    """of the images: each [B, ...]"""
+    """tensors of the images: each [B, ...]"""
 
 
 class Step(NamedTuple):
-    """What follows from one more word of each caption."""
+    """The result of one decoding step."""
 
     logits: Tensor
-    """[R, V], of the word after it"""
+    """logits [R, V] of the next word"""
     attention: Tensor | None
-    """over the image's tokens [R, M], the mean over layers and heads; None for a decoder without"""
+    """attention over the image's tokens [R, M], mean over layers and heads; None for a decoder without attention"""
     state: Any
-    """a `State`, or a decoder's own kind"""
+    """a `State`, or a decoder's own type"""
 
 
 class Decoder(nn.Module):
     """Words and images in, logits of the next words out.
 
-    All work goes through the call of the module, so that hooks on calls (FSDP's) always run. What is given says what is
-    asked for:
+    Everything goes through `__call__`, so that hooks on calls (FSDP's) always run. The arguments select the operation:
 
-    - `words` [B, K, T] and `memory`: logits of the word after each, [B, K, T, V], or [n, V] of the n places that are
-      True in `counted` [B, K, T] (teacher forcing)
+    - `words` [B, K, T] and `memory`: logits of the word after each, [B, K, T, V], or [n, V] for the n positions that
+    are True in `counted` [B, K, T] (teacher forcing)
     - `memory`: the state before the first word, with one row per image
-    - `words` [R] and `state`: a `Step`; row r continues row `rows[r]` of the state, or row r where `rows` is left out
-    - `words` [R, T]: hidden states [R, T, D] of the layers that read words without the image, where there are some
+    - `words` [R] and `state`: a `Step`; row r continues row `rows[r]` of the state, or row r without `rows`
+    - `words` [R, T]: hidden states [R, T, D] of the layers that read only text, if there are any
     """
 
     max_length: int | None = None
-    """words of a caption at most, where the decoder has a limit of its own"""
+    """maximum caption length, if the decoder has its own limit"""
     images_at_once: int | None = None
-    """images to write captions of in one go, where more would need too much memory"""
+    """maximum number of images per batch of a search, if more would need too much memory"""
     frozen: Sequence[nn.Module] = ()
-    """modules that do not learn"""
+    """modules that are not trained"""
 
     def forward(
         self,
@@ -91,19 +90,20 @@ class Decoder(nn.Module):
         return self._logits(hidden if counted is None else hidden[counted])
 
     def within_limit(self, max_length: int) -> int:
-        """So many words, or as many as the decoder can write at most."""
+        """`max_length`, or the decoder's own limit if that is lower."""
         return min(max_length, self.max_length or max_length)
 
     def description(self) -> dict[str, Any]:
-        """What a checkpoint's `config.json` needs beside the settings to make the decoder again."""
+        """What `config.json` needs besides the settings to rebuild the decoder."""
         return {}
 
     def init_word_bias(self, logits: Tensor) -> None:
-        """Start with these logits [V] whatever the image, in a decoder that has yet to learn how common words are."""
+        """Initialise the output bias with these logits [V], so that an untrained decoder starts with the word
+        frequencies."""
 
     @abstractmethod
     def _captions(self, words: Tensor, memory: Memory) -> Tensor:
-        """Words [B, K, T] to the hidden states after each, [B, K, T, D]."""
+        """Words [B, K, T] to the hidden states after each word, [B, K, T, D]."""
 
     @abstractmethod
     def _start(self, memory: Memory) -> Any:
@@ -111,24 +111,24 @@ class Decoder(nn.Module):
 
     @abstractmethod
     def _step(self, words: Tensor, rows: Tensor | None, state: Any) -> tuple[Tensor, Tensor | None, Any]:
-        """The next word of each caption, [R], to the hidden states after it [R, D], the attention and the new state."""
+        """The next word of each caption, [R], to the hidden states after it [R, D], attention and new state."""
 
     @abstractmethod
     def _logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., D] to logits [..., V]."""
 
     def _words_alone(self, words: Tensor) -> Tensor:
-        raise UserError("this decoder has no layers that read words without the image: train caption-match for some")
+        raise UserError("this decoder has no text-only layers: train caption-match for such a decoder")
 
 
 class WordDecoder(Decoder):
-    """A decoder that learns an embedding of its own vocabulary."""
+    """A decoder with a learned embedding of its own vocabulary."""
 
     def __init__(self, vocabulary: int, width: int, dropout: float) -> None:
         super().__init__()
         self.width = width
         self.embedding = nn.Embedding(vocabulary, width, padding_idx=PAD)
-        # Words enter at the size of a unit normal over the width, and leave through the same matrix (1608.05859).
+        # Input and output embeddings are tied (arXiv 1608.05859). This scale gives input vectors a norm of about 1.
         nn.init.normal_(self.embedding.weight, std=width**-0.5)
         self.dropout = nn.Dropout(dropout)
         self.bias = nn.Parameter(torch.zeros(vocabulary))
@@ -141,7 +141,7 @@ class WordDecoder(Decoder):
 
 
 class RecurrentDecoder(WordDecoder):
-    """Show and Tell (1411.4555): the image is the first thing that a recurrent network reads, the words follow."""
+    """Show and Tell (arXiv 1411.4555): a recurrent network reads the image as its first input, then the words."""
 
     def __init__(self, cell: str, vocabulary: int, width: int, depth: int, pooled_width: int, dropout: float) -> None:
         super().__init__(vocabulary, width, dropout)
@@ -166,17 +166,18 @@ class RecurrentDecoder(WordDecoder):
 
 
 class AttentiveDecoder(WordDecoder):
-    """Show, Attend and Tell (1502.03044), with soft attention: before each word, look at the image anew.
+    """Show, Attend and Tell (arXiv 1502.03044), with soft attention over the image before each word.
 
-    e_i = v . tanh(W a_i + U h), weights softmax(e) (equations 4 and 5); the weighted mean of V a_i, times a gate that
-    the state sets (section 4.2.1), is read together with the word. Other than there, the tokens a_i go through V first,
-    the gate has one number per channel in place of one, and a tanh is around the sum of equation 7.
+    e_i = v . tanh(W a_i + U h), weights softmax(e) (equations 4 and 5); the weighted mean of V a_i, times a gate
+    computed from the state (section 4.2.1), is read together with the word. Differences from the paper: the tokens a_i
+    are projected by V, the gate has one number per channel instead of one, and the sum of equation 7 goes through a
+    tanh.
     """
 
     def __init__(
         self, cell: str, vocabulary: int, width: int, memory_width: int, dropout: float, pooled_width: int | None = None
     ) -> None:
-        """`pooled_width` is that of an image's one vector, where it is another than its tokens'."""
+        """`pooled_width` is the width of the pooled image vector, if it differs from the tokens'."""
         super().__init__(vocabulary, width, dropout)
         self.keys = nn.Linear(memory_width, width)
         self.values = nn.Linear(memory_width, width)
@@ -208,18 +209,18 @@ class AttentiveDecoder(WordDecoder):
         seen = (weights @ values).flatten(0, 1) * torch.sigmoid(self.gate(before[0]))
         read = self.dropout(self.embedding(words) * self.width**0.5)
         after = self.cell(torch.cat([read, seen], dim=1), before)
-        # The deep output, as in equation 7: word, state and what was seen together choose the next word.
+        # The deep output of equation 7: word, state and attended features predict the next word together.
         hidden = torch.tanh(self.out(self.dropout(torch.cat([read, after[0], seen], dim=1))))
         return self.dropout(hidden), weights.flatten(0, 1), State(list(after), state.image)
 
 
 class DecoderBlock(nn.Module):
-    """Attention to the words before, attention to the image, MLP, each behind a norm and beside a residual path.
+    """Causal self-attention, cross-attention to the image, and an MLP, each with pre-norm and a residual path.
 
-    Without `look` the image is left out, as in the lower half of CoCa's decoder (2205.01917). As in `Decoder`, what is
-    given says what is asked for:
+    Without `look` there is no cross-attention, as in the lower half of CoCa's decoder (arXiv 2205.01917). As in
+    `Decoder`, the arguments select the operation:
 
-    - `x` [R, T, D], whole captions, and the image's `tokens` [B, M, D]: [R, T, D], of which no word sees a later one
+    - `x` [R, T, D], whole captions, and the image's `tokens` [B, M, D]: [R, T, D], with causal masking
     - `tokens`: their keys and values, [B, heads, M, d] each, which are the same at every step
     - `x` [R, 1, D], the next words, with `image` (keys and values of the tokens) and `past` (those of the words before,
       [T, R', heads, d], of which row r continues `rows[r]`): the words' states, `past` with their own keys and values,
@@ -249,7 +250,7 @@ class DecoderBlock(nn.Module):
             return self._step(x, image, past, rows)
         x = x + self.dropout(self.attention(self.norm1(x), is_causal=True))
         if self.look is not None and self.norm2 is not None and tokens is not None:
-            # The captions of an image are so many more queries to the same keys, which are not copied.
+            # All captions of an image query the same keys, which are not copied.
             queries = self.norm2(x).view(len(tokens), -1, x.shape[-1])
             x = x + self.dropout(self.look(queries, tokens).view_as(x))
         return x + self.dropout(self.mlp(self.norm3(x)))
@@ -266,7 +267,7 @@ class DecoderBlock(nn.Module):
         if self.look is not None and self.norm2 is not None:
             images, (count, length, width) = len(image[0]), x.shape
             (q,) = self.look.project(self.norm2(x).view(images, -1, width), 0, 1)
-            # For few words this is no slower than fused attention, which never forms the matrix.
+            # For few words this is as fast as fused attention, which never computes the matrix.
             matrix = attention_weights(q, image[0])
             weights = matrix.transpose(1, 2).reshape(count, self.look.heads, -1)
             seen = (matrix @ image[1]).transpose(1, 2).reshape(count, length, width)
@@ -275,7 +276,7 @@ class DecoderBlock(nn.Module):
 
 
 class TransformerDecoder(WordDecoder):
-    """The decoder of *Attention is all you need* (1706.03762) with norms first, over the image's tokens."""
+    """The decoder of *Attention is all you need* (arXiv 1706.03762) with pre-norm, over the image's tokens."""
 
     no_decay: ClassVar[tuple[str, ...]] = ("positions",)
 
@@ -290,7 +291,7 @@ class TransformerDecoder(WordDecoder):
         max_length: int,
         text_depth: int = 0,
     ) -> None:
-        """The first `text_depth` of the `depth` blocks read words alone; `max_length` limits a caption."""
+        """The first `text_depth` of the `depth` blocks read only text; `max_length` limits a caption."""
         super().__init__(vocabulary, width, dropout)
         self.memory = nn.Linear(memory_width, width) if memory_width != width else nn.Identity()
         self.positions = nn.Parameter(torch.empty(max_length, width).normal_(std=0.02))
@@ -324,7 +325,7 @@ class TransformerDecoder(WordDecoder):
         image: list[Tensor] = []
         for block in self.blocks[self.text_depth :]:
             keys, values = block(tokens=tokens)
-            # In memory as each step's products read them, which makes these several times as fast.
+            # Contiguous in the order in which each step reads them, which is several times as fast.
             image += [keys.mT.contiguous().mT, values.contiguous()]
         empty = tokens.new_empty(0, len(tokens), self.heads, self.width // self.heads)
         return State([empty] * (2 * len(self.blocks)), image)
@@ -346,18 +347,18 @@ class TransformerDecoder(WordDecoder):
     def _embed(self, words: Tensor, first: int) -> Tensor:
         last = first + words.shape[1]
         if last > len(self.positions):
-            raise UserError(f"a caption of {last} words is longer than the {len(self.positions)} that the model knows")
+            raise UserError(f"a caption of {last} words exceeds the model's limit of {len(self.positions)}")
         return self.dropout(self.embedding(words) * self.width**0.5 + self.positions[first:last])
 
 
 def decoder_for(config: Captioning, vocabulary: int, memory_width: int, pooled_width: int) -> Decoder:
-    """A fresh decoder of its own vocabulary, for an image's tokens and its one vector."""
+    """A new decoder with its own vocabulary, for an image's tokens and its pooled vector."""
     c = config
     if c.decoder == "recurrent":
         return RecurrentDecoder(c.cell, vocabulary, c.decoder_width, c.decoder_depth, pooled_width, c.decoder_dropout)
     if c.decoder == "attentive":
         return AttentiveDecoder(c.cell, vocabulary, c.decoder_width, memory_width, c.decoder_dropout, pooled_width)
-    assert c.decoder == "transformer", "a language model is not made afresh"
+    assert c.decoder == "transformer", "a language model is not built from scratch"
     return TransformerDecoder(
         vocabulary,
         c.decoder_width,
@@ -375,15 +376,16 @@ def _chosen(tensors: list[Tensor], rows: Tensor | None) -> list[Tensor]:
 
 
 def _grouped(tensors: list[Tensor], layers: int) -> tuple[CellState, ...]:
-    """Each layer's tensors together."""
+    """The tensors of all layers, stacked."""
     size = len(tensors) // layers
     return tuple(tuple(tensors[i * size : (i + 1) * size]) for i in range(layers))
 
 
 def _extended(before: Tensor, new: Tensor, rows: Tensor | None) -> Tensor:
-    """Keys or values [T, R', heads, d] of the words so far, of the chosen rows, with the next word's [R, heads, 1, d].
+    """Keys or values [T, R', heads, d] of the words so far, for the chosen rows, with the next word's [R, heads, 1, d].
 
-    Choosing rows and adding a word are so one copy and not two, and with words first it is one of whole pieces.
+    Choosing rows and appending a word is one copy instead of two, and with words as the first axis it copies whole
+    blocks.
     """
     new = new.permute(2, 0, 1, 3)
     if not len(before):

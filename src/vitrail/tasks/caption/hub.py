@@ -1,7 +1,7 @@
-"""Captioners that others trained, as they are: image encoder and text decoder through transformers.
+"""Pretrained captioners of the Hub: image encoder and text decoder through transformers.
 
 Their decoders read the image in one of two ways: by cross-attention to its tokens (`vision-encoder-decoder`, BLIP,
-2201.12086), or with its tokens standing before the words (GIT, 2205.14100).
+arXiv 2201.12086), or with its tokens as a prefix before the words (GIT, arXiv 2205.14100).
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ TYPES = {
     "blip": "BlipForConditionalGeneration",
     "git": "GitForCausalLM",
 }
-"""what transformers calls them, and their classes"""
+"""transformers' model types and their classes"""
 
 
 class HubCaption(Caption):
-    """A captioner of the Hub. Keys of a batch are those of `Caption`; it writes, and is not trained on."""
+    """A captioner of the Hub. Batch keys are those of `Caption`. It predicts, but cannot be trained further."""
 
     def __init__(
         self, model: Any, vocabulary: VocabMap, tokenizer: HFTokenizer, preprocess: Preprocess, how: Decoding
     ) -> None:
-        """`model` is one of transformers, which is taken apart."""
+        """`model` is a model of transformers, which is split into encoder and decoder."""
         self.transformers = json.loads(model.config.to_json_string(use_diff=False))
         encoder, decoder = taken_apart(model, vocabulary)
         config = HFEncoderConfig(encoder.config.hidden_size, preprocess.channels, preprocess.size)
@@ -66,7 +66,7 @@ class HubCaption(Caption):
         return with_memory(lambda: cls(fresh(values, maker), vocabulary, tokenizer, preprocess, how), files.shapes)
 
     def loss(self, batch: Batch, gather: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
-        raise UserError("a captioner of the Hub is used as it is: train caption-zoo or caption-prefix from an encoder")
+        raise UserError("a captioner of the Hub cannot be trained: train caption-zoo or caption-prefix from an encoder")
 
     def config(self) -> dict[str, Any]:
         return {
@@ -79,7 +79,7 @@ class HubCaption(Caption):
 
 @dataclass(frozen=True)
 class HFEncoderConfig:
-    """What the rest of the package asks of an encoder's config."""
+    """The config fields that the rest of the package needs of an encoder."""
 
     kind: ClassVar[str] = "transformers"
     width: int
@@ -95,7 +95,7 @@ class HFEncoder(nn.Module):
         self.model, self.config = model, config
 
     def forward(self, images: Tensor) -> Tokens:
-        """Normalised images [B, C, H, W] to all their tokens, as the decoder wants them, with the prefix apart."""
+        """Normalised images [B, C, H, W] to all tokens that the decoder needs, with the prefix separate."""
         channels = self.config.channels
         if images.ndim != 4 or images.shape[1] != channels:
             raise UserError(f"expected images [B, {channels}, H, W], got {list(images.shape)}: check the channels")
@@ -110,7 +110,7 @@ class HFEncoder(nn.Module):
 
 
 def grid_of(tokens: int, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of an image's tokens: the grid of its shape with the fewest tokens left over, as a prefix."""
+    """Rows and columns of an image's tokens: the grid of its shape that leaves the fewest tokens as a prefix."""
     for count in range(tokens, 0, -1):
         rows = max(1, round((count * height / width) ** 0.5))
         columns = count // rows
@@ -123,7 +123,7 @@ class CrossDecoder(LanguageDecoder):
     """A text decoder that reads the image by cross-attention."""
 
     def __init__(self, model: Any, vocabulary: VocabMap, positions: int, project: nn.Module | None = None) -> None:
-        """`project` takes the image's tokens to the decoder's width, where the model has that."""
+        """`project` maps the image's tokens to the decoder's width, if the model has such a layer."""
         super().__init__(model, vocabulary, positions)
         self.project = project or nn.Identity()
 
@@ -153,10 +153,10 @@ class CrossDecoder(LanguageDecoder):
 
 
 class GitDecoder(LanguageDecoder):
-    """GIT: the image's tokens stand before the words, which attend to both.
+    """GIT: the image's tokens come before the words, which attend to both.
 
-    The model encodes the image by itself wherever it begins to write. Here that is done once for all captions, so
-    what it takes for its image encoder hands on the tokens.
+    The model encodes the image itself at the start of each caption. Here the image is encoded once for all captions, so
+    the model's image encoder is replaced by a module that passes the tokens through.
     """
 
     def __init__(self, model: Any, vocabulary: VocabMap, positions: int) -> None:
@@ -170,8 +170,8 @@ class GitDecoder(LanguageDecoder):
         return out.logits[:, tokens.shape[1] :].view(*words.shape, -1)
 
     def _start(self, memory: Memory) -> LanguageState:
-        # transformers 4 tells an image's tokens from words by this count, which is wrong where a video model gets one
-        # image: the first words would be dropped from its cache.
+        # transformers 4 separates image tokens from words by this count, which is wrong if a video model gets one
+        # image: the # first words would be dropped from its cache.
         for layer in self.model.git.encoder.layer:
             layer.attention.self.image_patch_tokens = memory.tokens.shape[1]
         return LanguageState(None, tokens=memory.tokens)
@@ -182,7 +182,7 @@ class GitDecoder(LanguageDecoder):
         state = state.chosen(rows)
         assert state.tokens is not None
         ids, tokens = self.read(words[:, None], state.length), state.tokens
-        # transformers 4 caches the words alone, and reads the image again with each.
+        # transformers 4 caches only the words, and reads the image again with each word.
         unseen = state.cache is None or state.cache.get_seq_length() == state.length
         out = self.model(
             input_ids=ids,
@@ -196,10 +196,10 @@ class GitDecoder(LanguageDecoder):
 
 
 class _Seen(nn.Module):
-    """Stands for an image encoder whose work is done."""
+    """Replaces the image encoder: the images are already encoded."""
 
     def forward(self, pixel_values: Tensor, **named: Any) -> SimpleNamespace:
-        """Tokens [R, 1, M, D] in the place of images, to tokens [R, M, D]."""
+        """Tokens [R, 1, M, D] instead of images, to tokens [R, M, D]."""
         return SimpleNamespace(last_hidden_state=pixel_values[:, 0])
 
 
@@ -210,7 +210,7 @@ def vision_tower(model: Any) -> Any:
 
 
 def taken_apart(model: Any, vocabulary: VocabMap) -> tuple[Any, LanguageDecoder]:
-    """Image encoder and text decoder of a captioner. The decoder forms its attention, since people look at it."""
+    """Image encoder and text decoder of a captioner. The decoder computes its attention explicitly, for figures."""
     kind, encoder = model.config.model_type, vision_tower(model)
     text = model if kind == "git" else model.text_decoder if kind == "blip" else model.decoder
     text.set_attn_implementation("eager")

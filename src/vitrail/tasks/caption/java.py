@@ -1,4 +1,4 @@
-"""What Java adds to the scores of captions: Stanford's Penn Treebank tokens, and METEOR."""
+"""Caption scores that need Java: Stanford's Penn Treebank tokenizer, and METEOR."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 MISSING = "scores of captions need pycocoevalcap: pip install 'vitrail[caption]'"
 JAVA_LIMIT = 600
-"""seconds that Java may take for a set"""
+"""timeout in seconds for Java per data set"""
 PUNCTUATION = frozenset(
     ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
 )
@@ -40,9 +40,9 @@ def treebank(texts: Sequence[str]) -> list[str]:
 
 
 def meteor(*sets: tuple[Mapping[Key, str], Mapping[Key, Sequence[str]]]) -> list[float]:
-    """METEOR 1.5 (Denkowski and Lavie 2014) of candidates and references, as pycocoevalcap asks for it.
+    """METEOR 1.5 (Denkowski and Lavie 2014) of candidates and references, as in pycocoevalcap.
 
-    Java reads a table of paraphrases for many seconds before it begins, so several sets are scored in one go.
+    Java loads a table of paraphrases for many seconds first, so several sets are scored in one run.
     """
     jar = _jar("meteor/meteor-1.5.jar")
     command = [*_java(), "-Xmx2G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
@@ -51,7 +51,7 @@ def meteor(*sets: tuple[Mapping[Key, str], Mapping[Key, Sequence[str]]]) -> list
         process = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, encoding="utf-8", bufsize=1
         )
-        # A Java that no longer answers would hold the reads, and the wait for its end, for ever.
+        # Without a timeout, reading from a hanging Java process would block for ever.
         limit = threading.Timer(JAVA_LIMIT * len(sets), process.kill)
         limit.start()
         try:
@@ -81,20 +81,20 @@ def _meteor_score(
         process.stdin.write(_meteor_line("SCORE", *expected[key], text))
         found.append(answer())
     process.stdin.write(_meteor_line("EVAL", *found))
-    # The answer is a line an image, then the score of all.
+    # The output is one line per image, then the overall score.
     return float([answer() for _ in range(len(found) + 1)][-1])
 
 
 def _meteor_line(*fields: str) -> str:
-    """A request: fields parted by three bars, which none may hold itself."""
+    """A request: fields separated by `|||`, which no field may contain."""
     return " ||| ".join(_one_line(field.replace("|||", " ")) for field in fields) + "\n"
 
 
 def _java() -> list[str]:
     java = shutil.which("java")
     if java is None:
-        raise UserError("METEOR and Treebank tokens need Java: install a Java runtime, or go without them")
-    # Before Java 18 the encoding follows the locale, which on servers often knows ASCII alone.
+        raise UserError("METEOR and Treebank tokens need Java: install a Java runtime, or do without them")
+    # Before Java 18 the encoding follows the locale, which on servers is often ASCII.
     return [java, "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8"]
 
 

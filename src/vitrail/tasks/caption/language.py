@@ -1,10 +1,10 @@
-"""Language models of other makers, through transformers, behind the interface of `decoders.py`.
+"""Pretrained language models through transformers, with the interface of `decoders.py`.
 
-Their vocabularies have numbers of their own, and ours all begin with `<pad>`, `<start>`, `<end>` and `<unknown>`. So
-number i of theirs is i + 4 here, but for the one that ends a text, which is `END`. Nothing else in the package has to
-know of it: losses, searches and reports see one more vocabulary.
+Our vocabularies all start with `<pad>`, `<start>`, `<end>` and `<unknown>`. So token i of a language model is i + 4
+here, except its end token, which is `END`. The rest of the package does not depend on this: for losses, searches and
+reports it is one more vocabulary.
 
-Shapes are those of `decoders.py`. transformers is imported where a model is made (`vitrail.hf`, and
+Shapes are those of `decoders.py`. transformers is imported when a model is built (`vitrail.hf`, and
 `vitrail.zoo.captioners` for pretrained ones).
 """
 
@@ -26,32 +26,32 @@ from vitrail.errors import UserError
 from vitrail.tasks.caption.decoders import Decoder
 
 OWN = len(SPECIALS)
-"""numbers that stand before theirs"""
+"""number of our special tokens before the model's tokens"""
 
 
 @dataclass(frozen=True)
 class VocabMap:
-    """A language model's own vocabulary, and how its numbers map to ours."""
+    """A language model's vocabulary, and the mapping of its token numbers to ours."""
 
     size: int
-    """rows of its embedding"""
+    """number of rows of its embedding"""
     start: int
-    """what it reads before the first word"""
+    """its start token"""
     end: int
-    """what closes a text"""
+    """its end token"""
 
     def __post_init__(self) -> None:
         if not (0 <= self.start < self.size and 0 <= self.end < self.size):
             raise UserError(f"numbers {self.start} and {self.end} for start and end lie outside of {self.size} words")
 
     def to_model(self, words: Tensor) -> Tensor:
-        """Our numbers as theirs. What follows an end is read as one more, and nobody looks at what comes of it."""
+        """Our token numbers as the model's. Tokens after the end become end tokens, whose outputs are not used."""
         own = words.new_tensor([self.end] * OWN)
         own[START] = self.start
         return torch.where(words < OWN, own[words.clamp(max=OWN - 1)], words - OWN)
 
     def from_model(self, logits: Tensor) -> Tensor:
-        """Their logits [..., V] as ours [..., V + 4]; what they can't say is ruled out."""
+        """The model's logits [..., V] as ours [..., V + 4]; tokens that it does not have get -inf."""
         out = logits.new_full((*logits.shape[:-1], OWN + self.size), -torch.inf)
         out[..., OWN:] = logits
         out[..., END] = logits[..., self.end]
@@ -60,16 +60,16 @@ class VocabMap:
 
 
 class HFTokenizer(Tokenizer):
-    """A language model's own tokenizer, of whatever kind the tokenizers library knows."""
+    """A language model's tokenizer, of any kind that the tokenizers library supports."""
 
     def __init__(self, inner: tokenizers.Tokenizer, vocabulary: VocabMap) -> None:
-        # Models have a few numbers more than their tokenizer has words: rows are filled up to a round count.
+        # A model may have a few more tokens than its tokenizer: embeddings are padded to a round size.
         if not vocabulary.size // 2 <= (known := inner.get_vocab_size()) <= vocabulary.size:
             raise UserError(
-                f"the tokenizer has {known} words and its model {vocabulary.size}: they are not of one kind"
+                f"the tokenizer has {known} words but its model {vocabulary.size}: they do not belong together"
             )
         if inner.id_to_token(vocabulary.end) is None:
-            raise UserError(f"the tokenizer has no word {vocabulary.end}, which ends a text of its model")
+            raise UserError(f"the tokenizer has no word {vocabulary.end}, which is the end token of its model")
         inner.encode_special_tokens = True  # "<|endoftext|>" within a caption is text
         inner.no_padding()
         inner.no_truncation()
@@ -81,19 +81,19 @@ class HFTokenizer(Tokenizer):
         return OWN + self.vocabulary.size
 
     def encode(self, text: str) -> list[int]:
-        """Numbers without specials."""
+        """Token numbers without special tokens."""
         ids = self.inner.encode(text, add_special_tokens=False).ids
         return [END if i == self.vocabulary.end else i + OWN for i in ids]
 
     def spaced(self) -> list[int]:
-        """Each number is itself alone, as transformers counts repeats."""
+        """Each token counts as itself, as in transformers' repeated n-grams."""
         return list(range(self.size))
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
-        """What each number adds to the text, one string each; joined they are the text.
+        """The text that each token adds, one string each; joined they are the whole text.
 
-        Tokenizers join and clean up in many ways ("do", "n't"), so a piece is what the text up to it has in common with
-        the whole beyond the pieces before. Specials add nothing.
+        Tokenizers join and clean up text in many ways ("do", "n't"), so a piece is the common prefix of the text so far
+        and the whole text, without the earlier pieces. Special tokens add nothing.
         """
         theirs = [[i - OWN] if i >= OWN else [] for i in ids]
         whole = self._text(theirs)
@@ -109,15 +109,15 @@ class HFTokenizer(Tokenizer):
         text = self.inner.decode([i for row in rows for i in row], skip_special_tokens=True)
         if not isinstance(self.inner.decoder, decoders.WordPiece):
             return text
-        # Pieces of words lose the spaces between them; transformers puts signs and short forms back to their words.
+        # Subwords are joined without spaces; like transformers, attach punctuation and contractions to their words.
         return re.sub(r" (?=[.?!,]|n't|'m|'s|'ve|'re)", "", text.replace(" ' ", "'"))
 
     @classmethod
     def from_text(cls, text: str, vocabulary: VocabMap) -> HFTokenizer:
-        """The inverse of `to_json`. The text is a file from outside, so a wrong one is a UserError."""
+        """The inverse of `to_json`. The text comes from a file of the user, so invalid text is a UserError."""
         try:
             inner = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises plain Exception
+        except Exception as error:  # the library raises a plain Exception
             raise UserError(f"the tokenizer cannot be read: {' '.join(str(error).split())}") from None
         return cls(inner, vocabulary)
 
@@ -126,23 +126,23 @@ class HFTokenizer(Tokenizer):
 
 
 def _shared(a: str, b: str) -> int:
-    """How many first characters two texts have in common."""
+    """The length of the common prefix of two texts."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 @dataclass
 class LanguageState:
-    """What is kept between words: transformers' own cache, which has one row per caption."""
+    """The state between words: transformers' cache, with one row per caption."""
 
     cache: Any
-    """keys and values of the words so far, and of what stands before them"""
+    """keys and values of the words so far, and of the prefix"""
     length: int = 0
-    """words read"""
+    """number of words read"""
     tokens: Tensor | None = None
-    """of the images [R, M, D], where each step reads them"""
+    """image tokens [R, M, D], if each step reads them"""
 
     def chosen(self, rows: Tensor | None) -> LanguageState:
-        """The state of these rows [R']. The cache is reordered in place: nobody comes back to an earlier state."""
+        """The state of these rows [R']. The cache is reordered in place, because no earlier state is used again."""
         if rows is None:
             return self
         if self.cache is not None:
@@ -151,36 +151,36 @@ class LanguageState:
 
 
 def cache_arguments(model: Any, cache: Any) -> dict[str, Any]:
-    """What `model` is called with to read `cache` and to give a new one: transformers 5.24 renamed the argument."""
+    """The arguments with which `model` uses `cache` and returns a new one: transformers 5.24 renamed one."""
     name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
     return {name: cache, "use_cache": True}
 
 
 def cache_of(output: Any) -> Any:
-    """The cache that a model gave with its output, under whichever name the release of transformers has."""
+    """The cache in a model's output, under the name that the installed transformers uses."""
     return output["cache"] if "cache" in output else output["past_key_values"]
 
 
 TOGETHER = 32
-"""images written of at once: in transformers' cache each caption has the image's keys and values for itself, which
-for a batch of hundreds would fill the memory"""
+"""images per batch of a search: in transformers' cache each caption has its own copy of the image's keys and values,
+which for hundreds of images would exhaust memory"""
 
 
 class LanguageDecoder(Decoder):
-    """A model of transformers that writes. Its hidden states are its logits, unless a kind says otherwise.
+    """A generative model of transformers. Its hidden states are its logits, unless a subclass changes that.
 
-    In its state no weight stands twice: one that is tied to another is left out and tied again when weights are read.
+    Tied weights are in the state dict once; they are tied again when weights are loaded.
     """
 
     images_at_once = TOGETHER
 
     def __init__(self, model: nn.Module, vocabulary: VocabMap, positions: int) -> None:
-        """`positions` is how many words, and vectors that stand before them, the model has places for."""
+        """`positions` is the model's maximum number of words and prefix vectors."""
         super().__init__()
         self.model: Any = model
         self.vocabulary, self.positions, self.max_length = vocabulary, positions, positions
         self.tied = _tied(model)
-        state: Any = self  # these methods have no types
+        state: Any = self  # these methods are untyped
         state.register_state_dict_post_hook(_leave_out_tied)
         state.register_load_state_dict_pre_hook(_fill_in_tied)
         state.register_load_state_dict_post_hook(_tie)
@@ -189,17 +189,17 @@ class LanguageDecoder(Decoder):
         return self.vocabulary.from_model(hidden)
 
     def read(self, words: Tensor, before: int = 0) -> Tensor:
-        """Our numbers [R, T] as the model's, after `before` others."""
+        """Our token numbers [R, T] as the model's; `before` tokens precede them."""
         if before + words.shape[1] > self.positions:
             raise UserError(
-                f"{words.shape[1]} words after {before} are more than the {self.positions} places that the model has: "
+                f"{words.shape[1]} words after {before} exceed the {self.positions} positions of the model: "
                 "lower --most-words and --max-length, or the size of the images"
             )
         return self.vocabulary.to_model(words)
 
 
 def _tied(model: nn.Module) -> dict[str, str]:
-    """Names of parameters that are others, with the names of those."""
+    """Names of tied parameters, with the names of the parameters that they are tied to."""
     first: dict[int, str] = {}
     tied = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

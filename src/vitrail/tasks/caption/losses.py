@@ -1,4 +1,4 @@
-"""What a captioner reads in a step of training, and what it loses by it."""
+"""Inputs and losses of a captioner's training step."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from vitrail.tasks.task import Batch
 
 
 def captions_of_epoch(batch: Batch, most: int) -> Tensor:
-    """At most so many of each image's captions, [B, K, T]: the next ones each epoch, starting at an offset that
-    depends on the image."""
+    """At most `most` captions of each image, [B, K, T]: the next ones in each epoch, from an offset that depends on
+    the image."""
     labels = batch["label"]
     there = (labels[..., 0] != PAD).sum(dim=1)
     count = min(most, int(there.max()))
     first = (uniform(0, 0, batch["sample"], 1)[:, 0] * there).long() + batch["epoch"] * most
     places = (first[:, None] + torch.arange(count, device=labels.device)) % there[:, None]
     chosen = labels[torch.arange(len(labels), device=labels.device)[:, None], places]
-    # An image with fewer captions reads each of them once.
+    # An image with fewer captions uses each of them once.
     chosen = chosen.masked_fill((torch.arange(count, device=labels.device) >= there[:, None])[..., None], PAD)
     return chosen[..., : int((chosen != PAD).any(dim=0).any(dim=0).sum())]
 
 
 def drop_words(words: Tensor, rate: float) -> Tensor:
-    """The words, each with this probability replaced by `UNKNOWN`; drawn by torch's generator."""
+    """The words, each replaced by `UNKNOWN` with this probability, by torch's generator."""
     out = torch.rand(words.shape, device=words.device) < rate
     return words.masked_fill(out & (words > UNKNOWN), UNKNOWN)
 
@@ -36,8 +36,8 @@ def drop_words(words: Tensor, rate: float) -> Tensor:
 def caption_loss(
     decoder: Decoder, memory: Memory, words: Tensor, labels: Tensor, smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """From the words [B, K, T] that are read, the summed cross-entropy of each next one of the captions [B, K, T], and
-    how many are the likeliest one."""
+    """The summed cross-entropy of the captions' next words [B, K, T], given the input words [B, K, T], and the number
+    of words that are predicted correctly."""
     counted = labels != PAD
     logits, targets = decoder(words, memory, counted=counted).float(), labels[counted]
     loss = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="sum")
@@ -45,9 +45,9 @@ def caption_loss(
 
 
 def log_probabilities(decoder: Decoder, memory: Memory, words: Tensor, temperature: float = 1.0) -> Tensor:
-    """Of each word of captions [B, K, T], given the words before it, among those that may be written."""
+    """The log-probability of each word of captions [B, K, T], given the words before it."""
     logits = decoder(words_before(words), memory).float() / temperature
     logits[..., [PAD, START, UNKNOWN]] = -torch.inf
     logp = logits.log_softmax(dim=-1).gather(3, words[..., None])[..., 0]
-    # What fills a caption up is masked and not multiplied: a language model cannot say it, and 0 times -inf is nan.
+    # Padding is masked, not multiplied by 0: a language model gives it -inf, and 0 * -inf is nan.
     return logp.masked_fill(words == PAD, 0.0)

@@ -1,4 +1,4 @@
-"""What an encoder learns from captions beside writing them: which are an image's own, and which words these use."""
+"""Additional losses of captioning: contrastive matching of images and captions, and bag-of-words prediction."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vitrail.data.text import PAD, START, UNKNOWN
 from vitrail.tasks.caption.decoders import Decoder
 
 Gather = Callable[[Tensor], Tensor]
-"""joins the rows of all processes; gradients flow back to each one's own"""
+"""concatenates the rows of all processes; gradients flow back to each process"""
 
 
 class Match(nn.Module):
@@ -26,9 +26,9 @@ class Match(nn.Module):
         self.scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # CLIP's (2103.00020)
 
     def forward(self, pooled: Tensor, texts: Tensor | None = None, gather: Gather | None = None) -> Tensor:
-        """Images [..., B, D] and captions' hidden states [..., R, D] to how well each pair matches, [..., B, R].
+        """Images [..., B, D] and captions' hidden states [..., R, D] to the logits of all pairs, [..., B, R].
 
-        Without captions, the images' unit vectors [..., B, D]. With `gather`, rows and columns are those of all
+        Without captions, the images' unit vectors [..., B, D]. With `gather`, over the images and captions of all
         processes.
         """
         images = F.normalize(self.image(pooled), dim=-1)
@@ -37,38 +37,40 @@ class Match(nn.Module):
         texts = F.normalize(self.text(texts), dim=-1)
         if gather is not None:
             images, texts = gather(images), gather(texts)
-        with torch.autocast(images.device.type, enabled=False):  # a scale of 100 makes much of bf16's rounding
+        with torch.autocast(images.device.type, enabled=False):  # a scale of 100 would amplify bf16's rounding errors
             return self.scale.clamp(max=math.log(100)).exp() * (images.float() @ texts.float().mT)
 
 
 def text_states(decoder: Decoder, captions: Tensor) -> Tensor:
-    """Hidden states [R, D] of captions [R, T], after all but the last word: the end, but of one that was cut off."""
+    """The hidden states [R, D] before the last token of captions [R, T], which is the end unless the caption is
+    truncated."""
     ends = (captions != PAD).sum(dim=1) - 1
     hidden = decoder(F.pad(captions[:, :-1], (1, 0), value=START))
     return hidden[torch.arange(len(ends), device=ends.device), ends]
 
 
 def contrastive_loss(logits: Tensor) -> Tensor:
-    """The mean loss both ways of logits [B, B] whose pairs are on the diagonal (equation 2 of CoCa)."""
+    """The mean contrastive loss in both directions of logits [B, B] with the pairs on the diagonal (equation 2 of
+    CoCa)."""
     own = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
 
 class BagOfWords(nn.Module):
-    """Which words the captions of an image use, whatever their order, predicted from its one vector."""
+    """Predicts the bag of words of an image's captions from its pooled vector."""
 
     def __init__(self, width: int, vocabulary: int) -> None:
         super().__init__()
         self.linear = nn.Linear(width, vocabulary)
-        nn.init.constant_(self.linear.bias, -5.0)  # nearly all words are missing from an image's captions
+        nn.init.constant_(self.linear.bias, -5.0)  # an image's captions contain very few of the words
 
     def init_word_bias(self, labels: Tensor) -> None:
-        """Begin with the share of images' captions [N, K, T] that use each word."""
+        """Initialise the bias with the fraction of the captions [N, K, T] that use each word."""
         share = sum(self.shares(some).sum(dim=0) for some in labels.split(500)) / len(labels)
         self.linear.bias.data.copy_(torch.as_tensor(share).clamp(1e-5, 1 - 1e-3).logit())
 
     def shares(self, labels: Tensor) -> Tensor:
-        """The share of each image's captions [B, K, T] that uses each word, [B, V]."""
+        """The fraction of each image's captions [B, K, T] that use each word, [B, V]."""
         there = (labels[..., 0] != PAD).sum(dim=1, keepdim=True)
         used = torch.zeros(*labels.shape[:2], self.linear.out_features, device=labels.device).scatter_(2, labels, 1.0)
         shares = used.sum(dim=1) / there
@@ -76,9 +78,9 @@ class BagOfWords(nn.Module):
         return shares
 
     def forward(self, pooled: Tensor, labels: Tensor, gather: Gather | None = None) -> Tensor:
-        """Images [B, D] and all their captions [B, K, T], to the mean over images of the summed cross-entropies.
+        """Images [B, D] and all their captions [B, K, T] to the mean over images of the summed cross-entropies.
 
-        The target of a word is the share of the image's captions that use it. With `gather`, the mean is over the
+        The target of a word is the fraction of the image's captions that use it. With `gather`, the mean is over the
         images of all processes.
         """
         logits, shares = self.linear(pooled).float(), self.shares(labels)

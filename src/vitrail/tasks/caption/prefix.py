@@ -1,9 +1,9 @@
-"""A pretrained language model that reads the image as a prefix: a decoder of captions (ClipCap, arXiv 2111.09734).
+"""A caption decoder with a pretrained language model that reads the image as a prefix (ClipCap, arXiv 2111.09734).
 
 `image → encoder → join → M vectors as wide as the language model's words → language model → words`
 
-Encoder and language model are pretrained. What is between them is trained, and the language model with it where that
-is wanted. Shapes are those of `decoders.py`, with W for the width of the encoder and D for that of the language model.
+Encoder and language model are pretrained. The mapping between them is trained, and optionally the language model.
+Shapes are those of `decoders.py`, with W for the width of the encoder and D for that of the language model.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from vitrail.tasks.encoder import EncoderConfig, pooled_width, token_width
 from vitrail.vit import Block, ViTConfig
 
 HEAD = 64
-"""width of a head in the joining Transformer, where the language model's own divides so"""
+"""head width of the mapping Transformer, if it divides the language model's width"""
 
 
 class PrefixDecoder(LanguageDecoder):
-    """A causal language model that reads the prefix, its start and then the words.
+    """A causal language model that reads the prefix, its start token and then the words.
 
-    Its hidden states are those of the model, [..., D]; the model's last layer makes logits of them.
+    Hidden states are those of the model, [..., D]; its last layer maps them to logits.
     """
 
     def __init__(self, model: Any, vocabulary: VocabMap, settings: LanguageSettings, encoder: EncoderConfig) -> None:
-        """`model` is a causal language model of transformers, `encoder` the config of what reads the images."""
+        """`model` is a causal language model of transformers, `encoder` the config of the image encoder."""
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048
         super().__init__(model, vocabulary, positions)
         self.transformers = json.loads(model.config.to_json_string(use_diff=False))
@@ -51,17 +51,17 @@ class PrefixDecoder(LanguageDecoder):
         self.max_length = positions - (0 if self.has_places else settings.prefix_length)
         if self.max_length < 2:
             raise UserError(
-                f"the language model has {positions} places: lower --prefix-length from {settings.prefix_length}"
+                f"the language model has {positions} positions: lower --prefix-length from {settings.prefix_length}"
             )
         if not settings.tune_language:
-            # Gradients pass through it to the prefix, and none stays in it.
+            # Gradients pass through it to the prefix; its own weights get none.
             model.requires_grad_(False)
             self.frozen = [model]
         self.join = join_for(settings, encoder, model.get_input_embeddings().embedding_dim)
 
     @staticmethod
     def check(model: Any, name: str) -> None:
-        """Raises UserError for a model that does more to its logits than its last layer, which we would not do."""
+        """Raises UserError for a model that changes its logits after the last layer, which we do not reproduce."""
         ids = torch.zeros(1, 2, dtype=torch.int64)
         with torch.no_grad():
             own = model.get_output_embeddings()(model.base_model(input_ids=ids).last_hidden_state)
@@ -98,7 +98,7 @@ class PrefixDecoder(LanguageDecoder):
         attention = None
         if self.has_places and out.attentions:
             layers = [layer[:, :, -1].float().mean(dim=1) for layer in out.attentions]
-            # What is left when the words, with the one that was just read, are taken away are the image's places.
+            # All positions before the words, including the current one, belong to the image.
             attention = torch.stack(layers).mean(dim=0)[:, : -(state.length + 1)]
         return out.last_hidden_state[:, -1], attention, LanguageState(cache_of(out), state.length + 1)
 
@@ -107,7 +107,7 @@ class PrefixDecoder(LanguageDecoder):
 
     @contextmanager
     def _attention_formed(self) -> Iterator[None]:
-        """Fused attention never forms its matrix; for one word at a time the other costs little."""
+        """Fused attention never computes the matrix; for one word at a time the explicit one costs little."""
         if not self.has_places:
             yield
             return
@@ -120,7 +120,7 @@ class PrefixDecoder(LanguageDecoder):
 
 
 class MLPJoin(nn.Module):
-    """The image's vector through one hidden layer to all vectors of the prefix at once (section 3.3)."""
+    """Maps the image vector through one hidden layer to all prefix vectors (section 3.3)."""
 
     def __init__(self, pooled: int, width: int, length: int) -> None:
         super().__init__()
@@ -134,9 +134,10 @@ class MLPJoin(nn.Module):
 
 
 class TransformerJoin(nn.Module):
-    """Learned queries stand beside the image's tokens in a Transformer, and what becomes of them is the prefix.
+    """A Transformer over learned queries and the image tokens; the outputs of the queries are the prefix.
 
-    In section 3.3 they stand beside several projections of CLIP's one vector; all tokens say where things are too.
+    In section 3.3 the queries come with several projections of CLIP's single vector; all tokens keep spatial
+    information.
     """
 
     no_decay: ClassVar[tuple[str, ...]] = ("queries",)
@@ -159,7 +160,7 @@ class TransformerJoin(nn.Module):
 
 
 class ProjectionJoin(nn.Module):
-    """Each of the image's tokens through one linear layer: the prefix has one vector per place."""
+    """Each image token through one linear layer: the prefix has one vector per token."""
 
     def __init__(self, seen: int, width: int) -> None:
         super().__init__()
@@ -171,7 +172,7 @@ class ProjectionJoin(nn.Module):
 
 
 def join_for(settings: LanguageSettings, encoder: EncoderConfig, width: int) -> nn.Module:
-    """What stands between an encoder and a language model `width` wide."""
+    """The mapping from an encoder to a language model of width `width`."""
     if settings.join == "mlp":
         return MLPJoin(pooled_width(encoder), width, settings.prefix_length)
     if settings.join == "transformer":
@@ -180,9 +181,9 @@ def join_for(settings: LanguageSettings, encoder: EncoderConfig, width: int) -> 
 
 
 def pretrained(source: str) -> tuple[Any, VocabMap, HFTokenizer]:
-    """The language model of a Hub id or folder, its numbers and its tokenizer.
+    """The language model of a Hub id or folder, its vocabulary and its tokenizer.
 
-    The one place where a task reaches up to `zoo`, which reads files: only here the settings name another checkpoint.
+    The only place where a task imports `zoo`, which reads files: only these settings name another checkpoint.
     """
     from vitrail.zoo.captioners import language_model
 

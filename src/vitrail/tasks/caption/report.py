@@ -1,4 +1,4 @@
-"""The sections of a captioner's report: scores, examples, and whether it says the same of all images."""
+"""The sections of a captioner's report: scores, examples, and the fraction of identical captions."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from vitrail.tasks.task import Score, Section
 from vitrail.units import number
 
 OTHERS = ("bleu4", "rouge_l")
-"""scores that are shown beside the one that chooses the best checkpoint"""
+"""scores that are shown besides the one that chooses the best checkpoint"""
 PEOPLE = 2
-"""captions of people that are shown of an image"""
+"""number of reference captions shown per image"""
 
 
 def sections(run: Any) -> list[Section]:
-    """Of a `vitrail.report.RunRecord`; those whose entries are missing are empty."""
+    """The sections of a `vitrail.report.RunRecord`; empty if their entries are missing."""
     row, where = (run.test, "test") if run.test else (run.best, "validation")
     cards = "".join(card(name, Score(name, unit="").text(number(row.get(name))), where) for name in OTHERS)
-    panel = Panel("share of the commonest caption", [Line("", points(run.val, "identical"), GREY)])
+    panel = Panel("share of the most common caption", [Line("", points(run.val, "identical"), GREY)])
     return [
         Section("", cards),
         Section("Example predictions", "".join(map(_example, run.examples))),
-        Section("Variety", chart([panel], "share of the commonest caption against steps")),
+        Section("Variety", chart([panel], "share of the most common caption against steps")),
     ]
 
 

@@ -1,8 +1,8 @@
 """Scores of captions as the field reports them: BLEU, METEOR, ROUGE-L and CIDEr, from pycocoevalcap's scorers.
 
-They compare words, and so depend on how text is cut into them. Here this is fixed: lower case, then `[a-z0-9']+`. Where
-Java is found, the scores on Stanford's Penn Treebank tokens stand beside them, since papers on COCO use those. All are
-fractions as the scorers print them; a CIDEr of 0.42 is what papers write as 42.
+They compare words, so they depend on the tokenisation. Here it is fixed: lower case, then `[a-z0-9']+`. If Java is
+installed, scores on Stanford's Penn Treebank tokens are added, because papers on COCO use those. All are fractions, as
+the scorers print them; a CIDEr of 0.42 is written as 42 in papers.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ Key = TypeVar("Key", bound=Hashable)
 Given = tuple[Mapping[Key, str], Mapping[Key, Sequence[str]]]
 """candidates, and the references of each"""
 Cut = tuple[dict[Key, str], dict[Key, list[str]]]
-"""the same in tokens, parted by spaces"""
+"""the same in tokens, separated by spaces"""
 Scores = dict[str, float | None]
-"""by name; None for one that these images do not have"""
+"""by name; None for a score that is undefined for these images"""
 
 COLLAPSED = 0.5
-"""a model that gives more than this share of the images one caption has collapsed,"""
+"""a model that gives more than this fraction of the images the same caption has collapsed;"""
 FEWEST = 10
-"""which fewer images than this do not show; CIDEr of fewer means little"""
+"""fewer images than this cannot show it, and CIDEr of fewer means little"""
 
 
 def caption_scores(
@@ -50,14 +50,14 @@ def caption_scores(
 ) -> Scores:
     """`bleu1` to `bleu4`, `rouge_l`, `cider`; with Java `meteor`, and all of them on Treebank tokens as `ptb_...`.
 
-    Beside them: `length` (mean words), `vocabulary` (different words over all captions), `identical` (the share of
-    images that have the most common caption: 1 where the model has collapsed), `distinct` (different captions a
-    image), with `seen`, the captions trained on, `new` (the share of captions that are none of these), and `count`.
+    In addition: `length` (mean words), `vocabulary` (different words over all captions), `identical` (the fraction of
+    images with the most common caption: 1 if the model has collapsed), `distinct` (different captions per image), with
+    `seen`, the training captions, `new` (the fraction of captions that are not among these), and `count`.
 
-    Each image needs a candidate and at least one reference. `java` None uses Java where it is found, True insists.
-    CIDEr weighs n-grams by how few of the images have them in these references: where all have the same ones, as
-    with a single image, `cider` is None, and for few it means little; either is warned of. Captions that have no word
-    by the fixed tokenisation score 0, and `length` and the others beside it count what spaces part.
+    Each image needs a candidate and at least one reference. `java=None` uses Java if installed, True requires it. CIDEr
+    weights n-grams by their rarity among the images' references: if all images have the same n-grams, as with a single
+    image, `cider` is None; for few images it means little. Both log a warning. Captions without a word in the fixed
+    tokenisation score 0; `length` and the other statistics then count words between spaces.
     """
     scores = _scored([(candidates, references)], java, seen)[0]
     _warn_of_cider(scores, len(candidates))
@@ -65,19 +65,19 @@ def caption_scores(
 
 
 def _warn_of_cider(scores: Scores, count: int) -> None:
-    """Say where CIDEr says nothing, or little."""
+    """Warn if CIDEr is undefined or means little."""
     images = f"{count} image{'s' * (count > 1)}"
     if scores["cider"] is None:
         warn_once(
-            f"no CIDEr of {images}: it weighs words by how few of the images have them in their references, and all "
+            f"no CIDEr of {images}: it weights words by their rarity among the references of the images, but all "
             "here have the same; score more images"
         )
     elif count < FEWEST:
-        warn_once(f"CIDEr of {images} means little: it weighs words by how few of the images have them; score more")
+        warn_once(f"CIDEr of {images} means little: it weights words by their rarity among the images; score more")
 
 
 def _scored(sets: Sequence[Given[Key]], java: bool | None, seen: Iterable[str] | None = None) -> list[Scores]:
-    """`caption_scores` of several sets. Java takes many seconds to begin, so it does so once for all."""
+    """`caption_scores` of several sets. Java takes many seconds to start, so it starts once for all."""
     if not all(given and given.keys() == texts.keys() and all(texts.values()) for given, texts in sets):
         raise ValueError("every image needs one candidate and at least one reference")
     cut = [_each(given, lambda text: " ".join(words(text))) for given in sets]
@@ -91,7 +91,7 @@ def _scored(sets: Sequence[Given[Key]], java: bool | None, seen: Iterable[str] |
     except (RunError, UserError) as error:
         if java:
             raise
-        log.warning(f"METEOR and scores on Treebank tokens are left out: {error}")
+        log.warning(f"METEOR and scores on Treebank tokens are skipped: {error}")
         return scores
 
 
@@ -106,7 +106,7 @@ def _each(given: Given[Key], change: Callable[[str], str]) -> Cut[Key]:
 
 
 def statistics(captions: Collection[str], seen: Iterable[str] | None = None) -> dict[str, float]:
-    """What the captions are like, whatever the images show: see `caption_scores`."""
+    """Statistics of the captions, independent of the images: see `caption_scores`."""
     tokens = [_said(caption) for caption in captions]
     counts, total = Counter(tokens), len(tokens)
     found: dict[str, float] = {
@@ -123,16 +123,17 @@ def statistics(captions: Collection[str], seen: Iterable[str] | None = None) -> 
 
 
 def _said(caption: str) -> tuple[str, ...]:
-    """A caption's words, or, in an alphabet that the tokenisation does not know, what spaces part."""
+    """A caption's words; for alphabets outside the tokenisation, words between spaces."""
     return tuple(words(caption) or caption.lower().split())
 
 
 def human_ceiling(references: Mapping[Key, Sequence[str]], *, java: bool | None = None) -> Scores:
-    """How people score: each reference in turn as the candidate against the image's others, averaged over the turns.
+    """The scores of people: each reference in turn is the candidate against the image's others; averaged over the
+    turns.
 
-    A turn counts by its images, since few have a sixth reference; one that has no CIDEr is left out of that score's
-    mean. Images with fewer than two references have no part in it; `count` is of the others. A person has one
-    reference less to agree with than a model has, so this is a little below what a person would get beside it.
+    Turns are weighted by their number of images, because few images have a sixth reference; turns without a CIDEr are
+    left out of its mean. Images with fewer than two references are left out; `count` is the number of the others.
+    People are compared with one reference less than models, so their scores are slightly too low in comparison.
     """
     several = {key: list(texts) for key, texts in references.items() if len(texts) > 1}
     if not several:
@@ -151,19 +152,19 @@ def human_ceiling(references: Mapping[Key, Sequence[str]], *, java: bool | None 
 
 
 def _mean(turns: Iterable[tuple[float | None, int]]) -> float | None:
-    """Of those turns that have a score, each weighed by its number of images."""
+    """The mean over the turns that have this score, weighted by their number of images."""
     scored = [(score, count) for score, count in turns if score is not None]
     return sum(score * count for score, count in scored) / sum(count for _, count in scored) if scored else None
 
 
 def check_scorers() -> None:
-    """UserError where pycocoevalcap is missing."""
+    """Raise UserError if pycocoevalcap is missing."""
     if importlib.util.find_spec("pycocoevalcap") is None:
         raise UserError(MISSING)
 
 
 def _ngram_scores(tokens: Mapping[Key, str], expected: Mapping[Key, list[str]]) -> Scores:
-    """What needs no Java, on text whose words are parted by spaces."""
+    """The scores that need no Java, on text with words separated by spaces."""
     try:
         from pycocoevalcap.bleu.bleu import Bleu
         from pycocoevalcap.cider.cider import Cider as Theirs
@@ -171,10 +172,10 @@ def _ngram_scores(tokens: Mapping[Key, str], expected: Mapping[Key, list[str]]) 
     except ImportError:
         raise UserError(MISSING) from None
     given = {key: [text] for key, text in tokens.items()}
-    if not any(chain.from_iterable(expected.values())):  # which CIDEr's scorer cannot weigh
-        warn_once("no caption of the data has a word of [a-z0-9']: CIDEr, BLEU and ROUGE-L are 0 and say nothing")
+    if not any(chain.from_iterable(expected.values())):  # CIDEr's scorer fails on these
+        warn_once("no caption of the data has a word of [a-z0-9']: CIDEr, BLEU and ROUGE-L are 0 and meaningless")
         return dict.fromkeys(("cider", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l"), 0.0)
-    with contextlib.redirect_stdout(io.StringIO()):  # BLEU's scorer prints
+    with contextlib.redirect_stdout(io.StringIO()):  # BLEU's scorer prints to standard output
         bleu, _ = Bleu(4).compute_score(expected, given)
         rouge, _ = Rouge().compute_score(expected, given)
         cider, _ = Theirs().compute_score(expected, given)
@@ -186,14 +187,14 @@ def _ngram_scores(tokens: Mapping[Key, str], expected: Mapping[Key, list[str]]) 
 
 
 def _tell_apart(references: Iterable[Sequence[str]]) -> bool:
-    """Whether some n-gram is in the references of some images only: CIDEr's weights are 0 for what all have."""
+    """Whether some n-gram is only in the references of some images: CIDEr's weight is 0 for n-grams of all images."""
     found = ({ngram for text in texts for ngram in ngrams(text.split())} for texts in references)
     first = next(found)
     return any(ngrams != first for ngrams in found)
 
 
 def _java_scores(sets: Sequence[Given[Key]], cut: Sequence[Cut[Key]]) -> list[Scores]:
-    """What needs Java, of each set and of its fixed tokens."""
+    """The scores that need Java, for each set and its fixed tokens."""
     texts = [text for given, references in sets for key in given for text in (given[key], *references[key])]
     lines = iter(treebank(texts))
     ptb = [_each(given, lambda text: next(lines)) for given in sets]
@@ -205,20 +206,20 @@ def _java_scores(sets: Sequence[Given[Key]], cut: Sequence[Cut[Key]]) -> list[Sc
 
 
 class CaptionMetric:
-    """The scores of an evaluation, `cider` first, from answers with a `.caption`; state is kept by sample.
+    """The scores of an evaluation, `cider` first, from answers with a `.caption`. State is kept by sample.
 
-    An image's references are those of its batch under `captions`, a list an image. Warns where the model has
-    collapsed to one caption.
+    The references are in the batch under `captions`, one list per image. Warns if the model has collapsed to one
+    caption.
     """
 
     def __init__(self, *, seen: Iterable[str] | None = None, java: bool | None = False) -> None:
-        """`seen` and `java` as in `caption_scores`. Java takes seconds, so it is off unless asked for."""
+        """`seen` and `java` as in `caption_scores`. Java takes seconds, so it is off by default."""
         self.seen = None if seen is None else list(seen)
         self.java = java
         self.rows: dict[int, tuple[str, list[str]]] = {}
 
     def update(self, batch: dict[str, Any], answers: Sequence[Any]) -> None:
-        """Keep each sample's caption; one that was seen before counts once."""
+        """Add the caption of each sample; repeated samples count once."""
         for sample, answer, texts in zip(batch["sample"].tolist(), answers, batch["captions"], strict=True):
             self.rows[sample] = (answer.caption, list(texts))
 
@@ -242,6 +243,6 @@ class CaptionMetric:
             common, _ = Counter(candidates.values()).most_common(1)[0]
             log.warning(
                 f"{identical:.0%} of {len(candidates):,} images have the same caption ({common!r:.80}): "
-                "the model does not look at them, or has not trained for long enough"
+                "the model ignores the images, or needs longer training"
             )
         return scores

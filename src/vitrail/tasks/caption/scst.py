@@ -1,4 +1,4 @@
-"""Self-critical sequence training: learn from CIDEr, the score itself (arXiv 1612.00563)."""
+"""Self-critical sequence training: train on CIDEr itself (arXiv 1612.00563)."""
 
 from __future__ import annotations
 
@@ -21,28 +21,26 @@ if TYPE_CHECKING:
     from vitrail.tasks.caption.task import Caption
 
 Reward = Callable[[Iterable[int], Iterable[str], Iterable[bool]], list[float]]
-"""sample numbers of images, a caption of each and whether it came to its end, to the captions' scores"""
+"""sample numbers of images, a caption of each and whether it is finished, to the captions' scores"""
 
 
 def reward_of(captions: Sequence[Sequence[str]]) -> Reward:
-    """CIDEr against the captions of the training images. UserError where it cannot tell captions apart."""
+    """CIDEr against the captions of the training images. UserError if it cannot distinguish captions."""
     if not any(words(text) for texts in captions for text in texts):
-        raise UserError(
-            "no caption has a word of [a-z0-9'], which are what CIDEr rewards: leave self-critical training out"
-        )
+        raise UserError("no caption has a word of [a-z0-9'], which CIDEr counts: do not use self-critical training")
     cider = Cider(dict(enumerate(captions)), ends=True)
     if not any(cider.weights.values()):
         raise UserError(
-            f"self-critical training rewards CIDEr, which weights words by how few of the {len(captions)} training "
-            "images have them, and all have the same: add images, or leave it out"
+            f"self-critical training rewards CIDEr, which weights words by their rarity among the {len(captions)} "
+            "training images, but all have the same: add images, or do not use it"
         )
     return cider.rewards
 
 
 def self_critical_loss(task: Caption, memory: Memory, batch: Batch) -> dict[str, Tensor]:
-    """Reward what a sampled caption scores above the mean of the image's other samples (2003.09971).
+    """Reward a sampled caption by its score minus the mean of the image's other samples (arXiv 2003.09971).
 
-    The samples are a function of the batch's `key` and the sample, whatever else is in the batch.
+    The samples depend only on the batch's `key` and the sample number, not on the rest of the batch.
     """
     assert task.reward is not None, "self-critical training needs a reward"
     samples, temperature = task.captioning.captions + 1, task.captioning.scst_temperature

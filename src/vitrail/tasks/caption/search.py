@@ -1,4 +1,5 @@
-"""Writing captions: greedy, beam and sampled, over any decoder, several captions of many images at once."""
+"""Caption generation: greedy, beam search and sampling, with any decoder, for several captions of many images at
+once."""
 
 from __future__ import annotations
 
@@ -15,10 +16,10 @@ from vitrail.data.text import END, PAD, START, UNKNOWN
 from vitrail.tasks.caption.settings import Decoding
 
 SAMPLED = 71
-"""stream of random numbers of sampled words (see `uniform`)"""
+"""random stream for sampling words (see `uniform`)"""
 
 Stepper = Callable[[Tensor, Tensor | None, Any], tuple[Tensor, Tensor | None, Any]]
-"""the next words [R], the rows of the state that they continue [R] (None: each its own) and the state, to a
+"""maps the next words [R], the rows of the state that they continue [R] (None: each its own) and the state to a
 `decoders.Step`"""
 
 
@@ -27,37 +28,37 @@ class Written:
     """Captions of B images, K each, best first."""
 
     words: Tensor
-    """int64 [B, K, T]: `END` closes a caption and `PAD` fills up"""
+    """int64 [B, K, T]: `END` ends a caption, `PAD` is padding"""
     logp: Tensor
     """[B, K, T] log-probability of each word; 0 after the end"""
     score: Tensor
-    """[B, K] sum of `logp` over the length to the power `length_penalty`, and what `match` and `consensus` add"""
+    """[B, K] sum of `logp` over the length to the power `length_penalty`, plus the terms of `match` and `consensus`"""
 
     def ranked(self) -> Written:
-        """The same captions, the best first again."""
+        """The same captions, sorted by new scores, best first."""
         score, order = self.score.sort(dim=1, descending=True, stable=True)
         places = order[:, :, None].expand_as(self.words)
         return Written(self.words.gather(1, places), self.logp.gather(1, places), score)
 
     @staticmethod
-    def joined(parts: Sequence[Written]) -> Written:
-        """The captions of some images and then those of others."""
-        length = max(part.words.shape[2] for part in parts)
-        words = [F.pad(part.words, (0, length - part.words.shape[2]), value=PAD) for part in parts]
-        logp = [F.pad(part.logp, (0, length - part.logp.shape[2])) for part in parts]
-        return Written(torch.cat(words), torch.cat(logp), torch.cat([part.score for part in parts]))
+    def joined(chunks: Sequence[Written]) -> Written:
+        """Concatenate the captions of several groups of images."""
+        length = max(chunk.words.shape[2] for chunk in chunks)
+        words = [F.pad(chunk.words, (0, length - chunk.words.shape[2]), value=PAD) for chunk in chunks]
+        logp = [F.pad(chunk.logp, (0, length - chunk.logp.shape[2])) for chunk in chunks]
+        return Written(torch.cat(words), torch.cat(logp), torch.cat([chunk.score for chunk in chunks]))
 
 
 class _Writer:
-    """Logits of the next words, with what may not be written ruled out."""
+    """Logits of the next words, with forbidden words at -inf."""
 
     def __init__(self, step: Stepper, state: Any, samples: Tensor, how: Decoding, spaced: Tensor | None) -> None:
         self.step, self.state, self.spaced, self.size = step, state, spaced, how.no_repeat_ngram_size
-        # All captions of an image begin from its one row.
+        # All captions of an image start from its one row.
         self.rows: Tensor | None = torch.arange(len(samples), device=samples.device).repeat_interleave(how.beam)
 
     def next(self, words: Tensor) -> Tensor:
-        """[R, T] words so far, `START` first, to logits [R, V] of the next; a word that may not come has -inf."""
+        """[R, T] words so far, `START` first, to logits [R, V] of the next; forbidden words have -inf."""
         logits, _, self.state = self.step(words[:, -1], self.rows, self.state)
         logits, self.rows = logits.float(), None
         for special in (PAD, START, UNKNOWN):
@@ -65,19 +66,19 @@ class _Writer:
         if self.size:
             said = words[:, 1:].clone()
             if self.spaced is not None:
-                said[:, :1] = self.spaced[said[:, :1]]  # the first word is the same as the same word later
+                said[:, :1] = self.spaced[said[:, :1]]  # the first word also matches the same word later
             forbid_repeats(logits, said, self.size)
         return logits
 
     def keep(self, rows: Tensor) -> None:
-        """The next words continue these rows."""
+        """Make the next words continue these rows."""
         self.rows = rows
 
 
 def forbid_repeats(logits: Tensor, words: Tensor, size: int) -> None:
-    """Rule out, in place, each word that would close a row of `size` words that a caption [R, T] has already.
+    """Forbid, in place, each word that would repeat an n-gram of `size` words of its caption [R, T].
 
-    The end of a caption is always allowed, so that there is a next word whatever came before.
+    The end token is always allowed, so that there is always a next word.
     """
     if words.shape[1] < size:
         return
@@ -89,9 +90,9 @@ def forbid_repeats(logits: Tensor, words: Tensor, size: int) -> None:
 
 
 def write(step: Stepper, state: Any, how: Decoding, samples: Tensor, spaced: Tensor | None = None) -> Written:
-    """Captions of the images whose `state` has one row per image before the first word.
+    """Captions of the images; `state` has one row per image before the first word.
 
-    Draws depend on the images' sample numbers [B]. `spaced` [V] is what `Tokenizer.spaced` gives.
+    Random draws depend on the images' sample numbers [B]. `spaced` [V] is what `Tokenizer.spaced` gives.
     """
     writer = _Writer(step, state, samples, how, spaced)
     return _sample(writer, how, samples) if how.sample else _beam(writer, how, samples)
@@ -106,7 +107,7 @@ def _sample(writer: _Writer, how: Decoding, samples: Tensor) -> Written:
         allowed = among(logp / how.temperature, how.top_k, how.top_p)
         draws = uniform(how.sampling_seed, place, samples, captions, stream=SAMPLED).flatten()
         below = allowed.softmax(dim=-1).cumsum(dim=-1)
-        # Rounding can leave the last sum a little under a draw, so the draw is scaled to it.
+        # By rounding the last sum can be slightly below 1, so the draw is scaled to it.
         chosen = torch.searchsorted(below, (draws[:, None] * below[:, -1:]), right=True)
         chosen = chosen.clamp(max=below.shape[1] - 1).masked_fill(ended[:, None], PAD)
         logps.append(logp.gather(1, chosen).masked_fill(ended[:, None], 0.0))
@@ -118,7 +119,7 @@ def _sample(writer: _Writer, how: Decoding, samples: Tensor) -> Written:
 
 
 def among(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Logits [R, V] with all words but the likeliest ruled out."""
+    """Logits [R, V] with all but the most likely words at -inf."""
     if top_k:
         least = logits.topk(min(top_k, logits.shape[1]), dim=1).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
@@ -141,14 +142,14 @@ def _sorted(words: Tensor, logp: Tensor, how: Decoding) -> Written:
 def _beam(writer: _Writer, how: Decoding, samples: Tensor) -> Written:
     """The `beam` best unfinished captions of each image are continued, and the `beam` best finished ones kept.
 
-    An image is done when that many have ended and no unfinished one scores better as it is. A single caption is
-    continued with its likeliest word until that is the end.
+    An image is done when `beam` captions have ended and no unfinished one has a better score. A single caption is
+    continued with its most likely word until the end token.
     """
     images, beam, device = len(samples), how.beam, samples.device
     words = torch.full((images, beam, 1), START, device=device)
     logp = torch.zeros(images, beam, 0, device=device)
     sums = torch.full((images, beam), -torch.inf, device=device)
-    sums[:, 0] = 0.0  # all captions begin alike: only the first one counts
+    sums[:, 0] = 0.0  # all captions start equal: only the first one counts
     done = Written(
         torch.full((images, beam, how.max_length), PAD, device=device),
         torch.zeros(images, beam, how.max_length, device=device),
@@ -161,7 +162,7 @@ def _beam(writer: _Writer, how: Decoding, samples: Tensor) -> Written:
         # Twice as many as are kept: at most `beam` of them end here.
         most = 2 * beam if beam > 1 else 1
         likely, number = logits.topk(min(most, logits.shape[1]), dim=1)
-        if place == how.max_length:  # what has not ended by now ends here
+        if place == how.max_length:  # unfinished captions end here
             likely, number = logits[:, END, None], torch.full_like(number[:, :1], END)
         new = (likely - logits.logsumexp(dim=1, keepdim=True)).view(images, -1)
         totals = (sums[:, :, None] + new.view(images, beam, -1)).flatten(1)
@@ -183,7 +184,7 @@ def _beam(writer: _Writer, how: Decoding, samples: Tensor) -> Written:
 
 
 def _merged(done: Written, words: Tensor, logp: Tensor, sums: Tensor, length: int, how: Decoding) -> Written:
-    """The best of the finished captions and of those that end now."""
+    """The best of the finished captions and those that end now."""
     if sums.isneginf().all():
         return done
     pad = how.max_length - length

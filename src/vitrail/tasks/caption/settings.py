@@ -1,4 +1,4 @@
-"""What a recipe may set of a captioner: the decoder, its vocabulary, how both are trained, how captions are written."""
+"""Settings of a captioner: the decoder, its vocabulary, training, and decoding."""
 
 from __future__ import annotations
 
@@ -10,38 +10,39 @@ from vitrail.errors import UserError
 from vitrail.tasks.task import Settings
 
 MOST = 10_000
-"""captions at a time, or pieces of one, far above any use: more would only ask for memory that no machine has"""
+"""upper limit for beams and caption lengths, far above any real use: more would exhaust any machine's memory"""
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How captions are written. It travels with a checkpoint: its score was taken so."""
+    """How captions are generated. Saved with the checkpoint, whose score was measured with these values."""
 
     beam: int = 3
-    """captions kept at each word; 1 is greedy"""
+    """beam size: captions kept at each step; 1 is greedy search"""
     length_penalty: float = 0.7
-    """a caption's log-probability is divided by its length to this power, or short ones would always win"""
+    """a caption's log-probability is divided by its length to this power; 0 prefers short captions"""
     sample: bool = False
-    """draw words by their probabilities in place of a search; `beam` is then how many captions are drawn"""
+    """sample words instead of searching; `beam` is then the number of captions to sample"""
     temperature: float = 1.0
-    """of the draws: below 1 likely words become likelier"""
+    """softmax temperature for sampling; below 1, likely words become likelier"""
     top_k: int = 0
-    """draw among this many likeliest words; 0 for all"""
+    """sample from this many most likely words; 0 for all"""
     top_p: float = 1.0
-    """draw among the likeliest words that hold this share of the probability (1904.09751)"""
+    """nucleus sampling: sample from the most likely words with this total probability (arXiv 1904.09751)"""
     sampling_seed: int = 0
-    """of the draws"""
+    """random seed for sampling"""
     no_repeat_ngram_size: int = 3
-    """no row of this many pieces comes twice in a caption; 0 allows it. A rare word is several pieces"""
+    """no sequence of this many tokens occurs twice in a caption; 0 for no limit. A rare word is several tokens"""
     max_length: int = 40
-    """pieces of a caption at most, its end included"""
+    """maximum caption length in tokens, including the end token"""
     match: float = 0.0
-    """how much a finished caption's match with its image counts, in a captioner that has learned to match them: the
-    logit of its contrastive loss times this is added to the score, and the best of the `beam` captions comes first"""
+    """weight for reranking captions by how well they match the image, in captioners trained with a contrastive loss:
+    its logit times this weight is added to the score"""
     consensus: float = 0.0
-    """the same for its CIDEr with the captions of similar training images, in a captioner with an index of these"""
+    """weight for reranking by CIDEr against the captions of similar training images, in captioners with such an
+    index"""
     neighbours: int = 100
-    """how many similar images those are"""
+    """number of similar training images"""
 
     def __post_init__(self) -> None:
         if (
@@ -68,20 +69,21 @@ class Decoding:
 
 @dataclass(frozen=True)
 class LanguageSettings:
-    """The language model that writes, and how the image reaches it (ClipCap, 2111.09734)."""
+    """The language model, and how the image is passed to it (ClipCap, arXiv 2111.09734)."""
 
     language_model: str = "openai-community/gpt2"
-    """a causal language model that transformers loads: a Hub id or a folder"""
+    """causal language model for transformers: a Hub id or a folder"""
     tune_language: bool = False
-    """train the language model too; else it stays as it is"""
+    """also train the language model; otherwise it is frozen"""
     join: Literal["transformer", "mlp", "projection"] = "transformer"
-    """transformer: learned queries read all of the image's tokens, for a frozen language model (section 3.3 of
-    ClipCap); mlp: the image's one vector through a hidden layer, for a tuned one (section 3.3); projection: each of
-    the image's tokens through one linear layer, so that words can be traced to places"""
+    """how image features become the prefix. transformer: learned queries attend to all image tokens, for a frozen
+    language model (ClipCap, section 3.3); mlp: the pooled image vector through one hidden layer, for a trained language
+    model (section 3.3); projection: each image token through one linear layer, so that attention maps to image
+    regions"""
     prefix_length: int = 10
-    """vectors that stand for the image; with `projection` there are as many as the image has tokens"""
+    """number of prefix vectors for the image; with `projection` it is the number of image tokens"""
     join_depth: int = 8
-    """blocks of the joining Transformer"""
+    """blocks of the mapping Transformer"""
 
     def __post_init__(self) -> None:
         for name in ("prefix_length", "join_depth"):
@@ -91,48 +93,50 @@ class LanguageSettings:
 
 @dataclass(frozen=True)
 class Captioning(Settings):
-    """The decoder, its vocabulary, and how both are trained: fields of a run."""
+    """Decoder, vocabulary and training settings of a captioner."""
 
     name = "caption"
     any_encoder = True
 
     decoder: Literal["recurrent", "attentive", "transformer", "language_model"] = "transformer"
-    """reads the image first (1411.4555), looks at it before each word (1502.03044), a Transformer (1706.03762), or a
-    pretrained language model (recipe caption-prefix)"""
+    """recurrent: reads the image first (arXiv 1411.4555); attentive: recurrent, with attention over the image before
+    each word (arXiv 1502.03044); transformer (arXiv 1706.03762); language_model: a pretrained language model (recipe
+    caption-prefix)"""
     cell: Literal["rnn", "gru", "lstm"] = "lstm"
-    """of the recurrent decoders"""
+    """cell of the recurrent decoders"""
     decoder_width: int = 256
     decoder_depth: int = 3
-    """layers of the Transformer or of the recurrent decoder; the attentive one has a single cell"""
+    """number of layers of the Transformer or of the recurrent decoder; the attentive decoder has a single cell"""
     decoder_heads: int = 4
-    """of the Transformer"""
+    """attention heads of the Transformer"""
     decoder_dropout: float = 0.1
     most_words: int = 64
-    """words of a caption at most, its end included; of a longer one the first words are read, and no end"""
+    """maximum caption length in tokens, including the end token; longer captions are truncated"""
     vocabulary: Literal["bpe", "words"] = "bpe"
     vocabulary_size: int = 3000
     lower: bool = True
-    """captions are learned in lower case"""
+    """convert captions to lower case for training"""
     captions: int = 2
-    """how many of each image's captions a step reads"""
+    """captions per image in each training step"""
     smoothing: float = 0.1
     """label smoothing"""
     word_dropout: float = 0.0
-    """probability that a word that is read becomes `<unknown>`"""
+    """word dropout: probability that an input word is replaced by `<unknown>`"""
     contrastive: float = 0.0
-    """weight, that of the captions' words being 1, of the loss that matches images with their captions, among those of
-    the whole batch (CoCa, 2205.01917)"""
+    """weight of the contrastive loss between images and captions over the whole batch (CoCa, arXiv 2205.01917),
+    relative to the captioning loss"""
     bag_of_words: float = 0.0
-    """weight of the loss that predicts from the image alone which words its captions use (1511.02251)"""
+    """weight of the bag-of-words loss: predict the words of the captions from the image alone (arXiv 1511.02251)"""
     text_depth: int = 0
-    """blocks at the bottom of the Transformer that read words alone; the contrastive loss needs them"""
+    """number of lowest Transformer blocks that read only text, without the image; the contrastive loss needs them"""
     self_critical: float = 0.0
-    """weight of the reward, CIDEr, of sampled captions over the mean of the others (1612.00563); 0 for none. It is
-    then the only loss: smoothing, word dropout and `contrastive` rest, and `captions` + 1 are sampled per image"""
+    """weight of self-critical training on CIDEr (arXiv 1612.00563); 0 for none. It replaces all other losses:
+    smoothing, word dropout and `contrastive` are unused, and `captions` + 1 captions are sampled per image"""
     scst_temperature: float = 1.0
-    """of these samples: below 1 where label smoothing has left some probability to every word"""
+    """sampling temperature of self-critical training; below 1 if label smoothing has given every word some
+    probability"""
     language: LanguageSettings = field(default_factory=LanguageSettings)
-    """of the decoder language_model"""
+    """settings of the decoder language_model"""
     decoding: Decoding = field(default_factory=Decoding)
 
     def __post_init__(self) -> None:
@@ -141,21 +145,21 @@ class Captioning(Settings):
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("smoothing", "word_dropout", "decoder_dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} is a fraction from 0 to below 1, got {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
         for name in ("contrastive", "bag_of_words", "self_critical"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name} is a weight, from 0, got {getattr(self, name)}")
+                raise UserError(f"{name} must be a weight of at least 0, got {getattr(self, name)}")
         if self.self_critical and self.bag_of_words:
-            raise UserError("self_critical learns from the reward alone: set bag_of_words to 0")
+            raise UserError("self_critical trains on the reward only: set bag_of_words to 0")
         if not 0 < self.scst_temperature < math.inf:
             raise UserError(f"scst_temperature must be above 0, got {self.scst_temperature}")
         if self.contrastive and not (self.decoder == "transformer" and self.text_depth):
             raise UserError(
-                "contrastive compares images with what a Transformer's lowest blocks make of words alone: it needs "
+                "contrastive compares images with the text features of a Transformer's lowest blocks: it needs "
                 "the decoder transformer with a text_depth of at least 1, or a weight of 0"
             )
         if (self.decoding.match or self.decoding.consensus) and not self.contrastive:
-            raise UserError("match and consensus are for captioners with a contrastive loss: set them to 0, or it not")
+            raise UserError("match and consensus need a contrastive loss: set both to 0, or contrastive above 0")
         self._check_decoder()
 
     def _check_decoder(self) -> None:
@@ -164,22 +168,22 @@ class Captioning(Settings):
                 if getattr(self, name) != value:
                     flag = name.replace("_", "-")
                     raise UserError(
-                        f"a language model comes with its own words and layers, and takes no --{flag}: leave it out, "
+                        f"a language model has its own vocabulary and layers, and does not use --{flag}: leave it out, "
                         "and use the recipe caption-prefix"
                     )
         elif self.language != LanguageSettings():
             changed = (e.name for e in fields(self.language) if getattr(self.language, e.name) != e.default)
             flag = next(changed).replace("_", "-")
-            raise UserError(f"--{flag} is for a language model, and the decoder is {self.decoder}: use caption-prefix")
+            raise UserError(f"--{flag} is for a language model, but the decoder is {self.decoder}: use caption-prefix")
         if self.decoder == "transformer" and self.decoder_width % self.decoder_heads:
             raise UserError(
                 f"decoder width {self.decoder_width} does not divide into {self.decoder_heads} heads: change one"
             )
         if not 0 <= self.text_depth < self.decoder_depth:
-            raise UserError(f"text_depth is from 0 to below the decoder's depth, got {self.text_depth}")
+            raise UserError(f"text_depth must be at least 0 and below the decoder's depth, got {self.text_depth}")
         if self.text_depth and self.decoder != "transformer":
             raise UserError(
-                f"text_depth counts blocks of the Transformer, and the decoder is {self.decoder}: set it to 0"
+                f"text_depth is for the Transformer decoder, but the decoder is {self.decoder}: set it to 0"
             )
 
 
@@ -187,22 +191,22 @@ FREE = (
     *("captions", "smoothing", "word_dropout", "decoding"),
     *("contrastive", "bag_of_words", "self_critical", "scst_temperature"),
 )
-"""what of a captioner may change when its training continues; the rest is in its weights and its vocabulary"""
+"""settings that may change when training continues; the others are fixed by the weights and the vocabulary"""
 
 
 PLAIN: dict[str, Any] = {"smoothing": 0.0, "lower": False}
-"""what a captioner with somebody else's vocabulary has to set: label smoothing would give some probability to words
-that it cannot say, and its own tokenizer decides on the case"""
+"""required values with a language model's own vocabulary: label smoothing would give probability to tokens that it
+cannot produce, and its tokenizer handles upper and lower case"""
 _OF_ALL = ("most_words", "captions", "self_critical", "scst_temperature", "decoder", "language", "decoding")
 NOT_OF_LANGUAGE_MODELS: dict[str, Any] = {
     **{entry.name: entry.default for entry in fields(Captioning) if entry.name not in _OF_ALL},
     **PLAIN,
 }
-"""fields that a language model makes no use of, and what they have to be"""
+"""fields that a language model does not use, and their required values"""
 
 
 def merge_settings(own: Captioning, asked: Captioning) -> Captioning:
-    """The settings `asked` for, with the decoder and the vocabulary of weights whose settings are `own`.
+    """The requested settings, with the decoder and the vocabulary of weights whose settings are `own`.
 
     Another decoder is a UserError, but in self-critical training, whose recipe is for any captioner.
     """
@@ -210,12 +214,12 @@ def merge_settings(own: Captioning, asked: Captioning) -> Captioning:
     recurrent = own.decoder in ("recurrent", "attentive")
     if not critical and (asked.decoder != own.decoder or (recurrent and asked.cell != own.cell)):
         raise UserError(
-            f"the captioner to continue from has the decoder {_kind(own)}, and the recipe {_kind(asked)}: choose "
+            f"the captioner to continue from has the decoder {_kind(own)}, but the recipe has {_kind(asked)}: choose "
             "another recipe, or other weights"
         )
     if critical and not own.contrastive:
         asked = replace(asked, contrastive=0.0, decoding=replace(asked.decoding, match=0.0))
-    # Self-critical training makes no use of what a language model makes no use of.
+    # Self-critical training uses none of the fields that a language model does not use.
     fixed = NOT_OF_LANGUAGE_MODELS if critical and own.decoder == "language_model" else {}
     return replace(own, **{name: getattr(asked, name) for name in FREE if name not in fixed})
 

@@ -42,9 +42,9 @@ class Caption(Task):
     """An encoder of images and a decoder of words.
 
     Keys of a batch: `image` [B, C, H, W] normalised floats, `sample` [B]; to learn from, `label` int64 [B, K, T], the
-    numbers of K captions, each ended by `END` and filled up with `PAD` (a caption that is missing is all `PAD`); to
-    score, `captions`, the references as text. In training `epoch` tells whose turn it is among them; `key` as in
-    `Task.keep`, and self-critical training draws its samples by it.
+    tokens of K captions, each ended by `END` and padded with `PAD` (missing captions are all `PAD`); to score,
+    `captions`, the references as text. In training `epoch` selects among the captions; `key` as in `Task.keep`;
+    self-critical training samples by it.
     """
 
     name = "caption"
@@ -59,9 +59,9 @@ class Caption(Task):
 
     decoder: Decoder
     match: Match | None
-    """tells which captions are an image's own, where the contrastive loss has taught it"""
+    """head of the contrastive loss, if trained with one"""
     bag: BagOfWords | None
-    """predicts which words the captions use, while the bag-of-words loss has a weight"""
+    """head of the bag-of-words loss, if that has a weight"""
     consensus: Consensus | None
     """an index of the training images' captions, from the recipe caption-rerank"""
 
@@ -73,7 +73,7 @@ class Caption(Task):
         preprocess: Preprocess,
         decoder: Decoder | None = None,
     ) -> None:
-        """`decoder` is for those that are not made afresh: a language model's, or one of the Hub."""
+        """`decoder` is for pretrained decoders: a language model, or one of the Hub."""
         super().__init__()
         self.encoder = encoder
         self.captioning = config
@@ -85,12 +85,13 @@ class Caption(Task):
         self.frozen = list(self.decoder.frozen)
         self.match, self.bag, self.consensus = None, None, None
         self._make_heads()
-        self.spaced = torch.tensor(tokenizer.spaced(), device="cpu")  # no weight: also where weights are yet to come
+        # Not a weight, so it has values even while the weights have none.
+        self.spaced = torch.tensor(tokenizer.spaced(), device="cpu")
         self.reward: Reward | None = None
-        """what self-critical training is rewarded with"""
+        """reward of self-critical training"""
 
     def _make_heads(self) -> None:
-        """A head for each loss that has a weight: the one that is there where there is one."""
+        """Create the head of each loss that has a weight, unless it exists."""
         config, width = self.captioning, pooled_width(self.encoder.config)
         if not config.contrastive:
             self.match = None
@@ -105,8 +106,8 @@ class Caption(Task):
 
     @classmethod
     def create(cls, settings: Captioning, encoder: Encoder, splits: Splits, preprocess: Preprocess) -> Self:
-        """A captioner whose vocabulary comes from the training split's captions, or from its language model."""
-        check_scorers()  # which are needed at the first evaluation
+        """A captioner with the vocabulary of the training split's captions, or of its language model."""
+        check_scorers()  # fail now rather than at the first evaluation
         captions = Texts.of(splits.train).captions
         if settings.self_critical:
             raise UserError("self-critical training continues from a captioner: name one with --init")
@@ -127,7 +128,7 @@ class Caption(Task):
 
     @classmethod
     def merged(cls, settings: Any, loaded: Task) -> Any:
-        """The settings with the decoder and the vocabulary of `loaded`, where that is a captioner."""
+        """The settings with the decoder and the vocabulary of `loaded`, if that is a captioner."""
         whole = loaded if isinstance(loaded, cls) else None
         if settings.self_critical and whole is None:
             raise UserError("self-critical training continues from a captioner: name one with --init")
@@ -135,14 +136,13 @@ class Caption(Task):
             return settings
         if settings.contrastive and not settings.self_critical and not whole.captioning.text_depth:
             raise UserError(
-                "matching needs blocks that read words alone, which this captioner lacks: start from one of "
-                "caption-match"
+                "matching needs text-only blocks, which this captioner lacks: start from one of caption-match"
             )
         return merge_settings(whole.captioning, settings)
 
     @classmethod
     def adopt(cls, settings: Any, loaded: Task, splits: Splits, preprocess: Preprocess) -> Self:
-        """The captioner `loaded` itself, or a fresh decoder around the encoder of another task."""
+        """The captioner `loaded` itself, or a new decoder on the encoder of another task."""
         if not isinstance(loaded, cls):
             return cls.create(settings, loaded.encoder, splits, preprocess)
         check_scorers()
@@ -157,7 +157,8 @@ class Caption(Task):
         return loaded
 
     def configure(self, config: Captioning) -> None:
-        """Continue training with these settings, and with what is in the weights. An index is of other vectors."""
+        """Continue training with these settings and the loaded weights. Drops an index, which would not fit the new
+        vectors."""
         self.captioning = merge_settings(self.captioning, config)
         self.consensus = None
         self.option = self.captioning.decoding
@@ -194,15 +195,15 @@ class Caption(Task):
         return numbered(captions, self.tokenizer, self.captioning.most_words)
 
     def encode_target(self, target: Target) -> Target:
-        """Texts with their captions as numbers of the tokenizer, which training reads."""
+        """The target with captions as token numbers, for training."""
         assert isinstance(target, Texts)
         return target.numbered(self.numbered(target.captions))
 
     def init_word_bias(self, labels: Tensor) -> None:
-        """Let each word be as likely at first as it is in the captions `labels` [N, K, T], whatever the image.
+        """Initialise the output bias with the word frequencies of the captions `labels` [N, K, T].
 
-        AdamW moves a bias by its rate per step, so that to say how common a word is would else be left to the image's
-        vectors for long: as one direction that they all share, in which what tells them apart is lost.
+        AdamW changes a bias by its learning rate per step. Without this, the image vectors would encode the word
+        frequencies for a long time, as one direction that all share, and lose what distinguishes the images.
         """
         there = labels[labels != PAD]
         counts = torch.bincount(there, minlength=self.tokenizer.size) + 0.1
@@ -215,20 +216,20 @@ class Caption(Task):
     @classmethod
     def check(cls, settings: Any, method: str) -> None:
         if settings.decoding.consensus and method != "knn":
-            raise UserError("consensus in decoding is for the recipe caption-rerank and its method knn: set it to 0")
+            raise UserError("consensus needs the recipe caption-rerank with its method knn: set it to 0")
 
     def prepare_to_solve(self, method: str, images: int) -> None:
         if method not in self.solved:
             super().prepare_to_solve(method, images)
         if self.match is None:
             raise UserError(
-                "method knn indexes images by what they match: with --init name a captioner that has learned to match, "
+                "method knn indexes images by matching vectors: with --init name a captioner with a contrastive loss, "
                 "as with caption-match"
             )
 
     @torch.no_grad()
     def solve(self, method: str, train: Features, val: Callable[[], Features]) -> list[dict[str, float]]:
-        """Build the index of what is said of the training images, whose `labels` are their captions [N, K, T]."""
+        """Build the index of the training images' captions, `labels` [N, K, T]."""
         assert self.match is not None
         index = Consensus.of(self.match(train.vectors), train.labels, self.tokenizer.size)
         self.consensus = index.to(train.vectors.device)
@@ -239,7 +240,7 @@ class Caption(Task):
     def forward(
         self, images: Tensor, words: Tensor | None = None, keep: Tensor | None = None
     ) -> Tensor | dict[str, Tensor]:
-        """Normalised images [B, C, H, W] to `tokens` [B, M, D] and `pooled` [B, D], which a decoder sees of them.
+        """Normalised images [B, C, H, W] to the decoder's inputs `tokens` [B, M, D] and `pooled` [B, D].
 
         With the words [B, K, T] of K captions per image: logits [B, K, T, V]. `keep` is stochastic depth's.
         """
@@ -249,21 +250,21 @@ class Caption(Task):
         return memory._asdict() if words is None else self.decoder(words, memory)
 
     def memory(self, images: Tensor, keep: Tensor | None = None) -> Memory:
-        """What the decoder sees of the images."""
+        """The image features for the decoder."""
         return Memory(**self(images, keep=keep))
 
     def features(self, images: Tensor) -> Tokens:
         return self.encoder(images)
 
     def components(self) -> dict[str, nn.Module]:
-        """`encoder` and `step`; `rerank` too, where the options let a caption's match or the consensus count."""
+        """`encoder` and `step`, and `rerank` if the options give match or consensus a weight."""
         found: dict[str, nn.Module] = {"encoder": ReadImages(self, self.decoder), "step": NextWords(self.decoder)}
         if (self.option.match or self.option.consensus) and self.match is not None:
             found["rerank"] = Reranker(self.match, self.decoder, self.consensus, self.option)
         return found
 
     def component_inputs(self, batch: Batch) -> dict[str, tuple[Any, ...]]:
-        """What each component is called with for a batch, in the step after the first word."""
+        """Example inputs of each component for a batch, at the step after the first word."""
         modules, images = self.components(), batch["image"]
         pooled, state = modules["encoder"](images)
         first = torch.full((len(images),), START, device=images.device)
@@ -278,26 +279,26 @@ class Caption(Task):
 
     def choose(self, changes: Mapping[str, Any]) -> None:
         if changes.get("match") and self.match is None:
-            raise UserError("--match is for captioners that have learned to match, as with caption-match: leave it out")
+            raise UserError("--match needs a captioner with a contrastive loss, such as caption-match: remove it")
         if (changes.get("consensus") or "neighbours" in changes) and self.consensus is None:
-            raise UserError("--consensus and --neighbours are for captioners of caption-rerank: leave them out")
+            raise UserError("--consensus and --neighbours need a captioner of caption-rerank: remove them")
         super().choose(changes)
         drawing = [name for name in changes if name in ("temperature", "top_k", "top_p", "sampling_seed")]
         if not self.option.sample and drawing:
             flag = drawing[-1].replace("_", "-")
-            raise UserError(f"--{flag} is for words that are drawn: add --sample")
+            raise UserError(f"--{flag} applies to sampling: add --sample")
         if (limit := self.decoder.within_limit(self.option.max_length)) < changes.get("max_length", 0):
-            log.warning(f"this model writes at most {limit} words: captions end there")
+            log.warning(f"this model writes at most {limit} words: longer captions are truncated")
 
     def answer(self, batch: Batch) -> list[Prediction]:
         """The best captions of each image, with the probability of each piece of text."""
         return answers_of(self.write(batch), self.tokenizer)
 
     def write(self, batch: Batch) -> Written:
-        """Captions of a batch as the options say."""
+        """Captions of a batch, with the current options."""
         for name, module in (("match", self.match), ("consensus", self.consensus)):
             if getattr(self.option, name) and module is None:
-                raise UserError(f"this captioner has not learned what {name} in decoding counts: set it to 0")
+                raise UserError(f"this captioner was not trained for {name} in decoding: set it to 0")
         images = batch["image"]
         samples = batch.get("sample", torch.arange(len(images), device=images.device))
         size = self.decoder.images_at_once or max(len(images), 1)
@@ -317,9 +318,9 @@ class Caption(Task):
 
     @torch.no_grad()
     def pieces(self, batch: Batch) -> list[list[Piece]]:
-        """The words of each image's best caption, and the attention over the patches when each was chosen.
+        """The words of each image's best caption, and the attention over the patches at each word.
 
-        It is the mean over layers and heads; prefix tokens have the rest of it.
+        It is the mean over layers and heads; prefix tokens receive the rest of the attention.
         """
         written, (_, _, grid) = self.write(batch), self.features(batch["image"])
         modules = self.components()
@@ -336,11 +337,11 @@ class Caption(Task):
 
     @property
     def whole_batch(self) -> bool:  # type: ignore[override]
-        """Matching is among the images of a batch, and the bag of words is a mean over them."""
+        """The contrastive loss compares the images of a batch, and the bag-of-words loss is a mean over them."""
         return self.captioning.self_critical == 0 and (self.match is not None or self.bag is not None)
 
     def loss(self, batch: Batch, gather: Gather | None = None) -> dict[str, Tensor]:
-        """Sums over the captions' words; in self-critical training over those of the samples."""
+        """Sums over the captions' words; in self-critical training over the sampled words."""
         memory = self.memory(batch["image"], self.keep(batch))
         config = self.captioning
         if config.self_critical:
@@ -366,7 +367,7 @@ class Caption(Task):
     def metric(self, data: ImageSet | None = None, train: ImageSet | None = None) -> Metric:
         if data is None:
             return CaptionMetric()
-        check_scorers()  # before the captions are written, which takes its time
+        check_scorers()  # before generating the captions, which is slow
         seen = [] if train is None else [text for texts in Texts.of(train).captions for text in texts]
         return CaptionMetric(seen=seen or None, java=None)
 

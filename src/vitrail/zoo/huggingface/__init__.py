@@ -1,17 +1,17 @@
 """Hugging Face's folders (transformers): `config.json` with `model_type`, weights, `preprocessor_config.json`.
 
-What an encoder without classes gives as its pooled vector is what transformers calls the pooled output:
+The pooled vector of an encoder without classes is transformers' pooled output:
 
     vit, deit with a pooler          tanh of a linear map of the class token
     without one; dinov2, dinov3,     the class token after the final norm
     mae, msn, beit without mean
-    beit, data2vec (mean pooling)    the mean of the patches, and the pooler's norm where the file holds it
+    beit, data2vec (mean pooling)    the mean of the patches, and the pooler's norm if the file has it
     ijepa                            the mean of the patches after the final norm
-    clip                             the class token after its own norm, projected where there is a projection
+    clip                             the class token after its own norm, and the projection if there is one
     siglip, siglip2                  attention pooling; without that head the mean of the patches
 
-Tokens are transformers' `last_hidden_state`. Of a model with a text tower the image tower is read. SigLIP 2's
-flexible resolution is read as the fixed one that its positions are made for.
+Tokens are transformers' `last_hidden_state`. Of a model with a text tower only the image tower is read. SigLIP 2 with
+flexible resolution is read with the fixed resolution of its positions.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ OPTIONAL_BIASES = {
     "proj_bias": ("o_proj.bias",),
     "mlp_bias": ("gate_proj.bias", "up_proj.bias", "down_proj.bias"),
 }
-"""flags of DINOv3's config, and the names that are not there where one is false"""
+"""flags of DINOv3's config, and the names that are missing if one is false"""
 
 
 def recognise(files: Files) -> bool:
@@ -54,7 +54,7 @@ def recognise(files: Files) -> bool:
 
 
 def read(files: Files) -> Found:
-    """The image tower, its classes if it has some, and how its images are prepared."""
+    """The image tower, its classes if it has any, and its preprocessing."""
     text = files.json["config.json"]
     name = text["model_type"]
     kind, notes = KINDS[name], list[str]()
@@ -80,7 +80,7 @@ def read(files: Files) -> Found:
     used = {n for weight in weights.values() for n in weight.names}
     pixels = settings(files.json)
     if pixels is None:
-        notes.append(f"no preprocessor_config.json: images are prepared as the published {name} checkpoints want it")
+        notes.append(f"no preprocessor_config.json: using the preprocessing of published {name} checkpoints")
         pixels = default_settings(kind, config.image_size)
     return Found(
         source=f"Hugging Face {name}" + (f" ({text['architectures'][0]})" if text.get("architectures") else ""),
@@ -95,7 +95,7 @@ def read(files: Files) -> Found:
 
 
 class _Names:
-    """transformers' names without the tower's prefix, as they stand in the files."""
+    """transformers' names in the files, without the tower's prefix."""
 
     def __init__(self, there: Collection[str], kind: Kind) -> None:
         self.there, self.prefixes = set(there), kind.prefixes
@@ -105,13 +105,13 @@ class _Names:
         return next((prefix + name for prefix in self.prefixes if prefix + name in self.there), None)
 
     def __getitem__(self, name: str) -> str:
-        """The name in the files; for one that is not there, what it should be."""
+        """The name in the files; for a missing one, the expected name."""
         prefixed = any(there.startswith(self.prefixes[0]) for there in self.there)
         return self.find(name) or (self.prefixes[0] if prefixed else "") + name
 
 
 def _first(spelling: Spelling) -> str:
-    """A name that tells one spelling from the others."""
+    """A name that distinguishes one spelling from the others."""
     return f"{spelling.block.format(0)}{spelling.query}.weight"
 
 
@@ -121,24 +121,24 @@ def _tower(text: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_identity(files: Files, weight: str) -> bool:
-    """Whether a pooler changes nothing: `write` puts one where transformers' model has to have one."""
+    """Whether a pooler is the identity: `write` adds one if transformers' model requires a pooler."""
     rows, columns = files.shapes[weight]
     bias = files.weights[weight.removesuffix("weight") + "bias"]
     return rows == columns and torch.equal(files.weights[weight], torch.eye(rows)) and not bias.any()
 
 
 def _classes(text: Mapping[str, Any], count: int, notes: list[str]) -> list[str]:
-    """The names of `id2label`, which transformers leaves out where they are its own; numbers where it does not fit."""
+    """The names of `id2label`, which transformers omits if they are its defaults; numbers if it does not fit."""
     if text.get("id2label") is None:
         return [f"LABEL_{i}" for i in range(count)]
     labels = {int(number): str(label) for number, label in text["id2label"].items()}
     if sorted(labels) == list(range(count)):
         return [labels[i] for i in range(count)]
-    notes.append(f"config.json has no names for the {count} classes: they are numbered")
+    notes.append(f"config.json has no names for the {count} classes: using numbers")
     return [str(i) for i in range(count)]
 
 
 def _left(names: Collection[str]) -> dict[str, str]:
-    """The names that may be left out, with the reason."""
+    """Names that may be left out, with the reason."""
     reasons = {name: next((why for start, why in LEFT.items() if re.match(start, name)), None) for name in names}
     return {name: why for name, why in reasons.items() if why}

@@ -1,4 +1,4 @@
-"""transformers' configs and names as ours. The same tables serve reading and writing."""
+"""Mapping of transformers' configs and names to ours. The same tables serve reading and writing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MODULES = {
     "pooler.layernorm.weight": "norm",
     "head.probe": "probe",
 }
-"""weights that not every model of a type has, and a word for each"""
+"""weights that only some models of a type have, and a key for each"""
 
 
 def encoder_config(kind: str, values: Mapping[str, Any], modules: Collection[str]) -> VariantConfig:
@@ -35,8 +35,10 @@ def encoder_config(kind: str, values: Mapping[str, Any], modules: Collection[str
         raise UserError(f"hidden_act {c['hidden_act']!r} is not supported: choose a model with one of {known}")
     patch = _sides(c["patch_size"], "patch_size")
     if patch[0] != patch[1]:
-        raise UserError(f"patches of {patch[0]}x{patch[1]} pixels are not supported: choose a model with square ones")
-    # SigLIP 2 gives its size as a number of patches, which stand in a square.
+        raise UserError(
+            f"patches of {patch[0]}x{patch[1]} pixels are not supported: choose a model with square patches"
+        )
+    # SigLIP 2 gives its size as a number of patches in a square.
     size = c["image_size"] if "num_patches" not in c else math.isqrt(c["num_patches"]) * patch[0]
     image_size = _sides(size, "image_size")
     config = VariantConfig(
@@ -58,7 +60,7 @@ def encoder_config(kind: str, values: Mapping[str, Any], modules: Collection[str
 
 
 def with_hidden(config: VariantConfig, hidden: int) -> VariantConfig:
-    """The config with an MLP of that width inside."""
+    """The config with an MLP of this hidden width."""
     ratio = hidden / config.width
     if config.mlp == "plain" and int(config.width * ratio) == hidden:
         return replace(config, mlp_ratio=ratio, mlp_hidden=None)
@@ -68,7 +70,7 @@ def with_hidden(config: VariantConfig, hidden: int) -> VariantConfig:
 def _sides(value: int | list[int], name: str) -> tuple[int, int]:
     sides = (value, value) if isinstance(value, int) else tuple(value)
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise UserError(f"{name} {value!r} of config.json is no size in pixels: choose another checkpoint")
+        raise UserError(f"{name} {value!r} of config.json is not a size in pixels: choose another checkpoint")
     return sides[0], sides[1]
 
 
@@ -102,7 +104,7 @@ def _dinov2(config: VariantConfig, c: Mapping[str, Any], modules: Collection[str
     if not c["use_swiglu_ffn"]:
         return config
     config = replace(config, activation="silu", mlp="gated")
-    # Two thirds, so that three matrices have about the weights of two, in steps of 8.
+    # Two thirds, so that three matrices have about as many weights as two, in steps of 8.
     return with_hidden(config, (int(int(config.width * c["mlp_ratio"]) * 2 / 3) + 7) // 8 * 8)
 
 
@@ -113,7 +115,7 @@ def _dinov3(config: VariantConfig, c: Mapping[str, Any], modules: Collection[str
         rotary="centred",
         rotary_temperature=float(c["rope_theta"]),
         rotary_pairs="halves",
-        # A missing bias beside one that is there is filled with zeros; these two are common enough to keep.
+        # A missing bias besides an existing one is filled with zeros; these two cases are common enough to keep.
         key_bias=biases != {"query", "value"},
         output_bias=c["proj_bias"] or c["mlp_bias"],
         mlp="gated" if c["use_gated_mlp"] else "plain",
@@ -182,7 +184,7 @@ FAMILIES = {
 
 
 def renaming(config: VariantConfig, kind: str, spelling: Spelling, classes: bool) -> dict[str, Weight]:
-    """The task's names to transformers' (without the tower's prefix)."""
+    """Renaming table from the task's names to transformers' (without the tower's prefix)."""
     s = spelling
     t: dict[str, Weight] = {}
     linear(t, "encoder.patches.projection", s.patches, bias=config.patch_bias)
@@ -258,12 +260,12 @@ def _attention_pool(t: dict[str, Weight]) -> None:
 
 
 def _filters(patch: int) -> Callable[[Tensor], Tensor]:
-    """SigLIP 2's linear map of patches, whose rows come first and channels last, as filters [D, C, p, p]."""
+    """SigLIP 2's linear map of patches, with rows first and channels last, as filters [D, C, p, p]."""
     return lambda weight: weight.unflatten(1, (patch, patch, -1)).permute(0, 3, 1, 2)
 
 
 def filled(own: str, weight: Weight, absent: tuple[str, ...], config: VariantConfig) -> Weight:
-    """`weight` with zeros for the names that end like one of `absent`: biases that the source's config leaves out."""
+    """`weight` with zeros for names that end like one of `absent`: biases that the source's config omits."""
     here = [not name.endswith(absent) for name in weight.names]
     if all(here) or not absent:
         return weight

@@ -1,4 +1,4 @@
-"""What transformers' model types call their modules, and what they take for values that a folder leaves out."""
+"""Names of modules in transformers' model types, and defaults for values that a folder omits."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ ACTIVATIONS = {
     "swish": "silu",
     "relu": "relu",
 }
-"""transformers' names to ours; of several the first is written"""
+"""transformers' names to ours; of several the first is used for writing"""
 
 
 class Spelling(NamedTuple):
-    """What transformers calls the modules. Files on the Hub and models in memory differ in some types."""
+    """transformers' names of modules. Files on the Hub and models in memory differ for some types."""
 
     patches: str = "embeddings.patch_embeddings.projection"
     class_token: str = "embeddings.cls_token"
@@ -44,7 +44,7 @@ class Spelling(NamedTuple):
     up: str = "intermediate.dense"
     down: str = "output.dense"
     gate: str | None = None
-    """beside `up`; None where `up` holds both, the gate first"""
+    """the gate besides `up`; None if `up` holds both, the gate first"""
     gated: tuple[str, str] | None = None
     """other names of `up` and `down` in a gated MLP"""
 
@@ -119,15 +119,15 @@ class Kind:
 
     spellings: tuple[Spelling, ...]
     prefixes: tuple[str, ...]
-    """what stands before the tower's names in models that have more than the tower"""
+    """prefix of the tower's names in models with more than the tower"""
     defaults: Mapping[str, Any]
-    """what transformers takes for a value that `config.json` leaves out"""
+    """transformers' defaults for values that `config.json` omits"""
     pixels: Mapping[str, Any]
     """`preprocessor_config.json` of the published checkpoints, for a folder without one; sizes follow the model's"""
     square: bool = True
-    """whether a size that is one number squashes the image; else it is the shorter side's"""
+    """whether a single number as size squashes the image; otherwise it is the shorter side"""
     enlarge: float = 1.0
-    """how much larger the image is made before the centre is cut out"""
+    """factor by which the image is resized before the center crop"""
 
 
 BASE = {
@@ -208,12 +208,12 @@ KINDS: dict[str, Kind] = {
 LEFT = {
     r"text_model\.|text_projection\.": "the text tower: the image tower is read",
     r"logit_(scale|bias)$": "scales the comparison with texts",
-    r"(.*\.)?mask_token$": "stands for hidden patches in pre-training",
+    r"(.*\.)?mask_token$": "replaces masked patches in pre-training",
     r"decoder\.": "the decoder of pre-training",
     r"lm_head\.|layernorm\.": "the head of pre-training",
     r"(.*\.)?(decode_head|auxiliary_head|fpn\d?)\.": "the head for segmentation",
     r"embeddings\.register_tokens$": "there are none in it",
     r"(.*\.)?(position_ids|relative_position_index|inv_freq)$": "computed from the config",
-    r"(.*\.)?(pooler\.dense|head|post_layernorm)\.": "the outputs of this type do not go through it",
+    r"(.*\.)?(pooler\.dense|head|post_layernorm)\.": "the outputs of this type do not use it",
 }
-"""starts of names that may be left out, and why"""
+"""prefixes of names that may be left out, and why"""

@@ -11,12 +11,12 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError
 from vitrail.zoo.huggingface.kinds import Kind
 
-# Pillow's numbers. Lanczos is not there; bicubic is the nearest to it.
+# Pillow's numbers. Lanczos is missing; bicubic is the closest.
 RESAMPLE: dict[int, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicubic", 1: "bicubic"}
 
 
 def settings(texts: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What lies beside the weights: a file of its own, or (transformers 5) a section of the processor's."""
+    """The settings beside the weights: a separate file, or (transformers 5) a section of the processor's file."""
     found = texts.get("preprocessor_config.json")
     if found is None:
         found = texts.get("processor_config.json", {}).get("image_processor")
@@ -33,7 +33,7 @@ def default_settings(kind: Kind, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def preprocess(values: Mapping[str, Any], kind: Kind, size: tuple[int, int], channels: int) -> Preprocess:
-    """Settings as ours. `size` is the model's own, for settings that do not resize."""
+    """The settings as a `Preprocess`. `size` is the model's own, for settings without resizing."""
     values = {**default_settings(kind, size), **values}
     box, squash = size, False
     if values.get("do_resize", True):
@@ -68,22 +68,22 @@ def _box(value: Any, square: bool, size: tuple[int, int]) -> tuple[tuple[int, in
         return (int(value["height"]), int(value["width"])), True
     if "shortest_edge" in value:
         return (int(value["shortest_edge"]),) * 2, False
-    return size, True  # the longest edge, padded (SAM): squashed is the nearest to it
+    return size, True  # the longest edge, padded (SAM): squashing is the closest
 
 
 def _statistics(values: Mapping[str, Any], channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation a channel, for pixels of 0 to 1."""
+    """Mean and standard deviation per channel, for pixels in [0, 1]."""
     mean, std = [0.0], [1.0]
     if values.get("do_normalize", True):
         mean, std = (x if isinstance(x, list) else [x] for x in (values["image_mean"], values["image_std"]))
-    # transformers subtracts from pixels times this factor; not rescaled they reach 255.
+    # transformers normalises pixels times this factor; without rescaling they range up to 255.
     factor = 255 * values.get("rescale_factor", 1 / 255) if values.get("do_rescale", True) else 255
     means, stds = (_spread([float(x) / round(factor, 9) for x in numbers], channels) for numbers in (mean, std))
     return means, stds
 
 
 def _spread(numbers: list[float], channels: int) -> tuple[float, ...]:
-    """One number per channel: colours become grey by their mean, and other channels take them in turn."""
+    """One number per channel: for grey the mean over the colours, for other channels the colours in turn."""
     if channels == 1:
         return (math.fsum(numbers) / len(numbers),)
     return tuple(numbers[i % len(numbers)] for i in range(channels))

@@ -26,7 +26,7 @@ from vitrail.zoo.refusals import KEPT, no_hidden_layer, no_place
 
 log = logging.getLogger("vitrail")
 
-# The class without and with classes; None where transformers has none.
+# The class without and with classes; None if transformers has none.
 ARCHITECTURES: dict[str, tuple[str | None, str | None]] = {
     "vit": ("ViTModel", "ViTForImageClassification"),
     "deit": ("DeiTModel", "DeiTForImageClassification"),
@@ -41,19 +41,19 @@ ARCHITECTURES: dict[str, tuple[str | None, str | None]] = {
     "data2vec-vision": ("Data2VecVisionModel", None),
 }
 ANY_SHAPE = ("vit", "deit", "ijepa", "dinov3_vit")
-"""types whose own size may have two different sides in transformers"""
+"""types that support non-square sizes in transformers"""
 
 
 def write(task: Task, path: Path) -> None:
     """Write the folder `path`: config.json, preprocessor_config.json and model.safetensors, whole or not at all.
 
-    A model that no type of transformers expresses is refused, with the module that it has no place for.
+    A model that no type of transformers can express is refused, with the unsupported module.
     """
     if path.is_file() or (path.exists() and any(path.iterdir()) and not (path / "config.json").exists()):
-        raise UserError(f"{path} exists and is no checkpoint: choose another place to write to")
+        raise UserError(f"{path} exists and is not a checkpoint: choose another path to write to")
     encoder = task.encoder
     if not isinstance(encoder, ViT):
-        raise UserError(f"transformers has no place for the task {task.name!r} without a Vision Transformer")
+        raise UserError(f"transformers cannot store the task {task.name!r} without a Vision Transformer")
     classes = task.outputs or None
     if task.hidden is not None:
         raise no_hidden_layer("transformers", task.hidden)
@@ -71,7 +71,7 @@ def write(task: Task, path: Path) -> None:
 
 
 def _type_for(c: VariantConfig, classes: bool) -> str:
-    """The type that comes nearest; whether it fits is checked afterwards."""
+    """The closest type; whether it fits is checked afterwards."""
     if c.rotary != "none":
         return "dinov3_vit"
     if c.norm_before:
@@ -90,7 +90,7 @@ def _type_for(c: VariantConfig, classes: bool) -> str:
 
 
 def _modules(c: VariantConfig, classes: bool) -> set[str]:
-    """What `encoder_config` is told that the files hold."""
+    """The `MODULES` of the model, for `encoder_config`."""
     modules = {
         "classes": classes and c.pool != "distilled",
         "distilled": c.pool == "distilled",
@@ -118,7 +118,7 @@ def _values(name: str, c: VariantConfig) -> dict[str, Any]:
         "qkv_bias": c.qkv_bias,
     }
     if name in ("vit", "deit"):
-        if c.projection is None:  # an identity stands in for the pooler, which transformers always has
+        if c.projection is None:  # an identity as pooler, because transformers always has one
             return {**values, "pooler_output_size": c.width, "pooler_act": "linear"}
         return {**values, "pooler_output_size": c.projection, "pooler_act": "tanh" if c.projection_tanh else "linear"}
     if name.startswith("dinov2"):
@@ -146,13 +146,13 @@ def _values(name: str, c: VariantConfig) -> dict[str, Any]:
 
 
 def _dinov2_ratio(c: VariantConfig) -> int:
-    """DINOv2's config has a ratio, a whole number, and takes two thirds of the gated MLP's width."""
+    """DINOv2's config has a ratio, a whole number; a gated MLP has two thirds of that width."""
     hidden = c.hidden
     return round(hidden * 1.5 / c.width) if c.mlp == "gated" else round(hidden / c.width)
 
 
 def _checked(name: str, values: dict[str, Any], modules: Collection[str], config: VariantConfig) -> VariantConfig:
-    """What the written config will be read as, where that is the model; a module that does not fit is refused."""
+    """The config that the written files will be read as; refuses a module for which it differs from the model."""
     if values.get("pooler_act") == "linear" and config.projection is None:
         modules = {*modules} - {"pooler"}
     said = {entry: value for entry, value in values.items() if value is not None}  # null is transformers' default
@@ -164,10 +164,10 @@ def _checked(name: str, values: dict[str, Any], modules: Collection[str], config
         resampling=back.resampling,
         relative_resampling=back.relative_resampling,
         norm_after_eps=None if ours.norm_after_eps == ours.norm_eps else ours.norm_after_eps,
-        # What training alone reads, and positions that a learned table can hold.
+        # Fields for training only, and fixed positions that a learned table can store.
         dropout=0.0,
         drop_path=0.0,
-        stem_blocks=back.stem_blocks,  # said of a stem alone, which is compared itself
+        stem_blocks=back.stem_blocks,  # only about a stem, which is compared itself
         positions=back.positions if back.positions == "learned" else ours.positions,
     )
     wanted, there = asdict(ours), asdict(back)
@@ -175,7 +175,9 @@ def _checked(name: str, values: dict[str, Any], modules: Collection[str], config
     if wrong:
         raise no_place("transformers", f"its type {name}", wrong)
     if config.positions == "learned" and config.resampling != back.resampling:
-        log.warning("at other sizes transformers fits the positions in its own way: outputs are the same at this one")
+        log.warning(
+            "at other image sizes transformers interpolates positions differently: outputs agree only at this size"
+        )
     return back
 
 
@@ -184,7 +186,7 @@ def _text(name: str, values: dict[str, Any], modules: Collection[str], classes: 
     architecture = ARCHITECTURES[name][classes is not None]
     if architecture is None:
         raise UserError(
-            f"transformers has no place for {'a classifier' if classes else 'an encoder without classes'} "
+            f"transformers cannot store {'a classifier' if classes else 'an encoder without classes'} "
             f"in its type {name}: {KEPT}"
         )
     if "distilled" in modules:
@@ -200,7 +202,7 @@ def _text(name: str, values: dict[str, Any], modules: Collection[str], classes: 
 
 
 def _weights(task: Task, encoder: ViT, config: VariantConfig, name: str, classes: bool) -> dict[str, Tensor]:
-    """The weights under transformers' names, as they stand in files on the Hub."""
+    """The weights under transformers' names, as in files on the Hub."""
     own = {key: value.detach().cpu() for key, value in task.state_dict().items()}
     c = as_variant(encoder.config)
     if config.positions == "learned" and c.positions != "learned":
@@ -215,14 +217,14 @@ def _weights(task: Task, encoder: ViT, config: VariantConfig, name: str, classes
             value = value.flatten() if key.endswith("class_token") else value.flatten(0, 1)
         theirs.update(zip(names, value.chunk(len(names)), strict=True))
     theirs.update(_stand_ins(name, c, theirs.keys()))
-    # transformers 4 wants the prefix of a two-tower model for the image tower alone, too.
+    # transformers 4 needs the prefix of a two-tower model also for the image tower alone.
     prefix = kind.prefixes[0] if classes or name.startswith(("clip", "siglip")) else ""
     heads = ("classifier.", "cls_classifier.", "distillation_classifier.", "visual_projection.")
     return {(key if key.startswith(heads) else prefix + key): value.contiguous() for key, value in theirs.items()}
 
 
 def _stand_ins(name: str, c: VariantConfig, there: Collection[str]) -> dict[str, Tensor]:
-    """Weights that transformers' models have and ours does not, such that they change nothing."""
+    """Weights that transformers' models have and ours does not, with values that have no effect."""
     if name in ("vit", "deit") and not {"pooler.dense.weight", "classifier.weight", "cls_classifier.weight"} & {*there}:
         return {"pooler.dense.weight": torch.eye(c.width), "pooler.dense.bias": torch.zeros(c.width)}
     if name == "clip":

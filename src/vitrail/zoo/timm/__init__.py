@@ -1,4 +1,4 @@
-"""timm's folders (`config.json` with `architecture`, and weights) and bare state dicts. timm need not be installed."""
+"""timm's folders (`config.json` with `architecture`, and weights) and bare state dicts. timm is not needed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ LEFT = (
     (r"^pre_logits\.", "timm leaves the pre-training head's hidden layer out"),
     (r"\.k_bias$", "zero by construction"),
 )
-"""names that timm's own loading leaves out, and why"""
+"""names that timm's own loading ignores, and why"""
 
 OWN = re.compile(
     r"^(cls_token|dist_token|reg_token|pos_embed|rope\.freqs)$"
@@ -52,14 +52,13 @@ OWN = re.compile(
     r"|^blocks\.\d+\.(norm[12]|attn|mlp|ls[12]?|gamma_[12]|in_norm|in_proj|mlp_bias|q_norm|k_norm|sub_norm|lambda_\w+"
     r"|attn_out_proj|mlp_out_proj|out_proj|attns|ffns)(\.|$)"
 )
-"""what a bare state dict may hold to be timm's"""
+"""names of timm's bare state dicts"""
 
 
 def recognise(files: Files) -> bool:
-    """A config that names one of the architectures and weights with a stem; or without a config, timm's names.
+    """A config that names one of the architectures, and weights with a stem; or timm's names without a config.
 
-    Of the names that timm's ViTs do not have, those inside of blocks and stem tell of another model. Beside these they
-    are somebody's addition, which is refused by name.
+    Unknown names inside blocks or stem mean another model. Elsewhere they are additions, which are refused by name.
     """
     if "config.json" in files.json:
         return files.json["config.json"].get("architecture") in table() and any(n in files.weights for n in FIRST)
@@ -71,13 +70,13 @@ def recognise(files: Files) -> bool:
 
 
 def read(files: Files) -> Found:
-    """The model, its classes, and how its images are prepared."""
+    """The model, its classes, and its preprocessing."""
     notes: list[str] = []
     name, given, settings = _named(files, notes)
     values: Arguments = table()[name] | {"in_chans": _channels(files)} | given
     if "config.json" not in files.json:
-        # timm fits positions in FlexiViT's and RADIO's own way where it creates these as pretrained, and never for a
-        # bare state dict, which may be another model's as well.
+        # timm interpolates FlexiViT's and RADIO's positions specially when it creates them as pretrained, but never for
+        # a bare # state dict, which may be of another model.
         values = values | {"resizing": None}
     images = values["images"] | {k: v for k, v in settings.items() if v is not None and k in values["images"]}
     size = _size(values, given, images)
@@ -98,11 +97,11 @@ def read(files: Files) -> Found:
 
 
 def _named(files: Files, notes: list[str]) -> tuple[str, Arguments, dict[str, Any]]:
-    """Architecture, arguments, and what the config says beside them."""
+    """Architecture, arguments, and the other entries of the config."""
     config = files.json.get("config.json")
     if config is None:
         return *_guess(files, notes), {}
-    # Older folders have no second level.
+    # Older folders have no nested level.
     labels = {key: config[key] for key in ("label_names", "label_descriptions", "problem_type") if key in config}
     return config["architecture"], config.get("model_args") or {}, (config.get("pretrained_cfg") or config) | labels
 
@@ -114,7 +113,9 @@ def _used(files: Files) -> Iterator[str]:
 def _channels(files: Files) -> int:
     first = next((n for n in FIRST if n in files.shapes), None)
     if first is None or len(files.shapes[first]) != 4:
-        raise UserError(f"{files.path} has no patch projection such as {FIRST[0]}: it is no ViT of timm's, or cut off")
+        raise UserError(
+            f"{files.path} has no patch projection such as {FIRST[0]}: it is not a ViT of timm, or truncated"
+        )
     return files.shapes[first][1]
 
 
@@ -125,11 +126,11 @@ FIRST = (
     "patch_embed.backbone.0.conv.weight",
     "patch_embed.proj.weight",
 )
-"""the convolution that sees the pixels: of a backbone, or the patch projection"""
+"""the first convolution: of a backbone, or the patch projection"""
 
 
 def _size(values: Arguments, given: Arguments, images: Arguments) -> tuple[int, int]:
-    """(height, width) as timm finds it: from the arguments, or from the checkpoint where its size is fixed."""
+    """(height, width) as in timm: from the arguments, or from the checkpoint if its size is fixed."""
     size = given.get("img_size") or values.get("img_size")
     if size is None or (images["fixed_input_size"] and "img_size" not in given):
         size = images["input_size"][-2:]
@@ -137,7 +138,7 @@ def _size(values: Arguments, given: Arguments, images: Arguments) -> tuple[int, 
 
 
 def _fitting(files: Files, values: Arguments, size: tuple[int, int], notes: list[str]) -> tuple[int, int]:
-    """`size`, or the one that the learned positions are for, where the two differ."""
+    """`size`, or the size of the learned positions if the two differ."""
     shape = files.shapes.get("pos_embed")
     if shape is None:
         return size
@@ -150,7 +151,7 @@ def _fitting(files: Files, values: Arguments, size: tuple[int, int], notes: list
         grid = (side, side)
     else:
         raise UserError(
-            f"{files.path}: pos_embed is for {count} patches, which are no square, and images of "
+            f"{files.path}: pos_embed is for {count} patches, which do not form a square, but images of "
             f"{size[0]}x{size[1]} have {math.prod(config.grid)}: give img_size in model_args"
         )
     found = (grid[0] * config.patch, grid[1] * config.patch)
@@ -160,7 +161,7 @@ def _fitting(files: Files, values: Arguments, size: tuple[int, int], notes: list
 
 
 def _outputs(files: Files) -> int | None:
-    """How many outputs the head has; None without one."""
+    """The number of the head's outputs; None without a head."""
     shape = files.shapes.get("head.weight") or files.shapes.get("head.fc.weight")
     return shape[0] if shape else None
 
@@ -203,9 +204,9 @@ def _preprocess(images: Arguments, encoder: VariantConfig, notes: list[str]) -> 
 
 
 def _guess(files: Files, notes: list[str]) -> tuple[str, Arguments]:
-    """The architecture whose weights have these names and shapes, or a plain one with what the shapes say."""
+    """The architecture whose weights have these names and shapes, or a plain one inferred from the shapes."""
     fitting: dict[str, VariantConfig] = {}
-    fits = cache(lambda config, kind: _fits(files, config, kind))  # many names mean the same
+    fits = cache(lambda config, kind: _fits(files, config, kind))  # many names are the same architecture
     for name in sorted(table(), key=_plainness):
         config = _candidate(files, table()[name])
         if config is not None and fits(config, table()[name]["class"]):
@@ -214,8 +215,8 @@ def _guess(files: Files, notes: list[str]) -> tuple[str, Arguments]:
         first, *others = fitting
         differ = [name for name in others if fitting[name] != fitting[first]]
         notes.append(
-            f"no config.json: the weights fit timm's {first}, and are read and their images prepared as it has them"
-            + (f"; they also fit {differ[0]}, which computes something else" if differ else "")
+            f"no config.json: the weights fit timm's {first}, and are loaded with its settings and preprocessing"
+            + (f"; they also fit {differ[0]}, which computes different outputs" if differ else "")
         )
         return first, {}
     width, _, patch, _ = (*files.shapes.get("patch_embed.proj.weight", ()), 0, 0, 0, 0)[:4]
@@ -226,7 +227,7 @@ def _guess(files: Files, notes: list[str]) -> tuple[str, Arguments]:
     for needed in (("norm.weight", "fc_norm.weight"), ("pos_embed",)):
         if not files.weights.keys() & {*needed}:
             raise UserError(
-                f"{files.path} lacks {needed[0]}, which plain ViTs have: fetch it again, or give its config.json"
+                f"{files.path} lacks {needed[0]}, which plain ViTs have: download it again, or give its config.json"
             )
     prefix = int("cls_token" in files.weights)
     registers = files.shapes["reg_token"][1] if "reg_token" in files.weights else 0
@@ -234,7 +235,7 @@ def _guess(files: Files, notes: list[str]) -> tuple[str, Arguments]:
     pool = "map" if "attn_pool.latent" in files.weights else "token" if prefix else "avg"
     notes.append(
         f"no config.json: a plain ViT of width {width} and depth {depth}, with {max(1, width // 64)} heads of 64 "
-        "channels and timm's defaults where shapes do not say"
+        "channels and timm's defaults for everything that shapes do not determine"
     )
     return "vit_base_patch16_224", {
         "embed_dim": width,
@@ -260,7 +261,7 @@ def _guess(files: Files, notes: list[str]) -> tuple[str, Arguments]:
 
 
 def _plainness(name: str) -> tuple[bool, int, str]:
-    """Plain ViTs first, then those that say less about themselves."""
+    """Plain ViTs first, then architectures with fewer arguments."""
     values = table()[name]
     return not name.startswith("vit_"), len([k for k in values if k != "images"]), name
 
@@ -296,7 +297,7 @@ def _fits(files: Files, config: VariantConfig, kind: str) -> bool:
         shapes = [files.shapes[name] for name in entry.names]
         if entry.sizes and any(shape[:1] != (rows,) for shape, rows in zip(shapes, entry.sizes, strict=True)):
             return False
-        # A piece's name holds more, and rotary directions are in one tensor for all blocks.
+        # The tensor of a slice is larger, and rotary directions are one tensor for all blocks.
         whole = not entry.sizes and entry.piece is None and key != "encoder.rotary.frequencies"
         if whole and shapes[0] != (entry.shape or tuple(own[key].shape)):
             return False
@@ -304,7 +305,7 @@ def _fits(files: Files, config: VariantConfig, kind: str) -> bool:
 
 
 def _first_block(config: VariantConfig) -> VariantConfig:
-    """The same with one block, whose names and shapes tell as much and are soon made."""
+    """The same with one block, which has the same kinds of names and shapes and is built faster."""
     blocks = tuple(i for i in config.global_blocks if i == 0)
     return replace(config, depth=1, kv_heads=config.kv_heads[:1], global_blocks=blocks)
 
@@ -313,7 +314,7 @@ def write(task: Task, folder: Path) -> None:
     """`config.json` and `model.safetensors`, for `timm.create_model("local-dir:FOLDER", pretrained=True)` and the Hub.
 
     Raises:
-        UserError: the model has a module that no architecture of timm's has; the line names it.
+        UserError: the model has a module that no architecture of timm has; the message names it.
     """
     encoder = task.encoder
     if not task.portable or not isinstance(encoder, ViT):
@@ -324,7 +325,7 @@ def write(task: Task, folder: Path) -> None:
     own = as_variant(encoder.config)
     name, given = closest(own)
     if own.positions == "learned" and own.resampling != "antialias":
-        log.warning("%s: for images of another size, timm interpolates positions in its own way", folder)
+        log.warning("%s: for images of another size, timm interpolates positions differently", folder)
     values = table()[name] | given
     kind = values["class"]
     entries = spelling(own, kind, _apart(values), len(outputs))
@@ -356,14 +357,14 @@ def write(task: Task, folder: Path) -> None:
 
 
 IGNORED: dict[str, Any] = {"drop_path": 0.0, "dropout": 0.0, "stem_blocks": 0}
-"""fields that training alone reads, and the one of a stem, which is compared itself"""
+"""fields for training only, and the field of a stem, which is compared itself"""
 OTHER_SIZES: dict[str, Any] = {"resampling": "antialias", "resizing": None, "relative_resampling": "geometric"}
 OTHER_SIZES |= {"floor_grid": True}
-"""fields for other sizes than the model's own, where timm goes its own way"""
+"""fields for other sizes than the model's own, where timm differs"""
 
 
 def closest(config: VariantConfig) -> tuple[str, Arguments]:
-    """An architecture that can be this config and needs few arguments to be it, and those arguments."""
+    """An architecture that can express this config with few arguments, and those arguments."""
     wanted = _canonical(config)
     found: dict[str, Arguments] = {}
     near: list[tuple[int, str, dict[str, tuple[Any, Any]]]] = []
@@ -385,11 +386,11 @@ def closest(config: VariantConfig) -> tuple[str, Arguments]:
 
 
 LIKELY = 4
-"""architectures to choose from, of those that say most about a config"""
+"""number of candidate architectures, those with the fewest arguments first"""
 
 
 def _unlike(name: str, config: VariantConfig) -> tuple[bool, int, bool, tuple[bool, int, str]]:
-    """How little an architecture says of a config, for sorting."""
+    """Sort key: how few arguments an architecture has."""
     values = table()[name]
     given = arguments(config, values["class"])
     equal = sum(1 if values[key] == given[key] else -1 for key in values.keys() & given.keys() - {"img_size"})
@@ -398,7 +399,7 @@ def _unlike(name: str, config: VariantConfig) -> tuple[bool, int, bool, tuple[bo
 
 
 def _needed(values: Arguments, given: Arguments, config: VariantConfig) -> Arguments:
-    """Those of `given` that an architecture with `values` does not mean by itself; the size is always said."""
+    """Those of `given` that differ from the defaults of an architecture with `values`; always with the size."""
     wanted = _canonical(config)
     for key in list(given):
         fewer = {k: v for k, v in given.items() if k != key}
@@ -415,7 +416,7 @@ def _config(values: Arguments, like: VariantConfig) -> VariantConfig | None:
 
 
 def _canonical(config: VariantConfig) -> VariantConfig:
-    """The same model, told in one way."""
+    """The same model in a canonical form."""
     added: dict[str, Any] = {**OTHER_SIZES, "mlp_hidden": config.hidden}
     if config.positions == "none" or not config.prefix_tokens:
         added["prefix_positions"] = "class"
@@ -435,13 +436,13 @@ def _canonical(config: VariantConfig) -> VariantConfig:
 
 
 def _differences(found: VariantConfig, wanted: VariantConfig) -> dict[str, tuple[Any, Any]]:
-    """The fields that differ, each with the wanted value and the one that was found."""
+    """The fields that differ, each with the wanted and the found value."""
     one, two = asdict(wanted), asdict(found)
     return {key: (one[key], two[key]) for key in one if one[key] != two[key]}
 
 
 def _apart(values: Arguments) -> set[str]:
-    """Names that timm's class has because it keeps some weights apart, for these arguments."""
+    """Names of weights that timm's class stores separately, for these arguments."""
     blocks = range(values.get("depth", 12))
     mlp, kind = values.get("mlp_layer"), values["class"]
     names = set[str]()

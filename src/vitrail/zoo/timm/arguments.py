@@ -1,4 +1,4 @@
-"""What timm's constructor arguments say about a model, and the other way round."""
+"""timm's constructor arguments to our config, and back."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Arguments = dict[str, Any]
 
 DEFAULTS: Arguments = {"img_size": 224, "patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12}
 DEFAULTS |= {"in_chans": 3, "mlp_ratio": 4.0, "qkv_bias": True}
-"""of all five classes"""
+"""arguments of all five classes"""
 
 NO_SAY = {"num_classes", "weight_init", "fix_init", "head_init_scale", "use_naflex", "strict_img_size", "out_indices"}
 NO_SAY |= {"drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"}
 NO_SAY |= {"dynamic_img_size", "rope_shift_coords", "rope_jitter_coords", "rope_rescale_coords", "in_chans", "class"}
 NO_SAY |= {"images", "img_size", "features_only"}
-"""arguments that training, sizes or the weights' own shapes decide, and not what a model computes"""
+"""arguments about training, sizes or shapes that do not change what a model computes"""
 
 POOLS = {"token": "token", "avg": "average", "map": "attention", "max": "max", "avgmax": "average_max"}
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu", "silu": "silu", "swish": "silu"}
@@ -31,14 +31,15 @@ NORMS = {"layernorm": "layer", "rmsnorm": "rms"}
 
 @cache
 def table() -> dict[str, Arguments]:
-    """What each architecture's name means; written by bench/timm_models.py. Lists and dicts in it are shared."""
+    """The arguments of each architecture, written by bench/timm_models.py. Do not modify: lists and dicts are
+    shared."""
     names: dict[str, Arguments] = json.loads((Path(__file__).parent / "models.json").read_text())
     common = names.pop("")["images"]
     return {name: own | {"images": common | own["images"]} for name, own in names.items()}
 
 
 class Given:
-    """Arguments that are read one by one, so that one which nobody reads can be refused."""
+    """Arguments that record which of them were read, so that unread ones can be refused."""
 
     def __init__(self, values: Arguments) -> None:
         self.values, self.asked = values, set(NO_SAY)
@@ -49,14 +50,14 @@ class Given:
         return DEFAULTS.get(name, default) if value is None else value
 
     def finish(self) -> None:
-        """Refuse what was not asked for, unless it is off."""
+        """Refuse unread arguments, unless they are off."""
         for name, value in self.values.items():
             if name not in self.asked and value not in (None, False, 0, "", 1.0):
-                raise UserError(f"timm's {name}={value!r} is not known to vitrail for a {self.values['class']}")
+                raise UserError(f"timm's {name}={value!r} is not supported by vitrail for a {self.values['class']}")
 
 
 def encoder_config(values: Arguments, size: tuple[int, int]) -> VariantConfig:
-    """The config of a model that timm builds with these arguments (`class` names whose they are)."""
+    """The config of a model that timm builds with these arguments (`class` is timm's class)."""
     given = Given(values)
     config = CLASSES[values["class"]](given, size)
     given.finish()
@@ -64,7 +65,7 @@ def encoder_config(values: Arguments, size: tuple[int, int]) -> VariantConfig:
 
 
 def _common(given: Given, size: tuple[int, int], variant: Arguments, **fields: Any) -> VariantConfig:
-    """What all classes share; `variant` and `fields` are what one of them adds."""
+    """The fields shared by all classes; `variant` and `fields` are those of one class."""
     width, ratio, patch = given("embed_dim"), given("mlp_ratio"), _square(given("patch_size"))
     hidden = variant.pop("mlp_hidden", int(width * ratio))
     if hidden != int(width * ratio):
@@ -92,9 +93,9 @@ def _vision_transformer(given: Given, size: tuple[int, int]) -> VariantConfig:
     pooled = pool in ("average", "max", "average_max") if pooled is None else pooled
     mlp = _name(given("mlp_layer", "Mlp"))
     if mlp not in ("Mlp", "SwiGLU", "GluMlp"):
-        raise UserError(f"timm's mlp_layer={mlp!r} is not known to vitrail")
+        raise UserError(f"timm's mlp_layer={mlp!r} is not supported by vitrail")
     if (attention := given("attn_layer", "attn")) not in ("attn", "diff"):
-        raise UserError(f"timm's attn_layer={attention!r} is not known to vitrail")
+        raise UserError(f"timm's attn_layer={attention!r} is not supported by vitrail")
     registers = given("reg_tokens", 0)
     variant: Arguments = {
         "resizing": given("resizing"),
@@ -155,7 +156,7 @@ def _eva(given: Given, size: tuple[int, int]) -> VariantConfig:
         )
     registers = given("num_reg_tokens", 0)
     pool_heads, pool_ratio = given("attn_pool_num_heads", heads), given("attn_pool_mlp_ratio", ratio)
-    given("qkv_fused"), given("swiglu_align_to")  # how weights are kept, and what a gate alone asks
+    given("qkv_fused"), given("swiglu_align_to")  # storage of weights, and arguments of gates only
     variant: Arguments = {
         "norm": norm,
         "norm_before": given("use_pre_transformer_norm", False),
@@ -219,7 +220,7 @@ def _beit(given: Given, size: tuple[int, int]) -> VariantConfig:
 def _sam(given: Given, size: tuple[int, int]) -> VariantConfig:
     norm, eps = _norm(given("norm_layer"), 1e-5)
     if given("use_rope", False) or given("head_hidden_size"):
-        raise UserError("timm's use_rope and head_hidden_size of a VisionTransformerSAM are not known to vitrail")
+        raise UserError("timm's use_rope and head_hidden_size of a VisionTransformerSAM are not supported by vitrail")
     neck = given("neck_chans", 0 if "neck_chans" in given.values else 256)
     blocks = given("global_attn_indexes", ())
     window = given("window_size", 14)
@@ -237,7 +238,7 @@ def _sam(given: Given, size: tuple[int, int]) -> VariantConfig:
     }
     pool = _pool(given("global_pool", "avg"), False)
     if _name(given("mlp_layer", "Mlp")) != "Mlp":
-        raise UserError("timm's mlp_layer of a VisionTransformerSAM is not known to vitrail")
+        raise UserError("timm's mlp_layer of a VisionTransformerSAM is not supported by vitrail")
     return _common(
         given,
         size,
@@ -251,7 +252,7 @@ def _sam(given: Given, size: tuple[int, int]) -> VariantConfig:
 
 
 def arguments(config: VariantConfig, kind: str) -> Arguments:
-    """What to call timm's class `kind` with for this config, as far as JSON and the class can say it."""
+    """The arguments of timm's class `kind` for this config, as far as JSON and the class can express it."""
     c = config
     pools = {pool: name for name, pool in POOLS.items()} | {"distilled": "token"}
     values: Arguments = {
@@ -311,7 +312,7 @@ def _vision_transformer_arguments(c: VariantConfig) -> Arguments:
         "attn_layer": "diff" if c.differential else "attn",
     }
     if c.mlp == "gated":
-        # timm's packed MLP has half of what the ratio says behind its gate; its other one has all of it.
+        # In timm's packed gated MLP the width after the gate is half of the ratio's; in the other it is all of it.
         values["mlp_ratio"] = _ratio(c.hidden * (2 if c.output_bias else 1), c.width)
     return values
 
@@ -349,7 +350,7 @@ def _eva_arguments(c: VariantConfig) -> Arguments:
 
 
 def _ratio(hidden: int, width: int) -> float:
-    """A ratio that timm's int(width * ratio) brings back to `hidden`."""
+    """A ratio with which timm's int(width * ratio) is `hidden`."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
 
@@ -371,7 +372,7 @@ def _rotary(given: Given) -> Arguments:
     if not given("use_rot_pos_emb", False):
         return {}
     if kind not in kinds or (kind != "cat" and offset):
-        raise UserError(f"timm's rope_type={kind!r} with rope_grid_offset={offset} is not known to vitrail")
+        raise UserError(f"timm's rope_type={kind!r} with rope_grid_offset={offset} is not supported by vitrail")
     if reference is not None:
         reference = (reference, reference) if isinstance(reference, int) else tuple(reference)
     return {
@@ -389,7 +390,7 @@ def _backbone(given: Given) -> Arguments:
 
 
 def _stride(variant: Arguments) -> int:
-    """Pixels for each place of the backbone's feature map, or for the projected patches behind plain convolutions."""
+    """Pixels per position of the backbone's feature map, or per projected patch after plain convolutions."""
     layers = variant["backbone_layers"]
     return 4 * 2 ** len(layers) if variant["backbone"] == "conv" else 4 * 2 ** max(0, len(layers) - 1)
 
@@ -402,24 +403,24 @@ def _pool(name: str, class_token: bool) -> str:
     if not name:
         return "token" if class_token else "average"
     if name not in POOLS:
-        raise UserError(f"timm's global_pool={name!r} is not known to vitrail: choose from {', '.join(POOLS)}")
+        raise UserError(f"timm's global_pool={name!r} is not supported by vitrail: choose from {', '.join(POOLS)}")
     return POOLS[name]
 
 
 def _norm(value: Any, eps: float) -> tuple[str, float]:
-    """Kind and epsilon of a norm layer: a name, or a name with keywords."""
+    """Kind and epsilon of a norm layer, given as a name or a name with keywords."""
     if value is None:
         return "layer", eps
     name = _name(value).lower()
     if name not in NORMS:
-        raise UserError(f"timm's norm_layer={name!r} is not known to vitrail: choose from {', '.join(NORMS)}")
+        raise UserError(f"timm's norm_layer={name!r} is not supported by vitrail: choose from {', '.join(NORMS)}")
     return NORMS[name], value.get("eps", 1e-6) if isinstance(value, dict) else 1e-6
 
 
 def _activation(value: Any) -> str:
     name = _name(value).lower()
     if name not in ACTIVATIONS:
-        raise UserError(f"timm's act_layer={name!r} is not known to vitrail: choose from {', '.join(ACTIVATIONS)}")
+        raise UserError(f"timm's act_layer={name!r} is not supported by vitrail: choose from {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
@@ -431,5 +432,5 @@ def _square(value: Any) -> int:
     if isinstance(value, int):
         return value
     if len(set(value)) != 1:
-        raise UserError(f"patches of {value[0]}x{value[1]} pixels are not known to vitrail: they must be square")
+        raise UserError(f"patches of {value[0]}x{value[1]} pixels are not supported by vitrail: they must be square")
     return int(value[0])

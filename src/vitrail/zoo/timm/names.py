@@ -1,4 +1,4 @@
-"""How timm names the weights of a model, and which it keeps apart or together."""
+"""timm's names of weights, and which of them it splits or joins."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from vitrail.zoo.source import Weight
 
 
 class Entry(NamedTuple):
-    """One of vitrail's tensors in timm's terms."""
+    """The origin of one of vitrail's tensors in timm's weights."""
 
     names: tuple[str, ...]
-    """whose rows, in this order, are the tensor; or the one that it is, or is a piece of"""
+    """names whose rows, in this order, form the tensor; or the name that it equals or is a slice of"""
     sizes: tuple[int, ...] = ()
-    """rows of each of several names"""
+    """number of rows of each of several names"""
     piece: tuple[int, int, int] | None = None
-    """dimension, start and length within the name; other pieces are other tensors"""
+    """dimension, start and length of the slice; other slices are other tensors"""
     shape: tuple[int, ...] = ()
-    """timm's shape, where it is another view of the same numbers"""
+    """timm's shape, if it is another view of the same numbers"""
 
     def weight(self, own: Sequence[int]) -> Weight:
-        """How a tensor of shape `own` is made."""
+        """The renaming row for a tensor of shape `own`."""
         if len(self.names) > 1:
             return Weight(self.names, lambda *tensors: torch.cat(tensors), "joined")
         if self.piece is not None:
@@ -76,7 +76,7 @@ JOINT = (
     (r"\.attn\.proj\.", ".attn_out_proj."),
     (r"\.mlp\.fc2\.", ".mlp_out_proj."),
 )
-"""what ViT-22B's blocks call differently"""
+"""other names in ViT-22B's blocks"""
 
 RESNETV2 = (
     (r"^patches\.stem\.root\.0\.", "patch_embed.backbone.stem."),
@@ -115,7 +115,7 @@ def skeleton(config: VariantConfig, classes: int | None) -> nn.ModuleDict:
 def spelling(config: VariantConfig, kind: str, there: Collection[str], classes: int | None) -> dict[str, Entry]:
     """timm's name for every tensor of a task with this encoder, for timm's class `kind`.
 
-    `there` are the names in the file: some classes keep query, key and value apart, and some do not.
+    `there` are the names in the file: some classes store query, key and value separately.
     """
     own = skeleton(config, classes).state_dict()
     return {name: _spelled(name, tuple(value.shape), config, kind, there) for name, value in own.items()}
@@ -142,7 +142,7 @@ def _spelled(name: str, shape: tuple[int, ...], config: VariantConfig, kind: str
 
 
 def _joined(theirs: str, config: VariantConfig, there: Collection[str]) -> Entry:
-    """What timm keeps in several tensors."""
+    """Tensors that timm splits into several."""
     if match := re.match(r"attn_pool\.attn\.qkv\.(\w+)$", theirs):
         return Entry((f"attn_pool.q.{match[1]}", f"attn_pool.kv.{match[1]}"), (config.width, 2 * config.width))
     if match := re.match(r"(blocks\.(\d+)\.attn\.)qkv\.(\w+)$", theirs):
@@ -178,7 +178,7 @@ def _joint(theirs: str, shape: tuple[int, ...], config: VariantConfig) -> Entry:
 
 
 def _scale_name(name: str, kind: str) -> str:
-    """Layer scales, which EVA and BEiT keep in the block itself."""
+    """Layer scales, which EVA and BEiT store in the block itself."""
     if match := re.match(r"(blocks\.\d+\.)branch([12])\.0\.scale$", name):
         return f"{match[1]}gamma_{match[2]}" if kind in ("Eva", "Beit") else f"{match[1]}ls{match[2]}.gamma"
     return name
@@ -200,7 +200,7 @@ def _renamed(name: str, rules: Sequence[tuple[str, str]]) -> str:
 
 
 def written(entries: dict[str, Entry], state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """timm's tensors from vitrail's: what `spelling` tells, the other way round."""
+    """timm's tensors from vitrail's: the inverse of `spelling`."""
     out: dict[str, Tensor] = {}
     pieces: dict[str, list[tuple[tuple[int, int, int], Tensor]]] = {}
     for name, entry in entries.items():
