@@ -219,7 +219,8 @@ def test_wrong_options(data: Path, run: Path, capsys: pytest.CaptureFixture[str]
     assert "--top-p is for words that are drawn: add --sample" in refused(
         capsys, "predict", one, "--model", run, "--top-p", "0.5"
     )
-    assert "--seed is for words that are drawn" in refused(capsys, "eval", run, "--data", data, "--seed", "1")
+    seed = ("--sampling-seed", "1")
+    assert "--sampling-seed is for words that are drawn" in refused(capsys, "eval", run, "--data", data, *seed)
     assert "beam and max_length must be at least 1" in refused(capsys, "predict", one, "--model", run, "--beam", "0")
     line = refused(capsys, "predict", one, "--model", "classify", "--beam", "2")
     assert "--beam is" in line and "this model's task" in line and "classify" in line
