@@ -133,7 +133,8 @@ def check_train(said: Said) -> None:
         [row] = said.rows
         assert row["split"] in ("test", "val") and row["fast_dev_run"]
     else:
-        assert re.fullmatch(r"(test|val)( \w+ \d\.\d{4} )+ ?in \d+ s \(fast dev run\)\n", said.out), said.out
+        score = r"\d+\.\d\d %|\d+\.\d{3}|none"
+        assert re.fullmatch(rf"(test|val) \w+ ({score}) in \d+ s \(fast dev run\)\n", said.out), said.out
     [folder] = said.made
     recipe = json.loads((folder / "recipe.json").read_text())
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -65,8 +65,8 @@ def test_what_is_given_is_what_changes(task: Task) -> None:
     [
         (["--top", "two"], "two"),
         (["--top"], "--top"),
-        (["--beam", "3"], "and this model's task is classify: leave it out"),
-        (["--no-sample"], "--sample is an option of the task"),
+        (["--beam", "3"], "--beam is an option of the task caption, and this model's task is classify"),
+        (["--no-sample"], "--sample is an option of the task caption"),
     ],
 )
 def test_one_line_for_what_is_wrong(task: Task, args: list[str], words: str) -> None:
