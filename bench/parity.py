@@ -1,13 +1,13 @@
-"""Every architecture of timm's ViT modules against vitrail, with the same random weights, at three sizes.
+"""Compare every architecture of timm's ViT modules with vitrail: same random weights, three sizes.
 
-    python bench/parity.py            all that results/parity-timm.json does not hold for the installed timm
-    python bench/parity.py vit_base*  those that match; measured again
+    python bench/parity.py            all that results/parity-timm.json does not have for the installed timm
+    python bench/parity.py vit_base*  all that match, again
 
-A row is the largest difference over the largest value, in logits and in final tokens: at the model's own size; created
-for a larger square and for one that is not square, and loaded there; and where timm can, with sizes that change from
-image to image. Two blocks stand for all of an architecture's: one where they are wide, and three where windows and
-global attention alternate. Ends with 1 where a difference is above the limit, or an architecture is missing. `--tiny`
-compares the smallest ones of three modules.
+A row is the largest difference divided by the largest value, in logits and in final tokens: at the model's own size;
+created at another square size and at one that is not square, with the weights resized; and if timm can, with a size
+that changes at run time. Models have two blocks: one if they are wide, and three if windowed and global attention
+alternate. The exit code is 1 if a difference is above the limit or an architecture is missing. `--tiny` compares the
+smallest ones of three modules.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ NAME = "parity-timm"
 CLASSES = 11
 LIMIT = 1e-4
 WIDE = 1200
-"""wider architectures get one block in place of two"""
+"""wider architectures have one block instead of two"""
 Size = tuple[int, int]
 
 
@@ -82,7 +82,7 @@ def worst_of(row: dict[str, Any]) -> float:
 
 
 def compare(name: str, **smaller: Any) -> dict[str, Any]:
-    """The differences of one architecture at each size; `smaller` are further arguments of timm's."""
+    """The differences of one architecture at each size; `smaller` are further arguments for timm."""
     arguments = {**shallow(name), **smaller}
     peer = timm_model(name, arguments)
     randomise(peer, seed=sum(map(ord, name)))
@@ -93,18 +93,18 @@ def compare(name: str, **smaller: Any) -> dict[str, Any]:
     own = encoder.config.image_size
     sizes = {_by(own): difference(task, peer, own)}
     if table()[name]["class"] == "VisionTransformerSAM":
-        # timm's SAM takes any size as it is, and cannot be created for one from another's weights.
+        # timm's SAM accepts any size at run time, and cannot load weights of another size.
         for size in others(encoder, own):
             sizes[_by(size)] = difference(task, peer, size)
     else:
         for size in others(encoder, own):
             resized = timm_model(name, {**arguments, "img_size": size})
             resized.load_state_dict(filtered(name, resized, weights), assign=True)
-            there = ours(name, arguments, weights)
-            assert isinstance(there.encoder, ViT)
-            resize(there.encoder, size)
-            sizes[_by(size)] = difference(there, resized, size)
-            del resized, there
+            task_at_size = ours(name, arguments, weights)
+            assert isinstance(task_at_size.encoder, ViT)
+            resize(task_at_size.encoder, size)
+            sizes[_by(size)] = difference(task_at_size, resized, size)
+            del resized, task_at_size
         if table()[name]["class"] != "Beit":
             moving = timm_model(name, {**arguments, "dynamic_img_size": True, "img_size": own})
             moving.load_state_dict(weights, assign=True)
@@ -114,19 +114,19 @@ def compare(name: str, **smaller: Any) -> dict[str, Any]:
 
 
 def shallow(name: str) -> dict[str, Any]:
-    """Arguments that leave few blocks of each kind, and a head of few classes."""
+    """Arguments for few blocks of each kind, and a head with few classes."""
     values = table()[name]
     arguments: dict[str, Any] = {"depth": 1 if values.get("embed_dim", 768) > WIDE else 2, "num_classes": CLASSES}
     if "global_attn_indexes" in values:
         arguments |= {"depth": 3, "global_attn_indexes": [1]}
     if kv_heads := values.get("num_kv_heads"):
-        # The first blocks have all heads of keys and values, those in the middle fewer.
+        # The first blocks have all key and value heads, those in the middle fewer.
         arguments["num_kv_heads"] = [kv_heads[0], kv_heads[len(kv_heads) // 2]][-arguments["depth"] :]
     return arguments
 
 
 def timm_model(name: str, arguments: dict[str, Any]) -> Any:
-    """A model whose weights are still to come: timm's own initial ones take longer than the comparison."""
+    """A model without initialised weights: timm's initialisation takes longer than the comparison."""
     with torch.device("meta"):
         model: Any = timm.create_model(name, **arguments)
     model = model.to_empty(device="cpu")
@@ -140,7 +140,7 @@ def timm_model(name: str, arguments: dict[str, Any]) -> Any:
 
 @torch.no_grad()
 def randomise(model: nn.Module, seed: int) -> None:
-    """Give every weight a value that matters, also those that start at zero or one."""
+    """Give every weight a random value, also those that are initialised to zero or one."""
     generator = torch.Generator().manual_seed(seed)
     pool, start = torch.randn(1_000_003, generator=generator), 0  # a prime: no two rows of a matrix are the same
     for name, value in model.state_dict().items():
@@ -159,7 +159,7 @@ def randomise(model: nn.Module, seed: int) -> None:
 
 
 def scale(name: str, value: Tensor) -> float:
-    """Matrices and filters keep the size of what goes through them; the rest is of the order of one."""
+    """Matrices and filters keep the scale of activations; other weights are of the order of one."""
     if value.ndim >= 2 and name.endswith("weight"):
         return float(value[0].numel() ** -0.5)
     if name.startswith("rope."):
@@ -168,7 +168,7 @@ def scale(name: str, value: Tensor) -> float:
 
 
 def ours(name: str, arguments: dict[str, Any], weights: dict[str, Tensor]) -> Task:
-    """What vitrail reads from a folder with these weights."""
+    """The model that vitrail reads from these weights."""
     model_args = {key: value for key, value in arguments.items() if key != "num_classes"}
     config = {"architecture": name, "model_args": model_args, "pretrained_cfg": {"num_classes": CLASSES}}
     shapes = {key: tuple(value.shape) for key, value in weights.items()}
@@ -177,7 +177,7 @@ def ours(name: str, arguments: dict[str, Any], weights: dict[str, Tensor]) -> Ta
 
 
 def filtered(name: str, model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights as timm's own loading fits them to the model."""
+    """The weights as timm's own loading adapts them to the model."""
     found: list[Any] = []
     module = sys.modules[timm.model_entrypoint(name).__module__]
     original = module.build_model_with_cfg
@@ -191,28 +191,28 @@ def filtered(name: str, model: nn.Module, weights: dict[str, Tensor]) -> dict[st
 
 @torch.inference_mode()
 def difference(task: Task, peer: Any, size: Size) -> dict[str, float]:
-    """Largest difference over largest value."""
+    """The largest difference divided by the largest value."""
     generator = torch.Generator().manual_seed(0)
     assert isinstance(task.encoder, ViT)
     images = torch.randn(1, task.encoder.config.channels, *size, generator=generator)
     theirs = peer.forward_features(images)
     logits = peer.forward_head(theirs)
     tokens = task.features(images)
-    mine = torch.cat([tokens.prefix, tokens.patches], dim=1)
+    own = torch.cat([tokens.prefix, tokens.patches], dim=1)
     return {
         "logits": relative(task(images), logits),
-        "tokens": relative(mine, flat(theirs)),
+        "tokens": relative(own, flat(theirs)),
     }
 
 
-def relative(mine: Tensor, theirs: Tensor) -> float:
-    assert mine.shape == theirs.shape, (mine.shape, theirs.shape)
-    found = float((mine - theirs).abs().max() / theirs.abs().max())
+def relative(own: Tensor, theirs: Tensor) -> float:
+    assert own.shape == theirs.shape, (own.shape, theirs.shape)
+    found = float((own - theirs).abs().max() / theirs.abs().max())
     return found if found == found else float("inf")
 
 
 def others(encoder: ViT, own: Size) -> list[Size]:
-    """A square and one that is not, both with another number of patches than the model's own size."""
+    """A square size and one that is not, both with another number of patches than the model's own size."""
     patch = encoder.config.patch
     side = 6 if own != (6 * patch, 6 * patch) else 8
     return [(side * patch, side * patch), (5 * patch, 9 * patch)]
@@ -224,5 +224,5 @@ def _by(size: Size) -> str:
 
 if __name__ == "__main__":
     log.setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")  # of timm's own interpolation
+    warnings.simplefilter("ignore")  # from timm's interpolation
     sys.exit(main())

@@ -1,11 +1,12 @@
-"""Every type of Hugging Face's that vitrail reads against transformers, with the same random weights, at two sizes.
+"""Compare every Hugging Face model type that vitrail reads with transformers: same random weights, two sizes.
 
     python bench/parity_huggingface.py
 
-A row is the largest difference over the largest value, in the final tokens and in what the model gives: its logits, or
-its pooled vectors where it has no classes. The models are small and have everything else as published ones do. Then the
-model is written in Hugging Face's layout: transformers' outputs with that folder, and whether it comes back with the
-same bits. Ends with 1 where a difference is above the limit. `--tiny` compares two of the models.
+A row is the largest difference divided by the largest value, in the final tokens and in the output: logits, or pooled
+vectors if the model has no classes. The models are small but otherwise configured like published ones. Then the model
+is written in Hugging Face's layout: the row also has the difference of transformers' outputs with that folder, and
+whether the weights are bit-identical. The exit code is 1 if a difference is above the limit. `--tiny` compares two
+models.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ SMALL: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
-    "intermediate_size": 47,  # no multiple of the width
+    "intermediate_size": 47,  # not a multiple of the width
     "image_size": SIZE[0],
     "patch_size": PATCH,
 }
@@ -134,7 +135,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "siglip2": of("Siglip2Model", "Siglip2Config", vision_config=PATCHES, text_config={**TEXT, "projection_size": 32}),
     "siglip2, image tower": of("Siglip2VisionModel", "Siglip2VisionConfig", **PATCHES),
 }
-"""a name for people, whose first word is the type of `config.json`"""
+"""a readable name, whose first word is the type in `config.json`"""
 
 
 def parser() -> Parser:
@@ -162,13 +163,13 @@ def worst_of(row: dict[str, Any]) -> float:
 
 
 def compare(name: str, folder: Path) -> dict[str, Any]:
-    """The differences of one model at both sizes, and of what vitrail writes."""
+    """The differences of one model at both sizes, and of the checkpoint that vitrail writes."""
     model = randomised(MODELS[name])
     model.save_pretrained(folder / "theirs")
     task = vitrail.load(folder / "theirs")
     sizes = {f"{size[0]}x{size[1]}": difference(task, model, size) for size in (SIZE, OTHER)}
     huggingface.write(task, folder / "ours")
-    # SigLIP 2 at a fixed size is written as SigLIP, which is the same at its own.
+    # SigLIP 2 with a fixed size is written as SigLIP, which is the same model at that size.
     written = difference(task, reload(folder / "ours")[0], SIZE)
     bits = vitrail.load(folder / "ours").state_dict()
     same = all(torch.equal(bits[key], value) for key, value in task.state_dict().items())
@@ -183,7 +184,7 @@ def compare(name: str, folder: Path) -> dict[str, Any]:
 
 
 def randomised(make: Callable[[], Any], seed: int = 0) -> Any:
-    """A model whose every parameter is random, norms, layer scales, registers and tables too."""
+    """A model with every parameter random, also norms, layer scales, registers and tables."""
     torch.manual_seed(seed)
     model = make().eval()
     with torch.no_grad():
@@ -193,7 +194,7 @@ def randomised(make: Callable[[], Any], seed: int = 0) -> Any:
 
 
 def reload(folder: Path) -> tuple[Any, dict[str, Any]]:
-    """transformers' model of a folder, by the class that its config names, and what it says of the names."""
+    """transformers' model from a folder, by the class in its config, and its report on the names of weights."""
     config = json.loads((folder / "config.json").read_text())
     maker = getattr(transformers, config["architectures"][0])
     model, report = maker.from_pretrained(folder, output_loading_info=True)
@@ -206,7 +207,7 @@ def has_classes(model: Any) -> bool:
 
 @torch.no_grad()
 def difference(task: Task, model: Any, size: tuple[int, int]) -> dict[str, float]:
-    """Largest difference over largest value."""
+    """The largest difference divided by the largest value."""
     images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     tokens, outputs = theirs(model, images)
     ours = task.features(images)
@@ -225,7 +226,7 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
 
 @torch.no_grad()
 def theirs(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
-    """transformers' tokens [B, P + N, D], and its logits or else its pooled vectors."""
+    """transformers' tokens [B, P + N, D], and its logits or, without classes, its pooled vectors."""
     kind = model.config.model_type
     tower = getattr(model, "vision_model", None) or (model if "dinov3" in kind else model.base_model)
     more: dict[str, Any] = {}
@@ -239,7 +240,7 @@ def theirs(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     encoded = tower(images, **more)
     tokens = encoded.last_hidden_state
     if has_classes(model):
-        # Not every release's classifiers hand arguments on to their tower.
+        # In some releases classifiers do not pass arguments to their vision tower.
         with tower.register_forward_pre_hook(lambda _, args, named: (args, named | more), with_kwargs=True):
             return tokens, model(images).logits
     if hasattr(model, "get_image_features"):
@@ -255,11 +256,11 @@ def theirs(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _siglip2(tower: Any, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Its models take patches, row by row with channels last, and how many there are."""
+    """These models take patches, row by row with channels last, and the number of patches."""
     rows, columns = images.shape[2] // PATCH, images.shape[3] // PATCH
     patches = images.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH).permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
     mask, shapes = torch.ones(len(images), rows * columns), torch.tensor([[rows, columns]] * len(images))
-    # The tower inside a whole model calls it by another name in transformers 4.
+    # In transformers 4 the argument has another name in a vision tower.
     takes = inspect.signature(tower.forward).parameters
     name = "pixel_attention_mask" if "pixel_attention_mask" in takes else "attention_mask"
     encoded = tower(patches, spatial_shapes=shapes, **{name: mask})
