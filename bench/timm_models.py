@@ -1,4 +1,4 @@
-"""Write the meaning of timm's architecture names to src/vitrail/zoo/timm/models.json: one line per name, from timm's code.
+"""Write the meaning of timm's architecture names, from timm's code, to src/vitrail/zoo/timm/models.json.
 
     python bench/timm_models.py
 
