@@ -1,10 +1,10 @@
-"""One step of attention and its gradient: PyTorch's fused one, and the products and softmax that it stands for.
+"""One step of attention and its gradient: PyTorch's fused kernel against explicit products and softmax.
 
     OMP_NUM_THREADS=1 python bench/attention.py
 
-Times are medians over rounds in which both come one after the other, forward and backward, with 64 channels per head.
-What is above 1 in `ratio` is how many times as long the fused one takes. On a processor without bf16 of its own that
-half says nothing, since nobody trains so there. Both ways must give the same values.
+Times are medians over rounds in which the two alternate, forward and backward, with 64 channels per head. `ratio` is
+the time of the fused kernel divided by that of the products. Ignore the bf16 rows of a CPU without native bf16, since
+nobody trains in bf16 there. Both ways must give the same values.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> None:
 
 def measured(shape: tuple[int, int, int, int], dtype: torch.dtype, rounds: int) -> dict[str, float]:
     batch, heads, queries, keys = shape
-    # Laid out as a layer's one product for queries, keys and values leaves them.
+    # The memory layout that a layer's joint projection of queries, keys and values gives.
     leaves = [torch.randn(batch, tokens, heads, 64, dtype=dtype).requires_grad_() for tokens in (queries, keys, keys)]
 
     def forward(attention: Attention) -> Tensor:

@@ -1,10 +1,10 @@
 """Score the bundled weights.
 
     python bench/bundled.py --data DIR             the classifier
-    python bench/bundled.py caption --data DIR     the captioner, with its control and with people's captions
+    python bench/bundled.py caption --data DIR     the captioner, with a control experiment and people's captions
 
-DIR holds CIFAR-10, or Flickr8k. The captioner chooses among captions by its match with the image and by what people
-said of like images, and is scored without either too.
+DIR contains CIFAR-10, or Flickr8k. The captioner chooses among captions by their match with the image and by people's
+captions of similar images (consensus); it is also scored without either.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CHOOSING = {
 
 
 def parser() -> Parser:
-    # METEOR, which is left out where there is no Java, takes longer to start than all the rest of a tiny run.
+    # METEOR, which is left out if there is no Java, takes longer to start than the rest of a tiny run.
     parser = Parser(__doc__, needs=["data"], ways=["the likeliest"], environment={"PATH": ""})
     parser.set_defaults(ways=[*CHOOSING], environment={})
     parser.add_argument("--data", help="CIFAR-10, or Flickr8k")
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def caption(data: str, ways: list[str], environment: dict[str, str]) -> Row:
-    """The captioner's scores on `val`: the test split is kept for the end."""
+    """The captioner's scores on `val`: the test split is reserved for a final evaluation."""
 
     def of(*words: str) -> Row:
         return scores("caption", *words, "--data", data, "--split", "val", **environment)
@@ -63,7 +63,7 @@ def caption(data: str, ways: list[str], environment: dict[str, str]) -> Row:
 
 
 def scores(name: str, *words: str, **environment: str) -> Row:
-    """What `vitrail eval` prints."""
+    """The scores that `vitrail eval` prints."""
     found, _ = vitrail("eval", *words, **environment)
     return {measure: found[measure] for measure in ("split", *KEPT[name]) if measure in found}
 

@@ -1,12 +1,14 @@
-"""Captions written with a cache against the same without: python bench/caption_decoding.py --model RUN --data flickr8k.
+"""Caption decoding with a key-value cache against decoding without one.
+
+    python bench/caption_decoding.py --model RUN --data flickr8k
 
 Speed: beam 5 for batches of 16 images and of one, each encoded once before the clock starts, at 20 and 60 words, on
-one thread and on two (a step with a cache is so small that the second one hardly helps it). The decoder has the sizes
-of the model's, room for 60 words, and fresh weights, whose end is made so unlikely that every caption has its full
-length; the two ways take turns. Agreement: the model's own captions of the validation images, beam 5, by both ways in
-float32. Latency: one image from pixels to caption, greedy, beam 5 and as its checkpoint says.
-Without --model a model of the recipe caption-vit with fresh weights stands in; without --data noise does. `--tiny` has
-a small such model, a few images and a few words. Ends with 1 where the two ways choose other captions.
+one thread and on two (a step with a cache is so small that a second thread hardly helps). The decoder has the size of
+the model's, room for 60 words, and random weights that make the end token so unlikely that every caption has its full
+length; the two ways alternate. Agreement: the model's own captions of the validation images, beam 5, both ways in
+float32. Latency: one image from pixels to caption, greedy, beam 5 and with the checkpoint's settings.
+Without --model it uses a model of the recipe caption-vit with random weights, without --data noise. `--tiny` uses a
+small model, a few images and a few words. The exit code is 1 if the two ways choose different captions.
 """
 
 from __future__ import annotations
@@ -35,14 +37,14 @@ from vitrail.train.build import preparation
 from vitrail.vit import ViTConfig
 
 TIE = 1e-5
-"""captions that differ, with scores no further apart than this, are as good as each other"""
+"""different captions are equally good if their scores differ by no more than this"""
 MAX_LENGTH = 64
 
 
 def parser() -> Parser:
     parser = Parser(__doc__, images=4, rounds=1, threads=[1], batches=(2, 1), lengths=(3, 6))
     parser.set_defaults(batches=(16, 1), lengths=(20, 60))
-    parser.add_argument("--model", help="a captioner of vitrail; fresh weights if left out")
+    parser.add_argument("--model", help="a captioner of vitrail; random weights if left out")
     parser.add_argument("--data", help="a captioned set with a validation split; noise if left out")
     parser.add_argument("--images", type=int, default=1000, help="images of the validation split to compare on")
     parser.add_argument("--rounds", type=int, default=5)
@@ -90,7 +92,7 @@ def images_of(data: str | None, count: int, task: Caption) -> list[Tensor]:
 
 
 def fresh(tiny: bool) -> Caption:
-    """The model of the recipe caption-vit, with weights that nobody trained."""
+    """The model of the recipe caption-vit with random weights."""
     run = find("caption-vit")(6000)
     assert isinstance(run.task, Captioning) and isinstance(run.model, ViTConfig)
     task, model = run.task, run.model
@@ -103,7 +105,7 @@ def fresh(tiny: bool) -> Caption:
 
 
 def endless(task: Caption, vocabulary: int) -> Decoder:
-    """A decoder of the same sizes that hardly ever ends a caption."""
+    """A decoder of the same size that hardly ever ends a caption."""
     config = replace(task.captioning, most_words=MAX_LENGTH)
     widths = token_width(task.encoder.config), pooled_width(task.encoder.config)
     decoder = decoder_for(config, vocabulary, *widths).eval()
@@ -114,11 +116,11 @@ def endless(task: Caption, vocabulary: int) -> Decoder:
 
 
 def written(decoder: Decoder, memory: Memory, how: Decoding, cache: bool) -> Written:
-    """Captions by steps with a cache, or by reading all words so far at each step."""
+    """Captions decoded with a cache, or by processing all words so far in each step."""
     images = len(memory.tokens)
     samples = torch.arange(images)
 
-    def anew(words: Tensor, rows: Tensor | None, state: Tensor) -> tuple[Tensor, None, Tensor]:
+    def without_cache(words: Tensor, rows: Tensor | None, state: Tensor) -> tuple[Tensor, None, Tensor]:
         state = torch.cat([state if rows is None else state[rows], words[:, None]], dim=1)
         last = torch.zeros(state.shape, dtype=torch.bool).view(images, -1, state.shape[1])
         last[..., -1] = True
@@ -126,31 +128,31 @@ def written(decoder: Decoder, memory: Memory, how: Decoding, cache: bool) -> Wri
 
     if cache:
         return write(NextWords(decoder), decoder(memory=memory), how, samples)
-    return write(anew, torch.zeros(images, 0, dtype=torch.int64), how, samples)
+    return write(without_cache, torch.zeros(images, 0, dtype=torch.int64), how, samples)
 
 
 def speeds(decoder: Decoder, memory: Memory, words: int, rounds: int) -> Row:
-    """Median seconds of both ways, taking turns."""
+    """Median seconds of both ways, which alternate."""
     how = Decoding(beam=5, max_length=words)
-    made: dict[str, Written] = {}
+    captions: dict[str, Written] = {}
 
     def step(way: str) -> None:
-        made[way] = written(decoder, memory, how, way == "with")
+        captions[way] = written(decoder, memory, how, way == "with")
 
     times = in_turns({way: partial(step, way) for way in ("with", "without")}, rounds)
-    assert made["with"].words.shape[2] == words
+    assert captions["with"].words.shape[2] == words
     ratios = [slow / fast for slow, fast in zip(times["without"], times["with"], strict=True)]
     return {
         **{way: round(statistics.median(readings), 4) for way, readings in times.items()},
         "times as fast": round(statistics.median(ratios), 2),
         "from": round(min(ratios), 2),
         "to": round(max(ratios), 2),
-        **agreement(made["with"], made["without"]),
+        **agreement(captions["with"], captions["without"]),
     }
 
 
 def agreement(a: Written, b: Written) -> dict[str, int]:
-    """Images with the same best caption by both ways, with one as good, and with another."""
+    """Numbers of images whose best captions are the same both ways, equally good, or different."""
     length = max(a.words.shape[2], b.words.shape[2])
     rows = [torch.nn.functional.pad(w.words[:, 0], (0, length - w.words.shape[2])) for w in (a, b)]
     same = (rows[0] == rows[1]).all(dim=1)
@@ -159,7 +161,7 @@ def agreement(a: Written, b: Written) -> dict[str, int]:
 
 
 def agree(task: Caption, inputs: list[Tensor]) -> dict[str, int]:
-    """The same over many images, 16 at a time, encoded once for both ways."""
+    """`agreement` over many images, 16 at a time, encoded once for both ways."""
     limit = task.decoder.within_limit(task.option.max_length)
     how = replace(task.option, beam=5, sample=False, max_length=limit)
     totals = {"same": 0, "ties": 0, "other": 0}
@@ -189,7 +191,7 @@ def latency(task: Caption, images: list[Tensor]) -> Row:
 
 @contextmanager
 def decoding(task: Caption, how: Decoding) -> Iterator[None]:
-    """The task writes in this way inside the block."""
+    """Sets how the task decodes inside the block."""
     own, task.option = task.option, how
     try:
         yield

@@ -1,11 +1,11 @@
-"""`vitrail train folder` on a small folder: from scratch, from the package's weights, and beside timm.
+"""`vitrail train folder` on a small folder: from scratch, from the bundled weights, and compared with timm.
 
     python bench/folder.py --data DIR --seeds 0 1 2
 
-The peer is timm's ViT of the same width, depth, heads and patch, trained with fused AdamW on the same images, with
-the same augmentation, for as many seconds as vitrail's whole command from scratch took, its start and report included.
-What stands after `--` goes to `vitrail train`. Seeds that results/folder.json already holds from the same options are
-kept, so a stopped measurement goes on.
+The comparison is timm's ViT of the same width, depth, heads and patch, trained with fused AdamW on the same images,
+with the same augmentation, for as many seconds as vitrail's whole command from scratch took, start-up and report
+included. Options after `--` are passed to `vitrail train`. Seeds that results/folder.json already has from the same
+options are kept, so a stopped measurement resumes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from vitrail.vit import ViTConfig
 
 KINDS = ("scratch", "weights", "timm")
 LOOKS = 10
-"""evaluations of the peer, as many as the recipe makes"""
+"""evaluations of timm's model, as many as the recipe makes"""
 TINY = ("--epochs", "1", "--image-size", "32", "32", "--batch-size", "4", "--workers", "0")
 
 
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def one(data: Path | None, seed: int, options: list[str], share: float) -> Row:
-    """A row: from scratch, from the package's weights, and timm for this share of the time that scratch took."""
+    """One row: from scratch, from the bundled weights, and timm for the fraction `share` of the time from scratch."""
     with tempfile.TemporaryDirectory() as place:
         data = data or tiny_images(Path(place) / "data", ("ants", "bees"), 10)
         scratch = ours(data, seed, Path(place) / "scratch", options)
@@ -76,18 +76,18 @@ def ours(data: Path, seed: int, out: Path, options: list[str]) -> Row:
 
 
 def peer(data: Path, run: Run, seconds: float) -> Row:
-    """timm's model after `seconds` of training, its evaluations included; as with vitrail the best on `val` is kept."""
-    parts, _ = build(run, open_data(data), torch.device("cpu"))
+    """timm's model after `seconds` of training and evaluation; as in vitrail, the best on `val` counts."""
+    components, _ = build(run, open_data(data), torch.device("cpu"))
     torch.manual_seed(run.seed)
-    model = timm_model(run.model, len(parts.task.classes))
+    model = timm_model(run.model, len(components.task.classes))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05, fused=True)
     began, best, top1, looks = time.monotonic(), -1.0, 0.0, 0
-    for steps, batch in enumerate(parts.train.batches()):
+    for steps, batch in enumerate(components.train.batches()):
         done = min(1.0, (time.monotonic() - began) / seconds)
         if done * LOOKS >= looks + 1:
             looks += 1
-            if (score := accuracy(model, parts.val)) > best:
-                best, top1 = score, accuracy(model, parts.test) if parts.test else score
+            if (score := accuracy(model, components.val)) > best:
+                best, top1 = score, accuracy(model, components.test) if components.test else score
         if done >= 1:
             return {
                 "top1": top1,
@@ -95,18 +95,18 @@ def peer(data: Path, run: Run, seconds: float) -> Row:
                 "parameters": sum(p.numel() for p in model.parameters()),
                 "wall_seconds": round(time.monotonic() - began, 1),
             }
-        # Warm-up over a tenth of the time, then down to zero along a line.
+        # Linear warm-up over a tenth of the time, then linear decay to zero.
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * min(done / 0.1 + 1e-3, (1 - done) / 0.9)
         F.cross_entropy(model(batch["image"]), batch["label"], label_smoothing=0.1).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    raise AssertionError("training batches have no end")
+    raise AssertionError("training batches are endless")
 
 
 def timm_model(config: Any, classes: int) -> VisionTransformer:
-    """timm's ViT of the size that a config has, pooled in the same way."""
+    """timm's ViT with the size and pooling of a config."""
     assert isinstance(config, ViTConfig)
     return VisionTransformer(
         img_size=config.image_size,
@@ -123,11 +123,11 @@ def timm_model(config: Any, classes: int) -> VisionTransformer:
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, loader: Loader) -> float:
-    """Share of a part's images that the model has right."""
+    """Top-1 accuracy on a split."""
     model.eval()
-    right = [(model(batch["image"]).argmax(1) == batch["label"]).double() for batch in loader.evaluation()]
+    correct = [(model(batch["image"]).argmax(1) == batch["label"]).double() for batch in loader.evaluation()]
     model.train()
-    return torch.cat(right).mean().item()
+    return torch.cat(correct).mean().item()
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Damaged image files through `vitrail predict` and `vitrail train`: a row for each, and no line but vitrail's own.
+"""Run `vitrail predict` and `vitrail train` on damaged image files: one row per file, and only vitrail's own messages.
 
     python bench/fuzz.py [--count 10000] [--seed 0] [--tiny]
 
 Files of ten formats are damaged in one of six ways (bits flipped, cut off, bytes inserted, bytes removed, bytes of the
-header changed, large numbers written over it), each as a function of the seed and its number. `predict` gets them in
-calls of a thousand, by turns with and without `--json`: each file must have its row, the exit code must be 0 or 2, and
-on standard error each line must begin with `vitrail` or hold the path of a file. `train --max-bad 1` gets all, in
-memory; and streamed by workers the first thousand.
+header changed, large numbers written over it), as a function of the seed and the file's number. `predict` gets them in
+calls of a thousand, alternately with and without `--json`: each file must have its row, the exit code must be 0 or 2,
+and each line on standard error must begin with `vitrail` or contain the path of a file. `train --max-bad 1` gets all
+files in memory, and the first thousand streamed by workers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from PIL import Image
 
 CALL = 1000
 LIMIT = 600
-"""seconds of a call, after which it counts as hung"""
+"""seconds after which a call counts as hung"""
 SMALL = ["--image-size", "32", "32", "--stem", "4", "--width", "16", "--depth", "1", "--heads", "2", "--device", "cpu"]
 
 
@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def measure(folder: Path, count: int, seed: int) -> dict[str, Any]:
-    """What became of the files, and what went wrong, in words."""
+    """Counts of the files by outcome, and faults in words."""
     files = write_files(folder / "data", count, seed)
     faults: list[str] = []
     answered: Counter[str] = Counter()
@@ -101,14 +101,14 @@ def run(words: list[str]) -> tuple[int, str, str]:
 
 
 def foreign(code: int, err: str, codes: set[int]) -> list[str]:
-    """What a command did that it must not."""
+    """Faults of a command: a wrong exit code, or messages that are not vitrail's."""
     lines = [line for line in err.splitlines() if not line.startswith("vitrail") and "/data/" not in line]
     faults = [f"a line on standard error: {line[:200]}" for line in lines[:5]]
     return faults if code in codes else [f"exit code {code}: {err[-300:]}", *faults]
 
 
 def write_files(root: Path, count: int, seed: int) -> list[Path]:
-    """Damaged files in two class folders, by their number."""
+    """Write damaged files to two class folders."""
     whole = [(kind, data) for kind, datas in originals().items() for data in datas]
     by_kind: dict[str, list[bytes]] = {}
     for kind, data in whole:
@@ -128,7 +128,7 @@ def write_files(root: Path, count: int, seed: int) -> list[Path]:
 
 
 def originals() -> dict[str, list[bytes]]:
-    """Small files of ten formats, some of each, by their ending."""
+    """Small files of ten formats, several per format, by their extension."""
     y, x = np.mgrid[0:40, 0:56]
     rgb = np.stack([128 + 100 * np.sin(x / (5 + i)) * np.cos(y / (7 - i)) for i in range(3)], -1).astype(np.uint8)
     image = Image.fromarray(rgb)
@@ -217,7 +217,7 @@ def _header(data: bytes, draw: np.random.Generator) -> bytes:
 
 
 def _large(data: bytes, draw: np.random.Generator) -> bytes:
-    """A large number of two or four bytes somewhere in what is likely to be the header, or at a TIFF's end."""
+    """A large number of two or four bytes, likely in the header, or at the end, where a TIFF may have its tags."""
     near = int(draw.integers(min(200, len(data))))
     at = near if draw.random() < 0.7 else len(data) - 1 - near
     number = [b"\xff\xff\xff\x7f", b"\xff\xff", b"\x00\x00\x01\x00", b"\x7f\xff\xff\xff", b"\xff\xff\xff\xff"]

@@ -1,4 +1,4 @@
-"""What the scripts in this folder share: their options, whole commands, timing in turns, tiny data and results."""
+"""Shared by the scripts in this folder: options, running commands, timing, tiny data and results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor, nn
 
 from vitrail.files import write_whole
 from vitrail.train.device import native_bf16
@@ -35,25 +37,25 @@ Row = dict[str, Any]
 
 
 class Parser(argparse.ArgumentParser):
-    """The options of a script: its docstring as help, and `--results` and `--tiny`, which every script has."""
+    """The options of a script. Its docstring is the help; every script has `--results` and `--tiny`."""
 
     def __init__(self, text: str | None, needs: Sequence[str] = (), passes_on: bool = False, **tiny: Any) -> None:
-        """`tiny` are other defaults with `--tiny`; options in `needs` may be left out with that alone.
+        """`tiny` are the defaults with `--tiny`. Options in `needs` are required without it.
 
-        `passes_on`: words after `--` are kept as `train`, for `vitrail train`.
+        `passes_on`: arguments after `--` are stored as `train`, for `vitrail train`.
         """
         super().__init__(description=text, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
         self.needs, self.passes_on, self.tiny = needs, passes_on, tiny
         results = "folder of the JSON file: results/, or with --tiny runs/tiny/"
         self.add_argument("--results", type=Path, metavar="DIR", default=RESULTS, help=results)
         self.add_argument(
-            "--tiny", action="store_true", help="try the whole script on tiny input, made up; the figures mean nothing"
+            "--tiny", action="store_true", help="try the whole script on tiny synthetic input; the figures mean nothing"
         )
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """As argparse does, which takes what stands after `--` for positional arguments that it has already read."""
+        """As argparse, except that arguments after `--` are not positional arguments of the script."""
         words = list(sys.argv[1:] if args is None else args)
         end = words.index("--") if self.passes_on and "--" in words else len(words)
         if "--tiny" in words[:end]:
@@ -71,7 +73,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def vitrail(*words: str, **environment: str) -> tuple[Row, float]:
-    """What `vitrail WORDS --json` prints, and the wall seconds of the whole command."""
+    """The output of `vitrail WORDS --json`, and the wall seconds of the whole command."""
     began = time.monotonic()
     command = [sys.executable, "-m", "vitrail", *words, "--json"]
     environment = {**os.environ, **environment}
@@ -80,7 +82,7 @@ def vitrail(*words: str, **environment: str) -> tuple[Row, float]:
 
 
 def seconds(step: Callable[[], object], calls: int = 1, device: str = "cpu") -> float:
-    """Of one call among `calls`, until a GPU has done what it was given."""
+    """Mean seconds of `calls` calls, until a GPU has finished them."""
     wait: Callable[[], None] = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     wait()
     began = time.perf_counter()
@@ -93,7 +95,7 @@ def seconds(step: Callable[[], object], calls: int = 1, device: str = "cpu") -> 
 def in_turns(
     steps: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1, calls: int = 1, device: str = "cpu"
 ) -> dict[str, list[float]]:
-    """Seconds of each step in each round: what else the machine does falls on all of them alike."""
+    """Seconds of each step in each round. The steps alternate, so other load on the machine affects all equally."""
     for step in steps.values():
         for _ in range(warm_up):
             step()
@@ -102,6 +104,23 @@ def in_turns(
         for name, step in steps.items():
             times[name].append(seconds(step, calls, device))
     return times
+
+
+def training_step(
+    model: nn.Module, images: Tensor, labels: Tensor, precision: torch.dtype, backend: str | None = None
+) -> Callable[[], None]:
+    """A function that makes one training step as in a plain script: autocast and fused AdamW, compiled by `backend`."""
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-3, fused=True)
+    forward: Callable[[Tensor], Tensor] = torch.compile(model, backend=backend) if backend else model
+
+    def step() -> None:
+        with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
+            loss = F.cross_entropy(forward(images), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
 
 
 # ---- tiny data
@@ -128,7 +147,7 @@ def tiny_cifar10(folder: Path) -> Path:
 
 
 def tiny_captions(folder: Path, each: int) -> Path:
-    """A captioned set whose splits have `each` images of a kind, of two kinds, with two captions per image."""
+    """A captioned set whose splits have `each` images of each of two kinds, with two captions per image."""
     texts = {
         "dog": ("a dog runs over the grass .", "a brown dog is running in a field ."),
         "sea": ("two children play in the water .", "children are playing in the sea ."),
@@ -148,15 +167,15 @@ def tiny_captions(folder: Path, each: int) -> Path:
 
 
 def recorded(name: str, results: Path) -> Row:
-    """The rows of `NAME.json`; none where there is no such file."""
+    """The rows of `NAME.json`; {} if there is no such file."""
     file = results / f"{name}.json"
     return json.loads(file.read_text())["rows"] if file.exists() else {}
 
 
 def record(name: str, rows: Row, results: Path) -> Path:
-    """Write `NAME.json`, whole: the rows with command, commit, machine and date. Returns its path.
+    """Write `NAME.json` atomically: the rows with command, commit, machine and date. Returns its path.
 
-    Raises ValueError where a number is not finite.
+    Raises ValueError if a number is not finite.
     """
     refuse_infinite(rows)
     content = {
@@ -172,12 +191,12 @@ def record(name: str, rows: Row, results: Path) -> Path:
 
 
 def refuse_infinite(value: object, place: str = "rows") -> None:
-    """Raise ValueError with the place of the first number that is not finite."""
+    """Raise ValueError, with its place, for the first number that is not finite."""
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{place} is {value}, which is no result")
+        raise ValueError(f"{place} is {value}, which is not a result")
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
-    for key, part in inside:
-        refuse_infinite(part, f"{place}, {key}")
+    for key, each in inside:
+        refuse_infinite(each, f"{place}, {key}")
 
 
 def code() -> Row:
@@ -187,7 +206,7 @@ def code() -> Row:
 
 
 def machine() -> Row:
-    """What the figures were measured on."""
+    """The machine and versions that the figures were measured with."""
     found: Row = {
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -223,7 +242,7 @@ def _command() -> str:
 
 
 def portable(words: list[str]) -> list[str]:
-    """A command's words without folders of this machine, which say nothing elsewhere: `VITRAIL_DATA` finds data."""
+    """A command's words without this machine's folders, which do not exist elsewhere: `VITRAIL_DATA` finds data."""
     return [Path(word).name if Path(word).is_absolute() else word for word in words]
 
 

@@ -1,9 +1,9 @@
-"""Trainings of captioners side by side, from what they logged: what each idea added, and what else was tried.
+"""Compare trainings of captioners by their logs: the gain of each idea, and of other ideas that were tried.
 
-    python bench/ideas.py runs/long runs/match runs/coca runs/critic runs/recall
+    python bench/ideas.py runs/long runs/match runs/coca runs/scst runs/rerank
     python bench/ideas.py runs/small/vit runs/small/slower --name caption-tried
 
-Scores are those of a run's best evaluation on validation, which its checkpoint is.
+Scores are those of a run's best evaluation on validation, from which its checkpoint is.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def logged(run: Path) -> Row:
 
 
 def tiny_run(folder: Path) -> Path:
-    """A folder with the log of a training that never was: its second evaluation is the best."""
+    """A folder with the log of an invented training, whose second evaluation is the best."""
     rows: list[Row] = [{"kind": "start", "command": f"vitrail train caption-vit --out {folder}"}]
     rows += [{"kind": "val", "cider": cider, "bleu4": cider / 4} for cider in (0.1, 0.4, 0.2)]
     rows += [{"kind": "done", "seconds": 90.0, "parameters": 5}]

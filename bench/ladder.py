@@ -1,16 +1,16 @@
-"""The captioning ladder: each rung trained for the same time, after the same learning rates were tried on it.
+"""The captioning ladder: each rung is trained for the same time, after trials of the same learning rates.
 
     python bench/ladder.py a --data ../shared/data                       about 70 minutes on one core, 35 on two
     python bench/ladder.py e f --data ../shared/data --seeds 0 1 2
 
-Time is counted in minutes of one core: 40 of them are 20 minutes of two cores. With `OMP_NUM_THREADS=1 taskset -c 0`
-and `-c 1` before them, two rungs can be measured side by side. Each recipe is timed over some steps of both sizes of
-its images; the epochs of its tries and of its run follow from that, so that a slow model gets fewer of them. In a
-rung that starts from another recipe, both get the same part of the epochs that they ask for. Rates are chosen by CIDEr
-on validation, and the scores are those on validation, with the recipe's own decoding. What results/ladder-RUNG.json
-already holds from the same minutes, recipes and kind of machine is kept, and a training that was stopped is resumed, so
-a stopped measurement resumes. A processor that multiplies bf16 trains faster, so it is another kind. `--tiny` makes up
-its data and tries one rate, of rung a if none is named.
+Time is counted in core minutes: 40 of them are 20 minutes of two cores. To measure two rungs at the same time, prefix
+the commands with `OMP_NUM_THREADS=1 taskset -c 0` and `-c 1`. Each recipe is timed over some steps at both of its image
+sizes, which determines the epochs of its trials and of its run, so that a slow model gets fewer epochs. In a rung that
+starts from another recipe, both recipes get the same fraction of their epochs. Learning rates are chosen by CIDEr on
+validation, and the scores are those on validation, with the recipe's own decoding. Rows that results/ladder-RUNG.json
+already has from the same minutes, recipes and kind of machine are kept, and a stopped training resumes, so a stopped
+measurement resumes. A CPU with native bf16 trains faster, so it is another kind of machine. `--tiny` uses synthetic
+data and tries one rate, of rung a if none is named.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from vitrail.train.state import RunFolder
 
 @dataclass(frozen=True)
 class Rung:
+    """A step of the ladder: a recipe, and the recipe that it may start from."""
+
     title: str
     recipe: str
     first: str | None = None
@@ -48,11 +50,11 @@ RUNGS = {
     "cifar10": Rung("e, with an encoder that has learned CIFAR-10 first", "caption-vit", "encoder-cifar10"),
 }
 IMAGES = {"flickr8k": 6_000, "cifar10": 45_000}
-"""in the training splits, to make steps out of epochs before they are read"""
+"""images of the training splits, to convert epochs to steps before the data are read"""
 RATES = (0.5, 1.0, 2.0)
-"""what a recipe's learning rates are multiplied by"""
+"""factors on a recipe's learning rates"""
 TIMED_STEPS = 100
-"""of which the first fifth, in which loading and memory settle, is left out"""
+"""steps to time; the first fifth is ignored as warm-up"""
 TINY = ("--batch-size", "2", "--depth", "1", "--image-size", "32", "32", "--early-size", "16", "--workers", "0")
 TINY_STEPS = 4
 """per epoch of the tiny data"""
@@ -65,7 +67,7 @@ def parser() -> Parser:
     )
     parser.set_defaults(rates=RATES)
     parser.add_argument("rungs", nargs="*", metavar="RUNG", help=", ".join(RUNGS))
-    parser.add_argument("--data", type=Path, help="holds flickr8k/, and cifar10/ for that rung")
+    parser.add_argument("--data", type=Path, help="contains flickr8k/, and cifar10/ for that rung")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--core-minutes", type=float, default=40.0)
     parser.add_argument("--try-core-minutes", type=float, default=10.0)
@@ -91,7 +93,7 @@ def tiny_sets(folder: Path) -> Path:
 
 
 def measure(name: str, climb: Climb, asked: Namespace) -> None:
-    """Tries and runs of a rung that its file in `asked.results` does not hold yet."""
+    """Run the trials and trainings of a rung that its file in `asked.results` does not have yet."""
     rung, file, results = climb.rung, f"ladder-{name}", asked.results
     row: Row = {} if climb.tiny else recorded(file, results)
     budget = {"core_minutes": asked.core_minutes, "try_core_minutes": asked.try_core_minutes}
@@ -126,19 +128,19 @@ class Climb:
     tiny: bool = False
 
     def run(self, speeds: dict[str, float], minutes: float, rate: float, seed: int) -> Row:
-        """The rung trained for so many minutes, with what it starts from; `speeds` are epochs a minute."""
+        """Train the rung, and the recipe that it starts from, for `minutes`; `speeds` are epochs per minute."""
         recipe, first = self.rung.recipe, self.rung.first
         if first is None:
             return {"seed": seed, "rate": rate, **self.train(recipe, speeds[recipe] * minutes, rate, seed)}
-        asked = {name: recipe_of(name).epochs for name in (first, recipe)}
-        part = minutes / sum(asked[name] / speeds[name] for name in asked)
-        before = self.train(first, asked[first] * part, rate, seed)
-        row = self.train(recipe, asked[recipe] * part, rate, seed)
+        epochs = {name: recipe_of(name).epochs for name in (first, recipe)}
+        fraction = minutes / sum(epochs[name] / speeds[name] for name in epochs)
+        before = self.train(first, epochs[first] * fraction, rate, seed)
+        row = self.train(recipe, epochs[recipe] * fraction, rate, seed)
         spent = round(before["training_seconds"] + row["training_seconds"], 1)
         return {"seed": seed, "rate": rate, **row, "training_seconds": spent, f"epochs of {first}": before["epochs"]}
 
     def train(self, recipe: str, epochs: float, rate: float, seed: int) -> Row:
-        """One whole command: its scores on validation, and how long its steps took."""
+        """Run one whole command: its scores on validation, and the time of its steps."""
         first = self.rung.first
         more = ["--init", str(self.out / first)] if first and recipe != first else []
         out, optim = self.out / recipe, recipe_of(recipe).optim
@@ -163,16 +165,16 @@ class Climb:
             "training_seconds": round(rows_of(out, "train")[-1]["seconds"], 1),
             "cores": machine()["cores"],
             "parameters": scores["parameters"],
-            # A test split, where there is one, is neither chosen by nor shown.
+            # A test split, if there is one, is neither used for choices nor shown.
             **{name: value for name, value in rows_of(out, "val")[-1].items() if name in KEPT},
         }
 
     def speed(self, recipe: str) -> float:
-        """Epochs a minute, rounded, with as many steps of small images and of full ones as the recipe takes."""
+        """Epochs per minute, rounded, with the recipe's proportion of steps at the smaller image size."""
         run = recipe_of(recipe)
         steps = TINY_STEPS if self.tiny else IMAGES[run.data] // run.batch_size  # a last short batch is left out
-        share = 1 / steps  # of an epoch, a step
-        shutil.rmtree(self.out / recipe, ignore_errors=True)  # nothing is resumed, which would count loading twice
+        share = 1 / steps  # of an epoch per step
+        shutil.rmtree(self.out / recipe, ignore_errors=True)  # start anew: resuming would count loading twice
         self.train(recipe, TIMED_STEPS * share, 1.0, seed=0)
         marks = {line["step"]: line["seconds"] for line in rows_of(self.out / recipe, "train")}
         settled, change = TIMED_STEPS // 5, round(run.early * TIMED_STEPS)
@@ -182,17 +184,17 @@ class Climb:
 
 
 def recipe_of(name: str) -> Any:
-    """The run that a recipe makes; how large the data is does not matter to the rungs."""
+    """The run of a recipe; the rungs do not depend on the size of the data."""
     return RECIPES[name](IMAGES["flickr8k"])
 
 
 def rows_of(out: Path, kind: str) -> list[Row]:
-    """What a run logged of one kind: `train` for its steps, `val` for its evaluations."""
+    """The rows of one kind in a run's log: `train` for its steps, `val` for its evaluations."""
     return [row for row in RunFolder(out).rows() if row["kind"] == kind]
 
 
 def was_stopped(out: Path, words: list[str]) -> bool:
-    """Whether `out` holds a run of just this command that has saved its state and is not done."""
+    """Whether `out` contains an unfinished run of exactly this command with a saved state."""
     if not (out / "state").exists():
         return False
     rows = RunFolder(out).rows()

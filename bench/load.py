@@ -1,16 +1,16 @@
-"""Loading ViT-B/16 from safetensors: seconds after `import torch`, and memory beside the weights themselves.
+"""Loading ViT-B/16 from safetensors: seconds after `import torch`, and memory in addition to the weights.
 
     python bench/load.py
 
-Each layout is loaded in fresh processes, whose file is in the system's cache. The clock runs from `import torch` to the
-model: importing vitrail and what it needs is inside, as a first `vitrail.load` in a program is. Seconds of the
-processor are those that were spent on it, whatever else the machine did.
+Each layout is loaded in new processes, with its file in the system's cache. The time is from `import torch` to the
+model, and includes importing vitrail and its dependencies, as the first `vitrail.load` in a program does. CPU time does
+not depend on other load on the machine.
 
-Memory is measured at a second load, which imports nothing. `copied` are pages of the process's own (RssAnon): weights
-that are not as they stand in the file. `while loading` is the most that the process held (VmHWM) above what it holds in
-the end: a second copy of something. `beside the weights` is what it holds above their size once each was read, as a
-first image does; of the file's pages some hold what was copied, and the system takes these back when it needs room.
-Memory is read from /proc, so this needs Linux. `--tiny` loads a model of one block, once.
+Memory is measured at a second load, which imports nothing. `copied` is the process's private memory (RssAnon): weights
+that are not memory-mapped from the file. `while loading` is the peak (VmHWM) above the memory at the end: a temporary
+second copy. `beside the weights` is the memory above their size once each weight was read, as by a first image; it
+includes pages of the file whose weights were copied, which the system frees when it needs memory. Memory is read from
+/proc, so this needs Linux. `--tiny` loads a model of one block, once.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def make(folder: Path, changes: Row) -> None:
-    """The same weights in every layout."""
+    """Write the same weights in every layout."""
     import torch
 
     import vitrail
@@ -91,7 +91,7 @@ def make(folder: Path, changes: Row) -> None:
     model = vitrail.create("B/16", classes=1000, **changes)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))  # no page of zeros
+            parameter.add_(0.02 * torch.randn_like(parameter))  # so that no page is all zeros
     model.save(folder / "vitrail")
     for layout in LAYOUTS[1:]:
         convert(folder / "vitrail", folder / layout, layout)
@@ -118,7 +118,7 @@ def _megabytes(count: int) -> float:
 
 
 def run(path: Path) -> Row:
-    """What a fresh process measures."""
+    """The measurements of one new process."""
     done = subprocess.run([sys.executable, "-c", CHILD, str(path)], capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 

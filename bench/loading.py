@@ -1,12 +1,12 @@
-"""Loading photos for training: vitrail's streaming path beside torchvision's ImageFolder, PIL and DataLoader.
+"""Loading photos for training: vitrail's streaming loader against torchvision's ImageFolder, PIL and DataLoader.
 
     python bench/loading.py --data PHOTOS
 
 links the photos to 2,000 files in class folders (a class is a name up to its first `_`), makes JPEGs of 3,000 pixels
-from them, and reads both at random crops of 224 pixels with two workers. Both sides get the same crops, bilinear, and
-end with normalised float batches; rounds alternate, and the medians count. It also compares the crops with those
-of full decoding, and prints how many are decoded at which scale. `--tiny` makes up a few photos and takes crops of 32
-pixels.
+from them, and reads both at random crops of 224 pixels with two workers. Both loaders use the same crops, resized
+bilinearly, and give normalised float batches. They alternate in rounds, and medians are compared. The script also
+compares the crops with those of full decoding, and prints how many are decoded at which scale. `--tiny` uses a few
+synthetic photos and crops of 32 pixels.
 """
 
 from __future__ import annotations
@@ -70,40 +70,40 @@ def main() -> None:
             row = measure(link(photos, Path(place) / name, asked.count, pixels), asked)
             rows[name] = row
             print(
-                f"{name}: {row['ratio_of_medians']:.2f} times torchvision's images a second; mean difference to full "
+                f"{name}: {row['ratio_of_medians']:.2f} times torchvision's images per second; mean difference to full "
                 f"decoding {row['mean_difference_of_255']:.2f}/255; decoded at {row['decoded_at']}, "
                 f"least decoded over needed {row['least_decoded_pixels_over_needed']} of the crop's pixels"
             )
-            assert row["mean_difference_of_255"] < 4, "other crops than those of full decoding"
+            assert row["mean_difference_of_255"] < 4, "the crops differ from those of full decoding"
     print(f"written to {record('loading', rows, asked.results)}", file=sys.stderr)
 
 
 def measure(root: Path, asked: Namespace) -> Row:
     """Both loaders on one folder."""
-    part, peer = open_data(root).train, Peer(root, asked.crop)
-    if [Path(path) for path, _ in peer.samples] != list(part.items):
+    images, peer = open_data(root).train, Peer(root, asked.crop)
+    if [Path(path) for path, _ in peer.samples] != list(images.items):
         raise SystemExit("the two loaders see different files")
-    steps = len(part) // asked.batch_size
+    steps = len(images) // asked.batch_size
     ours, theirs = [], []
     for epoch in range(asked.rounds):
-        peer.boxes = boxes_of(part, epoch, asked.crop)
-        # A fresh loader a round, so that its workers see the round's crops.
+        peer.boxes = boxes_of(images, epoch, asked.crop)
+        # A new loader per round, so that its workers see the round's crops.
         loader = DataLoader[Any](
             peer, asked.batch_size, shuffle=True, drop_last=True, num_workers=asked.workers, prefetch_factor=4
         )
         theirs.append(images_per_second(loader, steps))
-        mine = Loader(
-            part, preprocess(asked), batch_size=asked.batch_size, seed=0, train=True, augment=AUGMENT,
+        own = Loader(
+            images, preprocess(asked), batch_size=asked.batch_size, seed=0, train=True, augment=AUGMENT,
             workers=asked.workers, memory=False,
         )  # fmt: skip
-        ours.append(images_per_second(mine.batches(epoch * steps), steps))
+        ours.append(images_per_second(own.batches(epoch * steps), steps))
         print(f"round {epoch + 1}: vitrail {ours[-1]:.0f}, torchvision {theirs[-1]:.0f} images/s", file=sys.stderr)
     return {
         "vitrail_images_per_second": [round(speed, 1) for speed in ours],
         "torchvision_images_per_second": [round(speed, 1) for speed in theirs],
         "ratio_of_medians": round(statistics.median(ours) / statistics.median(theirs), 3),
         "ratios": [round(a / b, 3) for a, b in zip(ours, theirs, strict=True)],
-        **compare(part, peer, asked),
+        **compare(images, peer, asked),
     }
 
 
@@ -112,7 +112,7 @@ def preprocess(asked: Namespace) -> Preprocess:
 
 
 class Peer(ImageFolder):  # type: ignore[misc]
-    """torchvision's folder, with crops that are given and not drawn."""
+    """torchvision's ImageFolder with given crops instead of random ones."""
 
     def __init__(self, root: Path, size: tuple[int, int]) -> None:
         super().__init__(str(root))
@@ -129,7 +129,7 @@ class Peer(ImageFolder):  # type: ignore[misc]
 
 
 def link(photos: list[Path], root: Path, count: int, pixels: int | None) -> Path:
-    """`count` files in class folders: the photos, or JPEGs whose longer side has `pixels` made from them."""
+    """Link `count` files into class folders: the photos, or JPEGs made from them with a longer side of `pixels`."""
     sources = photos
     if pixels is not None:
         sources = []
@@ -148,16 +148,16 @@ def link(photos: list[Path], root: Path, count: int, pixels: int | None) -> Path
     return root / "set"
 
 
-def boxes_of(part: ImageSet, epoch: int, size: tuple[int, int]) -> list[Box]:
-    """The crops that the loader draws in an epoch."""
-    sizes = torch.tensor([Image.open(part.read(i)).size for i in range(len(part))])  # type: ignore[arg-type]
-    draws = uniform(0, epoch, torch.arange(len(part)), CROP_DRAWS, CROP)
+def boxes_of(images: ImageSet, epoch: int, size: tuple[int, int]) -> list[Box]:
+    """The crops that vitrail's loader draws in an epoch."""
+    sizes = torch.tensor([Image.open(images.read(i)).size for i in range(len(images))])  # type: ignore[arg-type]
+    draws = uniform(0, epoch, torch.arange(len(images)), CROP_DRAWS, CROP)
     boxes = crop_boxes(draws, sizes[:, 1], sizes[:, 0], AUGMENT.scale, size).tolist()
     return [(top, left, height, width) for top, left, height, width in boxes]
 
 
 def images_per_second(batches: Any, steps: int) -> float:
-    """The speed of an epoch after its first batch, which waits for the workers to start."""
+    """Images per second of an epoch after its first batch, which waits for the workers to start."""
     batches = iter(batches)
     next(batches)
     start, count = time.perf_counter(), 0
@@ -167,12 +167,12 @@ def images_per_second(batches: Any, steps: int) -> float:
     return count / (time.perf_counter() - start)
 
 
-def compare(part: ImageSet, peer: Peer, asked: Namespace) -> Row:
-    """How far crops are from those of full decoding, in levels of 255, and the scales they are decoded at."""
-    fetch = Fetch(part, part.target, [(0, preprocess(asked))], AUGMENT)
-    peer.boxes = boxes_of(part, 0, asked.crop)
+def compare(images: ImageSet, peer: Peer, asked: Namespace) -> Row:
+    """The difference of crops from those of full decoding, in levels of 255, and their decoding scales."""
+    fetch = Fetch(images, images.target, [(0, preprocess(asked))], AUGMENT)
+    peer.boxes = boxes_of(images, 0, asked.crop)
     differences, margins, scales = [], [], Counter[str]()
-    for i in range(min(asked.compared, len(part))):
+    for i in range(min(asked.compared, len(images))):
         ours = fetch.__getitems__([Want(i, 0, i)]).views[0][0]
         theirs = TF.pil_to_tensor(peer.crop(i))
         differences.append(float((ours.float() - theirs.float()).abs().mean()))

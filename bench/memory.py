@@ -1,7 +1,7 @@
-"""The most memory that `vitrail predict` holds for many large images, and for one: python bench/memory.py [--tiny]
+"""Peak memory of `vitrail predict` for many large images, and for one: python bench/memory.py [--tiny]
 
-The images have 24 megapixels, half JPEG and half PNG. The two commands run in processes of their own, and one image is
-each of the two kinds: a PNG is decoded whole, a JPEG no further than the model's size needs.
+The images have 24 megapixels, half JPEG and half PNG. Each command runs in its own process. The single image is once a
+JPEG, which is decoded only as far as the model's size needs, and once a PNG, which is decoded completely.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from PIL import Image
 
 SIZE = (6000, 4000)
 LIMIT = 200
-"""MB that the many may need above the one"""
+"""MB that many images may need above one"""
 
 
 def parser() -> Parser:
@@ -33,7 +33,7 @@ def main() -> int:
     count, size = options.images, (300, 200) if options.tiny else SIZE
     with tempfile.TemporaryDirectory() as folder:
         paths = write_images(Path(folder), count, size)
-        # A second name for a file is as good as a second file, and takes no room on the disk.
+        # A second hard link works like a second file, but takes no disk space.
         alone = {path.suffix[1:].upper(): peak([path]) for path in paths[:2]}
         rows: Row = {
             "images": count,
@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def write_images(folder: Path, count: int, size: tuple[int, int]) -> list[Path]:
-    """A JPEG and a PNG of smooth noise by turns, each under several names."""
+    """A JPEG and a PNG of smooth noise, alternately, each under several names."""
     noise = np.random.default_rng(0).integers(0, 256, (size[1] // 20, size[0] // 20, 3), dtype=np.uint8)
     image = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
     image.save(folder / "0.jpg", quality=90)
@@ -61,7 +61,7 @@ def write_images(folder: Path, count: int, size: tuple[int, int]) -> list[Path]:
 
 
 def peak(paths: list[Path]) -> float:
-    """The most resident memory of `vitrail predict` of these images, in MB."""
+    """Peak resident memory of `vitrail predict` for these images, in MB."""
     command = [sys.executable, "-m", "vitrail", "predict", *map(str, paths), "--device", "cpu"]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while True:

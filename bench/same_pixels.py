@@ -1,10 +1,9 @@
-"""What `eval` sees of an image, beside what `predict` sees: VITRAIL_DATA=... python bench/same_pixels.py [--tiny]
+"""Compare the pixels that `eval` and `predict` see: VITRAIL_DATA=... python bench/same_pixels.py [--tiny]
 
-Makes images of mixed sizes, JPEG, PNG and WebP, turned by EXIF in all eight ways, from the photos of `photos/` and
-`flickr8k/`. For each way in which models of the package and of the zoo (timm's table, torchvision, transformers,
-Google's, the papers' own code) prepare images, the tensors that an evaluation loader gives, streaming with workers and
-from memory, are compared bit for bit with those that `predict` gives the model: of files, and of images that PIL has
-opened.
+Makes images of mixed sizes, JPEG, PNG and WebP, in all eight EXIF orientations, from the photos of `photos/` and
+`flickr8k/`. It tests each preprocessing of the bundled models and of the zoo (timm's table, torchvision, transformers,
+Google's, the papers' own code): the tensors of an evaluation loader, streaming with workers and from memory, are
+compared bit for bit with those that `predict` passes to the model, for files and for images that PIL has opened.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from vitrail.zoo.timm.arguments import encoder_config, table
 
 BUNDLED = ("classify", "caption")
 FEW = 20
-"""of a chunk, which are opened by PIL too"""
+"""images of a chunk that are also opened by PIL"""
 CHUNK = 100
 """images at a time: a thousand prepared at 1024 pixels fill 3 GB"""
 
@@ -71,13 +70,13 @@ def main() -> int:
 
 
 def bundled() -> list[Preprocess]:
-    """Of the weights in the package; and of a model of grey images."""
+    """The preprocessing of the bundled weights, and of a model of grey images."""
     found = [vitrail.load(name).preprocess for name in BUNDLED]
     return [*found, replace(found[0], channels=1, mean=(0.5,), std=(0.5,))]
 
 
 def zoo() -> list[Preprocess]:
-    """Of every architecture in timm's table, and of what other sources' readers take for published checkpoints."""
+    """The preprocessing of every architecture in timm's table, and of checkpoints that the other readers support."""
     found = []
     for values in table().values():
         values = values | {"in_chans": 3}
@@ -97,12 +96,12 @@ def zoo() -> list[Preprocess]:
 
 
 def distinct(ways: Sequence[Preprocess]) -> list[Preprocess]:
-    """One of those that only mean and standard deviation tell apart."""
+    """Without those that differ only in mean and standard deviation."""
     return list({(w.size, w.resize, w.crop_fraction, w.interpolation, w.channels): w for w in ways}.values())
 
 
 class Seen(Embed):
-    """Keeps what it is asked."""
+    """A task that records its inputs."""
 
     def __init__(self, way: Preprocess) -> None:
         torch.nn.Module.__init__(self)
@@ -116,7 +115,7 @@ class Seen(Embed):
 
 
 def compare(way: Preprocess, paths: list[Path]) -> dict[str, int]:
-    """How many images differ from what `vitrail predict` gives the model, by who reads them."""
+    """The number of images that differ from those in `vitrail predict`, by reader."""
     differing = {"streamed": 0, "from memory": 0, "opened by PIL": 0}
     for start in range(0, len(paths), CHUNK):
         some = paths[start : start + CHUNK]
@@ -126,27 +125,27 @@ def compare(way: Preprocess, paths: list[Path]) -> dict[str, int]:
         task.predict([Image.open(path) for path in some[:FEW]])
         differing["opened by PIL"] += sum(not torch.equal(a, b) for a, b in zip(task.images, wanted, strict=False))
         found: dict[str, Iterator[Tensor]] = {}
-        part = ImageSet(
+        dataset = ImageSet(
             "images", [p.name for p in some], some, Labels(torch.zeros(len(some), dtype=torch.int64), ["a"])
         )
         for name, options in (("streamed", {"memory": False, "workers": 2}), ("from memory", {"memory": True})):
-            loader = Loader(part, way, batch_size=16, seed=0, train=False, **options)
+            loader = Loader(dataset, way, batch_size=16, seed=0, train=False, **options)
             found[name] = (image for batch in loader.evaluation() for image in batch["image"])
         for name, images in found.items():
             differing[name] += sum(not torch.equal(a, b) for a, b in zip(images, wanted, strict=True))
     return differing
 
 
-def write_images(folder: Path, count: int, seed: int, made: bool) -> list[Path]:
-    """Images cut from photos, of 40 to 700 pixels per side; or `made` of noise."""
-    photos = [] if made else sources()
+def write_images(folder: Path, count: int, seed: int, synthetic: bool) -> list[Path]:
+    """Images resized from photos, with 40 to 700 pixels per side; `synthetic`: from noise."""
+    photos = [] if synthetic else sources()
     paths = []
     for i in range(count):
         draw = np.random.default_rng((seed, i))
         ending = ("jpg", "jpg", "jpg", "png", "webp")[i % 5]
         most = 700 if ending == "jpg" else 300  # a JPEG of 700 pixels is decoded at an eighth for the smallest models
         size = tuple(int(side) for side in np.exp(draw.uniform(np.log(40), np.log(most), 2)))
-        if made:
+        if synthetic:
             image = Image.fromarray(draw.integers(0, 256, (9, 13, 3), dtype=np.uint8))
         else:
             image = Image.open(photos[i % 40 if i % 2 else int(draw.integers(len(photos)))]).convert("RGB")
@@ -166,10 +165,10 @@ def write_images(folder: Path, count: int, seed: int, made: bool) -> list[Path]:
 
 
 def sources() -> list[Path]:
-    """The photos, the first forty of which are of cameras."""
+    """The photos; the first forty are unmodified camera photos."""
     root = os.environ.get("VITRAIL_DATA")
     if root is None:
-        sys.exit("set VITRAIL_DATA to a folder that holds photos/ and flickr8k/, or give --tiny")
+        sys.exit("set VITRAIL_DATA to a folder that contains photos/ and flickr8k/, or use --tiny")
     return sorted(Path(root, "photos").glob("*.JPEG"))[:40] + sorted(Path(root, "flickr8k").rglob("*.jpg"))
 
 

@@ -1,11 +1,11 @@
-"""Train a recipe with several seeds, each as the whole command that a user types, and record scores and wall time.
+"""Train a recipe with several seeds, each by the command that a user types, and record scores and wall time.
 
     python bench/seeds.py digits --seeds 0 1 2 3 4
     python bench/seeds.py cifar10-quick --data DIR --seeds 0 1 2
     python bench/seeds.py cifar10-quick --data DIR --seeds 0 --name cifar10-quick-plain -- --stem
 
-What stands after `--` goes to `vitrail train`. Seeds that results/NAME.json already holds from the same command and the
-same fields of the recipe are kept, so a long series can be made piece by piece. `--tiny` trains `digits` for a moment.
+Options after `--` are passed to `vitrail train`. Seeds that results/NAME.json already has from the same command and the
+same fields of the recipe are kept, so a long series can be run in several calls. `--tiny` trains `digits` briefly.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How long `vitrail --help` takes, and whether importing the package imports torch: python bench/startup.py."""
+"""The time of `vitrail --help`, and whether importing the package imports torch: python bench/startup.py."""
 
 from __future__ import annotations
 

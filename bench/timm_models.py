@@ -1,11 +1,11 @@
-"""Write what timm's architecture names mean to src/vitrail/zoo/timm/models.json: one line per name, from timm's code.
+"""Write the meaning of timm's architecture names, from timm's code, to src/vitrail/zoo/timm/models.json.
 
     python bench/timm_models.py
 
-Each name has the class that timm builds, the arguments that it builds it with, and how images are prepared where a
-checkpoint does not say. What is a default (of the class, or in `IMAGES`) is left out. Reading a checkpoint needs only
-this file. With `--results DIR` the table goes to DIR/timm-models.json, with timm's version, and the package's file
-stays as it is; `--tiny` does so with the names of one module.
+An entry has the class that timm builds, its arguments, and the preprocessing if a checkpoint does not contain it.
+Defaults (of the class, or in `IMAGES`) are left out. Only this file is needed to read a checkpoint. With
+`--results DIR` the table is written to DIR/timm-models.json, with timm's version, and the package's file does not
+change; `--tiny` does this with the names of one module.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import nn
 MODULES = (vision_transformer, deit, beit, vision_transformer_hybrid, vision_transformer_sam, eva)
 OUT = ROOT / "src" / "vitrail" / "zoo" / "timm" / "models.json"
 LEFT_OUT = {"feature_cfg", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
-"""arguments of timm's builder, and some that have no say in what a model gives"""
+"""arguments of timm's builder, and some that do not affect a model's output"""
 LEFT_OUT |= {"rope_rescale_coords", "dynamic_img_size", "block_fn", "embed_layer", "pretrained_strict"}
 IMAGES = {
     "input_size": [3, 224, 224],
@@ -36,7 +36,7 @@ IMAGES = {
     "mean": [0.485, 0.456, 0.406],
     "std": [0.229, 0.224, 0.225],
 }
-"""how images are prepared, as most names have it"""
+"""preprocessing of most names"""
 BLOCKS = {
     "ResPostBlock": {"block": "post"},
     "ParallelScalingBlock": {"block": "joint"},
@@ -44,7 +44,7 @@ BLOCKS = {
     "ParallelThingsBlock": {"block": "parallel"},
 }
 BACKBONES = {
-    # ResNet-D: the number of blocks in each stage that is used.
+    # ResNet-D: the number of blocks in each used stage.
     "vit_small_resnet26d_224": [2, 2, 2, 2],
     "vit_small_resnet50d_s16_224": [3, 4, 6],
     "vit_base_resnet26d_224": [2, 2, 2, 2],
@@ -53,7 +53,7 @@ BACKBONES = {
 
 
 class Built(Exception):
-    """Raised in place of building a model."""
+    """Raised instead of building a model."""
 
 
 def parser() -> Parser:
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def table_of(modules: Sequence[ModuleType]) -> dict[str, Row]:
-    """Each name's entry, and under "" how most names prepare images."""
+    """The entry of each name, and under "" the preprocessing of most names."""
     calls: list[tuple[type[nn.Module], Row]] = []
 
     def note(kind: type[nn.Module], name: str, pretrained: bool, **arguments: Any) -> None:
@@ -116,7 +116,7 @@ def entry(name: str, kind: type[nn.Module], arguments: Row) -> Row:
 
 
 def resizing(adapt: Any) -> Row:
-    """How positions fit another size where weights are loaded, unless as they do in all other places."""
+    """How position embeddings are resized when weights are loaded, if not in the usual way."""
     options = getattr(adapt, "keywords", {})
     if options.get("interpolation", "bicubic") == "bicubic":
         return {}
@@ -125,7 +125,7 @@ def resizing(adapt: Any) -> Row:
 
 
 def backbone(name: str, module: Any) -> Row:
-    """Kind of the convolutions before the patches, and blocks in each stage (or widths)."""
+    """Type of the convolutional backbone, and the blocks (or widths) of each stage."""
     if name in BACKBONES:
         return {"backbone": "resnet", "backbone_layers": BACKBONES[name]}
     if type(module).__name__ == "ConvStem":
@@ -135,7 +135,7 @@ def backbone(name: str, module: Any) -> Row:
 
 
 def plain(value: Any) -> Any:
-    """Classes by name, with what they are called with."""
+    """Classes by name, with their arguments."""
     if isinstance(value, functools.partial):
         return {"name": plain(value.func), **{k: plain(v) for k, v in value.keywords.items()}}
     if inspect.isclass(value):

@@ -1,8 +1,8 @@
-"""One training step of a small ViT against timm's same model: python bench/training_step.py [--device cuda].
+"""One training step of a small ViT against the same model in timm: python bench/training_step.py [--device cuda].
 
 Width 192, depth 9, 3 heads, patch 4 on 32x32, batch 128, bf16 autocast and fused AdamW, eager and compiled. The
-variants take turns within one process, so what else the machine does falls on all of them; medians are compared.
-`--tiny` has two images and one block, and compiles without a compiler.
+variants alternate within one process, so other load on the machine affects all equally; medians are compared.
+`--tiny` uses two images and one block, and compiles with the backend `eager`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ import statistics
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
-from harness import Parser, Row, in_turns, record
+from harness import Parser, Row, in_turns, record, training_step
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import nn
 
 import vitrail
 
@@ -67,22 +66,11 @@ def vitrail_model(depth: int) -> nn.Module:
 def stepper(
     model: nn.Module, backend: str | None, precision: torch.dtype, batch: int, device: str
 ) -> Callable[[], None]:
-    """A function that makes one step, compiled where a backend is given."""
-    model = model.to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    forward: Callable[[Tensor], Tensor] = torch.compile(model, backend=backend) if backend else model
+    """The training step of a model on random images, compiled if a backend is given."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch, 3, 32, 32, generator=generator).to(device)
     labels = torch.randint(0, 10, (batch,), generator=generator).to(device)
-
-    def step() -> None:
-        with torch.autocast(torch.device(device).type, precision, enabled=precision != torch.float32):
-            loss = F.cross_entropy(forward(images), labels)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
+    return training_step(model.to(device), images, labels, precision, backend)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,18 @@
-"""Training from the package's weights beside training from scratch: one architecture, one budget, the same images.
+"""Training from the bundled weights against training from scratch: same architecture, budget and images.
 
-    python bench/transfer.py --data DIR                      DIR holds hymenoptera/ and cifar10/
-    python bench/transfer.py --data DIR --parts hymenoptera
+    python bench/transfer.py --data DIR                     DIR contains hymenoptera/ and cifar10/
+    python bench/transfer.py --data DIR --sets hymenoptera
 
-hymenoptera: all open images in five folds, drawn anew for each seed. Both starts see the training images of a fold
-as often, at the same size and with the same augmentation; the score is that of the last step, on the fold that was
-left out. From the weights it is the recipe `finetune` with the method that it chooses; from scratch all weights move,
-with the optimizer of the recipe for such sets, `folder`. k-NN and the linear probe read the same folds.
+hymenoptera: all labelled images in five folds, drawn anew for each seed. Both starts train on the images of the other
+folds for the same epochs, at the same size and with the same augmentation; the score is that of the last step on the
+held-out fold. From the weights it is the recipe `finetune` with the method that it chooses; from scratch all weights
+are trained, with the optimizer of the recipe for such sets, `folder`. k-NN and the linear probe use the same folds.
 
-cifar10: images at twice the side that the weights were trained at, on a subset of the training images; from scratch
-with the optimizer of `cifar10-quick`, which the weights themselves were trained with.
+cifar10: images at twice the size that the weights were trained at, on a subset of the training images; from scratch
+with the optimizer of `cifar10-quick`, with which the weights were trained.
 
-Rows that results/transfer.json holds from the same settings are kept, so a stopped measurement resumes. `--tiny` makes
-up its data and takes a step or two.
+Rows that results/transfer.json has from the same settings are kept, so a stopped measurement resumes. `--tiny` uses
+synthetic data and trains for a step or two.
 """
 
 from __future__ import annotations
@@ -51,20 +51,20 @@ STARTS = ("weights", "scratch")
 
 @dataclass(frozen=True)
 class Budget:
-    """What both starts get."""
+    """The budget of both starts."""
 
     size: int
     """side of the images in pixels"""
     epochs: float
     batch_size: int
     images: int
-    """how many to train on; of the set, the first in an order drawn with seed 0. 0 for all"""
+    """training images: the first of a random order with seed 0; 0 for all"""
     test: int
-    """how many to test on; 0 for all"""
+    """test images; 0 for all"""
     scratch: str
-    """the recipe whose optimizer trains from scratch"""
+    """the recipe whose optimizer is used from scratch"""
     shift: int = 0
-    """pixels that images move by in training, as they did for the weights; 0 for the recipe's own crops"""
+    """largest random shift in pixels, relatively as in the training of the weights; 0 for the recipe's own crops"""
 
 
 BUDGETS = {
@@ -76,11 +76,11 @@ FOLDS = 5
 
 def parser() -> Parser:
     parser = Parser(__doc__, needs=["data"], seeds=[0], epochs=0.5, images=16)
-    parser.add_argument("--data", type=Path, help="holds hymenoptera/ and cifar10/")
-    parser.add_argument("--parts", nargs="+", choices=list(BUDGETS), default=list(BUDGETS))
+    parser.add_argument("--data", type=Path, help="contains hymenoptera/ and cifar10/")
+    parser.add_argument("--sets", nargs="+", choices=list(BUDGETS), default=list(BUDGETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=float, help="in place of the budget's")
-    parser.add_argument("--images", type=int, help="images to train and to test on, in place of the budget's")
+    parser.add_argument("--epochs", type=float, help="instead of the budget's")
+    parser.add_argument("--images", type=int, help="images to train and to test on, instead of the budget's")
     return parser
 
 
@@ -90,13 +90,13 @@ def main() -> None:
     rows: Row = {} if asked.tiny else recorded("transfer", asked.results)
     with tempfile.TemporaryDirectory() as place:
         data = asked.data or tiny_sets(Path(place))
-        for part in asked.parts:
-            budget = BUDGETS[part]
+        for name in asked.sets:
+            budget = BUDGETS[name]
             if asked.epochs is not None:
                 budget = replace(budget, epochs=asked.epochs)
             if asked.images is not None:
                 budget = replace(budget, images=asked.images, test=asked.images)
-            measure(part, data / part, budget, asked.seeds, rows, asked.results)
+            measure(name, data / name, budget, asked.seeds, rows, asked.results)
 
 
 def tiny_sets(folder: Path) -> Path:
@@ -105,19 +105,19 @@ def tiny_sets(folder: Path) -> Path:
     return folder
 
 
-def measure(part: str, data: Path, budget: Budget, seeds: list[int], rows: Row, results: Path) -> None:
-    """Make the rows that are missing, and write the file after each."""
-    cases, summary = {"hymenoptera": (ants_and_bees, of_folds), "cifar10": (larger, of_seeds)}[part]
+def measure(name: str, data: Path, budget: Budget, seeds: list[int], rows: Row, results: Path) -> None:
+    """Measure the missing rows, and write the file after each."""
+    cases, summary = {"hymenoptera": (ants_and_bees, of_folds), "cifar10": (larger, of_seeds)}[name]
     settings = asdict(budget)
-    kept = rows.get(part, {})
+    kept = rows.get(name, {})
     runs: list[Row] = kept["runs"] if kept.get("settings") == settings else []
     for key, run in cases(data, budget, seeds):
         if any(key.items() <= row.items() for row in runs):
             continue
         began = time.process_time()
         runs.append({**key, **run(), "seconds": round(time.process_time() - began, 1)})
-        print(part, runs[-1], flush=True)
-        rows[part] = {
+        print(name, runs[-1], flush=True)
+        rows[name] = {
             "settings": settings,
             "seeds": len({row["seed"] for row in runs if "seed" in row}),
             **summary(runs),
@@ -127,25 +127,25 @@ def measure(part: str, data: Path, budget: Budget, seeds: list[int], rows: Row, 
 
 
 Cases = Iterator[tuple[Row, Callable[[], Row]]]
-"""what names a row, and what makes the rest of it"""
+"""the fields that identify a row, and a function that measures the others"""
 
 
 def ants_and_bees(data: Path, budget: Budget, seeds: list[int]) -> Cases:
-    """Every fold and seed from either start, and the features as they are."""
+    """Every fold and seed from both starts, and k-NN and linear probe of the features."""
     opened = open_data(data)
     whole = some(reduce(ImageSet.joined, filter(None, (opened.train, opened.val, opened.test))), budget.images)
     for seed in seeds:
-        for fold, left_out in enumerate(folds(whole.labels, FOLDS, seed)):
+        for fold, held_out in enumerate(folds(whole.labels, FOLDS, seed)):
             rest = torch.ones(len(whole), dtype=torch.bool)
-            rest[left_out] = False
-            splits = Splits(whole.subset(rest.nonzero()[:, 0]), test=whole.subset(left_out))
+            rest[held_out] = False
+            splits = Splits(whole.subset(rest.nonzero()[:, 0]), test=whole.subset(held_out))
             for start in STARTS:
                 yield {"seed": seed, "fold": fold, "start": start}, partial(train, splits, start, budget, seed)
             yield {"seed": seed, "fold": fold, "start": "features"}, partial(probes, splits, budget)
 
 
 def larger(data: Path, budget: Budget, seeds: list[int]) -> Cases:
-    """Every seed from either start; the weights as they are, at their own size and at the larger one."""
+    """Every seed from both starts; the weights without training, at their own size and at the larger one."""
     opened = open_data(data)
     assert opened.test is not None
     splits = Splits(some(opened.train, budget.images), test=some(opened.test, budget.test))
@@ -157,23 +157,23 @@ def larger(data: Path, budget: Budget, seeds: list[int]) -> Cases:
 
 
 def train(splits: Splits, start: str, budget: Budget, seed: int) -> Row:
-    """Top-1 on the test part after the last step."""
+    """Top-1 on the test split after the last step."""
     run = planned(splits.train, start, budget, seed)
     with tempfile.TemporaryDirectory() as place:
-        parts, steps = build(run, splits, CPU)
+        components, steps = build(run, splits, CPU)
         folder = RunFolder(Path(place) / "run")
-        folder.begin(run, parts.task.classes)
-        scores = fit_frozen(run, parts, folder) if run.tune.frozen else fit(run, parts, folder, steps)
+        folder.begin(run, components.task.classes)
+        scores = fit_frozen(run, components, folder) if run.tune.frozen else fit(run, components, folder, steps)
     method = run.tune.method if run.init else "from scratch"
     return {"method": method, "lr": run.optim.lr, "steps": steps, "top1": scores["top1"], "count": scores["count"]}
 
 
-def planned(part: ImageSet, start: str, budget: Budget, seed: int) -> Run:
-    """The run of either start: they differ in the first weights, in what moves, and in the optimizer."""
+def planned(images: ImageSet, start: str, budget: Budget, seed: int) -> Run:
+    """The run of a start. The two differ in the initial weights, in what is trained, and in the optimizer."""
     task = zoo.load("classify")
-    run = recipes.from_weights(finetune(len(part)), "classify", encoder_of(task).config)
+    run = recipes.from_weights(finetune(len(images)), "classify", encoder_of(task).config)
 
-    # One evaluation, at the end: no step is chosen, so that noise in choosing does not blur the difference.
+    # One evaluation, at the end: choosing the best step would add noise to the difference.
     changes: dict[str, Any] = {
         "seed": seed,
         "epochs": budget.epochs,
@@ -183,22 +183,22 @@ def planned(part: ImageSet, start: str, budget: Budget, seed: int) -> Run:
     changes |= {"workers": 0, "image_size": (budget.size, budget.size)}
     if budget.shift:
         run = replace(run, augment=Augment(crop="shift", shift=budget.shift, flip=True))
-    run = resolve_auto(run, len(part), len(part.classes), changes)
+    run = resolve_auto(run, len(images), len(images.classes), changes)
     if start == "weights":
         return run
-    own, recipe = task.preprocess, RECIPES[budget.scratch](len(part))
+    own, recipe = task.preprocess, RECIPES[budget.scratch](len(images))
     return replace(run, init=None, tune=Tune(), optim=recipe.optim, mean=own.mean, std=own.std)
 
 
 def probes(splits: Splits, budget: Budget) -> Row:
-    """k-NN and linear probe of the weights' features, learned from the training part."""
+    """k-NN and linear probe of the weights' features, fitted on the training split."""
     task = zoo.load("classify", classes=0, image_size=budget.size)
     _, scores = score_features(task, splits, "test")
     return {name: scores[name] for name in ("knn_top1", "linear_top1", "count")}
 
 
 def untouched(splits: Splits, side: int | None) -> Row:
-    """The classifier that the package carries, without any training."""
+    """The bundled classifier without any training."""
     assert splits.test is not None
     task = zoo.load("classify", image_size=side)
     return {
@@ -208,10 +208,10 @@ def untouched(splits: Splits, side: int | None) -> Row:
 
 
 def of_folds(runs: list[Row]) -> Row:
-    """Means over folds and seeds, and the gain of pairs with the same fold and seed.
+    """Means over folds and seeds, and the gain over pairs with the same fold and seed.
 
-    The training parts of the folds overlap, so pairs are not independent: beside the plain standard error stands the
-    one that Nadeau and Bengio (2003) correct for it, with a test part a quarter of the training part.
+    The training sets of the folds overlap, so pairs are not independent: besides the plain standard error there is the
+    one that is corrected as by Nadeau and Bengio (2003), for a test set of a quarter of the training set.
     """
     found = {f"{start}_top1": values for start in STARTS if (values := column(runs, start, "top1"))}
     found |= {name: values for name in ("knn_top1", "linear_top1") if (values := column(runs, "features", name))}
@@ -229,7 +229,7 @@ def of_folds(runs: list[Row]) -> Row:
 
 
 def of_seeds(runs: list[Row]) -> Row:
-    """Means and spread over seeds, and the gain of pairs with the same seed."""
+    """Means and spread over seeds, and the gain over pairs with the same seed."""
     summary: Row = {}
     for row in runs:
         if row["start"] == "untouched":
@@ -243,18 +243,18 @@ def of_seeds(runs: list[Row]) -> Row:
 
 
 def column(runs: list[Row], start: str, name: str) -> dict[tuple[int, int], float]:
-    """A score of each seed and fold."""
+    """A score by seed and fold."""
     return {(row.get("seed", 0), row.get("fold", 0)): row[name] for row in runs if row["start"] == start}
 
 
 def paired(runs: list[Row]) -> list[float]:
-    """How much better the weights did than scratch, for each seed and fold that has both."""
+    """The gain of the weights over scratch, for each seed and fold with both."""
     weights, scratch = (column(runs, start, "top1") for start in STARTS)
     return [weights[key] - scratch[key] for key in sorted(weights.keys() & scratch.keys())]
 
 
 def folds(labels: Tensor, count: int, seed: int) -> list[Tensor]:
-    """The images of each fold, int64; each class is spread evenly over them."""
+    """The images of each fold, int64; each class is distributed evenly over the folds."""
     generator = torch.Generator().manual_seed(seed)
     place = torch.empty_like(labels)
     for kind in labels.unique():
@@ -263,11 +263,11 @@ def folds(labels: Tensor, count: int, seed: int) -> list[Tensor]:
     return [(place == fold).nonzero()[:, 0] for fold in range(count)]
 
 
-def some(part: ImageSet, count: int) -> ImageSet:
-    """The first `count` images of an order drawn with seed 0; all in their own order for 0."""
-    if not count or count >= len(part):
-        return part
-    return part.subset(torch.randperm(len(part), generator=torch.Generator().manual_seed(0))[:count])
+def some(images: ImageSet, count: int) -> ImageSet:
+    """The first `count` images of a random order with seed 0; for 0 all, in their own order."""
+    if not count or count >= len(images):
+        return images
+    return images.subset(torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count])
 
 
 if __name__ == "__main__":

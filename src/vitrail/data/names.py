@@ -29,7 +29,7 @@ def is_absolute(name: str) -> bool:
 
 
 def tails(name: str) -> Iterable[str]:
-    """The ends of a tidied name, longest first: all of it below the drive, then without its first folder, and so on."""
+    """The ends of a tidied name, in decreasing length: all of it below the drive, then without its first folder, ..."""
     names = [each for each in DRIVE.sub("", name).split("/") if each not in ("", ".")]
     return ("/".join(names[i:]) for i in range(len(names)))
 
@@ -38,7 +38,7 @@ class Finder:
     """Finds files by their names in a table.
 
     A name is used as written if that file exists. Otherwise backslashes separate folders, case is ignored in folders
-    and in the extension if exactly one file matches, and for an absolute path the longest end that exists is used.
+    and in the extension if exactly one file matches, and for an absolute path, ends of decreasing length are tried.
     """
 
     def __init__(self) -> None:

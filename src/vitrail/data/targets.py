@@ -244,7 +244,7 @@ class Texts(Target):
         return Texts([self.captions[i] for i in places.tolist()], numbers)
 
     def joined(self, other: Texts) -> Texts:
-        """Without token ids, whose length T is that of the longest text of one set."""
+        """Without token ids, whose length T differs from set to set."""
         return Texts(self.captions + other.captions)
 
     def marks(self) -> bytes:
