@@ -24,7 +24,7 @@ from vitrail.data.loader import Loader
 from vitrail.data.sets import open_data
 from vitrail.errors import Stopped
 from vitrail.recipes import from_weights
-from vitrail.recipes.finetune import FEW, FEW_A_CLASS, NARROW, choose, finetune, resolve_auto
+from vitrail.recipes.finetune import FEW, FEW_PER_CLASS, NARROW, choose, finetune, resolve_auto
 from vitrail.recipes.folder import folder
 from vitrail.report.compare import compare
 from vitrail.tasks.classify import Classification, Classify
@@ -210,11 +210,11 @@ def test_a_stopped_lora_run_goes_on_to_the_same_bits(
 
 
 def test_the_size_of_the_data_chooses() -> None:
-    assert choose(FEW_A_CLASS * 10 - 1, 10)[0] == "linear"
-    assert choose(FEW_A_CLASS * 10, 10)[0] == "lora" == choose(FEW - 1, 10)[0]
+    assert choose(FEW_PER_CLASS * 10 - 1, 10)[0] == "linear"
+    assert choose(FEW_PER_CLASS * 10, 10)[0] == "lora" == choose(FEW - 1, 10)[0]
     assert choose(FEW, 10)[0] == "full" == choose(10**7, 1000)[0]
     assert choose(FEW - 1, 10, NARROW)[0] == "lora" and choose(FEW - 1, 10, NARROW - 1)[0] == "full"
-    assert choose(FEW_A_CLASS * 10 - 1, 10, NARROW - 1)[0] == "linear"
+    assert choose(FEW_PER_CLASS * 10 - 1, 10, NARROW - 1)[0] == "linear"
     assert "243 images, 121 a class" in choose(243, 2)[1]
 
 

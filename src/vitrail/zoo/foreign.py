@@ -85,7 +85,7 @@ def what_else(files: Files) -> str:
         what = " ".join(filter(None, [kind or "a model", f"named {named!r}" if named else None]))
         return f"holds {what}, not a plain Vision Transformer that vitrail can read: choose a ViT's checkpoint"
     names = ", ".join(sorted(files.weights, key=_of_optimizer)[:3])
-    return f"holds no Vision Transformer that vitrail knows (weights such as {names}): choose a ViT's checkpoint"
+    return f"holds no Vision Transformer that vitrail can read (weights such as {names}): choose a ViT's checkpoint"
 
 
 def _first(table: tuple[tuple[str, str], ...], files: Files) -> str | None:
