@@ -12,7 +12,7 @@ BLOCK = r"(^|\.)(blocks|layers?|encoder_layer_\d+|resblocks)\.(\d+\.)?.*\."
 UNREADY = (
     (
         r"(^|\.)lora_(A|B|embedding_A|embedding_B|magnitude_vector)(\.|$)",
-        "LoRA updates of a model's weights (peft)",
+        "LoRA's updates of a model's weights (peft)",
     ),
     (r"\.(base_layer|modules_to_save)\.", "a model with peft's layers in it"),
     (r"\.(absmax|quant_map|nested_absmax|SCB|qweight|qzeros|weight_scale|weight_packed)$", "quantised weights"),
