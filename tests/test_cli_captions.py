@@ -163,7 +163,7 @@ def test_cider_of_few_images(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of one there is none, and the other scores stay; a training then keeps its newest checkpoint as the best."""
-    monkeypatch.setattr("vitrail.errors._said", set())
+    monkeypatch.setattr("vitrail.errors._warned", set())
     for part, count in (("train", 8), ("val", images)):
         lines = ["image,caption"]
         for i in range(count):

@@ -60,9 +60,9 @@ def _draw(axes: Axes, panel: Panel) -> None:
         axes.plot(steps, values, color=colour, label=label, linewidth=1.6, marker=marker, markersize=3)
     if panel.mark is not None:
         x, y = panel.mark
-        said = f"{y:.3g}" if panel.text is None else panel.text(y)
+        text = f"{y:.3g}" if panel.text is None else panel.text(y)
         axes.plot([x], [y], "o", color=RED, markersize=7, markerfacecolor="white")
-        axes.annotate(said, (x, y), textcoords="offset points", xytext=(-4, -15), ha="right", fontsize=9, color=RED)
+        axes.annotate(text, (x, y), textcoords="offset points", xytext=(-4, -15), ha="right", fontsize=9, color=RED)
     if len(panel.lines) > 1:
         axes.legend(frameon=False, fontsize=9)
     bare(axes, panel.title)

@@ -88,8 +88,8 @@ def train(args: Sequence[str]) -> int:
             if rest or options.data or options.init or options.out:
                 raise UserError("name a recipe (vitrail train lists them)")
             width = max(map(len, recipes.RECIPES))
-            for each, made in recipes.RECIPES.items():
-                print(f"{each:<{width}}  {(inspect.getdoc(made) or '').splitlines()[0]}")
+            for each, factory in recipes.RECIPES.items():
+                print(f"{each:<{width}}  {(inspect.getdoc(factory) or '').splitlines()[0]}")
             return 0
         recipe = recipes.find(name)
         if wants_help:
@@ -241,8 +241,7 @@ def compare(args: Sequence[str]) -> int:
 
 
 def convert(args: Sequence[str]) -> int:
-    """Convert a checkpoint to another layout, and check it: `vitrail convert SOURCE OUT --to
-    vitrail|timm|hf|google`."""
+    """Convert a checkpoint and check it: `vitrail convert SOURCE OUT --to vitrail|timm|hf|google`."""
     parser = Parser("convert", convert)
     parser.add_argument("source", help=SOURCE)
     parser.add_argument("out", type=Path, help="the folder to write; for google a file that ends in .npz")

@@ -17,7 +17,7 @@ from vitrail.start import begin
 from vitrail.train.state import RunFolder
 
 SAMPLES = Path(__file__).parent / "zoo" / "samples"
-MADE = "made-by-demo.txt"
+MARKER = "made-by-demo.txt"
 """marks the run of a demo: only a run with this file is removed"""
 
 
@@ -51,12 +51,12 @@ def make_room(out: Path) -> None:
     Raises UserError if the folder `out` holds anything but a demo's run.
     """
     run = out / "digits"
-    if (run / MADE).is_file() and not run.is_symlink():
+    if (run / MARKER).is_file() and not run.is_symlink():
         with RunFolder(run).alone():  # not while another demo is running
             for entry in run.iterdir():
-                if entry.name not in (MADE, "lock"):
+                if entry.name not in (MARKER, "lock"):
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not the folder of a demo: choose another --out")
     # Before the run, so that an interrupted demo can be started again.
-    write_whole(run / MADE, "`vitrail demo` created this run, and removes it when it runs again.")
+    write_whole(run / MARKER, "`vitrail demo` created this run, and removes it when it runs again.")

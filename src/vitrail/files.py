@@ -42,8 +42,7 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
 
 
 def printable(text: str) -> str:
-    r"""Text for pages and figures. File names that are not UTF-8 have escapes such as `\udce9`, as on standard
-    output."""
+    r"""Text for pages and figures. Bytes of file names that are not UTF-8 are escaped, such as `\udce9`."""
     return text.encode(errors="backslashreplace").decode()
 
 

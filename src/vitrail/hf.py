@@ -62,9 +62,9 @@ def with_memory(make: Callable[[], Model], shapes: Mapping[str, tuple[int, ...]]
     UserError, before any memory is allocated, if its weights differ from `shapes`.
     """
     with torch.device("meta"):
-        asked = sum(value.numel() for value in make().state_dict().values())
+        needed = sum(value.numel() for value in make().state_dict().values())
     there = sum(map(prod, shapes.values()))
-    if asked != there:
-        raise UserError(f"its config needs {asked:,} weights but its file has {there:,}: choose another checkpoint")
+    if needed != there:
+        raise UserError(f"its config needs {needed:,} weights but its file has {there:,}: choose another checkpoint")
     with torch.device("cpu"):
         return make()

@@ -17,8 +17,8 @@ def section(title: str, body: str) -> str:
 
 def card(label: str, value: str, note: str = "") -> str:
     """A value in large letters at the top of a page; empty without a value."""
-    said = f"<b>{escape(value)}</b><span>{escape(label)}</span><small>{escape(note)}</small>"
-    return f'<div class="card">{said}</div>' if value else ""
+    body = f"<b>{escape(value)}</b><span>{escape(label)}</span><small>{escape(note)}</small>"
+    return f'<div class="card">{body}</div>' if value else ""
 
 
 def note(text: str) -> str:

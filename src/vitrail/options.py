@@ -150,7 +150,7 @@ def split_options(args: Sequence[str], flags: Mapping[str, int | None]) -> tuple
 def parse_options(task: Task, args: Sequence[str]) -> dict[str, Any]:
     """The options of a task that the arguments set, as plain values for `Task.choose`."""
     known = flat_fields(task.option)
-    for name in filter(None, (_named(arg, _anyones()) for arg in args)):
+    for name in filter(None, (_named(arg, _all_options()) for arg in args)):
         if name not in known:
             owners = [other for other in TASKS if name in flat_fields(task_class(other).options())]
             raise UserError(
@@ -169,7 +169,7 @@ def print_options(task: Task, command: str) -> None:
         print(f"\nThis model's task, {task.name}, has no options of its own.")
 
 
-def _anyones() -> set[str]:
+def _all_options() -> set[str]:
     return {field for name in TASKS for field in flat_fields(task_class(name).options())}
 
 
@@ -190,13 +190,17 @@ def _parsed(known: Mapping[str, Field], args: Sequence[str]) -> dict[str, Any]:
     import tyro
 
     given = [name for name in known if any(_named(arg, known) == name for arg in args)]
-    asked = make_dataclass("Options", [(name, known[name].kind, field(default=known[name].value)) for name in given])
-    said = io.StringIO()
+    options_class = make_dataclass(
+        "Options", [(name, known[name].kind, field(default=known[name].value)) for name in given]
+    )
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            values: Any = tyro.cli(asked, args=args, config=(tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands))
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
+            values: Any = tyro.cli(
+                options_class, args=args, config=(tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands)
+            )
     except SystemExit:
-        raise UserError(_one_line(said.getvalue())) from None
+        raise UserError(_one_line(printed.getvalue())) from None
     return {name: getattr(values, name) for name in given}
 
 
@@ -248,8 +252,7 @@ def _one_line(box: str) -> str:
 
 
 def _check_choices(args: Sequence[str], choices: dict[str, list[str]]) -> None:
-    """Refuse a value that is not among its field's choices and suggest the closest: tyro's wording varies by
-    release."""
+    """Refuse a value outside its field's choices and suggest the closest; tyro's wording varies by release."""
     for place, arg in enumerate(args):
         option, equals, value = arg.partition("=")
         name = option.removeprefix("--").replace("-", "_")

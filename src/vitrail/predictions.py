@@ -44,8 +44,7 @@ class Answered(NamedTuple):
 
 
 def answer_files(task: Task, paths: Sequence[Path]) -> Iterator[Answered]:
-    """The prediction for each file, in order. Holds at most one batch of images; warns of doubtful pixel values at the
-    end."""
+    """The prediction for each file, in order. Holds one batch of images; warns of doubtful values at the end."""
     sources: list[Source] = []
     for start in range(0, len(paths), BATCH):
         prepared: dict[Path, Sample | str] = {}
@@ -61,8 +60,8 @@ def answer_files(task: Task, paths: Sequence[Path]) -> Iterator[Answered]:
         found = dict(zip(read, answers, strict=True))
         for path in paths[start : start + BATCH]:
             answer = found.get(path)
-            said = {"error": prepared[path]} if answer is None else answer.row()
-            yield Answered(path, {"image": str(path), "task": task.name, **said}, answer)
+            fields = {"error": prepared[path]} if answer is None else answer.row()
+            yield Answered(path, {"image": str(path), "task": task.name, **fields}, answer)
     if (doubtful := doubt(sources)) is not None:
         log.warning(doubtful)
 
@@ -77,8 +76,8 @@ class Output(AbstractContextManager["Output"]):
 
     def take(self, answered: Answered) -> Row:
         """Add a prediction. Returns its row, as `--json` prints it."""
-        said = "no answer" if answered.answer is None else answered.answer.text()
-        self.line = f"{answered.path}: {said}"
+        text = "no answer" if answered.answer is None else answered.answer.text()
+        self.line = f"{answered.path}: {text}"
         return answered.row
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -278,7 +277,7 @@ def figure_names(given: Sequence[str | Path], images: Sequence[Path]) -> list[Pa
 
 
 def original(path: Path) -> Image.Image:
-    """An image as people see it: upright, in RGB, its longer side at most 1,600 pixels."""
+    """An image for display: upright, in RGB, its longer side at most 1,600 pixels."""
     opened = EncodedImage(path)
     channels = 3 if 3 in (kinds := opened.readable_as()) else kinds[0]
     height, width = opened.measure(channels)

@@ -90,13 +90,13 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        """Mix tokens [B, N, D] with themselves or a context [B, M, D]; False in `mask` [B, heads, N, M] hides."""
+        """Tokens [B, N, D] attend to themselves or a context [B, M, D]; False in `mask` [B, heads, N, M] hides."""
         q, k, v = self.project(x) if context is None else self.project(x, 0, 1) + self.project(context, 1, 3)
         x = attend(q, k, v, mask, is_causal)  # equations 6 and 7: `attention_weights(q, k) @ v` in one fused call
         return self.dropout(self.out(x.transpose(1, 2).flatten(2)))  # equation 8
 
     def project(self, x: Tensor, first: int = 0, last: int = 3) -> tuple[Tensor, ...]:
-        """Queries, keys and values (equation 5), or of these three `first` to `last`: views [B, heads, N, D/heads]."""
+        """Queries, keys and values (equation 5), or only `first` to `last` of them: views [B, heads, N, D/heads]."""
         if last - first == 3:
             x = self.qkv(x)
         else:
@@ -106,7 +106,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with a GELU between them, on each token alone (section 3.1)."""
+    """Two linear layers with a GELU between them, for each token separately (section 3.1)."""
 
     def __init__(self, width: int, hidden: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer of the encoder: attention, then the MLP, each behind a norm and beside a residual path."""
+    """One layer of the encoder: attention, then the MLP, each with pre-norm and a residual path."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class Block(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Cut the image into patches and project each: x_p E of equation 1, as a convolution with stride = kernel size."""
+    """Split images into patches and project each: x_p E of equation 1, as a convolution with stride = kernel size."""
 
     def __init__(self, channels: int, width: int, patch: int) -> None:
         super().__init__()
@@ -147,14 +147,14 @@ class PatchEmbedding(nn.Module):
 
 
 class ViT(nn.Module):
-    """The encoder (equations 1 to 4): images in, tokens out. Other patches (section 3.1) and blocks are handed in."""
+    """The encoder (equations 1 to 4): images in, tokens out. Takes other patch embeddings (section 3.1) and blocks."""
 
-    no_decay: ClassVar[tuple[str, ...]] = ("class_token", "positions")  # weight decay leaves these tables alone (DeiT)
-    after_blocks: ClassVar[tuple[str, ...]] = ("norm",)  # the layer above the blocks, where learning rates differ
+    no_decay: ClassVar[tuple[str, ...]] = ("class_token", "positions")  # tables without weight decay (DeiT)
+    after_blocks: ClassVar[tuple[str, ...]] = ("norm",)  # the layer after the blocks, for layer-wise decay
 
     def __init__(self, config: ViTConfig, patches: PatchEmbedding | None = None, *blocks: nn.Module) -> None:
         super().__init__()
-        assert type(config) is ViTConfig or type(self) is not ViT, "a variant's config is for VariantViT"
+        assert type(config) is ViTConfig or type(self) is not ViT, "a variant's config needs VariantViT"
         self.config = c = config
         self.patches = patches or PatchEmbedding(c.channels, c.width, c.patch)
         self.class_token = nn.Parameter(torch.zeros(1, 1, c.width)) if c.class_token else None
@@ -182,7 +182,7 @@ class ViT(nn.Module):
     def encode(
         self, x: Tensor, grid: Grid, keep: Tensor | None = None, blocks: slice = slice(None), layers: Sequence[int] = ()
     ) -> tuple[Tensor, list[Tensor]]:
-        """Tokens [B, T, D] through `blocks`, and the tokens after each of `layers`. `keep` is `stochastic_depth`'s."""
+        """Tokens [B, T, D] after `blocks`, and hidden states after each of `layers`; `keep` is `stochastic_depth`'s."""
         if keep is None and self.training and self.config.drop_path:
             keep = stochastic_depth(self.config.drop_path, torch.rand(len(x), self.config.depth, 2, device=x.device))
         found = []
@@ -192,11 +192,11 @@ class ViT(nn.Module):
         return x, found
 
     def blocks_on(self, grid: Grid) -> Sequence[nn.Module]:
-        """What `encode` calls in turn; variants tell their blocks where the tokens are."""
+        """The blocks that `encode` calls; those of variants get the positions of the tokens."""
         return list(self.blocks)
 
     def finish(self, x: Tensor, grid: Grid) -> Tokens:
-        """The final norm, and the prefix apart from the patches."""
+        """The final norm; splits the tokens into prefix and patches."""
         x, prefix = self.norm(x), self.config.prefix_tokens
         return Tokens(x[:, :prefix], x[:, prefix:], grid)
 
@@ -205,7 +205,7 @@ class ViT(nn.Module):
         return tokens.prefix[:, 0] if self.config.pool == "token" else tokens.patches.mean(dim=1)
 
     def positions_for(self, grid: Grid) -> Tensor:
-        """Positions [1, P + N, D] for a grid (h, w), interpolated for any but the config's own (section 3.2)."""
+        """Positions [1, P + N, D] for a grid (h, w), interpolated if it differs from the config's (section 3.2)."""
         c, like = self.config, self.patches.projection.weight
         if c.positions == "learned":
             return fit_positions(self.positions, c.grid, grid, c.prefix_tokens)
@@ -215,22 +215,22 @@ class ViT(nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
-    """As Google's code does it. Parents come after their children, whose first values they replace."""
+    """Initialise as in Google's code. Parents come after their children and overwrite their values."""
     for m in reversed(list(module.modules())):
         if isinstance(m, nn.Linear):
             nn.init.xavier_uniform_(m.weight)
         if isinstance(m, nn.Linear | nn.Conv2d) and m.bias is not None:
             nn.init.zeros_(m.bias)
         if isinstance(m, Attention):
-            for matrix in m.qkv.weight.detach().chunk(3):  # theirs are three matrices, each with a size of its own
+            for matrix in m.qkv.weight.detach().chunk(3):  # Google scales each by its own shape
                 nn.init.xavier_uniform_(matrix)
         if isinstance(m, MLP):
             for bias in [linear.bias for linear in (m.up, m.down) if linear.bias is not None]:
                 nn.init.normal_(bias, std=1e-6)
-        if isinstance(m, PatchEmbedding):  # LeCun's normal: a token starts with the variance of its pixels
+        if isinstance(m, PatchEmbedding):  # LeCun normal: a token has the variance of its pixels
             nn.init.trunc_normal_(m.projection.weight, std=math.sqrt(1 / m.projection.weight[0].numel()))
         if isinstance(m, ViT) and m.config.positions == "learned":
-            nn.init.normal_(m.positions, std=0.02)  # BERT's value: small beside the projected patches
+            nn.init.normal_(m.positions, std=0.02)  # BERT's value: small compared with the projected patches
 
 
 class Head(nn.Module):
@@ -241,7 +241,7 @@ class Head(nn.Module):
         self.hidden = nn.Sequential(nn.Linear(width, hidden), nn.Tanh()) if hidden else nn.Identity()
         self.linear = nn.Linear(hidden or width, classes)
         init_weights(self.hidden)
-        # Zero weights: every class starts equally likely, and fine-tuning starts from the features as they are.
+        # Zero weights: all classes start equally likely, and fine-tuning starts from unchanged features.
         nn.init.zeros_(self.linear.weight)
         nn.init.constant_(self.linear.bias, bias)
 

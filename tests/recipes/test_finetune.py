@@ -24,7 +24,7 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import open_data
 from vitrail.errors import Stopped
 from vitrail.recipes import from_weights
-from vitrail.recipes.finetune import FEW, FEW_A_CLASS, NARROW, choose, finetune, resolve_auto
+from vitrail.recipes.finetune import FEW, FEW_PER_CLASS, NARROW, choose, finetune, resolve_auto
 from vitrail.recipes.folder import folder
 from vitrail.report.compare import compare
 from vitrail.tasks.classify import Classes, Classification, Classify
@@ -212,19 +212,19 @@ def test_a_stopped_lora_run_goes_on_to_the_same_bits(
 
 
 def test_the_size_of_the_data_chooses() -> None:
-    assert choose(FEW_A_CLASS * 10 - 1, 10)[0] == "linear"
-    assert choose(FEW_A_CLASS * 10, 10)[0] == "lora" == choose(FEW - 1, 10)[0]
+    assert choose(FEW_PER_CLASS * 10 - 1, 10)[0] == "linear"
+    assert choose(FEW_PER_CLASS * 10, 10)[0] == "lora" == choose(FEW - 1, 10)[0]
     assert choose(FEW, 10)[0] == "full" == choose(10**7, 1000)[0]
     assert choose(FEW - 1, 10, NARROW)[0] == "lora" and choose(FEW - 1, 10, NARROW - 1)[0] == "full"
-    assert choose(FEW_A_CLASS * 10 - 1, 10, NARROW - 1)[0] == "linear"
-    assert "243 images, 121 a class" in choose(243, 2)[1]
+    assert choose(FEW_PER_CLASS * 10 - 1, 10, NARROW - 1)[0] == "linear"
+    assert "243 images, 121 per class" in choose(243, 2)[1]
 
 
 def test_the_choice_is_said_once_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
     run = resolve_auto(finetune(243), 243, 2, {})
     assert run.tune.method == "lora" and run.optim.lr == 5e-4
     [line] = caplog.messages
-    assert line.startswith("method lora, since 243 images, 121 a class, are enough to adapt the encoder")
+    assert line.startswith("method lora: 243 images, 121 per class, are enough to adapt the encoder")
     assert line.endswith("; learning rate 0.0005")
 
 
@@ -303,7 +303,7 @@ def test_images_are_prepared_as_the_checkpoint_says_and_a_change_is_said_once(
     assert start(run, splits).preprocess == own and not caplog.messages
     assert start(replace(run, interpolation="bicubic", resize="squash"), splits).preprocess.interpolation == "bicubic"
     [line] = caplog.messages
-    assert line.startswith("interpolation bicubic as") and "accuracy is lower" in line
+    assert line.startswith("interpolation bicubic differs from") and "accuracy is lower" in line
 
 
 @pytest.mark.parametrize("hidden", [None, 6])
@@ -334,7 +334,7 @@ def test_a_fresh_head_starts_low_for_the_sigmoid_loss_and_a_learned_one_stays(
         (["--method", "lroa"], "--method cannot be 'lroa': did you mean lora?"),
         (["--method", "prompts"], "choose from auto, full, frozen, linear, lora, last-blocks, knn"),
         (["--method", "last-blocks", "--last-blocks", "9"], "the encoder has 3 blocks"),
-        (["--method", "linear", "--loss", "sigmoid"], "method linear makes no use of --loss"),
+        (["--method", "linear", "--loss", "sigmoid"], "method linear does not use --loss"),
         (["--lora-rank", "0"], "must be at least 1"),
         (["--weighted"], "both compensate for rare classes: add --no-balanced or --no-weighted"),
     ],
@@ -375,7 +375,7 @@ def test_options_that_a_method_makes_no_use_of_are_named(
 ) -> None:
     assert main(command(images, weights, tmp_path / "run", *options)) == 0
     also = {"linear": ", --epochs, --compile", "knn": ", --epochs"}.get(options[1], "")
-    assert f"method {options[1]} makes no use of {named}{also}" in caplog.messages
+    assert f"method {options[1]} does not use {named}{also}" in caplog.messages
 
 
 def test_a_method_without_weights_is_refused(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -183,7 +183,7 @@ def test_a_long_curve_is_thinned(tmp_path: Path) -> None:
 def test_no_run_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no run"):
         write_report(tmp_path)
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         write_report(tmp_path / "missing")
     assert list(tmp_path.iterdir()) == []
 
@@ -224,7 +224,7 @@ def test_a_captioners_report(tmp_path: Path) -> None:
         assert part in page.text, part
     assert "never shown" not in page.text and "a third" not in page.text
     curves, variety = map(base64.b64decode, re.findall(r"data:image/svg\+xml;base64,([^\"]+)", html))
-    assert b"cider" in curves and b"share of the commonest caption" in variety
+    assert b"cider" in curves and b"share of the most common caption" in variety
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ def test_the_commands_with_a_head_of_values(
     data = ["--data", str(tmp_path / "data")]
     assert main(["eval", source, *data, *cpu]) == 2
     said = capsys.readouterr().err
-    assert "gives values (x, y, angle)" in said and "--probe" in said and said.count("\n") == 1
+    assert "predicts values (x, y, angle)" in said and "--probe" in said and said.count("\n") == 1
     assert main(["eval", source, *data, "--probe", "--json", *cpu]) == 0
     assert "knn_top1" in json.loads(capsys.readouterr().out)
     out = tmp_path / "run"

@@ -101,7 +101,7 @@ def test_load_verify_says_what_it_changed(tmp_path: Path, caplog: pytest.LogCapt
     for words in (
         "adapted from 3 to 4 channels",
         "interpolated from 16x16 pixels to 16x24",
-        "a fresh head for 5 classes",
+        "a new head for 5 classes",
     ):
         assert caplog.text.count(words) == 1
 

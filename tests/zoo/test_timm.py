@@ -212,10 +212,10 @@ def test_positions_of_another_size_than_the_config_decide(tmp_path: Path, caplog
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"global_pool": "prr"}, "global_pool='prr' is not known"),
-        ({"norm_layer": "batchnorm"}, "norm_layer='batchnorm' is not known"),
-        ({"act_layer": "mish"}, "act_layer='mish' is not known"),
-        ({"attn_head_dim": 8}, "attn_head_dim=8 is not known"),
+        ({"global_pool": "prr"}, "global_pool='prr' is not supported"),
+        ({"norm_layer": "batchnorm"}, "norm_layer='batchnorm' is not supported"),
+        ({"act_layer": "mish"}, "act_layer='mish' is not supported"),
+        ({"attn_head_dim": 8}, "attn_head_dim=8 is not supported"),
         ({"depth": 3}, "contradict|lacks"),
         ({"num_heads": 5}, "does not divide into 5 heads"),
         ({"patch_size": [8, 16]}, "must be square"),

@@ -60,8 +60,7 @@ class Cell(nn.Module):
 
     @abstractmethod
     def step(self, x: Tensor, state: State) -> State:
-        """One step from the input's products W x_t + b, [B, G * D], which `Recurrent` computes for all steps at
-        once."""
+        """One step from the products W x_t + b, [B, G * D], which `Recurrent` computes for all steps at once."""
 
 
 class RNNCell(Cell):
@@ -150,8 +149,7 @@ class Recurrent(nn.Module):
         return tuple(cell.start(batch) for cell in self._layers())
 
     def forward(self, x: Tensor, states: tuple[State, ...] | None = None) -> tuple[Tensor, tuple[State, ...]]:
-        """A sequence [B, T, I] to the last layer's outputs at every step, [B, T, D], and the states after the last
-        step."""
+        """A sequence [B, T, I] to the last layer's outputs, [B, T, D], and the states after the last step."""
         states = self.start(len(x)) if states is None else states
         x = x.transpose(0, 1)  # steps first: the rows of each step are then contiguous
         last = []
@@ -193,8 +191,7 @@ class RNNConfig:
 
 
 class RNN(nn.Module):
-    """An image as a sequence: each row of pixels is one step, from top to bottom, and the last state represents the
-    image."""
+    """An image as a sequence: each row of pixels is a step, from top to bottom; the last state represents it."""
 
     def __init__(self, config: RNNConfig) -> None:
         super().__init__()

@@ -1,5 +1,4 @@
-"""The captioning ladder: from the earliest captioners to current ones, one idea per step. docs/captioning.md has the
-table."""
+"""The captioning ladder: from early captioners to current ones, one idea per step. Table: docs/captioning.md."""
 
 from __future__ import annotations
 

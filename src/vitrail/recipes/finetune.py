@@ -15,7 +15,7 @@ from vitrail.train.tune import Method, Tune
 
 log = logging.getLogger("vitrail")
 
-FEW_A_CLASS, FEW = 10, 1_000
+FEW_PER_CLASS, FEW = 10, 1_000
 """with fewer images per class than the first number the encoder is frozen; with fewer in total than the second, LoRA"""
 NARROW = 384
 """below this width all weights are trained instead of LoRA, with the settings of training from scratch"""
@@ -47,7 +47,7 @@ def finetune(images: int) -> Run:
     and change more. It is inversely proportional to the width: AdamW changes each weight by about the learning rate,
     and fewer changes add up in a narrower layer (arXiv 2203.03466, table 3). With fewer than 10,000 images there are
     more epochs, so that about 10,000 images are seen, each at most 50 times. `vitrail train folder --init SOURCE` is
-    the same. Score, beside training from scratch: results/transfer.json
+    the same. Score, compared with training from scratch: results/transfer.json
     """
     epochs = min(50.0, max(5.0, 10_000 / max(images, 1)))
     return Run(
@@ -87,7 +87,7 @@ def resolve_auto(run: Run, images: int, classes: int, changes: Mapping[str, Any]
 def choose(images: int, classes: int, width: int = 768) -> tuple[Method, str]:
     """The method for this number of training images and classes and this model width, with the reason."""
     have = f"{images:,} images, {images // max(classes, 1):,} per class,"
-    if images < FEW_A_CLASS * classes:
+    if images < FEW_PER_CLASS * classes:
         return "linear", f"{have} are too few to train the encoder"
     if images < FEW and width < NARROW:
         return "full", f"{have} are enough to train all weights of such a small model"

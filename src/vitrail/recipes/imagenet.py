@@ -1,5 +1,4 @@
-"""Published recipes for ImageNet, implemented from their papers. None has been run to the end here: the scores are
-theirs."""
+"""Published recipes for ImageNet, from their papers. None has been run to the end here: scores are theirs."""
 
 from __future__ import annotations
 
@@ -22,10 +21,12 @@ and has no effect there"""
 def vit_s16_90(images: int) -> Run:
     """ViT-S/16 in 90 epochs of *Better plain ViT baselines for ImageNet-1k* (arXiv 2205.01580), which reports 76.5 %.
 
-    Command: vitrail train vit-s16-90 --data IMAGENET Average pooling, fixed 2-D sines, a tanh layer before the head,
-    mixup 0.2, a batch of 1,024, 10,000 steps of warm-up, as big_vision's configs/vit_s16_i1k.py has it. Its weight
-    decay of 1e-4 is independent of the learning rate; AdamW's is scaled by it, so here it is 0.1. Its RandAugment (2,
-    10) is about strength 30 here, see `RANDAUGMENT`.
+    Command: vitrail train vit-s16-90 --data IMAGENET
+
+    Average pooling, fixed 2-D sines, a tanh layer before the head, mixup 0.2, a batch of 1,024, 10,000 steps of
+    warm-up, as big_vision's configs/vit_s16_i1k.py has it. Its weight decay of 1e-4 is independent of the learning
+    rate; AdamW's is scaled by it, so here it is 0.1. Its RandAugment (2, 10) is about strength 30 here, see
+    `RANDAUGMENT`.
     """
     epochs, batch = 90.0, 1024
     steps = max(1.0, epochs * images / batch)
@@ -55,9 +56,11 @@ def vit_s16_90(images: int) -> Run:
 def augreg_s16(images: int) -> Run:
     """ViT-S/16 of *How to train your ViT?* (arXiv 2106.10270) with medium augmentation, on ImageNet-1k from scratch.
 
-    Command: vitrail train augreg-s16 --data IMAGENET Class token, mixup 0.2, dropout and stochastic depth 0.1, weight
-    decay 0.1 times the learning rate, 300 epochs, a batch of 4,096. The paper's RandAugment (2, 15) is 1.5 times as
-    strong as (2, 10), where the scale here ends; see `RANDAUGMENT`.
+    Command: vitrail train augreg-s16 --data IMAGENET
+
+    Class token, mixup 0.2, dropout and stochastic depth 0.1, weight decay 0.1 times the learning rate, 300 epochs, a
+    batch of 4,096. The paper's RandAugment (2, 15) is 1.5 times as strong as (2, 10), where the scale here ends; see
+    `RANDAUGMENT`.
     """
     epochs, batch = 300.0, 4096
     steps = max(1.0, epochs * images / batch)
@@ -88,9 +91,10 @@ def augreg_s16(images: int) -> Run:
 def deit3_s16(images: int) -> Run:
     """ViT-S/16 of DeiT-III (arXiv 2204.07118), 400 epochs on ImageNet-1k; the paper reports 80.4 %.
 
-    Command: vitrail train deit3-s16 --data IMAGENET Binary cross-entropy, three-augment, mixup 0.8 and cutmix 1, layer
-    scale, a batch of 2,048. Two differences from the paper: AdamW instead of LAMB, with a learning rate for AdamW at
-    this batch size, and no repeated augmentation.
+    Command: vitrail train deit3-s16 --data IMAGENET
+
+    Binary cross-entropy, three-augment, mixup 0.8 and cutmix 1, layer scale, a batch of 2,048. Two differences from the
+    paper: AdamW instead of LAMB, with a learning rate for AdamW at this batch size, and no repeated augmentation.
     """
     return Run(
         recipe="deit3-s16",

@@ -1,5 +1,4 @@
-"""The report of a run, and comparisons of runs. Nothing here depends on a particular task: tasks add their own
-sections."""
+"""Reports and comparisons of runs. Nothing here depends on a particular task: tasks add their own sections."""
 
 from vitrail.html import NO_SCORES
 from vitrail.report.page import write_report

@@ -121,7 +121,7 @@ class Classify(Headed):
         class_weights: Tensor | None = None,
         neighbours: int | None = None,
     ) -> None:
-        """`hidden` is the width of the paper's pre-training head; `loss="sigmoid"` is DeiT-III's binary cross-entropy.
+        """`hidden` is the width of the paper's pre-training head; `loss="sigmoid"` is binary cross-entropy (DeiT-III).
         `smoothing` and `class_weights` [K] affect only the training loss. With `neighbours`, the head is k nearest
         neighbours over this number of training images, and nothing is trained.
         """

@@ -203,7 +203,7 @@ class Task(nn.Module):
 
     @classmethod
     def create(cls, settings: Any, encoder: Any, splits: Splits, preprocess: Preprocess) -> Self:
-        """A fresh task around an encoder, for the classes, words, ... of the training split."""
+        """A new task around an encoder, for the classes, words, ... of the training split."""
         raise UserError(f"the task {cls.name} has nothing to train: choose a recipe of another task")
 
     @classmethod
@@ -228,7 +228,7 @@ class Task(nn.Module):
     @classmethod
     @abstractmethod
     def rebuild(cls, config: dict[str, Any], files: Checkpoint) -> Self:
-        """The task of a checkpoint's `config.json`, with fresh weights."""
+        """The task of a checkpoint's `config.json`, with new weights."""
 
     def with_classes(self, classes: list[str]) -> Task:
         """The same encoder with a fresh head for other classes, or without a head where there are none.
@@ -343,7 +343,7 @@ class Task(nn.Module):
         """Called after each step of training: for a teacher's average, a centre."""
 
     def metric(self, data: ImageSet | None = None, train: ImageSet | None = None) -> Metric:
-        """A fresh metric, for the split `data` of any set; during training it is for the run's own.
+        """A new metric, for the split `data` of any set; during training it is for the run's own.
 
         `train` is the set's training split, for scores that compare with it.
         """

@@ -90,12 +90,12 @@ IDLE = frozenset(
 """options without effect if the encoder is frozen: it reads each image once, without augmentation"""
 
 
-def warn_unused(recipe: Run, asked: Run, method: str) -> None:
-    """Warn of options that `asked` changes from the recipe's values but the chosen method does not use."""
+def warn_unused(recipe: Run, requested: Run, method: str) -> None:
+    """Warn of options that `requested` changes from the recipe's values but the chosen method does not use."""
     used = {"lora": {"lora_rank", "lora_alpha"}, "last-blocks": {"last_blocks"}}
     idle = {name for other, names in used.items() if other != method for name in names}
-    idle |= {*IDLE, *task_of(asked.task).unused_when_frozen} if method in FROZEN else set()
-    names = [f"--{name.replace('_', '-')}" for name in changed_fields(recipe, asked) if name in idle]
+    idle |= {*IDLE, *task_of(requested.task).unused_when_frozen} if method in FROZEN else set()
+    names = [f"--{name.replace('_', '-')}" for name in changed_fields(recipe, requested) if name in idle]
     if names:
         log.warning("method %s does not use %s", method, ", ".join(names))
 
@@ -131,7 +131,7 @@ def evaluation_loader(
 
 
 def start(run: Run, splits: Splits, loaded: Task | None = None) -> Task:
-    """A fresh task for the training split's classes or captions, or one from the weights that `run.init` names."""
+    """A new task for the training split's classes or captions, or one from the weights of `run.init`."""
     kind = task_of(run.task)
     if run.init is None:
         return kind.create(run.task, fresh_encoder(run), splits, preparation(run))

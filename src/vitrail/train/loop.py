@@ -326,7 +326,7 @@ def stop_asked() -> Iterator[_Stop]:
 
     try:
         old = [(number, signal.signal(number, ask)) for number in (signal.SIGINT, signal.SIGTERM)]
-    except ValueError:  # signals reach the main thread alone
+    except ValueError:  # signals reach only the main thread
         old = []
     try:
         yield stop

@@ -223,8 +223,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
-        """Update with the weights after `step`. The decay is lower in early steps, or the random initial weights would
-        linger."""
+        """Update with the weights after `step`. Early decay is lower, or the initial weights would linger."""
         decay = min(self.decay, (1 + step) / (10 + step))
         new = module.state_dict()
         floats = [name for name, value in new.items() if value.is_floating_point()]

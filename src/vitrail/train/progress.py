@@ -39,7 +39,7 @@ class Progress:
         )
         self.line = self.bar.add_task("train", total=steps, completed=start, text="")
         self.score = ""
-        self.said = time.monotonic()
+        self.last_line = time.monotonic()
         self._restart()
 
     def __enter__(self) -> Progress:
@@ -67,8 +67,8 @@ class Progress:
             self.sums[name] = self.sums.get(name, 0.0) + value
         text = self._text()
         self.bar.update(self.line, completed=self.done, text=text)
-        if self.bar.disable and time.monotonic() - self.said > LINE_EVERY:
-            self.said = time.monotonic()
+        if self.bar.disable and time.monotonic() - self.last_line > LINE_EVERY:
+            self.last_line = time.monotonic()
             print(f"vitrail: step {self.done}/{self.steps}  {text}  {self._left()}", file=sys.stderr, flush=True)
 
     def _rates(self) -> tuple[float, float]:

@@ -54,7 +54,7 @@ class RunFolder:
 
         Raises Taken if another process does. The operating system holds the lock, so a killed process leaves none.
         """
-        made = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         place = self.path / "lock"
         handle = self._lock(place)
@@ -63,7 +63,7 @@ class RunFolder:
         finally:
             place.unlink(missing_ok=True)  # before another process can lock it
             os.close(handle)
-            for path in made:  # if still empty: a run that failed to start leaves nothing
+            for path in missing:  # if still empty: a run that failed to start leaves nothing
                 with contextlib.suppress(OSError):
                     path.rmdir()
 

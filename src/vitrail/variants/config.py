@@ -182,7 +182,7 @@ class VariantConfig(ViTConfig):
         if self.pool in ("distilled", "token_average") and not self.class_token:
             raise UserError(f"pool={self.pool!r} needs class_token=True; use pool='average'")
         if self.distillation > self.class_token or (self.pool == "distilled") > self.distillation:
-            raise UserError("distillation needs a class token, and pool='distilled' needs both tokens")
+            raise UserError("a distillation token needs a class token, and pool='distilled' needs both")
         if self.window and self.prefix_tokens:
             raise UserError("windowed attention is for patches only: remove class token and registers")
         if self.relative in ("table", "shared", "both") and (self.prefix_tokens != 1 or not self.class_token):

@@ -1,5 +1,4 @@
-"""Mimetic initialisation: attention starts like that of trained transformers, which helps on small data (arXiv
-2305.09828)."""
+"""Mimetic initialisation: attention like that of trained transformers, for small data (arXiv 2305.09828)."""
 
 from __future__ import annotations
 

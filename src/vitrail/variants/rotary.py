@@ -1,5 +1,4 @@
-"""Rotary position embedding: queries and keys are rotated by angles proportional to their position, so that scores
-depend on offsets."""
+"""Rotary position embedding: rotate queries and keys by their position, so that scores depend on offsets."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def plain_conv(channels: int, out: int, size: int, stride: int = 1) -> nn.Conv2d
 
 
 class Unit(nn.Module):
-    """A bottleneck block of a ResNet: 1x1, 3x3 and 1x1 convolutions beside a shortcut (arXiv 1512.03385)."""
+    """A bottleneck block of a ResNet: 1x1, 3x3 and 1x1 convolutions with a shortcut (arXiv 1512.03385)."""
 
     def __init__(
         self,

@@ -208,8 +208,7 @@ def bundled() -> list[str]:
 
 
 def change_channels(task: Task, channels: int) -> None:
-    """Adapt the first filters to another number of channels: repeated in turn, and scaled so that sums stay as
-    large."""
+    """Adapt the first filters to another number of channels: repeated in turn, scaled to keep their sums."""
     encoder = encoder_of(task)
     old = encoder.config.channels
     if channels == old:

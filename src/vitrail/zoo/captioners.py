@@ -147,8 +147,8 @@ def _tokenizer_text(folder: Path) -> str:
         if (folder / "tokenizer.json").is_file():
             return (folder / "tokenizer.json").read_text(encoding="utf-8")
         with quiet():
-            made = library().AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        return made.backend_tokenizer.to_str()
+            tokenizer = library().AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return tokenizer.backend_tokenizer.to_str()
     except UserError:
         raise
     except Exception as error:  # a missing file raises various errors there

@@ -1,5 +1,4 @@
-"""The certificate of a conversion: how each weight was used, and the differences from the source library's own
-outputs."""
+"""The certificate of a conversion: the use of each weight, and differences from the source library's outputs."""
 
 from __future__ import annotations
 
@@ -46,7 +45,7 @@ class Certificate:
     parameters: int
     preprocess: dict[str, Any]
     weights: list[dict[str, Any]]
-    """for each of the model's tensors: `name`, `from` (names in the source), `change` in words where there is one"""
+    """for each of the model's tensors: `name`, `from` (names in the source), `change` in words if there is one"""
     left: dict[str, str]
     notes: list[str]
     differences: dict[str, Difference] = field(default_factory=dict)

@@ -207,7 +207,7 @@ def _open_numpy(path: Path, archive: zipfile.ZipFile) -> Files:
                 )
             offset = None
             if entry.compress_type == zipfile.ZIP_STORED:
-                # The local header's own lengths of name and extra field say where the entry's bytes begin.
+                # The local header's own lengths of name and extra field determine where the entry's bytes begin.
                 whole.seek(entry.header_offset + 26)
                 name_length, extra_length = struct.unpack("<HH", whole.read(4))
                 offset = entry.header_offset + 30 + name_length + extra_length + header

@@ -50,8 +50,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 def check_encoder(
     encoder: nn.Module, fresh: nn.Module, given: Callable[[], Mapping[str, Tensor]], source: object
 ) -> None:
-    """Refuse an encoder with the random initial values of `fresh`, built in the same way, if the source has other
-    values.
+    """Refuse an encoder with the random initial values of `fresh`, built the same way, if the source has others.
 
     `given` returns the source's values, which are compared only on suspicion: they may be untrained too.
     """

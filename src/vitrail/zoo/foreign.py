@@ -12,7 +12,7 @@ BLOCK = r"(^|\.)(blocks|layers?|encoder_layer_\d+|resblocks)\.(\d+\.)?.*\."
 UNREADY = (
     (
         r"(^|\.)lora_(A|B|embedding_A|embedding_B|magnitude_vector)(\.|$)",
-        "LoRA updates of a model's weights (peft)",
+        "LoRA's updates of a model's weights (peft)",
     ),
     (r"\.(base_layer|modules_to_save)\.", "a model with peft's layers in it"),
     (r"\.(absmax|quant_map|nested_absmax|SCB|qweight|qzeros|weight_scale|weight_packed)$", "quantised weights"),
@@ -85,7 +85,7 @@ def what_else(files: Files) -> str:
         what = " ".join(filter(None, [kind or "a model", f"named {named!r}" if named else None]))
         return f"holds {what}, not a plain Vision Transformer that vitrail can read: choose a ViT's checkpoint"
     names = ", ".join(sorted(files.weights, key=_of_optimizer)[:3])
-    return f"holds no Vision Transformer that vitrail knows (weights such as {names}): choose a ViT's checkpoint"
+    return f"holds no Vision Transformer that vitrail can read (weights such as {names}): choose a ViT's checkpoint"
 
 
 def _first(table: tuple[tuple[str, str], ...], files: Files) -> str | None:

@@ -128,8 +128,7 @@ def _prefix(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
 
 
 def _names_of(shapes: Mapping[str, tuple[int, ...]]) -> Names:
-    """The code base of a file: the paper's has its names of positions, its numbering, or a ResNet before the
-    patches."""
+    """The code base of a file. The paper's has its own names of positions, numbering, or a ResNet stem."""
     linen = any("/LayerNorm_1/" in name for name in shapes if name.startswith("Transformer/"))
     if not linen:
         return PAPER
@@ -364,8 +363,7 @@ def _layer(weight: Weight, i: int) -> Weight:
 
 
 def write(task: Task, path: Path) -> None:
-    """Write the file `path`, or `model.npz` in the folder `path`; UserError for a model that Google's code cannot
-    express."""
+    """Write the file `path`, or `model.npz` in the folder `path`. UserError for models that Google's code lacks."""
     encoder = task.encoder
     if not isinstance(encoder, ViT) or not task.portable:
         raise UserError(f"Google's .npz cannot store the task {task.name}: it holds a ViT with a head or without")

@@ -66,7 +66,7 @@ class Repository:
         self.endpoint = (os.environ.get("HF_ENDPOINT") or "").rstrip("/") or None
         self.away: Exception | None = None
         """why the Hub could not be reached; from then on only the cache is used"""
-        self.said = True
+        self.reported = True
         """whether the user was told, or requested it"""
         self.ask()
 
@@ -86,11 +86,11 @@ class Repository:
         try:
             answer = get_session().head(url, headers=build_hf_headers(), timeout=constants.HF_HUB_ETAG_TIMEOUT)
         except Exception as error:  # the network libraries raise many types
-            self.away, self.said = error, False
+            self.away, self.reported = error, False
             return
         code = answer.status_code
         if code in (408, 429) or code >= 500:  # for other codes, the download reports the error
-            self.away, self.said = ConnectionError(f"the Hub answers with {code}"), False
+            self.away, self.reported = ConnectionError(f"the Hub answers with {code}"), False
 
     def get(self, file: str) -> Path | None:
         """The path of a file in the cache. None if the repository does not have it."""
@@ -109,9 +109,9 @@ class Repository:
             return None
         except Exception as error:
             raise self.refusal(error) from error
-        if not self.said:
+        if not self.reported:
             log.warning("the Hub cannot be reached: %s comes from the cache", self.name)
-            self.said = True
+            self.reported = True
         depth = len(Path(file).parts)
         self.revision = Path(path).parts[-depth - 1]
         return Path(path)

@@ -48,7 +48,7 @@ def build(config: dict[str, Any], files: Files) -> Task:
     path = files.path
     if config["task"] not in TASKS:
         raise UserError(
-            f"{path} holds the task {config['task']!r}, which this version of vitrail does not know: upgrade it"
+            f"{path} holds the task {config['task']!r}, which this version of vitrail does not have: upgrade it"
         )
     try:
         return task_class(config["task"]).rebuild(config, files)

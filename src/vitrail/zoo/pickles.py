@@ -1,5 +1,4 @@
-"""Files of `torch.save` to names and tensors, by PyTorch's restricted reader, which builds only tensors and plain
-containers.
+"""Files of `torch.save` to names and tensors, by PyTorch's reader that builds only tensors and plain types.
 
 Tensors in nested dictionaries get names joined with dots; `entries.py` chooses among them.
 """
@@ -30,8 +29,7 @@ UNNAMED = "a list of tensors, which has no names"
 
 
 class _Ignored:
-    """Placeholder for objects that are not needed, such as a NumPy scalar with the best accuracy, or the path of the
-    data."""
+    """Placeholder for objects that are not needed, such as a NumPy scalar or the path of the data."""
 
     def __init__(self, *values: object) -> None:
         pass

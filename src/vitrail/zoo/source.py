@@ -88,7 +88,7 @@ class Found:
     """names of the head's outputs (numbers in words where the source has no names); None for an encoder without one"""
     preprocess: Preprocess
     weights: dict[str, Weight]
-    """weights by the names of the task's `state_dict`: `encoder.*`, and `head.*` where there are classes"""
+    """weights by the names of the task's `state_dict`: `encoder.*`, and `head.*` if there are classes"""
     left: dict[str, str]
     """names in the source that are left out on purpose, each with the reason; any other unused name is an error"""
     hidden: int | None = None

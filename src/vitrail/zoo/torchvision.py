@@ -77,8 +77,7 @@ def read(files: Files) -> Found:
 
 
 def _preprocess(config: VariantConfig) -> Preprocess:
-    """Preprocessing of the weights trained on ImageNet at 224 pixels, or of those fine-tuned at larger sizes and of
-    ViT-H."""
+    """Preprocessing of the weights for 224 pixels, or of those fine-tuned at larger sizes and of ViT-H."""
     side = config.image_size[0]
     mean, std = (tuple(numbers[i % 3] for i in range(config.channels)) for numbers in (MEAN, STD))
     enlarged, interpolation = side, "bicubic"

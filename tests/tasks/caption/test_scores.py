@@ -119,7 +119,7 @@ def test_no_cider_where_it_cannot_tell_images_apart(
     images: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """pycocoevalcap gives 0 for a caption that is right word for word."""
-    monkeypatch.setattr("vitrail.errors._said", set())
+    monkeypatch.setattr("vitrail.errors._warned", set())
     references = {i: ["a red dog runs", "the dog"] for i in range(images)}
     candidates = dict.fromkeys(references, "a red dog runs")
     assert TheirCider().compute_score(references, {i: [text] for i, text in candidates.items()})[0] == 0

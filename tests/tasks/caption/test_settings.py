@@ -83,7 +83,7 @@ def test_configs_that_make_no_sense() -> None:
         "text_depth is for the Transformer decoder": {"text_depth": 1, "decoder": "recurrent"},
         "does not use --lower: leave it out, and use the recipe caption-prefix": {"decoder": "language_model"},
         "does not use --vocabulary-size": {**PREFIX, "vocabulary_size": 400},
-        "takes no --bag-of-words": {**PREFIX, "bag_of_words": 0.5},
+        "does not use --bag-of-words": {**PREFIX, "bag_of_words": 0.5},
         "--join is for a language model, but the decoder is transformer": {"language": LanguageSettings(join="mlp")},
         "trains on the reward only": {"self_critical": 1.0, "bag_of_words": 0.1},
         "match and consensus need a contrastive loss": {"decoding": Decoding(match=0.2)},

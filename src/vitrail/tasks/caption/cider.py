@@ -19,8 +19,7 @@ def words(text: str) -> list[str]:
 
 
 class Cider:
-    """CIDEr-D (arXiv 1411.5726, sections 5 and 6) of single captions, fast enough as a reward in training (arXiv
-    1612.00563).
+    """CIDEr-D (arXiv 1411.5726, sections 5 and 6) of single captions, a reward for training (arXiv 1612.00563).
 
     Document frequencies of n-grams are counted once, from the references. The mean over all images equals
     pycocoevalcap's `Cider`: the variant with clipped counts, a Gaussian penalty on the difference in length, and no
@@ -31,7 +30,8 @@ class Cider:
     """standard deviation of the length penalty, in words"""
 
     def __init__(self, references: Mapping[Key, Sequence[str]], kept: int = 20_000, ends: bool = False) -> None:
-        """`references` of each image by any key; the vectors of the `kept` most recently used images stay in memory.
+        """`references` per image, by any key; the vectors of the `kept` most recently used images are cached.
+
         With `ends`, the end of a caption counts as a word. Self-critical training needs it: without it, "a man in a"
         scores as high as the whole sentence.
         """

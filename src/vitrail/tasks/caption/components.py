@@ -27,8 +27,7 @@ class ReadImages(nn.Module):
 
 
 class NextWords(nn.Module):
-    """The component `step`: maps the next words [R], the rows of the state that they continue, and the state to a
-    `Step`.
+    """The component `step`: next words [R], the rows of the state that they continue, and the state, to a `Step`.
 
     The state holds the cache of the words so far.
     """

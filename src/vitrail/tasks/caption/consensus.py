@@ -80,14 +80,14 @@ class Consensus(nn.Module):
         image, place = (caption // each)[present], place[present]
         kept = torch.bincount(place, minlength=len(codes)) >= FEWEST
         chosen = kept[place]
-        made = cls(images, vectors.shape[1], int(kept.sum()), int(chosen.sum()), vocabulary)
-        made.vectors.copy_(vectors)
-        made.codes.copy_(codes[kept])
-        made.weights.copy_(weights[kept])
-        made.ends.copy_(torch.bincount(image[chosen], minlength=images).cumsum(0))
-        made.places.copy_((kept.cumsum(0) - 1)[place[chosen]])
-        made.shares.copy_(shares[chosen])
-        return made
+        built = cls(images, vectors.shape[1], int(kept.sum()), int(chosen.sum()), vocabulary)
+        built.vectors.copy_(vectors)
+        built.codes.copy_(codes[kept])
+        built.weights.copy_(weights[kept])
+        built.ends.copy_(torch.bincount(image[chosen], minlength=images).cumsum(0))
+        built.places.copy_((kept.cumsum(0) - 1)[place[chosen]])
+        built.shares.copy_(shares[chosen])
+        return built
 
     def forward(self, images: Tensor, captions: Tensor, neighbours: int) -> Tensor:
         """Unit vectors [B, D] of images and captions [B, K, T] of each, to the captions' scores [B, K]."""

@@ -98,8 +98,7 @@ class Decoder(nn.Module):
         return {}
 
     def init_word_bias(self, logits: Tensor) -> None:
-        """Initialise the output bias with these logits [V], so that an untrained decoder starts with the word
-        frequencies."""
+        """Initialise the output bias with these logits [V], which give the word frequencies."""
 
     @abstractmethod
     def _captions(self, words: Tensor, memory: Memory) -> Tensor:

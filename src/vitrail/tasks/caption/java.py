@@ -114,5 +114,5 @@ def _one_line(text: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    said = getattr(error, "stderr", None) or b""
-    return _one_line(said.decode("utf-8", "replace"))[-200:] or _one_line(str(error))
+    stderr_bytes = getattr(error, "stderr", None) or b""
+    return _one_line(stderr_bytes.decode("utf-8", "replace"))[-200:] or _one_line(str(error))

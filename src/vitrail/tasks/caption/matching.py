@@ -42,16 +42,14 @@ class Match(nn.Module):
 
 
 def text_states(decoder: Decoder, captions: Tensor) -> Tensor:
-    """The hidden states [R, D] before the last token of captions [R, T], which is the end unless the caption is
-    truncated."""
+    """The hidden states [R, D] before the last token of captions [R, T]: the end token, unless truncated."""
     ends = (captions != PAD).sum(dim=1) - 1
     hidden = decoder(F.pad(captions[:, :-1], (1, 0), value=START))
     return hidden[torch.arange(len(ends), device=ends.device), ends]
 
 
 def contrastive_loss(logits: Tensor) -> Tensor:
-    """The mean contrastive loss in both directions of logits [B, B] with the pairs on the diagonal (equation 2 of
-    CoCa)."""
+    """Mean contrastive loss of both directions, of logits [B, B] with pairs on the diagonal (CoCa, equation 2)."""
     own = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 

@@ -128,8 +128,7 @@ def _said(caption: str) -> tuple[str, ...]:
 
 
 def human_ceiling(references: Mapping[Key, Sequence[str]], *, java: bool | None = None) -> Scores:
-    """The scores of people: each reference in turn is the candidate against the image's others; averaged over the
-    turns.
+    """The scores of people: the mean over turns in which one reference is the candidate against the others.
 
     Turns are weighted by their number of images, because few images have a sixth reference; turns without a CIDEr are
     left out of its mean. Images with fewer than two references are left out; `count` is the number of the others.

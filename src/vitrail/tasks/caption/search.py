@@ -1,5 +1,4 @@
-"""Caption generation: greedy, beam search and sampling, with any decoder, for several captions of many images at
-once."""
+"""Caption generation by greedy search, beam search or sampling, with any decoder, for batches of images."""
 
 from __future__ import annotations
 
@@ -64,10 +63,10 @@ class _Writer:
         for special in (PAD, START, UNKNOWN):
             logits[:, special] = -torch.inf
         if self.size:
-            said = words[:, 1:].clone()
+            previous = words[:, 1:].clone()
             if self.spaced is not None:
-                said[:, :1] = self.spaced[said[:, :1]]  # the first word also matches the same word later
-            forbid_repeats(logits, said, self.size)
+                previous[:, :1] = self.spaced[previous[:, :1]]  # the first word also matches the same word later
+            forbid_repeats(logits, previous, self.size)
         return logits
 
     def keep(self, rows: Tensor) -> None:

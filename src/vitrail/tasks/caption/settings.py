@@ -24,7 +24,7 @@ class Decoding:
     sample: bool = False
     """sample words instead of searching; `beam` is then the number of captions to sample"""
     temperature: float = 1.0
-    """softmax temperature for sampling; below 1, likely words become likelier"""
+    """softmax temperature for sampling; below 1, likely words become more likely"""
     top_k: int = 0
     """sample from this many most likely words; 0 for all"""
     top_p: float = 1.0
@@ -126,7 +126,7 @@ class Captioning(Settings):
     """weight of the contrastive loss between images and captions over the whole batch (CoCa, arXiv 2205.01917),
     relative to the captioning loss"""
     bag_of_words: float = 0.0
-    """weight of the bag-of-words loss: predict the words of the captions from the image alone (arXiv 1511.02251)"""
+    """weight of the bag-of-words loss: predict the words of the captions only from the image (arXiv 1511.02251)"""
     text_depth: int = 0
     """number of lowest Transformer blocks that read only text, without the image; the contrastive loss needs them"""
     self_critical: float = 0.0
@@ -205,23 +205,23 @@ NOT_OF_LANGUAGE_MODELS: dict[str, Any] = {
 """fields that a language model does not use, and their required values"""
 
 
-def merge_settings(own: Captioning, asked: Captioning) -> Captioning:
+def merge_settings(own: Captioning, wanted: Captioning) -> Captioning:
     """The requested settings, with the decoder and the vocabulary of weights whose settings are `own`.
 
     Another decoder is a UserError, but in self-critical training, whose recipe is for any captioner.
     """
-    critical = bool(asked.self_critical)
+    critical = bool(wanted.self_critical)
     recurrent = own.decoder in ("recurrent", "attentive")
-    if not critical and (asked.decoder != own.decoder or (recurrent and asked.cell != own.cell)):
+    if not critical and (wanted.decoder != own.decoder or (recurrent and wanted.cell != own.cell)):
         raise UserError(
-            f"the captioner to continue from has the decoder {_kind(own)}, but the recipe has {_kind(asked)}: choose "
+            f"the captioner to continue from has the decoder {_kind(own)}, but the recipe has {_kind(wanted)}: choose "
             "another recipe, or other weights"
         )
     if critical and not own.contrastive:
-        asked = replace(asked, contrastive=0.0, decoding=replace(asked.decoding, match=0.0))
+        wanted = replace(wanted, contrastive=0.0, decoding=replace(wanted.decoding, match=0.0))
     # Self-critical training uses none of the fields that a language model does not use.
     fixed = NOT_OF_LANGUAGE_MODELS if critical and own.decoder == "language_model" else {}
-    return replace(own, **{name: getattr(asked, name) for name in FREE if name not in fixed})
+    return replace(own, **{name: getattr(wanted, name) for name in FREE if name not in fixed})
 
 
 def _kind(config: Captioning) -> str:

@@ -157,8 +157,7 @@ class Caption(Task):
         return loaded
 
     def configure(self, config: Captioning) -> None:
-        """Continue training with these settings and the loaded weights. Drops an index, which would not fit the new
-        vectors."""
+        """Continue training with these settings and the loaded weights. Drops an index, which would be outdated."""
         self.captioning = merge_settings(self.captioning, config)
         self.consensus = None
         self.option = self.captioning.decoding
@@ -211,7 +210,7 @@ class Caption(Task):
         if self.bag is not None:
             self.bag.init_word_bias(labels)
 
-    # Methods that leave the encoder as it is
+    # Methods with a frozen encoder
 
     @classmethod
     def check(cls, settings: Any, method: str) -> None:

@@ -155,8 +155,8 @@ def _checked(name: str, values: dict[str, Any], modules: Collection[str], config
     """The config that the written files will be read as; refuses a module for which it differs from the model."""
     if values.get("pooler_act") == "linear" and config.projection is None:
         modules = {*modules} - {"pooler"}
-    said = {entry: value for entry, value in values.items() if value is not None}  # null is transformers' default
-    back = encoder_config(name, {**KINDS[name].defaults, **said}, modules)
+    given = {entry: value for entry, value in values.items() if value is not None}  # null is transformers' default
+    back = encoder_config(name, {**KINDS[name].defaults, **given}, modules)
     ours = with_hidden(config, config.hidden)
     ours = replace(
         ours,
@@ -206,9 +206,9 @@ def _weights(task: Task, encoder: ViT, config: VariantConfig, name: str, classes
     own = {key: value.detach().cpu() for key, value in task.state_dict().items()}
     c = as_variant(encoder.config)
     if config.positions == "learned" and c.positions != "learned":
-        made = encoder.positions_for(c.grid)
+        positions = encoder.positions_for(c.grid)
         shape = (1, c.prefix_tokens - c.registers + c.grid[0] * c.grid[1], c.width)
-        own["encoder.positions"] = torch.zeros(shape) if c.positions == "none" else made.detach().cpu()
+        own["encoder.positions"] = torch.zeros(shape) if c.positions == "none" else positions.detach().cpu()
     kind = KINDS[name]
     theirs: dict[str, Tensor] = {}
     for key, (names, _, change) in renaming(config, name, kind.spellings[0], classes).items():

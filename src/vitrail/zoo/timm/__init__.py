@@ -482,5 +482,5 @@ def reference(files: Files) -> Callable[[Tensor], dict[str, Tensor]] | None:
 
 
 def flat(tokens: Tensor) -> Tensor:
-    """SAM's final map [B, C, h, w] as tokens [B, N, C]; others as they are."""
+    """SAM's final map [B, C, h, w] as tokens [B, N, C]; others unchanged."""
     return tokens.flatten(2).transpose(1, 2) if tokens.ndim == 4 else tokens

@@ -31,8 +31,7 @@ NORMS = {"layernorm": "layer", "rmsnorm": "rms"}
 
 @cache
 def table() -> dict[str, Arguments]:
-    """The arguments of each architecture, written by bench/timm_models.py. Do not modify: lists and dicts are
-    shared."""
+    """The arguments of each architecture, written by bench/timm_models.py. Do not modify it: values are shared."""
     names: dict[str, Arguments] = json.loads((Path(__file__).parent / "models.json").read_text())
     common = names.pop("")["images"]
     return {name: own | {"images": common | own["images"]} for name, own in names.items()}
@@ -42,17 +41,17 @@ class Given:
     """Arguments that record which of them were read, so that unread ones can be refused."""
 
     def __init__(self, values: Arguments) -> None:
-        self.values, self.asked = values, set(NO_SAY)
+        self.values, self.used = values, set(NO_SAY)
 
     def __call__(self, name: str, default: Any = None) -> Any:
-        self.asked.add(name)
+        self.used.add(name)
         value = self.values.get(name)
         return DEFAULTS.get(name, default) if value is None else value
 
     def finish(self) -> None:
         """Refuse unread arguments, unless they are off."""
         for name, value in self.values.items():
-            if name not in self.asked and value not in (None, False, 0, "", 1.0):
+            if name not in self.used and value not in (None, False, 0, "", 1.0):
                 raise UserError(f"timm's {name}={value!r} is not supported by vitrail for a {self.values['class']}")
 
 
