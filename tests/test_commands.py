@@ -274,7 +274,7 @@ def named_alone(words: list[str]) -> bool:
     if words[0] == "train":  # a recipe for anybody's data, without any
         return RECIPES[words[1]](1).data == "folder" and "--data" not in words
 
-    def parse_and_stop(parser: Parser, args: list[str]) -> None:
+    def parse_and_stop(parser: Parser, args: list[str], task: object = None) -> None:
         _, rest = parser.parse_known_args(args)
         raise Unknown(rest) if rest else Parsed
 
