@@ -189,7 +189,7 @@ REFUSED: dict[str, tuple[Callable[[Weights], Any], str]] = {
     "a list": (lambda w: {"ema": {"shadow_params": list(w.values())}}, "ema.shadow_params: a list of tensors"),
     "LoRA": (
         lambda w: {"base_model.model.blocks.0.attn.qkv.lora_A.weight": torch.ones(4, 64)},
-        r"LoRA's additions .* merge_and_unload",
+        r"LoRA's updates .* merge_and_unload",
     ),
     "peft": (
         lambda w: {f"base_model.model.{k.replace('qkv.', 'qkv.base_layer.')}": v for k, v in w.items()},
