@@ -29,7 +29,7 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import ImageSet
 from vitrail.data.targets import Labels
 from vitrail.tasks.embed import Embed, Embedding
-from vitrail.tasks.task import Batch, Prediction
+from vitrail.tasks.values import Batch, Prediction
 from vitrail.variants import VariantConfig
 from vitrail.zoo import originals, timm, torchvision
 from vitrail.zoo.huggingface.kinds import KINDS

@@ -19,7 +19,8 @@ from vitrail.tasks.classify import Classify
 from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.knn import Neighbours
 from vitrail.tasks.regress import Regress
-from vitrail.tasks.task import Batch, Task
+from vitrail.tasks.task import Task
+from vitrail.tasks.values import Batch
 
 NANO, EIGHT = SIZES["nano/2"], Preprocess(size=(8, 8))
 CAPTIONS = [["a red dog runs", "a dog on the grass"], ["the grass is red"], ["a dog", "a red dog", "the dog runs"]]

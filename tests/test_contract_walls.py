@@ -20,7 +20,8 @@ import pytest
 import vitrail
 from vitrail.plain import flat_fields
 from vitrail.tasks import TASKS, task_class
-from vitrail.tasks.task import Metric, NoOptions, Prediction, Settings, Task
+from vitrail.tasks.task import Task
+from vitrail.tasks.values import Metric, NoOptions, Prediction, Settings
 
 SOURCE = Path(vitrail.__file__).parent
 FREE = ("tasks", "recipes")

@@ -15,7 +15,7 @@ from PIL import Image
 import vitrail
 from vitrail.cli import main
 from vitrail.predictions import LONG_SIDE, Answered, Lines, figure_names, original, output_to
-from vitrail.tasks.task import Prediction
+from vitrail.tasks.values import Prediction
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ from vitrail.data.preprocess import AnyImage, Preprocess
 from vitrail.data.sets import ImageSet, Splits
 from vitrail.sizes import SIZES
 from vitrail.tasks.encoder import Encoder, encoder_for
-from vitrail.tasks.task import Batch, Checkpoint, Metric, Prediction, Score, Section, Settings, Task
+from vitrail.tasks.task import Task
+from vitrail.tasks.values import Batch, Checkpoint, Metric, Prediction, Score, Section, Settings
 from vitrail.vit import Tokens
 
 

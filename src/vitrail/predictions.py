@@ -20,7 +20,8 @@ from vitrail.data.pixels import Source, doubt
 from vitrail.data.prepare import Sample
 from vitrail.errors import UserError
 from vitrail.files import printable, replacing, write_whole
-from vitrail.tasks.task import Prediction, Task
+from vitrail.tasks.task import Task
+from vitrail.tasks.values import Prediction
 
 log = logging.getLogger("vitrail")
 

@@ -22,7 +22,7 @@ from vitrail.explain.figures import draw_words, png
 from vitrail.tasks.caption import Caption, Captioning, Decoding
 from vitrail.tasks.embed import Embed
 from vitrail.tasks.encoder import encoder_for
-from vitrail.tasks.task import Batch, Piece, Prediction
+from vitrail.tasks.values import Batch, Piece, Prediction
 from vitrail.variants import VariantConfig
 
 VIT = VariantConfig(width=16, depth=2, heads=2, patch=4, image_size=(8, 12), registers=1)

@@ -30,7 +30,8 @@ from vitrail.report.compare import compare
 from vitrail.tasks.classify import Classes, Classification, Classify
 from vitrail.tasks.encoder import encoder_of
 from vitrail.tasks.knn import Neighbours
-from vitrail.tasks.task import Features, Task
+from vitrail.tasks.task import Task
+from vitrail.tasks.values import Features
 from vitrail.train import frozen, loop
 from vitrail.train.build import build, evaluation_loader, start
 from vitrail.train.probe import features

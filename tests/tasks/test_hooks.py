@@ -22,7 +22,8 @@ from vitrail.data.targets import Labels
 from vitrail.errors import UserError
 from vitrail.report import write_report
 from vitrail.sizes import SIZES
-from vitrail.tasks.task import Settings, Task
+from vitrail.tasks.task import Task
+from vitrail.tasks.values import Settings
 from vitrail.train.build import build
 from vitrail.train.loop import Components, fit
 from vitrail.train.run import Run

@@ -17,7 +17,8 @@ from vitrail.data.text import Tokenizer
 from vitrail.tasks.caption import Caption, Captioning, numbered
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.encoder import encoder_for
-from vitrail.tasks.task import Batch, Task
+from vitrail.tasks.task import Task
+from vitrail.tasks.values import Batch
 from vitrail.train.build import build
 from vitrail.train.loop import LossModule
 from vitrail.train.run import Run

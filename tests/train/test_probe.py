@@ -18,7 +18,7 @@ from vitrail.data.sets import open_data
 from vitrail.tasks.classify import Classes, Classify
 from vitrail.tasks.knn import Neighbours
 from vitrail.tasks.linear_probe import STRENGTHS, linear_probe, logistic_regression, scores_of
-from vitrail.tasks.task import Features
+from vitrail.tasks.values import Features
 from vitrail.train.build import evaluation_loader
 from vitrail.train.probe import features, knn
 

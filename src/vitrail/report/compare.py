@@ -21,7 +21,7 @@ from vitrail.errors import UserError
 from vitrail.files import printable, write_whole
 from vitrail.html import NO_SCORES
 from vitrail.report.run import RunRecord, read_run
-from vitrail.tasks.task import Score
+from vitrail.tasks.values import Score
 from vitrail.units import count, duration
 
 log = logging.getLogger("vitrail")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vitrail.errors import UserError
 from vitrail.plain import rebuild
 from vitrail.tasks import TASKS, task_class
-from vitrail.tasks.task import Score
+from vitrail.tasks.values import Score
 from vitrail.units import median, number
 
 if TYPE_CHECKING:

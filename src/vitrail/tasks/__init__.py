@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from vitrail.errors import UserError
 
 if TYPE_CHECKING:
-    from vitrail.tasks.task import Settings, Task
+    from vitrail.tasks.task import Task
+from vitrail.tasks.values import Settings
 
 TASKS = {
     "classify": "vitrail.tasks.classify:Classify",

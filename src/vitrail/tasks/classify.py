@@ -22,7 +22,8 @@ from vitrail.tasks.encoder import KINDS, Encoder, encoder_for, pooled_width
 from vitrail.tasks.headed import Headed
 from vitrail.tasks.knn import Neighbours
 from vitrail.tasks.linear_probe import linear_probe, scores_of
-from vitrail.tasks.task import Batch, Checkpoint, Features, Prediction, Problem, Score, Section, Settings, Task, finite
+from vitrail.tasks.task import Task, finite
+from vitrail.tasks.values import Batch, Checkpoint, Features, Prediction, Problem, Score, Section, Settings
 from vitrail.variants import DistilledHead
 from vitrail.vit import Head
 

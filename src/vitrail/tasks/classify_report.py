@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from vitrail.html import bar, card, example
-from vitrail.tasks.task import Section
+from vitrail.tasks.values import Section
 from vitrail.units import number, percent
 
 BLUE, RED = "#2563a8", "#c2410c"

@@ -13,7 +13,8 @@ from vitrail.data.sets import ImageSet
 from vitrail.errors import UserError
 from vitrail.plain import describe, described
 from vitrail.tasks.encoder import KINDS, Encoder, encoder_for, one_vector
-from vitrail.tasks.task import Batch, Checkpoint, Metric, Prediction, Task, finite
+from vitrail.tasks.task import Task, finite
+from vitrail.tasks.values import Batch, Checkpoint, Metric, Prediction
 from vitrail.vit import Tokens
 
 

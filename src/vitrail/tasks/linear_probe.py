@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitrail.tasks.task import Features
+from vitrail.tasks.values import Features
 
 STRENGTHS = tuple(10 ** (-half / 2) for half in range(-2, 13))
 """strengths of the linear probe's L2 penalty: 10 down to 1e-6"""

@@ -14,7 +14,8 @@ from vitrail.errors import UserError
 from vitrail.plain import described
 from vitrail.tasks.encoder import KINDS, Encoder, encoder_for
 from vitrail.tasks.headed import Headed
-from vitrail.tasks.task import Batch, Checkpoint, Metric, Prediction, finite
+from vitrail.tasks.task import finite
+from vitrail.tasks.values import Batch, Checkpoint, Metric, Prediction
 
 
 @dataclass(frozen=True)

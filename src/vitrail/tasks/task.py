@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import zlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from PIL import Image
@@ -29,125 +29,28 @@ from vitrail.data.targets import Labels, Target
 from vitrail.errors import UserError
 from vitrail.files import whole_folder, write_whole
 from vitrail.ops import stochastic_depth
+from vitrail.tasks.values import (
+    Batch,
+    Checkpoint,
+    Features,
+    Metric,
+    NoOptions,
+    Piece,
+    Prediction,
+    Problem,
+    Score,
+    Section,
+    Settings,
+)
 from vitrail.vit import Tokens
 
 if TYPE_CHECKING:
     from vitrail.data.loader import Loader
 
-Batch = dict[str, Any]
-Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
-"""what the outputs of a head mean, in transformers' words: one class of all, each class for itself, or values"""
 FORMAT = 1
 """of a checkpoint's `config.json`"""
 DROP_PATH = 0
 """stream of random numbers of stochastic depth (see `uniform_by_key`)"""
-
-
-@dataclass(frozen=True)
-class Score:
-    """The entry of a metric that chooses the best checkpoint."""
-
-    name: str
-    best: Literal["max", "min"] = "max"
-    unit: Literal["%", ""] = "%"
-    """how it is displayed: a fraction as a percentage, or a plain number"""
-    label: str = ""
-    """its display name, if that differs; training logs its running mean under either"""
-
-    def better(self, new: float, old: float | None) -> bool:
-        """Whether `new` is at least as good as `old`: of equal scores, the one that has trained longer counts."""
-        return old is None or (new >= old if self.best == "max" else new <= old)
-
-    def text(self, value: float | None) -> str:
-        """`84.60 %`, or `0.427`."""
-        if value is None:
-            return ""
-        return f"{100 * value:.2f} %" if self.unit == "%" else f"{value:.3f}"
-
-
-class Prediction(ABC):
-    """The answer for one image. Each task has its own."""
-
-    @abstractmethod
-    def row(self) -> dict[str, Any]:
-        """Plain data for a line of JSON."""
-
-    @abstractmethod
-    def text(self) -> str:
-        """One line for a terminal."""
-
-    def draw(self, image: Image.Image) -> Image.Image:
-        """A figure for people: the image with the answer written below it, where a task does not draw it better."""
-        from vitrail.tasks.figures import with_text
-
-        return with_text(image, self.text())
-
-
-class Section(NamedTuple):
-    """A section of the report of a run that a task writes itself, from the pieces in `vitrail.html`."""
-
-    title: str
-    html: str
-
-
-class Piece(NamedTuple):
-    """A piece of an answer, such as a word, and where in the image it was read from."""
-
-    text: str
-    p: float
-    """probability"""
-    heat: Tensor | None
-    """attention over the patches [h, w]; None for a model without"""
-
-
-class Features(NamedTuple):
-    """A split of a set, as a frozen encoder represents it."""
-
-    vectors: Tensor
-    """[N, D] float32, pooled"""
-    labels: Tensor
-    """the target of each image, [N, ...]"""
-
-
-class Metric(Protocol):
-    """Scores of an evaluation. Its state is kept by sample, so that a repeated or padded sample counts once."""
-
-    def update(self, batch: Batch, outputs: Any) -> None:
-        """Take in a batch and what the task gave for it (see `Task.metric_reads`)."""
-
-    def state(self) -> dict[str, Tensor]:
-        """What another process needs to merge."""
-
-    def merge(self, state: dict[str, Tensor]) -> None:
-        """Take in another process's state."""
-
-    def compute(self) -> dict[str, Any]:
-        """The scores: numbers, lists of numbers, or nested lists."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a task is trained: the base of the dataclasses whose fields a recipe sets."""
-
-    name: ClassVar[str]
-    """of the task, in `TASKS`"""
-
-    balanced: ClassVar[bool] = False
-    """class-balanced sampling: draw each class equally often"""
-    any_encoder: ClassVar[bool] = False
-    """weights to start from may be of another kind of encoder than the recipe's, whose preparation is then theirs"""
-
-
-@dataclass(frozen=True)
-class NoOptions:
-    """The options of a task that has none."""
-
-
-class Checkpoint(Protocol):
-    """The files that a task is rebuilt from."""
-
-    path: Path
-    shapes: Mapping[str, tuple[int, ...]]
 
 
 class Task(nn.Module):

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from vitrail.data.loader import Loader
 from vitrail.data.random import seed_for
 from vitrail.errors import RunError, Stopped, UserError, warn_once
-from vitrail.tasks.task import Batch, Metric, Task
+from vitrail.tasks.task import Task
+from vitrail.tasks.values import Batch, Metric
 from vitrail.train.device import autocast, ready_to_compile, release_memory
 from vitrail.train.lora import merge_lora, merged
 from vitrail.train.optim import Average, Optimizers, factor

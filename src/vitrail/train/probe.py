@@ -14,7 +14,8 @@ from vitrail.data.loader import Loader
 from vitrail.tasks.encoder import one_vector
 from vitrail.tasks.knn import Neighbours
 from vitrail.tasks.linear_probe import linear_probe, scores_of
-from vitrail.tasks.task import Features, Task
+from vitrail.tasks.task import Task
+from vitrail.tasks.values import Features
 from vitrail.train.device import autocast
 
 

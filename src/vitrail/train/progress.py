@@ -13,7 +13,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from rich.progress import Progress as Bar
 
 from vitrail.data.loader import Loader
-from vitrail.tasks.task import Score
+from vitrail.tasks.values import Score
 
 LINE_EVERY = 30.0
 """seconds between lines if standard error is not a terminal"""

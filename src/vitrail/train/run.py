@@ -14,7 +14,7 @@ from vitrail.errors import UserError
 from vitrail.plain import describe, described, flat_fields, rebuild
 from vitrail.tasks import TASKS, task_class
 from vitrail.tasks.encoder import KINDS, EncoderConfig
-from vitrail.tasks.task import Settings
+from vitrail.tasks.values import Settings
 from vitrail.train.optim import Optim
 from vitrail.train.tune import Tune
 from vitrail.variants import as_variant, simplest

@@ -26,7 +26,7 @@ from torch import nn
 from vitrail.data.sets import difference
 from vitrail.errors import UserError
 from vitrail.files import write_whole
-from vitrail.tasks.task import Score
+from vitrail.tasks.values import Score
 from vitrail.train.optim import Average, Optimizers
 from vitrail.train.run import Run
 

@@ -21,7 +21,8 @@ from vitrail.tasks.classify import Classify
 from vitrail.tasks.embed import Embed
 from vitrail.tasks.encoder import Encoder, encoder_for
 from vitrail.tasks.regress import Regress
-from vitrail.tasks.task import Problem, Task
+from vitrail.tasks.task import Task
+from vitrail.tasks.values import Problem
 from vitrail.variants import simplest
 from vitrail.zoo.entries import choose
 from vitrail.zoo.files import open_files

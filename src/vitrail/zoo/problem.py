@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vitrail.errors import UserError
-from vitrail.tasks.task import Problem, Task
+from vitrail.tasks.task import Task
+from vitrail.tasks.values import Problem
 
 
 def problem_of(config: Mapping[str, Any], path: Path) -> Problem:

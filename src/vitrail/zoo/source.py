@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from vitrail.data.preprocess import Preprocess
-from vitrail.tasks.task import Problem, Task
+from vitrail.tasks.task import Task
+from vitrail.tasks.values import Problem
 from vitrail.vit import ViTConfig
 
 

@@ -14,7 +14,7 @@ from vitrail.tasks.caption import Caption, Captioning, Captions, Decoding, numbe
 from vitrail.tasks.caption.decoders import WordDecoder
 from vitrail.tasks.caption.matching import BagOfWords, Match
 from vitrail.tasks.encoder import encoder_for
-from vitrail.tasks.task import Batch
+from vitrail.tasks.values import Batch
 from vitrail.vit import ViTConfig
 
 TEXTS = [["a red dog runs", "the dog"], ["two cats sit on a wall"], ["a man", "a man rides", "he rides a red bicycle"]]

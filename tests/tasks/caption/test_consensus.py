@@ -20,7 +20,7 @@ from vitrail.errors import UserError
 from vitrail.tasks.caption import Caption, Captioning, Decoding
 from vitrail.tasks.caption.consensus import Consensus
 from vitrail.tasks.encoder import one_vector
-from vitrail.tasks.task import Features
+from vitrail.tasks.values import Features
 
 VOCABULARY = 9
 sentences = st.lists(st.integers(4, VOCABULARY - 1), max_size=6)

@@ -28,7 +28,7 @@ from vitrail.tasks.caption import Decoding, numbered
 from vitrail.tasks.caption.losses import captions_of_epoch, drop_words
 from vitrail.tasks.caption.matching import contrastive_loss, text_states
 from vitrail.tasks.caption.search import write
-from vitrail.tasks.task import Batch
+from vitrail.tasks.values import Batch
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

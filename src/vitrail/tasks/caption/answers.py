@@ -12,7 +12,7 @@ from vitrail.data.text import END, PAD, START, Tokenizer
 from vitrail.errors import UserError
 from vitrail.ops import Grid
 from vitrail.tasks.caption.search import Stepper, Written
-from vitrail.tasks.task import Piece, Prediction
+from vitrail.tasks.values import Piece, Prediction
 
 
 @dataclass(frozen=True)

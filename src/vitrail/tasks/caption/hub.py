@@ -31,7 +31,7 @@ from vitrail.tasks.caption.settings import Captioning, Decoding
 from vitrail.tasks.caption.task import Caption
 from vitrail.tasks.caption.text import stored_tokenizer
 from vitrail.tasks.encoder import Encoder
-from vitrail.tasks.task import Batch, Checkpoint
+from vitrail.tasks.values import Batch, Checkpoint
 from vitrail.vit import Tokens
 
 TYPES = {

@@ -10,7 +10,7 @@ from vitrail.data.random import uniform
 from vitrail.data.text import PAD, START, UNKNOWN
 from vitrail.tasks.caption.decoders import Decoder, Memory
 from vitrail.tasks.caption.text import words_before
-from vitrail.tasks.task import Batch
+from vitrail.tasks.values import Batch
 
 
 def captions_of_epoch(batch: Batch, most: int) -> Tensor:

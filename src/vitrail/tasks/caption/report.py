@@ -7,7 +7,7 @@ from typing import Any
 
 from vitrail.charts import GREY, Line, Panel, chart, points
 from vitrail.html import card, example
-from vitrail.tasks.task import Score, Section
+from vitrail.tasks.values import Score, Section
 from vitrail.units import number
 
 OTHERS = ("bleu4", "rouge_l")

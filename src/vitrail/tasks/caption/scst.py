@@ -15,7 +15,7 @@ from vitrail.tasks.caption.decoders import Memory
 from vitrail.tasks.caption.losses import log_probabilities
 from vitrail.tasks.caption.search import write
 from vitrail.tasks.caption.settings import Decoding
-from vitrail.tasks.task import Batch
+from vitrail.tasks.values import Batch
 
 if TYPE_CHECKING:
     from vitrail.tasks.caption.task import Caption

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from vitrail.errors import UserError
-from vitrail.tasks.task import Settings
+from vitrail.tasks.values import Settings
 
 MOST = 10_000
 """upper limit for beams and caption lengths, far above any real use: more would exhaust any machine's memory"""

@@ -32,7 +32,8 @@ from vitrail.tasks.caption.search import Written, write
 from vitrail.tasks.caption.settings import FREE, Captioning, Decoding, merge_settings
 from vitrail.tasks.caption.text import numbered, stored_tokenizer, words_before
 from vitrail.tasks.encoder import KINDS, Encoder, encoder_for, one_vector, pooled_width, token_width
-from vitrail.tasks.task import Batch, Checkpoint, Features, Metric, Piece, Prediction, Score, Section, Task
+from vitrail.tasks.task import Task
+from vitrail.tasks.values import Batch, Checkpoint, Features, Metric, Piece, Prediction, Score, Section
 from vitrail.vit import Tokens
 
 log = logging.getLogger("vitrail")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vitrail.data.text import END, PAD, START, Tokenizer
 from vitrail.errors import UserError
-from vitrail.tasks.task import Checkpoint
+from vitrail.tasks.values import Checkpoint
 
 Words = TypeVar("Words", bound=Tokenizer)
 
