@@ -9,7 +9,7 @@ from vitrail.errors import UserError
 
 if TYPE_CHECKING:
     from vitrail.tasks.task import Task
-from vitrail.tasks.values import Settings
+    from vitrail.tasks.values import Settings
 
 TASKS = {
     "classify": "vitrail.tasks.classify:Classify",
