@@ -161,7 +161,7 @@ def evaluate(args: Sequence[str]) -> int:
             )
         )
         return 0
-    print(f"{split}: {scores['count']} images" + ", each with the captions of another" * options.shuffle_images)
+    print(f"{split}: {scores['count']} images" + ", each with the target of another" * options.shuffle_images)
     for name, value in task.told(scores).items():
         print(f"  {name:<18} {value:.4f}")
     return 0

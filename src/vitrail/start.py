@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from vitrail import recipes, zoo
+from vitrail.data.loader import Loader
 from vitrail.data.sets import ImageSet, Splits, open_data, split_val
 from vitrail.errors import UserError
 from vitrail.files import write_whole
@@ -209,7 +210,7 @@ def score(
     """
     learned = learned_from(source, data)
     group = learned.group if learned else None
-    if probe or (task.portable and not task.outputs):
+    if probe or task.headless:
         if shuffle:
             raise UserError(
                 "--shuffle-images is a control for predictions, but --probe scores features: use only one of them"
@@ -276,11 +277,15 @@ def score_features(
         train, val = split_val(train, group=group)
     train, val, scored = (chosen.spread(images) for chosen in (train, val, scored))
     device = next(task.parameters()).device
-    loaders = [evaluation_loader(task, chosen, device) for chosen in (train, val, scored)]
+    loaders = [
+        Loader(chosen, task.preprocess, batch_size=256, seed=0, train=False, device=device)
+        for chosen in (train, val, scored)
+    ]
     scores = {}
     if task.outputs:
         try:
-            scores = evaluate(task, {name: loaders[2]}, name, metric=task.metric(scored))
+            scored_by = {name: evaluation_loader(task, scored, device)}
+            scores = evaluate(task, scored_by, name, metric=task.metric(scored))
         except UserError as error:
             log.warning(f"only the model's features are scored: {error}")
     return name, {**scores, **probe_scores(task, *loaders)}

@@ -154,7 +154,7 @@ class ViT(nn.Module):
 
     def __init__(self, config: ViTConfig, patches: PatchEmbedding | None = None, *blocks: nn.Module) -> None:
         super().__init__()
-        assert type(config) is ViTConfig or type(self) is not ViT, "a variant's config needs VariantViT"
+        assert (type(config) is ViTConfig or type(self) is not ViT) and (patches or not config.stem), "use encoder_for"
         self.config = c = config
         self.patches = patches or PatchEmbedding(c.channels, c.width, c.patch)
         self.class_token = nn.Parameter(torch.zeros(1, 1, c.width)) if c.class_token else None

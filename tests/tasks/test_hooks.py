@@ -24,7 +24,7 @@ from vitrail.report import write_report
 from vitrail.sizes import SIZES
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Settings
-from vitrail.train.build import build
+from vitrail.train.build import build, evaluation_loader
 from vitrail.train.loop import Components, fit
 from vitrail.train.run import Run
 from vitrail.train.state import RunFolder
@@ -106,6 +106,46 @@ def test_views_reach_the_loss_and_the_teacher_follows_each_step(tmp_path: Path) 
     batch = next(components.train.batches())
     assert [tuple(view.shape) for view in batch["views"]] == [(4, 3, 8, 8)] * 2 + [(4, 3, 4, 4)] * 2
     assert all(not value.requires_grad for value in task.teacher.parameters())
+
+
+@pytest.mark.parametrize("name", ["dense", "teacher"])
+def test_micro_batches_add_up_to_the_batch_for_masks_and_views(name: str) -> None:
+    kind = KINDS[name]
+    components, _ = build(run_of(kind.settings()), splits(kind), CPU)
+    batch, task = next(components.train.batches()), components.task.eval()
+    whole = task.loss(batch)
+    for count in (2, 4):
+        pieces = [task.loss(piece) for piece in kind.target.split(batch, count)]
+        assert len(pieces) == count
+        for entry, value in whole.items():
+            assert sum(float(piece[entry]) for piece in pieces) == pytest.approx(float(value), rel=1e-5)
+
+
+def test_lower_resolution_is_refused_where_more_than_one_image_would_follow() -> None:
+    for name in ("dense", "teacher"):
+        with pytest.raises(UserError, match="early_size"):
+            build(run_of(KINDS[name].settings(), early_size=4), splits(KINDS[name]), CPU)
+
+
+def test_a_mask_of_another_size_is_named_also_where_the_task_prepares_images_itself() -> None:
+    images = halves()
+    masks = Masks([mask for _, mask in images[:3]] + [torch.zeros(5, 7, dtype=torch.uint8)], list("abcd"), ["x", "y"])
+    part = ImageSet("halves", list("abcd"), [image for image, _ in images[:4]], masks)
+    loader = evaluation_loader(toys.Dense(), part, CPU, max_bad=1.0)
+    assert sum(len(batch["truth"]) for batch in loader.evaluation()) == 3 and list(loader.bad) == [3]
+
+
+def test_a_task_prepares_its_own_images_in_training_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = []
+
+    def prepared(task: toys.Dense, image: Any, augment: Any = None, draw: Any = None) -> Any:
+        draws.append(draw)
+        return Task.prepare(task, image, augment, draw)
+
+    monkeypatch.setattr(toys.Dense, "prepare", prepared)
+    components, _ = build(run_of(toys.DenseSettings()), splits(toys.Dense), CPU)
+    batch = next(components.train.batches())
+    assert [draw[:2] for draw in draws] == [(0, 0)] * 4 and batch["image"].shape == (4, 3, 8, 8)
 
 
 def test_a_loss_of_the_whole_batch_refuses_accumulation_and_takes_what_is_gathered() -> None:

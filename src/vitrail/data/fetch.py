@@ -135,9 +135,7 @@ class Fetch(Dataset[Fetched]):
         for _ in range(len(self.set)):
             try:
                 if self.prepare is not None:
-                    frames, affine = self.prepare(opened.image)
-                    value = self.target.read(opened.want.sample)
-                    return opened.want, [frames], value, value, affine
+                    return self._prepared(self.prepare, opened)
                 each: Sequence[Box | None] = boxes or [None] * len(self.views)
                 views = [pixels_of(opened.image, box, own) for box, (_, own) in zip(each, self.views, strict=True)]
                 return opened.want, views, *self._value(opened.want, opened.size)
@@ -150,6 +148,20 @@ class Fetch(Dataset[Fetched]):
                 break
             opened, (boxes,) = found, self._boxes([found])
         return None
+
+    def _prepared(self, prepare: Prepare, opened: Opened) -> tuple[Want, list[Tensor], Any, Any, Affine | None]:
+        """The same by a task's own preparation, which gives one image in training and one or several in evaluation."""
+        want = opened.want
+        draw = None if self.augment is None else (self.seed, want.epoch, want.draw)
+        frames, affine = prepare(opened.image, self.augment, draw)
+        if draw is not None and len(frames) != 1:
+            raise ValueError(f"a task prepares one image per sample in training, got {len(frames)}")
+        value = self.target.read(want.sample)
+        if not self.target.spatial:
+            return want, [frames], value, None, affine
+        assert affine is not None, "masks and boxes follow the affine of their image"
+        warped = self.target.warp(value, first_frame(affine))
+        return want, [frames], warped, value, affine
 
     def _next(self, want: Want) -> Want:
         sample = (want.sample + 1) % len(self.set)
@@ -189,6 +201,11 @@ def affine_of(
         return preprocess.affine(sizes)
     draws = torch.tensor([want.draw for want in wants])
     return training_affine(augment, preprocess, seed, wants[0].epoch, draws, sizes, torch.tensor(kept))
+
+
+def first_frame(affine: Affine) -> Affine:
+    """The first frame of an affine: warping to it checks that a target fits its image."""
+    return Affine(affine.matrix[:1], affine.sources[:1], affine.size, affine.image_of[:1], affine.window[:1])
 
 
 def joined(affines: list[Affine]) -> Affine | None:

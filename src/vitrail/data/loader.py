@@ -55,7 +55,7 @@ class Loader:
     which is the set's own unless `target` replaces it; `sample` int64 [B], numbers in the set; `epoch` [] and `key` [],
     by which a loss draws (see `vitrail.data.random`). Where the target is spatial, `affine` is that of its images, and
     in evaluation `truth` the entries as they were read. Where a sample becomes several images (`View`), `views` lists
-    them, of which `image` is the first. `prepare` is a task's own way to take an image in evaluation.
+    them, of which `image` is the first. `prepare` is a task's own way to take an image.
 
     `batch_size` counts the images of a step over all `world` processes. If the augmentation mixes images, places 2k and
     2k + 1 of an epoch's order are partners, and whole pairs are distributed round-robin over the processes; otherwise
@@ -85,7 +85,7 @@ class Loader:
         views: tuple[View, ...] = (),
         prepare: Prepare | None = None,
     ) -> None:
-        self.prepare = None if train else prepare
+        self.prepare = prepare
         self.set, self.preprocess, self.seed, self.train = set, preprocess, seed, train
         self.views = view_seeds(views if train and views else (View(1, preprocess.size),), preprocess, seed)
         self.batch_size, self.rank, self.world = batch_size, rank, world
@@ -127,6 +127,8 @@ class Loader:
             raise UserError(f"{len(self.set)} images are too few for {self.world} processes")
         if self.augment is not None and self.target.spatial:
             refuse_spatial(self.augment, self.target.noun)
+        if len(self.views) > 1 and (self.target.spatial or self.prepare is not None):
+            raise UserError(f"{self.target.noun} follow one image per sample, and this task takes several")
         if self.augment is not None and self.augment.mixes and len(self.views) > 1:
             raise UserError("mixup and cutmix mix one image per sample, but this task has several: set both to 0")
         if self.unit == 1:
@@ -225,12 +227,13 @@ class Loader:
         """A batch, from images on the device and their numbers and draws on the CPU."""
         samples = self._to_device(fetched.samples)
         # An image with several frames has no one target in the pixels of the input.
-        whole = self.prepare is None or not self.target.spatial
+        whole = self.prepare is None or augment is not None or not self.target.spatial
         fields = self.target.collate(fetched.values, samples, augment is not None) if whole else {}
         views = []
         for (seed, own), images in zip(self.views, fetched.views, strict=False):
             if augment is not None:
-                images = augment_batch(images, fetched.draws, seed, epoch, augment, own.size)
+                if self.prepare is None:  # a task that prepares images itself has augmented them
+                    images = augment_batch(images, fetched.draws, seed, epoch, augment, own.size)
                 if augment.mixes:
                     images, partner, share = mix_pairs(images, fetched.draws, seed, epoch, augment)
                     fields = self.target.mix(fields, partner, share)

@@ -45,7 +45,8 @@ class Sample(NamedTuple):
     """from the original to each frame; None if an augmentation policy moves pixels in a way that no affine describes"""
 
 
-Prepare = Callable[[EncodedImage | Tensor], Sample]
+Prepare = Callable[[EncodedImage | Tensor, Augment | None, Draw | None], Sample]
+"""a task's own way from an image to a sample; `Augment` and `Draw` are None in evaluation"""
 
 
 def prepare(

@@ -120,7 +120,7 @@ class Target(ABC):
         Pairs (places 2k and 2k + 1, which mixup and cutmix mix) stay together if there are at least as many pairs as
         micro-batches.
         """
-        size = len(next(value for value in fields.values() if _per_sample(value)))
+        size = len(next(value for name, value in fields.items() if name != "views" and _per_sample(value)))
         unit = 2 if size >= 2 * count else 1
         units = -(-size // unit)
         sizes = [units // count + (i < units % count) for i in range(min(count, units))]
@@ -140,6 +140,8 @@ def _per_sample(value: Any) -> bool:
 
 def _cut(fields: Fields, start: int, stop: int) -> Fields:
     cut = {name: value[start:stop] if _per_sample(value) else value for name, value in fields.items()}
+    if "views" in fields:  # a list of batches, one per view
+        cut["views"] = [view[start:stop] for view in fields["views"]]
     if (affine := fields.get("affine")) is not None:
         cut["affine"] = affine.subset(range(start, stop))
     return cut

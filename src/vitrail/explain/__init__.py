@@ -71,6 +71,8 @@ def explain(task: Task, image: Image.Image | str | Path, out: str | Path) -> dic
     opened = image if isinstance(image, Image.Image) else EncodedImage(Path(image))
     sample = task.prepare(opened)
     pixels = sample.images[0]
+    if (frames := len(sample.images)) > 1:
+        log.warning(f"the model reads this image in {frames} frames: the figures show the first")
     if isinstance(opened, EncodedImage) and (found := doubt([opened.source])) is not None:
         log.warning(found)
     answer = task.answers([sample])[0]
@@ -229,7 +231,6 @@ def _is_table(value: Any) -> bool:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    """Whether a value of an answer's rows is text or a number."""
     lines = "".join(
         f"<tr>{''.join(f'<td dir=auto>{escape(_cell(value))}' for value in row.values() if _is_cell(value))}"
         for row in rows
@@ -239,6 +240,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 def _is_cell(value: Any) -> bool:
+    """Whether a value of an answer's rows is text or a number."""
     return isinstance(value, str | int | float)
 
 

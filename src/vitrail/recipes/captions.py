@@ -152,7 +152,7 @@ def caption_coca(images: int) -> Run:
     """
     run = _run("caption-coca", _vit(), _matching())
     # The full learning rate gave no gain (docs/captioning.md), and the weight decay of `_run`, which scales with the
-    # rate, # would undo most of what the encoder learned by matching. Lower layers get less of both.
+    # rate, would undo most of what the encoder learned by matching. Lower layers get less of both.
     optim = replace(run.optim, lr=2.5e-4, muon_lr=1e-3, layer_decay=0.8)
     return replace(run, optim=optim)
 
@@ -175,7 +175,7 @@ def caption_scst(images: int) -> Run:
     Command: vitrail train caption-scst --data flickr8k --init RUN
     """
     # Captions become two words shorter, for which this length penalty compensates by half. A captioner that has learned
-    # to # match reranks ten captions; others do not rerank.
+    # to match reranks ten captions; others do not rerank.
     decoding = Decoding(length_penalty=1.5, beam=10, match=0.2)
     task = _task(captions=4, self_critical=1.0, scst_temperature=0.7, decoding=decoding, **MATCHING)
     run = _run("caption-scst", _vit(), task)

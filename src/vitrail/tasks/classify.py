@@ -261,12 +261,14 @@ class Classify(Headed):
             linear.load_state_dict({"weight": probe.weight, "bias": probe.bias})
         self.head, self.hidden, self.loss_kind = head, None, "softmax"
         own = scores_of(F.linear(train.vectors, probe.weight, probe.bias), train.labels)
-        return [
-            {**row, "train_loss": own["cross_entropy"], "train_accuracy": own["top1"]}
-            if row["strength"] == probe.strength
-            else row
-            for row in probe.tried
-        ]
+        rows = []
+        for row in probe.tried:
+            rows.append(
+                {"strength": row["strength"], "cross_entropy": row["cross_entropy"]}
+            )  # no score: none is the best
+            if row["strength"] == probe.strength:
+                rows[-1] |= {"train_loss": own["cross_entropy"], "train_accuracy": own["top1"]}
+        return rows
 
     def metric(self, data: ImageSet | None = None, train: ImageSet | None = None) -> ClassifyMetric:
         """For data whose classes are the model's or some of them, also under other spellings."""

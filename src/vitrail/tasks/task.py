@@ -275,7 +275,10 @@ class Task(nn.Module):
         raise UserError(f"method {method} is not for the task {self.name}: choose frozen, full, lora or last-blocks")
 
     def solve(self, method: str, train: Features, val: Callable[[], Features]) -> list[dict[str, float]]:
-        """Compute what follows the frozen encoder. Returns a row per setting tried, the chosen one's `chosen` true."""
+        """Compute what follows the frozen encoder. Returns a row per setting tried, which is logged.
+
+        The row that was chosen also has the scores of the training split, under names that begin with `train_`.
+        """
         raise NotImplementedError
 
     # What others ask

@@ -47,6 +47,8 @@ def build(run: Run, splits: Splits, device: torch.device, loaded: Task | None = 
     seed = seed_for(run.seed, -1)
     torch.manual_seed(seed)
     task = start(run, Splits(train, val, test), loaded)
+    if run.early_size is not None and (task.target.spatial or sum(view.number for view in task.views) > 1):
+        raise UserError(f"early_size shrinks one image per sample, and the task {task.name} has more to it: remove it")
     if task.whole_batch and run.accumulate > 1:
         raise UserError(f"the loss of the task {task.name} needs the whole batch at once: remove --accumulate")
     if run.init is not None:
@@ -72,6 +74,7 @@ def build(run: Run, splits: Splits, device: torch.device, loaded: Task | None = 
         max_bad=run.max_bad,
         tally=tally,
         views=task.views,
+        prepare=task.preparation,
     )
     others = [
         evaluation_loader(task, split, device, run.workers, run.seed, run.max_bad, shared) if split else None

@@ -54,7 +54,7 @@ def ready_to_compile(device: torch.device) -> None:
     if not any(map(shutil.which, ("g++", "c++", "clang++", "cl"))):
         raise UserError("compiling on a CPU needs a C++ compiler: install g++, or add --no-compile")
     # If CUDA's compiler is installed without a GPU, importing this module warns, and compiling imports it. Newer
-    # releases # of PyTorch log the warning; older ones print it.
+    # releases of PyTorch log the warning; older ones print it.
     logging.getLogger("torch.utils.cpp_extension").addFilter(lambda row: "No CUDA runtime" not in row.getMessage())
     with redirect_stderr(io.StringIO()):
         import torch.utils.cpp_extension  # noqa: F401

@@ -22,12 +22,13 @@ def fit_frozen(run: Run, components: Components, folder: RunFolder) -> dict[str,
     train = features(task, components.train, run.precision)
     speed = len(train.labels) / (time.monotonic() - began)
     tried = task.solve(run.tune.method, train, lambda: features(task, components.val, run.precision))
-    step = next((number for number, row in enumerate(tried, 1) if "train_loss" in row), 1)
-    trained: dict[str, float] = {}
+    # What a row says of the training split begins with `train_`; only the row that was chosen has it.
+    step, trained = 1, dict[str, float]()
     for number, row in enumerate(tried, 1):
-        folder.log(kind="val", step=number, strength=row["strength"], cross_entropy=row["cross_entropy"])
-        if number == step:
-            trained = {"loss": row["train_loss"], "accuracy": row["train_accuracy"]}
+        own = {name.removeprefix("train_"): value for name, value in row.items() if name.startswith("train_")}
+        folder.log(kind="val", step=number, **{k: value for k, value in row.items() if not k.startswith("train_")})
+        if own:
+            step, trained = number, own
     folder.log(kind="train", step=step, epoch=1.0, seconds=time.monotonic() - began, images_per_s=speed, **trained)
     scores = evaluate(task, components.loaders, "val")
     # The rows of the penalties have no score, so this is the best row.

@@ -77,6 +77,8 @@ def load(
     the certificate, with the differences from the source library's own model where it is installed.
     """
     wanted = None if task is None else task_class(task)
+    if wanted is not None and wanted.headless and classes:
+        raise UserError(f"task={task!r} has no head for {classes} classes: give one of the two")
     headless = classes == 0 or (wanted is not None and wanted.headless)
     model, certificate = load_certified(source, dtype, revision, verify)
     notes = certificate.notes

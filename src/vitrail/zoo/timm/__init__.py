@@ -76,7 +76,7 @@ def read(files: Files) -> Found:
     values: Arguments = table()[name] | {"in_chans": _channels(files)} | given
     if "config.json" not in files.json:
         # timm interpolates FlexiViT's and RADIO's positions specially when it creates them as pretrained, but never for
-        # a bare # state dict, which may be of another model.
+        # a bare state dict, which may be of another model.
         values = values | {"resizing": None}
     images = values["images"] | {k: v for k, v in settings.items() if v is not None and k in values["images"]}
     size = _size(values, given, images)
