@@ -152,3 +152,26 @@ def test_help_is_argparse_s_own_namespace() -> None:
     parser.add_argument("images", nargs="+")
     assert parser.parse_help(["x"]) is None
     assert isinstance(parser.parse_help(["--help"]), argparse.Namespace)
+
+
+def test_no_two_tasks_mean_different_things_by_one_flag_and_none_takes_a_commands_own() -> None:
+    """Flags of tasks are told from the other arguments by name, before the model is known."""
+    own = {
+        "device",
+        "model",
+        "revision",
+        "verify",
+        "out",
+        "json",
+        "data",
+        "split",
+        "probe",
+        "human",
+        "source",
+        "images",
+    }
+    kinds: dict[str, Any] = {}
+    for name in TASKS:
+        for option, entry in flat_fields(task_class(name).options()).items():
+            assert option not in own, f"--{option} of the task {name} is an option of the commands"
+            assert kinds.setdefault(option, entry.kind) == entry.kind, f"--{option} has two types"
