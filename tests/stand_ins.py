@@ -63,7 +63,7 @@ def save(path: Path, image: np.ndarray) -> None:
 
 def photos(folder: Path) -> None:
     """What stands in a reader's own folder."""
-    for i, name in enumerate(("holiday.jpg", "photo.jpg", "more-images/1.jpg", "more-images/2.png")):
+    for i, name in enumerate(("holiday.jpg", "photo.jpg", "more-images/1.jpg", "more-images/2.png", "my-photos/3.jpg")):
         save(folder / name, pixels(i, (60, 80, 3)))
 
 

@@ -190,11 +190,15 @@ def check_eval(said: Said) -> None:
 
 def check_predict(said: Said) -> None:
     """One answer for each image."""
-    given = [word for i, word in enumerate(said.words[1:]) if not word.startswith("--") and said.words[i] != "--model"]
+    valued = ("--model", "--top", "--out")
+    given = [word for i, word in enumerate(said.words[1:]) if not word.startswith("--") and said.words[i] not in valued]
     images = [
         str(file) for word in given for file in ([*sorted(Path(word).iterdir())] if Path(word).is_dir() else [word])
     ]
-    if "--json" in said.words:
+    if "--out" in said.words:
+        table = Path(said.words[said.words.index("--out") + 1])
+        assert [line.split(",")[0] for line in table.read_text().splitlines()[1:]] == images
+    elif "--json" in said.words:
         assert [row["image"] for row in said.rows] == images
         assert all(row.keys() & {"labels", "caption", "embedding"} for row in said.rows)
     else:
@@ -256,7 +260,9 @@ def ours(command: Command, words: list[str], capsys: pytest.CaptureFixture[str])
         return
     if "--help" in words:
         said = run(words, capsys)
-        assert " ".join(words[:2]) in said.out and ("--muon-lr" in said.out) == (words[0] == "train")
+        assert f"vitrail {words[0]}".removesuffix(" --help") in said.out and ("--muon-lr" in said.out) == (
+            words[0] == "train"
+        )
         return
     if not command.whole and named_alone(words):
         return

@@ -4,7 +4,10 @@ import ast
 import importlib.util
 import inspect
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree
@@ -140,3 +143,15 @@ def test_the_page_of_the_contract_names_what_tasks_have() -> None:
 
 def test_the_limit_of_pixels_is_the_one_that_is_documented() -> None:
     assert f"{MAX_PIXELS:,} pixels" in (ROOT / "docs" / "images.md").read_text()
+
+
+def test_the_whole_task_of_the_page_trains_and_is_scored(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
+    for name, code in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", page, re.DOTALL):
+        (tmp_path / name).write_text(code.replace('"200"', '"2"'), encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(tmp_path)])}
+    done = subprocess.run(
+        [sys.executable, "go.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250
+    )
+    assert done.returncode == 0, done.stderr
+    assert "accuracy" in done.stdout and (tmp_path / "runs" / "parity" / "report.html").is_file()
