@@ -20,8 +20,6 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from vitrail.data.affine import Affine
-from vitrail.data.augment import Augment
-from vitrail.data.prepare import Draw, Prepare, Sample, View, prepare
 from vitrail.data.preprocess import AnyImage, Preprocess
 from vitrail.data.random import uniform_by_key
 from vitrail.data.sets import ImageSet, Splits
@@ -45,7 +43,9 @@ from vitrail.tasks.values import (
 from vitrail.vit import Tokens
 
 if TYPE_CHECKING:
+    from vitrail.data.augment import Augment
     from vitrail.data.loader import Loader
+    from vitrail.data.prepare import Draw, Prepare, Sample, View
 
 FORMAT = 1
 """of a checkpoint's `config.json`"""
@@ -150,6 +150,8 @@ class Task(nn.Module):
     @property
     def views(self) -> tuple[View, ...]:
         """What a sample becomes; one image of the preprocessing's size for most tasks."""
+        from vitrail.data.prepare import View
+
         return (View(1, self.preprocess.size),)
 
     def prepare(self, image: AnyImage, augment: Augment | None = None, draw: Draw | None = None) -> Sample:
@@ -158,6 +160,10 @@ class Task(nn.Module):
         Evaluation, prediction and figures all prepare images so, and see the same pixels. With a `draw` (seed, epoch,
         sample) it is prepared as training does in that epoch, by `augment`.
         """
+        from vitrail.data.prepare import (
+            prepare,  # brings torchvision, which takes seconds: loading a model can do without
+        )
+
         return prepare(image, self.preprocess, augment, draw)
 
     @property
