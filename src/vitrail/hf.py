@@ -15,6 +15,13 @@ from vitrail.errors import UserError
 
 Model = TypeVar("Model", bound=nn.Module)
 
+CAPTIONERS = {
+    "vision-encoder-decoder": "VisionEncoderDecoderModel",
+    "blip": "BlipForConditionalGeneration",
+    "git": "GitForCausalLM",
+}
+"""transformers' model types and their classes"""
+
 
 def library() -> Any:
     """The module transformers. UserError with the remedy if it is missing."""

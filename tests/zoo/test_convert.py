@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -235,3 +237,16 @@ def test_a_place_that_holds_something_else_is_left_alone(tmp_path: Path) -> None
         with pytest.raises(UserError, match="exists and is not a checkpoint"):
             convert(tmp_path / "own", tmp_path / "note.txt", to)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
+
+
+@pytest.mark.parametrize("layout", ["vitrail", "timm", "hf"])
+def test_loading_imports_no_more_than_a_model_needs(layout: str, tmp_path: Path) -> None:
+    """Each of these takes from half a second to two, which `vitrail.load` in a small program would wait for."""
+    vitrail.create("nano/2", classes=3, norm_eps=1e-12 if layout == "hf" else 1e-6).save(tmp_path / "own")
+    convert(tmp_path / "own", tmp_path / "model", layout)
+    code = (
+        "import sys, vitrail; vitrail.load(sys.argv[1]); "
+        "print(sorted({'torchvision', 'matplotlib', 'transformers', 'torch._dynamo', 'tyro'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "model"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from vitrail.data.classes import outputs_of
 from vitrail.data.preprocess import Preprocess
-from vitrail.data.sets import ImageSet, Splits
 from vitrail.errors import UserError
 from vitrail.plain import described
 from vitrail.tasks.encoder import KINDS, Encoder, encoder_for, pooled_width
@@ -26,6 +25,9 @@ from vitrail.tasks.task import Task, finite
 from vitrail.tasks.values import Batch, Checkpoint, Features, Prediction, Problem, Score, Section, Settings
 from vitrail.variants import DistilledHead
 from vitrail.vit import Head
+
+if TYPE_CHECKING:
+    from vitrail.data.sets import ImageSet, Splits
 
 log = logging.getLogger("vitrail")
 

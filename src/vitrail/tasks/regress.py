@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor
 
 from vitrail.data.preprocess import Preprocess
-from vitrail.data.sets import ImageSet
 from vitrail.errors import UserError
 from vitrail.plain import described
 from vitrail.tasks.encoder import KINDS, Encoder, encoder_for
 from vitrail.tasks.headed import Headed
 from vitrail.tasks.task import finite
 from vitrail.tasks.values import Batch, Checkpoint, Metric, Prediction
+
+if TYPE_CHECKING:
+    from vitrail.data.sets import ImageSet
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from vitrail.data.affine import Affine
 from vitrail.data.preprocess import AnyImage, Preprocess
 from vitrail.data.random import uniform_by_key
-from vitrail.data.sets import ImageSet, Splits
 from vitrail.data.targets import Labels, Target
 from vitrail.errors import UserError
 from vitrail.files import whole_folder, write_whole
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from vitrail.data.augment import Augment
     from vitrail.data.loader import Loader
     from vitrail.data.prepare import Draw, Prepare, Sample, View
+    from vitrail.data.sets import ImageSet, Splits
 
 FORMAT = 1
 """of a checkpoint's `config.json`"""

@@ -9,11 +9,10 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from vitrail.data.preprocess import MAX_CHANNELS, Preprocess
 from vitrail.errors import UserError, first_line
@@ -28,6 +27,7 @@ from vitrail.zoo.entries import choose
 from vitrail.zoo.files import open_files
 from vitrail.zoo.filled import fill, made_twice
 from vitrail.zoo.foreign import refuse_unready, what_else
+from vitrail.zoo.meta import without_memory
 from vitrail.zoo.source import Files, Found, Lazy, Source
 
 SOURCES = ("native", "captioners", "google", "sam", "originals", "timm", "huggingface", "torchvision")
@@ -114,7 +114,7 @@ def assemble(files: Files, found: Found, dtype: torch.dtype | None = None) -> Ta
     if found.ready is not None:
         return made_twice(found.ready, files.path).to(dtype or torch.float32).eval()
     _check_names(files, found)
-    with _one_line(f"{files.path} does not describe a model"), torch.device("meta"), _Untouched():
+    with _one_line(f"{files.path} does not describe a model"), without_memory():
         task = _build(files, found)
     own = task.state_dict()
     if wrong := sorted(own.keys() ^ found.weights.keys()):
@@ -125,24 +125,6 @@ def assemble(files: Files, found: Found, dtype: torch.dtype | None = None) -> Ta
     state = {name: _weight(files, found, name, target, dtype or torch.float32) for name, target in own.items()}
     fill(task, state, files.path)
     return task.eval()
-
-
-class _Untouched(TorchFunctionMode):
-    """Skips the initialisation of weights: on the meta device they have no memory, so initial values are useless.
-
-    Initialising them there works too, but makes PyTorch import its compiler, which takes seconds.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        tensor = args[0] if args else kwargs.get("tensor")
-        changes = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
-        if changes and isinstance(tensor, Tensor) and tensor.is_meta:
-            return tensor
-        return func(*args, **kwargs)
 
 
 def _build(files: Files, found: Found) -> Task:

@@ -10,21 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError, first_line
-from vitrail.hf import library, quiet
-from vitrail.tasks.caption.hub import TYPES, HubCaption, vision_tower
-from vitrail.tasks.caption.language import HFTokenizer, VocabMap
-from vitrail.tasks.caption.prefix import PrefixDecoder
-from vitrail.tasks.caption.settings import Decoding
+from vitrail.hf import CAPTIONERS, library, quiet
 from vitrail.zoo.files import open_files
 from vitrail.zoo.huggingface.kinds import CLIP, CROPPED, IMAGENET, KINDS, OPENAI, Kind
 from vitrail.zoo.huggingface.processor import default_settings, preprocess, settings
 from vitrail.zoo.source import Files, Found, Weight
+
+if TYPE_CHECKING:  # any checkpoint asks here whether it is a captioner: the imports below wait until one is
+    from vitrail.tasks.caption.hub import HubCaption
+    from vitrail.tasks.caption.language import HFTokenizer, VocabMap
 
 NAME = "transformers"
 
@@ -41,16 +41,16 @@ DEFAULT_LENGTH = 20
 
 def recognise(files: Files) -> bool:
     """Whether `config.json` names one of the types."""
-    return files.json.get("config.json", {}).get("model_type") in TYPES
+    return files.json.get("config.json", {}).get("model_type") in CAPTIONERS
 
 
 def read(files: Files) -> Found:
     """The captioner as transformers loads it."""
     text = files.json["config.json"]
     kind = text["model_type"]
-    name = (text.get("architectures") or [TYPES[kind]])[0]
-    if name != TYPES[kind]:
-        raise UserError(f"{files.path} is a {name}, which does not generate captions: choose a {TYPES[kind]}")
+    name = (text.get("architectures") or [CAPTIONERS[kind]])[0]
+    if name != CAPTIONERS[kind]:
+        raise UserError(f"{files.path} is a {name}, which does not generate captions: choose a {CAPTIONERS[kind]}")
     notes: list[str] = []
     prepared = _preprocess(files, kind, notes)
     return Found(
@@ -67,7 +67,9 @@ def read(files: Files) -> Found:
 
 def reference(files: Files) -> Callable[[Tensor], dict[str, Tensor]] | None:
     """The image encoder of transformers' whole model on normalised images."""
-    model = _pretrained(getattr(library(), TYPES[files.json["config.json"]["model_type"]]), _folder(files.path))
+    from vitrail.tasks.caption.hub import vision_tower
+
+    model = _pretrained(getattr(library(), CAPTIONERS[files.json["config.json"]["model_type"]]), _folder(files.path))
     encoder = vision_tower(model)
     return lambda images: {"tokens": encoder(pixel_values=images).last_hidden_state}
 
@@ -95,7 +97,10 @@ def _preprocess(files: Files, kind: str, notes: list[str]) -> Preprocess:
 
 def _load(folder: Path, kind: str, prepared: Preprocess) -> HubCaption:
     """The model with its weights, its tokenizer, and its authors' decoding settings."""
-    maker = getattr(library(), TYPES[kind])
+    from vitrail.tasks.caption.hub import HubCaption
+    from vitrail.tasks.caption.settings import Decoding
+
+    maker = getattr(library(), CAPTIONERS[kind])
     model = _pretrained(maker, folder)
     writer = {"vision-encoder-decoder": "decoder", "blip": "text_decoder"}.get(kind)
     text = getattr(model, writer) if writer else model
@@ -125,6 +130,8 @@ def _max_length(chosen: Any) -> int:
 
 def _vocabulary(folder: Path, size: int, start: tuple[Any, ...], end: tuple[Any, ...]) -> VocabMap:
     """The first given number for each; of several end tokens, the first."""
+    from vitrail.tasks.caption.language import VocabMap
+
     firsts = [next((i for i in given if i is not None), None) for given in (start, end)]
     first, last = (i[0] if isinstance(i, list) else i for i in firsts)
     if last is None:
@@ -134,6 +141,8 @@ def _vocabulary(folder: Path, size: int, start: tuple[Any, ...], end: tuple[Any,
 
 def _their_tokenizer(folder: Path, vocabulary: VocabMap) -> HFTokenizer:
     """The tokenizer of a folder of transformers'; UserError, with the folder, if it does not fit its model."""
+    from vitrail.tasks.caption.language import HFTokenizer
+
     text = _tokenizer_text(folder)
     try:
         return HFTokenizer.from_text(text, vocabulary)
@@ -159,6 +168,7 @@ def _tokenizer_text(folder: Path) -> str:
 
 def language_model(source: str) -> tuple[Any, VocabMap, HFTokenizer]:
     """A causal language model of transformers by Hub id or folder, its vocabulary and its tokenizer."""
+    from vitrail.tasks.caption.prefix import PrefixDecoder
     from vitrail.zoo import find
 
     transformers = library()
@@ -167,7 +177,7 @@ def language_model(source: str) -> tuple[Any, VocabMap, HFTokenizer]:
     folder = _folder(path)
     kind = files.json.get("config.json", {}).get("model_type")
     known = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if not isinstance(kind, str) or kind not in known or kind in TYPES:
+    if not isinstance(kind, str) or kind not in known or kind in CAPTIONERS:
         raise UserError(f"{source} is not a causal language model: choose one such as openai-community/gpt2")
     model = _pretrained(transformers.AutoModelForCausalLM, folder)
     config = model.config.get_text_config()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError
-from vitrail.hf import fresh, with_memory
+from vitrail.hf import CAPTIONERS, fresh, with_memory
 from vitrail.tasks.caption.decoders import Memory
 from vitrail.tasks.caption.language import (
     HFTokenizer,
@@ -33,13 +33,6 @@ from vitrail.tasks.caption.text import stored_tokenizer
 from vitrail.tasks.encoder import Encoder
 from vitrail.tasks.values import Batch, Checkpoint
 from vitrail.vit import Tokens
-
-TYPES = {
-    "vision-encoder-decoder": "VisionEncoderDecoderModel",
-    "blip": "BlipForConditionalGeneration",
-    "git": "GitForCausalLM",
-}
-"""transformers' model types and their classes"""
 
 
 class HubCaption(Caption):
@@ -62,7 +55,7 @@ class HubCaption(Caption):
         tokenizer = stored_tokenizer(config, files, lambda text: HFTokenizer.from_text(text, vocabulary))
         preprocess, how = Preprocess.from_dict(config["preprocess"]), Decoding(**config["captioning"]["decoding"])
         values = config["transformers"]
-        maker = TYPES[values["model_type"]]
+        maker = CAPTIONERS[values["model_type"]]
         return with_memory(lambda: cls(fresh(values, maker), vocabulary, tokenizer, preprocess, how), files.shapes)
 
     def loss(self, batch: Batch, gather: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:

@@ -25,7 +25,6 @@ from vitrail.tasks.caption.language import HFTokenizer, VocabMap
 from vitrail.tasks.caption.losses import caption_loss, captions_of_epoch, drop_words, log_probabilities
 from vitrail.tasks.caption.matching import BagOfWords, Gather, Match, contrastive_loss, text_states
 from vitrail.tasks.caption.prefix import PrefixDecoder, pretrained
-from vitrail.tasks.caption.report import sections
 from vitrail.tasks.caption.scores import CaptionMetric, check_scorers, human_ceiling
 from vitrail.tasks.caption.scst import Reward, reward_of, self_critical_loss
 from vitrail.tasks.caption.search import Written, write
@@ -377,6 +376,8 @@ class Caption(Task):
 
     @classmethod
     def report(cls, run: Any) -> list[Section]:
+        from vitrail.tasks.caption.report import sections  # draws with Matplotlib, which a captioner can do without
+
         return sections(run)
 
     # Files

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.variants import VariantConfig, VariantViT, head_for
+from vitrail.zoo.meta import without_memory
 from vitrail.zoo.source import Weight
 
 
@@ -105,7 +106,7 @@ CONV = (
 
 def skeleton(config: VariantConfig, classes: int | None) -> nn.ModuleDict:
     """Encoder and head without memory for their weights."""
-    with torch.device("meta"):
+    with without_memory():
         modules: dict[str, nn.Module] = {"encoder": VariantViT(config)}
         if classes:
             modules["head"] = head_for(config, classes)
