@@ -13,9 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vitrail.data.affine import Affine, tiles
-from vitrail.data.augment import Augment
 from vitrail.data.masks import Masks
-from vitrail.data.prepare import Draw, Sample, View, pixels_of, size_of
+from vitrail.data.prepare import Sample, View, pixels_of, size_of
 from vitrail.data.preprocess import AnyImage, Preprocess
 from vitrail.data.sets import ImageSet, Splits
 from vitrail.sizes import SIZES
@@ -103,10 +102,8 @@ class Dense(Toy):
         losses = F.cross_entropy(self(batch["image"]), mask, ignore_index=255, reduction="sum")
         return {"loss": losses, "count": (mask != 255).sum()}
 
-    def prepare(self, image: AnyImage, augment: Augment | None = None, draw: Draw | None = None) -> Sample:
-        """In evaluation: sliding windows over the whole image, each also flipped."""
-        if draw is not None:
-            return super().prepare(image, augment, draw)
+    def frames(self, image: AnyImage) -> Sample:
+        """Sliding windows over the whole image, each also flipped."""
         opened = self.preprocess.open(image)
         affine = tiles(size_of(opened, self.preprocess), self.preprocess.size, self.option.overlap)
         frames = []

@@ -77,7 +77,7 @@ class Fetch(Dataset[Fetched]):
         """`views` come from `view_seeds`; the target is warped to the first. `augment` is None in evaluation.
 
         `kept` contains the images if they are in memory: then only these are used. `prepare` is a task's own way to
-        take an image in evaluation, with one frame or several.
+        take an image: with one frame in training, with any number in evaluation.
         """
         self.prepare = prepare
         self.set, self.target = images, target
@@ -102,7 +102,7 @@ class Fetch(Dataset[Fetched]):
             torch.tensor([want.draw for want in used], dtype=torch.int64),
             [value for _, _, value, _, _ in good],
             [truth for _, _, _, truth, _ in good],
-            joined([affine for _, _, _, _, affine in good if affine is not None]),
+            joined_affine([affine for _, _, _, _, affine in good if affine is not None]),
             bad,
         )
 
@@ -208,6 +208,19 @@ def first_frame(affine: Affine) -> Affine:
     return Affine(affine.matrix[:1], affine.sources[:1], affine.size, affine.image_of[:1], affine.window[:1])
 
 
-def joined(affines: list[Affine]) -> Affine | None:
+def joined(fetched: Sequence[Fetched]) -> Fetched:
+    """Batches whose images have one size, as one."""
+    return Fetched(
+        [torch.cat(images) for images in zip(*(one.views for one in fetched), strict=True)],
+        torch.cat([one.samples for one in fetched]),
+        torch.cat([one.draws for one in fetched]),
+        [value for one in fetched for value in one.values],
+        [truth for one in fetched for truth in one.truths],
+        joined_affine([one.affine for one in fetched if one.affine is not None]),
+        {},
+    )
+
+
+def joined_affine(affines: list[Affine]) -> Affine | None:
     """The affines of a batch as one; None if there are none."""
     return Affine.join(affines) if affines else None

@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader
 
 from vitrail.data import memory as in_memory
 from vitrail.data.augment import ORDER, Augment, augment_batch, mix_pairs, refuse_spatial
-from vitrail.data.fetch import Fetch, Fetched, Want, affine_of
-from vitrail.data.prepare import Prepare, View, cropped, view_seeds
+from vitrail.data.fetch import Fetch, Fetched, Want, affine_of, joined
+from vitrail.data.prepare import Prepare, View, batched, cropped, view_seeds
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import draw_key, seed_for
 from vitrail.data.sets import ImageSet
@@ -55,7 +55,9 @@ class Loader:
     which is the set's own unless `target` replaces it; `sample` int64 [B], numbers in the set; `epoch` [] and `key` [],
     by which a loss draws (see `vitrail.data.random`). Where the target is spatial, `affine` is that of its images, and
     in evaluation `truth` the entries as they were read. Where a sample becomes several images (`View`), `views` lists
-    them, of which `image` is the first. `prepare` is a task's own way to take an image.
+    them, of which `image` is the first. `prepare` is a task's own way to take an image, with one frame in training and
+    any number of any size in evaluation: then `image` holds the frames of all images of a batch, and `affine` tells
+    which image each is of. Such a batch has at most the pixels of `batch_size` images of the preprocessing's size.
 
     `batch_size` counts the images of a step over all `world` processes. If the augmentation mixes images, places 2k and
     2k + 1 of an epoch's order are partners, and whole pairs are distributed round-robin over the processes; otherwise
@@ -158,6 +160,13 @@ class Loader:
         """Every image once, in order, without augmentation; the last batch may be short."""
         own = self.samples[self.rank :: self.world].tolist()
         size = self.batch_size // self.world
+        if self.prepare is not None:
+            found = self._fetch(([Want(i, 0, i)] for i in own), None)
+            fetched = (one for one, _ in found if len(one.samples))
+            groups = batched(
+                fetched, lambda one: one.views[0], size * self.preprocess.size[0] * self.preprocess.size[1]
+            )
+            return self._timed(self._from_fetched(joined(group), 0, None) for group in groups)
         return self._batches(([Want(i, 0, i) for i in own[at : at + size]] for at in range(0, len(own), size)), None)
 
     def _batches(self, plans: Iterator[list[Want]], augment: Augment | None) -> Iterator[Batch]:
@@ -227,8 +236,8 @@ class Loader:
         """A batch, from images on the device and their numbers and draws on the CPU."""
         samples = self._to_device(fetched.samples)
         # An image with several frames has no one target in the pixels of the input.
-        whole = self.prepare is None or augment is not None or not self.target.spatial
-        fields = self.target.collate(fetched.values, samples, augment is not None) if whole else {}
+        one_each = self.prepare is None or augment is not None or not self.target.spatial
+        fields = self.target.collate(fetched.values, samples, augment is not None) if one_each else {}
         views = []
         for (seed, own), images in zip(self.views, fetched.views, strict=False):
             if augment is not None:
@@ -237,7 +246,8 @@ class Loader:
                 if augment.mixes:
                     images, partner, share = mix_pairs(images, fetched.draws, seed, epoch, augment)
                     fields = self.target.mix(fields, partner, share)
-            views.append(own.normalise(images if images.shape[-2:] == own.size else own.prepare(images)))
+            whole = self.prepare is not None or images.shape[-2:] == own.size
+            views.append(own.normalise(images if whole else own.prepare(images)))
         batch = {
             "image": views[0],
             **fields,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from vitrail.data.decode import Box, EncodedImage, resize
 from vitrail.data.preprocess import AnyImage, Preprocess
 from vitrail.data.random import seed_for, uniform
 
+T = TypeVar("T")
 Draw = tuple[int, int, int]
 """(seed, epoch, sample): all random draws of an image depend on these alone"""
 VIEW = 7
@@ -77,6 +78,21 @@ def view_seeds(views: tuple[View, ...], preprocess: Preprocess, seed: int) -> li
     """For each view of a sample, the seed of its draws and its preprocessing; the first view has the run's seed."""
     each = [replace(preprocess, size=view.size) for view in views for _ in range(view.number)]
     return [(seed_for(seed, VIEW, i) if i else seed, own) for i, own in enumerate(each)]
+
+
+def batched(items: Iterable[T], frames: Callable[[T], Tensor], pixels: int) -> Iterator[list[T]]:
+    """Neighbours whose frames [F, C, h, w] have one size, in batches of at most so many pixels, or of one item."""
+    batch: list[T] = []
+    size, total = None, 0
+    for item in items:
+        count, _, height, width = frames(item).shape
+        if batch and (size != (height, width) or total + count * height * width > pixels):
+            yield batch
+            batch, total = [], 0
+        batch.append(item)
+        size, total = (height, width), total + count * height * width
+    if batch:
+        yield batch
 
 
 def cropped(augment: Augment) -> Augment:

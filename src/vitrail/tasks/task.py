@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """of a checkpoint's `config.json`"""
+ANSWERED = 32
+"""images of the preprocessing's size, or as many pixels, that are answered at once"""
 DROP_PATH = 0
 """stream of random numbers of stochastic depth (see `uniform_by_key`)"""
 
@@ -160,16 +162,24 @@ class Task(nn.Module):
         Evaluation, prediction and figures all prepare images so, and see the same pixels. With a `draw` (seed, epoch,
         sample) it is prepared as training does in that epoch, by `augment`.
         """
-        from vitrail.data.prepare import (
-            prepare,  # brings torchvision, which takes seconds: loading a model can do without
-        )
+        from vitrail.data.prepare import prepare  # imports torchvision, which takes seconds: loading does without
 
-        return prepare(image, self.preprocess, augment, draw)
+        return self.frames(image) if draw is None else prepare(image, self.preprocess, augment, draw)
 
-    @property
-    def preparation(self) -> Prepare | None:
+    def frames(self, image: AnyImage) -> Sample:
+        """What evaluation and prediction see of an image: one frame of the preprocessing's size.
+
+        Tasks that see the whole image at its own aspect ratio, tiles of it, or flips, override it. Frames of different
+        images may have different sizes.
+        """
+        from vitrail.data.prepare import prepare
+
+        return prepare(image, self.preprocess)
+
+    def preparation(self, train: bool) -> Prepare | None:
         """`prepare` where a task has its own; None where it is the preprocessing's, which batches are made by."""
-        return None if type(self).prepare is Task.prepare else self.prepare
+        own = type(self).prepare is not Task.prepare or (not train and type(self).frames is not Task.frames)
+        return self.prepare if own else None
 
     @abstractmethod
     def forward(self, *inputs: Any, **named: Any) -> Tensor | dict[str, Tensor]:
@@ -187,17 +197,21 @@ class Task(nn.Module):
     def answers(self, prepared: Sequence[Sample]) -> list[Prediction]:
         """One answer for each image as `prepare` gives it. Leaves the task in eval mode.
 
-        `answer` gets the frames of all images in a row, with their affines joined, whose `image_of` tells which image
-        each is of.
+        `answer` gets the frames of images in a row, with their affines joined, whose `image_of` tells which image each
+        is of. Images whose frames have different sizes are answered in different batches.
         """
-        if not prepared:
-            return []
+        from vitrail.data.prepare import batched
+
         self.eval()
         device = next(self.parameters()).device
-        frames = [self.preprocess.normalise(sample.images) for sample in prepared]
-        samples = torch.tensor([numbered_by_pixels(images[0]) for images in frames], device=device)
-        affine = Affine.join([sample.affine for sample in prepared if sample.affine is not None])
-        return self.answer({"image": torch.cat(frames).to(device), "sample": samples, "affine": affine})
+        height, width = self.preprocess.size
+        found: list[Prediction] = []
+        for batch in batched(prepared, lambda sample: sample.images, ANSWERED * height * width):
+            frames = [self.preprocess.normalise(sample.images) for sample in batch]
+            samples = torch.tensor([numbered_by_pixels(images[0]) for images in frames], device=device)
+            affine = Affine.join([sample.affine for sample in batch if sample.affine is not None])
+            found += self.answer({"image": torch.cat(frames).to(device), "sample": samples, "affine": affine})
+        return found
 
     def predict(self, images: Sequence[Image.Image | Tensor], batch_size: int = 32) -> list[Prediction]:
         """Answers for images: PIL images, or tensors [C, H, W] of uint8, uint16 or floats of 0 to 1 (or 0 to 255).

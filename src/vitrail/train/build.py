@@ -74,7 +74,7 @@ def build(run: Run, splits: Splits, device: torch.device, loaded: Task | None = 
         max_bad=run.max_bad,
         tally=tally,
         views=task.views,
-        prepare=task.preparation,
+        prepare=task.preparation(train=not run.tune.frozen),
     )
     others = [
         evaluation_loader(task, split, device, run.workers, run.seed, run.max_bad, shared) if split else None
@@ -122,7 +122,7 @@ def evaluation_loader(
         split,
         task.preprocess,
         target=task.encode_target(split.target),
-        prepare=task.preparation,
+        prepare=task.preparation(train=False),
         batch_size=256,
         seed=seed,
         train=False,
