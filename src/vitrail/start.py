@@ -37,10 +37,13 @@ from vitrail.train.device import choose_device
 from vitrail.train.frozen import fit_frozen
 from vitrail.train.loop import Components, evaluate, fit
 from vitrail.train.probe import probe as probe_scores
-from vitrail.train.run import Run, with_fields
+from vitrail.train.run import Run, replaced, with_fields
 from vitrail.train.state import RunFolder, Taken
 
 log = logging.getLogger("vitrail")
+
+THUMBNAIL, FIGURE = 160, 480
+"""longer sides in pixels of an image in a report, and of an image with its answer drawn into it"""
 
 
 class Trained(NamedTuple):
@@ -74,7 +77,8 @@ def begin(
         raise UserError("no data: give --data a folder with one folder per class, or a built-in name")
     data, group = name if data is None else data, recipe(1).group if group is None else group
     kind = task_of(recipe(1).task)
-    splits = open_for(kind, data, name, group)
+    settings = replaced(recipe(1).task, changes)
+    splits = open_for(kind, data, settings.data_options(), name, group)
     if not len(splits.train):
         names = ", ".join(splits.beside[:3]) + ", ..." * (len(splits.beside) > 3)
         found = f"move the image folders ({names}) into a folder train"
@@ -153,7 +157,7 @@ def resume_run(path: Path, device: str | None) -> Trained:
         log.warning(f"the run in {path} is finished: its report is {path / 'report.html'}")
         return Trained(kind, scores)
     with folder.alone():
-        splits = open_for(kind, run.data, recipes.find(run.recipe)(1).data, run.group)
+        splits = open_for(kind, run.data, run.task.data_options(), recipes.find(run.recipe)(1).data, run.group)
         folder.check_data(splits.marks(run.group), run.data)
         components, steps = build(run, splits, choose_device(device))
         return Trained(kind, _train(run, components, folder, steps, resume=True))
@@ -185,13 +189,24 @@ def examples(components: Components, count: int = 24) -> list[dict[str, Any]]:
         image = Image.fromarray(
             opened[:3].permute(1, 2, 0).squeeze(2).numpy() if len(opened) != 2 else opened[0].numpy()
         )
-        image.thumbnail((160, 160))
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        rows.append(
-            {"image": base64.b64encode(buffer.getvalue()).decode(), "truth": chosen.target.truth(i), **answer.row()}
-        )
+        row = {
+            "image": as_png(image, THUMBNAIL),
+            "text": answer.text(),
+            "truth": chosen.target.truth(i),
+            **answer.row(),
+        }
+        if task.target.spatial:  # the answer lies in the image, and its row does not show it
+            row["figure"] = as_png(answer.draw(image), FIGURE)
+        rows.append(row)
     return rows
+
+
+def as_png(image: Image.Image, side: int) -> str:
+    """The image, its longer side at most `side` pixels, as a PNG in base64."""
+    small, buffer = image.copy(), io.BytesIO()
+    small.thumbnail((side, side))
+    small.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def score(
@@ -216,7 +231,7 @@ def score(
                 "--shuffle-images is a control for predictions, but --probe scores features: use only one of them"
             )
         return score_features(task, open_data(data, grouped=group is not None), split, images, group)
-    splits = with_held_back(open_for(type(task), data, group=group), split, learned)
+    splits = with_held_back(open_for(task, data, task.data_options(), group=group), split, learned)
     name, chosen = choose_split(splits, split)
     metric = task.metric(chosen, None if name == "train" else splits.train)
     chosen = chosen.spread(images)
@@ -251,7 +266,7 @@ def learned_from(source: str, data: str) -> Run | None:
 
 def score_people(task: Task, data: str, split: str | None, images: int | None = None) -> tuple[str, dict[str, Any]]:
     """The split's name and the scores of its references: each reference against the image's others."""
-    name, chosen = choose_split(with_held_back(open_for(type(task), data), split, learned=None), split)
+    name, chosen = choose_split(with_held_back(open_for(task, data, task.data_options()), split, learned=None), split)
     return name, task.human(chosen.spread(images))
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import toys
+from PIL import Image
 
 from vitrail.data.loader import Loader
 from vitrail.data.masks import Masks
 from vitrail.data.prepare import prepare, size_of
 from vitrail.data.sets import ImageSet
-from vitrail.train.loop import evaluate
+from vitrail.start import examples
+from vitrail.tasks.task import Task
+from vitrail.train.loop import Components, evaluate
 
 
 class Whole(toys.Dense):
@@ -49,3 +55,17 @@ def test_evaluation_joins_frames_of_one_size_up_to_the_pixels_of_a_batch() -> No
     scores = evaluate(task, {"val": loader}, "val")
     answers = [(task.predict([image])[0].mask == 1) for image in images]  # type: ignore[attr-defined]
     assert scores["pixel_accuracy"] == sum(int(a.sum()) for a in answers) / sum(a.numel() for a in answers)
+
+
+def test_a_report_shows_answers_that_lie_in_the_image() -> None:
+    """By default: the figures that the task draws, with their text."""
+    images = [torch.zeros(3, 12, 20, dtype=torch.uint8) for _ in range(4)]
+    masks = Masks([torch.ones(12, 20, dtype=torch.uint8)] * 4, list("abcd"), ["dark", "light"])
+    data, task = ImageSet("any", list("abcd"), images, masks), toys.Dense()
+    loader = Loader(data, task.preprocess, batch_size=2, seed=0, train=False, prepare=task.preparation(train=False))
+    rows = examples(Components(task, loader, loader, None), count=2)
+    assert [row["text"] for row in rows] == ["1 segments", "1 segments"]
+    shown = Image.open(io.BytesIO(base64.b64decode(rows[0]["figure"])))
+    assert shown.size == (20, 12) and shown.getextrema() == ((0, 0),) * 3
+    (section,) = Task.report(SimpleNamespace(examples=rows))
+    assert section.html.count("<img") == 2 and rows[1]["figure"] in section.html and "1 segments" in section.html

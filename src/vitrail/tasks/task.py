@@ -11,6 +11,7 @@ import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -25,6 +26,7 @@ from vitrail.data.random import uniform_by_key
 from vitrail.data.targets import Labels, Target
 from vitrail.errors import UserError
 from vitrail.files import whole_folder, write_whole
+from vitrail.html import example
 from vitrail.ops import stochastic_depth
 from vitrail.tasks.values import (
     Batch,
@@ -231,6 +233,10 @@ class Task(nn.Module):
             raise UserError(f"--{flag} is not an option of this model's task, {self.name}: leave it out")
         self.option = replace(self.option, **changes)
 
+    def data_options(self) -> dict[str, Any]:
+        """Keyword arguments with which `target` opens a data set to score; in training, those of `settings`."""
+        return {}
+
     # Training and scores
 
     @abstractmethod
@@ -333,9 +339,11 @@ class Task(nn.Module):
     def report(cls, run: Any) -> list[Section]:
         """The task's own sections of a run's page, from what the run folder holds (`vitrail.report.RunRecord`).
 
-        One without a title holds cards (`vitrail.html.card`), which are shown at the top of the page.
+        One without a title holds cards (`vitrail.html.card`), which are shown at the top of the page. The default shows
+        the examples: images, or where the target is spatial the figures of `Prediction.draw`, with their text.
         """
-        return []
+        shown = ((row.get("figure") or row.get("image"), str(row.get("text", ""))) for row in run.examples)
+        return [Section("Example predictions", "".join(example(image, escape(text)) for image, text in shown))]
 
     # Files
 

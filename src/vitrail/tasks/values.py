@@ -110,6 +110,10 @@ class Settings:
     any_encoder: ClassVar[bool] = False
     """weights to start from may be of another kind of encoder than the recipe's, whose preparation is then theirs"""
 
+    def data_options(self) -> dict[str, Any]:
+        """Keyword arguments with which the task's target opens a data set, such as the number of void pixels."""
+        return {}
+
 
 @dataclass(frozen=True)
 class NoOptions:

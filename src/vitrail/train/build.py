@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import fields, replace
+from typing import Any
 
 import torch
 
@@ -103,9 +105,18 @@ def warn_unused(recipe: Run, requested: Run, method: str) -> None:
         log.warning("method %s does not use %s", method, ", ".join(names))
 
 
-def open_for(kind: type[Task], data: str, name: str | None = None, group: str | None = None) -> Splits:
-    """The splits of a data set, as the task needs them; no `group` may be in two splits."""
-    return kind.target.open(data, name=name, group=group, val_fraction=0)
+def open_for(
+    task: Task | type[Task],
+    data: str,
+    options: Mapping[str, Any],
+    name: str | None = None,
+    group: str | None = None,
+) -> Splits:
+    """The splits of a data set, as the task needs them; no `group` may be in two splits.
+
+    `options` are the `data_options` of the task or its settings.
+    """
+    return task.target.open(data, name=name, group=group, val_fraction=0, **options)
 
 
 def evaluation_loader(

@@ -166,13 +166,14 @@ def with_fields(run: Run, changes: Mapping[str, Any]) -> Run:
             flag, model = f"--{name.replace('_', '-')}", type(run.model).__name__.removesuffix("Config")
             raise UserError(f"{flag} does not apply to this run's model ({model}): leave it out")
     try:
-        changed: Run = _replaced(run, changes)
+        changed: Run = replaced(run, changes)
     except ValueError as error:  # from data/, which does not raise UserError
         raise UserError(str(error)) from None
     return changed
 
 
-def _replaced(value: Any, changes: Mapping[str, Any]) -> Any:
+def replaced(value: Any, changes: Mapping[str, Any]) -> Any:
+    """A dataclass, of a run or of its components, with those of the changes that are fields of it."""
     if isinstance(value, ViTConfig):
         whole = as_variant(value)
         own = {entry.name: changes[entry.name] for entry in fields(whole) if entry.name in changes}
@@ -180,7 +181,7 @@ def _replaced(value: Any, changes: Mapping[str, Any]) -> Any:
     own = {}
     for entry in fields(value):
         old = getattr(value, entry.name)
-        new = _replaced(old, changes) if is_dataclass(old) else changes.get(entry.name, old)
+        new = replaced(old, changes) if is_dataclass(old) else changes.get(entry.name, old)
         if new is not old:
             own[entry.name] = new
     return replace(value, **own) if own else value
