@@ -190,7 +190,9 @@ class Teacher(Toy):
         for average, value in zip(self.teacher.parameters(), self.encoder.parameters(), strict=True):
             average.lerp_(value, 0.1)
 
-    def evaluate(self, loaders: Mapping[str, Any], split: str = "val", metric: Metric | None = None) -> dict[str, Any]:
+    def evaluate(
+        self, loaders: Mapping[str, Any], split: str = "val", metric: Metric | None = None, final: bool = False
+    ) -> dict[str, Any]:
         """How far the features of the split are from the nearest of the training split."""
         means = [torch.cat([self(batch["image"]) for batch in loaders[name].evaluation()]) for name in ("train", split)]
         return {"distance": torch.cdist(means[1], means[0]).amin(dim=1).mean().item(), "count": len(means[1])}
@@ -222,7 +224,9 @@ class Twins(Toy):
         losses = F.cross_entropy(10 * one @ every.T, torch.arange(len(one), device=one.device), reduction="sum")
         return {"loss": losses, "count": torch.full((), len(one), device=one.device)}
 
-    def evaluate(self, loaders: Mapping[str, Any], split: str = "val", metric: Metric | None = None) -> dict[str, Any]:
+    def evaluate(
+        self, loaders: Mapping[str, Any], split: str = "val", metric: Metric | None = None, final: bool = False
+    ) -> dict[str, Any]:
         vectors = torch.cat([self(batch["image"]) for batch in loaders[split].evaluation()])
         return {"distance": torch.cdist(vectors, vectors).mean().item(), "count": len(vectors)}
 

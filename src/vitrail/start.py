@@ -237,7 +237,7 @@ def score(
     chosen = chosen.spread(images)
     device = next(task.parameters()).device
     loader = evaluation_loader(task, chosen.shuffled() if shuffle else chosen, device)
-    scores = evaluate(task, {name: loader}, name, metric=metric)
+    scores = evaluate(task, {name: loader}, name, metric=metric, final=True)
     return name, {**scores, "shuffled": True} if shuffle else scores
 
 
@@ -300,7 +300,7 @@ def score_features(
     if task.outputs:
         try:
             scored_by = {name: evaluation_loader(task, scored, device)}
-            scores = evaluate(task, scored_by, name, metric=task.metric(scored))
+            scores = evaluate(task, scored_by, name, metric=task.metric(scored), final=True)
         except UserError as error:
             log.warning(f"only the model's features are scored: {error}")
     return name, {**scores, **probe_scores(task, *loaders)}

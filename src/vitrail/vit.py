@@ -186,13 +186,13 @@ class ViT(nn.Module):
         if keep is None and self.training and self.config.drop_path:
             keep = stochastic_depth(self.config.drop_path, torch.rand(len(x), self.config.depth, 2, device=x.device))
         found = []
-        for i, block in list(enumerate(self.blocks_on(grid)))[blocks]:
+        for i, block in list(enumerate(self.blocks_on(grid, x.shape[1])))[blocks]:
             x = block(x) if keep is None else block(x, keep=keep[:, i].to(x.dtype))
             found += [x] if i in layers else []
         return x, found
 
-    def blocks_on(self, grid: Grid) -> Sequence[nn.Module]:
-        """The blocks that `encode` calls; those of variants get the positions of the tokens."""
+    def blocks_on(self, grid: Grid, tokens: int) -> Sequence[nn.Module]:
+        """The blocks that `encode` calls for so many tokens; those of variants get the positions of the tokens."""
         return list(self.blocks)
 
     def finish(self, x: Tensor, grid: Grid) -> Tokens:

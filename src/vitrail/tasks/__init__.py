@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 TASKS = {
     "classify": "vitrail.tasks.classify:Classify",
     "caption": "vitrail.tasks.caption:Caption",
+    "segment": "vitrail.tasks.segment:Segment",
     "regress": "vitrail.tasks.regress:Regress",
     "embed": "vitrail.tasks.embed:Embed",
 }

@@ -284,11 +284,12 @@ class Task(nn.Module):
         raise UserError(f"the data of the task {cls.name} has one answer per image, and no others to compare it with")
 
     def evaluate(
-        self, loaders: Mapping[str, Loader], split: str = "val", metric: Metric | None = None
+        self, loaders: Mapping[str, Loader], split: str = "val", metric: Metric | None = None, final: bool = False
     ) -> dict[str, Any]:
         """The scores of a split: the metric on every batch of its loader. Tasks that probe or sample override it.
 
-        `loaders` are those of the run by split; a probe learns from `loaders["train"].evaluation()`.
+        `loaders` are those of the run by split; a probe learns from `loaders["train"].evaluation()`. `final` is False
+        while a run is training, when scores that take longer are left out.
         """
         metric = metric or self.metric()
         for batch in loaders[split].evaluation():

@@ -220,8 +220,9 @@ def evaluate(
     split: str,
     average: Average | None = None,
     metric: Metric | None = None,
+    final: bool = False,
 ) -> dict[str, Any]:
-    """`task.evaluate` on a whole split, with the average of the weights if there is one.
+    """`task.evaluate` on a whole split, with the average of the weights if there is one; `final` as there.
 
     In the weights' own float32, whatever training computes in: `predict` does so too, on every processor.
     """
@@ -229,7 +230,7 @@ def evaluate(
     if average:
         task.load_state_dict(average.values)
     task.eval()
-    scores = task.evaluate(loaders, split, metric)
+    scores = task.evaluate(loaders, split, metric, final)
     if current:
         task.load_state_dict(current)
     return scores
@@ -242,12 +243,12 @@ def finish(run: Run, components: Components, folder: RunFolder, steps: int, seco
     task.load_state_dict(open_files(folder.best).weights)
     split = "test" if components.test else "val"
     try:
-        scores = evaluate(task, components.loaders, split)
+        scores = evaluate(task, components.loaders, split, final=True)
     except UserError as error:  # too many bad images, which should not cost the run
         if split == "val":
             raise
         log.warning(f"the test split is not scored, so the validation split is scored instead: {error}")
-        split, scores = "val", evaluate(task, components.loaders, "val")
+        split, scores = "val", evaluate(task, components.loaders, "val", final=True)
     if split == "test":
         folder.log(kind="test", step=steps, **scores)
     parameters = sum(p.numel() for p in task.parameters())

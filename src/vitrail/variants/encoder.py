@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -69,11 +70,12 @@ class VariantViT(ViT):
         gap = positions.new_zeros(1, c.prefix_tokens - c.placed_tokens, c.width)  # registers have no position
         return torch.cat([positions[:, : c.placed_tokens], gap, positions[:, c.placed_tokens :]], dim=1)
 
-    def blocks_on(self, grid: Grid) -> Sequence[Any]:
+    def blocks_on(self, grid: Grid, tokens: int) -> Sequence[Any]:
         c, device = self.config, self.patches.projection.weight.device
         if c.rotary == "none" and c.relative == "none" and not c.window:
             return list(self.blocks)
-        place = Place(grid, c.prefix_tokens)
+        added = max(0, tokens - c.prefix_tokens - math.prod(grid))  # by a task, after the prefix
+        place = Place(grid, c.prefix_tokens + added)
         if c.relative in ("table", "shared", "both"):
             place = place._replace(pairs=relative_index(grid).to(device))
         if self.relative is not None:

@@ -1,0 +1,307 @@
+"""Segmentation: an encoder, a head, and the way from its logits back to the pixels of the original image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vitrail.data.affine import Affine
+from vitrail.data.masks import Masks
+from vitrail.data.preprocess import AnyImage, Preprocess
+from vitrail.data.rle import encode
+from vitrail.errors import UserError
+from vitrail.plain import describe, described
+from vitrail.tasks.encoder import KINDS, Encoder, encoder_for, token_width
+from vitrail.tasks.segment.heads import LinearHead, MaskTransformer, QueryHead, class_logits
+from vitrail.tasks.segment.losses import pixel_loss, query_loss
+from vitrail.tasks.segment.metric import SegmentMetric
+from vitrail.tasks.segment.settings import Inference, Segmentation
+from vitrail.tasks.task import Task, finite
+from vitrail.tasks.values import Batch, Checkpoint, Metric, Prediction, Score, Section
+from vitrail.vit import Tokens, ViT
+
+if TYPE_CHECKING:
+    from vitrail.data.loader import Loader
+    from vitrail.data.prepare import Sample
+    from vitrail.data.sets import ImageSet, Splits
+
+FRAMES = 16
+"""frames that pass through the network at once: a large image has many windows"""
+MASKS = 1_000
+"""most masks that are read to count the classes, for their weights"""
+
+
+@dataclass(frozen=True)
+class Segments(Prediction):
+    """The class of every pixel of an image."""
+
+    mask: Tensor
+    """class numbers [H, W] at the size of the original, uint8, or int32 for more than 256 classes"""
+    classes: list[str]
+
+    @cached_property
+    def areas(self) -> dict[int, int]:
+        """Pixels of each class number that occurs, largest first."""
+        counts = torch.bincount(self.mask.flatten().int(), minlength=len(self.classes))
+        return {int(k): int(counts[k]) for k in counts.argsort(descending=True, stable=True) if counts[k]}
+
+    def row(self) -> dict[str, Any]:
+        """`segments`: label, share and area in pixels, and the run-length code of each class that occurs."""
+        return {
+            "segments": [
+                {"label": self.classes[k], "share": self._share(k), "area": area, "rle": encode(self.mask == k)}
+                for k, area in self.areas.items()
+            ]
+        }
+
+    def text(self) -> str:
+        """`road 41.3 %, building 22.0 %, ...`: the five largest."""
+        return ", ".join(f"{self.classes[k]} {100 * self._share(k):.1f} %" for k in list(self.areas)[:5])
+
+    def draw(self, image: Image.Image) -> Image.Image:
+        """The image under the colours of its classes, with a legend."""
+        from vitrail.tasks.segment.figures import overlay, with_legend
+
+        entries = [(k, f"{self.classes[k]} {100 * self._share(k):.1f} %") for k in self.areas]
+        return with_legend(overlay(image, self.mask, len(self.classes)), entries, len(self.classes))
+
+    def _share(self, k: int) -> float:
+        return self.areas[k] / self.mask.numel()
+
+
+class Segment(Task):
+    """An encoder and a head with logits per class and place.
+
+    Keys of a batch: `image` [B, C, H, W], `mask` int64 [B, H, W] with other numbers than those of classes for void;
+    in evaluation `affine`, and `truth`, the masks as read.
+    """
+
+    name = "segment"
+    settings = Segmentation
+    options = Inference
+    target = Masks
+    score = Score("miou", label="mIoU")
+    metric_reads = "answers"
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        classes: list[str],
+        preprocess: Preprocess,
+        settings: Segmentation,
+        class_weights: Tensor | None = None,
+    ) -> None:
+        """`class_weights` [K] are of the cross-entropy, with a mean of 1 over pixels."""
+        super().__init__()
+        self.encoder, self.classes, self.preprocess = encoder, classes, preprocess
+        self.settings_used = s = settings
+        width, heads = token_width(encoder.config), getattr(encoder.config, "heads", 1)
+        self.head: LinearHead | MaskTransformer | QueryHead
+        if s.head == "linear":
+            self.head = LinearHead(width, len(classes), s.upscale)
+        elif s.head == "mask-transformer":
+            self.head = MaskTransformer(width, len(classes), s.head_blocks, heads, s.upscale)
+        else:
+            check_queries(encoder, s.head_blocks)
+            self.head = QueryHead(width, len(classes), s.queries, s.upscale)
+        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.class_weights: Tensor | None
+        self.option = Inference()
+
+    # Making one
+
+    @classmethod
+    def create(cls, settings: Segmentation, encoder: Encoder, splits: Splits, preprocess: Preprocess) -> Self:
+        weights = log_weights(splits.train) if settings.class_weights == "log" else None
+        return cls(encoder, splits.train.classes, preprocess, settings, weights)
+
+    @classmethod
+    def rebuild(cls, config: dict[str, Any], files: Checkpoint) -> Self:
+        encoder = encoder_for(described(config["encoder"], KINDS, "vit"))
+        preprocess = Preprocess.from_dict(config["preprocess"])
+        return cls(encoder, config["classes"], preprocess, Segmentation(**config["segmentation"]))
+
+    def config(self) -> dict[str, Any]:
+        return {"encoder": describe(self.encoder.config, KINDS), "segmentation": asdict(self.settings_used)}
+
+    def with_classes(self, classes: list[str]) -> Task:
+        if not classes:
+            return super().with_classes(classes)
+        return self if classes == self.classes else Segment(self.encoder, classes, self.preprocess, self.settings_used)
+
+    # From an image to an answer
+
+    def frames(self, image: AnyImage) -> Sample:
+        """The whole image at the scale of training, or overlapping windows of it; also flipped, where asked.
+
+        At that scale an image just covers `preprocess.size` / `crop_fraction`, as before the centre crop elsewhere.
+        """
+        from vitrail.data.prepare import Sample, prepare, size_of
+
+        opened = self.preprocess.open(image)
+        size = size_of(opened, self.preprocess)
+        scaled = self.preprocess.resized(*size)
+        if self.option.inference == "whole":
+            patch = getattr(self.encoder.config, "patch", 1)
+            whole = tuple(max(patch, round(side / patch) * patch) for side in scaled)
+            found = prepare(opened, replace(self.preprocess, size=whole, resize="squash", crop_fraction=1.0))
+        else:
+            found = self._windows(opened, size, scaled[0] / size[0])
+        if not self.option.flip:
+            return found
+        assert found.affine is not None
+        return Sample(torch.cat([found.images, found.images.flip(-1)]), found.affine.with_flips())
+
+    def _windows(self, opened: Any, size: tuple[int, int], scale: float) -> Sample:
+        from vitrail.data.affine import tiles
+        from vitrail.data.prepare import Sample, pixels_of
+
+        affine = tiles(size, self.preprocess.size, self.option.overlap, scale)
+        boxes = affine.window.round().long().tolist()
+        pixels = [
+            pixels_of(opened, (top, left, bottom - top, right - left), self.preprocess)
+            for left, top, right, bottom in boxes
+        ]
+        return Sample(torch.stack(pixels), affine)
+
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor | dict[str, Tensor]:
+        """Images [B, C, H, W] to logits [B, K, h, w], or what queries predict (see `QueryHead`)."""
+        if not isinstance(self.head, QueryHead):
+            return self.head(self.encoder(images) if keep is None else self.encoder(images, keep))
+        encoder, first = self.encoder, len(self.encoder.blocks) - self.settings_used.head_blocks
+        x, grid = encoder.embed(images)
+        x, _ = encoder.encode(x, grid, keep, slice(0, first))
+        prefix, queries = encoder.config.prefix_tokens, self.head.queries.expand(len(x), -1, -1).to(x.dtype)
+        x, _ = encoder.encode(torch.cat([x[:, :prefix], queries, x[:, prefix:]], dim=1), grid, keep, slice(first, None))
+        after = prefix + queries.shape[1]
+        tokens = encoder.finish(torch.cat([x[:, :prefix], x[:, after:]], dim=1), grid)
+        return self.head(encoder.norm(x[:, prefix:after]), tokens)
+
+    def features(self, images: Tensor) -> Tokens:
+        return self.encoder(images)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits of classes [B, K, h, w], at some resolution, for any head."""
+        outputs = self(images)
+        return class_logits(outputs) if isinstance(outputs, dict) else outputs
+
+    def answer(self, batch: Batch) -> list[Prediction]:
+        """Masks at the size of the originals: the logits of an image's frames are averaged there.
+
+        Without an `affine`, as for a batch of prepared tensors, masks have the size of `image`.
+        """
+        images = batch["image"]
+        logits = torch.cat([finite(self.logits(chunk)).float() for chunk in images.split(FRAMES)])
+        affine: Affine | None = batch.get("affine")
+        if affine is None:
+            sizes = torch.tensor([images.shape[-2:]]).expand(len(images), -1)
+            affine = Affine.crop(torch.cat([torch.zeros_like(sizes), sizes], dim=1), sizes, tuple(images.shape[-2:]))
+        kind = torch.uint8 if len(self.classes) <= 256 else torch.int32
+        return [
+            Segments(
+                torch.cat([band.logits.argmax(dim=0).to(kind).cpu() for band in affine.bands(logits, image)]),
+                list(self.classes),
+            )
+            for image in range(affine.images)
+        ]
+
+    # Training and scores
+
+    def loss(self, batch: Batch, gather: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
+        """The sum of the images' losses; an image of void pixels alone has none, and still counts."""
+        outputs = self(batch["image"], self.keep(batch))
+        if isinstance(outputs, dict):
+            losses = query_loss(outputs, batch["mask"])
+        else:
+            losses = pixel_loss(outputs, batch["mask"], self.class_weights, self.settings_used.dice)
+        return {"loss": losses.sum(), "count": torch.full((), len(losses), device=losses.device)}
+
+    def data_options(self) -> dict[str, Any]:
+        return {"void": self.settings_used.void if self.option.void is None else self.option.void}
+
+    def metric(self, data: ImageSet | None = None, train: ImageSet | None = None) -> Metric:
+        return SegmentMetric(self.classes, None if data is None else data.classes)
+
+    def evaluate(
+        self,
+        loaders: Mapping[str, Loader],
+        split: str = "val",
+        metric: Metric | None = None,
+        final: bool = False,
+    ) -> dict[str, Any]:
+        """As for any task; at the end also `miou` by the other way of inference, under its own name."""
+        metric = metric or self.metric()
+        scores = super().evaluate(loaders, split, metric)
+        if not final:
+            return scores
+        chosen, other = self.option, "windows" if self.option.inference == "whole" else "whole"
+        try:
+            self.option = replace(chosen, inference=other)
+            scores[f"miou_{other}"] = super().evaluate(loaders, split, metric)["miou"]
+        finally:
+            self.option = chosen
+        return scores
+
+    # What others ask
+
+    def explained(self, batch: Batch) -> Tensor:
+        """The mean logit of each image's largest class, over the places where it is predicted, [B]."""
+        logits = self.logits(batch["image"]).flatten(2)
+        best = logits.argmax(dim=1)  # [B, h w]
+        largest = torch.stack([row.bincount(minlength=logits.shape[1]).argmax() for row in best])
+        there = (best == largest[:, None]).float()
+        return (logits[torch.arange(len(logits)), largest] * there).sum(dim=1) / there.sum(dim=1)
+
+    @classmethod
+    def told(cls, scores: Mapping[str, Any]) -> dict[str, float]:
+        """With the IoU of each class under `iou NAME`."""
+        each = zip(scores.get("classes", ()), scores.get("iou", ()), strict=True)
+        return {**super().told(scores), **{f"iou {name}": value for name, value in each if value is not None}}
+
+    @classmethod
+    def report(cls, run: Any) -> list[Section]:
+        from vitrail.tasks.segment.report import sections
+
+        return sections(run, super().report(run))
+
+
+def check_queries(encoder: Encoder, blocks: int) -> None:
+    """Refuse an encoder whose last blocks cannot take queries beside the patches."""
+    if not isinstance(encoder, ViT):
+        raise UserError("the head queries passes through the blocks of a Vision Transformer: choose --head linear")
+    config = encoder.config
+    if blocks > config.depth:
+        raise UserError(f"head_blocks is {blocks}, but the encoder has {config.depth} blocks: choose fewer")
+    last = range(config.depth - blocks, config.depth)
+    if getattr(config, "window", 0) and not set(last) <= set(getattr(config, "global_blocks", ())):
+        raise UserError("queries need attention to the whole image in the last blocks, and the encoder's have windows")
+    if getattr(config, "relative", "none") != "none":
+        raise UserError("queries have no place in tables of relative positions, which this encoder has: choose another")
+
+
+def log_weights(train: ImageSet) -> Tensor:
+    """Weights [K] of the classes: 1 / ln(1.02 + share of the pixels), with a mean of 1 over pixels (arXiv 1606.02147).
+
+    The shares are those of at most a thousand masks, evenly spaced.
+    """
+    from vitrail.data.decode import BadImage
+
+    masks = Masks.of(train)
+    counts = torch.zeros(len(masks.classes), dtype=torch.int64)
+    for i in torch.linspace(0, len(masks) - 1, min(MASKS, len(masks))).round().long().tolist():
+        try:
+            indices = masks.read(i).indices.long().flatten()
+        except BadImage:
+            continue  # the loader reports it
+        valid = (indices >= 0) & (indices < len(counts))
+        counts += torch.bincount(indices[valid], minlength=len(counts))
+    share = counts / counts.sum().clamp(min=1)
+    weights = 1 / (1.02 + share).log()
+    return (weights / (weights * share).sum().clamp(min=math.ulp(1.0))).float()
