@@ -17,7 +17,7 @@ from documented import PAGES, ROOT
 
 from vitrail.data.decode import MAX_PIXELS
 from vitrail.recipes import RECIPES
-from vitrail.tasks import classify
+from vitrail.tasks.classify import task as classify
 from vitrail.tasks.task import Task
 
 FIRST = r"src|docs|tests|bench|results|\.ci"

@@ -28,8 +28,8 @@ from vitrail.recipes.finetune import FEW, FEW_PER_CLASS, NARROW, choose, finetun
 from vitrail.recipes.folder import folder
 from vitrail.report.compare import compare
 from vitrail.tasks.classify import Classes, Classification, Classify
+from vitrail.tasks.classify.knn import Neighbours
 from vitrail.tasks.encoder import encoder_of
-from vitrail.tasks.knn import Neighbours
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Features
 from vitrail.train import frozen, loop

@@ -25,6 +25,7 @@ from vitrail.variants import VariantConfig
 from vitrail.vit import ViT
 from vitrail.zoo import timm as source
 from vitrail.zoo.timm.arguments import encoder_config, table
+from vitrail.zoo.timm.closest import closest_architecture
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY: dict[str, Any] = {"embed_dim": 48, "num_heads": 3}
@@ -312,7 +313,7 @@ def test_written_folders_are_timms_and_come_back_bit_equal(config: VariantConfig
 def test_what_a_name_means_is_written_under_that_name(name: str) -> None:
     values = table()[name]
     config = encoder_config(values, tuple(values["images"]["input_size"][-2:]))
-    found, given = source.closest(config)
+    found, given = closest_architecture(config)
     assert given.keys() <= {"img_size", "init_values"}
     assert encoder_config(table()[found] | given, config.image_size) == config
 
