@@ -312,7 +312,7 @@ def make_what_came_before(words: list[str], capsys: pytest.CaptureFixture[str]) 
 
 
 def theirs(words: list[str]) -> None:
-    """What other programs are asked for is there."""
+    """The options of other programs exist."""
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), words
     elif words[0] == "pip":

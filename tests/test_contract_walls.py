@@ -66,12 +66,12 @@ def modules() -> Iterator[ModuleType]:
     names: set[str] = set()
     for task in TASKS:
         for kind in task_class(task).__mro__:
-            parts = kind.__module__.split(".")
-            if parts[:2] != ["vitrail", "tasks"] or kind.__module__ in SHARED:
+            path = kind.__module__.split(".")
+            if path[:2] != ["vitrail", "tasks"] or kind.__module__ in SHARED:
                 continue
             names.add(kind.__module__)
-            if len(parts) > 3:
-                package = import_module(".".join(parts[:3]))
+            if len(path) > 3:
+                package = import_module(".".join(path[:3]))
                 names |= {package.__name__, *(f"{package.__name__}.{m.name}" for m in iter_modules(package.__path__))}
     yield from map(import_module, sorted(names))
 
@@ -175,10 +175,10 @@ def faults(tree: ast.AST, allowed: Collection[str] = ()) -> Iterator[str]:
             yield from (f"{line}: reads {key}" for key in sorted(texts(node.slice) & keys))
         elif isinstance(node, ast.Call):
             name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
-            if name in ("hasattr", "getattr") and (asked := set().union(*map(texts, node.args[1:2])) & names):
-                yield f"{line}: asks for {', '.join(sorted(asked))}"
-            elif name in LOOKUPS and node.args and (asked := texts(node.args[0]) & keys):
-                yield f"{line}: reads {', '.join(sorted(asked))}"
+            if name in ("hasattr", "getattr") and (found := set().union(*map(texts, node.args[1:2])) & names):
+                yield f"{line}: asks for {', '.join(sorted(found))}"
+            elif name in LOOKUPS and node.args and (found := texts(node.args[0]) & keys):
+                yield f"{line}: reads {', '.join(sorted(found))}"
         elif isinstance(node, ast.Compare | ast.MatchValue):
             sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else [node.value]
             values = {c.value for side in sides for c in ast.walk(side) if isinstance(c, ast.Constant)}

@@ -88,10 +88,10 @@ def test_table_of_transfer_shows_the_parts_that_are_there(tmp_path: Path, monkey
     page = "<!-- table:transfer -->\n<!-- /table -->\n"
     assert tables.fresh(page).count("not measured") == 2
     (tmp_path / "results").mkdir()
-    part = {"settings": {"size": 48, "epochs": 9, "images": 0}, "weights_top1": 0.75, "scratch_top1": 0.5}
-    part |= {"pairs": 15, "gain": 0.25, "gain_standard_error": 0.021, "runs": []}
-    part["gain_corrected_standard_error"] = 0.046
-    found = {"command": "python bench/transfer.py", "machine": {"cores": 1}, "rows": {"hymenoptera": part}}
+    row = {"settings": {"size": 48, "epochs": 9, "images": 0}, "weights_top1": 0.75, "scratch_top1": 0.5}
+    row |= {"pairs": 15, "gain": 0.25, "gain_standard_error": 0.021, "runs": []}
+    row["gain_corrected_standard_error"] = 0.046
+    found = {"command": "python bench/transfer.py", "machine": {"cores": 1}, "rows": {"hymenoptera": row}}
     (tmp_path / "results" / "transfer.json").write_text(json.dumps(found))
     text = tables.fresh(page)
     assert "| ants and bees | 48 pixels, 9 epochs | from the bundled weights | 75.0% |" in text

@@ -1,4 +1,4 @@
-"""Every hook of the contract, by small tasks that are trained, scored, saved, loaded and asked as any other."""
+"""Every hook of the contract, by small tasks that are trained, scored, saved, loaded and used for predictions like any other."""
 
 from __future__ import annotations
 
@@ -131,8 +131,8 @@ def test_lower_resolution_is_refused_where_more_than_one_image_would_follow() ->
 def test_a_mask_of_another_size_is_named_also_where_the_task_prepares_images_itself() -> None:
     images = halves()
     masks = Masks([mask for _, mask in images[:3]] + [torch.zeros(5, 7, dtype=torch.uint8)], list("abcd"), ["x", "y"])
-    part = ImageSet("halves", list("abcd"), [image for image, _ in images[:4]], masks)
-    loader = evaluation_loader(toys.Dense(), part, CPU, max_bad=1.0)
+    four = ImageSet("halves", list("abcd"), [image for image, _ in images[:4]], masks)
+    loader = evaluation_loader(toys.Dense(), four, CPU, max_bad=1.0)
     assert sum(len(batch["truth"]) for batch in loader.evaluation()) == 3 and list(loader.bad) == [3]
 
 

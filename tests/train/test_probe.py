@@ -21,10 +21,10 @@ def test_features_are_what_enters_the_head_read_once_in_order() -> None:
     torch.nn.init.normal_(task.get_parameter("head.linear.weight"))
     test = open_data("digits").test
     assert test is not None
-    part = test.subset(range(300))
-    found = features(task, evaluation_loader(task, part, CPU), "fp32")
-    assert torch.equal(found.labels, part.labels) and found.vectors.shape == (300, 64)
-    images = torch.stack([task.preprocess(part.image(i)) for i in range(300)])
+    chosen = test.subset(range(300))
+    found = features(task, evaluation_loader(task, chosen, CPU), "fp32")
+    assert torch.equal(found.labels, chosen.labels) and found.vectors.shape == (300, 64)
+    images = torch.stack([task.preprocess(chosen.image(i)) for i in range(300)])
     with torch.no_grad():
         torch.testing.assert_close(task.get_submodule("head")(found.vectors), task(images), rtol=1e-4, atol=1e-5)
 

@@ -68,7 +68,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "vit_large_patch16_sapiens2": TINY | {"num_heads": 4, "num_kv_heads": [4, 2]},
     "vit_small_plus_patch16_dinov3_qkvb": TINY,
 }
-"""a name for each part that timm's architectures are made of"""
+"""a name for each component of timm's architectures"""
 
 
 # timm's own resizing of BEiT's tables warns.

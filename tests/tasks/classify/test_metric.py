@@ -24,8 +24,8 @@ def test_scores_equal_scikit_learns_and_a_repeated_sample_counts_once() -> None:
     logits, labels = torch.randn(count, classes), torch.randint(0, classes, (count,))
     labels[labels == 6] = 5  # a class without an image
     metric, other = task.metric(), task.metric()
-    for part in (slice(0, 20), slice(10, 32)):  # ten samples twice
-        metric.update({"label": labels[part], "sample": torch.arange(count)[part]}, logits[part])
+    for rows in (slice(0, 20), slice(10, 32)):  # ten samples twice
+        metric.update({"label": labels[rows], "sample": torch.arange(count)[rows]}, logits[rows])
     other.update({"label": labels[30:], "sample": torch.arange(count)[30:]}, logits[30:])
     metric.merge(other.state())
     scores = metric.compute()
