@@ -25,7 +25,7 @@ PROGRAMS = ("vitrail", "python", ".venv/bin/python", "make", "pip")
 
 @dataclass(frozen=True)
 class Command:
-    """A command as it is shown."""
+    """A command as shown."""
 
     text: str
     whole: bool

@@ -75,8 +75,8 @@ def test_table_shows_what_a_results_file_holds(tmp_path: Path, monkeypatch: pyte
     file = tmp_path / "results" / "digits.json"
     file.write_text(json.dumps({**found, "rows": {"mean_top1": 0.98125, "runs": runs}}))
     text = tables.fresh("a\n<!-- table:results -->\n| stale |\n<!-- /table -->\nb\n")
-    reached = "98.12% (97.00% to 99.25%), 3 seeds, 1.0 minutes on 2 cores, 1.5 to 2.0 minutes on one core"
-    assert f"| {reached} | `python bench/digits.py` |" in text
+    score = "98.12% (97.00% to 99.25%), 3 seeds, 1.0 minutes on 2 cores, 1.5 to 2.0 minutes on one core"
+    assert f"| {score} | `python bench/digits.py` |" in text
     assert "| not measured |" in text
     assert "stale" not in text
     assert tables.fresh(text) == text

@@ -6,6 +6,7 @@ A line that means something else by such a word is allowed by a phrase below, wh
 from __future__ import annotations
 
 import io
+import json
 import re
 import tokenize
 from pathlib import Path
@@ -13,11 +14,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TEXTS = sorted(
-    path
-    for pattern in ("src/**/*.py", "docs/*.md", "docs/*.py", "bench/*.py", "*.md", "src/**/*.md")
-    for path in ROOT.glob(pattern)
+PLACES = (
+    *("src/**/*.py", "src/**/*.md", "tests/**/*.py", "bench/**/*.py", "docs/*.py", "docs/*.md", "docs/*.ipynb", "*.md"),
+    *(
+        "*.cff",
+        "Makefile",
+        "pyproject.toml",
+        ".pre-commit-config.yaml",
+        ".ci/run",
+        ".github/**/*.md",
+        ".github/**/*.yml",
+    ),
 )
+TEXTS = sorted(path for place in PLACES for path in ROOT.glob(place) if path != Path(__file__))
 UNITS = (
     "image|class|caption|step|epoch|row|line|layer|head|channel|sample|file|word|block|pixel|patch|token|command|"
     "folder|split|set|box|key|run|recipe|architecture|model|task|batch|process|worker|device|query|position"
@@ -37,7 +46,7 @@ WORDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         (
             r"\bin part\b",
             r"\.parts\b",
-            r'"part"',
+            r'"part"',  # names of folders and columns in other people's data
         ),
     ),
     "chance": (r"chances?", "probability", ()),
@@ -48,6 +57,18 @@ WORDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "stands at": (r"stands? at", "is", ()),
     "as near as": (r"as near as", "rounded to", ()),
     "is said": (r"says? so once|(?:is|are) said", "warns once, logs", ()),
+    "reached": (r"reached", "the result, the score", (r"(?:not|cannot) be reached",)),  # a server
+    "asked": (r"asked", "requested, given; the goal; args of a command", ()),
+    "a line says so": (r"(?:a )?lines? says? so", "a message says so, vitrail warns", ()),
+    "as it is": (
+        r"as (?:it|they) (?:is|are|stands?)",
+        "unchanged, as shown, as stored",
+        (
+            r"as soon as it is",
+            r"[\"']as they are[\"']",  # a row of results/loading.json
+        ),
+    ),
+    "by itself": (r"by (?:itself|themselves)", "separately, alone, automatically", ()),
     "a X a Y": (
         rf"(?:an?|one) \w+ an? (?:{UNITS})",
         "per: one X per Y",
@@ -67,11 +88,19 @@ NAMES = {
 """identifiers that were replaced"""
 
 
+def lines_of(path: Path) -> list[str]:
+    """The lines of a file; of a notebook those of its cells, without outputs."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        text = "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
+    return text.splitlines()
+
+
 def lines_with(pattern: str, allowed: tuple[str, ...]) -> list[str]:
     """The lines with a match that lies in no allowed phrase, as `path:line: text`."""
     found = []
     for path in TEXTS:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(lines_of(path), 1):
             fine = [match.span() for phrase in allowed for match in re.finditer(phrase, line, re.IGNORECASE)]
             for match in re.finditer(rf"\b(?:{pattern})\b", line, re.IGNORECASE):
                 if not any(start <= match.start() and match.end() <= end for start, end in fine):
@@ -109,6 +138,6 @@ def lines_with_text(pattern: str) -> list[str]:
         f"{path.relative_to(ROOT)}: {line.strip()}"
         for path in TEXTS
         if path.name != "CHANGELOG.md"  # which says what was renamed
-        for line in path.read_text(encoding="utf-8").splitlines()
+        for line in lines_of(path)
         if re.search(pattern, line)
     ]

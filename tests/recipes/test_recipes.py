@@ -151,7 +151,7 @@ def test_recipe_runs_a_few_steps(name: str, images: Path, tmp_path: Path) -> Non
         args += ["--init", str(tmp_path / "start"), "--image-size", "48", "32"]
     elif run.init is not None:  # the package's weights say what the model is
         args += ["--image-size", "16", "16"]
-    elif isinstance(run.model, ViTConfig):  # the baselines are small as they stand
+    elif isinstance(run.model, ViTConfig):  # the baselines are small by default
         side = str(2 * run.model.patch)
         args += ["--width", "32", "--depth", "2", "--heads", "2", "--image-size", side, side]
         args += ["--early-size", str(run.model.patch)] if run.early_size else []

@@ -1,4 +1,4 @@
-"""Every hook of the contract, by small tasks that are trained, scored, saved, loaded and used for predictions like any other."""
+"""Every hook of the contract, by small tasks that are trained, scored, saved, loaded and used as any other."""
 
 from __future__ import annotations
 

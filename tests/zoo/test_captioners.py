@@ -1,4 +1,4 @@
-"""Captioners of the Hub as they are, against transformers' own words, and language models on their way in."""
+"""Pretrained captioners of the Hub, against transformers' own words, and language models on their way in."""
 
 from __future__ import annotations
 

@@ -392,7 +392,7 @@ def test_a_pre_training_head_is_refused(tmp_path: Path) -> None:
 def test_the_reference_of_a_written_folder_equals_the_model(tmp_path: Path) -> None:
     from vitrail.zoo.files import open_files
 
-    # The architecture has layer scales by itself, and the folder says that there are none.
+    # The architecture has layer scales by default, and the folder says that there are none.
     task = random(vitrail.create(VariantConfig(**BASE, arrangement="parallel"), classes=2))
     source.write(task, tmp_path / "m")
     answer = source.reference(open_files(tmp_path / "m"))

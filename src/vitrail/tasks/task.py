@@ -78,7 +78,7 @@ class Task(nn.Module):
     headless: ClassVar[bool] = False
     """an encoder and nothing after it, which the weights of any task hold (see `with_classes`)"""
     solved: ClassVar[tuple[str, ...]] = ()
-    """methods of fine-tuning that leave the encoder as it is and compute the rest from its features (see `solve`)"""
+    """methods of fine-tuning that leave the encoder unchanged and compute the rest from its features (see `solve`)"""
     free: ClassVar[tuple[str, ...]] = ()
     """settings that may change when training continues from weights of this task; the others are in the weights"""
     unused_when_frozen: ClassVar[tuple[str, ...]] = ()
@@ -212,7 +212,7 @@ class Task(nn.Module):
     def predict(self, images: Sequence[Image.Image | Tensor], batch_size: int = 32) -> list[Prediction]:
         """Answers for images: PIL images, or tensors [C, H, W] of uint8, uint16 or floats of 0 to 1 (or 0 to 255).
 
-        Each is prepared by itself, so that no more than a batch of prepared ones is held. An image that PIL has opened
+        One batch is prepared at a time, so that no more than a batch of prepared images is in memory. An image that PIL has opened
         and not loaded is read as `vitrail predict` reads the file, and stays unloaded. Leaves the task in eval mode.
         """
         starts = range(0, len(images), batch_size)
