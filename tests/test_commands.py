@@ -1,8 +1,8 @@
 """Every command that README, docs and the notebook show is run unchanged, with stand-ins for what it names.
 
 `--fast-dev-run` is added to what trains or scores. Commands of a page are run in order in one folder; those of a table
-in one of their own. A new command in the docs is found automatically: see `stand_ins.py` where it names data or models that
-are not there yet.
+in one of their own. A new command in the docs is found automatically: see `stand_ins.py` if it names data or models
+that are not there yet.
 """
 
 from __future__ import annotations

@@ -212,8 +212,9 @@ class Task(nn.Module):
     def predict(self, images: Sequence[Image.Image | Tensor], batch_size: int = 32) -> list[Prediction]:
         """Answers for images: PIL images, or tensors [C, H, W] of uint8, uint16 or floats of 0 to 1 (or 0 to 255).
 
-        One batch is prepared at a time, so that no more than a batch of prepared images is in memory. An image that PIL has opened
-        and not loaded is read as `vitrail predict` reads the file, and stays unloaded. Leaves the task in eval mode.
+        One batch is prepared at a time, so that no more than a batch of prepared images is in memory. An image that PIL
+        has opened and not loaded is read as `vitrail predict` reads the file, and stays unloaded. Leaves the task in
+        eval mode.
         """
         starts = range(0, len(images), batch_size)
         batches = ([self.prepare(image) for image in images[start : start + batch_size]] for start in starts)
