@@ -88,24 +88,28 @@ NAMES = {
 """identifiers that were replaced"""
 
 
-def lines_of(path: Path) -> list[str]:
-    """The lines of a file; of a notebook those of its cells, without outputs."""
+def text_of(path: Path) -> str:
+    """The text of a file; of a notebook that of its cells, without outputs."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".ipynb":
         text = "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
-    return text.splitlines()
+    return text
 
 
 def lines_with(pattern: str, allowed: tuple[str, ...]) -> list[str]:
-    """The lines with a match that lies in no allowed phrase, as `path:line: text`."""
+    """The lines where a match begins that lies in no allowed phrase, as `path:line: text`.
+
+    A space of a pattern also stands for the end of a line, with the mark of a comment on the next one.
+    """
+    pattern, *allowed = (phrase.replace(" ", r"[ \t]*(?:[ \t]|\n[ \t#>*]*)") for phrase in (pattern, *allowed))
     found = []
     for path in TEXTS:
-        for number, line in enumerate(lines_of(path), 1):
-            fine = [match.span() for phrase in allowed for match in re.finditer(phrase, line, re.IGNORECASE)]
-            for match in re.finditer(rf"\b(?:{pattern})\b", line, re.IGNORECASE):
-                if not any(start <= match.start() and match.end() <= end for start, end in fine):
-                    found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
-                    break
+        text = text_of(path)
+        fine = [match.span() for phrase in allowed for match in re.finditer(phrase, text, re.IGNORECASE)]
+        for match in re.finditer(rf"\b(?:{pattern})\b", text, re.IGNORECASE):
+            if not any(start <= match.start() and match.end() <= end for start, end in fine):
+                number = text.count("\n", 0, match.start())
+                found.append(f"{path.relative_to(ROOT)}:{number + 1}: {text.splitlines()[number].strip()}")
     return found
 
 
@@ -138,6 +142,28 @@ def lines_with_text(pattern: str) -> list[str]:
         f"{path.relative_to(ROOT)}: {line.strip()}"
         for path in TEXTS
         if path.name != "CHANGELOG.md"  # which says what was renamed
-        for line in lines_of(path)
+        for line in text_of(path).splitlines()
         if re.search(pattern, line)
     ]
+
+
+@pytest.mark.parametrize(
+    ("word", "text", "found"),
+    [
+        ("a line says so", "It is small. A line\n    # says so.", 1),
+        ("as it is", "leaves the file as\nit is", 1),
+        ("as it is", "written as soon as it is measured", 0),
+        ("asked", "What is asked for", 1),
+        ("part", "takes part in it, in part", 1),
+        ("a X a Y", "one folder a class", 1),
+    ],
+)
+def test_it_finds_what_it_looks_for(
+    word: str, text: str, found: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pattern, _, allowed = WORDS[word]
+    (tmp_path / "page.md").write_text(text)
+    (tmp_path / "book.ipynb").write_text(json.dumps({"cells": [{"source": text.splitlines(keepends=True)}]}))
+    monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
+    monkeypatch.setattr(f"{__name__}.TEXTS", [tmp_path / "page.md", tmp_path / "book.ipynb"])
+    assert len(lines_with(pattern, allowed)) == 2 * found

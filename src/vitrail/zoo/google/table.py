@@ -141,11 +141,11 @@ def _layer(weight: Weight, i: int) -> Weight:
     """One layer of parameters that are stacked in one array, as by `scan`."""
     make = weight.make
 
-    def take(*stacks: Tensor) -> Tensor:
+    def of_layer(*stacks: Tensor) -> Tensor:
         layers = [stack[i] for stack in stacks]
         return make(*layers) if make else layers[0]
 
-    return Weight(weight.names, take, f"{weight.change} and taken from a stacked array".removeprefix(" and "))
+    return Weight(weight.names, of_layer, f"{weight.change} and taken from a stacked array".removeprefix(" and "))
 
 
 def split(weight: Weight, value: Tensor, config: VariantConfig, name: str) -> list[Tensor]:
