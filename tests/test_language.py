@@ -101,12 +101,16 @@ def lines_with(pattern: str, allowed: tuple[str, ...]) -> list[str]:
 
     A space of a pattern also stands for the end of a line, with the mark of a comment on the next one.
     """
-    pattern, *allowed = (phrase.replace(" ", r"[ \t]*(?:[ \t]|\n[ \t#>*]*)") for phrase in (pattern, *allowed))
+
+    def spaced(phrase: str) -> str:
+        return phrase.replace(" ", r"[ \t]*(?:[ \t]|\n[ \t#>*]*)")
+
+    word = re.compile(rf"\b(?:{spaced(pattern)})\b", re.IGNORECASE)
     found = []
     for path in TEXTS:
         text = text_of(path)
-        fine = [match.span() for phrase in allowed for match in re.finditer(phrase, text, re.IGNORECASE)]
-        for match in re.finditer(rf"\b(?:{pattern})\b", text, re.IGNORECASE):
+        fine = [match.span() for phrase in allowed for match in re.finditer(spaced(phrase), text, re.IGNORECASE)]
+        for match in word.finditer(text):
             if not any(start <= match.start() and match.end() <= end for start, end in fine):
                 number = text.count("\n", 0, match.start())
                 found.append(f"{path.relative_to(ROOT)}:{number + 1}: {text.splitlines()[number].strip()}")

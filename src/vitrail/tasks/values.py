@@ -79,7 +79,7 @@ class Features(NamedTuple):
     vectors: Tensor
     """[N, D] float32, pooled"""
     labels: Tensor
-    """the target of each image, [N, ...]"""
+    """the class of each image, int64 [N]"""
 
 
 @dataclass(frozen=True)
