@@ -245,7 +245,7 @@ def test_out_must_be_a_folder(run: Path, tmp_path: Path, capsys: pytest.CaptureF
 
 @pytest.fixture
 def uneven(tmp_path: Path) -> Path:
-    """Two classes of 60 images, of which four are bad, one has the wrong ending, and one is a folder; a cut array."""
+    """Two classes of 60 images: four bad images, a wrong ending, a folder; and a truncated array."""
     root = tmp_path / "uneven"
     generator = np.random.default_rng(0)
     for name in ("ant", "bee"):
@@ -518,12 +518,12 @@ def test_a_test_part_that_is_bad_does_not_cost_the_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vitrail.data.memory.IN_MEMORY", 1000)  # what streams is not read before it is needed
-    for part, count in (("train", 16), ("test", 4)):
+    for split, count in (("train", 16), ("test", 4)):
         for name, colour in (("dark", 20), ("light", 200)):
-            (tmp_path / "data" / part / name).mkdir(parents=True)
+            (tmp_path / "data" / split / name).mkdir(parents=True)
             for i in range(count):
                 image = Image.new("RGB", (20 + i, 24), (colour + i,) * 3)
-                image.save(tmp_path / "data" / part / name / f"{i}.png")
+                image.save(tmp_path / "data" / split / name / f"{i}.png")
     (tmp_path / "data" / "test" / "dark" / "0.png").write_bytes(b"no image")
     Image.new("1", (1_000_000, 1)).save(tmp_path / "data" / "test" / "dark" / "1.png")
     small = ["--epochs", "1", "--batch-size", "8", "--image-size", "32", "32", "--stem", "4", "--device", "cpu", *TINY]

@@ -128,17 +128,17 @@ def test_a_stopped_run_keeps_its_max_steps(capsys: pytest.CaptureFixture[str], m
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vitrail.train.loop.stop_asked", lambda: _asked_from_the_start())
         patch.setattr("vitrail.train.loop.SAVE_EVERY", 0.0)
-        assert main(["train", "digits", "--out", "parts", *options]) == 130
-    printed(capsys, "train", "--resume", "parts", "--device", "cpu")
-    ends = [rows_of(name, "test")[0]["cross_entropy"] for name in ("whole", "parts")]
-    assert ends[0] == ends[1] and rows_of("parts", "done")[0]["step"] == 30
+        assert main(["train", "digits", "--out", "resumed", *options]) == 130
+    printed(capsys, "train", "--resume", "resumed", "--device", "cpu")
+    ends = [rows_of(name, "test")[0]["cross_entropy"] for name in ("whole", "resumed")]
+    assert ends[0] == ends[1] and rows_of("resumed", "done")[0]["step"] == 30
 
 
 def _asked_from_the_start() -> Any:
     from contextlib import nullcontext
     from types import SimpleNamespace
 
-    return nullcontext(SimpleNamespace(asked=True))
+    return nullcontext(SimpleNamespace(requested=True))
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "linear", "knn"])

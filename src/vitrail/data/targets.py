@@ -87,6 +87,12 @@ class Target(ABC):
         """The name of a stratum; empty if it has none."""
         return ""
 
+    def image_labels(self) -> Tensor:
+        """[N]: the class of each image, which classifiers of frozen features learn. UserError if there is none."""
+        raise UserError(
+            f"classifiers of features learn one class per image, and {self.noun} have none: give labelled data"
+        )
+
     def truth(self, i: int) -> dict[str, Any]:
         """The ground truth of sample i, as plain data for a report."""
         return {}
@@ -183,6 +189,9 @@ class Labels(Target):
 
     def stratum(self, number: int) -> str:
         return self.classes[number]
+
+    def image_labels(self) -> Tensor:
+        return self.labels
 
     def truth(self, i: int) -> dict[str, Any]:
         return {"label": self.classes[int(self.labels[i])]}

@@ -7,6 +7,7 @@ A task is a module with an encoder, a loss, an answer and a score. `vitrail.task
 from __future__ import annotations
 
 import json
+import logging
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -35,8 +36,8 @@ from vitrail.tasks.values import (
     Metric,
     NoOptions,
     Piece,
+    Portable,
     Prediction,
-    Problem,
     Score,
     Section,
     Settings,
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from vitrail.data.loader import Loader
     from vitrail.data.prepare import Draw, Prepare, Sample, View
     from vitrail.data.sets import ImageSet, Splits
+
+log = logging.getLogger("vitrail")
 
 FORMAT = 1
 """of a checkpoint's `config.json`"""
@@ -78,10 +81,8 @@ class Task(nn.Module):
     """what the metric is updated with: what `forward` gives for a batch, or what `answer` does"""
     headless: ClassVar[bool] = False
     """an encoder and nothing after it, which the weights of any task hold (see `with_classes`)"""
-    portable: bool = False
-    """other libraries' checkpoints have a place for it: an encoder, alone or with a head"""
     solved: ClassVar[tuple[str, ...]] = ()
-    """methods of fine-tuning that leave the encoder as it is and compute the rest from its features (see `solve`)"""
+    """methods of fine-tuning that leave the encoder unchanged and compute the rest from its features (see `solve`)"""
     free: ClassVar[tuple[str, ...]] = ()
     """settings that may change when training continues from weights of this task; the others are in the weights"""
     unused_when_frozen: ClassVar[tuple[str, ...]] = ()
@@ -90,10 +91,6 @@ class Task(nn.Module):
     preprocess: Preprocess
     classes: Sequence[str]
     """names of the classes; empty for a task without"""
-    hidden: int | None = None
-    """width of the tanh layer of the paper's pre-training head, where a head has one"""
-    problem: Problem | None = None
-    """what the outputs mean, where a head has outputs that need to be told apart"""
     encoder: Any
     """an `Encoder`, or another module that takes images to `Tokens`"""
     option: Any
@@ -125,8 +122,21 @@ class Task(nn.Module):
 
     @classmethod
     def adopt(cls, settings: Any, loaded: Task, splits: Splits, preprocess: Preprocess) -> Self:
-        """The task that starts from the weights of another one: its encoder, and of its own kind what fits."""
-        return cls.create(settings, loaded.encoder, splits, preprocess)
+        """The task that starts from the weights of another one: its encoder, and of its own kind what fits.
+
+        Of its own kind with the same classes, that is every weight with the name and shape of one of the new task's.
+        """
+        task = cls.create(settings, loaded.encoder, splits, preprocess)
+        if type(loaded) is cls and list(loaded.classes) == list(task.classes):
+            own, given = task.state_dict(), loaded.state_dict()
+            fitting = {name: given[name] for name in own if name in given and given[name].shape == own[name].shape}
+            task.load_state_dict(fitting, strict=False)
+            if fresh := sorted(own.keys() - fitting.keys()):
+                log.warning(
+                    f"{fresh[0]}{f' and {len(fresh) - 1} more' if len(fresh) > 1 else ''} start with new values: "
+                    "the weights to start from have none of that shape"
+                )
+        return task
 
     @classmethod
     def check(cls, settings: Any, method: str) -> None:
@@ -218,8 +228,9 @@ class Task(nn.Module):
     def predict(self, images: Sequence[Image.Image | Tensor], batch_size: int = 32) -> list[Prediction]:
         """Answers for images: PIL images, or tensors [C, H, W] of uint8, uint16 or floats of 0 to 1 (or 0 to 255).
 
-        Each is prepared by itself, so that no more than a batch of prepared ones is held. An image that PIL has opened
-        and not loaded is read as `vitrail predict` reads the file, and stays unloaded. Leaves the task in eval mode.
+        One batch is prepared at a time, so that no more than a batch of prepared images is in memory. An image that PIL
+        has opened and not loaded is read as `vitrail predict` reads the file, and stays unloaded. Leaves the task in
+        eval mode.
         """
         starts = range(0, len(images), batch_size)
         batches = ([self.prepare(image) for image in images[start : start + batch_size]] for start in starts)
@@ -307,12 +318,26 @@ class Task(nn.Module):
         """
         raise NotImplementedError
 
+    def probe(self, train: Features, val: Features, scored: Features, classes: int) -> dict[str, float]:
+        """Scores of frozen features: of classifiers that learn from `train` and whose settings are chosen on `val`.
+
+        For tasks without a metric, in `evaluate`, and for `vitrail eval --probe`.
+        """
+        from vitrail.tasks.classify.probe import probe
+
+        return probe(train, val, scored, classes)
+
     # What others ask
 
     @property
     def outputs(self) -> list[str]:
         """The names of what `forward` gives, [B, K], where that is a number per name."""
         return []
+
+    @property
+    def portable(self) -> Portable | None:
+        """What other libraries' checkpoints store of it: an encoder, alone or with a head. None if they cannot."""
+        return None
 
     def components(self) -> dict[str, nn.Module]:
         """The modules that export writes; `answer` calls only these."""

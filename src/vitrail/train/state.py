@@ -130,7 +130,7 @@ class RunFolder:
         except FileNotFoundError:
             return  # a run of an earlier version
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"{self._data} is damaged: remove it to resume with the data as it is") from None
+            raise UserError(f"{self._data} is damaged: remove it to resume with the present data") from None
         if changed is not None:
             raise UserError(f"{name} has changed since the run started: {changed}; restore it, or start a new run")
 

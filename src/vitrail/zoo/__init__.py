@@ -101,7 +101,7 @@ def load(
     if verify:
         log.warning(certificate.as_text())
     if task not in (None, model.name):
-        head = "; classes=N gives it a new head for N classes" * model.portable
+        head = "; classes=N gives it a new head for N classes" * (model.portable is not None)
         raise UserError(f"{source} has the task {model.name} and cannot be loaded as {task}{head}")
     return model.to(device=device, dtype=dtype).eval()
 
@@ -172,7 +172,7 @@ def convert(
     if out.exists() and not _may_be_replaced(out):
         raise UserError(f"{out} exists and is not a checkpoint: choose another path to write to")
     task, certificate = load_certified(source, revision=revision, verify=verify)
-    if to != "vitrail" and not task.portable:
+    if to != "vitrail" and task.portable is None:
         raise UserError(
             f"{to} cannot store this model of the task {task.name!r}: its checkpoints hold encoders, "
             "alone or with a linear head"
