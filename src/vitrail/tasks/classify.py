@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("vitrail")
 
 TOP = 5
-"""number of guesses in the score `top5`"""
+"""number of guesses in the score `top5`, and of classes in an answer"""
+SHOWN = 3
+"""number of classes in the text of an answer"""
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,11 @@ class Classification(Settings):
 class Answering:
     """Prediction options of a classifier."""
 
-    top: int = 5
-    """number of classes to list per image, most probable first"""
+    top: int | None = None
+    """number of classes to list per image, most probable first; None: 5 in tables and JSON, 3 as text"""
 
     def __post_init__(self) -> None:
-        if self.top < 1:
+        if self.top is not None and self.top < 1:
             raise UserError(f"top must be at least 1, got {self.top}")
 
 
@@ -81,12 +83,14 @@ class Classes(Prediction):
 
     labels: list[dict[str, Any]]
     """`{"label": name, "score": probability}`, best first"""
+    shown: int = field(default=SHOWN, repr=False, compare=False)
+    """number of labels in the text"""
 
     def row(self) -> dict[str, Any]:
         return {"labels": self.labels}
 
     def text(self) -> str:
-        return ", ".join(f"{label['label']} {label['score']:.1%}" for label in self.labels[:3])
+        return ", ".join(f"{label['label']} {label['score']:.1%}" for label in self.labels[: self.shown])
 
     def draw(self, image: Image.Image) -> Image.Image:
         """The image with one bar per class below it."""
@@ -233,10 +237,10 @@ class Classify(Headed):
 
     def answer(self, batch: Batch) -> list[Prediction]:
         """The most probable classes of each image, best first."""
-        top = min(self.option.top, len(self.classes))
+        top, shown = min(self.option.top or TOP, len(self.classes)), self.option.top or SHOWN
         scores, numbers = self.probabilities(finite(self(batch["image"]))).topk(top, dim=1)
         return [
-            Classes([{"label": self.classes[k], "score": p} for p, k in zip(ps, ks, strict=True)])
+            Classes([{"label": self.classes[k], "score": p} for p, k in zip(ps, ks, strict=True)], shown)
             for ps, ks in zip(scores.tolist(), numbers.tolist(), strict=True)
         ]
 
