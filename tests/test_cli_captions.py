@@ -222,7 +222,7 @@ def test_wrong_options(data: Path, run: Path, capsys: pytest.CaptureFixture[str]
         capsys, "predict", one, "--model", run, "--top-p", "0.5"
     )
     assert "--sampling-seed applies to sampling" in refused(capsys, "eval", run, "--data", data, "--sampling-seed", "1")
-    assert "beam and max_length must be at least 1" in refused(capsys, "predict", one, "--model", run, "--beam", "0")
+    assert "--beam must be from 1 to 10,000, got 0" in refused(capsys, "predict", one, "--model", run, "--beam", "0")
     line = refused(capsys, "predict", one, "--model", "classify", "--beam", "2")
     assert "--beam is" in line and "this model's task" in line and "classify" in line
     control = ("--data", data, "--shuffle-images")

@@ -228,7 +228,9 @@ class Figures(Output):
     """One figure per image, as a PNG file in a folder. Unreadable files have none."""
 
     def __init__(self, folder: Path, given: Sequence[str | Path], images: Sequence[Path]) -> None:
-        refuse_file_name(folder, f"choose {', '.join(TABLES)} for a table, or a folder without an ending for figures")
+        refuse_file_name(
+            folder, "choose .jsonl, .csv or .parquet for a table, or a folder without an ending for figures"
+        )
         if any(os.path.realpath(folder) == os.path.realpath(path) for path in given):
             raise UserError(f"{folder} holds the input images: choose another folder for --out")
         self.folder, self.count = folder, 0

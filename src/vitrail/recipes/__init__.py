@@ -124,7 +124,7 @@ def from_weights(run: Run, init: str, config: EncoderConfig) -> Run:
 
 
 def replaced_by(init: str, own: EncoderConfig, new: EncoderConfig, changes: Container[str]) -> str | None:
-    """One line on what the weights `init` replace of a recipe's `own` model, but for explicit `changes`; None: nothing."""
+    """One line on what the weights `init` replace of a recipe's `own` model, but for `changes`; None: nothing."""
     if not isinstance(new, ViTConfig if isinstance(own, ViTConfig) else type(own)):
         kind = next(kind for kind in IN_WORDS if isinstance(new, kind))
         return f"the weights of {init} replace the recipe's model by {IN_WORDS[kind]}"
