@@ -242,11 +242,11 @@ def test_wrong_options(data: Path, run: Path, capsys: pytest.CaptureFixture[str]
         capsys, "eval", "caption", "--human", "--data", data, "--length-penalty", "1"
     )
     for wrong in (["--length-penalty", "nan"], ["--length-penalty", "500"], ["--sample", "--temperature", "nan"]):
-        assert "length_penalty must be at most 10" in refused(capsys, "predict", one, "--model", run, *wrong)
+        assert f"{wrong[-2]} must be from 0" in refused(capsys, "predict", one, "--model", run, *wrong)
     assert "arguments are required: source" in refused(capsys, "eval", "--human", "--data", data)
     assert "the data has no test" in refused(capsys, "eval", run, "--data", data, "--split", "test")
     printed(capsys, "predict", one, "--model", run, "--max-length", "500")
-    assert "this model writes at most 12 words" in caplog.text
+    assert "this model writes at most 12 tokens per caption: --max-length is 12" in caplog.text
 
 
 def test_predict_prints_the_caption_and_errors_row_by_row(

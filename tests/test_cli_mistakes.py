@@ -81,8 +81,8 @@ def test_whose_flag_it_is(args: str, line: str, image: str, capsys: pytest.Captu
         ("train digits --flip=yes", "--flip takes no value, got 'yes': write --flip or --no-flip"),
         (
             "train digits --pool avrage",
-            "--pool cannot be 'avrage': did you mean average? The choices are token, average, max, average_max, attention, "
-            "distilled, token_average",
+            "--pool cannot be 'avrage': did you mean average? The choices are token, average, max, average_max, "
+            "attention, distilled, token_average",
         ),
         ("train digits --batch_size 0", "--batch_size must be at least 1, got 0"),
         ("train digits --policy-count -1", "--policy-count must not be negative, got -1"),

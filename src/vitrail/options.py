@@ -239,7 +239,7 @@ def _parsed(
     Values are checked by type only; the dataclass checks whether they fit together.
     """
     values: dict[str, Any] = {}
-    words = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--") else [arg])]
+    words = [word for arg in args for word in (arg.split("=", 1) if arg.startswith("--") else [arg])]
     while words:
         option = words.pop(0)
         name, negated = _named(option, known)

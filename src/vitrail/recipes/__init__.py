@@ -131,8 +131,8 @@ def replaced_by(init: str, own: EncoderConfig, new: EncoderConfig, changes: Cont
     names = [name for name in changed_fields(own, new) if name not in changes]
     old, new = (as_variant(config) if isinstance(config, ViTConfig) else config for config in (own, new))
     values = {name: (_shown(getattr(new, name)), _shown(getattr(old, name))) for name in names}
-    parts = [f"{name.replace('_', ' ')} {now} (not {before})" for name, (now, before) in values.items()]
-    return f"the weights of {init} fix the model: {', '.join(parts)}" if parts else None
+    listed = [f"{name.replace('_', ' ')} {now} (not {before})" for name, (now, before) in values.items()]
+    return f"the weights of {init} fix the model: {', '.join(listed)}" if listed else None
 
 
 def _shown(value: Any) -> str:
