@@ -134,7 +134,9 @@ def check_train(said: Said) -> None:
         assert row["split"] in ("test", "val") and row["fast_dev_run"]
     else:
         score = r"\d+\.\d\d %|\d+\.\d{3}|none"
-        assert re.fullmatch(rf"(test|val) \w+ ({score}) in \d+ s \(fast dev run\)\n", said.out), said.out
+        first, last = said.out.splitlines()
+        assert re.fullmatch(rf"(test|val) \w+ ({score}) in \d+ s \(fast dev run\)", first), said.out
+        assert f"best weights: {said.made[0]}/best, report: {said.made[0]}/report.html" == last
     [folder] = said.made
     recipe = json.loads((folder / "recipe.json").read_text())
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -145,8 +145,8 @@ def test_rows_are_read_from_the_top_down() -> None:
     [
         ({"cell": "elman"}, "no cell 'elman'"),
         ({"depth": 0}, "at least one layer, got depth 0"),
-        ({"width": 0}, "width, channels and image_size must be at least 1"),
-        ({"image_size": (8, 0)}, "width, channels and image_size must be at least 1"),
+        ({"width": 0}, "width must be at least 1, got 0"),
+        ({"image_size": (8, 0)}, r"image_size must be at least 1, got \(8, 0\)"),
         ({"dropout": 1.5}, "dropout must be at least 0 and below 1, got 1.5"),
     ],
 )

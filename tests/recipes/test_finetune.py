@@ -325,7 +325,7 @@ def test_a_fresh_head_starts_low_for_the_sigmoid_loss_and_a_learned_one_stays(
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--crop-fraction", "3"], "crop_fraction must be above 0 and at most 1"),
+        (["--crop-fraction", "3"], "--crop-fraction must be above 0 and at most 1"),
         (["--width", "32"], "--width is fixed by the weights of"),
         (["--registers", "2"], "--registers is fixed by the weights of"),
         (["--attention-init", "mimetic"], "--attention-init is fixed by the weights of"),

@@ -230,12 +230,16 @@ def test_a_place_that_holds_something_else_is_left_alone(tmp_path: Path) -> None
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     for to in ("vitrail", "hf", "timm"):
-        with pytest.raises(UserError, match="exists and is not a checkpoint"):
+        with pytest.raises(UserError, match="exists and is not empty: choose another name"):
             convert(tmp_path / "own", tmp_path / "mine", to)
     (tmp_path / "note.txt").write_text("dear")
     for to in ("vitrail", "hf", "timm", "google"):
-        with pytest.raises(UserError, match="exists and is not a checkpoint"):
+        with pytest.raises(UserError, match="note.txt exists: choose another name"):
             convert(tmp_path / "own", tmp_path / "note.txt", to)
+    before = (tmp_path / "own" / "config.json").read_bytes()
+    with pytest.raises(UserError, match="own exists and is not empty: choose another name"):
+        convert(tmp_path / "own", tmp_path / "own")  # not even a checkpoint is overwritten
+    assert (tmp_path / "own" / "config.json").read_bytes() == before
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
 
 

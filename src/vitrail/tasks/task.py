@@ -309,14 +309,14 @@ class Task(nn.Module):
 
     def prepare_to_solve(self, method: str, images: int) -> None:
         """Make ready for a method of `solved` on so many training images. UserError where the model cannot."""
-        raise UserError(f"method {method} is not for the task {self.name}: choose frozen, full, lora or last-blocks")
+        raise _not_solved(self, method)
 
     def solve(self, method: str, train: Features, val: Callable[[], Features]) -> list[dict[str, float]]:
         """Compute what follows the frozen encoder. Returns a row per setting tried, which is logged.
 
         The row that was chosen also has the scores of the training split, under names that begin with `train_`.
         """
-        raise NotImplementedError
+        raise _not_solved(self, method)
 
     def probe(self, train: Features, val: Features, scored: Features, classes: int) -> dict[str, float]:
         """Scores of frozen features: of classifiers that learn from `train` and whose settings are chosen on `val`.
@@ -415,6 +415,10 @@ def finite(outputs: Tensor) -> Tensor:
     if not outputs.isfinite().all():
         raise UserError("the model's outputs are not finite: its weights are damaged, or overflow in this precision")
     return outputs
+
+
+def _not_solved(task: Task, method: str) -> UserError:
+    return UserError(f"method {method} is not for the task {task.name}: choose frozen, full, lora or last-blocks")
 
 
 def numbered_by_pixels(image: Tensor) -> int:

@@ -15,8 +15,8 @@ from vitrail.train.device import autocast
 
 @torch.no_grad()
 def features(task: Task, loader: Loader, precision: Literal["auto", "bf16", "fp32"] = "auto") -> Features:
-    """The features of a split, kept on the task's device. UserError if its images have no label each."""
-    labels = loader.set.target.image_labels()
+    """The features of a split, kept on the task's device. UserError if its target has no row per image."""
+    labels = loader.target.per_image()
     task.eval()
     vectors, samples = [], []
     for batch in loader.evaluation():

@@ -43,7 +43,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.best, self.last = path / "best", path / "last"
-        self.metrics = path / "metrics.jsonl"
+        self.metrics, self.report = path / "metrics.jsonl", path / "report.html"
         self._state = path / "state" / "state.pt"
         self._data = path / "data.json"
         self._scores = path / "scores.json"
@@ -138,7 +138,7 @@ class RunFolder:
     def scores(self) -> dict[str, Any] | None:
         """The scores that the finished run printed; None if it is not finished."""
         # The report is the last file that a run writes.
-        there = self._scores.is_file() and (self.path / "report.html").is_file()
+        there = self._scores.is_file() and self.report.is_file()
         if not there or all(row["kind"] != "done" for row in self.rows()):
             return None
         try:

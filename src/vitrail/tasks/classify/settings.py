@@ -41,9 +41,9 @@ class Classification(Settings):
 class Answering:
     """Prediction options of a classifier."""
 
-    top: int = 5
-    """number of classes to list per image, most probable first"""
+    top: int | None = None
+    """number of classes to list per image, most probable first; None: 5 in tables and JSON, 3 as text"""
 
     def __post_init__(self) -> None:
-        if self.top < 1:
+        if self.top is not None and self.top < 1:
             raise UserError(f"top must be at least 1, got {self.top}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("vitrail")
 
+SHOWN = 3
+"""number of classes in the text of an answer"""
+
 
 @dataclass(frozen=True)
 class Classes(Prediction):
@@ -39,12 +42,14 @@ class Classes(Prediction):
 
     labels: list[dict[str, Any]]
     """`{"label": name, "score": probability}`, best first"""
+    shown: int = field(default=SHOWN, repr=False, compare=False)
+    """number of labels in the text"""
 
     def row(self) -> dict[str, Any]:
         return {"labels": self.labels}
 
     def text(self) -> str:
-        return ", ".join(f"{label['label']} {label['score']:.1%}" for label in self.labels[:3])
+        return ", ".join(f"{label['label']} {label['score']:.1%}" for label in self.labels[: self.shown])
 
     def draw(self, image: Image.Image) -> Image.Image:
         """The image with one bar per class below it."""
@@ -191,10 +196,10 @@ class Classify(Headed):
 
     def answer(self, batch: Batch) -> list[Prediction]:
         """The most probable classes of each image, best first."""
-        top = min(self.option.top, len(self.classes))
+        top, shown = min(self.option.top or TOP, len(self.classes)), self.option.top or SHOWN
         scores, numbers = self.probabilities(finite(self(batch["image"]))).topk(top, dim=1)
         return [
-            Classes([{"label": self.classes[k], "score": p} for p, k in zip(ps, ks, strict=True)])
+            Classes([{"label": self.classes[k], "score": p} for p, k in zip(ps, ks, strict=True)], shown)
             for ps, ks in zip(scores.tolist(), numbers.tolist(), strict=True)
         ]
 
