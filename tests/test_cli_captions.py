@@ -22,10 +22,10 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import split_val
 from vitrail.data.targets import Texts
 from vitrail.data.text import Tokenizer
+from vitrail.tasks.answers import numbered_by_pixels
 from vitrail.tasks.caption import Caption, Captioning, Decoding, numbered
 from vitrail.tasks.caption.scores import caption_scores, human_ceiling
 from vitrail.tasks.encoder import encoder_for
-from vitrail.tasks.task import numbered_by_pixels
 from vitrail.tasks.values import Batch
 from vitrail.train.build import VAL_FRACTION
 from vitrail.vit import ViTConfig

@@ -36,7 +36,8 @@ from vitrail.explain.figures import (
 from vitrail.explain.filters import patch_filters
 from vitrail.explain.positions import position_similarity
 from vitrail.files import printable, refuse_existing, refuse_file_name, write_whole
-from vitrail.tasks.task import Task, numbered_by_pixels
+from vitrail.tasks.answers import numbered_by_pixels
+from vitrail.tasks.task import Task
 from vitrail.tasks.values import Piece
 from vitrail.vit import PatchEmbedding
 

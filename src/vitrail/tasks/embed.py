@@ -11,8 +11,9 @@ from torch import Tensor
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError
 from vitrail.plain import describe, described
+from vitrail.tasks.answers import finite
 from vitrail.tasks.encoder import KINDS, Encoder, encoder_for, one_vector
-from vitrail.tasks.task import Task, finite
+from vitrail.tasks.task import Task
 from vitrail.tasks.values import Batch, Checkpoint, Metric, Portable, Prediction
 from vitrail.vit import Tokens
 

@@ -6,9 +6,7 @@ A task is a module with an encoder, a loss, an answer and a score. `vitrail.task
 
 from __future__ import annotations
 
-import json
 import logging
-import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -18,7 +16,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from PIL import Image
-from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from vitrail.data.affine import Affine
@@ -26,9 +23,10 @@ from vitrail.data.preprocess import AnyImage, Preprocess
 from vitrail.data.random import uniform_by_key
 from vitrail.data.targets import Labels, Target
 from vitrail.errors import UserError
-from vitrail.files import whole_folder, write_whole
 from vitrail.html import example
 from vitrail.ops import stochastic_depth
+from vitrail.tasks.answers import numbered_by_pixels
+from vitrail.tasks.checkpoint import write
 from vitrail.tasks.values import (
     Batch,
     Checkpoint,
@@ -52,8 +50,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("vitrail")
 
-FORMAT = 1
-"""of a checkpoint's `config.json`"""
 ANSWERED = 32
 """images of the preprocessing's size, or as many pixels, that are answered at once"""
 DROP_PATH = 0
@@ -385,22 +381,7 @@ class Task(nn.Module):
 
         `weights` are written in place of the task's own, where given.
         """
-        path = Path(path)
-        if path.exists() and not (path / "config.json").exists():
-            raise UserError(f"{path} exists and is not a checkpoint: choose another path to save to")
-        config = {
-            "vitrail": FORMAT,
-            "task": self.name,
-            "classes": self.classes,
-            "preprocess": self.preprocess.as_dict(),
-            **self.config(),
-        }
-        tensors = {name: value.detach().contiguous().cpu() for name, value in (weights or self.state_dict()).items()}
-        with whole_folder(path) as folder:
-            write_whole(folder / "model.safetensors", to_safetensors(tensors, metadata={"format": "pt"}))
-            for name, text in self.files().items():
-                write_whole(folder / name, text)
-            write_whole(folder / "config.json", json.dumps(config, indent=2) + "\n")
+        write(self, Path(path), self.state_dict() if weights is None else weights)
 
     def train(self, mode: bool = True) -> Self:
         """As any module's, but for the frozen modules."""
@@ -410,17 +391,5 @@ class Task(nn.Module):
         return self
 
 
-def finite(outputs: Tensor) -> Tensor:
-    """The outputs of a model, where they are numbers. Raises UserError elsewhere: no answer can be read from them."""
-    if not outputs.isfinite().all():
-        raise UserError("the model's outputs are not finite: its weights are damaged, or overflow in this precision")
-    return outputs
-
-
 def _not_solved(task: Task, method: str) -> UserError:
     return UserError(f"method {method} is not for the task {task.name}: choose frozen, full, lora or last-blocks")
-
-
-def numbered_by_pixels(image: Tensor) -> int:
-    """A sample number for a prepared image that has none: what is drawn for it depends on its pixels alone."""
-    return zlib.crc32(image.cpu().numpy().tobytes())

@@ -16,13 +16,14 @@ from torch import Tensor
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError
 from vitrail.plain import described
+from vitrail.tasks.answers import finite
 from vitrail.tasks.classify.knn import Neighbours
 from vitrail.tasks.classify.linear_probe import linear_probe, scores_of
 from vitrail.tasks.classify.metric import TOP, ClassifyMetric
 from vitrail.tasks.classify.settings import Answering, Classification
 from vitrail.tasks.encoder import KINDS, Encoder, encoder_for, pooled_width
 from vitrail.tasks.headed import Headed
-from vitrail.tasks.task import Task, finite
+from vitrail.tasks.task import Task
 from vitrail.tasks.values import Batch, Checkpoint, Features, Portable, Prediction, Problem, Score, Section
 from vitrail.variants import DistilledHead
 from vitrail.vit import Head
