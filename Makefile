@@ -74,7 +74,7 @@ $(VENV)/installed-dev: pyproject.toml .ci/locked.txt | $(BIN)/pip
 	$(BIN)/pip install -c .ci/locked.txt -e '.[all,dev]'
 	@touch $(VENV)/installed $@
 
-# What is newest changes from day to day, so that these are asked for each time.
+# What is newest changes from day to day, so these are resolved each time.
 .PHONY: .venv-latest/installed
 .venv-latest/installed: | .venv-latest/bin/pip
 	.venv-latest/bin/pip install --upgrade --upgrade-strategy eager -e '.[all,dev]'

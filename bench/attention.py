@@ -41,13 +41,13 @@ def parser() -> Parser:
 
 
 def main() -> None:
-    asked = parser().parse_args()
+    args = parser().parse_args()
     torch.manual_seed(0)
     rows: Row = {"threads": torch.get_num_threads()}
     for dtype in (torch.bfloat16, torch.float32):
-        found = {name: measured(shape, dtype, asked.rounds) for name, shape in asked.shapes.items()}
+        found = {name: measured(shape, dtype, args.rounds) for name, shape in args.shapes.items()}
         rows[str(dtype).removeprefix("torch.")] = found
-    record("attention", rows, asked.results)
+    record("attention", rows, args.results)
 
 
 def measured(shape: tuple[int, int, int, int], dtype: torch.dtype, rounds: int) -> dict[str, float]:

@@ -39,14 +39,14 @@ def parser() -> Parser:
 
 
 def main() -> None:
-    asked = parser().parse_args()
+    args = parser().parse_args()
     with tempfile.TemporaryDirectory() as place:
-        if asked.name == "caption":
-            rows = caption(asked.data or str(tiny_captions(Path(place), 2)), asked.ways, asked.environment)
+        if args.name == "caption":
+            rows = caption(args.data or str(tiny_captions(Path(place), 2)), args.ways, args.environment)
         else:
-            rows = scores("classify", "classify", "--data", asked.data or str(tiny_cifar10(Path(place))))
+            rows = scores("classify", "classify", "--data", args.data or str(tiny_cifar10(Path(place))))
     print(rows)
-    record(asked.name, rows, asked.results)
+    record(args.name, rows, args.results)
 
 
 def caption(data: str, ways: list[str], environment: dict[str, str]) -> Row:

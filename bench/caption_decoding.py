@@ -54,31 +54,31 @@ def parser() -> Parser:
 
 @torch.inference_mode()
 def main() -> int:
-    asked = parser().parse_args()
+    args = parser().parse_args()
     torch.manual_seed(0)
-    task = vitrail.load(asked.model) if asked.model else fresh(asked.tiny)
+    task = vitrail.load(args.model) if args.model else fresh(args.tiny)
     assert isinstance(task, Caption)
-    images = images_of(asked.data, asked.images, task)
+    images = images_of(args.data, args.images, task)
     rows: Row = {
-        "threads": asked.threads,
+        "threads": args.threads,
         "parameters": sum(p.numel() for p in task.parameters()),
         "vocabulary": task.tokenizer.size,
         "images": len(images),
-        "trained": asked.model is not None,
+        "trained": args.model is not None,
     }
     decoder = endless(task, task.tokenizer.size)
-    for threads in asked.threads:
+    for threads in args.threads:
         torch.set_num_threads(threads)
-        for batch in asked.batches:
+        for batch in args.batches:
             memory = task.memory(torch.stack([task.preprocess(image) for image in images[:batch]]))
-            for words in asked.lengths:
+            for words in args.lengths:
                 name = f"batch {batch}, {words} words, {threads} threads"
-                rows[name] = speeds(decoder, memory, words, asked.rounds)
+                rows[name] = speeds(decoder, memory, words, args.rounds)
                 print(name, rows[name], flush=True)
     rows["agreement"] = agree(task, images)
     rows["latency"] = latency(task, images[:50])
     print(rows["agreement"], rows["latency"], flush=True)
-    record("caption-decoding", rows, asked.results)
+    record("caption-decoding", rows, args.results)
     return int(any(row["other"] for row in rows.values() if isinstance(row, dict) and "other" in row))
 
 

@@ -44,18 +44,18 @@ def parser() -> Parser:
 
 
 def main() -> None:
-    asked = parser().parse_args()
-    train = " ".join(["vitrail train folder", *asked.train])
-    before: Row = {} if asked.tiny else recorded("folder", asked.results)
+    args = parser().parse_args()
+    train = " ".join(["vitrail train folder", *args.train])
+    before: Row = {} if args.tiny else recorded("folder", args.results)
     runs = {run["seed"]: run for run in before.get("runs", []) if before["train"] == train}
-    for seed in asked.seeds:
+    for seed in args.seeds:
         if seed not in runs:
-            runs[seed] = one(asked.data, seed, [*asked.words, *asked.train], asked.share)
+            runs[seed] = one(args.data, seed, [*args.words, *args.train], args.share)
             print(runs[seed], flush=True)
         done = [runs[s] for s in sorted(runs)]
         means = {f"{kind} mean top-1": statistics.mean(run[kind]["top1"] for run in done) for kind in KINDS}
         slowest = {f"{kind} most seconds": max(run[kind]["wall_seconds"] for run in done) for kind in KINDS[:2]}
-        record("folder", {"train": train, "seeds": len(done), **means, **slowest, "runs": done}, asked.results)
+        record("folder", {"train": train, "seeds": len(done), **means, **slowest, "runs": done}, args.results)
 
 
 def one(data: Path | None, seed: int, options: list[str], share: float) -> Row:

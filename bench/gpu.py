@@ -379,12 +379,12 @@ def parser() -> Parser:
 
 def main() -> None:
     options = parser()
-    asked = options.parse_args()
-    if unknown := [name for name in asked.stages if name not in STAGES]:
+    args = options.parse_args()
+    if unknown := [name for name in args.stages if name not in STAGES]:
         options.error(f"no stage {unknown[0]!r}: choose from {', '.join(STAGES)}")
-    bench = Bench(asked.tiny, asked.data, asked.results, asked.limit)
+    bench = Bench(args.tiny, args.data, args.results, args.limit)
     failed = []
-    for name in asked.stages or STAGES:
+    for name in args.stages or STAGES:
         began = time.monotonic()
         try:
             STAGES[name](bench)

@@ -26,10 +26,10 @@ def parser() -> Parser:
 
 
 def main() -> None:
-    asked = parser().parse_args()
+    args = parser().parse_args()
     with tempfile.TemporaryDirectory() as place:
-        runs = asked.runs or [tiny_run(Path(place) / "run")]
-        record(asked.name, {"runs": [logged(run) for run in runs]}, asked.results)
+        runs = args.runs or [tiny_run(Path(place) / "run")]
+        record(args.name, {"runs": [logged(run) for run in runs]}, args.results)
 
 
 def logged(run: Path) -> Row:

@@ -76,14 +76,14 @@ def parser() -> Parser:
 
 def main() -> None:
     options = parser()
-    asked = options.parse_args()
-    if unknown := [name for name in asked.rungs if name not in RUNGS]:
+    args = options.parse_args()
+    if unknown := [name for name in args.rungs if name not in RUNGS]:
         options.error(f"no rung {unknown[0]!r}: choose from {', '.join(RUNGS)}")
     with tempfile.TemporaryDirectory() as place:
-        out = Path(place) / "runs" if asked.tiny else Path("runs") / "bench"
-        data = tiny_sets(Path(place)) if asked.tiny else asked.data
-        for name in asked.rungs:
-            measure(name, Climb(RUNGS[name], data, out / f"ladder-{name}", asked.tiny), asked)
+        out = Path(place) / "runs" if args.tiny else Path("runs") / "bench"
+        data = tiny_sets(Path(place)) if args.tiny else args.data
+        for name in args.rungs:
+            measure(name, Climb(RUNGS[name], data, out / f"ladder-{name}", args.tiny), args)
 
 
 def tiny_sets(folder: Path) -> Path:
@@ -92,11 +92,11 @@ def tiny_sets(folder: Path) -> Path:
     return folder
 
 
-def measure(name: str, climb: Climb, asked: Namespace) -> None:
-    """Run the trials and trainings of a rung that its file in `asked.results` does not have yet."""
-    rung, file, results = climb.rung, f"ladder-{name}", asked.results
+def measure(name: str, climb: Climb, args: Namespace) -> None:
+    """Run the trials and trainings of a rung that its file in `args.results` does not have yet."""
+    rung, file, results = climb.rung, f"ladder-{name}", args.results
     row: Row = {} if climb.tiny else recorded(file, results)
-    budget = {"core_minutes": asked.core_minutes, "try_core_minutes": asked.try_core_minutes}
+    budget = {"core_minutes": args.core_minutes, "try_core_minutes": args.try_core_minutes}
     stages = [recipe for recipe in (rung.first, rung.recipe) if recipe]
     kind = {key: machine()[key] for key in ("cores", "bf16")}
     recipes = [recipe_of(stage).fingerprint for stage in stages]
@@ -107,11 +107,11 @@ def measure(name: str, climb: Climb, asked: Namespace) -> None:
         row["epochs_a_minute"] = {recipe: climb.speed(recipe) for recipe in stages}
         record(file, row, results)
     speeds = row["epochs_a_minute"]
-    for rate in asked.rates[len(row["tries"]) :]:
+    for rate in args.rates[len(row["tries"]) :]:
         row["tries"].append(climb.run(speeds, budget["try_core_minutes"] / kind["cores"], rate, seed=0))
         record(file, row, results)
     row["rate"] = max(row["tries"], key=lambda tried: tried["cider"])["rate"]
-    for seed in asked.seeds:
+    for seed in args.seeds:
         if seed not in [run["seed"] for run in row["runs"]]:
             row["runs"].append(climb.run(speeds, budget["core_minutes"] / kind["cores"], row["rate"], seed))
             record(file, row, results)

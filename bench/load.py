@@ -70,12 +70,12 @@ def parser() -> Parser:
 
 
 def main() -> None:
-    asked = parser().parse_args()
+    args = parser().parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        make(Path(folder), asked.changes)
-        rows = {layout: measure(Path(folder) / layout, asked.repeats) for layout in LAYOUTS}
+        make(Path(folder), args.changes)
+        rows = {layout: measure(Path(folder) / layout, args.repeats) for layout in LAYOUTS}
     assert len({row["weights, MB"] for row in rows.values()}) == 1, "the layouts hold different weights"
-    record("load", rows, asked.results)
+    record("load", rows, args.results)
     for layout, row in rows.items():
         print(f"{layout}: {row}")
 

@@ -59,15 +59,15 @@ def parser() -> Parser:
 
 
 def main() -> None:
-    asked = parser().parse_args()
-    rows: Row = {"workers": asked.workers, "files": asked.count, "crop": asked.crop[0]}
+    args = parser().parse_args()
+    rows: Row = {"workers": args.workers, "files": args.count, "crop": args.crop[0]}
     with tempfile.TemporaryDirectory() as place:
-        folder = asked.data or tiny_images(Path(place) / "photos", ("cat", "dog"), 2, (80, 60))
+        folder = args.data or tiny_images(Path(place) / "photos", ("cat", "dog"), 2, (80, 60))
         photos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
         if not photos:
             raise SystemExit(f"{folder} holds no JPEGs")
-        for name, pixels in (("as they are", None), (f"{asked.pixels} pixels", asked.pixels)):
-            row = measure(link(photos, Path(place) / name, asked.count, pixels), asked)
+        for name, pixels in (("as they are", None), (f"{args.pixels} pixels", args.pixels)):
+            row = measure(link(photos, Path(place) / name, args.count, pixels), args)
             rows[name] = row
             print(
                 f"{name}: {row['ratio_of_medians']:.2f} times torchvision's images per second; mean difference to full "
@@ -75,26 +75,26 @@ def main() -> None:
                 f"least decoded over needed {row['least_decoded_pixels_over_needed']} of the crop's pixels"
             )
             assert row["mean_difference_of_255"] < 4, "the crops differ from those of full decoding"
-    print(f"written to {record('loading', rows, asked.results)}", file=sys.stderr)
+    print(f"written to {record('loading', rows, args.results)}", file=sys.stderr)
 
 
-def measure(root: Path, asked: Namespace) -> Row:
+def measure(root: Path, args: Namespace) -> Row:
     """Both loaders on one folder."""
-    images, peer = open_data(root).train, Peer(root, asked.crop)
+    images, peer = open_data(root).train, Peer(root, args.crop)
     if [Path(path) for path, _ in peer.samples] != list(images.items):
         raise SystemExit("the two loaders see different files")
-    steps = len(images) // asked.batch_size
+    steps = len(images) // args.batch_size
     ours, theirs = [], []
-    for epoch in range(asked.rounds):
-        peer.boxes = boxes_of(images, epoch, asked.crop)
+    for epoch in range(args.rounds):
+        peer.boxes = boxes_of(images, epoch, args.crop)
         # A new loader per round, so that its workers see the round's crops.
         loader = DataLoader[Any](
-            peer, asked.batch_size, shuffle=True, drop_last=True, num_workers=asked.workers, prefetch_factor=4
+            peer, args.batch_size, shuffle=True, drop_last=True, num_workers=args.workers, prefetch_factor=4
         )
         theirs.append(images_per_second(loader, steps))
         own = Loader(
-            images, preprocess(asked), batch_size=asked.batch_size, seed=0, train=True, augment=AUGMENT,
-            workers=asked.workers, memory=False,
+            images, preprocess(args), batch_size=args.batch_size, seed=0, train=True, augment=AUGMENT,
+            workers=args.workers, memory=False,
         )  # fmt: skip
         ours.append(images_per_second(own.batches(epoch * steps), steps))
         print(f"round {epoch + 1}: vitrail {ours[-1]:.0f}, torchvision {theirs[-1]:.0f} images/s", file=sys.stderr)
@@ -103,12 +103,12 @@ def measure(root: Path, asked: Namespace) -> Row:
         "torchvision_images_per_second": [round(speed, 1) for speed in theirs],
         "ratio_of_medians": round(statistics.median(ours) / statistics.median(theirs), 3),
         "ratios": [round(a / b, 3) for a, b in zip(ours, theirs, strict=True)],
-        **compare(images, peer, asked),
+        **compare(images, peer, args),
     }
 
 
-def preprocess(asked: Namespace) -> Preprocess:
-    return Preprocess(asked.crop, interpolation="bilinear")
+def preprocess(args: Namespace) -> Preprocess:
+    return Preprocess(args.crop, interpolation="bilinear")
 
 
 class Peer(ImageFolder):  # type: ignore[misc]
@@ -167,20 +167,20 @@ def images_per_second(batches: Any, steps: int) -> float:
     return count / (time.perf_counter() - start)
 
 
-def compare(images: ImageSet, peer: Peer, asked: Namespace) -> Row:
+def compare(images: ImageSet, peer: Peer, args: Namespace) -> Row:
     """The difference of crops from those of full decoding, in levels of 255, and their decoding scales."""
-    fetch = Fetch(images, images.target, [(0, preprocess(asked))], AUGMENT)
-    peer.boxes = boxes_of(images, 0, asked.crop)
+    fetch = Fetch(images, images.target, [(0, preprocess(args))], AUGMENT)
+    peer.boxes = boxes_of(images, 0, args.crop)
     differences, margins, scales = [], [], Counter[str]()
-    for i in range(min(asked.compared, len(images))):
+    for i in range(min(args.compared, len(images))):
         ours = fetch.__getitems__([Want(i, 0, i)]).views[0][0]
         theirs = TF.pil_to_tensor(peer.crop(i))
         differences.append(float((ours.float() - theirs.float()).abs().mean()))
         height, width = peer.boxes[i][2:]
-        scale = scale_for(height, width, asked.crop)
+        scale = scale_for(height, width, args.crop)
         scales[f"1/{scale}"] += 1
         if scale > 1:
-            margins.append(min(height / scale / asked.crop[0], width / scale / asked.crop[1]))
+            margins.append(min(height / scale / args.crop[0], width / scale / args.crop[1]))
     return {
         "mean_difference_of_255": round(statistics.mean(differences), 3),
         "largest_mean_difference_of_one_image": round(max(differences), 3),

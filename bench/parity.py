@@ -43,11 +43,11 @@ def parser() -> Parser:
 
 def main() -> int:
     options = parser()
-    asked = options.parse_args()
-    chosen = {library: _matching(library, asked.patterns) for library in PEERS}
+    args = options.parse_args()
+    chosen = {library: _matching(library, args.patterns) for library in PEERS}
     if not any(chosen.values()):
-        options.error(f"no model's name matches {' or '.join(asked.patterns)}")
-    passed = [measure(library, models, asked) for library, models in chosen.items() if models]
+        options.error(f"no model's name matches {' or '.join(args.patterns)}")
+    passed = [measure(library, models, args) for library, models in chosen.items() if models]
     return int(not all(passed))
 
 
@@ -58,12 +58,12 @@ def _matching(library: str, patterns: list[str]) -> list[str]:
     return [name for name in models if any(fnmatch.fnmatchcase(f"{library}/{name}", pattern) for pattern in patterns)]
 
 
-def measure(library: str, models: list[str], asked: Namespace) -> bool:
+def measure(library: str, models: list[str], args: Namespace) -> bool:
     """Record the rows of these models, and print the largest difference. Returns whether all models pass."""
     peer, file, commit = PEERS[library], f"parity-{library}", code()
     versions = {"release": version(peer.LIBRARY), "code": fingerprint(library)}
-    rows: Row = {} if asked.tiny else recorded(file, asked.results)
-    wanted = models if asked.patterns else [name for name in models if not is_current(rows.get(name), versions)]
+    rows: Row = {} if args.tiny else recorded(file, args.results)
+    wanted = models if args.patterns else [name for name in models if not is_current(rows.get(name), versions)]
     for number, name in enumerate(wanted, 1):
         start = time.perf_counter()
         rows.pop(name, None)
@@ -73,7 +73,7 @@ def measure(library: str, models: list[str], asked: Namespace) -> bool:
         except Exception:  # one failure must not keep the others from being compared
             traceback.print_exc()
             outcome = "failed"
-        record(file, {key: rows[key] for key in peer.models() if key in rows}, asked.results)
+        record(file, {key: rows[key] for key in peer.models() if key in rows}, args.results)
         took = time.perf_counter() - start
         print(f"{number}/{len(wanted)} {library}/{name}: {outcome} in {took:.1f} s", file=sys.stderr, flush=True)
         gc.collect()

@@ -35,6 +35,7 @@ from vitrail.zoo import originals, timm, torchvision
 from vitrail.zoo.huggingface.kinds import KINDS
 from vitrail.zoo.huggingface.processor import preprocess
 from vitrail.zoo.timm.arguments import encoder_config, table
+from vitrail.zoo.timm.shapes import input_size
 
 BUNDLED = ("classify", "caption")
 FEW = 20
@@ -80,7 +81,7 @@ def zoo() -> list[Preprocess]:
     found = []
     for values in table().values():
         values = values | {"in_chans": 3}
-        config = encoder_config(values, timm._size(values, {}, values["images"]))
+        config = encoder_config(values, input_size(values, {}, values["images"]))
         found.append(timm._preprocess(values["images"], config, []))
     for width, patch, side in ((768, 16, 224), (1024, 16, 224), (768, 16, 384), (1024, 16, 512), (1280, 14, 518)):
         found.append(

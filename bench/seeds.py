@@ -32,18 +32,18 @@ def parser() -> Parser:
 
 
 def main() -> None:
-    asked = parser().parse_args()
-    recipe, name = asked.recipe, asked.name or asked.recipe
-    same = {"train": " ".join(["vitrail train", recipe, *asked.train]), "recipe": RECIPES[recipe](50_000).fingerprint}
-    before: Row = {} if asked.tiny else recorded(name, asked.results)
+    args = parser().parse_args()
+    recipe, name = args.recipe, args.name or args.recipe
+    same = {"train": " ".join(["vitrail train", recipe, *args.train]), "recipe": RECIPES[recipe](50_000).fingerprint}
+    before: Row = {} if args.tiny else recorded(name, args.results)
     kept = before["runs"] if all(before.get(key) == value for key, value in same.items()) else []
     runs = {run["seed"]: run for run in kept}
-    words = [*(["--data", asked.data] if asked.data else []), *asked.words, *asked.train]
-    for seed in [seed for seed in asked.seeds if seed not in runs]:
+    words = [*(["--data", args.data] if args.data else []), *args.words, *args.train]
+    for seed in [seed for seed in args.seeds if seed not in runs]:
         runs[seed] = one(recipe, seed, Path("runs") / "bench" / f"{name}-{seed}", words)
         print(runs[seed], flush=True)
         done = [runs[s] for s in sorted(runs)]
-        record(name, {**same, "runs": done, **summary(done)}, asked.results)
+        record(name, {**same, "runs": done, **summary(done)}, args.results)
 
 
 def one(recipe: str, seed: int, out: Path, words: list[str]) -> Row:

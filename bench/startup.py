@@ -16,10 +16,10 @@ def parser() -> Parser:
 
 
 def main() -> None:
-    asked = parser().parse_args()
+    args = parser().parse_args()
     help_command = [sys.executable, "-m", "vitrail", "--help"]
     steps = {"help": lambda: subprocess.run(help_command, check=True, capture_output=True)}
-    times = in_turns(steps, asked.rounds, warm_up=0)["help"]
+    times = in_turns(steps, args.rounds, warm_up=0)["help"]
     code = "import sys, vitrail; print('torch' in sys.modules)"
     printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     rows = {
@@ -28,7 +28,7 @@ def main() -> None:
         "import vitrail imports torch": {"True": True, "False": False}[printed.strip()],
     }
     print(rows)
-    record("startup", rows, asked.results)
+    record("startup", rows, args.results)
 
 
 if __name__ == "__main__":

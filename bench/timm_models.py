@@ -63,12 +63,12 @@ def parser() -> Parser:
 
 
 def main() -> None:
-    asked = parser().parse_args()
-    table = table_of(asked.modules)
+    args = parser().parse_args()
+    table = table_of(args.modules)
     known = table["deit_tiny_patch16_224"]
     assert (known["class"], known["embed_dim"], known["num_heads"]) == ("VisionTransformer", 192, 3), known
-    if asked.results != RESULTS:
-        record("timm-models", {"timm": timm.__version__, "models": table}, asked.results)
+    if args.results != RESULTS:
+        record("timm-models", {"timm": timm.__version__, "models": table}, args.results)
         return
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(table[name], sort_keys=True)}" for name in sorted(table))
     OUT.write_text("{\n" + lines + "\n}\n")

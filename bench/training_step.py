@@ -28,18 +28,18 @@ def parser() -> Parser:
 
 
 def main() -> None:
-    asked = parser().parse_args()
-    assert parameters(timm_model(asked.depth)) == parameters(vitrail_model(asked.depth)), "not the same model"
-    rows: Row = {"device": asked.device, "batch": asked.batch}
+    args = parser().parse_args()
+    assert parameters(timm_model(args.depth)) == parameters(vitrail_model(args.depth)), "not the same model"
+    rows: Row = {"device": args.device, "batch": args.batch}
     for name, precision in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         steps = {
             f"{library} {mode}": stepper(
-                make(asked.depth), asked.backend if mode == "compiled" else None, precision, asked.batch, asked.device
+                make(args.depth), args.backend if mode == "compiled" else None, precision, args.batch, args.device
             )
             for library, make in (("timm", timm_model), ("vitrail", vitrail_model))
             for mode in ("eager", "compiled")
         }
-        times = in_turns(steps, asked.rounds, warm_up=2, device=asked.device)
+        times = in_turns(steps, args.rounds, warm_up=2, device=args.device)
         medians = {variant: statistics.median(readings) for variant, readings in times.items()}
         best = {lib: min(v for k, v in medians.items() if k.startswith(lib)) for lib in ("timm", "vitrail")}
         rows[name] = {
@@ -48,7 +48,7 @@ def main() -> None:
         }
         rows[f"{name}, best of timm / best of vitrail"] = round(best["timm"] / best["vitrail"], 3)
         print(name, rows[name], flush=True)
-    record("training-step", rows, asked.results)
+    record("training-step", rows, args.results)
 
 
 def parameters(model: nn.Module) -> int:

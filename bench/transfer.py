@@ -85,18 +85,18 @@ def parser() -> Parser:
 
 
 def main() -> None:
-    asked = parser().parse_args()
+    args = parser().parse_args()
     torch.set_num_threads(1)
-    rows: Row = {} if asked.tiny else recorded("transfer", asked.results)
+    rows: Row = {} if args.tiny else recorded("transfer", args.results)
     with tempfile.TemporaryDirectory() as place:
-        data = asked.data or tiny_sets(Path(place))
-        for name in asked.sets:
+        data = args.data or tiny_sets(Path(place))
+        for name in args.sets:
             budget = BUDGETS[name]
-            if asked.epochs is not None:
-                budget = replace(budget, epochs=asked.epochs)
-            if asked.images is not None:
-                budget = replace(budget, images=asked.images, test=asked.images)
-            measure(name, data / name, budget, asked.seeds, rows, asked.results)
+            if args.epochs is not None:
+                budget = replace(budget, epochs=args.epochs)
+            if args.images is not None:
+                budget = replace(budget, images=args.images, test=args.images)
+            measure(name, data / name, budget, args.seeds, rows, args.results)
 
 
 def tiny_sets(folder: Path) -> Path:

@@ -126,12 +126,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    asked = parser().parse_args()
+    args = parser().parse_args()
     attention()
     baselines()
     ladder()
-    if asked.data:
-        captions(asked.data)
+    if args.data:
+        captions(args.data)
 
 
 if __name__ == "__main__":

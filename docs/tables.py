@@ -85,7 +85,7 @@ MEASURES: dict[str, tuple[str, str, Callable[[Rows], str]]] = {
         ),
     ),
     "caption-decoding": (
-        "beam search with 5 beams: speed with a cache divided by speed without, for 20 and 60 words; time per caption",
+        "beam search with 5 beams: speed with a cache divided by speed without, for 20 and 60 tokens; time per caption",
         "3 and 5 times, with the same tokens; 150 ms",
         lambda rows: "; ".join(
             [
@@ -134,7 +134,7 @@ def _result(name: str) -> str:
 
 
 def _faster(rows: Rows, batch: int, threads: int) -> str:
-    """The speed-up from the cache at 20 and at 60 words."""
+    """The speed-up from the cache at 20 and at 60 tokens."""
     found = (rows[f"batch {batch}, {words} words, {threads} threads"]["times as fast"] for words in (20, 60))
     return " and ".join(f"{times:.1f}" for times in found)
 

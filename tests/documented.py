@@ -25,7 +25,7 @@ PROGRAMS = ("vitrail", "python", ".venv/bin/python", "make", "pip")
 
 @dataclass(frozen=True)
 class Command:
-    """A command as it is shown."""
+    """A command as shown."""
 
     text: str
     whole: bool
@@ -85,7 +85,7 @@ def _lines(block: str) -> Iterator[Command]:
 
 
 def _inline(text: str) -> list[Command]:
-    """Of the code in a text what begins as a command does and goes on."""
+    """The commands in the code of a text, with their continuation lines."""
     spans = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", text)]
     commands = [Command(span, whole=False) for span in spans if " " in span and span.count("'") % 2 == 0]
     return [command for command in commands if command.program in PROGRAMS]

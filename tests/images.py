@@ -33,7 +33,7 @@ def encoded(image: Image.Image | np.ndarray, kind: str = "PNG", **options: objec
 
 
 def folder_of(root: Path, counts: dict[str, int], size: tuple[int, int] = (20, 24)) -> Path:
-    """A folder with a folder a class, each with some different JPEGs."""
+    """One folder per class, each with some different JPEGs."""
     seed = 0
     for name, count in counts.items():
         (root / name).mkdir(parents=True)

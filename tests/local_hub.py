@@ -22,7 +22,7 @@ class Hub(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answers)
         self.repositories: dict[str, dict[str, Path]] = {}
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self.token: dict[str, str] = {}
         """what a private repository asks for"""
         self.gated: set[str] = set()
@@ -43,16 +43,16 @@ class Answers(BaseHTTPRequestHandler):
         self.do_GET(body=False)
 
     def do_GET(self, body: bool = True) -> None:
-        self.server.asked.append(f"{self.command} {self.path}")
+        self.server.requests.append(f"{self.command} {self.path}")
         if self.server.silent:
             time.sleep(3)
             return
         if self.server.status:
             self.answer(self.server.status, b"", {}, body)
             return
-        parts = self.path.lstrip("/").split("/")
-        api = parts[:2] == ["api", "models"]
-        name, rest = "/".join(parts[2:4] if api else parts[:2]), parts[4:] if api else parts[2:]
+        pieces = self.path.lstrip("/").split("/")
+        api = pieces[:2] == ["api", "models"]
+        name, rest = "/".join(pieces[2:4] if api else pieces[:2]), pieces[4:] if api else pieces[2:]
         revisions = self.server.repositories.get(name)
         token = self.server.token.get(name)
         if revisions is None or (token and self.headers.get("Authorization") != f"Bearer {token}"):

@@ -16,8 +16,8 @@ from vitrail.data.text import Tokenizer
 from vitrail.sizes import SIZES, config_for
 from vitrail.tasks.caption import Caption, Captioning, Decoding, numbered
 from vitrail.tasks.classify import Classify
+from vitrail.tasks.classify.knn import Neighbours
 from vitrail.tasks.encoder import encoder_for
-from vitrail.tasks.knn import Neighbours
 from vitrail.tasks.regress import Regress
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Batch

@@ -65,8 +65,8 @@ def test_script_runs_on_tiny_input(name: str, words: tuple[str, ...], tmp_path: 
 def leaves(value: Any) -> Iterator[Any]:
     """All values that are not dicts or lists."""
     if isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from leaves(part)
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from leaves(item)
     else:
         yield value
 
@@ -86,14 +86,14 @@ def test_script_has_the_options_of_all(name: str, bench: Any, capsys: pytest.Cap
 
 def test_words_after_two_hyphens_are_for_the_training(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["digits", "--seeds", "0", "1", "--name", "plain", "--", "--stem", "--seed", "3"]
-    asked = bench("seeds").parser().parse_args(words)
-    assert (asked.recipe, asked.seeds, asked.name, asked.train) == (
+    args = bench("seeds").parser().parse_args(words)
+    assert (args.recipe, args.seeds, args.name, args.train) == (
         "digits",
         [0, 1],
         "plain",
         ["--stem", "--seed", "3"],
     )
-    assert asked.results == ROOT / "results" and not asked.words
+    assert args.results == ROOT / "results" and not args.words
     assert bench("seeds").parser().parse_args(["--tiny", "--seeds", "4"]).recipe == "digits"
     for script, needed in (("seeds", "recipe"), ("ladder", "data"), ("ideas", "runs"), ("folder", "data")):
         with pytest.raises(SystemExit):
@@ -144,8 +144,8 @@ def test_rungs_of_the_ladder_get_the_same_time(
         return {"parameters": 5, "cider": -1}, 1.0
 
     def measure(name: str, *seeds: int) -> dict[str, Any]:
-        asked = Namespace(core_minutes=40.0, try_core_minutes=10.0, rates=ladder.RATES, seeds=seeds, results=tmp_path)
-        ladder.measure(name, ladder.Climb(ladder.RUNGS[name], Path("data"), tmp_path / name), asked)
+        args = Namespace(core_minutes=40.0, try_core_minutes=10.0, rates=ladder.RATES, seeds=seeds, results=tmp_path)
+        ladder.measure(name, ladder.Climb(ladder.RUNGS[name], Path("data"), tmp_path / name), args)
         return json.loads((tmp_path / f"ladder-{name}.json").read_text())["rows"]
 
     monkeypatch.setattr(ladder, "vitrail", train)

@@ -183,15 +183,15 @@ def test_training_from_weights_and_on_a_folder(run: Path, tmp_path: Path, capsys
         (["train", "digits", "--epoch", "3"], "unknown option --epoch: did you mean --epochs?"),
         (["train", "digits", "--epochs", "many"], "epochs"),
         (["train", "digits", "--image-size", "9", "8"], "9x8 does not divide into patches of 2"),
-        (["train", "digits", "--image-size", "0", "8"], "image_size must be at least 1, got (0, 8)"),
+        (["train", "digits", "--image-size", "0", "8"], "--image-size must be at least 1, got (0, 8)"),
         (["train", "digits", "--heads", "0"], "heads must be at least 1"),
         (["train", "digits", "--dropout", "1"], "dropout must be at least 0 and below 1"),
-        (["train", "digits", "--batch-size", "0"], "vitrail: batch_size must be at least 1, got 0"),
+        (["train", "digits", "--batch-size", "0"], "vitrail: --batch-size must be at least 1, got 0"),
         (["train", "digits", "--accumulate", "0"], "accumulate must be at least 1"),
         (["train", "digits", "--epochs", "nan"], "epochs must be a number above 0"),
-        (["train", "digits", "--eval-every", "0"], "eval_every must be a number above 0"),
+        (["train", "digits", "--eval-every", "0"], "--eval-every must be a number above 0"),
         (["train", "digits", "--workers", "-1"], "workers must not be negative"),
-        (["train", "digits", "--max-bad", "1.5"], "max_bad must be a fraction from 0 to 1"),
+        (["train", "digits", "--max-bad", "1.5"], "--max-bad must be a fraction from 0 to 1"),
         (["train", "digits", "--early-size", "7"], "multiple of the patch size 2"),
         (["train", "digits", "--lr", "nan"], "lr must be a number of at least 0"),
         (["train", "digits", "--ema", "1"], "ema must be at least 0 and below 1"),
@@ -239,13 +239,13 @@ def test_out_must_be_a_folder(run: Path, tmp_path: Path, capsys: pytest.CaptureF
     Image.new("L", (9, 9)).save(image)
     assert "is a file" in refused(capsys, "train", "digits", "--out", taken, *TINY)
     assert "Not a directory" in refused(capsys, "train", "digits", "--out", taken / "below", *TINY)
-    assert "File exists" in refused(capsys, "explain", image, "--model", run, "--out", taken)
+    assert "is a file" in refused(capsys, "explain", image, "--model", run, "--out", taken)
     assert taken.read_text() == ""
 
 
 @pytest.fixture
 def uneven(tmp_path: Path) -> Path:
-    """Two classes of 60 images, of which four are bad, one has the wrong ending, and one is a folder; a cut array."""
+    """Two classes of 60 images: four bad images, a wrong ending, a folder; and a truncated array."""
     root = tmp_path / "uneven"
     generator = np.random.default_rng(0)
     for name in ("ant", "bee"):
@@ -518,12 +518,12 @@ def test_a_test_part_that_is_bad_does_not_cost_the_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vitrail.data.memory.IN_MEMORY", 1000)  # what streams is not read before it is needed
-    for part, count in (("train", 16), ("test", 4)):
+    for split, count in (("train", 16), ("test", 4)):
         for name, colour in (("dark", 20), ("light", 200)):
-            (tmp_path / "data" / part / name).mkdir(parents=True)
+            (tmp_path / "data" / split / name).mkdir(parents=True)
             for i in range(count):
                 image = Image.new("RGB", (20 + i, 24), (colour + i,) * 3)
-                image.save(tmp_path / "data" / part / name / f"{i}.png")
+                image.save(tmp_path / "data" / split / name / f"{i}.png")
     (tmp_path / "data" / "test" / "dark" / "0.png").write_bytes(b"no image")
     Image.new("1", (1_000_000, 1)).save(tmp_path / "data" / "test" / "dark" / "1.png")
     small = ["--epochs", "1", "--batch-size", "8", "--image-size", "32", "32", "--stem", "4", "--device", "cpu", *TINY]

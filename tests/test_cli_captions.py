@@ -22,10 +22,10 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import split_val
 from vitrail.data.targets import Texts
 from vitrail.data.text import Tokenizer
+from vitrail.tasks.answers import numbered_by_pixels
 from vitrail.tasks.caption import Caption, Captioning, Decoding, numbered
 from vitrail.tasks.caption.scores import caption_scores, human_ceiling
 from vitrail.tasks.encoder import encoder_for
-from vitrail.tasks.task import numbered_by_pixels
 from vitrail.tasks.values import Batch
 from vitrail.train.build import VAL_FRACTION
 from vitrail.vit import ViTConfig
@@ -69,13 +69,13 @@ def image(path: Path, seed: int) -> None:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve images to train on and eight for validation."""
     root = tmp_path_factory.mktemp("captioned")
-    for part, count in (("train", 12), ("val", 8)):
+    for split, count in (("train", 12), ("val", 8)):
         lines = ["image,caption"]
         for i in range(count):
-            image(root / part / "images" / f"{part}{i}.png", 100 * count + i)
-            lines += [f"{part}{i}.png,A {thing} runs on the grass ." for thing in (THINGS[i % 6], THINGS[i % 5])]
-            lines += [f"{part}{i}.png,the {THINGS[i % 6]} is number {i}"]
-        (root / part / "captions.txt").write_text("\n".join(lines))
+            image(root / split / "images" / f"{split}{i}.png", 100 * count + i)
+            lines += [f"{split}{i}.png,A {thing} runs on the grass ." for thing in (THINGS[i % 6], THINGS[i % 5])]
+            lines += [f"{split}{i}.png,the {THINGS[i % 6]} is number {i}"]
+        (root / split / "captions.txt").write_text("\n".join(lines))
     return root
 
 
@@ -165,12 +165,12 @@ def test_cider_of_few_images(
 ) -> None:
     """Of one there is none, and the other scores stay; a training then keeps its newest checkpoint as the best."""
     monkeypatch.setattr("vitrail.errors._warned", set())
-    for part, count in (("train", 8), ("val", images)):
+    for split, count in (("train", 8), ("val", images)):
         lines = ["image,caption"]
         for i in range(count):
-            image(tmp_path / "data" / part / "images" / f"{part}{i}.png", 100 * count + i)
-            lines += [f"{part}{i}.png,A {THINGS[i % 6]} runs .", f"{part}{i}.png,the {THINGS[i % 6]} on the grass"]
-        (tmp_path / "data" / part / "captions.txt").write_text("\n".join(lines))
+            image(tmp_path / "data" / split / "images" / f"{split}{i}.png", 100 * count + i)
+            lines += [f"{split}{i}.png,A {THINGS[i % 6]} runs .", f"{split}{i}.png,the {THINGS[i % 6]} on the grass"]
+        (tmp_path / "data" / split / "captions.txt").write_text("\n".join(lines))
     data = tmp_path / "data"
     words = "no CIDEr of 1 image:" if images == 1 else "CIDEr of 3 images means little"
     for args in (["eval", run], ["eval", "caption", "--human"]):
@@ -209,7 +209,7 @@ def test_decodings(data: Path, run: Path, capsys: pytest.CaptureFixture[str]) ->
     drawn = printed(capsys, "predict", folder, "--model", run, *draws, "--sampling-seed", "5")
     assert drawn == printed(capsys, "predict", folder, "--model", run, *draws, "--sampling-seed", "5")
     assert drawn != printed(capsys, "predict", folder, "--model", run, *draws, "--sampling-seed", "6")
-    # An image's draws are its own, whichever others are asked for.
+    # An image's draws are its own, whichever other images are in the call.
     (alone,) = printed(capsys, "predict", drawn[3]["image"], "--model", run, *draws, "--sampling-seed", "5")
     assert [c["caption"] for c in alone["captions"]] == [c["caption"] for c in drawn[3]["captions"]]
     (scores,) = printed(capsys, "eval", run, "--data", data, "--beam", "1", "--max-length", "3")
@@ -222,7 +222,7 @@ def test_wrong_options(data: Path, run: Path, capsys: pytest.CaptureFixture[str]
         capsys, "predict", one, "--model", run, "--top-p", "0.5"
     )
     assert "--sampling-seed applies to sampling" in refused(capsys, "eval", run, "--data", data, "--sampling-seed", "1")
-    assert "beam and max_length must be at least 1" in refused(capsys, "predict", one, "--model", run, "--beam", "0")
+    assert "--beam must be from 1 to 10,000, got 0" in refused(capsys, "predict", one, "--model", run, "--beam", "0")
     line = refused(capsys, "predict", one, "--model", "classify", "--beam", "2")
     assert "--beam is" in line and "this model's task" in line and "classify" in line
     control = ("--data", data, "--shuffle-images")
@@ -242,11 +242,11 @@ def test_wrong_options(data: Path, run: Path, capsys: pytest.CaptureFixture[str]
         capsys, "eval", "caption", "--human", "--data", data, "--length-penalty", "1"
     )
     for wrong in (["--length-penalty", "nan"], ["--length-penalty", "500"], ["--sample", "--temperature", "nan"]):
-        assert "length_penalty must be at most 10" in refused(capsys, "predict", one, "--model", run, *wrong)
+        assert f"{wrong[-2]} must be from 0" in refused(capsys, "predict", one, "--model", run, *wrong)
     assert "arguments are required: source" in refused(capsys, "eval", "--human", "--data", data)
     assert "the data has no test" in refused(capsys, "eval", run, "--data", data, "--split", "test")
     printed(capsys, "predict", one, "--model", run, "--max-length", "500")
-    assert "this model writes at most 12 words" in caplog.text
+    assert "this model writes at most 12 tokens per caption: --max-length is 12" in caplog.text
 
 
 def test_predict_prints_the_caption_and_errors_row_by_row(
@@ -286,7 +286,7 @@ def test_a_captioner_with_nothing_to_say(run: Path, tmp_path: Path, capsys: pyte
 def test_what_is_left_out_is_named_once_and_counted(
     data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Missing images, empty and endless captions, mixed encodings, images without a caption: training goes on."""
+    """Missing images, empty and endless captions, mixed encodings, images without a caption: training continues."""
     lines = (data / "train" / "captions.txt").read_bytes().split(b"\n")
     for i in range(12):
         image(tmp_path / "images" / f"train{i}.png", i)
@@ -381,11 +381,11 @@ def test_what_training_held_back_is_scored(
     printed(capsys, "train", "caption-vit", *TINY, *options, "--out", tmp_path / "run")
     held = split_val(open_captions(tmp_path / "set").train, VAL_FRACTION)[1]
     (row,) = printed(capsys, "eval", tmp_path / "run", *options)
-    (asked,) = printed(capsys, "eval", tmp_path / "run", *options, "--split", "val")
-    assert row == asked and (row["split"], row["count"]) == ("val", len(held)) and len(held) < 12
+    (scores,) = printed(capsys, "eval", tmp_path / "run", *options, "--split", "val")
+    assert row == scores and (row["split"], row["count"]) == ("val", len(held)) and len(held) < 12
     (everything,) = printed(capsys, "eval", "caption", *options, "--max-length", "3")
     assert (everything["split"], everything["count"]) == ("train", 12)
-    # So it is where the data names no part at all.
+    # So it is where the data names no split at all.
     options = ["--data", tmp_path / "set" / "train"]
     printed(capsys, "train", "caption-vit", *TINY, *options, "--out", tmp_path / "whole")
     (row,) = printed(capsys, "eval", tmp_path / "whole", *options)

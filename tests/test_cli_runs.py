@@ -117,7 +117,7 @@ def test_max_steps_ends_the_run_and_spans_its_schedule(
         [done] = rows_of(f"run{steps}", "done")
         assert done["step"] == steps == rows_of(f"run{steps}", "val")[-1]["step"]
         assert json.loads(Path(f"run{steps}/recipe.json").read_text())["max_steps"] == steps
-    assert "max_steps must be at least 1, got 0" in refused(capsys, "train", "digits", "--max-steps", "0")
+    assert "--max-steps must be at least 1, got 0" in refused(capsys, "train", "digits", "--max-steps", "0")
     assert "--max-step: did you mean --max-steps?" in refused(capsys, "train", "digits", "--max-step", "3")
 
 
@@ -128,17 +128,17 @@ def test_a_stopped_run_keeps_its_max_steps(capsys: pytest.CaptureFixture[str], m
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vitrail.train.loop.stop_asked", lambda: _asked_from_the_start())
         patch.setattr("vitrail.train.loop.SAVE_EVERY", 0.0)
-        assert main(["train", "digits", "--out", "parts", *options]) == 130
-    printed(capsys, "train", "--resume", "parts", "--device", "cpu")
-    ends = [rows_of(name, "test")[0]["cross_entropy"] for name in ("whole", "parts")]
-    assert ends[0] == ends[1] and rows_of("parts", "done")[0]["step"] == 30
+        assert main(["train", "digits", "--out", "resumed", *options]) == 130
+    printed(capsys, "train", "--resume", "resumed", "--device", "cpu")
+    ends = [rows_of(name, "test")[0]["cross_entropy"] for name in ("whole", "resumed")]
+    assert ends[0] == ends[1] and rows_of("resumed", "done")[0]["step"] == 30
 
 
 def _asked_from_the_start() -> Any:
     from contextlib import nullcontext
     from types import SimpleNamespace
 
-    return nullcontext(SimpleNamespace(asked=True))
+    return nullcontext(SimpleNamespace(requested=True))
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "linear", "knn"])
@@ -223,7 +223,7 @@ def test_fields_of_a_variant_are_flags_of_every_transformer() -> None:
     changes = parse_fields(run, ["--qk-norm", "--kv-heads", "2", "2", "2", "2"])
     assert changes == {"qk_norm": True, "kv_heads": (2, 2, 2, 2)}
     assert with_fields(run, changes).model == replace(as_variant(checked(ViTConfig, run.model)), **changes)
-    with pytest.raises(UserError, match="unknown option --qk-norm"):
+    with pytest.raises(UserError, match="--qk-norm does not apply to the recipe's model \\(CNN\\)"):
         parse_fields(RECIPES["cnn-cifar10"](1000), ["--qk-norm"])
     with pytest.raises(UserError, match="--qk-norm does not apply to this run's model \\(CNN\\)"):
         with_fields(RECIPES["cnn-cifar10"](1000), changes)
@@ -240,8 +240,6 @@ def test_overrides_are_plain_values_that_fit_any_run() -> None:
         "0.1",
         "0.2",
         "0.3",
-        "--group",
-        "None",
         "--method=lora",
         "--fast_dev_run",
     ]
@@ -250,7 +248,6 @@ def test_overrides_are_plain_values_that_fit_any_run() -> None:
         "lr": 1e-3,
         "balanced": False,
         "mean": (0.1, 0.2, 0.3),
-        "group": None,
         "method": "lora",
         "fast_dev_run": True,
     }
@@ -324,7 +321,9 @@ def test_top_5_is_told_where_it_tells_something(
             Image.new("RGB", (16, 16), (40 * k, i, 0)).save(tmp_path / "data" / split / str(k) / f"{i}.png")
     small = ["--image-size", "16", "--patch", "8", "--fast-dev-run", *TINY]
     trained = printed(capsys, "train", "folder", "--data", tmp_path / "data", "--out", "run", *small)
-    assert re.fullmatch(r"test top1 \d+\.\d\d % in \d+ s \(fast dev run\)\n", trained)
+    assert re.fullmatch(
+        r"test top1 \d+\.\d\d % in \d+ s \(fast dev run\)\nbest weights: run/best, report: run/report.html\n", trained
+    )
     said = printed(capsys, "eval", "run", "--data", tmp_path / "data")
     assert "top1" in said and ("top5" in said) == shown
     row = json.loads(printed(capsys, "eval", "run", "--data", tmp_path / "data", "--json"))

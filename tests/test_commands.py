@@ -1,8 +1,8 @@
-"""Every command that README, docs and the notebook show is run as it stands, with what it names stood in for.
+"""Every command that README, docs and the notebook show is run unchanged, with stand-ins for what it names.
 
 `--fast-dev-run` is added to what trains or scores. Commands of a page are run in order in one folder; those of a table
-in one of their own. A new command in the docs is found by itself: see `stand_ins.py` where it names data or models that
-are not there yet.
+in one of their own. A new command in the docs is found automatically: see `stand_ins.py` if it names data or models
+that are not there yet.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Said:
 
 
 def run(words: list[str], capsys: pytest.CaptureFixture[str], code: int = 0) -> Said:
-    """Run a command of ours as it is shown, within seconds."""
+    """Run a command of ours as shown, within seconds."""
     before = set(runs())
     fast = ["--fast-dev-run"] if words[0] in LONG and len(words) > 1 and not {"--resume", "--help"} & {*words} else []
     capsys.readouterr()
@@ -134,7 +134,9 @@ def check_train(said: Said) -> None:
         assert row["split"] in ("test", "val") and row["fast_dev_run"]
     else:
         score = r"\d+\.\d\d %|\d+\.\d{3}|none"
-        assert re.fullmatch(rf"(test|val) \w+ ({score}) in \d+ s \(fast dev run\)\n", said.out), said.out
+        first, last = said.out.splitlines()
+        assert re.fullmatch(rf"(test|val) \w+ ({score}) in \d+ s \(fast dev run\)", first), said.out
+        assert f"best weights: {said.made[0]}/best, report: {said.made[0]}/report.html" == last
     [folder] = said.made
     recipe = json.loads((folder / "recipe.json").read_text())
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -312,7 +314,7 @@ def make_what_came_before(words: list[str], capsys: pytest.CaptureFixture[str]) 
 
 
 def theirs(words: list[str]) -> None:
-    """What other programs are asked for is there."""
+    """The options of other programs exist."""
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), words
     elif words[0] == "pip":

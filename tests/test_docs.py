@@ -17,7 +17,7 @@ from documented import PAGES, ROOT
 
 from vitrail.data.decode import MAX_PIXELS
 from vitrail.recipes import RECIPES
-from vitrail.tasks import classify
+from vitrail.tasks.classify import task as classify
 from vitrail.tasks.task import Task
 
 FIRST = r"src|docs|tests|bench|results|\.ci"
@@ -75,8 +75,8 @@ def test_table_shows_what_a_results_file_holds(tmp_path: Path, monkeypatch: pyte
     file = tmp_path / "results" / "digits.json"
     file.write_text(json.dumps({**found, "rows": {"mean_top1": 0.98125, "runs": runs}}))
     text = tables.fresh("a\n<!-- table:results -->\n| stale |\n<!-- /table -->\nb\n")
-    reached = "98.12% (97.00% to 99.25%), 3 seeds, 1.0 minutes on 2 cores, 1.5 to 2.0 minutes on one core"
-    assert f"| {reached} | `python bench/digits.py` |" in text
+    score = "98.12% (97.00% to 99.25%), 3 seeds, 1.0 minutes on 2 cores, 1.5 to 2.0 minutes on one core"
+    assert f"| {score} | `python bench/digits.py` |" in text
     assert "| not measured |" in text
     assert "stale" not in text
     assert tables.fresh(text) == text
@@ -88,10 +88,10 @@ def test_table_of_transfer_shows_the_parts_that_are_there(tmp_path: Path, monkey
     page = "<!-- table:transfer -->\n<!-- /table -->\n"
     assert tables.fresh(page).count("not measured") == 2
     (tmp_path / "results").mkdir()
-    part = {"settings": {"size": 48, "epochs": 9, "images": 0}, "weights_top1": 0.75, "scratch_top1": 0.5}
-    part |= {"pairs": 15, "gain": 0.25, "gain_standard_error": 0.021, "runs": []}
-    part["gain_corrected_standard_error"] = 0.046
-    found = {"command": "python bench/transfer.py", "machine": {"cores": 1}, "rows": {"hymenoptera": part}}
+    row = {"settings": {"size": 48, "epochs": 9, "images": 0}, "weights_top1": 0.75, "scratch_top1": 0.5}
+    row |= {"pairs": 15, "gain": 0.25, "gain_standard_error": 0.021, "runs": []}
+    row["gain_corrected_standard_error"] = 0.046
+    found = {"command": "python bench/transfer.py", "machine": {"cores": 1}, "rows": {"hymenoptera": row}}
     (tmp_path / "results" / "transfer.json").write_text(json.dumps(found))
     text = tables.fresh(page)
     assert "| ants and bees | 48 pixels, 9 epochs | from the bundled weights | 75.0% |" in text

@@ -6,6 +6,7 @@ A line that means something else by such a word is allowed by a phrase below, wh
 from __future__ import annotations
 
 import io
+import json
 import re
 import tokenize
 from pathlib import Path
@@ -13,11 +14,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TEXTS = sorted(
-    path
-    for pattern in ("src/**/*.py", "docs/*.md", "docs/*.py", "bench/*.py", "*.md", "src/**/*.md")
-    for path in ROOT.glob(pattern)
+PLACES = (
+    *("src/**/*.py", "src/**/*.md", "tests/**/*.py", "bench/**/*.py", "docs/*.py", "docs/*.md", "docs/*.ipynb", "*.md"),
+    *(
+        "*.cff",
+        "Makefile",
+        "pyproject.toml",
+        ".pre-commit-config.yaml",
+        ".ci/run",
+        ".github/**/*.md",
+        ".github/**/*.yml",
+    ),
 )
+TEXTS = sorted(path for place in PLACES for path in ROOT.glob(place) if path != Path(__file__))
 UNITS = (
     "image|class|caption|step|epoch|row|line|layer|head|channel|sample|file|word|block|pixel|patch|token|command|"
     "folder|split|set|box|key|run|recipe|architecture|model|task|batch|process|worker|device|query|position"
@@ -37,7 +46,7 @@ WORDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         (
             r"\bin part\b",
             r"\.parts\b",
-            r'"part"',
+            r'"part"',  # names of folders and columns in other people's data
         ),
     ),
     "chance": (r"chances?", "probability", ()),
@@ -48,6 +57,18 @@ WORDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "stands at": (r"stands? at", "is", ()),
     "as near as": (r"as near as", "rounded to", ()),
     "is said": (r"says? so once|(?:is|are) said", "warns once, logs", ()),
+    "reached": (r"reached", "the result, the score", (r"(?:not|cannot) be reached",)),  # a server
+    "asked": (r"asked", "requested, given; the goal; args of a command", ()),
+    "a line says so": (r"(?:a )?lines? says? so", "a message says so, vitrail warns", ()),
+    "as it is": (
+        r"as (?:it|they) (?:is|are|stands?)",
+        "unchanged, as shown, as stored",
+        (
+            r"as soon as it is",
+            r"[\"']as they are[\"']",  # a row of results/loading.json
+        ),
+    ),
+    "by itself": (r"by (?:itself|themselves)", "separately, alone, automatically", ()),
     "a X a Y": (
         rf"(?:an?|one) \w+ an? (?:{UNITS})",
         "per: one X per Y",
@@ -67,16 +88,32 @@ NAMES = {
 """identifiers that were replaced"""
 
 
+def text_of(path: Path) -> str:
+    """The text of a file; of a notebook that of its cells, without outputs."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        text = "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
+    return text
+
+
 def lines_with(pattern: str, allowed: tuple[str, ...]) -> list[str]:
-    """The lines with a match that lies in no allowed phrase, as `path:line: text`."""
+    """The lines where a match begins that lies in no allowed phrase, as `path:line: text`.
+
+    A space of a pattern also stands for the end of a line, with the mark of a comment on the next one.
+    """
+
+    def spaced(phrase: str) -> str:
+        return phrase.replace(" ", r"[ \t]*(?:[ \t]|\n[ \t#>*]*)")
+
+    word = re.compile(rf"\b(?:{spaced(pattern)})\b", re.IGNORECASE)
     found = []
     for path in TEXTS:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            fine = [match.span() for phrase in allowed for match in re.finditer(phrase, line, re.IGNORECASE)]
-            for match in re.finditer(rf"\b(?:{pattern})\b", line, re.IGNORECASE):
-                if not any(start <= match.start() and match.end() <= end for start, end in fine):
-                    found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
-                    break
+        text = text_of(path)
+        fine = [match.span() for phrase in allowed for match in re.finditer(spaced(phrase), text, re.IGNORECASE)]
+        for match in word.finditer(text):
+            if not any(start <= match.start() and match.end() <= end for start, end in fine):
+                number = text.count("\n", 0, match.start())
+                found.append(f"{path.relative_to(ROOT)}:{number + 1}: {text.splitlines()[number].strip()}")
     return found
 
 
@@ -109,6 +146,28 @@ def lines_with_text(pattern: str) -> list[str]:
         f"{path.relative_to(ROOT)}: {line.strip()}"
         for path in TEXTS
         if path.name != "CHANGELOG.md"  # which says what was renamed
-        for line in path.read_text(encoding="utf-8").splitlines()
+        for line in text_of(path).splitlines()
         if re.search(pattern, line)
     ]
+
+
+@pytest.mark.parametrize(
+    ("word", "text", "found"),
+    [
+        ("a line says so", "It is small. A line\n    # says so.", 1),
+        ("as it is", "leaves the file as\nit is", 1),
+        ("as it is", "written as soon as it is measured", 0),
+        ("asked", "What is asked for", 1),
+        ("part", "takes part in it, in part", 1),
+        ("a X a Y", "one folder a class", 1),
+    ],
+)
+def test_it_finds_what_it_looks_for(
+    word: str, text: str, found: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pattern, _, allowed = WORDS[word]
+    (tmp_path / "page.md").write_text(text)
+    (tmp_path / "book.ipynb").write_text(json.dumps({"cells": [{"source": text.splitlines(keepends=True)}]}))
+    monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
+    monkeypatch.setattr(f"{__name__}.TEXTS", [tmp_path / "page.md", tmp_path / "book.ipynb"])
+    assert len(lines_with(pattern, allowed)) == 2 * found

@@ -66,7 +66,7 @@ def test_what_is_given_is_what_changes(task: Task) -> None:
         (["--top", "two"], "two"),
         (["--top"], "--top"),
         (["--beam", "3"], "--beam is an option of the task caption, and this model's task is classify"),
-        (["--no-sample"], "--sample is an option of the task caption"),
+        (["--no-sample"], "--no-sample is an option of the task caption"),
     ],
 )
 def test_one_line_for_what_is_wrong(task: Task, args: list[str], words: str) -> None:
@@ -114,7 +114,7 @@ def test_options_of_any_plain_type(task: Task) -> None:
     [
         (["predict", "x.png", "--tops", "3"], "unknown option --tops: did you mean --top?"),
         (["predict", "--tops", "3", "x.png"], "unknown option --tops: did you mean --top?"),
-        (["predict", "x.png", "--top", "0"], "top must be at least 1, got 0"),
+        (["predict", "x.png", "--top", "0"], "vitrail: --top must be at least 1, got 0"),
         (["predict", "--beam", "2", "x.png"], "this model's task is classify: leave it out"),
         (["eval", "classify", "--data", "digits", "--beam", "2"], "this model's task is classify: leave it out"),
         (["eval", "--top", "2", "caption", "--data", "x"], "this model's task is caption: leave it out"),

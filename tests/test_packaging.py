@@ -1,8 +1,9 @@
-"""The wheel that `pip install .` builds."""
+"""The wheel that `pip install .` builds, and the source distribution."""
 
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -40,6 +41,19 @@ def test_wheel_holds_nothing_else_and_is_small(wheel: zipfile.ZipFile) -> None:
     size = {info.filename: info.compress_size for info in wheel.infolist()}
     weights = {name: size.pop(f"vitrail/zoo/weights/{name}/model.safetensors") for name in ("classify", "caption")}
     assert weights["classify"] < 15e6 and weights["caption"] < 25e6 and sum(size.values()) < 2e6
+
+
+def test_the_source_distribution_holds_the_package_and_no_photos_of_others(
+    wheel: zipfile.ZipFile, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as packed:
+        size = {member.name.partition("/")[2]: member.size for member in packed.getmembers() if member.isfile()}
+    package = {f"src/{name}" for name in wheel.namelist() if name.startswith("vitrail/")}
+    own = {*("pyproject.toml", "README.md", "LICENSE", "CREDITS.md", "CHANGELOG.md", "CITATION.cff"), ".gitignore"}
+    assert size.keys() == package | own | {"PKG-INFO"}
+    assert not [name for name in size if name.endswith((".jpg", ".jpeg"))]
 
 
 def test_command_is_declared(wheel: zipfile.ZipFile) -> None:

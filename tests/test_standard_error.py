@@ -85,7 +85,7 @@ def test_nor_do_they_in_workers(damaged: Path, tmp_path: Path) -> None:
 
 
 def test_images_that_come_out_dark_are_named_once(tmp_path: Path) -> None:
-    """Cameras of 12 bits and satellites use a part of 16 bits."""
+    """Cameras of 12 bits and satellites use fewer than 16 bits."""
     for i in range(3):
         Image.fromarray(np.full((32, 32), 3000 + i, np.uint16)).save(tmp_path / f"{i}.png")
     done = ran("-m", "vitrail", "predict", str(tmp_path), "--device", "cpu")

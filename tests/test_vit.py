@@ -58,9 +58,9 @@ def reference(model: ViT, head: Head, images: Tensor) -> Tensor:
         size = c.width // c.heads
         heads = []
         for i in range(c.heads):
-            part = slice(i * size, (i + 1) * size)
-            a = (q[..., part] @ k[..., part].transpose(1, 2) / math.sqrt(size)).softmax(-1)
-            heads.append(a @ v[..., part])
+            columns = slice(i * size, (i + 1) * size)
+            a = (q[..., columns] @ k[..., columns].transpose(1, 2) / math.sqrt(size)).softmax(-1)
+            heads.append(a @ v[..., columns])
         z = z + torch.cat(heads, -1) @ block.attention.out.weight.T + block.attention.out.bias
         y = F.layer_norm(z, (c.width,), block.norm2.weight, block.norm2.bias, c.norm_eps)
         y = y @ block.mlp.up.weight.T + block.mlp.up.bias
@@ -105,8 +105,8 @@ def test_logits_equal_timms() -> None:
     names |= {"mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2"}
     for i in range(2):
         for ours, theirs in names.items():
-            for part in ("weight", "bias"):
-                renamed[f"blocks.{i}.{ours}.{part}"] = peer.get_parameter(f"blocks.{i}.{theirs}.{part}")
+            for end in ("weight", "bias"):
+                renamed[f"blocks.{i}.{ours}.{end}"] = peer.get_parameter(f"blocks.{i}.{theirs}.{end}")
     model.load_state_dict(renamed)
     head.linear.load_state_dict(peer.head.state_dict())
     images = torch.randn(2, 3, 8, 12)
@@ -203,7 +203,7 @@ def test_a_stem_halves_while_the_patches_allow(patch: int, stem: tuple[int, ...]
 
 
 def test_a_stem_has_residual_blocks_where_its_map_is_small() -> None:
-    """As many as asked for behind each convolution but the first, each of that convolution's channels."""
+    """As many as configured after each convolution but the first, each with that convolution's channels."""
     stem = {"patch": 16, "stem": (4, 6, 8), "image_size": (64, 48)}
     model = encoder_for(config_for(TINY, stem_blocks=2, **stem)).eval()
     found: list[tuple[int, ...]] = []

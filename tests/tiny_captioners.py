@@ -49,7 +49,7 @@ def byte_pairs() -> tokenizers.Tokenizer:
 
 
 def word_pieces() -> tokenizers.Tokenizer:
-    """As BERT's: pieces that go on with ##, and a decoder that cleans up."""
+    """As BERT's: pieces that continue with ##, and a decoder that cleans up."""
     letters = sorted(set("".join(TEXTS)) - {" "})
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[DEC]", *letters, *(f"##{c}" for c in letters), "dog", "runs", "red"]
     inner = tokenizers.Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))

@@ -234,3 +234,33 @@ class Twins(Toy):
 def covered(size: tuple[int, int], source: tuple[int, int]) -> Affine:
     """The frames that `Dense` makes of an image of this size."""
     return tiles(source, size, 0.25).with_flips()
+
+
+@dataclass(frozen=True)
+class LinearSettings(Settings):
+    name = "linear-toy"
+
+    width: int = 4
+
+
+class Linear(Toy):
+    """A hidden layer and one output per class: what the default `adopt` keeps of such a head."""
+
+    name = "linear-toy"
+    settings = LinearSettings
+
+    def __init__(self, encoder: Encoder, classes: Sequence[str], width: int) -> None:
+        super().__init__(encoder)
+        self.classes = list(classes)
+        self.hidden, self.head = nn.Linear(64, width), nn.Linear(width, len(classes))
+
+    @classmethod
+    def create(cls, settings: LinearSettings, encoder: Encoder, splits: Splits, preprocess: Preprocess) -> Self:
+        return cls(encoder, splits.train.classes, settings.width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.hidden(self.encoder.pool(self.encoder(images))))
+
+    def loss(self, batch: Batch, gather: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
+        losses = F.cross_entropy(self(batch["image"]), batch["label"], reduction="sum")
+        return {"loss": losses, "count": torch.full((), len(batch["label"]))}

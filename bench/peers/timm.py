@@ -52,7 +52,7 @@ def compare(name: str, others: tuple[Size, Size] = OTHERS, **smaller: Any) -> di
     sizes = {by(own): difference(task, peer, own)}
     for size in (rounded(other, patch) for other in others):
         if table()[name]["class"] == "VisionTransformerSAM":
-            # timm's SAM takes any size as it is, and cannot be created for one from another's weights.
+            # timm's SAM takes any size, and cannot be created for one from another's weights.
             sizes[by(size)] = difference(task, peer, size)
             continue
         resized = timm_model(name, {**arguments, "img_size": size})

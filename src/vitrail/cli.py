@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING
 
 from vitrail.errors import RunError, Stopped, UserError
 from vitrail.faults import CLOSED_PIPE, forget_output, nobody_reads, say_os_error
+from vitrail.files import refuse_existing
 from vitrail.options import (
     HELP,
     Parser,
+    as_typed,
     parse_fields,
     parse_options,
     print_fields,
@@ -28,6 +30,7 @@ from vitrail.options import (
     task_flags,
 )
 from vitrail.standard_error import own_lines
+from vitrail.units import score_text
 
 if TYPE_CHECKING:
     from vitrail.tasks.task import Task
@@ -112,6 +115,7 @@ def train(args: Sequence[str]) -> int:
     value = f" {rule.name} {rule.text(scores[rule.name]) or 'none'}" if rule is not None else ""
     fast = " (fast dev run)" * ("fast_dev_run" in scores)
     print(f"{scores['split']}{value} in {scores['seconds']:.0f} s{fast}")
+    print(f"best weights: {trained.folder.best}, report: {trained.folder.report}")
     return 0
 
 
@@ -163,7 +167,7 @@ def evaluate(args: Sequence[str]) -> int:
         return 0
     print(f"{split}: {scores['count']} images" + ", each with the target of another" * options.shuffle_images)
     for name, value in task.told(scores).items():
-        print(f"  {name:<18} {value:.4f}")
+        print(f"  {name:<18} {score_text(value)}")
     return 0
 
 
@@ -209,16 +213,23 @@ def predict(args: Sequence[str]) -> int:
 def explain(args: Sequence[str]) -> int:
     """Draw a model's attention on an image: `vitrail explain IMAGE [--model SOURCE] --out DIR`."""
     parser = Parser("explain", explain)
-    parser.add_argument("image", type=Path)
+    parser.add_argument("image", type=Path, nargs="+", help="one image")
     parser.add_argument("--model", default="classify", help=SOURCE)
     parser.add_revision()
     parser.add_argument("--verify", action="store_true", help=VERIFY)
     parser.add_argument("--out", type=Path, required=True, help="folder for the figures")
     options = parser.parse_args(args)
-    task = load_model(options.model, options.device, options.revision, options.verify)
+    image = options.image[0]
+    if len(options.image) > 1:
+        raise UserError(f"explain draws one image, got {len(options.image)}: name one of them")
+    if image.is_dir():
+        raise UserError(f"{image} is a folder, and explain draws one image: name a file in it")
     from vitrail.explain import explain as draw
+    from vitrail.explain import refuse_out
 
-    draw(task, options.image, options.out)
+    refuse_out(options.out)  # before the model is loaded
+    task = load_model(options.model, options.device, options.revision, options.verify)
+    draw(task, image, options.out)
     print(options.out)
     return 0
 
@@ -230,6 +241,8 @@ def compare(args: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, help="also write a plot to this PNG file")
     parser.add_argument("--json", action="store_true", help="print one object per line for each run")
     options = parser.parse_args(args)
+    if options.out is not None:
+        refuse_existing(options.out)
     from vitrail.report.compare import as_table
     from vitrail.report.compare import compare as side_by_side
 
@@ -298,7 +311,7 @@ def answer(args: list[str]) -> int:
         sys.stdout.flush()  # a full disk fails here, while the error can still be reported
         return code
     except (UserError, RunError, Stopped) as error:
-        print(f"vitrail: {error}", file=sys.stderr)
+        print(f"vitrail: {as_typed(str(error), args)}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         raise

@@ -26,19 +26,21 @@ def run_demo(out: Path, device: str | None, fast_dev_run: bool = False) -> None:
     make_room(out)
     print("1. Training a Vision Transformer on handwritten digits of 8x8 pixels", flush=True)
     scores = begin(RECIPES["digits"], "digits", None, {"fast_dev_run": fast_dev_run}, out / "digits", device).scores
-    print(f"2. Test: {scores['top1']:.2%} of {scores['count']} digits not in training, after {scores['seconds']:.0f} s")
     task = zoo.load(out / "digits")
+    assert task.score is not None
+    right = task.score.text(scores[task.score.name])
+    print(f"2. Test: {right} of {scores['count']} digits not in training, after {scores['seconds']:.0f} s")
     test = open_data("digits").test
     assert test is not None
     image = Image.fromarray(test.image(0, 1)[0].numpy())
-    answer = explain(task, image, out / "attention")["labels"][0]
-    print(f"3. Attention for a {test.classes[int(test.labels[0])]} that is classified as {answer['label']}:")
+    explain(task, image, out / "attention")
+    answer, truth = task.predict([image])[0], test.classes[int(test.labels[0])]
+    print(f"3. Attention for a {truth} that is classified as {answer.text()}:")
     print(f"   {out / 'attention' / 'rollout.png'}")
     print("4. Sample images, classified with the bundled weights (CIFAR-10's ten classes):")
     samples = sorted(SAMPLES.glob("*.png"))
     for path, prediction in zip(samples, zoo.load("classify").predict([Image.open(p) for p in samples]), strict=True):
-        best = prediction.row()["labels"][0]
-        print(f"   {path.stem:<12} {best['label']:<12} {best['score']:.0%}")
+        print(f"   {path.stem:<12} {prediction.text()}")
     print(f"Learning curves and the confusion matrix: {out / 'digits' / 'report.html'}")
     print(
         "Next: vitrail predict YOUR.jpg · vitrail train folder --data YOUR_FOLDER · vitrail train (lists the recipes)"

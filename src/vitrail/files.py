@@ -26,19 +26,40 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
     """A temporary file to write to, which replaces `path` if the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with named(path):
+        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(beside, 0o644)  # mkstemp creates files that only their owner can read
-        os.replace(beside, path)
+        with named(path):
+            os.chmod(beside, 0o644)  # mkstemp creates files that only their owner can read
+            os.replace(beside, path)
     except BaseException as error:
         Path(beside).unlink(missing_ok=True)
         _name(error, path)
         raise
     _sync(path.parent)
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise UserError if the output of a command exists: no command overwrites what is there."""
+    if path.is_dir():
+        if any(path.iterdir()):
+            raise UserError(f"{path} exists and is not empty: choose another name, or remove the folder first")
+    elif path.exists() or path.is_symlink():
+        raise UserError(f"{path} exists: choose another name, or remove the file first")
+
+
+def refuse_file_name(folder: Path, remedy: str) -> None:
+    """Raise UserError if the `folder` to write into is a file, or would be a new one whose name ends as a file's."""
+    if folder.is_dir():
+        return
+    if folder.exists():
+        raise UserError(f"{folder} is a file: {remedy}")
+    if re.fullmatch(r"\.[A-Za-z][A-Za-z0-9]*", folder.suffix):
+        raise UserError(f"{folder} has the ending of a file, {folder.suffix}: {remedy}")
 
 
 def printable(text: str) -> str:
@@ -71,16 +92,18 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     if path.exists() and not path.is_dir():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    with named(path):
+        beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield beside
         for file in beside.rglob("*"):
             _sync(file)
-        os.chmod(beside, 0o755)
-        if path.exists():
-            _exchange(beside, path)
-        else:
-            os.replace(beside, path)
+        with named(path):
+            os.chmod(beside, 0o755)
+            if path.exists():
+                _exchange(beside, path)
+            else:
+                os.replace(beside, path)
     except BaseException as error:
         shutil.rmtree(beside, ignore_errors=True)
         _name(error, path)
@@ -109,6 +132,16 @@ def _name(error: BaseException, path: Path) -> None:
     """Add the file name to an error that lacks it."""
     if isinstance(error, OSError) and error.filename is None:
         error.filename = str(path)
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Errors of a temporary file beside `path` name `path` instead, which is the one that people know."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
 
 
 def _sync(path: Path) -> None:

@@ -1,20 +1,21 @@
-"""The options of commands: argparse and tyro, whose errors become one plain line each."""
+"""The options of commands: argparse for a command's own, and the fields of dataclasses. Errors are one plain line."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import inspect
-import io
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, make_dataclass, replace
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from vitrail.errors import UserError
-from vitrail.plain import Field, flat_fields
+from vitrail.plain import Field, flat_fields, read, rule
 from vitrail.tasks import TASKS, task_class
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Parser(argparse.ArgumentParser):
         if rest:
             known = [name for action in self._actions for name in action.option_strings]
             known += [] if task is None else map(_flag, flat_fields(task(options).option))
-            raise UserError(_unknown(rest[0], known))
+            raise UserError(_unknown(rest[0], known, _of_other_commands()))
         return options
 
     def parse_help(self, args: Sequence[str]) -> argparse.Namespace | None:
@@ -83,14 +84,24 @@ def parse_fields(run: Run, args: Sequence[str], also: Sequence[str] = ()) -> dic
     """
     from vitrail.variants import VariantConfig
 
-    known = flat_fields(_spelled_out(run))
+    known = {name: entry for name, entry in flat_fields(_spelled_out(run)).items() if name not in NO_FIELDS}
     known |= {name: entry for name, entry in flat_fields(VariantConfig()).items() if name in also and name not in known}
-    return _parsed(known, squared(args))
+    return _parsed(known, args, partial(_foreign_fields, run))
+
+
+NO_FIELDS = ("recipe", "data", "init", "group")
+"""fields of a run that are no flags of their own: `train` has arguments for them"""
 
 
 def print_fields(run: Run, name: str) -> None:
     """The help of a recipe's fields."""
-    _print_help(_spelled_out(run), f"vitrail train {name}")
+    import tyro
+
+    run = _spelled_out(run)
+    hints = get_type_hints(type(run))
+    hidden = [(field_name, Annotated[hints[field_name], tyro.conf.Suppress], field()) for field_name in NO_FIELDS]
+    shown = make_dataclass("Fields", hidden, bases=(type(run),), frozen=True, kw_only=True)
+    _print_help(shown(**vars(run)), f"vitrail train {name}")
 
 
 def _spelled_out(run: Run) -> Run:
@@ -109,7 +120,7 @@ def task_flags() -> dict[str, int | None]:
             flag = _flag(field_name)
             flags[flag] = _values(entry.kind)
             if entry.kind is bool:
-                flags[f"--no-{flag[2:]}"] = 0
+                flags[_no(field_name)] = 0
     return flags
 
 
@@ -149,15 +160,15 @@ def split_options(args: Sequence[str], flags: Mapping[str, int | None]) -> tuple
 
 def parse_options(task: Task, args: Sequence[str]) -> dict[str, Any]:
     """The options of a task that the arguments set, as plain values for `Task.choose`."""
-    known = flat_fields(task.option)
-    for name in filter(None, (_named(arg, _all_options()) for arg in args)):
-        if name not in known:
-            owners = [other for other in TASKS if name in flat_fields(task_class(other).options())]
-            raise UserError(
-                f"{_flag(name)} is an option of the task{'s' * (len(owners) > 1)} {' and '.join(owners)}, and this "
-                f"model's task is {task.name}: leave it out"
-            )
-    return _parsed(known, args)
+
+    def foreign() -> dict[str, str]:
+        owners = {name: _tasks(name, "options") for name in _all_options()}
+        return {
+            name: f"is an option of the {_listed(names)}, and this model's task is {task.name}"
+            for name, names in owners.items()
+        }
+
+    return _parsed(flat_fields(task.option), args, foreign)
 
 
 def print_options(task: Task, command: str) -> None:
@@ -173,35 +184,110 @@ def _all_options() -> set[str]:
     return {field for name in TASKS for field in flat_fields(task_class(name).options())}
 
 
-def _parsed(known: Mapping[str, Field], args: Sequence[str]) -> dict[str, Any]:
-    """The values of the fields that the arguments set. tyro's boxed errors become one line.
+def _tasks(name: str, kind: Literal["options", "settings"]) -> list[str]:
+    """The tasks whose options or settings have a field of this name."""
+    return [task for task in TASKS if name in flat_fields(getattr(task_class(task), kind)())]
+
+
+def _of_tasks() -> dict[str, str]:
+    """What the options and the settings of all tasks are, by name."""
+    found = {}
+    for name in _all_options() | {name for task in TASKS for name in flat_fields(task_class(task).settings())}:
+        options, settings = _tasks(name, "options"), _tasks(name, "settings")
+        users = [*(["`predict`", "`eval`"] if options else []), *(["recipes"] if settings else [])]
+        where = " and ".join(filter(None, (", ".join(users[:-1]), users[-1])))
+        found[name] = f"is an option of {where} for the {_listed(list(dict.fromkeys(options + settings)))}"
+    return found
+
+
+def _listed(tasks: Sequence[str]) -> str:
+    return f"task{'s' * (len(tasks) > 1)} {' and '.join(tasks)}"
+
+
+def _of_other_commands() -> dict[str, str]:
+    """What the flags that not every command has are, by name."""
+    from vitrail.train.run import Run
+
+    return dict.fromkeys(flat_fields(Run("", "")), "is an option of `train`") | _of_tasks()
+
+
+def _foreign_fields(run: Run) -> dict[str, str]:
+    """What the flags are that are no fields of this run, by name: of other tasks, or of other models."""
+    from vitrail.tasks.encoder import KINDS
+
+    model = type(run.model).__name__.removesuffix("Config")
+    trained = f", and the recipe {run.recipe} trains the task {run.task.name}"
+    found = {
+        name: f"does not apply to the recipe's model ({model})"
+        for kind in KINDS.values()
+        for name in flat_fields(kind())
+    }
+    found |= {
+        name: text + trained * (run.task.name not in _tasks(name, "options")) for name, text in _of_tasks().items()
+    }
+    found |= {"recipe": "is the first argument of `train`"}
+    return {
+        name: text for name, text in found.items() if name not in flat_fields(_spelled_out(run)) or name in NO_FIELDS
+    }
+
+
+def _parsed(
+    known: Mapping[str, Field], args: Sequence[str], foreign: Callable[[], Mapping[str, str]]
+) -> dict[str, Any]:
+    """The values of the fields that the arguments set. `foreign` says what each flag is that does not belong here.
 
     Values are checked by type only; the dataclass checks whether they fit together.
     """
-    flags = [_flag(name) for name in known]
-    flags += [f"--no-{_flag(name)[2:]}" for name, entry in known.items() if entry.kind is bool]
-    for arg in args:
-        option = _normal(arg.partition("=")[0])
-        if option.startswith("--") and option not in flags:
-            raise UserError(_unknown(option, flags))
-    _check_choices(args, {name: entry.words for name, entry in known.items() if entry.words})
-    if not args:
-        return {}
-    import tyro
+    values: dict[str, Any] = {}
+    words = [word for arg in args for word in (arg.split("=", 1) if arg.startswith("--") else [arg])]
+    while words:
+        option = words.pop(0)
+        name, negated = _named(option, known)
+        if name is None:
+            flags = [*map(_flag, known), *(_no(name) for name in known if known[name].kind is bool)]
+            raise UserError(_unknown(option, flags, foreign()))
+        given = list(itertools.takewhile(lambda word: not _is_flag(word), words))
+        del words[: len(given)]
+        kind = known[name].kind
+        if kind is bool:
+            if given:
+                raise UserError(
+                    f"{option} takes no value, got {shlex.join(given)!r}: write {_flag(name)} or {_no(name)}"
+                )
+            values[name] = not negated
+            continue
+        if name == "image_size" and len(given) == 1:
+            given *= 2  # the side of a square
+        try:
+            values[name] = read(kind, given)
+        except ValueError:
+            raise UserError(_refused(option, given, known[name])) from None
+    return values
 
-    given = [name for name in known if any(_named(arg, known) == name for arg in args)]
-    options_class = make_dataclass(
-        "Options", [(name, known[name].kind, field(default=known[name].value)) for name in given]
-    )
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
-            values: Any = tyro.cli(
-                options_class, args=args, config=(tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands)
-            )
-    except SystemExit:
-        raise UserError(_one_line(printed.getvalue())) from None
-    return {name: getattr(values, name) for name in given}
+
+def _is_flag(word: str) -> bool:
+    """Whether a word is a flag and no value: a negative number is a value."""
+    return bool(re.match(r"--?[^\W\d]", word)) and word.lower() not in ("-inf", "-nan")
+
+
+def _refused(option: str, given: Sequence[str], entry: Field) -> str:
+    """The error for a value that is not of the field's type, with the closest choice if there are choices."""
+    value = shlex.join(given) if len(given) > 1 else "".join(given)
+    if not given:
+        return f"{option} needs a value: {rule(entry.kind)}"
+    if not entry.words:
+        return f"{option} must be {rule(entry.kind)}, got {value!r}"
+    near = get_close_matches(value, entry.words, n=1)
+    hint = f"did you mean {near[0]}? The choices are" if near else "choose from"
+    return f"{option} cannot be {value!r}: {hint} {', '.join(entry.words)}"
+
+
+def as_typed(message: str, args: Sequence[str]) -> str:
+    """The refusal of a field's value, with the flag that set it in place of the field's name."""
+    name, _, text = message.partition(" ")
+    flags = [arg.partition("=")[0] for arg in args if arg.startswith("--")]
+    found = next((flag for flag in flags if flag[2:].replace("-", "_") == name), None)
+    return f"{found} {text}" if found and text.startswith("must ") else message
 
 
 def _print_help(value: Any, prog: str) -> None:
@@ -217,56 +303,34 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def _no(name: str) -> str:
+    """The flag that sets a field to False."""
+    return _flag(f"no_{name}")
+
+
 def _normal(flag: str) -> str:
     """A flag in its listed form: `--top_k` is `--top-k`."""
     return flag.replace("_", "-") if flag.startswith("--") else flag
 
 
-def _named(arg: str, known: Iterable[str]) -> str | None:
-    """The field that an argument names; None for a value."""
-    option = arg.partition("=")[0]
-    if not option.startswith("--"):
-        return None
-    name = option[2:].replace("-", "_")
-    return name if name in known else name.removeprefix("no_")
+def _named(option: str, known: Mapping[str, Field]) -> tuple[str | None, bool]:
+    """The field that a flag names, or None, and whether the flag begins with `--no-`."""
+    name = option[2:].replace("-", "_") if option.startswith("--") else ""
+    if name in known:
+        return name, False
+    bare = name.removeprefix("no_")
+    return (bare, True) if bare != name and bare in known and known[bare].kind is bool else (None, False)
 
 
-def squared(args: Sequence[str]) -> list[str]:
-    """The arguments, with the single number of `--image-size 64` repeated for a square."""
-    given: list[str] = []
-    for arg in args:
-        given += arg.split("=", 1) if re.match("--image[-_]size=", arg) else [arg]
-    for place, arg in enumerate(given):
-        sizes = list(itertools.takewhile(lambda word: not word.startswith("-"), given[place + 1 :]))
-        if re.fullmatch("--image[-_]size", arg) and len(sizes) == 1:
-            return [*given[: place + 1], *sizes, *given[place + 1 :]]
-    return given
-
-
-def _one_line(box: str) -> str:
-    """The text of tyro's boxed error, without frame, title and usage."""
-    text = " ".join(re.sub(r"[\u2500-\u257f]+|-{3,}", " ", box).split())
-    text = re.sub(r"^(Parsing error|Value error|Missing argument|Unrecognized options) ", "", text)
-    text = re.sub(r"^Error parsing (\w+: )?", "", text)
-    return re.split(r" For full helptext| Argument helptext", text)[0]
-
-
-def _check_choices(args: Sequence[str], choices: dict[str, list[str]]) -> None:
-    """Refuse a value outside its field's choices and suggest the closest; tyro's wording varies by release."""
-    for place, arg in enumerate(args):
-        option, equals, value = arg.partition("=")
-        name = option.removeprefix("--").replace("-", "_")
-        if not option.startswith("--") or name not in choices:
-            continue
-        if not equals:
-            value = args[place + 1] if place + 1 < len(args) else "--"
-        if value in choices[name] or value.startswith("--"):  # tyro reports an option without a value
-            continue
-        near = get_close_matches(value, choices[name], n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(choices[name])}"
-        raise UserError(f"{option} cannot be {value!r}: {hint}")
-
-
-def _unknown(option: str, known: Sequence[str]) -> str:
-    near = get_close_matches(option, known, n=1)
-    return f"unknown option {option}" + (f": did you mean {near[0]}?" if near else ": --help lists the options")
+def _unknown(option: str, flags: Sequence[str], foreign: Mapping[str, str]) -> str:
+    """The error for an argument that is none of the `flags`; `foreign` says, by name, what flags of others are."""
+    if not option.startswith("-"):
+        return f"unknown argument {option!r}: --help lists the options"
+    name = option[2:].replace("-", "_").removeprefix("no_")
+    if text := foreign.get(name):
+        return f"{option} {text}: leave it out"
+    near = next(iter(get_close_matches(option, [*flags, *map(_flag, foreign)], n=1)), None)
+    if near is None:
+        return f"unknown option {option}: --help lists the options"
+    elsewhere = "" if near in flags else f" It {foreign[near[2:].replace('-', '_')]}"
+    return f"unknown option {option}: did you mean {near}?{elsewhere}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
 from types import UnionType
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -32,14 +34,51 @@ def flat_fields(value: Any) -> dict[str, Field]:
     return found
 
 
+def read(kind: Any, words: Sequence[str]) -> Any:
+    """The value of this type that the words of a command line give. ValueError if they do not."""
+    if get_origin(kind) in (Union, UnionType):
+        for member in sorted(get_args(kind), key=lambda member: member is not type(None)):  # None before text
+            with suppress(ValueError):
+                return read(member, words)
+        raise ValueError
+    if get_origin(kind) is tuple:
+        members = get_args(kind)
+        if Ellipsis in members:
+            members = members[:1] * len(words)
+        return tuple(read(member, [word]) for member, word in zip(members, words, strict=True))
+    (word,) = words
+    if choices := {str(value): value for value in _choices(kind)}:
+        if word not in choices:
+            raise ValueError
+        return choices[word]
+    return kind(word)
+
+
+def rule(kind: Any) -> str:
+    """What `read` accepts for this type, in words: "a whole number or None"."""
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(rule(member) for member in get_args(kind))
+    if get_origin(kind) is tuple:
+        members = get_args(kind)
+        return f"{'any number of' if Ellipsis in members else len(members)} {NAMES[members[0]].split(' ', 1)[1]}s"
+    return ", ".join(_words(kind)) or NAMES[kind]
+
+
+NAMES = {int: "a whole number", float: "a number", str: "one word"}
+"""what a field of a type holds"""
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    """The values of a type that has few."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    return {bool: (True, False), type(None): (None,)}.get(kind, ())
+
+
 def _words(kind: Any) -> list[str]:
     """The choices of a field of this type, as text; empty if they are not a few words."""
-    if get_origin(kind) is Literal:
-        return [str(word) for word in get_args(kind)]
-    if kind is bool:
-        return ["True", "False"]
-    if kind is type(None):
-        return ["None"]
+    if choices := _choices(kind):
+        return [str(value) for value in choices]
     if get_origin(kind) in (Union, UnionType):
         members = [_words(member) for member in get_args(kind)]
         return [word for words in members for word in words] if all(members) else []

@@ -19,7 +19,7 @@ from vitrail.data.decode import EncodedImage
 from vitrail.data.pixels import Source, doubt
 from vitrail.data.prepare import Sample
 from vitrail.errors import UserError
-from vitrail.files import printable, replacing, write_whole
+from vitrail.files import named, printable, refuse_existing, refuse_file_name, replacing, write_whole
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Prediction
 
@@ -88,7 +88,7 @@ class Output(AbstractContextManager["Output"]):
 def output_to(out: Path | None, given: Sequence[str | Path], images: Sequence[Path]) -> Output:
     """The output for `--out`: `images` are the files found in the `given` files and folders.
 
-    Raises UserError, before any image is read, if it would overwrite one of them or cannot be written.
+    Raises UserError, before any image is read, if it would overwrite anything or cannot be written.
     """
     if out is None:
         return Output()
@@ -106,17 +106,20 @@ class Table(Output):
     def __init__(self, path: Path, write: Callable[[Lines, IO[bytes]], None]) -> None:
         if path.is_dir():
             raise UserError(f"{path} is a folder, but --out has the ending of a file: choose another name")
+        refuse_existing(path)
         if write is as_parquet:
             _pyarrow()
         self.path, self.write, self.count, self.bad = path, write, 0, 0
 
     def __enter__(self) -> Table:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.waiting = tempfile.TemporaryFile("w+b", dir=self.path.parent)
+        with named(self.path):
+            self.waiting = tempfile.TemporaryFile("w+b", dir=self.path.parent)
         return self
 
     def take(self, answered: Answered) -> Row:
-        self.waiting.write(json.dumps(answered.row).encode() + b"\n")
+        with named(self.path):
+            self.waiting.write(json.dumps(answered.row).encode() + b"\n")
         self.count += 1
         self.bad += answered.answer is None
         return answered.row
@@ -124,7 +127,7 @@ class Table(Output):
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self.waiting:
             if kind is None:
-                with replacing(self.path) as file:
+                with named(self.path), replacing(self.path) as file:
                     self.write(Lines(self.waiting), file)
         bad = f", {self.bad:,} with an error" if self.bad else ""
         self.where = f"{self.path}: {self.count:,} row{'s' * (self.count != 1)}{bad}"
@@ -225,10 +228,9 @@ class Figures(Output):
     """One figure per image, as a PNG file in a folder. Unreadable files have none."""
 
     def __init__(self, folder: Path, given: Sequence[str | Path], images: Sequence[Path]) -> None:
-        if folder.exists() and not folder.is_dir():
-            raise UserError(
-                f"{folder} is a file: give --out a folder for figures, or a new file that ends in {', '.join(TABLES)}"
-            )
+        refuse_file_name(
+            folder, "choose .jsonl, .csv or .parquet for a table, or a folder without an ending for figures"
+        )
         if any(os.path.realpath(folder) == os.path.realpath(path) for path in given):
             raise UserError(f"{folder} holds the input images: choose another folder for --out")
         self.folder, self.count = folder, 0
@@ -237,6 +239,7 @@ class Figures(Output):
         for name in figure_names(given, images):
             if os.path.realpath(folder / name) in sources:
                 raise UserError(f"the figure {folder / name} would overwrite an image: choose another folder for --out")
+            refuse_existing(folder / name)
 
     def take(self, answered: Answered) -> Row:
         place = self.folder / next(self.places)

@@ -52,6 +52,7 @@ class Trained(NamedTuple):
     task: type[Task]
     scores: dict[str, Any]
     """scores of the evaluated split (its name under `split`), with `seconds` and `parameters`"""
+    folder: RunFolder
 
 
 def begin(
@@ -91,6 +92,7 @@ def begin(
         weights = zoo.load(init)
         # The size of the checkpoint's preprocessing; DINOv2's positions are for larger images.
         config = replace(encoder_of(weights).config, image_size=weights.preprocess.size)
+        own = None if run.init or recipe in recipes.FROM_WEIGHTS else run.model
         run = recipes.from_weights(run, init, config)
     if (channels := splits.train.channels) not in (1, 3, run.model.channels):  # other channel counts are read as 1 or 3
         log.warning("the images have %d channels, so the model gets as many", channels)
@@ -110,26 +112,35 @@ def begin(
             raise recipes.fixed(init, "attention_init")
         if weights is not None and kind.continues(run.task, weights):
             recipes.check_fixed(init, run.task, given.task, kind.free)
+        if own is not None and (line := recipes.replaced_by(init, own, run.model, changes)):
+            log.warning(line)
     warn_unused(given, with_fields(given, changes), run.tune.method)
     run = replace(run, data=str(data), group=group)
     chosen = choose_device(device)
     with new_folder(run, out) as folder:  # before decoding the images, which is slow
         marks = splits.marks(run.group)  # before a captioner encodes the labels
         components, steps = build(run, splits, chosen, weights)
+        if out is None and folder.path != default_folder(run):  # after `build`, which may refuse the run
+            log.warning(f"{default_folder(run)} holds another run, so this one is in {folder.path}")
         # Images in memory are rounded differently from streamed ones, so a resumed run must use the same mode.
         run = replace(run, memory=components.train.memory)
         try:
             folder.begin(run, splits.train.classes, marks)
-            return Trained(kind, _train(run, components, folder, steps, resume=False))
+            return Trained(kind, _train(run, components, folder, steps, resume=False), folder)
         except BaseException:  # whatever the error, a run that saved nothing must not keep the name
             folder.drop()
             raise
 
 
+def default_folder(run: Run) -> Path:
+    """The folder of a run without `--out`, unless it is taken."""
+    return Path("runs") / f"{run.recipe}-{run.seed}"
+
+
 @contextmanager
 def new_folder(run: Run, out: Path | None) -> Iterator[RunFolder]:
     """The folder `out`, or the first free one of runs/RECIPE-SEED, runs/RECIPE-SEED-2 and so on, for this run alone."""
-    first = out or Path("runs") / f"{run.recipe}-{run.seed}"
+    first = out or default_folder(run)
     folder = RunFolder(first)
     with ExitStack() as stack:
         for number in itertools.count(2):
@@ -140,8 +151,6 @@ def new_folder(run: Run, out: Path | None) -> Iterator[RunFolder]:
                 if out is not None:
                     raise
                 folder = RunFolder(first.with_name(f"{first.name}-{number}"))
-        if folder.path != first:
-            log.warning(f"{first} holds another run, so this one is in {folder.path}")
         yield folder
 
 
@@ -154,13 +163,13 @@ def resume_run(path: Path, device: str | None) -> Trained:
     run = folder.run()
     kind = task_of(run.task)
     if (scores := folder.scores) is not None:
-        log.warning(f"the run in {path} is finished: its report is {path / 'report.html'}")
-        return Trained(kind, scores)
+        log.warning(f"the run in {path} is finished")
+        return Trained(kind, scores, folder)
     with folder.alone():
         splits = open_for(kind, run.data, run.task.data_options(), recipes.find(run.recipe)(1).data, run.group)
         folder.check_data(splits.marks(run.group), run.data)
         components, steps = build(run, splits, choose_device(device))
-        return Trained(kind, _train(run, components, folder, steps, resume=True))
+        return Trained(kind, _train(run, components, folder, steps, resume=True), folder)
 
 
 def _train(run: Run, components: Components, folder: RunFolder, steps: int, resume: bool) -> dict[str, Any]:
@@ -230,7 +239,7 @@ def score(
             raise UserError(
                 "--shuffle-images is a control for predictions, but --probe scores features: use only one of them"
             )
-        return score_features(task, open_data(data, grouped=group is not None), split, images, group)
+        return score_features(task, open_classes(task, data, group), split, images, group)
     splits = with_held_back(open_for(task, data, task.data_options(), group=group), split, learned)
     name, chosen = choose_split(splits, split)
     metric = task.metric(chosen, None if name == "train" else splits.train)
@@ -239,6 +248,21 @@ def score(
     loader = evaluation_loader(task, chosen.shuffled() if shuffle else chosen, device)
     scores = evaluate(task, {name: loader}, name, metric=metric, final=True)
     return name, {**scores, "shuffled": True} if shuffle else scores
+
+
+def open_classes(task: Task, data: str, group: str | None) -> Splits:
+    """The splits of data with classes, which the probes of features need."""
+    try:
+        return open_data(data, grouped=group is not None)
+    except UserError as error:
+        try:
+            open_for(task, data, task.data_options())
+        except UserError:
+            raise error from None
+    raise UserError(
+        f"--probe scores features by how well they tell classes apart, and {data} holds {task.target.noun} without "
+        "classes: remove --probe, or give --data one folder per class"
+    )
 
 
 def with_held_back(splits: Splits, split: str | None, learned: Run | None) -> Splits:

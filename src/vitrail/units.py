@@ -19,6 +19,14 @@ def median(values: Iterable[Any]) -> float | None:
     return numbers[len(numbers) // 2] if numbers else None
 
 
+def score_text(value: float) -> str:
+    """A score with four digits that tell something: fractions as `0.9778`, others as `2.303`, `1e-06`, `12,345`."""
+    size = abs(value)
+    if size <= 1 and (size >= 1e-3 or size == 0):
+        return f"{value:.4f}"
+    return f"{value:,.0f}" if 1e4 <= size < 1e9 else f"{value:.4g}"
+
+
 def percent(value: Any) -> str:
     """A fraction as a percentage; empty if it is not a number."""
     found = number(value)

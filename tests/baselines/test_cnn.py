@@ -72,7 +72,7 @@ def test_a_shortcut_thins_the_map_and_adds_channels_of_zeros() -> None:
 def test_published_parameter_counts(depth: int, parameters: float) -> None:
     with torch.device("meta"):
         model, head = ResNet(ResNetConfig(depth=depth)), Head(64, 10)
-    counted = sum(p.numel() for part in (model, head) for p in part.parameters())
+    counted = sum(p.numel() for module in (model, head) for p in module.parameters())
     assert float(f"{counted:.2g}") == parameters
     layers = 1 + sum(isinstance(module, nn.Conv2d) for module in model.modules())
     assert layers == 6 * depth + 2

@@ -51,8 +51,8 @@ def test_images_of_another_size_are_refused_in_one_line() -> None:
     ("changes", "words"),
     [
         ({"depth": 0}, "at least one hidden layer"),
-        ({"width": 0}, "width, channels and image_size must be at least 1"),
-        ({"channels": 0}, "width, channels and image_size must be at least 1"),
+        ({"width": 0}, "must be at least 1, got 0"),
+        ({"channels": 0}, "must be at least 1, got 0"),
         ({"dropout": -0.1}, "dropout must be at least 0 and below 1, got -0.1"),
     ],
 )

@@ -47,15 +47,15 @@ def test_outputs_states_and_gradients_equal_torchs(name: str, dtype: torch.dtype
     x = torch.randn(3, STEPS, 7, dtype=dtype, requires_grad=True)
     first = [[torch.randn(3, 12, dtype=dtype, requires_grad=True) for _ in layers.start(3)[0]] for _ in range(DEPTH)]
     shown, last = layers(x, tuple(map(tuple, first)))
-    stacked = [torch.stack(parts) for parts in zip(*first, strict=True)]  # torch's: [layers, B, D] a part
+    stacked = [torch.stack(states) for states in zip(*first, strict=True)]  # torch's: [layers, B, D] each
     expected, expected_last = peer(x, tuple(stacked) if len(stacked) > 1 else stacked[0])
     expected_last = expected_last if len(stacked) > 1 else (expected_last,)
-    outputs = [shown, *(part for state in last for part in state)]
-    expected_outputs = [expected, *(parts[i] for i in range(DEPTH) for parts in expected_last)]
+    outputs = [shown, *(value for state in last for value in state)]
+    expected_outputs = [expected, *(states[i] for i in range(DEPTH) for states in expected_last)]
 
     # A random weight for each number, so that no error hides in a sum.
     weights = [torch.randn_like(output) for output in outputs]
-    starts = [part for state in first for part in state]
+    starts = [value for state in first for value in state]
     gradients = torch.autograd.grad(
         sum((output * weight).sum() for output, weight in zip(outputs, weights, strict=True)),
         [x, *starts, *(ours for ours, _ in pairs)],
@@ -81,7 +81,7 @@ def test_step_by_step_equals_the_whole_sequence(name: str) -> None:
         shown.append(now)
     torch.testing.assert_close(torch.cat(shown, dim=1), whole)
     torch.testing.assert_close(states, last)
-    # A sequence in two parts, the second from the first one's states.
+    # A sequence in two pieces, the second from the first one's states.
     _, middle = layers(x[:, :2])
     torch.testing.assert_close(layers(x[:, 2:], middle)[0], whole[:, 2:])
 
@@ -145,8 +145,8 @@ def test_rows_are_read_from_the_top_down() -> None:
     [
         ({"cell": "elman"}, "no cell 'elman'"),
         ({"depth": 0}, "at least one layer, got depth 0"),
-        ({"width": 0}, "width, channels and image_size must be at least 1"),
-        ({"image_size": (8, 0)}, "width, channels and image_size must be at least 1"),
+        ({"width": 0}, "width must be at least 1, got 0"),
+        ({"image_size": (8, 0)}, r"image_size must be at least 1, got \(8, 0\)"),
         ({"dropout": 1.5}, "dropout must be at least 0 and below 1, got 1.5"),
     ],
 )

@@ -154,8 +154,8 @@ def test_training_takes_pixels_where_its_affine_says(
     memory = memory and augment.crop != "resized"  # from tables crops are bilinear, and shrunken images are no indices
     images = [places(*size) for size in sides]
     labels = Labels(torch.zeros(len(images)).long(), ["a"])
-    part = ImageSet("places", [str(size) for size in sides], images, labels, 2)
-    loader = Loader(part, way, batch_size=len(images), seed=seed, train=True, augment=augment, memory=memory)
+    dataset = ImageSet("places", [str(size) for size in sides], images, labels, 2)
+    loader = Loader(dataset, way, batch_size=len(images), seed=seed, train=True, augment=augment, memory=memory)
     batches = loader.batches()
     for _ in range(2):
         batch = next(batches)
@@ -204,8 +204,8 @@ def test_masks_and_boxes_stay_on_the_pixels_that_they_mark(path: str, way: Prepr
     kind, size, augment, memory = PATHS[path]
     marked, files = scenes(kind, size)
     masks = Masks([shape.mask for shape in marked], [str(i) for i in range(16)], ["ground", "shape"], VOID)
-    part = ImageSet("scenes", [str(i) for i in range(16)], files, masks)
-    loader = Loader(part, way, batch_size=16, seed=5, train=augment is not None, augment=augment, memory=memory)
+    dataset = ImageSet("scenes", [str(i) for i in range(16)], files, masks)
+    loader = Loader(dataset, way, batch_size=16, seed=5, train=augment is not None, augment=augment, memory=memory)
     batch = next(loader.batches() if augment else loader.evaluation())
     samples, found = batch["sample"], batch["affine"]
     overlaps, edges = [], []

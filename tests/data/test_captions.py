@@ -30,10 +30,10 @@ def image_files(folder: Path, *names: str) -> Path:
     return folder
 
 
-def everything(part: ImageSet | None) -> dict[str, list[str]]:
-    assert part is not None
-    assert all(part.image(i).shape == (3, 20, 24) for i in range(len(part)))
-    return dict(zip(part.keys, Texts.of(part).captions, strict=True))
+def everything(split: ImageSet | None) -> dict[str, list[str]]:
+    assert split is not None
+    assert all(split.image(i).shape == (3, 20, 24) for i in range(len(split)))
+    return dict(zip(split.keys, Texts.of(split).captions, strict=True))
 
 
 def whole(path: Path) -> ImageSet:
@@ -42,9 +42,9 @@ def whole(path: Path) -> ImageSet:
 
 @pytest.mark.parametrize("header", ["image,caption\n", ""])
 def test_a_folder_a_part_with_captions_txt(tmp_path: Path, header: str) -> None:
-    for part, name in (("train", "a.jpg"), ("dev", "b.jpg")):
-        image_files(tmp_path / part / "images", name)
-        (tmp_path / part / "captions.txt").write_text(
+    for split, name in (("train", "a.jpg"), ("dev", "b.jpg")):
+        image_files(tmp_path / split / "images", name)
+        (tmp_path / split / "captions.txt").write_text(
             f'{header}{name},A dog, a cat , and  "a" bird .\n{name},"Go" says "he"\n'
             f'{name},"An open quote\n\n{name},{HEBREW}'
         )
@@ -96,7 +96,7 @@ def coco(*texts: str, **more: Any) -> str:
 
 @pytest.mark.parametrize("between", ["", "images"])
 def test_karpathys_json_of_coco(between: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Its parts are drawn from folders that are named for others: all but those of train2014 lie in val2014."""
+    """Its splits are drawn from folders that are named for others: all but those of train2014 lie in val2014."""
     images = []
     for i, (folder, split) in enumerate(
         [("train2014", "train"), *(("val2014", s) for s in ("restval", "val", "test"))]
@@ -112,9 +112,9 @@ def test_karpathys_json_of_coco(between: str, tmp_path: Path, caplog: pytest.Log
 
 def test_cocos_folders_in_one_of_images(tmp_path: Path) -> None:
     (tmp_path / "annotations").mkdir()
-    for part in ("train2017", "val2017"):
-        image_files(tmp_path / "images" / part, "0.jpg")
-        (tmp_path / "annotations" / f"captions_{part}.json").write_text(coco(part))
+    for split in ("train2017", "val2017"):
+        image_files(tmp_path / "images" / split, "0.jpg")
+        (tmp_path / "annotations" / f"captions_{split}.json").write_text(coco(split))
     splits = open_captions(tmp_path)
     assert (splits.train.keys, Texts.of(splits.train).captions) == (["images/train2017/0.jpg"], [["train2017"]])
     assert splits.val is not None and splits.val.keys == ["images/val2017/0.jpg"]
@@ -141,7 +141,7 @@ def test_a_column_tells_the_part_whatever_the_folder(tmp_path: Path) -> None:
     image_files(tmp_path / "val_images", "b.jpg")
     (tmp_path / "captions.csv").write_text("image,caption,split\na.jpg,A,train\nb.jpg,B,val\nc.jpg,C,test\n")
     splits = open_captions(tmp_path)
-    assert [part.keys for part in (splits.train, splits.val, splits.test) if part is not None] == [
+    assert [split.keys for split in (splits.train, splits.val, splits.test) if split is not None] == [
         ["train_images/a.jpg"],
         ["val_images/b.jpg"],
         ["train_images/c.jpg"],
@@ -149,12 +149,12 @@ def test_a_column_tells_the_part_whatever_the_folder(tmp_path: Path) -> None:
 
 
 def test_cocos_json(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for part, count in (("train2017", 3), ("val2017", 2)):
-        image_files(tmp_path / part, *(f"{i}.jpg" for i in range(count)))
+    for split, count in (("train2017", 3), ("val2017", 2)):
+        image_files(tmp_path / split, *(f"{i}.jpg" for i in range(count)))
         folder = tmp_path / "annotations"
         folder.mkdir(exist_ok=True)
-        (folder / f"captions_{part}.json").write_text(coco(*(f"{part} {i}" for i in range(count))))
-        (folder / f"instances_{part}.json").write_text("{}")
+        (folder / f"captions_{split}.json").write_text(coco(*(f"{split} {i}" for i in range(count))))
+        (folder / f"instances_{split}.json").write_text("{}")
     splits = open_captions(tmp_path)
     assert list(everything(splits.train).values()) == [[f"train2017 {i}"] for i in range(3)]
     assert len(everything(splits.val)) == 2 and not caplog.records
@@ -215,11 +215,11 @@ def test_parquet(tmp_path: Path, kind: str, text: str, caplog: pytest.LogCapture
         "path": {n: n for n in names},
     }
     repeats = 2 if text == "row" else 1
-    for part, members in (("train", ["a.jpg", "b.jpg", "d.jpg"]), ("test", ["c.jpg"])):
+    for split, members in (("train", ["a.jpg", "b.jpg", "d.jpg"]), ("test", ["c.jpg"])):
         rows = [name for name in members for _ in range(repeats)]
         captions = [f"{name} {i % 2}" if text == "row" else [f"{name} 0", f"{name} 1"] for i, name in enumerate(rows)]
         table = pa.table({"image": [made[kind][name] for name in rows], "caption": captions})
-        pq.write_table(table, tmp_path / "data" / f"{part}-00000-of-00001.parquet")
+        pq.write_table(table, tmp_path / "data" / f"{split}-00000-of-00001.parquet")
     splits = open_captions(tmp_path)
     if kind == "bytes":
         assert splits.train.keys[0].startswith("train-00000-of-00001/") and len(set(splits.train.keys)) == 2
@@ -256,7 +256,7 @@ def test_a_folder_tells_the_part_where_nothing_else_does(tmp_path: Path) -> None
     assert everything(splits.val) == {"train/a.jpg": ["one"]}
 
 
-@pytest.mark.parametrize("layout", ["a copy of each", "another part"])
+@pytest.mark.parametrize("layout", ["a copy of each", "another split"])
 def test_a_missing_image_moves_no_other(layout: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Where the image stands in a second folder too, and that is searched last or not at all."""
     names = [f"{i}.jpg" for i in range(5)]
@@ -267,8 +267,8 @@ def test_a_missing_image_moves_no_other(layout: str, tmp_path: Path, caplog: pyt
     table = "image,caption\n" + "".join(f"{name},a dog\n" for name in names)
     file.write_text(table if file.suffix == ".csv" else coco(*["a dog"] * 5))
     splits = open_captions(file)
-    sets = [part for part in (splits.train, splits.val, splits.test) if part is not None]
-    paths = [checked(Path, item) for part in sets for item in part.items]
+    sets = [split for split in (splits.train, splits.val, splits.test) if split is not None]
+    paths = [checked(Path, item) for split in sets for item in split.items]
     found = sorted(str(path.relative_to(tmp_path)) for path in paths)
     there = [f"{first}/{name}" for name in names if name != "1.jpg"]
     assert found == (sorted([*there, "thumbs/1.jpg"]) if second == "thumbs" else there)
@@ -407,7 +407,7 @@ def test_an_image_of_a_named_part_is_in_no_other(tmp_path: Path) -> None:
         (tmp_path / f"{name}.txt").write_text("".join(f"{i}.jpg,A dog {i}\n" for i in those))
     splits = open_captions(tmp_path)
     assert splits.val is not None and splits.test is not None
-    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [3, 2, 1]
+    assert [len(split) for split in (splits.train, splits.val, splits.test)] == [3, 2, 1]
     assert not {*splits.train.keys} & {*splits.val.keys, *splits.test.keys}
     (tmp_path / "captions_test.txt").write_text("2.jpg,A dog\n")
     with pytest.raises(UserError, match=r"2\.jpg is in test and in val, one of 1"):
@@ -454,21 +454,21 @@ def test_parquet_keeps_an_image_of_two_splits_where_it_is_scored(
 
 
 def test_shuffled_gives_each_image_anothers_captions(tmp_path: Path) -> None:
-    part = ImageSet("x", list("abcdefg"), torch.zeros(7, 3, 4, 4, dtype=torch.uint8), Texts([[c] for c in "ABCDEFG"]))
+    split = ImageSet("x", list("abcdefg"), torch.zeros(7, 3, 4, 4, dtype=torch.uint8), Texts([[c] for c in "ABCDEFG"]))
     for seed in range(5):
-        other = part.shuffled(seed)
-        assert sorted(Texts.of(other).captions) == sorted(Texts.of(part).captions) and other.keys == part.keys
-        assert not any(a == b for a, b in zip(Texts.of(part).captions, Texts.of(other).captions, strict=True))
-        assert Texts.of(other).captions == Texts.of(part.shuffled(seed)).captions
+        other = split.shuffled(seed)
+        assert sorted(Texts.of(other).captions) == sorted(Texts.of(split).captions) and other.keys == split.keys
+        assert not any(a == b for a, b in zip(Texts.of(split).captions, Texts.of(other).captions, strict=True))
+        assert Texts.of(other).captions == Texts.of(split.shuffled(seed)).captions
     with pytest.raises(UserError, match="one image"):
-        part.subset([0]).shuffled()
+        split.subset([0]).shuffled()
 
 
 def test_the_loader_reads_it(tmp_path: Path) -> None:
     image_files(tmp_path / "images", *(f"{i}.jpg" for i in range(5)))
     (tmp_path / "captions.txt").write_text("".join(f"{i}.jpg,caption {i}\n" for i in range(5)))
-    part = whole(tmp_path)
-    loader = Loader(part, Preprocess(size=(8, 8)), batch_size=2, seed=0, train=False)
+    split = whole(tmp_path)
+    loader = Loader(split, Preprocess(size=(8, 8)), batch_size=2, seed=0, train=False)
     batches = list(loader.evaluation())
     assert [texts for batch in batches for texts in batch["captions"]] == [[f"caption {i}"] for i in range(5)]
     assert batches[0]["image"].shape == (2, 3, 8, 8)
@@ -538,5 +538,5 @@ def test_the_real_flickr8k() -> None:
         pytest.skip("VITRAIL_DATA names no folder that holds flickr8k")
     splits = open_captions(root)
     assert splits.val is not None and (len(splits.train), len(splits.val)) == (6000, 1000)
-    assert {len(texts) for part in (splits.train, splits.val) for texts in Texts.of(part).captions} == {5}
+    assert {len(texts) for split in (splits.train, splits.val) for texts in Texts.of(split).captions} == {5}
     assert splits.train.image(0).shape == (3, 160, 160)

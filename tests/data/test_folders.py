@@ -33,7 +33,7 @@ def made(root: Path, folders: str, images: int = 2, **files: Any) -> Path:
 
 def sizes(splits: Splits) -> dict[str, int]:
     there = {"train": splits.train, "val": splits.val, "test": splits.test}
-    return {name: len(part) for name, part in there.items() if part is not None and len(part)}
+    return {name: len(split) for name, split in there.items() if split is not None and len(split)}
 
 
 @pytest.mark.parametrize(

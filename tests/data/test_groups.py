@@ -30,24 +30,24 @@ def tiles(slides: int, count: int = 6, classes: str = "normal tumour") -> list[s
     return [f"{c}/slide{s:02d}/{i}.png" for c in classes.split() for s in range(slides) for i in range(count)]
 
 
-def held(part: ImageSet, group: str, fraction: float = 0.3) -> set[str]:
+def held(dataset: ImageSet, group: str, fraction: float = 0.3) -> set[str]:
     """The groups that are held back; asserts that none is on both sides and that no image is lost."""
-    train, val = split_val(part, fraction, group)
+    train, val = split_val(dataset, fraction, group)
     sides = [set(groups_of(side, group)) for side in (train, val)]
-    assert not sides[0] & sides[1] and sorted(train.keys + val.keys) == sorted(part.keys)
-    assert set(train.labels.tolist()) == set(part.labels.tolist())
+    assert not sides[0] & sides[1] and sorted(train.keys + val.keys) == sorted(dataset.keys)
+    assert set(train.labels.tolist()) == set(dataset.labels.tolist())
     return sides[1]
 
 
 def test_a_slide_is_on_one_side_whatever_its_classes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    part = made(*tiles(20))
-    by_parent = held(part, "parent")
-    assert by_parent == held(part, r"slide\d+") == held(part, r"/(slide\d+)/") and 2 <= len(by_parent) <= 12
+    dataset = made(*tiles(20))
+    by_parent = held(dataset, "parent")
+    assert by_parent == held(dataset, r"slide\d+") == held(dataset, r"/(slide\d+)/") and 2 <= len(by_parent) <= 12
     table = tmp_path / "groups.csv"
-    table.write_text("image,group\n" + "".join(f"{key},{key.split('/')[1]}\n" for key in part.keys))
-    assert held(part, str(table)) == by_parent
+    table.write_text("image,group\n" + "".join(f"{key},{key.split('/')[1]}\n" for key in dataset.keys))
+    assert held(dataset, str(table)) == by_parent
     assert f"{len(by_parent)} of 20 groups are held back for validation, {len(by_parent) / 20:.0%}" in caplog.text
-    plain = split_val(part, 0.3)
+    plain = split_val(dataset, 0.3)
     assert {k.split("/")[1] for k in plain[0].keys} & {k.split("/")[1] for k in plain[1].keys}, (
         "without it they are torn"
     )
@@ -88,9 +88,9 @@ def test_each_class_keeps_a_group(images: list[tuple[int, int]], fraction: float
     ],
 )
 def test_groups_that_cannot_be_told(group: str, message: str) -> None:
-    part = made(*(f"{c}/{g}_{i}.png" for c in ("cat", "dog") for g in "ab" for i in range(3)))
+    dataset = made(*(f"{c}/{g}_{i}.png" for c in ("cat", "dog") for g in "ab" for i in range(3)))
     with pytest.raises(UserError, match=message) as caught:
-        split_val(part, 0.5, group)
+        split_val(dataset, 0.5, group)
     assert "\n" not in str(caught.value)
 
 
@@ -114,14 +114,14 @@ def test_groups_that_cannot_be_told(group: str, message: str) -> None:
     ],
 )
 def test_tables_of_groups(text: str, message: str | None, tmp_path: Path) -> None:
-    part = made("cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png")
+    dataset = made("cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png")
     file = tmp_path / "groups.csv"
     file.write_text(text, encoding="utf-8")
     if message is None:
-        assert groups_of(part, str(file)) == ["p1", "p1", "p2", "p2"]
+        assert groups_of(dataset, str(file)) == ["p1", "p1", "p2", "p2"]
     else:
         with pytest.raises(UserError, match=message):
-            groups_of(part, str(file))
+            groups_of(dataset, str(file))
 
 
 def test_splits_that_a_set_brings_are_checked() -> None:
@@ -154,8 +154,8 @@ def test_captions_are_split_by_group(tmp_path: Path) -> None:
 
 def warned(names: list[str], caplog: pytest.LogCaptureFixture) -> list[str]:
     caplog.clear()
-    part = made(*(name.replace("CLASS", c) for c in ("cat", "dog") for name in (f"{c}/{n}" for n in names)))
-    split_val(part, 0.3)
+    dataset = made(*(name.replace("CLASS", c) for c in ("cat", "dog") for name in (f"{c}/{n}" for n in names)))
+    split_val(dataset, 0.3)
     return [record.getMessage() for record in caplog.records]
 
 
@@ -209,9 +209,9 @@ def test_ordinary_names_are_silent(name: str, caplog: pytest.LogCaptureFixture) 
     st.lists(st.from_regex(r"[a-z0-9]{6,12}(-[a-z0-9]{4,8})?", fullmatch=True), min_size=20, max_size=60, unique=True)
 )
 def test_made_up_names_are_silent(names: list[str]) -> None:
-    part = made(*(f"{c}/{name}.jpg" for c in ("cat", "dog") for name in names))
+    dataset = made(*(f"{c}/{name}.jpg" for c in ("cat", "dog") for name in names))
     with pytest.MonkeyPatch.context() as patch:
         lines: list[str] = []
         patch.setattr("vitrail.data.groups.log.warning", lines.append)
-        split_val(part, 0.3)
+        split_val(dataset, 0.3)
     assert not lines

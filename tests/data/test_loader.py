@@ -37,9 +37,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
     return open_data(root).train
 
 
-def loader(part: ImageSet, **changes: Any) -> Loader:
+def loader(dataset: ImageSet, **changes: Any) -> Loader:
     settings: dict[str, Any] = {"batch_size": 4, "seed": 0, "train": True, "augment": AUGMENT, "memory": False}
-    return Loader(part, SMALL, **(settings | changes))
+    return Loader(dataset, SMALL, **(settings | changes))
 
 
 def take(made: Loader, count: int, start: int = 0) -> list[Batch]:
@@ -97,10 +97,10 @@ def test_epochs_are_permutations(photos: ImageSet) -> None:
 @pytest.mark.parametrize("memory", [False, True])
 def test_processes_share_a_batch(photos: ImageSet, memory: bool) -> None:
     whole = take(loader(photos, memory=memory), 4)
-    parts = [take(loader(photos, memory=memory, rank=rank, world=2), 4) for rank in range(2)]
+    ranked = [take(loader(photos, memory=memory, rank=rank, world=2), 4) for rank in range(2)]
     for step, batch in enumerate(whole):  # nothing is mixed, so that they take single images in turn
         for rank in range(2):
-            assert torch.equal(parts[rank][step]["image"], batch["image"][rank::2])
+            assert torch.equal(ranked[rank][step]["image"], batch["image"][rank::2])
     seen = [int(s) for rank in range(2) for b in loader(photos, rank=rank, world=2).evaluation() for s in b["sample"]]
     assert sorted(seen) == list(range(13))
 
@@ -119,10 +119,10 @@ def test_evaluation_is_every_image_once_in_order(photos: ImageSet, memory: bool,
 
 
 def test_memory_and_streaming_agree_where_nothing_is_scaled(tmp_path: Path) -> None:
-    part = open_data(folder_of(tmp_path, {"a": 4, "b": 4}, (28, 31))).train
+    dataset = open_data(folder_of(tmp_path, {"a": 4, "b": 4}, (28, 31))).train
     for crop in ("none", "resized"):
         augment = Augment(crop=crop, flip=True)
-        streamed, kept = (take(loader(part, augment=augment, memory=memory), 4) for memory in (False, True))
+        streamed, kept = (take(loader(dataset, augment=augment, memory=memory), 4) for memory in (False, True))
         assert same(streamed, kept)
 
 
@@ -141,17 +141,17 @@ MIXED = Augment(crop="resized", flip=True, mixup=0.8, cutmix=1.0)
 
 
 def an_epoch(
-    part: ImageSet, world: int = 1, epoch: int = 1, accumulate: int = 1, **changes: Any
+    dataset: ImageSet, world: int = 1, epoch: int = 1, accumulate: int = 1, **changes: Any
 ) -> list[tuple[Any, ...]]:
     """What each place of an epoch's order becomes, put together from the micro-batches of all processes."""
-    ranks = [loader(part, augment=MIXED, world=world, rank=rank, **changes) for rank in range(world)]
+    ranks = [loader(dataset, augment=MIXED, world=world, rank=rank, **changes) for rank in range(world)]
     steps = ranks[0].steps_per_epoch
     places = []
     for step in zip(*(take(made, steps, start=epoch * steps) for made in ranks), strict=True):
         assert all(batch["epoch"] == epoch and torch.equal(batch["key"], draw_key(0, epoch)) for batch in step)
         pairs = []
         for batch in step:
-            pieces = part.target.split(batch, accumulate)
+            pieces = dataset.target.split(batch, accumulate)
             rows = [list(zip(*(piece[key] for key in ("sample", "image", "label")), strict=True)) for piece in pieces]
             pairs.append([row[start : start + 2] for row in rows for start in range(0, len(row), 2)])
         places += [each for turn in itertools.zip_longest(*pairs, fillvalue=[]) for pair in turn for each in pair]
@@ -204,8 +204,8 @@ def test_no_image_is_decoded_twice_for_its_partner(photos: ImageSet, monkeypatch
 @pytest.mark.parametrize("memory", [False, True])
 def test_a_bad_image_leaves_the_pairs_of_others_alone(tmp_path: Path, memory: bool) -> None:
     (folder_of(tmp_path, {"a": 5, "b": 5}) / "a" / "3.jpg").write_bytes(b"")
-    part = open_data(tmp_path).train
-    wholes, some = (an_epoch(part, memory=memory, batch_size=size, max_bad=0.5) for size in (64, 2))
+    dataset = open_data(tmp_path).train
+    wholes, some = (an_epoch(dataset, memory=memory, batch_size=size, max_bad=0.5) for size in (64, 2))
     assert len(some) >= 8
     for a, b in zip(some, wholes, strict=False):
         assert a[0] == b[0] and torch.equal(a[1], b[1]) and torch.equal(a[2], b[2])
@@ -227,9 +227,9 @@ def test_batches_that_cut_pairs_are_refused(photos: ImageSet, changes: dict[str,
 
 def test_captions_are_not_mixed(photos: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageSet, "open", lambda self, i: pytest.fail("an image was read first"))
-    part = ImageSet("said", photos.keys, photos.items, Texts([["a dog"]] * 13))
+    dataset = ImageSet("said", photos.keys, photos.items, Texts([["a dog"]] * 13))
     with pytest.raises(UserError, match="mixup and cutmix mix class labels, and captions have none"):
-        loader(part, augment=Augment(mixup=0.2), memory=True)
+        loader(dataset, augment=Augment(mixup=0.2), memory=True)
 
 
 @pytest.mark.parametrize("memory", [False, True])
@@ -250,8 +250,8 @@ def test_another_target_stands_in_for_the_sets_own(photos: ImageSet, memory: boo
 def test_balanced_draws_classes_evenly_and_repeats_differ() -> None:
     images = torch.from_numpy(smooth(16, 16)).permute(2, 0, 1).expand(200, -1, -1, -1).contiguous()
     labels = torch.tensor([0] * 190 + [1] * 10)
-    part = ImageSet("uneven", [str(i) for i in range(200)], images, Labels(labels, ["many", "few"]))
-    made = loader(part, batch_size=200, balanced=True, augment=Augment(crop="resized"), memory=True)
+    dataset = ImageSet("uneven", [str(i) for i in range(200)], images, Labels(labels, ["many", "few"]))
+    made = loader(dataset, batch_size=200, balanced=True, augment=Augment(crop="resized"), memory=True)
     batch = take(made, 1)[0]
     assert 70 < int(batch["label"].sum()) < 130
     again = batch["image"][batch["sample"] == batch["sample"][batch["label"] == 1][0]]
@@ -269,41 +269,41 @@ def test_bad_images_are_named_once_and_left_out(
     (root / "a" / "3.jpg").write_bytes(b"")
     cut = root / "b" / "2.jpg"
     cut.write_bytes(encoded(smooth(), "PNG")[:1500])
-    part = open_data(root).train
+    dataset = open_data(root).train
     settings = {"memory": memory, "workers": workers, "augment": Augment(crop=crop), "max_bad": 0.2}
     with caplog.at_level(logging.WARNING, "vitrail"):
-        made = loader(part, **settings)
+        made = loader(dataset, **settings)
         batches = take(made, 6)
         seen = {int(s) for b in batches for s in b["sample"]}
         assert not seen & {3, 8} and set(made.bad) == {3, 8}
         assert [len(b["sample"]) for b in batches] == [4] * 6
-        assert all(torch.equal(b["label"], part.labels[b["sample"]]) for b in batches)
+        assert all(torch.equal(b["label"], dataset.labels[b["sample"]]) for b in batches)
         evaluated = [int(s) for b in made.evaluation() for s in b["sample"]]
         assert evaluated == [i for i in range(12) if i not in (3, 8)]
     assert sorted(record.message for record in caplog.records) == [
         "left out: a/3.jpg: the file is empty",
         "left out: b/2.jpg: the file is cut off",
     ]
-    assert same(batches, take(loader(part, **(settings | {"workers": 1 - workers // 2})), 6))
+    assert same(batches, take(loader(dataset, **(settings | {"workers": 1 - workers // 2})), 6))
     with pytest.raises(UserError, match=r"of 12 images .* bad, more than 1.0%"):
-        take(loader(part, memory=memory, workers=workers), 3)
+        take(loader(dataset, memory=memory, workers=workers), 3)
 
 
 def test_bad_images_are_a_share_of_the_whole(tmp_path: Path) -> None:
-    """A part of few images may hold what the whole set can spare."""
+    """A split of few images may hold what the whole set can spare."""
     root = folder_of(tmp_path, {"a": 2, "b": 2})
     (root / "a" / "1.jpg").write_bytes(b"no image")
-    part = open_data(root).train
+    dataset = open_data(root).train
     for memory in (False, True):
         settings = {"train": False, "memory": memory, "max_bad": 0.05}
         with pytest.raises(UserError, match="1 of 4 images"):
-            list(loader(part, **settings).evaluation())
+            list(loader(dataset, **settings).evaluation())
         tally = Tally(40, bad=1)
-        (batch,) = loader(part, tally=tally, **settings).evaluation()
+        (batch,) = loader(dataset, tally=tally, **settings).evaluation()
         assert batch["sample"].tolist() == [0, 2, 3] and tally.bad == 2
-        # Another part of the same set has used up what it can spare.
+        # Another split of the same set has used up what it can spare.
         with pytest.raises(UserError, match="3 of 40 images"):
-            list(loader(part, tally=tally, **settings).evaluation())
+            list(loader(dataset, tally=tally, **settings).evaluation())
 
 
 def test_wrong_settings(photos: ImageSet) -> None:

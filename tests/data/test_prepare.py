@@ -50,8 +50,8 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_evaluation_sees_what_prediction_sees(way: Preprocess, memory: bool, paths: list[Path]) -> None:
     wanted = [way(EncodedImage(path)) for path in paths]
     labels = Labels(torch.zeros(len(paths), dtype=torch.int64), ["a"])
-    part = ImageSet("mixed", [str(p) for p in paths], paths, labels)
-    loader = Loader(part, way, batch_size=7, seed=0, train=False, memory=memory, workers=0 if memory else 2)
+    dataset = ImageSet("mixed", [str(p) for p in paths], paths, labels)
+    loader = Loader(dataset, way, batch_size=7, seed=0, train=False, memory=memory, workers=0 if memory else 2)
     seen = [image for batch in loader.evaluation() for image in batch["image"]]
     assert len(seen) == len(wanted) and all(torch.equal(a, b) for a, b in zip(seen, wanted, strict=True))
     for path, image in zip(paths, wanted, strict=True):

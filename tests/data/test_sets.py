@@ -167,8 +167,12 @@ def test_parquet(tmp_path: Path, struct_column: bool) -> None:
 
     files = [encoded(smooth(seed=i), "JPEG" if i % 2 else "PNG") for i in range(6)]
     names = {"info": {"features": {"fine_label": {"names": ["x", "y", "z"], "_type": "ClassLabel"}}}}
-    for split, part in (("train-00000-of-00002", files[:2]), ("train-00001-of-00002", files[2:4]), ("test", files[4:])):
-        images = [{"bytes": data, "path": None} for data in part] if struct_column else part
+    for split, chunk in (
+        ("train-00000-of-00002", files[:2]),
+        ("train-00001-of-00002", files[2:4]),
+        ("test", files[4:]),
+    ):
+        images = [{"bytes": data, "path": None} for data in chunk] if struct_column else chunk
         table = pa.table({"img": images, "fine_label": [2, 0]})
         table = table.replace_schema_metadata({"huggingface": json.dumps(names)})
         (tmp_path / "data").mkdir(exist_ok=True)
@@ -221,9 +225,9 @@ def write_idx(path: Path, array: np.ndarray) -> None:
 def test_mnists_files(tmp_path: Path, ending: str, below: str) -> None:
     (tmp_path / below).mkdir(parents=True, exist_ok=True)
     images = np.arange(4 * 5 * 5, dtype=np.uint8).reshape(4, 5, 5)
-    for part, count in (("train", 4), ("t10k", 2)):
-        write_idx(tmp_path / below / f"{part}-images-idx3-ubyte{ending}", images[:count])
-        write_idx(tmp_path / below / f"{part}-labels-idx1-ubyte{ending}", np.array([0, 1, 1, 0], np.uint8)[:count])
+    for split, count in (("train", 4), ("t10k", 2)):
+        write_idx(tmp_path / below / f"{split}-images-idx3-ubyte{ending}", images[:count])
+        write_idx(tmp_path / below / f"{split}-labels-idx1-ubyte{ending}", np.array([0, 1, 1, 0], np.uint8)[:count])
     splits = open_data(tmp_path)
     assert splits.train.channels == 1 and splits.test is not None and len(splits.test) == 2
     assert torch.equal(splits.train.image(3)[0], torch.from_numpy(images[3]))
@@ -391,7 +395,7 @@ def test_each_class_keeps_images_to_learn_from(images: list[tuple[int, int]], fr
     train, val = split_val(whole, fraction)
     assert sorted(train.keys + val.keys) == sorted(whole.keys) and len(val)
     assert set(train.labels.tolist()) == {label for label, _ in images}
-    contents = [{part.read(i).numpy().tobytes() for i in range(len(part))} for part in (train, val)]  # type: ignore[union-attr]
+    contents = [{split.read(i).numpy().tobytes() for i in range(len(split))} for split in (train, val)]  # type: ignore[union-attr]
     assert not contents[0] & contents[1], "copies are on one side, also those in two classes"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any, Literal
 
@@ -178,7 +177,6 @@ def off_by(batch: Batch) -> Tensor:
     return torch.stack(found) if found else torch.empty(0)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("vitrail.data.affine") is None, reason="needs the affines")
 @pytest.mark.parametrize("memory", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("crop", ["none", "shift", "resized"])
@@ -199,7 +197,6 @@ def test_a_spatial_target_stays_on_its_pixels(
     assert second["affine"].image_of.tolist() == [0, 1] and torch.equal(second["spot"], batches[0]["spot"][2:])
 
 
-@pytest.mark.skipif(importlib.util.find_spec("vitrail.data.affine") is None, reason="needs the affines")
 @pytest.mark.parametrize("memory", [False, True])
 def test_a_target_that_cannot_be_read_leaves_its_image_out(
     tmp_path: Path, memory: bool, caplog: pytest.LogCaptureFixture

@@ -26,8 +26,8 @@ def naive(x: Tensor, attention: Attention) -> Tensor:
     maps = []
     for image in range(len(x)):
         for head in range(attention.heads):
-            part = slice(head * size, (head + 1) * size)
-            scores = torch.exp(q[image, :, part] @ k[image, :, part].T / math.sqrt(size))
+            columns = slice(head * size, (head + 1) * size)
+            scores = torch.exp(q[image, :, columns] @ k[image, :, columns].T / math.sqrt(size))
             maps.append(scores / scores.sum(1, keepdim=True))
     return torch.stack(maps).unflatten(0, (len(x), attention.heads))
 

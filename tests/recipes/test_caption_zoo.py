@@ -176,7 +176,7 @@ def test_a_stopped_run_with_a_language_model_resumes_to_the_same_bits(
     [
         (["--language-model", "nobody/nothing"], "nobody/nothing is not a local file or folder"),
         (["--method", "linear"], "choose frozen, full, lora or last-blocks"),
-        (["--prefix-length", "0"], "prefix_length must be at least 1, got 0"),
+        (["--prefix-length", "0"], "--prefix-length must be at least 1, got 0"),
         (["--join", "glue"], "cannot be 'glue'"),
         (["--vocabulary-size", "9"], "does not use --vocabulary-size: leave it out"),
         (["--smoothing", "0.1"], "does not use --smoothing: leave it out"),

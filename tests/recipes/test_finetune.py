@@ -28,8 +28,8 @@ from vitrail.recipes.finetune import FEW, FEW_PER_CLASS, NARROW, choose, finetun
 from vitrail.recipes.folder import folder
 from vitrail.report.compare import compare
 from vitrail.tasks.classify import Classes, Classification, Classify
+from vitrail.tasks.classify.knn import Neighbours
 from vitrail.tasks.encoder import encoder_of
-from vitrail.tasks.knn import Neighbours
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Features
 from vitrail.train import frozen, loop
@@ -50,12 +50,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three classes that differ in brightness: twelve noisy images each to train on, six to test."""
     root = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
-    for part, count in (("train", 12), ("test", 6)):
+    for split, count in (("train", 12), ("test", 6)):
         for name, level in (("dark", 40), ("middle", 120), ("light", 200)):
-            (root / part / name).mkdir(parents=True)
+            (root / split / name).mkdir(parents=True)
             for i in range(count):
                 values = level + generator.integers(-30, 30, (20, 18 + i, 3))
-                Image.fromarray(values.astype(np.uint8)).save(root / part / name / f"{i}.png")
+                Image.fromarray(values.astype(np.uint8)).save(root / split / name / f"{i}.png")
     return root
 
 
@@ -138,7 +138,7 @@ def test_what_is_frozen_stays_bit_equal(
     before, after = start_of(weights), vitrail.load(tmp_path / "run").state_dict()
     moved = {name for name, value in before.items() if not torch.equal(after[name], value)}
     assert all(name.startswith(moves) for name in moved)
-    assert all(any(name.startswith(part) for name in moved) for part in moves)
+    assert all(any(name.startswith(start) for name in moved) for start in moves)
     if method == "lora":
         assert all(name.endswith("weight") and "norm" not in name for name in moved)
     else:
@@ -161,11 +161,11 @@ def test_the_linear_head_is_where_training_it_would_end(images: Path, weights: P
     task = vitrail.load(tmp_path / "run").double()
     assert isinstance(task, Classify)
     run = RunFolder(tmp_path / "run").run()
-    parts, _ = build(run, open_data(images), CPU)
+    components, _ = build(run, open_data(images), CPU)
     rows = [row for row in RunFolder(tmp_path / "run").rows() if "strength" in row]
     strength = min(rows, key=lambda row: row["cross_entropy"])["strength"]
-    inputs, labels = zip(*((b["image"], b["label"]) for b in parts.train.evaluation()), strict=True)
-    std = features(parts.task, parts.train).vectors.double().std(dim=0, correction=0)
+    inputs, labels = zip(*((b["image"], b["label"]) for b in components.train.evaluation()), strict=True)
+    std = features(components.task, components.train).vectors.double().std(dim=0, correction=0)
     head = checked(nn.Linear, task.get_submodule("head.linear"))
     loss = F.cross_entropy(task(torch.cat(inputs).double()), torch.cat(labels))
     (loss + strength / 2 * (head.weight * std).square().sum()).backward()
@@ -193,22 +193,22 @@ def test_a_stopped_lora_run_goes_on_to_the_same_bits(
         return original(*args)  # type: ignore[arg-type]
 
     def fit(path: Path, resume: bool = False) -> dict[str, Tensor]:
-        parts, _ = build(run, open_data(images), CPU)
+        components, _ = build(run, open_data(images), CPU)
         folder = RunFolder(path)
         if not resume:
-            folder.begin(run, parts.task.classes)
-        loop.fit(run, parts, folder, 8, resume)
+            folder.begin(run, components.task.classes)
+        loop.fit(run, components, folder, 8, resume)
         return torch.load(path / "state" / "state.pt", weights_only=True)["module"]
 
     monkeypatch.setattr(loop, "train_step", interrupted)
     whole = fit(tmp_path / "whole")
     with pytest.raises(Stopped):
-        fit(tmp_path / "parts")
-    again = fit(tmp_path / "parts", resume=True)
+        fit(tmp_path / "resumed")
+    again = fit(tmp_path / "resumed", resume=True)
     assert any("lora_a" in name for name in whole) and whole.keys() == again.keys()
     for name, value in whole.items():
         assert torch.equal(value, again[name]), name
-    saved = [vitrail.load(tmp_path / name / "last").state_dict() for name in ("whole", "parts")]
+    saved = [vitrail.load(tmp_path / name / "last").state_dict() for name in ("whole", "resumed")]
     assert all(torch.equal(value, saved[1][name]) for name, value in saved[0].items())
 
 
@@ -234,7 +234,7 @@ def test_what_is_asked_for_is_kept(method: str, lr: float, decay: float, caplog:
     run = resolve_auto(finetune(243), 243, 2, {"method": method})
     assert (run.tune.method, run.optim.lr, run.optim.layer_decay) == (method, lr, decay)
     assert resolve_auto(finetune(243), 243, 2, {"method": method, "lr": 0.3}).optim.lr == 0.3
-    assert not caplog.messages, "a method that was asked for needs no reason"
+    assert not caplog.messages, "a method that the user chose needs no reason"
 
 
 def test_a_narrower_model_gets_a_higher_rate_and_a_small_one_moves_as_from_scratch() -> None:
@@ -325,7 +325,7 @@ def test_a_fresh_head_starts_low_for_the_sigmoid_loss_and_a_learned_one_stays(
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--crop-fraction", "3"], "crop_fraction must be above 0 and at most 1"),
+        (["--crop-fraction", "3"], "--crop-fraction must be above 0 and at most 1"),
         (["--width", "32"], "--width is fixed by the weights of"),
         (["--registers", "2"], "--registers is fixed by the weights of"),
         (["--attention-init", "mimetic"], "--attention-init is fixed by the weights of"),
@@ -409,7 +409,7 @@ def test_eval_scores_an_encoder_without_a_head(
     assert scores["knn_top1"] > 0.6 and scores["linear_top1"] > 0.6
     assert main(["eval", str(tmp_path / "encoder"), "--data", str(images), "--split", "train"]) == 2
     assert "learn from the training split" in capsys.readouterr().err
-    # A part to score and one to choose the penalty on are taken from the training part where there is no other.
+    # Without other splits, those to score and to choose the penalty on are cut off the training split.
     scored = []
     for options in ([], ["--split", "val"]):
         assert main(["eval", str(tmp_path / "encoder"), "--data", str(images / "train"), "--json", *options]) == 0
@@ -444,7 +444,7 @@ def test_without_data_a_recipe_for_anyones_images_asks_for_them(capsys: pytest.C
 
 def test_features_do_not_depend_on_how_they_are_batched(images: Path, weights: Path) -> None:
     task = vitrail.load(weights, classes=0)
-    part = open_data(images).train
-    whole, few = (evaluation_loader(task, part, CPU) for _ in range(2))
+    train = open_data(images).train
+    whole, few = (evaluation_loader(task, train, CPU) for _ in range(2))
     few.batch_size = 5
     torch.testing.assert_close(features(task, whole).vectors, features(task, few).vectors, rtol=1e-4, atol=1e-5)

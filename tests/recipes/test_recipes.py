@@ -151,7 +151,7 @@ def test_recipe_runs_a_few_steps(name: str, images: Path, tmp_path: Path) -> Non
         args += ["--init", str(tmp_path / "start"), "--image-size", "48", "32"]
     elif run.init is not None:  # the package's weights say what the model is
         args += ["--image-size", "16", "16"]
-    elif isinstance(run.model, ViTConfig):  # the baselines are small as they stand
+    elif isinstance(run.model, ViTConfig):  # the baselines are small by default
         side = str(2 * run.model.patch)
         args += ["--width", "32", "--depth", "2", "--heads", "2", "--image-size", side, side]
         args += ["--early-size", str(run.model.patch)] if run.early_size else []
@@ -179,7 +179,7 @@ def test_fingerprints_tell_what_runs_set() -> None:
     assert isinstance(run.task, Captioning)
     deeper = replace(run, task=replace(run.task, decoding=Decoding(beam=4)))
     assert deeper.fingerprint != run.fingerprint
-    # A field as it is by default has no part in it, so one that is added later changes nothing.
+    # A field with its default value is not in it, so one that is added later changes nothing.
     assert "accumulate" not in _chosen(run) and "early_size" in _chosen(run)
 
 
@@ -245,7 +245,7 @@ def test_attention_starts_as_trained_models_have_it_in_the_captioners_of_the_lad
 def test_weights_of_any_patch_keep_the_quick_steps(patch: int, early: int) -> None:
     start = replace(SIZES["S/16"], patch=patch, image_size=(7 * patch, 7 * patch))
     assert from_weights(RECIPES["caption-vit"](200), "weights", start).early_size == early
-    # The 24 pixels of this one hold a patch of 14, or one of 16, and none of 32.
+    # 24 pixels of this size have room for patches of 14 or 16 pixels, not 32.
     run = from_weights(RECIPES["cifar10-quick"](200), "weights", start)
     assert run.early_size == {14: 14, 16: 16, 32: None}[patch]
 

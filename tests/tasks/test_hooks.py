@@ -1,4 +1,4 @@
-"""Every hook of the contract, by small tasks that are trained, scored, saved, loaded and asked as any other."""
+"""Every hook of the contract, by small tasks that are trained, scored, saved, loaded and used as any other."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from vitrail.data.targets import Labels
 from vitrail.errors import UserError
 from vitrail.report import write_report
 from vitrail.sizes import SIZES
+from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Settings
 from vitrail.train.build import build, evaluation_loader
@@ -130,8 +131,8 @@ def test_lower_resolution_is_refused_where_more_than_one_image_would_follow() ->
 def test_a_mask_of_another_size_is_named_also_where_the_task_prepares_images_itself() -> None:
     images = halves()
     masks = Masks([mask for _, mask in images[:3]] + [torch.zeros(5, 7, dtype=torch.uint8)], list("abcd"), ["x", "y"])
-    part = ImageSet("halves", list("abcd"), [image for image, _ in images[:4]], masks)
-    loader = evaluation_loader(toys.Dense(), part, CPU, max_bad=1.0)
+    four = ImageSet("halves", list("abcd"), [image for image, _ in images[:4]], masks)
+    loader = evaluation_loader(toys.Dense(), four, CPU, max_bad=1.0)
     assert sum(len(batch["truth"]) for batch in loader.evaluation()) == 3 and list(loader.bad) == [3]
 
 
@@ -214,3 +215,30 @@ def test_the_command_line_needs_to_know_no_task(
     assert [row["task"] for row in rows] == ["dense", "dense"] and all("segments" in row for row in rows)
     assert main(["predict", *inputs, "--model", str(tmp_path / "model"), "--out", str(out)]) == 0
     assert out.exists() and (suffix or len(list(out.rglob("*.png"))) == 2)
+
+
+@pytest.mark.parametrize(
+    ("classes", "width", "kept"),
+    [
+        (["wide", "high"], 4, {"hidden.weight", "hidden.bias", "head.weight", "head.bias"}),
+        (["wide", "high"], 5, {"head.bias"}),
+        (["high", "wide"], 4, set()),  # as many classes, whose outputs mean something else
+    ],
+)
+def test_a_task_that_starts_from_its_own_kind_keeps_what_fits(
+    classes: list[str], width: int, kept: set[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    data = splits(toys.Linear)
+    loaded = toys.Linear(encoder_for(SIZES["nano/2"]), classes, width)
+    task = toys.Linear.adopt(toys.LinearSettings(), loaded, data, loaded.preprocess)
+    own, theirs = task.state_dict(), loaded.state_dict()
+    same = {name for name in own if own[name].shape == theirs[name].shape and torch.equal(own[name], theirs[name])}
+    assert same == kept | {name for name in own if name.startswith("encoder.")}
+    assert task.classes == ["wide", "high"]
+    assert ("head.weight and 2 more start with new values" in caplog.text) == (width == 5)
+
+
+def test_a_task_that_starts_from_another_kind_keeps_the_encoder() -> None:
+    data, loaded = splits(toys.Linear), vitrail.create("nano/2", classes=["wide", "high"])
+    task = toys.Linear.adopt(toys.LinearSettings(), loaded, data, loaded.preprocess)
+    assert task.encoder is loaded.encoder

@@ -70,8 +70,8 @@ def check(task: Task, depth: int | None = None) -> None:
     depth = len(getattr(task.encoder, "blocks", ())) if depth is None else depth
     for optim in (Optim(), Optim(optimizer="muon"), Optim(optimizer="muon", layer_decay=0.7)):
         found = [
-            [(names[p], group["lr"], group["weight_decay"]) for group in part for p in group["params"]]
-            for part in groups(task, optim)
+            [(names[p], group["lr"], group["weight_decay"]) for group in group for p in group["params"]]
+            for group in groups(task, optim)
         ]
         assert found == by_name(task, optim, depth)
 

@@ -276,10 +276,10 @@ def test_a_worker_leaves_ctrl_c_to_its_parent(
     with loop.stop_asked() as stop:
         monkeypatch.setattr(os, "getpid", lambda: -1)
         signal.raise_signal(signal.SIGINT)
-        assert not stop.asked and not caplog.records
+        assert not stop.requested and not caplog.records
         monkeypatch.undo()
         signal.raise_signal(signal.SIGINT)
-        assert stop.asked and "press Ctrl-C again" in caplog.text
+        assert stop.requested and "press Ctrl-C again" in caplog.text
 
 
 def test_a_folder_holds_one_run_and_its_recipe_reads_back(tmp_path: Path) -> None:

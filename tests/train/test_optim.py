@@ -32,8 +32,8 @@ def test_each_parameter_stands_in_one_group_with_its_rate_and_decay(layer_decay:
     adamw, muon = groups(task, optim)
     found = {
         id(p): (g["lr"], g["weight_decay"], kind)
-        for kind, part in ((False, adamw), (True, muon))
-        for g in part
+        for kind, group in ((False, adamw), (True, muon))
+        for g in group
         for p in g["params"]
     }
     assert len(found) == sum(len(g["params"]) for g in adamw + muon) == len(list(task.parameters()))
@@ -143,7 +143,7 @@ def test_what_decays_and_what_muon_takes_are_matrices_and_filters(name: str) -> 
     names = {id(parameter): name for name, parameter in task.named_parameters()}
     maps = {
         f"{name}.weight" for name, module in task.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
-    }  # the only parts of these models that multiply what they read by a matrix
+    }  # the only modules of these models that multiply what they read by a matrix
     adamw, muon = groups(task, Optim(optimizer="muon", weight_decay=0.3))
     assert {names[id(p)] for group in adamw + muon if group["weight_decay"] for p in group["params"]} == maps
     blocks = {name for name in maps if ".blocks." in name or task.get_parameter(name).ndim == 4}

@@ -1,4 +1,4 @@
-"""The parts that variants swap in, each against what it must hold to; whole models with them are in tests/zoo."""
+"""The components of variants, each against its definition; whole models with them are in tests/zoo."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_attention_of_each_precision_is_the_softmax_of_the_products(kind: str) -
     scores = torch.einsum("bhnd,bhmd->bhnm", q, k) / 8**0.5
     if mask is not None:
         scores = scores + mask if kind == "added" else scores.masked_fill(~mask, -torch.inf)
-    q64, k64, v64 = parts = [value.clone().requires_grad_() for value in values]
+    q64, k64, v64 = tensors = [value.clone().requires_grad_() for value in values]
     expected = torch.einsum("bhnm,bhmd->bhnd", attention_weights(q64, k64, mask), v64)
     torch.testing.assert_close(attention_weights(q, k, mask), scores.softmax(dim=-1))
     expected.square().sum().backward()
@@ -160,7 +160,7 @@ def test_attention_of_each_precision_is_the_softmax_of_the_products(kind: str) -
             fused = attend(q, k, v, None, is_causal=True) if kind == "causal" else attend(q, k, v, added)
         for one in (found, fused):
             torch.testing.assert_close(one.double(), expected, rtol=close, atol=close)
-        for one, other in zip(own, parts, strict=True):
+        for one, other in zip(own, tensors, strict=True):
             assert one.grad is not None
             torch.testing.assert_close(one.grad.double(), other.grad, rtol=close, atol=3 * close)
 

@@ -1,4 +1,4 @@
-"""Captioners of the Hub as they are, against transformers' own words, and language models on their way in."""
+"""Pretrained captioners of the Hub, against transformers' own words, and language models on their way in."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def test_from_the_hub_and_then_without_it(server: Hub, images: torch.Tensor, tmp
     task = vitrail.load("some/captioner")
     assert isinstance(task, HubCaption)
     rows = words(task, images)
-    assert any(path.endswith("/tokenizer.json") for path in server.asked)
+    assert any(path.endswith("/tokenizer.json") for path in server.requests)
     server.status = 503
     again = vitrail.load("some/captioner")
     assert isinstance(again, HubCaption) and words(again, images) == rows

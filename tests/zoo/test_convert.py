@@ -127,7 +127,7 @@ def test_outputs_that_differ_are_an_error(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    "changes, to, part",
+    "changes, to, reason",
     [
         ({"stem": (8, 16)}, "hf", "stem"),
         ({"stem": (8, 16)}, "google", "stem"),
@@ -140,12 +140,12 @@ def test_outputs_that_differ_are_an_error(tmp_path: Path, monkeypatch: pytest.Mo
     ],
 )
 def test_what_a_target_cannot_express_is_refused_by_its_name(
-    changes: dict[str, Any], to: str, part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    changes: dict[str, Any], to: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small(**changes).save(tmp_path / "own")
     assert main(["convert", str(tmp_path / "own"), str(tmp_path / "out"), "--to", to]) == 2
     said = capsys.readouterr().err
-    assert part in said and said.count("\n") == 1 and not (tmp_path / "out").exists()
+    assert reason in said and said.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
 def test_other_tasks_stay_ours(tmp_path: Path) -> None:
@@ -230,12 +230,16 @@ def test_a_place_that_holds_something_else_is_left_alone(tmp_path: Path) -> None
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     for to in ("vitrail", "hf", "timm"):
-        with pytest.raises(UserError, match="exists and is not a checkpoint"):
+        with pytest.raises(UserError, match="exists and is not empty: choose another name"):
             convert(tmp_path / "own", tmp_path / "mine", to)
     (tmp_path / "note.txt").write_text("dear")
     for to in ("vitrail", "hf", "timm", "google"):
-        with pytest.raises(UserError, match="exists and is not a checkpoint"):
+        with pytest.raises(UserError, match="note.txt exists: choose another name"):
             convert(tmp_path / "own", tmp_path / "note.txt", to)
+    before = (tmp_path / "own" / "config.json").read_bytes()
+    with pytest.raises(UserError, match="own exists and is not empty: choose another name"):
+        convert(tmp_path / "own", tmp_path / "own")  # not even a checkpoint is overwritten
+    assert (tmp_path / "own" / "config.json").read_bytes() == before
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
 
 

@@ -106,7 +106,7 @@ def copy_of(folder: Path, name: str, change: Callable[[bytes], bytes]) -> Path:
 
 
 def many(examples: int) -> settings:
-    """The same examples in every run: what is refused does not depend on chance."""
+    """The same examples in every run: what is refused does not depend on random numbers."""
     return settings(
         max_examples=examples,
         deadline=None,

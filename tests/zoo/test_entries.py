@@ -156,7 +156,7 @@ def test_prefixes(tmp_path: Path, weights: Weights, expected: Tensor, prefix: st
 
 
 def test_torchvisions_names_under_a_prefix_of_their_own(tmp_path: Path) -> None:
-    """`encoder.` is a part of them and may stand before them too."""
+    """`encoder.` belongs to them and may stand before them too."""
     torchvision = pytest.importorskip("torchvision")
     model = torchvision.models.VisionTransformer(8, 2, 1, 1, 64, 64, num_classes=3).eval()
     torch.nn.init.normal_(model.heads.head.weight)

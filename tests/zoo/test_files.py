@@ -94,7 +94,7 @@ def test_shards(tmp_path: Path, stem: str, ending: str) -> None:
 
 
 def test_mapped_weights_are_private(tmp_path: Path) -> None:
-    """Training in place on mapped weights leaves the file as it is."""
+    """Training in place on mapped weights leaves the file unchanged."""
     save_file(WEIGHTS, tmp_path / "a.safetensors")
     torch.save(WEIGHTS, tmp_path / "a.pth")
     np.savez(tmp_path / "a.npz", **{k: v.numpy() for k, v in WEIGHTS.items()})  # type: ignore[arg-type]

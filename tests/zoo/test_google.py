@@ -33,9 +33,9 @@ def block(draw: Any, at: str, second: str, attention: str, mlp: str) -> Arrays:
 
 def attention_arrays(draw: Any, at: str) -> Arrays:
     arrays = {f"{at}/out/kernel": draw(HEADS, WIDTH // HEADS, WIDTH), f"{at}/out/bias": draw(WIDTH)}
-    for part in ("query", "key", "value"):
-        arrays[f"{at}/{part}/kernel"] = draw(WIDTH, HEADS, WIDTH // HEADS)
-        arrays[f"{at}/{part}/bias"] = draw(HEADS, WIDTH // HEADS)
+    for name in ("query", "key", "value"):
+        arrays[f"{at}/{name}/kernel"] = draw(WIDTH, HEADS, WIDTH // HEADS)
+        arrays[f"{at}/{name}/bias"] = draw(HEADS, WIDTH // HEADS)
     return arrays
 
 
@@ -104,7 +104,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
 def attend(x: np.ndarray, y: np.ndarray, p: Arrays, at: str) -> np.ndarray:
     q = np.einsum("bnw,whd->bnhd", x, p[f"{at}/query/kernel"]) + p[f"{at}/query/bias"]
     k, v = (
-        np.einsum("bnw,whd->bnhd", y, p[f"{at}/{part}/kernel"]) + p[f"{at}/{part}/bias"] for part in ("key", "value")
+        np.einsum("bnw,whd->bnhd", y, p[f"{at}/{name}/kernel"]) + p[f"{at}/{name}/bias"] for name in ("key", "value")
     )
     weights = softmax(np.einsum("bnhd,bmhd->bhnm", q, k) / math.sqrt(q.shape[-1]))
     mixed = np.einsum("bhnm,bmhd->bnhd", weights, v)
@@ -375,7 +375,7 @@ def test_a_hybrid_there_and_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes, part",
+    "changes, reason",
     [
         ({}, "activation='gelu'"),
         ({"registers": 2}, "registers=2"),
@@ -387,11 +387,11 @@ def test_a_hybrid_there_and_back(tmp_path: Path) -> None:
         ({"rotary": "axial"}, "rotary='axial'"),
     ],
 )
-def test_what_google_cannot_express_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], part: str) -> None:
+def test_what_google_cannot_express_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
     if changes:
         changes = {"activation": "gelu_tanh", **changes}
     vitrail.create("nano/2", classes=2, **changes).save(tmp_path / "v")
-    with pytest.raises(UserError, match=part):
+    with pytest.raises(UserError, match=reason):
         convert(tmp_path / "v", tmp_path / "b.npz", "google")
     assert not (tmp_path / "b.npz").exists()
 

@@ -47,7 +47,7 @@ def test_every_layout_comes_from_the_hub_once(layout: str, server: Hub, models: 
     server.repositories["some/vit"] = {"main": models / layout}
     torch.testing.assert_close(answers("some/vit"), answers(models / "vitrail-0"), rtol=1e-4, atol=1e-5)
     assert vitrail.load("some/vit").classes == (["0", "1"] if layout == "google" else ["cat", "dog"])
-    fetched = [line for line in server.asked if line.startswith("GET") and "/resolve/" in line]
+    fetched = [line for line in server.requests if line.startswith("GET") and "/resolve/" in line]
     assert len(fetched) == len(set(fetched)) == len(list((models / layout).iterdir()))
 
 
@@ -163,7 +163,7 @@ def test_what_cannot_be_had_is_one_line_at_once(
     )
     assert not Path("out").exists()
     if "cannot be reached" in words:  # huggingface_hub alone would try again for minutes
-        assert server.asked == ["HEAD /some/vit/resolve/main/config.json"]
+        assert server.requests == ["HEAD /some/vit/resolve/main/config.json"]
 
 
 def test_a_closed_port_and_a_name_that_no_hub_allows(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +177,7 @@ def test_a_closed_port_and_a_name_that_no_hub_allows(server: Hub, monkeypatch: p
         assert waits == []  # before another try
     with pytest.raises(UserError, match="the Hub does not allow such a name"):
         vitrail.load("some/a--b")
-    assert server.asked == []
+    assert server.requests == []
 
 
 def test_the_cache_answers_where_the_hub_does_not(
@@ -189,8 +189,8 @@ def test_the_cache_answers_where_the_hub_does_not(
     assert torch.equal(answers("some/vit"), before)
     assert caplog.text.count("some/vit comes from the cache") == 1
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    server.asked.clear()
-    assert torch.equal(answers("some/vit"), before) and server.asked == []
+    server.requests.clear()
+    assert torch.equal(answers("some/vit"), before) and server.requests == []
     with pytest.raises(UserError, match="HF_HUB_OFFLINE"):
         vitrail.load("some/other")
 

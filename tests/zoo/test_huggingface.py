@@ -252,9 +252,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_no_type_expresses_is_refused_by_name(name: str, tmp_path: Path) -> None:
-    values, part = REFUSED[name]
+    values, reason = REFUSED[name]
     model = vitrail.create("micro/4", **{"patch": 8, "image_size": (32, 32), **values})
-    with pytest.raises(UserError, match=part):
+    with pytest.raises(UserError, match=reason):
         huggingface.write(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

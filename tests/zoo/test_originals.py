@@ -133,10 +133,12 @@ def original_names(model: Any, folder: Path, more: dict[str, str]) -> dict[str, 
     for name in [name for name in weights if "q_proj.weight" in name]:
         start = name.removesuffix("attention.q_proj.weight")
         for end in ("weight", "bias"):
-            parts = [weights.pop(f"{start}attention.{x}_proj.{end}", None) for x in "qkv"]
-            given = next(part for part in parts if part is not None)
-            parts = [torch.full_like(given, 7.0) if part is None else part for part in parts]  # masked, so never read
-            weights[f"{start}attn.qkv.{end}"] = torch.cat(parts)  # type: ignore[arg-type]
+            projections = [weights.pop(f"{start}attention.{x}_proj.{end}", None) for x in "qkv"]
+            given = next(value for value in projections if value is not None)
+            projections = [
+                torch.full_like(given, 7.0) if value is None else value for value in projections
+            ]  # masked, so never read
+            weights[f"{start}attn.qkv.{end}"] = torch.cat(projections)  # type: ignore[arg-type]
     return weights
 
 

@@ -25,6 +25,7 @@ from vitrail.variants import VariantConfig
 from vitrail.vit import ViT
 from vitrail.zoo import timm as source
 from vitrail.zoo.timm.arguments import encoder_config, table
+from vitrail.zoo.timm.closest import closest_architecture
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY: dict[str, Any] = {"embed_dim": 48, "num_heads": 3}
@@ -67,7 +68,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "vit_large_patch16_sapiens2": TINY | {"num_heads": 4, "num_kv_heads": [4, 2]},
     "vit_small_plus_patch16_dinov3_qkvb": TINY,
 }
-"""a name for each part that timm's architectures are made of"""
+"""a name for each component of timm's architectures"""
 
 
 # timm's own resizing of BEiT's tables warns.
@@ -312,7 +313,7 @@ def test_written_folders_are_timms_and_come_back_bit_equal(config: VariantConfig
 def test_what_a_name_means_is_written_under_that_name(name: str) -> None:
     values = table()[name]
     config = encoder_config(values, tuple(values["images"]["input_size"][-2:]))
-    found, given = source.closest(config)
+    found, given = closest_architecture(config)
     assert given.keys() <= {"img_size", "init_values"}
     assert encoder_config(table()[found] | given, config.image_size) == config
 
@@ -391,7 +392,7 @@ def test_a_pre_training_head_is_refused(tmp_path: Path) -> None:
 def test_the_reference_of_a_written_folder_equals_the_model(tmp_path: Path) -> None:
     from vitrail.zoo.files import open_files
 
-    # The architecture has layer scales by itself, and the folder says that there are none.
+    # The architecture has layer scales by default, and the folder says that there are none.
     task = random(vitrail.create(VariantConfig(**BASE, arrangement="parallel"), classes=2))
     source.write(task, tmp_path / "m")
     answer = source.reference(open_files(tmp_path / "m"))

@@ -7,6 +7,7 @@ Read convolution.py first, the convolution with its norm and the residual block;
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from vitrail.baselines.convolution import BasicBlock, Convolution, channels_last
 from vitrail.baselines.mlp import check
-from vitrail.errors import UserError
+from vitrail.errors import UserError, require
 from vitrail.vit import Tokens
 
 
@@ -79,11 +80,7 @@ class ResNetConfig:
 def _check_stages(config: CNNConfig | ResNetConfig) -> None:
     if not config.widths or len(config.widths) != len(config.strides):
         raise UserError(f"one stride per stage is needed: got widths {config.widths} and strides {config.strides}")
-    if min(config.depth, config.stem_stride, *config.widths, *config.strides) < 1:
-        raise UserError(
-            f"widths {config.widths}, strides {config.strides}, stem_stride {config.stem_stride} and depth "
-            f"{config.depth} of a convolutional network must be at least 1"
-        )
+    require(config, 1, math.inf, "widths", "strides", "stem_stride", "depth")
 
 
 class CNN(nn.Module):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitrail.errors import UserError
+from vitrail.errors import UserError, require
 from vitrail.vit import Tokens
 
 if TYPE_CHECKING:
@@ -82,13 +82,8 @@ class MLP(nn.Module):
 
 def check_sizes(config: MLPConfig | RNNConfig) -> None:
     """UserError for sizes that are invalid for a network of fully connected or recurrent layers."""
-    if min(config.width, config.channels, *config.image_size) < 1:
-        raise UserError(
-            f"width, channels and image_size must be at least 1, got {config.width}, {config.channels} and "
-            f"{config.image_size}"
-        )
-    if not 0 <= config.dropout < 1:
-        raise UserError(f"dropout must be at least 0 and below 1, got {config.dropout}")
+    require(config, 1, math.inf, "width", "channels", "image_size")
+    require(config, 0, 1, "dropout")
 
 
 def check(images: Tensor, channels: int) -> None:

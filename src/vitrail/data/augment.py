@@ -67,8 +67,9 @@ class Augment:
         for name in ("erase", "mixup", "cutmix"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be 0 to 1, got {getattr(self, name)}")
-        if self.shift < 0 or self.policy_count < 0:
-            raise ValueError("shift and policy_count must not be negative")
+        for name in ("shift", "policy_count"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
 
 def refuse_spatial(augment: Augment, target: str) -> None:

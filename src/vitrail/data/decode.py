@@ -22,7 +22,7 @@ Pillow has the same limit, half a gigabyte in RGB."""
 
 PNG = b"\x89PNG\r\n\x1a\n"
 UNSAFE = frozenset(["EPS", "WMF", "FPX", "MIC", "BUFR", "GRIB", "HDF5", "MPEG"])
-"""formats of Pillow that start other programs, or that it cannot decode by itself"""
+"""formats of Pillow that start other programs, or that it cannot decode alone"""
 
 Box = tuple[int, int, int, int]
 """top, left, height, width in pixels of the upright image"""

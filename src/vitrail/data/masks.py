@@ -144,7 +144,7 @@ def _no_mask(image: Image.Image) -> str | None:
 
 
 def _bits(image: Image.Image, data: bytes) -> int:
-    """Bits per pixel of a grey image as it is stored."""
+    """Bits per pixel of a grey image as stored."""
     if image.format == "PNG":
         return data[24]
     tags = getattr(image, "tag_v2", {})

@@ -87,6 +87,10 @@ class Target(ABC):
         """The name of a stratum; empty if it has none."""
         return ""
 
+    def per_image(self) -> Tensor:
+        """[N, ...]: what is learned of each image from the features of a frozen encoder. UserError if there is none."""
+        raise UserError(f"methods for frozen features learn one label per image, and {self.noun} are none: choose full")
+
     def truth(self, i: int) -> dict[str, Any]:
         """The ground truth of sample i, as plain data for a report."""
         return {}
@@ -184,6 +188,9 @@ class Labels(Target):
     def stratum(self, number: int) -> str:
         return self.classes[number]
 
+    def per_image(self) -> Tensor:
+        return self.labels
+
     def truth(self, i: int) -> dict[str, Any]:
         return {"label": self.classes[int(self.labels[i])]}
 
@@ -240,6 +247,9 @@ class Texts(Target):
     def numbered(self, numbers: Tensor) -> Texts:
         """These texts with their token ids, int64 [N, K, T]."""
         return replace(self, numbers=numbers)
+
+    def per_image(self) -> Tensor:
+        return super().per_image() if self.numbers is None else self.numbers
 
     def subset(self, places: Tensor) -> Texts:
         numbers = None if self.numbers is None else self.numbers[places]

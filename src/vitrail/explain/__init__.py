@@ -35,8 +35,9 @@ from vitrail.explain.figures import (
 )
 from vitrail.explain.filters import patch_filters
 from vitrail.explain.positions import position_similarity
-from vitrail.files import printable, write_whole
-from vitrail.tasks.task import Task, numbered_by_pixels
+from vitrail.files import printable, refuse_existing, refuse_file_name, write_whole
+from vitrail.tasks.answers import numbered_by_pixels
+from vitrail.tasks.task import Task
 from vitrail.tasks.values import Piece
 from vitrail.vit import PatchEmbedding
 
@@ -94,6 +95,13 @@ def explain(task: Task, image: Image.Image | str | Path, out: str | Path) -> dic
     for name, data in files.items():
         write_whole(out / name, data)
     return {**seen.says, "files": {name: str(out / name) for name in files}, "notes": seen.notes}
+
+
+def refuse_out(out: Path) -> None:
+    """Raise UserError unless the folder `out` can take all files of an explanation without overwriting any."""
+    refuse_file_name(out, "choose a folder without an ending for the figures")
+    for name in (*SAYS, "numbers.json", "index.html"):
+        refuse_existing(out / name)
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from typing import Any
@@ -28,7 +28,7 @@ from vitrail.recipes.folder import folder
 from vitrail.recipes.imagenet import augreg_s16, deit3_s16, finetune_b16_384, vit_s16_90
 from vitrail.recipes.small import cifar10, cifar10_laptop, cifar10_quick, digits, mnist
 from vitrail.tasks.encoder import EncoderConfig
-from vitrail.train.run import Run
+from vitrail.train.run import Run, changed_fields
 from vitrail.variants import as_variant
 from vitrail.vit import ViTConfig
 
@@ -121,6 +121,22 @@ def from_weights(run: Run, init: str, config: EncoderConfig) -> Run:
     model = replace(config, image_size=(height, width), drop_path=drop_path)
     early = (run.early_size or 0) // config.patch * config.patch
     return replace(run, init=init, model=model, early_size=early if 0 < early < min(height, width) else None)
+
+
+def replaced_by(init: str, own: EncoderConfig, new: EncoderConfig, changes: Container[str]) -> str | None:
+    """One line on what the weights `init` replace of a recipe's `own` model, but for `changes`; None: nothing."""
+    if not isinstance(new, ViTConfig if isinstance(own, ViTConfig) else type(own)):
+        kind = next(kind for kind in IN_WORDS if isinstance(new, kind))
+        return f"the weights of {init} replace the recipe's model by {IN_WORDS[kind]}"
+    names = [name for name in changed_fields(own, new) if name not in changes]
+    old, new = (as_variant(config) if isinstance(config, ViTConfig) else config for config in (own, new))
+    values = {name: (_shown(getattr(new, name)), _shown(getattr(old, name))) for name in names}
+    listed = [f"{name.replace('_', ' ')} {now} (not {before})" for name, (now, before) in values.items()]
+    return f"the weights of {init} fix the model: {', '.join(listed)}" if listed else None
+
+
+def _shown(value: Any) -> str:
+    return "x".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
 
 
 def check_fixed(init: str, wanted: Any, own: Any, free: Sequence[str]) -> None:

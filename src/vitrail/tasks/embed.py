@@ -11,9 +11,10 @@ from torch import Tensor
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError
 from vitrail.plain import describe, described
+from vitrail.tasks.answers import finite
 from vitrail.tasks.encoder import KINDS, Encoder, encoder_for, one_vector
-from vitrail.tasks.task import Task, finite
-from vitrail.tasks.values import Batch, Checkpoint, Metric, Prediction
+from vitrail.tasks.task import Task
+from vitrail.tasks.values import Batch, Checkpoint, Metric, Portable, Prediction
 from vitrail.vit import Tokens
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ class Embed(Task):
 
     name = "embed"
     headless = True
-    portable = True
 
     def __init__(self, encoder: Encoder, preprocess: Preprocess) -> None:
         super().__init__()
@@ -54,6 +54,10 @@ class Embed(Task):
         from vitrail.tasks.classify import Classify
 
         return Classify(self.encoder, classes, self.preprocess) if classes else self
+
+    @property
+    def portable(self) -> Portable:
+        return Portable()
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [B, C, H, W] to pooled vectors [B, D]."""

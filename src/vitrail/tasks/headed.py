@@ -10,6 +10,7 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.plain import describe
 from vitrail.tasks.encoder import KINDS, Encoder
 from vitrail.tasks.task import Task
+from vitrail.tasks.values import Portable, Problem
 from vitrail.variants import head_for
 from vitrail.vit import Head, Tokens, ViTConfig
 
@@ -17,7 +18,8 @@ from vitrail.vit import Head, Tokens, ViTConfig
 class Headed(Task):
     """A task that predicts from the head's outputs; each task defines their meaning."""
 
-    portable = True
+    problem: Problem | None = None
+    """what the outputs mean, in transformers' words; None if there is only one possible meaning"""
 
     def __init__(
         self, encoder: Encoder, outputs: int, preprocess: Preprocess, hidden: int | None = None, bias: float = 0.0
@@ -37,6 +39,10 @@ class Headed(Task):
         from vitrail.tasks.classify import Classify
 
         return Classify(self.encoder, classes, self.preprocess) if classes else super().with_classes(classes)
+
+    @property
+    def portable(self) -> Portable | None:
+        return Portable(self.outputs, self.hidden, self.problem)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Normalised images [B, C, H, W] to the head's outputs [B, K]; `keep` is stochastic depth's."""

@@ -11,9 +11,9 @@ from torch import Tensor
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError
 from vitrail.plain import described
+from vitrail.tasks.answers import finite
 from vitrail.tasks.encoder import KINDS, Encoder, encoder_for
 from vitrail.tasks.headed import Headed
-from vitrail.tasks.task import finite
 from vitrail.tasks.values import Batch, Checkpoint, Metric, Prediction
 
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ A task is a module with an encoder, a loss, an answer and a score. `vitrail.task
 
 from __future__ import annotations
 
-import json
-import zlib
+import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -17,7 +16,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from PIL import Image
-from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from vitrail.data.affine import Affine
@@ -25,9 +23,10 @@ from vitrail.data.preprocess import AnyImage, Preprocess
 from vitrail.data.random import uniform_by_key
 from vitrail.data.targets import Labels, Target
 from vitrail.errors import UserError
-from vitrail.files import whole_folder, write_whole
 from vitrail.html import example
 from vitrail.ops import stochastic_depth
+from vitrail.tasks.answers import numbered_by_pixels
+from vitrail.tasks.checkpoint import write
 from vitrail.tasks.values import (
     Batch,
     Checkpoint,
@@ -35,8 +34,8 @@ from vitrail.tasks.values import (
     Metric,
     NoOptions,
     Piece,
+    Portable,
     Prediction,
-    Problem,
     Score,
     Section,
     Settings,
@@ -49,8 +48,8 @@ if TYPE_CHECKING:
     from vitrail.data.prepare import Draw, Prepare, Sample, View
     from vitrail.data.sets import ImageSet, Splits
 
-FORMAT = 1
-"""of a checkpoint's `config.json`"""
+log = logging.getLogger("vitrail")
+
 ANSWERED = 32
 """images of the preprocessing's size, or as many pixels, that are answered at once"""
 DROP_PATH = 0
@@ -78,10 +77,8 @@ class Task(nn.Module):
     """what the metric is updated with: what `forward` gives for a batch, or what `answer` does"""
     headless: ClassVar[bool] = False
     """an encoder and nothing after it, which the weights of any task hold (see `with_classes`)"""
-    portable: bool = False
-    """other libraries' checkpoints have a place for it: an encoder, alone or with a head"""
     solved: ClassVar[tuple[str, ...]] = ()
-    """methods of fine-tuning that leave the encoder as it is and compute the rest from its features (see `solve`)"""
+    """methods of fine-tuning that leave the encoder unchanged and compute the rest from its features (see `solve`)"""
     free: ClassVar[tuple[str, ...]] = ()
     """settings that may change when training continues from weights of this task; the others are in the weights"""
     unused_when_frozen: ClassVar[tuple[str, ...]] = ()
@@ -90,10 +87,6 @@ class Task(nn.Module):
     preprocess: Preprocess
     classes: Sequence[str]
     """names of the classes; empty for a task without"""
-    hidden: int | None = None
-    """width of the tanh layer of the paper's pre-training head, where a head has one"""
-    problem: Problem | None = None
-    """what the outputs mean, where a head has outputs that need to be told apart"""
     encoder: Any
     """an `Encoder`, or another module that takes images to `Tokens`"""
     option: Any
@@ -125,8 +118,21 @@ class Task(nn.Module):
 
     @classmethod
     def adopt(cls, settings: Any, loaded: Task, splits: Splits, preprocess: Preprocess) -> Self:
-        """The task that starts from the weights of another one: its encoder, and of its own kind what fits."""
-        return cls.create(settings, loaded.encoder, splits, preprocess)
+        """The task that starts from the weights of another one: its encoder, and of its own kind what fits.
+
+        Of its own kind with the same classes, that is every weight with the name and shape of one of the new task's.
+        """
+        task = cls.create(settings, loaded.encoder, splits, preprocess)
+        if type(loaded) is cls and list(loaded.classes) == list(task.classes):
+            own, given = task.state_dict(), loaded.state_dict()
+            fitting = {name: given[name] for name in own if name in given and given[name].shape == own[name].shape}
+            task.load_state_dict(fitting, strict=False)
+            if fresh := sorted(own.keys() - fitting.keys()):
+                log.warning(
+                    f"{fresh[0]}{f' and {len(fresh) - 1} more' if len(fresh) > 1 else ''} start with new values: "
+                    "the weights to start from have none of that shape"
+                )
+        return task
 
     @classmethod
     def check(cls, settings: Any, method: str) -> None:
@@ -218,8 +224,9 @@ class Task(nn.Module):
     def predict(self, images: Sequence[Image.Image | Tensor], batch_size: int = 32) -> list[Prediction]:
         """Answers for images: PIL images, or tensors [C, H, W] of uint8, uint16 or floats of 0 to 1 (or 0 to 255).
 
-        Each is prepared by itself, so that no more than a batch of prepared ones is held. An image that PIL has opened
-        and not loaded is read as `vitrail predict` reads the file, and stays unloaded. Leaves the task in eval mode.
+        One batch is prepared at a time, so that no more than a batch of prepared images is in memory. An image that PIL
+        has opened and not loaded is read as `vitrail predict` reads the file, and stays unloaded. Leaves the task in
+        eval mode.
         """
         starts = range(0, len(images), batch_size)
         batches = ([self.prepare(image) for image in images[start : start + batch_size]] for start in starts)
@@ -299,14 +306,23 @@ class Task(nn.Module):
 
     def prepare_to_solve(self, method: str, images: int) -> None:
         """Make ready for a method of `solved` on so many training images. UserError where the model cannot."""
-        raise UserError(f"method {method} is not for the task {self.name}: choose frozen, full, lora or last-blocks")
+        raise _not_solved(self, method)
 
     def solve(self, method: str, train: Features, val: Callable[[], Features]) -> list[dict[str, float]]:
         """Compute what follows the frozen encoder. Returns a row per setting tried, which is logged.
 
         The row that was chosen also has the scores of the training split, under names that begin with `train_`.
         """
-        raise NotImplementedError
+        raise _not_solved(self, method)
+
+    def probe(self, train: Features, val: Features, scored: Features, classes: int) -> dict[str, float]:
+        """Scores of frozen features: of classifiers that learn from `train` and whose settings are chosen on `val`.
+
+        For tasks without a metric, in `evaluate`, and for `vitrail eval --probe`.
+        """
+        from vitrail.tasks.classify.probe import probe
+
+        return probe(train, val, scored, classes)
 
     # What others ask
 
@@ -314,6 +330,11 @@ class Task(nn.Module):
     def outputs(self) -> list[str]:
         """The names of what `forward` gives, [B, K], where that is a number per name."""
         return []
+
+    @property
+    def portable(self) -> Portable | None:
+        """What other libraries' checkpoints store of it: an encoder, alone or with a head. None if they cannot."""
+        return None
 
     def components(self) -> dict[str, nn.Module]:
         """The modules that export writes; `answer` calls only these."""
@@ -361,22 +382,7 @@ class Task(nn.Module):
 
         `weights` are written in place of the task's own, where given.
         """
-        path = Path(path)
-        if path.exists() and not (path / "config.json").exists():
-            raise UserError(f"{path} exists and is not a checkpoint: choose another path to save to")
-        config = {
-            "vitrail": FORMAT,
-            "task": self.name,
-            "classes": self.classes,
-            "preprocess": self.preprocess.as_dict(),
-            **self.config(),
-        }
-        tensors = {name: value.detach().contiguous().cpu() for name, value in (weights or self.state_dict()).items()}
-        with whole_folder(path) as folder:
-            write_whole(folder / "model.safetensors", to_safetensors(tensors, metadata={"format": "pt"}))
-            for name, text in self.files().items():
-                write_whole(folder / name, text)
-            write_whole(folder / "config.json", json.dumps(config, indent=2) + "\n")
+        write(self, Path(path), self.state_dict() if weights is None else weights)
 
     def train(self, mode: bool = True) -> Self:
         """As any module's, but for the frozen modules."""
@@ -386,13 +392,5 @@ class Task(nn.Module):
         return self
 
 
-def finite(outputs: Tensor) -> Tensor:
-    """The outputs of a model, where they are numbers. Raises UserError elsewhere: no answer can be read from them."""
-    if not outputs.isfinite().all():
-        raise UserError("the model's outputs are not finite: its weights are damaged, or overflow in this precision")
-    return outputs
-
-
-def numbered_by_pixels(image: Tensor) -> int:
-    """A sample number for a prepared image that has none: what is drawn for it depends on its pixels alone."""
-    return zlib.crc32(image.cpu().numpy().tobytes())
+def _not_solved(task: Task, method: str) -> UserError:
+    return UserError(f"method {method} is not for the task {task.name}: choose frozen, full, lora or last-blocks")

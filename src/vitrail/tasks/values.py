@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
@@ -79,7 +79,19 @@ class Features(NamedTuple):
     vectors: Tensor
     """[N, D] float32, pooled"""
     labels: Tensor
-    """the target of each image, [N, ...]"""
+    """the class of each image, int64 [N]"""
+
+
+@dataclass(frozen=True)
+class Portable:
+    """What other libraries' checkpoints store of a task: an encoder, and a head if it has `outputs`."""
+
+    outputs: Sequence[str] = ()
+    """names of the head's outputs"""
+    hidden: int | None = None
+    """width of the tanh layer of the paper's pre-training head; None for a linear head"""
+    problem: Problem | None = None
+    """what the outputs mean; None if there is only one possible meaning"""
 
 
 class Metric(Protocol):

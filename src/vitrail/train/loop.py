@@ -110,8 +110,8 @@ def fit(run: Run, components: Components, folder: RunFolder, steps: int, resume:
             if done % LOG_EVERY == 0 or done == steps:
                 epoch = done / loader.steps_per_epoch
                 folder.log(kind="train", step=done, epoch=epoch, seconds=seconds, **progress.row())
-            evaluating, asked = done % every == 0 or done == steps, stop.asked
-            saving = evaluating or asked or time.monotonic() - saved > SAVE_EVERY
+            evaluating, interrupted = done % every == 0 or done == steps, stop.requested
+            saving = evaluating or interrupted or time.monotonic() - saved > SAVE_EVERY
             if saving and (name := not_finite(task)) is not None:
                 raise RunError(f"{no_number(name)} after step {done}; {saved_in(folder)}")
             if evaluating:
@@ -129,7 +129,7 @@ def fit(run: Run, components: Components, folder: RunFolder, steps: int, resume:
                 folder.save_state(done, best, task, optimizers, average, progress.sums)
                 saved = time.monotonic()
                 release_memory()
-            if asked and done < steps:
+            if interrupted and done < steps:
                 raise Stopped(
                     f"stopped after step {done} of {steps}; resume with `vitrail train --resume {folder.path}`"
                 )
@@ -309,7 +309,7 @@ def _where(task: Task, batch: Batch) -> str:
 
 
 class _Stop:
-    asked = False
+    requested = False
 
 
 @contextmanager
@@ -321,9 +321,9 @@ def stop_asked() -> Iterator[_Stop]:
     def ask(number: int, frame: FrameType | None) -> None:
         if os.getpid() != process:
             return  # a worker: a terminal's Ctrl-C reaches it too, and its parent ends it
-        if stop.asked:
+        if stop.requested:
             raise KeyboardInterrupt
-        stop.asked = True
+        stop.requested = True
         log.warning("stopping after this step and saving; press Ctrl-C again to stop at once")
 
     try:

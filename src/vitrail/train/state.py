@@ -43,7 +43,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.best, self.last = path / "best", path / "last"
-        self.metrics = path / "metrics.jsonl"
+        self.metrics, self.report = path / "metrics.jsonl", path / "report.html"
         self._state = path / "state" / "state.pt"
         self._data = path / "data.json"
         self._scores = path / "scores.json"
@@ -130,7 +130,7 @@ class RunFolder:
         except FileNotFoundError:
             return  # a run of an earlier version
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"{self._data} is damaged: remove it to resume with the data as it is") from None
+            raise UserError(f"{self._data} is damaged: remove it to resume with the present data") from None
         if changed is not None:
             raise UserError(f"{name} has changed since the run started: {changed}; restore it, or start a new run")
 
@@ -138,7 +138,7 @@ class RunFolder:
     def scores(self) -> dict[str, Any] | None:
         """The scores that the finished run printed; None if it is not finished."""
         # The report is the last file that a run writes.
-        there = self._scores.is_file() and (self.path / "report.html").is_file()
+        there = self._scores.is_file() and self.report.is_file()
         if not there or all(row["kind"] != "done" for row in self.rows()):
             return None
         try:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
 
-from vitrail.errors import UserError
+from vitrail.errors import UserError, require
 from vitrail.tasks.encoder import layers
 from vitrail.tasks.task import Task
 from vitrail.train.lora import add_lora
@@ -34,8 +35,7 @@ class Tune:
     """number of blocks that `last-blocks` trains, with the final norm and the head"""
 
     def __post_init__(self) -> None:
-        if self.lora_rank < 1 or self.last_blocks < 1:
-            raise UserError("lora_rank and last_blocks must be at least 1")
+        require(self, 1, math.inf, "lora_rank", "last_blocks")
 
     @property
     def frozen(self) -> bool:

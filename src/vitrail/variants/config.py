@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, get_args
 
 from vitrail.errors import UserError, require
 from vitrail.variants.mlp import ACTIVATIONS
 from vitrail.vit import ViTConfig
 
 Resampling = Literal["antialias", "bilinear_antialias", "bicubic", "bilinear", "bicubic_corners", "corners", "offset"]
-POOLS = ("token", "average", "max", "average_max", "attention", "distilled", "token_average")
+Pool = Literal["token", "average", "max", "average_max", "attention", "distilled", "token_average"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]
+"""the names of `ACTIVATIONS`"""
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,15 @@ class VariantConfig(ViTConfig):
     the patches, joined.
     """
 
+    pool: Pool = "token"
+    """how tokens become one vector per image"""
     registers: int = 0
     """number of register tokens: extra tokens that are dropped at the end (arXiv 2309.16588)"""
     qkv_bias: bool = True
     layer_scale: float | None = None
     """layer scale: initial value of a learned factor on each residual branch (arXiv 2103.17239); None for no factor"""
-    activation: str = "gelu"
+    activation: Activation = "gelu"
+    """activation of the MLPs"""
 
     # Norms
     norm: Literal["layer", "rms"] = "layer"
@@ -140,7 +145,7 @@ class VariantConfig(ViTConfig):
     """heads of attention pooling; None: as in the blocks"""
     pool_hidden: int | None = None
     """hidden width of attention pooling's MLP; None: as in the blocks"""
-    pool_activation: str | None = None
+    pool_activation: Activation | None = None
     """activation of attention pooling's MLP; None: as in the blocks"""
     projection: int | None = None
     """width of a linear projection of the pooled vector (CLIP); None for no projection"""
@@ -170,8 +175,8 @@ class VariantConfig(ViTConfig):
 
     def _check_the_paper(self) -> None:
         """Check the paper's fields, with a whole number of patches and a pooling that the paper's model has."""
-        if self.pool not in POOLS:
-            raise UserError(f"no pool {self.pool!r}: choose from {', '.join(POOLS)}")
+        if self.pool not in get_args(Pool):
+            raise UserError(f"no pool {self.pool!r}: choose from {', '.join(get_args(Pool))}")
         own = {entry.name: getattr(self, entry.name) for entry in fields(ViTConfig)}
         require(self, 1, math.inf, "patch")
         if self.floor_grid:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vitrail.baselines import CNN, ResNet
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError, warn_once
-from vitrail.files import refuse_url
+from vitrail.files import refuse_existing, refuse_url
 from vitrail.sizes import config_for
 from vitrail.tasks import task_class
 from vitrail.tasks.encoder import Encoder, encoder_for, encoder_of
@@ -101,7 +101,7 @@ def load(
     if verify:
         log.warning(certificate.as_text())
     if task not in (None, model.name):
-        head = "; classes=N gives it a new head for N classes" * model.portable
+        head = "; classes=N gives it a new head for N classes" * (model.portable is not None)
         raise UserError(f"{source} has the task {model.name} and cannot be loaded as {task}{head}")
     return model.to(device=device, dtype=dtype).eval()
 
@@ -169,10 +169,9 @@ def convert(
     if to not in TARGETS:
         raise UserError(f"no format {to!r}: choose from {', '.join(TARGETS)}")
     out = Path(out)
-    if out.exists() and not _may_be_replaced(out):
-        raise UserError(f"{out} exists and is not a checkpoint: choose another path to write to")
+    refuse_existing(out)
     task, certificate = load_certified(source, revision=revision, verify=verify)
-    if to != "vitrail" and not task.portable:
+    if to != "vitrail" and task.portable is None:
         raise UserError(
             f"{to} cannot store this model of the task {task.name!r}: its checkpoints hold encoders, "
             "alone or with a linear head"
@@ -182,13 +181,6 @@ def convert(
     if verify:
         certificate.written = _read_again(task, out)
     return certificate
-
-
-def _may_be_replaced(out: Path) -> bool:
-    """Whether the path is a checkpoint or does not exist."""
-    if out.is_file():
-        return out.suffix == ".npz"
-    return not any(out.iterdir()) or any((out / name).is_file() for name in ("config.json", "model.npz"))
 
 
 def _read_again(task: Task, out: Path) -> Certificate:

@@ -8,7 +8,8 @@ from typing import Any
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError, first_line
 from vitrail.tasks import TASKS, task_class
-from vitrail.tasks.task import FORMAT, Task
+from vitrail.tasks.checkpoint import FORMAT
+from vitrail.tasks.task import Task
 from vitrail.zoo.source import Files, Found, Weight
 
 NAME = "vitrail"

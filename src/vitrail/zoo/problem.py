@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vitrail.errors import UserError
-from vitrail.tasks.task import Task
-from vitrail.tasks.values import Problem
+from vitrail.tasks.values import Portable, Problem
 
 
 def problem_of(config: Mapping[str, Any], path: Path) -> Problem:
@@ -22,6 +21,6 @@ def problem_of(config: Mapping[str, Any], path: Path) -> Problem:
     )
 
 
-def problem_in(task: Task) -> dict[str, Problem]:
-    """The `problem_type` entry for a config, if the task needs one."""
-    return {} if task.problem is None else {"problem_type": task.problem}
+def problem_in(head: Portable) -> dict[str, Problem]:
+    """The `problem_type` entry for a config, if the head needs one."""
+    return {} if head.problem is None else {"problem_type": head.problem}

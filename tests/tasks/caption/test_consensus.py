@@ -38,7 +38,7 @@ def grams(text: list[int], size: int) -> Counter[tuple[int, ...]]:
 
 
 def cider(text: list[int], like: list[list[list[int]]], all_captions: list[list[list[int]]]) -> float:
-    """Equations 1 to 3 of the paper, times 10, but that n-grams of a single image have no part in the products."""
+    """Equations 1 to 3 of the paper, times 10, but without the n-grams of a single image in the products."""
     total = 0.0
     for size in range(1, 5):
         having = Counter(gram for own in all_captions for gram in {g for other in own for g in grams(other, size)})

@@ -111,7 +111,7 @@ def test_no_word_knows_of_a_later_one_or_of_another_caption(decoder: Decoder) ->
     others = torch.ones(3, 2, dtype=torch.bool)
     others[1, 0] = False
     torch.testing.assert_close(before[others], after[others])
-    # What fills a caption up has no part in what stands before it.
+    # What fills a caption up does not change what is before it.
     filled = F.pad(read, (0, 2), value=PAD)
     torch.testing.assert_close(decoder(filled, seen)[:, :, :6], before, atol=1e-5, rtol=1e-5)
 
@@ -159,15 +159,15 @@ def test_hooks_on_blocks_run_whatever_is_asked(name: str) -> None:
     """FSDP gathers the weights of a module in hooks on its call, so nothing may go around it."""
     decoder = DECODERS[name]().eval()
     called: list[nn.Module] = []
-    parts = [decoder, *decoder.get_submodule("blocks").children()]
-    for module in parts:
+    modules = [decoder, *decoder.get_submodule("blocks").children()]
+    for module in modules:
         module.register_forward_pre_hook(lambda module, inputs: called.append(module))
     seen, read = memory(), words()
 
     def calls(*given: Any, **named: Any) -> list[int]:
         called.clear()
         decoder(*given, **named)
-        return [parts.index(module) for module in called]
+        return [modules.index(module) for module in called]
 
     assert calls(read, seen) == [0, 1, 2, 3]
     first = 1 if name == "transformer" else 3

@@ -85,7 +85,7 @@ def test_some_captions_of_each_image() -> None:
             own = [(*WORDS.encode(text), END) for text in texts]
             assert len(rows[i]) == min(2, len(texts)) and {*rows[i]} <= {*own} and len({*rows[i]}) == len(rows[i])
         seen |= {*rows[2]}
-        assert chosen.shape[2] == max(len(row) for part in rows for row in part)
+        assert chosen.shape[2] == max(len(row) for sample in rows for row in sample)
     assert len(seen) == 3, "two of three captions an epoch: after two of these each had its turn"
 
 

@@ -129,15 +129,15 @@ def test_a_large_batch_is_written_some_images_at_a_time(folder: Path, monkeypatc
             monkeypatch.setattr(LanguageDecoder, "images_at_once", 32)
             whole = task.write({"image": IMAGES})
             monkeypatch.setattr(LanguageDecoder, "images_at_once", 3)
-            parts = task.write({"image": IMAGES})
-        assert torch.equal(whole.words, parts.words) and torch.allclose(whole.score, parts.score, atol=1e-5)
+            chunked = task.write({"image": IMAGES})
+        assert torch.equal(whole.words, chunked.words) and torch.allclose(whole.score, chunked.score, atol=1e-5)
 
 
 def test_the_loss_is_the_cross_entropy_of_the_captions_words(folder: Path) -> None:
     task = captioner(folder)
     texts = [["a dog runs over the grass ."], ["two children", "a light and noisy image"], ["naïve café ☕"], ["a"]]
     labels = numbered(texts, task.tokenizer, 20)
-    parts = task.loss({"image": IMAGES, "label": labels[:, :1], "sample": torch.arange(4), "epoch": 0})
+    sums = task.loss({"image": IMAGES, "label": labels[:, :1], "sample": torch.arange(4), "epoch": 0})
     expected = torch.zeros(())
     model, join = decoder_of(task).model, decoder_of(task).join
     for i, text in enumerate(texts):
@@ -146,8 +146,8 @@ def test_the_loss_is_the_cross_entropy_of_the_captions_words(folder: Path) -> No
         rows = torch.cat([join(task.memory(IMAGES[i : i + 1])), read], dim=1)
         logits = model(inputs_embeds=rows).logits[0, 3:]
         expected = expected + F.cross_entropy(logits, torch.tensor([*ids, 0]), reduction="sum")
-    assert torch.allclose(parts["loss"], expected, rtol=1e-4)
-    assert parts["count"] == sum(len(tiny_captioners.byte_pairs().encode(text[0]).ids) + 1 for text in texts)
+    assert torch.allclose(sums["loss"], expected, rtol=1e-4)
+    assert sums["count"] == sum(len(tiny_captioners.byte_pairs().encode(text[0]).ids) + 1 for text in texts)
 
 
 def test_self_critical_training_is_finite_where_a_caption_ends(folder: Path) -> None:
@@ -158,9 +158,9 @@ def test_self_critical_training_is_finite_where_a_caption_ends(folder: Path) -> 
         decoder = decoder_of(task)
         decoder.model.get_output_embeddings().weight[decoder.vocabulary.end] *= 0
     for seed in range(4):
-        parts = task.loss({"image": IMAGES, "sample": torch.arange(4), "key": draw_key(seed, 0)})
-        assert parts["loss"].isfinite() and parts["count"] <= 4 * 4 * 6
-    parts["loss"].backward()
+        sums = task.loss({"image": IMAGES, "sample": torch.arange(4), "key": draw_key(seed, 0)})
+        assert sums["loss"].isfinite() and sums["count"] <= 4 * 4 * 6
+    sums["loss"].backward()
     assert all(p.grad.isfinite().all() for p in decoder.join.parameters() if p.grad is not None)
 
 

@@ -101,7 +101,7 @@ def test_what_captions_are_like() -> None:
 
 
 def test_captions_without_words_of_the_tokenisation(caplog: pytest.LogCaptureFixture) -> None:
-    """They score 0, and are counted by what spaces part: so many captions are not one."""
+    """They score 0, and are counted by what spaces separate: so many captions are not one."""
     references = {i: [f"собака номер {'абвгдежзик'[i]}", "собака бежит"] for i in range(10)}
     candidates = {i: texts[0] for i, texts in references.items()}
     scores = caption_scores(candidates, references, java=False)

@@ -107,8 +107,8 @@ def test_images_of_all_shapes_are_prepared_as_in_training(tmp_path: Path) -> Non
         image.save(tmp_path / f"{i}.png")
     files = sorted(tmp_path.iterdir())
     task = captioner()
-    part = ImageSet("x", [file.name for file in files], files, Texts([["a dog"]] * 5))
-    (made,) = Loader(part, task.preprocess, batch_size=8, seed=0, train=False).evaluation()
+    five = ImageSet("x", [file.name for file in files], files, Texts([["a dog"]] * 5))
+    (made,) = Loader(five, task.preprocess, batch_size=8, seed=0, train=False).evaluation()
     for i, image in enumerate(some_images()):
         torch.testing.assert_close(task.preprocess(image), made["image"][i])
     assert [a.caption for a in captions(task, made)] == [a.caption for a in said(task, some_images())]
@@ -155,7 +155,7 @@ def test_weights_that_are_no_numbers_are_named() -> None:
 
 
 def test_the_network_is_reached_through_calls_alone() -> None:
-    """Hooks on calls, such as FSDP's, run for the task, its decoder, its blocks and heads, whatever is asked."""
+    """Hooks on calls, such as FSDP's, run for the task, its decoder, its blocks and heads, for every method."""
     task = captioner(contrastive=0.5, bag_of_words=0.1, text_depth=1, decoding=Decoding(max_length=6, match=0.1))
     own = ("", "encoder", "decoder", "match", "bag")
     units = {name: m for name, m in task.named_modules() if name in own or re.fullmatch(r".*blocks\.\d+", name)}

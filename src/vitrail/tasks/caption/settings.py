@@ -6,11 +6,20 @@ import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from vitrail.errors import UserError
+from vitrail.errors import UserError, require
 from vitrail.tasks.values import Settings
 
 MOST = 10_000
 """upper limit for beams and caption lengths, far above any real use: more would exhaust any machine's memory"""
+LIMITS = (
+    ("beam", 1, MOST),
+    ("max_length", 1, MOST),
+    ("length_penalty", 0, 10),
+    ("temperature", 0.01, 100),
+    ("match", 0, 100),
+    ("consensus", 0, 100),
+)
+"""options of decoding, each with its least and its largest value"""
 
 
 @dataclass(frozen=True)
@@ -45,26 +54,13 @@ class Decoding:
     """number of similar training images"""
 
     def __post_init__(self) -> None:
-        if (
-            self.beam < 1
-            or self.max_length < 1
-            or self.top_k < 0
-            or self.no_repeat_ngram_size < 0
-            or self.length_penalty < 0
-        ):
-            raise UserError(
-                "beam and max_length must be at least 1, top_k, no_repeat_ngram_size and length_penalty at least 0"
-            )
-        if max(self.beam, self.max_length) > MOST:
-            raise UserError(f"beam and max_length must be at most {MOST:,}")
+        require(self, 0, math.inf, "top_k", "no_repeat_ngram_size")
+        for name, low, high in LIMITS:
+            if not low <= getattr(self, name) <= high:
+                raise UserError(f"{name} must be from {low:,} to {high:,}, got {getattr(self, name)}")
         if not 0 < self.top_p <= 1:
-            raise UserError("top_p must be above 0 and at most 1")
-        if not self.length_penalty <= 10 or not 0.01 <= self.temperature <= 100:
-            raise UserError("length_penalty must be at most 10, and temperature from 0.01 to 100")
-        if not (0 <= self.match <= 100 and 0 <= self.consensus <= 100):
-            raise UserError(f"match and consensus must be from 0 to 100, got {self.match} and {self.consensus}")
-        if self.neighbours < 1:
-            raise UserError(f"neighbours must be at least 1, got {self.neighbours}")
+            raise UserError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        require(self, 1, math.inf, "neighbours")
 
 
 @dataclass(frozen=True)

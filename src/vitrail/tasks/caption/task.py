@@ -287,7 +287,7 @@ class Caption(Task):
             flag = drawing[-1].replace("_", "-")
             raise UserError(f"--{flag} applies to sampling: add --sample")
         if (limit := self.decoder.within_limit(self.option.max_length)) < changes.get("max_length", 0):
-            log.warning(f"this model writes at most {limit} words: longer captions are truncated")
+            log.warning(f"this model writes at most {limit} tokens per caption: --max-length is {limit}")
 
     def answer(self, batch: Batch) -> list[Prediction]:
         """The best captions of each image, with the probability of each piece of text."""

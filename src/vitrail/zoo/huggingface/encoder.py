@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vitrail.errors import UserError
 from vitrail.variants import VariantConfig
+from vitrail.variants.config import Pool
 from vitrail.zoo.huggingface.kinds import ACTIVATIONS, Spelling
 from vitrail.zoo.renames import joined, linear, reshaped
 from vitrail.zoo.source import Weight
@@ -142,7 +143,7 @@ def _clip(config: VariantConfig, c: Mapping[str, Any], modules: Collection[str])
 
 
 def _siglip(config: VariantConfig, c: Mapping[str, Any], modules: Collection[str]) -> VariantConfig:
-    pool = "attention" if "probe" in modules and "classes" not in modules else "average"
+    pool: Pool = "attention" if "probe" in modules and "classes" not in modules else "average"
     return replace(config, class_token=False, pool=pool)
 
 

@@ -51,18 +51,18 @@ def write(task: Task, path: Path) -> None:
     """
     if path.is_file() or (path.exists() and any(path.iterdir()) and not (path / "config.json").exists()):
         raise UserError(f"{path} exists and is not a checkpoint: choose another path to write to")
-    encoder = task.encoder
-    if not isinstance(encoder, ViT):
+    encoder, head = task.encoder, task.portable
+    if head is None or not isinstance(encoder, ViT):
         raise UserError(f"transformers cannot store the task {task.name!r} without a Vision Transformer")
-    classes = task.outputs or None
-    if task.hidden is not None:
-        raise no_hidden_layer("transformers", task.hidden)
+    classes = list(head.outputs) or None
+    if head.hidden is not None:
+        raise no_hidden_layer("transformers", head.hidden)
     config = as_variant(encoder.config)
     name = _type_for(config, classes is not None)
     modules = _modules(config, classes is not None)
     values = _values(name, config)
     plain = _checked(name, values, modules, config)
-    text = {**_text(name, values, modules, classes), **problem_in(task)}
+    text = {**_text(name, values, modules, classes), **problem_in(head)}
     weights = _weights(task, encoder, plain, name, classes is not None)
     with whole_folder(path) as folder:
         write_whole(folder / "model.safetensors", to_safetensors(weights, metadata={"format": "pt"}))

@@ -1,4 +1,4 @@
-"""timm's constructor arguments to our config, and back."""
+"""timm's constructor arguments to our config."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ NO_SAY |= {"images", "img_size", "features_only"}
 """arguments about training, sizes or shapes that do not change what a model computes"""
 
 POOLS = {"token": "token", "avg": "average", "map": "attention", "max": "max", "avgmax": "average_max"}
+
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu", "silu": "silu", "swish": "silu"}
 ACTIVATIONS |= {"relu": "relu", "quickgelu": "quick_gelu", "gelutanh": "gelu_tanh"}
+
 NORMS = {"layernorm": "layer", "rmsnorm": "rms"}
 
 
@@ -250,110 +252,6 @@ def _sam(given: Given, size: tuple[int, int]) -> VariantConfig:
     )
 
 
-def arguments(config: VariantConfig, kind: str) -> Arguments:
-    """The arguments of timm's class `kind` for this config, as far as JSON and the class can express it."""
-    c = config
-    pools = {pool: name for name, pool in POOLS.items()} | {"distilled": "token"}
-    values: Arguments = {
-        "img_size": list(c.image_size),
-        "in_chans": c.channels,
-        "embed_dim": c.width,
-        "depth": c.depth,
-        "num_heads": c.heads,
-        "mlp_ratio": _ratio(c.hidden, c.width),
-        "qkv_bias": c.qkv_bias,
-        "init_values": c.layer_scale,
-        "global_pool": pools.get(c.pool, "avg"),
-    }
-    if c.backbone == "none":
-        values["patch_size"] = c.patch
-    if kind in ("VisionTransformer", "VisionTransformerDistilled"):
-        values |= _vision_transformer_arguments(c)
-    elif kind == "Eva":
-        values |= _eva_arguments(c)
-    elif kind == "Beit":
-        values |= {
-            "use_fc_norm": c.norm_pooled,
-            "use_rel_pos_bias": c.relative in ("table", "both"),
-            "use_shared_rel_pos_bias": c.relative in ("shared", "both"),
-            "use_abs_pos_emb": c.positions == "learned",
-            "swiglu_mlp": c.mlp == "gated",
-            "scale_mlp": c.mlp_norm,
-        }
-    else:
-        values |= {
-            "use_abs_pos": c.positions == "learned",
-            "use_rel_pos": c.relative == "decomposed",
-            "window_size": c.window,
-            "global_attn_indexes": list(c.global_blocks),
-            "neck_chans": c.neck,
-            "pre_norm": c.norm_before,
-            "qk_norm": c.qk_norm,
-        }
-    return values
-
-
-def _vision_transformer_arguments(c: VariantConfig) -> Arguments:
-    values: Arguments = {
-        "class_token": c.class_token,
-        "reg_tokens": c.registers,
-        "pos_embed": "learn" if c.positions == "learned" else "none",
-        "no_embed_class": c.prefix_positions == "none",
-        "pre_norm": c.norm_before,
-        "final_norm": c.norm_after or c.norm_pooled,
-        "fc_norm": c.norm_pooled,
-        "act_layer": c.activation,
-        "qk_norm": c.qk_norm,
-        "scale_attn_norm": c.attention_norm,
-        "scale_mlp_norm": c.mlp_norm,
-        "proj_bias": c.output_bias,
-        "pool_include_prefix": c.pool_prefix,
-        "attn_layer": "diff" if c.differential else "attn",
-    }
-    if c.mlp == "gated":
-        # In timm's packed gated MLP the width after the gate is half of the ratio's; in the other it is all of it.
-        values["mlp_ratio"] = _ratio(c.hidden * (2 if c.output_bias else 1), c.width)
-    return values
-
-
-def _eva_arguments(c: VariantConfig) -> Arguments:
-    kinds = {"axial": "cat", "centred": "dinov3", "mixed": "mixed", "none": "cat"}
-    return {
-        "class_token": c.class_token,
-        "num_reg_tokens": c.registers,
-        "no_embed_class": c.prefix_positions == "none",
-        "use_abs_pos_emb": c.positions == "learned",
-        "use_pre_transformer_norm": c.norm_before,
-        "use_post_transformer_norm": c.norm_after,
-        "use_fc_norm": c.norm_pooled,
-        "use_post_norm": c.arrangement == "post",
-        "attn_only_layer_scale": c.layer_scale_on == "attention",
-        "attn_type": "rope" if c.key_bias and c.qkv_bias else "eva",
-        "qkv_fused": not c.kv_heads,
-        "num_kv_heads": list(c.kv_heads) or None,
-        "qk_norm": c.qk_norm,
-        "scale_attn_inner": c.attention_norm,
-        "swiglu_mlp": c.mlp == "gated",
-        "swiglu_align_to": 0,
-        "scale_mlp": c.mlp_norm,
-        "use_rot_pos_emb": c.rotary != "none",
-        "rope_type": kinds[c.rotary],
-        "rope_temperature": c.rotary_temperature,
-        "rope_grid_offset": c.rotary_offset,
-        "rope_grid_indexing": "xy" if c.rotary_first == "columns" else "ij",
-        "rope_rotate_half": c.rotary_pairs == "halves",
-        "ref_feat_shape": list(c.rotary_reference) if c.rotary_reference else None,
-        "attn_pool_num_heads": c.pool_heads,
-        "attn_pool_mlp_ratio": _ratio(c.pool_hidden, c.width) if c.pool_hidden else None,
-    }
-
-
-def _ratio(hidden: int, width: int) -> float:
-    """A ratio with which timm's int(width * ratio) is `hidden`."""
-    ratio = hidden / width
-    return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
-
-
 CLASSES: dict[str, Callable[[Given, tuple[int, int]], VariantConfig]] = {
     "VisionTransformer": _vision_transformer,
     "VisionTransformerDistilled": _vision_transformer,
@@ -433,3 +331,9 @@ def _square(value: Any) -> int:
     if len(set(value)) != 1:
         raise UserError(f"patches of {value[0]}x{value[1]} pixels are not supported by vitrail: they must be square")
     return int(value[0])
+
+
+def plainness(name: str) -> tuple[bool, int, str]:
+    """Plain ViTs first, then architectures with fewer arguments."""
+    values = table()[name]
+    return not name.startswith("vit_"), len([k for k in values if k != "images"]), name

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
@@ -13,16 +13,18 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from vitrail.data.classes import outputs_of
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError
 from vitrail.plain import described
+from vitrail.tasks.answers import finite
+from vitrail.tasks.classify.knn import Neighbours
+from vitrail.tasks.classify.linear_probe import linear_probe, scores_of
+from vitrail.tasks.classify.metric import TOP, ClassifyMetric
+from vitrail.tasks.classify.settings import Answering, Classification
 from vitrail.tasks.encoder import KINDS, Encoder, encoder_for, pooled_width
 from vitrail.tasks.headed import Headed
-from vitrail.tasks.knn import Neighbours
-from vitrail.tasks.linear_probe import linear_probe, scores_of
-from vitrail.tasks.task import Task, finite
-from vitrail.tasks.values import Batch, Checkpoint, Features, Prediction, Problem, Score, Section, Settings
+from vitrail.tasks.task import Task
+from vitrail.tasks.values import Batch, Checkpoint, Features, Portable, Prediction, Problem, Score, Section
 from vitrail.variants import DistilledHead
 from vitrail.vit import Head
 
@@ -31,48 +33,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("vitrail")
 
-TOP = 5
-"""number of guesses in the score `top5`"""
-
-
-@dataclass(frozen=True)
-class Classification(Settings):
-    """Training settings of a classifier."""
-
-    name = "classify"
-
-    loss: Literal["softmax", "sigmoid"] = "softmax"
-    """training loss. softmax: cross-entropy; sigmoid: binary cross-entropy per class (DeiT-III)"""
-    smoothing: float = 0.0
-    """label smoothing"""
-    hidden: int | None = None
-    """width of the hidden tanh layer of the paper's pre-training head; None for a linear head"""
-    weighted: bool = False
-    """weight the loss of each class by the inverse of its frequency"""
-    balanced: bool = False  # type: ignore[misc]
-    """class-balanced sampling: draw each class equally often"""
-
-    def __post_init__(self) -> None:
-        if self.hidden is not None and self.hidden < 1:
-            raise UserError(f"hidden must be at least 1, or None for a linear head, got {self.hidden}")
-        if not 0 <= self.smoothing < 1:
-            raise UserError(f"smoothing must be at least 0 and below 1, got {self.smoothing}")
-        if self.weighted and self.balanced:
-            raise UserError(
-                "weighted and balanced both compensate for rare classes: add --no-balanced or --no-weighted"
-            )
-
-
-@dataclass(frozen=True)
-class Answering:
-    """Prediction options of a classifier."""
-
-    top: int = 5
-    """number of classes to list per image, most probable first"""
-
-    def __post_init__(self) -> None:
-        if self.top < 1:
-            raise UserError(f"top must be at least 1, got {self.top}")
+SHOWN = 3
+"""number of classes in the text of an answer"""
 
 
 @dataclass(frozen=True)
@@ -81,12 +43,14 @@ class Classes(Prediction):
 
     labels: list[dict[str, Any]]
     """`{"label": name, "score": probability}`, best first"""
+    shown: int = field(default=SHOWN, repr=False, compare=False)
+    """number of labels in the text"""
 
     def row(self) -> dict[str, Any]:
         return {"labels": self.labels}
 
     def text(self) -> str:
-        return ", ".join(f"{label['label']} {label['score']:.1%}" for label in self.labels[:3])
+        return ", ".join(f"{label['label']} {label['score']:.1%}" for label in self.labels[: self.shown])
 
     def draw(self, image: Image.Image) -> Image.Image:
         """The image with one bar per class below it."""
@@ -181,8 +145,8 @@ class Classify(Headed):
         return cls(encoder, classes, preprocess, hidden=hidden, loss=loss, neighbours=neighbours)
 
     @property
-    def portable(self) -> bool:  # type: ignore[override]
-        return self.neighbours is None
+    def portable(self) -> Portable | None:
+        return super().portable if self.neighbours is None else None
 
     @property
     def outputs(self) -> list[str]:
@@ -233,10 +197,10 @@ class Classify(Headed):
 
     def answer(self, batch: Batch) -> list[Prediction]:
         """The most probable classes of each image, best first."""
-        top = min(self.option.top, len(self.classes))
+        top, shown = min(self.option.top or TOP, len(self.classes)), self.option.top or SHOWN
         scores, numbers = self.probabilities(finite(self(batch["image"]))).topk(top, dim=1)
         return [
-            Classes([{"label": self.classes[k], "score": p} for p, k in zip(ps, ks, strict=True)])
+            Classes([{"label": self.classes[k], "score": p} for p, k in zip(ps, ks, strict=True)], shown)
             for ps, ks in zip(scores.tolist(), numbers.tolist(), strict=True)
         ]
 
@@ -290,7 +254,7 @@ class Classify(Headed):
 
     @classmethod
     def report(cls, run: Any) -> list[Section]:
-        from vitrail.tasks.classify_report import sections
+        from vitrail.tasks.classify.report import sections
 
         return sections(run)
 
@@ -303,69 +267,3 @@ def _class_weights(settings: Classification, train: ImageSet) -> Tensor | None:
         return None
     counts = torch.bincount(train.labels, minlength=len(train.classes)).clamp(min=1)
     return len(train.labels) / (len(train.classes) * counts.float())
-
-
-class ClassifyMetric:
-    """Top-1, top-5, per-class accuracy, confusion matrix, calibration error and cross-entropy, from the logits.
-
-    The cross-entropy is that of the softmax, for any training loss; the calibration error uses the task's
-    probabilities. Labels are numbers of the data's classes, which may be a subset of the task's in any order; scores
-    are over all the task's classes, in its order.
-    """
-
-    def __init__(self, task: Classify, classes: Sequence[str] | None = None) -> None:
-        """`classes` are the data's; by default the task's. UserError if one of them is not a class of the task."""
-        self.task = task
-        self.outputs = torch.tensor(outputs_of(task.classes if classes is None else classes, task.classes))
-        """the model's class number for each class of the data"""
-        self.rows: dict[int, tuple[Tensor, int]] = {}
-
-    def update(self, batch: Batch, outputs: Tensor) -> None:
-        """Add the logits of each sample; repeated samples count once."""
-        logits = outputs.detach().float().cpu()
-        for sample, row, label in zip(batch["sample"].tolist(), logits, batch["label"].tolist(), strict=True):
-            self.rows[sample] = (row, label)
-
-    def state(self) -> dict[str, Tensor]:
-        samples = sorted(self.rows)
-        return {
-            "sample": torch.tensor(samples),
-            "logits": torch.stack([self.rows[s][0] for s in samples]),
-            "label": torch.tensor([self.rows[s][1] for s in samples]),
-        }
-
-    def merge(self, state: dict[str, Tensor]) -> None:
-        for sample, row, label in zip(state["sample"].tolist(), state["logits"], state["label"].tolist(), strict=True):
-            self.rows[sample] = (row, label)
-
-    def compute(self) -> dict[str, Any]:
-        """Scores are fractions. `confusion[i][j]` counts images of class i predicted as class j."""
-        state = self.state()
-        logits, right = state["logits"], self.outputs[state["label"]]
-        classes = logits.shape[1]
-        order = logits.argsort(dim=1, descending=True, stable=True)
-        hits = order == right[:, None]
-        confusion = torch.bincount(right * classes + order[:, 0], minlength=classes * classes).view(classes, classes)
-        counts = confusion.sum(dim=1)
-        return {
-            "top1": hits[:, 0].double().mean().item(),
-            "top5": hits[:, :5].any(dim=1).double().mean().item(),
-            "cross_entropy": F.cross_entropy(logits, right).item(),
-            "calibration_error": calibration_error(self.task.probabilities(logits), right),
-            # A class without images in this split has no accuracy.
-            "per_class": [
-                c / n if n else None for c, n in zip(confusion.diag().tolist(), counts.tolist(), strict=True)
-            ],
-            "classes": self.task.classes,
-            "confusion": confusion.tolist(),
-            "count": len(right),
-        }
-
-
-def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """Expected calibration error (arXiv 1706.04599, equation 3): mean gap of confidence and accuracy over bins."""
-    confidence, guess = probabilities.nan_to_num(0).max(dim=1)
-    correct = (guess == labels).double()
-    place = (confidence.double() * bins).ceil().clamp(1, bins).long() - 1
-    gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, correct - confidence.double())
-    return gaps.abs().sum().item() / len(labels)

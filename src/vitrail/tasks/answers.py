@@ -1,0 +1,21 @@
+"""Checks that answers of all tasks share."""
+
+from __future__ import annotations
+
+import zlib
+
+from torch import Tensor
+
+from vitrail.errors import UserError
+
+
+def finite(outputs: Tensor) -> Tensor:
+    """The outputs of a model, where they are numbers. Raises UserError elsewhere: no answer can be read from them."""
+    if not outputs.isfinite().all():
+        raise UserError("the model's outputs are not finite: its weights are damaged, or overflow in this precision")
+    return outputs
+
+
+def numbered_by_pixels(image: Tensor) -> int:
+    """A sample number for a prepared image that has none: what is drawn for it depends on its pixels alone."""
+    return zlib.crc32(image.cpu().numpy().tobytes())

@@ -1,0 +1,39 @@
+"""Write a task's checkpoint: `model.safetensors` and `config.json`, data and never code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from vitrail.errors import UserError
+from vitrail.files import whole_folder, write_whole
+
+if TYPE_CHECKING:
+    from vitrail.tasks.task import Task
+
+FORMAT = 1
+"""of `config.json`"""
+
+
+def write(task: Task, path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write the folder `path`, whole or not at all. UserError if something that is no checkpoint is there."""
+    if path.exists() and not (path / "config.json").exists():
+        raise UserError(f"{path} exists and is not a checkpoint: choose another path to save to")
+    config = {
+        "vitrail": FORMAT,
+        "task": task.name,
+        "classes": task.classes,
+        "preprocess": task.preprocess.as_dict(),
+        **task.config(),
+    }
+    tensors = {name: value.detach().contiguous().cpu() for name, value in weights.items()}
+    with whole_folder(path) as folder:
+        write_whole(folder / "model.safetensors", to_safetensors(tensors, metadata={"format": "pt"}))
+        for name, text in task.files().items():
+            write_whole(folder / name, text)
+        write_whole(folder / "config.json", json.dumps(config, indent=2) + "\n")
