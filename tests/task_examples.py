@@ -10,6 +10,7 @@ import torch
 from checked import checked
 
 import vitrail
+from vitrail.data.masks import Mask
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import draw_key
 from vitrail.data.text import Tokenizer
@@ -19,6 +20,7 @@ from vitrail.tasks.classify import Classify
 from vitrail.tasks.classify.knn import Neighbours
 from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.regress import Regress
+from vitrail.tasks.segment import Segment, Segmentation
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Batch
 
@@ -39,6 +41,12 @@ def _captioner(decoder: Any, **changes: Any) -> Task:
     return Caption(encoder_for(config_for(NANO, drop_path=0.3)), settings, WORDS, EIGHT)
 
 
+def _segmenter(**values: Any) -> Task:
+    weights = torch.tensor([0.5, 1.0, 2.0]) if values.get("class_weights") else None
+    encoder = encoder_for(config_for(NANO, drop_path=0.3))
+    return Segment(encoder, ["sky", "road", "tree"], EIGHT, Segmentation(**values), weights)
+
+
 EXAMPLES: dict[str, dict[str, Callable[[], Task]]] = {
     "classify": {
         "softmax": lambda: vitrail.create("nano/2", classes=["a", "b"], drop_path=0.3),
@@ -52,6 +60,11 @@ EXAMPLES: dict[str, dict[str, Callable[[], Task]]] = {
     "caption": {
         **{decoder: partial(_captioner, decoder) for decoder in ("recurrent", "attentive", "transformer")},
         "bag of words": partial(_captioner, "transformer", bag_of_words=0.5),
+    },
+    "segment": {
+        "linear": partial(_segmenter, head="linear", upscale=2, dice=1.0, class_weights="log"),
+        "mask transformer": partial(_segmenter, head="mask-transformer", head_blocks=1),
+        "queries": partial(_segmenter, head="queries", queries=6, head_blocks=1, upscale=2),
     },
 }
 """by the name of the task"""
@@ -70,6 +83,9 @@ def batch_for(task: Task, count: int, seed: int = 0) -> Batch:
     if isinstance(task, Caption):
         captions = [CAPTIONS[i % len(CAPTIONS)] for i in range(count)]
         return {**batch, "label": numbered(captions, task.tokenizer, task.captioning.most_words), "captions": captions}
+    if isinstance(task, Segment):
+        mask = torch.randint(-1, 3, (count, *size), generator=generator)  # -1 is void
+        return {**batch, "mask": mask, "truth": [Mask(str(i), m) for i, m in enumerate(mask)]}
     return {**batch, "label": torch.randint(max(1, len(task.classes)), (count,), generator=generator)}
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -93,9 +91,8 @@ def _dice(logits: Tensor, targets: Tensor) -> Tensor:
 
 def _matched(costs: Tensor) -> tuple[Tensor, Tensor]:
     """The queries and the segments of the cheapest assignment."""
-    linear_sum_assignment: Any
     try:
-        from scipy.optimize import linear_sum_assignment
+        from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
     except ImportError:
         raise UserError("the head queries is trained with SciPy: pip install 'vitrail[segment]'") from None
     rows, columns = linear_sum_assignment(costs.detach().cpu().numpy())

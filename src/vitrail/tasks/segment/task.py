@@ -18,12 +18,13 @@ from vitrail.data.preprocess import AnyImage, Preprocess
 from vitrail.data.rle import encode
 from vitrail.errors import UserError
 from vitrail.plain import describe, described
+from vitrail.tasks.answers import finite
 from vitrail.tasks.encoder import KINDS, Encoder, encoder_for, token_width
 from vitrail.tasks.segment.heads import LinearHead, MaskTransformer, QueryHead, class_logits
 from vitrail.tasks.segment.losses import pixel_loss, query_loss
 from vitrail.tasks.segment.metric import SegmentMetric
 from vitrail.tasks.segment.settings import Inference, Segmentation
-from vitrail.tasks.task import Task, finite
+from vitrail.tasks.task import Task
 from vitrail.tasks.values import Batch, Checkpoint, Metric, Prediction, Score, Section
 from vitrail.vit import Tokens, ViT
 
@@ -150,8 +151,9 @@ class Segment(Task):
         scaled = self.preprocess.resized(*size)
         if self.option.inference == "whole":
             patch = getattr(self.encoder.config, "patch", 1)
-            whole = tuple(max(patch, round(side / patch) * patch) for side in scaled)
-            found = prepare(opened, replace(self.preprocess, size=whole, resize="squash", crop_fraction=1.0))
+            height, width = (max(patch, round(side / patch) * patch) for side in scaled)
+            way = replace(self.preprocess, size=(height, width), resize="squash", crop_fraction=1.0)
+            found = prepare(opened, way)
         else:
             found = self._windows(opened, size, scaled[0] / size[0])
         if not self.option.flip:
