@@ -98,7 +98,7 @@ def output_to(out: Path | None, given: Sequence[str | Path], images: Sequence[Pa
 
 
 class Table(Output):
-    """One row per image in one file, which appears complete at the end, or not at all.
+    """One row per image, or in CSV one per record, in one file, which appears complete at the end, or not at all.
 
     The rows are buffered on disk as JSON lines, because columns and types are known only at the end.
     """
@@ -118,9 +118,13 @@ class Table(Output):
         return self
 
     def take(self, answered: Answered) -> Row:
+        rows = [answered.row]
+        if self.write is as_csv and answered.answer is not None:
+            about = {name: answered.row[name] for name in ("image", "task")}
+            rows = [{**about, **record} for record in answered.answer.records()]
         with named(self.path):
-            self.waiting.write(json.dumps(answered.row).encode() + b"\n")
-        self.count += 1
+            self.waiting.writelines(json.dumps(row).encode() + b"\n" for row in rows)
+        self.count += len(rows)
         self.bad += answered.answer is None
         return answered.row
 
@@ -225,7 +229,8 @@ TABLES: Mapping[str, Callable[[Lines, IO[bytes]], None]] = {
 
 
 class Figures(Output):
-    """One figure per image, as a PNG file in a folder. Unreadable files have none."""
+    """One figure per image, as a PNG file in a folder, and beside it the images of its answer. Unreadable files have
+    none."""
 
     def __init__(self, folder: Path, given: Sequence[str | Path], images: Sequence[Path]) -> None:
         refuse_file_name(
@@ -245,13 +250,20 @@ class Figures(Output):
         place = self.folder / next(self.places)
         if answered.answer is None:
             return super().take(answered)
-        buffer = io.BytesIO()
-        answered.answer.draw(original(answered.path)).save(buffer, "PNG")
-        write_whole(place, buffer.getvalue())
+        self._write(place, answered.answer.draw(original(answered.path)))
+        for word, image in answered.answer.images().items():
+            beside = place.with_name(f"{place.stem}.{word}.png")
+            refuse_existing(beside)
+            self._write(beside, image)
         self.count += 1
         super().take(answered)
         self.line = f"{self.line} -> {place}"
         return {**answered.row, "figure": str(place)}
+
+    def _write(self, place: Path, image: Image.Image) -> None:
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        write_whole(place, buffer.getvalue())
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.where = f"{self.folder}: {self.count:,} figure{'s' * (self.count != 1)}"

@@ -49,6 +49,14 @@ class Prediction(ABC):
     def text(self) -> str:
         """One line for a terminal."""
 
+    def records(self) -> list[dict[str, Any]]:
+        """Rows of a CSV file: one per image, as `row` has it, unless a task tells several things of an image."""
+        return [self.row()]
+
+    def images(self) -> dict[str, Image.Image]:
+        """Images that are the answer itself, such as masks, by the word that is added to the name of the figure."""
+        return {}
+
     def draw(self, image: Image.Image) -> Image.Image:
         """A figure for people: the image with the answer written below it, where a task does not draw it better."""
         from vitrail.tasks.figures import with_text

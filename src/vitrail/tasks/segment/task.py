@@ -62,6 +62,14 @@ class Segments(Prediction):
             ]
         }
 
+    def records(self) -> list[dict[str, Any]]:
+        """Label, share and area of each class that occurs."""
+        return [{"label": self.classes[k], "share": self._share(k), "area": area} for k, area in self.areas.items()]
+
+    def images(self) -> dict[str, Image.Image]:
+        """`mask`: the class numbers, in 8 bits, or 16 for more than 256 classes."""
+        return {"mask": Image.fromarray(self.mask.numpy().astype("uint8" if len(self.classes) <= 256 else "uint16"))}
+
     def text(self) -> str:
         """`road 41.3 %, building 22.0 %, ...`: the five largest."""
         return ", ".join(f"{self.classes[k]} {100 * self._share(k):.1f} %" for k in list(self.areas)[:5])
