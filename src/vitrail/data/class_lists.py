@@ -20,7 +20,7 @@ PLAIN = re.compile(r"(obj|class(es)?|labels?|categor(y|ies)|codes|names|class_?n
 COLOURED = re.compile(r"(class(es)?|labels?|categor(y|ies))?_?(dict|map|colou?rs?(_?map)?|palette)(_?(dict|map|list))?")
 """names of files that hold a class list, in lower case and without their ending"""
 ENDINGS = (".txt", ".csv", ".tsv", ".json", ".names")
-VOID = frozenset(
+VOID_NAMES = frozenset(
     ["void", "ignore", "ignored", "ignorelabel", "unlabelled", "unlabeled", "unknown", "undefined", "unannotated"]
 )
 """names of classes, without case and marks, that mean pixels of no class"""
@@ -61,7 +61,7 @@ class ClassList:
 
 def means_void(name: str) -> bool:
     """Whether the name of a class says that its pixels belong to no class."""
-    return re.sub(r"[\W_]+", "", name.lower()) in VOID
+    return re.sub(r"[\W_]+", "", name.lower()) in VOID_NAMES
 
 
 def find_class_list(files: Iterable[Path]) -> ClassList | None:

@@ -111,7 +111,7 @@ class Segments(Drawing):
         colours = read_mask(self.file, self.where, coloured=True).values
         if colours.ndim != 3:
             raise BadImage(f"{self.where}: a panoptic mask has three channels, and {self.file.name} has one")
-        numbers = packed(colours[..., ::-1])  # red holds the lowest bits
+        numbers = packed(colours)
         found = look_up(numbers, {0: VOID, **self.labels})
         if (wrong := found == UNKNOWN).any():
             raise BadImage(f"{self.where}: the segment {numbers[wrong][0]} of {self.file.name} is not in segments_info")
@@ -152,7 +152,7 @@ def read(root: Folder, files: Sequence[Path], void: int) -> tuple[list[str], dic
     Raises UserError for a file that is damaged or has boxes only, and for a class that only an evaluation split has.
     """
     named = [(split_of(file.stem) or split_of(file.parent.name, strict=True) or "", file) for file in files]
-    one_per_split(named)
+    one_per_split((split or "unnamed", file) for split, file in named)
     loaded = {split: (file, _load(file)) for split, file in named}
     first = loaded.get("train") or next(iter(loaded.values()))
     classes = _classes(*first)
@@ -169,7 +169,7 @@ def read(root: Folder, files: Sequence[Path], void: int) -> tuple[list[str], dic
             raise UserError(
                 f"{file} has the class {_name(lacking)}, which {first[0]} lacks: give both the same classes"
             )
-        splits[split] = _annotated(file, data, labels, partial(_find, index, file, split))
+        splits[split] = _annotated(file, data, labels, partial(_find, root.path, index, file, split))
         if not any(each.image.exists() for each in splits[split][:100]):
             raise UserError(f"{file}: {splits[split][0].image.name} is not found, nor other images: put them beside it")
     return classes, splits
@@ -238,18 +238,18 @@ def _annotated(file: Path, data: Json, labels: dict[Any, int], find: Callable[[s
     return found
 
 
-def _find(index: dict[str, list[Path]], file: Path, split: str, name: str) -> Path:
+def _find(root: Path, index: dict[str, list[Path]], file: Path, split: str, name: str) -> Path:
     """The image of that name: below a folder of the split, if there are several. Raises UserError for two."""
     clean = tidied(name)
     if (file.parent / clean).is_file():
         return file.parent / clean
     found = index.get(clean.rpartition("/")[2].lower(), [])
     same = [image for image in found if image.as_posix().endswith(f"/{clean}")] or found
-    of_split = [image for image in same if split and split in {split_of(part) for part in image.parts}] or same
-    masks = [image for image in of_split if "panoptic" not in image.parent.name.lower()] or of_split
-    if len(masks) > 1:
-        raise UserError(f"{file}: {name!r} could be {masks[0]} or {masks[1]}: write the path below its folder")
-    return masks[0] if masks else file.parent / clean
+    of_split = [image for image in same if split in {*map(split_of, image.relative_to(root).parts[:-1])}] or same
+    images = [image for image in of_split if "panoptic" not in image.parent.name.lower()] or of_split
+    if len(images) > 1:
+        raise UserError(f"{file}: {name!r} could be {images[0]} or {images[1]}: write the path below its folder")
+    return images[0] if images else file.parent / clean
 
 
 def _panoptic_file(file: Path, name: str, image: Path, find: Callable[[str], Path]) -> Path:

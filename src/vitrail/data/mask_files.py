@@ -79,7 +79,7 @@ class Coding:
 
     @cached_property
     def _by_code(self) -> Mapping[int, int]:
-        return {r << 16 | g << 8 | b: number for (r, g, b), number in self.colours.items()}
+        return {r | g << 8 | b << 16: number for (r, g, b), number in self.colours.items()}
 
     def _numbers_of(self, raw: Raw) -> Mapping[int, int]:
         """The classes of the numbers of a file, which may stand for colours of the class list."""
@@ -115,8 +115,7 @@ def _by_table(values: Array, numbers: Mapping[int, int]) -> Array:
     """The class of each number, through a table."""
     inside = {n: c for n, c in numbers.items() if 0 <= n < 1 << 16}
     size = max(256, max(inside, default=0) + 1)
-    kind = np.int16 if max(numbers.values()) < 1 << 15 else np.int32
-    table = np.full(size + 1, UNKNOWN, dtype=kind)
+    table = np.full(size + 1, UNKNOWN, dtype=_kind(numbers))
     table[[*inside]] = [*inside.values()]
     # The last entry is for numbers beyond the table, which bytes cannot be.
     found: Array = table[values if values.dtype == np.uint8 else np.clip(values, -1, size)]
@@ -125,14 +124,20 @@ def _by_table(values: Array, numbers: Mapping[int, int]) -> Array:
     return found
 
 
+def _kind(numbers: Mapping[int, int]) -> type[np.int16] | type[np.int32]:
+    return np.int16 if max(numbers.values()) < 1 << 15 else np.int32
+
+
 def packed(colours: Array) -> Array:
-    """Colours, uint8 [H, W, 3], as one int32 each, [H, W]."""
-    r, g, b = (colours[..., i].astype(np.int32) for i in range(3))
-    return r << 16 | g << 8 | b
+    """Colours, uint8 [H, W, 3], as one number each, R + 256 G + 65536 B, [H, W]."""
+    padded = np.zeros((*colours.shape[:2], 4), dtype=np.uint8)
+    padded[..., :3] = colours
+    codes: Array = padded.view("<u4")[..., 0]
+    return codes
 
 
 def look_up(codes: Array, known: Mapping[int, int]) -> Array:
-    """The number of each code, int32 [H, W]; UNKNOWN for other codes.
+    """The number of each code, [H, W]; UNKNOWN for other codes.
 
     Neighbours are mostly equal, so one entry per run of equal codes is searched.
     """
@@ -140,9 +145,9 @@ def look_up(codes: Array, known: Mapping[int, int]) -> Array:
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
     heads = flat[starts]
     keys = np.array(sorted(known), dtype=flat.dtype)
-    numbers = np.array([known[key] for key in keys.tolist()], dtype=np.int32)
+    numbers = np.array([known[key] for key in keys.tolist()], dtype=_kind(known))
     at = np.searchsorted(keys, heads).clip(max=len(keys) - 1)
-    found = np.where(keys[at] == heads, numbers[at], UNKNOWN).astype(np.int32)
+    found = np.where(keys[at] == heads, numbers[at], numbers.dtype.type(UNKNOWN))
     return np.repeat(found, np.diff(np.append(starts, flat.size))).reshape(codes.shape)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vitrail.data import coco, parquet
 from vitrail.data.class_lists import find_class_list
+from vitrail.data.kinds import role_of
 from vitrail.data.mask_classes import classes_of, free_void
 from vitrail.data.mask_folders import Found, find_pairs
 from vitrail.data.masks import Masks
@@ -29,8 +30,10 @@ def open_masks(data: str | Path, val_fraction: float = 0.1, group: str | None = 
     path = find_data(data, "images with masks", LAYOUTS)
     if path.is_file() and path.suffix.lower() != ".json":
         raise UserError(f"{path} holds no masks that vitrail can read: give {LAYOUTS}")
-    root = scan(path.parent if path.is_file() else path)
-    if files := [path] if path.is_file() else coco.find_files(root):
+    file = path.is_file()
+    annotations = file and role_of(path.parent.name) == "targets"  # the images are beside the folder, as COCO has it
+    root = scan(path.parent.parent if annotations else path.parent if file else path)
+    if files := [path] if file else coco.find_files(root):
         classes, splits = coco.read(root, files, void)
         sets = {split: _from_coco(root.path, found, classes, void) for split, found in splits.items()}
     elif (found := find_pairs(path, root)) is not None:

@@ -98,7 +98,7 @@ class Masks(Target):
 
     def truth(self, i: int) -> dict[str, Any]:
         """The classes of the mask with their areas in pixels and their shares of the image. Raises BadImage."""
-        indices = self.read(i).indices
+        indices = self.read(i).indices.t().contiguous().t()  # as `encode` reads it
         counts = indices[indices != self.void].long().bincount(minlength=len(self.classes))
         return {
             "segments": [

@@ -22,7 +22,7 @@ MOST = 13
 
 
 def encode(mask: Tensor) -> dict[str, Any]:
-    """A mask, bool [H, W], as {"size": [H, W], "counts": packed lengths}."""
+    """A mask, bool [H, W], as {"size": [H, W], "counts": packed lengths}. It is fastest if columns are contiguous."""
     height, width = mask.shape
     flat = mask.cpu().numpy().astype(bool, copy=False).T.reshape(-1)
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
