@@ -188,7 +188,8 @@ def test_other_kinds_of_data(folders: str, files: dict[str, Any], kind: str, tmp
     with pytest.raises(UserError, match=f"{root} looks like .*{pattern}") as caught:
         open_data(root)
     if "captioned" not in kind:
-        assert "vitrail has no recipe for" in str(caught.value)
+        remedy = "vitrail has no recipe for detection" if "boxes" in kind else f"`vitrail train segment --data {root}`"
+        assert remedy in str(caught.value)
     else:
         assert len(open_captions(root, val_fraction=0).train) or open_captions(root).val is not None
 
@@ -197,8 +198,12 @@ def test_json_of_half_a_gigabyte_is_known_by_its_ends(tmp_path: Path) -> None:
     images = [{"id": i, "file_name": f"{i}.jpg"} for i in range(5_000)]
     boxes = [{"image_id": i, "segmentation": [[1.5] * 8], "bbox": [1, 2, 3, 4]} for i in range(5_000)]
     file = {"info": {}, "licenses": [], "images": images, "annotations": boxes, "categories": [{"id": 1}]}
+    with pytest.raises(UserError, match="images with masks"):
+        open_data(made(tmp_path / "masks", "a b", instances_DOT_json=file))
+    for box in boxes:
+        box["segmentation"] = []
     with pytest.raises(UserError, match="boxes around objects"):
-        open_data(made(tmp_path, "a b", instances_DOT_json=file))
+        open_data(made(tmp_path / "boxes", "a b", instances_DOT_json=file))
 
 
 def test_files_beside_class_folders_that_mean_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +16,17 @@ from vitrail.data.caption_files import (
     read_pairs,
     read_parquet,
 )
-from vitrail.data.channels import stored_channels
-from vitrail.data.sets import Chosen, ImageSet, Splits, split_val
+from vitrail.data.named_splits import as_splits
+from vitrail.data.sets import Chosen, ImageSet, Splits
 from vitrail.data.sources import (
     Folder,
     files_by_split,
+    find_data,
     folders_in,
     images_in,
     is_image,
     listing,
     one_per_split,
-    refuse_empty,
     say_left_out,
     scan,
     split_of,
@@ -52,44 +50,14 @@ def open_captions(data: str | Path, val_fraction: float = 0.1, group: str | None
     validation, by a hash of the image or of its `group` (see `vitrail.data.groups`); 0 leaves the set unsplit. What
     cannot be used is left out, logged and counted.
     """
-    path = _find(data)
+    path = find_data(data, "captions", "a folder with captions.txt and images, or a CSV, JSON or Parquet file")
     left_out = LeftOut()
     found = _from_parquet(path, left_out) if parquet.files(path) else _disjoint(path, _from_files(path, left_out))
     left_out.summarise(str(path))
     splits = {split: chosen for split, chosen in found.items() if len(chosen)}
     if not splits:
         raise UserError(f"{path} holds no image with a caption")
-    channels = stored_channels(next(iter(splits.values())))
-    splits = {split: replace(chosen, channels=channels) for split, chosen in splits.items()}
-    whole = splits.pop("", None)
-    if whole is not None and splits:
-        log.warning(f"{path}: {len(whole):,} images without a named split are used for training")
-        splits["train"] = whole.joined(splits["train"]) if "train" in splits else whole
-    elif whole is not None:
-        splits = _split(whole, val_fraction, group)
-    empty = ImageSet(path.name, [], [], Texts([]), channels)
-    return Splits(splits.get("train", empty), splits.get("val"), splits.get("test"))
-
-
-def _find(data: str | Path) -> Path:
-    refuse_empty(data)
-    path = Path(data).expanduser()
-    if path.exists():
-        return path
-    root = os.environ.get("VITRAIL_DATA")
-    if root and (Path(root) / path).exists():
-        return Path(root) / path
-    raise UserError(
-        f"no captions at {data}: give a folder with captions.txt and images, or a CSV, JSON or Parquet file"
-    )
-
-
-def _split(whole: ImageSet, val_fraction: float, group: str | None) -> dict[str, ImageSet]:
-    if not val_fraction or len(whole) < 2:
-        return {"train": whole}
-    train, val = split_val(whole, val_fraction, group)
-    log.info(f"{whole.name} names no splits: {len(val):,} of its {len(whole):,} images, by a hash, are for validation")
-    return {"train": train, "val": val}
+    return as_splits(path, splits, Texts([]), val_fraction, group)
 
 
 def _disjoint(path: Path, splits: dict[str, ImageSet]) -> dict[str, ImageSet]:

@@ -13,7 +13,7 @@ CAPTIONS, BOXES, MASKS = "captioned images", "images with boxes around objects",
 REMEDIES = {
     CAPTIONS: "train a captioner on them with `vitrail train caption-vit --data {path}`",
     BOXES: "vitrail has no recipe for detection yet",
-    MASKS: "vitrail has no recipe for segmentation yet",
+    MASKS: "train a segmenter on them with `vitrail train segment --data {path}`",
 }
 IMAGE_FOLDERS = frozenset(
     [
@@ -39,6 +39,8 @@ TARGET_WORDS = (
 TARGET_STEM = re.compile(
     rf"(?:[\s_.-]+|(?<=[\d)])){TARGET_WORDS}(?:[\s_.-]*\d+)?$|^{TARGET_WORDS}(?:[\s_.-]+|(?=\d))", re.IGNORECASE
 )
+OUTLINE = re.compile(r'"segmentation"\s*:\s*(\[\s*\[|\{)')
+"""polygons or a run-length encoded mask in COCO's JSON, which may also hold boxes alone"""
 EXCERPT = 1 << 16
 """bytes read at each end of a file: JSON of COCO's size is half a gigabyte"""
 
@@ -50,7 +52,7 @@ def refuse_other_kinds(path: Path, root: Folder) -> None:
     while len(inner := top.with_images()) == 1 and not top.images:  # outer folders, as VOCdevkit/VOC2007/
         top = inner[0]
         places.append(top)
-    places += [unwrapped(folder) for folder in top.folders if split_of(folder.name) or _role(folder) is not None]
+    places += [unwrapped(folder) for folder in top.folders if split_of(folder.name) or role_of(folder.name) is not None]
     signs = [_signs_of_files(place) for place in places]
     signs += [found for folder in root.below() for found in (_signs_of_folders(folder), _signs_of_pairs(folder))]
     for found in signs:
@@ -67,11 +69,11 @@ def _signs_of_files(place: Folder) -> Iterator[tuple[str, str]]:
     for file in place.others:
         kind = file.suffix.lower()
         beside = file.stem in stems
-        text = _excerpt(file) if kind in (".json", ".jsonl", ".yaml", ".yml") or beside else ""
+        text = excerpt(file) if kind in (".json", ".jsonl", ".yaml", ".yml") or beside else ""
         named = "caption" in file.stem.lower() or file.name.lower().endswith(".token.txt")
         if kind in (".txt", ".csv", ".tsv") and named:
             yield CAPTIONS, file.name
-        elif kind in (".json", ".jsonl") and (found := _kind_of_json(text)) is not None:
+        elif kind in (".json", ".jsonl") and (found := kind_of_json(text)) is not None:
             yield found, file.name
         elif kind in (".yaml", ".yml") and re.search(r"^(nc|names)\s*:", text, re.M) and "train" in text:
             yield BOXES, file.name
@@ -82,17 +84,19 @@ def _signs_of_files(place: Folder) -> Iterator[tuple[str, str]]:
             yield BOXES if numbers else CAPTIONS, f"{file.name} beside its image"
 
 
-def _kind_of_json(text: str) -> str | None:
+def kind_of_json(text: str) -> str | None:
     """The kind of data in JSON as COCO, Karpathy or LabelMe write it; None for other JSON."""
     has = {*re.findall(r'"(\w+)"\s*:', text)}
     lists = "images" in has and not has.isdisjoint(["annotations", "image_id", "category_id", "sentences"])
     if lists and not has.isdisjoint(["caption", "sentences"]):
         return CAPTIONS
-    if (lists and not has.isdisjoint(["bbox", "keypoints", "segments_info"])) or {"shapes", "imagePath"} <= has:
+    if lists and ("segments_info" in has or (OUTLINE.search(text) and "keypoints" not in has)):
+        return MASKS
+    if (lists and not has.isdisjoint(["bbox", "keypoints"])) or {"shapes", "imagePath"} <= has:
         return BOXES
     if {"file_name", "objects"} <= has:  # of the Hub's metadata.jsonl
         return BOXES
-    return MASKS if lists and "segmentation" in has else None
+    return None
 
 
 def _signs_of_folders(place: Folder) -> Iterator[tuple[str, str]]:
@@ -112,7 +116,7 @@ def _signs_of_folders(place: Folder) -> Iterator[tuple[str, str]]:
 
 
 def _may_be_targets(folder: Folder) -> bool:
-    return _role(folder) == "targets" or any(_remainders(folder.name)) or _end_role(folder) == "targets"
+    return "targets" in (role_of(folder.name), end_role_of(folder.name)) or any(remainders(folder.name))
 
 
 def _are_images_of(images: Folder, targets: Folder) -> bool:
@@ -121,8 +125,8 @@ def _are_images_of(images: Folder, targets: Folder) -> bool:
     If both names begin or end with such a word, or one is the other plus such a word, they may still be classes
     (`face`, `face_mask`): then the files must also have the same names.
     """
-    roles = _role(images), _role(targets)
-    ends = _end_role(images), _end_role(targets)
+    roles = role_of(images.name), role_of(targets.name)
+    ends = end_role_of(images.name), end_role_of(targets.name)
     x_and_y = words_of(images.name)[:1] == ["x"] and words_of(targets.name)[:1] == ["y"]
     if roles == ("images", "targets") or (x_and_y and ends[1] == "targets"):
         return True
@@ -132,34 +136,35 @@ def _are_images_of(images: Folder, targets: Folder) -> bool:
         split = split_of(targets.name)
         if split is not None and split_of(images.name, strict=True) == split and images.images:
             return True
-    return _joined(images.name) in _remainders(targets.name) and _share_stems(images, targets)
+    return joined(images.name) in remainders(targets.name) and _share_stems(images, targets)
 
 
-def _role(folder: Folder) -> str | None:
-    """The role of a folder by all words of its name except those of a split."""
-    words = words_of(folder.name)
+def role_of(folder: str) -> str | None:
+    """The role of a folder, "images" or "targets", by all words of its name except those of a split."""
+    words = words_of(folder)
     name = "".join(word for word in words if not any(word in known for known in SPLITS.values()))
     return "images" if name in IMAGE_FOLDERS else "targets" if name in TARGET_FOLDERS else None
 
 
-def _end_role(folder: Folder) -> str | None:
+def end_role_of(folder: str) -> str | None:
     """The role by the first or last word of a name: `semantic_labels` and `mask_images` contain targets."""
-    words = words_of(folder.name)
+    words = words_of(folder)
     ends = {*words[:1], *words[-1:]}
     if not ends.isdisjoint(TARGET_FOLDERS):
         return "targets"
     return None if ends.isdisjoint(IMAGE_FOLDERS) else "images"
 
 
-def _joined(name: str) -> str:
+def joined(name: str) -> str:
+    """A folder's name in lower case without marks between its words."""
     return re.sub(r"[\W_]+", "", name.lower())
 
 
-def _remainders(name: str) -> set[str]:
+def remainders(name: str) -> set[str]:
     """A folder's name without a word for targets at its end or beginning: `train` for `trainannot`."""
-    joined = _joined(name)
-    left = {cut(joined, word) for word in TARGET_FOLDERS for cut in (str.removesuffix, str.removeprefix)}
-    return left - {joined, ""}
+    whole = joined(name)
+    left = {cut(whole, word) for word in TARGET_FOLDERS for cut in (str.removesuffix, str.removeprefix)}
+    return left - {whole, ""}
 
 
 def target_base(stem: str) -> str:
@@ -184,7 +189,7 @@ def _signs_of_pairs(folder: Folder) -> Iterator[tuple[str, str]]:
         yield MASKS, f"{stems[stem].name} beside {stems[base].name}"
 
 
-def _excerpt(file: Path) -> str:
+def excerpt(file: Path) -> str:
     """The beginning and the end of a file."""
     try:
         with file.open("rb") as opened:

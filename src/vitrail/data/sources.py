@@ -196,6 +196,22 @@ def refuse_empty(path: str | Path) -> None:
         raise UserError("a path is empty: give a file or a folder (`.` is the current one)")
 
 
+def find_data(data: str | Path, what: str, remedy: str) -> Path:
+    """The path of a set, or that of a file or folder of this name below `$VITRAIL_DATA`.
+
+    Raises UserError if there is neither, with `what` the set has ("captions") and what to give instead.
+    """
+    refuse_empty(data)
+    path = Path(data).expanduser()
+    with reading(path):
+        if path.exists():
+            return path
+    root = os.environ.get("VITRAIL_DATA")
+    if root and (Path(root) / path).exists():
+        return Path(root) / path
+    raise UserError(f"no {what} at {data}: give {remedy}")
+
+
 def images_of(paths: Sequence[str | Path]) -> list[Path]:
     """The given files, of any type, and the images in given folders, for `vitrail predict`."""
     found: list[Path] = []
