@@ -26,6 +26,7 @@ from vitrail.recipes.captions import (
 from vitrail.recipes.finetune import finetune
 from vitrail.recipes.folder import folder
 from vitrail.recipes.imagenet import augreg_s16, deit3_s16, finetune_b16_384, vit_s16_90
+from vitrail.recipes.segment import segment
 from vitrail.recipes.small import cifar10, cifar10_laptop, cifar10_quick, digits, mnist
 from vitrail.tasks.encoder import EncoderConfig
 from vitrail.train.run import Run, changed_fields
@@ -47,6 +48,7 @@ RECIPES: dict[str, Recipe] = {
     "rnn-digits": rnn_digits,
     "gru-digits": gru_digits,
     "lstm-digits": lstm_digits,
+    "segment": segment,
     "caption-cnn-rnn": caption_cnn_rnn,
     "caption-cnn-lstm": caption_cnn_lstm,
     "caption-cnn-attention": caption_cnn_attention,

@@ -38,7 +38,7 @@ class MaskTransformer(nn.Module):
         self.class_tokens = nn.Parameter(0.02 * torch.randn(1, classes, width))
         self.project = nn.Linear(width, width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(blocks))
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
         self.of_patches, self.of_classes = (nn.Linear(width, width, bias=False) for _ in range(2))
         self.norm_masks = nn.LayerNorm(classes)
         for module in (self.project, *self.blocks, self.of_patches, self.of_classes):
@@ -101,7 +101,7 @@ class Doubling(nn.Module):
         super().__init__()
         self.up = nn.ConvTranspose2d(width, width, 2, stride=2)
         self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, D, h, w] to [B, D, 2 h, 2 w]."""
