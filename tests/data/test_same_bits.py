@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 import pytest
 import torch
@@ -45,7 +44,10 @@ AUGMENTS: dict[str, Augment | None] = {
     "resized": Augment(crop="resized", flip=True),
     "small boxes, erased": Augment(crop="resized", scale=(0.05, 0.3), erase=0.5),
 }
-WAYS: dict[str, Any] = {"crop": ((24, 20), "crop", 0.875), "squash": ((18, 30), "squash", 0.9)}
+WAYS = {
+    "crop": Preprocess((24, 20), "crop", 0.875, "nearest"),
+    "squash": Preprocess((18, 30), "squash", 0.9, "nearest"),
+}
 
 
 def digest(resize: str, name: str, memory: bool) -> str:
@@ -55,7 +57,7 @@ def digest(resize: str, name: str, memory: bool) -> str:
     masks = [torch.randint(0, 5, size, generator=draw).to(torch.uint8) for size in sides]
     names = [str(i) for i in range(12)]
     part = ImageSet("noise", names, images, Masks(masks, names, list("abcde")))
-    way, augment = Preprocess(*WAYS[resize], interpolation="nearest"), AUGMENTS[name]
+    way, augment = WAYS[resize], AUGMENTS[name]
     loader = Loader(part, way, batch_size=6, seed=5, train=augment is not None, augment=augment, memory=memory)
     batches = loader.evaluation() if augment is None else loader.batches()
     found = hashlib.sha256()
