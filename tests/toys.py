@@ -41,7 +41,7 @@ class Toy(Task):
 
     @classmethod
     def rebuild(cls, config: dict[str, Any], files: Checkpoint) -> Self:
-        return cls()
+        return cls(preprocess=Preprocess.from_dict(config["preprocess"]))
 
     def features(self, images: Tensor) -> Tokens:
         return self.encoder(images)

@@ -18,6 +18,7 @@ from vitrail import recipes, tasks
 from vitrail.baselines import CNNConfig
 from vitrail.data.augment import Augment
 from vitrail.data.masks import Masks
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import ImageSet, Splits
 from vitrail.data.targets import Labels
 from vitrail.errors import UserError
@@ -223,6 +224,18 @@ def test_options_change_how_a_task_prepares() -> None:
     assert len(task.prepare(image).images) > few
     with pytest.raises(UserError, match="--top is not an option of this model's task, dense"):
         task.choose({"top": 3})
+
+
+def test_boxes_come_back_in_pixels_of_the_original_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toys.Locate(preprocess=Preprocess((24, 24))).save(tmp_path / "model")
+    canvas = Image.new("RGB", (90, 30))
+    canvas.paste((255, 0, 0), (30, 6, 75, 24))
+    canvas.save(tmp_path / "a.png")
+    assert command("predict", tmp_path / "a.png", "--model", tmp_path / "model", "--json") == 0
+    (found,) = json.loads(capsys.readouterr().out)["boxes"]
+    assert found["label"] == "red" and found["box"] == pytest.approx([30, 6, 75, 24], abs=4)  # a pixel of the input
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", "", ".csv"])
