@@ -48,21 +48,28 @@ class Affine:
     """int64 [F]: the number of each frame's image, from 0"""
     window: Tensor
     """float64 [F, 4]: the region (x1, y1, x2, y2) of the original that the frame contains. The rest of the input (the
-    bars of a letterbox, the reflection after a shift) is void"""
+    bars of a letterbox, the reflection after a shift, the corners after a rotation) is void"""
 
     @staticmethod
-    def crop(boxes: Tensor, sources: Tensor, size: tuple[int, int]) -> Affine:
+    def crop(boxes: Tensor, sources: Tensor, size: tuple[int, int], places: Tensor | None = None) -> Affine:
         """One frame per image: the box (top, left, height, width) of each original, [F, 4], resized to `size`.
 
-        Boxes need not be whole pixels, and may reach beyond the original.
+        Boxes need not be whole pixels, and may reach beyond the original. With `places`, [F, 4] as boxes of the input,
+        each box is resized to its place only, and the rest of the input is void.
         """
         top, left, height, width = boxes.to("cpu", torch.float64).unbind(1)
         sources = sources.to("cpu", torch.int64)
-        down, across, none = size[0] / height, size[1] / width, torch.zeros_like(top)
-        rows = [torch.stack(row, dim=-1) for row in ((across, none, -left * across), (none, down, -top * down))]
+        places = torch.tensor([[0, 0, *size]]) if places is None else places
+        first, start, rows, columns = places.to("cpu", torch.float64).unbind(1)
+        # As PyTorch divides a number by a tensor: recipes keep their bits.
+        down, across, none = rows * height.reciprocal(), columns * width.reciprocal(), torch.zeros_like(top)
+        matrix = [
+            torch.stack(row, dim=-1)
+            for row in ((across, none, start - left * across), (none, down, first - top * down))
+        ]
         window = torch.stack([left, top, left + width, top + height], dim=-1)
         return Affine(
-            torch.stack(rows, dim=1), sources, size, torch.arange(len(sources)), _clip(window, _whole(sources))
+            torch.stack(matrix, dim=1), sources, size, torch.arange(len(sources)), _clip(window, _whole(sources))
         )
 
     @staticmethod
@@ -102,6 +109,15 @@ class Affine:
         linear = matrix[..., :2] @ self.matrix
         linear[..., 2] += matrix[..., 2]
         return replace(self, matrix=linear)
+
+    def clipped(self) -> Affine:
+        """This map, with the window cut to what the frame shows.
+
+        Needed before a rotation of pixels, which may turn to the frame what lies beyond its edges, where there are no
+        pixels. Exact for frames that are not rotated yet.
+        """
+        frame = torch.tensor([0, 0, self.size[1], self.size[0]], dtype=torch.float64).expand(len(self), -1)
+        return replace(self, window=_clip(self.window, _apply_boxes(self.inverse(), frame)))
 
     def with_flips(self) -> Affine:
         """All frames, then all of them flipped left to right, of the same images."""
@@ -221,6 +237,16 @@ def flip(flips: Tensor, width: int) -> Tensor:
     matrix = torch.eye(2, 3, dtype=torch.float64).repeat(len(flips), 1, 1)
     matrix[flips, 0] = torch.tensor([-1.0, 0.0, width], dtype=torch.float64)
     return matrix
+
+
+def rotate(degrees: Tensor, size: tuple[int, int]) -> Tensor:
+    """Matrices [F, 2, 3] that rotate an input of this size about its middle, by [F] degrees clockwise."""
+    angles = [math.radians(angle) for angle in degrees.tolist()]  # torch's sine depends on the place in a batch
+    y, x = size[0] / 2, size[1] / 2
+    rows = [(math.cos(angle), math.sin(angle)) for angle in angles]
+    return torch.tensor(
+        [[[c, -s, x - c * x + s * y], [s, c, y - s * x - c * y]] for c, s in rows], dtype=torch.float64
+    ).view(-1, 2, 3)
 
 
 def tiles(source: tuple[int, int], size: tuple[int, int], overlap: float = 0.25, scale: float = 0.0) -> Affine:

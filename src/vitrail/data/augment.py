@@ -18,13 +18,15 @@ from vitrail.data.random import uniform
 from vitrail.errors import UserError
 
 # Streams of draws: enabling one augmentation does not change the draws of the others.
-CROP, FLIP, POLICY, ERASE, MIX = range(5)
+CROP, FLIP, POLICY, ERASE, MIX, ROTATE = range(6)
 ORDER = 6
 
 TRIES = 10
 """boxes that a random resized crop tries before it falls back to the centre, as torchvision"""
 CROP_DRAWS = 2 * TRIES + 2
 ASPECTS = (3 / 4, 4 / 3)
+SCALES = 1024
+"""steps of the table of a jitter's scales, since devices differ in the last bit of `exp`"""
 MOVING = frozenset(["ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"])
 """operations of a policy that move pixels, but not masks or boxes"""
 _BETA_TRIES = 16
@@ -34,13 +36,18 @@ _BETA_TRIES = 16
 class Augment:
     """Augmentation of a training image, applied in this order."""
 
-    crop: Literal["none", "shift", "resized"] = "none"
-    """shift: shifted by at most `shift` pixels, reflected at the edge; resized: a random resized crop (Inception)"""
+    crop: Literal["none", "shift", "resized", "jitter"] = "none"
+    """shift: shifted by at most `shift` pixels, reflected at the edge; resized: a random resized crop (Inception);
+    jitter: the image at a random scale, of which a random place is cut, or which is padded with the mean colour"""
     shift: int = 4
     scale: tuple[float, float] = (0.08, 1.0)
     """range of the crop's area, as a fraction of the image's"""
+    jitter: tuple[float, float] = (0.5, 2.0)
+    """range of a jitter's scale, drawn log-uniformly; 1 is the size that evaluation resizes the image to"""
     flip: bool = False
     """left to right, with probability 0.5"""
+    rotation: float = 0.0
+    """largest angle in degrees of a random rotation after the crop; the corners get the mean colour"""
     policy: Literal["none", "randaugment", "trivial", "three"] = "none"
     policy_strength: int = 9
     """RandAugment's magnitude, 0 to 30 as in torchvision; big_vision and its papers use a scale of 0 to 10"""
@@ -54,12 +61,22 @@ class Augment:
     """alpha of cutmix's (arXiv 1905.04899); with both, each image gets one of the two with probability 0.5"""
 
     @property
+    def cuts(self) -> bool:
+        """Whether a random box of each image is read (see `random_cuts`)."""
+        return self.crop in ("resized", "jitter")
+
+    @property
     def mixes(self) -> bool:
         """Whether images are mixed in pairs (see `mix_pairs`)."""
         return bool(self.mixup or self.cutmix)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scale", tuple(self.scale))
+        for name in ("scale", "jitter"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if len(self.jitter) != 2 or not 0 < self.jitter[0] <= self.jitter[1] < math.inf:
+            raise ValueError(f"jitter must be two rising numbers above 0, got {self.jitter}")
+        if not 0 <= self.rotation <= 180:
+            raise ValueError(f"rotation must be 0 to 180 degrees, got {self.rotation}")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"scale must be two rising numbers above 0 and at most 1, got {self.scale}")
         if not 0 <= self.policy_strength <= 30:
@@ -100,7 +117,7 @@ def training_affine(
     sources: Tensor,
     kept: Tensor | None = None,
 ) -> Affine:
-    """The map of training images: their random resized crop, shift and flip.
+    """The map of training images: their random crop, shift, flip and rotation.
 
     `draws` [B] are the numbers that seed each image's draws, `sources` [B, 2] the heights and widths of the originals,
     and `kept` [B, 2] the smaller sizes at which the images are kept in memory, if they are: crops are drawn at that
@@ -112,11 +129,10 @@ def training_affine(
             f"the policy {augment.policy} moves pixels ({', '.join(moving)}) in a way that no affine map describes"
         )
     draws, sources = draws.cpu(), sources.cpu()
-    if augment.crop == "resized":
+    if augment.cuts:
         sizes = sources if kept is None else kept.cpu()
-        crops = uniform(seed, epoch, draws, CROP_DRAWS, CROP)
-        boxes = crop_boxes(crops, sizes[:, 0], sizes[:, 1], augment.scale, preprocess.size)
-        found = Affine.crop(boxes * (sources.double() / sizes).repeat(1, 2), sources, preprocess.size)
+        boxes, places = random_cuts(augment, preprocess, seed, epoch, draws, sizes)
+        found = Affine.crop(boxes * (sources.double() / sizes).repeat(1, 2), sources, preprocess.size, places)
     else:
         found = preprocess.affine(sources)
     if augment.crop == "shift":
@@ -125,16 +141,45 @@ def training_affine(
     if augment.flip:
         flips = uniform(seed, epoch, draws, 1, FLIP)[:, 0] < 0.5
         found = found.then(affine.flip(flips, preprocess.size[1]))
+    if augment.rotation:
+        found = found.clipped().then(affine.rotate(_angles(augment, seed, epoch, draws), preprocess.size))
     return found
 
 
+def _angles(augment: Augment, seed: int, epoch: int, draws: Tensor) -> Tensor:
+    """Degrees of each image's rotation, float64 [B] on the CPU, for numbers on the CPU."""
+    return (2 * uniform(seed, epoch, draws, 1, ROTATE)[:, 0].double() - 1) * augment.rotation
+
+
+def random_cuts(
+    augment: Augment, preprocess: Preprocess, seed: int, epoch: int, draws: Tensor, sizes: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The random box of each image and its place in the input, int64 [B, 4] each: top, left, height and width.
+
+    `draws` [B] are the numbers that seed each image's draws, `sizes` [B, 2] the heights and widths; all on the CPU.
+    """
+    if augment.crop == "jitter":
+        return jitter_boxes(uniform(seed, epoch, draws, 3, CROP), sizes, augment.jitter, preprocess)
+    crops = uniform(seed, epoch, draws, CROP_DRAWS, CROP)
+    boxes = crop_boxes(crops, sizes[:, 0], sizes[:, 1], augment.scale, preprocess.size)
+    return boxes, torch.tensor([[0, 0, *preprocess.size]]).expand(len(boxes), -1)
+
+
 def augment_batch(
-    images: Tensor, samples: Tensor, seed: int, epoch: int, augment: Augment, size: tuple[int, int]
+    images: Tensor,
+    samples: Tensor,
+    seed: int,
+    epoch: int,
+    augment: Augment,
+    size: tuple[int, int],
+    fill: Tensor | None = None,
 ) -> Tensor:
     """Augments uint8 [B, C, H, W] to uint8 [B, C, size], by all operations but mixup and cutmix (see `mix_pairs`).
 
-    The result for an image depends on (seed, epoch, sample) and is the same in any batch. Keep `samples` on the CPU,
-    which chooses the operations of a policy: then nothing waits for a GPU.
+    `fill` is the colour of a rotation's corners, uint8 [C, 1, 1]; None for grey. A jitter is cut where the images are
+    read (see `vitrail.data.prepare`), so it is not among the operations here. The result for an image depends on
+    (seed, epoch, sample) and is the same in any batch. Keep `samples` on the CPU, which chooses the operations of a
+    policy: then nothing waits for a GPU.
     """
     on_device = samples.to(images.device, non_blocking=True)
 
@@ -149,6 +194,8 @@ def augment_batch(
     if augment.crop == "shift" or augment.flip:
         moves = ((draw(2, CROP) * (2 * augment.shift + 1)).long() - augment.shift) * (augment.crop == "shift")
         images = shift_flip(images, moves, (draw(1, FLIP)[:, 0] < 0.5) & augment.flip)
+    if augment.rotation:
+        images = rotated(images, _angles(augment, seed, epoch, samples), fill)
     if augment.policy == "three":
         images = three_augment(images, uniform(seed, epoch, samples, 5, POLICY))
     elif augment.policy != "none":
@@ -187,11 +234,55 @@ def crop_boxes(
     left = (draws[:, -1:] * (widths - w + 1)).long()
     top = torch.where(found, top, (heights - h) // 2)
     left = torch.where(found, left, (widths - w) // 2)
-    ratio = torch.minimum(h // size[0], w // size[1])
-    step = torch.ones_like(h)
+    return _aligned(torch.cat([top, left, h, w], dim=1), torch.minimum(h // size[0], w // size[1]))
+
+
+def _aligned(boxes: Tensor, ratio: Tensor) -> Tensor:
+    """Boxes [B, 4] at whole pixels of the scale that a JPEG is decoded at, where they shrink by `ratio` [B, 1]."""
+    step = torch.ones_like(ratio)
     for divisor in (2, 4, 8):
         step = torch.where(ratio >= divisor, divisor, step)
-    return torch.cat([side // step * step for side in (top, left, h, w)], dim=1)
+    return boxes // step * step
+
+
+def jitter_boxes(
+    draws: Tensor, sizes: Tensor, jitter: tuple[float, float], preprocess: Preprocess
+) -> tuple[Tensor, Tensor]:
+    """Boxes of images of `sizes` [B, 2], and their places in the input, int64 [B, 4] each, from draws [B, 3].
+
+    The draws are the scale, relative to the size that `preprocess` resizes to, and the place from top and left. Along a
+    side where the scaled image is smaller than the input, the box is the whole side, at a random place of the input.
+    Boxes are whole pixels, aligned as those of `crop_boxes`.
+    """
+    least, ratio = math.log(jitter[0]), math.log(jitter[1] / jitter[0])
+    table = torch.tensor([math.exp(least + (i + 0.5) / SCALES * ratio) for i in range(SCALES)], dtype=torch.float64)
+    resized = torch.tensor([preprocess.resized(*size) for size in sizes.tolist()], dtype=torch.float64).view(-1, 2)
+    scaled = (table[(draws[:, 0] * SCALES).long()][:, None] * resized).round().clamp(min=1)
+    shown = scaled.clamp(max=torch.tensor(preprocess.size))
+    box = (sizes * (shown / scaled)).round().long().clamp(min=1)
+    shown = shown.long()
+    corner = (draws[:, 1:] * (sizes - box + 1)).long()
+    place = (draws[:, 1:] * (torch.tensor(preprocess.size) - shown + 1)).long()
+    return _aligned(torch.cat([corner, box], dim=1), (box // shown).amin(dim=1, keepdim=True)), torch.cat(
+        [place, shown], dim=1
+    )
+
+
+def rotated(images: Tensor, degrees: Tensor, fill: Tensor | None = None) -> Tensor:
+    """uint8 [B, C, H, W], each rotated clockwise about its middle, bilinearly; `degrees` [B] are on the CPU.
+
+    What lies outside the image has the colour `fill`, uint8 [C, 1, 1]; None for grey.
+    """
+    height, width = images.shape[-2:]
+    back = affine.rotate(-degrees, (height, width)).float().to(images.device, non_blocking=True)
+    y, x = (torch.arange(side, device=images.device) + 0.5 for side in (height, width))
+    y = y[:, None]
+    rows = back[:, :, :1, None] * x + back[:, :, 1:2, None] * y + back[:, :, 2:, None]  # [B, 2, H, W]
+    grid = torch.stack([rows[:, 0] * 2 / width - 1, rows[:, 1] * 2 / height - 1], dim=-1)
+    colour = FILL if fill is None else fill.to(images.device, non_blocking=True).float()
+    # Outside there are zeros, so the colour is subtracted, and added again.
+    sampled = F.grid_sample(images.float() - colour, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return (sampled + colour).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def crop_resized(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:

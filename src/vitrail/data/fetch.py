@@ -14,12 +14,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vitrail.data.affine import Affine
-from vitrail.data.augment import CROP, CROP_DRAWS, Augment, training_affine
+from vitrail.data.augment import Augment, training_affine
 from vitrail.data.decode import BadImage, Box, EncodedImage
 from vitrail.data.memory import Kept
-from vitrail.data.prepare import Prepare, boxes_of, pixels_of, size_of
+from vitrail.data.prepare import Prepare, cuts_of, pixels_of, size_of
 from vitrail.data.preprocess import Preprocess
-from vitrail.data.random import uniform
 from vitrail.data.sets import ImageSet
 from vitrail.data.targets import Target
 
@@ -92,8 +91,8 @@ class Fetch(Dataset[Fetched]):
     def __getitems__(self, wants: list[Want]) -> Fetched:
         bad: dict[int, str] = {}
         opened = [found for want in wants if (found := self._open(want, bad)) is not None]
-        boxes = self._boxes(opened)
-        samples = [self._make(image, box, bad) for image, box in zip(opened, boxes, strict=True)]
+        cuts = self._cuts(opened)
+        samples = [self._make(image, cut, bad) for image, cut in zip(opened, cuts, strict=True)]
         good = [sample for sample in samples if sample is not None]
         used = [want for want, _, _, _, _ in good]
         return Fetched(
@@ -119,7 +118,7 @@ class Fetch(Dataset[Fetched]):
                 continue
             try:
                 image = self.kept.images[want.sample] if self.kept is not None else self.set.open(want.sample)
-                needed = self.target.spatial or (self.augment is not None and self.augment.crop == "resized")
+                needed = self.target.spatial or (self.augment is not None and self.augment.cuts)
                 return Opened(image, want, size_of(image, self.preprocess) if needed else (0, 0))
             except BadImage as error:
                 bad[want.sample] = str(error)
@@ -129,15 +128,18 @@ class Fetch(Dataset[Fetched]):
         return None
 
     def _make(
-        self, opened: Opened, boxes: list[Box] | None, bad: dict[int, str]
+        self, opened: Opened, cuts: list[tuple[Box, Box]] | None, bad: dict[int, str]
     ) -> tuple[Want, list[Tensor], Any, Any, Affine | None] | None:
         """The views of a sample, its target (warped, and as read if spatial), and the first view's affine."""
         for _ in range(len(self.set)):
             try:
                 if self.prepare is not None:
                     return self._prepared(self.prepare, opened)
-                each: Sequence[Box | None] = boxes or [None] * len(self.views)
-                views = [pixels_of(opened.image, box, own) for box, (_, own) in zip(each, self.views, strict=True)]
+                each: Sequence[tuple[Box | None, Box | None]] = cuts or [(None, None)] * len(self.views)
+                views = [
+                    pixels_of(opened.image, box, own, place)
+                    for (box, place), (_, own) in zip(each, self.views, strict=True)
+                ]
                 return opened.want, views, *self._value(opened.want, opened.size)
             except BadImage as error:
                 bad[opened.want.sample] = str(error)
@@ -146,7 +148,7 @@ class Fetch(Dataset[Fetched]):
             found = self._open(self._next(opened.want), bad)
             if found is None:
                 break
-            opened, (boxes,) = found, self._boxes([found])
+            opened, (cuts,) = found, self._cuts([found])
         return None
 
     def _prepared(self, prepare: Prepare, opened: Opened) -> tuple[Want, list[Tensor], Any, Any, Affine | None]:
@@ -167,17 +169,14 @@ class Fetch(Dataset[Fetched]):
         sample = (want.sample + 1) % len(self.set)
         return Want(sample, want.epoch, sample)
 
-    def _boxes(self, opened: list[Opened]) -> list[list[Box]] | list[None]:
-        """The random crops of some images, one per view; None for the fixed crop of evaluation."""
-        if self.augment is None or self.augment.crop != "resized" or not opened:
+    def _cuts(self, opened: list[Opened]) -> list[list[tuple[Box, Box]]] | list[None]:
+        """The random boxes of some images and their places, one per view; None for the fixed crop of evaluation."""
+        if self.augment is None or not self.augment.cuts or not opened:
             return [None] * len(opened)
         draws, sizes = torch.tensor([each.want.draw for each in opened]), torch.tensor([each.size for each in opened])
         epoch = opened[0].want.epoch
-        views = [
-            boxes_of(uniform(seed, epoch, draws, CROP_DRAWS, CROP), sizes, self.augment, own)
-            for seed, own in self.views
-        ]
-        return [list(boxes) for boxes in zip(*views, strict=True)]
+        views = [cuts_of(self.augment, own, seed, epoch, draws, sizes) for seed, own in self.views]
+        return [list(cuts) for cuts in zip(*views, strict=True)]
 
     def _value(self, want: Want, size: Size) -> tuple[Any, Any, Affine | None]:
         """The target of an image of that size; if it is spatial, also before warping, and the affine."""

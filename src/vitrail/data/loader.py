@@ -107,8 +107,7 @@ class Loader:
         """the numbers of the images in use"""
         self._kept: in_memory.Kept | None = None
         self._shuffled: tuple[int, Tensor, Tensor] | None = None
-        resized = self.augment is not None and self.augment.crop == "resized"
-        arguments = (set, self.target, preprocess, resized, self.device)
+        arguments = (set, self.target, preprocess, self.augment, self.device)
         self.memory = self.prepare is None and (in_memory.fits(*arguments) if memory is None else memory)
         if self.memory:
             self._kept = in_memory.keep(*arguments)
@@ -242,7 +241,7 @@ class Loader:
         for (seed, own), images in zip(self.views, fetched.views, strict=False):
             if augment is not None:
                 if self.prepare is None:  # a task that prepares images itself has augmented them
-                    images = augment_batch(images, fetched.draws, seed, epoch, augment, own.size)
+                    images = augment_batch(images, fetched.draws, seed, epoch, augment, own.size, own.fill)
                 if augment.mixes:
                     images, partner, share = mix_pairs(images, fetched.draws, seed, epoch, augment)
                     fields = self.target.mix(fields, partner, share)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from vitrail.data.augment import Augment
 from vitrail.data.decode import BadImage, EncodedImage, resize
 from vitrail.data.pixels import to_bytes, with_channels
 from vitrail.data.prepare import size_of
@@ -53,21 +55,23 @@ class Kept:
         return self.table[samples if self.rows is None else self.rows[samples]]
 
 
-def fits(images: ImageSet, target: Target, preprocess: Preprocess, resized: bool, device: torch.device) -> bool:
+def fits(
+    images: ImageSet, target: Target, preprocess: Preprocess, augment: Augment | None, device: torch.device
+) -> bool:
     """Whether the decoded set is small enough to keep, judged by a sample of its images.
 
-    `resized`: random crops are drawn, which need larger images. The value of a spatial target is counted as one byte
-    per pixel of the original.
+    Random crops of `augment` need larger images. The value of a spatial target is counted as one byte per pixel of the
+    original.
     """
     p, count = preprocess, len(images)
+    cuts = augment is not None and augment.cuts
     each = p.size[0] * p.size[1] * p.channels
-    if resized or target.spatial:
+    if cuts or target.spatial:
         sizes = []
         for i in range(0, count, max(1, count // 16)):
             try:
                 size = size_of(images.open(i), p)
-                pixels = shrink(torch.empty(1, *size, dtype=torch.uint8, device="meta"), p).numel()
-                own = pixels * p.channels if resized else each
+                own = math.prod(kept_size(*size, p, augment)) * p.channels if augment is not None and cuts else each
                 sizes.append(own + target.spatial * size[0] * size[1])
             except BadImage:
                 continue
@@ -75,21 +79,30 @@ def fits(images: ImageSet, target: Target, preprocess: Preprocess, resized: bool
     return count * each <= min(IN_MEMORY, _free_memory(device) // 4)
 
 
-def keep(images: ImageSet, target: Target, preprocess: Preprocess, resized: bool, device: torch.device) -> Kept:
-    """Decode a set once: at the size of `preprocess` or, for random crops (`resized`), no larger than they need."""
+def keep(
+    images: ImageSet, target: Target, preprocess: Preprocess, augment: Augment | None, device: torch.device
+) -> Kept:
+    """Decode a set once: at the size of `preprocess` or, for random crops of `augment`, no larger than they need."""
     p, items = preprocess, images.items
-    if isinstance(items, Tensor) and not (resized and _larger(items.shape[-2:], p.size)):
-        return _keep_tensor(items, target, p, resized, device)
+    cuts = augment is not None and augment.cuts
+
+    def one_table(size: Iterable[int]) -> bool:
+        # Crops from a table are resized without antialias, which is for enlarging only.
+        return not cuts or (augment is not None and augment.crop == "resized" and not _larger(size, p.size))
+
+    if isinstance(items, Tensor) and one_table(items.shape[-2:]):
+        return _keep_tensor(items, target, p, cuts, device)
 
     def decode(i: int) -> tuple[Tensor, Any, tuple[int, int]] | str:
         try:
             opened = images.open(i)
-            if not resized:
+            if augment is None or not cuts:
                 size = size_of(opened, p) if target.spatial else (0, 0)
                 return p.prepare(opened), _read(target, i, size, p), size
             whole = opened.pixels(p.channels) if isinstance(opened, EncodedImage) else images.image(i, p.channels)
             size = whole.shape[-2], whole.shape[-1]
-            return shrink(whole, p), _read(target, i, size, p), size
+            shrunk = resize(whole, kept_size(*size, p, augment), p.interpolation).contiguous()
+            return shrunk, _read(target, i, size, p), size
         except BadImage as error:
             return str(error)
 
@@ -102,7 +115,7 @@ def keep(images: ImageSet, target: Target, preprocess: Preprocess, resized: bool
                 kept.images[i], kept.values[i], kept.sources[i] = result
     kept.samples = torch.tensor(list(kept.images), dtype=torch.int64)
     sizes = {tuple(image.shape[-2:]) for image in kept.images.values()}
-    if len(sizes) == 1 and not (resized and _larger(next(iter(sizes)), p.size)):
+    if len(sizes) == 1 and one_table(next(iter(sizes))):
         kept.table = torch.stack(list(kept.images.values())).to(device)
         kept.images = {}
         if kept.bad:
@@ -111,10 +124,10 @@ def keep(images: ImageSet, target: Target, preprocess: Preprocess, resized: bool
     return kept
 
 
-def _keep_tensor(items: Tensor, target: Target, p: Preprocess, resized: bool, device: torch.device) -> Kept:
+def _keep_tensor(items: Tensor, target: Target, p: Preprocess, cuts: bool, device: torch.device) -> Kept:
     """`keep` for a set that is already one tensor."""
     pieces = [with_channels(to_bytes(piece), p.channels) for piece in items.split(1024)]
-    table = torch.cat(pieces if resized else [p.prepare(piece) for piece in pieces]).to(device)
+    table = torch.cat(pieces if cuts else [p.prepare(piece) for piece in pieces]).to(device)
     size = items.shape[-2], items.shape[-1]
     kept = Kept(torch.empty(0), {}, {}, {}, {}, table)
     for i in range(len(items)):
@@ -134,14 +147,17 @@ def _read(target: Target, i: int, size: tuple[int, int], p: Preprocess) -> Any:
     return value
 
 
-def shrink(image: Tensor, preprocess: Preprocess) -> Tensor:
-    """Shrink uint8 [C, H, W] for random crops: its shorter side to at most KEPT times the crop's longer side."""
-    most = KEPT * max(preprocess.size)
-    height, width = image.shape[-2:]
-    if min(height, width) <= most:
-        return image.contiguous()
-    ratio = most / min(height, width)
-    return resize(image, (round(height * ratio), round(width * ratio)), preprocess.interpolation).contiguous()
+def kept_size(height: int, width: int, preprocess: Preprocess, augment: Augment) -> tuple[int, int]:
+    """The size at which an image is kept for random crops: at most its own, and no larger than they need.
+
+    The shorter side is at most KEPT times the longer side of a resized crop. A jitter needs its largest scale.
+    """
+    if augment.crop == "jitter":
+        needed = zip(preprocess.resized(height, width), (height, width), strict=True)
+        ratio = augment.jitter[1] * max(side / own for side, own in needed)
+    else:
+        ratio = KEPT * max(preprocess.size) / min(height, width)
+    return (height, width) if ratio >= 1 else (max(1, round(height * ratio)), max(1, round(width * ratio)))
 
 
 def _larger(size: Iterable[int], than: tuple[int, int]) -> bool:

@@ -10,18 +10,10 @@ import torch
 from torch import Tensor
 
 from vitrail.data.affine import Affine
-from vitrail.data.augment import (
-    CROP,
-    CROP_DRAWS,
-    Augment,
-    augment_batch,
-    crop_boxes,
-    moving_operations,
-    training_affine,
-)
+from vitrail.data.augment import Augment, augment_batch, moving_operations, random_cuts, training_affine
 from vitrail.data.decode import Box, EncodedImage, resize
 from vitrail.data.preprocess import AnyImage, Preprocess
-from vitrail.data.random import seed_for, uniform
+from vitrail.data.random import seed_for
 
 T = TypeVar("T")
 Draw = tuple[int, int, int]
@@ -64,12 +56,9 @@ def prepare(
     assert augment is not None, "a draw is for training, which augments"
     seed, epoch, sample = draw
     samples, sizes = torch.tensor([sample]), torch.tensor([size])
-    box = None
-    if augment.crop == "resized":
-        draws = uniform(seed, epoch, samples, CROP_DRAWS, CROP)
-        box = boxes_of(draws, sizes, augment, preprocess)[0]
-    pixels = pixels_of(opened, box, preprocess)[None]
-    images = augment_batch(pixels, samples, seed, epoch, cropped(augment), preprocess.size)
+    box, place = cuts_of(augment, preprocess, seed, epoch, samples, sizes)[0] if augment.cuts else (None, None)
+    pixels = pixels_of(opened, box, preprocess, place)[None]
+    images = augment_batch(pixels, samples, seed, epoch, cropped(augment), preprocess.size, preprocess.fill)
     moves = moving_operations(augment)
     return Sample(images, None if moves else training_affine(augment, preprocess, seed, epoch, samples, sizes))
 
@@ -97,23 +86,34 @@ def batched(items: Iterable[T], frames: Callable[[T], Tensor], pixels: int) -> I
 
 def cropped(augment: Augment) -> Augment:
     """The rest of an augmentation whose random crop was applied when the image was read."""
-    return replace(augment, crop="none") if augment.crop == "resized" else augment
+    return replace(augment, crop="none") if augment.cuts else augment
 
 
-def boxes_of(draws: Tensor, sizes: Tensor, augment: Augment, preprocess: Preprocess) -> list[Box]:
-    """The boxes of random resized crops, from draws [B, CROP_DRAWS] and heights and widths [B, 2]."""
-    boxes = crop_boxes(draws, sizes[:, 0], sizes[:, 1], augment.scale, preprocess.size).tolist()
-    return [(top, left, height, width) for top, left, height, width in boxes]
+def cuts_of(
+    augment: Augment, preprocess: Preprocess, seed: int, epoch: int, draws: Tensor, sizes: Tensor
+) -> list[tuple[Box, Box]]:
+    """The random box of each image and its place in the input: see `random_cuts`."""
+    boxes, places = random_cuts(augment, preprocess, seed, epoch, draws, sizes)
+    return [(tuple(box), tuple(place)) for box, place in zip(boxes.tolist(), places.tolist(), strict=True)]
 
 
-def pixels_of(image: EncodedImage | Tensor, box: Box | None, preprocess: Preprocess) -> Tensor:
-    """uint8 [C, h, w] at the size of `preprocess`: a box of the image, or if it is None the crop of evaluation."""
+def pixels_of(
+    image: EncodedImage | Tensor, box: Box | None, preprocess: Preprocess, place: Box | None = None
+) -> Tensor:
+    """uint8 [C, h, w] at the size of `preprocess`: a box of the image, or if it is None the crop of evaluation.
+
+    `place` is the box's place in the input, which is padded with the colour `fill`; None for the whole input.
+    """
     if box is None:
         return preprocess.prepare(image)
-    if isinstance(image, EncodedImage):
-        return image.crop(box, preprocess.size, preprocess.channels, preprocess.interpolation)
     top, left, height, width = box
-    return resize(image[:, top : top + height, left : left + width], preprocess.size, preprocess.interpolation)
+    first, start, *size = place or (0, 0, *preprocess.size)
+    if isinstance(image, EncodedImage):
+        found = image.crop(box, (size[0], size[1]), preprocess.channels, preprocess.interpolation)
+    else:
+        found = image[:, top : top + height, left : left + width]
+        found = resize(found, (size[0], size[1]), preprocess.interpolation)
+    return preprocess.padded(found, first, start)
 
 
 def size_of(opened: EncodedImage | Tensor, preprocess: Preprocess) -> tuple[int, int]:

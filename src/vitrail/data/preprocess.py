@@ -24,7 +24,7 @@ decoding."""
 
 AnyImage = str | Path | bytes | EncodedImage | Image.Image | Tensor
 """what `Preprocess.prepare` accepts"""
-Resize = Literal["crop", "squash"]
+Resize = Literal["crop", "squash", "letterbox"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Preprocess:
     size: tuple[int, int] = (224, 224)
     """(height, width) of the input in pixels"""
     resize: Resize = "crop"
-    """crop: resize to cover `size` / `crop_fraction`; squash: resize to exactly that; then crop the centre"""
+    """crop: resize to cover `size` / `crop_fraction`; squash: resize to exactly that; then crop the centre; letterbox:
+    resize to fit in `size`, in the middle of bars in the colour `fill`"""
     crop_fraction: float = 1.0
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, ...] = ()
@@ -60,6 +61,8 @@ class Preprocess:
             raise ValueError(f"std must be above 0, got {self.std}")
         if not 0 < self.crop_fraction <= 1:
             raise ValueError(f"crop_fraction must be above 0 and at most 1, got {self.crop_fraction}")
+        if self.resize == "letterbox" and self.crop_fraction != 1:
+            raise ValueError(f"a letterbox shows the whole image, so crop_fraction must be 1, got {self.crop_fraction}")
         if len(self.size) != 2 or min(self.size) < 1 or not all(isinstance(pixels, int) for pixels in self.size):
             raise ValueError(f"size must be a height and a width in pixels, got {self.size}")
 
@@ -84,8 +87,28 @@ class Preprocess:
                 raise BadImage(f"the image is {reason}")
         height, width = self.resized(*size)
         found = resize(found, (height, width), self.interpolation)
-        top, left = round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)
+        if self.resize == "letterbox":
+            return self.padded(found, *self._corner(height, width))
+        top, left = self._corner(height, width)
         return found[..., top : top + self.size[0], left : left + self.size[1]]
+
+    def _corner(self, height: int, width: int) -> tuple[int, int]:
+        """Top and left of the centre crop in a resized image, or of a letterbox's image in the input."""
+        sign = -1 if self.resize == "letterbox" else 1
+        return round(sign * (height - self.size[0]) / 2), round(sign * (width - self.size[1]) / 2)
+
+    @property
+    def fill(self) -> Tensor:
+        """The colour of padding, uint8 [C, 1, 1]: the mean, so that normalising gives 0, to the nearest of 256."""
+        return (torch.tensor(self.mean)[:, None, None] * 255).round().clamp(0, 255).to(torch.uint8)
+
+    def padded(self, image: Tensor, top: int, left: int) -> Tensor:
+        """uint8 [..., C, h, w] at its place in an input of `size`; the rest has the colour `fill`."""
+        if image.shape[-2:] == self.size:
+            return image
+        whole = self.fill.to(image.device, non_blocking=True).expand(*image.shape[:-2], *self.size).clone()
+        whole[..., top : top + image.shape[-2], left : left + image.shape[-1]] = image
+        return whole
 
     def decode(self, image: EncodedImage) -> Tensor:
         """Decode a file to uint8 [C, H, W], with enough pixels for `size`. Raises BadImage."""
@@ -125,7 +148,11 @@ class Preprocess:
         )
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
-        """The size that an image of `height` x `width` is resized to before the centre crop."""
+        """The size that an image of `height` x `width` is resized to before the centre crop, or the padding."""
+        if self.resize == "letterbox":
+            h, w = self.size
+            across = h * width >= w * height  # the width decides
+            return (max(1, round(w * height / width)), w) if across else (h, max(1, round(h * width / height)))
         # 384 / (384 / 438) is a little less than 438.
         h, w = (math.floor(round(pixels / self.crop_fraction, 6)) for pixels in self.size)
         if self.resize == "squash":
@@ -141,10 +168,11 @@ class Preprocess:
         """
         sizes, which = sources.cpu().unique(dim=0, return_inverse=True)
         resized = torch.tensor([self.resized(height, width) for height, width in sizes.tolist()]).view(-1, 2)
-        corners = [
-            [round((side - cut) / 2) for side, cut in zip(row, self.size, strict=True)] for row in resized.tolist()
-        ]
-        boxes = torch.cat([torch.tensor(corners).view(-1, 2), torch.tensor(self.size).expand(len(sizes), -1)], dim=1)
+        corners = torch.tensor([self._corner(height, width) for height, width in resized.tolist()]).view(-1, 2)
+        if self.resize == "letterbox":
+            boxes = torch.cat([torch.zeros_like(sizes), sizes], dim=1)
+            return Affine.crop(boxes[which], sources, self.size, torch.cat([corners, resized], dim=1)[which])
+        boxes = torch.cat([corners, torch.tensor(self.size).expand(len(sizes), -1)], dim=1)
         return Affine.crop((boxes * (sizes / resized.double()).repeat(1, 2))[which], sources, self.size)
 
     def normalise(self, images: Tensor) -> Tensor:

@@ -70,8 +70,9 @@ class Run:
     """normalisation mean per channel, for pixels in [0, 1]; None: the checkpoint's, or 0.5"""
     std: tuple[float, ...] | None = None
     """normalisation standard deviation per channel; None: the checkpoint's, or 0.5"""
-    resize: Literal["crop", "squash"] | None = None
-    """for other aspect ratios. crop: center crop; squash: ignore the aspect ratio; None: the checkpoint's, or crop"""
+    resize: Literal["crop", "squash", "letterbox"] | None = None
+    """for other aspect ratios. crop: center crop; squash: ignore the aspect ratio; letterbox: show the whole image,
+    between bars; None: the checkpoint's, or crop"""
     crop_fraction: float | None = None
     """fraction of the short side that the center crop keeps at evaluation; None: the checkpoint's, or 1"""
     interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None

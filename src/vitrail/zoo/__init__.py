@@ -176,6 +176,10 @@ def convert(
             f"{to} cannot store this model of the task {task.name!r}: its checkpoints hold encoders, "
             "alone or with a linear head"
         )
+    if to != "vitrail" and task.preprocess.resize == "letterbox":
+        raise UserError(
+            f"{to} cannot store that this model's images are letterboxed: convert it to vitrail's own format"
+        )
     writer: Any = source_named(TARGETS[to])
     writer.write(task, out)
     if verify:
