@@ -146,7 +146,7 @@ def _seeds(rows: Rows) -> str:
     for run in sorted(rows["runs"], key=lambda run: -int(run["cores"])):
         minutes.setdefault(run["cores"], []).append(run["wall_seconds"] / 60)
     spans = (
-        (f"{min(each):.1f} to {max(each):.1f}" if len(each) > 1 else f"{each[0]:.1f}")
+        " to ".join(dict.fromkeys([f"{min(each):.1f}", f"{max(each):.1f}"]))
         + f" minutes on {'one core' if cores == 1 else f'{cores} cores'}"
         for cores, each in minutes.items()
     )

@@ -1,18 +1,20 @@
-"""Small tasks that use the hooks whose first users come later: masks, views, a teacher, a whole batch, a low score."""
+"""Small tasks that use the hooks whose first users come later: masks, boxes, views, a teacher, a whole batch."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.ops import box_iou
 
 from vitrail.data.affine import Affine, tiles
+from vitrail.data.boxes import Boxes
 from vitrail.data.masks import Masks
 from vitrail.data.prepare import Sample, View, pixels_of, size_of
 from vitrail.data.preprocess import AnyImage, Preprocess
@@ -38,7 +40,7 @@ class Toy(Task):
 
     @classmethod
     def rebuild(cls, config: dict[str, Any], files: Checkpoint) -> Self:
-        return cls()
+        return cls(preprocess=Preprocess.from_dict(config["preprocess"]))
 
     def features(self, images: Tensor) -> Tokens:
         return self.encoder(images)
@@ -147,6 +149,148 @@ class PixelAccuracy:
     def compute(self) -> dict[str, Any]:
         right, count = (sum(row[i] for row in self.rows.values()) for i in (0, 1))
         return {"pixel_accuracy": right / count, "count": len(self.rows)}
+
+
+COLOURS = ["red", "green"]
+
+
+class Rectangles(Boxes):
+    """At most one red and one green rectangle per image: made up, whatever data is named."""
+
+    @classmethod
+    def open(cls, data: Any, **options: Any) -> Splits:
+        generator = torch.Generator().manual_seed(9)
+        images, boxes, labels = [], [], []
+        for i in range(12):
+            sides = torch.randint(20, 70, (2,), generator=generator)
+            image = torch.randint(0, 40, (3, *sides.tolist()), generator=generator).to(torch.uint8)
+            colours = [[0], [1], [0, 1], []][i % 4 if i < 8 else 2]
+            rows = []
+            for colour in colours:
+                corner = (torch.rand(2, generator=generator) * sides / 2).long()
+                end = corner + (sides * (0.3 + 0.2 * torch.rand(2, generator=generator))).long()
+                image[colour, corner[0] : end[0], corner[1] : end[1]] = 255
+                rows.append([*corner.flip(0).tolist(), *end.flip(0).tolist()])
+            images.append(image)
+            boxes.append(torch.tensor(rows).view(-1, 4))
+            labels.append(torch.tensor(colours, dtype=torch.int64))
+        keys = [str(i) for i in range(12)]
+        whole = ImageSet("rectangles", keys, images, cls(boxes, labels, keys, COLOURS))
+        return Splits(whole.subset(range(8)), whole.subset([8, 9]), whole.subset([10, 11]))
+
+
+@dataclass(frozen=True)
+class Found(Prediction):
+    """The rectangles of an image."""
+
+    labels: list[str]
+    boxes: Tensor
+    """[M, 4], in pixels of the original"""
+
+    def row(self) -> dict[str, Any]:
+        boxes = zip(self.labels, self.boxes.tolist(), strict=True)
+        return {"boxes": [{"label": label, "score": 1.0, "box": box} for label, box in boxes]}
+
+    def text(self) -> str:
+        return ", ".join(self.labels)
+
+
+@dataclass(frozen=True)
+class LocateSettings(Settings):
+    name = "locate"
+    any_encoder = True
+
+    weight: float = 1.0
+    """of the loss"""
+    slots: int = 1
+    """boxes per colour, which the weights hold"""
+
+
+class Locate(Toy):
+    """The box around each colour: a task with boxes, whose images are letterboxed in evaluation."""
+
+    name = "locate"
+    settings = LocateSettings
+    target = Rectangles
+    score = Score("mean_iou")
+    metric_reads = "answers"
+    val_loss = "distance"
+    free = ("weight",)
+    unused_when_frozen = ("weight",)
+
+    def __init__(self, encoder: Encoder | None = None, preprocess: Preprocess | None = None) -> None:
+        super().__init__(encoder, preprocess)
+        self.preprocess = replace(self.preprocess, resize="letterbox")
+        self.classes = COLOURS
+        self.offset = nn.Parameter(torch.zeros(4))
+        self.weight = 1.0
+
+    @classmethod
+    def create(cls, settings: Any, encoder: Encoder, splits: Splits, preprocess: Preprocess) -> Self:
+        task = cls(encoder, preprocess)
+        task.weight = settings.weight
+        return task
+
+    @classmethod
+    def continues(cls, settings: Any, loaded: Task) -> bool:
+        return isinstance(loaded, cls)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """[B, C, H, W] to a box per colour, [B, 2, 4], by where the colour is bright; the offset is learned."""
+        bright = images[:, :2] > 0.5
+        edges = []
+        for axis, side in ((2, images.shape[3]), (3, images.shape[2])):  # over rows for columns, and the reverse
+            line = bright.any(dim=axis).long()
+            edges.append((line.argmax(dim=-1) / side, 1 - line.flip(-1).argmax(dim=-1) / side))
+        (x1, x2), (y1, y2) = edges
+        return {"box": torch.stack([x1, y1, x2, y2], dim=-1) + self.offset, "score": bright.flatten(2).any(dim=2)}
+
+    def loss(self, batch: Batch, gather: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
+        """The distance of each true box [B, M, 4] from that of its colour; padding, of class -1, does not count."""
+        real = batch["box_class"] >= 0
+        places = batch["box_class"].clamp(min=0)[..., None].expand(-1, -1, 4)
+        distance = (self(batch["image"])["box"].gather(1, places) - batch["box"]).abs().mean(dim=-1)
+        return {"loss": self.weight * (distance * real).sum(), "count": real.sum()}
+
+    def answer(self, batch: Batch) -> list[Prediction]:
+        outputs, affine = self(batch["image"]), batch["affine"]
+        height, width = affine.size
+        boxes = outputs["box"] * outputs["box"].new_tensor([width, height, width, height])
+        boxes = affine.boxes_back(boxes, torch.arange(len(affine))[:, None])
+        return [
+            Found([COLOURS[i] for i in shown.nonzero()[:, 0].tolist()], rows[shown])
+            for rows, shown in zip(boxes, outputs["score"], strict=True)
+        ]
+
+    def metric(self, data: ImageSet | None = None, train: ImageSet | None = None) -> MeanIoU:
+        return MeanIoU()
+
+
+@dataclass
+class MeanIoU:
+    """Of each true box and the answer of its colour, in pixels of the original."""
+
+    rows: dict[int, tuple[float, float, int]] = field(default_factory=dict)
+
+    def update(self, batch: Batch, answers: Sequence[Any]) -> None:
+        for sample, answer, truth in zip(batch["sample"].tolist(), answers, batch["truth"], strict=True):
+            overlap, distance = 0.0, 0.0
+            for box, label in zip(truth.boxes, truth.labels.tolist(), strict=True):
+                if COLOURS[label] in answer.labels:
+                    own = answer.boxes[answer.labels.index(COLOURS[label])].detach()
+                    overlap += float(box_iou(own[None], box[None]))
+                    distance += float((own - box).abs().mean())
+            self.rows[sample] = (overlap, distance, len(truth.boxes))
+
+    def state(self) -> dict[str, Tensor]:
+        return {"rows": torch.tensor([[sample, *row] for sample, row in sorted(self.rows.items())])}
+
+    def merge(self, state: dict[str, Tensor]) -> None:
+        self.rows |= {int(sample): (o, d, int(count)) for sample, o, d, count in state["rows"].tolist()}
+
+    def compute(self) -> dict[str, Any]:
+        overlap, distance, count = (sum(row[i] for row in self.rows.values()) for i in range(3))
+        return {"mean_iou": overlap / count, "distance": distance / count, "count": len(self.rows)}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from vitrail.data.affine import Affine, flip, rotate, shift, tiles
 from vitrail.data.augment import Augment, training_affine
 from vitrail.data.loader import Loader
 from vitrail.data.masks import Masks
-from vitrail.data.preprocess import Preprocess
+from vitrail.data.preprocess import Preprocess, Resize
 from vitrail.data.sets import ImageSet
 from vitrail.data.targets import Labels
 from vitrail.errors import UserError
@@ -28,13 +28,14 @@ from vitrail.errors import UserError
 VOID = 255
 SIDES = st.integers(1, 250)
 SIZES = st.tuples(st.integers(1, 60), st.integers(1, 60))
-FITS = [
-    *((resize, fraction) for resize in ("crop", "squash") for fraction in (1.0, 0.875, 0.9, 0.5, 0.333)),
+FITS: list[tuple[Resize, float]] = [
+    *(("crop", fraction) for fraction in (1.0, 0.875, 0.9, 0.5, 0.333)),
+    *(("squash", fraction) for fraction in (1.0, 0.875, 0.9, 0.5, 0.333)),
     ("letterbox", 1.0),
     ("letterbox", 1.0),
 ]
 WAYS = st.builds(
-    lambda size, fit: Preprocess(size, *fit, interpolation="nearest", channels=2), SIZES, st.sampled_from(FITS)
+    lambda size, fit: Preprocess(size, fit[0], fit[1], "nearest", channels=2), SIZES, st.sampled_from(FITS)
 )
 AUGMENTS = st.sampled_from(
     [

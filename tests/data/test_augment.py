@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from vitrail.data import policies
+from vitrail.data.affine import Affine, rotate
 from vitrail.data.augment import (
     CROP_DRAWS,
     Augment,
@@ -21,10 +22,13 @@ from vitrail.data.augment import (
     crop_boxes,
     crop_resized,
     erase,
+    jitter_boxes,
     mix,
     mix_pairs,
+    rotated,
     shift_flip,
 )
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import uniform
 from vitrail.data.targets import Labels
 
@@ -32,6 +36,7 @@ EACH = {
     "shift": Augment(crop="shift", shift=3),
     "resized": Augment(crop="resized"),
     "flip": Augment(flip=True),
+    "rotation": Augment(rotation=30),
     "randaugment": Augment(policy="randaugment", policy_strength=15),
     "trivial": Augment(policy="trivial"),
     "three": Augment(policy="three"),
@@ -86,7 +91,7 @@ def test_one_augmentation_leaves_the_draws_of_others() -> None:
 
 
 @given(st.integers(-9, 9), st.integers(-9, 9), st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True)
 def test_shift_reflects(down: int, right: int, flip: bool) -> None:
     image = inputs(1, (11, 13))
     moved = shift_flip(image, torch.tensor([[down, right]]), torch.tensor([flip]))
@@ -139,6 +144,93 @@ def test_crop_resized_is_interpolation() -> None:
     # At the border of the box the neighbours beyond it count too, which a crop that is cut out first has lost.
     assert (made[:1, :, 3:-3, 3:-3] - wanted[:, :, 3:-3, 3:-3]).abs().max() <= 1
     assert torch.equal(made[1], image[1])
+
+
+@given(
+    st.integers(0, 10**9),
+    st.integers(1, 9000),
+    st.integers(1, 9000),
+    st.sampled_from([(0.5, 2.0), (1.0, 1.0), (0.01, 0.02), (3.0, 40.0)]),
+    st.sampled_from(["crop", "squash", "letterbox"]),
+)
+@settings(max_examples=80, deadline=None, derandomize=True)
+def test_jitter_shows_a_place_of_the_scaled_image_or_all_of_it(
+    seed: int, height: int, width: int, jitter: tuple[float, float], resize: Any
+) -> None:
+    way = Preprocess((32, 48), resize)
+    boxes, places = jitter_boxes(
+        uniform(seed, 0, torch.arange(20), 3), torch.tensor([[height, width]] * 20), jitter, way
+    )
+    resized = way.resized(height, width)
+    for axis, (side, scaled, input_side) in enumerate(zip((height, width), resized, way.size, strict=True)):
+        start, length = boxes[:, axis], boxes[:, axis + 2]
+        first, shown = places[:, axis], places[:, axis + 2]
+        assert (start >= 0).all() and (length >= 1).all() and (start + length <= side).all()
+        assert (first >= 0).all() and (shown >= 1).all() and (first + shown <= input_side).all()
+        padded = shown < input_side
+        assert (length[padded] > side - 8).all() and (start[padded] == 0).all(), "all of it, but for its last pixels"
+        assert (padded | (scaled * jitter[1] >= input_side - 0.5)).all() and (
+            ~padded | (scaled * jitter[0] < input_side)
+        ).all()
+        off = 8 / length + 0.5 / shown  # whole pixels of the original and of the input
+        scale = shown / length * side / scaled
+        assert (scale * (1 + off) >= jitter[0] * (1 - off) - 0.5 / scaled).all()
+        assert (scale <= jitter[1] * (1 + off) * (1 + off) + 0.5 / scaled + off * scale).all()
+
+
+def test_scales_of_a_jitter_are_spread_evenly_between_their_logarithms() -> None:
+    sizes = torch.tensor([[4000, 6000]]).expand(4000, -1)
+    boxes, places = jitter_boxes(uniform(1, 2, torch.arange(4000), 3), sizes, (0.5, 2.0), Preprocess((100, 100)))
+    scale = (places[:, 2] / boxes[:, 2] * 40).log2()
+    assert scale.quantile(torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])).tolist() == pytest.approx(
+        [-1, -0.5, 0, 0.5, 1], abs=0.05
+    )
+    large = places[:, 2] == 100
+    assert 0.45 < float(large.float().mean()) < 0.55
+    along = (boxes[large, 0] / (4000 - boxes[large, 2]).clamp(min=1))[boxes[large, 2] < 3000]
+    assert along.quantile(torch.tensor([0.1, 0.5, 0.9])).tolist() == pytest.approx([0.1, 0.5, 0.9], abs=0.04)
+
+
+def test_a_rotation_by_right_angles_moves_whole_pixels() -> None:
+    images = inputs(4, (21, 21))
+    made = rotated(images, torch.tensor([0.0, 90, 180, -90]).double())
+    for turns, image in zip((0, -1, 2, 1), made, strict=True):
+        assert torch.equal(image, images[0].rot90(turns, (1, 2)))
+    corner = rotated(
+        inputs(1, (21, 31)), torch.tensor([45.0]), torch.tensor([1, 2, 3], dtype=torch.uint8)[:, None, None]
+    )
+    assert corner[0, :, 0, 0].tolist() == [1, 2, 3]
+
+
+@given(st.floats(-180, 180), st.integers(1, 40), st.integers(1, 40))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_a_rotation_takes_pixels_where_its_affine_says(degrees: float, height: int, width: int) -> None:
+    """Between pixels, rows and columns are interpolated: they are linear."""
+    places = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")).to(torch.uint8)
+    angles = torch.tensor([degrees], dtype=torch.float64)
+    seen = rotated(places[None], angles)[0]
+    map_ = Affine.crop(torch.tensor([[0, 0, height, width]]), torch.tensor([[height, width]]), (height, width))
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    back = map_.then(rotate(angles, (height, width))).points_back(torch.stack([x, y], dim=-1).double())
+    inner = ((back >= 0.5) & (back <= torch.tensor([width, height]) - 0.5)).all(dim=-1)
+    for wanted, found in ((back[..., 1] - 0.5, seen[0]), (back[..., 0] - 0.5, seen[1])):
+        assert bool(((wanted - found).abs()[inner] < 0.501).all())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"jitter": (0.0, 1.0)},
+        {"jitter": (2.0, 1.0)},
+        {"jitter": (1.0, float("inf"))},
+        {"rotation": -1},
+        {"rotation": 181},
+    ],
+    ids=str,
+)
+def test_settings_that_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
+        Augment(**wrong)
 
 
 def test_magnitudes_are_torchvisions() -> None:

@@ -14,9 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 import vitrail
-from vitrail import tasks
+from vitrail import recipes, tasks
+from vitrail.baselines import CNNConfig
 from vitrail.data.augment import Augment
 from vitrail.data.masks import Masks
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import ImageSet, Splits
 from vitrail.data.targets import Labels
 from vitrail.errors import UserError
@@ -25,13 +27,18 @@ from vitrail.sizes import SIZES
 from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Settings
-from vitrail.train.build import build, evaluation_loader
+from vitrail.train.build import build, evaluation_loader, warn_unused
 from vitrail.train.loop import Components, fit
 from vitrail.train.run import Run
 from vitrail.train.state import RunFolder
 
 CPU = torch.device("cpu")
-KINDS: dict[str, type[toys.Toy]] = {"dense": toys.Dense, "teacher": toys.Teacher, "twins": toys.Twins}
+KINDS: dict[str, type[toys.Toy]] = {
+    "dense": toys.Dense,
+    "teacher": toys.Teacher,
+    "twins": toys.Twins,
+    "locate": toys.Locate,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +65,8 @@ def halves(count: int = 12) -> list[tuple[Tensor, Tensor]]:
 
 
 def splits(kind: type[Task]) -> Splits:
+    if kind.target is toys.Rectangles:
+        return toys.Rectangles.open("rectangles")
     images = halves()
     keys = [str(i) for i in range(len(images))]
     target: Any = Labels(torch.arange(len(images)) % 2, ["wide", "high"])
@@ -109,7 +118,7 @@ def test_views_reach_the_loss_and_the_teacher_follows_each_step(tmp_path: Path) 
     assert all(not value.requires_grad for value in task.teacher.parameters())
 
 
-@pytest.mark.parametrize("name", ["dense", "teacher"])
+@pytest.mark.parametrize("name", ["dense", "teacher", "locate"])
 def test_micro_batches_add_up_to_the_batch_for_masks_and_views(name: str) -> None:
     kind = KINDS[name]
     components, _ = build(run_of(kind.settings()), splits(kind), CPU)
@@ -190,6 +199,24 @@ def test_a_dense_answer_has_the_size_of_the_original_in_predict_and_in_the_score
     assert scores["count"] == 2
 
 
+@pytest.mark.parametrize("crop", ["resized", "jitter"])
+def test_boxes_follow_their_images_in_training_and_back_in_answers(crop: Any) -> None:
+    augment = Augment(crop=crop, scale=(0.5, 1.0), jitter=(0.6, 1.6), flip=True)
+    run = replace(run_of(toys.LocateSettings()), augment=augment, model=replace(SIZES["nano/2"], image_size=(32, 24)))
+    components, _ = build(run, splits(toys.Locate), CPU)
+    task, batch = components.task, next(components.train.batches())
+    assert batch["box"].shape == (4, 2, 4) and bool((batch["box_class"] == -1).any()), "padded to two boxes"
+    loss = task.loss(batch)
+    assert 0 < int(loss["count"]) <= 8 and float(loss["loss"] / loss["count"]) < 0.04, "about a pixel"
+    val = components.loaders["val"].set
+    found = task.predict([val.image(i, 3) for i in range(len(val))])
+    for answer, boxes in zip(found, toys.Rectangles.of(val).boxes, strict=True):
+        assert isinstance(answer, toys.Found)
+        assert answer.labels == ["red", "green"] and float((answer.boxes - boxes).abs().max()) < 3
+    scores = task.evaluate(components.loaders, "val")
+    assert scores["mean_iou"] > 0.8 and scores["count"] == 2
+
+
 def test_options_change_how_a_task_prepares() -> None:
     task = toys.Dense()
     image = torch.zeros(3, 8, 40, dtype=torch.uint8)
@@ -198,6 +225,18 @@ def test_options_change_how_a_task_prepares() -> None:
     assert len(task.prepare(image).images) > few
     with pytest.raises(UserError, match="--top is not an option of this model's task, dense"):
         task.choose({"top": 3})
+
+
+def test_boxes_come_back_in_pixels_of_the_original_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toys.Locate(preprocess=Preprocess((24, 24))).save(tmp_path / "model")
+    canvas = Image.new("RGB", (90, 30))
+    canvas.paste((255, 0, 0), (30, 6, 75, 24))
+    canvas.save(tmp_path / "a.png")
+    assert command("predict", tmp_path / "a.png", "--model", tmp_path / "model", "--json") == 0
+    (found,) = json.loads(capsys.readouterr().out)["boxes"]
+    assert found["label"] == "red" and found["box"] == pytest.approx([30, 6, 75, 24], abs=4)  # a pixel of the input
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", "", ".csv"])
@@ -242,3 +281,112 @@ def test_a_task_that_starts_from_another_kind_keeps_the_encoder() -> None:
     data, loaded = splits(toys.Linear), vitrail.create("nano/2", classes=["wide", "high"])
     task = toys.Linear.adopt(toys.LinearSettings(), loaded, data, loaded.preprocess)
     assert task.encoder is loaded.encoder
+
+
+# Hooks that name something: each decides what the commands say.
+
+
+def command(*arguments: Any) -> int:
+    from vitrail.cli import main
+
+    return main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A recipe of `Locate`, for the command line."""
+    run = replace(run_of(toys.LocateSettings()), recipe="locate", data="rectangles", epochs=1)
+    monkeypatch.setitem(recipes.RECIPES, "locate", lambda images: run)
+    return "locate"
+
+
+def test_settings_in_the_weights_are_fixed_and_free_ones_may_change(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("train", recipe, "--data", "rectangles", "--out", tmp_path / "first") == 0
+    start = ("train", recipe, "--data", "rectangles", "--init", tmp_path / "first")
+    assert command(*start, "--weight", "2", "--out", tmp_path / "second") == 0
+    assert RunFolder(tmp_path / "second").run().task == toys.LocateSettings(weight=2.0)
+    capsys.readouterr()
+    assert command(*start, "--slots", "2", "--out", tmp_path / "third") == 2
+    said = capsys.readouterr().err
+    assert "slots" in said and said.count("\n") == 1 and not (tmp_path / "third").exists()
+
+
+def test_a_method_without_a_use_for_a_setting_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    run = run_of(toys.LocateSettings())
+    warn_unused(run, replace(run, task=toys.LocateSettings(weight=3.0)), "linear")
+    assert "method linear does not use --weight" in caplog.text
+    caplog.clear()
+    warn_unused(run, replace(run, task=toys.LocateSettings(slots=2)), "linear")
+    warn_unused(run, replace(run, task=toys.LocateSettings(weight=3.0)), "full")
+    assert not caplog.text
+
+
+def test_any_encoder_takes_weights_of_another_kind_with_their_preprocessing() -> None:
+    network = CNNConfig(image_size=(16, 16))
+    changed = recipes.from_weights(replace(run_of(toys.LocateSettings()), mean=(0.1, 0.2, 0.3)), "x", network)
+    assert isinstance(changed.model, CNNConfig) and changed.mean is None
+    with pytest.raises(UserError, match="x is a .* which toy does not train"):
+        recipes.from_weights(run_of(toys.DenseSettings()), "x", network)
+
+
+def test_the_loss_of_validation_is_drawn_under_the_name_of_the_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, folder = trained(toys.Locate, tmp_path)
+    rows = [row for row in folder.rows() if row["kind"] == "val"]
+    drawn: list[Any] = []
+
+    def chart(panels: Any, text: str) -> str:
+        drawn.append(panels)
+        return ""
+
+    monkeypatch.setattr("vitrail.report.curves.chart", chart)
+    write_report(folder.path)
+    (validation,) = [line for line in drawn[0][0].lines if line.label == "validation"]
+    assert drawn[0][0].title == "loss" and "loss" not in rows[0]
+    assert [y for _, y in validation.points] == [row["distance"] for row in rows] and len(rows) == 3
+
+
+def test_only_portable_tasks_are_written_in_other_layouts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toys.Locate().save(tmp_path / "own")
+    for to in ("timm", "hf", "google"):
+        assert command("convert", tmp_path / "own", tmp_path / "out", "--to", to) == 2
+        assert f"{to} cannot store this model of the task 'locate'" in capsys.readouterr().err
+    assert command("convert", tmp_path / "own", tmp_path / "out") == 0
+    with pytest.raises(UserError, match="cannot be loaded as dense$"):
+        vitrail.load(tmp_path / "own", task="dense")
+    letterboxed = vitrail.create("nano/2")
+    letterboxed.preprocess = replace(letterboxed.preprocess, resize="letterbox")
+    letterboxed.save(tmp_path / "boxed")
+    assert command("convert", tmp_path / "boxed", tmp_path / "timm", "--to", "timm") == 2
+    assert "timm cannot store that this model's images are letterboxed" in capsys.readouterr().err
+
+
+def test_the_encoder_of_any_task_loads_as_the_headless_one(tmp_path: Path) -> None:
+    task = toys.Locate().eval()
+    task.save(tmp_path / "own")
+    alone = vitrail.load(tmp_path / "own", task="embed")
+    assert type(alone).headless and alone.preprocess == task.preprocess
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.equal(alone(images), task.encoder.pool(task.features(images)))
+    with pytest.raises(UserError, match="task='embed' has no head for 3 classes"):
+        vitrail.load(tmp_path / "own", task="embed", classes=3)
+
+
+def test_what_people_agree_on_is_for_data_with_several_answers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toys.Locate().save(tmp_path / "own")
+    words = ("eval", tmp_path / "own", "--data", "rectangles", "--human", "--json")
+    assert command(*words) == 2
+    assert "the data of the task locate has one answer per image" in capsys.readouterr().err
+
+    def agreed(kind: Any, data: ImageSet) -> dict[str, Any]:
+        return {"mean_iou": 0.5, "count": len(data)}
+
+    monkeypatch.setattr(toys.Locate, "human", classmethod(agreed))
+    assert command(*words) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert (row["source"], row["split"], row["mean_iou"], row["count"]) == ("human", "test", 0.5, 2)

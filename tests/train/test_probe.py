@@ -33,5 +33,5 @@ def test_features_without_a_class_per_image_are_refused() -> None:
     task = vitrail.create("nano/2")
     captions = ImageSet("two", ["a", "b"], [torch.zeros(3, 8, 8, dtype=torch.uint8)] * 2, Texts([["a dog"], ["a cat"]]))
     loader = evaluation_loader(task, captions, CPU)
-    with pytest.raises(UserError, match="one class per image, and captions have none"):
+    with pytest.raises(UserError, match="one label per image, and captions are none"):
         probe(task, loader, loader, loader)

@@ -96,7 +96,7 @@ def read_table(file: Path, lines: list[str], left_out: LeftOut) -> list[Entry]:
     image, captions, split_column, columns = 0, [1], None, 2
     simple = ROW.match(lines[start].strip()) is not None
     if not simple:
-        header = list(_csv(file, lines[: start + 1], start, mark))
+        header = _csv(file, lines[: start + 1], start, mark)
         names = [name.strip() for _, values in header for name in values]
         image, captions, split_column = _columns(names, f"{file}, line {start + 1}")
         columns = len(names)
@@ -177,12 +177,20 @@ def _unquoted(text: str) -> str:
     return text.replace('""', '"')
 
 
-def _csv(file: Path, lines: list[str], start: int, mark: str) -> Iterator[tuple[int, list[str]]]:
+def _csv(file: Path, lines: list[str], start: int, mark: str) -> list[tuple[int, list[str]]]:
     """Line numbers with the fields of a row."""
-    before = csv.field_size_limit(sys.maxsize)  # a caption that is too long is left out later, with a message
+    # A caption that is too long is left out later, with a message. The limit is one for the whole process.
+    before = csv.field_size_limit(sys.maxsize)
     try:
-        reader = csv.reader((f"{line}\n" for line in lines[start:]), delimiter=mark, skipinitialspace=True)
-        end = start
+        return list(_rows(file, lines, start, mark))
+    finally:
+        csv.field_size_limit(before)
+
+
+def _rows(file: Path, lines: list[str], start: int, mark: str) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader((f"{line}\n" for line in lines[start:]), delimiter=mark, skipinitialspace=True)
+    end = start
+    try:
         for values in reader:
             number, end = end + 1, start + reader.line_num
             swallowed = any(ROW.search(line) for line in lines[number:end])
@@ -195,8 +203,6 @@ def _csv(file: Path, lines: list[str], start: int, mark: str) -> Iterator[tuple[
                 yield number, values
     except csv.Error as error:
         raise UserError(f"{file}, line {start + reader.line_num}: {error}") from None
-    finally:
-        csv.field_size_limit(before)
 
 
 def read_json(file: Path, lines: list[str], left_out: LeftOut) -> list[Entry]:
