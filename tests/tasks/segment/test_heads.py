@@ -109,8 +109,8 @@ def renamed(theirs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     for i in range(4):
         block, mine = f"layers.{i}", f"encoder.blocks.{i}"
         for kind in ("weight", "bias"):
-            parts = [theirs[f"{block}.attention.{name}_proj.{kind}"] for name in "qkv"]
-            found[f"{mine}.attention.qkv.{kind}"] = torch.cat(parts)
+            each = [theirs[f"{block}.attention.{name}_proj.{kind}"] for name in "qkv"]
+            found[f"{mine}.attention.qkv.{kind}"] = torch.cat(each)
         names |= {
             f"{block}.norm1": f"{mine}.norm1",
             f"{block}.norm2": f"{mine}.norm2",

@@ -26,7 +26,7 @@ def colours(count: int) -> list[tuple[int, int, int]]:
 
 
 def overlay(image: Image.Image, mask: Tensor, classes: int) -> Image.Image:
-    """The image in RGB under the colours of a mask [H, W] of class numbers; other numbers leave it as it is."""
+    """The image in RGB under the colours of a mask [H, W] of class numbers; other numbers leave it unchanged."""
     picked = Image.fromarray(mask.clamp(-1, classes).to(dtype=mask.dtype).numpy().astype(np.int32), "I")
     numbers = np.asarray(picked.resize(image.size, Image.Resampling.NEAREST))
     known = (numbers >= 0) & (numbers < classes)

@@ -148,7 +148,7 @@ class Segment(Task):
     # From an image to an answer
 
     def frames(self, image: AnyImage) -> Sample:
-        """The whole image at the scale of training, or overlapping windows of it; also flipped, where asked.
+        """The whole image at the scale of training, or overlapping windows of it; also flipped, with `flip`.
 
         At that scale an image just covers `preprocess.size` / `crop_fraction`, as before the centre crop elsewhere.
         """
