@@ -8,58 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from images import encoded, folder_of, smooth
+from images import encoded, folder_of
+from mask_data import SIZE, flat, made, numbers, numbers_of, put, several
 from PIL import Image
 
 from vitrail.data import rle
 from vitrail.data.decode import BadImage
-from vitrail.data.loader import Loader
 from vitrail.data.masks import Masks
-from vitrail.data.preprocess import Preprocess
-from vitrail.data.sets import ImageSet, Splits, open_data
+from vitrail.data.sets import ImageSet, open_data
 from vitrail.errors import UserError
 
-SIZE = (12, 16)
 COLOURS = [(0, 0, 0), (200, 0, 0), (0, 200, 0), (9, 9, 250)]
 NAMES = ["sky", "road", "tree", "void"]
 LIST = "".join(f"{name} {r} {g} {b}\n" for name, (r, g, b) in zip(NAMES, COLOURS, strict=True))
-
-
-def numbers(seed: int, classes: int = 3) -> np.ndarray:
-    """Blocks of all classes."""
-    blocks = np.random.default_rng(seed).permutation(np.arange(12) % classes).reshape(3, 4)
-    return np.kron(blocks, np.ones((4, 4))).astype(np.uint8)
-
-
-def made(root: Path, *files: str) -> Path:
-    """Images (.jpg) and masks (.png) by their paths; the number in a stem seeds its mask."""
-    for file in files:
-        path = root / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        seed = number_of(file)
-        path.write_bytes(encoded(numbers(seed)) if path.suffix == ".png" else encoded(smooth(*SIZE, seed=seed), "JPEG"))
-    return root
-
-
-def number_of(file: str) -> int:
-    """The number in the stem of a file. Cityscapes has an 8 in the name of every image."""
-    return int("".join(filter(str.isdigit, Path(file).stem.replace("8bit", ""))))
-
-
-def numbers_of(file: str) -> np.ndarray:
-    return numbers(number_of(file))
-
-
-def several(pattern: str, count: int = 4) -> list[str]:
-    return [pattern.format(i) for i in range(count)]
-
-
-def put(root: Path, mask: np.ndarray | bytes, name: str = "masks/1.png") -> None:
-    (root / name).write_bytes(mask if isinstance(mask, bytes) else encoded(mask))
-
-
-def flat(root: Path, count: int = 4) -> Path:
-    return made(root, *several("images/{}.jpg", count), *several("masks/{}.png", count))
 
 
 def check(images: ImageSet) -> None:
@@ -289,63 +250,6 @@ def test_grey_images_are_no_class_numbers(tmp_path: Path) -> None:
         put(root, np.zeros(SIZE, dtype=np.uint8), f"masks/{i}.png")
     with pytest.raises(UserError, match=r"the masks have the class 0 only \(void is 255\)"):
         Masks.open(root)
-
-
-def through_the_loader(splits: Splits, train: bool, max_bad: float = 1.0, memory: bool = False) -> Loader:
-    loader = Loader(splits.train, Preprocess(SIZE), batch_size=2, seed=0, train=train, memory=memory, max_bad=max_bad)
-    batches = loader.batches() if train else loader.evaluation()
-    for _ in range(8 if train else 1):
-        for batch in [next(batches)] if train else batches:
-            assert batch["mask"].shape[1:] == SIZE and ((batch["mask"] < 3) | (batch["mask"] == 255)).all()
-    return loader
-
-
-def spoil(root: Path, how: str) -> None:
-    """Spoil the mask of image 1."""
-    mask = numbers(1)
-    if how == "missing":
-        (root / "masks/1.png").unlink()
-    elif how == "16-bit":
-        put(root, mask.astype(np.uint16) * 257)
-    else:
-        spoiled: dict[str, np.ndarray | bytes] = {
-            "size": mask[:-2],
-            "number": mask + 1,
-            "void": np.full(SIZE, 255, dtype=np.uint8),
-            "RGB": np.stack([mask] * 3, -1),
-            "JPEG": encoded(mask, "JPEG"),
-            "cut": encoded(mask)[:60],
-        }
-        put(root, spoiled[how])
-
-
-@pytest.mark.parametrize(
-    "how, reason",
-    [
-        ("missing", "images/1.jpg: the image has no mask"),
-        ("16-bit", r"masks/1.png: a pixel has the number \d+ \(a 16-bit mask\), but there are 3 classes"),
-        ("size", r"masks/1.png: the mask is 16x10 pixels, its image 16x12"),
-        ("number", "masks/1.png: a pixel has the number 3, but there are 3 classes, from 0, and void is 255"),
-        ("void", "masks/1.png: every pixel of the mask is void"),
-        ("RGB", "masks/1.png: .*this is RGB: put a class list with colours beside"),
-        ("JPEG", "masks/1.png: a mask must be in a lossless format such as PNG; JPEG"),
-        ("cut", "masks/1.png: "),
-    ],
-)
-@pytest.mark.parametrize("train, memory", [(True, False), (False, False), (True, True)])
-def test_bad_masks_are_left_out_and_counted(
-    how: str, reason: str, train: bool, memory: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    root = flat(tmp_path)
-    (root / "classes.txt").write_text("sky\nroad\ntree\n")
-    spoil(root, how)
-    splits = Masks.open(root, val_fraction=0)
-    loader = through_the_loader(splits, train, memory=memory)
-    bad = splits.train.keys.index("images/1.jpg")
-    assert [*loader.bad] == [bad] and caplog.text.count("left out") == 1
-    with pytest.raises(UserError, match=f"1 of 4 images .*{reason}") as error:
-        through_the_loader(splits, train, max_bad=0.01, memory=memory)
-    assert "\n" not in str(error.value)
 
 
 def test_sixteen_bits_may_hold_classes(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def _say(what: str, other: str, path: Path, files: list[Path]) -> None:
         log.warning(f"{path}: {len(files):,} {what}s, as {files[0]}, have no {other} and are left out")
 
 
-def _walk(folder: Folder, role: str | None, split: str, above: tuple[str, ...]) -> Iterator[Place]:
+def _walk(folder: Folder, role: str | None, split: str, folders: tuple[str, ...]) -> Iterator[Place]:
     """The images below a folder, each with the role and the split that the names of its folders give."""
     stems = {file.stem.lower() for file in folder.images}
     for file in folder.images:
@@ -113,14 +113,14 @@ def _walk(folder: Folder, role: str | None, split: str, above: tuple[str, ...]) 
         # A mask may lie beside its image: `1_mask.png` beside `1.png`.
         base = target_base(stem)
         own = "targets" if base != stem and base in stems else role
-        yield Place(file, "/".join((*above, stem)), split, own)
+        yield Place(file, "/".join((*folders, stem)), split, own)
     names = {joined(inner.name): inner.name for inner in folder.folders}
     for inner in folder.folders:
         images_of = next((names[left] for left in sorted(remainders(inner.name)) if left in names), None)
         found = role_of(inner.name) or end_role_of(inner.name) or ("targets" if images_of else None)
         own_split = _split(images_of if images_of and _split(inner.name) is None else inner.name)
-        inside = above if found or own_split else (*above, inner.name.lower())
-        yield from _walk(inner, found or role, split or own_split or "", inside)
+        own_folders = folders if found or own_split else (*folders, inner.name.lower())
+        yield from _walk(inner, found or role, split or own_split or "", own_folders)
 
 
 def _split(name: str) -> str | None:
