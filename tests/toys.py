@@ -22,7 +22,7 @@ from vitrail.data.sets import ImageSet, Splits
 from vitrail.sizes import SIZES
 from vitrail.tasks.encoder import Encoder, encoder_for
 from vitrail.tasks.task import Task
-from vitrail.tasks.values import Batch, Checkpoint, Metric, Prediction, Score, Section, Settings
+from vitrail.tasks.values import Batch, Checkpoint, Prediction, Score, Section, Settings
 from vitrail.vit import Tokens
 
 
@@ -335,7 +335,7 @@ class Teacher(Toy):
             average.lerp_(value, 0.1)
 
     def evaluate(
-        self, loaders: Mapping[str, Any], split: str = "val", metric: Metric | None = None, final: bool = False
+        self, loaders: Mapping[str, Any], split: str = "val", metric: Any = None, final: bool = False
     ) -> dict[str, Any]:
         """How far the features of the split are from the nearest of the training split."""
         means = [torch.cat([self(batch["image"]) for batch in loaders[name].evaluation()]) for name in ("train", split)]
@@ -369,7 +369,7 @@ class Twins(Toy):
         return {"loss": losses, "count": torch.full((), len(one), device=one.device)}
 
     def evaluate(
-        self, loaders: Mapping[str, Any], split: str = "val", metric: Metric | None = None, final: bool = False
+        self, loaders: Mapping[str, Any], split: str = "val", metric: Any = None, final: bool = False
     ) -> dict[str, Any]:
         vectors = torch.cat([self(batch["image"]) for batch in loaders[split].evaluation()])
         return {"distance": torch.cdist(vectors, vectors).mean().item(), "count": len(vectors)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
@@ -47,6 +48,12 @@ def example(image: Any, caption: str, body: str = "", look: str = "plain") -> st
         return ""
     shown = f'<img src="data:image/png;base64,{image}" alt="">'
     return f'<figure class="example {look}">{shown}<figcaption>{caption}</figcaption>{body}</figure>'
+
+
+def examples(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows of a run's `examples.json`: their figures, or their images where they have none, with their text."""
+    shown = ((row.get("figure") or row.get("image"), escape(str(row.get("text", "")))) for row in rows)
+    return "".join(example(image, text) for image, text in shown)
 
 
 PAGE = """<!doctype html>

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,12 +30,12 @@ from vitrail.tasks.task import Task
 from vitrail.train.build import (
     VAL_FRACTION,
     build,
-    evaluation_loader,
     open_for,
     warn_unused,
 )
 from vitrail.train.device import choose_device
 from vitrail.train.frozen import fit_frozen
+from vitrail.train.loaders import Loaders, evaluation_loader
 from vitrail.train.loop import Components, evaluate, fit
 from vitrail.train.probe import probe as probe_scores
 from vitrail.train.run import Run, replaced, with_fields
@@ -202,8 +203,8 @@ def examples(components: Components, count: int = 24) -> list[dict[str, Any]]:
             "image": as_png(image, THUMBNAIL),
             "text": answer.text(),
             "truth": chosen.target.truth(i),
-            **answer.row(),
         }
+        row = {**answer.row(), **row}
         if task.target.spatial:  # the answer lies in the image, and its row does not show it
             row["figure"] = as_png(answer.draw(image), FIGURE)
         rows.append(row)
@@ -242,11 +243,13 @@ def score(
         return score_features(task, open_classes(task, data, group), split, images, group)
     splits = with_held_back(open_for(task, data, task.data_options(), group=group), split, learned)
     name, chosen = choose_split(splits, split)
-    metric = task.metric(chosen, None if name == "train" else splits.train)
-    chosen = chosen.spread(images)
+    read = chosen.spread(images)
+    read = read.shuffled() if shuffle else read
     device = next(task.parameters()).device
-    loader = evaluation_loader(task, chosen.shuffled() if shuffle else chosen, device)
-    scores = evaluate(task, {name: loader}, name, metric=metric, final=True)
+    all_splits = {"train": splits.train, "val": splits.val, "test": splits.test, name: read}
+    loaders = Loaders({k: partial(evaluation_loader, task, own, device) for k, own in all_splits.items() if own})
+    train = None if name == "train" else splits.train
+    scores = evaluate(task, loaders, name, metric=lambda: task.metric(chosen, train), final=True)
     return name, {**scores, "shuffled": True} if shuffle else scores
 
 
@@ -317,14 +320,22 @@ def score_features(
     train, val, scored = (chosen.spread(images) for chosen in (train, val, scored))
     device = next(task.parameters()).device
     loaders = [
-        Loader(chosen, task.preprocess, batch_size=256, seed=0, train=False, device=device)
+        Loader(
+            chosen,
+            task.preprocess,
+            prepare=task.preparation(train=False),
+            batch_size=256,
+            seed=0,
+            train=False,
+            device=device,
+        )
         for chosen in (train, val, scored)
     ]
     scores = {}
     if task.outputs:
         try:
             scored_by = {name: evaluation_loader(task, scored, device)}
-            scores = evaluate(task, scored_by, name, metric=task.metric(scored), final=True)
+            scores = evaluate(task, scored_by, name, metric=lambda: task.metric(scored), final=True)
         except UserError as error:
             log.warning(f"only the model's features are scored: {error}")
     return name, {**scores, **probe_scores(task, *loaders)}

@@ -33,7 +33,8 @@ from vitrail.tasks.encoder import encoder_of
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Features
 from vitrail.train import frozen, loop
-from vitrail.train.build import build, evaluation_loader, start
+from vitrail.train.build import build, start
+from vitrail.train.loaders import evaluation_loader
 from vitrail.train.probe import features
 from vitrail.train.run import Run
 from vitrail.train.state import RunFolder

@@ -17,18 +17,24 @@ import vitrail
 from vitrail import recipes, tasks
 from vitrail.baselines import CNNConfig
 from vitrail.data.augment import Augment
+from vitrail.data.loader import Loader
 from vitrail.data.masks import Masks
+from vitrail.data.prepare import Sample
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import ImageSet, Splits
 from vitrail.data.targets import Labels
 from vitrail.errors import UserError
 from vitrail.report import write_report
 from vitrail.sizes import SIZES
+from vitrail.start import score
+from vitrail.tasks.classify import Classify
 from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Settings
-from vitrail.train.build import build, evaluation_loader, warn_unused
+from vitrail.train.build import build, warn_unused
+from vitrail.train.loaders import evaluation_loader
 from vitrail.train.loop import Components, fit
+from vitrail.train.probe import features
 from vitrail.train.run import Run
 from vitrail.train.state import RunFolder
 
@@ -131,10 +137,74 @@ def test_micro_batches_add_up_to_the_batch_for_masks_and_views(name: str) -> Non
             assert sum(float(piece[entry]) for piece in pieces) == pytest.approx(float(value), rel=1e-5)
 
 
-def test_lower_resolution_is_refused_where_more_than_one_image_would_follow() -> None:
-    for name in ("dense", "teacher"):
-        with pytest.raises(UserError, match="early_size"):
-            build(run_of(KINDS[name].settings(), early_size=4), splits(KINDS[name]), CPU)
+def test_lower_resolution_at_first_is_for_one_view_per_sample_and_masks_follow(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="early_size"):
+        build(run_of(toys.Teacher.settings(), early_size=4), splits(toys.Teacher), CPU)
+    sizes = []
+
+    class Watched(toys.Dense):
+        def loss(self, batch: Any, gather: Any = None) -> dict[str, Tensor]:
+            sizes.append((*batch["image"].shape[-2:], *batch["mask"].shape[-2:]))
+            return super().loss(batch, gather)
+
+    run = run_of(toys.DenseSettings(), early_size=4, early=0.5)
+    components, steps = build(run, splits(toys.Dense), CPU)
+    components.task.__class__ = Watched
+    folder = RunFolder(tmp_path / "run")
+    with folder.new():
+        folder.begin(run, components.task.classes)
+        fit(run, components, folder, steps)
+    assert sizes == [(4, 4, 4, 4)] * 3 + [(8, 8, 8, 8)] * 3
+
+
+def test_a_task_that_scores_in_its_own_way_is_scored_on_the_command_line_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, scores, folder = trained(toys.Teacher, tmp_path)
+    monkeypatch.setattr(toys.Teacher.target, "open", lambda *args, **kwargs: splits(toys.Teacher))
+    name, again = score(vitrail.load(folder.path), str(folder.path), "halves", "test")
+    assert name == "test" and again["distance"] == pytest.approx(scores["distance"], abs=1e-5)
+
+
+class Flipped(Classify):
+    """Sees an image and its mirror image, and does not merge their outputs."""
+
+    def frames(self, image: Any) -> Any:
+        images, affine = super().frames(image)
+        assert affine is not None
+        return Sample(torch.cat([images, images.flip(-1)]), affine.with_flips())
+
+
+def test_several_frames_need_an_answer_that_merges_them() -> None:
+    task = Flipped(encoder_for(SIZES["nano/2"]), ["wide", "high"], Preprocess(size=(8, 8)))
+    loader = evaluation_loader(task, splits(toys.Linear).train, CPU)
+    with pytest.raises(ValueError, match="8 answers for 4 images"):
+        task.predict([torch.zeros(3, 8, 8, dtype=torch.uint8)] * 4)
+    with pytest.raises(ValueError, match="16 frames of 8 images"):
+        task.evaluate({"val": loader}, "val")
+    with pytest.raises(ValueError, match="16 frames of 8 images"):
+        features(task, loader, "fp32")
+
+
+def test_training_images_are_evaluated_as_others_are() -> None:
+    """By tiles and flips where the task sees these, and whole where training cuts random crops."""
+    components, _ = build(run_of(toys.DenseSettings()), splits(toys.Dense), CPU)
+    task, images = components.task, splits(toys.Dense).train
+    batch = next(components.loaders["train"].evaluation())
+    assert torch.equal(
+        batch["image"],
+        task.preprocess.normalise(torch.cat([task.prepare(images.open(i)).images for i in batch["sample"].tolist()])),
+    )
+
+
+def test_images_in_memory_for_crops_are_evaluated_as_streamed_ones() -> None:
+    pixels = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8)
+    data = ImageSet("noise", list("abcdef"), pixels, Labels(torch.arange(6) % 2, ["a", "b"]))
+    way = Preprocess(size=(8, 8), crop_fraction=0.5)
+    for memory in (True, False):
+        how: Any = {"batch_size": 6, "seed": 0, "train": True, "augment": Augment(crop="resized"), "memory": memory}
+        (batch,) = Loader(data, way, **how).evaluation()
+        assert torch.equal(batch["image"], torch.stack([way(image) for image in pixels]))
 
 
 def test_a_mask_of_another_size_is_named_also_where_the_task_prepares_images_itself() -> None:

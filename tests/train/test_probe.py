@@ -9,7 +9,7 @@ import vitrail
 from vitrail.data.sets import ImageSet, open_data
 from vitrail.data.targets import Texts
 from vitrail.errors import UserError
-from vitrail.train.build import evaluation_loader
+from vitrail.train.loaders import evaluation_loader
 from vitrail.train.probe import features, probe
 
 CPU = torch.device("cpu")

@@ -128,8 +128,10 @@ class Loader:
             raise UserError(f"{len(self.set)} images are too few for {self.world} processes")
         if self.augment is not None and self.target.spatial:
             refuse_spatial(self.augment, self.target.noun)
-        if len(self.views) > 1 and (self.target.spatial or self.prepare is not None):
+        if len(self.views) > 1 and self.target.spatial:
             raise UserError(f"{self.target.noun} follow one image per sample, and this task takes several")
+        if len(self.views) > 1 and self.prepare is not None:
+            raise ValueError("a task prepares its images itself, or has several views of them, and not both")
         if self.augment is not None and self.augment.mixes and len(self.views) > 1:
             raise UserError("mixup and cutmix mix one image per sample, but this task has several: set both to 0")
         if self.unit == 1:
@@ -219,7 +221,10 @@ class Loader:
             sizes = [kept.sources[want.sample] for want in plan]
             affine = affine_of(plan, sizes, sizes, self.preprocess, self.seed, augment)
             truths, values = values, [self.target.warp(value, affine.subset([i])) for i, value in enumerate(values)]
-        images = [kept.pixels(self._to_device(samples))] * len(self.views)
+        pixels = kept.pixels(self._to_device(samples))
+        if augment is None and self.augment is not None and self.augment.cuts:  # kept whole, for random crops
+            pixels = self.preprocess.prepare(pixels)
+        images = [pixels] * len(self.views)
         fetched = Fetched(images, samples, draws, values, truths, affine, {})
         return self._finish(fetched, plan[0].epoch, augment)
 

@@ -7,6 +7,7 @@ import zlib
 from torch import Tensor
 
 from vitrail.errors import UserError
+from vitrail.tasks.values import Batch
 
 
 def finite(outputs: Tensor) -> Tensor:
@@ -14,6 +15,17 @@ def finite(outputs: Tensor) -> Tensor:
     if not outputs.isfinite().all():
         raise UserError("the model's outputs are not finite: its weights are damaged, or overflow in this precision")
     return outputs
+
+
+def one_frame_each(batch: Batch) -> Tensor:
+    """The images of a batch. Raises ValueError if an image has several frames, which only `answer` can merge."""
+    if len(batch["image"]) != len(batch["sample"]):
+        raise ValueError(
+            f"{len(batch['image'])} frames of {len(batch['sample'])} images: a task with several frames per image is "
+            'scored by its answers (metric_reads = "answers"), and its features are not scored'
+        )
+    images: Tensor = batch["image"]
+    return images
 
 
 def numbered_by_pixels(image: Tensor) -> int:

@@ -10,7 +10,6 @@ import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -23,9 +22,9 @@ from vitrail.data.preprocess import AnyImage, Preprocess
 from vitrail.data.random import uniform_by_key
 from vitrail.data.targets import Labels, Target
 from vitrail.errors import UserError
-from vitrail.html import example
+from vitrail.html import examples
 from vitrail.ops import stochastic_depth
-from vitrail.tasks.answers import numbered_by_pixels
+from vitrail.tasks.answers import numbered_by_pixels, one_frame_each
 from vitrail.tasks.checkpoint import write
 from vitrail.tasks.values import (
     Batch,
@@ -167,8 +166,8 @@ class Task(nn.Module):
     def prepare(self, image: AnyImage, augment: Augment | None = None, draw: Draw | None = None) -> Sample:
         """An image as the model takes it but for `preprocess.normalise`, with the affine from the original.
 
-        Evaluation, prediction and figures all prepare images so, and see the same pixels. With a `draw` (seed, epoch,
-        sample) it is prepared as training does in that epoch, by `augment`.
+        Evaluation, prediction and figures see the same pixels. With a `draw` (seed, epoch, sample) it is prepared as
+        training does in that epoch, by `augment`.
         """
         from vitrail.data.prepare import prepare  # imports torchvision, which takes seconds: loading does without
 
@@ -218,19 +217,20 @@ class Task(nn.Module):
             frames = [self.preprocess.normalise(sample.images) for sample in batch]
             samples = torch.tensor([numbered_by_pixels(images[0]) for images in frames], device=device)
             affine = Affine.join([sample.affine for sample in batch if sample.affine is not None])
-            found += self.answer({"image": torch.cat(frames).to(device), "sample": samples, "affine": affine})
+            answers = self.answer({"image": torch.cat(frames).to(device), "sample": samples, "affine": affine})
+            if len(answers) != len(batch):
+                raise ValueError(f"{len(answers)} answers for {len(batch)} images: `answer` must merge frames")
+            found += answers
         return found
 
     def predict(self, images: Sequence[Image.Image | Tensor], batch_size: int = 32) -> list[Prediction]:
         """Answers for images: PIL images, or tensors [C, H, W] of uint8, uint16 or floats of 0 to 1 (or 0 to 255).
 
-        One batch is prepared at a time, so that no more than a batch of prepared images is in memory. An image that PIL
-        has opened and not loaded is read as `vitrail predict` reads the file, and stays unloaded. Leaves the task in
-        eval mode.
+        One batch is prepared at a time. An image that PIL has opened and not loaded is read as `vitrail predict` reads
+        the file, and stays unloaded. Leaves the task in eval mode.
         """
-        starts = range(0, len(images), batch_size)
-        batches = ([self.prepare(image) for image in images[start : start + batch_size]] for start in starts)
-        return [answer for batch in batches for answer in self.answers(batch)]
+        batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
+        return [answer for batch in batches for answer in self.answers([self.prepare(image) for image in batch])]
 
     def choose(self, changes: Mapping[str, Any]) -> None:
         """Set fields of `option`, as the flags of `predict` and `eval` ask. UserError where the model cannot."""
@@ -250,8 +250,8 @@ class Task(nn.Module):
     def loss(self, batch: Batch, gather: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
         """`loss` as a sum over `count` items; the loop divides over all processes and accumulation steps.
 
-        Other entries are sums over the same items, whose means are logged under their names. `gather` joins the rows of
-        all processes, for a task whose loss needs the `whole_batch`.
+        Other entries are sums over the same items, whose means are logged under their names. For a loss that needs the
+        `whole_batch`, `gather` joins the rows of all processes (of one, until vitrail trains in several).
         """
 
     def encode_target(self, target: Target) -> Target:
@@ -291,18 +291,22 @@ class Task(nn.Module):
         raise UserError(f"the data of the task {cls.name} has one answer per image, and no others to compare it with")
 
     def evaluate(
-        self, loaders: Mapping[str, Loader], split: str = "val", metric: Metric | None = None, final: bool = False
+        self,
+        loaders: Mapping[str, Loader],
+        split: str = "val",
+        metric: Callable[[], Metric] | None = None,
+        final: bool = False,
     ) -> dict[str, Any]:
-        """The scores of a split: the metric on every batch of its loader. Tasks that probe or sample override it.
+        """The scores of a split: a metric on every batch of its loader. Tasks that probe or sample override it.
 
-        `loaders` are those of the run by split; a probe learns from `loaders["train"].evaluation()`. `final` is False
-        while a run is training, when scores that take longer are left out.
+        A probe learns from `loaders["train"].evaluation()`. `metric` makes the metric, by default the run's. `final`
+        is False while a run trains, when scores that take longer are left out.
         """
-        metric = metric or self.metric()
+        found = self.metric() if metric is None else metric()
         for batch in loaders[split].evaluation():
-            outputs = self.answer(batch) if self.metric_reads == "answers" else self(batch["image"])
-            metric.update(batch, outputs)
-        return metric.compute()
+            outputs = self.answer(batch) if self.metric_reads == "answers" else self(one_frame_each(batch))
+            found.update(batch, outputs)
+        return found.compute()
 
     def prepare_to_solve(self, method: str, images: int) -> None:
         """Make ready for a method of `solved` on so many training images. UserError where the model cannot."""
@@ -364,8 +368,7 @@ class Task(nn.Module):
         One without a title holds cards (`vitrail.html.card`), which are shown at the top of the page. The default shows
         the examples: images, or where the target is spatial the figures of `Prediction.draw`, with their text.
         """
-        shown = ((row.get("figure") or row.get("image"), str(row.get("text", ""))) for row in run.examples)
-        return [Section("Example predictions", "".join(example(image, escape(text)) for image, text in shown))]
+        return [Section("Example predictions", examples(run.examples))]
 
     # Files
 

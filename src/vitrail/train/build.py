@@ -14,11 +14,12 @@ from vitrail.data.augment import Augment
 from vitrail.data.loader import Loader, Tally
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import seed_for
-from vitrail.data.sets import ImageSet, Splits, split_val
+from vitrail.data.sets import Splits, split_val
 from vitrail.errors import UserError
 from vitrail.tasks import task_of
 from vitrail.tasks.encoder import Encoder, encoder_for
 from vitrail.tasks.task import Task
+from vitrail.train.loaders import evaluation_loader
 from vitrail.train.loop import Components
 from vitrail.train.optim import Optim
 from vitrail.train.run import Run, changed_fields
@@ -49,8 +50,8 @@ def build(run: Run, splits: Splits, device: torch.device, loaded: Task | None = 
     seed = seed_for(run.seed, -1)
     torch.manual_seed(seed)
     task = start(run, Splits(train, val, test), loaded)
-    if run.early_size is not None and (task.target.spatial or sum(view.number for view in task.views) > 1):
-        raise UserError(f"early_size shrinks one image per sample, and the task {task.name} has more to it: remove it")
+    if run.early_size is not None and sum(view.number for view in task.views) > 1:
+        raise UserError(f"early_size shrinks one image per sample, and the task {task.name} has several: remove it")
     if task.whole_batch and run.accumulate > 1:
         raise UserError(f"the loss of the task {task.name} needs the whole batch at once: remove --accumulate")
     if run.init is not None:
@@ -117,31 +118,6 @@ def open_for(
     `options` are the `data_options` of the task or its settings.
     """
     return task.target.open(data, name=name, group=group, val_fraction=0, **options)
-
-
-def evaluation_loader(
-    task: Task,
-    split: ImageSet,
-    device: torch.device,
-    workers: int = 0,
-    seed: int = 0,
-    max_bad: float = 0.01,
-    tally: Tally | None = None,
-) -> Loader:
-    """A loader that reads a split once, in order, with the task's preprocessing; `tally` as in `Loader`."""
-    return Loader(
-        split,
-        task.preprocess,
-        target=task.encode_target(split.target),
-        prepare=task.preparation(train=False),
-        batch_size=256,
-        seed=seed,
-        train=False,
-        device=device,
-        workers=workers,
-        max_bad=max_bad,
-        tally=tally,
-    )
 
 
 def start(run: Run, splits: Splits, loaded: Task | None = None) -> Task:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from types import FrameType
 from typing import Any
 
@@ -25,6 +26,7 @@ from vitrail.errors import RunError, Stopped, UserError, warn_once
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Batch, Metric
 from vitrail.train.device import autocast, ready_to_compile, release_memory
+from vitrail.train.loaders import Loaders, evaluation_loader
 from vitrail.train.lora import merge_lora, merged
 from vitrail.train.optim import Average, Optimizers, factor
 from vitrail.train.progress import Progress
@@ -60,11 +62,19 @@ class Components:
     val: Loader
     test: Loader | None
 
-    @property
-    def loaders(self) -> dict[str, Loader]:
-        """By split."""
-        named = {"train": self.train, "val": self.val, "test": self.test}
-        return {name: loader for name, loader in named.items() if loader is not None}
+    @cached_property
+    def loaders(self) -> Loaders:
+        """By split, for evaluation."""
+        train = self.train
+        makers: dict[str, Callable[[], Loader]] = {"val": lambda: self.val}
+        if train.train:
+            how = (train.device, train.workers, train.seed, train.max_bad)
+            makers["train"] = lambda: evaluation_loader(self.task, train.set, *how)
+        else:
+            makers["train"] = lambda: train
+        if (test := self.test) is not None:
+            makers["test"] = lambda: test
+        return Loaders(makers)
 
 
 def fit(run: Run, components: Components, folder: RunFolder, steps: int, resume: bool = False) -> dict[str, Any]:
@@ -219,7 +229,7 @@ def evaluate(
     loaders: Mapping[str, Loader],
     split: str,
     average: Average | None = None,
-    metric: Metric | None = None,
+    metric: Callable[[], Metric] | None = None,
     final: bool = False,
 ) -> dict[str, Any]:
     """`task.evaluate` on a whole split, with the average of the weights if there is one; `final` as there.

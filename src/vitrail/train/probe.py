@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 
 from vitrail.data.loader import Loader
+from vitrail.tasks.answers import one_frame_each
 from vitrail.tasks.encoder import one_vector
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Features
@@ -21,7 +22,7 @@ def features(task: Task, loader: Loader, precision: Literal["auto", "bf16", "fp3
     vectors, samples = [], []
     for batch in loader.evaluation():
         with autocast(batch["image"].device, precision):
-            vectors.append(one_vector(task.encoder.pool(task.features(batch["image"])).float()))
+            vectors.append(one_vector(task.encoder.pool(task.features(one_frame_each(batch))).float()))
         samples.append(batch["sample"])
     rows = torch.cat(vectors)
     return Features(rows, labels.to(rows.device)[torch.cat(samples)])

@@ -18,7 +18,7 @@ from vitrail.tasks.classify import Classes, Classify
 from vitrail.tasks.classify.knn import Neighbours
 from vitrail.tasks.classify.probe import knn
 from vitrail.tasks.values import Features
-from vitrail.train.build import evaluation_loader
+from vitrail.train.loaders import evaluation_loader
 from vitrail.train.probe import features
 
 CPU = torch.device("cpu")

@@ -73,7 +73,6 @@ class Classify(Headed):
     val_loss = "cross_entropy"
     head: Head | Neighbours  # type: ignore[assignment]
     solved = ("linear", "knn")
-    free = tuple(entry.name for entry in fields(Classification))
     unused_when_frozen = ("smoothing", "balanced")
 
     def __init__(

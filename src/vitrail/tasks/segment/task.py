@@ -243,11 +243,10 @@ class Segment(Task):
         self,
         loaders: Mapping[str, Loader],
         split: str = "val",
-        metric: Metric | None = None,
+        metric: Callable[[], Metric] | None = None,
         final: bool = False,
     ) -> dict[str, Any]:
         """As for any task; at the end also `miou` by the other way of inference, under its own name."""
-        metric = metric or self.metric()
         scores = super().evaluate(loaders, split, metric)
         if not final:
             return scores
