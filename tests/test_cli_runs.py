@@ -126,7 +126,7 @@ def test_a_stopped_run_keeps_its_max_steps(capsys: pytest.CaptureFixture[str], m
     options = ["--max-steps", "30", "--eval-every", "0.5", *TINY]
     printed(capsys, "train", "digits", "--out", "whole", *options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vitrail.train.loop.stop_asked", lambda: _asked_from_the_start())
+        patch.setattr("vitrail.train.loop.stop_requested", lambda: _asked_from_the_start())
         patch.setattr("vitrail.train.loop.SAVE_EVERY", 0.0)
         assert main(["train", "digits", "--out", "resumed", *options]) == 130
     printed(capsys, "train", "--resume", "resumed", "--device", "cpu")
