@@ -67,8 +67,8 @@ def test_a_report_shows_answers_that_lie_in_the_image() -> None:
     loader = Loader(data, task.preprocess, batch_size=2, seed=0, train=False, prepare=task.preparation(train=False))
     rows = examples(Components(task, loader, loader, None), count=2)
     assert [row["text"] for row in rows] == ["2 segments", "2 segments"]
-    image, figure = (Image.open(io.BytesIO(base64.b64decode(rows[0][name]))) for name in ("image", "figure"))
-    assert image.getextrema() == ((40, 200),) * 3
+    shown, figure = (Image.open(io.BytesIO(base64.b64decode(rows[0][name]))) for name in ("image", "figure"))
+    assert shown.getextrema() == ((40, 200),) * 3
     assert figure.size == (20, 12) and figure.getextrema() == ((0, 255),) * 3
     (section,) = Task.report(SimpleNamespace(examples=rows))
     assert section.html.count("<img") == 2 and rows[1]["figure"] in section.html and "2 segments" in section.html
