@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,12 +10,14 @@ import torch
 from checked import checked
 
 import vitrail
-from vitrail.data.masks import Mask
+from vitrail.data.affine import Affine
+from vitrail.data.masks import Masks
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import draw_key
+from vitrail.data.targets import Labels, Target, Texts
 from vitrail.data.text import Tokenizer
 from vitrail.sizes import SIZES, config_for
-from vitrail.tasks.caption import Caption, Captioning, Decoding, numbered
+from vitrail.tasks.caption import Caption, Captioning, Decoding
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.classify.knn import Neighbours
 from vitrail.tasks.encoder import encoder_for
@@ -70,6 +72,40 @@ EXAMPLES: dict[str, dict[str, Callable[[], Task]]] = {
 """by the name of the task"""
 
 
+Sizes = Sequence[tuple[int, int]]
+
+
+def _labels(task: Task, sizes: Sizes, generator: torch.Generator) -> Target:
+    classes = list(task.classes) or ["any"]
+    return Labels(torch.randint(len(classes), (len(sizes),), generator=generator), classes)
+
+
+def _texts(task: Task, sizes: Sizes, generator: torch.Generator) -> Target:
+    return Texts([CAPTIONS[i % len(CAPTIONS)] for i in range(len(sizes))])
+
+
+def _masks(task: Task, sizes: Sizes, generator: torch.Generator) -> Target:
+    count = len(task.classes)
+    drawn = [torch.randint(count + 1, size, generator=generator) for size in sizes]
+    masks = [mask.masked_fill(mask == count, 255).to(torch.uint8) for mask in drawn]
+    return Masks(masks, [str(i) for i in range(len(sizes))], list(task.classes))
+
+
+TARGETS: dict[type[Target], Callable[[Task, Sizes, torch.Generator], Target]] = {
+    Labels: _labels,
+    Texts: _texts,
+    Masks: _masks,
+}
+"""a target for images of these sizes, by its class"""
+INPUTS = {"caption": ("image", "label")}
+"""the fields of a batch that `forward` takes, by the name of the task; the image alone for the others"""
+
+
+def target_for(task: Task, sizes: Sizes, seed: int = 0) -> Target:
+    """What images of these sizes carry for a task, before `encode_target`."""
+    return TARGETS[task.target](task, sizes, torch.Generator().manual_seed(seed))
+
+
 def batch_for(task: Task, count: int, seed: int = 0) -> Batch:
     """A batch as the loader gives it in training, and what evaluation adds."""
     generator = torch.Generator().manual_seed(seed)
@@ -80,13 +116,14 @@ def batch_for(task: Task, count: int, seed: int = 0) -> Batch:
         "epoch": torch.tensor(3),
         "key": draw_key(seed, 3),
     }
-    if isinstance(task, Caption):
-        captions = [CAPTIONS[i % len(CAPTIONS)] for i in range(count)]
-        return {**batch, "label": numbered(captions, task.tokenizer, task.captioning.most_words), "captions": captions}
-    if isinstance(task, Segment):
-        mask = torch.randint(-1, 3, (count, *size), generator=generator)  # -1 is void
-        return {**batch, "mask": mask, "truth": [Mask(str(i), m) for i, m in enumerate(mask)]}
-    return {**batch, "label": torch.randint(max(1, len(task.classes)), (count,), generator=generator)}
+    target = task.encode_target(target_for(task, [size] * count, seed))
+    values = [target.read(i) for i in range(count)]
+    if target.spatial:
+        sizes = torch.tensor([size]).expand(count, -1)
+        affine = Affine.crop(torch.cat([torch.zeros_like(sizes), sizes], dim=1), sizes, size)
+        batch |= {"truth": values, "affine": affine}
+        values = [target.warp(value, affine.subset([i])) for i, value in enumerate(values)]
+    return {**batch, **target.collate(values, torch.arange(count), training=False)}
 
 
 def rows_of(batch: Batch, rows: torch.Tensor) -> Batch:
@@ -94,6 +131,8 @@ def rows_of(batch: Batch, rows: torch.Tensor) -> Batch:
     count = len(batch["sample"])
 
     def chosen(value: Any) -> Any:
+        if isinstance(value, Affine):
+            return value.subset(rows.tolist())
         if isinstance(value, torch.Tensor):
             return value[rows] if value.ndim and len(value) == count else value
         return [value[i] for i in rows.tolist()] if isinstance(value, list) else value
@@ -103,4 +142,4 @@ def rows_of(batch: Batch, rows: torch.Tensor) -> Batch:
 
 def inputs(task: Task, batch: Batch) -> tuple[torch.Tensor, ...]:
     """What `forward` takes of a batch."""
-    return (batch["image"], batch["label"]) if isinstance(task, Caption) else (batch["image"],)
+    return tuple(batch[name] for name in INPUTS.get(task.name, ("image",)))

@@ -430,7 +430,7 @@ def test_a_resume_says_how_its_data_changed(tmp_path: Path, capsys: pytest.Captu
     assert main(["train", "--resume", str(out), "--device", "cpu"]) == 0
 
 
-def test_class_folders_beside_a_test_part_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_class_folders_beside_a_test_split_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = two_classes(tmp_path / "data", 2)
     two_classes(data / "test", 2)
     (data / "notes").mkdir()
@@ -514,7 +514,7 @@ def test_another_broken_pipe_is_a_fault(capfd: pytest.CaptureFixture[str], monke
     assert capfd.readouterr().err == "vitrail: cannot write a file: Broken pipe\n"
 
 
-def test_a_test_part_that_is_bad_does_not_cost_the_run(
+def test_a_bad_test_split_does_not_cost_the_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vitrail.data.memory.IN_MEMORY", 1000)  # what streams is not read before it is needed

@@ -440,7 +440,7 @@ def test_scripts_from_right_to_left_come_back(kind: Any, tmp_path: Path, capsys:
     assert HEBREW in (out / "index.html").read_text(encoding="utf-8") and (out / "words.png").stat().st_size > 5000
 
 
-def test_the_package_carries_a_captioner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_captioner_is_bundled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It writes about images of any shape and mode, and not the same about all of them."""
     samples = Path(vitrail.__file__).parent / "zoo" / "samples"
     with Image.open(samples / "dog.png") as dog:

@@ -217,7 +217,9 @@ def test_one_line_for_what_weights_replace(
 
 
 @pytest.mark.parametrize("flags, count", [([], 3), (["--top", "2"], 2), (["--top", "5"], 5), (["--top", "99"], 10)])
-def test_as_many_classes_as_asked(flags: list[str], count: int, image: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_as_many_classes_as_requested(
+    flags: list[str], count: int, image: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert printed(capsys, "predict", image, *flags).count("%") == count
 
 

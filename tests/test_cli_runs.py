@@ -126,7 +126,7 @@ def test_a_stopped_run_keeps_its_max_steps(capsys: pytest.CaptureFixture[str], m
     options = ["--max-steps", "30", "--eval-every", "0.5", *TINY]
     printed(capsys, "train", "digits", "--out", "whole", *options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vitrail.train.loop.stop_asked", lambda: _asked_from_the_start())
+        patch.setattr("vitrail.train.loop.stop_requested", lambda: _requested_from_the_start())
         patch.setattr("vitrail.train.loop.SAVE_EVERY", 0.0)
         assert main(["train", "digits", "--out", "resumed", *options]) == 130
     printed(capsys, "train", "--resume", "resumed", "--device", "cpu")
@@ -134,7 +134,7 @@ def test_a_stopped_run_keeps_its_max_steps(capsys: pytest.CaptureFixture[str], m
     assert ends[0] == ends[1] and rows_of("resumed", "done")[0]["step"] == 30
 
 
-def _asked_from_the_start() -> Any:
+def _requested_from_the_start() -> Any:
     from contextlib import nullcontext
     from types import SimpleNamespace
 
@@ -285,7 +285,7 @@ URL = "https://example.org//a/cat.jpg?size=1"
         ["compare", URL],
     ],
 )
-def test_a_url_is_named_as_it_is(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_url_is_named_unchanged(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(capsys, *command)
     assert (
         line

@@ -83,7 +83,7 @@ def test_table_shows_what_a_results_file_holds(tmp_path: Path, monkeypatch: pyte
     assert tables.fresh(text) == text
 
 
-def test_table_of_transfer_shows_the_parts_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_of_transfer_shows_the_results_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tables = load_tables()
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     page = "<!-- table:transfer -->\n<!-- /table -->\n"

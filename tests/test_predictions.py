@@ -67,7 +67,7 @@ def test_rows_are_those_of_json_in_every_kind_of_file(
         assert not row["labels"] or json.loads(row["labels"]) == expected["labels"]
 
 
-def test_json_is_printed_too_where_it_is_asked_for(
+def test_json_is_printed_too_on_request(
     images: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     predict(model, images / "c.png", "--json", "--top", 2, "--out", tmp_path / "x.jsonl")

@@ -124,14 +124,14 @@ def evaluate(args: Sequence[str]) -> int:
     parser = Parser("eval", evaluate)
     parser.add_argument("source", help=SOURCE)
     parser.add_revision()
-    parser.add_argument("--data", required=True, help=f"{DATA}; a captioned data set for captioners")
+    parser.add_argument("--data", required=True, help=f"{DATA}; with the targets of the model's task")
     parser.add_argument("--split", choices=("train", "val", "test"), help="default: test, else val, else train")
     parser.add_argument("--probe", action="store_true", help="also score the features, by k-NN and a linear probe")
     parser.add_argument(
-        "--human", action="store_true", help="score people instead: each reference caption against the image's others"
+        "--human", action="store_true", help="score people instead: each reference against the image's others"
     )
     parser.add_argument(
-        "--shuffle-images", action="store_true", help="control: pair each image with the captions of another"
+        "--shuffle-images", action="store_true", help="control: pair each image with the targets of another"
     )
     parser.add_fast_dev_run()
     parser.add_argument("--json", action="store_true", help="print every score as one line of JSON")

@@ -320,7 +320,7 @@ def test_mixing_targets_are_the_shares_of_pixels(augment: Augment) -> None:
 
 
 @pytest.mark.parametrize("augment", [Augment(mixup=0.8), Augment(cutmix=1.0)])
-def test_the_last_of_an_odd_count_stays_as_it_is(augment: Augment) -> None:
+def test_the_last_of_an_odd_count_stays_unchanged(augment: Augment) -> None:
     images = torch.stack([torch.full((3, 9, 9), shade, dtype=torch.uint8) for shade in (10, 100, 250)])
     made, partner, share = mix_pairs(images, torch.arange(3), 0, 0, augment)
     assert torch.equal(made[2], images[2]) and not torch.equal(made[:2], images[:2])
@@ -340,7 +340,7 @@ def test_mixup_shares_are_beta() -> None:
         assert abs(float(share.var()) - float(wanted.variance)) < 0.01
 
 
-def test_no_operations_leave_the_image_as_it_is() -> None:
+def test_no_operations_leave_the_image_unchanged() -> None:
     images, none = inputs(3), Augment(policy="randaugment", policy_count=0)
     made = augment_batch(images, torch.arange(3), 0, 0, none, (19, 23))
     assert torch.equal(made, images)

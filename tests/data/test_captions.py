@@ -41,7 +41,7 @@ def whole(path: Path) -> ImageSet:
 
 
 @pytest.mark.parametrize("header", ["image,caption\n", ""])
-def test_a_folder_a_part_with_captions_txt(tmp_path: Path, header: str) -> None:
+def test_one_folder_per_split_with_captions_txt(tmp_path: Path, header: str) -> None:
     for split, name in (("train", "a.jpg"), ("dev", "b.jpg")):
         image_files(tmp_path / split / "images", name)
         (tmp_path / split / "captions.txt").write_text(
@@ -136,7 +136,7 @@ def test_a_table_without_any_of_its_images_is_left_out(tmp_path: Path, caplog: p
     assert "captions_b.csv, line 2: 'b.jpg' is not found" in caplog.text
 
 
-def test_a_column_tells_the_part_whatever_the_folder(tmp_path: Path) -> None:
+def test_a_column_names_the_split_whatever_the_folder(tmp_path: Path) -> None:
     image_files(tmp_path / "train_images", "a.jpg", "b.jpg", "c.jpg")
     image_files(tmp_path / "val_images", "b.jpg")
     (tmp_path / "captions.csv").write_text("image,caption,split\na.jpg,A,train\nb.jpg,B,val\nc.jpg,C,test\n")
@@ -171,7 +171,7 @@ def test_cocos_json(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         open_captions(file)
 
 
-def test_csv_with_columns_in_any_order_and_a_part_each(tmp_path: Path) -> None:
+def test_csv_with_columns_in_any_order_and_one_file_per_split(tmp_path: Path) -> None:
     image_files(tmp_path / "photos", "a.jpg", "b.jpg", "c.jpg")
     with (tmp_path / "table.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -190,7 +190,7 @@ def test_every_column_of_captions_counts(tmp_path: Path) -> None:
     assert everything(whole(tmp_path)) == {"a.jpg": ["one", "two"]}
 
 
-def test_csv_files_by_part_with_numbered_captions(tmp_path: Path) -> None:
+def test_csv_files_by_split_with_numbered_captions(tmp_path: Path) -> None:
     image_files(tmp_path / "images", "a.jpg", "b.jpg")
     (tmp_path / "train.csv").write_text("image;caption_0;caption_1\na.jpg;one, two;three\n")
     (tmp_path / "val.csv").write_text("image;caption_0;caption_1\nb.jpg;four;five\n")
@@ -243,7 +243,7 @@ def test_a_column_of_parquet_that_holds_no_images(value: Any, tmp_path: Path) ->
         open_captions(tmp_path / "t.parquet")
 
 
-def test_a_folder_tells_the_part_where_nothing_else_does(tmp_path: Path) -> None:
+def test_a_folder_names_the_split_where_nothing_else_does(tmp_path: Path) -> None:
     for folder, name in (("train", "a.jpg"), ("val", "b.jpg"), ("photos", "c.jpg")):
         image_files(tmp_path / folder, name)
     file = tmp_path / "captions.txt"
@@ -384,7 +384,7 @@ def test_half_a_surrogate_is_no_reason_to_stop(tmp_path: Path) -> None:
     assert Texts.of(whole(tmp_path)).captions == [["a ? dog"]]
 
 
-def test_no_parts_are_split_by_the_image(tmp_path: Path) -> None:
+def test_without_splits_the_images_are_split(tmp_path: Path) -> None:
     image_files(tmp_path / "images", *(f"{i}.jpg" for i in range(60)))
     file = tmp_path / "captions.txt"
     file.write_text("".join(f"{i}.jpg,caption {i} {j}\n" for i in range(60) for j in range(2)))
@@ -401,7 +401,7 @@ def test_no_parts_are_split_by_the_image(tmp_path: Path) -> None:
     assert Texts.of(two.subset([1])).captions == [Texts.of(two).captions[1]]
 
 
-def test_an_image_of_a_named_part_is_in_no_other(tmp_path: Path) -> None:
+def test_an_image_of_a_named_split_is_in_no_other(tmp_path: Path) -> None:
     image_files(tmp_path / "images", *(f"{i}.jpg" for i in range(6)))
     for name, those in (("captions", range(6)), ("captions_val", (1, 2)), ("captions_test", (3,))):
         (tmp_path / f"{name}.txt").write_text("".join(f"{i}.jpg,A dog {i}\n" for i in those))

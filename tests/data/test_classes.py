@@ -133,7 +133,7 @@ def test_numbers_as_names_are_names(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("model", [["0", "1", "2"], ["LABEL_0", "LABEL_1", "LABEL_2"]])
-def test_classes_without_names_stand_in_order_and_that_is_said(
+def test_classes_without_names_stand_in_order_and_vitrail_warns(
     model: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert outputs_of(["ant", "cat", "dog"], model) == [0, 1, 2]

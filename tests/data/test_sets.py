@@ -78,7 +78,7 @@ def test_a_class_may_be_called_test(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.parametrize("name", ["folder", "mnist"])
-def test_a_class_may_be_called_as_what_is_asked_for(tmp_path: Path, name: str) -> None:
+def test_a_class_may_have_the_name_of_what_is_requested(tmp_path: Path, name: str) -> None:
     folder_of(tmp_path / "folder", {"front": 1, "back": 1})  # a class with folders inside
     splits = open_data(folder_of(tmp_path, {"mnist": 2, "other": 2}), name=name)
     assert splits.train.classes == ["folder", "mnist", "other"]
@@ -328,7 +328,7 @@ def test_rows_without_a_label_are_left_out(tmp_path: Path, caplog: pytest.LogCap
     assert "2 of 5 rows have no label" in caplog.text
 
 
-def test_a_part_whose_labels_are_hidden_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_split_whose_labels_are_hidden_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq
 

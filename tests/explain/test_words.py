@@ -171,7 +171,7 @@ def test_explain_a_captioner(tmp_path: Path, encoder: Any, decoder: str, drawn: 
         assert len(numbers["attention"]) == len(numbers["pieces"])
 
 
-def test_letters_that_no_font_has_are_said_once(
+def test_letters_that_no_font_has_are_reported_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = [font for font in font_manager.fontManager.ttflist if font.name.startswith("DejaVu")]  # without Chinese

@@ -72,7 +72,7 @@ def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "clip", "siglip"])
-def test_an_encoder_of_the_hub_stays_as_it_is_and_brings_its_images(
+def test_an_encoder_of_the_hub_stays_unchanged_and_brings_its_images(
     kind: str, server: Hub, captioned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny_captioners.encoder(served(server, tmp_path / kind), kind)
@@ -92,7 +92,7 @@ def test_an_encoder_of_the_hub_stays_as_it_is_and_brings_its_images(
     predicted(captioned / "1.png", tmp_path / "run", capsys)
 
 
-def test_an_encoder_is_tuned_where_it_is_asked_for(server: Hub, captioned: Path, tmp_path: Path) -> None:
+def test_an_encoder_is_tuned_on_request(server: Hub, captioned: Path, tmp_path: Path) -> None:
     tiny_captioners.encoder(served(server, tmp_path / "dinov2"), "dinov2")
     source = vitrail.load("some/dinov2")
     for method in ("full", "lora"):

@@ -180,7 +180,7 @@ def lora_run(weights: Path, images: Path) -> Run:
     return replace(run, data=str(images), tune=Tune("lora", lora_rank=2), optim=optim, batch_size=8, workers=0)
 
 
-def test_a_stopped_lora_run_goes_on_to_the_same_bits(
+def test_a_stopped_lora_run_resumes_to_the_same_bits(
     images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = lora_run(weights, images)
@@ -222,7 +222,7 @@ def test_the_size_of_the_data_chooses() -> None:
     assert "243 images, 121 per class" in choose(243, 2)[1]
 
 
-def test_the_choice_is_said_once_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_choice_is_logged_once_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
     run = resolve_auto(finetune(243), 243, 2, {})
     assert run.tune.method == "lora" and run.optim.lr == 5e-4
     [line] = caplog.messages
@@ -231,7 +231,7 @@ def test_the_choice_is_said_once_with_its_reason(caplog: pytest.LogCaptureFixtur
 
 
 @pytest.mark.parametrize("method, lr, decay", [("full", 1e-4, 0.75), ("lora", 5e-4, 1.0), ("last-blocks", 1e-4, 1.0)])
-def test_what_is_asked_for_is_kept(method: str, lr: float, decay: float, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_requested_is_kept(method: str, lr: float, decay: float, caplog: pytest.LogCaptureFixture) -> None:
     run = resolve_auto(finetune(243), 243, 2, {"method": method})
     assert (run.tune.method, run.optim.lr, run.optim.layer_decay) == (method, lr, decay)
     assert resolve_auto(finetune(243), 243, 2, {"method": method, "lr": 0.3}).optim.lr == 0.3
@@ -293,7 +293,7 @@ def test_skipping_blocks_in_training_changes_no_weight(weights: Path) -> None:
     assert not torch.equal(task.train().features(images).patches, plain.train().features(images).patches)
 
 
-def test_images_are_prepared_as_the_checkpoint_says_and_a_change_is_said_once(
+def test_images_are_prepared_as_the_checkpoint_says_and_a_change_is_logged_once(
     images: Path, weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     own = Preprocess((16, 16), "squash", 0.875, "bilinear", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))

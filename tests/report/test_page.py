@@ -120,7 +120,7 @@ def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["recipe.json", "metrics.jsonl", "classes.json", "examples.json"])
-def test_missing_parts_are_left_out(tmp_path: Path, missing: str) -> None:
+def test_what_missing_files_hold_is_left_out(tmp_path: Path, missing: str) -> None:
     folder = write_run(tmp_path / "run", ["a", "b"])
     (folder / missing).unlink()
     page = Page(write_report(folder).read_text())

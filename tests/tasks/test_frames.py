@@ -59,13 +59,16 @@ def test_evaluation_joins_frames_of_one_size_up_to_the_pixels_of_a_batch() -> No
 
 def test_a_report_shows_answers_that_lie_in_the_image() -> None:
     """By default: the figures that the task draws, with their text."""
-    images = [torch.zeros(3, 12, 20, dtype=torch.uint8) for _ in range(4)]
+    images = [torch.full((3, 12, 20), 40, dtype=torch.uint8) for _ in range(4)]
+    for image in images:
+        image[:, :, 10:] = 200
     masks = Masks([torch.ones(12, 20, dtype=torch.uint8)] * 4, list("abcd"), ["dark", "light"])
     data, task = ImageSet("any", list("abcd"), images, masks), toys.Dense()
     loader = Loader(data, task.preprocess, batch_size=2, seed=0, train=False, prepare=task.preparation(train=False))
     rows = examples(Components(task, loader, loader, None), count=2)
-    assert [row["text"] for row in rows] == ["1 segments", "1 segments"]
-    shown = Image.open(io.BytesIO(base64.b64decode(rows[0]["figure"])))
-    assert shown.size == (20, 12) and shown.getextrema() == ((0, 0),) * 3
+    assert [row["text"] for row in rows] == ["2 segments", "2 segments"]
+    shown, figure = (Image.open(io.BytesIO(base64.b64decode(rows[0][name]))) for name in ("image", "figure"))
+    assert shown.getextrema() == ((40, 200),) * 3
+    assert figure.size == (20, 12) and figure.getextrema() == ((0, 255),) * 3
     (section,) = Task.report(SimpleNamespace(examples=rows))
-    assert section.html.count("<img") == 2 and rows[1]["figure"] in section.html and "1 segments" in section.html
+    assert section.html.count("<img") == 2 and rows[1]["figure"] in section.html and "2 segments" in section.html

@@ -116,7 +116,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_so_has_every_part_of_a_variant(name: str) -> None:
+def test_so_has_every_module_of_a_variant(name: str) -> None:
     config = VariantConfig(32, 2, 2, 4, image_size=(8, 8), **VARIANTS[name])
     task = classifier(encoder_for(config), hidden=8)
     check(task)

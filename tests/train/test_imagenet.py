@@ -83,7 +83,7 @@ def test_eval_of_a_subset_scores_what_predict_answers(
     assert [first[i] for i in range(24)] == [synsets[guess].name for guess in guesses]
 
 
-def test_that_all_outputs_stay_in_the_race_is_said(
+def test_that_all_outputs_stay_in_the_race_is_logged(
     model: tuple[Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("tench", "church"):

@@ -273,7 +273,7 @@ def test_a_step_makes_the_next_batch_while_the_device_computes(tmp_path: Path, m
 def test_a_worker_leaves_ctrl_c_to_its_parent(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with loop.stop_asked() as stop:
+    with loop.stop_requested() as stop:
         monkeypatch.setattr(os, "getpid", lambda: -1)
         signal.raise_signal(signal.SIGINT)
         assert not stop.requested and not caplog.records

@@ -213,7 +213,7 @@ def test_pooling_of_every_kind() -> None:
         ({"pool": "distilled"}, "distillation token"),
     ],
 )
-def test_parts_that_do_not_go_together_are_refused_in_one_line(changes: dict[str, object], words: str) -> None:
+def test_changes_that_do_not_go_together_are_refused_in_one_line(changes: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
         VariantConfig(width=16, depth=2, heads=2, patch=4, image_size=(8, 8), **changes)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)

@@ -216,7 +216,7 @@ def test_sizes_that_are_no_square_and_other_channels_travel(tmp_path: Path) -> N
         assert back.preprocess == prepared and back.classes == NAMES
 
 
-def test_defaults_that_stand_in_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_defaults_that_stand_in_are_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     small().save(tmp_path / "own")
     convert(tmp_path / "own", tmp_path / "hf", "hf")
     (tmp_path / "hf" / "preprocessor_config.json").unlink()

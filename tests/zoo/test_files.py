@@ -321,7 +321,7 @@ def test_other_models_are_named(tmp_path: Path, names: list[str], words: str) ->
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_precisions_become_float32_unless_asked(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_other_precisions_become_float32_unless_requested(tmp_path: Path, dtype: torch.dtype) -> None:
     model = vitrail.create("nano/2", classes=3, stem=(4,)).to(dtype)
     model.save(tmp_path / "m")
     loaded = vitrail.load(tmp_path / "m")

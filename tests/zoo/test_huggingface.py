@@ -183,7 +183,7 @@ def some_image() -> Image.Image:
     return Image.fromarray((colours * 255).to(torch.uint8).numpy())
 
 
-def test_without_a_processor_the_published_settings_stand_in_and_are_said(
+def test_without_a_processor_the_published_settings_stand_in_and_are_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     randomised(MODELS["deit"]).save_pretrained(tmp_path)

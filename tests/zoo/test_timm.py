@@ -345,7 +345,7 @@ def relative(mine: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((mine - theirs).abs().max() / theirs.abs().max())
 
 
-def test_other_ways_to_interpolate_are_said_when_they_are_lost(
+def test_other_ways_to_interpolate_are_reported_when_they_are_lost(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source.write(vitrail.create(VariantConfig(**BASE)), tmp_path / "same")

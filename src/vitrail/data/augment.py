@@ -252,7 +252,8 @@ def jitter_boxes(
 
     The draws are the scale, relative to the size that `preprocess` resizes to, and the place from top and left. Along a
     side where the scaled image is smaller than the input, the box is the whole side, at a random place of the input.
-    Boxes are whole pixels, aligned as those of `crop_boxes`.
+    Boxes are whole pixels, aligned as those of `crop_boxes`: where a JPEG is decoded at a smaller scale, a box may be
+    up to 7 pixels less than the whole side.
     """
     least, ratio = math.log(jitter[0]), math.log(jitter[1] / jitter[0])
     table = torch.tensor([math.exp(least + (i + 0.5) / SCALES * ratio) for i in range(SCALES)], dtype=torch.float64)

@@ -81,7 +81,7 @@ def explain(task: Task, image: Image.Image | str | Path, out: str | Path) -> dic
     seen = Seen(answer.row())
     pieces = _pieces(task, prepared)
     if pieces:
-        _draw_pieces(seen, pieces, _as_it_is(task.preprocess, opened, pixels))
+        _draw_pieces(seen, pieces, _unsquashed(task.preprocess, opened, pixels))
     try:
         _encoder(seen, task, pixels, prepared, printable(answer.text()))
     except UserError as error:
@@ -140,7 +140,7 @@ def _draw_pieces(seen: Seen, pieces: list[Piece], image: Tensor) -> None:
         seen.leave_out("no words.png: this model reads the image once, as a whole, and then has no attention over it")
 
 
-def _as_it_is(preprocess: Preprocess, image: Image.Image | EncodedImage, fitted: Tensor) -> Tensor:
+def _unsquashed(preprocess: Preprocess, image: Image.Image | EncodedImage, fitted: Tensor) -> Tensor:
     """The original image if the model sees all of it, squashed; otherwise the crop that the model sees."""
     if preprocess.resize != "squash" or preprocess.crop_fraction < 1:
         return fitted

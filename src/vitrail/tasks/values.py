@@ -131,7 +131,7 @@ class Settings:
     """weights to start from may be of another kind of encoder than the recipe's, whose preparation is then theirs"""
 
     def data_options(self) -> dict[str, Any]:
-        """Keyword arguments with which the task's target opens a data set, such as the number of void pixels."""
+        """Keyword arguments with which the task's target opens a data set, such as the value that marks void pixels."""
         return {}
 
 

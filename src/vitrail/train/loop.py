@@ -97,7 +97,7 @@ def fit(run: Run, components: Components, folder: RunFolder, steps: int, resume:
     folder.log_start(rule, start, shlex.join(["vitrail", *sys.argv[1:]]))
     every = max(1, round(run.eval_every * loader.steps_per_epoch))
     batches = Prefetcher(itertools.islice(loader.batches(start), max(0, steps - start)))
-    with stop_asked() as stop, Progress(steps, start, loader, sums) as progress:
+    with stop_requested() as stop, Progress(steps, start, loader, sums) as progress:
         for step in range(start, steps):
             task.train()
             # Dropout and its like are a function of (seed, step), so a resumed run draws what the first one did.
@@ -323,7 +323,7 @@ class _Stop:
 
 
 @contextmanager
-def stop_asked() -> Iterator[_Stop]:
+def stop_requested() -> Iterator[_Stop]:
     """Turn Ctrl-C and SIGTERM into a flag; a second Ctrl-C stops at once."""
     stop = _Stop()
     process = os.getpid()

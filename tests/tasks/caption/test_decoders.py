@@ -155,7 +155,7 @@ def test_a_block_written_out_in_plain_attention() -> None:
 
 
 @pytest.mark.parametrize("name", ["transformer", "transformer with a half for words"])
-def test_hooks_on_blocks_run_whatever_is_asked(name: str) -> None:
+def test_hooks_on_blocks_run_whatever_is_requested(name: str) -> None:
     """FSDP gathers the weights of a module in hooks on its call, so nothing may go around it."""
     decoder = DECODERS[name]().eval()
     called: list[nn.Module] = []

@@ -44,7 +44,7 @@ def test_continued_training_takes_the_losses_of_the_new_recipe(tmp_path: Path) -
         captioner().configure(Captioning(contrastive=0.5, text_depth=1))
 
 
-def test_self_critical_training_leaves_the_matching_as_it_is_where_there_is_any(tmp_path: Path) -> None:
+def test_self_critical_training_leaves_the_matching_unchanged_where_there_is_any(tmp_path: Path) -> None:
     critic = Captioning(self_critical=1.0, contrastive=0.5, text_depth=1, decoding=Decoding(max_length=7, match=0.2))
     task = captioner(contrastive=0.5, text_depth=1)
     before = {name: value.clone() for name, value in match_of(task).state_dict().items()}

@@ -154,7 +154,7 @@ def test_weights_that_are_no_numbers_are_named() -> None:
         task.predict(some_images(2))
 
 
-def test_the_network_is_reached_through_calls_alone() -> None:
+def test_the_network_is_used_through_calls_alone() -> None:
     """Hooks on calls, such as FSDP's, run for the task, its decoder, its blocks and heads, for every method."""
     task = captioner(contrastive=0.5, bag_of_words=0.1, text_depth=1, decoding=Decoding(max_length=6, match=0.1))
     own = ("", "encoder", "decoder", "match", "bag")

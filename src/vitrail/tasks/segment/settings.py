@@ -56,7 +56,7 @@ class Inference:
     flip: bool = False
     """average with the predictions for the image flipped left to right"""
     void: int | None = None
-    """eval: the number of void pixels in the masks; default: as in training"""
+    """eval: the value that marks void pixels in the masks; default: as in training"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < 1:
