@@ -20,7 +20,7 @@ from vitrail.data.sets import ImageSet
 from vitrail.errors import UserError
 from vitrail.tasks import TASKS, task_class, task_of
 from vitrail.tasks.task import Task
-from vitrail.train.build import evaluation_loader
+from vitrail.train.loaders import evaluation_loader
 
 EACH = [(name, example) for name, examples in EXAMPLES.items() for example in examples]
 
