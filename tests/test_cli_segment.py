@@ -18,7 +18,21 @@ from vitrail.data.rle import decode
 from vitrail.start import score
 from vitrail.tasks.segment import Segment
 
-SMALL = ["--width", "32", "--depth", "2", "--heads", "2", "--image-size", "16", "16", "--crop-fraction", "1"]
+SMALL = [
+    "--width",
+    "32",
+    "--depth",
+    "2",
+    "--heads",
+    "2",
+    "--global-blocks",
+    "1",
+    "--image-size",
+    "16",
+    "16",
+    "--crop-fraction",
+    "1",
+]
 SHORT = ["--device", "cpu", "--workers", "0", "--batch-size", "8", "--max-steps", "60", "--eval-every", "10"]
 
 
