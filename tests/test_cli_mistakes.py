@@ -247,3 +247,60 @@ def test_a_task_without_a_solution_says_so() -> None:
     for ask in (lambda: model.prepare_to_solve("linear", 8), lambda: model.solve("linear", nothing, lambda: nothing)):
         with pytest.raises(UserError, match="method linear is not for the task embed: choose frozen, full, lora"):
             ask()
+
+
+@pytest.mark.parametrize(
+    "words", [["predict", "a.png"], ["explain", "a.png"], ["train", "digits"], ["convert", "classify"]]
+)
+def test_an_empty_path_is_not_the_current_folder(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    assert main([*words, *([""] if words[0] == "convert" else ["--out", ""])]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_plot_is_a_png_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(tmp_path), "--out", "plot.txt"]) == 2
+    assert "give --out plot.png" in capsys.readouterr().err
+
+
+def test_a_letterbox_needs_no_second_flag(tmp_path: Path) -> None:
+    for i, name in enumerate(["a", "b"] * 4):
+        (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 30), (i * 30, 0, 0)).save(tmp_path / "data" / name / f"{i}.png")
+    args = ["train", "vit-s16-90", "--data", str(tmp_path / "data"), "--resize", "letterbox", "--fast-dev-run"]
+    small = [
+        "--width",
+        "32",
+        "--depth",
+        "1",
+        "--heads",
+        "2",
+        "--image-size",
+        "32",
+        "32",
+        "--device",
+        "cpu",
+        "--no-compile",
+    ]
+    assert main([*args, *small, "--out", str(tmp_path / "run")]) == 0
+    assert vitrail.load(tmp_path / "run").preprocess.resize == "letterbox"
+
+
+def test_eval_reads_data_that_its_run_could_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    for split in ("train", "val"):
+        for i, name in enumerate(["a", "b"] * 5):
+            (data / split / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (i * 20, 0, 0)).save(data / split / name / f"{i}.png")
+    (data / "val" / "a" / "0.png").write_bytes(b"no image")
+    small = ["--width", "16", "--depth", "1", "--heads", "2", "--image-size", "8", "8", "--patch", "4", "--stem", "16"]
+    args = ["train", "folder", "--data", str(data), "--out", str(run), "--device", "cpu", "--max-steps", "2", *small]
+    assert main([*args, "--max-bad", "0.2"]) == 0
+    assert main(["eval", str(run), "--data", str(data)]) == 0
+    capsys.readouterr()
+    assert main(["eval", str(run), "--data", str(data), "--max-bad", "0.05"]) == 2
+    assert "more than 5.0%" in capsys.readouterr().err

@@ -42,10 +42,18 @@ GROUP = "keep all images of a group in the same split: parent, a regular express
 log = logging.getLogger("vitrail")
 
 
+def path(text: str) -> Path:
+    """A path on the command line. UserError for an empty one: it would mean the current folder."""
+    from vitrail.data.sources import refuse_empty
+
+    refuse_empty(text)
+    return Path(text)
+
+
 def demo(args: Sequence[str]) -> int:
     """Train on digits, test, draw attention, and classify sample images with bundled weights."""
     parser = Parser("demo", demo)
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for the run and its images")
+    parser.add_argument("--out", type=path, default=Path("runs/demo"), help="folder for the run and its images")
     parser.add_fast_dev_run()
     options = parser.parse_args(args)
     from vitrail.train.launcher import refuse_many_processes
@@ -64,10 +72,10 @@ def train(args: Sequence[str]) -> int:
     parser.add_argument("--data", help=f"{DATA}; default: the recipe's")
     parser.add_argument("--init", help=f"start from these weights: {SOURCE}")
     parser.add_argument(
-        "--out", type=Path, help="the run's folder; default: runs/RECIPE-SEED, with a number added if it exists"
+        "--out", type=path, help="the run's folder; default: runs/RECIPE-SEED, with a number added if it exists"
     )
     parser.add_argument("--group", help=GROUP)
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="resume the run in this folder; give no recipe")
+    parser.add_argument("--resume", type=path, metavar="RUN", help="resume the run in this folder; give no recipe")
     parser.add_argument("--json", action="store_true", help="print the scores as one line of JSON")
     wants_help = any(arg in HELP for arg in args) and args[0] not in HELP
     options, rest = parser.parse_known_args([arg for arg in args if not (wants_help and arg in HELP)])
@@ -133,6 +141,9 @@ def evaluate(args: Sequence[str]) -> int:
     parser.add_argument(
         "--shuffle-images", action="store_true", help="control: pair each image with the targets of another"
     )
+    parser.add_argument(
+        "--max-bad", type=float, help="largest fraction of unreadable images; default: that of the run, else 0.01"
+    )
     parser.add_fast_dev_run()
     parser.add_argument("--json", action="store_true", help="print every score as one line of JSON")
     if (named := parser.parse_help(args)) is not None:
@@ -154,7 +165,8 @@ def evaluate(args: Sequence[str]) -> int:
     else:
         task.choose(parse_options(task, chosen))
         source = at_revision(options.source, options.revision)
-        split, scores = score(task, source, options.data, options.split, options.probe, options.shuffle_images, images)
+        how = (options.probe, options.shuffle_images, images, options.max_bad)
+        split, scores = score(task, source, options.data, options.split, *how)
     if options.fast_dev_run:
         log.warning(f"fast dev run: at most {images} images of each split; {NO_SCORES}")
         scores["fast_dev_run"] = True
@@ -179,7 +191,7 @@ def predict(args: Sequence[str]) -> int:
     parser.add_revision()
     parser.add_argument("--verify", action="store_true", help=VERIFY)
     parser.add_argument(
-        "--out", type=Path, help="write one row per image to a .csv, .jsonl or .parquet file, or figures to a folder"
+        "--out", type=path, help="write one row per image to a .csv, .jsonl or .parquet file, or figures to a folder"
     )
     parser.add_argument("--json", action="store_true", help="print one object per line for each image")
     if (named := parser.parse_help(args)) is not None:
@@ -213,11 +225,11 @@ def predict(args: Sequence[str]) -> int:
 def explain(args: Sequence[str]) -> int:
     """Draw a model's attention on an image: `vitrail explain IMAGE [--model SOURCE] --out DIR`."""
     parser = Parser("explain", explain)
-    parser.add_argument("image", type=Path, nargs="+", help="one image")
+    parser.add_argument("image", type=path, nargs="+", help="one image")
     parser.add_argument("--model", default="classify", help=SOURCE)
     parser.add_revision()
     parser.add_argument("--verify", action="store_true", help=VERIFY)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the figures")
+    parser.add_argument("--out", type=path, required=True, help="folder for the figures")
     options = parser.parse_args(args)
     image = options.image[0]
     if len(options.image) > 1:
@@ -237,11 +249,13 @@ def explain(args: Sequence[str]) -> int:
 def compare(args: Sequence[str]) -> int:
     """Compare runs in a table, and with --out in a plot: `vitrail compare RUN... [--out PLOT]`."""
     parser = Parser("compare", compare)
-    parser.add_argument("runs", type=Path, nargs="+", help="run folders")
-    parser.add_argument("--out", type=Path, help="also write a plot to this PNG file")
+    parser.add_argument("runs", type=path, nargs="+", help="run folders")
+    parser.add_argument("--out", type=path, help="also write a plot to this PNG file")
     parser.add_argument("--json", action="store_true", help="print one object per line for each run")
     options = parser.parse_args(args)
     if options.out is not None:
+        if options.out.suffix.lower() != ".png":
+            raise UserError(f"the plot is a PNG file: give --out {options.out.with_suffix('.png')}")
         refuse_existing(options.out)
     from vitrail.report.compare import as_table
     from vitrail.report.compare import compare as side_by_side
@@ -257,7 +271,7 @@ def convert(args: Sequence[str]) -> int:
     """Convert a checkpoint and check it: `vitrail convert SOURCE OUT --to vitrail|timm|hf|google`."""
     parser = Parser("convert", convert)
     parser.add_argument("source", help=SOURCE)
-    parser.add_argument("out", type=Path, help="the folder to write; for google a file that ends in .npz")
+    parser.add_argument("out", type=path, help="the folder to write; for google a file that ends in .npz")
     parser.add_argument("--to", choices=("vitrail", "timm", "hf", "google"), default="vitrail")
     parser.add_revision()
     parser.add_argument("--verify", action="store_true", help=VERIFY)

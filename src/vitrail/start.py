@@ -72,6 +72,8 @@ def begin(
     """
     if init is not None:
         recipe = recipes.TUNED.get(recipe, recipe)
+    if changes.get("resize") == "letterbox":  # which shows the whole image, whatever the recipe's crop is
+        changes = {"crop_fraction": 1.0, **changes}
     name = recipe(1).data
     if init is None and recipe in recipes.FROM_WEIGHTS:
         raise UserError(f"{recipe(1).recipe} needs pretrained weights: name them with --init")
@@ -227,13 +229,18 @@ def score(
     probe: bool = False,
     shuffle: bool = False,
     images: int | None = None,
+    max_bad: float | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """The name of the evaluated split and the model's scores on it; with `probe` also the scores of its features.
 
     `source` is the model's source. For an encoder without a head, only its features are scored. `shuffle` gives each
-    image the target of another one, as a control. At most `images` of each split are read.
+    image the target of another one, as a control. At most `images` of each split are read. `max_bad` is the largest
+    fraction of unreadable images; None for that of the run, if it learned from this data.
     """
+    if max_bad is not None and not 0 <= max_bad <= 1:
+        raise UserError(f"--max-bad must be a fraction from 0 to 1, got {max_bad}")
     learned = learned_from(source, data)
+    max_bad = (learned.max_bad if learned else 0.01) if max_bad is None else max_bad
     group = learned.group if learned else None
     if probe or task.headless:
         if shuffle:
@@ -247,7 +254,9 @@ def score(
     read = read.shuffled() if shuffle else read
     device = next(task.parameters()).device
     all_splits = {"train": splits.train, "val": splits.val, "test": splits.test, name: read}
-    loaders = Loaders({k: partial(evaluation_loader, task, own, device) for k, own in all_splits.items() if own})
+    loaders = Loaders(
+        {k: partial(evaluation_loader, task, own, device, max_bad=max_bad) for k, own in all_splits.items() if own}
+    )
     train = None if name == "train" else splits.train
     scores = evaluate(task, loaders, name, metric=lambda: task.metric(chosen, train), final=True)
     return name, {**scores, "shuffled": True} if shuffle else scores
@@ -332,7 +341,7 @@ def score_features(
         for chosen in (train, val, scored)
     ]
     scores = {}
-    if task.outputs:
+    if task.score is not None and isinstance(scored.target, task.target):
         try:
             scored_by = {name: evaluation_loader(task, scored, device)}
             scores = evaluate(task, scored_by, name, metric=lambda: task.metric(scored), final=True)

@@ -99,7 +99,8 @@ def load(
             notes.append(f"a new head for {len(changed.classes)} classes")
         model = changed
     if verify:
-        log.warning(certificate.as_text())
+        for line in certificate.as_text().splitlines():
+            log.warning(line.rstrip())
     if task not in (None, model.name):
         head = "; classes=N gives it a new head for N classes" * (model.portable is not None)
         raise UserError(f"{source} has the task {model.name} and cannot be loaded as {task}{head}")
