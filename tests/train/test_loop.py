@@ -64,7 +64,7 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 def test_of_equal_scores_the_later_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A score that stays at 0, as CIDEr does for one image, must not keep the weights of the first evaluation."""
     scores = iter((0.5, 0.5, 0.25))
-    monkeypatch.setattr(loop, "evaluate", lambda task, *rest: {task.score.name: next(scores, 0.0)})
+    monkeypatch.setattr(loop, "evaluate", lambda task, *rest, **named: {task.score.name: next(scores, 0.0)})
     seen: list[str] = []
     save = Task.save
 
