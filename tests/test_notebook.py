@@ -27,7 +27,8 @@ def test_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook.cells.append(nbformat.v4.new_code_cell("import time\nprint(scores['top1'], time.process_time())"))
     resources = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=400, startup_timeout=120, resources=resources).execute()
-    top1, seconds = map(float, notebook.cells[-1].outputs[0].text.split())
+    printed = "".join(output.text for output in notebook.cells[-1].outputs)  # one line may come in several messages
+    top1, seconds = map(float, printed.split())
     assert top1 > 0.9
     assert seconds < 240  # of the processor, whatever else the machine does
     assert any("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", []))
