@@ -20,7 +20,14 @@ def pixels(seed: int, size: tuple[int, ...] = (40, 48, 3)) -> np.ndarray:
 
 
 def data_sets(root: Path) -> None:
-    """For `$VITRAIL_DATA`: folders with one folder per class, and one of captions."""
+    """For `$VITRAIL_DATA`: folders with one folder per class, one of captions, and two of masks."""
+    for name in ("camvid", "streets"):
+        for split in ("train", "val"):
+            for i in range(8):
+                save(root / name / split / "images" / f"{i}.jpg", pixels(i, (48, 64, 3)))
+                save(
+                    root / name / split / "masks" / f"{i}.png", np.arange(64, dtype=np.uint8)[None].repeat(48, 0) // 32
+                )
     for name, classes in {"pets": ("cat", "dog"), "pictures": ("left", "right"), "images": ("left", "right")}.items():
         for k, label in enumerate(classes):
             for i in range(12):

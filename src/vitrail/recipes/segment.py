@@ -12,7 +12,7 @@ from vitrail.variants import VariantConfig
 def segment(images: int) -> Run:
     """The class of every pixel, from a folder of images and masks, from scratch or from pretrained weights.
 
-    Command: vitrail train segment --data FOLDER [--init SOURCE] [--head mask-transformer] [--void N]
+    Command: vitrail train segment --data camvid [--init caption] [--head mask-transformer]
     Training crops show about half of an image's side, at scales from 0.5 to 1.6. Rotary positions depend on offsets
     alone, so the whole image can be segmented at once though its grid is larger than that of the crops. Most blocks
     attend inside windows of 64 pixels, which halves the time of a step on a CPU.
