@@ -46,6 +46,8 @@ def test_an_image_of_void_alone_has_no_loss_and_no_gradient() -> None:
     loss = pixel_loss(logits, torch.full((1, 8, 8), 255), None, dice=1.0)
     loss.sum().backward()
     assert float(loss.detach()) == 0 and logits.grad is not None and not logits.grad.any()
+    outputs = {"classes": torch.randn(1, 2, 4), "masks": torch.randn(1, 2, 4, 4)}
+    assert float(query_loss(outputs, torch.full((1, 8, 8), 255))) == 0
 
 
 def test_dice_counts_each_class_of_an_image_equally() -> None:

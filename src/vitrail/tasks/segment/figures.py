@@ -27,8 +27,8 @@ def colours(count: int) -> list[tuple[int, int, int]]:
 
 def overlay(image: Image.Image, mask: Tensor, classes: int) -> Image.Image:
     """The image in RGB under the colours of a mask [H, W] of class numbers; other numbers leave it unchanged."""
-    picked = Image.fromarray(mask.clamp(-1, classes).to(dtype=mask.dtype).numpy().astype(np.int32), "I")
-    numbers = np.asarray(picked.resize(image.size, Image.Resampling.NEAREST))
+    small = Image.fromarray(mask.numpy().astype(np.int32)).resize(image.size, Image.Resampling.NEAREST)
+    numbers = np.asarray(small)
     known = (numbers >= 0) & (numbers < classes)
     table = np.array([*colours(classes), (0, 0, 0)], dtype=np.float32)
     paint = table[np.where(known, numbers, classes)]

@@ -61,13 +61,13 @@ def _of_image(classes: Tensor, masks: Tensor, mask: Tensor, valid: Tensor, count
     logits, labels = masks[:, valid], mask[valid]  # [Q, N] and [N]
     present = labels.unique()
     targets = (labels == present[:, None]).float()  # [M, N]
+    if not len(present):  # void alone says nothing of any class
+        return 0 * (classes.sum() + masks.sum())
     wanted = torch.full((len(classes),), count, device=classes.device)
-    loss = logits.new_zeros(())
-    if len(present):
-        query, segment = _matched(_costs(classes, logits, present, targets))
-        wanted[query] = present[segment]
-        chosen, truth = logits[query], targets[segment]
-        loss = MASK * F.binary_cross_entropy_with_logits(chosen, truth) + DICE * _dice(chosen, truth).mean()
+    query, segment = _matched(_costs(classes, logits, present, targets))
+    wanted[query] = present[segment]
+    chosen, truth = logits[query], targets[segment]
+    loss = MASK * F.binary_cross_entropy_with_logits(chosen, truth) + DICE * _dice(chosen, truth).mean()
     weights = torch.ones(count + 1, device=classes.device)
     weights[-1] = NO_OBJECT
     return loss + CLASS * F.cross_entropy(classes, wanted, weights)

@@ -55,12 +55,9 @@ class Segments(Prediction):
 
     def row(self) -> dict[str, Any]:
         """`segments`: label, share and area in pixels, and the run-length code of each class that occurs."""
-        return {
-            "segments": [
-                {"label": self.classes[k], "share": self._share(k), "area": area, "rle": encode(self.mask == k)}
-                for k, area in self.areas.items()
-            ]
-        }
+        mask = self.mask.t().contiguous().t()  # column by column, as the codes run
+        codes = [encode(mask == k) for k in self.areas]
+        return {"segments": [{**record, "rle": rle} for record, rle in zip(self.records(), codes, strict=True)]}
 
     def records(self) -> list[dict[str, Any]]:
         """Label, share and area of each class that occurs."""
