@@ -13,9 +13,12 @@ import torch
 from PIL import Image
 
 import vitrail
+from vitrail.baselines import ResNet, ResNetConfig
 from vitrail.cli import main
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.rle import decode
 from vitrail.start import score
+from vitrail.tasks.embed import Embed
 from vitrail.tasks.segment import Segment
 
 SMALL = [
@@ -137,3 +140,20 @@ def test_other_heads_train_and_start_from_weights(head: str, run: Path, data: Pa
 def test_methods_of_fine_tuning(method: str, run: Path, data: Path, tmp_path: Path) -> None:
     args = ["train", "segment", "--data", str(data), "--out", str(tmp_path / "run"), "--init", str(run), *SHORT]
     assert main([*args, "--method", method, "--max-steps", "3"]) == 0
+
+
+@pytest.mark.parametrize("head", ["linear", "mask-transformer"])
+def test_a_convolutional_encoder_is_segmented_from_at_the_scale_of_the_recipe(
+    head: str, data: Path, tmp_path: Path
+) -> None:
+    """The network's own images were squashed squares, which would distort the images of a segmenter."""
+    network = ResNet(ResNetConfig(widths=(8, 16), depth=1, strides=(1, 2), image_size=(16, 16)))
+    seen = Preprocess(size=(16, 16), mean=(0.3, 0.4, 0.5), resize="squash")
+    Embed(network, seen).save(tmp_path / "weights")
+    args = ["train", "segment", "--data", str(data), "--out", str(tmp_path / "run"), *SHORT]
+    shape = ["--image-size", "16", "16", "--crop-fraction", "0.8"]
+    assert main([*args, *shape, "--init", str(tmp_path / "weights"), "--head", head, "--head-blocks", "1"]) == 0
+    task = vitrail.load(tmp_path / "run")
+    assert task.preprocess.mean == seen.mean and task.preprocess.resize == "crop"
+    assert task.frames(data / "val" / "images" / "0.png").images.shape[-2:] == (24, 20)
+    assert score(task, "run", str(data), "val")[1]["miou"] > 0.5

@@ -101,14 +101,16 @@ def from_weights(run: Run, init: str, config: EncoderConfig) -> Run:
     """The run that starts from the weights `init` of a model `config`: with its architecture and a suitable image size.
 
     Images have the checkpoint's size, or at most twice that if the recipe's are larger; for convolutional networks the
-    recipe's size. A captioning recipe takes any kind of encoder, with that encoder's preprocessing; a classification
-    recipe takes only its own kind.
+    recipe's size. A recipe for captions or segmentation takes any kind of encoder, with that encoder's preprocessing (but
+    not its resizing, for segmentation); a classification recipe takes only its own kind.
     """
     kind = next(kind for kind in IN_WORDS if isinstance(config, kind))
     if not isinstance(run.model, kind) and not run.task.any_encoder:
         raise UserError(f"{init} is {IN_WORDS[kind]}, which {run.recipe} does not train: remove --init")
     if run.task.any_encoder:
-        run = replace(run, mean=None, std=None, resize=None, crop_fraction=None, interpolation=None)
+        run = replace(run, mean=None, std=None, interpolation=None)
+    if run.task.any_encoder and not run.task.resizes:
+        run = replace(run, resize=None, crop_fraction=None)
     if run.tune.frozen:  # a frozen encoder cannot adapt to another size
         return replace(run, init=init, model=config, early_size=None)
     if isinstance(config, CNNConfig | ResNetConfig):

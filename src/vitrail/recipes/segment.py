@@ -41,6 +41,7 @@ def segment(images: int) -> Run:
         task=Segmentation(head="linear", upscale=4, class_weights="log"),
         augment=Augment(crop="jitter", jitter=(0.5, 1.6), flip=True),
         optim=Optim(optimizer="muon", lr=1e-3, muon_lr=6e-3, weight_decay=0.05, beta2=0.98, warmup=0.05, clip=1.0),
+        resize="crop",
         crop_fraction=192 / 360,
         epochs=100,
         batch_size=8,

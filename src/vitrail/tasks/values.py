@@ -129,6 +129,8 @@ class Settings:
     """class-balanced sampling: draw each class equally often"""
     any_encoder: ClassVar[bool] = False
     """weights to start from may be of another kind of encoder than the recipe's, whose preparation is then theirs"""
+    resizes: ClassVar[bool] = False
+    """the recipe's resizing and crop fraction hold for all weights: they are the scale at which answers have places"""
 
     def data_options(self) -> dict[str, Any]:
         """Keyword arguments with which the task's target opens a data set, such as the value that marks void pixels."""

@@ -14,6 +14,8 @@ class Segmentation(Settings):
     """How a segmenter is built and trained."""
 
     name = "segment"
+    any_encoder = True
+    resizes = True
 
     head: Literal["linear", "mask-transformer", "queries"] = "linear"
     """linear: one linear layer per patch; mask-transformer: blocks in which a token per class joins the patches

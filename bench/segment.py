@@ -1,0 +1,233 @@
+"""`vitrail train segment` with several seeds, against torchvision's LR-ASPP, and from the captioner's encoder.
+
+    python bench/segment.py --data CAMVID --seeds 0 1 2
+    python bench/segment.py --data CAMVID --parts lraspp
+    python bench/segment.py --data CAMVID --parts captioner --seeds 0 1 2
+
+ours: the whole command of each seed. A run that was stopped goes on where it was: its time is the sum of its parts.
+
+lraspp: torchvision's `lraspp_mobilenet_v3_large` from random weights, on the same crops with the same loss and AdamW,
+for as many seconds as the mean of `ours`. Its number format is the one in which its step is faster, its learning rate
+the best of three after a tenth of the time, on training images that were held back for that.
+
+captioner: the encoder of the bundled captioner, and the same architecture from random weights, fine-tuned for the same
+number of steps with the settings of `vitrail train segment --init caption`.
+
+Seeds that results/segment.json already has from the same recipe are kept. `--tiny` trains for two steps on made-up
+streets.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from harness import Parser, Row, in_turns, record, recorded, vitrail
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.models.segmentation import lraspp_mobilenet_v3_large
+
+from vitrail import recipes, zoo
+from vitrail.data.sets import Splits
+from vitrail.recipes import RECIPES
+from vitrail.tasks.encoder import encoder_of
+from vitrail.tasks.segment import Segment
+from vitrail.train.build import build, open_for
+from vitrail.train.loop import Components, evaluate, fit
+from vitrail.train.optim import factor
+from vitrail.train.run import Run, with_fields
+from vitrail.train.state import RunFolder
+
+CPU = torch.device("cpu")
+SCORES = ("miou", "miou_windows", "pixel_accuracy", "iou", "count")
+RATES = (5e-4, 1e-3, 2e-3)
+TINY = {"max_steps": 2, "batch_size": 2, "image_size": (32, 32), "workers": 0}
+
+
+def parser() -> Parser:
+    parts = ("ours", "lraspp", "captioner")
+    parser = Parser(__doc__, needs=["data"], parts=list(parts), steps=2)
+    parser.add_argument("--data", type=Path, help="train/ and val/ with images/ and masks/, and classes.txt")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=["ours"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--steps", type=int, default=900, help="of the fine-tuning")
+    return parser
+
+
+def main() -> None:
+    args = parser().parse_args()
+    rows: Row = {} if args.tiny else recorded("segment", args.results)
+    with tempfile.TemporaryDirectory() as place:
+        data = str(args.data or tiny_streets(Path(place)))
+        run = with_fields(RECIPES["segment"](0), TINY if args.tiny else {})
+        splits = open_for(Segment, data, run.task.data_options())
+        keep = partial(series, rows=rows, results=args.results, seeds=args.seeds)
+        if "ours" in args.parts:
+            keep("ours", partial(command, data, tiny=args.tiny), run)
+        if "lraspp" in args.parts:
+            rows["lraspp"] = lraspp(run, splits, statistics.mean(row["seconds"] for row in rows["ours"]["runs"]))
+            record("segment", rows, args.results)
+        for start in ("captioner", "random") if "captioner" in args.parts else ():
+            tuned = fine_tuning(run, args.steps, start)
+            keep(start, partial(once, tuned, splits), tuned)
+
+
+def series(name: str, one: Callable[[int], Row], run: Run, rows: Row, results: Path, seeds: list[int]) -> None:
+    """Measure the seeds that are missing, and write the file after each."""
+    before = rows.get(name, {})
+    runs = {row["seed"]: row for row in before["runs"]} if before.get("recipe") == run.fingerprint else {}
+    for seed in [seed for seed in seeds if seed not in runs]:
+        runs[seed] = {"seed": seed, **one(seed)}
+        print(name, runs[seed], flush=True)
+        done = [runs[s] for s in sorted(runs)]
+        means = {f"mean {score}": statistics.mean(row[score] for row in done) for score in SCORES[:3]}
+        rows[name] = {"recipe": run.fingerprint, "seeds": len(done), **means, "runs": done}
+        record("segment", rows, results)
+
+
+# ---- ours
+
+
+def command(data: str, seed: int, tiny: bool = False) -> Row:
+    """Scores of the whole command, the seconds of its training, and the cores and threads that it had."""
+    out = Path("runs") / "bench" / f"segment-{seed}"
+    if (out / "state").exists() and not tiny:
+        scores, _ = vitrail("train", "--resume", str(out))
+    else:
+        shutil.rmtree(out, ignore_errors=True)
+        words = ["--max-steps", "2", "--batch-size", "2", "--image-size", "32", "32", "--workers", "0"] if tiny else []
+        scores, _ = vitrail("train", "segment", "--data", data, "--seed", str(seed), "--out", str(out), *words)
+    steps = max(row["step"] for row in RunFolder(out).rows() if row["kind"] == "train")
+    return {name: scores[name] for name in (*SCORES, "parameters", "seconds")} | {"steps": steps, **processors()}
+
+
+def processors() -> Row:
+    return {"cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads()}
+
+
+def fine_tuning(run: Run, steps: int, start: str) -> Run:
+    """The run from the captioner's encoder, or from the same architecture with random weights."""
+    captioner = zoo.load("caption")
+    tuned = replace(recipes.from_weights(run, "caption", encoder_of(captioner).config), max_steps=steps)
+    if start == "captioner":
+        return tuned
+    own = captioner.preprocess
+    return replace(tuned, init=None, mean=own.mean, std=own.std, interpolation=own.interpolation)
+
+
+def once(run: Run, splits: Splits, seed: int) -> Row:
+    """Scores after the last step, and the seconds."""
+    run = replace(run, seed=seed, eval_every=1e6)
+    with tempfile.TemporaryDirectory() as place:
+        components, steps = build(run, splits, CPU)
+        folder = RunFolder(Path(place) / "run")
+        folder.begin(run, components.task.classes)
+        scores = fit(run, components, folder, steps)
+    return {name: scores[name] for name in (*SCORES, "seconds")} | {"steps": steps, **processors()}
+
+
+# ---- torchvision's network
+
+
+class Peer(Segment):
+    """torchvision's network in place of encoder and head; crops, loss and inference are ours."""
+
+    def __init__(self, own: Segment) -> None:
+        super().__init__(own.encoder, list(own.classes), own.preprocess, own.settings_used, own.class_weights)
+        self.network = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=len(own.classes))
+
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        logits: Tensor = self.network(images)["out"]
+        return logits
+
+
+def lraspp(run: Run, splits: Splits, budget: float) -> Row:
+    """The scores of torchvision's network after `budget` seconds."""
+    bf16, each = faster_format(run, splits)
+    steps = run.max_steps or int(budget / each)
+    order = torch.randperm(len(splits.train), generator=torch.Generator().manual_seed(0))
+    held = max(1, len(order) // 5)
+    parts = Splits(splits.train.subset(order[held:]), splits.train.subset(order[:held]))
+    short = {lr: trained(run, parts, lr, max(1, steps // 10), bf16)["miou"] for lr in RATES}
+    lr = max(RATES, key=lambda rate: short[rate])
+    found = {**trained(run, splits, lr, steps, bf16), "lr": lr, "bf16": bf16, "short runs": list(short.values())}
+    print("lraspp", found, flush=True)
+    return {**found, "rates": list(RATES), **processors()}
+
+
+def trained(run: Run, splits: Splits, lr: float, steps: int, bf16: bool) -> Row:
+    """The scores after `steps` steps with the recipe's schedule, and the seconds of training."""
+    components, task = peer(run, splits)
+    optimizer = torch.optim.AdamW(task.network.parameters(), lr=lr, weight_decay=run.optim.weight_decay, fused=True)
+    began = time.monotonic()
+    for step, batch in enumerate(islice(components.train.batches(), steps)):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * factor(run.optim, step, steps)
+        descend(task, batch, optimizer, bf16)
+    spent = time.monotonic() - began
+    scores = evaluate(task, {"val": components.val}, "val", final=True)
+    parameters = sum(parameter.numel() for parameter in task.network.parameters())
+    return {name: scores[name] for name in SCORES} | {"parameters": parameters, "seconds": spent, "steps": steps}
+
+
+def peer(run: Run, splits: Splits) -> tuple[Components, Peer]:
+    components, _ = build(run, splits, CPU)
+    assert isinstance(components.task, Segment)
+    return components, Peer(components.task)
+
+
+def descend(task: Peer, batch: Any, optimizer: torch.optim.Optimizer, bf16: bool) -> None:
+    task.train()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        found = task.loss(batch)
+    (found["loss"] / found["count"]).backward()
+    nn.utils.clip_grad_norm_(task.network.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def faster_format(run: Run, splits: Splits) -> tuple[bool, float]:
+    """Whether bf16 is the faster number format, and the seconds of a step in the faster one, loading included."""
+    components, task = peer(run, splits)
+    optimizer = torch.optim.AdamW(task.network.parameters(), fused=True)
+    batches = components.train.batches()
+
+    def step(bf16: bool) -> None:
+        descend(task, next(batches), optimizer, bf16)
+
+    times = in_turns({"fp32": partial(step, False), "bf16": partial(step, True)}, rounds=5, warm_up=2)
+    each = {name: statistics.median(values) for name, values in times.items()}
+    return each["bf16"] < each["fp32"], min(each.values())
+
+
+# ---- tiny data
+
+
+def tiny_streets(folder: Path) -> Path:
+    """Four images per split, whose left half is one class and whose right half is another."""
+    (folder / "classes.txt").write_text("left\nright\n")
+    draw = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            (folder / split / kind).mkdir(parents=True)
+        for i in range(4):
+            mask = np.repeat([[0] * 30 + [1] * 34], 48, axis=0).astype(np.uint8)
+            pixels = draw.integers(0, 100, (48, 64, 3)).astype(np.uint8) + 100 * mask[..., None]
+            Image.fromarray(pixels).save(folder / split / "images" / f"{i}.png")
+            Image.fromarray(mask).save(folder / split / "masks" / f"{i}.png")
+    return folder
+
+
+if __name__ == "__main__":
+    main()
