@@ -20,6 +20,7 @@ from vitrail.data.rle import decode
 from vitrail.start import score
 from vitrail.tasks.embed import Embed
 from vitrail.tasks.segment import Segment
+from vitrail.tasks.segment.report import VOID, painted
 
 SMALL = [
     "--width",
@@ -75,6 +76,15 @@ def test_a_segmenter_learns_and_its_score_is_that_of_its_predictions(run: Path, 
     truth = torch.where(torch.arange(20) < 10, 0, 1).expand(24, 20)
     right = (found == truth)[:, :, :18]
     assert scores["pixel_accuracy"] == pytest.approx(float(right.double().mean()), abs=1e-9)
+
+
+def test_the_report_shows_truth_and_prediction_of_a_set_without_a_test_split(run: Path) -> None:
+    page = (run / "report.html").read_text()
+    assert page.count('class="example wide"') == 6 and "IoU of each class" in page
+    (row, *_) = json.loads((run / "examples.json").read_text())
+    truth = painted(row["truth"]["segments"], ["bright", "dark"])
+    expected = torch.where(torch.arange(20) < 10, 0, torch.where(torch.arange(20) < 18, 1, VOID))
+    assert torch.equal(truth, expected.expand(24, 20).int())
 
 
 def test_predictions_as_lines_tables_figures_and_masks(

@@ -38,7 +38,7 @@ def bar(name: str, value: float, strong: bool) -> str:
 def example(image: Any, caption: str, body: str = "", look: str = "plain") -> str:
     """An image with HTML below it. `image` is a PNG in base64; empty if it is not.
 
-    `look` is `good` or `bad` for answers that are right or wrong, and `plain` for others.
+    `look` is `good` or `bad` for answers that are right or wrong, `plain` for others, and `wide` for large images.
     """
     try:
         there = bool(image) and bool(base64.b64decode(str(image), validate=True))
@@ -97,6 +97,10 @@ th {{ color: #5b6270; font-weight: 500 }}
 .example img {{ width: 100%; aspect-ratio: 1; object-fit: contain; background: #f4f5f7; image-rendering: pixelated }}
 .example .name {{ max-width: 6rem }} .example .bar {{ min-width: 2rem }}
 .example.plain {{ border-top-color: #2563a8 }} .example.plain img {{ image-rendering: auto }}
+.example.wide {{ width: 100%; border-top-color: #2563a8 }}
+.example.wide img {{ aspect-ratio: auto; image-rendering: auto }}
+.key {{ display: inline-block; margin-right: 1.2rem }}
+.key i {{ display: inline-block; width: .9em; height: .9em; margin-right: .4em; vertical-align: -.1em }}
 .example ul {{ color: #5b6270; margin: .4rem 0 0; padding-left: 1rem }}
 .right {{ color: #15803d; font-weight: 600 }} .wrong {{ color: #c2410c; font-weight: 600 }}
 .scroll {{ overflow: auto }}

@@ -186,10 +186,14 @@ def _train(run: Run, components: Components, folder: RunFolder, steps: int, resu
     return scores
 
 
-def examples(components: Components, count: int = 24) -> list[dict[str, Any]]:
-    """Evenly spaced images of the test or validation split with the model's predictions, for the report."""
+def examples(components: Components) -> list[dict[str, Any]]:
+    """Evenly spaced images of the test or validation split with the model's predictions, for the report.
+
+    Where answers are places in the image there are fewer, and the images are larger.
+    """
     loader = components.test or components.val
     task, chosen = components.task, loader.set
+    count, side = (12, FIGURE) if task.target.spatial else (24, THUMBNAIL)
     rows = []
     numbers = torch.linspace(0, len(chosen) - 1, min(count, len(chosen))).long().tolist()
     for i in numbers:
@@ -202,7 +206,7 @@ def examples(components: Components, count: int = 24) -> list[dict[str, Any]]:
             opened[:3].permute(1, 2, 0).squeeze(2).numpy() if len(opened) != 2 else opened[0].numpy()
         )
         row = {
-            "image": as_png(image, THUMBNAIL),
+            "image": as_png(image, side),
             "text": answer.text(),
             "truth": chosen.target.truth(i),
         }

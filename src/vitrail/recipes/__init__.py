@@ -101,8 +101,8 @@ def from_weights(run: Run, init: str, config: EncoderConfig) -> Run:
     """The run that starts from the weights `init` of a model `config`: with its architecture and a suitable image size.
 
     Images have the checkpoint's size, or at most twice that if the recipe's are larger; for convolutional networks the
-    recipe's size. A recipe for captions or segmentation takes any kind of encoder, with that encoder's preprocessing (but
-    not its resizing, for segmentation); a classification recipe takes only its own kind.
+    recipe's size. A recipe for captions or segmentation takes any kind of encoder, with that encoder's preprocessing
+    (but for segmentation not its resizing); a classification recipe takes only its own kind.
     """
     kind = next(kind for kind in IN_WORDS if isinstance(config, kind))
     if not isinstance(run.model, kind) and not run.task.any_encoder:

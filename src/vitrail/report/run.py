@@ -35,6 +35,8 @@ class RunRecord:
     train: list[Row]
     val: list[Row]
     test: Row
+    final: Row
+    """the scores of the end, on the test split, or on the validation split if there is none"""
     done: Row
     classes: list[str]
     examples: list[Row]
@@ -99,6 +101,7 @@ def read_run(folder: str | Path) -> RunRecord:
         train=_by_step(kinds["train"]),
         val=_by_step(kinds["val"]),
         test=kinds["test"][-1] if kinds["test"] else {},
+        final=_json(folder / "scores.json", dict),
         done=kinds["done"][-1] if kinds["done"] else {},
         classes=[str(name) for name in _json(folder / "classes.json", list)],
         examples=[row for row in _json(folder / "examples.json", list) if isinstance(row, dict)],

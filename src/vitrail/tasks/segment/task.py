@@ -275,7 +275,7 @@ class Segment(Task):
     def report(cls, run: Any) -> list[Section]:
         from vitrail.tasks.segment.report import sections
 
-        return sections(run, super().report(run))
+        return sections(run)
 
 
 def check_queries(encoder: Encoder, blocks: int) -> None:
