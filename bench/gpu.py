@@ -42,8 +42,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import vitrail
-from vitrail.data.augment import augment_batch, mix_pairs
+from vitrail.data.augment import Augmenter, stream_keys
 from vitrail.data.loader import Loader
+from vitrail.data.mixing import mix_pairs
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import Splits, open_data
 from vitrail.errors import RunError
@@ -151,8 +152,9 @@ def data(bench: Bench) -> None:
 
     def augmented(where: torch.device, chosen: slice, mixed: bool) -> Tensor:
         augment = run.augment if mixed else replace(run.augment, cutmix=0.0)
-        x = augment_batch(images[chosen].to(where), samples[chosen], 1, 2, augment, (32, 32))
-        return (mix_pairs(x, samples[chosen], 1, 2, augment)[0] if augment.mixes else x).cpu()
+        own, keys = samples[chosen].to(where), stream_keys(1, 2).to(where)
+        x = Augmenter(augment, (32, 32), where)(images[chosen].to(where), own, keys)
+        return (mix_pairs(x, own, keys, augment)[0] if augment.mixes else x).cpu()
 
     here, there = (augmented(where, slice(None), True) for where in (torch.device("cpu"), bench.device))
     together = augmented(bench.device, slice(None), False)

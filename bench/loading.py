@@ -30,13 +30,13 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, Normalize, ToTensor
 from torchvision.transforms import functional as TF
 
-from vitrail.data.augment import CROP, CROP_DRAWS, Augment, crop_boxes
+from vitrail.data.augment import CROP, CROP_DRAWS, Augment, aspect_roots, crop_boxes
 from vitrail.data.decode import Box
 from vitrail.data.fetch import Fetch, Want
 from vitrail.data.jpeg import scale_for
 from vitrail.data.loader import Loader
 from vitrail.data.preprocess import Preprocess
-from vitrail.data.random import uniform
+from vitrail.data.random import seed_for, uniform
 from vitrail.data.sets import ImageSet, open_data
 
 AUGMENT = Augment(crop="resized")
@@ -151,8 +151,8 @@ def link(photos: list[Path], root: Path, count: int, pixels: int | None) -> Path
 def boxes_of(images: ImageSet, epoch: int, size: tuple[int, int]) -> list[Box]:
     """The crops that vitrail's loader draws in an epoch."""
     sizes = torch.tensor([Image.open(images.read(i)).size for i in range(len(images))])  # type: ignore[arg-type]
-    draws = uniform(0, epoch, torch.arange(len(images)), CROP_DRAWS, CROP)
-    boxes = crop_boxes(draws, sizes[:, 1], sizes[:, 0], AUGMENT.scale, size).tolist()
+    draws = uniform(seed_for(0, epoch, CROP), torch.arange(len(images)), CROP_DRAWS)
+    boxes = crop_boxes(draws, sizes[:, 1], sizes[:, 0], AUGMENT.scale, size, aspect_roots()).tolist()
     return [(top, left, height, width) for top, left, height, width in boxes]
 
 

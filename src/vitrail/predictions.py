@@ -78,7 +78,8 @@ class Output(AbstractContextManager["Output"]):
     def take(self, answered: Answered) -> Row:
         """Add a prediction. Returns its row, as `--json` prints it."""
         text = "no answer" if answered.answer is None else answered.answer.text()
-        self.line = f"{answered.path}: {text}"
+        # One line per image: an untrained language model writes line breaks too.
+        self.line = f"{answered.path}: {' '.join(text.split())}"
         return answered.row
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -18,18 +18,19 @@ from vitrail.data.affine import Affine, rotate
 from vitrail.data.augment import (
     CROP_DRAWS,
     Augment,
-    augment_batch,
+    Augmenter,
+    aspect_roots,
     crop_boxes,
     crop_resized,
     erase,
     jitter_boxes,
-    mix,
-    mix_pairs,
     rotated,
     shift_flip,
+    stream_keys,
 )
+from vitrail.data.mixing import mix, mix_pairs
 from vitrail.data.preprocess import Preprocess
-from vitrail.data.random import uniform
+from vitrail.data.random import seed_for, uniform
 from vitrail.data.targets import Labels
 
 EACH = {
@@ -54,23 +55,34 @@ def inputs(count: int, size: tuple[int, int] = (19, 23), channels: int = 3) -> T
     return image.expand(count, -1, -1, -1).contiguous()
 
 
+def augmented(images: Tensor, samples: Tensor, seed: int, epoch: int, augment: Augment) -> Tensor:
+    height, width = images.shape[-2:]
+    keys = stream_keys(seed, epoch).to(images.device)
+    return Augmenter(augment, (height, width), images.device)(images, samples.to(images.device), keys)
+
+
+def turned(images: Tensor, degrees: Tensor, fill: tuple[float, ...] = (policies.FILL,)) -> Tensor:
+    height, width = images.shape[-2:]
+    return rotated(images, rotate(-degrees, (height, width)).float(), torch.tensor(fill)[:, None, None])
+
+
 @pytest.mark.parametrize("name", EACH)
 def test_batch_sizes_1_and_64_give_the_same_images(name: str) -> None:
     images, samples = inputs(64), torch.arange(100, 164)
-    together = augment_batch(images, samples, 1, 2, EACH[name], (19, 23))
+    together = augmented(images, samples, 1, 2, EACH[name])
     assert together.dtype == torch.uint8
     for i in range(64):
         one = slice(i, i + 1)
-        alone = augment_batch(images[one], samples[one], 1, 2, EACH[name], (19, 23))
+        alone = augmented(images[one], samples[one], 1, 2, EACH[name])
         assert torch.equal(alone[0], together[i])
 
 
 @pytest.mark.parametrize("name", EACH)
 def test_two_images_of_a_batch_differ(name: str) -> None:
-    made = augment_batch(inputs(64), torch.arange(64), 0, 0, EACH[name], (19, 23))
+    made = augmented(inputs(64), torch.arange(64), 0, 0, EACH[name])
     kinds = {image.numpy().tobytes() for image in made}
     assert len(kinds) >= (2 if name == "flip" else 15)
-    other = augment_batch(inputs(64), torch.arange(64), 0, 1, EACH[name], (19, 23))
+    other = augmented(inputs(64), torch.arange(64), 0, 1, EACH[name])
     assert not torch.equal(made, other)
 
 
@@ -78,14 +90,14 @@ def test_two_images_of_a_batch_differ(name: str) -> None:
 @pytest.mark.parametrize("channels", [1, 2, 5])
 def test_any_channels(name: str, channels: int) -> None:
     images = inputs(8, channels=channels)
-    made = augment_batch(images, torch.arange(8), 0, 0, EACH[name], (19, 23))
+    made = augmented(images, torch.arange(8), 0, 0, EACH[name])
     assert made.shape == images.shape
 
 
 def test_one_augmentation_leaves_the_draws_of_others() -> None:
     images, samples = inputs(16), torch.arange(16)
-    flipped = augment_batch(images, samples, 0, 0, Augment(flip=True), (19, 23))
-    both = augment_batch(images, samples, 0, 0, Augment(flip=True, erase=1.0), (19, 23))
+    flipped = augmented(images, samples, 0, 0, Augment(flip=True))
+    both = augmented(images, samples, 0, 0, Augment(flip=True, erase=1.0))
     kept = both != 128
     assert torch.equal(both[kept], flipped[kept])
 
@@ -103,17 +115,19 @@ def test_shift_reflects(down: int, right: int, flip: bool) -> None:
 @given(st.integers(0, 10**9), st.integers(1, 700), st.integers(1, 700))
 @settings(max_examples=60, deadline=None)
 def test_crop_boxes_lie_within(seed: int, height: int, width: int) -> None:
-    draws = uniform(seed, 0, torch.arange(20), CROP_DRAWS)
-    boxes = crop_boxes(draws, torch.full((20,), height), torch.full((20,), width), (0.08, 1.0), (32, 48))
+    draws = uniform(seed_for(seed, 0), torch.arange(20), CROP_DRAWS)
+    boxes = crop_boxes(
+        draws, torch.full((20,), height), torch.full((20,), width), (0.08, 1.0), (32, 48), aspect_roots()
+    )
     top, left, h, w = boxes.unbind(1)
     assert (top >= 0).all() and (left >= 0).all() and (h >= 1).all() and (w >= 1).all()
     assert (top + h <= height).all() and (left + w <= width).all()
 
 
 def test_crop_boxes_are_spread_as_torchvisions() -> None:
-    draws = uniform(0, 0, torch.arange(4000), CROP_DRAWS)
+    draws = uniform(seed_for(0, 0), torch.arange(4000), CROP_DRAWS)
     many = torch.ones(4000, dtype=torch.int64)
-    ours = crop_boxes(draws, many * 150, many * 200, (0.08, 1.0), (224, 224)).float()
+    ours = crop_boxes(draws, many * 150, many * 200, (0.08, 1.0), (224, 224), aspect_roots()).float()
     torch.manual_seed(0)
     blank = torch.empty(3, 150, 200)
     choose = v2.RandomResizedCrop(224).make_params
@@ -125,9 +139,9 @@ def test_crop_boxes_are_spread_as_torchvisions() -> None:
 
 
 def test_crop_boxes_lie_on_the_grid_of_their_scale() -> None:
-    draws = uniform(0, 0, torch.arange(500), CROP_DRAWS)
+    draws = uniform(seed_for(0, 0), torch.arange(500), CROP_DRAWS)
     many = torch.ones(500, dtype=torch.int64)
-    boxes = crop_boxes(draws, many * 2000, many * 3000, (0.08, 1.0), (224, 224))
+    boxes = crop_boxes(draws, many * 2000, many * 3000, (0.08, 1.0), (224, 224), aspect_roots())
     for box in boxes.tolist():
         ratio = min(box[2], box[3]) / 224
         step = max(s for s in (1, 2, 4, 8) if s <= max(ratio, 1))
@@ -159,7 +173,7 @@ def test_jitter_shows_a_place_of_the_scaled_image_or_all_of_it(
 ) -> None:
     way = Preprocess((32, 48), resize)
     boxes, places = jitter_boxes(
-        uniform(seed, 0, torch.arange(20), 3), torch.tensor([[height, width]] * 20), jitter, way
+        uniform(seed_for(seed, 0), torch.arange(20), 3), torch.tensor([[height, width]] * 20), jitter, way
     )
     resized = way.resized(height, width)
     for axis, (side, scaled, input_side) in enumerate(zip((height, width), resized, way.size, strict=True)):
@@ -180,7 +194,9 @@ def test_jitter_shows_a_place_of_the_scaled_image_or_all_of_it(
 
 def test_scales_of_a_jitter_are_spread_evenly_between_their_logarithms() -> None:
     sizes = torch.tensor([[4000, 6000]]).expand(4000, -1)
-    boxes, places = jitter_boxes(uniform(1, 2, torch.arange(4000), 3), sizes, (0.5, 2.0), Preprocess((100, 100)))
+    boxes, places = jitter_boxes(
+        uniform(seed_for(1, 2), torch.arange(4000), 3), sizes, (0.5, 2.0), Preprocess((100, 100))
+    )
     scale = (places[:, 2] / boxes[:, 2] * 40).log2()
     assert scale.quantile(torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])).tolist() == pytest.approx(
         [-1, -0.5, 0, 0.5, 1], abs=0.05
@@ -193,12 +209,10 @@ def test_scales_of_a_jitter_are_spread_evenly_between_their_logarithms() -> None
 
 def test_a_rotation_by_right_angles_moves_whole_pixels() -> None:
     images = inputs(4, (21, 21))
-    made = rotated(images, torch.tensor([0.0, 90, 180, -90]).double())
+    made = turned(images, torch.tensor([0.0, 90, 180, -90]).double())
     for turns, image in zip((0, -1, 2, 1), made, strict=True):
         assert torch.equal(image, images[0].rot90(turns, (1, 2)))
-    corner = rotated(
-        inputs(1, (21, 31)), torch.tensor([45.0]), torch.tensor([1, 2, 3], dtype=torch.uint8)[:, None, None]
-    )
+    corner = turned(inputs(1, (21, 31)), torch.tensor([45.0]), (1.0, 2.0, 3.0))
     assert corner[0, :, 0, 0].tolist() == [1, 2, 3]
 
 
@@ -208,7 +222,7 @@ def test_a_rotation_takes_pixels_where_its_affine_says(degrees: float, height: i
     """Between pixels, rows and columns are interpolated: they are linear."""
     places = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")).to(torch.uint8)
     angles = torch.tensor([degrees], dtype=torch.float64)
-    seen = rotated(places[None], angles)[0]
+    seen = turned(places[None], angles)[0]
     map_ = Affine.crop(torch.tensor([[0, 0, height, width]]), torch.tensor([[height, width]]), (height, width))
     y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     back = map_.then(rotate(angles, (height, width))).points_back(torch.stack([x, y], dim=-1).double())
@@ -237,14 +251,20 @@ def test_magnitudes_are_torchvisions() -> None:
     for policy, theirs in (("randaugment", v2.RandAugment), ("trivial", v2.TrivialAugmentWide)):
         ours = policies.magnitudes(policy, 50, 70)
         space = theirs._AUGMENTATION_SPACE
-        assert set(ours) == set(space) == set(policies.OPERATIONS)
+        assert set(ours) == set(space)
         for name, (values, signed) in space.items():
             wanted = values(31, 50, 70)
             assert ours[name][1] == signed
             assert ours[name][0] == pytest.approx([0.0] * 31 if wanted is None else wanted.tolist())
 
 
-@pytest.mark.parametrize("operation", list(policies.OPERATIONS))
+def operation_of(name: str, magnitude: float, count: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The arguments of `policies.operate` for one operation on `count` images."""
+    numbers = policies.matrix(name, magnitude, *size) if name in policies.MOVING else (magnitude, *[0.0] * 5)
+    return torch.full((count,), policies.NAMES.index(name)), torch.tensor([numbers] * count)
+
+
+@pytest.mark.parametrize("operation", policies.NAMES)
 def test_operations_are_torchvisions(operation: str) -> None:
     images = inputs(2)
     theirs = v2.RandAugment(fill=policies.FILL)
@@ -257,7 +277,7 @@ def test_operations_are_torchvisions(operation: str) -> None:
         wanted = theirs._apply_image_or_video_transform(
             images, operation, magnitude, v2.InterpolationMode.NEAREST, fill
         )
-        made = policies.OPERATIONS[operation](images, torch.full((2,), magnitude, dtype=torch.float64))
+        made = policies.operate(images, *operation_of(operation, magnitude, 2, (19, 23)))
         assert made.dtype == torch.uint8
         off = (made.int() - wanted.int()).abs()
         if operation.startswith(("Shear", "Rotate")):
@@ -289,13 +309,13 @@ def test_blur_and_jitter() -> None:
 def test_policies_run_on_apples_gpus(policy: Any) -> None:
     images, samples = torch.randint(0, 256, (8, 3, 9, 9), dtype=torch.uint8), torch.arange(8)
     augment = Augment(policy=policy)
-    made = augment_batch(images.to("mps"), samples, 0, 0, augment, (9, 9)).cpu()
-    expected = augment_batch(images, samples, 0, 0, augment, (9, 9))
+    made = augmented(images.to("mps"), samples, 0, 0, augment).cpu()
+    expected = augmented(images, samples, 0, 0, augment)
     assert (made.int() - expected.int()).abs().max() <= 1
 
 
 def test_erase() -> None:
-    draws = uniform(0, 0, torch.arange(3000), 5)
+    draws = uniform(seed_for(0, 0), torch.arange(3000), 5)
     images = torch.zeros(3000, 1, 40, 40, dtype=torch.uint8)
     share = (erase(images, draws, 0.25) == 128).float().mean(dim=(1, 2, 3))
     assert 0.22 < float((share > 0).float().mean()) < 0.28
@@ -307,7 +327,7 @@ def test_mixing_targets_are_the_shares_of_pixels(augment: Augment) -> None:
     # Image i is flat, of its own shade: a mixed one's mean tells the share of each.
     shades = torch.arange(16, dtype=torch.uint8) * 16
     images = shades[:, None, None, None].expand(-1, 3, 20, 20).contiguous()
-    made, partner, share = mix_pairs(images, torch.arange(16), 3, 0, augment)
+    made, partner, share = mix_pairs(images, torch.arange(16), stream_keys(3, 0), augment)
     assert partner.tolist() == [1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14]
     targets = SIXTEEN.mix({"label": torch.arange(16)}, partner, share)["label"]
     assert targets.dtype == torch.float32 and torch.allclose(targets.sum(1), torch.ones(16))
@@ -315,14 +335,14 @@ def test_mixing_targets_are_the_shares_of_pixels(augment: Augment) -> None:
     assert ((targets > 0).sum(1) <= 2).all() and (targets.max(1).values < 1).sum() > 8
     for pair in range(8):  # alone, and the other way round
         members = torch.tensor([2 * pair + 1, 2 * pair])
-        alone, _, shares = mix_pairs(images[members], members, 3, 0, augment)
+        alone, _, shares = mix_pairs(images[members], members, stream_keys(3, 0), augment)
         assert torch.equal(alone, made[members]) and torch.equal(shares, share[members])
 
 
 @pytest.mark.parametrize("augment", [Augment(mixup=0.8), Augment(cutmix=1.0)])
 def test_the_last_of_an_odd_count_stays_unchanged(augment: Augment) -> None:
     images = torch.stack([torch.full((3, 9, 9), shade, dtype=torch.uint8) for shade in (10, 100, 250)])
-    made, partner, share = mix_pairs(images, torch.arange(3), 0, 0, augment)
+    made, partner, share = mix_pairs(images, torch.arange(3), stream_keys(0, 0), augment)
     assert torch.equal(made[2], images[2]) and not torch.equal(made[:2], images[:2])
     assert partner.tolist() == [1, 0, 2] and share[2] == 1
     targets = SIXTEEN.mix({"label": torch.tensor([4, 5, 6])}, partner, share)["label"]
@@ -331,7 +351,7 @@ def test_the_last_of_an_odd_count_stays_unchanged(augment: Augment) -> None:
 
 def test_mixup_shares_are_beta() -> None:
     count = 20_000
-    draws = uniform(0, 0, torch.arange(count), 67)
+    draws = uniform(seed_for(0, 0), torch.arange(count), 67)
     images, partner = torch.zeros(count, 1, 1, 1, dtype=torch.uint8), torch.arange(count).roll(1)
     for alpha in (0.2, 0.8, 1.0):
         share = mix(images, partner, draws, Augment(mixup=alpha))[1].double()
@@ -342,7 +362,7 @@ def test_mixup_shares_are_beta() -> None:
 
 def test_no_operations_leave_the_image_unchanged() -> None:
     images, none = inputs(3), Augment(policy="randaugment", policy_count=0)
-    made = augment_batch(images, torch.arange(3), 0, 0, none, (19, 23))
+    made = augmented(images, torch.arange(3), 0, 0, none)
     assert torch.equal(made, images)
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from images import encoded, smooth
+from images import encoded
 from PIL import Image
 from torch import Tensor
 
-from vitrail.data import jpeg, policies
+from vitrail.data import jpeg
 from vitrail.data.affine import Affine, shift, tiles
-from vitrail.data.augment import MOVING, Augment, refuse_spatial, training_affine
+from vitrail.data.augment import Augment, refuse_spatial, training_affine
 from vitrail.data.decode import BadImage
 from vitrail.data.mask_files import read_mask
 from vitrail.data.masks import Masks
@@ -174,18 +174,3 @@ def test_policies_that_move_pixels_are_refused_for_spatial_targets() -> None:
     with pytest.raises(UserError, match=r"^boxes cannot follow cutmix.*--cutmix 0"):
         refuse_spatial(Augment(cutmix=1.0), "boxes")
     refuse_spatial(Augment(crop="resized", flip=True, policy="three", erase=0.2), "masks")
-
-
-def test_every_operation_that_warps_is_known_to_move_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An operation added to the policies, which moves pixels, must be named."""
-    image = torch.from_numpy(smooth(20, 20)).permute(2, 0, 1)[None]
-    warped: set[str] = set()
-    for name, operation in policies.OPERATIONS.items():
-
-        def warp(x: Tensor, across: Tensor, down: Tensor, name: str = name) -> Tensor:
-            warped.add(name)
-            return x
-
-        monkeypatch.setattr(policies, "warp", warp)
-        operation(image, torch.tensor([0.3], dtype=torch.float64))
-    assert warped == MOVING

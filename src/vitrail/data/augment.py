@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -12,24 +13,21 @@ from torch import Tensor
 
 from vitrail.data import affine
 from vitrail.data.affine import Affine
-from vitrail.data.policies import FILL, apply_policy, magnitudes, three_augment
+from vitrail.data.policies import FILL, MOVING, apply_policy, magnitudes, parameters, three_augment
 from vitrail.data.preprocess import Preprocess
-from vitrail.data.random import uniform
+from vitrail.data.random import seed_for, uniform
 from vitrail.errors import UserError
 
 # Streams of draws: enabling one augmentation does not change the draws of the others.
-CROP, FLIP, POLICY, ERASE, MIX, ROTATE = range(6)
+CROP, FLIP, POLICY, ERASE, MIX, ROTATE = STREAMS = range(6)
 ORDER = 6
 
 TRIES = 10
 """boxes that a random resized crop tries before it falls back to the centre, as torchvision"""
 CROP_DRAWS = 2 * TRIES + 2
 ASPECTS = (3 / 4, 4 / 3)
-SCALES = 1024
-"""steps of the table of a jitter's scales, since devices differ in the last bit of `exp`"""
-MOVING = frozenset(["ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"])
-"""operations of a policy that move pixels, but not masks or boxes"""
-_BETA_TRIES = 16
+STEPS = 1024
+"""steps of the tables of aspects, scales and angles, since devices differ in the last bit of `exp` and `sin`"""
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class Augment:
 
     @property
     def mixes(self) -> bool:
-        """Whether images are mixed in pairs (see `mix_pairs`)."""
+        """Whether images are mixed in pairs (see `vitrail.data.mixing`)."""
         return bool(self.mixup or self.cutmix)
 
     def __post_init__(self) -> None:
@@ -136,19 +134,26 @@ def training_affine(
     else:
         found = preprocess.affine(sources)
     if augment.crop == "shift":
-        moves = (uniform(seed, epoch, draws, 2, CROP) * (2 * augment.shift + 1)).long() - augment.shift
+        moves = _moves(augment, uniform(seed_for(seed, epoch, CROP), draws, 2))
         found = found.then(affine.shift(moves))
     if augment.flip:
-        flips = uniform(seed, epoch, draws, 1, FLIP)[:, 0] < 0.5
+        flips = uniform(seed_for(seed, epoch, FLIP), draws, 1)[:, 0] < 0.5
         found = found.then(affine.flip(flips, preprocess.size[1]))
     if augment.rotation:
-        found = found.clipped().then(affine.rotate(_angles(augment, seed, epoch, draws), preprocess.size))
+        chosen = (uniform(seed_for(seed, epoch, ROTATE), draws, 1)[:, 0] * STEPS).long()
+        found = found.clipped().then(_rotations(augment.rotation, preprocess.size)[chosen])
     return found
 
 
-def _angles(augment: Augment, seed: int, epoch: int, draws: Tensor) -> Tensor:
-    """Degrees of each image's rotation, float64 [B] on the CPU, for numbers on the CPU."""
-    return (2 * uniform(seed, epoch, draws, 1, ROTATE)[:, 0].double() - 1) * augment.rotation
+def _moves(augment: Augment, draws: Tensor) -> Tensor:
+    """Pixels down and right, int64 [B, 2], from draws [B, 2]."""
+    return (draws * (2 * augment.shift + 1)).long() - augment.shift
+
+
+@lru_cache
+def _rotations(largest: float, size: tuple[int, int]) -> Tensor:
+    """Matrices float64 [STEPS, 2, 3], from the `largest` angle anticlockwise to that clockwise."""
+    return affine.rotate((2 * (torch.arange(STEPS) + 0.5) / STEPS - 1) * largest, size)
 
 
 def random_cuts(
@@ -159,68 +164,93 @@ def random_cuts(
     `draws` [B] are the numbers that seed each image's draws, `sizes` [B, 2] the heights and widths; all on the CPU.
     """
     if augment.crop == "jitter":
-        return jitter_boxes(uniform(seed, epoch, draws, 3, CROP), sizes, augment.jitter, preprocess)
-    crops = uniform(seed, epoch, draws, CROP_DRAWS, CROP)
-    boxes = crop_boxes(crops, sizes[:, 0], sizes[:, 1], augment.scale, preprocess.size)
+        return jitter_boxes(uniform(seed_for(seed, epoch, CROP), draws, 3), sizes, augment.jitter, preprocess)
+    crops = uniform(seed_for(seed, epoch, CROP), draws, CROP_DRAWS)
+    boxes = crop_boxes(crops, sizes[:, 0], sizes[:, 1], augment.scale, preprocess.size, aspect_roots())
     return boxes, torch.tensor([[0, 0, *preprocess.size]]).expand(len(boxes), -1)
 
 
-def augment_batch(
-    images: Tensor,
-    samples: Tensor,
-    seed: int,
-    epoch: int,
-    augment: Augment,
-    size: tuple[int, int],
-    fill: Tensor | None = None,
-) -> Tensor:
-    """Augments uint8 [B, C, H, W] to uint8 [B, C, size], by all operations but mixup and cutmix (see `mix_pairs`).
+def stream_keys(seed: int, epoch: int) -> Tensor:
+    """int64 [6]: the key of each stream of draws, on the CPU."""
+    return torch.tensor([seed_for(seed, epoch, stream) for stream in STREAMS])
 
-    `fill` is the colour of a rotation's corners, uint8 [C, 1, 1]; None for grey. A jitter is cut where the images are
-    read (see `vitrail.data.prepare`), so it is not among the operations here. The result for an image depends on
-    (seed, epoch, sample) and is the same in any batch. Keep `samples` on the CPU, which chooses the operations of a
-    policy: then nothing waits for a GPU.
+
+class Augmenter:
+    """The augmentation of uint8 [B, C, H, W] to uint8 [B, C, size], by all operations but mixup and cutmix.
+
+    It holds the tables of the operations on the device. A jitter is cut where the images are read (see
+    `vitrail.data.prepare`), so it is not among the operations here.
     """
-    on_device = samples.to(images.device, non_blocking=True)
 
-    def draw(count: int, stream: int) -> Tensor:
-        return uniform(seed, epoch, on_device, count, stream)
+    def __init__(
+        self,
+        augment: Augment,
+        size: tuple[int, int],
+        device: torch.device | str = "cpu",
+        fill: Tensor | None = None,
+    ) -> None:
+        """`fill` is the colour of a rotation's corners, uint8 [C, 1, 1]; None for grey."""
+        self.augment, self.size = augment, size
+        self.fill = torch.full((1, 1, 1), FILL, device=device) if fill is None else fill.to(device).float()
+        self.roots = aspect_roots().to(device) if augment.crop == "resized" else None
+        self.rotations = self.policy = None
+        if augment.rotation:  # from the result back to the source: by the opposite angle
+            self.rotations = _rotations(augment.rotation, size).flip(0).float().to(device)
+        if augment.policy in ("randaugment", "trivial"):
+            self.policy = parameters(augment.policy, *size).to(device)
 
-    if augment.crop == "resized":
-        height, width = images.shape[-2:]
-        ones = torch.ones_like(on_device)
-        boxes = crop_boxes(draw(CROP_DRAWS, CROP), ones * height, ones * width, augment.scale, size)
-        images = crop_resized(images, boxes, size)
-    if augment.crop == "shift" or augment.flip:
-        moves = ((draw(2, CROP) * (2 * augment.shift + 1)).long() - augment.shift) * (augment.crop == "shift")
-        images = shift_flip(images, moves, (draw(1, FLIP)[:, 0] < 0.5) & augment.flip)
-    if augment.rotation:
-        images = rotated(images, _angles(augment, seed, epoch, samples), fill)
-    if augment.policy == "three":
-        images = three_augment(images, uniform(seed, epoch, samples, 5, POLICY))
-    elif augment.policy != "none":
-        count = augment.policy_count if augment.policy == "randaugment" else 1
-        draws = uniform(seed, epoch, samples, 3 * count, POLICY)
-        for i in range(count):
-            images = apply_policy(images, draws[:, 3 * i : 3 * i + 3], augment.policy, augment.policy_strength)
-    if augment.erase:
-        images = erase(images, draw(5, ERASE), augment.erase)
-    return images
+    def __call__(self, images: Tensor, samples: Tensor, keys: Tensor) -> Tensor:
+        """`samples` int64 [B], the numbers that seed the draws, and `stream_keys` are on the device of the images.
+
+        So nothing waits for a GPU, and a compiled step is the same in every epoch. The result for an image depends on
+        (seed, epoch, sample) and is the same in any batch.
+        """
+        augment = self.augment
+
+        def draw(count: int, stream: int) -> Tensor:
+            return uniform(keys[stream], samples, count)
+
+        if self.roots is not None:
+            heights, widths = (torch.full_like(samples, side) for side in images.shape[-2:])
+            boxes = crop_boxes(draw(CROP_DRAWS, CROP), heights, widths, augment.scale, self.size, self.roots)
+            images = crop_resized(images, boxes, self.size)
+        if augment.crop == "shift" or augment.flip:
+            moves = _moves(augment, draw(2, CROP)) * (augment.crop == "shift")
+            images = shift_flip(images, moves, (draw(1, FLIP)[:, 0] < 0.5) & augment.flip)
+        if self.rotations is not None:
+            images = rotated(images, self.rotations[(draw(1, ROTATE)[:, 0] * STEPS).long()], self.fill)
+        if augment.policy == "three":
+            images = three_augment(images, draw(5, POLICY))
+        if self.policy is not None:
+            count = augment.policy_count if augment.policy == "randaugment" else 1
+            draws = draw(3 * count, POLICY)
+            for i in range(count):
+                images = apply_policy(
+                    images, draws[:, 3 * i : 3 * i + 3], self.policy, augment.policy, augment.policy_strength
+                )
+        if augment.erase:
+            images = erase(images, draw(5, ERASE), augment.erase)
+        return images
+
+
+@lru_cache
+def aspect_roots() -> Tensor:
+    """Square roots of the aspects of a random resized crop, spread evenly between their logarithms, [STEPS]."""
+    least, ratio = math.log(ASPECTS[0]) / 2, math.log(ASPECTS[1] / ASPECTS[0]) / 2
+    return torch.tensor([math.exp(least + (i + 0.5) / STEPS * ratio) for i in range(STEPS)])
 
 
 def crop_boxes(
-    draws: Tensor, heights: Tensor, widths: Tensor, scale: tuple[float, float], size: tuple[int, int]
+    draws: Tensor, heights: Tensor, widths: Tensor, scale: tuple[float, float], size: tuple[int, int], roots: Tensor
 ) -> Tensor:
     """Boxes (top, left, height, width) int64 [B, 4] of a random resized crop to `size`, from draws [B, CROP_DRAWS].
 
+    `heights` and `widths` [B] are those of the images, `roots` come from `aspect_roots`.
     The first of ten boxes that fits in the image, or else the largest centred box of an allowed aspect. If a JPEG can
     be decoded at 1/2, 1/4 or 1/8 for a box, the box is aligned to whole pixels of that scale (by at most 7 pixels).
     """
     heights, widths = heights[:, None], widths[:, None]
-    # A table of 1,024 aspects, since devices differ in the last bit of `exp`.
-    steps = [math.log(ASPECTS[0]) / 2 + (i + 0.5) / 1024 * math.log(ASPECTS[1] / ASPECTS[0]) / 2 for i in range(1024)]
-    root = torch.tensor([math.exp(step) for step in steps], device=draws.device)
-    root = root[(draws[:, TRIES : 2 * TRIES] * 1024).long()]
+    root = roots[(draws[:, TRIES : 2 * TRIES] * STEPS).long()]
     side = (scale[0] + (scale[1] - scale[0]) * draws[:, :TRIES]).sqrt() * (heights * widths).float().sqrt()
     w, h = (side * root).round().long(), (side / root).round().long()
     good = (w > 0) & (h > 0) & (w <= widths) & (h <= heights)
@@ -256,9 +286,9 @@ def jitter_boxes(
     up to 7 pixels less than the whole side.
     """
     least, ratio = math.log(jitter[0]), math.log(jitter[1] / jitter[0])
-    table = torch.tensor([math.exp(least + (i + 0.5) / SCALES * ratio) for i in range(SCALES)], dtype=torch.float64)
+    table = torch.tensor([math.exp(least + (i + 0.5) / STEPS * ratio) for i in range(STEPS)], dtype=torch.float64)
     resized = torch.tensor([preprocess.resized(*size) for size in sizes.tolist()], dtype=torch.float64).view(-1, 2)
-    scaled = (table[(draws[:, 0] * SCALES).long()][:, None] * resized).round().clamp(min=1)
+    scaled = (table[(draws[:, 0] * STEPS).long()][:, None] * resized).round().clamp(min=1)
     shown = scaled.clamp(max=torch.tensor(preprocess.size))
     box = (sizes * (shown / scaled)).round().long().clamp(min=1)
     shown = shown.long()
@@ -269,21 +299,19 @@ def jitter_boxes(
     )
 
 
-def rotated(images: Tensor, degrees: Tensor, fill: Tensor | None = None) -> Tensor:
-    """uint8 [B, C, H, W], each rotated clockwise about its middle, bilinearly; `degrees` [B] are on the CPU.
+def rotated(images: Tensor, back: Tensor, fill: Tensor) -> Tensor:
+    """uint8 [B, C, H, W], each rotated about its middle, bilinearly.
 
-    What lies outside the image has the colour `fill`, uint8 [C, 1, 1]; None for grey.
+    `back` [B, 2, 3] are matrices from the result to the image. What lies outside has the colour `fill` [C, 1, 1].
     """
     height, width = images.shape[-2:]
-    back = affine.rotate(-degrees, (height, width)).float().to(images.device, non_blocking=True)
     y, x = (torch.arange(side, device=images.device) + 0.5 for side in (height, width))
     y = y[:, None]
     rows = back[:, :, :1, None] * x + back[:, :, 1:2, None] * y + back[:, :, 2:, None]  # [B, 2, H, W]
     grid = torch.stack([rows[:, 0] * 2 / width - 1, rows[:, 1] * 2 / height - 1], dim=-1)
-    colour = FILL if fill is None else fill.to(images.device, non_blocking=True).float()
     # Outside there are zeros, so the colour is subtracted, and added again.
-    sampled = F.grid_sample(images.float() - colour, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return (sampled + colour).round_().clamp_(0, 255).to(torch.uint8)
+    sampled = F.grid_sample(images.float() - fill, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return (sampled + fill).round().clamp(0, 255).to(torch.uint8)
 
 
 def crop_resized(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -322,12 +350,12 @@ def erase(images: Tensor, draws: Tensor, probability: float) -> Tensor:
     root = torch.exp(math.log(0.3) / 2 + draws[:, 2] * math.log(3.3 / 0.3) / 2)
     h = (side / root).round().clamp(1, height)
     w = (side * root).round().clamp(1, width)
-    mask = _boxes(images, draws[:, 3] * (height - h + 1), draws[:, 4] * (width - w + 1), h, w)
+    mask = boxes_mask(images, draws[:, 3] * (height - h + 1), draws[:, 4] * (width - w + 1), h, w)
     mask &= (draws[:, 0] < probability)[:, None, None, None]
     return images.masked_fill(mask, int(FILL))
 
 
-def _boxes(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
+def boxes_mask(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
     """A mask [B, 1, H, W], true inside one box per image; all arguments [B]."""
     rows = torch.arange(images.shape[-2], device=images.device)
     columns = torch.arange(images.shape[-1], device=images.device)
@@ -335,46 +363,3 @@ def _boxes(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Ten
     inside_rows = (rows >= top) & (rows < top + height[:, None])
     inside_columns = (columns >= left) & (columns < left + width[:, None])
     return inside_rows[:, None, :, None] & inside_columns[:, None, None, :]
-
-
-def mix_pairs(
-    images: Tensor, samples: Tensor, seed: int, epoch: int, augment: Augment
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mixup or cutmix of uint8 [B, C, H, W]: the mixed images, their partners int64 [B] and their shares [B].
-
-    Images 2k and 2k + 1 are partners. Each draws its own share, so that the result for an image depends only on
-    (seed, epoch, sample) and on its partner. With an odd count the last image has no partner and stays unchanged.
-    """
-    places = torch.arange(len(images), device=images.device)
-    partner = (places ^ 1).clamp(max=len(images) - 1)
-    draws = uniform(seed, epoch, samples.to(images.device, non_blocking=True), 4 * _BETA_TRIES + 3, MIX)
-    mixed, share = mix(images, partner, draws, augment)
-    return mixed, partner, torch.where(partner == places, 1.0, share)
-
-
-def mix(images: Tensor, partner: Tensor, draws: Tensor, augment: Augment) -> tuple[Tensor, Tensor]:
-    """uint8 [B, C, H, W] mixed with their partners (indices [B]), and the share [B] that each keeps of itself."""
-    if augment.mixup and augment.cutmix:
-        cut = draws[:, -1] < 0.5
-    else:
-        cut = torch.full_like(draws[:, -1], augment.cutmix > 0, dtype=torch.bool)
-    blend = _beta(draws[:, : 2 * _BETA_TRIES], augment.mixup or 1.0)
-    keep = _beta(draws[:, 2 * _BETA_TRIES : 4 * _BETA_TRIES], augment.cutmix or 1.0)
-    height, width = images.shape[-2:]
-    h, w = ((1 - keep).sqrt() * height).round(), ((1 - keep).sqrt() * width).round()
-    box = _boxes(images, draws[:, -3] * (height - h + 1), draws[:, -2] * (width - w + 1), h, w)
-    share = torch.where(cut, 1 - h * w / (height * width), blend)
-    other = images[partner]
-    weight = share[:, None, None, None]
-    blended = (images * weight + other * (1 - weight)).round().to(torch.uint8)
-    return torch.where(cut[:, None, None, None], torch.where(box, other, images), blended), share
-
-
-def _beta(draws: Tensor, alpha: float) -> Tensor:
-    """Beta(alpha, alpha) [B] for alpha of at most 1, from draws [B, 2 T]: the first of T tries of Joehnk's method."""
-    x, y = (draws.clamp(min=2.0**-25) ** (1 / alpha)).chunk(2, dim=1)
-    total = x + y
-    good = (total <= 1) & (total > 0)
-    first = good.to(torch.uint8).argmax(dim=1, keepdim=True)
-    # All 16 tries fail for at most one image in 65,000: it stays unmixed.
-    return torch.where(good.any(dim=1), (x / total.clamp(min=1e-38)).gather(1, first)[:, 0], 1.0)

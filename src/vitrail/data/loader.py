@@ -15,15 +15,16 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vitrail.data import memory as in_memory
-from vitrail.data.augment import ORDER, Augment, augment_batch, mix_pairs, refuse_spatial
+from vitrail.data.augment import ORDER, Augment, Augmenter, refuse_spatial, stream_keys
 from vitrail.data.fetch import Fetch, Fetched, Want, affine_of, joined
+from vitrail.data.mixing import mix_pairs
 from vitrail.data.prepare import Prepare, View, batched, cropped, view_seeds
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import draw_key, seed_for
@@ -38,6 +39,28 @@ T = TypeVar("T")
 
 STALLED = 300
 """seconds to wait for a batch before the workers are considered stuck"""
+
+
+class Plan(NamedTuple):
+    """The images of a step: their numbers in the set and the numbers that seed their draws, here and on the device."""
+
+    epoch: int
+    samples: Tensor
+    draws: Tensor
+    there: tuple[Tensor, Tensor]
+
+    def wants(self) -> list[Want]:
+        numbers = zip(self.samples.tolist(), self.draws.tolist(), strict=True)
+        return [Want(sample, self.epoch, draw) for sample, draw in numbers]
+
+
+class Keys(NamedTuple):
+    """What an epoch's draws depend on, on the device."""
+
+    epoch: Tensor
+    key: Tensor
+    streams: list[Tensor]
+    """of each view: see `stream_keys`"""
 
 
 @dataclass
@@ -58,6 +81,7 @@ class Loader:
     them, of which `image` is the first. `prepare` is a task's own way to take an image, with one frame in training and
     any number of any size in evaluation: then `image` holds the frames of all images of a batch, and `affine` tells
     which image each is of. Such a batch has at most the pixels of `batch_size` images of the preprocessing's size.
+    `compile` compiles the augmentation.
 
     `batch_size` counts the images of a step over all `world` processes. If the augmentation mixes images, places 2k and
     2k + 1 of an epoch's order are partners, and whole pairs are distributed round-robin over the processes; otherwise
@@ -86,6 +110,7 @@ class Loader:
         tally: Tally | None = None,
         views: tuple[View, ...] = (),
         prepare: Prepare | None = None,
+        compile: bool = False,
     ) -> None:
         self.prepare = prepare
         self.set, self.preprocess, self.seed, self.train = set, preprocess, seed, train
@@ -106,7 +131,8 @@ class Loader:
         self.samples = torch.arange(len(set))
         """the numbers of the images in use"""
         self._kept: in_memory.Kept | None = None
-        self._shuffled: tuple[int, Tensor, Tensor] | None = None
+        self._shuffled: tuple[int, tuple[Tensor, Tensor, Tensor, Tensor]] | None = None
+        self._keys: tuple[int, Keys] | None = None
         arguments = (set, self.target, preprocess, self.augment, self.device)
         self.memory = self.prepare is None and (in_memory.fits(*arguments) if memory is None else memory)
         if self.memory:
@@ -115,6 +141,17 @@ class Loader:
             self.samples = self._kept.samples
             if not len(self.samples):
                 raise UserError(f"no image of {set.name} can be read")
+        self._augmenters: list[Augmenter] = []
+        if self.augment is not None and self.prepare is None:  # a task that prepares images itself has augmented them
+            rest = self.augment if self._table is not None else cropped(self.augment)
+            self._augmenters = [Augmenter(rest, own.size, self.device, own.fill) for _, own in self.views]
+        if compile:
+            self._transform = torch.compile(self._transform, dynamic=False)  # type: ignore[method-assign]
+
+    @property
+    def _table(self) -> in_memory.Kept | None:
+        """The set in memory, if it is one tensor on the device."""
+        return self._kept if self._kept is not None and self._kept.table is not None else None
 
     def _check(self) -> None:
         """Refuse invalid settings, before any image is read."""
@@ -159,22 +196,22 @@ class Loader:
 
     def evaluation(self) -> Iterator[Batch]:
         """Every image once, in order, without augmentation; the last batch may be short."""
-        own = self.samples[self.rank :: self.world].tolist()
-        size = self.batch_size // self.world
+        own, size = self.samples[self.rank :: self.world], self.batch_size // self.world
         if self.prepare is not None:
-            found = self._fetch(([Want(i, 0, i)] for i in own), None)
+            found = self._fetch(([Want(i, 0, i)] for i in own.tolist()), None)
             fetched = (one for one, _ in found if len(one.samples))
             groups = batched(
                 fetched, lambda one: one.views[0], size * self.preprocess.size[0] * self.preprocess.size[1]
             )
             return self._timed(self._from_fetched(joined(group), 0, None) for group in groups)
-        return self._batches(([Want(i, 0, i) for i in own[at : at + size]] for at in range(0, len(own), size)), None)
+        plans = (Plan(0, part, part, (there := self._to_device(part), there)) for part in own.split(size))
+        return self._batches(plans, None)
 
-    def _batches(self, plans: Iterator[list[Want]], augment: Augment | None) -> Iterator[Batch]:
+    def _batches(self, plans: Iterator[Plan], augment: Augment | None) -> Iterator[Batch]:
         """The batches of some plans; `augment` is None in evaluation."""
-        if self._kept is not None and self._kept.table is not None:
-            return self._timed(self._from_table(self._kept, plan, augment) for plan in plans)
-        found = self._fetch(plans, augment)
+        if (kept := self._table) is not None:
+            return self._timed(self._from_table(kept, plan, augment) for plan in plans)
+        found = self._fetch((plan.wants() for plan in plans), augment)
         return self._timed(
             self._from_fetched(fetched, epoch, augment) for fetched, epoch in found if len(fetched.samples)
         )
@@ -188,16 +225,16 @@ class Loader:
                 return
             yield batch
 
-    def _plan(self, step: int) -> list[Want]:
+    def _plan(self, step: int) -> Plan:
         """The images of this process in a step."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        samples, draws = self._order(epoch)
-        places = torch.arange(within * self.batch_size, min((within + 1) * self.batch_size, len(samples)))
-        own = places[places // self.unit % self.world == self.rank]
-        return [Want(s, epoch, d) for s, d in zip(samples[own].tolist(), draws[own].tolist(), strict=True)]
+        size = self.batch_size // self.world
+        rows = slice(within * size, (within + 1) * size)
+        samples, draws, *there = (numbers[rows] for numbers in self._order(epoch))
+        return Plan(epoch, samples, draws, (there[0], there[1]))
 
-    def _order(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """The epoch's images in order, and the numbers that seed their draws."""
+    def _order(self, epoch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """This process's images of the epoch in order, and the numbers that seed their draws; again on the device."""
         if self._shuffled is None or self._shuffled[0] != epoch:
             generator = torch.Generator().manual_seed(seed_for(self.seed, epoch, ORDER))
             count = len(self.samples)
@@ -210,55 +247,58 @@ class Loader:
             else:
                 rows = torch.randperm(count, generator=generator)
                 draws = self.samples[rows]
-            self._shuffled = (epoch, self.samples[rows], draws)
-        return self._shuffled[1:]
+            own = torch.arange(count) // self.unit % self.world == self.rank
+            samples, draws = self.samples[rows][own], draws[own]
+            self._shuffled = (epoch, (samples, draws, self._to_device(samples), self._to_device(draws)))
+        return self._shuffled[1]
 
-    def _from_table(self, kept: in_memory.Kept, plan: list[Want], augment: Augment | None) -> Batch:
-        samples = torch.tensor([want.sample for want in plan])
-        draws = torch.tensor([want.draw for want in plan])
-        values, truths, affine = [kept.values[want.sample] for want in plan], [], None
+    def _keys_of(self, epoch: int) -> Keys:
+        if self._keys is None or self._keys[0] != epoch:
+            streams = [self._to_device(stream_keys(seed, epoch)) for seed, _ in self.views]
+            number = torch.full((), epoch, device=self.device)
+            self._keys = (epoch, Keys(number, draw_key(self.seed, epoch, self.device), streams))
+        return self._keys[1]
+
+    def _from_table(self, kept: in_memory.Kept, plan: Plan, augment: Augment | None) -> Batch:
+        values, truths, affine = [], [], None
+        if kept.reads:
+            values = [kept.values[sample] for sample in plan.samples.tolist()]
         if self.target.spatial:
-            sizes = [kept.sources[want.sample] for want in plan]
-            affine = affine_of(plan, sizes, sizes, self.preprocess, self.seed, augment)
+            wants = plan.wants()
+            sizes = [kept.sources[want.sample] for want in wants]
+            affine = affine_of(wants, sizes, sizes, self.preprocess, self.seed, augment)
             truths, values = values, [self.target.warp(value, affine.subset([i])) for i, value in enumerate(values)]
-        pixels = kept.pixels(self._to_device(samples))
+        pixels = kept.pixels(plan.there[0])
         if augment is None and self.augment is not None and self.augment.cuts:  # kept whole, for random crops
             pixels = self.preprocess.prepare(pixels)
         images = [pixels] * len(self.views)
-        fetched = Fetched(images, samples, draws, values, truths, affine, {})
-        return self._finish(fetched, plan[0].epoch, augment)
+        fetched = Fetched(images, plan.samples, plan.draws, values, truths, affine, {})
+        return self._finish(fetched, plan.epoch, augment, plan.there)
 
     def _from_fetched(self, fetched: Fetched, epoch: int, augment: Augment | None) -> Batch:
         fetched.views = [self._to_device(images) for images in fetched.views]
-        return self._finish(fetched, epoch, None if augment is None else cropped(augment))
+        there = self._to_device(fetched.samples), self._to_device(fetched.draws)
+        return self._finish(fetched, epoch, augment, there)
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         """Copy a CPU tensor to the device, without waiting for the device's pending work."""
         return tensor.to(self.device, non_blocking=True)
 
-    def _finish(self, fetched: Fetched, epoch: int, augment: Augment | None) -> Batch:
-        """A batch, from images on the device and their numbers and draws on the CPU."""
-        samples = self._to_device(fetched.samples)
+    def _finish(self, fetched: Fetched, epoch: int, augment: Augment | None, there: tuple[Tensor, Tensor]) -> Batch:
+        """A batch, from images on the device and, `there` too, the numbers of samples and draws."""
+        samples, draws = there
+        keys = self._keys_of(epoch)
         # An image with several frames has no one target in the pixels of the input.
         one_each = self.prepare is None or augment is not None or not self.target.spatial
         fields = self.target.collate(fetched.values, samples, augment is not None) if one_each else {}
         views = []
-        for (seed, own), images in zip(self.views, fetched.views, strict=False):
-            if augment is not None:
-                if self.prepare is None:  # a task that prepares images itself has augmented them
-                    images = augment_batch(images, fetched.draws, seed, epoch, augment, own.size, own.fill)
-                if augment.mixes:
-                    images, partner, share = mix_pairs(images, fetched.draws, seed, epoch, augment)
-                    fields = self.target.mix(fields, partner, share)
-            whole = self.prepare is not None or images.shape[-2:] == own.size
-            views.append(own.normalise(images if whole else own.prepare(images)))
-        batch = {
-            "image": views[0],
-            **fields,
-            "sample": samples,
-            "epoch": torch.full((), epoch, device=self.device),
-            "key": draw_key(self.seed, epoch, self.device),
-        }
+        for view, images in enumerate(fetched.views):
+            if augment is None:
+                views.append(self._normalised(images, self.views[view][1]))
+            else:
+                image, fields = self._transform(view, images, fields, draws, keys.streams[view])
+                views.append(image)
+        batch = {"image": views[0], **fields, "sample": samples, "epoch": keys.epoch, "key": keys.key}
         if len(views) > 1:
             batch["views"] = views
         if fetched.affine is not None:
@@ -266,6 +306,22 @@ class Loader:
             if augment is None and self.target.spatial:
                 batch["truth"] = fetched.truths
         return batch
+
+    def _transform(
+        self, view: int, images: Tensor, fields: dict[str, Any], draws: Tensor, keys: Tensor
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """The augmented and normalised images of a view, and the fields, mixed where the images are."""
+        assert self.augment is not None
+        if self._augmenters:
+            images = self._augmenters[view](images, draws, keys)
+        if self.augment.mixes:
+            images, partner, share = mix_pairs(images, draws, keys, self.augment)
+            fields = self.target.mix(fields, partner, share)
+        return self._normalised(images, self.views[view][1]), fields
+
+    def _normalised(self, images: Tensor, preprocess: Preprocess) -> Tensor:
+        whole = self.prepare is not None or images.shape[-2:] == preprocess.size
+        return preprocess.normalise(images if whole else preprocess.prepare(images))
 
     def _fetch(self, plans: Iterator[list[Want]], augment: Augment | None) -> Iterator[tuple[Fetched, int]]:
         """The plans as fetched by the workers, in order, with their epochs."""

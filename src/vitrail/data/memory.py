@@ -49,6 +49,11 @@ class Kept:
     rows: Tensor | None = None
     """int64 [N] on the device: the row of each image in the table; None if row i is image i"""
 
+    @property
+    def reads(self) -> bool:
+        """Whether the target has values of its own that are read image by image."""
+        return next(iter(self.values.values()), None) is not None
+
     def pixels(self, samples: Tensor) -> Tensor:
         """uint8 [B, C, h, w] from the table, for numbers int64 [B] on its device."""
         assert self.table is not None

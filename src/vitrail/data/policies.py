@@ -1,16 +1,17 @@
 """RandAugment (arXiv 1909.13719), TrivialAugment (2103.10158) and three-augment (2204.07118), drawn per image.
 
-torchvision's transforms draw once per batch. Here each image draws its operation and magnitude. Images with the same
-operation are processed together, each with its own magnitude; the result is the same as one by one. The operations
-equal torchvision's.
+torchvision's transforms draw once per batch. Here each image draws its operation and magnitude, which are parameters
+of one function of the whole batch. The operations equal torchvision's.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
@@ -52,74 +53,104 @@ def magnitudes(policy: str, height: int, width: int) -> dict[str, tuple[list[flo
     }
 
 
-def warp(images: Tensor, across: Tensor, down: Tensor) -> Tensor:
+MOVING = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
+"""operations that move pixels, but not masks or boxes; neighbours in the table of `magnitudes`"""
+
+
+def matrix(operation: str, m: float, height: int, width: int) -> tuple[float, ...]:
+    """The two rows of numbers for `warp` of an operation that moves pixels, with magnitude `m`."""
+    match operation:
+        case "ShearX":  # about the upper left corner, as in AutoAugment's code
+            return 1.0, m, height / 2 * m, 0.0, 1.0, 0.0
+        case "ShearY":
+            return 1.0, 0.0, 0.0, m, 1.0, width / 2 * m
+        case "TranslateX":  # by whole pixels, to the right
+            return 1.0, 0.0, -float(int(m)), 0.0, 1.0, 0.0
+        case "TranslateY":
+            return 1.0, 0.0, 0.0, 0.0, 1.0, -float(int(m))
+    cosine, sine = math.cos(math.radians(m)), math.sin(math.radians(m))  # about the centre, anticlockwise
+    return cosine, -sine, 0.0, sine, cosine, 0.0
+
+
+@lru_cache
+def parameters(policy: str, height: int, width: int) -> Tensor:
+    """Six numbers for each operation, magnitude, and sign (that of the table, or the opposite), [14, BINS, 2, 6].
+
+    They are the matrix of an operation that moves pixels; otherwise the first is the magnitude, as `operate` reads it.
+    """
+
+    def numbers(operation: str, magnitude: float) -> tuple[float, ...]:
+        if operation in MOVING:
+            return matrix(operation, magnitude, height, width)
+        return magnitude, *[0.0] * 5
+
+    rows = [
+        [[numbers(name, sign * m) for sign in (1, -1 if signed else 1)] for m in values]
+        for name, (values, signed) in magnitudes(policy, height, width).items()
+    ]
+    return torch.tensor(rows)
+
+
+def operate(x: Tensor, operations: Tensor, numbers: Tensor) -> Tensor:
+    """One operation on each of uint8 [B, C, H, W]: its place [B] in the table of `magnitudes`, its numbers [B, 6].
+
+    Operations on colour change only images with 1 or 3 channels.
+    """
+    first, last = (NAMES.index(name) for name in (MOVING[0], MOVING[-1]))
+    x = where_used((operations >= first) & (operations <= last), warp, x, numbers)
+    for name, function in OPERATIONS.items():
+        if x.shape[1] in (1, 3) or name not in COLOURED:
+            x = where_used(operations == NAMES.index(name), function, x, numbers[:, :1, None, None])
+    return x
+
+
+def where_used(used: Tensor, function: Callable[..., Tensor], x: Tensor, *numbers: Tensor) -> Tensor:
+    """`function(x, *numbers)` for the images [B, C, H, W] that are `used` [B]; the others as they are.
+
+    A CPU computes it for these alone. A GPU, for which reading their number would mean to wait, computes it for all.
+    """
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return torch.where(used[:, None, None, None], function(x, *numbers), x)
+    rows = used.nonzero()[:, 0]
+    if not len(rows):
+        return x
+    return x.index_copy(0, rows, function(x[rows], *(number[rows] for number in numbers)))
+
+
+def warp(images: Tensor, matrices: Tensor) -> Tensor:
     """Affine warp of uint8 [B, C, H, W], by nearest neighbour, with `FILL` outside the image.
 
-    `across` and `down` [B, 3] are the rows of the matrices: their products with a pixel's (column, row, 1), counted
-    from the centre, are the column and row of its source.
+    Two rows of three numbers per image, [B, 6]: their products with a pixel's (column, row, 1), counted from the
+    centre, are the column and the row of its source.
     """
     count, channels, height, width = images.shape
     rows = torch.arange(height, device=images.device)[:, None] - (height - 1) / 2
     columns = torch.arange(width, device=images.device) - (width - 1) / 2
 
     def place(factors: Tensor, size: int) -> Tensor:
-        by_column, by_row, shift = on_device(factors, images).unbind(1)
-        return (by_column * columns + by_row * rows + (shift + (size - 1) / 2)).round().long()[:, 0]
+        by_column, by_row, shift = factors[:, :, None, None].unbind(1)
+        return (by_column * columns + by_row * rows + (shift + (size - 1) / 2)).round().long()
 
-    row, column = place(down, height), place(across, width)
+    row, column = place(matrices[:, 3:], height), place(matrices[:, :3], width)
     inside = ((row >= 0) & (row < height) & (column >= 0) & (column < width))[:, None]
     places = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).view(count, 1, -1)
     moved = images.flatten(2).gather(2, places.expand(-1, channels, -1)).view(images.shape)
     return moved.masked_fill(~inside, int(FILL))
 
 
-def on_device(numbers: Tensor, images: Tensor) -> Tensor:
-    """float64 [B] or [B, N] on the CPU as float32 [B, (N,) 1, 1, 1] on the device of `images`."""
-    return numbers.float().to(images.device, non_blocking=True)[..., None, None, None]
+def brightness(x: Tensor, magnitudes: Tensor) -> Tensor:
+    return (x * (1 + magnitudes)).clamp(0, 255).to(torch.uint8)
 
 
-def _rows(*columns: Tensor | float) -> Tensor:
-    """Stack numbers and tensors [B] to [B, 3]."""
-    tensors = [torch.as_tensor(column, dtype=torch.float64) for column in columns]
-    return torch.stack(torch.broadcast_tensors(*tensors), dim=-1)
+def saturation(x: Tensor, magnitudes: Tensor) -> Tensor:
+    return _interpolate(x, _luma(x), 1 + magnitudes) if x.shape[1] == 3 else x
 
 
-def shear(x: Tensor, tangents: Tensor, down: bool) -> Tensor:
-    """Shear about the upper left corner, as in AutoAugment's code."""
-    along = x.shape[-1 if down else -2] / 2 * tangents
-    one, none = torch.ones_like(tangents), torch.zeros_like(tangents)
-    if down:
-        return warp(x, _rows(one, 0, 0), _rows(tangents, 1, along))
-    return warp(x, _rows(one, tangents, along), _rows(none, 1, 0))
+def contrast(x: Tensor, magnitudes: Tensor) -> Tensor:
+    return _interpolate(x, _mean(_luma(x) if x.shape[1] == 3 else x), 1 + magnitudes)
 
 
-def translate(x: Tensor, pixels: Tensor, down: bool) -> Tensor:
-    """Translate by whole pixels, to the right or down."""
-    none = torch.zeros_like(pixels)
-    moves = (none, pixels.trunc()) if down else (pixels.trunc(), none)
-    return warp(x, _rows(1, 0, -moves[0]), _rows(0, 1, -moves[1]))
-
-
-def rotate(x: Tensor, degrees: Tensor) -> Tensor:
-    """Rotate about the centre, anticlockwise."""
-    cosines, sines = degrees.deg2rad().cos(), degrees.deg2rad().sin()
-    return warp(x, _rows(cosines, -sines, 0), _rows(sines, cosines, 0))
-
-
-def brightness(x: Tensor, factors: Tensor) -> Tensor:
-    return (x * on_device(factors, x)).clamp_(0, 255).to(torch.uint8)
-
-
-def saturation(x: Tensor, factors: Tensor) -> Tensor:
-    return _interpolate(x, _luma(x), factors) if x.shape[1] == 3 else x
-
-
-def contrast(x: Tensor, factors: Tensor) -> Tensor:
-    grey = _luma(x) if x.shape[1] == 3 else x
-    return _interpolate(x, _mean(grey), factors)
-
-
-def sharpness(x: Tensor, factors: Tensor) -> Tensor:
+def sharpness(x: Tensor, magnitudes: Tensor) -> Tensor:
     """Blend with a 3x3 blur, whose centre has five times a neighbour's weight; edge pixels are unchanged."""
     if min(x.shape[-2:]) <= 2:
         return x
@@ -128,19 +159,24 @@ def sharpness(x: Tensor, factors: Tensor) -> Tensor:
     for down in range(3):
         for right in range(3):
             total = total + whole[..., down : down + inner.shape[-2], right : right + inner.shape[-1]]
-    whole[..., 1:-1, 1:-1] = inner + ((total / 13).round() - inner) * on_device(1 - factors, x)
-    return whole.clamp_(0, 255).to(torch.uint8)
+    blended = inner + ((total / 13).round() - inner) * -magnitudes
+    return F.pad(blended, (1, 1, 1, 1)).where(_inside(x), whole).clamp(0, 255).to(torch.uint8)
+
+
+def _inside(x: Tensor) -> Tensor:
+    """Whether a pixel [H, W] is not at the edge."""
+    rows, columns = (torch.arange(side, device=x.device) for side in x.shape[-2:])
+    return ((rows > 0) & (rows < len(rows) - 1))[:, None] & (columns > 0) & (columns < len(columns) - 1)
 
 
 def posterize(x: Tensor, bits: Tensor) -> Tensor:
     """Keep only the upper bits."""
-    masks = (256 - 2 ** (8 - bits.long().clamp(max=8))).to(torch.uint8)
-    return x & masks.to(x.device, non_blocking=True)[:, None, None, None]
+    return x & (256 - 2 ** (8 - bits.trunc().clamp(max=8))).to(torch.uint8)
 
 
 def solarize(x: Tensor, shares: Tensor) -> Tensor:
     """Invert pixels of at least 255 times `shares`."""
-    return torch.where(x >= on_device(255 * shares, x), 255 - x, x)
+    return torch.where(x >= 255 * shares, 255 - x, x)
 
 
 def _exact(x: Tensor) -> Tensor:
@@ -160,53 +196,32 @@ def _luma(x: Tensor) -> Tensor:
 
 
 def _interpolate(x: Tensor, other: Tensor, factors: Tensor) -> Tensor:
-    return (x * on_device(factors, x) + other * on_device(1 - factors, x)).clamp_(0, 255).to(torch.uint8)
-
-
-def _coloured(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """The function for grey and colour images; other images are returned unchanged."""
-    return lambda x, m: function(x, m) if x.shape[1] in (1, 3) else x
+    return (x * factors + other * (1 - factors)).clamp(0, 255).to(torch.uint8)
 
 
 OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "Identity": lambda x, m: x,
-    "ShearX": lambda x, m: shear(x, m, down=False),
-    "ShearY": lambda x, m: shear(x, m, down=True),
-    "TranslateX": lambda x, m: translate(x, m, down=False),
-    "TranslateY": lambda x, m: translate(x, m, down=True),
-    "Rotate": rotate,
-    "Brightness": _coloured(lambda x, m: brightness(x, 1 + m)),
-    "Color": _coloured(lambda x, m: saturation(x, 1 + m)),
-    "Contrast": _coloured(lambda x, m: contrast(x, 1 + m)),
-    "Sharpness": _coloured(lambda x, m: sharpness(x, 1 + m)),
+    "Brightness": brightness,
+    "Color": saturation,
+    "Contrast": contrast,
+    "Sharpness": sharpness,
     "Posterize": posterize,
     "Solarize": solarize,
-    "AutoContrast": _coloured(lambda x, m: V.autocontrast(x)),
-    "Equalize": lambda x, m: V.equalize(x),
+    "AutoContrast": lambda x, _: V.autocontrast_image(x),
+    "Equalize": lambda x, _: V.equalize_image(x),
 }
-"""functions of uint8 [B, C, H, W] and of magnitudes float64 [B] on the CPU. Operations on colour change only images
-with 1 or 3 channels."""
+"""functions of uint8 [B, C, H, W] and of magnitudes [B, 1, 1, 1]"""
+COLOURED = ("Brightness", "Color", "Contrast", "Sharpness", "AutoContrast")
+NAMES = list(magnitudes("trivial", 1, 1))
 
 
-def apply_policy(images: Tensor, draws: Tensor, policy: str, strength: int) -> Tensor:
+def apply_policy(images: Tensor, draws: Tensor, table: Tensor, policy: str, strength: int) -> Tensor:
     """Apply one operation of `policy` ("randaugment" at bin `strength`, or "trivial") to each of uint8 [B, C, H, W].
 
-    `draws` [B, 3], preferably on the CPU, choose the operation, the magnitude's bin and the sign.
+    `draws` [B, 3] choose the operation, the magnitude's bin and the sign in the policy's `parameters`.
     """
-    table = magnitudes(policy, images.shape[-2], images.shape[-1])
-    draws = draws.cpu()
     chosen = (draws[:, 0] * len(table)).long()
     bins = (draws[:, 1] * BINS).long() if policy == "trivial" else torch.full_like(chosen, strength)
-    values = torch.tensor([values for values, _ in table.values()], dtype=torch.float64)[chosen, bins]
-    signed = torch.tensor([signed for _, signed in table.values()])[chosen]
-    values = torch.where(signed & (draws[:, 2] < 0.5), -values, values)
-    order = chosen.argsort(stable=True)
-    counts = chosen.bincount(minlength=len(table)).tolist()
-    places = order.to(images.device, non_blocking=True)
-    groups = zip(table, images[places].split(counts), values[order].split(counts), strict=True)
-    result = torch.empty_like(images)
-    result[places] = torch.cat([OPERATIONS[name](x, m) if len(x) else x for name, x, m in groups])
-    return result
+    return operate(images, chosen, table[chosen, bins, (draws[:, 2] < 0.5).long()])
 
 
 def three_augment(images: Tensor, draws: Tensor) -> Tensor:
@@ -215,23 +230,12 @@ def three_augment(images: Tensor, draws: Tensor) -> Tensor:
     `draws` [B, 5] choose the operation, the blur's sigma, and the factors of brightness, contrast and saturation
     (applied in this order). Grey and jitter leave images of other channel counts than 3 alone.
     """
-    grey, solar, blurred = ((draws[:, 0] * 3).long() == kind for kind in range(3))
-    colour = images.shape[1] == 3
-
-    def to_device(tensor: Tensor) -> Tensor:
-        return tensor.to(images.device, non_blocking=True)
-
-    result = images.clone()
-    if colour and bool(grey.any()):
-        places = to_device(grey.nonzero()[:, 0])
-        result[places] = V.rgb_to_grayscale(images[places], 3)
-    if bool(solar.any()):
-        places = to_device(solar.nonzero()[:, 0])
-        result[places] = V.solarize(images[places], 128.0)
-    if bool(blurred.any()):
-        places = to_device(blurred.nonzero()[:, 0])
-        result[places] = blur(images[places], to_device(BLUR[0] + draws[blurred, 1] * (BLUR[1] - BLUR[0])))
-    return colour_jitter(result, to_device(draws[:, 2:5])) if colour else result
+    kind, colour = (draws[:, 0] * 3).long(), images.shape[1] == 3
+    sigmas = BLUR[0] + draws[:, 1] * (BLUR[1] - BLUR[0])
+    result = where_used(kind == 0, lambda x: V.rgb_to_grayscale(x, 3), images) if colour else images
+    result = where_used(kind == 1, solarize, result, torch.full_like(draws[:, :1, None, None], 128 / 255))
+    result = where_used(kind == 2, blur, result, sigmas)
+    return colour_jitter(result, draws[:, 2:5]) if colour else result
 
 
 def blur(images: Tensor, sigmas: Tensor) -> Tensor:

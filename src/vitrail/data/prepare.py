@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vitrail.data.affine import Affine
-from vitrail.data.augment import Augment, augment_batch, moving_operations, random_cuts, training_affine
+from vitrail.data.augment import Augment, Augmenter, moving_operations, random_cuts, stream_keys, training_affine
 from vitrail.data.decode import Box, EncodedImage, resize
 from vitrail.data.preprocess import AnyImage, Preprocess
 from vitrail.data.random import seed_for
@@ -58,7 +58,8 @@ def prepare(
     samples, sizes = torch.tensor([sample]), torch.tensor([size])
     box, place = cuts_of(augment, preprocess, seed, epoch, samples, sizes)[0] if augment.cuts else (None, None)
     pixels = pixels_of(opened, box, preprocess, place)[None]
-    images = augment_batch(pixels, samples, seed, epoch, cropped(augment), preprocess.size, preprocess.fill)
+    augmenter = Augmenter(cropped(augment), preprocess.size, fill=preprocess.fill)
+    images = augmenter(pixels, samples, stream_keys(seed, epoch))
     moves = moving_operations(augment)
     return Sample(images, None if moves else training_affine(augment, preprocess, seed, epoch, samples, sizes))
 

@@ -16,17 +16,13 @@ _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _ALL = (1 << 64) - 1
 
 
-def uniform(seed: int, epoch: int, samples: Tensor, draws: int, stream: int = 0) -> Tensor:
+def uniform(key: int | Tensor, samples: Tensor, draws: int) -> Tensor:
     """Uniform numbers in [0, 1), float32 [B, draws], for sample numbers int64 [B], on their device.
 
-    `stream` separates draws for different purposes.
+    `key` is `seed_for(seed, epoch, stream)`, where `stream` separates draws for different purposes; as a tensor [] it
+    may change without compiling anew.
     """
-    key = seed_for(seed, epoch, stream)
-    image = _mix(samples * _signed(GOLDEN) + key)
-    counters = torch.arange(1, draws + 1, device=samples.device) * _signed(GOLDEN)
-    bits = _mix(image[:, None] + counters)
-    # A float32 below one represents 24 bits exactly.
-    return _shift(bits, 40).float() * 2.0**-24
+    return _numbers(_mix(samples * _signed(GOLDEN) + key), draws)
 
 
 def draw_key(seed: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:
@@ -37,7 +33,15 @@ def draw_key(seed: int, epoch: int, device: torch.device | str = "cpu") -> Tenso
 def uniform_by_key(key: Tensor, samples: Tensor, draws: int, stream: int) -> Tensor:
     """Like `uniform`, with a key from `draw_key`: float32 [B, draws] in [0, 1), computed on the device alone."""
     image = _mix(samples * _signed(GOLDEN) + _mix(key + _signed((stream + 1) * _FIRST & _ALL)))
-    counters = torch.arange(1, draws + 1, device=samples.device) * _signed(GOLDEN)
+    return _numbers(image, draws)
+
+
+def _numbers(image: Tensor, draws: int) -> Tensor:
+    """The numbers of a stream, float32 [B, draws], from the hash of each image, int64 [B]."""
+    # Multiples of GOLDEN, in halves: PyTorch's compiler would fold whole products into constants beyond an int64.
+    counters = torch.arange(1, draws + 1, device=image.device)
+    counters = counters * (GOLDEN & 0xFFFFFFFF) + (counters * (GOLDEN >> 32) << 32)
+    # A float32 below one represents 24 bits exactly.
     return _shift(_mix(image[:, None] + counters), 40).float() * 2.0**-24
 
 

@@ -19,6 +19,7 @@ from vitrail.errors import UserError
 from vitrail.tasks import task_of
 from vitrail.tasks.encoder import Encoder, encoder_for
 from vitrail.tasks.task import Task
+from vitrail.train.device import ready_to_compile
 from vitrail.train.loaders import evaluation_loader
 from vitrail.train.loop import Components
 from vitrail.train.optim import Optim
@@ -62,6 +63,8 @@ def build(run: Run, splits: Splits, device: torch.device, loaded: Task | None = 
     elif run.tune.method != "full":
         raise UserError(f"method {run.tune.method} needs pretrained weights: name them with --init")
     task.to(device)
+    if run.compiled:
+        ready_to_compile(device)
     loader = Loader(
         train,
         task.preprocess,
@@ -78,6 +81,7 @@ def build(run: Run, splits: Splits, device: torch.device, loaded: Task | None = 
         tally=tally,
         views=task.views,
         prepare=task.preparation(train=not run.tune.frozen),
+        compile=run.compiled,
     )
     others = [
         evaluation_loader(task, split, device, run.workers, run.seed, run.max_bad, shared) if split else None

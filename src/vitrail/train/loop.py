@@ -25,7 +25,7 @@ from vitrail.data.random import seed_for
 from vitrail.errors import RunError, Stopped, UserError, warn_once
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Batch, Metric
-from vitrail.train.device import autocast, ready_to_compile, release_memory
+from vitrail.train.device import autocast, release_memory
 from vitrail.train.loaders import Loaders, evaluation_loader
 from vitrail.train.lora import merge_lora, merged
 from vitrail.train.optim import Average, Optimizers, factor
@@ -90,7 +90,6 @@ def fit(run: Run, components: Components, folder: RunFolder, steps: int, resume:
         raise UserError(f"the task {task.name} has no score to choose a checkpoint by: it cannot be trained")
     module = LossModule(task)
     if run.compiled:
-        ready_to_compile(loader.device)
         module.compile(dynamic=False)
     began = saved = time.monotonic()
     spent = next((row["seconds"] for row in reversed(folder.rows()) if "seconds" in row), 0.0)

@@ -6,11 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitrail.data.random import uniform
+from vitrail.data.random import seed_for, uniform
 from vitrail.data.text import PAD, START, UNKNOWN
 from vitrail.tasks.caption.decoders import Decoder, Memory
 from vitrail.tasks.caption.text import words_before
 from vitrail.tasks.values import Batch
+
+OFFSETS = seed_for(0, 0, 0)
+"""the key of the draws of an image's first caption"""
 
 
 def captions_of_epoch(batch: Batch, most: int) -> Tensor:
@@ -19,7 +22,7 @@ def captions_of_epoch(batch: Batch, most: int) -> Tensor:
     labels = batch["label"]
     there = (labels[..., 0] != PAD).sum(dim=1)
     count = min(most, int(there.max()))
-    first = (uniform(0, 0, batch["sample"], 1)[:, 0] * there).long() + batch["epoch"] * most
+    first = (uniform(OFFSETS, batch["sample"], 1)[:, 0] * there).long() + batch["epoch"] * most
     places = (first[:, None] + torch.arange(count, device=labels.device)) % there[:, None]
     chosen = labels[torch.arange(len(labels), device=labels.device)[:, None], places]
     # An image with fewer captions uses each of them once.

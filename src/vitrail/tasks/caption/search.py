@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitrail.data.random import uniform
+from vitrail.data.random import seed_for, uniform
 from vitrail.data.text import END, PAD, START, UNKNOWN
 from vitrail.tasks.caption.settings import Decoding
 
@@ -104,7 +104,7 @@ def _sample(writer: _Writer, how: Decoding, samples: Tensor) -> Written:
     for place in range(how.max_length):
         logp = writer.next(words).log_softmax(dim=-1)
         allowed = among(logp / how.temperature, how.top_k, how.top_p)
-        draws = uniform(how.sampling_seed, place, samples, captions, stream=SAMPLED).flatten()
+        draws = uniform(seed_for(how.sampling_seed, place, SAMPLED), samples, captions).flatten()
         below = allowed.softmax(dim=-1).cumsum(dim=-1)
         # By rounding the last sum can be slightly below 1, so the draw is scaled to it.
         chosen = torch.searchsorted(below, (draws[:, None] * below[:, -1:]), right=True)

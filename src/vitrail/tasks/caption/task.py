@@ -246,7 +246,7 @@ class Caption(Task):
         tokens = self.encoder(images) if keep is None else self.encoder(images, keep)
         every = torch.cat([tokens.prefix, tokens.patches], dim=1)
         memory = Memory(every, one_vector(self.encoder.pool(tokens)))
-        return memory._asdict() if words is None else self.decoder(words, memory)
+        return dict(zip(Memory._fields, memory, strict=True)) if words is None else self.decoder(words, memory)
 
     def memory(self, images: Tensor, keep: Tensor | None = None) -> Memory:
         """The image features for the decoder."""
