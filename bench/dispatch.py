@@ -2,8 +2,8 @@
 
     TORCHINDUCTOR_CPP_ENABLE_KERNEL_PROFILE=1 python bench/dispatch.py
 
-On a GPU each operator is at least one launch, which takes 5 to 10 microseconds of the host. The recipe is as it is but
-for its width. What CUDA would compile is compiled for the CPU here; the variable lets the profiler see the compiled
+On a GPU each operator is at least one launch, which takes 5 to 10 microseconds of the host. The recipe is unchanged but for
+its width. What CUDA would compile is compiled for the CPU here; the variable lets the profiler see the compiled
 kernels. An event counts if its name begins with `aten::` and no event above it does; each compiled kernel counts one.
 Reads CIFAR-10 from the folder that `VITRAIL_DATA` names; results/dispatch.json.
 """
@@ -25,9 +25,9 @@ from torch.profiler import ProfilerActivity, profile
 from vitrail.data.sets import open_data
 from vitrail.recipes import RECIPES
 from vitrail.train.build import build
-from vitrail.train.loop import LossModule, train_step
 from vitrail.train.optim import Average, Optimizers
 from vitrail.train.run import Run, with_fields
+from vitrail.train.step import LossModule, train_step
 
 STEPS = 3
 """steps that are counted, and steps before them, in which everything is compiled"""
@@ -60,25 +60,26 @@ def count(run: Run, data: Path) -> Row:
     """Operators of making a batch, of the running average, and of the whole step with both."""
     components, _ = build(run, open_data(data), torch.device("cpu"))
     task = components.task.train()
-    optimizers, module, average = Optimizers(task, run.optim), LossModule(task), Average(task, run.optim.ema)
+    optimizers, module = Optimizers(task, run.optim, compile=run.compiled), LossModule(task)
+    average = Average(task, run.optim.ema)
     module.compile(dynamic=False)
     batches = components.train.batches()
 
     def step(number: int) -> None:
-        train_step(run, module, next(batches), optimizers, 1.0, number)
-        average.update(task, number)
+        train_step(run, module, next(batches), optimizers, 1.0)
+        average.update(number)
 
     for number in range(STEPS):
         step(number)
-    parts = {"data": lambda number: next(batches), "average": lambda number: average.update(task, number), "step": step}
-    return {name: counted(part) for name, part in parts.items()}
+    counts = {"data": lambda number: next(batches), "average": lambda number: average.update(number), "step": step}
+    return {name: counted(function) for name, function in counts.items()}
 
 
-def counted(part: Callable[[int], object]) -> Row:
+def counted(function: Callable[[int], object]) -> Row:
     """Operators per call, and those that occur most often."""
     with profile(activities=[ProfilerActivity.CPU]) as found:
         for number in range(STEPS, 2 * STEPS):
-            part(number)
+            function(number)
     names = Counter(event.name for event in found.events() or () if dispatched(event))
     often = {name: round(times / STEPS, 1) for name, times in names.most_common(8)}
     return {"operators": round(names.total() / STEPS), "most frequent": often}

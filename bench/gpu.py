@@ -53,10 +53,10 @@ from vitrail.sizes import config_for
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.encoder import encoder_for
 from vitrail.train.build import build
-from vitrail.train.loop import LossModule, train_step
 from vitrail.train.optim import Optim, Optimizers
 from vitrail.train.run import Run
 from vitrail.train.state import RunFolder
+from vitrail.train.step import LossModule, train_step
 from vitrail.vit import Attention, ViTConfig
 
 TIMM = {"B/16": "vit_base_patch16_224", "L/16": "vit_large_patch16_224"}
@@ -184,14 +184,14 @@ def waits(bench: Bench, run: Run, loader: Loader, task: Any) -> Row:
     if bench.device.type != "cuda":
         return {"per step": "measured on a GPU only"}
     optimizers, module, batches = Optimizers(task, run.optim), LossModule(task.train()), loader.batches()
-    for step in range(3):
-        train_step(run, module, next(batches), optimizers, 1.0, step)
+    for _ in range(3):
+        train_step(run, module, next(batches), optimizers, 1.0)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            for step in range(10):
-                train_step(run, module, next(batches), optimizers, 1.0, step)
+            for _ in range(10):
+                train_step(run, module, next(batches), optimizers, 1.0)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     places = sorted({f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchron" in str(w.message)})
@@ -229,8 +229,8 @@ def loop_step(bench: Bench, task: Classify, batch: dict[str, Tensor]) -> Callabl
     module = LossModule(task.to(bench.device).train())
     if not bench.tiny:
         module.compile(dynamic=False)
-    optimizers = Optimizers(task, run.optim)
-    return lambda: train_step(run, module, batch, optimizers, 1.0, 0)
+    optimizers = Optimizers(task, run.optim, compile=not bench.tiny)
+    return lambda: train_step(run, module, batch, optimizers, 1.0)
 
 
 def variants(bench: Bench, size: str, batch: dict[str, Tensor]) -> Iterator[tuple[str, Callable[[], object] | str]]:

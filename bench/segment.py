@@ -1,10 +1,10 @@
 """`vitrail train segment` with several seeds, against torchvision's LR-ASPP, and from the captioner's encoder.
 
     python bench/segment.py --data CAMVID --seeds 0 1 2
-    python bench/segment.py --data CAMVID --parts lraspp
-    python bench/segment.py --data CAMVID --parts captioner --seeds 0 1 2
+    python bench/segment.py --data CAMVID --rows lraspp
+    python bench/segment.py --data CAMVID --rows captioner --seeds 0 1 2
 
-ours: the whole command of each seed. A run that was stopped goes on where it was: its time is the sum of its parts.
+ours: the whole command of each seed. A run that was stopped is resumed.
 
 lraspp: torchvision's `lraspp_mobilenet_v3_large` from random weights, on the same crops with the same loss and AdamW,
 for as many seconds as the mean of `ours`. Its number format is the one in which its step is faster, its learning rate
@@ -56,10 +56,10 @@ TINY = {"max_steps": 2, "batch_size": 2, "image_size": (32, 32), "workers": 0}
 
 
 def parser() -> Parser:
-    parts = ("ours", "lraspp", "captioner")
-    parser = Parser(__doc__, needs=["data"], parts=list(parts), steps=2)
+    kinds = ("ours", "lraspp", "captioner")
+    parser = Parser(__doc__, needs=["data"], rows=list(kinds), steps=2)
     parser.add_argument("--data", type=Path, help="train/ and val/ with images/ and masks/, and classes.txt")
-    parser.add_argument("--parts", nargs="+", choices=parts, default=["ours"])
+    parser.add_argument("--rows", nargs="+", choices=kinds, default=["ours"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=900, help="of the fine-tuning")
     return parser
@@ -73,12 +73,12 @@ def main() -> None:
         run = with_fields(RECIPES["segment"](0), TINY if args.tiny else {})
         splits = open_for(Segment, data, run.task.data_options())
         keep = partial(series, rows=rows, results=args.results, seeds=args.seeds)
-        if "ours" in args.parts:
+        if "ours" in args.rows:
             keep("ours", partial(command, data, tiny=args.tiny), run)
-        if "lraspp" in args.parts:
+        if "lraspp" in args.rows:
             rows["lraspp"] = lraspp(run, splits, statistics.mean(row["seconds"] for row in rows["ours"]["runs"]))
             record("segment", rows, args.results)
-        for start in ("captioner", "random") if "captioner" in args.parts else ():
+        for start in ("captioner", "random") if "captioner" in args.rows else ():
             tuned = fine_tuning(run, args.steps, start)
             keep(start, partial(once, tuned, splits), tuned)
 
@@ -158,8 +158,8 @@ def lraspp(run: Run, splits: Splits, budget: float) -> Row:
     steps = run.max_steps or int(budget / each)
     order = torch.randperm(len(splits.train), generator=torch.Generator().manual_seed(0))
     held = max(1, len(order) // 5)
-    parts = Splits(splits.train.subset(order[held:]), splits.train.subset(order[:held]))
-    short = {lr: trained(run, parts, lr, max(1, steps // 10), bf16)["miou"] for lr in RATES}
+    both = Splits(splits.train.subset(order[held:]), splits.train.subset(order[:held]))
+    short = {lr: trained(run, both, lr, max(1, steps // 10), bf16)["miou"] for lr in RATES}
     lr = max(RATES, key=lambda rate: short[rate])
     found = {**trained(run, splits, lr, steps, bf16), "lr": lr, "bf16": bf16, "short runs": list(short.values())}
     print("lraspp", found, flush=True)

@@ -23,6 +23,7 @@ from vitrail.tasks.caption.prefix import PrefixDecoder
 from vitrail.tasks.embed import Embed
 from vitrail.tasks.encoder import encoder_of
 from vitrail.train.state import RunFolder
+from vitrail.train.step import train_step
 
 pytest.importorskip("transformers", reason="needs pip install 'vitrail[caption]'")
 pytest.importorskip("pycocoevalcap", reason="needs pip install 'vitrail[caption]'")
@@ -154,13 +155,13 @@ def test_a_stopped_run_with_a_language_model_resumes_to_the_same_bits(
     half = tmp_path / "half"
     from vitrail.train import loop
 
-    step, calls = loop.train_step, [0]
+    calls = [0]
 
     def stopping(*args: Any, **named: Any) -> Any:
         calls[0] += 1
         if calls[0] == 4:
             raise KeyboardInterrupt
-        return step(*args, **named)
+        return train_step(*args, **named)
 
     args = ["train", "caption-prefix", "--init", str(tmp_path / "eyes"), "--data", str(captioned), *COMMON, *more]
     with monkeypatch.context() as patch:

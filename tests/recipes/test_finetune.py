@@ -38,6 +38,7 @@ from vitrail.train.loaders import evaluation_loader
 from vitrail.train.probe import features
 from vitrail.train.run import Run
 from vitrail.train.state import RunFolder
+from vitrail.train.step import AsyncScalars, train_step
 from vitrail.train.tune import Tune, tune
 from vitrail.vit import ViT, ViTConfig
 from vitrail.zoo import change_drop_path
@@ -184,14 +185,14 @@ def test_a_stopped_lora_run_resumes_to_the_same_bits(
     images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = lora_run(weights, images)
-    steps, original = 0, loop.train_step
+    steps = 0
 
-    def interrupted(*args: object) -> dict[str, float]:
+    def interrupted(*args: object) -> AsyncScalars:
         nonlocal steps
         steps += 1
         if steps == 12:  # of 8 in one go, and 8 with a stop in the middle
             os.kill(os.getpid(), signal.SIGINT)
-        return original(*args)  # type: ignore[arg-type]
+        return train_step(*args)  # type: ignore[arg-type]
 
     def fit(path: Path, resume: bool = False) -> dict[str, Tensor]:
         components, _ = build(run, open_data(images), CPU)

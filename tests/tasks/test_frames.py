@@ -71,4 +71,4 @@ def test_a_report_shows_answers_that_lie_in_the_image() -> None:
     assert shown.getextrema() == ((40, 200),) * 3
     assert figure.size == (20, 12) and figure.getextrema() == ((0, 255),) * 3
     (section,) = Task.report(SimpleNamespace(examples=rows))
-    assert section.html.count("<img") == 2 and rows[1]["figure"] in section.html and "2 segments" in section.html
+    assert section.html.count("<img") == 4 and rows[1]["figure"] in section.html and "2 segments" in section.html

@@ -20,8 +20,8 @@ from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Batch
 from vitrail.train.build import build
-from vitrail.train.loop import LossModule
 from vitrail.train.run import Run
+from vitrail.train.step import LossModule
 from vitrail.train.tune import Method, Tune, tune
 from vitrail.variants import VariantConfig
 from vitrail.vit import ViT, ViTConfig

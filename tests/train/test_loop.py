@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import signal
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +30,12 @@ from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.task import Task
 from vitrail.train import loop
 from vitrail.train.build import build
-from vitrail.train.loop import LossModule, fit, train_step
+from vitrail.train.finite import MOST, where
+from vitrail.train.loop import fit
 from vitrail.train.optim import Optim, Optimizers
 from vitrail.train.run import Run
 from vitrail.train.state import RunFolder
+from vitrail.train.step import AsyncScalars, LossModule, train_step
 from vitrail.vit import ViTConfig
 from vitrail.zoo import load
 
@@ -82,7 +87,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: pyt
     whole = train(run, tmp_path / "whole")
     steps = 0
 
-    def count_and_interrupt(*args: object) -> dict[str, float]:
+    def count_and_interrupt(*args: object) -> AsyncScalars:
         nonlocal steps
         steps += 1
         if steps in (7, 16):
@@ -106,8 +111,12 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: pyt
 def test_a_row_of_the_log_is_the_mean_of_all_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also of those before an evaluation."""
 
-    def numbered_step(*args: Any) -> dict[str, float]:
-        return {**train_step(*args), "loss": args[5] + 1.0}
+    steps = itertools.count(1)
+
+    def numbered_step(*args: Any) -> AsyncScalars:
+        scalars = train_step(*args)
+        scalars.values[scalars.names.index("loss")] = next(steps)
+        return scalars
 
     monkeypatch.setattr(loop, "train_step", numbered_step)
     train(small_run(eval_every=0.4), tmp_path / "run", steps=45)
@@ -138,8 +147,8 @@ def test_micro_batches_give_the_steps_of_the_whole_batch(accumulate: int) -> Non
         components, _ = build(run, open_data("digits"), CPU)
         task = components.task.train()
         optimizers, module = Optimizers(task, run.optim), LossModule(task)
-        for step, batch in zip(range(3), components.train.batches(0), strict=False):
-            train_step(run, module, batch, optimizers, 1.0, step)
+        for _, batch in zip(range(3), components.train.batches(0), strict=False):
+            train_step(run, module, batch, optimizers, 1.0)
         weights.append(task.state_dict())
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=1e-4, atol=1e-5)
@@ -148,10 +157,9 @@ def test_micro_batches_give_the_steps_of_the_whole_batch(accumulate: int) -> Non
 class Kept(Optimizers):
     """Optimizers that keep the gradients of a step and move nothing."""
 
-    def step(self, factor: float) -> None:
-        self.gradients = {parameter: parameter.grad for parameter in self.parameters()}
-        for parameter in self.gradients:
-            parameter.grad = None
+    def step(self, gradients: Sequence[Tensor | None], factor: float, good: Tensor) -> None:
+        pairs = zip(self.parameters, gradients, strict=True)
+        self.seen = {parameter: gradient for parameter, gradient in pairs if gradient is not None}
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.01])
@@ -178,12 +186,12 @@ def test_the_gradient_of_captions_is_their_mean_over_words_in_any_micro_batches(
     run = Run(recipe="x", data="y", model=encoder.config, optim=Optim(clip=clip), batch_size=8, precision="fp32")
     for accumulate in (1, 2, 4, 8):
         kept = Kept(task, run.optim)
-        row = train_step(replace(run, accumulate=accumulate), LossModule(task), batch, kept, 1.0, 0)
+        row = train_step(replace(run, accumulate=accumulate), LossModule(task), batch, kept, 1.0).read()
         assert row["loss"] == pytest.approx(found["loss"].item() / found["count"].item(), rel=1e-5)
-        assert kept.gradients.keys() == expected.keys()
+        assert kept.seen.keys() == expected.keys()
         for parameter, gradient in expected.items():
             scaled = gradient * (clip / norm if clip else 1.0)
-            torch.testing.assert_close(kept.gradients[parameter], scaled, rtol=1e-3, atol=1e-6)
+            torch.testing.assert_close(kept.seen[parameter], scaled, rtol=1e-3, atol=1e-6)
 
 
 def test_a_batch_without_items_moves_nothing() -> None:
@@ -197,7 +205,7 @@ def test_a_batch_without_items_moves_nothing() -> None:
     components, _ = build(run, open_data("digits"), CPU)
     before = {name: value.clone() for name, value in components.task.named_parameters()}
     optimizers = Optimizers(components.task, replace(run.optim, weight_decay=0.0))
-    row = train_step(run, Nothing(components.task), next(components.train.batches(0)), optimizers, 1.0, 0)
+    row = train_step(run, Nothing(components.task), next(components.train.batches(0)), optimizers, 1.0).read()
     assert row["loss"] == 0
     assert_same(dict(components.task.named_parameters()), before)
 
@@ -214,10 +222,80 @@ def test_a_loss_that_is_not_finite_names_step_and_layer(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.begin(run, components.task.classes)
     before = {name: value.clone() for name, value in components.task.named_parameters()}
-    with pytest.raises(RunError, match=r"at step 1; it began in the layer encoder\.blocks\.1\.norm2"):
-        fit(run, components, folder, 5)
+    words = r"at step {}, the last of {} such steps in a row; it began in the layer encoder\.blocks\.1\.norm2"
+    for steps, stop in ((5, 5), (40, MOST)):
+        with pytest.raises(RunError, match=words.format(stop, stop)):
+            fit(run, components, folder, steps)
     assert not (tmp_path / "run" / "best").exists()
     assert_same(dict(components.task.named_parameters()), before)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
+@pytest.mark.parametrize("where_it_is", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_moves_nothing_and_is_counted(
+    where_it_is: str, optimizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The run is that without the step, but for its number, on which a constant rate does not depend."""
+    run = small_run(optim=Optim(optimizer=optimizer, lr=0.01, warmup=0.0, ema=0.0))
+    weights = []
+    for bad in (None, 3):
+        components, _ = build(run, open_data("digits"), CPU)
+        task = components.task.train()
+        optimizers, module = Optimizers(task, run.optim), LossModule(task)
+        batches = components.train.batches(0)
+        for step in range(6):
+            if step == bad:
+                before = {name: value.clone() for name, value in task.state_dict().items()}
+                with monkeypatch.context() as patch:
+                    patch.setattr(task, "loss", spoiled(task, where_it_is))
+                    row = train_step(run, module, next(components.train.batches(9)), optimizers, 1.0).read()
+                assert row["finite"] == 0 and not math.isfinite(row["gradient_norm"])
+                assert_same(without_counts(task.state_dict()), without_counts(before))
+            torch.manual_seed(step)  # for dropout
+            assert train_step(run, module, next(batches), optimizers, 1.0).read()["finite"] == 1
+        weights.append(without_counts(task.state_dict()))
+    assert_same(weights[0], weights[1])
+
+
+def without_counts(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without batch norm's numbers of batches, which nothing reads."""
+    return {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+
+
+def spoiled(task: Task, where_it_is: str) -> Any:
+    """The task's loss, which is infinite, or whose gradient is: the square root of zero has an infinite slope."""
+    plain = task.loss
+
+    def loss(batch: Batch) -> dict[str, Tensor]:
+        found = plain(batch)
+        weight = task.get_parameter("head.linear.weight")
+        odd = weight.sum() * float("inf") if where_it_is == "loss" else (weight - weight.detach()).square().sum().sqrt()
+        return {**found, "loss": found["loss"] + odd}
+
+    return loss
+
+
+def test_steps_that_moved_nothing_are_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = itertools.count(1)
+
+    def spoil(run: Run, module: LossModule, *args: Any) -> AsyncScalars:
+        scalars = train_step(run, module, *args)
+        if next(steps) in (3, 4, 27):
+            scalars.values[scalars.names.index("finite")] = 0
+        return scalars
+
+    monkeypatch.setattr(loop, "train_step", spoil)
+    train(small_run(), tmp_path / "run")
+    rows = RunFolder(tmp_path / "run").rows()
+    assert [row["skipped"] for row in rows if row["kind"] == "train"] == [2, 1]
+    assert rows[-1]["kind"] == "done" and rows[-1]["skipped"] == 3
+
+
+def test_a_gradient_alone_that_is_not_finite_names_its_layer() -> None:
+    components, _ = build(small_run(), open_data("digits"), CPU)
+    task, batch = components.task, next(components.train.batches(0))
+    task.loss = spoiled(task, "gradient")  # type: ignore[method-assign]
+    assert where(task, batch) == "every value is finite, but not the gradient of head.linear.weight"
 
 
 def test_a_captioner_whose_loss_is_not_finite_names_the_layer() -> None:
@@ -228,17 +306,17 @@ def test_a_captioner_whose_loss_is_not_finite_names_the_layer() -> None:
     task.decoder.blocks[0].mlp.register_forward_hook(lambda *_: torch.tensor(torch.inf))  # type: ignore[union-attr,index]
     batch = {"image": torch.randn(2, 3, 8, 8), "label": numbered([["a dog"], ["a dog"]], words, 8)}
     batch |= {"sample": torch.arange(2), "epoch": torch.tensor(0)}
-    run = Run(recipe="x", data="y", model=encoder.config, batch_size=2)
-    with pytest.raises(RunError, match=r"the loss is \w+ at step 1; it began in the layer decoder\."):
-        train_step(run, LossModule(task), batch, Optimizers(task, run.optim), 1.0, 0)
+    assert where(task, batch).startswith("it began in the layer decoder.")
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loss may be finite and its gradient not: then the weights are looked at before they are scored or saved."""
 
-    def spoil(run: Run, module: LossModule, *args: Any) -> dict[str, float]:
+    steps = itertools.count(1)
+
+    def spoil(run: Run, module: LossModule, *args: Any) -> AsyncScalars:
         row = train_step(run, module, *args)
-        if args[3] == 25:
+        if next(steps) == 26:
             module.task.get_parameter("encoder.blocks.1.mlp.up.weight").data[0, 0] = float("nan")
             os.kill(os.getpid(), signal.SIGINT)
         return row
@@ -251,11 +329,11 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: 
     assert torch.load(tmp_path / "run" / "state" / "state.pt", weights_only=True)["step"] < 26
 
 
-def test_a_step_makes_the_next_batch_while_the_device_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_are_read_one_step_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
-    read, made = loop.AsyncScalars.read, Loader._finish
+    read, made = AsyncScalars.read, Loader._finish
 
-    def reads(self: loop.AsyncScalars) -> dict[str, float]:
+    def reads(self: AsyncScalars) -> dict[str, float]:
         events.append("read")
         return read(self)
 
@@ -264,7 +342,7 @@ def test_a_step_makes_the_next_batch_while_the_device_computes(tmp_path: Path, m
             events.append("make")
         return made(self, *args)
 
-    monkeypatch.setattr(loop.AsyncScalars, "read", reads)
+    monkeypatch.setattr(AsyncScalars, "read", reads)
     monkeypatch.setattr(Loader, "_finish", makes)
     train(small_run(), tmp_path / "run", steps=3)
     assert events == ["make", "make", "read", "make", "read", "read"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from torch import nn
 
 import vitrail
-from vitrail.train.optim import Average, Muon, Optim, Optimizers, factor, groups
+from vitrail.train.muon import Muon
+from vitrail.train.optim import Average, Optim, Optimizers, factor, groups
 from vitrail.variants import VariantConfig
 
 
@@ -49,9 +51,7 @@ def test_muon_moves_a_matrix_by_an_orthogonal_step_of_adamws_size() -> None:
     weight = task.get_parameter("encoder.blocks.0.mlp.up.weight")  # [256, 64]
     optimizers = Optimizers(task, Optim(optimizer="muon", muon_lr=0.1, weight_decay=0.0))
     before = weight.detach().clone()
-    for parameter in task.parameters():
-        parameter.grad = torch.randn_like(parameter)
-    optimizers.step(0.5)
+    optimizers.step([torch.randn_like(parameter) for parameter in optimizers.parameters], 0.5, torch.tensor(True))
     moved = (before - weight.detach()) / 0.05
     singular = torch.linalg.svdvals(moved)
     # Newton-Schulz brings each singular value near 1; the factor 0.2 sqrt(max(rows, columns)) is AdamW's size.
@@ -101,6 +101,40 @@ def test_muon_equals_pytorchs_to_the_rounding_of_bf16() -> None:
         a.step(), b.step()
     for p, q in zip(ours, theirs, strict=True):
         torch.testing.assert_close(p, q, atol=0.02, rtol=0.02)
+
+
+def test_muon_continues_from_its_state_with_other_gradients_missing() -> None:
+    """Its momentum is stored by stack: a state that is read, or a gradient that is missing, changes the stacks."""
+    ours, theirs = parameters_of(((8, 24), (8, 24))), parameters_of(((8, 24), (8, 24)))
+    a, b = Muon([{"params": ours}], lr=0.1), Muon([{"params": theirs}], lr=0.1)
+    for step in range(6):
+        if step == 3:
+            restored = Muon([{"params": ours}], lr=0.1)
+            restored.load_state_dict(copy.deepcopy(a.state_dict()))
+            a = restored
+        for i, (p, q) in enumerate(zip(ours, theirs, strict=True)):
+            p.grad = None if step % 2 and i else torch.randn_like(p)
+            q.grad = None if p.grad is None else p.grad.clone()
+        a.step(), b.step()
+    assert all(torch.equal(p, q) for p, q in zip(ours, theirs, strict=True))
+    alone = Muon([{"params": theirs[1:]}], lr=0.1)
+    assert alone.state_dict()["state"] == {}
+
+
+@pytest.mark.slow
+def test_a_compiled_step_of_muon_is_the_same() -> None:
+    shapes = ((8, 24), (24, 8), (8, 24), (4, 3, 3, 3))
+    ours, theirs = parameters_of(shapes), parameters_of(shapes)
+    a, b = Muon([{"params": ours}], compile=True), Muon([{"params": theirs}])
+    for step in range(4):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        for one in (a, b):
+            one.param_groups[0]["lr"] = 0.1 / (step + 1)
+            one.step()
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, atol=2e-2, rtol=2e-2)  # bf16's rounding, where the processor has it
 
 
 def test_filters_move_as_the_matrices_that_they_are() -> None:
@@ -157,7 +191,7 @@ def test_average_is_the_stated_recurrence() -> None:
     expected = 1.0
     for step in range(200):
         module.weight.data.fill_(float(step))
-        average.update(module, step)
+        average.update(step)
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * step
     assert average.values["weight"].item() == pytest.approx(expected, rel=1e-4)

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import itertools
 import logging
-import signal
 import sys
 import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import FrameType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,15 +28,12 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import draw_key, seed_for
 from vitrail.data.sets import ImageSet
 from vitrail.data.targets import Target
-from vitrail.errors import RunError, UserError
+from vitrail.data.workers import STALLED, explain_failures, identity, ignore_first_sigterm
+from vitrail.errors import UserError
 
 log = logging.getLogger("vitrail")
 
 Batch = dict[str, Any]
-T = TypeVar("T")
-
-STALLED = 300
-"""seconds to wait for a batch before the workers are considered stuck"""
 
 
 class Plan(NamedTuple):
@@ -204,7 +199,7 @@ class Loader:
                 fetched, lambda one: one.views[0], size * self.preprocess.size[0] * self.preprocess.size[1]
             )
             return self._timed(self._from_fetched(joined(group), 0, None) for group in groups)
-        plans = (Plan(0, part, part, (there := self._to_device(part), there)) for part in own.split(size))
+        plans = (Plan(0, each, each, (there := self._to_device(each), there)) for each in own.split(size))
         return self._batches(plans, None)
 
     def _batches(self, plans: Iterator[Plan], augment: Augment | None) -> Iterator[Batch]:
@@ -342,17 +337,17 @@ class Loader:
                 fetch,
                 batch_sampler=plans,
                 num_workers=self.workers,
-                collate_fn=_identity,
+                collate_fn=identity,
                 prefetch_factor=4 if self.workers else None,
                 timeout=STALLED if self.workers else 0,
-                worker_init_fn=_ignore_first_sigterm,
+                worker_init_fn=ignore_first_sigterm,
                 # Forked workers share the set's lists; only Linux can fork safely.
                 multiprocessing_context="fork" if self.workers and sys.platform == "linux" else None,
                 # Not the default generator, which the model uses: drawing from it would change a resumed run.
                 generator=torch.Generator(),
             )
             batches = iter(loader)
-        for fetched, plan in zip(_explain_failures(batches), copy, strict=False):
+        for fetched, plan in zip(explain_failures(batches), copy, strict=False):
             self._record_bad(fetched.bad)
             if augment is not None and not len(fetched.samples):
                 raise UserError(f"no image of {self.set.name} can be read")
@@ -389,37 +384,3 @@ def _occurrence(rows: Tensor) -> Tensor:
     result = torch.empty_like(rows)
     result[order] = torch.arange(len(rows)) - starts
     return result
-
-
-def _identity(fetched: Any) -> Any:
-    return fetched
-
-
-def _ignore_first_sigterm(worker: int) -> None:
-    """Make a worker ignore its first SIGTERM: Slurm sends it to all processes of a job, so that the run can save.
-
-    The workers end with the run. One that hangs gets a second SIGTERM, from PyTorch or at Python's exit.
-    """
-
-    def restore(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    signal.signal(signal.SIGTERM, restore)
-
-
-def _explain_failures(batches: Iterator[T]) -> Iterator[T]:
-    """Batches, with one plain error line if the system killed a worker or if none answers."""
-    try:
-        yield from batches
-    except RuntimeError as error:
-        text = str(error)
-        if "timed out" in text:
-            raise RunError(
-                f"the workers made no batch in {STALLED} seconds: check the disk, or try --workers 0"
-            ) from None
-        if "exited unexpectedly" in text or "is killed by signal" in text:
-            raise RunError(
-                "a worker was killed by the system, probably because memory (or /dev/shm) ran out: "
-                "lower --workers or --batch-size"
-            ) from None
-        raise

@@ -105,7 +105,7 @@ def operate(x: Tensor, operations: Tensor, numbers: Tensor) -> Tensor:
 
 
 def where_used(used: Tensor, function: Callable[..., Tensor], x: Tensor, *numbers: Tensor) -> Tensor:
-    """`function(x, *numbers)` for the images [B, C, H, W] that are `used` [B]; the others as they are.
+    """`function(x, *numbers)` for the images [B, C, H, W] that are `used` [B]; the others unchanged.
 
     A CPU computes it for these alone. A GPU, for which reading their number would mean to wait, computes it for all.
     """

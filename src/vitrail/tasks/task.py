@@ -275,6 +275,11 @@ class Task(nn.Module):
                 keep[:, i] = 1.0
         return keep
 
+    @property
+    def draws(self) -> bool:
+        """Whether the loss draws from torch's generator, as dropout does: each step of training seeds it then."""
+        return any(isinstance(module, nn.Dropout) and module.p > 0 for module in self.modules())
+
     def after_step(self, step: int, steps: int) -> None:
         """Called after each step of training: for a teacher's average, a centre."""
 
@@ -310,14 +315,14 @@ class Task(nn.Module):
 
     def prepare_to_solve(self, method: str, images: int) -> None:
         """Make ready for a method of `solved` on so many training images. UserError where the model cannot."""
-        raise _not_solved(self, method)
+        raise UserError(f"method {method} is not for the task {self.name}: choose frozen, full, lora or last-blocks")
 
     def solve(self, method: str, train: Features, val: Callable[[], Features]) -> list[dict[str, float]]:
         """Compute what follows the frozen encoder. Returns a row per setting tried, which is logged.
 
         The row that was chosen also has the scores of the training split, under names that begin with `train_`.
         """
-        raise _not_solved(self, method)
+        raise NotImplementedError(method)
 
     def probe(self, train: Features, val: Features, scored: Features, classes: int) -> dict[str, float]:
         """Scores of frozen features: of classifiers that learn from `train` and whose settings are chosen on `val`.
@@ -393,7 +398,3 @@ class Task(nn.Module):
         for module in self.frozen:
             module.eval()
         return self
-
-
-def _not_solved(task: Task, method: str) -> UserError:
-    return UserError(f"method {method} is not for the task {task.name}: choose frozen, full, lora or last-blocks")

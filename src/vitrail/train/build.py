@@ -19,7 +19,7 @@ from vitrail.errors import UserError
 from vitrail.tasks import task_of
 from vitrail.tasks.encoder import Encoder, encoder_for
 from vitrail.tasks.task import Task
-from vitrail.train.device import ready_to_compile
+from vitrail.train.device import choose_attention, ready_to_compile
 from vitrail.train.loaders import evaluation_loader
 from vitrail.train.loop import Components
 from vitrail.train.optim import Optim
@@ -63,6 +63,7 @@ def build(run: Run, splits: Splits, device: torch.device, loaded: Task | None = 
     elif run.tune.method != "full":
         raise UserError(f"method {run.tune.method} needs pretrained weights: name them with --init")
     task.to(device)
+    choose_attention(device)
     if run.compiled:
         ready_to_compile(device)
     loader = Loader(

@@ -47,6 +47,16 @@ def autocast(device: torch.device, precision: Literal["auto", "bf16", "fp32"]) -
     return torch.autocast(device.type, torch.bfloat16)
 
 
+def choose_attention(device: torch.device) -> None:
+    """The kernels of fused attention that training on a CUDA device may use: all of PyTorch's but cuDNN's.
+
+    cuDNN's is PyTorch's first choice on an H100 from 2.11 on. At some lengths, 64 tokens among them, its backward pass
+    gives NaN though every value of the forward pass is finite (pytorch/pytorch#196678, NVIDIA/cudnn-frontend#160).
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def ready_to_compile(device: torch.device) -> None:
     """Raise UserError if torch.compile has no compiler, and silence a warning that is irrelevant on a CPU."""
     if device.type != "cpu":

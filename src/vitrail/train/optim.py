@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import ParamsT
 
 from vitrail.errors import UserError
 from vitrail.tasks.encoder import layers
 from vitrail.tasks.task import Task
-from vitrail.train.device import native_bf16
+from vitrail.train.muon import Muon
 
 
 @dataclass(frozen=True)
@@ -114,96 +114,37 @@ def _merged(chosen: dict[tuple[int, bool], list[Tensor]], optim: Optim) -> dict[
     return merged
 
 
-class Muon(torch.optim.Optimizer):
-    """Muon: orthogonalised momentum (Keller Jordan, 2024), scaled to updates of AdamW's size (arXiv 2502.16982).
-
-    Takes matrices [R, C] and filters of convolutions [O, C, h, w], which are matrices [O, C h w]. Those of one shape
-    are orthogonalised together: the blocks of a ViT share four shapes, so a step takes four products instead of four
-    per block. The products are in bf16 if the device supports it natively, else in float32. The numbers are those of
-    `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, to bf16's rounding; PyTorch has it from 2.9 on.
-    """
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 4e-3,
-        weight_decay: float = 0.05,
-        momentum: float = 0.95,
-        steps: int = 5,
-    ) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "steps": steps})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            shapes: dict[torch.Size, list[Tensor]] = {}
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    shapes.setdefault(parameter.shape, []).append(parameter)
-            for shape, parameters in shapes.items():
-                matrices = torch.stack(
-                    [self._update(parameter, group["momentum"]) for parameter in parameters]
-                ).flatten(2)
-                updates = orthogonal(matrices, group["steps"])
-                # An orthogonal matrix of this shape has entries of size 1 / sqrt(max); AdamW's updates are near 0.2.
-                lr = group["lr"] * 0.2 * math.sqrt(max(matrices.shape[1:]))
-                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-                shaped = updates.to(parameters[0].dtype).unflatten(2, shape[1:]).unbind()
-                torch._foreach_add_(parameters, list(shaped), alpha=-lr)
-
-    def _update(self, parameter: Tensor, momentum: float) -> Tensor:
-        """The gradient with Nesterov's momentum."""
-        assert parameter.grad is not None
-        state = self.state[parameter]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(parameter.grad)
-        buffer = state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
-        return parameter.grad.lerp(buffer, momentum)
-
-
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""coefficients of the quintic iteration, chosen by its author for fast convergence; singular values end in [0.7,
-1.2]"""
-
-
-def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
-    """[K, R, C] to the nearest semi-orthogonal matrices, roughly: singular values come near 1 (Newton-Schulz)."""
-    a, b, c = COEFFICIENTS
-    x = matrices.bfloat16() if native_bf16(matrices.device) else matrices.float()
-    tall = x.shape[1] > x.shape[2]
-    x = x.mT if tall else x
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
-
-
 class Optimizers:
     """AdamW (or SGD) and Muon as one: each parameter belongs to one of them."""
 
-    def __init__(self, task: Task, optim: Optim) -> None:
+    def __init__(self, task: Task, optim: Optim, compile: bool = False) -> None:
+        """`compile` compiles Muon's step; those of the others are one fused function anyway."""
         adamw, muon = groups(task, optim)
         self.members: list[torch.optim.Optimizer] = [
-            torch.optim.SGD(adamw, lr=optim.lr, momentum=0.9)
+            torch.optim.SGD(adamw, lr=optim.lr, momentum=0.9, fused=True)
             if optim.optimizer == "sgd"
             else torch.optim.AdamW(adamw, lr=optim.lr, betas=(0.9, optim.beta2), fused=True)
         ]
         if muon:
-            self.members.append(Muon(muon, lr=optim.muon_lr))
+            self.members.append(Muon(muon, lr=optim.muon_lr, compile=compile))
         self.peaks = [[group["lr"] for group in member.param_groups] for member in self.members]
+        self.parameters = [p for member in self.members for group in member.param_groups for p in group["params"]]
 
-    def parameters(self) -> list[Tensor]:
-        """The parameters that a step would update: those with a gradient."""
-        groups = [group for member in self.members for group in member.param_groups]
-        return [parameter for group in groups for parameter in group["params"] if parameter.grad is not None]
+    def step(self, gradients: Sequence[Tensor | None], factor: float, good: Tensor) -> None:
+        """One step along the gradients of `parameters`, at `factor` times the peak learning rates.
 
-    def step(self, factor: float) -> None:
-        """One step at `factor` times the peak learning rates. Clears the gradients."""
+        `good` [] of False moves nothing, whatever the gradients.
+        """
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
         for member, peaks in zip(self.members, self.peaks, strict=True):
             for group, peak in zip(member.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
-            member.step()
+            if isinstance(member, Muon):
+                member.step(good=good)
+            else:
+                member.found_inf = (~good).float()  # type: ignore[attr-defined]  # as a gradient scaler of PyTorch tells it
+                member.step()
             member.zero_grad(set_to_none=True)
 
     def state_dict(self) -> list[dict[str, Any]]:
@@ -219,14 +160,16 @@ class Average:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.values = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        own = {name: value.detach() for name, value in module.state_dict().items()}
+        self.values = {name: value.clone() for name, value in own.items()}
+        self._floats = [(name, value) for name, value in own.items() if value.is_floating_point()]
+        self._others = [(name, value) for name, value in own.items() if not value.is_floating_point()]
 
     @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
+    def update(self, step: int) -> None:
         """Update with the weights after `step`. Early decay is lower, or the initial weights would linger."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        new = module.state_dict()
-        floats = [name for name, value in new.items() if value.is_floating_point()]
-        torch._foreach_lerp_([self.values[name] for name in floats], [new[name] for name in floats], 1 - decay)
-        for name in new.keys() - set(floats):
-            self.values[name].copy_(new[name])
+        averages = [self.values[name] for name, _ in self._floats]
+        torch._foreach_lerp_(averages, [value for _, value in self._floats], 1 - decay)
+        for name, value in self._others:
+            self.values[name].copy_(value)

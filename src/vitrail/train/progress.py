@@ -25,7 +25,7 @@ class Progress:
     def __init__(self, steps: int, start: int, loader: Loader, sums: dict[str, float] | None = None) -> None:
         self.steps, self.done, self.loader = steps, start, loader
         self.sums = sums or {}
-        """sums over the steps since the last row, and their number under `steps`"""
+        """sums over the steps since the last row, their number under `steps`, and that of the `skipped` ones"""
         self.console = Console(stderr=True)
         self.bar = Bar(
             TextColumn("step {task.completed}/{task.total}"),
@@ -60,11 +60,19 @@ class Progress:
 
     def step(self, row: dict[str, float], images: int) -> None:
         """Add a step's values and its number of images."""
+        for name, value in {**row, "steps": 1.0}.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self._count(images)
+
+    def skip(self, images: int) -> None:
+        """Add a step that moved nothing, whose values are no numbers."""
+        self.sums["skipped"] = self.sums.get("skipped", 0.0) + 1
+        self._count(images)
+
+    def _count(self, images: int) -> None:
         self.done += 1
         self.images += images
         self.timed += 1
-        for name, value in {**row, "steps": 1.0}.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
         text = self._text()
         self.bar.update(self.line, completed=self.done, text=text)
         if self.bar.disable and time.monotonic() - self.last_line > LINE_EVERY:
@@ -77,8 +85,8 @@ class Progress:
 
     def _text(self) -> str:
         speed, wait = self._rates()
-        loss = self.sums["loss"] / self.sums["steps"]
-        return f"loss {loss:.3f}  {speed:.0f} images/s  {wait:.0%} waiting for data{self.score}"
+        loss = f"{self.sums['loss'] / self.sums['steps']:.3f}" if "steps" in self.sums else "none"
+        return f"loss {loss}  {speed:.0f} images/s  {wait:.0%} waiting for data{self.score}"
 
     def _left(self) -> str:
         """Estimated time left, at the speed since the last evaluation."""
@@ -86,13 +94,13 @@ class Progress:
         return f"{timedelta(seconds=round(seconds))} left"
 
     def row(self) -> dict[str, float]:
-        """Means of the steps since the last row, for the log."""
+        """Means of the steps since the last row, for the log, and the number of those that moved nothing."""
         speed, wait = self._rates()
-        steps = self.sums.pop("steps")
+        steps, skipped = self.sums.pop("steps", 0), int(self.sums.pop("skipped", 0))
         row = {name: value / steps for name, value in self.sums.items()}
         self.sums = {}
         self._restart()
-        return {**row, "images_per_s": speed, "wait": wait}
+        return {**row, "skipped": skipped, "images_per_s": speed, "wait": wait}
 
     def evaluated(self, scores: dict[str, Any], rule: Score) -> None:
         """Show the score of an evaluation, and exclude its time from the speed."""

@@ -339,6 +339,10 @@ class Caption(Task):
         """The contrastive loss compares the images of a batch, and the bag-of-words loss is a mean over them."""
         return self.captioning.self_critical == 0 and (self.match is not None or self.bag is not None)
 
+    @property
+    def draws(self) -> bool:
+        return True
+
     def loss(self, batch: Batch, gather: Gather | None = None) -> dict[str, Tensor]:
         """Sums over the captions' words; in self-critical training over the sampled words."""
         memory = self.memory(batch["image"], self.keep(batch))

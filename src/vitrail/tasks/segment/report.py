@@ -47,7 +47,7 @@ def _examples(run: Any) -> str:
 def _pair(row: Mapping[str, Any], names: list[str]) -> str:
     try:
         image = Image.open(io.BytesIO(base64.b64decode(row["image"]))).convert("RGB")
-        truth, found = (painted(part["segments"], names) for part in (row["truth"], row))
+        truth, found = (painted(each["segments"], names) for each in (row["truth"], row))
     except (KeyError, TypeError, ValueError, OSError):
         return ""  # a folder of another version, or a damaged one
     pair = Image.new("RGB", (2 * image.width + GAP, image.height), "white")

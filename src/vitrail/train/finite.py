@@ -1,0 +1,121 @@
+"""Numbers that are not finite: steps that moved no weights, where it began, and when a run stops for it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vitrail.errors import RunError
+from vitrail.tasks.task import Task
+from vitrail.tasks.values import Batch
+from vitrail.train.progress import Progress
+from vitrail.train.step import AsyncScalars
+
+log = logging.getLogger("vitrail")
+
+MOST = 10
+"""steps in a row whose loss or gradient is not finite, after which a run stops"""
+
+
+class Pending(NamedTuple):
+    """A step whose scalars are not read yet."""
+
+    step: int
+    scalars: AsyncScalars
+    batch: Batch
+    lr: float
+
+
+class Watch:
+    """Reads the scalars of each step one step later, so that no GPU waits, and counts the steps that moved nothing."""
+
+    def __init__(self, task: Task, progress: Progress) -> None:
+        self.task, self.progress = task, progress
+        self.in_a_row, self.moved = 0, False
+        self._pending: Pending | None = None
+
+    def follow(self, step: int, scalars: AsyncScalars, batch: Batch, lr: float) -> None:
+        """Take in the step number `step`, and read the one before it."""
+        self.read()
+        self._pending = Pending(step, scalars, batch, lr)
+
+    def read(self, last: bool = False) -> None:
+        """Read the step that is left. Raises RunError after `MOST` steps in a row that moved nothing.
+
+        Also at the `last` step, if no step ever moved anything.
+        """
+        if self._pending is None:
+            return
+        step, scalars, batch, lr = self._pending
+        self._pending = None
+        row = scalars.read()
+        if row.pop("finite"):
+            self.in_a_row, self.moved = 0, True
+            self.progress.step({**row, "lr": lr}, len(batch["image"]))
+            return
+        self.in_a_row += 1
+        self.progress.skip(len(batch["image"]))
+        told = f"the loss is {row['loss']} and the norm of the gradient {row['gradient_norm']} at step {step}"
+        if self.in_a_row >= MOST or (last and not self.moved):
+            many = "" if self.in_a_row == 1 else f", the last of {self.in_a_row} such steps in a row"
+            raise RunError(f"{told}{many}; {where(self.task, batch)}")
+        if self.in_a_row == 1:
+            log.warning(f"{told}: no weight was moved")
+
+
+@torch.no_grad()
+def not_finite(task: nn.Module) -> str | None:
+    """The name of the first weights that are not finite numbers."""
+    named = dict(task.named_parameters())
+    finite = torch.stack([parameter.isfinite().all() for parameter in named.values()]).tolist()
+    return next((name for name, good in zip(named, finite, strict=True) if not good), None)
+
+
+def no_number(name: str) -> str:
+    return f"the weights of {name} are no longer finite (lower the learning rate and start again)"
+
+
+def where(task: Task, batch: Batch) -> str:
+    """In words, the first layer with a number that is not finite for this batch, in the forward or backward pass."""
+    if (name := not_finite(task)) is not None:
+        return no_number(name)
+    if not batch["image"].isfinite().all():
+        return "the images hold numbers that are not finite: check the data"
+    found: list[str] = []
+
+    def look(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and not output.isfinite().all():
+                found.append(name)
+
+        return hook
+
+    leaves = [(name, m) for name, m in task.named_modules() if not list(m.children())]
+    # What goes through nothing comes from the layer around it: fused attention is a function, no module.
+    handles = [
+        module.register_forward_hook(look(name.rpartition(".")[0] if isinstance(module, nn.Identity) else name))
+        for name, module in leaves
+    ]
+    try:
+        loss = task.loss(batch)["loss"]
+    finally:
+        for handle in handles:
+            handle.remove()
+    if found:
+        return f"it began in the layer {found[0]}"
+    if not loss.isfinite():
+        return "every layer is finite, the loss itself is not"
+    return _where_in_gradients(task, loss)
+
+
+def _where_in_gradients(task: Task, loss: Tensor) -> str:
+    """The last parameters, in the order of the forward pass, whose gradient is not finite: there it began."""
+    named = {name: parameter for name, parameter in task.named_parameters() if parameter.requires_grad}
+    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    bad = [name for name, grad in zip(named, found, strict=True) if grad is not None and not grad.isfinite().all()]
+    if not bad:
+        return "every number is finite when the step is repeated in its own precision"
+    return f"every value is finite, but not the gradient of {bad[-1]}"
