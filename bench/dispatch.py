@@ -2,8 +2,8 @@
 
     TORCHINDUCTOR_CPP_ENABLE_KERNEL_PROFILE=1 python bench/dispatch.py
 
-On a GPU each operator is at least one launch, which takes 5 to 10 microseconds of the host. The recipe is unchanged but for
-its width. What CUDA would compile is compiled for the CPU here; the variable lets the profiler see the compiled
+On a GPU each operator is at least one launch, which takes 5 to 10 microseconds of the host. The recipe is unchanged but
+for its width. What CUDA would compile is compiled for the CPU here; the variable lets the profiler see the compiled
 kernels. An event counts if its name begins with `aten::` and no event above it does; each compiled kernel counts one.
 Reads CIFAR-10 from the folder that `VITRAIL_DATA` names; results/dispatch.json.
 """

@@ -227,6 +227,37 @@ def folder() -> list[list[str]]:
     return rows
 
 
+SEGMENTERS: dict[str, str] = {
+    "ours": "`vitrail train segment`",
+    "lraspp": "torchvision's `lraspp_mobilenet_v3_large`, for as long",
+    "captioner": "fine-tuned from the captioner's encoder (`--init caption`)",
+    "random": "that architecture from random weights, for as many steps",
+}
+"""kinds of results/segment.json"""
+
+
+def segment() -> list[list[str]]:
+    """Segmenters on CamVid: mean over seeds of the scores on val."""
+    rows = [["network", "seeds", "mIoU, whole images", "mIoU, windows", "pixels right", "steps", "minutes", "cores"]]
+    found = _read("segment")
+    for kind, title in SEGMENTERS.items():
+        own = found["rows"].get(kind) if found is not None else None
+        if own is None:
+            rows.append([title, "", "not measured", "", "", "", "", ""])
+            continue
+        runs = own.get("runs", [own])
+
+        def cell(name: str, runs: list[Rows] = runs) -> str:
+            values = [run[name] for run in runs]
+            spread = f" ({min(values):.1%} to {max(values):.1%})" if len(values) > 1 else ""
+            return f"{sum(values) / len(values):.1%}{spread}"
+
+        minutes = max(run["seconds"] for run in runs) / 60
+        last = [f"{runs[0]['steps']:,}", f"{minutes:.0f}", str(runs[0]["cores"])]
+        rows.append([title, str(len(runs)), *map(cell, ("miou", "miou_windows", "pixel_accuracy")), *last])
+    return rows
+
+
 def bundled() -> list[list[str]]:
     """Scores of the bundled classifier."""
     found = _read("classify")
@@ -508,6 +539,7 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "load": load,
     "transfer": transfer,
     "folder": folder,
+    "segment": segment,
 }
 
 
