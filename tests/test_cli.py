@@ -431,6 +431,17 @@ def test_a_resume_says_how_its_data_changed(tmp_path: Path, capsys: pytest.Captu
     assert main(["train", "--resume", str(out), "--device", "cpu"]) == 0
 
 
+def test_a_run_finds_its_data_again_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two_classes(tmp_path / "data", 12)
+    out = tmp_path / "run"
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "folder", "--data", "data", "--out", str(out), *SHORT]) == 0
+    (out / "report.html").unlink()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["train", "--resume", str(out), "--device", "cpu"]) == 0
+
+
 def test_class_folders_beside_a_test_split_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = two_classes(tmp_path / "data", 2)
     two_classes(data / "test", 2)

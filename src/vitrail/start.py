@@ -121,7 +121,7 @@ def begin(
     run = replace(run, data=str(data), group=group)
     chosen = choose_device(device)
     with new_folder(run, out) as folder:  # before decoding the images, which is slow
-        marks = splits.marks(run.group)  # before a captioner encodes the labels
+        marks = splits.marks(run.group) | where_is(run.data)  # before a captioner encodes the labels
         components, steps = build(run, splits, chosen, weights)
         if out is None and folder.path != default_folder(run):  # after `build`, which may refuse the run
             log.warning(f"{default_folder(run)} holds another run, so this one is in {folder.path}")
@@ -133,6 +133,11 @@ def begin(
         except BaseException:  # whatever the error, a run that saved nothing must not keep the name
             folder.drop()
             raise
+
+
+def where_is(data: str) -> dict[str, str]:
+    """The absolute path of a data set, by which a run finds it again from another folder; {} for a built-in name."""
+    return {"path": str(Path(data).resolve())} if Path(data).exists() else {}
 
 
 def default_folder(run: Run) -> Path:
@@ -169,8 +174,9 @@ def resume_run(path: Path, device: str | None) -> Trained:
         log.warning(f"the run in {path} is finished")
         return Trained(kind, scores, folder)
     with folder.alone():
-        splits = open_for(kind, run.data, run.task.data_options(), recipes.find(run.recipe)(1).data, run.group)
-        folder.check_data(splits.marks(run.group), run.data)
+        data = folder.data(run.data)
+        splits = open_for(kind, data, run.task.data_options(), recipes.find(run.recipe)(1).data, run.group)
+        folder.check_data(splits.marks(run.group), data)
         components, steps = build(run, splits, choose_device(device))
         return Trained(kind, _train(run, components, folder, steps, resume=True), folder)
 

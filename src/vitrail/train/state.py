@@ -123,6 +123,14 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.path} holds no run to resume: give the folder that --out named") from error
 
+    def data(self, named: str) -> str:
+        """The path or name of the run's data: where it was, if nothing is at the path that was `named`."""
+        try:
+            path = json.loads(self._data.read_text())["path"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return named
+        return named if Path(named).exists() else str(path)
+
     def check_data(self, now: dict[str, Any], name: str) -> None:
         """Raise UserError if the data, with the fingerprint `now`, has changed since the run started."""
         try:
