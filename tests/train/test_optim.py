@@ -122,6 +122,7 @@ def test_muon_continues_from_its_state_with_other_gradients_missing() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="the compiler of torch 2.6 crashes on a CPU in a norm")
 def test_a_compiled_step_of_muon_is_the_same() -> None:
     shapes = ((8, 24), (24, 8), (8, 24), (4, 3, 3, 3))
     ours, theirs = parameters_of(shapes), parameters_of(shapes)

@@ -164,7 +164,7 @@ class Recurrent(nn.Module):
         return x.transpose(0, 1), tuple(last)
 
     def _layers(self) -> list[Cell]:
-        return cast(list[Cell], list(self.cells))
+        return cast("list[Cell]", list(self.cells))
 
 
 @dataclass(frozen=True)

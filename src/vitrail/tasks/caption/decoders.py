@@ -87,7 +87,9 @@ class Decoder(nn.Module):
         if memory is None:
             return self._words_alone(words)
         hidden = self._captions(words, memory)
-        return self._logits(hidden if counted is None else hidden[counted])
+        if counted is not None:
+            hidden = hidden[counted]
+        return self._logits(hidden)
 
     def within_limit(self, max_length: int) -> int:
         """`max_length`, or the decoder's own limit if that is lower."""
