@@ -177,6 +177,8 @@ def test_a_folder_that_was_given_never_leads_out_of_that_of_figures(
 ) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
+    beside = ["a.jpg", "a.mask.jpg", "b.mask.jpg"]  # of which `a` may have a mask of its own
+    assert list(map(str, figure_names(beside, list(map(Path, beside))))) == ["a.png", "a.mask-2.png", "b.mask.png"]
     assert figure_names([".", "../a.jpg"], [Path("b/c.jpg"), Path("../a.jpg")]) == [Path("b/c.png"), Path("a.png")]
 
 

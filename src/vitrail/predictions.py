@@ -273,19 +273,24 @@ class Figures(Output):
 def figure_names(given: Sequence[str | Path], images: Sequence[Path]) -> list[Path]:
     """The path of each image's figure inside the folder of figures, without duplicates.
 
-    An image keeps its path relative to the given folder. Duplicate names get a number.
+    An image keeps its path relative to the given folder. Duplicate names get a number, and so does a name such as
+    `photo.mask` beside `photo`, whose answer may have an image of that name.
     """
     roots = [Path(path) for path in given if Path(path).is_dir()]
-    taken: set[str] = set()
-    names = []
+    wanted = []
     for image in images:
         root = next((root for root in roots if image.is_relative_to(root)), image.parent)
         below = image.relative_to(root)
-        below = (
-            Path(image.name) if ".." in below.parts else below
-        )  # inside the folder of figures, whatever path was given
+        # Inside the folder of figures, whatever path was given.
+        wanted.append(Path(image.name) if ".." in below.parts else below)
+    first = {str(below.with_suffix("")).lower() for below in wanted}
+    taken: set[str] = set()
+    names = []
+    for below in wanted:
         number, place = 1, below.with_suffix(".png")
-        while str(place).lower() in taken:  # some file systems are not case-sensitive
+        beside = str(below.with_suffix("").with_suffix("")).lower()
+        clash = beside in first and beside != str(below.with_suffix("")).lower()
+        while str(place).lower() in taken or (clash and number == 1):  # some file systems are not case-sensitive
             number += 1
             place = below.with_name(f"{below.stem}-{number}.png")
         taken.add(str(place).lower())

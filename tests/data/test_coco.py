@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,38 @@ def panoptic(root: Path, missing: int | None = None) -> Path:
     for i in range(3):
         (root / "annotations" / "panoptic_train2017" / f"{i}.png").write_bytes(encoded(colours))
     return root
+
+
+def test_panoptic_pngs_are_not_the_images(tmp_path: Path) -> None:
+    """Their folder names a split, that of the images does not, and both have the same names."""
+    root = panoptic(tmp_path)
+    (root / "annotations" / "panoptic_train2017").rename(root / "panoptic_train")
+    (root / "annotations" / "panoptic_train2017.json").rename(root / "panoptic_train.json")
+    (root / "images").mkdir()
+    data = json.loads((root / "panoptic_train.json").read_text())
+    for image in data["images"]:
+        stem = Path(image["file_name"]).stem
+        (root / "images" / f"{stem}.png").write_bytes(encoded(np.full((HEIGHT, WIDTH, 3), 7, np.uint8)))
+        image["file_name"] = f"{stem}.png"
+    (root / "panoptic_train.json").write_text(json.dumps(data))
+    shutil.rmtree(root / "train")
+    opened = Masks.open(root, val_fraction=0).train
+    assert opened.keys == [f"images/{i}.png" for i in range(3)]
+    assert (opened.target.read(0).indices[:4] == 1).all()
+
+
+def test_a_category_whose_name_means_void_is_void(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = panoptic(tmp_path)
+    file = root / "annotations" / "panoptic_train2017.json"
+    data = json.loads(file.read_text())
+    more = [{"id": 3, "name": "unlabeled"}, {"id": 7, "name": "dog"}, {"id": 9, "name": "cow"}]
+    file.write_text(json.dumps({**data, "categories": more[:2]}))
+    with pytest.raises(UserError, match="has the class dog only: segmentation needs at least two"):
+        Masks.open(root)
+    file.write_text(json.dumps({**data, "categories": more}))
+    target = Masks.open(root, val_fraction=0).train.target
+    assert target.classes == ["dog", "cow"] and "unlabeled is void and not one of the classes" in caplog.text
+    assert set(target.read(0).indices.unique().tolist()) == {0, 255}
 
 
 def test_panoptic_segments(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

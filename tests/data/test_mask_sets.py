@@ -196,6 +196,60 @@ def test_masks_of_0_and_255_are_two_classes(tmp_path: Path, caplog: pytest.LogCa
     assert target.classes == ["background", "polyp"] and target.read(1).indices.tolist() == numbers(1, 2).tolist()
 
 
+def test_0_and_255_beside_a_name_for_void(tmp_path: Path) -> None:
+    """Two numbers are two of three names: which two, only the user knows."""
+    root = flat(tmp_path)
+    for i in range(4):
+        put(root, (numbers(i, 2) * 255), f"masks/{i}.png")
+    (root / "classes.txt").write_text("bg\nfg\nvoid\n")
+    with pytest.raises(UserError, match="lists 3 names, one of them void, but the masks hold only 0 and 255"):
+        Masks.open(root)
+    (root / "classes.txt").unlink()
+    with pytest.raises(UserError, match=r"the masks have the class 0 only \(void is 255\)"):
+        Masks.open(root, void=255)  # the flag says that 255 is void
+
+
+def test_one_class_and_a_name_for_void_are_too_few(tmp_path: Path) -> None:
+    root = flat(tmp_path)
+    for i in range(4):
+        put(root, numbers(i, 2), f"masks/{i}.png")
+    for names in ("road\nunlabelled", "unlabelled\nroad"):
+        (root / "classes.txt").write_text(names)
+        with pytest.raises(UserError, match="the masks have the class road only"):
+            Masks.open(root)
+
+
+def test_a_palette_with_a_colour_for_void(tmp_path: Path) -> None:
+    """The files of a set mean the same whether or not they have a void border."""
+    root = flat(tmp_path)
+    (root / "label_colors.txt").write_text(LIST)
+    order = [2, 0, 3, 1]
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    palette[:4], palette[255] = np.array(COLOURS, dtype=np.uint8)[order], (224, 224, 192)
+
+    def paletted(values: np.ndarray) -> bytes:
+        image = Image.fromarray(np.where(values < 4, np.argsort(order)[values.clip(max=3)], values).astype(np.uint8))
+        image = image.convert("P")
+        image.putpalette(palette.tobytes())
+        return encoded(image)
+
+    bordered = numbers(1, 4)
+    bordered[0] = 255
+    for i in range(4):
+        put(root, paletted(bordered if i == 1 else numbers(i, 4)), f"masks/{i}.png")
+    target = Masks.open(root, val_fraction=0).train.target
+    plain, with_border = target.read(0).indices, target.read(1).indices
+    meaning = torch.tensor([0, 1, 2, 255])
+    assert plain.tolist() == meaning[torch.from_numpy(numbers(0, 4)).long()].tolist()
+    assert with_border[1:].tolist() == meaning[torch.from_numpy(numbers(1, 4)).long()][1:].tolist()
+    assert (with_border[0] == 255).all()
+    bordered[0] = 9
+    palette[9] = (9, 9, 200)
+    put(root, paletted(bordered))
+    with pytest.raises(BadImage, match="^masks/1.png: its palette has some colours of the class list"):
+        target.read(1)
+
+
 @pytest.mark.parametrize("kind", ["RGB", "RGBA", "palette", "other palette"])
 def test_colour_masks(kind: str, tmp_path: Path) -> None:
     root = flat(tmp_path)

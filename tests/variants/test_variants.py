@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -120,6 +122,16 @@ def test_an_image_of_one_window_is_attended_to_as_a_whole() -> None:
     whole = attention(x)
     attention.window = 3
     torch.testing.assert_close(attention(x, place=Place((3, 3))), whole)
+
+
+def test_one_window_is_attended_to_like_each_of_several() -> None:
+    """Also where the other blocks rotate queries and keys by their places in the whole image."""
+    torch.manual_seed(0)
+    config = VariantConfig(width=16, depth=1, heads=2, patch=4, image_size=(8, 8), positions="none", rotary="axial")
+    model = VariantViT(replace(config, window=2, class_token=False, pool="average")).eval()
+    images = torch.randn(1, 3, 8, 8)
+    alone, twice = model(images), model(torch.cat([images, images], dim=3))
+    torch.testing.assert_close(twice.patches.view(1, 2, 4, 16)[:, :, :2].flatten(1, 2), alone.patches)
 
 
 def test_windows_that_do_not_divide_the_image_are_filled_up() -> None:

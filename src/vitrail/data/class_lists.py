@@ -38,6 +38,7 @@ LINES = [
 ]
 """a name and its colour, in either order"""
 NUMBERED = re.compile(rf"^(?P<number>\d+){MARK}(?P<name>.*\D.*)$")
+NUMBERED_AFTER = re.compile(rf"^(?P<name>.*\D.*?){MARK}(?P<number>\d+)$")
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,10 @@ def _from_lines(file: Path, lines: list[tuple[int, str]]) -> list[Row]:
         rows = [Row(m["name"].strip("\"' \t,;:"), _colour(m.groupdict())) for m in matches if m is not None]
     numbered = [NUMBERED.match(row.name) for row in rows]
     if any(match is None for match in numbered):
-        return rows
+        numbered = [NUMBERED_AFTER.match(row.name) for row in rows]
+        # `class 1`, `class 2` are names, but `road 1`, `sky 0` are names with their numbers.
+        if any(m is None for m in numbered) or len({m["name"] for m in numbered if m}) < max(2, len(rows)):
+            return rows
     return [Row(m["name"], row.colour, int(m["number"])) for m, row in zip(numbered, rows, strict=True) if m]
 
 
@@ -145,6 +149,8 @@ def _colour(found: dict[str, str | None]) -> Colour:
 def _from_table(file: Path, lines: list[tuple[int, str]]) -> list[Row] | None:
     """The rows of a table with a header, as class_dict.csv; None without a header."""
     mark = next((mark for mark in ",;\t" if mark in lines[0][1]), None)
+    if mark is None and file.suffix.lower() in (".csv", ".tsv") and re.sub(r"[\W_]+", "", lines[0][1].lower()) in NAME:
+        return [Row(line.strip("\"'")) for _, line in lines[1:]]
     if mark is None:
         return None
     header = [re.sub(r"[\W_]+", "", cell.lower()) for cell in next(csv.reader([lines[0][1]], delimiter=mark))]

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from vitrail.data import rle
+from vitrail.data.class_lists import means_void
 from vitrail.data.decode import MAX_PIXELS, BadImage
 from vitrail.data.kinds import BOXES, MASKS, excerpt, kind_of_json
 from vitrail.data.mask_classes import TWO, refuse_void
@@ -156,6 +157,8 @@ def read(root: Folder, files: Sequence[Path], void: int) -> tuple[list[str], dic
     loaded = {split: (file, _load(file)) for split, file in named}
     first = loaded.get("train") or next(iter(loaded.values()))
     classes = _classes(*first)
+    if len(classes) < 2:
+        raise UserError(f"{first[0]} has the class {' '.join(classes) or 'void'} only: segmentation needs at least two")
     refuse_void(void, classes, first[0].name)
     number = {name: i for i, name in enumerate(classes)}
     index: dict[str, list[Path]] = {}
@@ -164,8 +167,11 @@ def read(root: Folder, files: Sequence[Path], void: int) -> tuple[list[str], dic
             index.setdefault(image.name.lower(), []).append(image)
     splits = {}
     for split, (file, data) in loaded.items():
-        labels = {each["id"]: number.get(_name(each), -1) for each in data["categories"]}
-        if lacking := next((each for each in data["categories"] if labels[each["id"]] < 0), None):
+        labels = {
+            each["id"]: VOID if means_void(_name(each)) else number.get(_name(each), UNKNOWN)
+            for each in data["categories"]
+        }
+        if lacking := next((each for each in data["categories"] if labels[each["id"]] == UNKNOWN), None):
             raise UserError(
                 f"{file} has the class {_name(lacking)}, which {first[0]} lacks: give both the same classes"
             )
@@ -205,8 +211,11 @@ def _is_panoptic(data: Json) -> bool:
 
 
 def _classes(file: Path, data: Json) -> list[str]:
-    """The names of the categories in the order of their ids; for instances, below the background."""
-    names = [*dict.fromkeys(_name(each) for each in data["categories"])]
+    """The names of the categories in the order of their ids, but for void; for instances, below the background."""
+    every = [*dict.fromkeys(_name(each) for each in data["categories"])]
+    names = [name for name in every if not means_void(name)]
+    if dropped := [name for name in every if means_void(name)]:
+        log.warning(f"{file}: {', '.join(dropped)} is void and not one of the classes")
     if _is_panoptic(data):
         return names
     return [BACKGROUND, *(name for name in names if name.lower() != BACKGROUND)]
@@ -245,8 +254,9 @@ def _find(root: Path, index: dict[str, list[Path]], file: Path, split: str, name
         return file.parent / clean
     found = index.get(clean.rpartition("/")[2].lower(), [])
     same = [image for image in found if image.as_posix().endswith(f"/{clean}")] or found
-    of_split = [image for image in same if split in {*map(split_of, image.relative_to(root).parts[:-1])}] or same
-    images = [image for image in of_split if "panoptic" not in image.parent.name.lower()] or of_split
+    # Panoptic PNGs have the names of their images, and their folder names a split where the images' may not.
+    images = [image for image in same if "panoptic" not in image.parent.name.lower()] or same
+    images = [image for image in images if split in {*map(split_of, image.relative_to(root).parts[:-1])}] or images
     if len(images) > 1:
         raise UserError(f"{file}: {name!r} could be {images[0]} or {images[1]}: write the path below its folder")
     return images[0] if images else file.parent / clean

@@ -35,17 +35,20 @@ class Seen:
     """why the first of the others was not"""
 
 
-def classes_of(path: Path, listed: ClassList | None, masks: Sequence[Path], void: int) -> tuple[list[str], Coding]:
+def classes_of(
+    path: Path, listed: ClassList | None, masks: Sequence[Path], void: int, chosen: bool = False
+) -> tuple[list[str], Coding]:
     """The names of the classes, and how the masks code them.
 
     Classes of a list whose name means void are void, and later classes move up. `masks` are those of the training
-    split; they are read if no list names more than two classes. Raises UserError if `void` is the number of a class.
+    split; they are read if no list names more than two classes. With `chosen`, the caller named the void number, and
+    255 in masks of 0 and 255 is void if it is that. Raises UserError if `void` is the number of a class.
     """
     if listed is None:
-        classes, coding = _from_numbers(path, _scan(path, masks, False), void)
+        classes, coding = _from_numbers(path, _scan(path, masks, False), void, chosen)
     else:
         classes, coding = _from_list(listed, void)
-        if len(listed.names) <= 2:
+        if len(classes) <= 2:
             seen = _scan(path, masks, bool(listed.colours))
             classes, coding = _of_two(listed, classes, coding, seen, void)
     if len(classes) < 2:
@@ -83,8 +86,13 @@ def _from_list(listed: ClassList, void: int) -> tuple[list[str], Coding]:
 
 def _of_two(listed: ClassList, classes: list[str], coding: Coding, seen: Seen, void: int) -> tuple[list[str], Coding]:
     """Masks of one or two listed classes may hold 0 and 255, or 0 and 1."""
-    scaled = 255 in seen.numbers and seen.numbers <= {0, 255} and len(classes) == len(listed.names)
-    counted = 1 in seen.numbers and seen.numbers - {void} <= {0, 1} and len(classes) == 1
+    scaled = 255 in seen.numbers and seen.numbers <= {0, 255}
+    if scaled and len(classes) < len(listed.names):
+        raise UserError(
+            f"{listed.file} lists {len(listed.names)} names, one of them void, but the masks hold only 0 and 255: list "
+            "the names of these two"
+        )
+    counted = 1 in seen.numbers and seen.numbers - {void} <= {0, 1} and len(classes) == len(listed.names) == 1
     if not scaled and not counted:
         return classes, coding
     if len(classes) == 1:
@@ -92,12 +100,12 @@ def _of_two(listed: ClassList, classes: list[str], coding: Coding, seen: Seen, v
     return classes, Coding({void: VOID, 0: 0, 255 if scaled else 1: 1}, coding.colours)
 
 
-def _from_numbers(path: Path, seen: Seen, void: int) -> tuple[list[str], Coding]:
+def _from_numbers(path: Path, seen: Seen, void: int, chosen: bool) -> tuple[list[str], Coding]:
     """Classes that are called by their numbers."""
     if not seen.masks:
         raise UserError(f"{path}: no mask can be read, the first because {seen.failed}" if seen.failed else "no masks")
     read = f"read from {seen.masks:,} mask{'s' * (seen.masks > 1)}"
-    if 255 in seen.numbers and seen.numbers <= {0, 255} and void != 0:
+    if 255 in seen.numbers and seen.numbers <= {0, 255} and void != 0 and not (chosen and void == 255):
         log.warning(f"{path}: the masks hold only 0 and 255, {read}: they are {TWO[0]} and {TWO[1]}")
         return [*TWO], Coding({0: 0, 255: 1})
     numbers = sorted(seen.numbers - {void})

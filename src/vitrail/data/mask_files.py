@@ -71,7 +71,7 @@ class Coding:
         if raw.values.ndim == 3:
             found = look_up(packed(raw.values), self._by_code)
         else:
-            found = _by_table(raw.values, self._numbers_of(raw))
+            found = _by_table(raw.values, self._numbers_of(raw, name))
         if (wrong := found == UNKNOWN).any():
             row, column = divmod(int(wrong.argmax()), wrong.shape[1])
             raise BadImage(f"{name}: {self._reason(raw.values[row, column])}, at row {row}, column {column}")
@@ -81,8 +81,11 @@ class Coding:
     def _by_code(self) -> Mapping[int, int]:
         return {r | g << 8 | b << 16: number for (r, g, b), number in self.colours.items()}
 
-    def _numbers_of(self, raw: Raw) -> Mapping[int, int]:
-        """The classes of the numbers of a file, which may stand for colours of the class list."""
+    def _numbers_of(self, raw: Raw, name: str) -> Mapping[int, int]:
+        """The classes of the numbers of a file, which may stand for colours of the class list.
+
+        Raises BadImage if only some of its colours are listed, and their classes are not those of their numbers.
+        """
         if not self.colours:
             return self.numbers
         if raw.palette is None:  # grey levels, if the list has nothing else
@@ -95,9 +98,17 @@ class Coding:
         # A tool that saves colours as a palette numbers them as it likes; a ramp of greys is no palette of classes.
         shown = {int(i): (int(r), int(g), int(b)) for i, (r, g, b) in enumerate(raw.palette) if seen[i]}
         ramp = all(colour == (i, i, i) for i, colour in shown.items())
-        if ramp or len(shown) < seen.sum() or not all(colour in self.colours for colour in shown.values()):
+        listed = {i: self.colours[colour] for i, colour in shown.items() if colour in self.colours}
+        void = {i: VOID for i in np.flatnonzero(seen).tolist() if i not in listed and self.numbers.get(i) == VOID}
+        if ramp or not listed:
             return self.numbers
-        return {i: self.colours[colour] for i, colour in shown.items()}
+        if len(listed) + len(void) == seen.sum():
+            return {**listed, **void}
+        if any(self.numbers.get(i) != number for i, number in listed.items()):
+            raise BadImage(
+                f"{name}: its palette has some colours of the class list, for other numbers, and not the rest"
+            )
+        return self.numbers
 
     def _reason(self, value: Array) -> str:
         if value.ndim:

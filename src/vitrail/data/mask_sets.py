@@ -18,15 +18,18 @@ from vitrail.errors import UserError
 LAYOUTS = "a folder with images/ and masks/, possibly inside folders train and val, or COCO's JSON beside its images"
 
 
-def open_masks(data: str | Path, val_fraction: float = 0.1, group: str | None = None, void: int = 255) -> Splits:
+def open_masks(
+    data: str | Path, val_fraction: float = 0.1, group: str | None = None, void: int | None = None
+) -> Splits:
     """The images with masks at a path, or in a folder of that name below `$VITRAIL_DATA`.
 
     A path is a folder with a folder of images beside one of masks (`images/` and `masks/`, and other usual names), with
     or without folders for the splits around or in them; masks beside their images (`1_mask.png`); COCO's instance or
-    panoptic JSON, a file or a folder with such files. `void` is the number of pixels without a class. If nothing names
-    a split, about `val_fraction` of the images are used for validation, by a hash of the image or of its `group`; 0
-    leaves the set unsplit.
+    panoptic JSON, a file or a folder with such files. `void` is the number of pixels without a class, by default 255,
+    unless the masks hold only 0 and 255. If nothing names a split, about `val_fraction` of the images are used for
+    validation, by a hash of the image or of its `group`; 0 leaves the set unsplit.
     """
+    number = 255 if void is None else void
     path = find_data(data, "images with masks", LAYOUTS)
     if path.is_file() and path.suffix.lower() != ".json":
         raise UserError(f"{path} holds no masks that vitrail can read: give {LAYOUTS}")
@@ -34,20 +37,20 @@ def open_masks(data: str | Path, val_fraction: float = 0.1, group: str | None = 
     annotations = file and role_of(path.parent.name) == "targets"  # the images are beside the folder, as COCO has it
     root = scan(path.parent.parent if annotations else path.parent if file else path)
     if files := [path] if file else coco.find_files(root):
-        classes, splits = coco.read(root, files, void)
-        sets = {split: _from_coco(root.path, found, classes, void) for split, found in splits.items()}
+        classes, splits = coco.read(root, files, number)
+        sets = {split: _from_coco(root.path, found, classes, number) for split, found in splits.items()}
     elif (found := find_pairs(path, root)) is not None:
-        classes, sets = _from_pairs(path, found, void)
+        classes, sets = _from_pairs(path, found, number, void is not None)
     else:
         _refuse(path, root)
     say_left_out(root)
-    return as_splits(path, sets, Masks([], [], classes, free_void(void, len(classes))), val_fraction, group)
+    return as_splits(path, sets, Masks([], [], classes, free_void(number, len(classes))), val_fraction, group)
 
 
-def _from_pairs(path: Path, found: Found, void: int) -> tuple[list[str], dict[str, ImageSet]]:
+def _from_pairs(path: Path, found: Found, void: int, chosen: bool) -> tuple[list[str], dict[str, ImageSet]]:
     training = found.splits.get("train") or found.splits.get("") or [p for own in found.splits.values() for p in own]
     masks = [pair.mask for pair in training if pair.mask is not None]
-    classes, coding = classes_of(path, find_class_list(found.lists), masks, void)
+    classes, coding = classes_of(path, find_class_list(found.lists), masks, void, chosen)
     sets = {}
     for split, pairs in found.splits.items():
         keys = [_below(path, pair.image) for pair in pairs]

@@ -64,9 +64,12 @@ class Masks(Target):
         name: str | None = None,
         group: str | None = None,
         val_fraction: float = 0.1,
-        void: int = 255,
+        void: int | None = None,
     ) -> Splits:
-        """`void` is the number of pixels without a class in the files; `vitrail.data.mask_sets` lists the layouts."""
+        """`void` is the number of pixels without a class, by default 255, unless the masks hold only 0 and 255.
+
+        `vitrail.data.mask_sets` lists the layouts.
+        """
         from vitrail.data.groups import check_splits
         from vitrail.data.mask_sets import open_masks
 

@@ -54,8 +54,10 @@ class VariantAttention(Attention):
         """Mix tokens [B, N, D] with themselves. `place` gives their positions in the image."""
         if context is not None or is_causal:
             raise UserError("the attention of a variant is for the tokens of one image: use vit.Attention")
-        if self.window and place is not None and place.grid != (self.window, self.window):
-            return in_windows(self.forward, x, place, self.window)
+        if self.window and place is not None:
+            if place.grid != (self.window, self.window):
+                return in_windows(self.forward, x, place, self.window)
+            place = place._replace(rotation=None)  # as inside windows where there are several
         q, k, v = self.project(x)
         q, k, mask = locate(q, k, mask, place, self.relative)
         x = (attend if self.differential is None else self.differential)(q, k, v, mask)

@@ -32,8 +32,9 @@ class Segmentation(Settings):
     class_weights: Literal["none", "log"] = "none"
     """weight of each class in the cross-entropy. log: 1 / ln(1.02 + the class's share of the training pixels), for rare
     classes (ENet, arXiv 1606.02147)"""
-    void: int = 255
-    """the number in index masks of pixels that are neither trained on nor scored"""
+    void: int | None = None
+    """the number in index masks of pixels that are neither trained on nor scored; default: 255, unless the masks hold
+    only 0 and 255"""
 
     def __post_init__(self) -> None:
         if self.head_blocks < 1 or self.queries < 1:

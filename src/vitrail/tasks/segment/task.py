@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vitrail.baselines import MLP
 from vitrail.data.affine import Affine
 from vitrail.data.masks import Masks
 from vitrail.data.preprocess import AnyImage, Preprocess
@@ -109,6 +110,8 @@ class Segment(Task):
         self.encoder, self.classes, self.preprocess = encoder, classes, preprocess
         self.settings_used = s = settings
         width, heads = token_width(encoder.config), getattr(encoder.config, "heads", 1)
+        if isinstance(encoder, MLP):
+            raise UserError("an MLP sees images of one size, and segmentation images of any: choose another encoder")
         self.head: LinearHead | MaskTransformer | QueryHead
         if s.head == "linear":
             self.head = LinearHead(width, len(classes), s.upscale)
@@ -290,6 +293,10 @@ def check_queries(encoder: Encoder, blocks: int) -> None:
         raise UserError("queries need attention to the whole image in the last blocks, and the encoder's have windows")
     if getattr(config, "relative", "none") != "none":
         raise UserError("queries have no place in tables of relative positions, which this encoder has: choose another")
+    if token_width(config) != config.width:
+        raise UserError(
+            "queries have the width of the blocks, and this encoder gives tokens of another: choose another"
+        )
 
 
 def log_weights(train: ImageSet) -> Tensor:
