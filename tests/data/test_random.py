@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from vitrail.data.random import seed_for, uniform
+from vitrail.train.device import ready_to_compile
 
 numbers = st.integers(-(2**62), 2**62)
 
@@ -51,3 +54,16 @@ def test_seeds_differ_and_stay() -> None:
     # A run that is resumed with a later version must find the same draws.
     assert seed_for(0, 1) == 2024819301478721300
     assert (uniform(seed_for(0, 0, 0), torch.tensor([0]), 2) * 2**24).tolist() == [[9011518, 16332413]]
+
+
+@pytest.mark.slow
+def test_compiled_draws_are_the_same() -> None:
+    def draw(key: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
+        numbers = uniform(key, samples, 67)
+        return numbers, numbers[:, 33] + 1
+
+    ready_to_compile(torch.device("cpu"))
+    key, samples = torch.tensor(seed_for(1, 2, 3)), torch.arange(100, 164)
+    torch._dynamo.reset()
+    found = torch.compile(draw, dynamic=False)(key, samples)
+    assert all(torch.equal(a, b) for a, b in zip(found, draw(key, samples), strict=True))

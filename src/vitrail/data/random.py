@@ -38,9 +38,8 @@ def uniform_by_key(key: Tensor, samples: Tensor, draws: int, stream: int) -> Ten
 
 def _numbers(image: Tensor, draws: int) -> Tensor:
     """The numbers of a stream, float32 [B, draws], from the hash of each image, int64 [B]."""
-    # Multiples of GOLDEN, in halves: PyTorch's compiler would fold whole products into constants beyond an int64.
-    counters = torch.arange(1, draws + 1, device=image.device)
-    counters = counters * (GOLDEN & 0xFFFFFFFF) + (counters * (GOLDEN >> 32) << 32)
+    # By way of `^`: PyTorch's compiler computes products of an `arange` as indices, which overflow.
+    counters = (torch.arange(1, draws + 1, device=image.device) ^ 0) * _signed(GOLDEN)
     # A float32 below one represents 24 bits exactly.
     return _shift(_mix(image[:, None] + counters), 40).float() * 2.0**-24
 
