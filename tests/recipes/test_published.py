@@ -5,13 +5,18 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 from checked import checked
 from torch import Tensor, nn
 
+from vitrail.data.loader import Loader
 from vitrail.data.preprocess import Preprocess
+from vitrail.data.repeats import repeated
+from vitrail.data.sets import ImageSet
+from vitrail.data.targets import Labels
 from vitrail.recipes import RECIPES
 from vitrail.sizes import config_for
 from vitrail.tasks.classify import Classify
@@ -49,6 +54,42 @@ def test_what_the_configs_say() -> None:
         "deit3-s16": ((2048, "lamb", 0.8, 1, (0.08, 1), True), (None, True, "token", "learned", 0, 0.05)),
         "finetune-b16-384": ((512, "sgd", 0, 0, (0.05, 1), True), (None, True, "token", "learned", 0, 0)),
     }
+
+
+def test_repeated_augmentation_takes_the_batches_of_deits_sampler() -> None:
+    """Its RASampler for 8 processes with batches of 32: three copies in turn, of which process r takes every eighth."""
+    images, world, own = 1000, 8, 32
+    order = torch.randperm(images, generator=torch.Generator().manual_seed(0))
+    copies = [image for image in order.tolist() for _ in range(3)]
+    processes = [copies[rank::world][: images // 256 * 256 // world] for rank in range(world)]
+    made = repeated(order, RECIPES["deit3-s16"](IMAGES).augment.repeats, world * own)
+    assert len(made) == images
+    for step in range(images // 256):
+        batch = made[step * 256 : (step + 1) * 256].view(world, own)
+        assert batch.tolist() == [process[step * own : (step + 1) * own] for process in processes]
+        assert (batch.view(-1, 2)[:, 0] != batch.view(-1, 2)[:, 1]).all(), "mixup joins different images"
+        assert 3 * len(batch.unique()) <= 256 + 4
+    assert torch.equal(repeated(order, 1, 256), order)
+
+
+def test_copies_of_an_image_have_their_own_draws() -> None:
+    pixels = torch.full((30, 3, 8, 8), 100, dtype=torch.uint8)
+    pixels[:, :, :, 4:] = torch.arange(30, dtype=torch.uint8)[:, None, None, None]
+    run = RECIPES["deit3-s16"](IMAGES)
+    loader = Loader(
+        ImageSet("set", [str(i) for i in range(30)], list(pixels), Labels(torch.arange(30) % 2, ["a", "b"])),
+        Preprocess((8, 8)),
+        batch_size=24,
+        seed=0,
+        train=True,
+        augment=replace(run.augment, mixup=0.0, cutmix=0.0),
+    )
+    batch = next(loader.batches())
+    numbers, counts = batch["sample"].unique(return_counts=True)
+    assert len(numbers) == 8 and (counts == 3).all()
+    for number in numbers.tolist():
+        first, second, third = batch["image"][batch["sample"] == number]
+        assert not torch.equal(first, second) and not torch.equal(second, third)
 
 
 def googles(total: int, warmup: int) -> Callable[[int], float]:

@@ -61,6 +61,9 @@ class Augment:
     """alpha of mixup's beta distribution (arXiv 1710.09412), at most 1; 0 for none"""
     cutmix: float = 0.0
     """alpha of cutmix's (arXiv 1905.04899); with both, each image gets one of the two with probability 0.5"""
+    repeats: int = 1
+    """repeated augmentation (arXiv 1901.09335): copies of an image in its batch, each with draws of its own; an epoch
+    then shows one of so many images"""
 
     @property
     def cuts(self) -> bool:
@@ -86,6 +89,8 @@ class Augment:
         for name in ("erase", "mixup", "cutmix"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be 0 to 1, got {getattr(self, name)}")
+        if self.repeats < 1:
+            raise ValueError(f"repeats must be at least 1, got {self.repeats}")
         for name in ("shift", "policy_count"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")

@@ -122,7 +122,7 @@ def deit3_s16(images: int) -> Run:
         data="imagenet",
         model=config_for("S/16", layer_scale=1e-4, drop_path=0.05, prefix_positions="none"),
         weights_init="deit",
-        augment=Augment(crop="resized", flip=True, policy="three", mixup=0.8, cutmix=1.0),
+        augment=Augment(crop="resized", flip=True, policy="three", mixup=0.8, cutmix=1.0, repeats=3),
         optim=Optim(
             optimizer="lamb",
             lr=lr,
