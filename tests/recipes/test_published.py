@@ -25,7 +25,7 @@ from vitrail.train.lamb import Lamb
 from vitrail.train.optim import Optim, Optimizers, factor, groups
 from vitrail.train.run import Run
 from vitrail.variants.initial import initialise
-from vitrail.vit import ViTConfig
+from vitrail.vit import ViT, ViTConfig
 
 IMAGES = 1_281_167
 
@@ -320,6 +320,31 @@ def test_initial_statistics_of_every_parameter(name: str) -> None:
             assert own == pytest.approx((1 / 768 / 3) ** 0.5, rel=0.1), path
         else:
             assert (values == 0).all(), path
+
+
+def test_fixed_positions_are_big_visions() -> None:
+    """`posemb_sincos_2d`: sine and cosine of the column, then of the row, at 96 frequencies from 1 to 1e-4."""
+    encoder = checked(ViT, task_of("vit-s16-90").encoder)
+    made = encoder.positions_for((14, 14))[0]
+    for row, column, place in ((0, 0, 0), (3, 11, 53), (13, 13, 195)):
+        for i in (0, 1, 50, 95):
+            frequency = 1e4 ** -(i / 95)
+            wanted = [f(p * frequency) for p in (column, row) for f in (math.sin, math.cos)]
+            assert made[place, i::96].tolist() == pytest.approx(wanted, abs=1e-5)
+
+
+def test_sgd_is_optaxs_trace_after_clipping_by_the_global_norm() -> None:
+    torch.manual_seed(0)
+    task, optim = task_of("finetune-b16-384", classes=3), RECIPES["finetune-b16-384"](IMAGES).optim
+    optimizers = Optimizers(task, optim)
+    first = optimizers.parameters[0]
+    weight, trace = first.detach().double(), torch.zeros_like(first, dtype=torch.float64)
+    for scheduled in (0.0, 0.5, 1.0):
+        gradients = [torch.randn_like(p) for p in optimizers.parameters]
+        trace = gradients[0].double() + 0.9 * trace
+        weight = weight - 0.03 * scheduled * trace
+        optimizers.step(gradients, scheduled, torch.tensor(True))
+        torch.testing.assert_close(first.detach().double(), weight, atol=1e-7, rtol=1e-5)
 
 
 def test_truncated_normals_are_cut_where_jax_cuts_them() -> None:

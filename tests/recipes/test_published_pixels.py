@@ -7,12 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import PIL.Image
+import PIL.ImageFilter
+import PIL.ImageOps
 import pytest
 import torch
 from images import smooth
+from PIL import ImageEnhance as Enhance
 
 from vitrail.data import big_vision
 from vitrail.data.augment import CROP_DRAWS, TRIES, Augment, moving_operations
+from vitrail.data.policies import colour_jitter, three_augment
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import seed_for, uniform
 from vitrail.recipes import RECIPES
@@ -228,3 +233,27 @@ def test_normalisation() -> None:
         assert preparation(RECIPES[name](10**6)).normalise(pixels).unique().tolist() == [-1, 1]
     deit: Preprocess = preparation(RECIPES["deit3-s16"](10**6))
     assert deit.normalise(pixels)[:, 0, 0].tolist() == pytest.approx([-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225])
+
+
+def test_three_augment_is_near_pils() -> None:
+    """The bounds in docs/recipes.md: of grey, blur and jitter on a smooth image; solarization is equal."""
+    image = smooth(96, 128)
+    pixels, pil = torch.from_numpy(image).permute(2, 0, 1)[None], PIL.Image.fromarray(image)
+    half = torch.full((1, 5), 0.5)
+
+    def apart(made: torch.Tensor, wanted: PIL.Image.Image) -> int:
+        return int((made[0].permute(1, 2, 0).int() - torch.from_numpy(np.array(wanted)).int()).abs().max())
+
+    for kind, wanted, bound in (
+        (0.1, PIL.ImageOps.grayscale(pil).convert("RGB"), 1),
+        (0.5, PIL.ImageOps.solarize(pil), 0),
+        (0.9, pil.filter(PIL.ImageFilter.GaussianBlur(1.05)), 2),
+    ):
+        draws = half.clone()
+        draws[0, 0] = kind
+        assert apart(three_augment(pixels, draws), wanted) <= bound
+    for draws in ((0.1, 0.5, 0.5), (0.5, 0.1, 0.9), (0.9, 0.2, 0.1)):
+        wanted = pil
+        for enhance, draw in zip((Enhance.Brightness, Enhance.Contrast, Enhance.Color), draws, strict=True):
+            wanted = enhance(wanted).enhance(0.7 + 0.6 * draw)
+        assert apart(colour_jitter(pixels, torch.tensor([draws])), wanted) <= 2
