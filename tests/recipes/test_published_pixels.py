@@ -252,8 +252,8 @@ def test_three_augment_is_near_pils() -> None:
         draws = half.clone()
         draws[0, 0] = kind
         assert apart(three_augment(pixels, draws), wanted) <= bound
-    for draws in ((0.1, 0.5, 0.5), (0.5, 0.1, 0.9), (0.9, 0.2, 0.1)):
+    for numbers in ((0.1, 0.5, 0.5), (0.5, 0.1, 0.9), (0.9, 0.2, 0.1)):
         wanted = pil
-        for enhance, draw in zip((Enhance.Brightness, Enhance.Contrast, Enhance.Color), draws, strict=True):
+        for enhance, draw in zip((Enhance.Brightness, Enhance.Contrast, Enhance.Color), numbers, strict=True):
             wanted = enhance(wanted).enhance(0.7 + 0.6 * draw)
-        assert apart(colour_jitter(pixels, torch.tensor([draws])), wanted) <= 2
+        assert apart(colour_jitter(pixels, torch.tensor([numbers])), wanted) <= 2

@@ -27,24 +27,24 @@ CROP_ASPECTS = (0.75, 1.33)
 
 def argument(operation: str, level: int) -> float:
     """The magnitude of an operation at a level: degrees, pixels, bits, or a factor of colour."""
-    part = level / LEVELS
+    share = level / LEVELS
     match operation:
         case "Rotate":
-            return 30 * part
+            return 30 * share
         case "Posterize":
-            return float(min(8, int(4 * part)))
+            return float(min(8, int(4 * share)))
         case "Solarize":  # 256 at level 10, which a uint8 holds as 0: everything is inverted
-            return float(int(256 * part) % 256)
+            return float(int(256 * share) % 256)
         case "SolarizeAdd":
-            return float(int(110 * part))
+            return float(int(110 * share))
         case "Color" | "Contrast" | "Brightness" | "Sharpness":
-            return 1.8 * part + 0.1
+            return 1.8 * share + 0.1
         case "ShearX" | "ShearY":
-            return 0.3 * part
+            return 0.3 * share
         case "TranslateX" | "TranslateY":
-            return 100 * part
+            return 100 * share
         case "Cutout":
-            return float(int(40 * part))
+            return float(int(40 * share))
     return 0.0
 
 
