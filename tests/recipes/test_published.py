@@ -302,7 +302,7 @@ def test_initial_statistics_of_every_parameter(name: str) -> None:
     assert shapes.get("encoder.positions", (1, 196, 384)) == (1, 196, 384), "positions of patches alone, if any"
     for path, parameter in task.named_parameters():
         module, _, kind = path.rpartition(".")
-        module = ".".join("*" if part.isdigit() and "blocks" in path else part for part in module.split("."))
+        module = ".".join("*" if word.isdigit() and "blocks" in path else word for word in module.split("."))
         values, own = parameter.detach(), parameter.detach().std(unbiased=False).item()
         if kind in ("class_token", "positions"):
             wanted = tables[kind == "positions"]
