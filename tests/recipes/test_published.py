@@ -254,6 +254,22 @@ def test_lamb_equals_timms() -> None:
         torch.testing.assert_close(p, q, atol=1e-7, rtol=1e-6)
 
 
+@pytest.mark.slow
+def test_a_compiled_step_of_lamb_is_the_same() -> None:
+    torch.manual_seed(4)
+    a = [nn.Parameter(torch.randn(shape)) for shape in ((6, 9), (4,))]
+    b = copy.deepcopy(a)
+    first = Lamb([{"params": [p], "weight_decay": 0.05 * (p.ndim - 1)} for p in a], compile=True)
+    second = Lamb([{"params": [p], "weight_decay": 0.05 * (p.ndim - 1)} for p in b])
+    for good in (False, True, True):
+        for p, q in zip(a, b, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        first.step(good=torch.tensor(good)), second.step(good=torch.tensor(good))
+    for p, q in zip(a, b, strict=True):
+        torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-5)
+
+
 def test_a_bad_step_of_lamb_moves_nothing_and_does_not_count() -> None:
     task = task_of("deit3-s16")
     optim = Optim(optimizer="lamb", lr=0.1)
