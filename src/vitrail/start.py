@@ -111,8 +111,9 @@ def begin(
     run = resolve_auto(run, len(splits.train), len(splits.train.classes), changes)
     if init is not None:
         recipes.check_fixed(init, run.model, given.model, recipes.FREE)
-        if run.attention_init != given.attention_init:
-            raise recipes.fixed(init, "attention_init")
+        for name in ("weights_init", "attention_init"):
+            if getattr(run, name) != getattr(given, name):
+                raise recipes.fixed(init, name)
         if weights is not None and kind.continues(run.task, weights):
             recipes.check_fixed(init, run.task, given.task, kind.free)
         if own is not None and (line := recipes.replaced_by(init, own, run.model, changes)):

@@ -41,6 +41,8 @@ EACH = {
     "randaugment": Augment(policy="randaugment", policy_strength=15),
     "trivial": Augment(policy="trivial"),
     "three": Augment(policy="three"),
+    "big-vision": Augment(policy="big-vision", policy_strength=10),
+    "inception": Augment(crop="inception", scale=(0.05, 1.0)),
     "erase": Augment(erase=0.7),
     "all": Augment(crop="resized", flip=True, policy="randaugment", erase=0.25),
 }

@@ -20,9 +20,10 @@ from images import encoded, folder_of, smooth
 from vitrail.data import loader as module
 from vitrail.data import workers as workers_module
 from vitrail.data.augment import Augment
-from vitrail.data.loader import Batch, Loader, Tally, _occurrence
+from vitrail.data.loader import Batch, Loader, Tally
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import draw_key
+from vitrail.data.repeats import occurrence
 from vitrail.data.sets import ImageSet, open_data
 from vitrail.data.targets import Labels, Texts
 from vitrail.errors import RunError, UserError
@@ -257,7 +258,7 @@ def test_balanced_draws_classes_evenly_and_repeats_differ() -> None:
     assert 70 < int(batch["label"].sum()) < 130
     again = batch["image"][batch["sample"] == batch["sample"][batch["label"] == 1][0]]
     assert len(again) > 3 and len({image.numpy().tobytes() for image in again}) >= len(again) - 1
-    assert _occurrence(torch.tensor([3, 5, 3, 3, 5])).tolist() == [0, 0, 1, 2, 1]
+    assert occurrence(torch.tensor([3, 5, 3, 3, 5])).tolist() == [0, 0, 1, 2, 1]
 
 
 @pytest.mark.parametrize("memory", [False, True])

@@ -17,13 +17,12 @@ from torch.utils.flop_counter import FlopCounterMode
 import vitrail
 from vitrail.cli import main
 from vitrail.data.captions import open_captions
-from vitrail.data.policies import magnitudes
 from vitrail.data.sets import Splits
 from vitrail.errors import UserError
 from vitrail.recipes import RECIPES, from_weights
 from vitrail.sizes import SIZES, config_for
 from vitrail.tasks.caption import Caption, Captioning, Decoding
-from vitrail.tasks.classify import Classes, Classification
+from vitrail.tasks.classify import Classes
 from vitrail.tasks.encoder import encoder_for
 from vitrail.train.build import start
 from vitrail.train.run import Run, _chosen
@@ -181,37 +180,6 @@ def test_fingerprints_tell_what_runs_set() -> None:
     assert deeper.fingerprint != run.fingerprint
     # A field with its default value is not in it, so one that is added later changes nothing.
     assert "accumulate" not in _chosen(run) and "early_size" in _chosen(run)
-
-
-def test_published_numbers_stand_in_the_recipes() -> None:
-    """What the papers print: batch, epochs, rates, augmentation."""
-    plain = RECIPES["vit-s16-90"](1_281_167)
-    model, task = checked(ViTConfig, plain.model), checked(Classification, plain.task)
-    assert (plain.epochs, plain.batch_size, plain.optim.lr, model.positions) == (90, 1024, 1e-3, "sine")
-    assert (plain.augment.policy_count, plain.augment.mixup) == (2, 0.2)
-    assert plain.optim.warmup == pytest.approx(10_000 / (90 * 1_281_167 / 1024))
-    assert task.hidden == model.width
-    deit = RECIPES["deit3-s16"](1_281_167)
-    loss = checked(Classification, deit.task).loss
-    assert (loss, deit.augment.policy, deit.augment.mixup, deit.augment.cutmix) == (
-        "sigmoid",
-        "three",
-        0.8,
-        1.0,
-    )
-    tuned = RECIPES["finetune-b16-384"](1_281_167)
-    assert (tuned.optim.optimizer, tuned.batch_size, tuned.optim.weight_decay) == ("sgd", 512, 0.0)
-
-
-@pytest.mark.parametrize("name", ["vit-s16-90", "augreg-s16"])
-def test_randaugment_is_as_strong_as_big_visions_at_magnitude_ten(name: str) -> None:
-    strength = RECIPES[name](1_281_167).augment.policy_strength
-    table = {operation: values[strength] for operation, (values, _) in magnitudes("randaugment", 224, 224).items()}
-    # The numbers that its level_to_arg gives for a level of 10, of 10.
-    assert (table["Rotate"], table["Posterize"]) == (30, 4)
-    assert table["ShearX"] == table["ShearY"] == pytest.approx(0.3)
-    assert table["TranslateX"] == table["TranslateY"] == pytest.approx(100, abs=2)
-    assert all(1 + table[name] == pytest.approx(1.9) for name in ("Color", "Contrast", "Brightness", "Sharpness"))
 
 
 def test_the_stem_of_cifar10_quick_holds_at_most_a_fifth_of_the_flops() -> None:

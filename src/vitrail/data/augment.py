@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitrail.data import affine
+from vitrail.data import affine, big_vision
 from vitrail.data.affine import Affine
 from vitrail.data.policies import FILL, MOVING, apply_policy, magnitudes, parameters, three_augment
 from vitrail.data.preprocess import Preprocess
@@ -26,6 +26,8 @@ TRIES = 10
 """boxes that a random resized crop tries before it falls back to the centre, as torchvision"""
 CROP_DRAWS = 2 * TRIES + 2
 ASPECTS = (3 / 4, 4 / 3)
+BOXES = ("resized", "inception")
+"""crops that resize a random box to the input"""
 STEPS = 1024
 """steps of the tables of aspects, scales and angles, since devices differ in the last bit of `exp` and `sin`"""
 
@@ -34,9 +36,10 @@ STEPS = 1024
 class Augment:
     """Augmentation of a training image, applied in this order."""
 
-    crop: Literal["none", "shift", "resized", "jitter"] = "none"
-    """shift: shifted by at most `shift` pixels, reflected at the edge; resized: a random resized crop (Inception);
-    jitter: the image at a random scale, of which a random place is cut, or which is padded with the mean colour"""
+    crop: Literal["none", "shift", "resized", "inception", "jitter"] = "none"
+    """shift: shifted by at most `shift` pixels, reflected at the edge; resized: a random resized crop (Inception) as
+    torchvision draws it; inception: as TensorFlow and big_vision draw it, with more small crops; jitter: the image at a
+    random scale, of which a random place is cut, or which is padded with the mean colour"""
     shift: int = 4
     scale: tuple[float, float] = (0.08, 1.0)
     """range of the crop's area, as a fraction of the image's"""
@@ -46,9 +49,10 @@ class Augment:
     """left to right, with probability 0.5"""
     rotation: float = 0.0
     """largest angle in degrees of a random rotation after the crop; the corners get the mean colour"""
-    policy: Literal["none", "randaugment", "trivial", "three"] = "none"
+    policy: Literal["none", "randaugment", "trivial", "three", "big-vision"] = "none"
+    """big-vision: the RandAugment of Google's code and papers"""
     policy_strength: int = 9
-    """RandAugment's magnitude, 0 to 30 as in torchvision; big_vision and its papers use a scale of 0 to 10"""
+    """RandAugment's magnitude, 0 to 30. As strong as 30 in torchvision's randaugment is about 10 in big-vision"""
     policy_count: int = 2
     """RandAugment's operations per image"""
     erase: float = 0.0
@@ -57,11 +61,14 @@ class Augment:
     """alpha of mixup's beta distribution (arXiv 1710.09412), at most 1; 0 for none"""
     cutmix: float = 0.0
     """alpha of cutmix's (arXiv 1905.04899); with both, each image gets one of the two with probability 0.5"""
+    repeats: int = 1
+    """repeated augmentation (arXiv 1901.09335): copies of an image in its batch, each with draws of its own; an epoch
+    then shows one of so many images"""
 
     @property
     def cuts(self) -> bool:
         """Whether a random box of each image is read (see `random_cuts`)."""
-        return self.crop in ("resized", "jitter")
+        return self.crop in (*BOXES, "jitter")
 
     @property
     def mixes(self) -> bool:
@@ -82,6 +89,8 @@ class Augment:
         for name in ("erase", "mixup", "cutmix"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be 0 to 1, got {getattr(self, name)}")
+        if self.repeats < 1:
+            raise ValueError(f"repeats must be at least 1, got {self.repeats}")
         for name in ("shift", "policy_count"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -101,6 +110,8 @@ def refuse_spatial(augment: Augment, target: str) -> None:
 
 def moving_operations(augment: Augment) -> list[str]:
     """The operations of the policy that move pixels."""
+    if augment.policy == "big-vision":
+        return list(big_vision.MOVING)
     if augment.policy not in ("randaugment", "trivial"):
         return []
     return [name for name in magnitudes(augment.policy, 1, 1) if name in MOVING]
@@ -166,7 +177,7 @@ def random_cuts(
     if augment.crop == "jitter":
         return jitter_boxes(uniform(seed_for(seed, epoch, CROP), draws, 3), sizes, augment.jitter, preprocess)
     crops = uniform(seed_for(seed, epoch, CROP), draws, CROP_DRAWS)
-    boxes = crop_boxes(crops, sizes[:, 0], sizes[:, 1], augment.scale, preprocess.size, aspect_roots())
+    boxes = boxes_of(augment, crops, sizes[:, 0], sizes[:, 1], preprocess.size, aspect_roots())
     return boxes, torch.tensor([[0, 0, *preprocess.size]]).expand(len(boxes), -1)
 
 
@@ -192,12 +203,14 @@ class Augmenter:
         """`fill` is the colour of a rotation's corners, uint8 [C, 1, 1]; None for grey."""
         self.augment, self.size = augment, size
         self.fill = torch.full((1, 1, 1), FILL, device=device) if fill is None else fill.to(device).float()
-        self.roots = aspect_roots().to(device) if augment.crop == "resized" else None
+        self.roots = aspect_roots().to(device) if augment.crop in BOXES else None
         self.rotations = self.policy = None
         if augment.rotation:  # from the result back to the source: by the opposite angle
             self.rotations = _rotations(augment.rotation, size).flip(0).float().to(device)
         if augment.policy in ("randaugment", "trivial"):
             self.policy = parameters(augment.policy, *size).to(device)
+        if augment.policy == "big-vision":
+            self.policy = big_vision.parameters(*size).to(device)
 
     def __call__(self, images: Tensor, samples: Tensor, keys: Tensor) -> Tensor:
         """`samples` int64 [B], the numbers that seed the draws, and `stream_keys` are on the device of the images.
@@ -212,7 +225,7 @@ class Augmenter:
 
         if self.roots is not None:
             heights, widths = (torch.full_like(samples, side) for side in images.shape[-2:])
-            boxes = crop_boxes(draw(CROP_DRAWS, CROP), heights, widths, augment.scale, self.size, self.roots)
+            boxes = boxes_of(augment, draw(CROP_DRAWS, CROP), heights, widths, self.size, self.roots)
             images = crop_resized(images, boxes, self.size)
         if augment.crop == "shift" or augment.flip:
             moves = _moves(augment, draw(2, CROP)) * (augment.crop == "shift")
@@ -222,12 +235,13 @@ class Augmenter:
         if augment.policy == "three":
             images = three_augment(images, draw(5, POLICY))
         if self.policy is not None:
-            count = augment.policy_count if augment.policy == "randaugment" else 1
-            draws = draw(3 * count, POLICY)
-            for i in range(count):
-                images = apply_policy(
-                    images, draws[:, 3 * i : 3 * i + 3], self.policy, augment.policy, augment.policy_strength
-                )
+            count = 1 if augment.policy == "trivial" else augment.policy_count
+            each = big_vision.DRAWS if augment.policy == "big-vision" else 3
+            for draws in draw(each * count, POLICY).view(len(images), count, each).unbind(1):
+                if augment.policy == "big-vision":
+                    images = big_vision.randaugment(images, draws, self.policy, augment.policy_strength)
+                else:
+                    images = apply_policy(images, draws, self.policy, augment.policy, augment.policy_strength)
         if augment.erase:
             images = erase(images, draw(5, ERASE), augment.erase)
         return images
@@ -238,6 +252,16 @@ def aspect_roots() -> Tensor:
     """Square roots of the aspects of a random resized crop, spread evenly between their logarithms, [STEPS]."""
     least, ratio = math.log(ASPECTS[0]) / 2, math.log(ASPECTS[1] / ASPECTS[0]) / 2
     return torch.tensor([math.exp(least + (i + 0.5) / STEPS * ratio) for i in range(STEPS)])
+
+
+def boxes_of(
+    augment: Augment, draws: Tensor, heights: Tensor, widths: Tensor, size: tuple[int, int], roots: Tensor
+) -> Tensor:
+    """The boxes of `crop_boxes`, or those of the crop `inception`."""
+    if augment.crop == "resized":
+        return crop_boxes(draws, heights, widths, augment.scale, size, roots)
+    boxes = big_vision.inception_boxes(draws, heights, widths, augment.scale)
+    return _aligned(boxes, torch.minimum(boxes[:, 2:3] // size[0], boxes[:, 3:] // size[1]))
 
 
 def crop_boxes(

@@ -26,6 +26,7 @@ from vitrail.data.mixing import mix_pairs
 from vitrail.data.prepare import Prepare, View, batched, cropped, view_seeds
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import draw_key, seed_for
+from vitrail.data.repeats import occurrence, repeated
 from vitrail.data.sets import ImageSet
 from vitrail.data.targets import Target
 from vitrail.data.workers import STALLED, explain_failures, identity, ignore_first_sigterm
@@ -237,11 +238,13 @@ class Loader:
                 strata = self.set.target.strata()[self.samples]
                 weights = 1 / strata.bincount().double()[strata]
                 rows = weights.multinomial(count, replacement=True, generator=generator)
-                # An image that is repeated in an epoch gets other draws.
-                draws = self.samples[rows] + _occurrence(rows) * len(self.set)
             else:
                 rows = torch.randperm(count, generator=generator)
-                draws = self.samples[rows]
+            repeats = self.augment.repeats if self.augment is not None else 1
+            rows = repeated(rows, repeats, self.batch_size)
+            draws = self.samples[rows]
+            if self.balanced or repeats > 1:  # an image that is repeated in an epoch gets other draws
+                draws = draws + occurrence(rows) * len(self.set)
             own = torch.arange(count) // self.unit % self.world == self.rank
             samples, draws = self.samples[rows][own], draws[own]
             self._shuffled = (epoch, (samples, draws, self._to_device(samples), self._to_device(draws)))
@@ -374,13 +377,3 @@ class Loader:
 def reason_of(bad: dict[int, str]) -> str:
     """The error that was recorded last."""
     return next(reversed(bad.values()))
-
-
-def _occurrence(rows: Tensor) -> Tensor:
-    """The number of earlier occurrences of each entry: [3, 5, 3, 3] gives [0, 0, 1, 2]."""
-    order = rows.argsort(stable=True)
-    _, counts = rows[order].unique_consecutive(return_counts=True)
-    starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
-    result = torch.empty_like(rows)
-    result[order] = torch.arange(len(rows)) - starts
-    return result

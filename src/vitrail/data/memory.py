@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from vitrail.data.augment import Augment
+from vitrail.data.augment import BOXES, Augment
 from vitrail.data.decode import BadImage, EncodedImage, resize
 from vitrail.data.pixels import to_bytes, with_channels
 from vitrail.data.prepare import size_of
@@ -93,7 +93,7 @@ def keep(
 
     def one_table(size: Iterable[int]) -> bool:
         # Crops from a table are resized without antialias, which is for enlarging only.
-        return not cuts or (augment is not None and augment.crop == "resized" and not _larger(size, p.size))
+        return not cuts or (augment is not None and augment.crop in BOXES and not _larger(size, p.size))
 
     if isinstance(items, Tensor) and one_table(items.shape[-2:]):
         return _keep_tensor(items, target, p, cuts, device)

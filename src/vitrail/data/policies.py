@@ -123,7 +123,7 @@ def warp(images: Tensor, matrices: Tensor) -> Tensor:
     Two rows of three numbers per image, [B, 6]: their products with a pixel's (column, row, 1), counted from the
     centre, are the column and the row of its source.
     """
-    count, channels, height, width = images.shape
+    height, width = images.shape[-2:]
     rows = torch.arange(height, device=images.device)[:, None] - (height - 1) / 2
     columns = torch.arange(width, device=images.device) - (width - 1) / 2
 
@@ -131,11 +131,16 @@ def warp(images: Tensor, matrices: Tensor) -> Tensor:
         by_column, by_row, shift = factors[:, :, None, None].unbind(1)
         return (by_column * columns + by_row * rows + (shift + (size - 1) / 2)).round().long()
 
-    row, column = place(matrices[:, 3:], height), place(matrices[:, :3], width)
-    inside = ((row >= 0) & (row < height) & (column >= 0) & (column < width))[:, None]
+    return moved(images, place(matrices[:, 3:], height), place(matrices[:, :3], width))
+
+
+def moved(images: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """uint8 [B, C, H, W] with each pixel from its source's row and column, int64 [B, H, W]; `FILL` outside."""
+    count, channels, height, width = images.shape
+    within = ((row >= 0) & (row < height) & (column >= 0) & (column < width))[:, None]
     places = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).view(count, 1, -1)
-    moved = images.flatten(2).gather(2, places.expand(-1, channels, -1)).view(images.shape)
-    return moved.masked_fill(~inside, int(FILL))
+    found = images.flatten(2).gather(2, places.expand(-1, channels, -1)).view(images.shape)
+    return found.masked_fill(~within, int(FILL))
 
 
 def brightness(x: Tensor, magnitudes: Tensor) -> Tensor:
@@ -160,10 +165,10 @@ def sharpness(x: Tensor, magnitudes: Tensor) -> Tensor:
         for right in range(3):
             total = total + whole[..., down : down + inner.shape[-2], right : right + inner.shape[-1]]
     blended = inner + ((total / 13).round() - inner) * -magnitudes
-    return F.pad(blended, (1, 1, 1, 1)).where(_inside(x), whole).clamp(0, 255).to(torch.uint8)
+    return F.pad(blended, (1, 1, 1, 1)).where(inside(x), whole).clamp(0, 255).to(torch.uint8)
 
 
-def _inside(x: Tensor) -> Tensor:
+def inside(x: Tensor) -> Tensor:
     """Whether a pixel [H, W] is not at the edge."""
     rows, columns = (torch.arange(side, device=x.device) for side in x.shape[-2:])
     return ((rows > 0) & (rows < len(rows) - 1))[:, None] & (columns > 0) & (columns < len(columns) - 1)

@@ -25,6 +25,7 @@ from vitrail.train.loop import Components
 from vitrail.train.optim import Optim
 from vitrail.train.run import Run, changed_fields
 from vitrail.train.tune import FROZEN, tune
+from vitrail.variants.initial import initialise
 from vitrail.variants.mimetic import mimetic_init
 from vitrail.vit import ViTConfig
 
@@ -129,7 +130,9 @@ def start(run: Run, splits: Splits, loaded: Task | None = None) -> Task:
     """A new task for the training split's classes or captions, or one from the weights of `run.init`."""
     kind = task_of(run.task)
     if run.init is None:
-        return kind.create(run.task, fresh_encoder(run), splits, preparation(run))
+        task = kind.create(run.task, fresh_encoder(run), splits, preparation(run))
+        initialise(task, run.weights_init)
+        return task
     loaded = zoo.load(run.init) if loaded is None else loaded
     zoo.change_channels(loaded, run.model.channels)
     zoo.change_size(loaded, run.model.image_size)

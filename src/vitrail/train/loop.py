@@ -104,7 +104,7 @@ def _train(run: Run, components: Components, folder: RunFolder, steps: int, resu
             if run.early_shape is not None and step < run.early * steps:
                 batch["image"] = F.interpolate(batch["image"], run.early_shape, mode="bilinear", antialias=True)
                 batch = task.target.rescale(batch, run.early_shape)
-            rate = factor(run.optim, step, steps)
+            rate = factor(run.optim, step, steps, loader.steps_per_epoch)
             scalars = train_step(run, module, batch, optimizers, rate)
             watch.follow(step + 1, scalars, batch, run.optim.lr * rate)
             if average is not None:

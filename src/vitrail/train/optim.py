@@ -1,4 +1,4 @@
-"""Optimizers: AdamW, Muon for matrices, schedules, layer-wise learning rate decay, and the EMA of the weights."""
+"""Optimizers: AdamW, LAMB, Muon for matrices, schedules, layer-wise learning rate decay, and the EMA of the weights."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vitrail.errors import UserError
 from vitrail.tasks.encoder import layers
 from vitrail.tasks.task import Task
+from vitrail.train.lamb import Lamb
 from vitrail.train.muon import Muon
 
 
@@ -20,19 +21,24 @@ from vitrail.train.muon import Muon
 class Optim:
     """Optimizer and schedule. Learning rates are peak values; the schedule scales both by the same factor."""
 
-    optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "muon", "sgd", "lamb"] = "adamw"
     """muon: Muon for the blocks' matrices and convolution filters, AdamW for the rest; sgd: SGD with momentum 0.9, as
-    in the paper's fine-tuning"""
+    in the paper's fine-tuning; lamb: LAMB, as in DeiT-III (arXiv 1904.00962)"""
     lr: float = 1e-3
     muon_lr: float = 4e-3
     """learning rate of Muon; its updates are scaled to the size of AdamW's (arXiv 2502.16982)"""
     weight_decay: float = 0.05
     beta2: float = 0.999
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """learning rate after warm-up. cosine, linear: decay to zero; constant: constant, then linear decay over
-    `cooldown`"""
+    schedule: Literal["cosine", "linear", "constant", "epochs"] = "cosine"
+    """learning rate after warm-up. cosine, linear: decay to `final`; constant: constant, then linear decay over
+    `cooldown`; epochs: a cosine over all steps that changes only between epochs, one epoch late, as in DeiT's code"""
     warmup: float = 0.05
     """warm-up, as a fraction of the steps"""
+    warmup_start: float | None = None
+    """learning rate of the first step, as a fraction of the peak, which follows the last step of the warm-up; None: the
+    first of equal increments, so that the last step of the warm-up has the peak"""
+    final: float = 0.0
+    """learning rate at the end of the decay, as a fraction of the peak"""
     cooldown: float = 0.2
     """final decay of the constant schedule, as a fraction of the steps"""
     layer_decay: float = 1.0
@@ -46,25 +52,32 @@ class Optim:
         for name in ("lr", "muon_lr", "weight_decay", "layer_decay", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} must be a number of at least 0, got {getattr(self, name)}")
-        for name in ("warmup", "cooldown"):
-            if not 0 <= getattr(self, name) <= 1:
+        for name in ("warmup", "warmup_start", "cooldown", "final"):
+            if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise UserError(f"{name} must be a fraction from 0 to 1, got {getattr(self, name)}")
         for name in ("beta2", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
 
 
-def factor(optim: Optim, step: int, steps: int) -> float:
-    """The schedule's factor on the learning rates at `step` of `steps`, from 0 to 1."""
-    warmup = max(1, round(optim.warmup * steps))
+def factor(optim: Optim, step: int, steps: int, epoch: int = 1) -> float:
+    """The schedule's factor on the learning rates at `step` of `steps`, from 0 to 1; an epoch has `epoch` steps."""
+    warmup, start = round(optim.warmup * steps), optim.warmup_start
+    if start is None:
+        warmup = max(1, warmup)
+    if by_epoch := optim.schedule == "epochs":
+        step = max(0, step // epoch - 1) * epoch
     if step < warmup:
-        return (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    if optim.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * done))
+        return (step + 1) / warmup if start is None else start + (1 - start) * step / warmup
+    begin = 0 if by_epoch else warmup
+    done = (step - begin) / max(1, steps - begin)
     if optim.schedule == "linear":
-        return 1 - done
-    return min(1.0, (steps - step) / max(1, round(optim.cooldown * steps)))
+        shape = 1 - done
+    elif optim.schedule == "constant":
+        shape = min(1.0, (steps - step) / max(1, round(optim.cooldown * steps)))
+    else:
+        shape = 0.5 * (1 + math.cos(math.pi * done))
+    return optim.final + (1 - optim.final) * shape
 
 
 def groups(task: Task, optim: Optim) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -115,16 +128,19 @@ def _merged(chosen: dict[tuple[int, bool], list[Tensor]], optim: Optim) -> dict[
 
 
 class Optimizers:
-    """AdamW (or SGD) and Muon as one: each parameter belongs to one of them."""
+    """AdamW (or SGD, or LAMB) and Muon as one: each parameter belongs to one of them."""
 
     def __init__(self, task: Task, optim: Optim, compile: bool = False) -> None:
-        """`compile` compiles Muon's step; those of the others are one fused function anyway."""
+        """`compile` compiles the steps of Muon and LAMB; those of the others are one fused function anyway."""
         adamw, muon = groups(task, optim)
-        self.members: list[torch.optim.Optimizer] = [
-            torch.optim.SGD(adamw, lr=optim.lr, momentum=0.9, fused=True)
-            if optim.optimizer == "sgd"
-            else torch.optim.AdamW(adamw, lr=optim.lr, betas=(0.9, optim.beta2), fused=True)
-        ]
+        betas = (0.9, optim.beta2)
+        self.members: list[torch.optim.Optimizer] = []
+        if optim.optimizer == "sgd":
+            self.members.append(torch.optim.SGD(adamw, lr=optim.lr, momentum=0.9, fused=True))
+        elif optim.optimizer == "lamb":
+            self.members.append(Lamb(adamw, lr=optim.lr, betas=betas, compile=compile))
+        else:
+            self.members.append(torch.optim.AdamW(adamw, lr=optim.lr, betas=betas, fused=True))
         if muon:
             self.members.append(Muon(muon, lr=optim.muon_lr, compile=compile))
         self.peaks = [[group["lr"] for group in member.param_groups] for member in self.members]
@@ -140,7 +156,7 @@ class Optimizers:
         for member, peaks in zip(self.members, self.peaks, strict=True):
             for group, peak in zip(member.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
-            if isinstance(member, Muon):
+            if isinstance(member, Lamb | Muon):
                 member.step(good=good)
             else:
                 member.found_inf = (~good).float()  # type: ignore[attr-defined]  # as a gradient scaler of PyTorch tells it

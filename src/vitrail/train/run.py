@@ -18,6 +18,7 @@ from vitrail.tasks.values import Settings
 from vitrail.train.optim import Optim
 from vitrail.train.tune import Tune
 from vitrail.variants import as_variant, simplest
+from vitrail.variants.initial import Initial
 from vitrail.vit import ViTConfig
 
 FAST_STEPS, FAST_IMAGES = 3, 8
@@ -46,6 +47,9 @@ class Run:
     tune: Tune = field(default_factory=Tune)
     attention_init: Literal["xavier", "mimetic"] = "xavier"
     """initialisation of attention. mimetic: like trained models, which helps on small data (arXiv 2305.09828)"""
+    weights_init: Initial = "google"
+    """initial weights. google: the paper's code; big-vision: positions of standard deviation 1 / sqrt(width); deit:
+    matrices of standard deviation 0.02, the head's too (DeiT-III)"""
     init: str | None = None
     """pretrained weights to start from: a run, a checkpoint, or the name of bundled weights"""
     group: str | None = None
@@ -100,6 +104,8 @@ class Run:
         for name in ("early", "max_bad"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} must be a fraction from 0 to 1, got {getattr(self, name)}")
+        if self.weights_init == "deit" and self.attention_init == "mimetic":
+            raise UserError("weights_init deit sets attention as well: add --attention-init xavier")
         if self.max_steps is not None and self.max_steps < 1:
             raise UserError(f"max_steps must be at least 1, got {self.max_steps}")
         if self.workers < 0:
