@@ -65,6 +65,18 @@ class Tally:
     images: int
     bad: int = 0
 
+    def add(self, reason: str) -> None:
+        self.bad += 1
+        log.warning(f"left out: {reason}")
+
+    def check(self, name: str, max_bad: float, last: str, remedy: str = ", or raise --max-bad") -> None:
+        """Raise UserError if more than the fraction `max_bad` of the set `name` is bad. `last` is the last error."""
+        if self.bad > max_bad * self.images:
+            raise UserError(
+                f"{self.bad} of {self.images} images of {name} are bad, more than {max_bad:.1%} (the last: {last}): "
+                f"repair or remove them{remedy}"
+            )
+
 
 class Loader:
     """Batches of a set, for training (endless, augmented) and for evaluation (once, in order).
@@ -360,20 +372,10 @@ class Loader:
         for sample, reason in bad.items():
             if sample not in self.bad:
                 self.bad[sample] = reason
-                self.tally.bad += 1
-                log.warning(f"left out: {reason}")
-        if self.bad and self.tally.bad > self.max_bad * self.tally.images:
-            raise UserError(
-                f"{self.tally.bad} of {self.tally.images} images of {self.set.name} are bad, more than "
-                f"{self.max_bad:.1%} (the last: {reason_of(self.bad)}): repair or remove them"
-                + ", or raise --max-bad"
-                * self.train
-            )
-
-
-def reason_of(bad: dict[int, str]) -> str:
-    """The error that was recorded last."""
-    return next(reversed(bad.values()))
+                self.tally.add(reason)
+        if self.bad:
+            remedy = ", or raise --max-bad" if self.train else ""
+            self.tally.check(self.set.name, self.max_bad, next(reversed(self.bad.values())), remedy)
 
 
 def _occurrence(rows: Tensor) -> Tensor:
