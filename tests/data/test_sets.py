@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from images import encoded, folder_of, smooth, tiff
 
 from vitrail.data import builtin, parquet
-from vitrail.data.decode import BadImage
 from vitrail.data.content import BITS, content_hash
+from vitrail.data.decode import BadImage
 from vitrail.data.sets import ImageSet, open_data, split_val
 from vitrail.data.targets import Labels
 from vitrail.errors import UserError

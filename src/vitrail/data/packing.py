@@ -72,7 +72,7 @@ def pack_data(
     """Pack the set at a path, or a built-in one, and say what was written of each split."""
     source, target = Path(data).expanduser().resolve(), out.resolve()
     if source.is_dir() and target.is_relative_to(source):
-        raise UserError(f"{out} is inside {data}, where it would become a part of the data: choose another --out")
+        raise UserError(f"{out} is inside {data}, where it would become part of the data: choose another --out")
     refuse_existing(out)  # before the data is opened, which may take minutes
     try:
         splits = Labels.open(data, group=group)
@@ -111,6 +111,8 @@ def pack(
     ):
         if value is not None and not 1 <= value <= most:
             raise UserError(f"{name} must be at least 1" + f" and at most {most}" * (most < 1 << 40))
+    if not 0 <= max_bad <= 1:
+        raise UserError(f"--max-bad must be a fraction from 0 to 1, got {max_bad}")
     there = {"train": splits.train, "val": splits.val, "test": splits.test}
     rows, packed = {}, {}
     with whole_folder(out) as folder:

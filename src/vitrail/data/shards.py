@@ -21,7 +21,7 @@ import numpy as np
 from vitrail.data.content import BITS
 from vitrail.data.members import Members
 from vitrail.data.parquet import Table
-from vitrail.data.sources import ENDINGS, is_image, is_litter, listing, named_files, scan, split_of
+from vitrail.data.sources import ENDINGS, SPLITS, is_image, is_litter, listing, named_files, scan, split_of
 from vitrail.errors import UserError
 from vitrail.files import reading
 
@@ -52,7 +52,7 @@ def files(path: Path) -> list[Path]:
         return [path] if path.is_file() and _is_tar(path) else []
     folders, found = listing(path)
     tars = [file for file in found if _is_tar(file)]
-    if tars or (path / INDEX).is_file():  # beside class folders, a tar file may be what they were unpacked from
+    if tars:  # beside class folders, a tar file may be what they were unpacked from
         return [] if any(map(is_image, found)) or any(scan(folder).holds_images() for folder in folders) else tars
     inner = [listing(folder) for folder in folders if split_of(folder.name)]
     if any(folders for folders, _ in inner):
@@ -67,54 +67,59 @@ def _is_tar(file: Path) -> bool:
 def read(path: Path, tars: list[Path]) -> dict[str, Table]:
     """The splits of tar files, by their index if there is one, or else by the names of the files."""
     if path.is_dir() and (index := _read_index(path / INDEX)) is not None:
-        if others := sorted(
-            {tar.name for tar in tars} - {name for split in index["splits"].values() for name in split["filenames"]}
-        ):
-            log.warning(f"{path / others[0]} is not in {INDEX}: left out, as all tar files that it does not list")
-        return {name: _from_index(path, split, index["classes"]) for name, split in index["splits"].items()}
-    with_names = {split: _scan_all(own) for split, own in named_files(tars).items()}
-    return _with_classes(
-        {split: table for split, (table, _) in with_names.items()}, [n for _, n in with_names.values()]
-    )
+        tables = {name: _from_index(path, split, index["classes"]) for name, split in index["splits"].items()}
+        listed = {name for split in index["splits"].values() for name in split["filenames"]}
+        if others := [tar for tar in tars if tar.name not in listed]:
+            log.warning(f"{others[0]} is not in {INDEX}: left out, as all tar files that it does not list")
+        return tables
+    scanned = {split: _scan_all(own) for split, own in named_files(tars).items()}
+    tables = {split: table for split, (table, _) in scanned.items()}
+    return _with_classes(path, tables, [names for _, names in scanned.values()])
 
 
 # ---- with an index
 
 
 def _read_index(file: Path) -> dict[str, Any] | None:
-    """The index of a set, with its numbers checked; None if there is none, or only one of another tool."""
+    """The index of a set; None if there is none, or only one of another tool."""
     try:
         with reading(file):
             index = json.loads(file.read_bytes())
         if not all(name in split for split in index["splits"].values() for name in COLUMNS):
             return None
+        if not {*index["splits"]} <= {*SPLITS} or not isinstance(index["classes"], list):
+            raise KeyError("splits")
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise _damaged(file, f"it is not JSON with splits ({type(error).__name__})") from None
+        raise _damaged(file, f"it is not JSON with splits and classes ({type(error).__name__})") from None
     return index
 
 
 def _from_index(folder: Path, split: dict[str, Any], classes: list[str]) -> Table:
+    """A split of the index, with its numbers checked: they come from a file."""
     file = folder / INDEX
     try:
-        names, counts, sizes_of = ([*split[name]] for name in ("filenames", "shard_lengths", "bytes"))
-        keys = [*split["keys"]]
-        which = np.repeat(np.arange(len(names)), counts)
-        labels, offsets, sizes = (np.array(split[name], dtype=np.int64) for name in ("labels", "offsets", "sizes"))
-        hashes = np.array(split["hashes"], dtype=np.int64)
-        ends = np.array(sizes_of, dtype=np.int64)[which]
-    except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
+        keys, names, counts = [*split["keys"]], [*split["filenames"]], [*split["shard_lengths"]]
+        numbers = (split[name] for name in ("labels", "offsets", "sizes", "hashes", "bytes"))
+        labels, offsets, sizes, hashes, bytes_of = (np.array(each, dtype=np.int64) for each in numbers)
+        total = sum(counts)
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise _damaged(file, f"{type(error).__name__}: {error}") from None
-    if not len(keys) == len(which) == len(labels) == len(offsets) == len(sizes) == len(hashes):
+    if not len(keys) == total == len(labels) == len(offsets) == len(sizes) == len(hashes):
         raise _damaged(file, "its columns have different lengths")
+    if not len(names) == len(counts) == len(bytes_of) or not all(
+        isinstance(each, int) and each >= 0 for each in counts
+    ):
+        raise _damaged(file, "its lists of tar files have different lengths, or a number below 0")
     if not all(isinstance(name, str) for name in (*keys, *classes, *names)):
         raise _damaged(file, "a name in it is not text")
-    if (offsets < 0).any() or (sizes < 0).any() or (offsets + sizes > ends).any() or (hashes >> BITS).any():
-        raise _damaged(file, "an image in it is outside its tar file")
     if (labels < 0).any() or (labels >= len(classes)).any():
         raise _damaged(file, "a label in it has no class")
-    tars = [_checked(folder, name, size) for name, size in zip(names, sizes_of, strict=True)]
+    which = np.repeat(np.arange(len(names)), counts)
+    if (offsets < 0).any() or (sizes < 0).any() or (offsets > bytes_of[which] - sizes).any() or (hashes >> BITS).any():
+        raise _damaged(file, "an image in it is outside its tar file, or has no valid hash")
+    tars = [_checked(folder, name, size) for name, size in zip(names, bytes_of.tolist(), strict=True)]
     return Table(Members(tars, which, offsets, sizes, hashes), labels.tolist(), keys, classes)
 
 
@@ -159,16 +164,16 @@ def _scan_all(tars: list[Path]) -> tuple[Table, dict[int, str]]:
     offsets, sizes = np.array([sample.place for _, sample in labelled]).T
     known = np.array(hashes) if len(hashes) == len(labelled) else None
     members = Members(tars, np.array([i for i, _ in labelled]), offsets, sizes, known)
-    names = _names_of({(sample.label, sample.name) for _, sample in labelled})
+    names = _names_of(tars[0], {(sample.label, sample.name) for _, sample in labelled})
     return Table(members, [sample.label for _, sample in labelled if sample.label is not None], keys, None), names
 
 
-def _names_of(pairs: Iterable[tuple[int | str | None, str | None]]) -> dict[int, str]:
+def _names_of(path: Path, pairs: Iterable[tuple[int | str | None, str | None]]) -> dict[int, str]:
     """The names of numbered classes. Raises UserError if a number has two."""
     names: dict[int, str] = {}
     for number, name in pairs:
         if isinstance(number, int) and name is not None and names.setdefault(number, name) != name:
-            raise UserError(f"class {number} has two names in these tar files, {names[number]!r} and {name!r}")
+            raise UserError(f"{path}: class {number} has two names, {names[number]!r} and {name!r}: correct KEY.json")
     return names
 
 
@@ -176,9 +181,9 @@ def _unpack(tar: Path) -> str:
     return f"unpack it (`tar -xf {tar.name}`), and give a folder with one folder per class"
 
 
-def _with_classes(tables: dict[str, Table], known: Sequence[Mapping[int, str]]) -> dict[str, Table]:
+def _with_classes(path: Path, tables: dict[str, Table], known: Sequence[Mapping[int, str]]) -> dict[str, Table]:
     """The tables with the names of the classes, if each number has one."""
-    names = _names_of(pair for own in known for pair in own.items())
+    names = _names_of(path, (pair for own in known for pair in own.items()))
     numbers = {label for table in tables.values() for label in table.labels}
     if names and numbers == names.keys():
         classes = [names.get(i, str(i)) for i in range(max(names) + 1)]
