@@ -40,17 +40,17 @@ SMALL = ["--epochs=2", "--patch=8", "--width=24", "--heads=2", "--depth=1", "--d
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Class folders of 24 images in all formats that people mix, some with dots and spaces in their names."""
     root = folder_of(tmp_path_factory.mktemp("data") / "photos", {"ant": 8, "bee 2": 8}, (60, 90))
-    picture = smooth(70, 100, seed=99)
-    clear = np.dstack([picture, np.where(np.arange(100) < 50, 255, 0)[None].repeat(70, 0)]).astype(np.uint8)
+    pixels = smooth(70, 100, seed=99)
+    clear = np.dstack([pixels, np.where(np.arange(100) < 50, 255, 0)[None].repeat(70, 0)]).astype(np.uint8)
     files = {
-        "ant/grey.jpg": encoded(picture[..., 0], "JPEG"),
-        "ant/v1.0.turned.jpg": encoded(picture, "JPEG", exif=ROTATED),
-        "ant/print.jpg": encoded(Image.fromarray(picture).convert("CMYK"), "JPEG"),
+        "ant/grey.jpg": encoded(pixels[..., 0], "JPEG"),
+        "ant/v1.0.turned.jpg": encoded(pixels, "JPEG", exif=ROTATED),
+        "ant/print.jpg": encoded(Image.fromarray(pixels).convert("CMYK"), "JPEG"),
         "ant/clear.png": encoded(clear),
-        "bee 2/deep.png": encoded(picture[..., 0].astype(np.uint16) << 8),
-        "bee 2/old.gif": encoded(picture, "GIF"),
-        "bee 2/tiny.png": encoded(picture[:30, :40]),
-        "bee 2/array.npy": _npy(picture),
+        "bee 2/deep.png": encoded(pixels[..., 0].astype(np.uint16) << 8),
+        "bee 2/old.gif": encoded(pixels, "GIF"),
+        "bee 2/tiny.png": encoded(pixels[:30, :40]),
+        "bee 2/array.npy": _npy(pixels),
     }
     for name, data in files.items():
         (root / name).write_bytes(data)
@@ -232,7 +232,7 @@ def tar(path: Path, files: dict[str, bytes]) -> Path:
     return path
 
 
-def picture(seed: int) -> bytes:
+def photo(seed: int) -> bytes:
     return encoded(smooth(20, 24, seed), "JPEG")
 
 
@@ -243,12 +243,12 @@ def picture(seed: int) -> bytes:
         (lambda i: {"cls": f"{'abc'[i % 3]}\n".encode(), "txt": b"a cat"}, ["a", "b", "c"]),
         (lambda i: {"json": json.dumps({"label": i % 3, "filename": "x.jpg"}).encode()}, ["0", "1", "2"]),
         (lambda i: {"json": json.dumps({"label": i % 3, "class": "abc"[i % 3]}).encode()}, ["a", "b", "c"]),
-        (lambda i: {"cls": str(i % 3).encode(), "seg.png": picture(9), "json": b"{}"}, ["0", "1", "2"]),
+        (lambda i: {"cls": str(i % 3).encode(), "seg.png": photo(9), "json": b"{}"}, ["0", "1", "2"]),
     ],
 )
 def test_labels_of_other_tools(beside: Callable[[int], dict[str, bytes]], classes: list[str], tmp_path: Path) -> None:
     def samples(start: int, count: int, long: str = "") -> dict[str, bytes]:
-        rows = {i: {"JPG": picture(i), **beside(i)} for i in range(start, start + count)}
+        rows = {i: {"JPG": photo(i), **beside(i)} for i in range(start, start + count)}
         return {f"./in/{long}{i:04d}.{ending}": data for i, row in rows.items() for ending, data in row.items()}
 
     tar(tmp_path / "set" / "x-train-00.tar", samples(0, 6))
@@ -257,7 +257,7 @@ def test_labels_of_other_tools(beside: Callable[[int], dict[str, bytes]], classe
     found = open_data(tmp_path / "set")
     assert found.train.classes == classes and found.val is not None and found.test is None
     assert found.train.labels.tolist() == [i % 3 for i in range(9)] and found.val.labels.tolist() == [0, 1, 2, 0]
-    assert all(torch.equal(found.train.image(i), decode(picture(i))) for i in range(9))
+    assert all(torch.equal(found.train.image(i), decode(photo(i))) for i in range(9))
     assert found.train.keys[0] == "./in/0000.JPG" and len({*found.train.keys}) == 9
 
 
@@ -266,11 +266,11 @@ def test_keys_that_repeat_are_told_apart_and_hidden_labels_left_out(
 ) -> None:
     for number in range(2):
         rows = {
-            "0.jpg": picture(1),
+            "0.jpg": photo(1),
             "0.cls": b"0",
-            "1.jpg": picture(2),
+            "1.jpg": photo(2),
             "1.cls": b"1",
-            "2.jpg": picture(3),
+            "2.jpg": photo(3),
             "2.cls": b"-1",
         }
         tar(tmp_path / "train" / f"{number}.tar", {**rows, "._0.jpg": b"litter"})
@@ -281,22 +281,22 @@ def test_keys_that_repeat_are_told_apart_and_hidden_labels_left_out(
 
 def test_a_tar_file_beside_class_folders_is_not_the_set(tmp_path: Path) -> None:
     data = folder_of(tmp_path / "data", {"a": 2, "b": 2})
-    tar(data / "data.tar", {"0.jpg": picture(1), "0.cls": b"0"})
+    tar(data / "data.tar", {"0.jpg": photo(1), "0.cls": b"0"})
     assert open_data(data).train.classes == ["a", "b"]
 
 
 @pytest.mark.parametrize(
     "files, line",
     [
-        ({"0.jpg": picture(1), "0.txt": b"a cat"}, "without a class (KEY.cls, or `label` in KEY.json): unpack it"),
-        ({"cat/0.jpg": picture(1), "dog/0.jpg": picture(2)}, "give a folder with one folder per class"),
+        ({"0.jpg": photo(1), "0.txt": b"a cat"}, "without a class (KEY.cls, or `label` in KEY.json): unpack it"),
+        ({"cat/0.jpg": photo(1), "dog/0.jpg": photo(2)}, "give a folder with one folder per class"),
         ({"0.cls": b"0", "readme": b""}, "holds no images as WebDataset names them"),
-        ({"0.jpg": picture(1), "0.json": b"{"}, "the files beside 0.jpg cannot be read"),
-        ({"0.jpg": picture(1), "0.cls": b"\xff"}, "the files beside 0.jpg cannot be read"),
-        ({"0.jpg": picture(1), "0.cls": b"0"}, "holds one class (0)"),
+        ({"0.jpg": photo(1), "0.json": b"{"}, "the files beside 0.jpg cannot be read"),
+        ({"0.jpg": photo(1), "0.cls": b"\xff"}, "the files beside 0.jpg cannot be read"),
+        ({"0.jpg": photo(1), "0.cls": b"0"}, "holds one class (0)"),
         (
             {f"{i}.{e}": d for i, c in enumerate("ab") for e, d in
-             (("jpg", picture(i)), ("json", json.dumps({"label": 0, "class": c}).encode()))},
+             (("jpg", photo(i)), ("json", json.dumps({"label": 0, "class": c}).encode()))},
             "class 0 has two names",
         ),
     ],
@@ -374,7 +374,7 @@ def test_a_damaged_image_is_left_out_by_its_name(
     with (folder / "train-000000.tar").open("r+b") as file:
         file.seek(place)
         file.write(bytes(400))
-    tar(folder / "more-train.tar", {"0.jpg": picture(1), "0.cls": b"0"})
+    tar(folder / "more-train.tar", {"0.jpg": photo(1), "0.cls": b"0"})
     images = open_data(folder).train
     assert (
         f"{folder / 'more-train.tar'} is not in _info.json: left out, as all tar files that it does not list"

@@ -21,10 +21,6 @@ LOG: list[dict[str, Any]] = [
     {"images_per_s": 300.0, "wait": 0.75},
     {"kind": "val", "seconds": 3.0},
 ]
-    {"images_per_s": 10.0, "wait": 0.0},
-    {"images_per_s": 300.0, "wait": 0.75},
-    {"kind": "val", "seconds": 3.0},
-]
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ KINDS = {b"\xff\xd8\xff": "jpg", PNG: "png", b"GIF8": "gif", b"RIFF": "webp", b"
 
 
 class Stored(NamedTuple):
-    """An image as it is written."""
+    """An image to write."""
 
     data: bytes
     ending: str
@@ -72,14 +72,14 @@ def pack_data(
     """Pack the set at a path, or a built-in one, and say what was written of each split."""
     source, target = Path(data).expanduser().resolve(), out.resolve()
     if source.is_dir() and target.is_relative_to(source):
-        raise UserError(f"{out} is inside {data}, where it would become part of the data: choose another --out")
+        raise UserError(f"{out} is inside {data}, and would be read as data next time: choose another --out")
     refuse_existing(out)  # before the data is opened, which may take minutes
     try:
         splits = Labels.open(data, group=group)
     except OtherKind as error:
         raise UserError(
-            f"{data} looks like {error.kind} ({error.sign}), and shards hold images with one class each: train on the "
-            "data as it is"
+            f"{data} looks like {error.kind} ({error.sign}), and shards hold images with one class each: train on it "
+            "without shards"
         ) from None
     for split, own in pack(splits, out, resize, quality, tar_mb * 10**6, max_bad).items():
         left_out = f"; left out: {own.bad:,}" if own.bad else ""
@@ -98,7 +98,7 @@ def pack(
 ) -> dict[str, Packed]:
     """Write a set with classes to the new folder `out`, and return what was written of each split.
 
-    Files are copied as they are. With `shorter_side`, larger images become JPEGs of that size, upright, with the pixels
+    Files are copied unchanged. With `shorter_side`, larger images become JPEGs of that size, upright, with the pixels
     that vitrail reads from them; others are copied. Bad images are left out and logged. Raises UserError if `out`
     exists, if an image does not fit into a JPEG, or if more than the fraction `max_bad` of a split is bad.
     """
@@ -163,7 +163,7 @@ def _in_order(function: Callable[[int], T], count: int) -> Iterator[T]:
 
 
 def stored(images: ImageSet, i: int, shorter_side: int | None, quality: int) -> Stored:
-    """An image as it is written: its file, or a JPEG of its pixels. Raises BadImage, also for damage inside it."""
+    """What is written of an image: its file, or a JPEG of its pixels. Raises BadImage, also for damage inside it."""
     item, key = images.read(i), images.keys[i]
     opened = item if isinstance(item, Tensor) else EncodedImage(item, key)
     if isinstance(opened, EncodedImage):
@@ -178,7 +178,7 @@ def stored(images: ImageSet, i: int, shorter_side: int | None, quality: int) -> 
         return Stored(_as_png(to_bytes(opened)), "png", content_hash(item))
     if channels not in (1, 3):
         raise UserError(
-            f"{key} has {channels} channels, and a JPEG holds 1 or 3: leave out --resize, to copy files as they are"
+            f"{key} has {channels} channels, and a JPEG holds 1 or 3: leave out --resize, to copy the files"
         )
     p = Preprocess((shorter_side, shorter_side), channels=channels)
     pixels = p.decode(opened) if isinstance(opened, EncodedImage) else to_bytes(opened)

@@ -128,7 +128,7 @@ def _checked(folder: Path, name: str, size: int) -> Path:
     tar = folder / name
     if tar.name != name:  # the index may come from anywhere, so it names only files beside it
         raise _damaged(folder / INDEX, f"{name} is not the name of a file beside it")
-    remedy = f"copy it again, or remove {folder / INDEX} to read the tar files as they are"
+    remedy = f"copy it again, or remove {folder / INDEX} to read the tar files without it"
     with reading(tar):
         if not tar.is_file():
             raise UserError(f"{tar} is missing, and {INDEX} lists it: {remedy}")
@@ -145,7 +145,7 @@ def _damaged(file: Path, reason: str) -> UserError:
 
 
 def _scan_all(tars: list[Path]) -> tuple[Table, dict[int, str]]:
-    """The labelled images of some tar files, and the names of their classes as far as they are known."""
+    """The labelled images of some tar files, and the known names of their classes."""
     found = [(i, sample) for i, tar in enumerate(tars) for sample in _scan(tar)]
     if not found:
         raise UserError(
