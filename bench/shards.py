@@ -1,8 +1,8 @@
 """Loading from shards: images per second from a folder of JPEGs and from its tar files, by the same loader.
 
-    python bench/shards.py --data PHOTOS
+    python bench/shards.py --data photos
 
-links the photos to 2,000 files in class folders (a class is a name up to its first `_`), packs them with `vitrail data
+links the photos (a folder, or one in `$VITRAIL_DATA`) to 2,000 files in class folders (a class is a name up to its first `_`), packs them with `vitrail data
 shard --resize 256`, and reads both at random crops of 224 pixels with two workers. The two alternate in rounds, and
 medians are compared. Tar files of the unchanged JPEGs are read too, to tell the smaller images from the tar files. All
 files are in the system's cache. `--tiny` uses a few synthetic photos and crops of 32 pixels.
@@ -10,6 +10,7 @@ files are in the system's cache. `--tiny` uses a few synthetic photos and crops 
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 import tempfile
@@ -42,7 +43,7 @@ def main() -> None:
     args = parser().parse_args()
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
-        photos = args.data if args.data else tiny_images(root / "photos", ("cat", "dog"), 2, (80, 60))
+        photos = found(args.data) if args.data else tiny_images(root / "photos", ("cat", "dog"), 2, (80, 60))
         files = sorted(path for path in photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
         if not files:
             raise SystemExit(f"{photos} holds no JPEGs")
@@ -66,6 +67,11 @@ def main() -> None:
     print(", ".join(f"{name} {speed:.0f} images/s" for name, speed in medians.items()))
     print(f"resized tar files: {rows['resized tar files / folder']:.2f} times the folder's images per second")
     print(f"written to {record('shards', rows, args.results)}", file=sys.stderr)
+
+
+def found(folder: Path) -> Path:
+    """A folder, or the one of that name in `$VITRAIL_DATA`."""
+    return folder if folder.is_dir() else Path(os.environ.get("VITRAIL_DATA", ".")) / folder
 
 
 def measure(sets: dict[str, ImageSet], args: Namespace) -> dict[str, list[float]]:
