@@ -2,10 +2,11 @@
 
     python bench/shards.py --data photos
 
-links the photos (a folder, or one in `$VITRAIL_DATA`) to 2,000 files in class folders (a class is a name up to its first `_`), packs them with `vitrail data
-shard --resize 256`, and reads both at random crops of 224 pixels with two workers. The two alternate in rounds, and
-medians are compared. Tar files of the unchanged JPEGs are read too, to tell the smaller images from the tar files. All
-files are in the system's cache. `--tiny` uses a few synthetic photos and crops of 32 pixels.
+links the photos (a folder, or one in `$VITRAIL_DATA`) to 2,000 files in class folders (a class is a name up to its
+first `_`), packs them with `vitrail data shard --resize 256`, and reads both at random crops of 224 pixels with two
+workers. The two alternate in rounds, and medians are compared. Tar files of the unchanged JPEGs are read too, to tell
+the smaller images from the tar files. All files are in the system's cache. `--tiny` uses a few synthetic photos and
+crops of 32 pixels.
 """
 
 from __future__ import annotations
