@@ -62,6 +62,14 @@ MEASURES: dict[str, tuple[str, str, Callable[[Rows], str]]] = {
             f"{rows['3000 pixels']['ratio_of_medians']:.2f} at 3,000 pixels"
         ),
     ),
+    "shards": (
+        "loading photos from tar files: images per second divided by those of their folder, 2 workers",
+        "1.5 after `--resize 256`",
+        lambda rows: (
+            f"{rows['resized tar files / folder']:.2f} after `vitrail data shard --resize 256`, "
+            f"{rows['tar files / folder']:.2f} without `--resize`"
+        ),
+    ),
     "folder": (
         "`vitrail train folder` on photos of ants and bees, beside timm's ViT",
         "within 10 minutes; from scratch not below timm's",

@@ -27,6 +27,7 @@ from PIL import Image
 
 import vitrail
 from vitrail import cli
+from vitrail.data.sets import open_data
 from vitrail.errors import UserError
 from vitrail.options import Parser
 from vitrail.recipes import RECIPES
@@ -236,6 +237,13 @@ def check_convert(said: Said) -> None:
     vitrail.load(out)
 
 
+def check_data(said: Said) -> None:
+    """A set with as many images as before."""
+    out = said.option("--out")
+    assert said.out.splitlines()[-1] == out
+    assert [len(open_data(path).train) for path in (out, said.words[2])] == [len(open_data(out).train)] * 2
+
+
 def check_demo(said: Said) -> None:
     folder = Path(said.option("--out", "runs/demo"))
     assert any(folder.rglob("report.html")) and any(folder.rglob("rollout.png")), "it trains and draws"
@@ -249,6 +257,7 @@ CHECKS: dict[str, Callable[[Said], None]] = {
     "explain": check_explain,
     "compare": check_compare,
     "convert": check_convert,
+    "data": check_data,
     "demo": check_demo,
 }
 

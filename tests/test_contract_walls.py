@@ -55,6 +55,7 @@ ALLOWED: dict[str, dict[str, str]] = {
     "data/captions.py": {"caption": "a column of people's tables"},
     "data/kinds.py": {"caption": "a column of people's tables"},
     "data/masks.py": {"mask": "the field of its own target"},
+    "data/shards.py": {"label": "an entry of people's files"},
     "data/targets.py": {"label": "the field of its own target"},
     "zoo/hub.py": {"head": "HTTP's HEAD"},
     "zoo/timm/__init__.py": {"labels": "an entry of timm's configs"},

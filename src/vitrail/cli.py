@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 SOURCE = "a run folder, a checkpoint of any layout, the name of bundled weights, or a Hub id"
 VERIFY = "list how each weight was used, and compare outputs with the source library's own model if it is installed"
-DATA = "a built-in name, a folder with one folder per class, or Parquet files"
+DATA = "a built-in name, a folder with one folder per class, Parquet files, or shards (vitrail data shard)"
 GROUP = "keep all images of a group in the same split: parent, a regular expression, or a CSV file"
 log = logging.getLogger("vitrail")
 
@@ -171,11 +171,8 @@ def evaluate(args: Sequence[str]) -> int:
         log.warning(f"fast dev run: at most {images} images of each split; {NO_SCORES}")
         scores["fast_dev_run"] = True
     if options.json:
-        print(
-            json.dumps(
-                {"source": "human" if options.human else options.source, "data": options.data, "split": split, **scores}
-            )
-        )
+        source = "human" if options.human else options.source
+        print(json.dumps({"source": source, "data": options.data, "split": split, **scores}))
         return 0
     print(f"{split}: {scores['count']} images" + ", each with the target of another" * options.shuffle_images)
     for name, value in task.told(scores).items():
@@ -285,6 +282,26 @@ def convert(args: Sequence[str]) -> int:
     return 0
 
 
+def data(args: Sequence[str]) -> int:
+    """Pack images with classes into tar files: `vitrail data shard DATA --out FOLDER [--resize 256]`."""
+    parser = Parser("data", data)
+    parser.add_argument("action", choices=("shard",), help="write tar files in WebDataset's layout, with an index")
+    parser.add_argument("data", help=DATA)
+    parser.add_argument("--out", type=path, required=True, help="new folder, for `vitrail train --data FOLDER`")
+    parser.add_argument("--resize", type=int, metavar="PIXELS", help="make larger images JPEGs of this shorter side")
+    parser.add_argument("--quality", type=int, default=95, help="of these JPEGs, from 1 to 100; default: 95")
+    parser.add_argument("--tar-mb", type=int, default=500, help="largest size of a tar file in MB; default: 500")
+    parser.add_argument("--max-bad", type=float, default=0.01, help="largest fraction of unreadable images")
+    parser.add_argument("--group", help=GROUP)
+    options = parser.parse_args(args)
+    from vitrail.data.packing import pack_data
+
+    how = (options.resize, options.quality, options.tar_mb, options.max_bad, options.group)
+    for line in pack_data(options.data, options.out, *how):
+        print(line)
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": demo,
     "train": train,
@@ -293,6 +310,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "explain": explain,
     "compare": compare,
     "convert": convert,
+    "data": data,
 }
 
 

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from images import encoded, folder_of, smooth, tiff
 
 from vitrail.data import builtin, parquet
+from vitrail.data.content import BITS, content_hash
 from vitrail.data.decode import BadImage
-from vitrail.data.sets import ImageSet, _hash_item, open_data, split_val
+from vitrail.data.sets import ImageSet, open_data, split_val
 from vitrail.data.targets import Labels
 from vitrail.errors import UserError
 
@@ -414,6 +415,6 @@ def test_the_split_of_classes_that_are_large_enough_is_the_hash_alone() -> None:
     """As it was before small classes were kept: the scores of recipes depend on it."""
     big = in_memory([i % 3 for i in range(300)], list(range(300)))
     held = set(split_val(big)[1].keys)
-    assert held == {key for i, key in enumerate(big.keys) if _hash_item(big.read(i)) < 0.1}
+    assert held == {key for i, key in enumerate(big.keys) if content_hash(big.read(i)) / (1 << BITS) < 0.1}
     small = in_memory([i % 3 for i in range(300)] + [3, 3], [*range(300), 1000, 1001])
     assert set(split_val(small)[1].keys) == held

@@ -14,6 +14,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 from vitrail.data import jpeg, pixels, tiff
+from vitrail.data.members import Member
 from vitrail.errors import UserError
 
 MAX_PIXELS = 178_956_970
@@ -52,10 +53,10 @@ def resize(image: Tensor, size: tuple[int, int], interpolation: Interpolation = 
 class EncodedImage:
     """An image file with only its header read, so that a crop can be chosen by its size before decoding."""
 
-    def __init__(self, data: bytes | str | Path, name: str | None = None) -> None:
+    def __init__(self, data: bytes | str | Path | Member, name: str | None = None) -> None:
         data = Path(data) if isinstance(data, str) else data
         self.name = name or (str(data) if isinstance(data, Path) else "image")
-        if isinstance(data, Path):
+        if not isinstance(data, bytes):
             try:
                 data = data.read_bytes()
             except OSError as error:

@@ -45,6 +45,17 @@ EXCERPT = 1 << 16
 """bytes read at each end of a file: JSON of COCO's size is half a gigabyte"""
 
 
+class OtherKind(UserError):
+    """Data is of another kind than images in class folders. `sign` is the file or folder that shows it."""
+
+    def __init__(self, path: Path, kind: str, sign: str) -> None:
+        self.kind, self.sign = kind, sign
+        super().__init__(
+            f"{path} looks like {kind} ({sign}): {REMEDIES[kind].format(path=path)}; to classify whole images, give a "
+            "folder with one folder per class and nothing else"
+        )
+
+
 def refuse_other_kinds(path: Path, root: Folder) -> None:
     """Refuse what looks like images with captions, boxes or masks. The error names the sign and the right recipe."""
     top = root
@@ -57,11 +68,7 @@ def refuse_other_kinds(path: Path, root: Folder) -> None:
     signs += [found for folder in root.below() for found in (_signs_of_folders(folder), _signs_of_pairs(folder))]
     for found in signs:
         for kind, sign in found:
-            remedy = REMEDIES[kind].format(path=path)
-            raise UserError(
-                f"{path} looks like {kind} ({sign}): {remedy}; to classify whole images, give a folder with one "
-                "folder per class and nothing else"
-            )
+            raise OtherKind(path, kind, sign)
 
 
 def _signs_of_files(place: Folder) -> Iterator[tuple[str, str]]:

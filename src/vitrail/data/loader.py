@@ -66,6 +66,18 @@ class Tally:
     images: int
     bad: int = 0
 
+    def add(self, reason: str) -> None:
+        self.bad += 1
+        log.warning(f"left out: {reason}")
+
+    def check(self, name: str, max_bad: float, last: str, remedy: str = ", or raise --max-bad") -> None:
+        """Raise UserError if more than the fraction `max_bad` of the set `name` is bad. `last` is the last error."""
+        if self.bad > max_bad * self.images:
+            raise UserError(
+                f"{self.bad} of {self.images} images of {name} are bad, more than {max_bad:.1%} (the last: {last}): "
+                f"repair or remove them{remedy}"
+            )
+
 
 class Loader:
     """Batches of a set, for training (endless, augmented) and for evaluation (once, in order).
@@ -321,23 +333,34 @@ class Loader:
         whole = self.prepare is not None or images.shape[-2:] == preprocess.size
         return preprocess.normalise(images if whole else preprocess.prepare(images))
 
+    def rate(self, seconds: float = 0.3) -> float:
+        """Images per second that one process decodes and crops for training, measured for about so many seconds."""
+        fetch, wants = self._fetcher(self.augment), self._plan(0).wants()
+        threads, count = torch.get_num_threads(), 0
+        torch.set_num_threads(1 if self.workers else threads)  # as in a worker
+        try:
+            fetch.__getitems__(wants[:1])  # the first call is slower
+            start = time.perf_counter()
+            while (spent := time.perf_counter() - start) < seconds and count < len(wants):
+                fetch.__getitems__([wants[count]])
+                count += 1
+        finally:
+            torch.set_num_threads(threads)
+        return count / spent
+
+    def _fetcher(self, augment: Augment | None) -> Fetch:
+        views = self.views if augment is not None else self.views[:1]
+        return Fetch(self.set, self.target, views, augment, self._kept, self.prepare)
+
     def _fetch(self, plans: Iterator[list[Want]], augment: Augment | None) -> Iterator[tuple[Fetched, int]]:
         """The plans as fetched by the workers, in order, with their epochs."""
-        fetch = Fetch(
-            self.set,
-            self.target,
-            self.views if augment is not None else self.views[:1],
-            augment,
-            self._kept,
-            self.prepare,
-        )
         # The sampler runs some batches ahead of the workers, so a second copy of the plans gives the epochs.
         plans, copy = itertools.tee(plans)
         with warnings.catch_warnings():
             # The best number of workers depends on the disk as much as on the CPU.
             warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
             loader: DataLoader[Fetched] = DataLoader(
-                fetch,
+                self._fetcher(augment),
                 batch_sampler=plans,
                 num_workers=self.workers,
                 collate_fn=identity,
@@ -363,17 +386,7 @@ class Loader:
         for sample, reason in bad.items():
             if sample not in self.bad:
                 self.bad[sample] = reason
-                self.tally.bad += 1
-                log.warning(f"left out: {reason}")
-        if self.bad and self.tally.bad > self.max_bad * self.tally.images:
-            raise UserError(
-                f"{self.tally.bad} of {self.tally.images} images of {self.set.name} are bad, more than "
-                f"{self.max_bad:.1%} (the last: {reason_of(self.bad)}): repair or remove them"
-                + ", or raise --max-bad"
-                * self.train
-            )
-
-
-def reason_of(bad: dict[int, str]) -> str:
-    """The error that was recorded last."""
-    return next(reversed(bad.values()))
+                self.tally.add(reason)
+        if self.bad:
+            remedy = ", or raise --max-bad" if self.train else ""
+            self.tally.check(self.set.name, self.max_bad, next(reversed(self.bad.values())), remedy)

@@ -113,7 +113,7 @@ def keep(
 
     kept = Kept(torch.empty(0), {}, {}, {}, {})
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for i, result in enumerate(_progress(_map_in_order(pool, decode, len(images)), len(images))):
+        for i, result in enumerate(progress(_map_in_order(pool, decode, len(images)), len(images), "decoding")):
             if isinstance(result, str):
                 kept.bad[i] = result
             else:
@@ -179,14 +179,14 @@ def _map_in_order(pool: ThreadPoolExecutor, function: Callable[[int], T], count:
         yield from results
 
 
-def _progress(items: Iterable[T], total: int) -> Iterable[T]:
-    """A progress bar on standard error, if it is a terminal and there is enough to decode."""
+def progress(items: Iterable[T], total: int, text: str) -> Iterable[T]:
+    """A progress bar on standard error, if it is a terminal and there are enough images."""
     if total < 1000 or not sys.stderr.isatty():
         return items
     from rich.console import Console
     from rich.progress import track
 
-    return track(items, "decoding", total, console=Console(stderr=True), transient=True)
+    return track(items, text, total, console=Console(stderr=True), transient=True)
 
 
 def _free_memory(device: torch.device) -> int:

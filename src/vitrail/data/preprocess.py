@@ -14,6 +14,7 @@ from torch import Tensor
 from vitrail.data import pixels
 from vitrail.data.affine import Affine
 from vitrail.data.decode import MAX_PIXELS, BadImage, EncodedImage, Interpolation, opened_by_pil, resize
+from vitrail.data.members import Member
 from vitrail.errors import UserError
 
 MAX_CHANNELS = 4096
@@ -22,7 +23,7 @@ MARGIN = 2
 """A JPEG is decoded at no less than this many times the size that it is resized to: then scores equal those of full
 decoding."""
 
-AnyImage = str | Path | bytes | EncodedImage | Image.Image | Tensor
+AnyImage = str | Path | bytes | Member | EncodedImage | Image.Image | Tensor
 """what `Preprocess.prepare` accepts"""
 Resize = Literal["crop", "squash", "letterbox"]
 
@@ -120,7 +121,7 @@ class Preprocess:
 
     def open(self, image: AnyImage) -> EncodedImage | Tensor:
         """Any image that `prepare` accepts, as a file with only its header read or as uint8 [..., C, H, W]."""
-        if isinstance(image, bytes | str | Path):
+        if isinstance(image, bytes | str | Path | Member):
             return EncodedImage(image)
         if isinstance(image, EncodedImage):
             return image

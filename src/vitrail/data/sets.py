@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail.data import builtin, parquet
+from vitrail.data import builtin, parquet, shards
 from vitrail.data import groups as grouping
 from vitrail.data.channels import stored_channels
+from vitrail.data.content import BITS, Item, content_hash
 from vitrail.data.decode import BadImage, EncodedImage
 from vitrail.data.folders import read_class_folders
-from vitrail.data.pixels import NUMPY, to_bytes, with_channels
-from vitrail.data.sources import files_by_split, images_in, refuse_empty
+from vitrail.data.pixels import to_bytes, with_channels
+from vitrail.data.sources import images_in, named_files, refuse_empty
 from vitrail.data.targets import Labels, Target
-from vitrail.data.tiff import MAGIC
 from vitrail.errors import UserError
 from vitrail.files import reading
 
@@ -36,8 +36,8 @@ class ImageSet:
     name: str
     keys: list[str]
     """identifies each image: its path below the root, or its name or number in a file"""
-    items: Sequence[bytes | Path | Tensor] | Tensor
-    """files, encoded bytes or uint8 tensors [C, H, W]; it may be one tensor"""
+    items: Sequence[Item] | Tensor
+    """files, encoded bytes, files in tar files, or uint8 tensors [C, H, W]; it may be one tensor"""
     target: Target
     """labels, captions or another column (see `vitrail.data.targets`), one entry per image"""
     channels: int = 3
@@ -56,7 +56,7 @@ class ImageSet:
         """Names of the classes; [] if the target has none."""
         return self.target.classes
 
-    def read(self, i: int) -> bytes | Path | Tensor:
+    def read(self, i: int) -> Item:
         """An image as stored in `items`."""
         return self.items[i]
 
@@ -79,7 +79,7 @@ class ImageSet:
         """The images at `indices`, in that order."""
         places = torch.as_tensor(indices, dtype=torch.int64)
         if isinstance(self.items, Tensor):
-            items: Sequence[bytes | Path | Tensor] | Tensor = self.items[places]
+            items: Sequence[Item] | Tensor = self.items[places]
         else:
             items = Chosen(self.items, places.tolist())
         keys = [self.keys[i] for i in places.tolist()]
@@ -106,16 +106,16 @@ class ImageSet:
         return replace(self, target=self.target.subset(places))
 
 
-class Chosen(Sequence[bytes | Path | Tensor]):
+class Chosen(Sequence[Item]):
     """The items at some places of a sequence, without reading them."""
 
-    def __init__(self, items: Sequence[bytes | Path | Tensor], places: list[int]) -> None:
+    def __init__(self, items: Sequence[Item], places: list[int]) -> None:
         self.items, self.places = items, places
 
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, i: int) -> bytes | Path | Tensor:  # type: ignore[override]
+    def __getitem__(self, i: int) -> Item:  # type: ignore[override]
         return self.items[self.places[i]]
 
 
@@ -168,9 +168,10 @@ def open_data(data: str | Path, name: str | None = None, grouped: bool = False) 
     """The set at a path, or a built-in one by name; a path that exists wins over a name.
 
     A path is a folder with one folder per class, possibly inside folders `train`, `val` and `test`; Parquet in the
-    Hub's layout, a file or a folder; or files in torchvision's layout. It may also be a folder that contains one of
-    these as `name`, the built-in set that the caller expects. Built-in sets are searched in `$VITRAIL_DATA` first and
-    downloaded to `~/.cache/vitrail` if they are not there; other folders in `$VITRAIL_DATA` can be opened by name too.
+    Hub's layout, a file or a folder; tar files in WebDataset's layout (see `vitrail.data.shards`); or files in
+    torchvision's layout. It may also be a folder that contains one of these as `name`, the built-in set that the caller
+    expects. Built-in sets are searched in `$VITRAIL_DATA` first and downloaded to `~/.cache/vitrail` if they are not
+    there; other folders in `$VITRAIL_DATA` can be opened by name too.
     With `grouped`, the class folders may contain folders that are groups (see `vitrail.data.groups`).
     """
     refuse_empty(data)
@@ -211,8 +212,10 @@ def _open_builtin(name: str) -> Splits:
 def _open_path(path: Path, grouped: bool = False) -> Splits:
     if parquet.files(path):
         return _from_parquet(path)
+    if tars := shards.files(path):
+        return _from_tables(path, shards.read(path, tars))
     if path.is_file():
-        raise UserError(f"{path} is a file: give a folder with one folder per class, or a Parquet file")
+        raise UserError(f"{path} is a file: give a folder with one folder per class, a Parquet file or a tar file")
     with reading(path):
         if (found := builtin.find(path)) is not None:
             return _from_arrays(path.name, found)
@@ -228,15 +231,13 @@ def _from_arrays(name: str, arrays: builtin.Arrays) -> Splits:
 
 
 def _from_parquet(path: Path) -> Splits:
-    tables: dict[str, parquet.Table] = {}
-    by_split = files_by_split(parquet.files(path))
-    if unnamed := by_split.pop("", []):
-        if by_split:
-            log.warning(f"{unnamed[0]} names no split: it is used for training")
-        by_split["train"] = by_split.get("train", []) + unnamed
-    for split, files in by_split.items():
-        if (table := parquet.read(files)).labels:
-            tables[split] = table
+    by_split = named_files(parquet.files(path))
+    return _from_tables(path, {split: parquet.read(files) for split, files in by_split.items()})
+
+
+def _from_tables(path: Path, tables: dict[str, parquet.Table]) -> Splits:
+    """The splits of tables with a label per image: a number or a name."""
+    tables = {split: table for split, table in tables.items() if table.labels}
     names = next((table.names for table in tables.values() if table.names is not None), None)
     classes = names or sorted({str(label) for table in tables.values() for label in table.labels}, key=_natural)
     number = {name: i for i, name in enumerate(classes)}
@@ -311,7 +312,7 @@ def split_val(images: ImageSet, fraction: float = 0.1, group: str | None = None)
         raise UserError(
             f"{images.name} has {len(images)} images to train on: a validation split needs one of at least two"
         )
-    places = torch.tensor([_hash_item(images.read(i)) for i in range(len(images))], dtype=torch.float64)
+    places = torch.tensor([content_hash(images.read(i)) / (1 << BITS) for i in range(len(images))], dtype=torch.float64)
     names = None if group is None else grouping.groups_of(images, group)
     if names is not None and len(set(names)) == 1:
         raise UserError(f"--group {group}: all {len(images):,} images of {images.name} are in one group, {names[0]!r}")
@@ -362,27 +363,3 @@ def _count_distinct(strata: Tensor, places: Tensor, count: int) -> Tensor:
     values, inverse = places.unique(return_inverse=True)
     pairs = (strata * len(values) + inverse).unique()
     return torch.bincount(pairs // len(values), minlength=count)
-
-
-RAW = (b"BM", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", *MAGIC, NUMPY)
-"""first bytes of formats that may be uncompressed: BMP, PNM, TIFF and arrays"""
-
-
-def _hash_item(item: bytes | Path | Tensor) -> float:
-    """A hash in [0, 1) of the length and the first 16 KiB, so that splitting does not read a whole set.
-
-    That distinguishes compressed images. Others may all begin with the same white rows, so they are read whole.
-    """
-    start = 1 << 14
-    try:
-        if isinstance(item, Path):
-            with item.open("rb") as file:
-                data, length = file.read(start), os.fstat(file.fileno()).st_size
-                data += file.read() if data.startswith(RAW) else b""
-        else:
-            data = item if isinstance(item, bytes) else item.contiguous().numpy().tobytes()
-            data, length = data if isinstance(item, Tensor) or data.startswith(RAW) else data[:start], len(data)
-    except OSError:
-        data, length = b"", 0  # the error is reported when the file is decoded
-    digest = hashlib.blake2b(length.to_bytes(8, "little") + data, digest_size=6).digest()
-    return int.from_bytes(digest, "little") / (1 << 48)

@@ -313,7 +313,7 @@ def one_per_split(folders: Iterable[tuple[str, Path]]) -> dict[str, Path]:
 
 
 def files_by_split(files: Sequence[Path]) -> dict[str, list[Path]]:
-    """Parquet files by the split in their name, or else in their folder's; "" if neither names one.
+    """Parquet or tar files by the split in their name, or else in their folder's; "" if neither names one.
 
     All files of a split must be in one folder: other folders may be other configurations of the same images.
     """
@@ -323,3 +323,13 @@ def files_by_split(files: Sequence[Path]) -> dict[str, list[Path]]:
         splits.setdefault(split, []).append(file)
     one_per_split((split, file.parent) for split, members in splits.items() if split for file in members)
     return splits
+
+
+def named_files(files: Sequence[Path]) -> dict[str, list[Path]]:
+    """The same, but files that name no split are for training; a warning names one if others do name a split."""
+    by_split = files_by_split(files)
+    if unnamed := by_split.pop("", []):
+        if by_split:
+            log.warning(f"{unnamed[0]} names no split: it is used for training")
+        by_split["train"] = by_split.get("train", []) + unnamed
+    return by_split

@@ -1,0 +1,56 @@
+"""The line about decoding at the start of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from images import folder_of
+
+from vitrail.data.augment import Augment
+from vitrail.data.loader import Loader
+from vitrail.data.preprocess import Preprocess
+from vitrail.data.sets import open_data
+from vitrail.train.feeding import decoding_line, needed
+
+LOG: list[dict[str, Any]] = [
+    {"images_per_s": 10.0, "wait": 0.0},
+    {"images_per_s": 300.0, "wait": 0.75},
+    {"kind": "val", "seconds": 3.0},
+]
+
+
+@pytest.mark.parametrize(
+    "workers, who", [(0, "the main process decodes"), (1, "1 worker decodes"), (3, "3 workers decode")]
+)
+def test_only_a_set_on_disk_is_measured_and_nothing_of_the_run_changes(workers: int, who: str, tmp_path: Path) -> None:
+    images = open_data(folder_of(tmp_path / "data", {"a": 6, "b": 6})).train
+    (tmp_path / "data" / "a" / "0.jpg").write_bytes(b"no image")
+
+    def loader(memory: bool) -> Loader:
+        return Loader(
+            images, Preprocess((16, 16)), batch_size=4, seed=0, train=True, augment=Augment(crop="resized"),
+            workers=workers, memory=memory, max_bad=0.5,
+        )  # fmt: skip
+
+    assert decoding_line(loader(memory=True)) is None
+    plain, measured = loader(memory=False), loader(memory=False)
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    line = decoding_line(measured, LOG)
+    assert line is not None and line.startswith(f"the images are read from disk: {who} about ")
+    assert "GPU" not in line and line.endswith(" images/s"), "what a GPU needs is nothing to a CPU"
+    assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == threads
+    assert not measured.bad and not measured.wait
+    assert torch.equal(next(measured.batches(1))["image"], next(plain.batches(1))["image"])
+
+
+def test_what_a_gpu_needs_is_known_from_a_log_only() -> None:
+    on_gpu: Any = SimpleNamespace(memory=False, workers=1, device=torch.device("cuda"), rate=lambda: 500.0)
+    plain = "the images are read from disk: 1 worker decodes about 500 images/s"
+    assert decoding_line(on_gpu) == plain
+    assert decoding_line(on_gpu, LOG) == f"{plain}, and the GPU took about 1,200 images/s when it did not wait for data"
+    assert needed(LOG) == 1200 and needed(LOG[:1]) == 10
+    assert needed([]) is None and needed([{"images_per_s": 1.0, "wait": 1.0}]) is None
