@@ -13,7 +13,7 @@ the best of three after a tenth of the time, on training images that were held b
 captioner: the encoder of the bundled captioner, and the same architecture from random weights, fine-tuned for the same
 number of steps with the settings of `vitrail train segment --init caption`.
 
-Seeds that results/segment.json already has from the same recipe are kept. `--tiny` trains for two steps on made-up
+Seeds that results/camvid.json already has from the same recipe are kept. `--tiny` trains for two steps on made-up
 streets.
 """
 
@@ -67,7 +67,7 @@ def parser() -> Parser:
 
 def main() -> None:
     args = parser().parse_args()
-    rows: Row = {} if args.tiny else recorded("segment", args.results)
+    rows: Row = {} if args.tiny else recorded("camvid", args.results)
     with tempfile.TemporaryDirectory() as place:
         data = str(args.data or tiny_streets(Path(place)))
         run = with_fields(RECIPES["segment"](0), TINY if args.tiny else {})
@@ -77,7 +77,7 @@ def main() -> None:
             keep("ours", partial(command, data, tiny=args.tiny), run)
         if "lraspp" in args.rows:
             rows["lraspp"] = lraspp(run, splits, statistics.mean(row["seconds"] for row in rows["ours"]["runs"]))
-            record("segment", rows, args.results)
+            record("camvid", rows, args.results)
         for start in ("captioner", "random") if "captioner" in args.rows else ():
             tuned = fine_tuning(run, args.steps, start)
             keep(start, partial(once, tuned, splits), tuned)
@@ -93,7 +93,7 @@ def series(name: str, one: Callable[[int], Row], run: Run, rows: Row, results: P
         done = [runs[s] for s in sorted(runs)]
         means = {f"mean {score}": statistics.mean(row[score] for row in done) for score in SCORES[:3]}
         rows[name] = {"recipe": run.fingerprint, "seeds": len(done), **means, "runs": done}
-        record("segment", rows, results)
+        record("camvid", rows, results)
 
 
 # ---- ours

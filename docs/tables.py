@@ -241,13 +241,13 @@ SEGMENTERS: dict[str, str] = {
     "captioner": "fine-tuned from the captioner's encoder (`--init caption`)",
     "random": "that architecture from random weights, for as many steps",
 }
-"""kinds of results/segment.json"""
+"""kinds of results/camvid.json"""
 
 
 def segment() -> list[list[str]]:
     """Segmenters on CamVid: mean over seeds of the scores on val."""
     rows = [["network", "seeds", "mIoU, whole images", "mIoU, windows", "pixels right", "steps", "minutes", "cores"]]
-    found = _read("segment")
+    found = _read("camvid")
     for kind, title in SEGMENTERS.items():
         own = found["rows"].get(kind) if found is not None else None
         if own is None:
