@@ -2,9 +2,10 @@
 
     python bench/bundled.py --data DIR             the classifier
     python bench/bundled.py caption --data DIR     the captioner, with a control experiment and people's captions
+    python bench/bundled.py segment --data DIR     the segmenter
 
-DIR contains CIFAR-10, or Flickr8k. The captioner chooses among captions by their match with the image and by people's
-captions of similar images (consensus); it is also scored without either.
+DIR contains CIFAR-10, Flickr8k or CamVid. The captioner chooses among captions by their match with the image and by
+people's captions of similar images (consensus); it is also scored without either.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from harness import Parser, Row, record, tiny_captions, tiny_cifar10, vitrail
+from harness import Parser, Row, record, tiny_captions, tiny_cifar10, tiny_streets, vitrail
 
 KEPT = {
     "classify": ("top1", "top5", "cross_entropy", "calibration_error", "count"),
@@ -20,7 +21,10 @@ KEPT = {
         *("cider", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "meteor", "ptb_cider", "ptb_bleu4", "ptb_rouge_l"),
         *("length", "vocabulary", "identical", "new", "count"),
     ),
+    "segment": ("miou", "miou_windows", "pixel_accuracy", "count"),
 }
+
+CLASSES = (*("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"),)
 
 CHOOSING = {
     "the likeliest": ("--match", "0", "--consensus", "0"),
@@ -33,7 +37,7 @@ def parser() -> Parser:
     # METEOR, which is left out if there is no Java, takes longer to start than the rest of a tiny run.
     parser = Parser(__doc__, needs=["data"], ways=["the likeliest"], environment={"PATH": ""})
     parser.set_defaults(ways=[*CHOOSING], environment={})
-    parser.add_argument("--data", help="CIFAR-10, or Flickr8k")
+    parser.add_argument("--data", help="CIFAR-10, Flickr8k or CamVid")
     parser.add_argument("name", nargs="?", choices=list(KEPT), default="classify")
     return parser
 
@@ -43,6 +47,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         if args.name == "caption":
             rows = caption(args.data or str(tiny_captions(Path(place), 2)), args.ways, args.environment)
+        elif args.name == "segment":
+            data = args.data or str(tiny_streets(Path(place), CLASSES))
+            rows = scores("segment", "segment", "--data", data, "--split", "val")
         else:
             rows = scores("classify", "classify", "--data", args.data or str(tiny_cifar10(Path(place))))
     print(rows)

@@ -14,7 +14,6 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -48,8 +47,10 @@ def main() -> None:
     args = parser().parse_args()
     with tempfile.TemporaryDirectory() as place:
         data = tiny_cifar10(Path(place)) if args.tiny else args.data / "cifar10"
-        run = with_fields(RECIPES["cifar10"](45_000), {"width": 48, "compile": True, "memory": True})
-        found = count(replace(run, batch_size=4) if args.tiny else run, data)
+        changes: Row = {"width": 48, "compile": True, "memory": True}
+        if args.tiny:
+            changes |= {"depth": 1, "policy": "none", "batch_size": 4}
+        found = count(with_fields(RECIPES["cifar10"](45_000), changes), data)
     for name, each in found.items():
         print(f"{name}: {each['operators']}, the most frequent: {each['most frequent']}")
     record("dispatch", found, args.results)

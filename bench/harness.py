@@ -163,6 +163,21 @@ def tiny_captions(folder: Path, each: int) -> Path:
     return folder
 
 
+def tiny_streets(folder: Path, classes: Sequence[str]) -> Path:
+    """`train/` and `val/` with four images of 48x64 pixels; the left half is the first class, the right the second."""
+    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
+    draw = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            (folder / split / kind).mkdir(parents=True)
+        for i in range(4):
+            mask = np.repeat([[0] * 30 + [1] * 34], 48, axis=0).astype(np.uint8)
+            pixels = draw.integers(0, 100, (48, 64, 3)).astype(np.uint8) + 100 * mask[..., None]
+            Image.fromarray(pixels).save(folder / split / "images" / f"{i}.png")
+            Image.fromarray(mask).save(folder / split / "masks" / f"{i}.png")
+    return folder
+
+
 # ---- results
 
 

@@ -31,10 +31,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from harness import Parser, Row, in_turns, record, recorded, vitrail
-from PIL import Image
+from harness import Parser, Row, in_turns, record, recorded, tiny_streets, vitrail
 from torch import Tensor, nn
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
@@ -69,7 +67,7 @@ def main() -> None:
     args = parser().parse_args()
     rows: Row = {} if args.tiny else recorded("camvid", args.results)
     with tempfile.TemporaryDirectory() as place:
-        data = str(args.data or tiny_streets(Path(place)))
+        data = str(args.data or tiny_streets(Path(place), ("left", "right")))
         run = with_fields(RECIPES["segment"](0), TINY if args.tiny else {})
         splits = open_for(Segment, data, run.task.data_options())
         keep = partial(series, rows=rows, results=args.results, seeds=args.seeds)
@@ -209,24 +207,6 @@ def faster_format(run: Run, splits: Splits) -> tuple[bool, float]:
     times = in_turns({"fp32": partial(step, False), "bf16": partial(step, True)}, rounds=5, warm_up=2)
     each = {name: statistics.median(values) for name, values in times.items()}
     return each["bf16"] < each["fp32"], min(each.values())
-
-
-# ---- tiny data
-
-
-def tiny_streets(folder: Path) -> Path:
-    """Four images per split, whose left half is one class and whose right half is another."""
-    (folder / "classes.txt").write_text("left\nright\n")
-    draw = np.random.default_rng(0)
-    for split in ("train", "val"):
-        for kind in ("images", "masks"):
-            (folder / split / kind).mkdir(parents=True)
-        for i in range(4):
-            mask = np.repeat([[0] * 30 + [1] * 34], 48, axis=0).astype(np.uint8)
-            pixels = draw.integers(0, 100, (48, 64, 3)).astype(np.uint8) + 100 * mask[..., None]
-            Image.fromarray(pixels).save(folder / split / "images" / f"{i}.png")
-            Image.fromarray(mask).save(folder / split / "masks" / f"{i}.png")
-    return folder
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Draw the figures of README and docs with the bundled weights and the files under `results/`.
 
     python docs/figures.py                  the attention of the classifier, and both ladders
-    python docs/figures.py --data DIR       also the captions
+    python docs/figures.py --data DIR       also the captions and the streets
 
-DIR holds `flickr8k/` and `photos/`.
+DIR holds `flickr8k/`, `photos/` and `camvid/`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ from tables import BEFORE, BEFORE_DIGITS, earlier, measured_rungs
 
 import vitrail
 from vitrail.data.captions import open_captions
+from vitrail.data.masks import Masks
 from vitrail.explain.attention import Pool, attention_maps, encoder_of, rollout
 from vitrail.explain.figures import png
 from vitrail.files import write_whole
+from vitrail.tasks.segment.figures import overlay, with_legend
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "src" / "vitrail" / "zoo" / "samples"
 COLUMNS = 4
+GAP = 8
 
 
 def attention() -> None:
@@ -67,6 +70,30 @@ def captions(data: Path) -> None:
         chosen = sorted(map(Path, paths), key=lambda path: hashlib.sha256(path.name.encode()).hexdigest())[:count]
         written = [answer.text() for answer in task.predict([Image.open(path) for path in chosen])]
         write_whole(ROOT / "docs" / f"captions-{name}.jpg", sheet(chosen, written))
+
+
+def streets(data: Path) -> None:
+    """Validation images of CamVid, their truth and the segmenter's answer: from the best to the worst of all."""
+    task, val = vitrail.load("segment"), Masks.open(data).val
+    assert val is not None
+    masks, images = Masks.of(val), [Image.open(data / key).convert("RGB") for key in val.keys]
+    truths = [masks.read(i).indices for i in range(len(val))]
+    found = [answer.mask for answer in task.predict(images)]  # type: ignore[attr-defined]
+    right = [float((a == b)[b != masks.void].float().mean()) for a, b in zip(found, truths, strict=True)]
+    order = sorted(range(len(val)), key=lambda i: -right[i])
+    chosen = [order[round(share * (len(order) - 1))] for share in (0, 0.5, 0.9, 1)]
+    width, height = images[0].size
+    page = Image.new("RGB", (3 * width + 2 * GAP, len(chosen) * (height + GAP)), "white")
+    for row, i in enumerate(chosen):
+        truth, answer = (overlay(images[i], mask, len(masks.classes)) for mask in (truths[i], found[i]))
+        for column, shown in enumerate((images[i], truth, answer)):
+            page.paste(shown, (column * (width + GAP), row * (height + GAP)))
+        print(f"{val.keys[i]}: {right[i]:.1%} of its pixels are right")
+    figure = with_legend(page, list(enumerate(masks.classes)), len(masks.classes))
+    figure.thumbnail((1200, 2400))
+    buffer = io.BytesIO()
+    figure.save(buffer, "JPEG", quality=85)
+    write_whole(ROOT / "docs" / "streets.jpg", buffer.getvalue())
 
 
 def ladder() -> None:
@@ -132,6 +159,7 @@ def main() -> None:
     ladder()
     if args.data:
         captions(args.data)
+        streets(args.data / "camvid")
 
 
 if __name__ == "__main__":

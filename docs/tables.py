@@ -266,9 +266,9 @@ def segment() -> list[list[str]]:
     return rows
 
 
-def bundled() -> list[list[str]]:
-    """Scores of the bundled classifier."""
-    found = _read("classify")
+def bundled(name: str = "classify") -> list[list[str]]:
+    """Scores of the bundled classifier or segmenter."""
+    found = _read(name)
     rows = [["measure", "score"]]
     return rows + [[name, _plain(value)] for name, value in found["rows"].items()] if found else rows
 
@@ -532,6 +532,7 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "results": results,
     "goals": goals,
     "bundled": bundled,
+    "bundled-segment": partial(bundled, "segment"),
     "captioner": captioner,
     "choosing": choosing,
     "ideas": partial(trained, "caption-ideas"),

@@ -26,12 +26,13 @@ SCRIPTS = sorted(path.stem for path in BENCH.glob("*.py") if path.stem != "harne
 SLOW = pytest.mark.slow
 """on scripts that start or train so much that they take about ten seconds of one core, or more"""
 MARKS = {
-    **dict.fromkeys(("folder", "gpu", "ladder", "segment", "transfer"), (SLOW,)),
+    **dict.fromkeys(("dispatch", "folder", "gpu", "ladder", "segment", "shards", "transfer"), (SLOW,)),
     "load": (pytest.mark.skipif(sys.platform != "linux", reason="reads its memory from /proc"),),
 }
 RUNS = [
     *(pytest.param(name, (), marks=MARKS.get(name, ()), id=name) for name in SCRIPTS),
     pytest.param("bundled", ("caption",), marks=SLOW, id="bundled-caption"),
+    pytest.param("bundled", ("segment",), marks=SLOW, id="bundled-segment"),
 ]
 
 

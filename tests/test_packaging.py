@@ -39,8 +39,15 @@ def test_wheel_holds_nothing_else_and_is_small(wheel: zipfile.ZipFile) -> None:
     roots = {name.partition("/")[0] for name in wheel.namelist()}
     assert roots == {"vitrail", "vitrail-0.1.0.dist-info"}
     size = {info.filename: info.compress_size for info in wheel.infolist()}
-    weights = {name: size.pop(f"vitrail/zoo/weights/{name}/model.safetensors") for name in ("classify", "caption")}
-    assert weights["classify"] < 15e6 and weights["caption"] < 25e6 and sum(size.values()) < 2e6
+    weights = {
+        name: size.pop(f"vitrail/zoo/weights/{name}/model.safetensors") for name in ("classify", "caption", "segment")
+    }
+    assert (
+        weights["classify"] < 15e6
+        and weights["caption"] < 25e6
+        and weights["segment"] < 12e6
+        and sum(size.values()) < 2e6
+    )
 
 
 def test_the_source_distribution_holds_the_package_and_no_photos_of_others(

@@ -131,4 +131,4 @@ def test_names_and_places(tmp_path: Path) -> None:
         vitrail.load(tmp_path / "empty")
     with pytest.raises(UserError, match="exists and is not a checkpoint"):
         vitrail.create("nano/2").save(tmp_path / "empty")
-    assert bundled() == ["caption", "classify"]
+    assert bundled() == ["caption", "classify", "segment"]
