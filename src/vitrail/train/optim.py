@@ -146,7 +146,7 @@ class Optimizers:
         self.peaks = [[group["lr"] for group in member.param_groups] for member in self.members]
         self.parameters = [p for member in self.members for group in member.param_groups for p in group["params"]]
 
-    def step(self, gradients: Sequence[Tensor | None], factor: float, good: Tensor) -> None:
+    def step(self, gradients: Sequence[Tensor | None], factor: float, good: Tensor | None = None) -> None:
         """One step along the gradients of `parameters`, at `factor` times the peak learning rates.
 
         `good` [] of False moves nothing, whatever the gradients.
@@ -159,7 +159,7 @@ class Optimizers:
             if isinstance(member, Lamb | Muon):
                 member.step(good=good)
             else:
-                member.found_inf = (~good).float()  # type: ignore[attr-defined]  # as a gradient scaler of PyTorch tells it
+                member.found_inf = None if good is None else (~good).float()  # type: ignore[attr-defined]  # as a gradient scaler of PyTorch tells it
                 member.step()
             member.zero_grad(set_to_none=True)
 
