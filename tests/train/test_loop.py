@@ -157,7 +157,7 @@ def test_micro_batches_give_the_steps_of_the_whole_batch(accumulate: int) -> Non
 class Kept(Optimizers):
     """Optimizers that keep the gradients of a step and move nothing."""
 
-    def step(self, gradients: Sequence[Tensor | None], factor: float, good: Tensor) -> None:
+    def step(self, gradients: Sequence[Tensor | None], factor: float, good: Tensor | None = None) -> None:
         pairs = zip(self.parameters, gradients, strict=True)
         self.seen = {parameter: gradient for parameter, gradient in pairs if gradient is not None}
 
