@@ -231,9 +231,9 @@ def test_a_loss_that_is_not_finite_names_step_and_layer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
-@pytest.mark.parametrize("where_it_is", ["loss", "gradient"])
+@pytest.mark.parametrize("fault", ["loss", "gradient"])
 def test_a_step_that_is_not_finite_moves_nothing_and_is_counted(
-    where_it_is: str, optimizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    fault: str, optimizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The run is that without the step, but for its number, on which a constant rate does not depend."""
     run = small_run(optim=Optim(optimizer=optimizer, lr=0.01, warmup=0.0, ema=0.0))
@@ -247,7 +247,7 @@ def test_a_step_that_is_not_finite_moves_nothing_and_is_counted(
             if step == bad:
                 before = {name: value.clone() for name, value in task.state_dict().items()}
                 with monkeypatch.context() as patch:
-                    patch.setattr(task, "loss", spoiled(task, where_it_is))
+                    patch.setattr(task, "loss", spoiled(task, fault))
                     row = train_step(run, module, next(components.train.batches(9)), optimizers, 1.0).read()
                 assert row["finite"] == 0 and not math.isfinite(row["gradient_norm"])
                 assert_same(without_counts(task.state_dict()), without_counts(before))
@@ -262,14 +262,14 @@ def without_counts(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
 
 
-def spoiled(task: Task, where_it_is: str) -> Any:
+def spoiled(task: Task, fault: str) -> Any:
     """The task's loss, which is infinite, or whose gradient is: the square root of zero has an infinite slope."""
     plain = task.loss
 
     def loss(batch: Batch) -> dict[str, Tensor]:
         found = plain(batch)
         weight = task.get_parameter("head.linear.weight")
-        odd = weight.sum() * float("inf") if where_it_is == "loss" else (weight - weight.detach()).square().sum().sqrt()
+        odd = weight.sum() * float("inf") if fault == "loss" else (weight - weight.detach()).square().sum().sqrt()
         return {**found, "loss": found["loss"] + odd}
 
     return loss

@@ -117,12 +117,10 @@ def test_muon_continues_from_its_state_with_other_gradients_missing() -> None:
             q.grad = None if p.grad is None else p.grad.clone()
         a.step(), b.step()
     assert all(torch.equal(p, q) for p, q in zip(ours, theirs, strict=True))
-    alone = Muon([{"params": theirs[1:]}], lr=0.1)
-    assert alone.state_dict()["state"] == {}
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="the compiler of torch 2.6 crashes on a CPU in a norm")
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="not compiled there: see `compiles_norms`")
 def test_a_compiled_step_of_muon_is_the_same() -> None:
     shapes = ((8, 24), (24, 8), (8, 24), (4, 3, 3, 3))
     ours, theirs = parameters_of(shapes), parameters_of(shapes)

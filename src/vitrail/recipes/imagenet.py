@@ -26,14 +26,31 @@ def _warmup(steps: int, total: int) -> float:
     return min(0.5, steps / total)
 
 
+def _big_vision_augment(level: int, mixup: float) -> Augment:
+    """TensorFlow's random crop, flips, RandAugment (2, level) and mixup."""
+    return Augment(
+        crop="inception",
+        scale=(0.05, 1.0),
+        flip=True,
+        policy="big-vision",
+        policy_count=2,
+        policy_strength=level,
+        mixup=mixup,
+    )
+
+
+def _big_vision_optim(steps: int) -> Optim:
+    """Adam with a weight decay of 1e-4 that is independent of the rate: AdamW's is scaled by it, so here it is 0.1."""
+    return Optim(lr=1e-3, weight_decay=0.1, warmup=_warmup(10_000, steps), warmup_start=0.0, clip=1.0)
+
+
 def vit_s16_90(images: int) -> Run:
     """ViT-S/16 in 90 epochs of *Better plain ViT baselines for ImageNet-1k* (arXiv 2205.01580), which reports 76.5 %.
 
     Command: vitrail train vit-s16-90 --data IMAGENET
 
     big_vision's configs/vit_s16_i1k.py: average pooling, fixed 2-D sines, a tanh layer before the head, mixup 0.2,
-    RandAugment (2, 10), a batch of 1,024, 10,000 steps of warm-up. Its weight decay of 1e-4 is independent of the
-    learning rate; AdamW's is scaled by it, so here it is 0.1.
+    RandAugment (2, 10), a batch of 1,024, 10,000 steps of warm-up.
     """
     epochs, batch = 90.0, 1024
     return Run(
@@ -41,22 +58,8 @@ def vit_s16_90(images: int) -> Run:
         data="imagenet",
         model=config_for("S/16", class_token=False, pool="average", positions="sine", activation="gelu_tanh"),
         weights_init="big-vision",
-        augment=Augment(
-            crop="inception",
-            scale=(0.05, 1.0),
-            flip=True,
-            policy="big-vision",
-            policy_count=2,
-            policy_strength=10,
-            mixup=0.2,
-        ),
-        optim=Optim(
-            lr=1e-3,
-            weight_decay=0.1,
-            warmup=_warmup(10_000, _steps(epochs, images, batch)),
-            warmup_start=0.0,
-            clip=1.0,
-        ),
+        augment=_big_vision_augment(level=10, mixup=0.2),
+        optim=_big_vision_optim(_steps(epochs, images, batch)),
         epochs=epochs,
         batch_size=batch,
         task=Classification(hidden=384),
@@ -81,22 +84,8 @@ def augreg_s16(images: int) -> Run:
         data="imagenet",
         model=config_for("S/16", activation="gelu_tanh", prefix_positions="none"),
         weights_init="big-vision",
-        augment=Augment(
-            crop="inception",
-            scale=(0.05, 1.0),
-            flip=True,
-            policy="big-vision",
-            policy_count=2,
-            policy_strength=15,
-            mixup=0.5,
-        ),
-        optim=Optim(
-            lr=1e-3,
-            weight_decay=0.1,
-            warmup=_warmup(10_000, _steps(epochs, images, batch)),
-            warmup_start=0.0,
-            clip=1.0,
-        ),
+        augment=_big_vision_augment(level=15, mixup=0.5),
+        optim=_big_vision_optim(_steps(epochs, images, batch)),
         epochs=epochs,
         batch_size=batch,
         accumulate=4,

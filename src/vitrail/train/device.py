@@ -57,6 +57,14 @@ def choose_attention(device: torch.device) -> None:
         torch.backends.cuda.enable_cudnn_sdp(False)
 
 
+def compiles_norms(device: torch.device) -> bool:
+    """Whether PyTorch can compile the step of an optimizer that needs the norm of a matrix.
+
+    On a CPU, torch 2.6 crashes in it (seen here); 2.9, the first release with Muon, is the first that may.
+    """
+    return device.type != "cpu" or hasattr(torch.optim, "Muon")
+
+
 def ready_to_compile(device: torch.device) -> None:
     """Raise UserError if torch.compile has no compiler, and silence a warning that is irrelevant on a CPU."""
     if device.type != "cpu":

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vitrail.errors import UserError
 from vitrail.tasks.encoder import layers
 from vitrail.tasks.task import Task
+from vitrail.train.device import compiles_norms
 from vitrail.train.lamb import Lamb
 from vitrail.train.muon import Muon
 
@@ -133,6 +134,7 @@ class Optimizers:
     def __init__(self, task: Task, optim: Optim, compile: bool = False) -> None:
         """`compile` compiles the steps of Muon and LAMB; those of the others are one fused function anyway."""
         adamw, muon = groups(task, optim)
+        compile = compile and compiles_norms(next(task.parameters()).device)
         betas = (0.9, optim.beta2)
         self.members: list[torch.optim.Optimizer] = []
         if optim.optimizer == "sgd":

@@ -48,7 +48,7 @@ def _pair(row: Mapping[str, Any], names: list[str]) -> str:
     try:
         image = Image.open(io.BytesIO(base64.b64decode(row["image"]))).convert("RGB")
         truth, found = (painted(each["segments"], names) for each in (row["truth"], row))
-    except (KeyError, TypeError, ValueError, OSError):
+    except (LookupError, TypeError, ValueError, OSError):
         return ""  # a folder of another version, or a damaged one
     pair = Image.new("RGB", (2 * image.width + GAP, image.height), "white")
     for left, mask in ((0, truth), (image.width + GAP, found)):
