@@ -21,7 +21,7 @@ KEPT = {
         *("cider", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "meteor", "ptb_cider", "ptb_bleu4", "ptb_rouge_l"),
         *("length", "vocabulary", "identical", "new", "count"),
     ),
-    "segment": ("miou", "miou_windows", "pixel_accuracy", "count"),
+    "segment": ("miou", "miou_windows", "pixel_accuracy", "count", "classes", "iou"),
 }
 
 CLASSES = (*("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"),)
@@ -50,6 +50,7 @@ def main() -> None:
         elif args.name == "segment":
             data = args.data or str(tiny_streets(Path(place), CLASSES))
             rows = scores("segment", "segment", "--data", data, "--split", "val")
+            rows["iou"] = dict(zip(rows.pop("classes"), rows["iou"], strict=True))
         else:
             rows = scores("classify", "classify", "--data", args.data or str(tiny_cifar10(Path(place))))
     print(rows)
