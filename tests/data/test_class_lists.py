@@ -30,6 +30,7 @@ NAMES = ("road", "sky line"), ()
         ("class_dict.csv", "id;name;red;green;blue\n1;sky line;1;2;3\n0;road;128;64;128\n", BOTH),
         ("classes.csv", "road,128,64,128\nsky line,1,2,3\n", BOTH),
         ("classes.csv", "0,road,128,64,128\n1,sky line,1,2,3\n", BOTH),
+        ("class_dict.csv", "name,color\nroad,#804080\nsky line,#010203\n", BOTH),
         ("labelmap.txt", "# label:color_rgb\nroad:128,64,128::\nsky line:1,2,3::\n", BOTH),
         ("colors.txt", "#804080 road\n#010203 sky line\n", BOTH),
         ("colors.txt", "road #804080\nsky line #010203\n", BOTH),

@@ -131,6 +131,17 @@ def test_a_class_that_training_lacks_is_refused(tmp_path: Path) -> None:
         Masks.open(tmp_path)
 
 
+def test_annotations_of_images_or_categories_that_the_file_does_not_list_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = [annotation(4, 77, 3, encoding(box(0, 0, 1, 1))), annotation(5, 1, 99, encoding(box(0, 0, 1, 1)))]
+    target = Masks.open(made(tmp_path, [*TWO, *other]), val_fraction=0).train.target
+    assert "train.json: 1 annotations are of images that it does not list" in caplog.text
+    with pytest.raises(BadImage, match="1.jpg in train.json: annotation 5 is of a category that the file does not"):
+        target.read(1)
+    assert target.read(0).indices.max() == 2
+
+
 def test_a_class_called_background_is_the_background(tmp_path: Path) -> None:
     categories = [{"id": 0, "name": "background"}, *CATEGORIES]
     assert Masks.open(made(tmp_path, TWO, categories=categories)).train.classes == ["background", "cat", "dog"]

@@ -309,6 +309,17 @@ def test_images_are_prepared_as_the_checkpoint_says_and_a_change_is_logged_once(
     assert line.startswith("interpolation bicubic differs from") and "accuracy is lower" in line
 
 
+def test_the_same_classes_in_another_order_start_a_new_head_and_say_so(
+    images: Path, weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    splits = open_data(images)
+    task = vitrail.load(weights).with_classes(splits.train.classes[::-1])
+    task.save(tmp_path / "start")
+    run = replace(lora_run(tmp_path / "start", images), tune=Tune())
+    assert start(run, splits).classes == splits.train.classes
+    assert "start has these classes in another order, so the head starts with new values" in caplog.text
+
+
 @pytest.mark.parametrize("hidden", [None, 6])
 def test_a_fresh_head_starts_low_for_the_sigmoid_loss_and_a_learned_one_stays(
     hidden: int | None, images: Path, weights: Path, tmp_path: Path

@@ -24,8 +24,9 @@ VOID_NAMES = frozenset(
     ["void", "ignore", "ignored", "ignorelabel", "unlabelled", "unlabeled", "unknown", "undefined", "unannotated"]
 )
 """names of classes, without case and marks, that mean pixels of no class"""
-NAME, NUMBER, HEX = ("name", "class", "label", "classname", "labelname", "category"), ("id", "index", "number"), "hex"
+NAME, NUMBER = ("name", "class", "label", "classname", "labelname", "category"), ("id", "index", "number")
 CHANNELS = (("r", "red"), ("g", "green"), ("b", "blue"))
+HEX = ("hex", "hexcode", "color", "colour")
 MARK = r"[\s,;:]+"
 RGB = r"(?P<r>\d{1,3})[\s,;]+(?P<g>\d{1,3})[\s,;]+(?P<b>\d{1,3})"
 CODE = r"#(?P<hex>[0-9a-fA-F]{6})"
@@ -159,7 +160,7 @@ def _from_table(file: Path, lines: list[tuple[int, str]]) -> list[Row] | None:
         return next((header.index(name) for name in names if name in header), None)
 
     name, number = column(NAME), column(NUMBER)
-    channels = [column(names) for names in CHANNELS]
+    channels, code = [column(names) for names in CHANNELS], column(HEX)
     if name is None:
         return None
     rows = []
@@ -168,6 +169,8 @@ def _from_table(file: Path, lines: list[tuple[int, str]]) -> list[Row] | None:
             values = [None if at is None else int(cells[at]) for at in (number, *channels)]
             r, g, b = values[1:]
             colour = None if r is None or g is None or b is None else (r, g, b)
+            if colour is None and code is not None:
+                colour = _json_colour(cells[code].strip())
             rows.append(Row(cells[name].strip(), colour, values[0]))
         except (ValueError, IndexError):
             raise UserError(f"{file}, line {i}: it needs a value for each of {', '.join(header)}") from None

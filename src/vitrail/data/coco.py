@@ -66,6 +66,8 @@ class Instances(Drawing):
             raise BadImage(f"{self.where}: it declares {width}x{height} pixels, and the limit is {MAX_PIXELS:,}")
         drawn: list[tuple[int, int, list[Json]]] = []
         for shape in self.shapes:
+            if shape.label == UNKNOWN:
+                raise BadImage(f"{self.where}: annotation {shape.number} is of a category that the file does not list")
             try:
                 masks = self._encoded(shape.outline)
                 area = sum(int(rle.lengths_of(mask)[1::2].sum()) for mask in masks)
@@ -112,6 +114,8 @@ class Segments(Drawing):
         colours = read_mask(self.file, self.where, coloured=True).values
         if colours.ndim != 3:
             raise BadImage(f"{self.where}: a panoptic mask has three channels, and {self.file.name} has one")
+        if unlisted := [number for number, label in self.labels.items() if label == UNKNOWN]:
+            raise BadImage(f"{self.where}: segment {unlisted[0]} is of a category that the file does not list")
         numbers = packed(colours)
         found = look_up(numbers, {0: VOID, **self.labels})
         if (wrong := found == UNKNOWN).any():
@@ -227,6 +231,9 @@ def _annotated(file: Path, data: Json, labels: dict[Any, int], find: Callable[[s
         of_image.setdefault(each["image_id"], []).append(each)
     if any(isinstance(each.get("segmentation"), list) and each["segmentation"] for each in data["annotations"]):
         _rasteriser()  # raises if the extra is missing
+    listed = {image["id"] for image in data["images"]}
+    if lost := sum(len(own) for image, own in of_image.items() if image not in listed):
+        log.warning(f"{file}: {lost:,} annotations are of images that it does not list, and are left out")
     panoptic = _is_panoptic(data)
     found = []
     for image in data["images"]:
@@ -236,13 +243,18 @@ def _annotated(file: Path, data: Json, labels: dict[Any, int], find: Callable[[s
         try:
             mask: Drawing | None = None
             if panoptic and own:
-                segments = {int(each["id"]): labels[each["category_id"]] for each in own[0]["segments_info"]}
+                segments = {
+                    int(each["id"]): labels.get(each["category_id"], UNKNOWN) for each in own[0]["segments_info"]
+                }
                 mask = Segments(where, _panoptic_file(file, own[0]["file_name"], path, find), segments)
             elif not panoptic:
-                shapes = [Shape(each.get("id"), labels[each["category_id"]], each.get("segmentation")) for each in own]
+                shapes = [
+                    Shape(each.get("id"), labels.get(each["category_id"], UNKNOWN), each.get("segmentation"))
+                    for each in own
+                ]
                 mask = Instances(where, (int(image["height"]), int(image["width"])), shapes)
         except KeyError as error:
-            raise UserError(f"{file}: {image['file_name']} or its annotations lack {error}, or name no class") from None
+            raise UserError(f"{file}: {image['file_name']} or its annotations lack {error}") from None
         found.append(Annotated(path, mask))
     return found
 

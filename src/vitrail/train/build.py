@@ -138,6 +138,8 @@ def start(run: Run, splits: Splits, loaded: Task | None = None) -> Task:
     zoo.change_size(loaded, run.model.image_size)
     if isinstance(run.model, ViTConfig):
         zoo.change_drop_path(loaded, run.model.drop_path)
+    if loaded.classes != splits.train.classes and sorted(loaded.classes) == sorted(splits.train.classes):
+        log.warning(f"{run.init} has these classes in another order, so the head starts with new values")
     return kind.adopt(run.task, loaded, splits, changed_preparation(run, loaded.preprocess))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from vitrail.sizes import SIZES, config_for
 from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.segment import Segment, Segmentation
 from vitrail.tasks.segment.heads import LinearHead, MaskTransformer, class_logits
+from vitrail.tasks.segment.settings import Inference
 from vitrail.variants import VariantConfig
 from vitrail.vit import Tokens
 
@@ -166,3 +168,15 @@ def test_queries_refuse_encoders_that_cannot_take_them() -> None:
         segmenter(config_for(NANO, relative="table"), head="queries")
     with pytest.raises(UserError, match="has 4 blocks"):
         segmenter(head="queries", head_blocks=5)
+    with pytest.raises(UserError, match="class_weights are of the cross-entropy"):
+        segmenter(head="queries", class_weights="log")
+
+
+def test_windows_refuse_images_that_are_squashed() -> None:
+    model = segmenter()
+    model.preprocess = replace(model.preprocess, resize="squash")
+    image = torch.zeros(3, 40, 60, dtype=torch.uint8)
+    assert model.frames(image).images.shape[0] == 1
+    model.option = Inference(inference="windows")
+    with pytest.raises(UserError, match="windows keep the shape of an image"):
+        model.frames(image)

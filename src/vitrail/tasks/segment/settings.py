@@ -41,6 +41,8 @@ class Segmentation(Settings):
             raise UserError(f"head_blocks and queries must be at least 1, got {self.head_blocks} and {self.queries}")
         if self.upscale < 1 or self.upscale & (self.upscale - 1):
             raise UserError(f"upscale must be a power of 2, such as 4, got {self.upscale}")
+        if self.class_weights != "none" and self.head == "queries":
+            raise UserError("class_weights are of the cross-entropy over pixels, which queries do not have: set none")
         if not 0 <= self.dice < float("inf"):
             raise UserError(f"dice must be a number of at least 0, got {self.dice}")
 

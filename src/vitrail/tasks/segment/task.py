@@ -162,6 +162,8 @@ class Segment(Task):
             height, width = (max(patch, round(side / patch) * patch) for side in scaled)
             way = replace(self.preprocess, size=(height, width), resize="squash", crop_fraction=1.0)
             found = prepare(opened, way)
+        elif self.preprocess.resize == "squash":
+            raise UserError("windows keep the shape of an image, and resize squash does not: set --inference whole")
         else:
             found = self._windows(opened, size, scaled[0] / size[0])
         if not self.option.flip:
@@ -248,7 +250,7 @@ class Segment(Task):
     ) -> dict[str, Any]:
         """As for any task; at the end also `miou` by the other way of inference, under its own name."""
         scores = super().evaluate(loaders, split, metric)
-        if not final:
+        if not final or self.preprocess.resize == "squash":  # which has no windows
             return scores
         chosen, other = self.option, "windows" if self.option.inference == "whole" else "whole"
         try:
