@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from PIL import Image
 
 import vitrail
 from vitrail.cli import main
-from vitrail.predictions import LONG_SIDE, Answered, Lines, figure_names, original, output_to
+from vitrail.predictions import Answered, answer_files, answers, output_to
+from vitrail.predictions.answers import agree
+from vitrail.predictions.outputs import LONG_SIDE, figure_names, original
+from vitrail.predictions.tables import Lines
 from vitrail.tasks.values import Prediction
 
 
@@ -103,7 +107,7 @@ def test_rows_may_lack_entries_and_names_need_not_be_text(kind: str, tmp_path: P
     if kind == "parquet":
         pytest.importorskip("pyarrow", reason="needs pip install 'vitrail[data]'")
     output = output_to(tmp_path / f"x.{kind}", [], [])
-    with output:
+    with output.begin(vitrail.create("nano/2", classes=2), []):
         for found in ODD:
             output.take(Answered(Path("caf\udce9.png"), {"image": "caf\udce9.png", "task": "odd", **found}, Odd(found)))
     if kind == "parquet":
@@ -135,14 +139,104 @@ def test_a_file_of_rows_appears_whole_or_not_at_all(when: str, tmp_path: Path) -
         output.write = broken  # type: ignore[attr-defined]
 
     def answer() -> None:
-        with output:
+        with output.begin(vitrail.create("nano/2", classes=2), []):
             output.take(Answered(Path("a.png"), {"image": "a.png", "task": "odd"}, Odd({})))
             if when == "answers":
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         answer()
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["x.csv.partial"]
+
+
+@pytest.fixture
+def stopping(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """`stopping[0]` images are answered, then the command is interrupted."""
+    left = [sys.maxsize]
+    one = vitrail.predictions.answer_files
+
+    def some(task: Any, paths: Sequence[Path]) -> Iterator[Answered]:
+        for answered in one(task, paths):
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            yield answered
+
+    monkeypatch.setattr(vitrail.predictions, "answer_files", some)
+    return left
+
+
+@pytest.mark.parametrize("out", ["x.csv", "x.jsonl", "figures"])
+def test_a_stopped_command_resumes_and_ends_as_if_it_had_not_stopped(
+    out: str, stopping: list[int], images: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(place: Path, code: int = 2) -> list[str]:
+        predict(model, images, "--out", place, code=code)
+        return capsys.readouterr().out.replace(str(place), "OUT").splitlines()
+
+    def files(place: Path) -> dict[str, bytes]:
+        every = [place] if place.is_file() else [*place.rglob("*")]
+        return {str(path.relative_to(place)): path.read_bytes() for path in every if path.is_file()}
+
+    whole = command(tmp_path / "whole" / out)
+    place = tmp_path / out
+    for count in (2, 1):
+        stopping[0] = count
+        command(place, code=130)
+    assert place.with_name(f"{out}.partial").read_text().count("\n") == 4 and not place.is_file()
+    stopping[0] = sys.maxsize
+    with place.with_name(f"{out}.partial").open("a") as file:
+        file.write('{"row": {"image')  # killed while it wrote
+    assert command(place) == whole
+    assert files(place) == files(tmp_path / "whole" / out)
+    assert not place.with_name(f"{out}.partial").exists()
+
+
+def test_a_stopped_command_does_not_resume_with_another_model_or_other_images(
+    stopping: list[int],
+    images: Path,
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stopping[0] = 2
+    predict(model, images, "--out", tmp_path / "x.csv", code=130)
+    assert "stopped after 2 of 5 images: the same command resumes there" in caplog.text
+    vitrail.create("nano/2", classes=3, image_size=8).save(tmp_path / "other")
+    before = (tmp_path / "x.csv.partial").read_bytes()
+    for used, given in ((tmp_path / "other", [images]), (model, [images / "c.png"]), (model, [images, "--top", 1])):
+        predict(used, *given, "--out", tmp_path / "x.csv", code=2)
+        assert "x.csv.partial holds predictions of another model, other options or" in capsys.readouterr().err
+    assert (tmp_path / "x.csv.partial").read_bytes() == before and not (tmp_path / "x.csv").exists()
+
+
+def test_answers_are_those_of_predict_in_order_however_many_batches(tmp_path: Path, model: Path) -> None:
+    task = vitrail.load(model)
+    paths = [tmp_path / f"{i}.png" for i in range(2 * answers.BATCH + 3)]
+    for i, path in enumerate(paths):
+        Image.new("RGB", (8 + i % 3, 8), (3 * i, 255 - 3 * i, i)).save(path)
+    paths[40].write_bytes(b"broken")
+    found = list(answer_files(task, paths))
+    assert [each.path for each in found] == paths and "error" in found[40].row
+    for i in (0, 31, 32, 39, 41, 66):
+        (expected,) = task.predict([Image.open(paths[i])])
+        assert agree(found[i].row["labels"], expected.row()["labels"])
+
+
+def test_rows_agree_but_for_small_numbers() -> None:
+    def row(*scores: tuple[str, float]) -> dict[str, Any]:
+        return {"labels": [{"label": label, "score": score} for label, score in scores]}
+
+    one = row(("a", 0.5), ("b", 0.105), ("c", 0.1))
+    assert agree(one, one) and agree(one, row(("a", 0.48), ("c", 0.106), ("b", 0.1)))
+    assert agree(one, row(("a", 0.5), ("b", 0.105), ("d", 0.1))), "the last of many labels may change"
+    assert not agree(one, row(("a", 0.5), ("d", 0.3), ("b", 0.1)))
+    assert not agree(one, row(("a", 0.46), ("b", 0.105), ("c", 0.1)))
+    assert agree({"area": 1000, "caption": "a"}, {"area": 1020, "caption": "a"})
+    assert not agree({"area": 1000, "caption": "a"}, {"area": 1040, "caption": "a"})
+    assert not agree({"caption": "a"}, {"caption": "b"}) and not agree({"values": [1.0]}, {"values": [1.0, 2.0]})
+    assert not agree({"value": None}, {"value": 0.0}) and not agree({"sure": True}, {"sure": False})
 
 
 def test_figures_keep_their_places_and_never_meet(

@@ -12,6 +12,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -197,23 +198,25 @@ def predict(args: Sequence[str]) -> int:
     options = parser.parse_args(others, lambda given: load_model(given.model, given.device, given.revision))
     from vitrail.data.sources import images_of
     from vitrail.predictions import answer_files, output_to
+    from vitrail.predictions.answers import Progress
 
     paths = images_of(options.images)
     output = output_to(options.out, options.images, paths)
     task = load_model(options.model, options.device, options.revision, options.verify)
     task.choose(parse_options(task, chosen))
     code = 0
-    with output:
-        for answered in answer_files(task, paths):
-            row = output.take(answered)
+    with output.begin(task, paths):
+        progress = Progress(len(paths), output.done)
+        for row, line in chain(output.earlier(), map(output.take, answer_files(task, paths[output.done :]))):
             if "error" in row:
                 code = UserError.exit_code
                 if not options.json:
                     print(row["error"], file=sys.stderr)
             if options.json:
                 print(json.dumps(row))
-            elif output.line is not None:
-                print(output.line)
+            elif line is not None:
+                print(line)
+            progress.step()
     if (where := output.where) is not None and not options.json:
         print(where)
     return code

@@ -13,7 +13,7 @@ from images import encoded, tiff
 from PIL import Image
 
 from vitrail.data.decode import BadImage, decode
-from vitrail.data.pixels import Source, channel_axis, doubt, scaled
+from vitrail.data.pixels import Doubts, Source, channel_axis, scaled
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError
 
@@ -96,12 +96,12 @@ def test_the_same_image_in_another_type_is_the_same(values: list[int], kind: str
 
 
 def test_what_looks_wrong_about_the_values_of_some_images() -> None:
-    assert doubt([]) is None and doubt([Source(), Source()]) is None
-    assert "values up to 4,095 of 65,535" in str(doubt([Source("uint16", 4095), Source("uint16", 0)]))
-    assert doubt([Source("uint16", 4095), Source("uint16", 50_000)]) is None
-    assert "floats" in str(doubt([Source("float32", 0.9), Source("float64", 200)]))
-    assert "some images have 5 pages" in str(doubt([Source(), Source(pages=5)]))
-    assert doubt([Source("float32", 0), Source("float32", 200)]) is None, "a black image is black in both"
+    assert Doubts([]).text() is None and Doubts([Source(), Source()]).text() is None
+    assert "values up to 4,095 of 65,535" in str(Doubts([Source("uint16", 4095), Source("uint16", 0)]).text())
+    assert Doubts([Source("uint16", 4095), Source("uint16", 50_000)]).text() is None
+    assert "floats" in str(Doubts([Source("float32", 0.9), Source("float64", 200)]).text())
+    assert "some images have 5 pages" in str(Doubts([Source(), Source(pages=5)]).text())
+    assert Doubts([Source("float32", 0), Source("float32", 200)]).text() is None, "a black image is black in both"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vitrail.data.decode import BadImage, EncodedImage
-from vitrail.data.pixels import doubt
+from vitrail.data.pixels import Doubts
 
 if TYPE_CHECKING:
     from vitrail.data.sets import ImageSet
@@ -37,6 +37,6 @@ def stored_channels(images: ImageSet) -> int:
     channels = next((count for count in counts[0] if all(count in other for other in counts)), 3) if counts else 3
     if channels not in (1, 3):  # then each band is a channel
         sources = [source._replace(masked="") for source in sources]
-    if (found := doubt(sources)) is not None:
+    if (found := Doubts(sources).text()) is not None:
         log.warning(f"{images.name}: {found}")
     return channels

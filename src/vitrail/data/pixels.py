@@ -91,36 +91,60 @@ def _scaled_floats(samples: np.ndarray) -> np.ndarray:
     return np.clip(np.nan_to_num(wide, posinf=most, neginf=0) * (255 // most) + 0.5, 0, 255).astype(np.uint8)
 
 
-def doubt(images: Iterable[Source]) -> str | None:
-    """A warning if images of one set seem to be read in another way than they were stored, or None."""
-    return "; ".join(_doubts(list(images))) or None
+class Doubts:
+    """Whether images of one set seem to be read in another way than they were stored."""
 
+    def __init__(self, images: Iterable[Source] = ()) -> None:
+        self.count = self.masks = 0
+        self.pages = 1
+        self.masked = ""
+        """the first image whose last band is a mask"""
+        self.deep = 0.0
+        """the highest value of 16-bit images"""
+        self.floats: tuple[float, float] | None = None
+        """the lowest and the highest of the highest values of images of floats"""
+        for image in images:
+            self.add(image)
 
-def _doubts(images: list[Source]) -> Iterator[str]:
-    deep = [image.highest for image in images if image.type == "uint16" and image.highest]
-    if deep and max(deep) < DARK:
-        yield (
-            f"the 16-bit images use values up to {max(deep):,.0f} of 65,535 and come out dark, with "
-            f"{max(deep) // 256 + 1:.0f} of 256 levels: rescale them to use the whole range"
-        )
-    floats = [image.highest for image in images if image.type.startswith("float") and image.highest]
-    if floats and min(floats) <= 1 + OVERSHOOT < max(floats):
-        yield (
-            "some images of floats are read as 0 to 1, since none of their values is higher, and others as 0 to 255: "
-            "save all with one range"
-        )
-    if (pages := max((image.pages for image in images), default=1)) > 1:
-        yield (
-            f"some images have {pages} pages: a model of {pages} channels reads each page as a channel, any "
-            "other model only the first page"
-        )
-    if masked := [image.masked for image in images if image.masked]:
-        more = f" and {len(masked) - 1:,} more of {len(images):,} images" if len(masked) > 1 else ""
-        yield (
-            f"the last band of {masked[0]}{more} is used as transparency, unless the model has a channel for each "
-            "band: to keep it as a channel, save the files with that band declared as unspecified (ExtraSamples 0, or "
-            "`-co ALPHA=NO` of GDAL)"
-        )
+    def add(self, image: Source) -> None:
+        self.count += 1
+        self.pages = max(self.pages, image.pages)
+        if image.masked:
+            self.masks += 1
+            self.masked = self.masked or image.masked
+        if image.type == "uint16":
+            self.deep = max(self.deep, image.highest)
+        if image.type.startswith("float") and image.highest:
+            least, most = self.floats or (image.highest, image.highest)
+            self.floats = (min(least, image.highest), max(most, image.highest))
+
+    def text(self) -> str | None:
+        """A warning, or None."""
+        return "; ".join(self._all()) or None
+
+    def _all(self) -> Iterator[str]:
+        if 0 < self.deep < DARK:
+            yield (
+                f"the 16-bit images use values up to {self.deep:,.0f} of 65,535 and come out dark, with "
+                f"{self.deep // 256 + 1:.0f} of 256 levels: rescale them to use the whole range"
+            )
+        if self.floats is not None and self.floats[0] <= 1 + OVERSHOOT < self.floats[1]:
+            yield (
+                "some images of floats are read as 0 to 1, since none of their values is higher, and others as 0 to "
+                "255: save all with one range"
+            )
+        if self.pages > 1:
+            yield (
+                f"some images have {self.pages} pages: a model of {self.pages} channels reads each page as a channel, "
+                "any other model only the first page"
+            )
+        if self.masks:
+            more = f" and {self.masks - 1:,} more of {self.count:,} images" if self.masks > 1 else ""
+            yield (
+                f"the last band of {self.masked}{more} is used as transparency, unless the model has a channel for "
+                "each band: to keep it as a channel, save the files with that band declared as unspecified "
+                "(ExtraSamples 0, or `-co ALPHA=NO` of GDAL)"
+            )
 
 
 def to_bytes(image: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitrail.data.decode import EncodedImage
-from vitrail.data.pixels import doubt
+from vitrail.data.pixels import Doubts
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError
 from vitrail.explain.attention import Pool, attention_distance, attention_maps, encoder_of, per_head, rollout
@@ -74,7 +74,7 @@ def explain(task: Task, image: Image.Image | str | Path, out: str | Path) -> dic
     pixels = sample.images[0]
     if (frames := len(sample.images)) > 1:
         log.warning(f"the model reads this image in {frames} frames: the figures show the first")
-    if isinstance(opened, EncodedImage) and (found := doubt([opened.source])) is not None:
+    if isinstance(opened, EncodedImage) and (found := Doubts([opened.source]).text()) is not None:
         log.warning(found)
     answer = task.answers([sample])[0]
     prepared = task.preprocess.normalise(pixels)[None]

@@ -167,7 +167,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """`task.evaluate` on a whole split, with the average of the weights if there is one; `final` as there.
 
-    In the weights' own float32, whatever training computes in: `predict` does so too, on every processor.
+    In the weights' own float32, whatever training computes in.
     """
     current = {name: value.clone() for name, value in task.state_dict().items()} if average else None
     if average:

@@ -1,0 +1,173 @@
+"""Predictions for many files: prepared in threads, answered in batches, in constant memory."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from vitrail.data.decode import EncodedImage
+from vitrail.data.pixels import Doubts, Source
+from vitrail.data.prepare import Sample
+from vitrail.errors import UserError
+from vitrail.tasks.task import Task
+from vitrail.tasks.values import Prediction
+from vitrail.train.device import autocast, native_bf16
+
+log = logging.getLogger("vitrail")
+
+BATCH = 32
+"""batch size"""
+THREADS = 8
+"""the most threads: each holds a decoded image, which may be large"""
+AHEAD = 2
+"""batches that are prepared while one is answered"""
+TOLERANCE = 0.03
+"""by how much a number of an answer in bf16 may differ from that in float32, absolute or relative"""
+LINE_EVERY = 30.0
+"""seconds between lines of progress"""
+Row = dict[str, Any]
+
+
+class Answered(NamedTuple):
+    """A file and the model's prediction."""
+
+    path: Path
+    row: Row
+    """`image`, `task`, and what `Prediction.row` gives, or `error`"""
+    answer: Prediction | None
+    """None for an unreadable file"""
+
+
+class Prepared(NamedTuple):
+    """A file as the model's input."""
+
+    path: Path
+    sample: Sample | str
+    """or why it cannot be read"""
+    source: Source | None
+
+
+def answer_files(task: Task, paths: Sequence[Path]) -> Iterator[Answered]:
+    """The prediction for each file, in order; warns of doubtful values at the end.
+
+    Holds a few batches of images. Of more than one batch, the first is answered in bf16 too where the processor has it,
+    and the rest in bf16 only if both agree.
+    """
+    doubts, precision = Doubts(), _Precision(task, len(paths) > BATCH)
+    for batch in _batches(task, paths):
+        samples = [each.sample for each in batch if not isinstance(each.sample, str)]
+        answers = iter(precision.answers(samples))
+        for path, sample, source in batch:
+            if source is not None:
+                doubts.add(source)
+            answer = None if isinstance(sample, str) else next(answers)
+            fields = {"error": sample} if answer is None else answer.row()
+            yield Answered(path, {"image": str(path), "task": task.name, **fields}, answer)
+    if (doubtful := doubts.text()) is not None:
+        log.warning(doubtful)
+
+
+def _batches(task: Task, paths: Sequence[Path]) -> Iterator[list[Prepared]]:
+    """The files in batches, of which the next ones are prepared in threads meanwhile."""
+    pool = ThreadPoolExecutor(min(THREADS, _cores()))
+    waiting: deque[list[Future[Prepared]]] = deque()
+    try:
+        for start in range(0, len(paths), BATCH):
+            waiting.append([pool.submit(_prepared, task, path) for path in paths[start : start + BATCH]])
+            if len(waiting) > AHEAD:
+                yield [each.result() for each in waiting.popleft()]
+        while waiting:
+            yield [each.result() for each in waiting.popleft()]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _prepared(task: Task, path: Path) -> Prepared:
+    try:
+        opened = EncodedImage(path)
+        return Prepared(path, task.prepare(opened), opened.source)
+    except UserError as error:
+        return Prepared(path, str(error), None)  # the error object would keep the image in memory
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+class _Precision:
+    """The number format of the answers, chosen on the first batch."""
+
+    def __init__(self, task: Task, many: bool) -> None:
+        self.task, self.device = task, next(task.parameters()).device
+        self.chosen: Literal["bf16", "fp32"] = "fp32"
+        self.decided = not many or not native_bf16(self.device)
+
+    def answers(self, samples: list[Sample]) -> list[Prediction]:
+        found = self._answers(samples, self.chosen)
+        if samples and not self.decided:
+            self.decided = True
+            also = self._answers(samples, "bf16")
+            if all(agree(one.row(), other.row()) for one, other in zip(found, also, strict=True)):
+                self.chosen = "bf16"
+                log.warning("the rest is answered in bf16, which agrees with float32 on the first images")
+        return found
+
+    def _answers(self, samples: list[Sample], precision: Literal["bf16", "fp32"]) -> list[Prediction]:
+        with autocast(self.device, precision):
+            return self.task.answers(samples)
+
+
+def agree(one: Any, other: Any) -> bool:
+    """Whether two rows say the same, but for numbers that differ by at most `TOLERANCE`.
+
+    In a list of labels with scores, neighbours may change places, and the last ones be replaced, by as little.
+    """
+    if isinstance(one, bool) or not isinstance(one, int | float | list | dict):
+        return bool(one == other)
+    if isinstance(one, int | float):
+        return isinstance(other, int | float) and abs(one - other) <= TOLERANCE * max(1.0, abs(one))
+    if len(one) != len(other):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(agree(one[name], other[name]) for name in one)
+    if one and all(isinstance(each, dict) and {"label", "score"} == each.keys() for each in [*one, *other]):
+        scores = [{each["label"]: each["score"] for each in labels} for labels in (one, other)]
+        least = [min(each.values()) for each in scores]
+        return all(
+            abs(scores[0].get(label, least[0]) - scores[1].get(label, least[1])) <= TOLERANCE
+            for label in scores[0].keys() | scores[1].keys()
+        )
+    return all(agree(a, b) for a, b in zip(one, other, strict=True))
+
+
+class Progress:
+    """Lines on standard error about work that takes longer than half a minute; a terminal shows the answers instead."""
+
+    def __init__(self, count: int, done: int = 0) -> None:
+        self.count, self.done, self.first = count, done, done
+        self.began = self.last = time.monotonic()
+
+    def step(self) -> None:
+        self.done += 1
+        now = time.monotonic()
+        # Answers arrive in batches: in the midst of one the rate would be wrong.
+        if now - self.last < LINE_EVERY or (self.done - self.first) % BATCH or sys.stdout.isatty():
+            return
+        self.last = now
+        rate = (self.done - self.first) / (now - self.began)
+        left = timedelta(seconds=round((self.count - self.done) / rate))
+        print(
+            f"vitrail: {self.done:,} of {self.count:,} images, {rate:.3g} per second, {left} left",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -1,0 +1,105 @@
+"""Rows as a file: JSON lines, CSV or Parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import IO, Any
+
+from vitrail.errors import UserError
+from vitrail.files import printable
+from vitrail.predictions.journal import Journal
+
+CHUNK = 1_000
+"""rows of a table per chunk"""
+Row = dict[str, Any]
+
+
+class Lines:
+    """The rows of a journal, which can be iterated over repeatedly."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+
+    def __iter__(self) -> Iterator[Row]:
+        for entry in self.journal.entries():
+            yield from [entry["row"]] if entry["rows"] is None else entry["rows"]
+
+    def columns(self) -> list[str]:
+        """The names of all rows, in their order, with `error` last."""
+        names = dict.fromkeys(name for row in self for name in row if name != "error")
+        return [*names, "error"]
+
+
+def as_jsonl(rows: Lines, file: IO[bytes]) -> None:
+    """JSON lines, as `--json` prints them."""
+    file.writelines(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def as_csv(rows: Lines, file: IO[bytes]) -> None:
+    """CSV in UTF-8 with a header; nested values as JSON, missing values empty."""
+    columns = rows.columns()
+    text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([_cell(row.get(name)) for name in columns])
+    text.detach()
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict | bool) else value
+
+
+def as_parquet(rows: Lines, file: IO[bytes]) -> None:
+    """Parquet with lists and structs. Column types suit all rows."""
+    pa, pq = pyarrow()
+    columns = rows.columns()
+    schema = pa.schema([("image", pa.string()), ("task", pa.string()), ("error", pa.string())])
+    for chunk in _chunks(rows, columns):
+        found = pa.Table.from_pylist(chunk).schema
+        schema = pa.unify_schemas([schema, found], promote_options="permissive")
+    schema = pa.schema([schema.field(name) for name in columns])
+    with pq.ParquetWriter(file, schema) as writer:
+        for chunk in _chunks(rows, columns):
+            writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
+
+
+def _chunks(rows: Lines, columns: Sequence[str]) -> Iterator[list[Row]]:
+    """Chunks of rows, each row with every column."""
+    chunk: list[Row] = []
+    for row in rows:
+        chunk.append({name: _readable(row.get(name)) for name in columns})
+        if len(chunk) == CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _readable(value: Any) -> Any:
+    """Text as valid UTF-8: file names may contain other bytes."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, list):
+        return [_readable(item) for item in value]
+    return {name: _readable(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+
+def pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise UserError("Parquet files need pyarrow: pip install 'vitrail[data]', or choose .csv or .jsonl") from None
+    return pa, pq
+
+
+TABLES: Mapping[str, Callable[[Lines, IO[bytes]], None]] = {
+    ".jsonl": as_jsonl,
+    ".csv": as_csv,
+    ".parquet": as_parquet,
+}
+"""writers of tables, by the ending of `--out`"""
