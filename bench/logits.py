@@ -23,7 +23,7 @@ from harness import Parser, Row, record, recorded
 from vitrail.data.sets import open_data
 from vitrail.recipes import RECIPES
 from vitrail.train.build import build
-from vitrail.train.logits import largest_logits
+from vitrail.train.logits import QKClip, largest_logits
 from vitrail.train.optim import Optimizers, factor
 from vitrail.train.run import Run, with_fields
 from vitrail.train.step import LossModule, train_step
@@ -72,9 +72,12 @@ def watched(run: Run, data: Any, count: int) -> Row:
     components, steps = build(run, data, torch.device("cpu"))
     task, began = components.task.train(), time.monotonic()
     optimizers, module = Optimizers(task, run.optim), LossModule(task)
+    clip = QKClip(task, run.optim.qk_clip) if run.optim.qk_clip else None
     largest, last, skipped = [], [0.0], 0
     for step, batch in enumerate(islice(components.train.batches(), count)):
         scalars = train_step(run, module, batch, optimizers, factor(run.optim, step, steps)).read()
+        if clip is not None:
+            clip.after(step, batch["image"])
         skipped += not scalars["finite"]
         if step % EVERY == 0 or step == count - 1:
             last = largest_logits(task, batch["image"])

@@ -160,7 +160,15 @@ def _seeds(rows: Rows) -> str:
     )
     spread = f" ({min(scores):.2%} to {max(scores):.2%})" if len(scores) > 1 else ""
     seeds = f"{len(scores)} seeds" if len(scores) > 1 else "one seed"
-    return f"{rows['mean_top1']:.2%}{spread}, {seeds}, {', '.join(spans)}"
+    told = ", by an earlier version of the recipe" * _changed(rows)
+    return f"{rows['mean_top1']:.2%}{spread}, {seeds}, {', '.join(spans)}{told}"
+
+
+def _changed(rows: Rows) -> bool:
+    """Whether the recipe of a series of `bench/seeds.py` has changed since; older series do not tell."""
+    from vitrail.recipes import RECIPES
+
+    return "recipe" in rows and rows["recipe"] != RECIPES[rows["train"].split()[2]](50_000).fingerprint
 
 
 TRANSFERS: dict[str, str] = {"hymenoptera": "ants and bees", "cifar10": "CIFAR-10"}

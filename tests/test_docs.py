@@ -81,6 +81,12 @@ def test_table_shows_what_a_results_file_holds(tmp_path: Path, monkeypatch: pyte
     assert "| not measured |" in text
     assert "stale" not in text
     assert tables.fresh(text) == text
+    rows = {"mean_top1": 0.98125, "runs": runs, "train": "vitrail train digits", "recipe": "of another version"}
+    file.write_text(json.dumps({**found, "rows": rows}))
+    assert f"| {score}, by an earlier version of the recipe |" in tables.fresh(text)
+    rows["recipe"] = RECIPES["digits"](50_000).fingerprint
+    file.write_text(json.dumps({**found, "rows": rows}))
+    assert tables.fresh(text) == text
 
 
 def test_table_of_transfer_shows_the_results_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

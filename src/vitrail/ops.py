@@ -32,6 +32,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, is_causa
     PyTorch's fused attention never computes the matrix A. In bf16 training on a CPU it is three to four times slower
     for few tokens than the explicit products (results/attention.json), so those are used there.
     """
+    q, k = q.to(v.dtype), k.to(v.dtype)  # a norm on them is in float32 under autocast
     learns = torch.is_grad_enabled() and q.requires_grad and q.dtype == torch.bfloat16 and q.device.type == "cpu"
     if not learns or mask is not None or max(q.shape[-2], k.shape[-2]) > FORMED:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)

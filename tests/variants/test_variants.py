@@ -177,6 +177,15 @@ def test_attention_of_each_precision_is_the_softmax_of_the_products(kind: str) -
             torch.testing.assert_close(one.grad.double(), other.grad, rtol=close, atol=3 * close)
 
 
+def test_queries_and_keys_after_a_norm_have_the_precision_of_the_values() -> None:
+    """Autocast computes norms in float32. Their outputs must not leave the fast path of bf16 training on a CPU."""
+    q, k, v = (torch.randn(1, 2, 3, 8, requires_grad=True) for _ in range(3))
+    low = v.bfloat16()
+    assert torch.equal(attend(q, k, low), attend(q.bfloat16(), k.bfloat16(), low))
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert torch.equal(attend(q, k, low), attend(q.bfloat16(), k.bfloat16(), low))
+
+
 def test_a_query_that_may_look_nowhere_learns_nothing() -> None:
     """On every path, and nothing becomes nan."""
     mask = torch.tensor([[True, True, False], [False, False, False]])

@@ -6,7 +6,7 @@ from vitrail.data.augment import Augment
 from vitrail.tasks.classify import Classification
 from vitrail.train.optim import Optim
 from vitrail.train.run import Run
-from vitrail.vit import ViTConfig
+from vitrail.variants import VariantConfig
 
 
 def folder(images: int) -> Run:
@@ -17,7 +17,7 @@ def folder(images: int) -> Run:
     Cost and score on ants and bees (243 images): results/folder.json
     """
     large = images >= 20_000
-    model = ViTConfig(
+    model = VariantConfig(
         width=384 if large else 192,
         depth=12 if large else 6,
         heads=6,
@@ -27,6 +27,7 @@ def folder(images: int) -> Run:
         pool="average",
         stem=(32, 64, 128, 192),
         drop_path=0.1,
+        qk_norm=True,  # as in `recipes/small.py`: Muon does not bound queries and keys
     )
     # Small data sets need many epochs, large ones few: about 20,000 images in total.
     epochs = min(100.0, max(10.0, 20_000 / max(images, 1)))

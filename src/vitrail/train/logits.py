@@ -1,4 +1,4 @@
-"""The largest attention logits of an encoder. Without a bound they grow under Muon until a kernel fails."""
+"""The largest attention logits of an encoder, and a bound on them: under Muon they grow until a kernel fails."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from vitrail.errors import UserError
 from vitrail.tasks.task import Task
+from vitrail.variants.attention import VariantAttention
+from vitrail.vit import Attention
 
 IMAGES = 8
 """images of a batch that are looked at"""
+CLIP_EVERY = 10
+"""steps between two measurements of `QKClip`"""
 
 
 class Largest(TorchFunctionMode):
-    """Notes the largest attention logit of every call of fused attention while it is active."""
+    """Notes the largest attention logit of each head, [heads], of every call of fused attention while it is active."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +37,7 @@ class Largest(TorchFunctionMode):
     ) -> Any:
         if func is F.scaled_dot_product_attention:
             q, k = args[0], args[1]
-            self.found.append((q.float() @ k.float().mT).abs().amax() * q.shape[-1] ** -0.5)
+            self.found.append((q.float() @ k.float().mT).abs().amax((0, 2, 3)) * q.shape[-1] ** -0.5)
         return func(*args, **(kwargs or {}))
 
 
@@ -42,9 +47,90 @@ def largest_logits(task: Task, images: Tensor) -> list[float]:
 
     Whatever a mask hides counts too.
     """
+    found = _largest_of_heads(task, images).values()
+    return torch.stack([heads.amax() for heads in found]).tolist() if found else []
+
+
+def _largest_of_heads(task: Task, images: Tensor) -> dict[Attention, Tensor]:
+    """The same for each head, [heads], of each attention that the encoder calls, in the order of the calls."""
+    heads: dict[Attention, Tensor] = {}
     training = task.training
     task.eval()
     with Largest() as largest:
-        task.features(images[:IMAGES])
+
+        def take(attention: nn.Module, inputs: Any, output: Any) -> None:
+            assert isinstance(attention, Attention)
+            heads[attention] = torch.stack(largest.found).amax(0)  # differential attention calls it twice
+            largest.found.clear()
+
+        attentions = [module for module in task.modules() if isinstance(module, Attention)]
+        handles = [attention.register_forward_hook(take) for attention in attentions]
+        try:
+            task.features(images[:IMAGES])
+        finally:
+            for handle in handles:
+                handle.remove()
     task.train(training)
-    return torch.stack(largest.found).tolist() if largest.found else []
+    return heads
+
+
+class QKClip:
+    """A bound on attention logits in the optimizer (QK-clip, arXiv 2507.20534, section 2.1).
+
+    After a step, the query and key rows of each head whose largest logit S is above `bound` are multiplied by
+    sqrt(bound / S). The architecture stays the paper's.
+
+    The authors' attention kernel returns S of the whole batch in every step. PyTorch's does not, and to compute it
+    again takes half of the arithmetic of attention and, on a GPU, a launch per layer. S changes little from step to
+    step, so it is measured every `CLIP_EVERY` steps, on the first images of the batch, with the new weights. That
+    takes less than 1 % of the time of a step, leaves the compiled step as it is, never waits for a GPU, and depends
+    only on the step, the batch and the weights, so that a resumed run is the same.
+
+    A head that does not train as a whole (frozen, or with LoRA) is left alone.
+    """
+
+    def __init__(self, task: Task, bound: float) -> None:
+        """Raises UserError if there is no head to scale."""
+        self.task, self.bound = task, bound
+        self.rows = {module: _rows(module) for module in task.modules() if isinstance(module, Attention)}
+        if not any(self.rows.values()):
+            raise UserError(
+                "qk_clip has no effect: this model has no attention, or queries and keys that are normalised (qk_norm) "
+                "or frozen; remove it"
+            )
+
+    @torch.no_grad()
+    def after(self, step: int, images: Tensor) -> None:
+        """To be called after each step, with the images of its batch."""
+        if step % CLIP_EVERY:
+            return
+        for attention, largest in _largest_of_heads(self.task, images).items():
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                # Each process looks at other images, and all must scale by the same factor.
+                torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+            factor = torch.where((largest > self.bound) & largest.isfinite(), self.bound / largest, 1.0)
+            for row, power in self.rows.get(attention, []):
+                row.mul_(factor.pow(power).view(-1, *[1] * (row.ndim - 1)))
+
+
+def _rows(attention: Attention) -> list[tuple[Tensor, float]]:
+    """Views [heads, d, ...] of the weights and biases of queries and keys, each with the power of the heads' factor.
+
+    Empty if they cannot be scaled. Of heads that share a key, each has its own factor, so the queries take all of it.
+    """
+    linear, width = attention.qkv, attention.out.in_features
+    keys = (len(linear.weight) - width) // 2
+    own = [linear.weight, *([] if linear.bias is None else [linear.bias])]
+    rows = [tensor[:width] for tensor in own]
+    if isinstance(attention, VariantAttention):
+        if not isinstance(attention.q_norm, nn.Identity):
+            return []
+        if attention.q_bias is not None:
+            own.append(attention.q_bias)
+            rows.append(attention.q_bias)
+    if not all(tensor.requires_grad for tensor in own):
+        return []
+    if keys == width:
+        rows += [tensor[width : 2 * width] for tensor in own if len(tensor) > width]
+    power = 0.5 if keys == width else 1.0
+    return [(tensor.detach().unflatten(0, (-1, width // attention.heads)), power) for tensor in rows]

@@ -27,7 +27,7 @@ from vitrail.tasks.values import Metric
 from vitrail.train.device import release_memory
 from vitrail.train.finite import Watch, no_number, not_finite
 from vitrail.train.loaders import Loaders, evaluation_loader
-from vitrail.train.logits import largest_logits
+from vitrail.train.logits import QKClip, largest_logits
 from vitrail.train.lora import merge_lora, merged
 from vitrail.train.optim import Average, Optimizers, factor
 from vitrail.train.progress import Progress
@@ -84,6 +84,7 @@ def _train(run: Run, components: Components, folder: RunFolder, steps: int, resu
     """All steps and evaluations; returns the seconds that they took."""
     task, loader = components.task.train(), components.train
     optimizers = Optimizers(task, run.optim, compile=run.compiled)
+    clip = QKClip(task, run.optim.qk_clip) if run.optim.qk_clip else None
     average = Average(task, run.optim.ema) if run.optim.ema else None
     start, best, sums = folder.load_state(task, optimizers, average) if resume else (0, None, {})
     if (rule := task.score) is None:
@@ -106,6 +107,8 @@ def _train(run: Run, components: Components, folder: RunFolder, steps: int, resu
                 batch = task.target.rescale(batch, run.early_shape)
             rate = factor(run.optim, step, steps, loader.steps_per_epoch)
             scalars = train_step(run, module, batch, optimizers, rate)
+            if clip is not None:
+                clip.after(step, batch["image"])
             watch.follow(step + 1, scalars, batch, run.optim.lr * rate)
             if average is not None:
                 average.update(step)

@@ -46,11 +46,14 @@ class Optim:
     """layer-wise learning rate decay: factor per layer, from the head down (arXiv 2106.08254); 1 for none"""
     clip: float = 0.0
     """gradient clipping: maximum norm of the gradient; 0 for no clipping"""
+    qk_clip: float = 0.0
+    """largest attention logit of a head of the encoder: above it, the weights of its queries and keys are scaled down
+    after the step (arXiv 2507.20534); 0 for no bound"""
     ema: float = 0.0
     """decay of the exponential moving average (EMA) of the weights, which is then evaluated and saved; 0 for no EMA"""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "muon_lr", "weight_decay", "layer_decay", "clip"):
+        for name in ("lr", "muon_lr", "weight_decay", "layer_decay", "clip", "qk_clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} must be a number of at least 0, got {getattr(self, name)}")
         for name in ("warmup", "warmup_start", "cooldown", "final"):
