@@ -35,7 +35,7 @@ def compile_network(module: LossModule, run: Run, device: torch.device) -> None:
     A recorded pass writes into the same memory each time, which is right here because nothing of it outlives the step:
     the gradients are made by `autograd.grad` and are no one's `.grad`, and `train_step` returns copies. With
     micro-batches they would (pytorch/pytorch#169545), so `Run` refuses those. Each shape of a batch, such as that of
-    `early_size`, is recorded by itself. PyTorch runs a pass without a graph if it reads tensors on the CPU.
+    `early_size`, is recorded separately. PyTorch runs a pass without a graph if it reads tensors on the CPU.
 
     Not recorded: the augmentation, clipping, the optimizers, and the running average, which are a few fused kernels
     already; and passes of several processes.
