@@ -26,7 +26,7 @@ from vitrail.recipes import RECIPES
 from vitrail.train.build import build
 from vitrail.train.optim import Average, Optimizers
 from vitrail.train.run import Run, with_fields
-from vitrail.train.step import LossModule, train_step
+from vitrail.train.step import LossModule, compile_network, train_step
 
 STEPS = 3
 """steps that are counted, and steps before them, in which everything is compiled"""
@@ -63,7 +63,7 @@ def count(run: Run, data: Path) -> Row:
     task = components.task.train()
     optimizers, module = Optimizers(task, run.optim, compile=run.compiled), LossModule(task)
     average = Average(task, run.optim.ema)
-    module.compile(dynamic=False)
+    compile_network(module, run, torch.device("cpu"))
     batches = components.train.batches()
 
     def step(number: int) -> None:

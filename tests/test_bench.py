@@ -307,3 +307,38 @@ def test_parity_refuses_values_that_are_not_finite(ours: float, bench: Any) -> N
         comparison.differences((one, two), (torch.full((1, 2), ours), two))
     with pytest.raises(ValueError, match="shape"):
         comparison.differences((one, two), (one, two[0]))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_stage_on_a_gpu_that_hangs_or_crashes_costs_no_other(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What it measured before stays in its row."""
+    gpu = bench("gpu")
+
+    def hang(own: Any) -> None:
+        own.keep("hang", {"before": 1})
+        subprocess.run(["sleep", "100"], check=True)
+
+    def fail(own: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    def work(own: Any) -> None:
+        own.keep("work", {"a": 2})
+
+    stages = {"hang": hang, "crash": lambda own: os._exit(9), "fail": fail, "work": work}
+    monkeypatch.setattr(gpu, "STAGES", {name: gpu.Stage(run, 0.4) for name, run in stages.items()})
+    assert gpu.run_stages(gpu.Bench(True, None, tmp_path), list(stages)) == ["hang", "crash", "fail"]
+    assert json.loads((tmp_path / "gpu.json").read_text())["rows"] == {
+        "hang": {"before": 1, "failed": "stopped at its time limit"},
+        "fail": {"failed": "RuntimeError: out of memory"},
+        "work": {"a": 2},
+    }
+    assert "out of memory" in capfd.readouterr().err
+
+
+def test_each_of_the_two_calls_on_a_gpu_takes_less_than_six_minutes(bench: Any) -> None:
+    gpu = bench("gpu")
+    for stages in gpu.CALLS.values():
+        assert sum(gpu.STAGES[name].seconds for name in stages) <= 345
+    assert "first 340 s, second 340 s" in gpu.plan([*gpu.STAGES])

@@ -34,7 +34,7 @@ from vitrail.train.build import (
     warn_unused,
 )
 from vitrail.train.device import choose_device
-from vitrail.train.feeding import decoding_line
+from vitrail.train.feeding import decoding_line, device_line
 from vitrail.train.frozen import fit_frozen
 from vitrail.train.loaders import Loaders, evaluation_loader
 from vitrail.train.loop import Components, evaluate, fit
@@ -186,8 +186,10 @@ def resume_run(path: Path, device: str | None) -> Trained:
 def _train(run: Run, components: Components, folder: RunFolder, steps: int, resume: bool) -> dict[str, Any]:
     if run.fast_dev_run:
         log.warning(f"fast dev run: {steps} steps on at most {run.images} images of each split; {NO_SCORES}")
-    if (line := decoding_line(components.train, folder.rows())) is not None:
-        log.warning(line)
+    loader = components.train
+    for line in (device_line(run, loader.device), decoding_line(run, components.task, loader, folder.rows())):
+        if line is not None:
+            log.warning(line)
     scores = fit_frozen(run, components, folder) if run.tune.frozen else fit(run, components, folder, steps, resume)
     scores |= {"fast_dev_run": True} if run.fast_dev_run else {}
     folder.end(scores)

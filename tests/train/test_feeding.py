@@ -1,4 +1,4 @@
-"""The line about decoding at the start of a run."""
+"""The lines about the device and about decoding at the start of a run."""
 
 from __future__ import annotations
 
@@ -14,13 +14,27 @@ from vitrail.data.augment import Augment
 from vitrail.data.loader import Loader
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import open_data
-from vitrail.train.feeding import decoding_line, needed
+from vitrail.tasks.classify import Classify
+from vitrail.tasks.encoder import encoder_for
+from vitrail.train import feeding
+from vitrail.train.feeding import decoding_line, device_line, measured, needed
+from vitrail.train.run import Run
+from vitrail.vit import ViTConfig
 
 LOG: list[dict[str, Any]] = [
     {"images_per_s": 10.0, "wait": 0.0},
     {"images_per_s": 300.0, "wait": 0.75},
     {"kind": "val", "seconds": 3.0},
 ]
+
+
+def tiny_run(**changes: Any) -> Run:
+    return Run("x", data="none", model=ViTConfig(8, 1, 2, 8, (16, 16), stem=(4,)), **changes)
+
+
+def tiny_task() -> Classify:
+    model = tiny_run().model
+    return Classify(encoder_for(model), ["a", "b"], Preprocess(model.image_size)).train()
 
 
 @pytest.mark.parametrize(
@@ -36,10 +50,11 @@ def test_only_a_set_on_disk_is_measured_and_nothing_of_the_run_changes(workers: 
             workers=workers, memory=memory, max_bad=0.5,
         )  # fmt: skip
 
-    assert decoding_line(loader(memory=True)) is None
+    run, task = tiny_run(), tiny_task()
+    assert decoding_line(run, task, loader(memory=True)) is None
     plain, measured = loader(memory=False), loader(memory=False)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
-    line = decoding_line(measured, LOG)
+    line = decoding_line(run, task, measured, LOG)
     assert line is not None and line.startswith(f"the images are read from disk: {who} about ")
     assert "GPU" not in line and line.endswith(" images/s"), "what a GPU needs is nothing to a CPU"
     assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == threads
@@ -47,10 +62,48 @@ def test_only_a_set_on_disk_is_measured_and_nothing_of_the_run_changes(workers: 
     assert torch.equal(next(measured.batches(1))["image"], next(plain.batches(1))["image"])
 
 
-def test_what_a_gpu_needs_is_known_from_a_log_only() -> None:
+def test_what_a_gpu_needs_is_known_from_a_log_or_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, task = tiny_run(), tiny_task()
     on_gpu: Any = SimpleNamespace(memory=False, workers=1, device=torch.device("cuda"), rate=lambda: 500.0)
     plain = "the images are read from disk: 1 worker decodes about 500 images/s"
-    assert decoding_line(on_gpu) == plain
-    assert decoding_line(on_gpu, LOG) == f"{plain}, and the GPU took about 1,200 images/s when it did not wait for data"
+    monkeypatch.setattr(feeding, "measured", lambda *run: 2500.0)
+    needs = "and the GPU needs about 2,500 images/s (measured on 32 images, without compiling)"
+    assert decoding_line(run, task, on_gpu) == f"{plain}, {needs}"
+    took = "and the GPU took about 1,200 images/s when it did not wait for data"
+    assert decoding_line(run, task, on_gpu, LOG) == f"{plain}, {took}"
+    monkeypatch.setattr(feeding, "measured", lambda *run: None)
+    assert decoding_line(run, task, on_gpu) == plain
     assert needed(LOG) == 1200 and needed(LOG[:1]) == 10
     assert needed([]) is None and needed([{"images_per_s": 1.0, "wait": 1.0}]) is None
+
+
+@pytest.mark.parametrize("augment", [Augment(), Augment(mixup=0.5)])
+def test_the_measurement_of_the_network_changes_nothing_of_the_run(augment: Augment, tmp_path: Path) -> None:
+    """No weight, no statistic, no draw and no count; and bad images do not end it."""
+    images = open_data(folder_of(tmp_path / "data", {"a": 6, "b": 6})).train
+    (tmp_path / "data" / "a" / "0.jpg").write_bytes(b"no image")
+    loader = Loader(
+        images, Preprocess((16, 16)), batch_size=4, seed=0, train=True, memory=False, max_bad=0.5, augment=augment
+    )
+    task = tiny_task()
+    before = {name: value.clone() for name, value in task.state_dict().items()}
+    state = torch.get_rng_state()
+    speed = measured(tiny_run(), task, loader)
+    assert speed is not None and speed > 0 and task.training
+    assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
+    assert all(parameter.grad is None for parameter in task.parameters())
+    assert torch.equal(torch.get_rng_state(), state) and not loader.bad and not loader.wait
+    for path in (tmp_path / "data").rglob("*.jpg"):
+        path.write_bytes(b"no image")
+    assert measured(tiny_run(), task, loader) is None
+
+
+def test_the_device_and_its_number_format_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert device_line(tiny_run(), cpu) is None
+    assert device_line(tiny_run(precision="fp16"), cpu) == "training on CPU in fp16, and the loss is scaled"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    assert device_line(tiny_run(), gpu) == "training on Tesla T4 in fp16, and the loss is scaled"
+    assert device_line(tiny_run(precision="fp32"), gpu) == "training on Tesla T4 in fp32"

@@ -348,6 +348,11 @@ class Loader:
             torch.set_num_threads(threads)
         return count / spent
 
+    def first(self, count: int) -> Batch:
+        """The first images of the run as a training batch, read here. No counts change, and no worker starts."""
+        wants = self._plan(0).wants()[: count // self.unit * self.unit]
+        return self._from_fetched(self._fetcher(self.augment).__getitems__(wants), 0, self.augment)
+
     def _fetcher(self, augment: Augment | None) -> Fetch:
         views = self.views if augment is not None else self.views[:1]
         return Fetch(self.set, self.target, views, augment, self._kept, self.prepare)

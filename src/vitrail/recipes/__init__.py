@@ -27,7 +27,7 @@ from vitrail.recipes.finetune import finetune
 from vitrail.recipes.folder import folder
 from vitrail.recipes.imagenet import augreg_s16, deit3_s16, finetune_b16_384, vit_s16_90
 from vitrail.recipes.segment import segment
-from vitrail.recipes.small import cifar10, cifar10_laptop, cifar10_quick, digits, mnist
+from vitrail.recipes.small import cifar10, cifar10_laptop, cifar10_quick, cifar10_small, digits, mnist
 from vitrail.tasks.encoder import EncoderConfig
 from vitrail.train.run import Run, changed_fields
 from vitrail.variants import as_variant
@@ -42,6 +42,7 @@ RECIPES: dict[str, Recipe] = {
     "cifar10-quick": cifar10_quick,
     "cifar10-laptop": cifar10_laptop,
     "cifar10": cifar10,
+    "cifar10-small": cifar10_small,
     "mlp-cifar10": mlp_cifar10,
     "cnn-cifar10": cnn_cifar10,
     "resnet-cifar10": resnet_cifar10,

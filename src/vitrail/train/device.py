@@ -14,6 +14,8 @@ import torch
 
 from vitrail.errors import UserError
 
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+
 
 def choose_device(name: str | None = None) -> torch.device:
     """The named device, or the best one available."""
@@ -40,11 +42,26 @@ def native_bf16(device: torch.device) -> bool:
     return False
 
 
-def autocast(device: torch.device, precision: Literal["auto", "bf16", "fp32"]) -> AbstractContextManager[object]:
+FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def number_format(device: torch.device, precision: Precision) -> torch.dtype:
+    """The format in which products are computed; auto: the fastest that the device supports natively.
+
+    That is bf16, or fp16 on the NVIDIA GPUs with tensor cores that lack bf16 (such as V100 and T4), else float32.
+    """
+    if precision != "auto":
+        return FORMATS[precision]
+    if native_bf16(device):
+        return torch.bfloat16
+    tensor_cores = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
+    return torch.float16 if tensor_cores else torch.float32
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """The context in which the forward pass and the loss are computed."""
-    if precision == "fp32" or (precision == "auto" and not native_bf16(device)):
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+    chosen = number_format(device, precision)
+    return nullcontext() if chosen == torch.float32 else torch.autocast(device.type, chosen)
 
 
 def choose_attention(device: torch.device) -> None:

@@ -1,18 +1,38 @@
-"""The line at the start of a run whose images are read from disk: how fast this machine decodes them."""
+"""The lines at the start of a run: what it trains on, and how fast images are decoded for it."""
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from vitrail.data.loader import Loader
+from vitrail.errors import UserError
+from vitrail.tasks.task import Task
+from vitrail.train.device import FORMATS, autocast, number_format
+from vitrail.train.run import Run
+
+IMAGES, CALLS = 32, 3
+"""images of a batch that is timed, and how often it is"""
 
 
-def decoding_line(loader: Loader, rows: Sequence[dict[str, Any]] = ()) -> str | None:
+def device_line(run: Run, device: torch.device) -> str | None:
+    """The GPU and the number format; None on a CPU, unless the format is one that nobody expects there."""
+    chosen = number_format(device, run.precision)
+    if device.type == "cpu" and chosen != torch.float16:
+        return None
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    scaled = ", and the loss is scaled" if chosen == torch.float16 and not run.tune.frozen else ""
+    return f"training on {name} in {next(word for word, own in FORMATS.items() if own == chosen)}{scaled}"
+
+
+def decoding_line(run: Run, task: Task, loader: Loader, rows: Sequence[dict[str, Any]] = ()) -> str | None:
     """How many images per second are decoded, for a loader that reads from disk; None for a set in memory.
 
-    What a GPU needs is known only if the run has trained on one before: `rows` are those of its log.
+    Also what a GPU needs: from `rows`, those of the run's log, if it has trained before, else by a short measurement.
     """
     if loader.memory:
         return None
@@ -20,8 +40,12 @@ def decoding_line(loader: Loader, rows: Sequence[dict[str, Any]] = ()) -> str | 
     # More workers than cores decode no faster.
     rate = loader.rate() * min(max(1, loader.workers), cores)
     who = {0: "the main process decodes", 1: "1 worker decodes"}.get(loader.workers, f"{loader.workers} workers decode")
-    need = needed(rows) if loader.device.type == "cuda" else None
-    own = "" if need is None else f", and the GPU took about {need:,.0f} images/s when it did not wait for data"
+    own = ""
+    if loader.device.type == "cuda":
+        if (need := needed(rows)) is not None:
+            own = f", and the GPU took about {need:,.0f} images/s when it did not wait for data"
+        elif not run.tune.frozen and (need := measured(run, task, loader)) is not None:
+            own = f", and the GPU needs about {need:,.0f} images/s (measured on {IMAGES} images, without compiling)"
     return f"the images are read from disk: {who} about {rate:,.0f} images/s{own}"
 
 
@@ -29,3 +53,36 @@ def needed(rows: Sequence[dict[str, Any]]) -> float | None:
     """Images per second of a run while it did not wait for data, by the last row of its log; None if it is unknown."""
     row = next((row for row in reversed(rows) if "images_per_s" in row), None)
     return row["images_per_s"] / (1 - row["wait"]) if row is not None and row["wait"] < 1 else None
+
+
+def measured(run: Run, task: Task, loader: Loader) -> float | None:
+    """Images per second of the forward and backward pass, on a few images of the run; None if they are all bad.
+
+    Nothing that the run depends on changes. It is a guess: compiled networks and larger batches are faster.
+    """
+    training, parameters = task.training, [p for p in task.parameters() if p.requires_grad]
+    devices = [loader.device] if loader.device.type == "cuda" else []
+    # Compiling would take minutes, and again for the batches of the run.
+    with torch.compiler.set_stance("force_eager"), torch.random.fork_rng(devices):
+        try:
+            if not len((batch := loader.first(IMAGES))["image"]):
+                return None
+            task.eval()  # so that batch norm's statistics stay; the products are those of training
+            for call in range(CALLS + 1):  # the first is slower
+                if call == 1:
+                    _wait(loader.device)
+                    began = time.perf_counter()
+                with autocast(loader.device, run.precision):
+                    loss = task.loss(batch)["loss"]
+                torch.autograd.grad(loss, parameters, allow_unused=True)
+            _wait(loader.device)
+        except UserError:
+            return None
+        finally:
+            task.train(training)
+    return CALLS * len(batch["image"]) / (time.perf_counter() - began)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

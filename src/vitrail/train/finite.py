@@ -45,13 +45,19 @@ class Watch:
     def read(self, last: bool = False) -> None:
         """Read the step that is left. Raises RunError after `MOST` steps in a row that moved nothing.
 
-        Also at the `last` step, if no step ever moved anything.
+        Also at the `last` step, if no step ever moved anything. A step that only halved the scale of the loss, as fp16
+        needs from time to time, is none of them: after a few of them the scale is at its floor.
         """
         if self._pending is None:
             return
         step, scalars, batch, lr = self._pending
         self._pending = None
         row = scalars.read()
+        if row.pop("halved", 0):
+            self.progress.skip(len(batch["image"]), "overflows")
+            if last and not self.moved:
+                log.warning("no weight was moved: the scale of the loss was still too large for fp16 at the last step")
+            return
         if row.pop("finite"):
             self.in_a_row, self.moved = 0, True
             self.progress.step({**row, "lr": lr}, len(batch["image"]))
@@ -61,7 +67,8 @@ class Watch:
         told = f"the loss is {row['loss']} and the norm of the gradient {row['gradient_norm']} at step {step}"
         if self.in_a_row >= MOST or (last and not self.moved):
             many = "" if self.in_a_row == 1 else f", the last of {self.in_a_row} such steps in a row"
-            raise RunError(f"{told}{many}; {where(self.task, batch)}")
+            half = "; the range of fp16 is small: --precision fp32 may help" if "loss_scale" in row else ""
+            raise RunError(f"{told}{many}; {where(self.task, batch)}{half}")
         if self.in_a_row == 1:
             log.warning(f"{told}: no weight was moved")
 

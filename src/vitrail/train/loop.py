@@ -32,8 +32,9 @@ from vitrail.train.lora import merge_lora, merged
 from vitrail.train.optim import Average, Optimizers, factor
 from vitrail.train.progress import Progress
 from vitrail.train.run import Run
+from vitrail.train.scale import loss_scale
 from vitrail.train.state import RunFolder
-from vitrail.train.step import LossModule, train_step
+from vitrail.train.step import LossModule, compile_network, train_step
 from vitrail.zoo.files import open_files
 
 log = logging.getLogger("vitrail")
@@ -83,7 +84,8 @@ def fit(run: Run, components: Components, folder: RunFolder, steps: int, resume:
 def _train(run: Run, components: Components, folder: RunFolder, steps: int, resume: bool) -> float:
     """All steps and evaluations; returns the seconds that they took."""
     task, loader = components.task.train(), components.train
-    optimizers = Optimizers(task, run.optim, compile=run.compiled)
+    scale = loss_scale(loader.device, run.precision, run.batch_size)
+    optimizers = Optimizers(task, run.optim, compile=run.compiled, scale=scale)
     clip = QKClip(task, run.optim.qk_clip) if run.optim.qk_clip else None
     average = Average(task, run.optim.ema) if run.optim.ema else None
     start, best, sums = folder.load_state(task, optimizers, average) if resume else (0, None, {})
@@ -91,7 +93,7 @@ def _train(run: Run, components: Components, folder: RunFolder, steps: int, resu
         raise UserError(f"the task {task.name} has no score to choose a checkpoint by: it cannot be trained")
     module, draws = LossModule(task), task.draws
     if run.compiled:
-        module.compile(dynamic=False)
+        compile_network(module, run, loader.device)
     began = saved = time.monotonic()
     spent = next((row["seconds"] for row in reversed(folder.rows()) if "seconds" in row), 0.0)
     folder.log_start(rule, start, shlex.join(["vitrail", *sys.argv[1:]]))

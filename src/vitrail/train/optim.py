@@ -16,6 +16,7 @@ from vitrail.tasks.task import Task
 from vitrail.train.device import compiles_norms
 from vitrail.train.lamb import Lamb
 from vitrail.train.muon import Muon
+from vitrail.train.scale import LossScale
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,12 @@ def _merged(chosen: dict[tuple[int, bool], list[Tensor]], optim: Optim) -> dict[
 class Optimizers:
     """AdamW (or SGD, or LAMB) and Muon as one: each parameter belongs to one of them."""
 
-    def __init__(self, task: Task, optim: Optim, compile: bool = False) -> None:
-        """`compile` compiles the steps of Muon and LAMB; those of the others are one fused function anyway."""
+    def __init__(self, task: Task, optim: Optim, compile: bool = False, scale: LossScale | None = None) -> None:
+        """`compile` compiles the steps of Muon and LAMB; those of the others are one fused function anyway.
+
+        `scale` is that of the loss, which a resumed run needs as much as the optimizers' state.
+        """
+        self.scale = scale
         adamw, muon = groups(task, optim)
         compile = compile and compiles_norms(next(task.parameters()).device)
         betas = (0.9, optim.beta2)
@@ -169,11 +174,16 @@ class Optimizers:
             member.zero_grad(set_to_none=True)
 
     def state_dict(self) -> list[dict[str, Any]]:
-        return [member.state_dict() for member in self.members]
+        """The optimizers' states, and that of the scale last."""
+        states = [member.state_dict() for member in self.members]
+        return states if self.scale is None else [*states, self.scale.state_dict()]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        for member, state in zip(self.members, states, strict=True):
+        count = len(self.members)
+        for member, state in zip(self.members, states[:count], strict=True):
             member.load_state_dict(state)
+        if self.scale is not None and len(states) > count:  # else the run resumes from another number format
+            self.scale.load_state_dict(states[count])
 
 
 class Average:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -11,11 +11,11 @@ from vitrail.tasks.answers import one_frame_each
 from vitrail.tasks.encoder import one_vector
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Features
-from vitrail.train.device import autocast
+from vitrail.train.device import Precision, autocast
 
 
 @torch.no_grad()
-def features(task: Task, loader: Loader, precision: Literal["auto", "bf16", "fp32"] = "auto") -> Features:
+def features(task: Task, loader: Loader, precision: Precision = "auto") -> Features:
     """The features of a split, kept on the task's device. UserError if its target has no row per image."""
     labels = loader.target.per_image()
     task.eval()

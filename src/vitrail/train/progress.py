@@ -25,7 +25,8 @@ class Progress:
     def __init__(self, steps: int, start: int, loader: Loader, sums: dict[str, float] | None = None) -> None:
         self.steps, self.done, self.loader = steps, start, loader
         self.sums = sums or {}
-        """sums over the steps since the last row, their number under `steps`, and that of the `skipped` ones"""
+        """sums over the steps since the last row, their number under `steps`, and the number of those that moved
+        nothing, under `skipped` and `overflows`"""
         self.console = Console(stderr=True)
         self.bar = Bar(
             TextColumn("step {task.completed}/{task.total}"),
@@ -64,9 +65,9 @@ class Progress:
             self.sums[name] = self.sums.get(name, 0.0) + value
         self._count(images)
 
-    def skip(self, images: int) -> None:
+    def skip(self, images: int, kind: str = "skipped") -> None:
         """Add a step that moved nothing, whose values are no numbers."""
-        self.sums["skipped"] = self.sums.get("skipped", 0.0) + 1
+        self.sums[kind] = self.sums.get(kind, 0.0) + 1
         self._count(images)
 
     def _count(self, images: int) -> None:
@@ -94,13 +95,17 @@ class Progress:
         return f"{timedelta(seconds=round(seconds))} left"
 
     def row(self) -> dict[str, float]:
-        """Means of the steps since the last row, for the log, and the number of those that moved nothing."""
+        """Means of the steps since the last row, for the log, and the number of those that moved nothing.
+
+        Those whose gradient overflowed in fp16 are counted apart, as `overflows`.
+        """
         speed, wait = self._rates()
         steps, skipped = self.sums.pop("steps", 0), int(self.sums.pop("skipped", 0))
+        overflows = {"overflows": int(count)} if (count := self.sums.pop("overflows", 0)) else {}
         row = {name: value / steps for name, value in self.sums.items()}
         self.sums = {}
         self._restart()
-        return {**row, "skipped": skipped, "images_per_s": speed, "wait": wait}
+        return {**row, "skipped": skipped, **overflows, "images_per_s": speed, "wait": wait}
 
     def evaluated(self, scores: dict[str, Any], rule: Score) -> None:
         """Show the score of an evaluation, and exclude its time from the speed."""

@@ -15,6 +15,7 @@ from vitrail.plain import describe, described, flat_fields, rebuild
 from vitrail.tasks import TASKS, task_class
 from vitrail.tasks.encoder import KINDS, EncoderConfig
 from vitrail.tasks.values import Settings
+from vitrail.train.device import Precision
 from vitrail.train.optim import Optim
 from vitrail.train.tune import Tune
 from vitrail.variants import as_variant, simplest
@@ -81,10 +82,14 @@ class Run:
     """fraction of the short side that the center crop keeps at evaluation; None: the checkpoint's, or 1"""
     interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None
     """interpolation for resizing; None: the checkpoint's, or bicubic"""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """number format for training; auto: bf16 if the device supports it natively, else fp32. Evaluation uses fp32"""
+    precision: Precision = "auto"
+    """number format for training; auto: bf16 if the device supports it natively, else fp16 on a GPU with tensor cores,
+    else fp32. In fp16 the loss is scaled. Evaluation uses fp32"""
     compile: bool = False
     """compile the network with torch.compile"""
+    cuda_graphs: bool = False
+    """with `compile` on a CUDA device: record the compiled network as CUDA graphs, so that a step launches few kernels;
+    for small networks and batches of one size"""
     eval_every: float = 1.0
     """epochs between evaluations on the validation split"""
     workers: int = 2
@@ -108,6 +113,8 @@ class Run:
             raise UserError("weights_init deit sets attention as well: add --attention-init xavier")
         if self.max_steps is not None and self.max_steps < 1:
             raise UserError(f"max_steps must be at least 1, got {self.max_steps}")
+        if self.cuda_graphs and self.accumulate > 1:
+            raise UserError("cuda_graphs records one batch per step: remove --accumulate, or add --no-cuda-graphs")
         if self.workers < 0:
             raise UserError(f"workers must not be negative, got {self.workers}")
         patch = getattr(self.model, "patch", 1)

@@ -29,6 +29,21 @@ class LossModule(nn.Module):
         return self.task.loss(batch)
 
 
+def compile_network(module: LossModule, run: Run, device: torch.device) -> None:
+    """Compile the forward and backward pass; with `run.cuda_graphs` on a CUDA device also record them as CUDA graphs.
+
+    A recorded pass writes into the same memory each time, which is right here because nothing of it outlives the step:
+    the gradients are made by `autograd.grad` and are no one's `.grad`, and `train_step` returns copies. With
+    micro-batches they would (pytorch/pytorch#169545), so `Run` refuses those. Each shape of a batch, such as that of
+    `early_size`, is recorded separately. PyTorch runs a pass without a graph if it reads tensors on the CPU.
+
+    Not recorded: the augmentation, clipping, the optimizers, and the running average, which are a few fused kernels
+    already; and passes of several processes.
+    """
+    graphs = run.cuda_graphs and device.type == "cuda"
+    module.compile(dynamic=False, mode="reduce-overhead" if graphs else None)
+
+
 class AsyncScalars:
     """Scalars copied from the device asynchronously: reading them does not wait for work that was queued later."""
 
@@ -53,8 +68,10 @@ def train_step(run: Run, module: LossModule, batch: Batch, optimizers: Optimizer
     A loss is a sum over items, and so is the gradient that micro-batches add up to; both are divided once, by the
     number of items of the whole batch, which for captions only the last micro-batch makes known. If the loss or the
     gradient is not finite, neither weights nor statistics move. Returns the means of what the loss counts, the norm of
-    the gradient before clipping, and whether the step was `finite`.
+    the gradient before clipping, and whether the step was `finite`; in fp16 also the next `loss_scale`, and whether it
+    was `halved`, since that of this step was too large.
     """
+    scale = optimizers.scale
     totals: dict[str, Any] = {}
     gradients: list[Tensor | None] = [None] * len(optimizers.parameters)
     before = [statistic.clone() for statistic in module.statistics]
@@ -62,7 +79,9 @@ def train_step(run: Run, module: LossModule, batch: Batch, optimizers: Optimizer
         with autocast(batch["image"].device, run.precision):
             found = module(micro_batch)
         # Not `backward`, which makes a view of the gradient of each parameter.
-        gradients = added(gradients, torch.autograd.grad(found["loss"], optimizers.parameters, allow_unused=True))
+        seed = None if scale is None else scale.value
+        new = torch.autograd.grad(found["loss"], optimizers.parameters, seed, allow_unused=True)
+        gradients = added(gradients, new)
         for name, value in found.items():
             totals[name] = totals[name] + value.detach() if name in totals else value.detach()
     with torch.no_grad():
@@ -70,18 +89,23 @@ def train_step(run: Run, module: LossModule, batch: Batch, optimizers: Optimizer
         count = torch.where(count > 0, count, 1)  # a batch without items has zero sums
         means = {name: total / count for name, total in totals.items()}
         given = [gradient for gradient in gradients if gradient is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(given))) / count
-        good = norm.isfinite() & means["loss"].isfinite()
-        scale = 1 / count
+        divisor = count if scale is None else count * scale.value
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(given))) / divisor
+        finite = means["loss"].isfinite(), norm.isfinite()
+        good = finite[0] & finite[1]
+        multiplier = 1 / divisor
         if run.optim.clip:
-            scale = scale * (run.optim.clip / (norm + 1e-6)).clamp(max=1)
+            multiplier = multiplier * (run.optim.clip / (norm + 1e-6)).clamp(max=1)
         # Not in place: two parameters may share one tensor as their gradient.
-        scaled = iter(torch._foreach_mul(given, scale))
+        scaled = iter(torch._foreach_mul(given, multiplier))
         gradients = [None if gradient is None else next(scaled) for gradient in gradients]
         for statistic, old in zip(module.statistics, before, strict=True):
             statistic.copy_(torch.where(good, statistic, old))
+        scalars = {**means, "gradient_norm": norm, "finite": good}
+        if scale is not None:
+            scalars |= {"halved": scale.update(*finite), "loss_scale": scale.value}
     optimizers.step(gradients, factor, good)
-    return AsyncScalars({**means, "gradient_norm": norm, "finite": good})
+    return AsyncScalars(scalars)
 
 
 def added(sums: list[Tensor | None], new: Sequence[Tensor | None]) -> list[Tensor | None]:
