@@ -5,8 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import re
 import shutil
+import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from vitrail.data.sets import open_data
 from vitrail.errors import UserError
 from vitrail.options import parse_fields
 from vitrail.recipes import RECIPES
-from vitrail.train.optim import factor
+from vitrail.train.optim import Optimizers, factor
 from vitrail.train.run import FAST_IMAGES, FAST_STEPS, with_fields
 from vitrail.train.state import RunFolder
 from vitrail.variants import as_variant
@@ -126,19 +129,24 @@ def test_a_stopped_run_keeps_its_max_steps(capsys: pytest.CaptureFixture[str], m
     options = ["--max-steps", "30", "--eval-every", "0.5", *TINY]
     printed(capsys, "train", "digits", "--out", "whole", *options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vitrail.train.loop.stop_requested", lambda: _requested_from_the_start())
-        patch.setattr("vitrail.train.loop.SAVE_EVERY", 0.0)
+        patch.setattr(Optimizers, "step", interrupted(Optimizers.step, 3))
         assert main(["train", "digits", "--out", "resumed", *options]) == 130
+    assert RunFolder(Path("resumed")).states.steps() == [3]
     printed(capsys, "train", "--resume", "resumed", "--device", "cpu")
     ends = [rows_of(name, "test")[0]["cross_entropy"] for name in ("whole", "resumed")]
     assert ends[0] == ends[1] and rows_of("resumed", "done")[0]["step"] == 30
 
 
-def _requested_from_the_start() -> Any:
-    from contextlib import nullcontext
-    from types import SimpleNamespace
+def interrupted(function: Callable[..., Any], call: int, how: signal.Signals = signal.SIGINT) -> Callable[..., Any]:
+    """The function, which sends the process a signal in its call of that number."""
+    calls = itertools.count(1)
 
-    return nullcontext(SimpleNamespace(requested=True))
+    def wrapped(*args: Any, **named: Any) -> Any:
+        if next(calls) == call:
+            os.kill(os.getpid(), how)
+        return function(*args, **named)
+
+    return wrapped
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "linear", "knn"])

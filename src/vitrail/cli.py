@@ -76,7 +76,12 @@ def train(args: Sequence[str]) -> int:
         "--out", type=path, help="the run's folder; default: runs/RECIPE-SEED, with a number added if it exists"
     )
     parser.add_argument("--group", help=GROUP)
-    parser.add_argument("--resume", type=path, metavar="RUN", help="resume the run in this folder; give no recipe")
+    parser.add_argument(
+        "--resume",
+        type=path,
+        metavar="RUN",
+        help="resume the run in this folder; --data is where its data is now, --epochs extends it",
+    )
     parser.add_argument("--json", action="store_true", help="print the scores as one line of JSON")
     wants_help = any(arg in HELP for arg in args) and args[0] not in HELP
     options, rest = parser.parse_known_args([arg for arg in args if not (wants_help and arg in HELP)])
@@ -84,17 +89,17 @@ def train(args: Sequence[str]) -> int:
     from vitrail.train.launcher import refuse_many_processes
 
     refuse_many_processes()
-    from vitrail.start import begin, resume_run
-
     if options.resume is not None:
-        others = (name, options.data, options.init, options.out, options.group)
-        if rest or any(option is not None for option in others):
-            raise UserError(
-                "--resume continues a run with its own settings: give it no recipe and no option but --device"
-            )
-        trained = resume_run(options.resume, options.device)
+        if any(option is not None for option in (name, options.init, options.out, options.group)):
+            raise UserError("--resume continues a run with its own settings: give no recipe, --init, --out or --group")
+        from vitrail.resume import resume_run
+        from vitrail.train.state import RunFolder
+
+        changes = parse_fields(RunFolder(options.resume).run(), rest) if rest else {}
+        trained = resume_run(options.resume, options.device, options.data, changes)
     else:
         from vitrail import recipes
+        from vitrail.start import begin
 
         if name is None:
             if rest or options.data or options.init or options.out:

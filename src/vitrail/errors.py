@@ -33,6 +33,12 @@ class Stopped(Exception):
     exit_code = 130
 
 
+class Preempted(Stopped):
+    """SIGTERM or SIGUSR1 stopped the run, as a scheduler does. Exit code 75 (EX_TEMPFAIL): run it again later."""
+
+    exit_code = 75
+
+
 def first_line(error: Exception | str) -> str:
     """The first line of an error message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -3,22 +3,69 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from vitrail.errors import UserError
 
+log = logging.getLogger("vitrail")
+
 
 def write_whole(path: str | Path, data: bytes | str) -> None:
     """Write one file, replacing an existing one."""
     with replacing(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
+
+
+def append_whole(path: Path, text: str) -> None:
+    """Add text at the end of a file, or leave the file unchanged if that fails."""
+    data = memoryview(text.encode())
+    with path.open("ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except BaseException as error:
+            file.truncate(end)
+            _name(error, path)
+            raise
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""errors of a disk that is full, which passes if somebody frees space"""
+RETRY_EVERY, RETRY_FOR = 10.0, 300.0
+"""seconds between attempts to write to a full disk, and after which the last attempt fails"""
+
+
+def retrying(write: Callable[[], None], wait: Callable[[float], object] = time.sleep) -> None:
+    """Repeat a write for up to `RETRY_FOR` seconds while the disk is full; a warning names the file once.
+
+    `write` must be one that can be repeated. `wait` waits for some seconds; if it returns True, the error is raised.
+    """
+    began = time.monotonic()
+    warned = False
+    while True:
+        try:
+            return write()
+        except OSError as error:
+            if error.errno not in FULL or time.monotonic() - began > RETRY_FOR:
+                raise
+            if not warned:
+                log.warning(
+                    f"cannot write {error.filename or 'a file'}: {error.strerror}; free space: vitrail tries again "
+                    f"every {RETRY_EVERY:.0f} seconds, for {RETRY_FOR:.0f} seconds"
+                )
+                warned = True
+            if wait(RETRY_EVERY) is True:
+                raise
 
 
 @contextmanager
@@ -40,7 +87,7 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
         Path(beside).unlink(missing_ok=True)
         _name(error, path)
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def refuse_existing(path: Path) -> None:
@@ -97,7 +144,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     try:
         yield beside
         for file in beside.rglob("*"):
-            _sync(file)
+            sync(file)
         with named(path):
             os.chmod(beside, 0o755)
             if path.exists():
@@ -108,7 +155,36 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
         _name(error, path)
         raise
-    _sync(path.parent)
+    sync(path.parent)
+
+
+def copy_folder(source: Path, path: Path) -> None:
+    """Copy a checkpoint's folder, replacing an existing one, whole or not at all.
+
+    Weights become a second name of the same file if the file system has hard links: nothing writes into such a file.
+    """
+    with whole_folder(path) as folder:
+        for file in source.iterdir():
+            if file.suffix != ".safetensors" or not _linked(file, folder / file.name):
+                shutil.copyfile(file, folder / file.name)
+
+
+def _linked(file: Path, name: Path) -> bool:
+    """Give a file a second name; False if the file system cannot."""
+    try:
+        os.link(file, name)
+    except OSError:
+        return False
+    return True
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _exchange(new: Path, path: Path) -> None:
@@ -142,11 +218,3 @@ def named(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename, error.filename2 = str(path), None
         raise
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

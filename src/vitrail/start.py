@@ -41,6 +41,7 @@ from vitrail.train.loop import Components, evaluate, fit
 from vitrail.train.probe import probe as probe_scores
 from vitrail.train.run import Run, replaced, with_fields
 from vitrail.train.state import RunFolder, Taken
+from vitrail.train.stop import preemptible
 
 log = logging.getLogger("vitrail")
 
@@ -122,7 +123,7 @@ def begin(
     warn_unused(given, with_fields(given, changes), run.tune.method)
     run = replace(run, data=str(data), group=group)
     chosen = choose_device(device)
-    with new_folder(run, out) as folder:  # before decoding the images, which is slow
+    with preemptible(), new_folder(run, out) as folder:  # before decoding the images, which is slow
         marks = splits.marks(run.group) | where_is(run.data)  # before a captioner encodes the labels
         components, steps = build(run, splits, chosen, weights)
         if out is None and folder.path != default_folder(run):  # after `build`, which may refuse the run
@@ -131,7 +132,7 @@ def begin(
         run = replace(run, memory=components.train.memory)
         try:
             folder.begin(run, splits.train.classes, marks)
-            return Trained(kind, _train(run, components, folder, steps, resume=False), folder)
+            return Trained(kind, train_run(run, components, folder, steps, resume=False), folder)
         except BaseException:  # whatever the error, a run that saved nothing must not keep the name
             folder.drop()
             raise
@@ -164,26 +165,8 @@ def new_folder(run: Run, out: Path | None) -> Iterator[RunFolder]:
         yield folder
 
 
-def resume_run(path: Path, device: str | None) -> Trained:
-    """Resume the run in the folder `path` from its last saved step; on the processor (CPU) to the same bits.
-
-    A finished run returns its scores again.
-    """
-    folder = RunFolder(path)
-    run = folder.run()
-    kind = task_of(run.task)
-    if (scores := folder.scores) is not None:
-        log.warning(f"the run in {path} is finished")
-        return Trained(kind, scores, folder)
-    with folder.alone():
-        data = folder.data(run.data)
-        splits = open_for(kind, data, run.task.data_options(), recipes.find(run.recipe)(1).data, run.group)
-        folder.check_data(splits.marks(run.group), data)
-        components, steps = build(run, splits, choose_device(device))
-        return Trained(kind, _train(run, components, folder, steps, resume=True), folder)
-
-
-def _train(run: Run, components: Components, folder: RunFolder, steps: int, resume: bool) -> dict[str, Any]:
+def train_run(run: Run, components: Components, folder: RunFolder, steps: int, resume: bool) -> dict[str, Any]:
+    """Train, score, and write the report; returns the scores."""
     if run.fast_dev_run:
         log.warning(f"fast dev run: {steps} steps on at most {run.images} images of each split; {NO_SCORES}")
     loader = components.train

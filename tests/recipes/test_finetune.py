@@ -200,7 +200,7 @@ def test_a_stopped_lora_run_resumes_to_the_same_bits(
         if not resume:
             folder.begin(run, components.task.classes)
         loop.fit(run, components, folder, 8, resume)
-        return torch.load(path / "state" / "state.pt", weights_only=True)["module"]
+        return torch.load(path / "state" / "step-8.pt", weights_only=True)["module"]
 
     monkeypatch.setattr(loop, "train_step", interrupted)
     whole = fit(tmp_path / "whole")

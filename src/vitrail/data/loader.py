@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +30,7 @@ from vitrail.data.random import draw_key, seed_for
 from vitrail.data.repeats import occurrence, repeated
 from vitrail.data.sets import ImageSet
 from vitrail.data.targets import Target
-from vitrail.data.workers import STALLED, explain_failures, identity, ignore_first_sigterm
+from vitrail.data.workers import STALLED, fetched_by, identity, ignore_first_sigterm
 from vitrail.errors import UserError
 
 log = logging.getLogger("vitrail")
@@ -359,13 +360,20 @@ class Loader:
 
     def _fetch(self, plans: Iterator[list[Want]], augment: Augment | None) -> Iterator[tuple[Fetched, int]]:
         """The plans as fetched by the workers, in order, with their epochs."""
-        # The sampler runs some batches ahead of the workers, so a second copy of the plans gives the epochs.
-        plans, copy = itertools.tee(plans)
+        for fetched, plan in fetched_by(partial(self._start_workers, self._fetcher(augment)), plans):
+            self._record_bad(fetched.bad)
+            if augment is not None and not len(fetched.samples):
+                raise UserError(f"no image of {self.set.name} can be read")
+            if self.device.type == "cuda":
+                fetched.views = [images.pin_memory() for images in fetched.views]
+            yield fetched, plan[0].epoch
+
+    def _start_workers(self, fetch: Fetch, plans: Iterator[list[Want]]) -> Iterator[Fetched]:
         with warnings.catch_warnings():
             # The best number of workers depends on the disk as much as on the CPU.
             warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
             loader: DataLoader[Fetched] = DataLoader(
-                self._fetcher(augment),
+                fetch,
                 batch_sampler=plans,
                 num_workers=self.workers,
                 collate_fn=identity,
@@ -377,14 +385,7 @@ class Loader:
                 # Not the default generator, which the model uses: drawing from it would change a resumed run.
                 generator=torch.Generator(),
             )
-            batches = iter(loader)
-        for fetched, plan in zip(explain_failures(batches), copy, strict=False):
-            self._record_bad(fetched.bad)
-            if augment is not None and not len(fetched.samples):
-                raise UserError(f"no image of {self.set.name} can be read")
-            if self.device.type == "cuda":
-                fetched.views = [images.pin_memory() for images in fetched.views]
-            yield fetched, plan[0].epoch
+            return iter(loader)
 
     def _record_bad(self, bad: dict[int, str]) -> None:
         """Log each bad image once. Raises UserError if there are too many."""

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from types import FrameType
 from typing import Any
 
 import torch
@@ -21,28 +18,27 @@ import torch.nn.functional as F
 
 from vitrail.data.loader import Loader
 from vitrail.data.random import seed_for
-from vitrail.errors import RunError, Stopped, UserError, warn_once
+from vitrail.errors import RunError, UserError
 from vitrail.tasks.task import Task
-from vitrail.tasks.values import Metric
-from vitrail.train.device import release_memory
-from vitrail.train.finite import Watch, no_number, not_finite
+from vitrail.tasks.values import Batch, Metric
+from vitrail.train.finite import Watch
+from vitrail.train.keep import Keeper
 from vitrail.train.loaders import Loaders, evaluation_loader
 from vitrail.train.logits import QKClip, largest_logits
-from vitrail.train.lora import merge_lora, merged
+from vitrail.train.lora import merge_lora
 from vitrail.train.optim import Average, Optimizers, factor
 from vitrail.train.progress import Progress
 from vitrail.train.run import Run
 from vitrail.train.scale import loss_scale
 from vitrail.train.state import RunFolder
 from vitrail.train.step import LossModule, compile_network, train_step
+from vitrail.train.stop import Halt, Stop, stop_requested
 from vitrail.zoo.files import open_files
 
 log = logging.getLogger("vitrail")
 
 LOG_EVERY = 20
 """steps between rows of metrics.jsonl"""
-SAVE_EVERY = 300.0
-"""seconds between saved states; an evaluation saves one too"""
 
 
 @dataclass
@@ -72,10 +68,13 @@ class Components:
 def fit(run: Run, components: Components, folder: RunFolder, steps: int, resume: bool = False) -> dict[str, Any]:
     """Train for `steps` steps and return the scores of the best checkpoint, on the test split where there is one.
 
-    Raises `Stopped` after Ctrl-C or SIGTERM, with the state saved, and `RunError` for losses that are not finite.
+    Raises `Stopped` after Ctrl-C, `Preempted` after SIGTERM or SIGUSR1, with the state saved, and `RunError` for losses
+    that are not finite and for what ends the run from outside, such as workers that the system kills.
     """
     try:
         seconds = _train(run, components, folder, steps, resume)
+    except Halt as halt:
+        raise _ended(halt, folder, steps) from None
     except RunError as error:
         raise RunError(f"{error}; {saved_in(folder)}") from None
     return finish(run, components, folder, steps, seconds)
@@ -88,77 +87,94 @@ def _train(run: Run, components: Components, folder: RunFolder, steps: int, resu
     optimizers = Optimizers(task, run.optim, compile=run.compiled, scale=scale)
     clip = QKClip(task, run.optim.qk_clip) if run.optim.qk_clip else None
     average = Average(task, run.optim.ema) if run.optim.ema else None
-    start, best, sums = folder.load_state(task, optimizers, average) if resume else (0, None, {})
     if (rule := task.score) is None:
         raise UserError(f"the task {task.name} has no score to choose a checkpoint by: it cannot be trained")
+    keeper = Keeper(run, task, folder, optimizers, average)
+    if resume:
+        keeper.load()
+    start = done = keeper.step
     module, draws = LossModule(task), task.draws
     if run.compiled:
         compile_network(module, run, loader.device)
-    began = saved = time.monotonic()
+    began = time.monotonic()
     spent = next((row["seconds"] for row in reversed(folder.rows()) if "seconds" in row), 0.0)
     folder.log_start(rule, start, shlex.join(["vitrail", *sys.argv[1:]]))
     every = max(1, round(run.eval_every * loader.steps_per_epoch))
     batches = itertools.islice(loader.batches(start), max(0, steps - start))
-    with stop_requested() as stop, Progress(steps, start, loader, sums) as progress:
+    with stop_requested() as stop, keeper, Progress(steps, start, loader, keeper.sums) as progress:
         watch = Watch(task, progress)
-        for step, batch in enumerate(batches, start):
-            if draws:  # a function of (seed, step), so a resumed run draws what the first one did
-                torch.manual_seed(seed_for(run.seed, step))
-            if run.early_shape is not None and step < run.early * steps:
-                batch["image"] = F.interpolate(batch["image"], run.early_shape, mode="bilinear", antialias=True)
-                batch = task.target.rescale(batch, run.early_shape)
-            rate = factor(run.optim, step, steps, loader.steps_per_epoch)
-            scalars = train_step(run, module, batch, optimizers, rate)
-            if clip is not None:
-                clip.after(step, batch["image"])
-            watch.follow(step + 1, scalars, batch, run.optim.lr * rate)
-            if average is not None:
-                average.update(step)
-            task.after_step(step, steps)
-            done = step + 1
+
+        def evaluation(beside: dict[str, Any]) -> None:
+            """Evaluate and save; if that is interrupted, the state is saved first, and a resumed run evaluates."""
+            keeper.wait()  # a process that forks workers should have no other thread
+            try:
+                scores = evaluate(task, components.loaders, "val", average, around=stop.between_steps())
+            except Halt:
+                keeper.save(done, progress.sums, pending=beside)
+                raise
+            task.train()
             seconds = spent + time.monotonic() - began
-            evaluating, interrupted = done % every == 0 or done == steps, stop.requested
-            saving = evaluating or interrupted or time.monotonic() - saved > SAVE_EVERY
-            logging_now = done % LOG_EVERY == 0 or done == steps
-            if logging_now or saving:
-                watch.read(last=done == steps)
-            if saving and (name := not_finite(task)) is not None:
-                raise RunError(f"{no_number(name)} after step {done}")
-            if logging_now:
-                epoch = done / loader.steps_per_epoch
-                folder.log(kind="train", step=done, epoch=epoch, seconds=seconds, **progress.row())
-            if evaluating:
-                scores = evaluate(task, components.loaders, "val", average)
-                task.train()
-                logits = {"attention_logits": found} if (found := largest_logits(task, batch["image"])) else {}
+            folder.log(kind="val", step=done, seconds=seconds, **numbers(scores), **beside)
+            progress.evaluated(scores, rule)
+            keeper.score(done, scores[rule.name], progress.sums)
+
+        try:
+            if keeper.pending is not None:
+                evaluation(keeper.pending)
+            for step, batch in enumerate(_until(stop, batches), start):
+                if draws:  # a function of (seed, step), so a resumed run draws what the first one did
+                    torch.manual_seed(seed_for(run.seed, step))
+                if run.early_shape is not None and step < run.early * steps:
+                    batch["image"] = F.interpolate(batch["image"], run.early_shape, mode="bilinear", antialias=True)
+                    batch = task.target.rescale(batch, run.early_shape)
+                rate = factor(run.optim, step, steps, loader.steps_per_epoch)
+                scalars = train_step(run, module, batch, optimizers, rate)
+                if clip is not None:
+                    clip.after(step, batch["image"])
+                watch.follow(step + 1, scalars, batch, run.optim.lr * rate)
+                if average is not None:
+                    average.update(step)
+                task.after_step(step, steps)
+                done = step + 1
                 seconds = spent + time.monotonic() - began
-                folder.log(kind="val", step=done, seconds=seconds, **numbers(scores), **logits)
-                progress.evaluated(scores, rule)
-                best = keep(scores[rule.name], best, task, folder, average)
-            if saving:
-                folder.save_state(done, best, task, optimizers, average, progress.sums)
-                saved = time.monotonic()
-                release_memory()
-            if interrupted and done < steps:
-                raise Stopped(
-                    f"stopped after step {done} of {steps}; resume with `vitrail train --resume {folder.path}`"
-                )
+                evaluating = done % every == 0 or done == steps
+                saving = evaluating or keeper.due(done)
+                logging_now = done % LOG_EVERY == 0 or done == steps
+                if logging_now or saving:
+                    watch.read(last=done == steps)
+                if logging_now:
+                    epoch = done / loader.steps_per_epoch
+                    folder.log(kind="train", step=done, epoch=epoch, seconds=seconds, **progress.row())
+                if evaluating:
+                    keeper.refuse_infinite(done)
+                    evaluation({"attention_logits": found} if (found := largest_logits(task, batch["image"])) else {})
+                elif saving:
+                    keeper.save(done, progress.sums)
+        except Halt:
+            watch.read()
+            keeper.save(done, progress.sums)
+            keeper.wait()
+            raise
+    if stop.requested:  # while the last state was written
+        raise Halt(stop.outcome)
     return spent + time.monotonic() - began
 
 
-def keep(
-    score: float | None, best: float | None, task: Task, folder: RunFolder, average: Average | None
-) -> float | None:
-    """Save the weights as the last ones, and as the best ones if they are; returns the best score."""
-    assert task.score is not None
-    weights = merged(average.values if average else task.state_dict())
-    if score is None:
-        warn_once(f"the validation split has no {task.score.name}: the newest checkpoint counts as the best")
-    if score is None or task.score.better(score, best):
-        best = best if score is None else score
-        task.save(folder.best, weights)
-    task.save(folder.last, weights)
-    return best
+def _ended(halt: Halt, folder: RunFolder, steps: int) -> Exception:
+    """The exception of a training that ended early, with the state after its last step saved."""
+    if not (done := max(folder.states.steps(), default=0)):
+        return halt.outcome(f"{halt}; no step was finished: start the run again")
+    return halt.outcome(f"{halt}; step {done} of {steps} is saved: resume with `vitrail train --resume {folder.path}`")
+
+
+def _until(stop: Stop, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches until a stop is requested, which interrupts the wait for one."""
+    while True:
+        with stop.between_steps():
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
 
 
 @torch.inference_mode()
@@ -169,8 +185,11 @@ def evaluate(
     average: Average | None = None,
     metric: Callable[[], Metric] | None = None,
     final: bool = False,
+    around: AbstractContextManager[None] | None = None,
 ) -> dict[str, Any]:
     """`task.evaluate` on a whole split, with the average of the weights if there is one; `final` as there.
+
+    The call is made in the context `around`, which may end it: the task has its own weights again even then.
 
     In the weights' own float32, whatever training computes in.
     """
@@ -178,9 +197,12 @@ def evaluate(
     if average:
         task.load_state_dict(average.values)
     task.eval()
-    scores = task.evaluate(loaders, split, metric, final)
-    if current:
-        task.load_state_dict(current)
+    try:
+        with around or nullcontext():
+            scores = task.evaluate(loaders, split, metric, final)
+    finally:
+        if current:
+            task.load_state_dict(current)
     return scores
 
 
@@ -217,32 +239,3 @@ def numbers(scores: dict[str, Any]) -> dict[str, float]:
 def saved_in(folder: RunFolder) -> str:
     """For the error message: what a failed run has saved."""
     return f"the last good checkpoint is {folder.last}" if folder.last.exists() else "no checkpoint was saved yet"
-
-
-class _Stop:
-    requested = False
-
-
-@contextmanager
-def stop_requested() -> Iterator[_Stop]:
-    """Turn Ctrl-C and SIGTERM into a flag; a second Ctrl-C stops at once."""
-    stop = _Stop()
-    process = os.getpid()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != process:
-            return  # a worker: a terminal's Ctrl-C reaches it too, and its parent ends it
-        if stop.requested:
-            raise KeyboardInterrupt
-        stop.requested = True
-        log.warning("stopping after this step and saving; press Ctrl-C again to stop at once")
-
-    try:
-        old = [(number, signal.signal(number, ask)) for number in (signal.SIGINT, signal.SIGTERM)]
-    except ValueError:  # signals reach only the main thread
-        old = []
-    try:
-        yield stop
-    finally:
-        for number, handler in old:
-            signal.signal(number, handler)

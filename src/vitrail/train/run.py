@@ -92,6 +92,10 @@ class Run:
     for small networks and batches of one size"""
     eval_every: float = 1.0
     """epochs between evaluations on the validation split"""
+    save_every: int | None = None
+    """steps between saved states, which are also saved at evaluations and every five minutes; None: only then"""
+    keep: int = 2
+    """saved states to keep: if the newest is damaged, the one before is used"""
     workers: int = 2
     """worker processes that decode images, if the data set does not fit in memory"""
     memory: bool | None = None
@@ -100,7 +104,7 @@ class Run:
     """largest fraction of unreadable images to tolerate"""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulate"):
+        for name in ("batch_size", "accumulate", "keep"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("epochs", "eval_every"):
@@ -111,10 +115,11 @@ class Run:
                 raise UserError(f"{name} must be a fraction from 0 to 1, got {getattr(self, name)}")
         if self.weights_init == "deit" and self.attention_init == "mimetic":
             raise UserError("weights_init deit sets attention as well: add --attention-init xavier")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise UserError(f"max_steps must be at least 1, got {self.max_steps}")
         if self.cuda_graphs and self.accumulate > 1:
             raise UserError("cuda_graphs records one batch per step: remove --accumulate, or add --no-cuda-graphs")
+        for name in ("max_steps", "save_every"):
+            if (number := getattr(self, name)) is not None and number < 1:
+                raise UserError(f"{name} must be at least 1, got {number}")
         if self.workers < 0:
             raise UserError(f"workers must not be negative, got {self.workers}")
         patch = getattr(self.model, "patch", 1)

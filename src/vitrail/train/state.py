@@ -1,7 +1,7 @@
-"""The run folder, and the state from which a stopped run resumes: on the CPU, bit for bit.
+"""The run folder, from which a stopped run resumes: on the CPU, bit for bit.
 
 recipe.json     every value of the run            best/, last/    checkpoints that `vitrail.load` reads
-metrics.jsonl   one row per log, val or test      state/          weights, optimizer and average in training
+metrics.jsonl   one row per log, val or test      state/          the last states (see `train/states.py`)
 classes.json    names of the classes              data.json       names, labels and counts, to recognise the data
 scores.json     what the command printed          lock            exists while a process trains in the folder
 """
@@ -10,25 +10,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from vitrail.data.sets import difference
 from vitrail.errors import UserError
-from vitrail.files import write_whole
+from vitrail.files import append_whole, retrying, sync, write_whole
 from vitrail.tasks.values import Score
-from vitrail.train.optim import Average, Optimizers
 from vitrail.train.run import Run
+from vitrail.train.states import States
 
 log = logging.getLogger("vitrail")
 
@@ -44,7 +42,8 @@ class RunFolder:
         self.path = path
         self.best, self.last = path / "best", path / "last"
         self.metrics, self.report = path / "metrics.jsonl", path / "report.html"
-        self._state = path / "state" / "state.pt"
+        self.states = States(path / "state")
+        self._recipe = path / "recipe.json"
         self._data = path / "data.json"
         self._scores = path / "scores.json"
 
@@ -99,9 +98,9 @@ class RunFolder:
         """Like `alone`, for a new run. Raises Taken if the folder already holds a run, or is a file."""
         if self.path.exists() and not self.path.is_dir():
             raise Taken(f"{self.path} is a file: choose another --out")
-        if not (taken := (self.path / "recipe.json").exists()):
+        if not (taken := self._recipe.exists()):
             with self.alone():
-                if not (taken := (self.path / "recipe.json").exists()):  # another process may have written it by now
+                if not (taken := self._recipe.exists()):  # another process may have written it by now
                     yield
         if taken:
             raise Taken(
@@ -114,12 +113,18 @@ class RunFolder:
         write_whole(self.path / "classes.json", json.dumps(list(classes)))
         if data is not None:
             write_whole(self._data, json.dumps(data))
-        write_whole(self.path / "recipe.json", json.dumps(run.as_dict(), indent=2) + "\n")
+        write_whole(self._recipe, json.dumps(run.as_dict(), indent=2) + "\n")
+
+    def change(self, run: Run, data: dict[str, Any]) -> None:
+        """Replace the values of a run that is resumed, and the fingerprint of its data. It is not finished then."""
+        self._scores.unlink(missing_ok=True)
+        write_whole(self._data, json.dumps(data))
+        write_whole(self._recipe, json.dumps(run.as_dict(), indent=2) + "\n")
 
     def run(self) -> Run:
         """The run of the folder."""
         try:
-            return Run.from_dict(json.loads((self.path / "recipe.json").read_text()))
+            return Run.from_dict(json.loads(self._recipe.read_text()))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.path} holds no run to resume: give the folder that --out named") from error
 
@@ -166,8 +171,7 @@ class RunFolder:
 
     def log(self, **row: Any) -> None:
         """Add a line to metrics.jsonl."""
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        retrying(partial(append_whole, self.metrics, json.dumps(row) + "\n"))
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows so far, without a last line that is incomplete because the process was killed."""
@@ -181,56 +185,28 @@ class RunFolder:
 
     def drop(self) -> None:
         """Delete the folder if nothing in it could be resumed."""
-        if self.best.exists() or self.last.exists() or self._state.exists():
+        if self.best.exists() or self.last.exists() or self.states.steps():
             return
-        for path in (self.path / "classes.json", self._data, self.path / "recipe.json", self.metrics):
+        for path in (self.path / "classes.json", self._data, self._recipe, self.metrics):
             path.unlink(missing_ok=True)
+        shutil.rmtree(self.states.path, ignore_errors=True)  # the first state could not be written
 
-    def save_state(
-        self,
-        step: int,
-        best: float | None,
-        module: nn.Module,
-        optimizers: Optimizers,
-        average: Average | None,
-        sums: dict[str, float],
-    ) -> None:
-        """Write what `load_state` restores; `sums` are those of the unfinished row of the log."""
-        buffer = io.BytesIO()
-        state = {
-            "step": step,
-            "best": best,
-            "module": module.state_dict(),
-            "optimizers": optimizers.state_dict(),
-            "average": average.values if average else None,
-            "sums": sums,
-        }
-        torch.save(state, buffer)
-        write_whole(self._state, buffer.getvalue())
+    def cut(self, step: int, evaluated: bool) -> None:
+        """Remove the rows after a step, and those of the end: the run will write them again.
 
-    def load_state(
-        self, module: nn.Module, optimizers: Optimizers, average: Average | None
-    ) -> tuple[int, float | None, dict[str, float]]:
-        """Restore a run to its last saved step; returns the steps done, the best score and the sums of `save_state`.
-
-        (0, None, {}) at the start.
+        Also the row of an evaluation after that step, unless the run had `evaluated`.
         """
-        if not self._state.exists():
-            self.metrics.unlink(missing_ok=True)
-            return 0, None, {}
-        device = next(module.parameters()).device
-        try:
-            state = torch.load(self._state, map_location=device, weights_only=True)
-            module.load_state_dict(state["module"])
-            optimizers.load_state_dict(state["optimizers"])
-        except Exception as error:  # unpickling damaged bytes can raise almost anything
-            reason = " ".join(str(error).split())[:160]
-            raise UserError(
-                f"{self._state} cannot be read ({reason}): remove it to start the run again from the beginning"
-            ) from None
-        if average is not None:
-            average.values = state["average"]
-        # Rows after the saved step, and those of the end, will be written again.
-        rows = [row for row in self.rows() if row["step"] <= state["step"] and row["kind"] not in ("test", "done")]
+        rows = [row for row in self.rows() if row["step"] <= step and row["kind"] not in ("test", "done")]
+        rows = [row for row in rows if evaluated or (row["kind"], row["step"]) != ("val", step)]
         write_whole(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
-        return state["step"], state["best"], state.get("sums", {})  # runs of earlier versions did not save them
+
+    def flush(self) -> None:
+        """Flush the log to disk: no row may be missing before a saved state."""
+        if self.metrics.exists():
+            sync(self.metrics)
+
+    def remove_leftovers(self) -> None:
+        """Remove the temporary files and folders of a process that was killed."""
+        for place in (self.best, self.last, self.metrics, self.report, self._scores, self._recipe, self._data):
+            for path in self.path.glob(f".{place.name}.*"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()

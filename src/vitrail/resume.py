@@ -1,0 +1,92 @@
+"""Resume a run: where it stopped, with data that has moved, or beyond its end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vitrail import recipes
+from vitrail.errors import UserError
+from vitrail.start import Trained, train_run, where_is
+from vitrail.tasks import task_of
+from vitrail.train.build import build, open_for
+from vitrail.train.device import choose_device
+from vitrail.train.optim import factor
+from vitrail.train.run import Run
+from vitrail.train.state import RunFolder
+from vitrail.train.stop import preemptible
+
+log = logging.getLogger("vitrail")
+
+LENGTH = ("epochs", "max_steps")
+"""fields that extend a run"""
+FREE = (*LENGTH, "save_every", "keep", "workers", "max_bad")
+"""fields of a run that may change when it is resumed: no step before its old end depends on them"""
+
+
+def resume_run(
+    path: Path, device: str | None, data: str | None = None, changes: Mapping[str, Any] | None = None
+) -> Trained:
+    """Resume the run in the folder `path` from its last saved state; on the processor (CPU) to the same bits.
+
+    `data` is where its data is now. `changes` are fields of the run that are in `FREE`. A finished run returns its
+    scores again, unless the changes extend it.
+    """
+    folder, changes = RunFolder(path), changes or {}
+    run = folder.run()
+    kind = task_of(run.task)
+    extends = _extends(run, changes)
+    if (scores := folder.scores) is not None and not extends:
+        log.warning(f"the run in {path} is finished")
+        return Trained(kind, scores, folder)
+    with preemptible(), folder.alone():
+        place = folder.data(run.data) if data is None else data
+        splits = open_for(kind, place, run.task.data_options(), recipes.find(run.recipe)(1).data, run.group)
+        marks = splits.marks(run.group)
+        folder.check_data(marks, place)
+        new = replace(run, data=run.data if data is None else data, **changes)
+        components, steps = build(new, splits, choose_device(device))
+        if extends:
+            _check_longer(run, new, components.train.steps_per_epoch, folder)
+        if new != run:
+            folder.change(new, marks | where_is(place))
+        return Trained(kind, train_run(new, components, folder, steps, resume=True), folder)
+
+
+def _extends(run: Run, changes: Mapping[str, Any]) -> bool:
+    """Whether the changes set the length of a run. Raises UserError for changes that are not possible."""
+    if other := next((name for name in changes if name not in FREE), None):
+        *most, last = (f"--{name.replace('_', '-')}" for name in FREE)
+        raise UserError(
+            f"--{other.replace('_', '-')}: a resumed run keeps its settings: only --data, {', '.join(most)} and {last} "
+            "may change; start a new run"
+        )
+    longer = [name for name in LENGTH if changes.get(name, getattr(run, name)) != getattr(run, name)]
+    if longer and run.tune.frozen:
+        raise UserError(
+            f"method {run.tune.method} trains in one pass, so --{longer[0].replace('_', '-')} has no effect"
+        )
+    if longer == ["epochs"] and run.max_steps is not None:
+        raise UserError(f"the run ends after --max-steps {run.max_steps}: raise that instead of --epochs")
+    return bool(longer)
+
+
+def _check_longer(run: Run, new: Run, per_epoch: int, folder: RunFolder) -> None:
+    """Log how the learning rate of an extended run changes. Raises UserError if the run is not longer than before."""
+    before, after = run.steps(per_epoch), new.steps(per_epoch)
+    if after <= before:
+        raise UserError(
+            f"the run has {before} steps ({before / per_epoch:g} epochs), and would have {after}: a run can only be "
+            "extended"
+        )
+    step = next(reversed(folder.states.steps()), 0)
+    was, now = (factor(each.optim, max(0, step - 1), total, per_epoch) for each, total in ((run, before), (new, after)))
+    log.warning(
+        f"the run is extended from {before} to {after} steps, over which its schedule ({new.optim.schedule}) now "
+        f"stretches: after step {step} the learning rate continues at {now:.1%} of the peak, where it was {was:.1%}"
+    )
+    if new.early_shape is not None and step < (until := round(new.early * after)):
+        log.warning(f"images are of {new.early_size} pixels until step {until}, instead of {round(run.early * before)}")

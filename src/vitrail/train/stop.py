@@ -1,0 +1,110 @@
+"""Ctrl-C and the signals of schedulers: a training ends after its step, with its state saved."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from vitrail.errors import Preempted, RunError, Stopped
+
+log = logging.getLogger("vitrail")
+
+PREEMPTING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""signals by which a scheduler ends a job early; Windows lacks the second"""
+
+
+class Halt(Exception):
+    """Ends a training between two steps, where its state can be saved; `outcome` is what the command ends with."""
+
+    def __init__(self, outcome: type[Stopped | RunError], reason: str = "stopped") -> None:
+        super().__init__(reason)
+        self.outcome = outcome
+
+
+class _Now(KeyboardInterrupt):
+    """Raised by a signal's handler where nothing has to be finished first."""
+
+
+class Stop:
+    """Whether a signal has requested the end of a training, and with which exception it ends."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.outcome: type[Stopped] = Stopped
+        self._between = False
+
+    @contextmanager
+    def between_steps(self) -> Iterator[None]:
+        """A block that changes no weights, such as waiting for data: a signal or a RunError ends it as `Halt`."""
+        self._between = True
+        try:
+            if self.requested:
+                raise _Now
+            yield
+        except _Now:
+            raise Halt(self.outcome) from None
+        except RunError as error:
+            raise Halt(RunError, str(error)) from None
+        finally:
+            self._between = False
+
+    def on_signal(self, number: int) -> None:
+        """What the handler does. A second Ctrl-C ends the command at once; a scheduler's signals may be repeated."""
+        if self.requested:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
+        self.requested = True
+        if number in PREEMPTING:
+            self.outcome = Preempted
+            log.warning(f"{signal.Signals(number).name}: stopping after this step and saving")
+        else:
+            log.warning("stopping after this step and saving; press Ctrl-C again to stop at once")
+        if self._between:
+            raise _Now
+
+
+@contextmanager
+def stop_requested() -> Iterator[Stop]:
+    """Turn Ctrl-C, SIGTERM and SIGUSR1 into a request to stop."""
+    stop = Stop()
+    with _handled(stop.on_signal, signal.SIGINT, *PREEMPTING):
+        yield stop
+
+
+@contextmanager
+def preemptible() -> Iterator[None]:
+    """Around the training: there SIGTERM and SIGUSR1 end the command at once, as `Preempted`."""
+
+    def end(number: int) -> None:
+        raise _Now(signal.Signals(number).name)
+
+    with _handled(end, *PREEMPTING):
+        try:
+            yield
+        except _Now as error:
+            raise Preempted(f"stopped by {error}: run the command again, or resume the run if it has begun") from None
+
+
+@contextmanager
+def _handled(handle: Callable[[int], None], *numbers: signal.Signals) -> Iterator[None]:
+    """Within the block these signals call a function, in this process but not in its workers."""
+    process = os.getpid()
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == process:  # a worker gets the signals of a terminal and of a scheduler too
+            handle(number)
+
+    try:
+        old = [(number, signal.signal(number, handler)) for number in numbers]
+    except ValueError:  # signals reach only the main thread
+        old = []
+    try:
+        yield
+    finally:
+        for number, previous in old:
+            signal.signal(number, previous)
