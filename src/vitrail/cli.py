@@ -1,7 +1,5 @@
 """The command line: one function per command. Heavy imports are inside the functions, so help is fast.
-
-Standard output is for results, standard error for people. Wrong input gives one line and exit code 2.
-"""
+Standard output is for results, standard error for people. Wrong input gives one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -16,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitrail.cluster.command import add_grid, cluster, train_grid
 from vitrail.errors import RunError, Stopped, UserError
 from vitrail.faults import CLOSED_PIPE, forget_output, nobody_reads, say_os_error
 from vitrail.files import refuse_existing
@@ -82,10 +81,13 @@ def train(args: Sequence[str]) -> int:
         metavar="RUN",
         help="resume the run in this folder; --data is where its data is now, --epochs extends it",
     )
+    add_grid(parser)
     parser.add_argument("--json", action="store_true", help="print the scores as one line of JSON")
     wants_help = any(arg in HELP for arg in args) and args[0] not in HELP
     options, rest = parser.parse_known_args([arg for arg in args if not (wants_help and arg in HELP)])
     name = options.recipe
+    if not wants_help and (code := train_grid(options, args)) is not None:
+        return code
     from vitrail.train.launcher import refuse_many_processes
 
     refuse_many_processes()
@@ -262,11 +264,11 @@ def compare(args: Sequence[str]) -> int:
         if options.out.suffix.lower() != ".png":
             raise UserError(f"the plot is a PNG file: give --out {options.out.with_suffix('.png')}")
         refuse_existing(options.out)
-    from vitrail.report.compare import as_table
+    from vitrail.report.compare import as_text
     from vitrail.report.compare import compare as side_by_side
 
     rows = side_by_side(options.runs, options.out)
-    print("\n".join(map(json.dumps, rows)) if options.json else as_table(rows))
+    print("\n".join(map(json.dumps, rows)) if options.json else as_text(options.runs, rows))
     if options.out is not None:
         print(f"vitrail: plot: {options.out}", file=sys.stderr)
     return 0
@@ -319,6 +321,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "compare": compare,
     "convert": convert,
     "data": data,
+    "cluster": cluster,
 }
 
 

@@ -77,7 +77,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse_fields(run: Run, args: Sequence[str], also: Sequence[str] = ()) -> dict[str, Any]:
-    """The run fields that the arguments set, as plain values.
+    """The run fields that the arguments set, as plain values; `also` as in `known_fields`."""
+    return _parsed(known_fields(run, also), args, partial(_foreign_fields, run))
+
+
+def known_fields(run: Run, also: Sequence[str] = ()) -> dict[str, Field]:
+    """The fields that are flags of a recipe.
 
     The fields of a variant are flags of every recipe that trains a Vision Transformer, and those of `also` of every
     recipe: the model of the weights that it starts from may have them.
@@ -85,8 +90,9 @@ def parse_fields(run: Run, args: Sequence[str], also: Sequence[str] = ()) -> dic
     from vitrail.variants import VariantConfig
 
     known = {name: entry for name, entry in flat_fields(_spelled_out(run)).items() if name not in NO_FIELDS}
-    known |= {name: entry for name, entry in flat_fields(VariantConfig()).items() if name in also and name not in known}
-    return _parsed(known, args, partial(_foreign_fields, run))
+    return known | {
+        name: entry for name, entry in flat_fields(VariantConfig()).items() if name in also and name not in known
+    }
 
 
 NO_FIELDS = ("recipe", "data", "init", "group")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vitrail.errors import UserError
-from vitrail.report.compare import as_table, compare
+from vitrail.report.compare import as_table, as_text, by_setting, compare
 
 TOP1 = {"name": "top1", "best": "max", "unit": "%", "label": "accuracy"}
 
@@ -125,3 +125,26 @@ def test_captioners_and_both_kinds(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert "different scores (cider and top1), which cannot be compared" in caplog.text
     with Image.open(tmp_path / "captions.png") as plot, Image.open(tmp_path / "mixed.png") as taller:
         assert taller.height > 1.5 * plot.height
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_setting(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / f"{lr}-{seed}", [0.2, score], test=score / 2, seed=seed, optim={"lr": lr, "clip": 1.0})
+        for lr, seed, score in ((0.1, 0, 0.5), (0.1, 1, 0.7), (0.2, 0, 0.6))
+    ]
+    low, high = by_setting([runs[0], runs[2], runs[1]])
+    assert low["setting"] == {"lr": "0.1"} and low["seeds"] == [0, 1] and low["runs"] == [str(runs[0]), str(runs[1])]
+    assert low["best_val"] == {"mean": 0.6, "min": 0.5, "max": 0.7, "std": pytest.approx(0.02**0.5)}
+    assert low["test"]["mean"] == pytest.approx(0.3)
+    assert high["best_val"]["std"] is None, "one run has no spread"
+    lines = as_text(runs, compare(runs)).splitlines()
+    assert lines[-2] == "lr=0.1   0,1    60.00 % (50.00 % to 70.00 %)  30.00 % (25.00 % to 35.00 %)"
+    assert lines[-1].endswith("60.00 %                       30.00 %")
+    assert "setting" not in as_text(runs[1:], compare(runs[1:])), "no setting has two seeds"
+
+
+def test_a_setting_whose_runs_have_no_score_yet(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / str(seed), [], seed=seed) for seed in (0, 1)]
+    [row] = by_setting(runs)
+    assert row["best_val"] is None and row["test"] is None and row["setting"] == {}
+    assert as_text(runs, compare(runs)).splitlines()[-1].split() == ["digits", "0,1"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import math
+import statistics
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,9 @@ from vitrail.charts import bare
 from vitrail.errors import UserError
 from vitrail.files import printable, write_whole
 from vitrail.html import NO_SCORES
-from vitrail.report.run import RunRecord, read_run
+from vitrail.report.run import RunRecord, flat, read_run
 from vitrail.tasks.values import Score
-from vitrail.units import count, duration
+from vitrail.units import count, duration, number
 
 log = logging.getLogger("vitrail")
 
@@ -101,6 +103,13 @@ def _row(run: RunRecord, name: str) -> dict[str, Any]:
     }
 
 
+def as_text(folders: Sequence[str | Path], rows: Sequence[dict[str, Any]]) -> str:
+    """The rows of `compare` as a table, and a second one if some of the runs differ in nothing but their seed."""
+    settings = by_setting(folders)
+    repeated = any(len(row["runs"]) > 1 for row in settings)
+    return as_table(rows) + (f"\n\n{as_settings(settings)}" if repeated else "")
+
+
 def as_table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows of `compare` as aligned text, without empty columns."""
     columns = []
@@ -119,6 +128,65 @@ def _cell(name: str, row: dict[str, Any]) -> str:
     if name == "name" and row.get("fast_dev_run"):
         return f"{row['name']} (fast dev run)"
     return SHOWN.get(name, str)(row[name])
+
+
+def by_setting(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
+    """One row per setting: the runs that differ in nothing but their seed.
+
+    `setting` holds the fields by which the settings differ; `best_val` and `test` have the `mean`, `min`, `max` and
+    standard deviation (`std`, None for one run) of the runs that have this score, or are None if none has.
+    """
+    groups: dict[str, list[RunRecord]] = {}
+    for run in map(read_run, folders):
+        shared = {name: value for name, value in run.recipe.items() if name != "seed"}
+        groups.setdefault(json.dumps(shared, sort_keys=True), []).append(run)
+    fields = [{name: value for name, value in flat(runs[0].recipe) if name != "seed"} for runs in groups.values()]
+    names = [name for name in dict.fromkeys(name for own in fields for name in own) if _differs(name, fields)]
+    return [
+        {
+            "setting": {name.rpartition(".")[2]: own[name] for name in names if name in own},
+            "recipe": runs[0].recipe.get("recipe"),
+            "runs": [str(run.folder) for run in runs],
+            "seeds": [run.recipe.get("seed") for run in runs],
+            "score": runs[0].score.name,
+            "unit": runs[0].score.unit,
+            "best_val": _spread(run.best.get(run.score.name) for run in runs),
+            "test": _spread(run.test.get(run.score.name) for run in runs),
+        }
+        for own, runs in zip(fields, groups.values(), strict=True)
+    ]
+
+
+def _differs(name: str, settings: Sequence[dict[str, str]]) -> bool:
+    return len({own.get(name) for own in settings}) > 1
+
+
+def _spread(values: Iterable[Any]) -> dict[str, Any] | None:
+    numbers = [found for value in values if (found := number(value)) is not None]
+    if not numbers:
+        return None
+    std = statistics.stdev(numbers) if len(numbers) > 1 else None
+    return {"mean": statistics.fmean(numbers), "min": min(numbers), "max": max(numbers), "std": std}
+
+
+def as_settings(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows of `by_setting` as aligned text: the mean over the seeds, then the smallest and the largest."""
+    lines = [["setting", "seeds", "best val", "test"]]
+    for row in rows:
+        setting = ", ".join(f"{name}={value}" for name, value in row["setting"].items()) or str(row["recipe"])
+        seeds = ",".join(map(str, row["seeds"]))
+        lines.append([setting, seeds, *(_spread_text(row[name], row) for name in ("best_val", "test"))])
+    columns = [column for column in zip(*lines, strict=True) if any(cell != "-" for cell in column[1:])]
+    widths = [max(map(len, column)) for column in columns]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in zip(*columns, strict=True))
+
+
+def _spread_text(spread: dict[str, Any] | None, row: dict[str, Any]) -> str:
+    if spread is None:
+        return "-"
+    text = Score(row["score"], unit=row["unit"]).text
+    between = f" ({text(spread['min'])} to {text(spread['max'])})" if spread["std"] is not None else ""
+    return f"{text(spread['mean'])}{between}"
 
 
 def _plot(runs: Sequence[RunRecord], names: Sequence[str]) -> bytes:

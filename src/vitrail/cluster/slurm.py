@@ -1,0 +1,201 @@
+"""`vitrail cluster slurm`: an sbatch script for a run, or for a grid as a job array.
+
+Two minutes before its time limit, Slurm signals the script, which passes the signal on. The run saves and ends with
+exit code 75, and the script queues the job again; the new job resumes the run, since its folder is there. A node that
+fails needs nothing of this: Slurm queues the job again by itself.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitrail import recipes
+from vitrail.cluster.grid import Grid, read_grid
+from vitrail.errors import RunError, UserError, first_line
+from vitrail.files import refuse_existing, write_whole
+
+WRITTEN = "# written by vitrail cluster slurm"
+RUN = '"$run"'
+NOTICE = 120
+"""seconds before the time limit at which a run is asked to save; Slurm may ask up to a minute earlier"""
+TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}")
+"""minutes, minutes:seconds, hours:minutes:seconds, days-hours and so on"""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a job asks of Slurm."""
+
+    nodes: int = 1
+    gpus: int = 1
+    """per node; 0 trains on the CPU"""
+    cpus: int | None = None
+    """per node; None: enough for the processes and their workers"""
+    time: str = "24:00:00"
+    partition: str | None = None
+    account: str | None = None
+    at_once: int | None = None
+    """jobs of a grid that run at the same time; None for all"""
+    others: tuple[str, ...] = ()
+    """further options of sbatch, as NAME=VALUE"""
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("--nodes", self.nodes, 1), ("--gpus-per-node", self.gpus, 0)):
+            if value < least:
+                raise UserError(f"{name} must be at least {least}, got {value}")
+        for name, value in (("--cpus", self.cpus), ("--at-once", self.at_once)):
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}")
+        if not TIME.fullmatch(self.time):
+            raise UserError(f"--time must be as Slurm writes it, such as 8:00:00 or 2-12:00:00, got {self.time!r}")
+        for text in (self.partition, self.account, *self.others):
+            if text is not None and not re.fullmatch(r"[\w.,:/+=*\[\]&|()%@-]+", text):
+                raise UserError(f"{text!r} cannot stand in a line of sbatch: leave out spaces and quotes")
+        for text in self.others:
+            name, equals, value = text.partition("=")
+            if not equals or not value or name.startswith("-"):
+                raise UserError(f"--sbatch {text}: write NAME=VALUE without dashes, such as mem=64G")
+            if name in OURS:
+                raise UserError(f"--sbatch {text}: vitrail sets {name} itself")
+
+    @property
+    def processes(self) -> int:
+        """Per node: one per GPU, or one on the CPU."""
+        return max(1, self.gpus)
+
+
+OURS = ("nodes", "ntasks", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "time", "partition", "account")
+OURS += ("array", "requeue", "open-mode", "signal", "output", "job-name")
+"""options of sbatch that the script has already"""
+
+
+def write_script(request: Request, words: Sequence[str], script: Path | None) -> Path:
+    """Write the script that trains with the `words` of a `train` command; returns its path.
+
+    Raises UserError, with nothing written, for words that `train` would refuse.
+    """
+    if "--grid-index" in words or "--nproc" in words:
+        raise UserError("leave out --grid-index and --nproc: the script sets them from its job and --gpus-per-node")
+    grid = read_grid(words)
+    if "--out" not in [word.partition("=")[0] for word in words]:
+        raise UserError("name the run's folder with --out: by it a job that is queued again finds its run")
+    if not re.fullmatch(r"[\w./+=,@-]+", str(grid.out)):
+        raise UserError(f"{str(grid.out)!r} cannot stand in a line of sbatch: choose an --out without spaces")
+    if len(grid.combinations) == 1 and grid.combinations[0].name and request.at_once:
+        raise UserError("--at-once limits the jobs of a grid, and this grid has one run")
+    path = script or grid.out.with_name(f"{grid.out.name}.sbatch")
+    if path.is_dir() or (path.exists() and WRITTEN not in path.read_text(errors="replace")):
+        refuse_existing(path)
+        raise UserError(f"{path} is a folder: choose another --script")
+    write_whole(path, "\n".join(lines(request, grid, words)) + "\n")
+    return path
+
+
+def lines(request: Request, grid: Grid, words: Sequence[str]) -> Iterator[str]:
+    """The lines of the script."""
+    is_grid = bool(grid.combinations[0].name)
+    yield "#!/bin/bash"
+    yield from (f"#SBATCH --{option}" for option in _options(request, grid, words, is_grid))
+    yield f"{WRITTEN}: submit it with sbatch"
+    yield "set -u"
+    yield f"cd {shlex.quote(str(Path.cwd()))} || exit 1"
+    yield ""
+    fresh = shlex.join(["train", *words])
+    if is_grid:
+        yield "runs=("
+        yield from (f"  {shlex.quote(str(grid.folder(one).path))}" for one in grid.combinations)
+        yield ")"
+        yield "run=${runs[$SLURM_ARRAY_TASK_ID]}"
+        fresh += ' --grid-index "$SLURM_ARRAY_TASK_ID"'
+    else:
+        yield f"run={shlex.quote(str(grid.out))}"
+    yield 'if [ -e "$run/recipe.json" ]; then  # the job was queued again'
+    yield f"  words=({' '.join(['train --resume', RUN, *map(shlex.quote, grid.kept)])})"
+    yield "else"
+    yield f"  words=({fresh})"
+    yield "fi"
+    yield ""
+    yield from _start(request)
+    yield ""
+    yield from END
+
+
+def _options(request: Request, grid: Grid, words: Sequence[str], is_grid: bool) -> Iterator[str]:
+    """The options of sbatch."""
+    yield f"job-name=vitrail-{grid.out.name}"
+    yield f"nodes={request.nodes}"
+    yield "ntasks-per-node=1"
+    if request.gpus:
+        yield f"gpus-per-node={request.gpus}"
+    yield f"cpus-per-task={request.cpus or request.processes * (1 + _workers(grid))}"
+    yield f"time={request.time}"
+    for name in ("partition", "account"):
+        if (value := getattr(request, name)) is not None:
+            yield f"{name}={value}"
+    if is_grid:
+        limit = f"%{request.at_once}" if request.at_once else ""
+        yield f"array=0-{len(grid.combinations) - 1}{limit}"
+    yield "requeue"
+    yield "open-mode=append"
+    yield f"signal=B:USR1@{NOTICE}"
+    yield f"output={grid.out}.{'%A_%a' if is_grid else '%j'}.log"
+    yield from request.others
+
+
+def _workers(grid: Grid) -> int:
+    """Worker processes of each process of a run, the most of any run of a grid."""
+    own = [one.values.get("workers", grid.common.get("workers")) for one in grid.combinations]
+    default = recipes.find(grid.common["recipe"])(10_000).workers
+    return max(default if value is None else int(value) for value in own)
+
+
+def _start(request: Request) -> Iterator[str]:
+    """Start the processes in the background, so that bash can answer signals meanwhile."""
+    python = shlex.quote(sys.executable)
+    yield "pid="
+    yield """trap '[ -z "$pid" ] || kill -USR1 "$pid"' USR1"""
+    if request.nodes * request.processes == 1:
+        yield f'{python} -m vitrail "${{words[@]}}" &'
+    elif request.nodes == 1:
+        yield f"{python} -m vitrail.cluster.torchrun --standalone --nproc-per-node={request.processes} \\"
+        yield '  -m vitrail "${words[@]}" &'
+    else:
+        yield 'first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
+        yield "port=$((15000 + SLURM_JOB_ID % 10000))  # jobs that share the first node need ports of their own"
+        yield 'srun --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 \\'
+        yield f"  {python} -m vitrail.cluster.torchrun \\"
+        yield f"  --nnodes={request.nodes} --nproc-per-node={request.processes} \\"
+        yield '  --rdzv-backend=c10d --rdzv-endpoint="$first:$port" --rdzv-id="$SLURM_JOB_ID" \\'
+        yield '  -m vitrail "${words[@]}" &'
+    yield "pid=$!"
+
+
+END = """\
+wait "$pid"
+code=$?
+while kill -0 "$pid" 2>/dev/null; do  # a signal ends `wait` early
+  wait "$pid"
+  code=$?
+done
+if [ "$code" -eq 75 ]; then
+  echo "vitrail: $run is saved: job $SLURM_JOB_ID is queued again"
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code\"""".splitlines()
+
+
+def submit(script: Path) -> str:
+    """Submit the script; returns what sbatch answers."""
+    if shutil.which("sbatch") is None:
+        raise UserError(f"sbatch is not on this machine: run `sbatch {script}` where it is")
+    done = subprocess.run(["sbatch", str(script)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RunError(f"sbatch refused {script}: {first_line(done.stderr or done.stdout)}")
+    return done.stdout.strip()

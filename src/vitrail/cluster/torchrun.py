@@ -1,0 +1,53 @@
+"""torchrun that passes on what a scheduler needs: SIGUSR1 to the processes, and their exit code 75 to its caller.
+
+    python -m vitrail.cluster.torchrun --nnodes 2 --nproc-per-node 8 ... -m vitrail train RECIPE ...
+
+torchrun itself dies of SIGUSR1, and ends with 1 whatever the exit codes of its processes are. A job that was asked to
+stop would then not be told apart from one that failed, and would not be queued again.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+SAVED = 75
+"""exit code of a process that a signal stopped, with the run saved"""
+
+
+def main(args: Sequence[str]) -> int:
+    """Run torchrun with these arguments; returns the exit code: 75 if all processes that failed ended with it."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    signal.signal(signal.SIGUSR1, pass_on)
+    try:
+        run(parse_args(list(args)))
+    except ChildFailedError as error:
+        codes = {failure.exitcode for failure in error.failures.values()}
+        if codes == {SAVED}:
+            return SAVED
+        print(f"vitrail: processes failed with exit code {', '.join(map(str, sorted(codes)))}", file=sys.stderr)
+        return max((code for code in codes if code > 0), default=1)
+    except SignalException as error:  # SIGTERM, which torchrun has passed on and waited for
+        return 128 + int(error.sigval)
+    return 0
+
+
+def pass_on(number: int, frame: FrameType | None) -> None:
+    """Send a signal to the processes that torchrun has started."""
+    for task in Path(f"/proc/{os.getpid()}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            try:
+                os.kill(int(child), number)
+            except ProcessLookupError:  # it has ended meanwhile
+                continue
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
