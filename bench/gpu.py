@@ -1,6 +1,6 @@
 """Measurements on one GPU, in stages: python bench/gpu.py [STAGE...] --data DIR, where DIR contains CIFAR-10.
 
-Only the named stages run, or those of a call: `first` and `second` together measure everything that is asked, each in
+Only the named stages run, or those of a call: `first` and `second` together measure every goal, each in
 less than six minutes. Every stage is a process of its own, is stopped at its time limit, and adds its rows to gpu.json
 in the folder of `--results` as it goes, so that nothing is lost. `--plan` prints stages and limits.
 

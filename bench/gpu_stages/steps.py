@@ -81,7 +81,7 @@ def recipe_step(bench: Bench, run: Run, components: Components) -> Callable[[], 
 
 
 def profiled(bench: Bench, step: Callable[[], object], steps: int) -> Row:
-    """What the host launches and the device does in a step, and the kernels that take longest."""
+    """What the host launches and the device does in a step, and the kernels that take slowest."""
     activities = [ProfilerActivity.CPU, *([] if bench.tiny else [ProfilerActivity.CUDA])]
     with profile(activities=activities) as found:
         for _ in range(steps):
@@ -92,13 +92,13 @@ def profiled(bench: Bench, step: Callable[[], object], steps: int) -> Row:
     skipped = counters["inductor"]["cudagraph_skips"]
     launches = {e.key: e.count / steps for e in rows if "Launch" in e.key}
     busy = [e for e in rows if getattr(e, "self_device_time_total", 0) > 0 and not e.key.startswith("aten::")]
-    longest = sorted(busy, key=lambda e: -e.self_device_time_total)[:5]
+    slowest = sorted(busy, key=lambda e: -e.self_device_time_total)[:5]
     return {
         "passes that could not be recorded": skipped,
         "launches": launches,
         "kernels": round(sum(e.count for e in busy) / steps),
         "milliseconds of kernels": round(sum(e.self_device_time_total for e in busy) / steps / 1000, 3),
-        "longest": {e.key[:70]: round(e.self_device_time_total / steps / 1000, 3) for e in longest},
+        "slowest": {e.key[:70]: round(e.self_device_time_total / steps / 1000, 3) for e in slowest},
     }
 
 

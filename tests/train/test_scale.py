@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from checked import checked
+from task_examples import EXAMPLES, batch_for
 from torch import Tensor
 
 from vitrail.data.sets import open_data
@@ -86,6 +87,21 @@ def test_products_are_computed_in_the_format_that_was_named() -> None:
         with autocast(CPU, name):  # type: ignore[arg-type]
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == expected
         assert (loss_scale(CPU, name, 8) is not None) == (name == "fp16")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind, name", [(kind, name) for kind, own in EXAMPLES.items() for name in own])
+def test_every_task_trains_in_fp16(kind: str, name: str) -> None:
+    """The loss is a sum over items, which would overflow in fp16, and so would the scale in which it is seen."""
+    torch.manual_seed(0)
+    task = EXAMPLES[kind][name]().train()
+    if kind in ("embed", "regress") or name == "knn":
+        pytest.skip("it is not trained by gradients")
+    optimizers = Optimizers(task, Optim(lr=1e-3), scale=LossScale(4, CPU))
+    run = Run("x", data="none", batch_size=4, precision="fp16")
+    before = weights(task)
+    for _ in range(20):
+        row = train_step(run, LossModule(task), batch_for(task, 4), optimizers, 1.0).read()
+    assert row["finite"] and any(not torch.equal(value, before[key]) for key, value in task.named_parameters())
 
 
 @pytest.mark.parametrize(
