@@ -48,23 +48,35 @@ def answer_files(task: Task, paths: Sequence[Path]) -> Iterator[Answered]:
     """The prediction for each file, in order. Holds one batch of images; warns of doubtful values at the end."""
     sources: list[Source] = []
     for start in range(0, len(paths), BATCH):
-        prepared: dict[Path, Sample | str] = {}
-        for path in paths[start : start + BATCH]:
-            try:
-                opened = EncodedImage(path)
-                prepared[path] = task.prepare(opened)
-                sources.append(opened.source)
-            except UserError as error:
-                prepared[path] = str(error)  # the error object would keep the image in memory
-        read = [path for path, image in prepared.items() if not isinstance(image, str)]
-        answers = task.answers([image for image in prepared.values() if not isinstance(image, str)])
-        found = dict(zip(read, answers, strict=True))
-        for path in paths[start : start + BATCH]:
-            answer = found.get(path)
-            fields = {"error": prepared[path]} if answer is None else answer.row()
-            yield Answered(path, {"image": str(path), "task": task.name, **fields}, answer)
+        batch = paths[start : start + BATCH]
+        found = answer_items(task, [(str(path), path) for path in batch], sources)
+        yield from (Answered(path, row, answer) for path, (row, answer) in zip(batch, found, strict=True))
     if (doubtful := doubt(sources)) is not None:
         log.warning(doubtful)
+
+
+def answer_items(
+    task: Task, items: Sequence[tuple[str, Path | bytes]], sources: list[Source]
+) -> list[tuple[Row, Prediction | None]]:
+    """The row and the prediction for each image of a batch: a name, and a file or its content.
+
+    An image that cannot be read has a row with its error and None. `sources` gets how the others were stored.
+    """
+    prepared: list[Sample | str] = []
+    for name, item in items:
+        try:
+            opened = EncodedImage(item, name)
+            prepared.append(task.prepare(opened))
+            sources.append(opened.source)
+        except UserError as error:
+            prepared.append(str(error))  # the error object would keep the image in memory
+    answers = iter(task.answers([image for image in prepared if not isinstance(image, str)]))
+    found: list[tuple[Row, Prediction | None]] = []
+    for (name, _), image in zip(items, prepared, strict=True):
+        answer = None if isinstance(image, str) else next(answers)
+        fields = {"error": image} if answer is None else answer.row()
+        found.append(({"image": name, "task": task.name, **fields}, answer))
+    return found
 
 
 class Output(AbstractContextManager["Output"]):
@@ -109,7 +121,7 @@ class Table(Output):
             raise UserError(f"{path} is a folder, but --out has the ending of a file: choose another name")
         refuse_existing(path)
         if write is as_parquet:
-            _pyarrow()
+            pyarrow_for_tables()
         self.path, self.write, self.count, self.bad = path, write, 0, 0
 
     def __enter__(self) -> Table:
@@ -179,9 +191,9 @@ def _cell(value: Any) -> Any:
 
 def as_parquet(rows: Lines, file: IO[bytes]) -> None:
     """Parquet with lists and structs. Column types suit all rows."""
-    pa, pq = _pyarrow()
+    pa, pq = pyarrow_for_tables()
     columns = rows.columns()
-    schema = pa.schema([("image", pa.string()), ("task", pa.string()), ("error", pa.string())])
+    schema = first_columns()
     for chunk in _chunks(rows, columns):
         found = pa.Table.from_pylist(chunk).schema
         schema = pa.unify_schemas([schema, found], promote_options="permissive")
@@ -191,11 +203,17 @@ def as_parquet(rows: Lines, file: IO[bytes]) -> None:
             writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
 
 
+def first_columns() -> Any:
+    """The schema of the columns that every table of predictions has."""
+    pa, _ = pyarrow_for_tables()
+    return pa.schema([("image", pa.string()), ("task", pa.string()), ("error", pa.string())])
+
+
 def _chunks(rows: Lines, columns: Sequence[str]) -> Iterator[list[Row]]:
     """Chunks of rows, each row with every column."""
     chunk: list[Row] = []
     for row in rows:
-        chunk.append({name: _readable(row.get(name)) for name in columns})
+        chunk.append({name: readable(row.get(name)) for name in columns})
         if len(chunk) == CHUNK:
             yield chunk
             chunk = []
@@ -203,16 +221,17 @@ def _chunks(rows: Lines, columns: Sequence[str]) -> Iterator[list[Row]]:
         yield chunk
 
 
-def _readable(value: Any) -> Any:
+def readable(value: Any) -> Any:
     """Text as valid UTF-8: file names may contain other bytes."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, list):
-        return [_readable(item) for item in value]
-    return {name: _readable(item) for name, item in value.items()} if isinstance(value, dict) else value
+        return [readable(item) for item in value]
+    return {name: readable(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
-def _pyarrow() -> tuple[Any, Any]:
+def pyarrow_for_tables() -> tuple[Any, Any]:
+    """pyarrow, and its Parquet. UserError with the remedy if it is missing."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
