@@ -20,6 +20,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent))  # a test loads this file from elsewhere
+
+import scale_tables
+
 ROOT = Path(__file__).resolve().parent.parent
 
 Rows = dict[str, Any]
@@ -557,6 +561,8 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "transfer": transfer,
     "folder": folder,
     "segment": segment,
+    "scale-tokens": lambda: scale_tables.tokens(_rows("scale")),
+    "scale-devices": lambda: scale_tables.devices(_rows("scale")),
 }
 
 
@@ -598,6 +604,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _read(name: str) -> dict[str, Any] | None:
     path = ROOT / "results" / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else None
+
+
+def _rows(name: str) -> Rows | None:
+    found = _read(name)
+    return None if found is None else found["rows"]
 
 
 def _line(cells: list[str]) -> str:

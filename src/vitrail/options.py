@@ -28,7 +28,9 @@ HELP = ("-h", "--help")
 class Parser(argparse.ArgumentParser):
     """argparse with errors of one line. Every command takes --device."""
 
-    def __init__(self, name: str, command: Callable[..., int]) -> None:
+    def __init__(self, name: str, command: Callable[..., Any], urls: bool = False) -> None:
+        """`urls`: the command takes URLs."""
+        self.urls = urls
         super().__init__(f"vitrail {name}", description=inspect.getdoc(command), allow_abbrev=False)
         self.add_argument("--device", help="cpu, cuda, cuda:1 or mps; default: the best available")
 
@@ -49,7 +51,7 @@ class Parser(argparse.ArgumentParser):
         """Like argparse, but a URL is a UserError: Path would silently drop a slash of it."""
         from vitrail.files import refuse_url
 
-        for arg in args:
+        for arg in () if self.urls else args:
             refuse_url(arg.partition("=")[2] if arg.startswith("-") else arg)
         return super().parse_known_args(args)
 

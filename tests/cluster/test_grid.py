@@ -123,7 +123,7 @@ def test_a_grid_trains_what_is_missing_and_ends_with_a_comparison(
     first = Runs({1: -signal.SIGKILL, 4: 2})
     with pytest.raises(RunError, match="2 of 6 runs failed: lr=0.001,seed=1 lr=0.003,seed=1; the same command"):
         run_grid(words, None, False, first)
-    assert len(first.started) == 6, "the others go on"
+    assert len(first.started) == 6, "the others run"
     assert "lr=0.001,seed=1: failed, killed by SIGKILL, probably because memory ran out" in caplog.text
     assert "lr=0.003,seed=1: failed, exit code 2" in caplog.text
     assert "lr=0.001  0,2 " in (said := capsys.readouterr().out) and "lr=0.001,seed=1" not in said

@@ -91,9 +91,7 @@ def test_several_nodes_meet_at_the_first_one(slurm: FakeSlurm, capsys: pytest.Ca
     assert "--ntasks-per-node=1 --cpus-per-task=20" in slurm.seen("srun")[0]
 
 
-def test_a_grid_is_a_job_array_whose_jobs_resume_by_themselves(
-    slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_grid_is_a_job_array_whose_jobs_resume(slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]) -> None:
     slurm.set("saves")
     for task, seed in enumerate((0, 5)):
         slurm.set(f"folder.{task}", f"runs/x/seed={seed}")

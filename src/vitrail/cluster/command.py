@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vitrail.errors import UserError
-from vitrail.options import HELP, Parser
+from vitrail.options import HELP, Parser, parse_options, split_options, task_flags
 
 
 def add_grid(parser: Parser) -> None:
@@ -32,7 +32,7 @@ def train_grid(options: argparse.Namespace, args: Sequence[str]) -> int | None:
 
 def cluster(args: Sequence[str]) -> int:
     """Train or predict on a cluster: `vitrail cluster slurm ... -- train RECIPE ...`, `vitrail cluster ray ...`."""
-    kinds = {"slurm": slurm}
+    kinds = {"slurm": slurm, "ray": ray}
     if not args or args[0] in HELP:
         print("\n\n".join(f"vitrail cluster {name}: {command.__doc__}" for name, command in kinds.items()))
         return 0 if args else UserError.exit_code
@@ -91,3 +91,71 @@ def _cut(args: Sequence[str]) -> tuple[list[str], list[str]]:
     words = list(args)
     place = words.index("--") if "--" in words else len(words)
     return words[:place], words[place + 1 :]
+
+
+def ray(args: Sequence[str]) -> int:
+    """Use a Ray cluster, or this machine's processes: `vitrail cluster ray predict|train ... [--address A]`."""
+    kinds = {"predict": ray_predict, "train": ray_train}
+    if args[:1] and args[0] in kinds:
+        return kinds[args[0]](args[1:])
+    if args[:1] and args[0] in HELP:
+        print("\n\n".join(f"vitrail cluster ray {name}: {command.__doc__}" for name, command in kinds.items()))
+        return 0
+    raise UserError(f"vitrail cluster ray: choose from {', '.join(kinds)}")
+
+
+def ray_predict(args: Sequence[str]) -> int:
+    """Predict with Ray Data: `vitrail cluster ray predict SOURCE --data FOLDER|FILE.parquet|URL --out FOLDER`.
+
+    FOLDER gets Parquet files with one row per image, also for one that cannot be read. The same command continues after
+    a stop. The options of the model's task, such as --top, are those of `vitrail predict`.
+    """
+    parser = Parser("cluster ray predict", ray_predict, urls=True)
+    parser.add_argument("source", help="a run folder, a checkpoint, the name of bundled weights, or a Hub id")
+    parser.add_revision()
+    parser.add_argument(
+        "--data", required=True, help="a folder of images, Parquet, or a URL such as s3://bucket/images"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the Parquet files, on this machine")
+    parser.add_argument("--workers", type=int, metavar="N", help="default: one per GPU, or per CPU core without GPUs")
+    parser.add_argument("--gpus-per-worker", type=float, metavar="G", help="default: 1 if the cluster has GPUs, else 0")
+    parser.add_argument("--batch-size", type=int, default=32, help="images per batch; default: 32")
+    parser.add_argument(
+        "--address", help="of the Ray cluster; local: this machine; default: the one Ray finds, or local"
+    )
+    if parser.parse_help(args) is not None:
+        print(parser.format_help())
+        return 0
+    chosen, others = split_options(args, task_flags())
+    options = parser.parse_args(others)
+    if options.device is not None:
+        raise UserError("--device has no meaning here: the workers use GPUs as --gpus-per-worker says")
+    from vitrail.cluster.ray_predict import Workers, predict
+    from vitrail.zoo import load
+
+    task = load(options.source, device="cpu", revision=options.revision)
+    task.choose(parse_options(task, chosen))
+    workers = Workers(options.workers, options.gpus_per_worker, options.batch_size)
+    print(predict(task, options.data, options.out, workers, options.address))
+    return 0
+
+
+def ray_train(args: Sequence[str]) -> int:
+    """Train with Ray Train: `vitrail cluster ray train [--workers N] -- RECIPE --out DIR ...`."""
+    own, words = _cut(args)
+    if not words and not {*HELP} & {*own}:
+        raise UserError("write the recipe after two dashes: vitrail cluster ray train ... -- RECIPE --out DIR ...")
+    parser = Parser("cluster ray train", ray_train)
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes, one GPU each; default: 1")
+    parser.add_argument("--cpu", action="store_true", help="train on the CPU")
+    parser.add_argument(
+        "--max-failures", type=int, default=3, metavar="N", help="how often it may start again; default: 3"
+    )
+    parser.add_argument(
+        "--address", help="of the Ray cluster; local: this machine; default: the one Ray finds, or local"
+    )
+    options = parser.parse_args(own)
+    from vitrail.cluster.ray_train import train
+
+    train(words, options.workers, 0.0 if options.cpu else 1.0, options.max_failures, options.address)
+    return 0

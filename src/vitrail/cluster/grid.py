@@ -32,7 +32,7 @@ from vitrail.train.state import RunFolder
 
 log = logging.getLogger("vitrail")
 
-ASKED = "grid.json"
+SHARED = "grid.json"
 """what every run of a grid has in common: a folder holds one grid"""
 SAVED = 75
 """exit code of a run that SIGTERM or SIGUSR1 stopped, with its state saved: a scheduler can queue it again"""
@@ -88,7 +88,7 @@ class Grid:
 
     def begin(self) -> None:
         """Record what the runs share. Raises UserError if the folder holds runs with other settings."""
-        place = self.out / ASKED
+        place = self.out / SHARED
         if not place.exists():
             write_whole(place, json.dumps(self.common, indent=2) + "\n")
             return
@@ -186,7 +186,7 @@ def _axis(recipe: recipes.Recipe, text: str, fixed: Mapping[str, Any], also: Seq
 
 
 def _as_text(value: Any) -> str:
-    """A value as it stands in the name of a folder: equal values give equal names, however they were written."""
+    """A value in the name of a folder: equal values give equal names, however they were written."""
     text = "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
     return re.sub(r"[^\w.+-]", "-", text)
 

@@ -2,7 +2,7 @@
 
 Two minutes before its time limit, Slurm signals the script, which passes the signal on. The run saves and ends with
 exit code 75, and the script queues the job again; the new job resumes the run, since its folder is there. A node that
-fails needs nothing of this: Slurm queues the job again by itself.
+fails needs nothing of this: Slurm then queues the job again without us.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vitrail.files import refuse_existing, write_whole
 WRITTEN = "# written by vitrail cluster slurm"
 RUN = '"$run"'
 NOTICE = 120
-"""seconds before the time limit at which a run is asked to save; Slurm may ask up to a minute earlier"""
+"""seconds before the time limit at which a run is told to save; Slurm may do so up to a minute earlier"""
 TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}")
 """minutes, minutes:seconds, hours:minutes:seconds, days-hours and so on"""
 
@@ -47,20 +47,19 @@ class Request:
     """further options of sbatch, as NAME=VALUE"""
 
     def __post_init__(self) -> None:
-        for name, value, least in (("--nodes", self.nodes, 1), ("--gpus-per-node", self.gpus, 0)):
-            if value < least:
+        numbers = {"--nodes": self.nodes, "--gpus-per-node": self.gpus, "--cpus": self.cpus, "--at-once": self.at_once}
+        for name, value in numbers.items():
+            least = 0 if name == "--gpus-per-node" else 1
+            if value is not None and value < least:
                 raise UserError(f"{name} must be at least {least}, got {value}")
-        for name, value in (("--cpus", self.cpus), ("--at-once", self.at_once)):
-            if value is not None and value < 1:
-                raise UserError(f"{name} must be at least 1, got {value}")
         if not TIME.fullmatch(self.time):
             raise UserError(f"--time must be as Slurm writes it, such as 8:00:00 or 2-12:00:00, got {self.time!r}")
         for text in (self.partition, self.account, *self.others):
             if text is not None and not re.fullmatch(r"[\w.,:/+=*\[\]&|()%@-]+", text):
                 raise UserError(f"{text!r} cannot stand in a line of sbatch: leave out spaces and quotes")
         for text in self.others:
-            name, equals, value = text.partition("=")
-            if not equals or not value or name.startswith("-"):
+            name, _, given = text.partition("=")
+            if not given or name.startswith("-"):
                 raise UserError(f"--sbatch {text}: write NAME=VALUE without dashes, such as mem=64G")
             if name in OURS:
                 raise UserError(f"--sbatch {text}: vitrail sets {name} itself")
@@ -71,8 +70,10 @@ class Request:
         return max(1, self.gpus)
 
 
-OURS = ("nodes", "ntasks", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "time", "partition", "account")
-OURS += ("array", "requeue", "open-mode", "signal", "output", "job-name")
+OURS = (
+    *("nodes", "ntasks", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "time", "partition", "account"),
+    *("array", "requeue", "open-mode", "signal", "output", "job-name"),
+)
 """options of sbatch that the script has already"""
 
 

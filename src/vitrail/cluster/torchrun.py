@@ -2,7 +2,7 @@
 
     python -m vitrail.cluster.torchrun --nnodes 2 --nproc-per-node 8 ... -m vitrail train RECIPE ...
 
-torchrun itself dies of SIGUSR1, and ends with 1 whatever the exit codes of its processes are. A job that was asked to
+torchrun itself dies of SIGUSR1, and ends with 1 whatever the exit codes of its processes are. A job that was told to
 stop would then not be told apart from one that failed, and would not be queued again.
 """
 

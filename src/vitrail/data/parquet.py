@@ -45,7 +45,9 @@ def files(path: Path) -> list[Path]:
 
 def read(paths: list[Path]) -> Table:
     """The rows of some files of one split."""
-    table, schema = rows(paths, lambda names: [_column(names, IMAGES, paths[0]), _column(names, LABELS, paths[0])])
+    table, schema = rows(
+        paths, lambda names: [choose_column(names, IMAGES, paths[0]), choose_column(names, LABELS, paths[0])]
+    )
     image, label = table.column_names
     names = _class_names(schema.metadata or {}, label)
     labelled = _labelled(table.column(label), names)
@@ -80,7 +82,7 @@ def rows(paths: list[Path], choose: Callable[[list[str]], list[str]]) -> tuple[A
     return table.select(columns), schema
 
 
-def _column(names: list[str], wanted: tuple[str, ...], path: Path) -> str:
+def choose_column(names: list[str], wanted: tuple[str, ...], path: Path) -> str:
     for name in wanted:
         if name in names:
             return name

@@ -47,9 +47,9 @@ class Answered(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A file as the model's input."""
+    """An image as the model's input."""
 
-    path: Path
+    name: str
     sample: Sample | str
     """or why it cannot be read"""
     source: Source | None
@@ -62,17 +62,34 @@ def answer_files(task: Task, paths: Sequence[Path]) -> Iterator[Answered]:
     and the rest in bf16 only if both agree.
     """
     doubts, precision = Doubts(), _Precision(task, len(paths) > BATCH)
+    every = iter(paths)
     for batch in _batches(task, paths):
-        samples = [each.sample for each in batch if not isinstance(each.sample, str)]
-        answers = iter(precision.answers(samples))
-        for path, sample, source in batch:
-            if source is not None:
-                doubts.add(source)
-            answer = None if isinstance(sample, str) else next(answers)
-            fields = {"error": sample} if answer is None else answer.row()
-            yield Answered(path, {"image": str(path), "task": task.name, **fields}, answer)
+        for row, answer in _rows(task, batch, precision, doubts):
+            yield Answered(next(every), row, answer)
     if (doubtful := doubts.text()) is not None:
         log.warning(doubtful)
+
+
+def answer_items(
+    task: Task, items: Sequence[tuple[str, Path | bytes]], doubts: Doubts
+) -> list[tuple[Row, Prediction | None]]:
+    """The row and the prediction for each image of a batch: a name, and a file or its content.
+
+    An image that cannot be read has a row with its error and None. `doubts` gets how the others were stored.
+    """
+    return list(_rows(task, [_prepared(task, *item) for item in items], _Precision(task, many=False), doubts))
+
+
+def _rows(
+    task: Task, batch: list[Prepared], precision: _Precision, doubts: Doubts
+) -> Iterator[tuple[Row, Prediction | None]]:
+    answers = iter(precision.answers([each.sample for each in batch if not isinstance(each.sample, str)]))
+    for name, sample, source in batch:
+        if source is not None:
+            doubts.add(source)
+        answer = None if isinstance(sample, str) else next(answers)
+        fields = {"error": sample} if answer is None else answer.row()
+        yield {"image": name, "task": task.name, **fields}, answer
 
 
 def _batches(task: Task, paths: Sequence[Path]) -> Iterator[list[Prepared]]:
@@ -81,7 +98,7 @@ def _batches(task: Task, paths: Sequence[Path]) -> Iterator[list[Prepared]]:
     waiting: deque[list[Future[Prepared]]] = deque()
     try:
         for start in range(0, len(paths), BATCH):
-            waiting.append([pool.submit(_prepared, task, path) for path in paths[start : start + BATCH]])
+            waiting.append([pool.submit(_prepared, task, str(path), path) for path in paths[start : start + BATCH]])
             if len(waiting) > AHEAD:
                 yield [each.result() for each in waiting.popleft()]
         while waiting:
@@ -90,12 +107,12 @@ def _batches(task: Task, paths: Sequence[Path]) -> Iterator[list[Prepared]]:
         pool.shutdown(cancel_futures=True)
 
 
-def _prepared(task: Task, path: Path) -> Prepared:
+def _prepared(task: Task, name: str, item: Path | bytes) -> Prepared:
     try:
-        opened = EncodedImage(path)
-        return Prepared(path, task.prepare(opened), opened.source)
+        opened = EncodedImage(item, name)
+        return Prepared(name, task.prepare(opened), opened.source)
     except UserError as error:
-        return Prepared(path, str(error), None)  # the error object would keep the image in memory
+        return Prepared(name, str(error), None)  # the error object would keep the image in memory
 
 
 def _cores() -> int:

@@ -20,7 +20,7 @@ from vitrail.errors import UserError
 from vitrail.files import named, refuse_existing, refuse_file_name, replacing, write_whole
 from vitrail.predictions.answers import Answered
 from vitrail.predictions.journal import Journal, head_of
-from vitrail.predictions.tables import TABLES, Lines, Row, as_csv, as_parquet, pyarrow
+from vitrail.predictions.tables import TABLES, Lines, Row, as_csv, as_parquet, pyarrow_for_tables
 from vitrail.tasks.task import Task
 
 log = logging.getLogger("vitrail")
@@ -136,7 +136,7 @@ class Table(Written):
             raise UserError(f"{path} is a folder, but --out has the ending of a file: choose another name")
         refuse_existing(path)
         if write is as_parquet:
-            pyarrow()
+            pyarrow_for_tables()
         super().__init__(path)
         self.write = write
 

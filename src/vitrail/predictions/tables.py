@@ -55,9 +55,9 @@ def _cell(value: Any) -> Any:
 
 def as_parquet(rows: Lines, file: IO[bytes]) -> None:
     """Parquet with lists and structs. Column types suit all rows."""
-    pa, pq = pyarrow()
+    pa, pq = pyarrow_for_tables()
     columns = rows.columns()
-    schema = pa.schema([("image", pa.string()), ("task", pa.string()), ("error", pa.string())])
+    schema = first_columns()
     for chunk in _chunks(rows, columns):
         found = pa.Table.from_pylist(chunk).schema
         schema = pa.unify_schemas([schema, found], promote_options="permissive")
@@ -67,11 +67,17 @@ def as_parquet(rows: Lines, file: IO[bytes]) -> None:
             writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
 
 
+def first_columns() -> Any:
+    """The schema of the columns that every table of predictions has."""
+    pa, _ = pyarrow_for_tables()
+    return pa.schema([("image", pa.string()), ("task", pa.string()), ("error", pa.string())])
+
+
 def _chunks(rows: Lines, columns: Sequence[str]) -> Iterator[list[Row]]:
     """Chunks of rows, each row with every column."""
     chunk: list[Row] = []
     for row in rows:
-        chunk.append({name: _readable(row.get(name)) for name in columns})
+        chunk.append({name: readable(row.get(name)) for name in columns})
         if len(chunk) == CHUNK:
             yield chunk
             chunk = []
@@ -79,16 +85,17 @@ def _chunks(rows: Lines, columns: Sequence[str]) -> Iterator[list[Row]]:
         yield chunk
 
 
-def _readable(value: Any) -> Any:
+def readable(value: Any) -> Any:
     """Text as valid UTF-8: file names may contain other bytes."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, list):
-        return [_readable(item) for item in value]
-    return {name: _readable(item) for name, item in value.items()} if isinstance(value, dict) else value
+        return [readable(item) for item in value]
+    return {name: readable(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
-def pyarrow() -> tuple[Any, Any]:
+def pyarrow_for_tables() -> tuple[Any, Any]:
+    """pyarrow, and its Parquet. UserError with the remedy if it is missing."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq

@@ -1,0 +1,72 @@
+"""`vitrail cluster ray train`: the same `train` command, started by Ray Train on the machines of a cluster.
+
+Ray Train starts the processes, joins them (torch.distributed) and starts all of them again when one dies; the run then
+resumes from its folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vitrail.cluster.grid import read_grid
+from vitrail.cluster.ray_session import library, session, shortened
+from vitrail.errors import RunError, UserError
+
+
+def train(words: Sequence[str], workers: int, gpus: float, failures: int, address: str | None) -> None:
+    """Train with the `words` of a `train` command, by so many workers. UserError for words that it would refuse."""
+    if workers < 1 or failures < 0:
+        raise UserError("--workers must be at least 1, and --max-failures at least 0")
+    for flag in ("--grid", "--grid-index", "--nproc", "--device"):
+        if flag in [word.partition("=")[0] for word in words]:
+            raise UserError(f"{flag} has no meaning here: leave it out")
+    grid = read_grid(words)
+    if "--out" not in [word.partition("=")[0] for word in words]:
+        raise UserError("name the run's folder with --out: by it a worker that is started again finds its run")
+    ray = library()
+    try:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+    except ImportError as error:
+        raise UserError(f"Ray Train is not installed ({error}): pip install 'vitrail[cluster]'") from None
+    out = grid.out.resolve()
+    with session(ray, address):
+        there = ray.cluster_resources()
+        for name, each in (("GPU", gpus), ("CPU", 1.0)):
+            if each * workers > there.get(name, 0):
+                raise UserError(
+                    f"{workers} workers need {each * workers:g} {name}s and the cluster has {there.get(name, 0):g}: "
+                    "lower --workers"
+                )
+        trainer = TorchTrainer(
+            work,
+            train_loop_config={"words": [*words], "out": str(out), "folder": str(Path.cwd())},
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0),
+            run_config=RunConfig(
+                name=out.name,
+                storage_path=str(out.parent / ".ray"),
+                failure_config=FailureConfig(max_failures=failures),
+            ),
+        )
+        try:
+            trainer.fit()
+        except Exception as error:  # Ray wraps what the workers raise in its own classes
+            raise RunError(f"{shortened(error)}; see the lines above") from None
+
+
+def work(config: dict[str, Any]) -> None:
+    """What each worker does: `vitrail train`, from the beginning or from what an earlier attempt has saved."""
+    import torch.distributed as dist
+
+    from vitrail.cli import main
+
+    os.chdir(config["folder"])  # Ray Train gives each worker a folder of its own
+    resume = [(Path(config["out"]) / "recipe.json").exists()]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.broadcast_object_list(resume, 0)  # the first worker may have made the folder meanwhile
+    words = ["--resume", config["out"]] if resume[0] else config["words"]
+    if code := main(["train", *words]):
+        raise RuntimeError(f"vitrail train ended with exit code {code}")
