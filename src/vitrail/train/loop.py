@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from vitrail.data.loader import Loader
 from vitrail.data.random import seed_for
@@ -26,14 +27,17 @@ from vitrail.tasks.task import Task
 from vitrail.tasks.values import Metric
 from vitrail.train.device import release_memory
 from vitrail.train.finite import Watch, no_number, not_finite
+from vitrail.train.joined import scores_of_all
 from vitrail.train.loaders import Loaders, evaluation_loader
 from vitrail.train.logits import largest_logits
 from vitrail.train.lora import merge_lora, merged
-from vitrail.train.optim import Average, Optimizers, factor
+from vitrail.train.optim import Average, factor
+from vitrail.train.parallel import ALONE, World
 from vitrail.train.progress import Progress
 from vitrail.train.run import Run
+from vitrail.train.sharded import loss_module
 from vitrail.train.state import RunFolder
-from vitrail.train.step import LossModule, train_step
+from vitrail.train.step import train_step
 from vitrail.zoo.files import open_files
 
 log = logging.getLogger("vitrail")
@@ -52,6 +56,8 @@ class Components:
     train: Loader
     val: Loader
     test: Loader | None
+    world: World = ALONE
+    """the processes that train together"""
 
     @cached_property
     def loaders(self) -> Loaders:
@@ -59,7 +65,7 @@ class Components:
         train = self.train
         makers: dict[str, Callable[[], Loader]] = {"val": lambda: self.val}
         if train.train:
-            how = (train.device, train.workers, train.seed, train.max_bad)
+            how = (train.device, train.workers, train.seed, train.max_bad, None, train.rank, train.world)
             makers["train"] = lambda: evaluation_loader(self.task, train.set, *how)
         else:
             makers["train"] = lambda: train
@@ -82,13 +88,15 @@ def fit(run: Run, components: Components, folder: RunFolder, steps: int, resume:
 
 def _train(run: Run, components: Components, folder: RunFolder, steps: int, resume: bool) -> float:
     """All steps and evaluations; returns the seconds that they took."""
-    task, loader = components.task.train(), components.train
-    optimizers = Optimizers(task, run.optim, compile=run.compiled)
-    average = Average(task, run.optim.ema) if run.optim.ema else None
+    task, loader, world = components.task.train(), components.train, components.world
+    module, draws = loss_module(task, world), task.draws
+    optimizers = module.optimizers(run.optim, run.compiled)
+    average = module.average(run.optim.ema) if run.optim.ema else None
     start, best, sums = folder.load_state(task, optimizers, average) if resume else (0, None, {})
+    if resume:
+        module.read_whole()
     if (rule := task.score) is None:
         raise UserError(f"the task {task.name} has no score to choose a checkpoint by: it cannot be trained")
-    module, draws = LossModule(task), task.draws
     if run.compiled:
         module.compile(dynamic=False)
     began = saved = time.monotonic()
@@ -97,39 +105,50 @@ def _train(run: Run, components: Components, folder: RunFolder, steps: int, resu
     every = max(1, round(run.eval_every * loader.steps_per_epoch))
     batches = itertools.islice(loader.batches(start), max(0, steps - start))
     with stop_requested() as stop, Progress(steps, start, loader, sums) as progress:
-        watch = Watch(task, progress)
+        watch = Watch(task, progress, module)
         for step, batch in enumerate(batches, start):
             if draws:  # a function of (seed, step), so a resumed run draws what the first one did
-                torch.manual_seed(seed_for(run.seed, step))
+                torch.manual_seed(seed_for(run.seed, step, *([world.rank] if world.rank else [])))
             if run.early_shape is not None and step < run.early * steps:
                 batch["image"] = F.interpolate(batch["image"], run.early_shape, mode="bilinear", antialias=True)
                 batch = task.target.rescale(batch, run.early_shape)
             rate = factor(run.optim, step, steps, loader.steps_per_epoch)
+            due = time.monotonic() - saved > SAVE_EVERY
+            if world.size > 1:  # all stop and save after the same step: the one after that in which one asks for it
+                module.asked = {"stop": stop.requested, "save": due and world.leads}
+                saved = time.monotonic() if due else saved
             scalars = train_step(run, module, batch, optimizers, rate)
             watch.follow(step + 1, scalars, batch, run.optim.lr * rate)
             if average is not None:
                 average.update(step)
-            task.after_step(step, steps)
+            module.task.after_step(step, steps)
             done = step + 1
             seconds = spent + time.monotonic() - began
             evaluating, interrupted = done % every == 0 or done == steps, stop.requested
-            saving = evaluating or interrupted or time.monotonic() - saved > SAVE_EVERY
+            if world.size > 1:
+                interrupted, due = watch.asked.get("stop", False), watch.asked.get("save", False)
+            saving = evaluating or interrupted or due
             logging_now = done % LOG_EVERY == 0 or done == steps
             if logging_now or saving:
                 watch.read(last=done == steps)
+            if saving:
+                module.write_whole()
             if saving and (name := not_finite(task)) is not None:
                 raise RunError(f"{no_number(name)} after step {done}")
             if logging_now:
                 epoch = done / loader.steps_per_epoch
                 folder.log(kind="train", step=done, epoch=epoch, seconds=seconds, **progress.row())
             if evaluating:
-                scores = evaluate(task, components.loaders, "val", average)
+                world.share_bad(loader)
+                scores = evaluate(task, components.loaders, "val", average, world=world)
                 task.train()
                 logits = {"attention_logits": found} if (found := largest_logits(task, batch["image"])) else {}
                 seconds = spent + time.monotonic() - began
                 folder.log(kind="val", step=done, seconds=seconds, **numbers(scores), **logits)
                 progress.evaluated(scores, rule)
-                best = keep(scores[rule.name], best, task, folder, average)
+                weights = merged(average.values if average else task.state_dict())
+                if world.leads:
+                    best = keep(scores[rule.name], best, task, folder, weights)
             if saving:
                 folder.save_state(done, best, task, optimizers, average, progress.sums)
                 saved = time.monotonic()
@@ -142,11 +161,10 @@ def _train(run: Run, components: Components, folder: RunFolder, steps: int, resu
 
 
 def keep(
-    score: float | None, best: float | None, task: Task, folder: RunFolder, average: Average | None
+    score: float | None, best: float | None, task: Task, folder: RunFolder, weights: dict[str, Tensor]
 ) -> float | None:
     """Save the weights as the last ones, and as the best ones if they are; returns the best score."""
     assert task.score is not None
-    weights = merged(average.values if average else task.state_dict())
     if score is None:
         warn_once(f"the validation split has no {task.score.name}: the newest checkpoint counts as the best")
     if score is None or task.score.better(score, best):
@@ -164,16 +182,23 @@ def evaluate(
     average: Average | None = None,
     metric: Callable[[], Metric] | None = None,
     final: bool = False,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """`task.evaluate` on a whole split, with the average of the weights if there is one; `final` as there.
 
-    In the weights' own float32, whatever training computes in: `predict` does so too, on every processor.
+    The ranks of `world` share the split, and each has all scores. In the weights' own float32, whatever training
+    computes in: `predict` does so too, on every processor.
     """
     current = {name: value.clone() for name, value in task.state_dict().items()} if average else None
     if average:
         task.load_state_dict(average.values)
     task.eval()
-    scores = task.evaluate(loaders, split, metric, final)
+    if world.size == 1 or task.whole_split:
+        scores = task.evaluate(loaders, split, metric, final)
+    else:
+        make = task.metric if metric is None else metric
+        scores = scores_of_all(world, make, lambda joined: task.evaluate(loaders, split, joined, final))
+        world.share_bad(loaders[split])
     if current:
         task.load_state_dict(current)
     return scores
@@ -181,17 +206,17 @@ def evaluate(
 
 def finish(run: Run, components: Components, folder: RunFolder, steps: int, seconds: float) -> dict[str, Any]:
     """Read the test split once, with the checkpoint that was best on the validation split."""
-    task = components.task
+    task, world = components.task, components.world
     merge_lora(task)
-    task.load_state_dict(open_files(folder.best).weights)
+    task.load_state_dict(world.weights_of_first(lambda: open_files(folder.best).weights))
     split = "test" if components.test else "val"
     try:
-        scores = evaluate(task, components.loaders, split, final=True)
+        scores = evaluate(task, components.loaders, split, final=True, world=world)
     except UserError as error:  # too many bad images, which should not cost the run
         if split == "val":
             raise
         log.warning(f"the test split is not scored, so the validation split is scored instead: {error}")
-        split, scores = "val", evaluate(task, components.loaders, "val", final=True)
+        split, scores = "val", evaluate(task, components.loaders, "val", final=True, world=world)
     if split == "test":
         folder.log(kind="test", step=steps, **scores)
     parameters = sum(p.numel() for p in task.parameters())

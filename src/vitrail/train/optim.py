@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -133,7 +133,7 @@ class Optimizers:
 
     def __init__(self, task: Task, optim: Optim, compile: bool = False) -> None:
         """`compile` compiles the steps of Muon and LAMB; those of the others are one fused function anyway."""
-        adamw, muon = groups(task, optim)
+        adamw, muon = self.groups(task, optim)
         compile = compile and compiles_norms(next(task.parameters()).device)
         betas = (0.9, optim.beta2)
         self.members: list[torch.optim.Optimizer] = []
@@ -148,12 +148,20 @@ class Optimizers:
         self.peaks = [[group["lr"] for group in member.param_groups] for member in self.members]
         self.parameters = [p for member in self.members for group in member.param_groups for p in group["params"]]
 
+    def groups(self, task: Task, optim: Optim) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """What the members move; `parameters` are what gradients belong to."""
+        return groups(task, optim)
+
     def step(self, gradients: Sequence[Tensor | None], factor: float, good: Tensor | None = None) -> None:
         """One step along the gradients of `parameters`, at `factor` times the peak learning rates.
 
         `good` [] of False moves nothing, whatever the gradients.
         """
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+        self.move(zip(self.parameters, gradients, strict=True), factor, good)
+
+    def move(self, pairs: Iterable[tuple[Tensor, Tensor | None]], factor: float, good: Tensor | None) -> None:
+        """One step of the members; `pairs` are their parameters with the gradients."""
+        for parameter, gradient in pairs:
             parameter.grad = gradient
         for member, peaks in zip(self.members, self.peaks, strict=True):
             for group, peak in zip(member.param_groups, peaks, strict=True):

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -234,3 +235,41 @@ class RunFolder:
         rows = [row for row in self.rows() if row["step"] <= state["step"] and row["kind"] not in ("test", "done")]
         write_whole(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
         return state["step"], state["best"], state.get("sums", {})  # runs of earlier versions did not save them
+
+
+class Follower(RunFolder):
+    """The run folder for the ranks of a run that write nothing: the one with rank 0 does."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._own = TemporaryDirectory(prefix="vitrail-")
+        self.metrics = Path(self._own.name) / "metrics.jsonl"
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        yield
+
+    def begin(self, run: Run, classes: Sequence[str], data: dict[str, Any] | None = None) -> None:
+        pass
+
+    def log(self, **row: Any) -> None:
+        pass
+
+    def end(self, scores: dict[str, Any]) -> None:
+        pass
+
+    def drop(self) -> None:
+        pass
+
+    def save_state(
+        self,
+        step: int,
+        best: float | None,
+        module: nn.Module,
+        optimizers: Optimizers,
+        average: Average | None,
+        sums: dict[str, float],
+    ) -> None:
+        """Send rank 0 this rank's share, where it has one."""
+        optimizers.state_dict()
+        _ = average.values if average else None
