@@ -7,6 +7,7 @@ of their processes would train the whole run.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -180,6 +181,7 @@ def joined(device: str | None, shard: bool = False, count: int | None = None) ->
     voice = sys.stderr
     if rank:
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # for the rest of the process
+        logging.getLogger("vitrail").setLevel(logging.CRITICAL + 1)
     if count is not None and count != size:
         raise UserError(f"--nproc {count} in a process that torchrun started as one of {size}: leave --nproc out")
     import torch.distributed as dist
