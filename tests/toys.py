@@ -306,6 +306,7 @@ class Teacher(Toy):
 
     name = "teacher"
     settings = TeacherSettings
+    whole_split = True
     score = Score("distance", best="min", unit="")
 
     def __init__(self, encoder: Encoder | None = None, preprocess: Preprocess | None = None) -> None:
@@ -352,6 +353,7 @@ class Twins(Toy):
 
     name = "twins"
     settings = MatchSettings
+    whole_split = True
     score = Score("distance", best="min", unit="")
     whole_batch = True
 
@@ -364,8 +366,9 @@ class Twins(Toy):
 
     def loss(self, batch: Batch, gather: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
         one, other = (self(view) for view in batch["views"])
-        every = other if gather is None else gather(other)
-        losses = F.cross_entropy(10 * one @ every.T, torch.arange(len(one), device=one.device), reduction="sum")
+        if gather is not None:
+            one, other = gather(one), gather(other)
+        losses = F.cross_entropy(10 * one @ other.T, torch.arange(len(one), device=one.device), reduction="sum")
         return {"loss": losses, "count": torch.full((), len(one), device=one.device)}
 
     def evaluate(

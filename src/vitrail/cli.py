@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from itertools import chain
@@ -24,8 +25,8 @@ from vitrail.options import (
     as_typed,
     parse_fields,
     parse_options,
-    print_fields,
     print_options,
+    print_recipes,
     split_options,
     task_flags,
 )
@@ -33,7 +34,9 @@ from vitrail.standard_error import own_lines
 from vitrail.units import score_text
 
 if TYPE_CHECKING:
+    from vitrail.start import Trained
     from vitrail.tasks.task import Task
+    from vitrail.train.parallel import World
 
 SOURCE = "a run folder, a checkpoint of any layout, the name of bundled weights, or a Hub id"
 VERIFY = "list how each weight was used, and compare outputs with the source library's own model if it is installed"
@@ -56,9 +59,9 @@ def demo(args: Sequence[str]) -> int:
     parser.add_argument("--out", type=path, default=Path("runs/demo"), help="folder for the run and its images")
     parser.add_fast_dev_run()
     options = parser.parse_args(args)
-    from vitrail.train.launcher import refuse_many_processes
+    from vitrail.train.launcher import refuse_several
 
-    refuse_many_processes()
+    refuse_several("demo")
     from vitrail.demo import run_demo
 
     run_demo(options.out, options.device, options.fast_dev_run)
@@ -82,48 +85,26 @@ def train(args: Sequence[str]) -> int:
         help="resume the run in this folder; --data is where its data is now, --epochs extends it",
     )
     add_grid(parser)
+    parser.add_argument("--nproc", type=int, metavar="N", help="train in N processes of this machine: one per GPU")
+    parser.add_argument("--shard", action="store_true", help="with several processes: share the weights out (FSDP2)")
     parser.add_argument("--json", action="store_true", help="print the scores as one line of JSON")
     wants_help = any(arg in HELP for arg in args) and args[0] not in HELP
     options, rest = parser.parse_known_args([arg for arg in args if not (wants_help and arg in HELP)])
     name = options.recipe
     if not wants_help and (code := train_grid(options, args)) is not None:
         return code
-    from vitrail.train.launcher import refuse_many_processes
+    from vitrail.train import launcher
 
-    refuse_many_processes()
-    if options.resume is not None:
-        if any(option is not None for option in (name, options.init, options.out, options.group)):
-            raise UserError("--resume continues a run with its own settings: give no recipe, --init, --out or --group")
-        from vitrail.resume import resume_run
-        from vitrail.train.state import RunFolder
-
-        changes = parse_fields(RunFolder(options.resume).run(), rest) if rest else {}
-        trained = resume_run(options.resume, options.device, options.data, changes)
-    else:
-        from vitrail import recipes
-        from vitrail.start import begin
-
-        if name is None:
-            if rest or options.data or options.init or options.out:
-                raise UserError("name a recipe (vitrail train lists them)")
-            width = max(map(len, recipes.RECIPES))
-            for each, factory in recipes.RECIPES.items():
-                print(f"{each:<{width}}  {(inspect.getdoc(factory) or '').splitlines()[0]}")
-            return 0
-        recipe = recipes.find(name)
-        if wants_help:
-            print(f"{inspect.getdoc(recipe)}\n\n{parser.format_help()}\nFields of the recipe:\n")
-            print_fields(recipe(10_000), name)
-            return 0
-        trained = begin(
-            recipe,
-            options.data,
-            options.init,
-            parse_fields(recipe(10_000), rest, () if options.init is None else recipes.FREE),
-            options.out,
-            options.device,
-            options.group,
-        )
+    if options.resume is None and (name is None or wants_help):
+        if name is None and (rest or options.data or options.init or options.out):
+            raise UserError("name a recipe (vitrail train lists them)")
+        print_recipes(parser, name)
+        return 0
+    if options.nproc not in (None, 1) and not launcher.several():
+        launcher.refuse_many_processes()
+        return launcher.start(args, options.nproc)
+    with launcher.joined(options.device, options.shard, options.nproc) as world:
+        trained = run_training(options, rest, world)
     scores, rule = trained.scores, trained.task.score
     if options.json:
         print(json.dumps(scores))
@@ -133,6 +114,24 @@ def train(args: Sequence[str]) -> int:
     print(f"{scores['split']}{value} in {scores['seconds']:.0f} s{fast}")
     print(f"best weights: {trained.folder.best}, report: {trained.folder.report}")
     return 0
+
+
+def run_training(options: Namespace, rest: Sequence[str], world: World) -> Trained:
+    """Start or resume the run that the options of `train` name; `rest` are the fields of its recipe."""
+    from vitrail import recipes
+    from vitrail.resume import resume_run
+    from vitrail.start import begin
+    from vitrail.train.state import RunFolder
+
+    if options.resume is not None:
+        if any(option is not None for option in (options.recipe, options.init, options.out, options.group)):
+            raise UserError("--resume continues a run with its own settings: give no recipe, --init, --out or --group")
+        changes = parse_fields(RunFolder(options.resume).run(), rest) if rest else {}
+        return resume_run(options.resume, options.device, options.data, changes, world)
+    recipe = recipes.find(options.recipe)
+    changes = parse_fields(recipe(10_000), rest, () if options.init is None else recipes.FREE)
+    given = (options.data, options.init, changes, options.out, options.device, options.group)
+    return begin(recipe, *given, world)
 
 
 def evaluate(args: Sequence[str]) -> int:

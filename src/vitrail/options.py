@@ -101,6 +101,20 @@ NO_FIELDS = ("recipe", "data", "init", "group")
 """fields of a run that are no flags of their own: `train` has arguments for them"""
 
 
+def print_recipes(parser: Parser, name: str | None) -> None:
+    """The names of all recipes, or the help of one with its fields."""
+    from vitrail import recipes
+
+    if name is None:
+        width = max(map(len, recipes.RECIPES))
+        for each, factory in recipes.RECIPES.items():
+            print(f"{each:<{width}}  {(inspect.getdoc(factory) or '').splitlines()[0]}")
+        return
+    recipe = recipes.find(name)
+    print(f"{inspect.getdoc(recipe)}\n\n{parser.format_help()}\nFields of the recipe:\n")
+    print_fields(recipe(10_000), name)
+
+
 def print_fields(run: Run, name: str) -> None:
     """The help of a recipe's fields."""
     import tyro

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ from vitrail.tasks import task_of
 from vitrail.train.build import build, open_for
 from vitrail.train.device import choose_device
 from vitrail.train.optim import factor
+from vitrail.train.parallel import ALONE, World
 from vitrail.train.run import Run
-from vitrail.train.state import RunFolder
+from vitrail.train.state import Follower, RunFolder
 from vitrail.train.stop import preemptible
 
 log = logging.getLogger("vitrail")
@@ -28,27 +31,38 @@ FREE = (*LENGTH, "save_every", "keep", "workers", "max_bad")
 
 
 def resume_run(
-    path: Path, device: str | None, data: str | None = None, changes: Mapping[str, Any] | None = None
+    path: Path,
+    device: str | None,
+    data: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+    world: World = ALONE,
 ) -> Trained:
     """Resume the run in the folder `path` from its last saved state; on the processor (CPU) to the same bits.
 
-    `data` is where its data is now. `changes` are fields of the run that are in `FREE`. A finished run returns its
-    scores again, unless the changes extend it.
+    `data` is where its data is now. `changes` are fields of the run that are in `FREE`. With other processes than
+    before, or on another number of them, the results are the same within rounding. A finished run returns its scores
+    again, unless the changes extend it.
     """
-    folder, changes = RunFolder(path), changes or {}
-    run = folder.run()
-    kind = task_of(run.task)
-    extends = _extends(run, changes)
-    if (scores := folder.scores) is not None and not extends:
+    folder, changes = RunFolder(path) if world.leads else Follower(path), changes or {}
+    with world.first_alone():
+        run = folder.run()
+        kind = task_of(run.task)
+        extends = _extends(run, changes)
+    scores: dict[str, Any] | None = json.loads(world.from_first(lambda: json.dumps(folder.scores).encode()))
+    if scores is not None and not extends:
         log.warning(f"the run in {path} is finished")
         return Trained(kind, scores, folder)
-    with preemptible(), folder.alone():
-        place = folder.data(run.data) if data is None else data
-        splits = open_for(kind, place, run.task.data_options(), recipes.find(run.recipe)(1).data, run.group)
-        marks = splits.marks(run.group)
-        folder.check_data(marks, place)
+    with preemptible(), ExitStack() as stack:
+        with world.first_alone():
+            stack.enter_context(folder.alone())
+            place = folder.data(run.data) if data is None else data
+            splits = open_for(kind, place, run.task.data_options(), recipes.find(run.recipe)(1).data, run.group)
+            marks = splits.marks(run.group)
+            folder.check_data(marks, place)
         new = replace(run, data=run.data if data is None else data, **changes)
-        components, steps = build(new, splits, choose_device(device))
+        components, steps = build(
+            new, splits, choose_device(device if world.device is None else world.device), world=world
+        )
         if extends:
             _check_longer(run, new, components.train.steps_per_epoch, folder)
         if new != run:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import itertools
 import json
 import logging
@@ -14,13 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from PIL import Image
-
 from vitrail import recipes, zoo
 from vitrail.data.loader import Loader
 from vitrail.data.sets import ImageSet, Splits, open_data, split_val
 from vitrail.errors import UserError
+from vitrail.examples import examples
 from vitrail.files import write_whole
 from vitrail.recipes.finetune import resolve_auto
 from vitrail.report import NO_SCORES, write_report
@@ -38,15 +34,13 @@ from vitrail.train.feeding import decoding_line, device_line
 from vitrail.train.frozen import fit_frozen
 from vitrail.train.loaders import Loaders, evaluation_loader
 from vitrail.train.loop import Components, evaluate, fit
+from vitrail.train.parallel import ALONE, World
 from vitrail.train.probe import probe as probe_scores
 from vitrail.train.run import Run, replaced, with_fields
-from vitrail.train.state import RunFolder, Taken
+from vitrail.train.state import Follower, RunFolder, Taken
 from vitrail.train.stop import preemptible
 
 log = logging.getLogger("vitrail")
-
-THUMBNAIL, FIGURE = 160, 480
-"""longer sides in pixels of an image in a report, and of an image with its answer drawn into it"""
 
 
 class Trained(NamedTuple):
@@ -58,6 +52,15 @@ class Trained(NamedTuple):
     folder: RunFolder
 
 
+class Plan(NamedTuple):
+    """A run that is ready to be built."""
+
+    run: Run
+    splits: Splits
+    weights: Task | None
+    """the model that it starts from"""
+
+
 def begin(
     recipe: recipes.Recipe,
     data: str | None,
@@ -66,12 +69,36 @@ def begin(
     out: Path | None,
     device: str | None,
     group: str | None = None,
+    world: World = ALONE,
 ) -> Trained:
-    """Train a recipe on `data`, from the weights `init` or from scratch.
+    """Train a recipe on `data`, from the weights `init` or from scratch, in the processes of `world`.
 
     `changes` are fields of the run, or of its components, that replace the recipe's; `group` is the run's
     field of that name, which opening the data needs before the others.
     """
+    with world.first_alone():  # it downloads, and refuses once
+        run, splits, weights = plan(recipe, data, init, changes, group)
+    chosen = choose_device(device if world.device is None else world.device)
+    with preemptible(), new_folder(run, out, world) as folder:  # before decoding the images, which is slow
+        marks = splits.marks(run.group) | where_is(run.data)  # before a captioner encodes the labels
+        world.check_same("the data", splits.marks(run.group))
+        components, steps = build(run, splits, chosen, weights, world)
+        if out is None and folder.path != default_folder(run):  # after `build`, which may refuse the run
+            log.warning(f"{default_folder(run)} holds another run, so this one is in {folder.path}")
+        # Images in memory are rounded differently from streamed ones, so a resumed run must use the same mode.
+        run = replace(run, memory=components.train.memory)
+        try:
+            folder.begin(run, splits.train.classes, marks)
+            return Trained(task_of(run.task), train_run(run, components, folder, steps, resume=False), folder)
+        except BaseException:  # whatever the error, a run that saved nothing must not keep the name
+            folder.drop()
+            raise
+
+
+def plan(
+    recipe: recipes.Recipe, data: str | None, init: str | None, changes: Mapping[str, Any], group: str | None
+) -> Plan:
+    """The run that `begin` starts, with its data opened. Raises UserError for whatever does not fit together."""
     if init is not None:
         recipe = recipes.TUNED.get(recipe, recipe)
     if changes.get("resize") == "letterbox":  # which shows the whole image, whatever the recipe's crop is
@@ -122,20 +149,7 @@ def begin(
             log.warning(line)
     warn_unused(given, with_fields(given, changes), run.tune.method)
     run = replace(run, data=str(data), group=group)
-    chosen = choose_device(device)
-    with preemptible(), new_folder(run, out) as folder:  # before decoding the images, which is slow
-        marks = splits.marks(run.group) | where_is(run.data)  # before a captioner encodes the labels
-        components, steps = build(run, splits, chosen, weights)
-        if out is None and folder.path != default_folder(run):  # after `build`, which may refuse the run
-            log.warning(f"{default_folder(run)} holds another run, so this one is in {folder.path}")
-        # Images in memory are rounded differently from streamed ones, so a resumed run must use the same mode.
-        run = replace(run, memory=components.train.memory)
-        try:
-            folder.begin(run, splits.train.classes, marks)
-            return Trained(kind, train_run(run, components, folder, steps, resume=False), folder)
-        except BaseException:  # whatever the error, a run that saved nothing must not keep the name
-            folder.drop()
-            raise
+    return Plan(run, splits, weights)
 
 
 def where_is(data: str) -> dict[str, str]:
@@ -149,75 +163,50 @@ def default_folder(run: Run) -> Path:
 
 
 @contextmanager
-def new_folder(run: Run, out: Path | None) -> Iterator[RunFolder]:
-    """The folder `out`, or the first free one of runs/RECIPE-SEED, runs/RECIPE-SEED-2 and so on, for this run alone."""
+def new_folder(run: Run, out: Path | None, world: World = ALONE) -> Iterator[RunFolder]:
+    """The folder `out`, or the first free one of runs/RECIPE-SEED, runs/RECIPE-SEED-2 and so on, for this run alone.
+
+    Rank 0 of `world` takes it; the others learn which it is.
+    """
+    if not world.leads:
+        yield Follower(Path(world.from_first(bytes).decode()))
+        return
     first = out or default_folder(run)
     folder = RunFolder(first)
     with ExitStack() as stack:
-        for number in itertools.count(2):
-            try:
-                stack.enter_context(folder.new())
-                break
-            except Taken:
-                if out is not None:
-                    raise
-                folder = RunFolder(first.with_name(f"{first.name}-{number}"))
+
+        def take() -> bytes:
+            nonlocal folder
+            for number in itertools.count(2):
+                try:
+                    stack.enter_context(folder.new())
+                    break
+                except Taken:
+                    if out is not None:
+                        raise
+                    folder = RunFolder(first.with_name(f"{first.name}-{number}"))
+            return str(folder.path).encode()
+
+        world.from_first(take)
         yield folder
 
 
 def train_run(run: Run, components: Components, folder: RunFolder, steps: int, resume: bool) -> dict[str, Any]:
     """Train, score, and write the report; returns the scores."""
+    world, loader = components.world, components.train
     if run.fast_dev_run:
         log.warning(f"fast dev run: {steps} steps on at most {run.images} images of each split; {NO_SCORES}")
-    loader = components.train
-    for line in (device_line(run, loader.device), decoding_line(run, components.task, loader, folder.rows())):
-        if line is not None:
-            log.warning(line)
+    if world.leads:
+        for line in (device_line(run, loader.device), decoding_line(run, components.task, loader, folder.rows())):
+            if line is not None:
+                log.warning(line)
     scores = fit_frozen(run, components, folder) if run.tune.frozen else fit(run, components, folder, steps, resume)
     scores |= {"fast_dev_run": True} if run.fast_dev_run else {}
     folder.end(scores)
-    write_whole(folder.path / "examples.json", json.dumps(examples(components)))
-    write_report(folder.path)
+    if world.leads:
+        write_whole(folder.path / "examples.json", json.dumps(examples(components)))
+        write_report(folder.path)
     return scores
-
-
-def examples(components: Components) -> list[dict[str, Any]]:
-    """Evenly spaced images of the test or validation split with the model's predictions, for the report.
-
-    Where answers are places in the image there are fewer, and the images are larger.
-    """
-    loader = components.test or components.val
-    task, chosen = components.task, loader.set
-    count, side = (12, FIGURE) if task.target.spatial else (24, THUMBNAIL)
-    rows = []
-    numbers = torch.linspace(0, len(chosen) - 1, min(count, len(chosen))).long().tolist()
-    for i in numbers:
-        try:
-            opened = chosen.image(i, task.preprocess.channels)
-            answer = task.answers([task.prepare(chosen.open(i))])[0]
-        except UserError:
-            continue  # the loader has already reported an unreadable image
-        image = Image.fromarray(
-            opened[:3].permute(1, 2, 0).squeeze(2).numpy() if len(opened) != 2 else opened[0].numpy()
-        )
-        row = {
-            "image": as_png(image, side),
-            "text": answer.text(),
-            "truth": chosen.target.truth(i),
-        }
-        row = {**answer.row(), **row}
-        if task.target.spatial:  # the answer lies in the image, and its row does not show it
-            row["figure"] = as_png(answer.draw(image), FIGURE)
-        rows.append(row)
-    return rows
-
-
-def as_png(image: Image.Image, side: int) -> str:
-    """The image, its longer side at most `side` pixels, as a PNG in base64."""
-    small, buffer = image.copy(), io.BytesIO()
-    small.thumbnail((side, side))
-    small.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def score(

@@ -16,7 +16,7 @@ from vitrail.data.loader import Loader
 from vitrail.data.masks import Masks
 from vitrail.data.prepare import prepare, size_of
 from vitrail.data.sets import ImageSet
-from vitrail.start import examples
+from vitrail.examples import examples
 from vitrail.tasks.task import Task
 from vitrail.train.loop import Components, evaluate
 

@@ -8,14 +8,14 @@ from vitrail.cli import main
 from vitrail.train.launcher import refuse_many_processes
 
 SEVERAL = {
-    "torchrun": ("WORLD_SIZE", {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}),
-    "the second of torchrun": ("LOCAL_RANK", {"LOCAL_RANK": "1"}),
     "mpirun": ("OMPI_COMM_WORLD_SIZE", {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0"}),
     "mpiexec of MPICH": ("PMI_SIZE", {"PMI_SIZE": "2", "PMI_RANK": "1"}),
     "srun": ("SLURM_STEP_NUM_TASKS", {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}),
     "srun without a count of the step": ("SLURM_NTASKS", {"SLURM_NTASKS": "2", "SLURM_STEPID": "0"}),
     "the second of srun": ("SLURM_PROCID", {"SLURM_STEP_ID": "0", "SLURM_PROCID": "1"}),
+    "a count alone": ("WORLD_SIZE", {"WORLD_SIZE": "2"}),
 }
+TORCHRUN = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
 ONE = {
     "no launcher": {},
     "torchrun --nproc-per-node 1": {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"},
@@ -24,6 +24,8 @@ ONE = {
     "srun --ntasks 1 in that": {"SLURM_NTASKS": "4", "SLURM_STEP_ID": "1", "SLURM_STEP_NUM_TASKS": "1"},
     "a shell of srun": {"SLURM_NTASKS": "1", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"},
     "what is no number": {"WORLD_SIZE": "", "RANK": "none"},
+    "torchrun": TORCHRUN,
+    "torchrun in each task of srun": {**TORCHRUN, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"},
 }
 
 
@@ -43,6 +45,6 @@ def test_a_single_process_is_not(name: str) -> None:
 def test_commands_that_train_ask(
     command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
     assert main(command) == 2
-    assert capsys.readouterr().err.startswith("vitrail: WORLD_SIZE=2: a launcher")
+    assert capsys.readouterr().err.startswith("vitrail: OMPI_COMM_WORLD_SIZE=2: a launcher")

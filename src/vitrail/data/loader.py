@@ -94,9 +94,10 @@ class Loader:
 
     `batch_size` counts the images of a step over all `world` processes. If the augmentation mixes images, places 2k and
     2k + 1 of an epoch's order are partners, and whole pairs are distributed round-robin over the processes; otherwise
-    single images are. With `memory` None the size decides. `.memory` is the decision; a resumed run must keep it, since
-    the two ways round differently. Raises UserError if more than the fraction `max_bad` of the images is bad, counted
-    over the set, or over all loaders that share the `tally`.
+    single images are. In evaluation whole batches are, so that outputs are the same to the last bit. With `memory` None
+    the size decides. `.memory` is the decision; a resumed run must keep it, since the two ways round differently.
+    Raises UserError if more than the fraction `max_bad` of the images is bad, counted over the set, or over all loaders
+    that share the `tally`.
     """
 
     def __init__(
@@ -143,10 +144,10 @@ class Loader:
         self._shuffled: tuple[int, tuple[Tensor, Tensor, Tensor, Tensor]] | None = None
         self._keys: tuple[int, Keys] | None = None
         arguments = (set, self.target, preprocess, self.augment, self.device)
-        self.memory = self.prepare is None and (in_memory.fits(*arguments) if memory is None else memory)
+        self.memory = self.prepare is None and (in_memory.fits(*arguments, world) if memory is None else memory)
         if self.memory:
             self._kept = in_memory.keep(*arguments)
-            self._record_bad(self._kept.bad)
+            self.record_bad(self._kept.bad)
             self.samples = self._kept.samples
             if not len(self.samples):
                 raise UserError(f"no image of {set.name} can be read")
@@ -168,8 +169,12 @@ class Loader:
             raise UserError(f"{self.set.name} has no images to {'train on' if self.train else 'evaluate'}")
         if len(self.target) != len(self.set):
             raise ValueError(f"a target of {len(self.target)} entries for {len(self.set)} images")
-        if self.batch_size < 1 or self.batch_size % self.world:
-            raise UserError(f"a batch of {self.batch_size} cannot be divided among {self.world} processes")
+        if self.train and self.batch_size % self.world:
+            low, size = self.batch_size // self.world * self.world, self.world
+            near = " or ".join(str(number) for number in (low, low + size) if number)
+            raise UserError(
+                f"a batch of {self.batch_size} cannot be divided among {size} processes: set --batch-size to {near}"
+            )
         if self.train and len(self.set) <= self.unit * (self.world - 1):
             raise UserError(f"{len(self.set)} images are too few for {self.world} processes")
         if self.augment is not None and self.target.spatial:
@@ -205,15 +210,16 @@ class Loader:
 
     def evaluation(self) -> Iterator[Batch]:
         """Every image once, in order, without augmentation; the last batch may be short."""
-        own, size = self.samples[self.rank :: self.world], self.batch_size // self.world
+        size = self.batch_size
+        own = self.samples.split(size)[self.rank :: self.world]
         if self.prepare is not None:
-            found = self._fetch(([Want(i, 0, i)] for i in own.tolist()), None)
+            found = self._fetch(([Want(i, 0, i)] for each in own for i in each.tolist()), None)
             fetched = (one for one, _ in found if len(one.samples))
             groups = batched(
                 fetched, lambda one: one.views[0], size * self.preprocess.size[0] * self.preprocess.size[1]
             )
             return self._timed(self._from_fetched(joined(group), 0, None) for group in groups)
-        plans = (Plan(0, each, each, (there := self._to_device(each), there)) for each in own.split(size))
+        plans = (Plan(0, each, each, (there := self._to_device(each), there)) for each in own)
         return self._batches(plans, None)
 
     def _batches(self, plans: Iterator[Plan], augment: Augment | None) -> Iterator[Batch]:
@@ -361,7 +367,7 @@ class Loader:
     def _fetch(self, plans: Iterator[list[Want]], augment: Augment | None) -> Iterator[tuple[Fetched, int]]:
         """The plans as fetched by the workers, in order, with their epochs."""
         for fetched, plan in fetched_by(partial(self._start_workers, self._fetcher(augment)), plans):
-            self._record_bad(fetched.bad)
+            self.record_bad(fetched.bad)
             if augment is not None and not len(fetched.samples):
                 raise UserError(f"no image of {self.set.name} can be read")
             if self.device.type == "cuda":
@@ -387,7 +393,7 @@ class Loader:
             )
             return iter(loader)
 
-    def _record_bad(self, bad: dict[int, str]) -> None:
+    def record_bad(self, bad: dict[int, str]) -> None:
         """Log each bad image once. Raises UserError if there are too many."""
         for sample, reason in bad.items():
             if sample not in self.bad:

@@ -61,9 +61,16 @@ class Kept:
 
 
 def fits(
-    images: ImageSet, target: Target, preprocess: Preprocess, augment: Augment | None, device: torch.device
+    images: ImageSet,
+    target: Target,
+    preprocess: Preprocess,
+    augment: Augment | None,
+    device: torch.device,
+    processes: int = 1,
 ) -> bool:
     """Whether the decoded set is small enough to keep, judged by a sample of its images.
+
+    Each of the `processes` keeps its own; on a CPU they share the memory.
 
     Random crops of `augment` need larger images. The value of a spatial target is counted as one byte per pixel of the
     original.
@@ -81,7 +88,8 @@ def fits(
             except BadImage:
                 continue
         each = max(1, sum(sizes) // max(1, len(sizes)))
-    return count * each <= min(IN_MEMORY, _free_memory(device) // 4)
+    free = _free_memory(device) // (1 if device.type == "cuda" else processes)
+    return count * each <= min(IN_MEMORY, free // 4)
 
 
 def keep(

@@ -72,6 +72,8 @@ class Task(nn.Module):
     """the entry of the metric that is comparable with the loss in training, where there is one"""
     whole_batch: bool = False
     """the loss does not split over a batch: accumulation is refused, and processes join through `gather`"""
+    whole_split: ClassVar[bool] = False
+    """`evaluate` uses no metric, whose states merge: each of several processes evaluates the whole split"""
     metric_reads: ClassVar[Literal["outputs", "answers"]] = "outputs"
     """what the metric is updated with: what `forward` gives for a batch, or what `answer` does"""
     headless: ClassVar[bool] = False
@@ -251,7 +253,7 @@ class Task(nn.Module):
         """`loss` as a sum over `count` items; the loop divides over all processes and accumulation steps.
 
         Other entries are sums over the same items, whose means are logged under their names. For a loss that needs the
-        `whole_batch`, `gather` joins the rows of all processes (of one, until vitrail trains in several).
+        `whole_batch`, `gather` joins the rows of all processes, by rank; it is None if there is one process.
         """
 
     def encode_target(self, target: Target) -> Target:

@@ -12,6 +12,7 @@ import torch
 from vitrail import zoo
 from vitrail.data.augment import Augment
 from vitrail.data.loader import Loader, Tally
+from vitrail.data.memory import fits
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import seed_for
 from vitrail.data.sets import Splits, split_val
@@ -20,9 +21,11 @@ from vitrail.tasks import task_of
 from vitrail.tasks.encoder import Encoder, encoder_for
 from vitrail.tasks.task import Task
 from vitrail.train.device import choose_attention, ready_to_compile
+from vitrail.train.joined import join_statistics
 from vitrail.train.loaders import evaluation_loader
 from vitrail.train.loop import Components
 from vitrail.train.optim import Optim
+from vitrail.train.parallel import ALONE, World
 from vitrail.train.run import Run, changed_fields
 from vitrail.train.tune import FROZEN, tune
 from vitrail.variants.initial import initialise
@@ -35,7 +38,9 @@ VAL_FRACTION = 0.1
 """fraction of the training split for validation, if a data set has no validation split"""
 
 
-def build(run: Run, splits: Splits, device: torch.device, loaded: Task | None = None) -> tuple[Components, int]:
+def build(
+    run: Run, splits: Splits, device: torch.device, loaded: Task | None = None, world: World = ALONE
+) -> tuple[Components, int]:
     """The components of a run, and its number of steps. `loaded` is the model of `run.init`, if already loaded."""
     kind = task_of(run.task)
     if not splits.val:
@@ -64,33 +69,56 @@ def build(run: Run, splits: Splits, device: torch.device, loaded: Task | None = 
     elif run.tune.method != "full":
         raise UserError(f"method {run.tune.method} needs pretrained weights: name them with --init")
     task.to(device)
+    world.copy_from_first(task.state_dict().values())
+    join_statistics(task, world)
     choose_attention(device)
     if run.compiled:
         ready_to_compile(device)
+    target, augment = task.encode_target(train.target), run.augment if not run.tune.frozen else None
+    memory = run.memory
+    if memory is None and world.size > 1:  # all do the same, since images in memory are rounded differently
+        memory = all(world.numbers(fits(train, target, task.preprocess, augment, device, world.size)))
     loader = Loader(
         train,
         task.preprocess,
-        target=task.encode_target(train.target),
+        target=target,
         batch_size=run.batch_size,
         seed=run.seed,
         train=not run.tune.frozen,
         augment=run.augment,
         device=device,
         workers=run.workers,
-        memory=run.memory,
+        memory=memory,
         balanced=run.task.balanced,
         max_bad=run.max_bad,
         tally=tally,
         views=task.views,
         prepare=task.preparation(train=not run.tune.frozen),
         compile=run.compiled,
+        rank=world.rank,
+        world=world.size,
     )
+    check_micro_batches(run, loader)
     others = [
-        evaluation_loader(task, split, device, run.workers, run.seed, run.max_bad, shared) if split else None
+        evaluation_loader(
+            task, split, device, run.workers, run.seed, run.max_bad, shared, rank=world.rank, world=world.size
+        )
+        if split
+        else None
         for split, shared in ((val, val_tally), (test, test_tally))
     ]
     assert others[0] is not None
-    return Components(task, loader, others[0], others[1]), run.steps(loader.steps_per_epoch)
+    return Components(task, loader, others[0], others[1], world), run.steps(loader.steps_per_epoch)
+
+
+def check_micro_batches(run: Run, loader: Loader) -> None:
+    """Refuse more micro-batches than a process has images per step: batch norm, or sharding, would wait for ever."""
+    images = min(loader.batch_size, len(loader.samples)) // loader.unit // loader.world * loader.unit
+    if loader.world > 1 and not run.tune.frozen and run.accumulate > images:
+        raise UserError(
+            f"{run.accumulate} micro-batches of {images} images per process and step: lower --accumulate, or raise "
+            "--batch-size"
+        )
 
 
 IDLE = frozenset(

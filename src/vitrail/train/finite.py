@@ -12,10 +12,11 @@ from vitrail.errors import RunError
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Batch
 from vitrail.train.progress import Progress
-from vitrail.train.step import AsyncScalars
+from vitrail.train.step import AsyncScalars, LossModule
 
 log = logging.getLogger("vitrail")
 
+ASKED = ("stop", "preempt", "save")
 MOST = 10
 """steps in a row whose loss or gradient is not finite, after which a run stops"""
 
@@ -32,9 +33,11 @@ class Pending(NamedTuple):
 class Watch:
     """Reads the scalars of each step one step later, so that no GPU waits, and counts the steps that moved nothing."""
 
-    def __init__(self, task: Task, progress: Progress) -> None:
-        self.task, self.progress = task, progress
+    def __init__(self, task: Task, progress: Progress, module: LossModule) -> None:
+        self.task, self.progress, self.module, self.world = task, progress, module, module.world
         self.in_a_row, self.moved = 0, False
+        self.asked: dict[str, bool] = {}
+        """what any of several processes asked for in the step that was read last: to stop, or to save"""
         self._pending: Pending | None = None
 
     def follow(self, step: int, scalars: AsyncScalars, batch: Batch, lr: float) -> None:
@@ -53,22 +56,27 @@ class Watch:
         step, scalars, batch, lr = self._pending
         self._pending = None
         row = scalars.read()
+        self.asked = {name: bool(row.pop(name)) for name in ASKED if name in row}
+        images = len(batch["image"]) * self.world.size
         if row.pop("halved", 0):
-            self.progress.skip(len(batch["image"]), "overflows")
+            self.progress.skip(images, "overflows")
             if last and not self.moved:
                 log.warning("no weight was moved: the scale of the loss was still too large for fp16 at the last step")
             return
         if row.pop("finite"):
             self.in_a_row, self.moved = 0, True
-            self.progress.step({**row, "lr": lr}, len(batch["image"]))
+            self.progress.step({**row, "lr": lr}, images)
             return
         self.in_a_row += 1
-        self.progress.skip(len(batch["image"]))
+        self.progress.skip(images)
         told = f"the loss is {row['loss']} and the norm of the gradient {row['gradient_norm']} at step {step}"
         if self.in_a_row >= MOST or (last and not self.moved):
             many = "" if self.in_a_row == 1 else f", the last of {self.in_a_row} such steps in a row"
             half = "; the range of fp16 is small: --precision fp32 may help" if "loss_scale" in row else ""
-            raise RunError(f"{told}{many}; {where(self.task, batch)}{half}")
+            self.module.write_whole()
+            # Of all ranks' batches: most often one of them has the image, or the caption, that it began with.
+            found = [each.decode() for each in self.world.exchange((where(self.task, batch) or "").encode())]
+            raise RunError(f"{told}{many}; {next(filter(None, found), FINITE)}{half}")
         if self.in_a_row == 1:
             log.warning(f"{told}: no weight was moved")
 
@@ -85,7 +93,10 @@ def no_number(name: str) -> str:
     return f"the weights of {name} are no longer finite (lower the learning rate and start again)"
 
 
-def where(task: Task, batch: Batch) -> str:
+FINITE = "every number is finite when the step is repeated in its own precision"
+
+
+def where(task: Task, batch: Batch) -> str | None:
     """In words, the first layer with a number that is not finite for this batch, in the forward or backward pass."""
     if (name := not_finite(task)) is not None:
         return no_number(name)
@@ -118,11 +129,11 @@ def where(task: Task, batch: Batch) -> str:
     return _where_in_gradients(task, loss)
 
 
-def _where_in_gradients(task: Task, loss: Tensor) -> str:
+def _where_in_gradients(task: Task, loss: Tensor) -> str | None:
     """The last parameters, in the order of the forward pass, whose gradient is not finite: there it began."""
     named = {name: parameter for name, parameter in task.named_parameters() if parameter.requires_grad}
     found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
     bad = [name for name, grad in zip(named, found, strict=True) if grad is not None and not grad.isfinite().all()]
     if not bad:
-        return "every number is finite when the step is repeated in its own precision"
+        return None
     return f"every value is finite, but not the gradient of {bad[-1]}"

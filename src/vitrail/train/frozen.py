@@ -19,9 +19,10 @@ def fit_frozen(run: Run, components: Components, folder: RunFolder) -> dict[str,
     began = time.monotonic()
     folder.metrics.unlink(missing_ok=True)
     folder.log_start(task.score, 0, shlex.join(["vitrail", *sys.argv[1:]]))
-    train = features(task, components.train, run.precision)
+    world = components.world
+    train = features(task, components.train, run.precision, world)
     speed = len(train.labels) / (time.monotonic() - began)
-    tried = task.solve(run.tune.method, train, lambda: features(task, components.val, run.precision))
+    tried = task.solve(run.tune.method, train, lambda: features(task, components.val, run.precision, world))
     # What a row says of the training split begins with `train_`; only the row that was chosen has it.
     step, trained = 1, dict[str, float]()
     for number, row in enumerate(tried, 1):
@@ -30,9 +31,9 @@ def fit_frozen(run: Run, components: Components, folder: RunFolder) -> dict[str,
         if own:
             step, trained = number, own
     folder.log(kind="train", step=step, epoch=1.0, seconds=time.monotonic() - began, images_per_s=speed, **trained)
-    scores = evaluate(task, components.loaders, "val")
+    scores = evaluate(task, components.loaders, "val", world=world)
     # The rows of the penalties have no score, so this is the best row.
     folder.log(kind="val", step=step, seconds=time.monotonic() - began, **numbers(scores))
-    for place in (folder.best, folder.last):
+    for place in (folder.best, folder.last) if world.leads else ():
         task.save(place)
     return finish(run, components, folder, step, time.monotonic() - began)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -17,10 +18,11 @@ from vitrail.train.device import release_memory
 from vitrail.train.finite import no_number, not_finite
 from vitrail.train.lora import merged
 from vitrail.train.optim import Average, Optimizers
+from vitrail.train.parallel import ALONE, World
 from vitrail.train.run import Run
 from vitrail.train.snapshot import Snapshot
 from vitrail.train.state import RunFolder
-from vitrail.train.states import unreadable
+from vitrail.train.states import State, unreadable
 
 SAVE_EVERY = 300.0
 """seconds between saved states; an evaluation saves one too, and so do `save_every` steps of a run"""
@@ -69,8 +71,16 @@ class Keeper:
     """Saves a run and restores it. As a context manager it waits at the end until everything is written."""
 
     def __init__(
-        self, run: Run, task: Task, folder: RunFolder, optimizers: Optimizers, average: Average | None
+        self,
+        run: Run,
+        task: Task,
+        folder: RunFolder,
+        optimizers: Optimizers,
+        average: Average | None,
+        world: World = ALONE,
     ) -> None:
+        """Rank 0 of `world` writes; the others take part in what the ranks gather."""
+        self.world = world
         self.run, self.task, self.folder = run, task, folder
         self.optimizers, self.average = optimizers, average
         self.best: float | None = None
@@ -88,9 +98,10 @@ class Keeper:
 
     def load(self) -> None:
         """Restore the run to its newest state that is whole, or begin again if none was saved."""
-        folder = self.folder
-        folder.remove_leftovers()
-        state = folder.states.newest(next(self.task.parameters()).device)
+        folder, leads = self.folder, self.world.leads
+        if leads:
+            folder.remove_leftovers()
+        state = self._newest()
         if state is None:
             folder.metrics.unlink(missing_ok=True)
             return
@@ -104,14 +115,33 @@ class Keeper:
         except Exception as error:  # of another version of vitrail
             raise unreadable(folder.states.path, error) from None
         self.step, self._best = state.step, state.best
-        if state.best is not None:  # `best` may be that of a later step, or lost
+        if leads and state.best is not None:  # `best` may be that of a later step, or lost
             copy_folder(state.best, folder.best)
-        folder.cut(state.step, evaluated=self.pending is None)
+        if leads:
+            folder.cut(state.step, evaluated=self.pending is None)
+
+    def _newest(self) -> State | None:
+        """The newest state that is whole. Rank 0 finds it; the others read the same file."""
+        states, device = self.folder.states, next(self.task.parameters()).device
+        if self.world.size == 1:
+            return states.newest(device)
+        found: list[State] = []
+
+        def find() -> bytes:
+            found.extend(state for state in [states.newest(device)] if state is not None)
+            return json.dumps([state.step for state in found]).encode()
+
+        steps: list[int] = json.loads(self.world.from_first(find))
+        return next(iter(found or [states.read(step, device) for step in steps]), None)
 
     def due(self, step: int) -> bool:
-        """Whether it is time to save a state."""
-        every = self.run.save_every
-        return (every is not None and step % every == 0) or time.monotonic() - self._saved > SAVE_EVERY
+        """Whether the run saves a state after this step."""
+        return self.run.save_every is not None and step % self.run.save_every == 0
+
+    @property
+    def late(self) -> bool:
+        """Whether the last state is too old."""
+        return time.monotonic() - self._saved > SAVE_EVERY
 
     def save(self, step: int, sums: dict[str, float], pending: dict[str, Any] | None = None) -> None:
         """Start to save the state after a step, unless that is done. `pending` is that of the class.
@@ -153,9 +183,10 @@ class Keeper:
             "optimizers": self.optimizers.state_dict(),
             "average": self.average.values if self.average else None,
         }
-        values, weights = self._snapshot.take([values, weights])
-        values |= {"best": self.best, "pending": pending, "sums": dict(sums)}
-        self._writer.start(partial(self._write, step, values, weights, is_best, self._best))
+        if self.world.leads:
+            values, weights = self._snapshot.take([values, weights])
+            values |= {"best": self.best, "pending": pending, "sums": dict(sums)}
+            self._writer.start(partial(self._write, step, values, weights, is_best, self._best))
         self.step, self.pending, self._saved = step, pending, time.monotonic()
         release_memory()
 

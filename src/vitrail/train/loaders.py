@@ -37,8 +37,13 @@ def evaluation_loader(
     seed: int = 0,
     max_bad: float = 0.01,
     tally: Tally | None = None,
+    rank: int = 0,
+    world: int = 1,
 ) -> Loader:
-    """A loader that reads a split once, in order, as the task prepares images; `tally` as in `Loader`."""
+    """A loader that reads a split once, in order, as the task prepares images; `tally` as in `Loader`.
+
+    Of several processes, the one number `rank` of `world` reads its share, unless the task needs the whole split.
+    """
     return Loader(
         split,
         task.preprocess,
@@ -51,4 +56,6 @@ def evaluation_loader(
         workers=workers,
         max_bad=max_bad,
         tally=tally,
+        rank=0 if task.whole_split else rank,
+        world=1 if task.whole_split else world,
     )

@@ -18,20 +18,23 @@ import torch.nn.functional as F
 
 from vitrail.data.loader import Loader
 from vitrail.data.random import seed_for
-from vitrail.errors import RunError, UserError
+from vitrail.errors import Preempted, RunError, Stopped, UserError
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Batch, Metric
 from vitrail.train.finite import Watch
+from vitrail.train.joined import scores_of_all
 from vitrail.train.keep import Keeper
 from vitrail.train.loaders import Loaders, evaluation_loader
 from vitrail.train.logits import QKClip, largest_logits
 from vitrail.train.lora import merge_lora
-from vitrail.train.optim import Average, Optimizers, factor
+from vitrail.train.optim import Average, factor
+from vitrail.train.parallel import ALONE, World
 from vitrail.train.progress import Progress
 from vitrail.train.run import Run
 from vitrail.train.scale import loss_scale
+from vitrail.train.sharded import loss_module
 from vitrail.train.state import RunFolder
-from vitrail.train.step import LossModule, compile_network, train_step
+from vitrail.train.step import compile_network, train_step
 from vitrail.train.stop import Halt, Stop, stop_requested
 from vitrail.zoo.files import open_files
 
@@ -49,6 +52,8 @@ class Components:
     train: Loader
     val: Loader
     test: Loader | None
+    world: World = ALONE
+    """the processes that train together"""
 
     @cached_property
     def loaders(self) -> Loaders:
@@ -56,7 +61,7 @@ class Components:
         train = self.train
         makers: dict[str, Callable[[], Loader]] = {"val": lambda: self.val}
         if train.train:
-            how = (train.device, train.workers, train.seed, train.max_bad)
+            how = (train.device, train.workers, train.seed, train.max_bad, None, train.rank, train.world)
             makers["train"] = lambda: evaluation_loader(self.task, train.set, *how)
         else:
             makers["train"] = lambda: train
@@ -72,7 +77,7 @@ def fit(run: Run, components: Components, folder: RunFolder, steps: int, resume:
     that are not finite and for what ends the run from outside, such as workers that the system kills.
     """
     try:
-        seconds = _train(run, components, folder, steps, resume)
+        seconds = Training(run, components, folder, steps).run_to_end(resume)
     except Halt as halt:
         raise _ended(halt, folder, steps) from None
     except RunError as error:
@@ -80,84 +85,142 @@ def fit(run: Run, components: Components, folder: RunFolder, steps: int, resume:
     return finish(run, components, folder, steps, seconds)
 
 
-def _train(run: Run, components: Components, folder: RunFolder, steps: int, resume: bool) -> float:
-    """All steps and evaluations; returns the seconds that they took."""
-    task, loader = components.task.train(), components.train
-    scale = loss_scale(loader.device, run.precision, run.batch_size)
-    optimizers = Optimizers(task, run.optim, compile=run.compiled, scale=scale)
-    clip = QKClip(task, run.optim.qk_clip) if run.optim.qk_clip else None
-    average = Average(task, run.optim.ema) if run.optim.ema else None
-    if (rule := task.score) is None:
-        raise UserError(f"the task {task.name} has no score to choose a checkpoint by: it cannot be trained")
-    keeper = Keeper(run, task, folder, optimizers, average)
-    if resume:
-        keeper.load()
-    start = done = keeper.step
-    module, draws = LossModule(task), task.draws
-    if run.compiled:
-        compile_network(module, run, loader.device)
-    began = time.monotonic()
-    spent = next((row["seconds"] for row in reversed(folder.rows()) if "seconds" in row), 0.0)
-    folder.log_start(rule, start, shlex.join(["vitrail", *sys.argv[1:]]))
-    every = max(1, round(run.eval_every * loader.steps_per_epoch))
-    batches = itertools.islice(loader.batches(start), max(0, steps - start))
-    with stop_requested() as stop, keeper, Progress(steps, start, loader, keeper.sums) as progress:
-        watch = Watch(task, progress)
+class Training:
+    """The steps of a run, with its log, evaluations and saves. Each process of a run has one."""
 
-        def evaluation(beside: dict[str, Any]) -> None:
-            """Evaluate and save; if that is interrupted, the state is saved first, and a resumed run evaluates."""
-            keeper.wait()  # a process that forks workers should have no other thread
+    stop: Stop
+    progress: Progress
+    watch: Watch
+
+    def __init__(self, run: Run, components: Components, folder: RunFolder, steps: int) -> None:
+        self.run, self.components, self.folder, self.steps = run, components, folder, steps
+        self.task, self.loader, self.world = components.task.train(), components.train, components.world
+        if (rule := self.task.score) is None:
+            raise UserError(f"the task {self.task.name} has no score to choose a checkpoint by: it cannot be trained")
+        self.rule = rule
+        self.module = loss_module(self.task, self.world)
+        scale = loss_scale(self.loader.device, run.precision, run.batch_size)
+        self.optimizers = self.module.optimizers(run.optim, run.compiled, scale)
+        self.average = self.module.average(run.optim.ema) if run.optim.ema else None
+        if run.optim.qk_clip and self.world.shard:
+            raise UserError("qk_clip scales whole weights, which --shard shares out: remove one of the two")
+        self.clip = QKClip(self.task, run.optim.qk_clip) if run.optim.qk_clip else None
+        self.keeper = Keeper(run, self.task, folder, self.optimizers, self.average, self.world)
+        self.draws = self.task.draws
+        self.every = max(1, round(run.eval_every * self.loader.steps_per_epoch))
+        self.done = 0
+        """steps so far"""
+
+    def run_to_end(self, resume: bool) -> float:
+        """All steps that are left; returns the seconds that all have taken, those before a resume too."""
+        if resume:
+            self.keeper.load()
+            self.module.read_whole()
+        start = self.done = self.keeper.step
+        if self.run.compiled:
+            compile_network(self.module, self.run, self.loader.device)
+        self.began = time.monotonic()
+        self.spent = next((row["seconds"] for row in reversed(self.folder.rows()) if "seconds" in row), 0.0)
+        self.folder.log_start(self.rule, start, shlex.join(["vitrail", *sys.argv[1:]]))
+        batches = itertools.islice(self.loader.batches(start), max(0, self.steps - start))
+        bar = Progress(self.steps, start, self.loader, self.keeper.sums)
+        with stop_requested() as self.stop, self.keeper, bar as self.progress:
+            self.watch = Watch(self.task, self.progress, self.module)
             try:
-                scores = evaluate(task, components.loaders, "val", average, around=stop.between_steps())
+                if self.keeper.pending is not None:
+                    self.evaluate(self.keeper.pending)
+                for batch in self._until_stopped(batches):
+                    self.step(batch)
+                    self.log_and_save(batch)
             except Halt:
-                keeper.save(done, progress.sums, pending=beside)
+                self.watch.read()
+                self.keeper.save(self.done, self.progress.sums)
+                self.keeper.wait()
                 raise
-            task.train()
-            seconds = spent + time.monotonic() - began
-            folder.log(kind="val", step=done, seconds=seconds, **numbers(scores), **beside)
-            progress.evaluated(scores, rule)
-            keeper.score(done, scores[rule.name], progress.sums)
+        if self.stop.requested and self.world.size == 1:  # while the last state was written
+            raise Halt(self.stop.outcome)
+        return self.seconds
 
+    @property
+    def seconds(self) -> float:
+        """Of the run so far."""
+        return self.spent + time.monotonic() - self.began
+
+    def _until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches until a stop is requested, which interrupts the wait for one."""
+        if self.world.size > 1:  # all stop after the same step: see `log_and_save`
+            yield from batches
+            return
+        while True:
+            with self.stop.between_steps():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+    def step(self, batch: Batch) -> None:
+        """One step of training, and what follows it: the bound on logits, the average, the task's own update."""
+        run, world, step = self.run, self.world, self.done
+        if self.draws:  # a function of (seed, step), so a resumed run draws what the first one did
+            torch.manual_seed(seed_for(run.seed, step, *([world.rank] if world.rank else [])))
+        if run.early_shape is not None and step < run.early * self.steps:
+            batch["image"] = F.interpolate(batch["image"], run.early_shape, mode="bilinear", antialias=True)
+            batch |= self.task.target.rescale(batch, run.early_shape)
+        if world.size > 1:
+            late = self.keeper.late and world.leads
+            self.module.asked = {"stop": self.stop.requested, "preempt": self.stop.preempted, "save": late}
+        rate = factor(run.optim, step, self.steps, self.loader.steps_per_epoch)
+        scalars = train_step(run, self.module, batch, self.optimizers, rate)
+        if self.clip is not None:
+            self.clip.after(step, batch["image"])
+        self.watch.follow(step + 1, scalars, batch, run.optim.lr * rate)
+        if self.average is not None:
+            self.average.update(step)
+        self.module.task.after_step(step, self.steps)
+        self.done = step + 1
+
+    def log_and_save(self, batch: Batch) -> None:
+        """After a step: log, evaluate, save and stop where it is time to. `batch` is that of the step.
+
+        Several processes stop and save after the same step: the one after that in which one of them asks for it.
+        """
+        done, last, asked = self.done, self.done == self.steps, self.watch.asked
+        evaluating = done % self.every == 0 or last
+        stopping = asked.get("stop", False)
+        late = self.keeper.late if self.world.size == 1 else asked.get("save", False)
+        saving = evaluating or stopping or late or self.keeper.due(done)
+        if (logging_now := done % LOG_EVERY == 0 or last) or saving:
+            self.watch.read(last=last)
+        if logging_now:
+            epoch = done / self.loader.steps_per_epoch
+            self.folder.log(kind="train", step=done, epoch=epoch, seconds=self.seconds, **self.progress.row())
+        if saving:
+            self.module.write_whole()
+        if evaluating:
+            self.keeper.refuse_infinite(done)
+            self.world.share_bad(self.loader)
+            self.evaluate({"attention_logits": found} if (found := largest_logits(self.task, batch["image"])) else {})
+        elif saving:
+            self.keeper.save(done, self.progress.sums)
+        if stopping and not last:
+            raise Halt(Preempted if asked["preempt"] else Stopped)
+
+    def evaluate(self, beside: dict[str, Any]) -> None:
+        """Score `val`, log it with what is `beside`, and save.
+
+        If that is interrupted, the state is saved first, and a resumed run evaluates.
+        """
+        self.keeper.wait()  # a process that forks workers should have no other thread
+        around = self.stop.between_steps() if self.world.size == 1 else None
         try:
-            if keeper.pending is not None:
-                evaluation(keeper.pending)
-            for step, batch in enumerate(_until(stop, batches), start):
-                if draws:  # a function of (seed, step), so a resumed run draws what the first one did
-                    torch.manual_seed(seed_for(run.seed, step))
-                if run.early_shape is not None and step < run.early * steps:
-                    batch["image"] = F.interpolate(batch["image"], run.early_shape, mode="bilinear", antialias=True)
-                    batch = task.target.rescale(batch, run.early_shape)
-                rate = factor(run.optim, step, steps, loader.steps_per_epoch)
-                scalars = train_step(run, module, batch, optimizers, rate)
-                if clip is not None:
-                    clip.after(step, batch["image"])
-                watch.follow(step + 1, scalars, batch, run.optim.lr * rate)
-                if average is not None:
-                    average.update(step)
-                task.after_step(step, steps)
-                done = step + 1
-                seconds = spent + time.monotonic() - began
-                evaluating = done % every == 0 or done == steps
-                saving = evaluating or keeper.due(done)
-                logging_now = done % LOG_EVERY == 0 or done == steps
-                if logging_now or saving:
-                    watch.read(last=done == steps)
-                if logging_now:
-                    epoch = done / loader.steps_per_epoch
-                    folder.log(kind="train", step=done, epoch=epoch, seconds=seconds, **progress.row())
-                if evaluating:
-                    keeper.refuse_infinite(done)
-                    evaluation({"attention_logits": found} if (found := largest_logits(task, batch["image"])) else {})
-                elif saving:
-                    keeper.save(done, progress.sums)
+            scores = evaluate(self.task, self.components.loaders, "val", self.average, around=around, world=self.world)
         except Halt:
-            watch.read()
-            keeper.save(done, progress.sums)
-            keeper.wait()
+            self.keeper.save(self.done, self.progress.sums, pending=beside)
             raise
-    if stop.requested:  # while the last state was written
-        raise Halt(stop.outcome)
-    return spent + time.monotonic() - began
+        self.task.train()
+        self.folder.log(kind="val", step=self.done, seconds=self.seconds, **numbers(scores), **beside)
+        self.progress.evaluated(scores, self.rule)
+        self.keeper.score(self.done, scores[self.rule.name], self.progress.sums)
 
 
 def _ended(halt: Halt, folder: RunFolder, steps: int) -> Exception:
@@ -165,16 +228,6 @@ def _ended(halt: Halt, folder: RunFolder, steps: int) -> Exception:
     if not (done := max(folder.states.steps(), default=0)):
         return halt.outcome(f"{halt}; no step was finished: start the run again")
     return halt.outcome(f"{halt}; step {done} of {steps} is saved: resume with `vitrail train --resume {folder.path}`")
-
-
-def _until(stop: Stop, batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The batches until a stop is requested, which interrupts the wait for one."""
-    while True:
-        with stop.between_steps():
-            batch = next(batches, None)
-        if batch is None:
-            return
-        yield batch
 
 
 @torch.inference_mode()
@@ -186,12 +239,12 @@ def evaluate(
     metric: Callable[[], Metric] | None = None,
     final: bool = False,
     around: AbstractContextManager[None] | None = None,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """`task.evaluate` on a whole split, with the average of the weights if there is one; `final` as there.
 
-    The call is made in the context `around`, which may end it: the task has its own weights again even then.
-
-    In the weights' own float32, whatever training computes in.
+    The call is made in the context `around`, which may end it: the task has its own weights again even then. The ranks
+    of `world` share the split, and each has all scores. In the weights' own float32, whatever training computes in.
     """
     current = {name: value.clone() for name, value in task.state_dict().items()} if average else None
     if average:
@@ -199,26 +252,30 @@ def evaluate(
     task.eval()
     try:
         with around or nullcontext():
-            scores = task.evaluate(loaders, split, metric, final)
+            if world.size == 1 or task.whole_split:
+                return task.evaluate(loaders, split, metric, final)
+            make = task.metric if metric is None else metric
+            scores = scores_of_all(world, make, lambda joined: task.evaluate(loaders, split, joined, final))
+            world.share_bad(loaders[split])
+            return scores
     finally:
         if current:
             task.load_state_dict(current)
-    return scores
 
 
 def finish(run: Run, components: Components, folder: RunFolder, steps: int, seconds: float) -> dict[str, Any]:
     """Read the test split once, with the checkpoint that was best on the validation split."""
-    task = components.task
+    task, world = components.task, components.world
     merge_lora(task)
-    task.load_state_dict(open_files(folder.best).weights)
+    task.load_state_dict(world.weights_of_first(lambda: open_files(folder.best).weights))
     split = "test" if components.test else "val"
     try:
-        scores = evaluate(task, components.loaders, split, final=True)
+        scores = evaluate(task, components.loaders, split, final=True, world=world)
     except UserError as error:  # too many bad images, which should not cost the run
         if split == "val":
             raise
         log.warning(f"the test split is not scored, so the validation split is scored instead: {error}")
-        split, scores = "val", evaluate(task, components.loaders, "val", final=True)
+        split, scores = "val", evaluate(task, components.loaders, "val", final=True, world=world)
     if split == "test":
         folder.log(kind="test", step=steps, **scores)
     parameters = sum(p.numel() for p in task.parameters())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -141,7 +141,7 @@ class Optimizers:
         `scale` is that of the loss, which a resumed run needs as much as the optimizers' state.
         """
         self.scale = scale
-        adamw, muon = groups(task, optim)
+        adamw, muon = self.groups(task, optim)
         compile = compile and compiles_norms(next(task.parameters()).device)
         betas = (0.9, optim.beta2)
         self.members: list[torch.optim.Optimizer] = []
@@ -156,12 +156,20 @@ class Optimizers:
         self.peaks = [[group["lr"] for group in member.param_groups] for member in self.members]
         self.parameters = [p for member in self.members for group in member.param_groups for p in group["params"]]
 
+    def groups(self, task: Task, optim: Optim) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """What the members move; `parameters` are what gradients belong to."""
+        return groups(task, optim)
+
     def step(self, gradients: Sequence[Tensor | None], factor: float, good: Tensor | None = None) -> None:
         """One step along the gradients of `parameters`, at `factor` times the peak learning rates.
 
         `good` [] of False moves nothing, whatever the gradients.
         """
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+        self.move(zip(self.parameters, gradients, strict=True), factor, good)
+
+    def move(self, pairs: Iterable[tuple[Tensor, Tensor | None]], factor: float, good: Tensor | None) -> None:
+        """One step of the members; `pairs` are their parameters with the gradients."""
+        for parameter, gradient in pairs:
             parameter.grad = gradient
         for member, peaks in zip(self.members, self.peaks, strict=True):
             for group, peak in zip(member.param_groups, peaks, strict=True):
@@ -182,6 +190,10 @@ class Optimizers:
         count = len(self.members)
         for member, state in zip(self.members, states[:count], strict=True):
             member.load_state_dict(state)
+        self._load_scale(states)
+
+    def _load_scale(self, states: list[dict[str, Any]]) -> None:
+        count = len(self.members)
         if self.scale is not None and len(states) > count:  # else the run resumes from another number format
             self.scale.load_state_dict(states[count])
 

@@ -12,11 +12,15 @@ from vitrail.tasks.encoder import one_vector
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Features
 from vitrail.train.device import Precision, autocast
+from vitrail.train.parallel import ALONE, World
 
 
 @torch.no_grad()
-def features(task: Task, loader: Loader, precision: Precision = "auto") -> Features:
-    """The features of a split, kept on the task's device. UserError if its target has no row per image."""
+def features(task: Task, loader: Loader, precision: Precision = "auto", world: World = ALONE) -> Features:
+    """The features of a split, kept on the task's device. UserError if its target has no row per image.
+
+    Each rank of `world` computes those of its share of the split, and gets all.
+    """
     labels = loader.target.per_image()
     task.eval()
     vectors, samples = [], []
@@ -24,8 +28,13 @@ def features(task: Task, loader: Loader, precision: Precision = "auto") -> Featu
         with autocast(batch["image"].device, precision):
             vectors.append(one_vector(task.encoder.pool(task.features(one_frame_each(batch))).float()))
         samples.append(batch["sample"])
-    rows = torch.cat(vectors)
-    return Features(rows, labels.to(rows.device)[torch.cat(samples)])
+    own = {"vectors": torch.cat(vectors), "samples": torch.cat(samples)} if vectors else {}
+    every = world.joined_rows(own, loader.device)
+    rows, places = every["vectors"], every["samples"]
+    if world.size > 1:
+        order = places.argsort()
+        rows, places = rows[order], places[order]
+    return Features(rows, labels.to(rows.device)[places])
 
 
 def probe(task: Task, train: Loader, val: Loader, scored: Loader) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from vitrail.data.sets import difference
@@ -210,3 +211,31 @@ class RunFolder:
         for place in (self.best, self.last, self.metrics, self.report, self._scores, self._recipe, self._data):
             for path in self.path.glob(f".{place.name}.*"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+class Follower(RunFolder):
+    """The run folder for the ranks of a run that write nothing: the one with rank 0 does."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._own = TemporaryDirectory(prefix="vitrail-")
+        self.metrics = Path(self._own.name) / "metrics.jsonl"
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        yield
+
+    def begin(self, run: Run, classes: Sequence[str], data: dict[str, Any] | None = None) -> None:
+        pass
+
+    def change(self, run: Run, data: dict[str, Any]) -> None:
+        pass
+
+    def log(self, **row: Any) -> None:
+        pass
+
+    def end(self, scores: dict[str, Any]) -> None:
+        pass
+
+    def drop(self) -> None:
+        pass

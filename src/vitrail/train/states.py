@@ -72,7 +72,7 @@ class States:
                 if faults:
                     log.warning(f"{'; '.join(faults)}: the run is resumed from the state after step {step} instead")
                 self._keep_only([each for each in steps if each <= step])
-                return State(step, self._read(step, device), self._best_of(step))
+                return self.read(step, device)
             faults.append(f"{self._file(step)} is damaged ({fault})")
         if faults:
             raise UserError(f"{'; '.join(faults)}: remove {self.path} to start the run again from the beginning")
@@ -107,12 +107,13 @@ class States:
             return f"{self._digests(step).name} does not name it"
         return f"{changed[0].relative_to(self.path)} has another digest than when it was written" if changed else None
 
-    def _read(self, step: int, device: torch.device) -> dict[str, Any]:
+    def read(self, step: int, device: torch.device) -> State:
+        """A state that is whole, on the device. Raises UserError if vitrail cannot read it."""
         try:
             values: dict[str, Any] = torch.load(self._file(step), map_location=device, weights_only=True)
         except Exception as error:  # unpickling can raise almost anything
             raise unreadable(self._file(step), error) from None
-        return values
+        return State(step, values, self._best_of(step))
 
     def _keep_only(self, steps: list[int]) -> None:
         """Remove whatever the states of these steps do not need, such as what a killed process left."""

@@ -11,22 +11,63 @@ from torch import Tensor, nn
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Batch
 from vitrail.train.device import autocast
-from vitrail.train.optim import Optimizers
+from vitrail.train.optim import Average, Optim, Optimizers
+from vitrail.train.parallel import ALONE, World
 from vitrail.train.run import Run
+from vitrail.train.scale import LossScale
 
 
 class LossModule(nn.Module):
-    """A task whose forward is its loss: what torch.compile and DDP wrap."""
+    """A task whose forward is its loss: what torch.compile wraps, and where several processes meet."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, world: World = ALONE) -> None:
         super().__init__()
-        self.task = task
+        self.task, self.world = task, world
+        self.asked: dict[str, bool] = {}
+        """what this process asks of all, which is summed with the losses of a step: to stop, or to save"""
         norms = [m for m in task.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
         self.statistics = [s for m in norms for s in (m.running_mean, m.running_var) if s is not None]
         """what the forward pass of training changes: batch norm's running statistics"""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        return self.task.loss(batch)
+        if self.world.size == 1:
+            return self.task.loss(batch)
+        self.world.stepping = True
+        try:
+            return self.task.loss(batch, self.world.gather if self.task.whole_batch else None)
+        finally:
+            self.world.stepping = False
+
+    def gradients(
+        self, loss: Tensor, parameters: Sequence[Tensor], scale: Tensor | None, last: bool
+    ) -> Sequence[Tensor | None]:
+        """The gradients of `scale` times the loss of a micro-batch, the `last` one of its step or an earlier one."""
+        # Not `backward`, which makes a view of the gradient of each parameter.
+        return torch.autograd.grad(loss, parameters, scale, allow_unused=True)
+
+    def over_ranks(
+        self, totals: dict[str, Tensor], gradients: list[Tensor | None], parameters: Sequence[Tensor]
+    ) -> tuple[dict[str, Tensor], list[Tensor | None]]:
+        """The sums of a step over all processes: once, after the last micro-batch. The totals hold what is asked."""
+        return self.world.sum_named(totals, self.asked), self.world.sum_given(gradients, parameters)
+
+    def optimizers(self, optim: Optim, compile: bool, scale: LossScale | None) -> Optimizers:
+        """Optimizers of the weights that are trained."""
+        return Optimizers(self.task, optim, compile=compile, scale=scale)
+
+    def average(self, decay: float) -> Average:
+        """A running average of the weights that are trained."""
+        return Average(self.task, decay)
+
+    def write_whole(self) -> None:
+        """Bring the task that is evaluated and saved up to date, if it is not the one that is trained."""
+
+    def read_whole(self) -> None:
+        """The reverse, after a state was loaded."""
+
+    def norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """The norm of all gradients, as one vector."""
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients))))
 
 
 def compile_network(module: LossModule, run: Run, device: torch.device) -> None:
@@ -40,7 +81,7 @@ def compile_network(module: LossModule, run: Run, device: torch.device) -> None:
     Not recorded: the augmentation, clipping, the optimizers, and the running average, which are a few fused kernels
     already; and passes of several processes.
     """
-    graphs = run.cuda_graphs and device.type == "cuda"
+    graphs = run.cuda_graphs and device.type == "cuda" and module.world.size == 1
     module.compile(dynamic=False, mode="reduce-overhead" if graphs else None)
 
 
@@ -75,22 +116,24 @@ def train_step(run: Run, module: LossModule, batch: Batch, optimizers: Optimizer
     totals: dict[str, Any] = {}
     gradients: list[Tensor | None] = [None] * len(optimizers.parameters)
     before = [statistic.clone() for statistic in module.statistics]
-    for micro_batch in module.task.target.split(batch, run.accumulate):
+    micro_batches = module.task.target.split(batch, run.accumulate)
+    for number, micro_batch in enumerate(micro_batches, 1):
         with autocast(batch["image"].device, run.precision):
             found = module(micro_batch)
-        # Not `backward`, which makes a view of the gradient of each parameter.
-        seed = None if scale is None else scale.value
-        new = torch.autograd.grad(found["loss"], optimizers.parameters, seed, allow_unused=True)
+        factor_of_loss = None if scale is None else scale.value
+        new = module.gradients(found["loss"], optimizers.parameters, factor_of_loss, last=number == len(micro_batches))
         gradients = added(gradients, new)
         for name, value in found.items():
             totals[name] = totals[name] + value.detach() if name in totals else value.detach()
     with torch.no_grad():
+        totals, gradients = module.over_ranks(totals, gradients, optimizers.parameters)
+        asked = {name: totals.pop(name) for name in module.asked}
         count = totals.pop("count")
         count = torch.where(count > 0, count, 1)  # a batch without items has zero sums
         means = {name: total / count for name, total in totals.items()}
         given = [gradient for gradient in gradients if gradient is not None]
         divisor = count if scale is None else count * scale.value
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(given))) / divisor
+        norm = module.norm(given) / divisor
         finite = means["loss"].isfinite(), norm.isfinite()
         good = finite[0] & finite[1]
         multiplier = 1 / divisor
@@ -101,7 +144,7 @@ def train_step(run: Run, module: LossModule, batch: Batch, optimizers: Optimizer
         gradients = [None if gradient is None else next(scaled) for gradient in gradients]
         for statistic, old in zip(module.statistics, before, strict=True):
             statistic.copy_(torch.where(good, statistic, old))
-        scalars = {**means, "gradient_norm": norm, "finite": good}
+        scalars = {**means, "gradient_norm": norm, "finite": good, **asked}
         if scale is not None:
             scalars |= {"halved": scale.update(*finite), "loss_scale": scale.value}
     optimizers.step(gradients, factor, good)

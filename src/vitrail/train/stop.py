@@ -37,6 +37,11 @@ class Stop:
         self.outcome: type[Stopped] = Stopped
         self._between = False
 
+    @property
+    def preempted(self) -> bool:
+        """Whether a scheduler requested it."""
+        return self.outcome is Preempted
+
     @contextmanager
     def between_steps(self) -> Iterator[None]:
         """A block that changes no weights, such as waiting for data: a signal or a RunError ends it as `Halt`."""

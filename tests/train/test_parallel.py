@@ -1,0 +1,230 @@
+"""Several processes train as one does: the same draws, losses, weights and scores, and a state that any can resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import toys
+from ranks import in_ranks
+from torch import Tensor
+
+from vitrail.baselines.cnn import ResNetConfig
+from vitrail.data.augment import Augment
+from vitrail.data.masks import Masks
+from vitrail.data.sets import ImageSet, Splits, open_data
+from vitrail.data.targets import Labels, Texts
+from vitrail.errors import Stopped
+from vitrail.tasks import TASKS
+from vitrail.tasks.caption import Captioning
+from vitrail.tasks.segment import Segmentation
+from vitrail.train import loop, muon
+from vitrail.train.build import build
+from vitrail.train.loop import fit
+from vitrail.train.optim import Optim
+from vitrail.train.parallel import ALONE, World
+from vitrail.train.run import Run
+from vitrail.train.state import Follower, RunFolder
+from vitrail.train.step import AsyncScalars, train_step
+from vitrail.vit import ViTConfig
+
+CPU = torch.device("cpu")
+AUGMENT = Augment(crop="shift", shift=1, flip=True, mixup=0.3, erase=0.2)
+VIT = ViTConfig(16, 1, 2, 4, (8, 8), channels=1, drop_path=0.2)
+
+
+class Told(NamedTuple):
+    """What a run tells of itself."""
+
+    samples: list[list[int]]
+    """of each step, this rank's images"""
+    rows: list[dict[str, float]]
+    """the scalars of each step"""
+    scores: dict[str, Any]
+    weights: dict[str, Tensor]
+
+
+def run_of(**changes: Any) -> Run:
+    values: dict[str, Any] = {"recipe": "digits", "data": "digits", "model": VIT, "augment": AUGMENT, "batch_size": 32}
+    values |= {"optim": Optim("muon", lr=0.01, muon_lr=0.01, ema=0.9, clip=1.0)}
+    values |= {"eval_every": 0.1, "workers": 0, "precision": "fp32"}
+    return Run(**(values | changes))
+
+
+def digits() -> Splits:
+    splits = open_data("digits")
+    assert splits.test is not None
+    return Splits(splits.train.spread(300), test=splits.test.spread(300))
+
+
+def trained(
+    world: World,
+    run: Run,
+    splits: Callable[[], Splits],
+    path: Path,
+    *,
+    steps: int = 6,
+    stop: int | None = None,
+    resume: bool = False,
+) -> Told:
+    """Train for some steps, as one of the processes of `world`. The last rank is told to stop in the step `stop`."""
+    samples: list[list[int]] = []
+    rows: list[dict[str, float]] = []
+
+    def noted(run: Run, module: Any, batch: Any, *rest: Any) -> AsyncScalars:
+        samples.append(batch["sample"].tolist())
+        if len(samples) == stop and world.rank == world.size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        scalars = train_step(run, module, batch, *rest)
+        rows.append(scalars.read())
+        return scalars
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "train_step", noted)
+        patch.setattr(muon, "native_bf16", lambda device: False)  # whose rounding would drown the differences
+        components, _ = build(run, splits(), CPU, world=world)
+        folder = RunFolder(path) if world.leads else Follower(path)
+        if not resume:
+            folder.begin(run, components.task.classes)
+        scores: dict[str, Any] = {}
+        with nullcontext() if stop is None else pytest.raises(Stopped):
+            scores = fit(run, components, folder, steps, resume)
+    weights = {name: value.clone() for name, value in components.task.state_dict().items()}
+    return Told(samples, rows, {k: v for k, v in scores.items() if k not in ("seconds", "parameters")}, weights)
+
+
+def assert_as_one(one: Told, ranks: list[Told], rtol: float = 1e-3) -> None:
+    """The draws of one process, split; its losses and norms within rounding; the same weights on every rank."""
+    for step, samples in enumerate(one.samples):
+        assert sorted(sample for rank in ranks for sample in rank.samples[step]) == sorted(samples)
+        assert len({len(rank.samples[step]) for rank in ranks}) == 1
+    for rank in ranks:
+        for row, expected in zip(rank.rows, one.rows, strict=True):
+            for name, value in expected.items():
+                assert row[name] == pytest.approx(value, rel=rtol, abs=1e-6), name
+        for name, weight in rank.weights.items():
+            assert torch.equal(weight, ranks[0].weights[name]), name
+        assert json.dumps(rank.scores) == json.dumps(ranks[0].scores)
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    """Mixup, dropped branches, Muon, clipping and the average among them; and either's state continues in the other."""
+    run = run_of()
+    one = trained(ALONE, run, digits, tmp_path / "one")
+    two = in_ranks(2, lambda world: trained(world, run, digits, tmp_path / "two"))
+    assert_as_one(one, two)
+    for name, value in one.weights.items():
+        torch.testing.assert_close(two[0].weights[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_what_one_layout_saved_continues_in_another(tmp_path: Path) -> None:
+    """One of two processes gets the signal, and both stop after the same step."""
+    run, one, two = run_of(), tmp_path / "one", tmp_path / "two"
+    whole = trained(ALONE, run, digits, tmp_path / "whole")
+    assert len(trained(ALONE, run, digits, one, stop=4).rows) == 4
+    stopped = in_ranks(2, lambda world: trained(world, run, digits, two, stop=2))
+    # The step after the signal tells all ranks of it, and the next one is the last.
+    assert [len(told.rows) for told in stopped] == [4, 4]
+    back = trained(ALONE, run, digits, two, resume=True)
+    forth = in_ranks(2, lambda world: trained(world, run, digits, one, resume=True))
+    for told in (back, *forth):
+        assert [row["loss"] for row in told.rows] == pytest.approx([row["loss"] for row in whole.rows[4:]], rel=1e-3)
+        assert told.scores["top1"] == whole.scores["top1"]
+
+
+def test_batch_norm_micro_batches_and_sgd(tmp_path: Path) -> None:
+    """Statistics are those of each micro-batch over all processes, in training and in what is saved."""
+    model = ResNetConfig(widths=(4, 8), depth=1, strides=(1, 2), image_size=(8, 8), channels=1)
+    run = run_of(model=model, accumulate=2, optim=Optim("sgd", lr=0.05), augment=Augment())
+    one = trained(ALONE, run, digits, tmp_path / "one")
+    two = in_ranks(2, lambda world: trained(world, run, digits, tmp_path / "two"))
+    assert_as_one(one, two)
+    names = [name for name in one.weights if "running" in name]
+    assert names
+    for name in names:
+        torch.testing.assert_close(two[0].weights[name], one.weights[name], rtol=1e-3, atol=1e-5)
+
+
+def colours(target: Callable[[int], Any], count: int = 20) -> Splits:
+    """Random images, of which the last ones are for validation, with what `target` makes for so many."""
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randint(0, 255, (3, 8, 8), generator=generator).to(torch.uint8) for _ in range(count)]
+    every = ImageSet("colours", [str(i) for i in range(count)], images, target(count))
+    return Splits(every.subset(range(count - 6)), every.subset(range(count - 6, count)))
+
+
+def captions(count: int) -> Texts:
+    """One or two captions per image, of other lengths."""
+    return Texts([[" ".join(["a dog"] * (1 + (i + k) % 4)) for k in range(1 + i % 2)] for i in range(count)])
+
+
+def masks(count: int) -> Masks:
+    """Some pixels are void, more in some images than in others."""
+    generator = torch.Generator().manual_seed(1)
+    each = [torch.randint(0, 2, (8, 8), generator=generator).to(torch.uint8) for _ in range(count)]
+    for i, mask in enumerate(each):
+        mask[: i % 7] = 255
+    return Masks(each, [str(i) for i in range(count)], ["dark", "light"])
+
+
+COLOURS: dict[str, Any] = {"model": replace(VIT, channels=3), "batch_size": 8, "augment": Augment(flip=True)}
+SMALL: dict[str, Any] = {"decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2, "decoder_dropout": 0.0}
+
+
+@pytest.mark.parametrize("contrastive", [0.0, 0.5])
+def test_captions_whose_words_are_counted_over_all(tmp_path: Path, contrastive: float) -> None:
+    """Each process has other numbers of words; with a contrastive loss each sees the rows of all."""
+    task = Captioning(**SMALL, word_dropout=0.0, most_words=8, contrastive=contrastive, text_depth=1)
+    run = run_of(**COLOURS, task=task, accumulate=1 if contrastive else 2)
+    data = partial(colours, captions)
+    one = trained(ALONE, run, data, tmp_path / "one")
+    two = in_ranks(2, lambda world: trained(world, run, data, tmp_path / "two"))
+    assert_as_one(one, two)
+
+
+def test_segmentation_counts_the_pixels_of_all(tmp_path: Path) -> None:
+    run = run_of(**COLOURS, task=Segmentation(head="mask-transformer", head_blocks=1, dice=1.0), accumulate=2)
+    data = partial(colours, masks)
+    one = trained(ALONE, run, data, tmp_path / "one")
+    two = in_ranks(2, lambda world: trained(world, run, data, tmp_path / "two"))
+    assert_as_one(one, two)
+
+
+def test_a_loss_of_the_whole_batch_gathers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TASKS, "twins", "toys:Twins")
+    run = run_of(**COLOURS, task=toys.MatchSettings())
+    data = partial(colours, lambda count: Labels(torch.arange(count) % 2, ["a", "b"]))
+    one = trained(ALONE, run, data, tmp_path / "one")
+    two = in_ranks(2, lambda world: trained(world, run, data, tmp_path / "two"))
+    assert_as_one(one, two)
+    assert two[0].scores["distance"] == pytest.approx(one.scores["distance"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "optimizer", ["muon", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lamb", "sgd"))]
+)
+def test_shared_weights_train_as_whole_ones(tmp_path: Path, optimizer: Any) -> None:
+    """FSDP2, with micro-batches, clipping and the average; its state continues in one process, and the reverse."""
+    optim = Optim(optimizer, lr=0.01, muon_lr=0.01, ema=0.9, clip=1.0, layer_decay=0.9)
+    run, one, two = run_of(optim=optim, accumulate=2), tmp_path / "one", tmp_path / "two"
+    whole = trained(ALONE, run, digits, tmp_path / "whole")
+    shared = in_ranks(2, lambda world: trained(world, run, digits, tmp_path / "shared"), shard=True)
+    assert_as_one(whole, shared)
+    for name, value in whole.weights.items():
+        torch.testing.assert_close(shared[0].weights[name], value, rtol=1e-3, atol=1e-4)
+    trained(ALONE, run, digits, one, stop=4)
+    in_ranks(2, lambda world: trained(world, run, digits, two, stop=2), shard=True)
+    back = trained(ALONE, run, digits, two, resume=True)
+    forth = in_ranks(2, lambda world: trained(world, run, digits, one, resume=True), shard=True)
+    for told in (back, *forth):
+        assert [row["loss"] for row in told.rows] == pytest.approx([row["loss"] for row in whole.rows[4:]], rel=1e-3)
+        assert told.scores["top1"] == whole.scores["top1"]
