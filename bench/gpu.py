@@ -1,8 +1,8 @@
 """Measurements on one GPU, in stages: python bench/gpu.py [STAGE...] --data DIR, where DIR contains CIFAR-10.
 
-Only the named stages run, or those of a call: `first` and `second` together measure every goal, each in
-less than six minutes. Every stage is a process of its own, is stopped at its time limit, and adds its rows to gpu.json
-in the folder of `--results` as it goes, so that nothing is lost. `--plan` prints stages and limits.
+Only the named stages run, or those of a call: `first` and `second` together measure every goal, each in less than six
+minutes. Every stage is a process of its own, is stopped at its time limit, and adds its rows to gpu.json in the folder
+of `--results` as it goes, so that nothing is lost. `--plan` prints stages and limits.
 
     first    attention       which kernels give finite gradients, how exact and how fast they are
              block           one block of ViT-B/16: kernels, bf16 weights, padded tokens, larger batches
@@ -25,16 +25,15 @@ in the folder of `--results` as it goes, so that nothing is lost. `--plan` print
 #     --platform manylinux2014_x86_64 -d .gpu/wheels tyro docstring-parser typeguard simplejpeg rich
 #
 # Then the two commands there, from the root of the repository; OUT is a folder whose files come back. Before the second
-# one, copy the first one's gpu.json to results/gpu.json, or the second does not know about CUDA graphs.
+# one, copy the gpu.json of the first one to results/, or the second does not know whether to use CUDA graphs.
 #
-#   python3 -m pip install -q --no-index --no-deps --no-compile --target /tmp/site .gpu/wheels/*.whl;
-#   PYTHONPATH=/tmp/site:$PWD/src PYTHONUNBUFFERED=1 VITRAIL_DATA=.gpu
-#   timeout 360 python3 bench/gpu.py first --data .gpu/cifar10 --results $OUT
+#   python3 -m pip install -q --no-index --no-deps --no-compile --target /tmp/site .gpu/wheels/*.whl && \
+#   PYTHONPATH=/tmp/site:$PWD/src PYTHONUNBUFFERED=1 \
+#   timeout 350 python3 bench/gpu.py first --data .gpu/cifar10 --results $OUT
 #
-#   python3 -m pip install -q --no-index --no-deps --no-compile --target /tmp/site .gpu/wheels/*.whl;
-#   cp results/gpu.json $OUT/;
-#   PYTHONPATH=/tmp/site:$PWD/src PYTHONUNBUFFERED=1 VITRAIL_DATA=.gpu
-#   timeout 360 python3 bench/gpu.py second --data .gpu/cifar10 --results $OUT
+#   python3 -m pip install -q --no-index --no-deps --no-compile --target /tmp/site .gpu/wheels/*.whl && \
+#   cp results/gpu.json $OUT/ && PYTHONPATH=/tmp/site:$PWD/src PYTHONUNBUFFERED=1 \
+#   timeout 350 python3 bench/gpu.py second --data .gpu/cifar10 --results $OUT
 
 from __future__ import annotations
 

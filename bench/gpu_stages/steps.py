@@ -91,7 +91,9 @@ def profiled(bench: Bench, step: Callable[[], object], steps: int) -> Row:
     # A pass that PyTorch could not record runs as it would without CUDA graphs.
     skipped = counters["inductor"]["cudagraph_skips"]
     launches = {e.key: e.count / steps for e in rows if "Launch" in e.key}
-    busy = [e for e in rows if getattr(e, "self_device_time_total", 0) > 0 and not e.key.startswith("aten::")]
+    # Events on the device: kernels and copies, but also what the host has named, such as an optimizer's step.
+    busy = [e for e in rows if str(e.device_type) == "DeviceType.CUDA" and not getattr(e, "is_user_annotation", False)]
+    busy = [e for e in busy if not e.key.startswith("Optimizer.")]
     slowest = sorted(busy, key=lambda e: -e.self_device_time_total)[:5]
     return {
         "passes that could not be recorded": skipped,
