@@ -2,10 +2,11 @@
 
     python bench/ray_predict.py
 
-draws 20,000 images of 32 pixels, of which 20 are damaged, predicts for them with `vitrail cluster ray predict classify`
-and two local workers, and kills one worker (SIGKILL) when a third of the rows is written. It counts the rows of the
-Parquet files: all, those of an image that has another row, those missing, and those with an error. The same command is
-then given again, which must find nothing to do. Needs Linux, and Ray. `--tiny` uses 200 images.
+draws 20,000 images of 32 pixels, of which 20 are damaged, predicts for them with `vitrail cluster ray predict`, a very
+small model with random weights and local workers, and kills one worker (SIGKILL) when a third of the rows is written.
+It counts the rows of the Parquet files: all, those of an image that has another row, those missing, and those with an
+error. The same command is then given again, which must find nothing to do. Needs Linux, and Ray. `--tiny` uses 200
+images.
 """
 
 from __future__ import annotations
@@ -22,8 +23,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import torch
 from harness import Parser, Row, record
 from PIL import Image
+
+import vitrail
 
 PER_FOLDER = 1_000
 
@@ -33,6 +38,7 @@ def parser() -> Parser:
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--bad", type=int, default=20, help="damaged images among them")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=100)
     return parser
 
 
@@ -41,6 +47,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         files = draw(root / "images", args.images, args.bad)
+        torch.manual_seed(0)
+        vitrail.create("nano/2", classes=10).save(root / "model")
         out = root / "rows"
         began = time.monotonic()
         killed = predict_and_kill(root / "images", out, args)
@@ -81,8 +89,9 @@ def draw(folder: Path, count: int, bad: int) -> list[Path]:
 
 
 def predict(images: Path, out: Path, args: Namespace) -> subprocess.Popen[bytes]:
-    words = ["cluster", "ray", "predict", "classify", "--data", str(images), "--out", str(out), "--address", "local"]
-    return subprocess.Popen([sys.executable, "-m", "vitrail", *words, "--workers", str(args.workers)])
+    words = ["cluster", "ray", "predict", str(images.with_name("model")), "--data", str(images), "--out", str(out)]
+    words += ["--workers", str(args.workers), "--batch-size", str(args.batch_size), "--address", "local"]
+    return subprocess.Popen([sys.executable, "-m", "vitrail", *words])
 
 
 def predict_and_kill(images: Path, out: Path, args: Namespace) -> list[int]:
@@ -90,8 +99,8 @@ def predict_and_kill(images: Path, out: Path, args: Namespace) -> list[int]:
     process = predict(images, out, args)
     killed: list[int] = []
     while process.poll() is None:
-        time.sleep(0.2)
-        written = 0 if not out.exists() else sum(ds.dataset(p).count_rows() for p in out.glob("rows-*.parquet"))
+        time.sleep(0.2 if args.tiny else 2.0)
+        written = 0 if not out.exists() else sum(pq.read_metadata(p).num_rows for p in out.glob("rows-*.parquet"))
         busy = workers_of(process.pid)
         if not killed and busy and (written >= args.images / 3 or args.tiny):
             os.kill(busy[0], signal.SIGKILL)

@@ -50,8 +50,8 @@ def parser() -> Parser:
     parser.add_argument("--sides", type=int, nargs="+", default=[8, 16, 24, 32, 48, 64], help="patches along a side")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--depth", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=4)
     return parser
 
 
