@@ -237,10 +237,9 @@ def _foreign_fields(run: Run) -> dict[str, str]:
     """What the flags are that are no fields of this run, by name: of other tasks, or of other models."""
     from vitrail.tasks.encoder import KINDS
 
-    model = type(run.model).__name__.removesuffix("Config")
     trained = f", and the recipe {run.recipe} trains the task {run.task.name}"
     found = {
-        name: f"does not apply to the recipe's model ({model})"
+        name: f"does not apply to the recipe's model ({run.network})"
         for kind in KINDS.values()
         for name in flat_fields(kind())
     }

@@ -83,8 +83,8 @@ class QKClip:
     The authors' attention kernel returns S of the whole batch in every step. PyTorch's does not, and to compute it
     again takes half of the arithmetic of attention and, on a GPU, a launch per layer. S changes little from step to
     step, so it is measured every `CLIP_EVERY` steps, on the first images of the batch, with the new weights. That
-    takes less than 1 % of the time of a step, leaves the compiled step as it is, never waits for a GPU, and depends
-    only on the step, the batch and the weights, so that a resumed run is the same.
+    takes 0.6 % of the time of `cifar10-quick` on a CPU and 1.5 % of `folder`, leaves the compiled step as it is and
+    never waits for a GPU. It depends only on the step, the batch and the weights: a resumed run is the same.
 
     A head that does not train as a whole (frozen, or with LoRA) is left alone.
     """

@@ -146,6 +146,12 @@ class Run:
         return FAST_IMAGES if self.fast_dev_run else None
 
     @property
+    def network(self) -> str:
+        """The kind of the encoder, for messages: ViT for the paper's and its variants, CNN, ..."""
+        kind = ViTConfig if isinstance(self.model, ViTConfig) else type(self.model)
+        return kind.__name__.removesuffix("Config")
+
+    @property
     def compiled(self) -> bool:
         """Whether the network is compiled, which takes a minute."""
         return self.compile and not self.fast_dev_run
@@ -182,8 +188,8 @@ def with_fields(run: Run, changes: Mapping[str, Any]) -> Run:
     known = flat_fields(whole)
     for name in changes:
         if name not in known:
-            flag, model = f"--{name.replace('_', '-')}", type(run.model).__name__.removesuffix("Config")
-            raise UserError(f"{flag} does not apply to this run's model ({model}): leave it out")
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} does not apply to this run's model ({run.network}): leave it out")
     try:
         changed: Run = replaced(run, changes)
     except ValueError as error:  # from data/, which does not raise UserError
