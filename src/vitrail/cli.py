@@ -68,7 +68,9 @@ def demo(args: Sequence[str]) -> int:
 def train(args: Sequence[str]) -> int:
     """Train a recipe: `vitrail train RECIPE [--data D] [--init SOURCE] [--out DIR] [any field of the recipe]`."""
     parser = Parser("train", train)
-    parser.add_argument("recipe", nargs="?", help="name of a recipe; without one, list all recipes")
+    parser.set_defaults(recipe=None)
+    if not any(arg.partition("=")[0] == "--resume" for arg in args):  # with it, the value of a field may be a lone word
+        parser.add_argument("recipe", nargs="?", help="name of a recipe; without one, list all recipes")
     parser.add_argument("--data", help=f"{DATA}; default: the recipe's")
     parser.add_argument("--init", help=f"start from these weights: {SOURCE}")
     parser.add_argument(
@@ -76,10 +78,7 @@ def train(args: Sequence[str]) -> int:
     )
     parser.add_argument("--group", help=GROUP)
     parser.add_argument(
-        "--resume",
-        type=path,
-        metavar="RUN",
-        help="resume the run in this folder; --data is where its data is now, --epochs extends it",
+        "--resume", type=path, metavar="RUN", help="resume this run; --data if it moved, --epochs for more"
     )
     parser.add_argument("--json", action="store_true", help="print the scores as one line of JSON")
     wants_help = any(arg in HELP for arg in args) and args[0] not in HELP
@@ -89,13 +88,11 @@ def train(args: Sequence[str]) -> int:
 
     refuse_many_processes()
     if options.resume is not None:
-        if any(option is not None for option in (name, options.init, options.out, options.group)):
+        if any(option is not None for option in (options.init, options.out, options.group)):
             raise UserError("--resume continues a run with its own settings: give no recipe, --init, --out or --group")
         from vitrail.resume import resume_run
-        from vitrail.train.state import RunFolder
 
-        changes = parse_fields(RunFolder(options.resume).run(), rest) if rest else {}
-        trained = resume_run(options.resume, options.device, options.data, changes)
+        trained = resume_run(options.resume, options.device, options.data, rest)
     else:
         from vitrail import recipes
         from vitrail.start import begin

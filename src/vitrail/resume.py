@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vitrail import recipes
 from vitrail.errors import UserError
+from vitrail.options import parse_fields
 from vitrail.start import Trained, train_run, where_is
 from vitrail.tasks import task_of
 from vitrail.train.build import build, open_for
@@ -27,16 +28,17 @@ FREE = (*LENGTH, "save_every", "keep", "workers", "max_bad")
 """fields of a run that may change when it is resumed: no step before its old end depends on them"""
 
 
-def resume_run(
-    path: Path, device: str | None, data: str | None = None, changes: Mapping[str, Any] | None = None
-) -> Trained:
+def resume_run(path: Path, device: str | None, data: str | None = None, options: Sequence[str] = ()) -> Trained:
     """Resume the run in the folder `path` from its last saved state; on the processor (CPU) to the same bits.
 
-    `data` is where its data is now. `changes` are fields of the run that are in `FREE`. A finished run returns its
-    scores again, unless the changes extend it.
+    `data` is where its data is now. `options` are flags of fields that are in `FREE`. A finished run returns its scores
+    again, unless they extend it.
     """
-    folder, changes = RunFolder(path), changes or {}
+    folder = RunFolder(path)
     run = folder.run()
+    if options and not options[0].startswith("-"):
+        raise UserError(f"--resume continues a run with its own recipe: leave out {options[0]}")
+    changes = parse_fields(run, options)
     kind = task_of(run.task)
     extends = _extends(run, changes)
     if (scores := folder.scores) is not None and not extends:
