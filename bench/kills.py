@@ -4,7 +4,7 @@
 
 Small runs of every kind (classification, LoRA, captions, segmentation; in memory and streamed by workers; with mixup,
 accumulation, compilation and an EMA) are killed by SIGKILL and resumed, until each of the kills has hit a training.
-Every fourth kill hits between a write and the rename that puts the new file in its place; the others hit after a random
+Every third kill hits between a write and the rename that puts the new file in its place; the others hit after a random
 time. At the end the weights of `best/` and `last/`, the log without times, and the scores must be those of a run that
 nothing disturbed, to the bit. Processes are forked, so that none waits for imports. `--tiny` kills three runs once.
 """
@@ -29,9 +29,9 @@ from vitrail.cli import main as vitrail
 from vitrail.train.state import RunFolder
 
 TIMES = ("seconds", "images_per_s", "wait")
-INJECTED = 4
+INJECTED = 3
 """one kill in so many hits between a write and its rename"""
-RENAMES = 40
+RENAMES = 30
 """the last rename that such a kill may prevent; a run has more"""
 ENCODER = [
     "--width",
@@ -47,16 +47,16 @@ ENCODER = [
     "--save-every",
     "2",
 ]
-IMAGES = [*ENCODER, "--stem", "4", "--batch-size", "8", "--max-steps", "48", "--eval-every", "3"]
+IMAGES = [*ENCODER, "--stem", "4", "--batch-size", "8", "--max-steps", "24", "--eval-every", "2"]
 STREAMED = ["--memory", "False", "--workers", "2"]
 CAPTIONS = [
     *(*ENCODER, "--stem", "--patch", "8", "--decoder-width", "16", "--decoder-depth", "1", "--decoder-heads", "2"),
     *("--vocabulary", "words", "--vocabulary-size", "40", "--max-length", "8", "--batch-size", "4"),
-    *("--max-steps", "40", "--eval-every", "4"),
+    *("--max-steps", "20", "--eval-every", "3"),
 ]
 STREETS = [
     *(*ENCODER, "--global-blocks", "1", "--crop-fraction", "1", "--batch-size", "2"),
-    *("--max-steps", "40", "--eval-every", "5"),
+    *("--max-steps", "20", "--eval-every", "3"),
 ]
 FOLDER = ["train", "folder", "--data", "images", *IMAGES, "--mixup", "0.3"]
 RUNS: dict[str, list[str]] = {
@@ -68,7 +68,7 @@ RUNS: dict[str, list[str]] = {
     "segmentation, in memory, EMA": ["train", "segment", "--data", "streets", *STREETS, "--ema", "0.9"],
     "classify, LoRA, streamed, EMA": [
         *("train", "finetune", "--init", "base", "--data", "images", "--method", "lora", "--lora-rank", "2"),
-        *("--batch-size", "8", "--max-steps", "48", "--eval-every", "3", "--save-every", "2", "--ema", "0.9"),
+        *("--batch-size", "8", "--max-steps", "24", "--eval-every", "2", "--save-every", "2", "--ema", "0.9"),
         *("--device", "cpu", *STREAMED),
     ],
     "classify, compiled": ["train", "folder", "--data", "images", *IMAGES, "--compile"],

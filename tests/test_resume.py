@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ import vitrail
 from vitrail.cli import main
 from vitrail.train.optim import factor
 from vitrail.train.state import RunFolder
+from vitrail.train.step import train_step
 
 TINY = ["--width", "16", "--depth", "1", "--heads", "2", "--image-size", "16", "--stem", "4", "--device", "cpu"]
 
@@ -134,6 +136,27 @@ def test_settings_on_which_no_step_depends_may_change() -> None:
     assert all(torch.equal(value, before[name]) for name, value in weights("run").items())
     run = folder.run()
     assert (run.workers, run.keep, run.save_every) == (0, 5, 1) and folder.states.steps() == [2, 4, 5, 6][1:]
+
+
+def test_a_run_that_met_too_many_bad_images_is_resumed_with_a_larger_limit(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = itertools.count(1)
+
+    def damaging(*args: Any) -> Any:
+        if next(steps) == 4:
+            Path("data/dark/3.png").write_bytes(b"")
+        return train_step(*args)
+
+    monkeypatch.setattr("vitrail.train.loop.train_step", damaging)
+    more = ["--batch-size", "12", "--max-steps", "12", "--save-every", "1", "--memory", "False", "--workers", "1"]
+    assert main(["train", "folder", "--data", "data", "--out", "run", *more, *TINY]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "1 of 40 images of data are bad, more than 1.0% (the last: dark/3.png: the file is empty): " in line
+    assert "or raise --max-bad" in line
+    assert refused(capsys).endswith("or raise --max-bad\n")
+    assert resume("--max-bad", "0.1") == 0
+    assert RunFolder(Path("run")).rows()[-1]["step"] == 12
 
 
 def test_a_run_with_a_frozen_encoder_has_no_length(capsys: pytest.CaptureFixture[str]) -> None:

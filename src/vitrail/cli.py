@@ -317,7 +317,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0; 2 for wrong input; 1 for a failure of the run."""
+    """Run one command; returns its exit code: 0; 2 for wrong input; 1 for a fault of the run; 130 or 75 if stopped."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed, as by `>&-`
             setattr(sys, name, io.TextIOWrapper(io.BytesIO()))

@@ -28,6 +28,7 @@ FREE = (*LENGTH, "save_every", "keep", "workers", "max_bad")
 """fields of a run that may change when it is resumed: no step before its old end depends on them"""
 
 
+@preemptible()
 def resume_run(path: Path, device: str | None, data: str | None = None, options: Sequence[str] = ()) -> Trained:
     """Resume the run in the folder `path` from its last saved state; on the processor (CPU) to the same bits.
 
@@ -44,7 +45,7 @@ def resume_run(path: Path, device: str | None, data: str | None = None, options:
     if (scores := folder.scores) is not None and not extends:
         log.warning(f"the run in {path} is finished")
         return Trained(kind, scores, folder)
-    with preemptible(), folder.alone():
+    with folder.alone():
         place = folder.data(run.data) if data is None else data
         splits = open_for(kind, place, run.task.data_options(), recipes.find(run.recipe)(1).data, run.group)
         marks = splits.marks(run.group)

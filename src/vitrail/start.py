@@ -58,6 +58,7 @@ class Trained(NamedTuple):
     folder: RunFolder
 
 
+@preemptible()
 def begin(
     recipe: recipes.Recipe,
     data: str | None,
@@ -123,7 +124,7 @@ def begin(
     warn_unused(given, with_fields(given, changes), run.tune.method)
     run = replace(run, data=str(data), group=group)
     chosen = choose_device(device)
-    with preemptible(), new_folder(run, out) as folder:  # before decoding the images, which is slow
+    with new_folder(run, out) as folder:  # before decoding the images, which is slow
         marks = splits.marks(run.group) | where_is(run.data)  # before a captioner encodes the labels
         components, steps = build(run, splits, chosen, weights)
         if out is None and folder.path != default_folder(run):  # after `build`, which may refuse the run
