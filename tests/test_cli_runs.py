@@ -130,14 +130,14 @@ def test_a_stopped_run_keeps_its_max_steps(capsys: pytest.CaptureFixture[str], m
     printed(capsys, "train", "digits", "--out", "whole", *options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Optimizers, "step", interrupted(Optimizers.step, 3))
-        assert main(["train", "digits", "--out", "resumed", *options]) == 130
+        assert main(["train", "digits", "--out", "resumed", *options]) == 75
     assert RunFolder(Path("resumed")).states.steps() == [3]
     printed(capsys, "train", "--resume", "resumed", "--device", "cpu")
     ends = [rows_of(name, "test")[0]["cross_entropy"] for name in ("whole", "resumed")]
     assert ends[0] == ends[1] and rows_of("resumed", "done")[0]["step"] == 30
 
 
-def interrupted(function: Callable[..., Any], call: int, how: signal.Signals = signal.SIGINT) -> Callable[..., Any]:
+def interrupted(function: Callable[..., Any], call: int, how: signal.Signals = signal.SIGTERM) -> Callable[..., Any]:
     """The function, which sends the process a signal in its call of that number."""
     calls = itertools.count(1)
 

@@ -71,7 +71,9 @@ def demo(args: Sequence[str]) -> int:
 def train(args: Sequence[str]) -> int:
     """Train a recipe: `vitrail train RECIPE [--data D] [--init SOURCE] [--out DIR] [any field of the recipe]`."""
     parser = Parser("train", train)
-    parser.add_argument("recipe", nargs="?", help="name of a recipe; without one, list all recipes")
+    parser.set_defaults(recipe=None)
+    if not any(arg.partition("=")[0] == "--resume" for arg in args):  # with it, the value of a field may be a lone word
+        parser.add_argument("recipe", nargs="?", help="name of a recipe; without one, list all recipes")
     parser.add_argument("--data", help=f"{DATA}; default: the recipe's")
     parser.add_argument("--init", help=f"start from these weights: {SOURCE}")
     parser.add_argument(
@@ -79,10 +81,7 @@ def train(args: Sequence[str]) -> int:
     )
     parser.add_argument("--group", help=GROUP)
     parser.add_argument(
-        "--resume",
-        type=path,
-        metavar="RUN",
-        help="resume the run in this folder; --data is where its data is now, --epochs extends it",
+        "--resume", type=path, metavar="RUN", help="resume this run; --data if it moved, --epochs for more"
     )
     add_grid(parser)
     parser.add_argument("--nproc", type=int, metavar="N", help="train in N processes of this machine: one per GPU")
@@ -121,13 +120,11 @@ def run_training(options: Namespace, rest: Sequence[str], world: World) -> Train
     from vitrail import recipes
     from vitrail.resume import resume_run
     from vitrail.start import begin
-    from vitrail.train.state import RunFolder
 
     if options.resume is not None:
-        if any(option is not None for option in (options.recipe, options.init, options.out, options.group)):
+        if any(option is not None for option in (options.init, options.out, options.group)):
             raise UserError("--resume continues a run with its own settings: give no recipe, --init, --out or --group")
-        changes = parse_fields(RunFolder(options.resume).run(), rest) if rest else {}
-        return resume_run(options.resume, options.device, options.data, changes, world)
+        return resume_run(options.resume, options.device, options.data, rest, world)
     recipe = recipes.find(options.recipe)
     changes = parse_fields(recipe(10_000), rest, () if options.init is None else recipes.FREE)
     given = (options.data, options.init, changes, options.out, options.device, options.group)
@@ -325,7 +322,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0; 2 for wrong input; 1 for a failure of the run."""
+    """Run one command; returns its exit code: 0; 2 for wrong input; 1 for a fault of the run; 130 or 75 if stopped."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed, as by `>&-`
             setattr(sys, name, io.TextIOWrapper(io.BytesIO()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from vitrail import recipes
 from vitrail.errors import UserError
+from vitrail.options import parse_fields
 from vitrail.start import Trained, train_run, where_is
 from vitrail.tasks import task_of
 from vitrail.train.build import build, open_for
@@ -30,29 +31,29 @@ FREE = (*LENGTH, "save_every", "keep", "workers", "max_bad")
 """fields of a run that may change when it is resumed: no step before its old end depends on them"""
 
 
+@preemptible()
 def resume_run(
-    path: Path,
-    device: str | None,
-    data: str | None = None,
-    changes: Mapping[str, Any] | None = None,
-    world: World = ALONE,
+    path: Path, device: str | None, data: str | None = None, options: Sequence[str] = (), world: World = ALONE
 ) -> Trained:
     """Resume the run in the folder `path` from its last saved state; on the processor (CPU) to the same bits.
 
-    `data` is where its data is now. `changes` are fields of the run that are in `FREE`. With other processes than
-    before, or on another number of them, the results are the same within rounding. A finished run returns its scores
-    again, unless the changes extend it.
+    `data` is where its data is now. `options` are flags of fields that are in `FREE`. With other processes than before,
+    or on another number of them, the results are the same within rounding. A finished run returns its scores again,
+    unless the options extend it.
     """
-    folder, changes = RunFolder(path) if world.leads else Follower(path), changes or {}
+    folder = RunFolder(path) if world.leads else Follower(path)
     with world.first_alone():
         run = folder.run()
+        if options and not options[0].startswith("-"):
+            raise UserError(f"--resume continues a run with its own recipe: leave out {options[0]}")
+        changes = parse_fields(run, options)
         kind = task_of(run.task)
         extends = _extends(run, changes)
     scores: dict[str, Any] | None = json.loads(world.from_first(lambda: json.dumps(folder.scores).encode()))
     if scores is not None and not extends:
         log.warning(f"the run in {path} is finished")
         return Trained(kind, scores, folder)
-    with preemptible(), ExitStack() as stack:
+    with ExitStack() as stack:
         with world.first_alone():
             stack.enter_context(folder.alone())
             place = folder.data(run.data) if data is None else data

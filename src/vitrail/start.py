@@ -61,6 +61,7 @@ class Plan(NamedTuple):
     """the model that it starts from"""
 
 
+@preemptible()
 def begin(
     recipe: recipes.Recipe,
     data: str | None,
@@ -79,7 +80,7 @@ def begin(
     with world.first_alone():  # it downloads, and refuses once
         run, splits, weights = plan(recipe, data, init, changes, group)
     chosen = choose_device(device if world.device is None else world.device)
-    with preemptible(), new_folder(run, out, world) as folder:  # before decoding the images, which is slow
+    with new_folder(run, out, world) as folder:  # before decoding the images, which is slow
         marks = splits.marks(run.group) | where_is(run.data)  # before a captioner encodes the labels
         world.check_same("the data", splits.marks(run.group))
         components, steps = build(run, splits, chosen, weights, world)

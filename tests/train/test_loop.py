@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from checked import checked
+from small_runs import CPU, assert_same, small_run, train
 from torch import Tensor, nn
 
 from vitrail.data.augment import Augment
@@ -24,7 +25,6 @@ from vitrail.data.random import draw_key
 from vitrail.data.sets import open_data
 from vitrail.data.text import Tokenizer
 from vitrail.errors import RunError, Stopped, UserError
-from vitrail.recipes import RECIPES
 from vitrail.tasks.caption import Caption, Captioning, numbered
 from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.task import Task
@@ -39,33 +39,6 @@ from vitrail.train.step import AsyncScalars, LossModule, train_step
 from vitrail.train.stop import stop_requested
 from vitrail.variants import VariantConfig
 from vitrail.vit import ViTConfig
-from vitrail.zoo import load
-
-CPU = torch.device("cpu")
-
-
-def small_run(**changes: object) -> Run:
-    """Digits with everything that is random switched on."""
-    run = RECIPES["digits"](1000)
-    model = replace(checked(ViTConfig, run.model), width=16, depth=2, heads=2, dropout=0.1, drop_path=0.2, stem=(4,))
-    augment = Augment(crop="shift", shift=1, flip=True, mixup=0.3, erase=0.2)
-    run = replace(run, model=model, augment=augment, optim=replace(run.optim, ema=0.9), batch_size=32, eval_every=0.5)
-    return replace(run, **changes)  # type: ignore[arg-type]
-
-
-def train(run: Run, path: Path, steps: int = 30, resume: bool = False) -> dict[str, Tensor]:
-    components, _ = build(run, open_data("digits"), CPU)
-    folder = RunFolder(path)
-    if not resume:
-        folder.begin(run, components.task.classes)
-    fit(run, components, folder, steps, resume)
-    return {**load(path / "best").state_dict(), **{f"last.{k}": v for k, v in load(path / "last").state_dict().items()}}
-
-
-def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
 
 
 def test_of_equal_scores_the_later_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,12 @@ class Snapshot:
 
         Copies from a GPU are queued behind its work, into pinned memory: call `wait` before they are read.
         """
-        self._copied = None
-        return self._copy(value, (), {})
+        seen: dict[Any, Tensor] = {}
+        copy = self._copy(value, (), seen)
+        self._copied = torch.cuda.Event() if any(device.type == "cuda" for device, *_ in seen) else None
+        if self._copied is not None:
+            self._copied.record()
+        return copy
 
     def wait(self) -> None:
         """Wait until the copies are there. Any thread may call it."""
@@ -39,10 +43,6 @@ class Snapshot:
         if same not in seen:
             seen[same] = self._buffer(value, place)
             seen[same].copy_(value.detach(), non_blocking=value.is_cuda)
-            if value.is_cuda and self._copied is None:
-                self._copied = torch.cuda.Event()
-            if self._copied is not None:
-                self._copied.record()
         return seen[same]
 
     def _buffer(self, value: Tensor, place: tuple[Any, ...]) -> Tensor:
