@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import re
 import shlex
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -57,7 +59,10 @@ MEANT = {
     "S": "1",
 }
 """what stands in for words in capitals"""
-LEFT_OUT: dict[str, str] = {}
+LEFT_OUT: dict[str, str] = {
+    "vitrail cluster ray predict classify --data s3://bucket/photos --out rows --workers 16": "needs a bucket and Ray",
+    "vitrail cluster ray train --workers 8 -- cifar10 --out /shared/runs/big": "needs a Ray cluster with GPUs",
+}
 """commands that are not run, each with the reason"""
 LONG = ("train", "eval", "demo")
 
@@ -254,6 +259,24 @@ def check_demo(said: Said) -> None:
     assert len(re.findall(r"^   \w+ +\w+ +\d+%$", said.out, re.MULTILINE)) >= 3, "it classifies sample images"
 
 
+def check_grid(said: Said) -> None:
+    """A finished run per combination, in a folder named after it, and a table of them and of their settings."""
+    names = [Path(str(path)).name for path in said.made]
+    values = [word.partition("=")[2].count(",") + 1 for word in options_of(said.words)["--grid"]]
+    assert len(names) == math.prod(values) and all(path.parent == Path(said.option("--out")) for path in said.made)
+    lines = [line.split() for line in said.out.splitlines() if line]
+    assert [line[0] for line in lines if line[0] in names] == names and ["setting", "seeds"] in [
+        line[:2] for line in lines
+    ]
+
+
+def check_cluster(said: Said) -> None:
+    """A script that bash can read."""
+    assert said.words[1] == "slurm"
+    [script] = said.out.splitlines()
+    subprocess.run(["bash", "-n", script], check=True)
+
+
 CHECKS: dict[str, Callable[[Said], None]] = {
     "train": check_train,
     "eval": check_eval,
@@ -263,6 +286,7 @@ CHECKS: dict[str, Callable[[Said], None]] = {
     "convert": check_convert,
     "data": check_data,
     "demo": check_demo,
+    "cluster": check_cluster,
 }
 
 
@@ -283,7 +307,7 @@ def ours(command: Command, words: list[str], capsys: pytest.CaptureFixture[str])
         return
     make_what_came_before(words, capsys)
     said = run(words, capsys)
-    CHECKS[words[0]](said)
+    (check_grid if "--grid" in words and words[0] == "train" else CHECKS[words[0]])(said)
     inputs = [word for word in words if not word.startswith("--")]
     for line in said.err.splitlines():
         assert line.startswith("vitrail") or any(word in line for word in inputs), line

@@ -283,8 +283,11 @@ def _summarise(grid: Grid, as_json: bool) -> None:
 def run_command(words: Sequence[str], quiet: bool = False) -> int:
     """Run `vitrail` in another process, to which signals are passed on; returns its exit code."""
     command = [sys.executable, "-m", "vitrail", *words]
-    # This process's descriptor 2 is the null device (see standard_error.py); sys.stderr has the original.
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL if quiet else None, stderr=sys.stderr)
+    try:  # descriptor 2 is the null device here (see standard_error.py); sys.stderr has the original
+        voice: int | None = sys.stderr.fileno()
+    except (OSError, ValueError):  # no file, as in a notebook
+        voice = None
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL if quiet else None, stderr=voice)
     with _signals_for(process):
         return process.wait()
 
