@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import FrameType
 from typing import Any
@@ -26,6 +26,7 @@ from vitrail.tasks.task import Task
 from vitrail.tasks.values import Metric
 from vitrail.train.device import release_memory
 from vitrail.train.finite import Watch, no_number, not_finite
+from vitrail.train.hints import Hints
 from vitrail.train.loaders import Loaders, evaluation_loader
 from vitrail.train.logits import largest_logits
 from vitrail.train.lora import merge_lora, merged
@@ -95,6 +96,7 @@ def _train(run: Run, components: Components, folder: RunFolder, steps: int, resu
     spent = next((row["seconds"] for row in reversed(folder.rows()) if "seconds" in row), 0.0)
     folder.log_start(rule, start, shlex.join(["vitrail", *sys.argv[1:]]))
     every = max(1, round(run.eval_every * loader.steps_per_epoch))
+    hints = Hints(task, replace(run, memory=loader.memory))
     batches = itertools.islice(loader.batches(start), max(0, steps - start))
     with stop_requested() as stop, Progress(steps, start, loader, sums) as progress:
         watch = Watch(task, progress)
@@ -121,13 +123,15 @@ def _train(run: Run, components: Components, folder: RunFolder, steps: int, resu
                 raise RunError(f"{no_number(name)} after step {done}")
             if logging_now:
                 epoch = done / loader.steps_per_epoch
-                folder.log(kind="train", step=done, epoch=epoch, seconds=seconds, **progress.row())
+                folder.log(kind="train", step=done, epoch=epoch, seconds=seconds, **(row := progress.row()))
+                hints.logged(row)
             if evaluating:
                 scores = evaluate(task, components.loaders, "val", average)
                 task.train()
                 logits = {"attention_logits": found} if (found := largest_logits(task, batch["image"])) else {}
                 seconds = spent + time.monotonic() - began
                 folder.log(kind="val", step=done, seconds=seconds, **numbers(scores), **logits)
+                hints.evaluated(scores | logits, batch["image"], done / steps)
                 progress.evaluated(scores, rule)
                 best = keep(scores[rule.name], best, task, folder, average)
             if saving:
