@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitrail.commands.doctor import doctor
 from vitrail.errors import RunError, Stopped, UserError
 from vitrail.faults import CLOSED_PIPE, forget_output, nobody_reads, say_os_error
 from vitrail.files import refuse_existing
@@ -24,6 +25,7 @@ from vitrail.options import (
     as_typed,
     parse_fields,
     parse_options,
+    path,
     print_fields,
     print_options,
     split_options,
@@ -40,14 +42,6 @@ VERIFY = "list how each weight was used, and compare outputs with the source lib
 DATA = "a built-in name, a folder with one folder per class, Parquet files, or shards (vitrail data shard)"
 GROUP = "keep all images of a group in the same split: parent, a regular expression, or a CSV file"
 log = logging.getLogger("vitrail")
-
-
-def path(text: str) -> Path:
-    """A path on the command line. UserError for an empty one: it would mean the current folder."""
-    from vitrail.data.sources import refuse_empty
-
-    refuse_empty(text)
-    return Path(text)
 
 
 def demo(args: Sequence[str]) -> int:
@@ -311,6 +305,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "compare": compare,
     "convert": convert,
     "data": data,
+    "doctor": doctor,
 }
 
 
