@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.tasks.task import Task
+from vitrail.train.optim import Optim
 from vitrail.train.run import Run
 from vitrail.units import number
 
@@ -41,8 +42,8 @@ MEMORISED, WORSE = 0.2, 1.2
 """training loss as a fraction of the validation loss, and the validation loss over its best, of a run that overfits"""
 LEARNED, GAP, COUNTED = 0.9, 0.25, 20
 """score on training images, its lead over the validation score, and images of that split, of a run that overfits"""
-USUAL = {"sgd": 0.1}
-"""usual learning rates of optimizers; 1e-3 for all others"""
+USUAL = {"sgd": 0.1, "muon": 4e-3}
+"""usual learning rates of optimizers, of Muon that for matrices; 1e-3 for AdamW and others"""
 NEW = 1e-5
 """standard deviation within a norm or bias of a new model; some are drawn with 1e-6"""
 HIGH, LOW = 10.0, 0.01
@@ -323,9 +324,16 @@ def signs_of(
         train_score=kind.train_score,
         score=kind.score.name,
         from_scratch=run.init is None,
-        rate=run.optim.lr / USUAL.get(run.optim.optimizer, 1e-3),
+        rate=_rate_of(run.optim),
         done=done,
     )
+
+
+def _rate_of(optim: Optim) -> float:
+    """The peak learning rate as a multiple of the usual one; with Muon, the larger of the two multiples."""
+    if optim.optimizer == "muon":
+        return max(optim.lr / 1e-3, optim.muon_lr / USUAL["muon"])
+    return optim.lr / USUAL.get(optim.optimizer, 1e-3)
 
 
 _WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
