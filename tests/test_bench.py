@@ -27,7 +27,7 @@ SLOW = pytest.mark.slow
 """on scripts that start or train so much that they take about ten seconds of one core, or more"""
 MARKS = {
     **dict.fromkeys(
-        ("damaged", "dispatch", "folder", "gpu", "kills", "ladder", "segment", "shards", "transfer"), (SLOW,)
+        ("damaged", "dispatch", "doctor", "folder", "gpu", "kills", "ladder", "segment", "shards", "transfer"), (SLOW,)
     ),
     "load": (pytest.mark.skipif(sys.platform != "linux", reason="reads its memory from /proc"),),
 }

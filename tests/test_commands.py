@@ -253,6 +253,13 @@ def check_data(said: Said) -> None:
     assert [len(open_data(path).train) for path in (out, said.words[2])] == [len(open_data(out).train)] * 2
 
 
+def check_doctor(said: Said) -> None:
+    """Findings, each with what to do, or none."""
+    assert said.out == "nothing found\n" or re.search(r"\n\n\d+ findings?\n$", said.out)
+    findings = re.findall(r"^[\w-]+ \((?:certain|likely|possible)\): ", said.out, re.MULTILINE)
+    assert said.out.count("\n  what to do: ") == len(findings)
+
+
 def check_demo(said: Said) -> None:
     folder = Path(said.option("--out", "runs/demo"))
     assert any(folder.rglob("report.html")) and any(folder.rglob("rollout.png")), "it trains and draws"
@@ -285,6 +292,7 @@ CHECKS: dict[str, Callable[[Said], None]] = {
     "compare": check_compare,
     "convert": check_convert,
     "data": check_data,
+    "doctor": check_doctor,
     "demo": check_demo,
     "cluster": check_cluster,
 }

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrail.cluster.command import add_grid, cluster, train_grid
+from vitrail.commands.doctor import doctor
 from vitrail.errors import RunError, Stopped, UserError
 from vitrail.faults import CLOSED_PIPE, forget_output, nobody_reads, say_os_error
 from vitrail.files import refuse_existing
@@ -25,6 +26,7 @@ from vitrail.options import (
     as_typed,
     parse_fields,
     parse_options,
+    path,
     print_options,
     print_recipes,
     split_options,
@@ -43,14 +45,6 @@ VERIFY = "list how each weight was used, and compare outputs with the source lib
 DATA = "a built-in name, a folder with one folder per class, Parquet files, or shards (vitrail data shard)"
 GROUP = "keep all images of a group in the same split: parent, a regular expression, or a CSV file"
 log = logging.getLogger("vitrail")
-
-
-def path(text: str) -> Path:
-    """A path on the command line. UserError for an empty one: it would mean the current folder."""
-    from vitrail.data.sources import refuse_empty
-
-    refuse_empty(text)
-    return Path(text)
 
 
 def demo(args: Sequence[str]) -> int:
@@ -318,6 +312,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "convert": convert,
     "data": data,
     "cluster": cluster,
+    "doctor": doctor,
 }
 
 

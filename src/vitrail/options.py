@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, make_dataclass, replace
 from difflib import get_close_matches
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from vitrail.errors import UserError
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
     from vitrail.train.run import Run
 
 HELP = ("-h", "--help")
+
+
+def path(text: str) -> Path:
+    """A path on the command line. UserError for an empty one: it would mean the current folder."""
+    from vitrail.data.sources import refuse_empty
+
+    refuse_empty(text)
+    return Path(text)
 
 
 class Parser(argparse.ArgumentParser):

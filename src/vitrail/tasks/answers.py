@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -26,6 +27,23 @@ def one_frame_each(batch: Batch) -> Tensor:
         )
     images: Tensor = batch["image"]
     return images
+
+
+ONE_CLASS, OTHERS = 0.98, 0.1
+"""fraction of all answers that are one class in a collapsed model, and of the truth that is of other classes"""
+
+
+def one_class(confusion: Sequence[Sequence[int]], classes: Sequence[str], of: str = "images") -> str | None:
+    """In words, that nearly all predictions are of one class although the truth is not; None if they are not.
+
+    `confusion[i][j]` counts what is of class i and predicted as class j.
+    """
+    predicted = [sum(row[j] for row in confusion) for j in range(len(classes))]
+    total = sum(predicted)
+    common = max(range(len(classes)), key=predicted.__getitem__, default=0)
+    if not total or predicted[common] < ONE_CLASS * total or sum(confusion[common]) > (1 - OTHERS) * total:
+        return None
+    return f"{predicted[common] / total:.0%} of the {of} are predicted as {classes[common]!r}, whatever they show"
 
 
 def numbered_by_pixels(image: Tensor) -> int:

@@ -70,6 +70,8 @@ class Task(nn.Module):
     """chooses the best checkpoint; None for a task that is not scored"""
     val_loss: ClassVar[str] = "loss"
     """the entry of the metric that is comparable with the loss in training, where there is one"""
+    train_score: ClassVar[str] = ""
+    """the entry of the loss that is comparable with the score, where there is one"""
     whole_batch: bool = False
     """the loss does not split over a batch: accumulation is refused, and processes join through `gather`"""
     whole_split: ClassVar[bool] = False
@@ -314,6 +316,11 @@ class Task(nn.Module):
             outputs = self.answer(batch) if self.metric_reads == "answers" else self(one_frame_each(batch))
             found.update(batch, outputs)
         return found.compute()
+
+    @classmethod
+    def collapsed(cls, scores: Mapping[str, Any]) -> str | None:
+        """In words, what all answers of an evaluation have in common although they should differ; None if they do."""
+        return None
 
     def prepare_to_solve(self, method: str, images: int) -> None:
         """Make ready for a method of `solved` on so many training images. UserError where the model cannot."""

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +22,7 @@ from vitrail.errors import Preempted, RunError, Stopped, UserError
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Batch, Metric
 from vitrail.train.finite import Watch
+from vitrail.train.hints import Hints
 from vitrail.train.joined import scores_of_all
 from vitrail.train.keep import Keeper
 from vitrail.train.loaders import Loaders, evaluation_loader
@@ -106,6 +107,7 @@ class Training:
             raise UserError("qk_clip scales whole weights, which --shard shares out: remove one of the two")
         self.clip = QKClip(self.task, run.optim.qk_clip) if run.optim.qk_clip else None
         self.keeper = Keeper(run, self.task, folder, self.optimizers, self.average, self.world)
+        self.hints = Hints(self.task, replace(run, memory=self.loader.memory))
         self.draws = self.task.draws
         self.every = max(1, round(run.eval_every * self.loader.steps_per_epoch))
         self.done = 0
@@ -193,20 +195,23 @@ class Training:
             self.watch.read(last=last)
         if logging_now:
             epoch = done / self.loader.steps_per_epoch
-            self.folder.log(kind="train", step=done, epoch=epoch, seconds=self.seconds, **self.progress.row())
+            self.folder.log(kind="train", step=done, epoch=epoch, seconds=self.seconds, **(row := self.progress.row()))
+            self.hints.logged(row)
         if saving:
             self.module.write_whole()
         if evaluating:
             self.keeper.refuse_infinite(done)
             self.world.share_bad(self.loader)
-            self.evaluate({"attention_logits": found} if (found := largest_logits(self.task, batch["image"])) else {})
+            found = largest_logits(self.task, batch["image"])
+            scores = self.evaluate({"attention_logits": found} if found else {})
+            self.hints.evaluated(scores, batch["image"], done / self.steps)
         elif saving:
             self.keeper.save(done, self.progress.sums)
         if stopping and not last:
             raise Halt(Preempted if asked["preempt"] else Stopped)
 
-    def evaluate(self, beside: dict[str, Any]) -> None:
-        """Score `val`, log it with what is `beside`, and save.
+    def evaluate(self, beside: dict[str, Any]) -> dict[str, Any]:
+        """Score `val`, log it with what is `beside`, and save. Returns both.
 
         If that is interrupted, the state is saved first, and a resumed run evaluates.
         """
@@ -221,6 +226,7 @@ class Training:
         self.folder.log(kind="val", step=self.done, seconds=self.seconds, **numbers(scores), **beside)
         self.progress.evaluated(scores, self.rule)
         self.keeper.score(self.done, scores[self.rule.name], self.progress.sums)
+        return scores | beside
 
 
 def _ended(halt: Halt, folder: RunFolder, steps: int) -> Exception:

@@ -16,7 +16,7 @@ from torch import Tensor
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError
 from vitrail.plain import described
-from vitrail.tasks.answers import finite
+from vitrail.tasks.answers import finite, one_class
 from vitrail.tasks.classify.knn import Neighbours
 from vitrail.tasks.classify.linear_probe import linear_probe, scores_of
 from vitrail.tasks.classify.metric import TOP, ClassifyMetric
@@ -71,6 +71,7 @@ class Classify(Headed):
     options = Answering
     score = Score("top1", label="accuracy")
     val_loss = "cross_entropy"
+    train_score = "accuracy"
     head: Head | Neighbours  # type: ignore[assignment]
     solved = ("linear", "knn")
     unused_when_frozen = ("smoothing", "balanced")
@@ -244,6 +245,10 @@ class Classify(Headed):
                 f"of all {len(self.classes):,}, and correct only if it is the image's own"
             )
         return metric
+
+    @classmethod
+    def collapsed(cls, scores: Mapping[str, Any]) -> str | None:
+        return one_class(scores["confusion"], scores["classes"]) if "confusion" in scores else None
 
     @classmethod
     def told(cls, scores: Mapping[str, Any]) -> dict[str, float]:

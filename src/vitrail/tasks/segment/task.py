@@ -19,7 +19,7 @@ from vitrail.data.preprocess import AnyImage, Preprocess
 from vitrail.data.rle import encode
 from vitrail.errors import UserError
 from vitrail.plain import describe, described
-from vitrail.tasks.answers import finite
+from vitrail.tasks.answers import finite, one_class
 from vitrail.tasks.encoder import KINDS, Encoder, encoder_for, token_width
 from vitrail.tasks.segment.heads import LinearHead, MaskTransformer, QueryHead, class_logits
 from vitrail.tasks.segment.losses import pixel_loss, query_loss
@@ -261,6 +261,10 @@ class Segment(Task):
         return scores
 
     # What others ask
+
+    @classmethod
+    def collapsed(cls, scores: Mapping[str, Any]) -> str | None:
+        return one_class(scores["confusion"], scores["classes"], "pixels") if "confusion" in scores else None
 
     def explained(self, batch: Batch) -> Tensor:
         """The mean logit of each image's largest class, over the places where it is predicted, [B]."""

@@ -1,0 +1,55 @@
+"""Every fault of data is found and named, and clean sets give no finding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from bad_sets import CLEAN, FAULTS, captioned, clean, masked
+
+from vitrail.doctor import examine, examine_data
+from vitrail.errors import UserError
+
+LABELS = ("mislabelled",)
+"""checks that need features, which take seconds"""
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_fault_is_found_and_named(name: str, tmp_path: Path) -> None:
+    fault = FAULTS[name]
+    root = fault.base(tmp_path / "set")
+    expected = fault.make(root)
+    found = examine_data(str(root), images=500 if fault.check in LABELS else 0)
+    own = [finding for finding in found.findings if finding.check == fault.check]
+    assert own, [finding.check for finding in found.findings]
+    named = " ".join(name for finding in own for name in finding.where)
+    assert [text for text in expected if text not in named] == []
+    assert all(finding.what and finding.remedy for finding in own)
+
+
+@pytest.mark.parametrize("name", CLEAN)
+def test_clean_set_gives_no_finding(name: str, tmp_path: Path) -> None:
+    found = examine_data(str(clean(tmp_path / "set", name)))
+    assert [finding.row() for finding in found.findings] == []
+
+
+@pytest.mark.parametrize("make", [captioned, masked], ids=["captions", "masks"])
+def test_clean_set_of_another_kind_gives_no_finding(make: object, tmp_path: Path) -> None:
+    found = examine_data(str(make(tmp_path / "set")))  # type: ignore[operator]
+    assert [finding.row() for finding in found.findings] == []
+
+
+def test_nothing_at_a_path_is_an_error_and_not_a_finding(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no data at"):
+        examine(str(tmp_path / "nothing"))
+
+
+def test_data_that_no_task_opens_is_still_looked_at(tmp_path: Path) -> None:
+    root = clean(tmp_path / "set")
+    for folder in ("square", "triangle"):
+        for split in ("train", "val"):
+            for file in (root / split / folder).iterdir():
+                file.unlink()
+    (root / "train" / "circle" / "circle0.png").write_bytes(b"")
+    checks = {finding.check for finding in examine_data(str(root)).findings}
+    assert {"not-a-data-set", "broken-files"} <= checks

@@ -1,0 +1,136 @@
+"""What the log of a run tells: each fault gives its hint, healthy runs give none."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from vitrail.recipes import RECIPES
+from vitrail.tasks.answers import one_class
+from vitrail.train.hints import Hints, Signs, hints, prints, unmoved, untrained
+from vitrail.zoo import create, load
+
+FALLING = [2.28, 2.05, 1.7, 1.3, 1.0, 0.8, 0.6, 0.5, 0.45, 0.42]
+
+
+def rows(losses: list[float], **more: Any) -> list[dict[str, Any]]:
+    return [{"loss": loss, "skipped": 0, "wait": 0.02, **more} for loss in losses]
+
+
+def vals(losses: list[float], **more: Any) -> list[dict[str, Any]]:
+    return [{"cross_entropy": loss, "top1": 0.8, "count": 500, **more} for loss in losses]
+
+
+HEALTHY = Signs(
+    train=rows(FALLING, accuracy=0.9),
+    val=vals([1.6, 1.1, 0.9, 0.8, 0.7]),
+    classes=10,
+    batch_size=128,
+    val_loss="cross_entropy",
+    train_score="accuracy",
+    score="top1",
+    image=(0.1, 0.9),
+    unmoved=(0.0, ""),
+)
+
+FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "rises above a guess": ("rate-too-high", {"train": rows([2.3, 7.9, 4.2, 2.9, 2.4])}),
+    "first row after the jump": ("rate-too-high", {"train": rows([9.5, 3.2, 2.4, 2.33, 2.31])}),
+    "rises late": ("rate-too-high", {"train": rows([2.3, 1.4, 0.9, 2.2, 2.3, 2.3, 2.3])}),
+    "steps without a number": ("rate-too-high", {"train": rows([2.3, 2.2, 2.1], skipped=2)}),
+    "stays, at a high rate": ("rate-too-high", {"train": rows([2.35, 2.31, 2.3, 2.31]), "rate": 100.0}),
+    "stays, at a low rate": ("rate-too-low", {"train": rows([2.31, 2.3, 2.31, 2.3]), "rate": 1e-3}),
+    "falls slowly": ("rate-too-low", {"train": rows([2.31, 2.3, 2.29, 2.28, 2.27, 2.26])}),
+    "stays at ln(classes)": ("loss-at-rest", {"train": rows([2.31, 2.30, 2.304, 2.303, 2.302, 2.304])}),
+    "stays at ln(batch)": ("loss-at-rest", {"train": rows([4.86, 4.85, 4.852, 4.85, 4.853, 4.851]), "classes": 0}),
+    "pixels of 0 to 255": ("wrong-mean-std", {"image": (-260.0, 1.2)}),
+    "std far too large": ("wrong-mean-std", {"image": (0.0, 0.004)}),
+    "weights at rest": ("frozen", {"unmoved": (0.9, "encoder.patches.projection.weight")}),
+    "one class": ("collapsed", {"answers": "99 % of the images are predicted as 'cat'"}),
+    "waits": ("starved", {"train": rows(FALLING, wait=0.8), "streamed": True}),
+    "val loss rises": ("overfit", {"train": rows([*FALLING, 0.1, 0.02]), "val": vals([1.0, 0.8, 1.1, 1.5])}),
+    "score of training images only": (
+        "overfit",
+        {"train": rows(FALLING, accuracy=0.99), "val": vals([0.9, 0.9], top1=0.6)},
+    ),
+    "logits": ("attention-logits", {"val": [{"attention_logits": [9.0, 12.0 * 3**i]} for i in range(4)]}),
+    "weights of a new model": ("loaded-nothing", {"untrained": "checkpoint"}),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_fault_gives_its_hint(name: str) -> None:
+    check, changes = FAULTS[name]
+    assert [hint.check for hint in hints(replace(HEALTHY, **changes))] == [check]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"train": ()},
+        {"val": ()},
+        {"train": rows([0.4, 0.38, 0.37, 0.36, 0.36]), "from_scratch": False},  # fine-tuning begins low
+        {"train": rows([3.3, 2.6, 1.9, 1.5]), "val_loss": "", "classes": 11},  # a second loss beside cross-entropy
+        {"train": rows([-8.0, -8.2, -8.3]), "classes": 0},  # rewards
+        {"train": rows([2.303, 2.302, 2.303]), "done": 0.1},  # during warm-up
+        {"train": rows(FALLING, wait=0.6)},  # augments in memory
+        {"train": rows([0.7, 0.69, 0.67, 0.66, 0.62]), "classes": 2},
+        {"train": rows([8.0, 5.5, 4.6, 4.1, 3.9]), "classes": 0, "batch_size": 8},  # words
+        {"val": vals([0.9, 0.9], top1=0.6, count=5), "train": rows(FALLING, accuracy=0.99)},
+        {"val": [{"attention_logits": [11.0, 14.0 + i]} for i in range(9)]},
+    ],
+)
+def test_healthy_run_gives_none(changes: dict[str, Any]) -> None:
+    assert list(hints(replace(HEALTHY, **changes))) == []
+
+
+def test_hint_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    watch = Hints(create("nano/2", classes=3), RECIPES["digits"](100))
+    with caplog.at_level(logging.WARNING, "vitrail"):
+        for step in range(1, 4):
+            watch.evaluated({}, 300 * torch.ones(2, 3, 8, 8), step / 3)
+    told = [record.message for record in caplog.records if "mean 300" in record.message]
+    assert len(told) == 1 and "--mean" in told[0]
+
+
+def test_fast_dev_run_gives_no_hint(caplog: pytest.LogCaptureFixture) -> None:
+    watch = Hints(create("nano/2", classes=3), replace(RECIPES["digits"](100), fast_dev_run=True))
+    with caplog.at_level(logging.WARNING, "vitrail"):
+        watch.evaluated({}, 300 * torch.ones(2, 3, 8, 8), 1.0)
+    assert not caplog.records
+
+
+def test_weights_that_stay_are_found() -> None:
+    module = nn.Sequential(nn.Linear(30, 30), nn.Linear(30, 1), nn.Linear(1, 1).requires_grad_(False))
+    first = prints(module)
+    assert unmoved(module, first)[0] == 1
+    with torch.no_grad():
+        module[1].weight[0, 7] += 1e-7
+        module[1].bias += 1
+    share, name = unmoved(module, first)
+    assert share == pytest.approx(930 / 961) and name == "0.weight"
+
+
+def test_new_weights_are_told_from_trained_ones() -> None:
+    assert untrained(create("nano/2", classes=3).encoder)
+    assert not untrained(load("classify").encoder)
+
+
+@pytest.mark.parametrize(
+    "confusion, collapsed",
+    [
+        ([[10, 0], [10, 0]], True),
+        ([[0, 10], [0, 10]], True),
+        ([[10, 0], [5, 5]], False),
+        ([[99, 0], [1, 0]], False),  # nearly all images are of that class
+        ([[0, 0], [0, 0]], False),
+    ],
+)
+def test_one_class_for_all(confusion: list[list[int]], collapsed: bool) -> None:
+    assert (one_class(confusion, ["cat", "dog"]) is not None) is collapsed
