@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, make_dataclass, replace
 from difflib import get_close_matches
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from vitrail.errors import UserError
@@ -23,6 +24,18 @@ if TYPE_CHECKING:
     from vitrail.train.run import Run
 
 HELP = ("-h", "--help")
+SOURCE = "a run folder, a checkpoint of any layout, an export, the name of bundled weights, or a Hub id"
+VERIFY = "list how each weight was used, and compare outputs with the source library's own model if it is installed"
+DATA = "a built-in name, a folder with one folder per class, Parquet files, or shards (vitrail data shard)"
+GROUP = "keep all images of a group in the same split: parent, a regular expression, or a CSV file"
+
+
+def path(text: str) -> Path:
+    """A path on the command line. UserError for an empty one: it would mean the current folder."""
+    from vitrail.data.sources import refuse_empty
+
+    refuse_empty(text)
+    return Path(text)
 
 
 class Parser(argparse.ArgumentParser):
