@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 ROWS = 2
 """captions per image in the example inputs; also the words before"""
+SHORTEST = 3
+"""words of a caption in the program `match`, which is traced without the cases of one word and none"""
 MAX_WORDS = 1024
 """of a decoder without a limit of its own"""
 
@@ -114,13 +116,13 @@ def programs(task: Caption, batch: Batch) -> dict[str, Program]:
         ),
     }
     if task.match is not None:
-        captions = torch.cat([words.view(*shape, 1)] * 2 + [torch.full((*shape, 1), END)], dim=2)
+        captions = torch.cat([words.view(*shape, 1)] * SHORTEST + [torch.full((*shape, 1), END)], dim=2)
         found["match"] = Program(
             MatchProgram(task.match, task.decoder),
             {"pooled": pooled, "captions": captions},
             ["logits", "vectors"],
             {"pooled": {0: "batch"}, "captions": {0: "batch", 1: "captions", 2: "length"}},
-            {"length": (2, limit)},
+            {"length": (SHORTEST, limit)},
         )
     return found
 
@@ -151,8 +153,8 @@ def run_programs(
         return Step(logits, attention, State(rest, state.image))
 
     def rerank(pooled: Tensor, captions: Tensor, scores: Tensor) -> Tensor:
-        # Padding changes nothing, and the program was traced for two words at least.
-        padded = F.pad(captions, (0, max(0, 2 - captions.shape[2])), value=PAD)
+        # Padding changes nothing.
+        padded = F.pad(captions, (0, max(0, SHORTEST - captions.shape[2])), value=PAD)
         logits, vectors = engines["match"](pooled, padded)
         scores = scores + task.option.match * logits
         if task.option.consensus and task.consensus is not None:

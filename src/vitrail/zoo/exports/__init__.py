@@ -23,6 +23,7 @@ from vitrail.tasks.exported import Engine, run_by
 from vitrail.tasks.task import Task
 from vitrail.zoo import native
 from vitrail.zoo.exports.engines import FORMATS, Format
+from vitrail.zoo.files import ENDINGS
 from vitrail.zoo.meta import without_memory
 
 FORMAT = 1
@@ -64,9 +65,17 @@ class Meta:
 
 def is_export(path: Path) -> bool:
     """Whether a path is a file of an export, or a folder of such files and no checkpoint."""
-    if path.is_dir():
-        return not (path / "config.json").is_file() and _file_in(path) is not None
-    return path.suffix in FORMATS and path.is_file()
+    if not path.is_dir():
+        return path.suffix in FORMATS and path.is_file()
+    weights = [file for file in path.iterdir() if file.suffix in (*ENDINGS, ".json") and not _beside(file)]
+    return not weights and _file_in(path) is not None
+
+
+def _beside(file: Path) -> bool:
+    """Whether a file belongs to an export: the weights of an OpenVINO graph, or a table."""
+    if file.suffix == ".bin":
+        return file.with_suffix(".xml").is_file()
+    return file.suffix == ".safetensors" and file.name != "model.safetensors"
 
 
 def _file_in(folder: Path) -> Path | None:
