@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 import zipfile
@@ -87,15 +88,23 @@ def test_every_task_predicts_the_same_rows(kind: str, example: str, to: str, tmp
             "relative": "decomposed",
         },
         {"stem": (8, 16), "stem_blocks": 1, "qk_norm": True, "arrangement": "post", "kv_heads": (1, 2)},
-        {"differential": True, "floor_grid": True, "arrangement": "parallel", "activation": "quick_gelu"},
+        {
+            "differential": True,
+            "floor_grid": True,
+            "image_size": (13, 18),
+            "arrangement": "parallel",
+            "activation": "quick_gelu",
+        },
         {"arrangement": "joint", "rotary": "axial", "rotary_reference": (3, 3), "attention_norm": True},
     ],
     ids=lambda changes: "-".join(changes),
 )
 def test_variants_at_any_size(changes: dict[str, Any], to: str, tmp_path: Path) -> None:
     task = filled(vitrail.create(VariantConfig(**{**SMALL, **changes}), classes=5))
-    _, result = exported(task, tmp_path, to)
+    out, result = exported(task, tmp_path, to)
     assert not result.sizes and result.proof.share < 1e-3
+    images = [an_image(seed) for seed in range(2)]
+    assert_same_rows(rows(vitrail.load(out), images), rows(task, images))
 
 
 @pytest.mark.slow
@@ -186,6 +195,13 @@ def test_a_size_that_the_export_does_not_take(small: tuple[Path, Path]) -> None:
             again(torch.ones(1, 3, height, width))
     with pytest.raises(UserError, match="check the channels"):
         again(torch.ones(1, 1, 8, 8))
+
+
+def test_workers_that_prepare_images_get_no_engine(small: tuple[Path, Path]) -> None:
+    again = vitrail.load(small[1])
+    copy = pickle.loads(pickle.dumps(again))
+    assert type(copy) is type(vitrail.load(small[0]))
+    assert torch.equal(copy.prepare(an_image(0)).images, again.prepare(an_image(0)).images)
 
 
 def test_no_weights_to_change(small: tuple[Path, Path], tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ WRITERS = {"pt2": "pt2", "onnx": "onnx", "openvino": "openvino"}
 """formats, and the modules that write them"""
 PRECISIONS = {"pt2": ("fp32", "bf16"), "onnx": ("fp32", "int8"), "openvino": ("fp32", "bf16", "int8")}
 """the precisions that each format's engine runs on a CPU"""
+Programs = dict[str, tuple[Program, torch.export.ExportedProgram]]
+"""by name, each with what was traced of it"""
 TOLERANCE = 1e-3
 """largest difference of an fp32 export from the model, or that share of outputs larger than 1"""
 
@@ -100,7 +102,7 @@ def export(
         raise UserError(f"{source} is an export itself: give the checkpoint that it was made from")
     task = load(source, revision=revision)
     with torch.inference_mode(), _without_notes():
-        return _export(task, found, out, to, precision, data, list(sizes), split, images)
+        return _export(task, found, out, to, precision, data, list(dict.fromkeys(sizes)), split, images)
 
 
 @contextmanager
@@ -150,11 +152,23 @@ def _export(
     for height, width in sizes:
         if height % multiple or width % multiple:
             raise UserError(f"size {height}x{width} does not divide into {multiple} pixels: choose multiples of it")
-    if not sizes and (reason := fixed(task)):
-        sizes = [task.preprocess.size]
-        notes.append(f"{reason}: exported for images of {sizes[0][0]}x{sizes[0][1]} alone; --sizes lists others")
-    traced = {size: trace_all(task, size, multiple, precision) for size in sizes or [None]}
-    any_size = next(iter(traced.values()))
+    dtype = torch.bfloat16 if (to, precision) == ("pt2", "bf16") else torch.float32
+    traced: dict[tuple[int, int] | None, Programs] = {}
+    if not sizes:
+        reason = fixed(task)
+        try:
+            if reason is None:
+                traced[None] = trace_all(task, None, multiple, dtype)
+        except NotTraceable as error:
+            reason = str(error)
+        if reason is not None:
+            sizes = [task.preprocess.size]
+            notes.append(f"{reason}: exported for images of {sizes[0][0]}x{sizes[0][1]} alone; --sizes lists others")
+    try:
+        traced |= {size: trace_all(task, size, multiple, dtype) for size in sizes}
+    except NotTraceable as error:
+        raise UserError(str(error)) from error
+    first = next(iter(traced.values()))
     meta = Meta(
         config={
             "vitrail": CHECKPOINT,
@@ -169,16 +183,17 @@ def _export(
         precision=precision,
         sizes=sizes,
         multiple=multiple,
+        crops=getattr(task.encoder.config, "floor_grid", False),
         programs={
             name: {"inputs": list(program.inputs), "outputs": list(program.outputs)}
-            for name, (program, _) in any_size.items()
+            for name, (program, _) in first.items()
         },
     )
     calibration = calibrate(task, data) if precision == "int8" and data is not None else None
     with whole_folder(out) as folder:
         for size, programs in traced.items():
             for name, (program, exported) in programs.items():
-                if size == next(iter(traced)) or "images" in program.inputs:
+                if programs is first or "images" in program.inputs:
                     writer(to).write(folder / meta.name_of(name, size), program, exported, meta, calibration)
         for name, table in task.tables().items():
             tensors = {key: tensor.contiguous() for key, tensor in table.state_dict().items()}
@@ -220,22 +235,16 @@ def tried(task: Task, sizes: Sequence[tuple[int, int]], multiple: int) -> list[t
     return [(height, width), (height + 2 * multiple, width + multiple), smaller]
 
 
-def trace_all(
-    task: Task, size: tuple[int, int] | None, multiple: int, precision: str
-) -> dict[str, tuple[Program, torch.export.ExportedProgram]]:
-    """The programs of a task for one size, or for any."""
+def trace_all(task: Task, size: tuple[int, int] | None, multiple: int, dtype: torch.dtype) -> Programs:
+    """The programs of a task for one size, or for any. Raises NotTraceable."""
     # For any size the example has another one than the model, so that its positions are interpolated in the program.
     own = task.preprocess.size
     height, width = size or ((own[0] // multiple + 3) * multiple, (own[1] // multiple + 4) * multiple)
     images = normalised_noise(task, 2, (height, width))
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    try:
-        return {
-            name: (program, trace(program, multiple, size is None, dtype))
-            for name, program in task.programs({"image": images}).items()
-        }
-    except NotTraceable as error:
-        raise UserError(str(error)) from error
+    return {
+        name: (program, trace(program, multiple, size is None, dtype))
+        for name, program in task.programs({"image": images}).items()
+    }
 
 
 def calibrate(task: Task, data: str) -> Callable[[], list[Tensor]]:

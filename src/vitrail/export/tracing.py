@@ -47,7 +47,7 @@ def trace(
         else {
             axis: _dim(name, names, program, multiple)
             for axis, name in program.free.get(key, {}).items()
-            if name not in ("height", "width", "tokens")
+            if name not in ("height", "width")
         }
         for key in program.inputs
     )

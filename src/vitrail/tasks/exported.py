@@ -109,8 +109,19 @@ class Exported:
     def save(self, path: Any, weights: Any = None) -> NoReturn:
         self._refuse()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For workers that prepare images: the task without its engines, which no process can give to another."""
+        kept = {name: value for name, value in vars(self).items() if name not in ("engines", "exported")}
+        return _without_engines, (type(self).__mro__[2], kept)
+
     def _refuse(self) -> NoReturn:
         refuse(self.made_from)
+
+
+def _without_engines(kind: type[Task], values: dict[str, Any]) -> Task:
+    task = kind.__new__(kind)
+    vars(task).update(values)
+    return task
 
 
 class ExportedEncoder(nn.Module):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +49,10 @@ class Meta:
     """the listed sizes (height, width); empty for any size"""
     multiple: int
     """sides are multiples of this number of pixels"""
+    crops: bool
+    """pixels on the right and at the bottom that do not fill a multiple are left out, as the model does"""
     programs: dict[str, dict[str, list[str]]]
     """names of `inputs` and `outputs` of each program"""
-    checks: dict[str, Any] = field(default_factory=dict)
-    """how far the export is from the model that it was made from"""
 
     def name_of(self, program: str, size: tuple[int, int] | None = None) -> str:
         """The file of a program, without its ending. Only what sees images has one per listed size."""
@@ -163,6 +163,9 @@ def _engine(name: str, meta: Meta, folder: Path, kind: Format, device: str | tor
         return by_size[None]
 
     def run(images: Tensor) -> tuple[Tensor, ...]:
+        if meta.crops:
+            height, width = (side - side % meta.multiple for side in images.shape[2:])
+            images = images[:, :, :height, :width]
         return by_size[_listed(images, meta, folder)](images)
 
     return run
