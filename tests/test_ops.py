@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vitrail.ops import RESAMPLINGS, sampling_matrix
 
-sides = st.integers(1, 40)
+sides = st.integers(2, 40)  # with antialiasing PyTorch ignores the rows where images are one pixel wide
 
 
 @pytest.mark.parametrize("resampling", [*RESAMPLINGS, "offset"])

@@ -31,7 +31,7 @@ def filled(task: Task) -> Task:
     with torch.no_grad():
         for parameter in task.parameters():
             if not parameter.any() or parameter.ndim > 1:
-                parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
         for name, buffer in task.named_buffers():
             if name.endswith("running_var"):
                 buffer.uniform_(0.5, 2.0, generator=generator)

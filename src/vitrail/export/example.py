@@ -38,7 +38,7 @@ ENGINES = {
         ", openvino",
         'model = openvino.Core().read_model(here / "{file}.xml")\n'
         'meta = json.loads(model.get_rt_info("vitrail").astype(str))\n'
-        'how = {{"INFERENCE_PRECISION_HINT": "bf16" if meta["precision"] == "bf16" else "f32"}}\n'
+        'how = {{"INFERENCE_PRECISION_HINT": {{"bf16": "bf16"}}.get(meta["precision"], "f32")}}\n'
         'compiled = openvino.compile_model(model, "CPU", how)',
         "compiled([x])[0]",
     ),

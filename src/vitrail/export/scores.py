@@ -17,13 +17,13 @@ class Scores(NamedTuple):
 
     name: str
     split: str
-    count: int
+    images: int
     model: float
     export: float
 
     def text(self) -> str:
         return (
-            f"{self.name} on {self.count} images of {self.split}: model {self.model:.4f}, export {self.export:.4f} "
+            f"{self.name} on {self.images} images of {self.split}: model {self.model:.4f}, export {self.export:.4f} "
             f"({self.export - self.model:+.4f})"
         )
 
@@ -49,7 +49,8 @@ def calibration_images(task: Task, data: str) -> list[Tensor]:
     from vitrail.train.build import open_for
 
     splits = open_for(task, data, task.data_options())
-    chosen = (splits.train if len(splits.train) else splits.val or splits.test).spread(CALIBRATED)
+    there = next(found for found in (splits.train, splits.val, splits.test) if found)
+    chosen = there.spread(CALIBRATED)
     found = []
     for i in range(len(chosen)):
         image = task.preprocess.prepare(chosen.open(i))

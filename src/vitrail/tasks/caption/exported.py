@@ -81,7 +81,8 @@ def programs(task: Caption, batch: Batch) -> dict[str, Program]:
             "a captioner with a language model of transformers cannot be exported, since that keeps its own cache of "
             "words: export a captioner with a decoder of vitrail's own"
         )
-    images, modules = batch["image"], task.components()
+    images = batch["image"]
+    modules: dict[str, Any] = task.components()
     count = len(images)
     pooled, first = modules["encoder"](images)
     state, rows = first, torch.arange(count).repeat_interleave(ROWS)

@@ -177,7 +177,7 @@ def openvino_metadata(file: Path) -> str | None:
 
 def openvino_engine(file: Path, names: Names, precision: str, device: Any) -> Engine:
     openvino = library("openvino")
-    how = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
+    how: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
     how |= {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
     with _readable(file):
         model = openvino.Core().compile_model(file, "CPU", how)
