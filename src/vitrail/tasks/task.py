@@ -348,7 +348,7 @@ class Task(nn.Module):
         return {"model": run_whole(engines["model"], outputs["model"])}
 
     def tables(self) -> dict[str, nn.Module]:
-        """Modules that are no programs: an export keeps their tensors as they are."""
+        """Modules that are no programs: an export stores their tensors unchanged."""
         return {}
 
     def explained(self, batch: Batch) -> Tensor:
