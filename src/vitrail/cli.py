@@ -17,11 +17,16 @@ from typing import TYPE_CHECKING
 
 from vitrail.cluster.command import add_grid, cluster, train_grid
 from vitrail.commands.doctor import doctor
+from vitrail.commands.files import convert, data, export
 from vitrail.errors import RunError, Stopped, UserError
 from vitrail.faults import CLOSED_PIPE, forget_output, nobody_reads, say_os_error
 from vitrail.files import refuse_existing
 from vitrail.options import (
+    DATA,
+    GROUP,
     HELP,
+    SOURCE,
+    VERIFY,
     Parser,
     as_typed,
     parse_fields,
@@ -40,10 +45,6 @@ if TYPE_CHECKING:
     from vitrail.tasks.task import Task
     from vitrail.train.parallel import World
 
-SOURCE = "a run folder, a checkpoint of any layout, the name of bundled weights, or a Hub id"
-VERIFY = "list how each weight was used, and compare outputs with the source library's own model if it is installed"
-DATA = "a built-in name, a folder with one folder per class, Parquet files, or shards (vitrail data shard)"
-GROUP = "keep all images of a group in the same split: parent, a regular expression, or a CSV file"
 log = logging.getLogger("vitrail")
 
 
@@ -264,44 +265,6 @@ def compare(args: Sequence[str]) -> int:
     return 0
 
 
-def convert(args: Sequence[str]) -> int:
-    """Convert a checkpoint and check it: `vitrail convert SOURCE OUT --to vitrail|timm|hf|google`."""
-    parser = Parser("convert", convert)
-    parser.add_argument("source", help=SOURCE)
-    parser.add_argument("out", type=path, help="the folder to write; for google a file that ends in .npz")
-    parser.add_argument("--to", choices=("vitrail", "timm", "hf", "google"), default="vitrail")
-    parser.add_revision()
-    parser.add_argument("--verify", action="store_true", help=VERIFY)
-    parser.add_argument("--json", action="store_true", help="print the full certificate as one line of JSON")
-    options = parser.parse_args(args)
-    from vitrail.zoo import convert as write
-
-    certificate = write(options.source, options.out, options.to, options.revision, options.verify)
-    row = {**certificate.as_row(), "out": str(options.out), "to": options.to}
-    print(json.dumps(row) if options.json else f"{certificate.as_text()}\nwritten to {options.out} ({options.to})")
-    return 0
-
-
-def data(args: Sequence[str]) -> int:
-    """Pack images with classes into tar files: `vitrail data shard DATA --out FOLDER [--resize 256]`."""
-    parser = Parser("data", data)
-    parser.add_argument("action", choices=("shard",), help="write tar files in WebDataset's layout, with an index")
-    parser.add_argument("data", help=DATA)
-    parser.add_argument("--out", type=path, required=True, help="new folder, for `vitrail train --data FOLDER`")
-    parser.add_argument("--resize", type=int, metavar="PIXELS", help="make larger images JPEGs of this shorter side")
-    parser.add_argument("--quality", type=int, default=95, help="of these JPEGs, from 1 to 100; default: 95")
-    parser.add_argument("--tar-mb", type=int, default=500, help="largest size of a tar file in MB; default: 500")
-    parser.add_argument("--max-bad", type=float, default=0.01, help="largest fraction of unreadable images")
-    parser.add_argument("--group", help=GROUP)
-    options = parser.parse_args(args)
-    from vitrail.data.packing import pack_data
-
-    how = (options.resize, options.quality, options.tar_mb, options.max_bad, options.group)
-    for line in pack_data(options.data, options.out, *how):
-        print(line)
-    return 0
-
-
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": demo,
     "train": train,
@@ -310,6 +273,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "explain": explain,
     "compare": compare,
     "convert": convert,
+    "export": export,
     "data": data,
     "cluster": cluster,
     "doctor": doctor,

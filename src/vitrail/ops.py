@@ -90,13 +90,54 @@ def resize_positions(positions: Tensor, old: Grid, new: Grid, prefix: int, resam
         return positions
     first, rest = positions[:, :prefix], positions[:, prefix:]
     image = rearrange(rest, "1 (h w) d -> 1 d h w", h=old[0]).float()
-    if resampling == "offset":
+    if isinstance(new[0], torch.SymInt):  # an export for any size, whose engines have interpolations of their own
+        down, right = (sampling_matrix(a, b, resampling).to(image) for a, b in zip(old, new, strict=True))
+        image = down @ image @ right.T
+        if resampling == "offset":  # at the model's own size it is not the identity
+            same = (torch.full((), new[0]) == old[0]) & (torch.full((), new[1]) == old[1])
+            own = F.pad(rest[0].T.unflatten(1, old), (0, new[1] - old[1], 0, new[0] - old[0]))
+            image = torch.where(same, own, image)
+    elif resampling == "offset":
         scale = ((new[0] + 0.1) / old[0], (new[1] + 0.1) / old[1])
         image = F.interpolate(image, scale_factor=scale, mode="bicubic", align_corners=False)
     else:
         mode, corners, antialias = RESAMPLINGS[resampling]
         image = F.interpolate(image, size=new, mode=mode, align_corners=corners, antialias=antialias)
     return torch.cat([first, rearrange(image, "1 d h w -> 1 (h w) d").to(rest.dtype)], dim=1)
+
+
+def sampling_matrix(old: int, new: int, resampling: str) -> Tensor:
+    """Weights [new, old] of one axis of `F.interpolate`, for the ways in `RESAMPLINGS` and for "offset".
+
+    Engines interpolate each in their own way (for cubic with antialiasing, ONNX files have been written with another
+    coefficient than PyTorch's); a product with this matrix is the same in all of them. `new` may be symbolic.
+    """
+    mode, corners, antialias = RESAMPLINGS.get(resampling, ("bicubic", False, False))
+    out, places = torch.arange(new, dtype=torch.float32), torch.arange(old, dtype=torch.float32)
+    size = torch.full((), new, dtype=torch.float32)
+    if antialias:
+        scale = old / size
+        offset = (places + 0.5 - scale * (out[:, None] + 0.5)) / scale.clamp(min=1)
+        weights = _cubic(offset.abs(), -0.5) if mode == "bicubic" else (1 - offset.abs()).clamp(min=0)
+        return weights / weights.sum(dim=1, keepdim=True)
+    if corners:
+        at = out * (old - 1) / (size - 1).clamp(min=1)
+    else:
+        at = old / (size + 0.1 * (resampling == "offset")) * (out + 0.5) - 0.5
+    if mode == "bilinear":
+        return (1 - (places - at.clamp(0, old - 1)[:, None]).abs()).clamp(min=0)
+    first = at.floor()
+    taps = torch.arange(-1, 3, dtype=torch.float32)
+    weights = _cubic((taps - (at - first)[:, None]).abs(), -0.75)  # [new, 4]
+    read = (first[:, None] + taps).clamp(0, old - 1)  # beyond the edge the last place counts again
+    return ((read[..., None] == places) * weights[..., None]).sum(dim=1)
+
+
+def _cubic(x: Tensor, a: float) -> Tensor:
+    """Keys' cubic convolution at distances `x`; PyTorch has a = -0.5 with antialiasing, and -0.75 without."""
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((x - 5) * x + 8) * x * a - 4 * a
+    return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
 def fit_positions(positions: Tensor, old: Grid, new: Grid, prefix: int, resampling: str = "antialias") -> Tensor:

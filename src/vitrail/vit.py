@@ -176,7 +176,7 @@ class ViT(nn.Module):
         grid = tuple(x.shape[2:])
         x = x.flatten(2).transpose(1, 2)  # [B, N, D]
         if self.class_token is not None:
-            x = torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1)  # [B, 1 + N, D]
+            x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1)  # [B, 1 + N, D]
         return self.dropout(x + self.positions_for(grid)), grid
 
     def encode(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ import vitrail
 from vitrail.data.sets import ImageSet
 from vitrail.errors import UserError
 from vitrail.tasks import TASKS, task_class, task_of
+from vitrail.tasks.exported import run_by
 from vitrail.tasks.task import Task
 from vitrail.train.loaders import evaluation_loader
 
@@ -243,13 +245,19 @@ def test_metrics_count_each_sample_once_in_any_order(task: Task) -> None:
 # Export
 
 
-@pytest.mark.slow
-def test_each_component_exports(task: Task) -> None:
+def test_engines_of_its_programs_give_its_answers(task: Task) -> None:
+    """Programs take and give tensors alone, and components that call them are those that the task answers with."""
     task.eval()
     batch = batch_for(task, 2)
-    for name, module in task.components().items():
-        given = task.component_inputs(batch)[name]
-        with torch.inference_mode():
-            expected = module(*given)
-        exported = torch.export.export(module, given).module()
-        torch.testing.assert_close(exported(*given), expected, atol=1e-4, rtol=1e-4)
+    with torch.inference_mode():
+        programs = task.programs(batch)
+        for program in programs.values():
+            found = program.module(*program.inputs.values())
+            assert len(found) == len(program.outputs) and all(isinstance(each, Tensor) for each in found)
+            assert program.free.keys() <= program.inputs.keys()
+        engines = {name: program.module for name, program in programs.items()}
+        outputs = {name: program.outputs for name, program in programs.items()}
+        again = run_by(copy.deepcopy(task), engines, outputs, "an export")
+        assert isinstance(again, type(task)) and again.components().keys() >= task.components().keys()
+        assert [one.row() for one in again.answer(batch)] == [one.row() for one in task.answer(batch)]
+    assert refused(lambda: again.features(batch["image"])) and refused(lambda: again.loss(batch))

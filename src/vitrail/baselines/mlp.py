@@ -73,7 +73,7 @@ class MLP(nn.Module):
         x = images.flatten(1)
         for layer in self.layers:
             x = self.dropout(F.relu(layer(x)))
-        return Tokens(x.new_empty(len(x), 0, x.shape[1]), x[:, None], (1, 1))
+        return Tokens(x.new_empty(x.shape[0], 0, x.shape[1]), x[:, None], (1, 1))
 
     def pool(self, tokens: Tokens) -> Tensor:
         """The only token, [B, D]."""

@@ -150,7 +150,7 @@ class Recurrent(nn.Module):
 
     def forward(self, x: Tensor, states: tuple[State, ...] | None = None) -> tuple[Tensor, tuple[State, ...]]:
         """A sequence [B, T, I] to the last layer's outputs, [B, T, D], and the states after the last step."""
-        states = self.start(len(x)) if states is None else states
+        states = self.start(x.shape[0]) if states is None else states
         x = x.transpose(0, 1)  # steps first: the rows of each step are then contiguous
         last = []
         for i, (cell, state) in enumerate(zip(self._layers(), states, strict=True)):

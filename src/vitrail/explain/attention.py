@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import UserError
+from vitrail.tasks.exported import ExportedEncoder, refuse
 from vitrail.variants.attention import VariantAttention
 from vitrail.variants.place import Place
 from vitrail.vit import Attention, ViT, attention_weights
@@ -25,6 +26,8 @@ def encoder_of(task: nn.Module) -> ViT:
     encoder = getattr(task, "encoder", None)
     if isinstance(encoder, ViT):
         return encoder
+    if isinstance(encoder, ExportedEncoder):
+        refuse(encoder.made_from)
     found = type(encoder if isinstance(encoder, nn.Module) else task).__name__
     raise UserError(f"explain reads the attention of a Vision Transformer, and this model is a {found}: choose a ViT")
 

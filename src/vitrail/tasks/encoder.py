@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vitrail.baselines import CNN, MLP, RNN, CNNConfig, MLPConfig, ResNet, ResNetConfig, RNNConfig
 from vitrail.errors import UserError
+from vitrail.tasks.exported import ExportedEncoder, refuse
 from vitrail.variants import VariantConfig, VariantViT, patches_for
 from vitrail.vit import ViT, ViTConfig
 
@@ -47,6 +48,8 @@ def encoder_for(config: EncoderConfig) -> Encoder:
 def encoder_of(task: Task) -> Encoder:
     """The task's encoder: a Vision Transformer, or one of `baselines/`."""
     encoder = task.encoder
+    if isinstance(encoder, ExportedEncoder):
+        refuse(encoder.made_from)
     if not isinstance(encoder, Encoder):
         raise UserError(f"the model of task {task.name} has no encoder that vitrail could change or train on")
     return encoder

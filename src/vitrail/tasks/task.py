@@ -26,19 +26,8 @@ from vitrail.html import examples
 from vitrail.ops import stochastic_depth
 from vitrail.tasks.answers import numbered_by_pixels, one_frame_each
 from vitrail.tasks.checkpoint import write
-from vitrail.tasks.values import (
-    Batch,
-    Checkpoint,
-    Features,
-    Metric,
-    NoOptions,
-    Piece,
-    Portable,
-    Prediction,
-    Score,
-    Section,
-    Settings,
-)
+from vitrail.tasks.exported import Engine, Program, run_whole, whole
+from vitrail.tasks.values import NoOptions, Score, Section, Settings
 from vitrail.vit import Tokens
 
 if TYPE_CHECKING:
@@ -46,6 +35,7 @@ if TYPE_CHECKING:
     from vitrail.data.loader import Loader
     from vitrail.data.prepare import Draw, Prepare, Sample, View
     from vitrail.data.sets import ImageSet, Splits
+    from vitrail.tasks.values import Batch, Checkpoint, Features, Metric, Piece, Portable, Prediction
 
 log = logging.getLogger("vitrail")
 
@@ -355,16 +345,24 @@ class Task(nn.Module):
         return None
 
     def components(self) -> dict[str, nn.Module]:
-        """The modules that export writes; `answer` calls only these."""
+        """The modules that prediction calls; `answer` calls only these."""
         return {"model": self}
 
-    def component_inputs(self, batch: Batch) -> dict[str, tuple[Any, ...]]:
-        """What each of `components` is called with for a batch."""
-        return {"model": (batch["image"],)}
+    def programs(self, batch: Batch) -> dict[str, Program]:
+        """What export writes, with example inputs from a batch (see `vitrail.tasks.exported`)."""
+        return whole(self, batch)
+
+    def run_programs(self, engines: Mapping[str, Engine], outputs: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+        """`components` that call the engines of `programs`, whose outputs have these names."""
+        return {"model": run_whole(engines["model"], outputs["model"])}
+
+    def tables(self) -> dict[str, nn.Module]:
+        """Modules that are no programs: an export stores their tensors unchanged."""
+        return {}
 
     def explained(self, batch: Batch) -> Tensor:
         """The scalars [B] that relevance maps explain, such as the logit of the best class."""
-        raise UserError(f"the task {self.name} has no output that a map could explain")
+        raise UserError(f"the task {self.name} has no output to explain")
 
     def pieces(self, batch: Batch) -> list[list[Piece]]:
         """The pieces of each answer and where they were read from, for tasks that answer piece by piece."""

@@ -55,7 +55,7 @@ class VariantAttention(Attention):
         if context is not None or is_causal:
             raise UserError("the attention of a variant is for the tokens of one image: use vit.Attention")
         if self.window and place is not None:
-            if place.grid != (self.window, self.window):
+            if isinstance(place.grid[0], torch.SymInt) or place.grid != (self.window, self.window):
                 return in_windows(self.forward, x, place, self.window)
             place = place._replace(rotation=None)  # as inside windows where there are several
         q, k, v = self.project(x)

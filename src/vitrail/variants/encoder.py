@@ -57,7 +57,7 @@ class VariantViT(ViT):
         grid = tuple(x.shape[2:])
         x = self.norm_patches(x.flatten(2).transpose(1, 2))
         prefix = [t for t in (self.class_token, self.distillation_token, self.registers) if t is not None]
-        x = torch.cat([*(token.expand(len(x), -1, -1) for token in prefix), x], dim=1)
+        x = torch.cat([*(token.expand(x.shape[0], -1, -1) for token in prefix), x], dim=1)
         return self.norm_before(self.dropout(x + self.positions_for(grid))), grid
 
     def positions_for(self, grid: Grid) -> Tensor:

@@ -21,7 +21,7 @@ class AttentionPool(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, T, D] to [B, D]."""
-        x = self.attention(self.probe.expand(len(tokens), -1, -1), tokens)
+        x = self.attention(self.probe.expand(tokens.shape[0], -1, -1), tokens)
         return (x + self.mlp(self.norm(x)))[:, 0]
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.errors import UserError
+from vitrail.ops import sampling_matrix
 from vitrail.variants.place import Place
 
 
@@ -113,6 +114,8 @@ class DecomposedBias(nn.Module):
 
 def _stretch(vectors: Tensor, size: int) -> Tensor:
     """[2 * size - 1, d], linearly interpolated."""
+    if isinstance(size, torch.SymInt):
+        return (sampling_matrix(vectors.shape[0], 2 * size - 1, "bilinear").to(vectors) @ vectors.float()).to(vectors)
     if len(vectors) == 2 * size - 1:
         return vectors
     return F.interpolate(vectors.T[None].float(), size=2 * size - 1, mode="linear")[0].T.to(vectors.dtype)

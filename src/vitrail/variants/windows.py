@@ -23,5 +23,5 @@ def in_windows(attend: Callable[..., Tensor], x: Tensor, place: Place, size: int
     down = image.shape[1] // size
     windows = rearrange(image, "b (h r) (w c) d -> (b h w) (r c) d", r=size, c=size)
     windows = attend(windows, place=Place((size, size)))
-    image = rearrange(windows, "(b h w) (r c) d -> b (h r) (w c) d", b=len(x), h=down, r=size)
+    image = rearrange(windows, "(b h w) (r c) d -> b (h r) (w c) d", b=x.shape[0], h=down, r=size)
     return image[:, :rows, :columns].flatten(1, 2)

@@ -20,13 +20,15 @@ from vitrail.files import refuse_existing, refuse_url
 from vitrail.sizes import config_for
 from vitrail.tasks import task_class
 from vitrail.tasks.encoder import Encoder, encoder_for, encoder_of
+from vitrail.tasks.exported import refuse
 from vitrail.tasks.task import Task
 from vitrail.variants import resize
 from vitrail.vit import ViT, ViTConfig
-from vitrail.zoo import hub
+from vitrail.zoo import exports, hub
 from vitrail.zoo.assemble import assemble, recognise, source_named, task_around
 from vitrail.zoo.certificate import Certificate, certify
 from vitrail.zoo.certificate import verify as compare
+from vitrail.zoo.exports import is_export
 from vitrail.zoo.filled import check_encoder
 
 log = logging.getLogger("vitrail")
@@ -69,7 +71,7 @@ def load(
     revision: str | None = None,
     verify: bool = False,
 ) -> Task:
-    """The model of a run folder, a checkpoint in any layout, the name of bundled weights or a Hub id; in eval mode.
+    """The model of a run folder, a checkpoint in any layout, an export, bundled weights or a Hub id; in eval mode.
 
     Another number of `classes` gets a new head (0: no head, pooled vectors); another number of `channels` adapts the
     patch filters; another `image_size`, a number or (height, width), interpolates the positions. `task="embed"` drops
@@ -80,6 +82,10 @@ def load(
     if wanted is not None and wanted.headless and classes:
         raise UserError(f"task={task!r} has no head for {classes} classes: give one of the two")
     headless = classes == 0 or (wanted is not None and wanted.headless)
+    if is_export(path := find(source, revision)):
+        if verify or any(change is not None for change in (classes, channels, image_size, dtype)):
+            raise UserError(f"{source} is an export, which cannot be changed: load the checkpoint it was made from")
+        return _as_task(exports.read(path, device), source, task)
     model, certificate = load_certified(source, dtype, revision, verify)
     notes = certificate.notes
     if channels not in (None, model.preprocess.channels):
@@ -101,17 +107,24 @@ def load(
     if verify:
         for line in certificate.as_text().splitlines():
             log.warning(line.rstrip())
+    return _as_task(model, source, task).to(device=device, dtype=dtype).eval()
+
+
+def _as_task(model: Task, source: str | Path, task: str | None) -> Task:
+    """The model, if it has the requested task."""
     if task not in (None, model.name):
         head = "; classes=N gives it a new head for N classes" * (model.portable is not None)
         raise UserError(f"{source} has the task {model.name} and cannot be loaded as {task}{head}")
-    return model.to(device=device, dtype=dtype).eval()
+    return model
 
 
 def load_certified(
     source: str | Path, dtype: torch.dtype | None = None, revision: str | None = None, verify: bool = False
 ) -> tuple[Task, Certificate]:
     """The model without changes, and the certificate of its weights."""
-    files, module, found = recognise(find(source, revision))
+    if is_export(path := find(source, revision)):
+        refuse(source)
+    files, module, found = recognise(path)
     for note in found.notes:
         warn_once(f"{source}: {note}")
     model = assemble(files, found, dtype)

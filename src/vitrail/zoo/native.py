@@ -10,6 +10,7 @@ from vitrail.errors import UserError, first_line
 from vitrail.tasks import TASKS, task_class
 from vitrail.tasks.checkpoint import FORMAT
 from vitrail.tasks.task import Task
+from vitrail.tasks.values import Checkpoint
 from vitrail.zoo.source import Files, Found, Weight
 
 NAME = "vitrail"
@@ -44,7 +45,7 @@ def write(task: Task, folder: Path) -> None:
     task.save(folder)
 
 
-def build(config: dict[str, Any], files: Files) -> Task:
+def build(config: dict[str, Any], files: Checkpoint) -> Task:
     """The task of a config, with new weights."""
     path = files.path
     if config["task"] not in TASKS:

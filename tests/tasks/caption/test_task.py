@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from vitrail.data.targets import Texts
 from vitrail.data.text import END, PAD, START, Tokenizer
 from vitrail.errors import UserError
 from vitrail.tasks.caption import Caption, Decoding, numbered
+from vitrail.tasks.exported import run_by
 
 
 def test_numbers_of_captions() -> None:
@@ -202,20 +204,21 @@ def test_what_is_explained_is_the_log_probability_of_the_best_caption(decoder: s
     assert made["image"].grad.abs().sum() > 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("decoder", ["recurrent", "attentive", "transformer", "match"])
-def test_components_export_and_answer(decoder: str) -> None:
-    """Exported, they write the captions that the task writes: answering calls nothing else."""
+@pytest.mark.parametrize("beam", [1, 3])
+def test_programs_write_the_same_captions(decoder: str, beam: int) -> None:
+    """What export writes of a captioner gives its captions, also those of one word."""
     matching: Any = {"contrastive": 0.5, "text_depth": 1} if decoder == "match" else {"decoder": decoder}
-    how = Decoding(beam=1, max_length=3, match=1.0 if decoder == "match" else 0.0)
-    task, made = captioner(**matching, decoding=how).eval(), batch()
-    components, given = task.components(), task.component_inputs(made)
-    assert components.keys() == given.keys() and ("rerank" in given) == (decoder == "match")
-    for name, module in components.items():
-        with torch.no_grad():
-            expected = module(*given[name])
-        exported = torch.export.export(module, given[name]).module()
-        torch.testing.assert_close(exported(*given[name]), expected, atol=1e-5, rtol=1e-5)
+    for length in (1, 6):
+        how = Decoding(beam=beam, max_length=length, match=1.0 if decoder == "match" else 0.0)
+        task, made = captioner(**matching, decoding=how).eval(), batch()
+        with torch.inference_mode():
+            programs = task.programs(made)
+            assert ("match" in programs) == (decoder == "match")
+            engines = {name: program.module for name, program in programs.items()}
+            outputs = {name: program.outputs for name, program in programs.items()}
+            again = run_by(copy.deepcopy(task), engines, outputs, "an export")
+            assert [one.row() for one in again.answer(made)] == [one.row() for one in task.answer(made)]
 
 
 def test_texts_become_numbers() -> None:

@@ -205,7 +205,7 @@ class AttentiveDecoder(WordDecoder):
     def _step(self, words: Tensor, rows: Tensor | None, state: State) -> tuple[Tensor, Tensor, State]:
         keys, values = state.image
         before = tuple(_chosen(state.words, rows))
-        queries = self.query(before[0]).view(len(keys), -1, 1, self.width)
+        queries = self.query(before[0]).view(keys.shape[0], -1, 1, self.width)
         weights = self.score(torch.tanh(keys[:, None] + queries)).squeeze(-1).softmax(dim=-1)  # [B, K, M]
         seen = (weights @ values).flatten(0, 1) * torch.sigmoid(self.gate(before[0]))
         read = self.dropout(self.embedding(words) * self.width**0.5)
@@ -266,7 +266,7 @@ class DecoderBlock(nn.Module):
         x = x + self.dropout(self.attention.out(mixed.transpose(1, 2).flatten(2)))
         weights = None
         if self.look is not None and self.norm2 is not None:
-            images, (count, length, width) = len(image[0]), x.shape
+            images, (count, length, width) = image[0].shape[0], x.shape
             (q,) = self.look.project(self.norm2(x).view(images, -1, width), 0, 1)
             # For few words this is as fast as fused attention, which never computes the matrix.
             matrix = attention_weights(q, image[0])
@@ -328,13 +328,13 @@ class TransformerDecoder(WordDecoder):
             keys, values = block(tokens=tokens)
             # Contiguous in the order in which each step reads them, which is several times as fast.
             image += [keys.mT.contiguous().mT, values.contiguous()]
-        empty = tokens.new_empty(0, len(tokens), self.heads, self.width // self.heads)
+        empty = tokens.new_empty(0, tokens.shape[0], self.heads, self.width // self.heads)
         return State([empty] * (2 * len(self.blocks)), image)
 
     @torch.no_grad()
     def _step(self, words: Tensor, rows: Tensor | None, state: State) -> tuple[Tensor, Tensor, State]:
         """`state.words` holds each block's keys and values of the words so far, [T, R, heads, d]."""
-        x = self._embed(words[:, None], len(state.words[0]))
+        x = self._embed(words[:, None], state.words[0].shape[0])
         image, after, found = iter(state.image), [], []
         for i, block in enumerate(self.blocks):
             own = () if i < self.text_depth else (next(image), next(image))
@@ -360,16 +360,8 @@ def decoder_for(config: Captioning, vocabulary: int, memory_width: int, pooled_w
     if c.decoder == "attentive":
         return AttentiveDecoder(c.cell, vocabulary, c.decoder_width, memory_width, c.decoder_dropout, pooled_width)
     assert c.decoder == "transformer", "a language model is not built from scratch"
-    return TransformerDecoder(
-        vocabulary,
-        c.decoder_width,
-        c.decoder_depth,
-        c.decoder_heads,
-        memory_width,
-        c.decoder_dropout,
-        c.most_words,
-        c.text_depth,
-    )
+    shape = (c.decoder_width, c.decoder_depth, c.decoder_heads, memory_width, c.decoder_dropout)
+    return TransformerDecoder(vocabulary, *shape, c.most_words, c.text_depth)
 
 
 def _chosen(tensors: list[Tensor], rows: Tensor | None) -> list[Tensor]:
@@ -385,10 +377,11 @@ def _grouped(tensors: list[Tensor], layers: int) -> tuple[CellState, ...]:
 def _extended(before: Tensor, new: Tensor, rows: Tensor | None) -> Tensor:
     """Keys or values [T, R', heads, d] of the words so far, for the chosen rows, with the next word's [R, heads, 1, d].
 
-    Choosing rows and appending a word is one copy instead of two, and with words as the first axis it copies whole
-    blocks.
+    Choosing rows and appending is one copy instead of two, and with words as the first axis it copies whole blocks.
     """
     new = new.permute(2, 0, 1, 3)
+    if isinstance(before.shape[0], torch.SymInt):  # an export, where any number of words come before
+        return torch.cat([before if rows is None else before[:, rows], new])
     if not len(before):
         return new.contiguous()
     together = before.new_empty(len(before) + 1, *new.shape[1:])

@@ -45,7 +45,7 @@ def text_states(decoder: Decoder, captions: Tensor) -> Tensor:
     """The hidden states [R, D] before the last token of captions [R, T]: the end token, unless truncated."""
     ends = (captions != PAD).sum(dim=1) - 1
     hidden = decoder(F.pad(captions[:, :-1], (1, 0), value=START))
-    return hidden[torch.arange(len(ends), device=ends.device), ends]
+    return hidden[torch.arange(ends.shape[0], device=ends.device), ends]
 
 
 def contrastive_loss(logits: Tensor) -> Tensor:

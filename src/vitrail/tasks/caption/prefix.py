@@ -153,7 +153,7 @@ class TransformerJoin(nn.Module):
     def forward(self, memory: Memory) -> Tensor:
         """To [B, M, D]."""
         seen = self.project(memory.tokens)
-        x = torch.cat([self.queries.expand(len(seen), -1, -1), seen], dim=1)
+        x = torch.cat([self.queries.expand(seen.shape[0], -1, -1), seen], dim=1)
         for block in self.blocks:
             x = block(x)
         return x[:, : len(self.queries)]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import ImageSet, Splits
 from vitrail.data.targets import Target, Texts
-from vitrail.data.text import END, PAD, START, Tokenizer
+from vitrail.data.text import PAD, Tokenizer
 from vitrail.errors import UserError
 from vitrail.hf import fresh, with_memory
 from vitrail.plain import describe, described, rebuild
@@ -21,6 +21,7 @@ from vitrail.tasks.caption.answers import answers_of, pieces_of
 from vitrail.tasks.caption.components import NextWords, ReadImages, Reranker
 from vitrail.tasks.caption.consensus import Consensus
 from vitrail.tasks.caption.decoders import Decoder, Memory, decoder_for
+from vitrail.tasks.caption.exported import programs, run_programs
 from vitrail.tasks.caption.language import HFTokenizer, VocabMap
 from vitrail.tasks.caption.losses import caption_loss, captions_of_epoch, drop_words, log_probabilities
 from vitrail.tasks.caption.matching import BagOfWords, Gather, Match, contrastive_loss, text_states
@@ -31,6 +32,7 @@ from vitrail.tasks.caption.search import Written, write
 from vitrail.tasks.caption.settings import FREE, Captioning, Decoding, merge_settings
 from vitrail.tasks.caption.text import numbered, stored_tokenizer, words_before
 from vitrail.tasks.encoder import KINDS, Encoder, encoder_for, one_vector, pooled_width, token_width
+from vitrail.tasks.exported import Engine, Program
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Batch, Checkpoint, Features, Metric, Piece, Prediction, Score, Section
 from vitrail.vit import Tokens
@@ -262,19 +264,14 @@ class Caption(Task):
             found["rerank"] = Reranker(self.match, self.decoder, self.consensus, self.option)
         return found
 
-    def component_inputs(self, batch: Batch) -> dict[str, tuple[Any, ...]]:
-        """Example inputs of each component for a batch, at the step after the first word."""
-        modules, images = self.components(), batch["image"]
-        pooled, state = modules["encoder"](images)
-        first = torch.full((len(images),), START, device=images.device)
-        rows = torch.arange(len(images), device=images.device)
-        logits, _, state = modules["step"](first, rows, state)
-        words = logits.argmax(dim=1)
-        given = {"encoder": (images,), "step": (words, rows, state)}
-        if "rerank" in modules:
-            captions = torch.stack([words, torch.full_like(words, END)], dim=1)[:, None]
-            given["rerank"] = (pooled, captions, logits.new_zeros(len(images), 1))
-        return given
+    def programs(self, batch: Batch) -> dict[str, Program]:
+        return programs(self, batch)
+
+    def run_programs(self, engines: Mapping[str, Engine], outputs: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+        return run_programs(self, engines, outputs)
+
+    def tables(self) -> dict[str, nn.Module]:
+        return {} if self.consensus is None else {"consensus": self.consensus}
 
     def choose(self, changes: Mapping[str, Any]) -> None:
         if changes.get("match") and self.match is None:

@@ -48,7 +48,7 @@ class MaskTransformer(nn.Module):
     def forward(self, tokens: Tokens) -> Tensor:
         """Patches [B, h w, D] to logits [B, K, h u, w u]."""
         x, classes = self.project(tokens.patches), self.class_tokens.shape[1]
-        x = torch.cat([self.class_tokens.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
+        x = torch.cat([self.class_tokens.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)

@@ -190,7 +190,7 @@ class Segment(Task):
         encoder, first = self.encoder, len(self.encoder.blocks) - self.settings_used.head_blocks
         x, grid = encoder.embed(images)
         x, _ = encoder.encode(x, grid, keep, slice(0, first))
-        prefix, queries = encoder.config.prefix_tokens, self.head.queries.expand(len(x), -1, -1).to(x.dtype)
+        prefix, queries = encoder.config.prefix_tokens, self.head.queries.expand(x.shape[0], -1, -1).to(x.dtype)
         x, _ = encoder.encode(torch.cat([x[:, :prefix], queries, x[:, prefix:]], dim=1), grid, keep, slice(first, None))
         after = prefix + queries.shape[1]
         tokens = encoder.finish(torch.cat([x[:, :prefix], x[:, after:]], dim=1), grid)

@@ -1,0 +1,51 @@
+"""OpenVINO: the graph in an .xml file, its weights in a .bin file beside it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vitrail.errors import UserError, first_line
+from vitrail.export import onnx
+from vitrail.tasks.exported import Program
+from vitrail.zoo.exports import KEY, Meta
+from vitrail.zoo.exports.engines import library
+
+
+def check() -> None:
+    """UserError if a package is missing. The graph is written as ONNX first, which covers more operators."""
+    onnx.check()
+    library("openvino")
+
+
+def write(
+    path: Path,
+    program: Program,
+    exported: torch.export.ExportedProgram,
+    meta: Meta,
+    calibration: Callable[[], list[Tensor]] | None,
+) -> None:
+    """`path` with the endings .xml and .bin, the metadata in `rt_info`.
+
+    For bf16 the weights stay in float32: the engine converts them when it loads, on processors that have it.
+    """
+    openvino = library("openvino")
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        file = Path(folder) / "model.onnx"
+        onnx.write_graph(file, program, exported, meta)
+        try:
+            model = openvino.convert_model(file)
+        except Exception as error:
+            raise UserError(
+                f"OpenVINO cannot express this model ({first_line(error)[:200]}): choose --to onnx"
+            ) from error
+        if calibration is not None and "images" in program.inputs:
+            from vitrail.export.quantise import quantise_openvino
+
+            model = quantise_openvino(model, calibration())
+        model.set_rt_info(meta.as_json(), KEY)
+        openvino.save_model(model, path.with_name(f"{path.name}.xml"), compress_to_fp16=False)

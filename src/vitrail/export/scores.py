@@ -1,0 +1,58 @@
+"""The scores of a model and of its export on the same images, and images to calibrate int8 on."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from vitrail.tasks.task import Task
+
+CALIBRATED = 300
+"""images that int8 is calibrated on"""
+
+
+class Scores(NamedTuple):
+    """The score that chooses the task's checkpoints."""
+
+    name: str
+    split: str
+    images: int
+    model: float
+    export: float
+
+    def text(self) -> str:
+        return (
+            f"{self.name} on {self.images} images of {self.split}: model {self.model:.4f}, export {self.export:.4f} "
+            f"({self.export - self.model:+.4f})"
+        )
+
+
+def score_both(
+    task: Task, engine: Task, source: str, data: str, split: str | None, images: int | None
+) -> Scores | None:
+    """The scores of both on a split of the data; None for a task that has no score."""
+    if task.score is None:
+        return None
+    from vitrail.start import score
+
+    found: list[dict[str, Any]] = []
+    for model in (task, engine):
+        name, scores = score(model, source, data, split, False, False, images, None)
+        found.append(scores)
+    of = task.score.name
+    return Scores(of, name, found[0]["count"], found[0][of], found[1][of])
+
+
+def calibration_images(task: Task, data: str) -> list[Tensor]:
+    """Normalised images [1, C, H, W] of the training split, as evaluation prepares them."""
+    from vitrail.train.build import open_for
+
+    splits = open_for(task, data, task.data_options())
+    there = next(found for found in (splits.train, splits.val, splits.test) if found)
+    chosen = there.spread(CALIBRATED)
+    found = []
+    for i in range(len(chosen)):
+        image = task.preprocess.prepare(chosen.open(i))
+        found.append(task.preprocess.normalise(image)[None])
+    return found

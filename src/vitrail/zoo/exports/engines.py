@@ -1,0 +1,204 @@
+"""The engines that run exports. Each is imported only when a file needs it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitrail.errors import UserError, first_line
+from vitrail.tasks.exported import Engine
+from vitrail.zoo.exports.programs import check_program
+
+Names = Mapping[str, list[str]]
+"""names of a program's `inputs` and `outputs`"""
+
+
+class Format(NamedTuple):
+    """A kind of file: how to read its metadata, and what runs it."""
+
+    name: str
+    suffix: str
+    metadata: Callable[[Path], str | None]
+    """None if the file has none. UserError for a damaged file"""
+    engine: Callable[[Path, Names, str, Any], Engine]
+    """file, names, precision and device to the engine"""
+
+
+def library(name: str) -> Any:
+    """A module of the extra `export`."""
+    try:
+        return import_module(name)
+    except ImportError:
+        raise UserError(f"this needs the package {name.partition('.')[0]}: pip install 'vitrail[export]'") from None
+
+
+@contextlib.contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Any error of an engine with a file, which comes from outside, in one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = first_line(error)[:200]
+        raise UserError(f"{file} cannot be read ({reason}): it is truncated or damaged, export the model again") from (
+            error
+        )
+
+
+@contextlib.contextmanager
+def running(file: Path, inputs: tuple[Tensor, ...]) -> Iterator[None]:
+    """An error of an engine in one line, such as inputs that the program was not written for."""
+    try:
+        yield
+    except Exception as error:
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs[:3])
+        raise UserError(
+            f"{file} cannot run inputs {shapes} ({first_line(error)[:200]}): export it for these"
+        ) from error
+
+
+# torch.export
+
+
+def pt2_metadata(file: Path) -> str | None:
+    with _readable(file), zipfile.ZipFile(file) as archive:
+        names = [name for name in archive.namelist() if re.search(r"/extra(_files)?/vitrail\.json$", name)]
+        return archive.read(names[0]).decode() if names else None
+
+
+_ENVIRONMENT = threading.Lock()
+
+
+@contextlib.contextmanager
+def _weights_only() -> Iterator[None]:
+    """`torch.export.load` may fall back to unpickling anything; this variable of PyTorch's forbids it."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    with _ENVIRONMENT:
+        before = os.environ.get(name)
+        os.environ[name] = "1"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = before
+
+
+def pt2_engine(file: Path, names: Names, precision: str, device: Any) -> Engine:
+    """PyTorch, on any device. The program is checked before anything of it is run."""
+    with _readable(file):
+        check_program(file)
+        with _weights_only():
+            program = torch.export.load(file)
+        if device is not None and torch.device(device).type != "cpu":
+            passes = import_module("torch.export.passes")
+            program = passes.move_to_device_pass(program, torch.device(device))
+        module = module_of(program)
+
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        with running(file, inputs), torch.inference_mode():
+            return tuple(module(*inputs))
+
+    return run
+
+
+def module_of(program: Any) -> Any:
+    """The module of a program. Its guards are text that would be executed, and `exports` has checked the sizes."""
+    try:
+        return program.module(check_guards=False)
+    except TypeError:  # PyTorch before 2.9 has none
+        return program.module()
+
+
+# ONNX Runtime
+
+
+def onnx_session(file: Path) -> Any:
+    """A session on the CPU with as many threads as PyTorch has."""
+    onnxruntime = library("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    with _readable(file):
+        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+
+def onnx_metadata(file: Path) -> str | None:
+    onnxruntime = library("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    with _readable(file):
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        return session.get_modelmeta().custom_metadata_map.get("vitrail")
+
+
+def onnx_engine(file: Path, names: Names, precision: str, device: Any) -> Engine:
+    session = onnx_session(file)
+    given = {entry.name for entry in session.get_inputs()}
+
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        # An input that the program does not read, as of a decoder without attention, is not in the file.
+        arrays = {k: _array(tensor) for k, tensor in zip(names["inputs"], inputs, strict=True) if k in given}
+        with running(file, inputs):
+            found = session.run(names["outputs"], arrays)
+        return tuple(torch.from_numpy(array).to(inputs[0].device) for array in found)
+
+    return run
+
+
+def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
+    return np.ascontiguousarray(tensor.detach().cpu().numpy())
+
+
+# OpenVINO
+
+
+def openvino_metadata(file: Path) -> str | None:
+    with _readable(file):
+        tree = ElementTree.parse(file)  # the graph alone: weights are in the file beside it
+    found = tree.find("./rt_info/vitrail")
+    return None if found is None else found.get("value")
+
+
+def openvino_engine(file: Path, names: Names, precision: str, device: Any) -> Engine:
+    openvino = library("openvino")
+    how: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
+    how |= {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+    with _readable(file):
+        model = openvino.Core().compile_model(file, "CPU", how)
+    given = {name for entry in model.inputs for name in entry.names}
+
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        arrays = {k: _array(tensor) for k, tensor in zip(names["inputs"], inputs, strict=True) if k in given}
+        with running(file, inputs):
+            found = model(arrays)
+            # Copies: the engine writes its next outputs to the same memory.
+            return tuple(torch.from_numpy(found[name].copy()).to(inputs[0].device) for name in names["outputs"])
+
+    return run
+
+
+FORMATS = {
+    found.suffix: found
+    for found in (
+        Format("pt2", ".pt2", pt2_metadata, pt2_engine),
+        Format("onnx", ".onnx", onnx_metadata, onnx_engine),
+        Format("openvino", ".xml", openvino_metadata, openvino_engine),
+    )
+}
+"""formats by the ending of their files"""

@@ -1,0 +1,94 @@
+"""Files of the other engines: precisions, and what is refused of files that are damaged, foreign or incomplete."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from export.exports import FORMATS, an_image, exported, filled
+
+import vitrail
+from vitrail.errors import UserError
+from vitrail.tasks.task import Task
+
+pytestmark = pytest.mark.slow
+
+
+def classifier() -> Task:
+    return filled(vitrail.create("nano/2", classes=["a", "b", "c"]))
+
+
+@pytest.fixture(scope="module", params=FORMATS[1:])
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an export of each format that needs the extra."""
+    return exported(classifier(), tmp_path_factory.mktemp("written"), request.param)[0]
+
+
+def copied(folder: Path, to: Path, file: str, content: bytes | None) -> Path:
+    """A copy of an export in which one file has other content, or is missing."""
+    to.mkdir()
+    for each in folder.iterdir():
+        if each.name != file or content is not None:
+            (to / each.name).write_bytes(each.read_bytes() if each.name != file or content is None else content)
+    return to
+
+
+def test_damaged_files_take_one_line(written: Path, tmp_path: Path) -> None:
+    for file in written.iterdir():
+        if file.suffix == ".py":
+            continue
+        whole = file.read_bytes()
+        for i, content in enumerate((whole[: len(whole) // 2], whole[:10], b"", None)):
+            bad = copied(written, tmp_path / f"{file.name}-{i}", file.name, content)
+            with pytest.raises(UserError) as caught:
+                vitrail.load(bad)
+            assert "\n" not in str(caught.value) and str(bad) in str(caught.value), (file, i)
+
+
+def test_a_newer_release(written: Path, tmp_path: Path) -> None:
+    file = next(file for file in written.iterdir() if file.suffix in (".onnx", ".xml"))
+    new = file.read_bytes()
+    for quote in (b'"', b"&quot;"):  # the second in XML
+        new = new.replace(b"%sexport%s: 1" % (quote, quote), b"%sexport%s: 2" % (quote, quote))
+    with pytest.raises(UserError, match="a newer release than this one: upgrade vitrail"):
+        vitrail.load(copied(written, tmp_path / "new", file.name, new))
+
+
+def test_a_graph_that_vitrail_did_not_write(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="needs pip install 'vitrail[export]'")
+    pytest.importorskip("onnxruntime", reason="needs pip install 'vitrail[export]'")
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "g", [value], [])
+    graph.output.append(onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1]))
+    model = onnx.helper.make_model(graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid("", 20)])
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(UserError, match=r"m.onnx is not an export of vitrail"):
+        vitrail.load(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("to", [pytest.param("pt2"), FORMATS[2]])
+def test_bf16_is_near(to: str, tmp_path: Path) -> None:
+    task = classifier()
+    out, result = exported(task, tmp_path, to, precision="bf16")
+    assert result.proof.relative < 0.1
+    images = torch.randn(4, 3, 8, 8)
+    with torch.inference_mode():
+        found = vitrail.load(out)(images)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, task(images), atol=0.1 * float(task(images).abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("to", FORMATS[1:])
+def test_int8_is_calibrated_and_near(to: str, tmp_path: Path) -> None:
+    pytest.importorskip("nncf", reason="needs pip install 'vitrail[export]'")
+    for i, name in enumerate("abc" * 4):
+        (tmp_path / "data" / "train" / name).mkdir(parents=True, exist_ok=True)
+        an_image(i).save(tmp_path / "data" / "train" / name / f"{i}.png")
+    out, result = exported(classifier(), tmp_path, to, precision="int8", data=str(tmp_path / "data"))
+    assert 0 < result.proof.relative < 0.5
+    assert result.scores is not None and result.scores.images == 12
+    again = vitrail.load(out)
+    assert len(again.predict([an_image(i) for i in range(3)])) == 3
+    sizes = [file.stat().st_size for file in out.iterdir() if file.suffix in (".onnx", ".bin")]
+    assert sum(sizes) > 0 and again.classes == ["a", "b", "c"]
