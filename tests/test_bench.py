@@ -26,22 +26,8 @@ SCRIPTS = sorted(path.stem for path in BENCH.glob("*.py") if path.stem != "harne
 SLOW = pytest.mark.slow
 """on scripts that start or train so much that they take about ten seconds of one core, or more"""
 MARKS = {
-    **{
-        name: (SLOW,)
-        for name in (
-            "damaged",
-            "dispatch",
-            "doctor",
-            "engines",
-            "folder",
-            "gpu",
-            "kills",
-            "ladder",
-            "segment",
-            "shards",
-        )
-    },
-    "transfer": (SLOW,),
+    **dict.fromkeys(("damaged", "dispatch", "doctor", "engines", "folder", "gpu", "kills", "ladder"), (SLOW,)),
+    **dict.fromkeys(("segment", "shards", "transfer"), (SLOW,)),
     "load": (pytest.mark.skipif(sys.platform != "linux", reason="reads its memory from /proc"),),
 }
 RUNS = [
