@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -92,22 +93,15 @@ def main() -> None:
 def jobs_of(place: Path, runs: bool) -> list[tuple[str, str, Callable[[], Row]]]:
     """What is measured: the kind, the name, and a function that gives the row."""
     jobs: list[tuple[str, str, Callable[[], Row]]] = [
-        ("data", name, lambda name=name, fault=fault: of_fault(place / name, fault)) for name, fault in FAULTS.items()
+        ("data", name, partial(of_fault, place / name, fault)) for name, fault in FAULTS.items()
     ]
-    kinds = {name: lambda root, name=name: clean(root, name) for name in CLEAN}
+    kinds: dict[str, Callable[[Path], Path]] = {name: partial(clean, name=name) for name in CLEAN}
     kinds |= {"captions": captioned, "masks": masked}
-    jobs += [
-        ("clean data", name, lambda name=name, make=make: named(make(place / f"clean-{name}")))
-        for name, make in kinds.items()
-    ]
+    jobs += [("clean data", name, partial(of_clean, make, place / f"clean-{name}")) for name, make in kinds.items()]
     if runs:
+        jobs += [("runs", name, partial(of_run, place, name, words, check)) for name, (check, words) in RUNS.items()]
         jobs += [
-            ("runs", name, lambda name=name, check=check, words=words: of_run(place, name, words, check))
-            for name, (check, words) in RUNS.items()
-        ]
-        jobs += [
-            ("healthy runs", name, lambda name=name, words=words: of_run(place, f"healthy-{name}", words))
-            for name, words in HEALTHY.items()
+            ("healthy runs", name, partial(of_run, place, f"healthy-{name}", words)) for name, words in HEALTHY.items()
         ]
     return jobs
 
@@ -115,6 +109,11 @@ def jobs_of(place: Path, runs: bool) -> list[tuple[str, str, Callable[[], Row]]]
 def named(path: Path) -> Row:
     """The findings of data or of a run, by their names."""
     return {"findings": [finding.check for finding in examine(str(path)).findings]}
+
+
+def of_clean(make: Callable[[Path], Path], place: Path) -> Row:
+    """What the doctor names in a set without faults."""
+    return named(make(place))
 
 
 def of_fault(place: Path, fault: Fault) -> Row:

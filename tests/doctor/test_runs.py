@@ -33,7 +33,7 @@ def model(**preprocess: Any) -> Task:
     task = create("nano/2", classes=CLASSES, channels=1, preprocess=own)
     with torch.no_grad():
         for parameter in task.parameters():
-            parameter += 0.01 * torch.randn(parameter.shape)
+            parameter.add_(0.01 * torch.randn(parameter.shape))
     return task
 
 
@@ -113,7 +113,7 @@ def test_mean_other_than_that_of_init(tmp_path: Path) -> None:
     moved = model(mean=(0.6,), std=(0.3,))
     with torch.no_grad():
         for parameter in moved.parameters():
-            parameter += 0.01
+            parameter.add_(0.01)
     assert checks(folder(tmp_path, FALLING, run=changed, task=moved)) == ["wrong-mean-std"]
 
 
