@@ -2,7 +2,7 @@
 
     python bench/logits.py cifar10-quick --data DIR           DIR contains cifar10/ and hymenoptera/
     python bench/logits.py cifar10 --data DIR --batch-size 128
-    python bench/logits.py folder --data DIR -- --qk-norm
+    python bench/logits.py folder --data DIR -- --no-qk-norm --qk-clip 100
 
 Trains for `--steps` steps of the recipe's whole schedule, and looks at the logits of each layer every `EVERY` steps, on
 the images of that step. Options after `--` change fields of the recipe. Rows of results/logits.json are kept by their
@@ -21,6 +21,7 @@ import torch
 from harness import Parser, Row, record, recorded
 
 from vitrail.data.sets import open_data
+from vitrail.options import parse_fields
 from vitrail.recipes import RECIPES
 from vitrail.train.build import build
 from vitrail.train.logits import QKClip, largest_logits
@@ -45,26 +46,14 @@ def parser() -> Parser:
 def main() -> None:
     args = parser().parse_args()
     data = open_data(args.data / DATA[args.recipe] if args.data else "digits")
-    changes = {**flags(args.train), **({"batch_size": args.batch_size} if args.batch_size else {})}
-    run = with_fields(replace(RECIPES[args.recipe](len(data.train)), compile=False), changes)
+    recipe = replace(RECIPES[args.recipe](len(data.train)), compile=False)
+    changes = parse_fields(recipe, args.train) | ({"batch_size": args.batch_size} if args.batch_size else {})
+    run = with_fields(recipe, changes)
     rows: Row = {} if args.tiny else recorded("logits", args.results)
     name = " ".join([args.recipe, *(f"{key}={value}" for key, value in changes.items())])
     rows[name] = watched(run, data, args.steps)
     print(f"{name}: at most {max(rows[name]['largest']):.1f} in {args.steps} steps")
     record("logits", rows, args.results)
-
-
-def flags(words: list[str]) -> dict[str, Any]:
-    """`--qk-norm --muon-lr 0.01` as fields; a flag without a value is True."""
-    found: dict[str, Any] = {}
-    name = ""
-    for word in words:
-        if word.startswith("--"):
-            name = word[2:].replace("-", "_")
-            found[name] = True
-        else:
-            found[name] = float(word)
-    return found
 
 
 def watched(run: Run, data: Any, count: int) -> Row:
