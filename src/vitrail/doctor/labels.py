@@ -32,12 +32,13 @@ ENCODER = "caption"
 RIDGE = 0.5
 LISTED = 0.05
 """fraction of the judged images that are listed at most"""
-OWN, OTHER = 0.1, 0.6
-"""probability of the label, at most, and of another class, at least, of an image without which nothing is listed"""
+GOOD = 0.9
+"""accuracy of classifiers that are right about most images"""
+OWN, OTHER = (0.1, 0.02), (0.6, 0.9)
+"""probability of the label, at most, and of another class, at least, of an image without which nothing is listed: for
+good classifiers, and for others"""
 WEIGHTS: Sequence[float] = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 """of the probabilities by patches, beside those by the captioner"""
-SURE = 0.9
-"""accuracy above which a contradicted label is likely, and not only possibly, wrong"""
 FEWEST = 40
 """images below which nothing is judged"""
 BATCH = 64
@@ -53,6 +54,8 @@ class Judged:
     labels: Tensor
     probabilities: Tensor
     """[N, K]"""
+    contradicted: Tensor
+    """bool [N]: neither classifier chooses the label"""
     classes: list[str]
     baselines: dict[str, float]
     """top-1 accuracy by name"""
@@ -68,7 +71,9 @@ class Judged:
 
     def findings(self, found: Survey) -> Iterator[Finding]:
         highest, best = self.probabilities.max(1)
-        sure = (self._of_label() <= OWN) & (highest >= OTHER)
+        good = self.baselines["simple features"] >= GOOD
+        own, other = (OWN[0], OTHER[0]) if good else (OWN[1], OTHER[1])
+        sure = (self._of_label() <= own) & (highest >= other) & self.contradicted
         if not sure.any():
             return
         # In the order of suspicion: the sure ones, and as many of the others as people may want to see.
@@ -79,7 +84,7 @@ class Judged:
             "mislabelled",
             f"the labels of {counted(count, 'image')}{judged} may be wrong, most suspect first",
             "look at the first ones, and correct or remove what is wrong; stop where labels begin to be right",
-            "likely" if self.baselines["simple features"] >= SURE else "possible",
+            "likely" if good else "possible",
             [
                 (f"{found.names[self.numbers[i]]} ({self.classes[self.labels[i]]}; {self.classes[best[i]]}?)",)
                 for i in chosen
@@ -119,7 +124,8 @@ def judge(found: Survey, images: int) -> Judged | None:
         "random weights": _accuracy(random, labels),
         "simple features": _accuracy(probabilities, labels),
     }
-    return Judged(kept, labels, probabilities, found.classes, baselines, len(good))
+    contradicted = (patches.argmax(1) != labels) & (pretrained.argmax(1) != labels)
+    return Judged(kept, labels, probabilities, contradicted, found.classes, baselines, len(good))
 
 
 def _accuracy(probabilities: Tensor, labels: Tensor) -> float:
@@ -159,7 +165,7 @@ def _untrained(small: Tensor) -> Tensor:
     """The features of a network with random weights."""
     torch.manual_seed(0)
     encoder = encoder_for(VariantConfig(width=96, depth=2, heads=3, patch=4, image_size=(SIDE, SIDE), stem=(24, 48)))
-    rows = [encoder.pool(encoder(batch.float() / 127.5 - 1)) for batch in small.split(BATCH)]
+    rows: list[Tensor] = [encoder.pool(encoder(batch.float() / 127.5 - 1)) for batch in small.split(BATCH)]
     return standardised(torch.cat(rows))
 
 
