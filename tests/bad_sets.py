@@ -40,12 +40,14 @@ def waves(kind: str, draw: np.random.Generator, side: int = SIDE) -> Image.Image
     if kind == "stripes":
         height = np.sin(2 * np.pi * draw.uniform(5, 9) * along + phase)
     elif kind == "rings":
-        height = np.sin(2 * np.pi * draw.uniform(5, 9) * np.hypot(x - draw.uniform(), y - draw.uniform()) + phase)
+        height = np.sin(
+            2 * np.pi * draw.uniform(5, 9) * np.hypot(x - draw.uniform(0.3, 0.7), y - draw.uniform(0.3, 0.7)) + phase
+        )
     else:
         height = np.zeros_like(x)
         for f, a, p in draw.uniform(0.5, 3, (6, 3)):
             height += np.sin(2 * np.pi * (f * (x * np.cos(a) + y * np.sin(a)) + p)) / 3
-    colours = draw.uniform(-70, 70, 3)
+    colours = draw.uniform(35, 80, 3) * draw.choice([-1, 1], 3)
     pixels = 128 + height[..., None] * colours + draw.normal(0, 6, (side, side, 3))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 

@@ -77,7 +77,7 @@ def left_out(path: Path) -> Iterator[Finding]:
         yield Finding(
             "hidden-files",
             f"{counted(len(hidden), 'hidden file or folder is', 'hidden files or folders are')} left out{hint}",
-            "remove them; if one is an image of the set, rename it so that its name does not begin with a dot",
+            "remove them, or rename those that are images of the set, so that no name begins with a dot",
             "certain",
             hidden,
         )

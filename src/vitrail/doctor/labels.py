@@ -21,7 +21,7 @@ from vitrail.data.decode import BadImage, resize
 from vitrail.data.pixels import to_bytes, with_channels
 from vitrail.doctor.finding import Finding, counted
 from vitrail.doctor.survey import SIDE, Survey
-from vitrail.tasks.encoder import encoder_for, one_vector
+from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.task import Task
 from vitrail.variants import VariantConfig
 
@@ -32,15 +32,18 @@ ENCODER = "caption"
 RIDGE = 0.5
 LISTED = 0.05
 """fraction of the judged images that are listed at most"""
-OWN = 0.05
-"""probability of a label, at most, by both classifiers, of an image without which nothing is listed"""
-WEIGHT = 2 / 3
+GOOD = 0.9
+"""accuracy of classifiers that are right about most images"""
+OWN, OTHER = (0.1, 0.02), (0.6, 0.9)
+"""probability of the label, at most, and of another class, at least, of an image without which nothing is listed: for
+good classifiers, and for others"""
+WEIGHTS: Sequence[float] = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 """of the probabilities by patches, beside those by the captioner"""
-SURE = 0.9
-"""accuracy above which a contradicted label is likely, and not only possibly, wrong"""
 FEWEST = 40
 """images below which nothing is judged"""
 BATCH = 64
+SMALL = 64
+"""pixels of a side at which the captioner sees images that are smaller than that"""
 
 
 @dataclass
@@ -49,37 +52,31 @@ class Judged:
 
     numbers: np.ndarray
     labels: Tensor
-    patches: Tensor
-    """probabilities [N, K] by patches of the images"""
-    pretrained: Tensor
-    """the same by the bundled captioner"""
+    probabilities: Tensor
+    """[N, K]"""
+    contradicted: Tensor
+    """bool [N]: neither classifier chooses the label"""
     classes: list[str]
     baselines: dict[str, float]
     """top-1 accuracy by name"""
     total: int
 
     @property
-    def together(self) -> Tensor:
-        """The mean of both, [N, K]."""
-        return WEIGHT * self.patches + (1 - WEIGHT) * self.pretrained
-
-    @property
     def order(self) -> Tensor:
         """The images, from the one whose label is the least probable."""
-        return self._of_label(self.together).argsort()
+        return self._of_label().argsort()
 
-    def _of_label(self, values: Tensor) -> Tensor:
-        return values.gather(1, self.labels[:, None])[:, 0]
+    def _of_label(self) -> Tensor:
+        return self.probabilities.gather(1, self.labels[:, None])[:, 0]
 
     def findings(self, found: Survey) -> Iterator[Finding]:
-        both = torch.stack([self.patches, self.pretrained])
-        least = torch.stack([self._of_label(each) for each in both]).amax(0)
-        agreed = both.argmax(2)
-        sure = (least <= OWN) & (agreed[0] == agreed[1]) & (agreed[0] != self.labels)
+        highest, best = self.probabilities.max(1)
+        good = self.baselines["simple features"] >= GOOD
+        own, other = (OWN[0], OTHER[0]) if good else (OWN[1], OTHER[1])
+        sure = (self._of_label() <= own) & (highest >= other) & self.contradicted
         if not sure.any():
             return
         # In the order of suspicion: the sure ones, and as many of the others as people may want to see.
-        best = self.together.argmax(1)
         count = max(int(sure.sum()), min(int((best != self.labels).sum()), int(LISTED * len(best))))
         chosen = self.order[:count].tolist()
         judged = "" if len(best) == self.total else f" of the {len(best):,} that were judged"
@@ -87,7 +84,7 @@ class Judged:
             "mislabelled",
             f"the labels of {counted(count, 'image')}{judged} may be wrong, most suspect first",
             "look at the first ones, and correct or remove what is wrong; stop where labels begin to be right",
-            "likely" if self.baselines["simple features"] >= SURE else "possible",
+            "likely" if good else "possible",
             [
                 (f"{found.names[self.numbers[i]]} ({self.classes[self.labels[i]]}; {self.classes[best[i]]}?)",)
                 for i in chosen
@@ -111,7 +108,8 @@ def judge(found: Survey, images: int) -> Judged | None:
     if len(found.classes) < 2 or len(good) < FEWEST or found.sets[0].channels not in (1, 3) or images < FEWEST:
         return None
     chosen = good[np.linspace(0, len(good) - 1, min(len(good), images)).round().astype(int)]
-    task = zoo.load(ENCODER)
+    side = np.sqrt(found.looks["height"][chosen].astype(float) * found.looks["width"][chosen])
+    task = zoo.load(ENCODER, image_size=SMALL if np.median(side) < SMALL else None)
     kept, pixels, small = _read(found, chosen, task)
     labels = torch.from_numpy(found.labels[kept])
     if len(labels) < FEWEST or len(labels.unique()) < 2:
@@ -120,13 +118,14 @@ def judge(found: Survey, images: int) -> Judged | None:
     patches = out_of_fold(kernel(patch_features(small)), labels, count)
     pretrained = out_of_fold(kernel(encoder_features(task, pixels)), labels, count)
     random = out_of_fold(kernel(_untrained(small)), labels, count)
-    judged = Judged(kept, labels, patches, pretrained, found.classes, {}, len(good))
-    judged.baselines = {
+    probabilities = stacked(patches, pretrained, labels)
+    baselines = {
         "most frequent class": labels.bincount().max().item() / len(labels),
         "random weights": _accuracy(random, labels),
-        "simple features": _accuracy(judged.together, labels),
+        "simple features": _accuracy(probabilities, labels),
     }
-    return judged
+    contradicted = (patches.argmax(1) != labels) & (pretrained.argmax(1) != labels)
+    return Judged(kept, labels, probabilities, contradicted, found.classes, baselines, len(good))
 
 
 def _accuracy(probabilities: Tensor, labels: Tensor) -> float:
@@ -150,9 +149,15 @@ def _read(found: Survey, numbers: np.ndarray, task: Task) -> tuple[np.ndarray, T
 
 @torch.inference_mode()
 def encoder_features(task: Task, pixels: Tensor) -> Tensor:
-    """The pooled features of images, [N, D], standardised."""
-    batches = map(task.preprocess.normalise, pixels.split(BATCH))
-    return standardised(torch.cat([one_vector(task.encoder.pool(task.features(batch))) for batch in batches]))
+    """The hidden states after every block, as means of the image's quarters and deviations, [N, D], standardised."""
+    encoder, rows = task.encoder, []
+    for batch in map(task.preprocess.normalise, pixels.split(BATCH)):
+        tokens, grid = encoder.embed(batch)
+        _, states = encoder.encode(tokens, grid, layers=range(len(encoder.blocks)))
+        maps = [state[:, encoder.config.prefix_tokens :].mT.unflatten(2, grid) for state in states]
+        own = [(F.adaptive_avg_pool2d(found, 2).flatten(1), found.flatten(2).std(2)) for found in maps]
+        rows.append(torch.cat([values for pair in own for values in pair], 1))
+    return standardised(torch.cat(rows))
 
 
 @torch.inference_mode()
@@ -160,7 +165,7 @@ def _untrained(small: Tensor) -> Tensor:
     """The features of a network with random weights."""
     torch.manual_seed(0)
     encoder = encoder_for(VariantConfig(width=96, depth=2, heads=3, patch=4, image_size=(SIDE, SIDE), stem=(24, 48)))
-    rows = [encoder.pool(encoder(batch.float() / 127.5 - 1)) for batch in small.split(BATCH)]
+    rows: list[Tensor] = [encoder.pool(encoder(batch.float() / 127.5 - 1)) for batch in small.split(BATCH)]
     return standardised(torch.cat(rows))
 
 
@@ -230,3 +235,9 @@ def out_of_fold(kernel: Tensor, labels: Tensor, classes: int) -> Tensor:
     scores = targets - (inverse @ targets) / inverse.diagonal()[:, None]
     best = min(TEMPERATURES, key=lambda t: F.cross_entropy(scores * t, labels).item())
     return (scores * best).softmax(1)
+
+
+def stacked(patches: Tensor, pretrained: Tensor, labels: Tensor) -> Tensor:
+    """The weighted mean of two classifiers' probabilities [N, K] under which the labels are most probable."""
+    mixed = [weight * patches + (1 - weight) * pretrained for weight in WEIGHTS]
+    return min(mixed, key=lambda each: F.nll_loss(each.clamp(min=1e-12).log(), labels).item())
