@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import itertools
 import json
 import math
@@ -27,6 +28,11 @@ SLOW = pytest.mark.slow
 """on scripts that start or train so much that they take about ten seconds of one core, or more"""
 MARKS = {
     **dict.fromkeys(("dispatch", "folder", "gpu", "ladder", "segment", "shards", "transfer"), (SLOW,)),
+    "ray_predict": (
+        SLOW,
+        pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: pip install 'vitrail[cluster]'"),
+        pytest.mark.skipif(sys.platform != "linux", reason="reads its processes from /proc"),
+    ),
     "load": (pytest.mark.skipif(sys.platform != "linux", reason="reads its memory from /proc"),),
 }
 RUNS = [
