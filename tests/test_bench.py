@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import itertools
 import json
 import math
@@ -28,6 +29,11 @@ SLOW = pytest.mark.slow
 MARKS = {
     **dict.fromkeys(("damaged", "dispatch", "doctor", "engines", "folder", "gpu", "kills", "ladder"), (SLOW,)),
     **dict.fromkeys(("segment", "shards", "transfer"), (SLOW,)),
+    "ray_predict": (
+        SLOW,
+        pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: pip install 'vitrail[cluster]'"),
+        pytest.mark.skipif(sys.platform != "linux", reason="reads its processes from /proc"),
+    ),
     "load": (pytest.mark.skipif(sys.platform != "linux", reason="reads its memory from /proc"),),
 }
 RUNS = [

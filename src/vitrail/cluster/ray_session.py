@@ -11,9 +11,6 @@ from typing import Any
 
 from vitrail.errors import RunError, UserError, first_line
 
-STARTS = 5
-"""how often Ray is started before it counts as failed"""
-
 
 def library() -> Any:
     """The module ray. UserError with the remedy if it is missing."""
@@ -35,29 +32,18 @@ def session(ray: Any, address: str | None) -> Iterator[None]:
     """
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    _connect(ray, address)
+    local = {"include_dashboard": False} if address == "local" else {}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **local)
+    except Exception as error:  # Ray raises plain exceptions, and those of gRPC
+        where = f"at {address}" if address else "could be found or started"
+        raise RunError(f"no Ray cluster {where}: {first_line(error)}") from None
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     try:
         yield
     finally:
         ray.shutdown()
-
-
-def _connect(ray: Any, address: str | None) -> None:
-    """Connect, or start Ray here; on a busy machine that takes more than the 30 seconds that Ray waits."""
-    local = {"include_dashboard": False} if address == "local" else {}
-    for attempt in range(STARTS):
-        try:
-            ray.init(
-                address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **local
-            )
-            return
-        except Exception as error:  # Ray raises plain exceptions, and those of gRPC
-            ray.shutdown()
-            if "timed out during startup" not in str(error) or attempt == STARTS - 1:
-                where = f"at {address}" if address else "could be found or started"
-                raise RunError(f"no Ray cluster {where}: {first_line(error)}") from None
 
 
 def shortened(error: BaseException) -> str:
