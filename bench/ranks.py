@@ -13,9 +13,11 @@ import pickle
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -186,17 +188,13 @@ def trained(
         losses.append(scalars.read()["loss"])
         return scalars
 
-    loop.train_step = noted
-    torch.manual_seed(0)
     components, _ = build(run, splits(), torch.device("cpu"), world=world)
     scores = evaluate(components.task, components.loaders, "val", world=world)
     folder = RunFolder(path) if world.leads else Follower(path)
     if not resume:
         folder.begin(run, components.task.classes)
-    try:
+    with patch.object(loop, "train_step", noted), suppress(Stopped):
         fit(run, components, folder, steps, resume)
-    except Stopped:
-        assert stop is not None
     return Told(samples, losses, scores)
 
 

@@ -26,7 +26,7 @@ SCRIPTS = sorted(path.stem for path in BENCH.glob("*.py") if path.stem != "harne
 SLOW = pytest.mark.slow
 """on scripts that start or train so much that they take about ten seconds of one core, or more"""
 MARKS = {
-    **dict.fromkeys(("dispatch", "folder", "gpu", "ladder", "segment", "shards", "transfer"), (SLOW,)),
+    **dict.fromkeys(("dispatch", "folder", "gpu", "ladder", "ranks", "segment", "shards", "transfer"), (SLOW,)),
     "load": (pytest.mark.skipif(sys.platform != "linux", reason="reads its memory from /proc"),),
 }
 RUNS = [

@@ -115,7 +115,7 @@ def _train(run: Run, components: Components, folder: RunFolder, steps: int, resu
             rate = factor(run.optim, step, steps, loader.steps_per_epoch)
             due = time.monotonic() - saved > SAVE_EVERY
             if world.size > 1:  # all stop and save after the same step: the one after that in which one asks for it
-                module.asked = {"stop": stop.requested, "save": due and world.leads}
+                module.requests = {"stop": stop.requested, "save": due and world.leads}
                 saved = time.monotonic() if due else saved
             scalars = train_step(run, module, batch, optimizers, rate)
             watch.follow(step + 1, scalars, batch, run.optim.lr * rate)
@@ -126,7 +126,7 @@ def _train(run: Run, components: Components, folder: RunFolder, steps: int, resu
             seconds = spent + time.monotonic() - began
             evaluating, interrupted = done % every == 0 or done == steps, stop.requested
             if world.size > 1:
-                interrupted, due = watch.asked.get("stop", False), watch.asked.get("save", False)
+                interrupted, due = watch.requests.get("stop", False), watch.requests.get("save", False)
             saving = evaluating or interrupted or due
             logging_now = done % LOG_EVERY == 0 or done == steps
             if logging_now or saving:

@@ -22,20 +22,16 @@ class LossModule(nn.Module):
     def __init__(self, task: Task, world: World = ALONE) -> None:
         super().__init__()
         self.task, self.world = task, world
-        self.asked: dict[str, bool] = {}
+        self.requests: dict[str, bool] = {}
         """what this process asks of all, which is summed with the losses of a step: to stop, or to save"""
         norms = [m for m in task.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
         self.statistics = [s for m in norms for s in (m.running_mean, m.running_var) if s is not None]
         """what the forward pass of training changes: batch norm's running statistics"""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        if self.world.size == 1:
-            return self.task.loss(batch)
-        self.world.stepping = True
-        try:
-            return self.task.loss(batch, self.world.gather if self.task.whole_batch else None)
-        finally:
-            self.world.stepping = False
+        if self.world.size > 1 and self.task.whole_batch:
+            return self.task.loss(batch, self.world.gather)
+        return self.task.loss(batch)
 
     def gradients(self, loss: Tensor, parameters: Sequence[Tensor], last: bool) -> Sequence[Tensor | None]:
         """The gradients of a micro-batch, the `last` one of its step or an earlier one."""
@@ -45,8 +41,8 @@ class LossModule(nn.Module):
     def over_ranks(
         self, totals: dict[str, Tensor], gradients: list[Tensor | None], parameters: Sequence[Tensor]
     ) -> tuple[dict[str, Tensor], list[Tensor | None]]:
-        """The sums of a step over all processes: once, after the last micro-batch. The totals hold what is asked."""
-        return self.world.sum_named(totals, self.asked), self.world.sum_given(gradients, parameters)
+        """The sums of a step over all processes: once, after the last micro-batch. The totals hold the requests."""
+        return self.world.sum_named(totals, self.requests), self.world.sum_given(gradients, parameters)
 
     def optimizers(self, optim: Optim, compile: bool) -> Optimizers:
         """Optimizers of the weights that are trained."""
@@ -98,7 +94,7 @@ def train_step(run: Run, module: LossModule, batch: Batch, optimizers: Optimizer
     before = [statistic.clone() for statistic in module.statistics]
     micro_batches = module.task.target.split(batch, run.accumulate)
     for number, micro_batch in enumerate(micro_batches, 1):
-        with autocast(batch["image"].device, run.precision):
+        with autocast(batch["image"].device, run.precision), module.world.step():
             found = module(micro_batch)
         new = module.gradients(found["loss"], optimizers.parameters, last=number == len(micro_batches))
         gradients = added(gradients, new)
@@ -106,7 +102,7 @@ def train_step(run: Run, module: LossModule, batch: Batch, optimizers: Optimizer
             totals[name] = totals[name] + value.detach() if name in totals else value.detach()
     with torch.no_grad():
         totals, gradients = module.over_ranks(totals, gradients, optimizers.parameters)
-        asked = {name: totals.pop(name) for name in module.asked}
+        requests = {name: totals.pop(name) for name in module.requests}
         count = totals.pop("count")
         count = torch.where(count > 0, count, 1)  # a batch without items has zero sums
         means = {name: total / count for name, total in totals.items()}
@@ -122,7 +118,7 @@ def train_step(run: Run, module: LossModule, batch: Batch, optimizers: Optimizer
         for statistic, old in zip(module.statistics, before, strict=True):
             statistic.copy_(torch.where(good, statistic, old))
     optimizers.step(gradients, factor, good)
-    return AsyncScalars({**means, "gradient_norm": norm, "finite": good, **asked})
+    return AsyncScalars({**means, "gradient_norm": norm, "finite": good, **requests})
 
 
 def added(sums: list[Tensor | None], new: Sequence[Tensor | None]) -> list[Tensor | None]:
