@@ -146,7 +146,7 @@ def main() -> int:
                 failed |= max(value for name, value in found.items() if "loss" in name) > MOST
                 failed |= not found["the same images"] or not found["scores of the same weights are equal"]
                 print(f"{case}, {layout}: {found}", flush=True)
-    record("ranks", rows, options.results)
+        record("ranks", rows, options.results)  # after each: all of them take a while
     return int(failed)
 
 
