@@ -303,8 +303,8 @@ def test_bad_images_count_over_all_processes(tmp_path: Path) -> None:
     one = left_out(ALONE, 0.2)
     assert one == [whole.keys.index(name) for name in names]
     assert in_ranks(2, lambda world: left_out(world, 0.2)) == [one, one]
-    first, second = in_ranks(2, lambda world: left_out(world, 0.1))  # neither found as many alone
-    assert first == second and "3 of 24 images of" in str(first) and "more than 10.0%" in str(first)
+    for told in in_ranks(2, lambda world: left_out(world, 0.1)):  # neither found as many alone
+        assert "3 of 24 images of" in str(told) and "more than 10.0%" in str(told)
 
 
 def test_an_evaluation_that_one_process_cannot_finish_ends_on_all() -> None:
