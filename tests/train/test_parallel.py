@@ -15,26 +15,33 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import toys
-from ranks import in_ranks
+from images import folder_of
+from processes import in_ranks
 from torch import Tensor
 
+import vitrail
 from vitrail.baselines.cnn import ResNetConfig
 from vitrail.data.augment import Augment
+from vitrail.data.loader import Loader
 from vitrail.data.masks import Masks
+from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import ImageSet, Splits, open_data
 from vitrail.data.targets import Labels, Texts
-from vitrail.errors import Stopped
+from vitrail.errors import Stopped, UserError
 from vitrail.tasks import TASKS
 from vitrail.tasks.caption import Captioning
 from vitrail.tasks.segment import Segmentation
-from vitrail.train import loop, muon
-from vitrail.train.build import build
+from vitrail.train import loop, muon, parallel
+from vitrail.train.build import build, check_micro_batches
+from vitrail.train.frozen import fit_frozen
+from vitrail.train.joined import scores_of_all
 from vitrail.train.loop import fit
 from vitrail.train.optim import Optim
-from vitrail.train.parallel import ALONE, World
+from vitrail.train.parallel import ALONE, World, buckets
 from vitrail.train.run import Run
 from vitrail.train.state import Follower, RunFolder
 from vitrail.train.step import AsyncScalars, train_step
+from vitrail.train.tune import Tune
 from vitrail.vit import ViTConfig
 
 CPU = torch.device("cpu")
@@ -228,3 +235,133 @@ def test_shared_weights_train_as_whole_ones(tmp_path: Path, optimizer: Any) -> N
     for told in (back, *forth):
         assert [row["loss"] for row in told.rows] == pytest.approx([row["loss"] for row in whole.rows[4:]], rel=1e-3)
         assert told.scores["top1"] == whole.scores["top1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", [False, True])
+def test_four_processes_train_as_one(tmp_path: Path, shard: bool) -> None:
+    """The last ranks have no rows of small weights, where the weights are shared out."""
+    run = run_of(accumulate=2)
+    one = trained(ALONE, run, digits, tmp_path / "one")
+    assert_as_one(one, in_ranks(4, lambda world: trained(world, run, digits, tmp_path / "four"), shard))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["batch norm", "captions"])
+def test_shared_weights_with_batch_norm_and_with_scalars(tmp_path: Path, model: str) -> None:
+    """Contrastive captions have a temperature of one number, which FSDP2 does not share out."""
+    resnet = ResNetConfig(widths=(4, 8), depth=1, strides=(1, 2), image_size=(8, 8), channels=1)
+    run, data = run_of(model=resnet, accumulate=2, augment=Augment()), digits
+    if model == "captions":
+        task = Captioning(**SMALL, word_dropout=0.0, most_words=8, contrastive=0.5, text_depth=1)
+        run, data = run_of(**COLOURS, task=task), partial(colours, captions)
+    one = trained(ALONE, run, data, tmp_path / "one")
+    assert_as_one(one, in_ranks(2, lambda world: trained(world, run, data, tmp_path / "two"), shard=True))
+
+
+@pytest.mark.parametrize("method", ["knn", pytest.param("frozen", marks=pytest.mark.slow)])
+def test_frozen_features_are_computed_in_shares(tmp_path: Path, method: Any) -> None:
+    start = vitrail.create("nano/2", classes=[str(i) for i in range(10)])
+    start.save(tmp_path / "start")
+    run = run_of(init=str(tmp_path / "start"), tune=Tune(method), augment=Augment(), batch_size=64)
+
+    def solved(world: World, path: Path) -> dict[str, Any]:
+        components, _ = build(run, digits(), CPU, world=world)
+        folder = RunFolder(path) if world.leads else Follower(path)
+        folder.begin(run, components.task.classes)
+        return fit_frozen(run, components, folder)
+
+    one = solved(ALONE, tmp_path / "one")
+    for scores in in_ranks(2, lambda world: solved(world, tmp_path / "two")):
+        assert {name: scores[name] for name in ("top1", "count", "confusion")} == {
+            name: one[name] for name in ("top1", "count", "confusion")
+        }
+
+
+def test_bad_images_count_over_all_processes(tmp_path: Path) -> None:
+    """Each rank finds others; both know all after an evaluation, and both refuse when they are too many."""
+    root = folder_of(tmp_path / "data", {"a": 12, "b": 12}, (8, 8))
+    names = ["a/1.jpg", "b/2.jpg", "b/7.jpg"]
+    for name in names:
+        (root / name).write_bytes(f"no image, but {name}".encode())  # equal files would be in one split
+    run = run_of(**{**COLOURS, "batch_size": 4}, memory=False, max_bad=0.2, eval_every=1.0)
+
+    whole = open_data(root).train
+    data = Splits(whole, whole.subset([0, 12]))
+
+    def left_out(world: World, max_bad: float) -> list[int] | str:
+        components, _ = build(replace(run, max_bad=max_bad), data, CPU, world=world)
+        batches = components.train.batches()
+        try:
+            for _ in range(components.train.steps_per_epoch):
+                next(batches)
+            world.share_bad(components.train)
+        except UserError as error:
+            return str(error)
+        return sorted(components.train.bad)
+
+    one = left_out(ALONE, 0.2)
+    assert one == [whole.keys.index(name) for name in names]
+    assert in_ranks(2, lambda world: left_out(world, 0.2)) == [one, one]
+    for told in in_ranks(2, lambda world: left_out(world, 0.1)):  # neither found as many alone
+        assert "3 of 24 images of" in str(told) and "more than 10.0%" in str(told)
+
+
+def test_an_evaluation_that_one_process_cannot_finish_ends_on_all() -> None:
+    def scored(world: World) -> str:
+        def score(make: Callable[[], Any]) -> dict[str, Any]:
+            metric = make()
+            if world.rank == 1:
+                raise UserError("4 of 9 images are bad")
+            return metric.compute()
+
+        with pytest.raises(UserError) as found:
+            scores_of_all(world, lambda: toys.MeanIoU(), score)
+        return str(found.value)
+
+    assert in_ranks(2, scored) == ["4 of 9 images are bad"] * 2
+
+
+def test_what_does_not_divide_is_refused(tmp_path: Path) -> None:
+    world = World(0, 2, "cpu")
+    with pytest.raises(
+        UserError, match="a batch of 9 cannot be divided among 2 processes: set --batch-size to 8 or 10"
+    ):
+        Loader(digits().train, Preprocess((8, 8), channels=1), batch_size=9, seed=0, train=True, world=2)
+    loader = Loader(digits().train, Preprocess((8, 8), channels=1), batch_size=8, seed=0, train=True, world=2)
+    with pytest.raises(UserError, match="8 micro-batches of 4 images per process and step: lower --accumulate"):
+        check_micro_batches(run_of(accumulate=8), loader)
+    assert world.leads and not World(1, 2).leads
+
+
+def test_gradients_that_one_process_lacks_count_as_zero() -> None:
+    """A loss may leave weights out for some images, as void masks do; a weight that none uses stays without."""
+
+    def summed(world: World) -> list[float | None]:
+        weights = [torch.zeros(2) for _ in range(3)]
+        own: list[Tensor | None] = [torch.ones(2), torch.ones(2) if world.rank else None, None]
+        return [None if one is None else float(one.sum()) for one in world.sum_given(own, weights)]
+
+    assert in_ranks(2, summed) == [[4.0, 2.0, None]] * 2
+
+
+def test_messages_are_of_bounded_size_and_one_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "BUCKET", 40)
+    tensors = [torch.zeros(n, dtype=dtype) for n, dtype in ((4, torch.float32), (6, torch.float32), (3, torch.float64))]
+    assert [[len(tensor) for tensor in group] for group in buckets(tensors)] == [[4, 6], [3]]
+    assert [[len(tensor) for tensor in group] for group in buckets([*tensors[:2], torch.zeros(1)])] == [[4, 6], [1]]
+
+
+@pytest.mark.parametrize("uneven", [False, True])
+def test_rows_are_gathered_with_their_gradients(uneven: bool) -> None:
+    def gathered(world: World) -> tuple[list[list[float]], list[list[float]]]:
+        own = (torch.arange(2.0 + uneven * world.rank)[:, None] + 10 * world.rank).requires_grad_()
+        every = world.gather(own)
+        (every.square().sum() * (1 + world.rank)).backward()
+        assert own.grad is not None
+        return every.tolist(), own.grad.tolist()
+
+    (rows, first), (same, second) = in_ranks(2, gathered)
+    assert rows == same == [[0.0], [1.0], [10.0], [11.0], *([[12.0]] if uneven else [])]
+    # The losses of both ranks are functions of all rows, with the factors 1 and 2.
+    assert [*first, *second] == [[6 * row[0]] for row in rows]

@@ -16,7 +16,7 @@ from vitrail.train.step import AsyncScalars, LossModule
 
 log = logging.getLogger("vitrail")
 
-ASKED = ("stop", "preempt", "save")
+REQUESTS = ("stop", "preempt", "save")
 MOST = 10
 """steps in a row whose loss or gradient is not finite, after which a run stops"""
 
@@ -36,8 +36,8 @@ class Watch:
     def __init__(self, task: Task, progress: Progress, module: LossModule) -> None:
         self.task, self.progress, self.module, self.world = task, progress, module, module.world
         self.in_a_row, self.moved = 0, False
-        self.asked: dict[str, bool] = {}
-        """what any of several processes asked for in the step that was read last: to stop, or to save"""
+        self.requests: dict[str, bool] = {}
+        """what any of several processes requested in the step that was read last: to stop, or to save"""
         self._pending: Pending | None = None
 
     def follow(self, step: int, scalars: AsyncScalars, batch: Batch, lr: float) -> None:
@@ -56,7 +56,7 @@ class Watch:
         step, scalars, batch, lr = self._pending
         self._pending = None
         row = scalars.read()
-        self.asked = {name: bool(row.pop(name)) for name in ASKED if name in row}
+        self.requests = {name: bool(row.pop(name)) for name in REQUESTS if name in row}
         images = len(batch["image"]) * self.world.size
         if row.pop("halved", 0):
             self.progress.skip(images, "overflows")

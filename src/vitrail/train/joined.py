@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import UserError
 from vitrail.tasks.values import Batch, Metric
-from vitrail.train.parallel import Together, World, refusal, told
+from vitrail.train.parallel import Together, World, received, refusal
 
 
 class _Sum(torch.autograd.Function):
@@ -49,7 +49,7 @@ class JoinedBatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(input)
         return self._joined(input)
 
-    @torch._dynamo.disable  # type: ignore[untyped-decorator, unused-ignore]
+    @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
     def _joined(self, input: Tensor) -> Tensor:
         x = input.float()
         own, mean = torch.var_mean(x, dim=[0, *range(2, x.ndim)], correction=0)
@@ -109,7 +109,7 @@ class JoinedMetric:
         """The scores, computed on rank 0 alone: some take seconds of Java."""
         world = self.world
         own = save({k: v.contiguous() for k, v in self.state().items()}) if self.filled else b""
-        others = [told(said) for said in world.exchange(b"+" + own)]
+        others = [received(message) for message in world.exchange(b"+" + own)]
 
         def scores() -> bytes:
             for rank, data in enumerate(others):
@@ -139,8 +139,8 @@ def scores_of_all(
     except Together:
         raise
     except UserError as error:
-        for said in world.exchange(refusal(error)):
-            told(said)
+        for message in world.exchange(refusal(error)):
+            received(message)
         raise
     if not used:
         raise ValueError("a task that evaluates without a metric has `whole_split`: each process sees the whole split")

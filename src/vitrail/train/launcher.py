@@ -29,13 +29,13 @@ SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 """environment variables in which mpirun gives the number of processes"""
 STARTER = "VITRAIL_STARTER"
 """environment variable: the process of `--nproc` that started this one"""
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+FORWARDED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 """signals that the process of `--nproc` passes on to each rank, once: a rank has its own session"""
 PATIENCE = timedelta(minutes=30)
 """for a message between ranks, such as the first after rank 0 has downloaded the data; a rank that fails ends all at
 once, so this is for one that hangs"""
 GRACE = 10.0
-"""seconds in which the other ranks end by themselves after one has failed"""
+"""seconds in which the other ranks may end on their own after one has failed"""
 
 
 def several(environment: Mapping[str, str] = os.environ) -> bool:
@@ -100,7 +100,7 @@ def start(args: Sequence[str], count: int) -> int:
                 process.kill()
         for number, handler in old.items():
             signal.signal(number, handler)
-    if code >= 0:  # 0, or the rank has said why
+    if code >= 0:  # 0, or the rank has told why
         return code
     if -code in forwarded:
         raise Stopped("stopped")
@@ -241,8 +241,15 @@ class Bulletin:
         self.ended = False
         self.lost = f"process 0 of {size} lost another one, which was killed or whose machine failed: resume the run"
 
+    def any_failed(self) -> bool:
+        """Whether any rank failed, or whether that cannot be known any more."""
+        try:
+            return bool(self.store.check(["failed"]))
+        except Exception:  # the process that holds the store has ended
+            return True
+
     def failed(self) -> list[int]:
-        """The ranks that failed by themselves; all of the others, if nothing can be asked any more."""
+        """The ranks whose own error it was; all of the others, if that cannot be known any more."""
         try:
             return [rank for rank in range(self.size) if self.store.check([f"failed/{rank}"])]
         except Exception:  # the process that holds the store has ended
@@ -258,13 +265,14 @@ class Bulletin:
             return
         with contextlib.suppress(Exception):
             self.store.set(f"failed/{self.rank}", "1")
+            self.store.set("failed", "1")
         if self.rank == 0:  # which may hold the store: the others read it first
             self._wait(lambda: len(self.failed()) == self.size)
             return
         if not self._wait(lambda: min(self.failed()) < self.rank):
             known = isinstance(error, UserError | RunError | Stopped | OSError)
-            said = str(error) if known else f"{type(error).__name__}: {error}"
-            print(f"vitrail: process {self.rank} of {self.size}: {said}", file=self.voice, flush=True)
+            text = str(error) if known else f"{type(error).__name__}: {error}"
+            print(f"vitrail: process {self.rank} of {self.size}: {text}", file=self.voice, flush=True)
 
     def _wait(self, done: Any, seconds: float = 2.0) -> bool:
         """Wait until it is done, for some seconds."""
@@ -280,8 +288,8 @@ class Bulletin:
 
         if isinstance(error, dist.DistError):
             return True
-        said = str(error)
-        return type(error) is RuntimeError and any(word in said for word in ("gloo", "NCCL", "Connection closed"))
+        text = str(error)
+        return type(error) is RuntimeError and any(word in text for word in ("gloo", "NCCL", "Connection closed"))
 
     def watch(self) -> None:
         """End this process if another one has failed and this one hangs, or if the one that started it is gone."""
@@ -293,7 +301,7 @@ class Bulletin:
                     os.kill(os.getpid(), signal.SIGTERM)  # saves and stops, as all ranks do
                     time.sleep(60)
                     os._exit(1)
-                if self.failed() and not self.ended:
+                if self.any_failed() and not self.ended:
                     time.sleep(GRACE)
                     if not self.ended:
                         os._exit(1)

@@ -170,7 +170,7 @@ class Training:
             batch |= self.task.target.rescale(batch, run.early_shape)
         if world.size > 1:
             late = self.keeper.late and world.leads
-            self.module.asked = {"stop": self.stop.requested, "preempt": self.stop.preempted, "save": late}
+            self.module.requests = {"stop": self.stop.requested, "preempt": self.stop.preempted, "save": late}
         rate = factor(run.optim, step, self.steps, self.loader.steps_per_epoch)
         scalars = train_step(run, self.module, batch, self.optimizers, rate)
         if self.clip is not None:
@@ -184,12 +184,12 @@ class Training:
     def log_and_save(self, batch: Batch) -> None:
         """After a step: log, evaluate, save and stop where it is time to. `batch` is that of the step.
 
-        Several processes stop and save after the same step: the one after that in which one of them asks for it.
+        Several processes stop and save after the same step: the one after that in which one of them requests it.
         """
-        done, last, asked = self.done, self.done == self.steps, self.watch.asked
+        done, last, requests = self.done, self.done == self.steps, self.watch.requests
         evaluating = done % self.every == 0 or last
-        stopping = asked.get("stop", False)
-        late = self.keeper.late if self.world.size == 1 else asked.get("save", False)
+        stopping = requests.get("stop", False)
+        late = self.keeper.late if self.world.size == 1 else requests.get("save", False)
         saving = evaluating or stopping or late or self.keeper.due(done)
         if (logging_now := done % LOG_EVERY == 0 or last) or saving:
             self.watch.read(last=last)
@@ -208,7 +208,7 @@ class Training:
         elif saving:
             self.keeper.save(done, self.progress.sums)
         if stopping and not last:
-            raise Halt(Preempted if asked["preempt"] else Stopped)
+            raise Halt(Preempted if requests["preempt"] else Stopped)
 
     def evaluate(self, beside: dict[str, Any]) -> dict[str, Any]:
         """Score `val`, log it with what is `beside`, and save. Returns both.

@@ -52,6 +52,15 @@ class World:
         """Whether this is the rank that writes files and speaks."""
         return self.rank == 0
 
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """The forward pass of a step, which all ranks enter."""
+        self.stepping = True
+        try:
+            yield
+        finally:
+            self.stepping = False
+
     # Between the devices
 
     def sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -69,16 +78,16 @@ class World:
             found += [piece.view(tensor.shape) for piece, tensor in zip(pieces, members, strict=True)]
         return found
 
-    def sum_named(self, totals: dict[str, Tensor], asked: dict[str, bool]) -> dict[str, Tensor]:
-        """The sums of scalars over the ranks, and under the names of `asked` how many ranks ask for each thing."""
+    def sum_named(self, totals: dict[str, Tensor], requests: dict[str, bool]) -> dict[str, Tensor]:
+        """The sums of scalars over the ranks, and under the names of `requests` how many ranks have each."""
         if self.size == 1:
             return totals
         device = next(iter(totals.values())).device
-        wishes = torch.tensor([float(wish) for wish in asked.values()], dtype=torch.float64)
+        wishes = torch.tensor([float(wish) for wish in requests.values()], dtype=torch.float64)
         numbers = torch.stack([value.detach().double() for value in totals.values()])
         (numbers,) = self.sum([torch.cat([numbers, wishes.to(device, non_blocking=True)])])
-        formats = [*(value.dtype for value in totals.values()), *(torch.float32 for _ in asked)]
-        named = zip((*totals, *asked), numbers.unbind(), formats, strict=True)
+        formats = [*(value.dtype for value in totals.values()), *(torch.float32 for _ in requests)]
+        named = zip((*totals, *requests), numbers.unbind(), formats, strict=True)
         return {name: number.to(dtype) for name, number, dtype in named}
 
     def sum_given(self, gradients: list[Tensor | None], parameters: Sequence[Tensor]) -> list[Tensor | None]:
@@ -95,6 +104,7 @@ class World:
         summed = iter(self.sum(own))
         return [next(summed) if used else None for used in self.used]
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
     def gather(self, rows: Tensor) -> Tensor:
         """The rows of all ranks, by rank: [B, ...] to [sum of B, ...]. Gradients flow back to each."""
         if self.size == 1:
@@ -139,13 +149,13 @@ class World:
         """What `make` gives on rank 0. Its UserError or RunError is raised on every rank."""
         if self.size == 1:
             return make()
-        said = b""
+        message = b""
         if self.leads:
             try:
-                said = b"+" + make()
+                message = b"+" + make()
             except (UserError, RunError) as error:
-                said = refusal(error)
-        return told(self._send(said))
+                message = refusal(error)
+        return received(self._send(message))
 
     def _send(self, data: bytes) -> bytes:
         """The bytes of rank 0."""
@@ -162,7 +172,7 @@ class World:
             yield
             return
         if not self.leads:
-            told(self._send(b""))
+            received(self._send(b""))
             yield
             return
         try:
@@ -226,11 +236,11 @@ def refusal(error: Exception) -> bytes:
     return (b"!" if isinstance(error, UserError) else b"?") + str(error).encode()
 
 
-def told(said: bytes) -> bytes:
-    """What rank 0 said; its error is raised."""
-    if said[:1] == b"+":
-        return said[1:]
-    raise (Together if said[:1] == b"!" else RunError)(said[1:].decode())
+def received(message: bytes) -> bytes:
+    """What rank 0 sent; its error is raised."""
+    if message[:1] == b"+":
+        return message[1:]
+    raise (Together if message[:1] == b"!" else RunError)(message[1:].decode())
 
 
 def buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:

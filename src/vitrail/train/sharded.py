@@ -53,7 +53,7 @@ class ShardedLoss(LossModule):
         self.blocks_to_compile = blocks
 
     def compile(self, *args: Any, **named: Any) -> None:
-        """Compile each block by itself: FSDP2 gathers its weights outside."""
+        """Compile each block separately: FSDP2 gathers its weights outside."""
         for block in self.blocks_to_compile:
             block.forward = torch.compile(block.forward, *args, **named)
 
@@ -86,7 +86,7 @@ class ShardedLoss(LossModule):
     def over_ranks(
         self, totals: dict[str, Tensor], gradients: list[Tensor | None], parameters: Sequence[Tensor]
     ) -> tuple[dict[str, Tensor], list[Tensor | None]]:
-        return self.world.sum_named(totals, self.asked), gradients
+        return self.world.sum_named(totals, self.requests), gradients
 
     def norm(self, gradients: Sequence[Tensor]) -> Tensor:
         squares = torch.stack(torch._foreach_norm(list(gradients))).double().square()
@@ -315,7 +315,7 @@ class ShardedOptimizers(Optimizers):
 
 
 def share_of(value: Tensor) -> Tensor:
-    """This rank's rows of a weight, in its own memory; a weight that is not shared out as it is."""
+    """This rank's rows of a weight, in its own memory; any other weight unchanged."""
     with torch.no_grad():
         return value.to_local() if isinstance(value, DTensor) else value
 

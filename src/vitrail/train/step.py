@@ -23,20 +23,16 @@ class LossModule(nn.Module):
     def __init__(self, task: Task, world: World = ALONE) -> None:
         super().__init__()
         self.task, self.world = task, world
-        self.asked: dict[str, bool] = {}
+        self.requests: dict[str, bool] = {}
         """what this process asks of all, which is summed with the losses of a step: to stop, or to save"""
         norms = [m for m in task.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
         self.statistics = [s for m in norms for s in (m.running_mean, m.running_var) if s is not None]
         """what the forward pass of training changes: batch norm's running statistics"""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        if self.world.size == 1:
-            return self.task.loss(batch)
-        self.world.stepping = True
-        try:
-            return self.task.loss(batch, self.world.gather if self.task.whole_batch else None)
-        finally:
-            self.world.stepping = False
+        if self.world.size > 1 and self.task.whole_batch:
+            return self.task.loss(batch, self.world.gather)
+        return self.task.loss(batch)
 
     def gradients(
         self, loss: Tensor, parameters: Sequence[Tensor], scale: Tensor | None, last: bool
@@ -48,8 +44,8 @@ class LossModule(nn.Module):
     def over_ranks(
         self, totals: dict[str, Tensor], gradients: list[Tensor | None], parameters: Sequence[Tensor]
     ) -> tuple[dict[str, Tensor], list[Tensor | None]]:
-        """The sums of a step over all processes: once, after the last micro-batch. The totals hold what is asked."""
-        return self.world.sum_named(totals, self.asked), self.world.sum_given(gradients, parameters)
+        """The sums of a step over all processes: once, after the last micro-batch. The totals hold the requests."""
+        return self.world.sum_named(totals, self.requests), self.world.sum_given(gradients, parameters)
 
     def optimizers(self, optim: Optim, compile: bool, scale: LossScale | None) -> Optimizers:
         """Optimizers of the weights that are trained."""
@@ -118,7 +114,7 @@ def train_step(run: Run, module: LossModule, batch: Batch, optimizers: Optimizer
     before = [statistic.clone() for statistic in module.statistics]
     micro_batches = module.task.target.split(batch, run.accumulate)
     for number, micro_batch in enumerate(micro_batches, 1):
-        with autocast(batch["image"].device, run.precision):
+        with autocast(batch["image"].device, run.precision), module.world.step():
             found = module(micro_batch)
         factor_of_loss = None if scale is None else scale.value
         new = module.gradients(found["loss"], optimizers.parameters, factor_of_loss, last=number == len(micro_batches))
@@ -127,7 +123,7 @@ def train_step(run: Run, module: LossModule, batch: Batch, optimizers: Optimizer
             totals[name] = totals[name] + value.detach() if name in totals else value.detach()
     with torch.no_grad():
         totals, gradients = module.over_ranks(totals, gradients, optimizers.parameters)
-        asked = {name: totals.pop(name) for name in module.asked}
+        requests = {name: totals.pop(name) for name in module.requests}
         count = totals.pop("count")
         count = torch.where(count > 0, count, 1)  # a batch without items has zero sums
         means = {name: total / count for name, total in totals.items()}
@@ -144,7 +140,7 @@ def train_step(run: Run, module: LossModule, batch: Batch, optimizers: Optimizer
         gradients = [None if gradient is None else next(scaled) for gradient in gradients]
         for statistic, old in zip(module.statistics, before, strict=True):
             statistic.copy_(torch.where(good, statistic, old))
-        scalars = {**means, "gradient_norm": norm, "finite": good, **asked}
+        scalars = {**means, "gradient_norm": norm, "finite": good, **requests}
         if scale is not None:
             scalars |= {"halved": scale.update(*finite), "loss_scale": scale.value}
     optimizers.step(gradients, factor, good)

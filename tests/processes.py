@@ -19,6 +19,8 @@ from vitrail.train.launcher import free_port, loopback
 from vitrail.train.parallel import World
 
 T = TypeVar("T")
+PATIENCE = 300.0
+"""seconds after which ranks wait for each other for ever"""
 
 
 def in_ranks(count: int, work: Callable[[World], T], shard: bool = False) -> list[T]:
@@ -36,9 +38,12 @@ def in_ranks(count: int, work: Callable[[World], T], shard: bool = False) -> lis
     found: list[T] = []
     for reader, _ in pipes:
         try:
-            good, value = pickle.loads(reader.recv_bytes())
+            good, value = pickle.loads(reader.recv_bytes()) if reader.poll(PATIENCE) else (False, "a rank hangs")
         except EOFError:
             good, value = False, "a rank was killed"
+        if not good:
+            for rank in ranks:
+                rank.kill()
         assert good, value
         found.append(value)
     for rank in ranks:
