@@ -35,7 +35,7 @@ def in_ranks(count: int, work: Callable[[World], T], shard: bool = False) -> lis
         rank.start()
     for _, end in pipes:
         end.close()
-    found: list[T] = []
+    found: list[Any] = []
     for reader, _ in pipes:
         try:
             good, value = pickle.loads(reader.recv_bytes()) if reader.poll(PATIENCE) else (False, "a rank hangs")
