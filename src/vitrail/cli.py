@@ -76,7 +76,10 @@ def train(args: Sequence[str]) -> int:
     )
     parser.add_argument("--group", help=GROUP)
     parser.add_argument(
-        "--resume", type=path, metavar="RUN", help="resume this run; --data if it moved, --epochs for more"
+        "--resume",
+        type=path,
+        metavar="RUN",
+        help="resume this run; its data may move (--data), and it may grow (--epochs)",
     )
     add_grid(parser)
     parser.add_argument("--nproc", type=int, metavar="N", help="train in N processes of this machine: one per GPU")

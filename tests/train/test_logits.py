@@ -184,9 +184,9 @@ def test_weights_that_do_not_train_are_not_scaled() -> None:
 def test_a_bound_on_nothing_is_refused(method: str) -> None:
     task, _ = large_logits()
     tune(task, Tune(method=method))  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="qk_clip has no effect"):
+    with pytest.raises(UserError, match="--qk-clip has no effect"):
         QKClip(task, 1.5)
-    with pytest.raises(UserError, match="qk_clip has no effect"):
+    with pytest.raises(UserError, match="--qk-clip has no effect"):
         QKClip(large_logits(qk_norm=True)[0], 1.5)
 
 

@@ -147,7 +147,7 @@ class _Precision:
 def agree(one: Any, other: Any) -> bool:
     """Whether two rows say the same, but for numbers that differ by at most `TOLERANCE`.
 
-    In a list of labels with scores, neighbours may change places, and the last ones be replaced, by as little.
+    In a ranking, such as labels with scores, neighbours may change places, and the last ones be replaced, by as little.
     """
     if isinstance(one, bool) or not isinstance(one, int | float | list | dict):
         return bool(one == other)
@@ -157,14 +157,23 @@ def agree(one: Any, other: Any) -> bool:
         return False
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(agree(one[name], other[name]) for name in one)
-    if one and all(isinstance(each, dict) and {"label", "score"} == each.keys() for each in [*one, *other]):
-        scores = [{each["label"]: each["score"] for each in labels} for labels in (one, other)]
-        least = [min(each.values()) for each in scores]
-        return all(
-            abs(scores[0].get(label, least[0]) - scores[1].get(label, least[1])) <= TOLERANCE
-            for label in scores[0].keys() | scores[1].keys()
-        )
+    if (both := (_ranked(one), _ranked(other)))[0] and both[1]:
+        least = [min(each.values()) for each in both]
+        names = both[0].keys() | both[1].keys()
+        return all(abs(both[0].get(n, least[0]) - both[1].get(n, least[1])) <= TOLERANCE for n in names)
     return all(agree(a, b) for a, b in zip(one, other, strict=True))
+
+
+def _ranked(records: list[Any]) -> dict[str, float]:
+    """The number of each name, for records of one name and one number each; {} for any others."""
+    found: dict[str, float] = {}
+    for record in records:
+        names = [value for value in record.values() if isinstance(value, str)] if isinstance(record, dict) else []
+        numbers = [value for value in record.values() if isinstance(value, float)] if names else []
+        if len(names) != 1 or len(numbers) != 1 or len(record) != 2:
+            return {}
+        found[names[0]] = numbers[0]
+    return found
 
 
 class Progress:

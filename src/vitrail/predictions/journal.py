@@ -21,8 +21,8 @@ from vitrail.tasks.task import Task
 class Journal:
     """JSON lines: a head that names the work, and one entry per image in the order of the images."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, output: Path) -> None:
+        self.output, self.path = output, output.with_name(f"{output.name}.partial")
         self.count = 0
         """entries so far"""
         self.file: IO[bytes] | None = None
@@ -34,7 +34,7 @@ class Journal:
     def open(self, head: dict[str, Any]) -> None:
         """Begin, or resume after the last whole entry. UserError if the file is of other work, or in use."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with named(self.path):
+        with named(self.output):
             self.file = self.path.open("a+b")
             self._lock(self.file)
             self.file.seek(0)
@@ -58,7 +58,7 @@ class Journal:
             self.file.truncate(whole)
 
     def add(self, entry: dict[str, Any]) -> None:
-        with named(self.path):
+        with named(self.output):
             self._append(entry)
         self.count += 1
 

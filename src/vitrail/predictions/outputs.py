@@ -35,7 +35,7 @@ class Entry(NamedTuple):
     row: Row
     """as `--json` prints it"""
     line: str | None
-    """for people; None where only the file is written, and for an unreadable image"""
+    """for people; None where only the file is written"""
 
 
 class Output(AbstractContextManager["Output"]):
@@ -56,10 +56,9 @@ class Output(AbstractContextManager["Output"]):
 
     def take(self, answered: Answered) -> Entry:
         """Add a prediction."""
-        if answered.answer is None:
-            return Entry(answered.row, None)
+        text = "no answer" if answered.answer is None else answered.answer.text()
         # One line per image: an untrained language model writes line breaks too.
-        return Entry(answered.row, f"{answered.path}: {' '.join(answered.answer.text().split())}")
+        return Entry(answered.row, f"{answered.path}: {' '.join(text.split())}")
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         pass
@@ -82,7 +81,7 @@ class Written(Output):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.journal = Journal(path.with_name(f"{path.name}.partial"))
+        self.journal = Journal(path)
         self.bad = 0
 
     def begin(self, task: Task, images: Sequence[Path]) -> Output:

@@ -79,7 +79,7 @@ class Keeper:
         average: Average | None,
         world: World = ALONE,
     ) -> None:
-        """Rank 0 of `world` writes; the others take part in what the ranks gather."""
+        """Rank 0 of `world` writes; the others join in what the ranks gather."""
         self.world = world
         self.run, self.task, self.folder = run, task, folder
         self.optimizers, self.average = optimizers, average

@@ -83,8 +83,8 @@ class QKClip:
     The authors' attention kernel returns S of the whole batch in every step. PyTorch's does not, and to compute it
     again takes half of the arithmetic of attention and, on a GPU, a launch per layer. S changes little from step to
     step, so it is measured every `CLIP_EVERY` steps, on the first images of the batch, with the new weights. That
-    takes 0.6 % of the time of `cifar10-quick` on a CPU and 1.5 % of `folder`, leaves the compiled step as it is and
-    never waits for a GPU. It depends only on the step, the batch and the weights: a resumed run is the same.
+    takes 0.6 % of the time of `cifar10-quick` on a CPU and 1.5 % of `folder`. The compiled step is unchanged, and
+    nothing waits for a GPU. A measurement depends only on step, batch and weights: a resumed run is the same.
 
     A head that does not train as a whole (frozen, or with LoRA) is left alone.
     """
@@ -95,8 +95,8 @@ class QKClip:
         self.rows = {module: _rows(module) for module in task.modules() if isinstance(module, Attention)}
         if not any(self.rows.values()):
             raise UserError(
-                "qk_clip has no effect: this model has no attention, or queries and keys that are normalised (qk_norm) "
-                "or frozen; remove it"
+                "--qk-clip has no effect: this model has no attention, or its queries and keys are normalised "
+                "(qk_norm) or frozen; leave it out"
             )
 
     @torch.no_grad()
