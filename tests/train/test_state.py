@@ -54,3 +54,14 @@ def test_an_error_leaves_no_folders_but_those_that_were_there(tmp_path: Path) ->
         with pytest.raises(ZeroDivisionError), RunFolder(tmp_path / name).new():
             raise ZeroDivisionError
     assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for name in (".best.x1", ".best.old.x2", ".last.x3", "best", ".mine"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"weights")
+    for name in (".metrics.jsonl.x4", ".recipe.json.x5", "metrics.jsonl", ".notes"):
+        (tmp_path / name).write_text("")
+    folder.remove_leftovers()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mine", ".notes", "best", "metrics.jsonl"]

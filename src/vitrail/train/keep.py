@@ -153,7 +153,7 @@ class Keeper:
             self._save(step, sums, pending)
 
     def score(self, step: int, score: float | None, sums: dict[str, float]) -> None:
-        """Start to save the state after a step that was evaluated, and its weights, as the best ones if they are."""
+        """Start to save the weights after a step that was evaluated, as the best ones if they are, and its state."""
         rule = self.task.score
         assert rule is not None
         if score is None:
@@ -178,20 +178,22 @@ class Keeper:
         is_best: bool = False,
     ) -> None:
         self._writer.wait()  # the memory of the snapshot is in use until then
-        values = {
-            "module": self.task.state_dict(),
-            "optimizers": self.optimizers.state_dict(),
-            "average": self.average.values if self.average else None,
-        }
+        values: dict[str, Any] | None = None
+        if step != self.step:  # else the run has resumed before an evaluation: no state is written over another
+            values = {
+                "module": self.task.state_dict(),
+                "optimizers": self.optimizers.state_dict(),
+                "average": self.average.values if self.average else None,
+            }
+            values |= {"best": self.best, "pending": pending, "sums": dict(sums)}
         if self.world.leads:
             values, weights = self._snapshot.take([values, weights])
-            values |= {"best": self.best, "pending": pending, "sums": dict(sums)}
             self._writer.start(partial(self._write, step, values, weights, is_best, self._best))
         self.step, self.pending, self._saved = step, pending, time.monotonic()
         release_memory()
 
     def _write(
-        self, step: int, values: dict[str, Any], weights: dict[str, Any] | None, is_best: bool, best: Path | None
+        self, step: int, values: dict[str, Any] | None, weights: dict[str, Any] | None, is_best: bool, best: Path | None
     ) -> None:
         """All files of a save, the state last: it needs the others."""
         self._snapshot.wait()
@@ -202,8 +204,9 @@ class Keeper:
             copy_folder(best, folder.last)
         elif weights is not None:
             self.task.save(folder.last, weights)
-        folder.flush()
-        folder.states.write(step, values, best, self.run.keep)
+        if values is not None:
+            folder.flush()
+            folder.states.write(step, values, best, self.run.keep)
 
     def wait(self) -> None:
         """Until everything is written. Raises the error of the last write."""
