@@ -246,6 +246,12 @@ def check_convert(said: Said) -> None:
     vitrail.load(out)
 
 
+def check_export(said: Said) -> None:
+    """An export that loads."""
+    assert re.search(r"largest difference [\d.e-]+ .* over 9 pairs of size and batch", said.out)
+    vitrail.load(said.words[2])
+
+
 def check_data(said: Said) -> None:
     """A set with as many images as before."""
     out = said.option("--out")
@@ -291,6 +297,7 @@ CHECKS: dict[str, Callable[[Said], None]] = {
     "explain": check_explain,
     "compare": check_compare,
     "convert": check_convert,
+    "export": check_export,
     "data": check_data,
     "doctor": check_doctor,
     "demo": check_demo,
