@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-import sys
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +16,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from vitrail.data import memory as in_memory
 from vitrail.data.augment import ORDER, Augment, Augmenter, refuse_spatial, stream_keys
@@ -30,7 +27,7 @@ from vitrail.data.random import draw_key, seed_for
 from vitrail.data.repeats import occurrence, repeated
 from vitrail.data.sets import ImageSet
 from vitrail.data.targets import Target
-from vitrail.data.workers import STALLED, fetched_by, identity, ignore_first_sigterm
+from vitrail.data.workers import fetched_by, start_workers
 from vitrail.errors import UserError
 
 log = logging.getLogger("vitrail")
@@ -366,32 +363,13 @@ class Loader:
 
     def _fetch(self, plans: Iterator[list[Want]], augment: Augment | None) -> Iterator[tuple[Fetched, int]]:
         """The plans as fetched by the workers, in order, with their epochs."""
-        for fetched, plan in fetched_by(partial(self._start_workers, self._fetcher(augment)), plans):
+        for fetched, plan in fetched_by(partial(start_workers, self._fetcher(augment), self.workers), plans):
             self.record_bad(fetched.bad)
             if augment is not None and not len(fetched.samples):
                 raise UserError(f"no image of {self.set.name} can be read")
             if self.device.type == "cuda":
                 fetched.views = [images.pin_memory() for images in fetched.views]
             yield fetched, plan[0].epoch
-
-    def _start_workers(self, fetch: Fetch, plans: Iterator[list[Want]]) -> Iterator[Fetched]:
-        with warnings.catch_warnings():
-            # The best number of workers depends on the disk as much as on the CPU.
-            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
-            loader: DataLoader[Fetched] = DataLoader(
-                fetch,
-                batch_sampler=plans,
-                num_workers=self.workers,
-                collate_fn=identity,
-                prefetch_factor=4 if self.workers else None,
-                timeout=STALLED if self.workers else 0,
-                worker_init_fn=ignore_first_sigterm,
-                # Forked workers share the set's lists; only Linux can fork safely.
-                multiprocessing_context="fork" if self.workers and sys.platform == "linux" else None,
-                # Not the default generator, which the model uses: drawing from it would change a resumed run.
-                generator=torch.Generator(),
-            )
-            return iter(loader)
 
     def record_bad(self, bad: dict[int, str]) -> None:
         """Log each bad image once. Raises UserError if there are too many."""

@@ -7,11 +7,16 @@ import itertools
 import logging
 import multiprocessing
 import signal
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
 
 from vitrail.errors import RunError
 
@@ -43,6 +48,27 @@ def ignore_first_sigterm(worker: int) -> None:
     signal.signal(signal.SIGTERM, restore)
     if hasattr(signal, "SIGUSR1"):  # not on Windows
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+def start_workers(fetch: Dataset[T], workers: int, plans: Iterator[Any]) -> Iterator[T]:
+    """What worker processes, or this one if there are none, fetch for each plan, in order."""
+    with warnings.catch_warnings():
+        # The best number of workers depends on the disk as much as on the CPU.
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        loader: DataLoader[T] = DataLoader(
+            fetch,
+            batch_sampler=plans,
+            num_workers=workers,
+            collate_fn=identity,
+            prefetch_factor=4 if workers else None,
+            timeout=STALLED if workers else 0,
+            worker_init_fn=ignore_first_sigterm,
+            # Forked workers share the set's lists; only Linux can fork safely.
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+            # Not the default generator, which the model uses: drawing from it would change a resumed run.
+            generator=torch.Generator(),
+        )
+        return iter(loader)
 
 
 class WorkerDied(RuntimeError):

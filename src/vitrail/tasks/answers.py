@@ -1,14 +1,42 @@
-"""Checks that answers of all tasks share."""
+"""What answers of all tasks share: how they are batched, and checks."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
+from vitrail.data.affine import Affine
 from vitrail.errors import UserError
-from vitrail.tasks.values import Batch
+from vitrail.tasks.values import Batch, Prediction
+
+if TYPE_CHECKING:
+    from vitrail.data.prepare import Sample
+    from vitrail.tasks.task import Task
+
+ANSWERED = 32
+"""images of the preprocessing's size, or as many pixels, that are answered at once"""
+
+
+def answer_all(task: Task, prepared: Sequence[Sample]) -> list[Prediction]:
+    """One answer for each image as `Task.prepare` gives it (see `Task.answers`)."""
+    from vitrail.data.prepare import batched  # imports torchvision, which takes seconds
+
+    device = next(task.parameters()).device
+    height, width = task.preprocess.size
+    found: list[Prediction] = []
+    for batch in batched(prepared, lambda sample: sample.images, ANSWERED * height * width):
+        frames = [task.preprocess.normalise(sample.images) for sample in batch]
+        samples = torch.tensor([numbered_by_pixels(images[0]) for images in frames], device=device)
+        affine = Affine.join([sample.affine for sample in batch if sample.affine is not None])
+        answers = task.answer({"image": torch.cat(frames).to(device), "sample": samples, "affine": affine})
+        if len(answers) != len(batch):
+            raise ValueError(f"{len(answers)} answers for {len(batch)} images: `answer` must merge frames")
+        found += answers
+    return found
 
 
 def finite(outputs: Tensor) -> Tensor:

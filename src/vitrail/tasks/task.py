@@ -17,14 +17,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vitrail.data.affine import Affine
 from vitrail.data.preprocess import AnyImage, Preprocess
 from vitrail.data.random import uniform_by_key
 from vitrail.data.targets import Labels, Target
 from vitrail.errors import UserError
 from vitrail.html import examples
 from vitrail.ops import stochastic_depth
-from vitrail.tasks.answers import numbered_by_pixels, one_frame_each
+from vitrail.tasks.answers import answer_all, one_frame_each
 from vitrail.tasks.checkpoint import write
 from vitrail.tasks.exported import Engine, Program, run_whole, whole
 from vitrail.tasks.values import NoOptions, Score, Section, Settings
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("vitrail")
 
-ANSWERED = 32
-"""images of the preprocessing's size, or as many pixels, that are answered at once"""
 DROP_PATH = 0
 """stream of random numbers of stochastic depth (see `uniform_by_key`)"""
 
@@ -201,21 +198,7 @@ class Task(nn.Module):
         `answer` gets the frames of images in a row, with their affines joined, whose `image_of` tells which image each
         is of. Images whose frames have different sizes are answered in different batches.
         """
-        from vitrail.data.prepare import batched
-
-        self.eval()
-        device = next(self.parameters()).device
-        height, width = self.preprocess.size
-        found: list[Prediction] = []
-        for batch in batched(prepared, lambda sample: sample.images, ANSWERED * height * width):
-            frames = [self.preprocess.normalise(sample.images) for sample in batch]
-            samples = torch.tensor([numbered_by_pixels(images[0]) for images in frames], device=device)
-            affine = Affine.join([sample.affine for sample in batch if sample.affine is not None])
-            answers = self.answer({"image": torch.cat(frames).to(device), "sample": samples, "affine": affine})
-            if len(answers) != len(batch):
-                raise ValueError(f"{len(answers)} answers for {len(batch)} images: `answer` must merge frames")
-            found += answers
-        return found
+        return answer_all(self.eval(), prepared)
 
     def predict(self, images: Sequence[Image.Image | Tensor], batch_size: int = 32) -> list[Prediction]:
         """Answers for images: PIL images, or tensors [C, H, W] of uint8, uint16 or floats of 0 to 1 (or 0 to 255).
