@@ -119,6 +119,11 @@ MEASURES: dict[str, tuple[str, str, Callable[[Rows], str]]] = {
             f"{max(row.get('cpu_seconds', 0) for row in rows['flipped labels'].values()) / 60:.1f} minutes of one core"
         ),
     ),
+    "ranks": (
+        "training in 2 and 4 processes, with whole weights and with `--shard`, compared with one process",
+        "the same images and scores, losses within rounding",
+        lambda rows: _ranks([found for case in rows.values() for found in case.values()]),
+    ),
     "startup": (
         "`vitrail --help`, median time",
         "0.4 s",
@@ -151,6 +156,13 @@ def _result(name: str) -> str:
         return "not measured"
     where = " (on one core)" if found["machine"]["cores"] == 1 and "runs" not in found["rows"] else ""
     return MEASURES[name][2](found["rows"]) + where
+
+
+def _ranks(found: list[Rows]) -> str:
+    """How far runs in several processes are from one, over all comparisons."""
+    same = sum(each["the same images"] and each["scores of the same weights are equal"] for each in found)
+    most = max(value for each in found for name, value in each.items() if "loss" in name)
+    return f"the same images and scores in {same} of {len(found)} comparisons; losses differ by at most {most:.0e}"
 
 
 def _faster(rows: Rows, batch: int, threads: int) -> str:

@@ -38,9 +38,12 @@ def in_ranks(count: int, work: Callable[[World], T], shard: bool = False) -> lis
     found: list[Any] = []
     for reader, _ in pipes:
         try:
-            good, value = pickle.loads(reader.recv_bytes()) if reader.poll(PATIENCE) else (False, "a rank hangs")
+            given: tuple[bool, Any] = (False, "a rank hangs")
+            if reader.poll(PATIENCE):
+                given = pickle.loads(reader.recv_bytes())
         except EOFError:
-            good, value = False, "a rank was killed"
+            given = (False, "a rank was killed")
+        good, value = given
         if not good:
             for rank in ranks:
                 rank.kill()
