@@ -72,6 +72,12 @@ def test_every_combination_gets_a_folder_that_says_what_it_is() -> None:
     ]
 
 
+def test_options_of_the_processes_are_kept_when_a_run_resumes() -> None:
+    grid = read_grid([*GRID, "--out", "out", "--nproc", "2", "--shard"])
+    assert grid.command(grid.combinations[0], resume=True)[3:] == ["--nproc=2", "--shard"]
+    assert grid.command(grid.combinations[0], resume=False)[-8:-6] == ["--nproc=2", "--shard"]
+
+
 def test_equal_values_written_otherwise_are_the_same_run() -> None:
     names = [
         [one.name for one in read_grid(["digits", "--grid", f"lr={text}"]).combinations] for text in ("1e-3", "0.001")

@@ -120,9 +120,11 @@ def read_grid(args: Sequence[str]) -> Grid:
     own.add_argument("--out", type=Path)
     own.add_argument("--json", action="store_true")
     own.add_argument("--nproc")
+    own.add_argument("--shard", action="store_true")
     own.add_argument("--resume")
     options, words = own.parse_known_args(args)
     kept = [f"--{name}={value}" for name in ("device", "nproc") if (value := getattr(options, name)) is not None]
+    kept += ["--shard"] * options.shard
     named = Parser("train", read_grid)
     named.add_argument("recipe", nargs="?")
     for name in ("data", "init", "group"):

@@ -7,6 +7,7 @@ resumes from its folder.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def train(words: Sequence[str], workers: int, gpus: float, failures: int, addres
                 )
         trainer = TorchTrainer(
             work,
-            train_loop_config={"words": [*words], "out": str(out), "folder": str(Path.cwd())},
+            train_loop_config={"words": [*words], "kept": grid.kept, "out": str(out), "folder": str(Path.cwd())},
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0),
             run_config=RunConfig(
                 name=out.name,
@@ -64,9 +65,20 @@ def work(config: dict[str, Any]) -> None:
     from vitrail.cli import main
 
     os.chdir(config["folder"])  # Ray Train gives each worker a folder of its own
-    resume = [(Path(config["out"]) / "recipe.json").exists()]
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.broadcast_object_list(resume, 0)  # the first worker may have made the folder meanwhile
-    words = ["--resume", config["out"]] if resume[0] else config["words"]
+    resume = (Path(config["out"]) / "recipe.json").exists()
+    if dist.is_initialized():
+        # The first worker decides for all, since it may make the folder before another one looks. `train` then joins
+        # the processes as it does under torchrun, at a port that Ray's own group does not hold.
+        told = [resume, _free_port()]
+        dist.broadcast_object_list(told, 0)
+        dist.destroy_process_group()
+        resume, os.environ["MASTER_PORT"] = bool(told[0]), str(told[1])
+    words = ["--resume", config["out"], *config["kept"]] if resume else config["words"]
     if code := main(["train", *words]):
         raise RuntimeError(f"vitrail train ended with exit code {code}")
+
+
+def _free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("", 0))
+        return int(opened.getsockname()[1])

@@ -170,7 +170,8 @@ def _start(request: Request) -> Iterator[str]:
     else:
         yield 'first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
         yield "port=$((15000 + SLURM_JOB_ID % 10000))  # jobs that share the first node need ports of their own"
-        yield 'srun --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 \\'
+        # The nodes of a stopped run end one after the other, and that of a failed one would leave the others waiting.
+        yield 'srun --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" --wait=300 \\'
         yield f"  {python} -m vitrail.cluster.torchrun \\"
         yield f"  --nnodes={request.nodes} --nproc-per-node={request.processes} \\"
         yield '  --rdzv-backend=c10d --rdzv-endpoint="$first:$port" --rdzv-id="$SLURM_JOB_ID" \\'
