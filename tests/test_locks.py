@@ -20,7 +20,7 @@ def requirements() -> dict[str, str]:
         name, _, floor = line.partition(">=")
         if not name.startswith("vitrail["):
             assert floor, f"{line} has no floor"
-            assert floors.setdefault(normalised(name), floor) == floor, f"{name} has two floors"
+            assert floors.setdefault(normalised(name.partition("[")[0]), floor) == floor, f"{name} has two floors"
     return floors
 
 
