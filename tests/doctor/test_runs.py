@@ -78,6 +78,7 @@ def test_healthy_run_gives_no_finding(tmp_path: Path) -> None:
         ("rate-too-high", {"losses": [2.3, 9.0, 4.0, 2.5, 2.4]}),
         ("rate-too-high", {"losses": [2.32, 2.31, 2.3, 2.31], "run": digits(optim=Optim(lr=0.3))}),
         ("rate-too-low", {"losses": [2.31, 2.3, 2.31, 2.3], "run": digits(optim=Optim(lr=1e-7))}),
+        ("frozen", {"losses": [2.31, 2.305, 2.31, 2.3], "run": digits(optim=Optim(lr=0))}),
         ("loss-at-rest", {"losses": [2.31, 2.303, 2.302, 2.303, 2.304, 2.303]}),
         ("wrong-mean-std", {"losses": FALLING, "task": model(mean=(124.0,), std=(58.0,))}),
         ("wrong-mean-std", {"losses": FALLING, "task": model(mean=(0.5,), std=(0.002,))}),

@@ -164,7 +164,8 @@ def nearly_same(a: Tensor, b: Tensor, colours_a: Tensor, colours_b: Tensor) -> T
     close = torch.where(smooth, whole > SMOOTH, (whole > SAME) & (fine > DETAIL))
     tint_a, tint_b = _tint(colours_a.float()), _tint(colours_b.float())
     pale = torch.minimum(tint_a.square().mean(1), tint_b.square().mean(1)).sqrt() < PALE
-    return close & (pale | (F.cosine_similarity(tint_a, tint_b) > TINT))
+    alike = (F.normalize(tint_a, dim=1) * F.normalize(tint_b, dim=1)).sum(1)
+    return close & (pale | (alike > TINT))
 
 
 def _tint(colours: Tensor) -> Tensor:

@@ -50,6 +50,8 @@ def examine_run(path: str) -> Diagnosis:
     signs.answers = kind.collapsed(record.final) if record.final else None
     if last is not None:
         signs.image = _normalised(run, folder, last, notes)
+    if signs.rate == 0:
+        signs.unmoved = (1.0, "all of them, at a learning rate of 0")
     findings = []
     if first is not None:
         signs.untrained = str(run.init) if untrained(first.encoder) else ""
