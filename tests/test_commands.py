@@ -373,6 +373,12 @@ def theirs(words: list[str]) -> None:
         extras = re.search(r"\[(.+)\]", words[-1])
         known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         assert words[1] == "install" and {*(extras[1].split(",") if extras else [])} <= known.keys(), words
+    elif words[0] == "torchrun":
+        from torch.distributed.run import get_args_parser
+
+        options = get_args_parser().parse_args(words[1:])
+        assert options.module and options.training_script == "vitrail" and options.training_script_args[0] == "train"
+        assert options.training_script_args[1] in RECIPES, words
     elif words[1] == "-m":
         assert all((ROOT / word).exists() for word in words[3:] if "/" in word)
     else:
@@ -416,7 +422,9 @@ def test_commands_do_what_the_docs_say(name: str, here: Path, capsys: pytest.Cap
 def test_commands_of_other_programs_are_there(command: Command) -> None:
     if command.program == ".":
         return  # the environment's own script, which `make demo` makes
-    assert command.program in ("make", "pip", "python", ".venv/bin/python"), "teach the test what to look for"
+    assert command.program in ("make", "pip", "python", ".venv/bin/python", "torchrun"), (
+        "teach the test what to look for"
+    )
     for words in variants(command):
         theirs(words)
 

@@ -40,6 +40,14 @@ def same(a: list[Batch], b: list[Batch]) -> bool:
     return all(torch.equal(x["image"], y["image"]) for x, y in zip(a, b, strict=True))
 
 
+@pytest.fixture(autouse=True)
+def _no_other_workers() -> None:
+    """End the workers that other tests of the process left."""
+    for child in multiprocessing.active_children():
+        child.kill()
+        child.join()
+
+
 def kill_one(how: signal.Signals = signal.SIGKILL) -> None:
     worker = multiprocessing.active_children()[0]
     assert worker.pid is not None

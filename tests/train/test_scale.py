@@ -160,8 +160,9 @@ def fitted(run: Run, path: Path, steps: int, resume: bool = False) -> dict[str, 
     if not resume:
         folder.begin(run, components.task.classes)
     fit(run, components, folder, steps, resume)
-    state = torch.load(path / "state" / "state.pt", weights_only=True)
-    return {**state["module"], **state["optimizers"][-1]}
+    state = folder.states.newest(CPU)
+    assert state is not None
+    return {**state.values["module"], **state.values["optimizers"][-1]}
 
 
 def test_overflows_are_counted_apart_and_stop_no_run(

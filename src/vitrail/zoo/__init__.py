@@ -86,7 +86,7 @@ def load(
         if verify or any(change is not None for change in (classes, channels, image_size, dtype)):
             raise UserError(f"{source} is an export, which cannot be changed: load the checkpoint it was made from")
         return _as_task(exports.read(path, device), source, task)
-    model, certificate = load_certified(source, dtype, revision, verify)
+    model, certificate = _certified(source, path, dtype, verify)
     notes = certificate.notes
     if channels not in (None, model.preprocess.channels):
         notes.append(f"the first filters adapted from {model.preprocess.channels} to {channels} channels")
@@ -124,6 +124,11 @@ def load_certified(
     """The model without changes, and the certificate of its weights."""
     if is_export(path := find(source, revision)):
         refuse(source)
+    return _certified(source, path, dtype, verify)
+
+
+def _certified(source: str | Path, path: Path, dtype: torch.dtype | None, verify: bool) -> tuple[Task, Certificate]:
+    """The same for a source that was found at a path: what a Hub id means may change at any time."""
     files, module, found = recognise(path)
     for note in found.notes:
         warn_once(f"{source}: {note}")
