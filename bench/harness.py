@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -253,7 +254,7 @@ def _command() -> str:
     script = Path(sys.argv[0])
     if script.is_absolute() and script.is_relative_to(ROOT):
         script = script.relative_to(ROOT)
-    return " ".join(["python", str(script), *portable(sys.argv[1:])])
+    return shlex.join(["python", str(script), *portable(sys.argv[1:])])
 
 
 def portable(words: list[str]) -> list[str]:
