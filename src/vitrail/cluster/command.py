@@ -157,5 +157,6 @@ def ray_train(args: Sequence[str]) -> int:
     options = parser.parse_args(own)
     from vitrail.cluster.ray_train import train
 
-    train(words, options.workers, 0.0 if options.cpu else 1.0, options.max_failures, options.address)
+    out = train(words, options.workers, 0.0 if options.cpu else 1.0, options.max_failures, options.address)
+    print(f"best weights: {out / 'best'}, report: {out / 'report.html'}")
     return 0

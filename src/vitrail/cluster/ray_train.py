@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,11 @@ from vitrail.cluster.ray_session import library, session, shortened
 from vitrail.errors import RunError, UserError
 
 
-def train(words: Sequence[str], workers: int, gpus: float, failures: int, address: str | None) -> None:
-    """Train with the `words` of a `train` command, by so many workers. UserError for words that it would refuse."""
+def train(words: Sequence[str], workers: int, gpus: float, failures: int, address: str | None) -> Path:
+    """Train with the `words` of a `train` command, by so many workers; returns the run's folder.
+
+    UserError for words that `train` would refuse.
+    """
     if workers < 1 or failures < 0:
         raise UserError("--workers must be at least 1, and --max-failures at least 0")
     for flag in ("--grid", "--grid-index", "--nproc", "--device"):
@@ -55,7 +59,8 @@ def train(words: Sequence[str], workers: int, gpus: float, failures: int, addres
         try:
             trainer.fit()
         except Exception as error:  # Ray wraps what the workers raise in its own classes
-            raise RunError(f"{shortened(error)}; see the lines above") from None
+            raise RunError(f"{shortened(error)}; Ray's log of that worker has its lines") from None
+    return grid.out
 
 
 def work(config: dict[str, Any]) -> None:
@@ -74,7 +79,8 @@ def work(config: dict[str, Any]) -> None:
         dist.destroy_process_group()
         resume, os.environ["MASTER_PORT"] = bool(told[0]), str(told[1])
     words = ["--resume", config["out"], *config["kept"]] if resume else config["words"]
-    if code := main(["train", *words]):
+    sys.argv = ["vitrail", "train", *words]  # which the run's log records
+    if code := main(sys.argv[1:]):
         raise RuntimeError(f"vitrail train ended with exit code {code}")
 
 
