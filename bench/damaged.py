@@ -4,7 +4,7 @@
 
 The damaged files are empty, cut off, text, random bytes, images that declare more pixels than the limit, and links to
 nothing, as many of each. `vitrail train folder --max-bad 0.1` reads them in memory, and streamed by two workers over
-two epochs. With the default, `--max-bad 0.01`, the command must refuse them.
+four epochs. With the default, `--max-bad 0.01`, the command must refuse them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from harness import Parser, Row, record, tiny_images
 SHARE = 20
 """one image in so many is damaged"""
 WORDS = [
-    *("--max-steps", "40", "--batch-size", "100", "--image-size", "16", "--stem", "4", "--width", "16", "--depth", "1"),
+    *("--max-steps", "80", "--batch-size", "100", "--image-size", "16", "--stem", "4", "--width", "16", "--depth", "1"),
     *("--heads", "2", "--device", "cpu", "--no-balanced"),  # which would draw with replacement, and miss some
 ]
 MODES = {"in memory": ["--memory", "True"], "streamed": ["--memory", "False", "--workers", "2"]}
