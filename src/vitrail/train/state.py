@@ -188,7 +188,7 @@ class RunFolder:
         """Delete the folder if nothing in it could be resumed."""
         if self.best.exists() or self.last.exists() or self.states.steps():
             return
-        for path in (self.path / "classes.json", self._data, self._recipe, self.metrics):
+        for path in (self._recipe, self.path / "classes.json", self._data, self.metrics):  # the first makes it a run
             path.unlink(missing_ok=True)
         shutil.rmtree(self.states.path, ignore_errors=True)  # the first state could not be written
 
