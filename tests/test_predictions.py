@@ -233,8 +233,13 @@ def test_rows_agree_but_for_small_numbers() -> None:
     assert agree(one, row(("a", 0.5), ("b", 0.105), ("d", 0.1))), "the last of many labels may change"
     assert not agree(one, row(("a", 0.5), ("d", 0.3), ("b", 0.1)))
     assert not agree(one, row(("a", 0.46), ("b", 0.105), ("c", 0.1)))
-    assert agree({"area": 1000, "caption": "a"}, {"area": 1020, "caption": "a"})
-    assert not agree({"area": 1000, "caption": "a"}, {"area": 1040, "caption": "a"})
+    small = row(("a", 0.02), ("b", 0.01))
+    assert not agree(small, row(("c", 0.02), ("d", 0.01))) and not agree(small, row(("a", 0.02), ("b", 0.012)))
+    values = {"values": [{"name": "x", "value": 0.01}, {"name": "y", "value": 1000.0}]}
+    assert agree(values, {"values": [{"name": "x", "value": 0.0101}, {"name": "y", "value": 1010.0}]})
+    assert not agree(values, {"values": [{"name": "x", "value": 0.02}, {"name": "y", "value": 1000.0}]})
+    assert agree({"area": 1000, "caption": "a"}, {"area": 1040, "caption": "a"})
+    assert not agree({"area": 1000, "caption": "a"}, {"area": 1060, "caption": "a"})
     assert not agree({"caption": "a"}, {"caption": "b"}) and not agree({"values": [1.0]}, {"values": [1.0, 2.0]})
     assert not agree({"value": None}, {"value": 0.0}) and not agree({"sure": True}, {"sure": False})
 

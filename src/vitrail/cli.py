@@ -208,7 +208,8 @@ def predict(args: Sequence[str]) -> int:
     code = 0
     with output.begin(task, paths):
         progress = Progress(len(paths), output.done)
-        for row, line in chain(output.earlier(), map(output.take, answer_files(task, paths[output.done :]))):
+        answers = chain(output.earlier(), map(output.take, answer_files(task, paths[output.done :])))
+        for number, (row, line) in enumerate(answers):
             if "error" in row:
                 code = UserError.exit_code
                 if not options.json:
@@ -217,7 +218,8 @@ def predict(args: Sequence[str]) -> int:
                 print(json.dumps(row))
             elif line is not None:
                 print(line)
-            progress.step()
+            if number >= output.done:
+                progress.step()
     if (where := output.where) is not None and not options.json:
         print(where)
     return code

@@ -17,7 +17,6 @@ import pytest
 import torch
 from images import encoded, folder_of, smooth
 
-from vitrail.data import loader as module
 from vitrail.data import workers as workers_module
 from vitrail.data.augment import Augment
 from vitrail.data.loader import Batch, Loader, Tally
@@ -336,8 +335,7 @@ def test_memory_is_chosen_by_size(photos: ImageSet, monkeypatch: pytest.MonkeyPa
 def test_workers_that_die_or_hang_end_the_run(
     photos: ImageSet, monkeypatch: pytest.MonkeyPatch, fault: Callable[[], None], words: str
 ) -> None:
-    for place in (module, workers_module):
-        monkeypatch.setattr(place, "STALLED", 1)
+    monkeypatch.setattr(workers_module, "STALLED", 1)
     monkeypatch.setattr(ImageSet, "open", lambda self, i: fault())
     with pytest.raises(RunError, match=words) as caught:
         take(loader(photos, workers=1), 1)

@@ -199,6 +199,7 @@ def test_processes_with_other_images_scale_by_the_same_factor(monkeypatch: pytes
         largest.fill_(2 * before)  # what another process has seen, for every head
 
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_reduce", reduce)
     QKClip(task, 1.0).after(0, images)
     assert largest_logits(task, images)[0] == pytest.approx(0.5, rel=1e-4)

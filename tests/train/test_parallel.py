@@ -133,18 +133,22 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         torch.testing.assert_close(two[0].weights[name], value, rtol=1e-3, atol=1e-4)
 
 
-def test_what_one_layout_saved_continues_in_another(tmp_path: Path) -> None:
-    """One of two processes gets the signal, and both stop after the same step."""
-    run, one, two = run_of(), tmp_path / "one", tmp_path / "two"
+@pytest.mark.parametrize("eval_every, steps", [(10.0, 4), (0.1, 2)])
+def test_what_one_layout_saved_continues_in_another(tmp_path: Path, eval_every: float, steps: int) -> None:
+    """One of two processes gets the signal, and both stop after the same step.
+
+    The step after the signal tells all ranks of it, and the next one is the last. Before an evaluation they ask.
+    """
+    run, one, two = run_of(eval_every=eval_every), tmp_path / "one", tmp_path / "two"
     whole = trained(ALONE, run, digits, tmp_path / "whole")
     assert len(trained(ALONE, run, digits, one, stop=4).rows) == 4
     stopped = in_ranks(2, lambda world: trained(world, run, digits, two, stop=2))
-    # The step after the signal tells all ranks of it, and the next one is the last.
-    assert [len(told.rows) for told in stopped] == [4, 4]
+    assert [len(told.rows) for told in stopped] == [steps, steps]
     back = trained(ALONE, run, digits, two, resume=True)
     forth = in_ranks(2, lambda world: trained(world, run, digits, one, resume=True))
     for told in (back, *forth):
-        assert [row["loss"] for row in told.rows] == pytest.approx([row["loss"] for row in whole.rows[4:]], rel=1e-3)
+        rest = whole.rows[-len(told.rows) :]
+        assert [row["loss"] for row in told.rows] == pytest.approx([row["loss"] for row in rest], rel=1e-3)
         assert told.scores["top1"] == whole.scores["top1"]
 
 
@@ -233,7 +237,8 @@ def test_shared_weights_train_as_whole_ones(tmp_path: Path, optimizer: Any) -> N
     back = trained(ALONE, run, digits, two, resume=True)
     forth = in_ranks(2, lambda world: trained(world, run, digits, one, resume=True), shard=True)
     for told in (back, *forth):
-        assert [row["loss"] for row in told.rows] == pytest.approx([row["loss"] for row in whole.rows[4:]], rel=1e-3)
+        rest = whole.rows[-len(told.rows) :]
+        assert [row["loss"] for row in told.rows] == pytest.approx([row["loss"] for row in rest], rel=1e-3)
         assert told.scores["top1"] == whole.scores["top1"]
 
 

@@ -26,7 +26,10 @@ def train_grid(options: argparse.Namespace, args: Sequence[str]) -> int | None:
             raise UserError("--grid-index chooses a run of a grid: name its values with --grid")
         return None
     from vitrail.cluster.grid import run_grid
+    from vitrail.train.launcher import several
 
+    if several() and options.grid_index is None:
+        raise UserError("--grid starts the processes of each run itself: leave torchrun out, and add --nproc N")
     return run_grid(args, options.grid_index, options.json)
 
 

@@ -33,9 +33,9 @@ def main(args: Sequence[str]) -> int:
         if codes == {SAVED}:
             return SAVED
         print(f"vitrail: processes failed with exit code {', '.join(map(str, sorted(codes)))}", file=sys.stderr)
-        return max((code for code in codes if code > 0), default=1)
+        return max((code for code in codes - {SAVED} if code > 0), default=1)
     except SignalException as error:  # SIGTERM, which torchrun has passed on and waited for
-        return 128 + int(error.sigval)
+        return SAVED if error.sigval == signal.SIGTERM else 128 + int(error.sigval)
     return 0
 
 

@@ -17,6 +17,7 @@ from vitrail.data.decode import EncodedImage
 from vitrail.data.pixels import Doubts, Source
 from vitrail.data.prepare import Sample
 from vitrail.errors import UserError
+from vitrail.tasks.exported import Exported
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Prediction
 from vitrail.train.device import autocast, native_bf16
@@ -29,8 +30,8 @@ THREADS = 8
 """the most threads: each holds a decoded image, which may be large"""
 AHEAD = 2
 """batches that are prepared while one is answered"""
-TOLERANCE = 0.03
-"""by how much a number of an answer in bf16 may differ from that in float32, absolute or relative"""
+TOLERANCE = 0.05
+"""by how much a number of an answer in bf16 may differ from that in float32, relative to it"""
 LINE_EVERY = 30.0
 """seconds between lines of progress"""
 Row = dict[str, Any]
@@ -127,7 +128,8 @@ class _Precision:
     def __init__(self, task: Task, many: bool) -> None:
         self.task, self.device = task, next(task.parameters()).device
         self.chosen: Literal["bf16", "fp32"] = "fp32"
-        self.decided = not many or not native_bf16(self.device)
+        # The programs of an export have a number format of their own.
+        self.decided = not many or isinstance(task, Exported) or not native_bf16(self.device)
 
     def answers(self, samples: list[Sample]) -> list[Prediction]:
         found = self._answers(samples, self.chosen)
@@ -147,25 +149,26 @@ class _Precision:
 def agree(one: Any, other: Any) -> bool:
     """Whether two rows say the same, but for numbers that differ by at most `TOLERANCE`.
 
-    In a ranking, such as labels with scores, neighbours may change places, and the last ones be replaced, by as little.
+    In a ranking, such as labels with scores, the tolerance is relative to the first, neighbours may change places, and
+    the last ones be replaced.
     """
     if isinstance(one, bool) or not isinstance(one, int | float | list | dict):
         return bool(one == other)
     if isinstance(one, int | float):
-        return isinstance(other, int | float) and abs(one - other) <= TOLERANCE * max(1.0, abs(one))
+        return isinstance(other, int | float) and abs(one - other) <= TOLERANCE * max(abs(one), abs(other))
     if len(one) != len(other):
         return False
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(agree(one[name], other[name]) for name in one)
     if (both := (_ranked(one), _ranked(other)))[0] and both[1]:
-        least = [min(each.values()) for each in both]
-        names = both[0].keys() | both[1].keys()
-        return all(abs(both[0].get(n, least[0]) - both[1].get(n, least[1])) <= TOLERANCE for n in names)
+        least, names = [min(each.values()) for each in both], both[0].keys() | both[1].keys()
+        most = TOLERANCE * max(both[0].values())
+        return all(abs(both[0].get(n, least[0]) - both[1].get(n, least[1])) <= most for n in names)
     return all(agree(a, b) for a, b in zip(one, other, strict=True))
 
 
 def _ranked(records: list[Any]) -> dict[str, float]:
-    """The number of each name, for records of one name and one number each; {} for any others."""
+    """The probability of each name, for records of one name and one probability each, the largest first; else {}."""
     found: dict[str, float] = {}
     for record in records:
         names = [value for value in record.values() if isinstance(value, str)] if isinstance(record, dict) else []
@@ -173,7 +176,8 @@ def _ranked(records: list[Any]) -> dict[str, float]:
         if len(names) != 1 or len(numbers) != 1 or len(record) != 2:
             return {}
         found[names[0]] = numbers[0]
-    return found
+    falling = sorted(found.values(), reverse=True)
+    return found if falling == [*found.values()] and all(0 <= number <= 1 for number in falling) else {}
 
 
 class Progress:

@@ -15,6 +15,7 @@ import torch
 
 from vitrail.errors import UserError
 from vitrail.files import named
+from vitrail.tasks.exported import Exported
 from vitrail.tasks.task import Task
 
 
@@ -39,7 +40,7 @@ class Journal:
             self._lock(self.file)
             self.file.seek(0)
             first = self.file.readline()
-            if not first.endswith(b"\n"):  # new, or stopped while its head was written
+            if not first.endswith(b"\n") and _line(head).startswith(first):  # new, or stopped while it was written
                 self.file.truncate(0)
                 self._append(head)
                 return
@@ -67,7 +68,10 @@ class Journal:
         with self.path.open("rb") as file:
             file.readline()  # the head
             for _ in range(self.count):
-                yield json.loads(file.readline())
+                try:
+                    yield json.loads(file.readline())
+                except ValueError:
+                    raise UserError(f"{self.path} is damaged: remove it to start again") from None
 
     def close(self, remove: bool) -> None:
         """Without an entry the file is removed in any case."""
@@ -102,12 +106,23 @@ def head_of(task: Task, images: Sequence[Path]) -> dict[str, Any]:
     for name, tensor in sorted(task.state_dict().items()):
         weights.update(name.encode())
         weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    for file in _files(Path(task.made_from)) if isinstance(task, Exported) else ():
+        weights.update(file.read_bytes())
     for image in images:
-        names.update(str(image).encode(errors="surrogateescape") + b"\0")
+        names.update(str(image.resolve()).encode(errors="surrogateescape") + b"\0")
+        with contextlib.suppress(OSError):  # which its row will say
+            found = image.stat()
+            names.update(f"{found.st_size} {found.st_mtime_ns}\0".encode())
     about = {"task": task.name, "config": task.config(), "preprocess": task.preprocess.as_dict()}
+    about["classes"] = list(task.classes)
     weights.update(json.dumps(about, sort_keys=True, default=str).encode())
     return {
         "model": weights.hexdigest(),
         "options": json.loads(json.dumps(asdict(task.option), default=str)),
         "images": names.hexdigest(),
     }
+
+
+def _files(source: Path) -> list[Path]:
+    """The files of an export, which has no other weights."""
+    return sorted(file for file in source.rglob("*") if file.is_file()) if source.is_dir() else [source]

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from PIL import Image
 
@@ -83,9 +83,11 @@ class Written(Output):
         self.path = path
         self.journal = Journal(path)
         self.bad = 0
+        self.about: dict[str, Any] = {}
+        """what else the resumed command must have in common"""
 
     def begin(self, task: Task, images: Sequence[Path]) -> Output:
-        self.journal.open(head_of(task, images))
+        self.journal.open({**head_of(task, images), **self.about})
         self.done, self.images = self.journal.count, len(images)
         if self.done:
             log.warning(f"{self.journal.path}: {self.done:,} of {self.images:,} images are answered already")
@@ -147,6 +149,7 @@ class Table(Written):
         return entry, [{**about, **record} for record in answered.answer.records()]
 
     def _finish(self) -> None:
+        refuse_existing(self.path)  # somebody may have written it meanwhile
         with named(self.path), replacing(self.path) as file:
             self.write(Lines(self.journal), file)
         bad = f", {self.bad:,} with an error" if self.bad else ""
@@ -168,13 +171,20 @@ class Figures(Written):
             raise UserError(f"{folder} holds the input images: choose another folder for --out")
         super().__init__(folder)
         self.folder, self.names = folder, figure_names(given, images)
-        self.again = self.journal.exists  # figures that a stopped command has drawn are there
+        self.about = {"figures": [str(name) for name in self.names]}
+        resumes = self.journal.exists  # then some figures are there: `begin` looks at the others
         sources = {os.path.realpath(path) for path in images}
         for name in self.names:
             if os.path.realpath(folder / name) in sources:
                 raise UserError(f"the figure {folder / name} would overwrite an image: choose another folder for --out")
-            if not self.again:
+            if not resumes:
                 refuse_existing(folder / name)
+
+    def begin(self, task: Task, images: Sequence[Path]) -> Output:
+        super().begin(task, images)
+        for name in self.names[self.done + 1 :]:  # the next one may have been drawn, and not noted
+            refuse_existing(self.folder / name)
+        return self
 
     def _write(self, answered: Answered) -> tuple[Entry, list[Row] | None]:
         place = self.folder / self.names[self.journal.count]
@@ -184,7 +194,7 @@ class Figures(Written):
         self._save(place, answered.answer.draw(original(answered.path)))
         for word, image in answered.answer.images().items():
             beside = place.with_name(f"{place.stem}.{word}.png")
-            if not self.again:
+            if not self.done or self.journal.count > self.done:
                 refuse_existing(beside)
             self._save(beside, image)
         return Entry({**entry.row, "figure": str(place)}, f"{entry.line} -> {place}"), None

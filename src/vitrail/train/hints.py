@@ -283,6 +283,13 @@ class Hints:
         self.collapsed: str | None = None
         self.first = prints(task)
 
+    def resumed(self, rows: Sequence[Row], done: float) -> None:
+        """Take in the log of a run that resumes after the fraction `done` of its steps: its hints were given then."""
+        self.train += [row for row in rows if row["kind"] == "train"]
+        self.val += [row for row in rows if row["kind"] == "val"]
+        self.signs.train, self.signs.val, self.signs.done = self.train, self.val, done
+        self.given |= {hint.check for hint in hints(self.signs)}
+
     def logged(self, row: Row) -> None:
         """Take in a row of the log of training."""
         self.train.append(row)

@@ -20,7 +20,7 @@ from datetime import timedelta
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from vitrail.errors import RunError, Stopped, UserError
+from vitrail.errors import Preempted, RunError, Stopped, UserError
 
 if TYPE_CHECKING:
     from vitrail.train.parallel import World
@@ -29,6 +29,8 @@ SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 """environment variables in which mpirun gives the number of processes"""
 STARTER = "VITRAIL_STARTER"
 """environment variable: the process of `--nproc` that started this one"""
+PREEMPTING = (signal.SIGTERM, signal.SIGUSR1)
+"""those by which a scheduler ends a job early"""
 FORWARDED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 """signals that the process of `--nproc` passes on to each rank, once: a rank has its own session"""
 PATIENCE = timedelta(minutes=30)
@@ -103,7 +105,7 @@ def start(args: Sequence[str], count: int) -> int:
     if code >= 0:  # 0, or the rank has told why
         return code
     if -code in forwarded:
-        raise Stopped("stopped")
+        raise (Preempted if -code in PREEMPTING else Stopped)("stopped")
     reason = ", often because memory ran out: start fewer processes" if code == -signal.SIGKILL else ""
     raise RunError(
         f"process {rank} of {count} was killed by {signal.Signals(-code).name}{reason}; start the command again, or "
@@ -192,7 +194,8 @@ def joined(device: str | None, shard: bool = False, count: int | None = None) ->
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise RunError(f"the {size} processes could not connect: {' '.join(str(error).split())[:200]}") from None
-    bulletin = Bulletin(rank, size, voice)
+    run = world.from_first(lambda: os.urandom(8).hex().encode()).decode()
+    bulletin = Bulletin(rank, size, voice, run)
     bulletin.watch()
     try:
         yield world
@@ -228,16 +231,14 @@ def own_device(name: str | None) -> str:
 class Bulletin:
     """Where ranks tell that they failed: the others are then stuck in a message that never comes."""
 
-    def __init__(self, rank: int, size: int, voice: Any) -> None:
+    def __init__(self, rank: int, size: int, voice: Any, run: str) -> None:
+        """`run` is a name that no earlier start of these ranks had: torchrun may start them several times."""
         from torch._C._distributed_c10d import PrefixStore, TCPStore  # torch.distributed hides them from mypy
 
         self.rank, self.size, self.voice = rank, size, voice
         place = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
         # A connection of its own: the one of PyTorch waits for long. Rank 0 or torchrun holds the other end.
-        self.store = PrefixStore(
-            f"vitrail/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}",
-            TCPStore(*place, is_master=False, timeout=timedelta(seconds=30)),
-        )
+        self.store = PrefixStore(f"vitrail/{run}", TCPStore(*place, is_master=False, timeout=timedelta(seconds=30)))
         self.ended = False
         self.lost = f"process 0 of {size} lost another one, which was killed or whose machine failed: resume the run"
 

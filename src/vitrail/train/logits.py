@@ -47,7 +47,7 @@ def largest_logits(task: Task, images: Tensor) -> list[float]:
 
     Whatever a mask hides counts too.
     """
-    found = _largest_of_heads(task, images).values()
+    found = _largest_of_heads(task, images[:IMAGES]).values()
     return torch.stack([heads.amax() for heads in found]).tolist() if found else []
 
 
@@ -66,7 +66,7 @@ def _largest_of_heads(task: Task, images: Tensor) -> dict[Attention, Tensor]:
         attentions = [module for module in task.modules() if isinstance(module, Attention)]
         handles = [attention.register_forward_hook(take) for attention in attentions]
         try:
-            task.features(images[:IMAGES])
+            task.features(images)
         finally:
             for handle in handles:
                 handle.remove()
@@ -104,9 +104,11 @@ class QKClip:
         """To be called after each step, with the images of its batch."""
         if step % CLIP_EVERY:
             return
-        for attention, largest in _largest_of_heads(self.task, images).items():
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
-                # Each process looks at other images, and all must scale by the same factor.
+        several = torch.distributed.is_available() and torch.distributed.is_initialized()
+        # Together, processes look at the images that one would look at: each has every n-th of a batch.
+        count = max(1, IMAGES // torch.distributed.get_world_size()) if several else IMAGES
+        for attention, largest in _largest_of_heads(self.task, images[:count]).items():
+            if several:  # all must scale by the same factor
                 torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
             factor = torch.where((largest > self.bound) & largest.isfinite(), self.bound / largest, 1.0)
             for row, power in self.rows.get(attention, []):

@@ -119,6 +119,7 @@ class Training:
             self.keeper.load()
             self.module.read_whole()
         start = self.done = self.keeper.step
+        self.hints.resumed(self.folder.rows(), start / self.steps)
         if self.run.compiled:
             compile_network(self.module, self.run, self.loader.device)
         self.began = time.monotonic()
@@ -138,10 +139,14 @@ class Training:
                 self.watch.read()
                 self.keeper.save(self.done, self.progress.sums)
                 self.keeper.wait()
+                self.world.wait()  # until rank 0 has written: a rank that ends before would end the others
                 raise
-        if self.stop.requested and self.world.size == 1:  # while the last state was written
-            raise Halt(self.stop.outcome)
+        if self.world.on_any(self.stop.requested):  # in the last steps, or while the last state was written
+            raise self._halt()
         return self.seconds
+
+    def _halt(self) -> Halt:
+        return Halt(Preempted if self.world.on_any(self.stop.preempted) else Stopped)
 
     @property
     def seconds(self) -> float:
@@ -169,7 +174,7 @@ class Training:
             batch["image"] = F.interpolate(batch["image"], run.early_shape, mode="bilinear", antialias=True)
             batch |= self.task.target.rescale(batch, run.early_shape)
         if world.size > 1:
-            late = self.keeper.late and world.leads
+            late = self.keeper.late and world.leads and not self.module.requests.get("save", False)
             self.module.requests = {"stop": self.stop.requested, "preempt": self.stop.preempted, "save": late}
         rate = factor(run.optim, step, self.steps, self.loader.steps_per_epoch)
         scalars = train_step(run, self.module, batch, self.optimizers, rate)
@@ -188,7 +193,9 @@ class Training:
         """
         done, last, requests = self.done, self.done == self.steps, self.watch.requests
         evaluating = done % self.every == 0 or last
-        stopping = requests.get("stop", False)
+        stopping = requests.get("stop", False) or (
+            evaluating and self.world.size > 1 and self.world.on_any(self.stop.requested)
+        )
         late = self.keeper.late if self.world.size == 1 else requests.get("save", False)
         saving = evaluating or stopping or late or self.keeper.due(done)
         if (logging_now := done % LOG_EVERY == 0 or last) or saving:
@@ -203,12 +210,15 @@ class Training:
             self.keeper.refuse_infinite(done)
             self.world.share_bad(self.loader)
             found = largest_logits(self.task, batch["image"])
-            scores = self.evaluate({"attention_logits": found} if found else {})
-            self.hints.evaluated(scores, batch["image"], done / self.steps)
+            beside = {"attention_logits": found} if found else {}
+            if stopping and not last:  # the resumed run evaluates
+                self.keeper.save(done, self.progress.sums, pending=beside)
+            else:
+                self.hints.evaluated(self.evaluate(beside), batch["image"], done / self.steps)
         elif saving:
             self.keeper.save(done, self.progress.sums)
         if stopping and not last:
-            raise Halt(Preempted if requests["preempt"] else Stopped)
+            raise self._halt()
 
     def evaluate(self, beside: dict[str, Any]) -> dict[str, Any]:
         """Score `val`, log it with what is `beside`, and save. Returns both.

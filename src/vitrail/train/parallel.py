@@ -119,6 +119,15 @@ class World:
 
     # Between the hosts
 
+    def on_any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank. All ranks call it."""
+        return flag if self.size == 1 else any(self.numbers(int(flag)))
+
+    def wait(self) -> None:
+        """Until all ranks call it."""
+        if self.size > 1:
+            self.numbers(0)
+
     def exchange(self, data: bytes) -> list[bytes]:
         """The bytes of every rank, by rank."""
         if self.size == 1:
