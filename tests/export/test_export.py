@@ -163,6 +163,10 @@ def test_an_export_is_scored(small: tuple[Path, Path], tmp_path: Path, capsys: p
         (["export", "classify", "{out}", "--to", "pt2", "--precision", "int8"], "choose --to onnx or openvino"),
         (["export", "classify", "{out}", "--to", "pt2", "--sizes", "33"], "33x33 does not divide into 4 pixels"),
         (["export", "classify", "{out}", "--to", "pt2", "--sizes", "32y32"], "'32y32' is not a size"),
+        (
+            ["export", "classify", "{out}", "--to", "onnx", "--precision", "int8", "--data", "digits", "--sizes", "32"],
+            "int8 is calibrated at the model's own size: leave out --sizes",
+        ),
         (["export", "{export}", "{out}", "--to", "pt2"], "is an export itself: give the checkpoint"),
         (["convert", "{export}", "{out}"], "is an export, which predicts and is scored but has no weights"),
         (["explain", "{image}", "--model", "{export}", "--out", "{out}"], "is an export, which predicts"),
