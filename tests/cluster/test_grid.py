@@ -193,11 +193,12 @@ def test_help_lists_the_options(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
-def test_real_runs_in_processes_of_their_own(capfd: pytest.CaptureFixture[str]) -> None:
+def test_real_runs_in_processes_of_their_own(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     words = ["train", "digits", *TINY, "--device", "cpu", "--fast-dev-run", "--grid", "seed=0"]
     assert main([*words, "--out", "none", "--init", "missing"]) == 1
-    said = capfd.readouterr().err
-    assert "vitrail: run 1 of 1, seed=0: failed, exit code 2" in said and "missing" in said
+    assert "run 1 of 1, seed=0: failed, exit code 2" in caplog.text and "missing" in capfd.readouterr().err
     assert main([*words, "--out", "real", "--json"]) == 0
     rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert [row["seeds"] for row in rows] == [[0]] and Path("real/seed=0/report.html").is_file()
