@@ -39,5 +39,5 @@ class Neighbours(nn.Module):
         """Features [B, D] to the logarithms of the vote fractions [B, K]; at least log(1e-9)."""
         near, rows = (F.normalize(one_vector(x), dim=1) @ self.keys.T).topk(min(self.k, len(self.keys)), dim=1)
         weights = (near / self.temperature).softmax(dim=1)
-        votes = weights.new_zeros(len(x), self.classes).scatter_add_(1, self.labels[rows], weights)
+        votes = weights.new_zeros(x.shape[0], self.classes).scatter_add_(1, self.labels[rows], weights)
         return votes.clamp(min=1e-9).log()
