@@ -62,6 +62,9 @@ MEANT = {
 LEFT_OUT: dict[str, str] = {
     "vitrail cluster ray predict classify --data s3://bucket/photos --out rows --workers 16": "needs a bucket and Ray",
     "vitrail cluster ray train --workers 8 -- cifar10 --out /shared/runs/big": "needs a Ray cluster with GPUs",
+    "vitrail train --resume RUN": "the form of a command",
+    "vitrail train folder --data pets --nproc 8": "starts eight processes: see train/test_parallel.py",
+    "vitrail train --resume runs/pets --nproc 4": "the same",
 }
 """commands that are not run, each with the reason"""
 LONG = ("train", "eval", "demo")
