@@ -1,5 +1,7 @@
 """The command line: one function per command. Heavy imports are inside the functions, so help is fast.
-Standard output is for results, standard error for people. Wrong input gives one line and exit code 2."""
+
+Standard output is for results, standard error for people. Wrong input gives one line and exit code 2.
+"""
 
 from __future__ import annotations
 

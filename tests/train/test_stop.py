@@ -20,11 +20,12 @@ from torch import Tensor
 from vitrail import files
 from vitrail.data.loader import Batch, Loader
 from vitrail.errors import Preempted, RunError, Stopped, UserError
+from vitrail.process import PREEMPTING
 from vitrail.tasks.task import Task
 from vitrail.train import loop
 from vitrail.train.state import RunFolder
 from vitrail.train.step import train_step
-from vitrail.train.stop import PREEMPTING, Halt, Stop, preemptible
+from vitrail.train.stop import Halt, Stop, preemptible
 
 RUN = small_run(eval_every=0.2, save_every=3)
 """states after each third step, evaluations after each eighth and the last, of 30"""

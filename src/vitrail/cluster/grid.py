@@ -14,11 +14,9 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from vitrail import recipes
@@ -26,6 +24,7 @@ from vitrail.errors import RunError, Stopped, UserError
 from vitrail.files import write_whole
 from vitrail.options import NO_FIELDS, Parser, known_fields, parse_fields
 from vitrail.plain import flat_fields
+from vitrail.process import PREEMPTING, handled
 from vitrail.report.compare import as_text, by_setting, compare
 from vitrail.train.run import replaced, with_fields
 from vitrail.train.state import RunFolder
@@ -290,25 +289,10 @@ def run_command(words: Sequence[str], quiet: bool = False) -> int:
     except (OSError, ValueError):  # no file, as in a notebook
         voice = None
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL if quiet else None, stderr=voice)
-    with _signals_for(process):
-        return process.wait()
 
-
-@contextmanager
-def _signals_for(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Send the signals of this process to another; a terminal sends Ctrl-C to both already."""
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        if number != signal.SIGINT:
+    def pass_on(number: int) -> None:
+        if number != signal.SIGINT:  # a terminal sends Ctrl-C to both
             process.send_signal(number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    try:
-        old = [(number, signal.signal(number, pass_on)) for number in numbers]
-    except ValueError:  # signals reach only the main thread
-        old = []
-    try:
-        yield
-    finally:
-        for number, handler in old:
-            signal.signal(number, handler)
+    with handled(pass_on, signal.SIGINT, *PREEMPTING):
+        return process.wait()

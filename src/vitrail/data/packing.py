@@ -9,11 +9,8 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
 import tarfile
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
@@ -34,8 +31,10 @@ from vitrail.data.sets import ImageSet, Splits
 from vitrail.data.shards import INDEX
 from vitrail.data.sources import ENDINGS
 from vitrail.data.targets import Labels
+from vitrail.data.threads import in_order
 from vitrail.errors import UserError
 from vitrail.files import refuse_existing, refuse_file_name, whole_folder
+from vitrail.process import cores
 
 T = TypeVar("T")
 log = logging.getLogger("vitrail")
@@ -138,7 +137,8 @@ def _pack_split(
     tally = Tally(len(images))
     labels, classes = images.labels.tolist(), images.classes
     with Writer(folder, split, tar_bytes) as writer:
-        for i, result in enumerate(progress(_in_order(make, len(images)), len(images), f"packing {split}")):
+        packed = in_order(make, range(len(images)), cores(), 4 * cores())
+        for i, result in enumerate(progress(packed, len(images), f"packing {split}")):
             if isinstance(result, str):
                 tally.add(result)
                 tally.check(images.name, max_bad, result)
@@ -147,19 +147,6 @@ def _pack_split(
     if not writer.columns["keys"]:
         raise UserError(f"no image of {images.name} can be read")
     return writer.row(), Packed(len(writer.columns["keys"]), tally.bad, len(writer.names), sum(writer.bytes))
-
-
-def _in_order(function: Callable[[int], T], count: int) -> Iterator[T]:
-    """The results of threads, in order. Few wait to be written, since a set does not fit in memory."""
-    threads = os.cpu_count() or 1
-    waiting: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for i in range(count):
-            waiting.append(pool.submit(function, i))
-            if len(waiting) > 4 * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def stored(images: ImageSet, i: int, shorter_side: int | None, quality: int) -> Stored:

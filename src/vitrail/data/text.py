@@ -9,15 +9,14 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from vitrail.errors import UserError
+from vitrail.process import environment
 
 SPECIALS = ("<pad>", "<start>", "<end>", "<unknown>")
 PAD, START, END, UNKNOWN = range(4)
@@ -61,7 +60,8 @@ class Tokenizer:
         inner, trainer = _bpe(size) if kind == "bpe" else _words(size)
         if lower:
             inner.normalizer = normalizers.Lowercase()
-        with _one_thread():
+        # On one thread: otherwise the library would warn in every loader worker that is forked later.
+        with environment("TOKENIZERS_PARALLELISM", "false"):
             inner.train_from_iterator(captions, trainer)
         return cls(inner)
 
@@ -177,18 +177,3 @@ def _byte_of_each() -> dict[str, int]:
 
 
 _BYTES = _byte_of_each()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Train on one thread: otherwise the library would warn in every loader worker that is forked later."""
-    name = "TOKENIZERS_PARALLELISM"
-    before = os.environ.get(name)
-    os.environ[name] = "false"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -22,6 +20,8 @@ from vitrail.data.decode import BadImage, EncodedImage
 from vitrail.data.pixels import with_channels
 from vitrail.data.sets import ImageSet, Splits
 from vitrail.data.targets import Labels
+from vitrail.data.threads import in_order
+from vitrail.process import cores
 
 SIDE = 32
 """pixels of the side of the small grey image that is kept of each image"""
@@ -159,11 +159,7 @@ def _looks(found: Survey) -> Iterator[tuple[int, Look | str]]:
         except BadImage as error:
             return str(error)
 
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(found), AT_ONCE):
-            block = range(start, min(start + AT_ONCE, len(found)))
-            yield from zip(block, pool.map(read, block), strict=True)
+    yield from enumerate(in_order(read, range(len(found)), cores(), AT_ONCE))
 
 
 def look_at(images: ImageSet, i: int) -> Look:

@@ -87,9 +87,10 @@ def _operator(error: BaseException, exported: torch.export.ExportedProgram) -> s
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the exporter's own lines, which it prints and logs: standard output is for results."""
-    logger, level = logging.getLogger("torch.onnx"), logging.getLogger("torch.onnx").level
+def quiet(library: str = "torch.onnx") -> Iterator[None]:
+    """Without a library's own lines and progress bars: standard output is for results."""
+    logger = logging.getLogger(library)
+    level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

@@ -6,11 +6,7 @@ floats (NNCF's scheme for Transformers), with SmoothQuant (arXiv 2211.10438) bet
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitrail.export.onnx import quiet
 from vitrail.zoo.exports import KEY, Meta
 from vitrail.zoo.exports.engines import library
 
@@ -84,7 +81,7 @@ def _quantised(model: Any, images: Sequence[Tensor], run: Run) -> Any:
             each.append(1 - float(apart / max(float(np.linalg.norm(expected[place])), 1e-12)))
         return float(np.mean(each)), each
 
-    with _quiet():
+    with quiet("nncf"):
         return nncf.quantize_with_accuracy_control(
             model,
             calibration_dataset=nncf.Dataset(arrays, lambda x: {"images": x}),
@@ -98,17 +95,3 @@ def _quantised(model: Any, images: Sequence[Tensor], run: Run) -> Any:
                 max_num_iterations=REVERTED, ranking_subset_size=len(checked)
             ),
         )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without NNCF's own lines and progress bars."""
-    logger = logging.getLogger("nncf")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

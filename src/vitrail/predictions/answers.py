@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from vitrail.data.decode import EncodedImage
 from vitrail.data.pixels import Doubts, Source
 from vitrail.data.prepare import Sample
+from vitrail.data.threads import in_order
 from vitrail.errors import UserError
+from vitrail.process import cores
 from vitrail.tasks.exported import Exported
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Prediction
@@ -95,17 +96,11 @@ def _rows(
 
 def _batches(task: Task, paths: Sequence[Path]) -> Iterator[list[Prepared]]:
     """The files in batches, of which the next ones are prepared in threads meanwhile."""
-    pool = ThreadPoolExecutor(min(THREADS, _cores()))
-    waiting: deque[list[Future[Prepared]]] = deque()
-    try:
-        for start in range(0, len(paths), BATCH):
-            waiting.append([pool.submit(_prepared, task, str(path), path) for path in paths[start : start + BATCH]])
-            if len(waiting) > AHEAD:
-                yield [each.result() for each in waiting.popleft()]
-        while waiting:
-            yield [each.result() for each in waiting.popleft()]
-    finally:
-        pool.shutdown(cancel_futures=True)
+    threads = min(THREADS, cores())
+    prepared = in_order(lambda path: _prepared(task, str(path), path), paths, threads, (1 + AHEAD) * BATCH)
+    with closing(prepared):
+        while batch := list(islice(prepared, BATCH)):
+            yield batch
 
 
 def _prepared(task: Task, name: str, item: Path | bytes) -> Prepared:
@@ -114,12 +109,6 @@ def _prepared(task: Task, name: str, item: Path | bytes) -> Prepared:
         return Prepared(name, task.prepare(opened), opened.source)
     except UserError as error:
         return Prepared(name, str(error), None)  # the error object would keep the image in memory
-
-
-def _cores() -> int:
-    """The cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 class _Precision:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -104,9 +105,9 @@ class Written(Output):
         self.journal.add({"row": entry.row, "line": entry.line, "rows": rows})
         return entry
 
+    @abstractmethod
     def _write(self, answered: Answered) -> tuple[Entry, list[Row] | None]:
         """What to print, and the rows of a table if they are others."""
-        raise NotImplementedError
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:

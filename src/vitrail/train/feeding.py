@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 
 from vitrail.data.loader import Loader
 from vitrail.errors import UserError
+from vitrail.process import cores
 from vitrail.tasks.task import Task
 from vitrail.train.device import FORMATS, autocast, number_format
 from vitrail.train.run import Run
@@ -36,9 +36,8 @@ def decoding_line(run: Run, task: Task, loader: Loader, rows: Sequence[dict[str,
     """
     if loader.memory:
         return None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # More workers than cores decode no faster.
-    rate = loader.rate() * min(max(1, loader.workers), cores)
+    rate = loader.rate() * min(max(1, loader.workers), cores())
     who = {0: "the main process decodes", 1: "1 worker decodes"}.get(loader.workers, f"{loader.workers} workers decode")
     own = ""
     if loader.device.type == "cuda":

@@ -17,10 +17,10 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import Preempted, RunError, Stopped, UserError
+from vitrail.process import PREEMPTING, cores, handled
 
 if TYPE_CHECKING:
     from vitrail.train.parallel import World
@@ -29,8 +29,6 @@ SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 """environment variables in which mpirun gives the number of processes"""
 STARTER = "VITRAIL_STARTER"
 """environment variable: the process of `--nproc` that started this one"""
-PREEMPTING = (signal.SIGTERM, signal.SIGUSR1)
-"""those by which a scheduler ends a job early"""
 FORWARDED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 """signals that the process of `--nproc` passes on to each rank, once: a rank has its own session"""
 PATIENCE = timedelta(minutes=30)
@@ -83,25 +81,29 @@ def start(args: Sequence[str], count: int) -> int:
         raise UserError(f"--nproc must be at least 1, got {count}")
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
     shared |= {"LOCAL_WORLD_SIZE": str(count), STARTER: str(os.getpid())}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    defaults = {"OMP_NUM_THREADS": str(max(1, cores // count)), "GLOO_SOCKET_IFNAME": loopback()}
+    defaults = {"OMP_NUM_THREADS": str(max(1, cores() // count)), "GLOO_SOCKET_IFNAME": loopback()}
     command = [sys.executable, "-m", "vitrail", "train", *args]
     ranks: list[subprocess.Popen[bytes]] = []
     forwarded: list[int] = []
-    old = forward_signals(ranks, forwarded)
-    try:
-        for rank in range(count):
-            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            environment = {**defaults, **os.environ, **shared, **own}
-            # Not this process's descriptor 2, which discards what other packages write.
-            ranks.append(subprocess.Popen(command, env=environment, stderr=sys.stderr, start_new_session=True))
-        rank, code = wait_for(ranks)
-    finally:
+
+    def forward(number: int) -> None:
+        forwarded.append(number)
         for process in ranks:
             if process.poll() is None:
-                process.kill()
-        for number, handler in old.items():
-            signal.signal(number, handler)
+                process.send_signal(number)
+
+    with handled(forward, *FORWARDED):
+        try:
+            for rank in range(count):
+                own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                variables = {**defaults, **os.environ, **shared, **own}
+                # Not this process's descriptor 2, which discards what other packages write.
+                ranks.append(subprocess.Popen(command, env=variables, stderr=sys.stderr, start_new_session=True))
+            rank, code = wait_for(ranks)
+        finally:
+            for process in ranks:
+                if process.poll() is None:
+                    process.kill()
     if code >= 0:  # 0, or the rank has told why
         return code
     if -code in forwarded:
@@ -111,21 +113,6 @@ def start(args: Sequence[str], count: int) -> int:
         f"process {rank} of {count} was killed by {signal.Signals(-code).name}{reason}; start the command again, or "
         "resume its run with `vitrail train --resume` if its folder is there"
     )
-
-
-def forward_signals(ranks: list[subprocess.Popen[bytes]], forwarded: list[int]) -> dict[int, Any]:
-    """Pass signals on to the ranks, and note them; returns the handlers until now."""
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        forwarded.append(number)
-        for process in ranks:
-            if process.poll() is None:
-                process.send_signal(number)
-
-    try:
-        return {number: signal.signal(number, forward) for number in FORWARDED}
-    except ValueError:  # signals reach only the main thread
-        return {}
 
 
 def wait_for(ranks: Sequence[subprocess.Popen[bytes]]) -> tuple[int, int]:

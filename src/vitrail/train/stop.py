@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 from vitrail.errors import Preempted, RunError, Stopped
+from vitrail.process import PREEMPTING, handled
 
 log = logging.getLogger("vitrail")
-
-PREEMPTING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
-"""signals by which a scheduler ends a job early; Windows lacks the second"""
 
 
 class Halt(Exception):
@@ -77,7 +73,7 @@ class Stop:
 def stop_requested() -> Iterator[Stop]:
     """Turn Ctrl-C, SIGTERM and SIGUSR1 into a request to stop."""
     stop = Stop()
-    with _handled(stop.on_signal, signal.SIGINT, *PREEMPTING):
+    with handled(stop.on_signal, signal.SIGINT, *PREEMPTING):
         yield stop
 
 
@@ -88,28 +84,8 @@ def preemptible() -> Iterator[None]:
     def end(number: int) -> None:
         raise _Now(signal.Signals(number).name)
 
-    with _handled(end, *PREEMPTING):
+    with handled(end, *PREEMPTING):
         try:
             yield
         except _Now as error:
             raise Preempted(f"stopped by {error}: run the command again, or resume the run if it has begun") from None
-
-
-@contextmanager
-def _handled(handle: Callable[[int], None], *numbers: signal.Signals) -> Iterator[None]:
-    """Within the block these signals call a function, in this process but not in its workers."""
-    process = os.getpid()
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        if os.getpid() == process:  # a worker gets the signals of a terminal and of a scheduler too
-            handle(number)
-
-    try:
-        old = [(number, signal.signal(number, handler)) for number in numbers]
-    except ValueError:  # signals reach only the main thread
-        old = []
-    try:
-        yield
-    finally:
-        for number, previous in old:
-            signal.signal(number, previous)

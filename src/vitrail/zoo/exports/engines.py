@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import threading
 import zipfile
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import UserError, first_line
+from vitrail.process import environment
 from vitrail.tasks.exported import Engine
 from vitrail.zoo.exports.programs import check_program
 
@@ -82,27 +82,12 @@ def pt2_metadata(file: Path) -> str | None:
 _ENVIRONMENT = threading.Lock()
 
 
-@contextlib.contextmanager
-def _weights_only() -> Iterator[None]:
-    """`torch.export.load` may fall back to unpickling anything; this variable of PyTorch's forbids it."""
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    with _ENVIRONMENT:
-        before = os.environ.get(name)
-        os.environ[name] = "1"
-        try:
-            yield
-        finally:
-            if before is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = before
-
-
 def pt2_engine(file: Path, names: Names, precision: str, device: Any) -> Engine:
     """PyTorch, on any device. The program is checked before anything of it is run."""
     with _readable(file):
         check_program(file)
-        with _weights_only():
+        # Without this variable of PyTorch's it may fall back to unpickling anything.
+        with _ENVIRONMENT, environment("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1"):
             program = torch.export.load(file)
         if device is not None and torch.device(device).type != "cpu":
             passes = import_module("torch.export.passes")
