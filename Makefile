@@ -17,8 +17,6 @@ NEED_PYTHON := { echo "vitrail needs Python 3.11 or later with its venv module: 
 
 # Each test process has one thread: two of them are quicker than one with two.
 PYTEST := python -m pytest -q -n auto --maxprocesses=4
-# These fork processes that train, which PyTorch forbids where another test has used its threads before.
-FORKS := tests/train/test_parallel.py
 COMPILE := uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --quiet --no-header --no-annotate
 
 # Tests that need real data read it from here, and say so when they skip.
@@ -33,20 +31,16 @@ demo: $(VENV)/installed
 	$(BIN)/vitrail demo
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST) -m "not slow" $(FORKS)
-	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST) -m "not slow" --ignore=$(FORKS)
+	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST) -m slow $(FORKS)
-	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST) -m slow --ignore=$(FORKS)
+	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST) -m slow
 
 test-latest: .venv-latest/installed
-	OMP_NUM_THREADS=1 .venv-latest/bin/$(PYTEST) $(FORKS)
-	OMP_NUM_THREADS=1 .venv-latest/bin/$(PYTEST) --ignore=$(FORKS)
+	OMP_NUM_THREADS=1 .venv-latest/bin/$(PYTEST)
 
 test-oldest: .venv-oldest/installed
-	OMP_NUM_THREADS=1 .venv-oldest/bin/$(PYTEST) $(FORKS)
-	OMP_NUM_THREADS=1 .venv-oldest/bin/$(PYTEST) --ignore=$(FORKS)
+	OMP_NUM_THREADS=1 .venv-oldest/bin/$(PYTEST)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -7,9 +7,7 @@ weights, and the losses of a run that one layout began and another one continues
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import pickle
 import sys
 import tempfile
 from collections.abc import Callable
@@ -20,8 +18,7 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
-import torch.distributed as dist
-from harness import Parser, Row, record
+from harness import ROOT, Parser, Row, record
 
 from vitrail.baselines.cnn import ResNetConfig
 from vitrail.data.augment import Augment
@@ -33,14 +30,16 @@ from vitrail.tasks.caption import Captioning
 from vitrail.tasks.segment import Segmentation
 from vitrail.train import loop
 from vitrail.train.build import build
-from vitrail.train.launcher import free_port, loopback
 from vitrail.train.loop import evaluate, fit
 from vitrail.train.optim import Optim
-from vitrail.train.parallel import ALONE, World
+from vitrail.train.parallel import World
 from vitrail.train.run import Run
 from vitrail.train.state import Follower, RunFolder
 from vitrail.train.step import AsyncScalars, train_step
 from vitrail.vit import ViTConfig
+
+sys.path.insert(0, str(ROOT / "tests"))
+from processes import in_ranks
 
 VIT = ViTConfig(32, 3, 2, 4, (8, 8), drop_path=0.1)
 ADAMW = Optim("adamw", lr=1e-3, ema=0.9, clip=1.0)
@@ -127,7 +126,6 @@ def parser() -> Parser:
 
 def main() -> int:
     options = parser().parse_args()
-    torch.set_num_threads(1)  # before a fork, which OpenMP's threads do not survive
     rows: Row = {}
     failed = False
     for case in options.cases:
@@ -210,28 +208,7 @@ def in_layout(
     """What each rank of a layout tells."""
     count, shard = LAYOUTS[layout]
     path.mkdir(parents=True, exist_ok=True)
-    context, port = multiprocessing.get_context("fork"), free_port()
-    pipes = [context.Pipe(duplex=False) for _ in range(count)]
-
-    def work(rank: int) -> None:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-        if count > 1:
-            place = f"tcp://127.0.0.1:{port}"
-            dist.init_process_group("gloo", init_method=place, rank=rank, world_size=count)
-        world = World(rank, count, "cpu", shard) if count > 1 else ALONE
-        pipes[rank][1].send_bytes(pickle.dumps(trained(world, run, splits, path, steps, stop, resume)))
-        os._exit(0)
-
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback())
-    ranks = [context.Process(target=work, args=(rank,)) for rank in range(count)]
-    for rank in ranks:
-        rank.start()
-    for _, end in pipes:
-        end.close()
-    told: list[Told] = [pickle.loads(reader.recv_bytes()) for reader, _ in pipes]
-    for rank in ranks:
-        rank.join()
-    return told
+    return in_ranks(count, shard, trained, run, splits, path, steps, stop, resume)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Several processes of this machine that train together, forked from the test: what each returns."""
+"""Several processes of this machine that train together: what each returns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,18 +18,27 @@ import torch.distributed as dist
 from vitrail.train.launcher import free_port, loopback
 from vitrail.train.parallel import World
 
+P = ParamSpec("P")
 T = TypeVar("T")
 PATIENCE = 300.0
 """seconds after which ranks wait for each other for ever"""
 
 
-def in_ranks(count: int, work: Callable[[World], T], shard: bool = False) -> list[T]:
-    """What `work` returns in each of `count` ranks. AssertionError with the traceback if one raises."""
-    context = multiprocessing.get_context("fork")
+def in_ranks(
+    count: int, shard: bool, work: Callable[Concatenate[World, P], T], *args: P.args, **named: P.kwargs
+) -> list[T]:
+    """What `work` returns in each of `count` ranks. AssertionError with the traceback if one raises.
+
+    The ranks are forked from a process that has imported what they need and done nothing else: PyTorch's threads do
+    not survive a fork. So `work` is a function of a module, and its arguments can be pickled.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["vitrail.train.build", "vitrail.train.loop"])
     port = free_port()
     pipes = [context.Pipe(duplex=False) for _ in range(count)]
     ranks = [
-        context.Process(target=_rank, args=(rank, count, shard, port, work, end)) for rank, (_, end) in enumerate(pipes)
+        context.Process(target=_rank, args=(World(rank, count, "cpu", shard), port, end, work, args, named))
+        for rank, (_, end) in enumerate(pipes)
     ]
     for rank in ranks:
         rank.start()
@@ -54,17 +63,20 @@ def in_ranks(count: int, work: Callable[[World], T], shard: bool = False) -> lis
     return found
 
 
-def _rank(rank: int, count: int, shard: bool, port: int, work: Callable[[World], Any], end: Connection) -> None:
-    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
-    logging.getLogger("vitrail").setLevel(logging.CRITICAL if rank else logging.NOTSET)
+def _rank(
+    world: World, port: int, end: Connection, work: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]
+) -> None:
+    torch.set_num_threads(1)  # of each, since they share the cores
+    logging.getLogger("vitrail").setLevel(logging.CRITICAL if world.rank else logging.NOTSET)
     sys.stderr = sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback())
     try:
-        dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=count)
-        end.send_bytes(pickle.dumps((True, work(World(rank, count, "cpu", shard)))))
+        place = f"tcp://127.0.0.1:{port}"
+        dist.init_process_group("gloo", init_method=place, rank=world.rank, world_size=world.size)
+        end.send_bytes(pickle.dumps((True, work(world, *args, **named))))
         dist.barrier()
     except BaseException:
-        end.send_bytes(pickle.dumps((False, f"rank {rank}: {traceback.format_exc()}")))
+        end.send_bytes(pickle.dumps((False, f"rank {world.rank}: {traceback.format_exc()}")))
     finally:
         end.close()
         os._exit(0)

@@ -28,10 +28,7 @@ SLOW = pytest.mark.slow
 """on scripts that start or train so much that they take about ten seconds of one core, or more"""
 MARKS = {
     **dict.fromkeys(("damaged", "dispatch", "doctor", "engines", "folder", "gpu", "kills", "ladder"), (SLOW,)),
-    **dict.fromkeys(("segment", "shards", "transfer"), (SLOW,)),
-    "ranks": (
-        pytest.mark.skip(reason="forks processes that train: PyTorch forbids it after other tests in a process"),
-    ),
+    **dict.fromkeys(("ranks", "segment", "shards", "transfer"), (SLOW,)),
     "ray_predict": (
         SLOW,
         pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: pip install 'vitrail[cluster]'"),

@@ -127,7 +127,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """Mixup, dropped branches, Muon, clipping and the average among them; and either's state continues in the other."""
     run = run_of()
     one = trained(ALONE, run, digits, tmp_path / "one")
-    two = in_ranks(2, lambda world: trained(world, run, digits, tmp_path / "two"))
+    two = in_ranks(2, False, trained, run, digits, tmp_path / "two")
     assert_as_one(one, two)
     for name, value in one.weights.items():
         torch.testing.assert_close(two[0].weights[name], value, rtol=1e-3, atol=1e-4)
@@ -142,10 +142,10 @@ def test_what_one_layout_saved_continues_in_another(tmp_path: Path, eval_every: 
     run, one, two = run_of(eval_every=eval_every), tmp_path / "one", tmp_path / "two"
     whole = trained(ALONE, run, digits, tmp_path / "whole")
     assert len(trained(ALONE, run, digits, one, stop=4).rows) == 4
-    stopped = in_ranks(2, lambda world: trained(world, run, digits, two, stop=2))
+    stopped = in_ranks(2, False, trained, run, digits, two, stop=2)
     assert [len(told.rows) for told in stopped] == [steps, steps]
     back = trained(ALONE, run, digits, two, resume=True)
-    forth = in_ranks(2, lambda world: trained(world, run, digits, one, resume=True))
+    forth = in_ranks(2, False, trained, run, digits, one, resume=True)
     for told in (back, *forth):
         rest = whole.rows[-len(told.rows) :]
         assert [row["loss"] for row in told.rows] == pytest.approx([row["loss"] for row in rest], rel=1e-3)
@@ -157,7 +157,7 @@ def test_batch_norm_micro_batches_and_sgd(tmp_path: Path) -> None:
     model = ResNetConfig(widths=(4, 8), depth=1, strides=(1, 2), image_size=(8, 8), channels=1)
     run = run_of(model=model, accumulate=2, optim=Optim("sgd", lr=0.05), augment=Augment())
     one = trained(ALONE, run, digits, tmp_path / "one")
-    two = in_ranks(2, lambda world: trained(world, run, digits, tmp_path / "two"))
+    two = in_ranks(2, False, trained, run, digits, tmp_path / "two")
     assert_as_one(one, two)
     names = [name for name in one.weights if "running" in name]
     assert names
@@ -198,7 +198,7 @@ def test_captions_whose_words_are_counted_over_all(tmp_path: Path, contrastive: 
     run = run_of(**COLOURS, task=task, accumulate=1 if contrastive else 2)
     data = partial(colours, captions)
     one = trained(ALONE, run, data, tmp_path / "one")
-    two = in_ranks(2, lambda world: trained(world, run, data, tmp_path / "two"))
+    two = in_ranks(2, False, trained, run, data, tmp_path / "two")
     assert_as_one(one, two)
 
 
@@ -206,16 +206,23 @@ def test_segmentation_counts_the_pixels_of_all(tmp_path: Path) -> None:
     run = run_of(**COLOURS, task=Segmentation(head="mask-transformer", head_blocks=1, dice=1.0), accumulate=2)
     data = partial(colours, masks)
     one = trained(ALONE, run, data, tmp_path / "one")
-    two = in_ranks(2, lambda world: trained(world, run, data, tmp_path / "two"))
+    two = in_ranks(2, False, trained, run, data, tmp_path / "two")
     assert_as_one(one, two)
 
 
-def test_a_loss_of_the_whole_batch_gathers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TASKS, "twins", "toys:Twins")
-    run = run_of(**COLOURS, task=toys.MatchSettings())
-    data = partial(colours, lambda count: Labels(torch.arange(count) % 2, ["a", "b"]))
-    one = trained(ALONE, run, data, tmp_path / "one")
-    two = in_ranks(2, lambda world: trained(world, run, data, tmp_path / "two"))
+def labels(count: int) -> Labels:
+    return Labels(torch.arange(count) % 2, ["a", "b"])
+
+
+def twins_trained(world: World, path: Path) -> Told:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TASKS, "twins", "toys:Twins")
+        return trained(world, run_of(**COLOURS, task=toys.MatchSettings()), partial(colours, labels), path)
+
+
+def test_a_loss_of_the_whole_batch_gathers(tmp_path: Path) -> None:
+    one = twins_trained(ALONE, tmp_path / "one")
+    two = in_ranks(2, False, twins_trained, tmp_path / "two")
     assert_as_one(one, two)
     assert two[0].scores["distance"] == pytest.approx(one.scores["distance"], rel=1e-3)
 
@@ -228,14 +235,14 @@ def test_shared_weights_train_as_whole_ones(tmp_path: Path, optimizer: Any) -> N
     optim = Optim(optimizer, lr=0.01, muon_lr=0.01, ema=0.9, clip=1.0, layer_decay=0.9)
     run, one, two = run_of(optim=optim, accumulate=2), tmp_path / "one", tmp_path / "two"
     whole = trained(ALONE, run, digits, tmp_path / "whole")
-    shared = in_ranks(2, lambda world: trained(world, run, digits, tmp_path / "shared"), shard=True)
+    shared = in_ranks(2, True, trained, run, digits, tmp_path / "shared")
     assert_as_one(whole, shared)
     for name, value in whole.weights.items():
         torch.testing.assert_close(shared[0].weights[name], value, rtol=1e-3, atol=1e-4)
     trained(ALONE, run, digits, one, stop=4)
-    in_ranks(2, lambda world: trained(world, run, digits, two, stop=2), shard=True)
+    in_ranks(2, True, trained, run, digits, two, stop=2)
     back = trained(ALONE, run, digits, two, resume=True)
-    forth = in_ranks(2, lambda world: trained(world, run, digits, one, resume=True), shard=True)
+    forth = in_ranks(2, True, trained, run, digits, one, resume=True)
     for told in (back, *forth):
         rest = whole.rows[-len(told.rows) :]
         assert [row["loss"] for row in told.rows] == pytest.approx([row["loss"] for row in rest], rel=1e-3)
@@ -248,7 +255,7 @@ def test_four_processes_train_as_one(tmp_path: Path, shard: bool) -> None:
     """The last ranks have no rows of small weights, where the weights are shared out."""
     run = run_of(accumulate=2)
     one = trained(ALONE, run, digits, tmp_path / "one")
-    assert_as_one(one, in_ranks(4, lambda world: trained(world, run, digits, tmp_path / "four"), shard))
+    assert_as_one(one, in_ranks(4, shard, trained, run, digits, tmp_path / "four"))
 
 
 @pytest.mark.slow
@@ -261,7 +268,14 @@ def test_shared_weights_with_batch_norm_and_with_scalars(tmp_path: Path, model: 
         task = Captioning(**SMALL, word_dropout=0.0, most_words=8, contrastive=0.5, text_depth=1)
         run, data = run_of(**COLOURS, task=task), partial(colours, captions)
     one = trained(ALONE, run, data, tmp_path / "one")
-    assert_as_one(one, in_ranks(2, lambda world: trained(world, run, data, tmp_path / "two"), shard=True))
+    assert_as_one(one, in_ranks(2, True, trained, run, data, tmp_path / "two"))
+
+
+def solved(world: World, run: Run, path: Path) -> dict[str, Any]:
+    components, _ = build(run, digits(), CPU, world=world)
+    folder = RunFolder(path) if world.leads else Follower(path)
+    folder.begin(run, components.task.classes)
+    return fit_frozen(run, components, folder)
 
 
 @pytest.mark.parametrize("method", ["knn", pytest.param("frozen", marks=pytest.mark.slow)])
@@ -269,18 +283,25 @@ def test_frozen_features_are_computed_in_shares(tmp_path: Path, method: Any) -> 
     start = vitrail.create("nano/2", classes=[str(i) for i in range(10)])
     start.save(tmp_path / "start")
     run = run_of(init=str(tmp_path / "start"), tune=Tune(method), augment=Augment(), batch_size=64)
-
-    def solved(world: World, path: Path) -> dict[str, Any]:
-        components, _ = build(run, digits(), CPU, world=world)
-        folder = RunFolder(path) if world.leads else Follower(path)
-        folder.begin(run, components.task.classes)
-        return fit_frozen(run, components, folder)
-
-    one = solved(ALONE, tmp_path / "one")
-    for scores in in_ranks(2, lambda world: solved(world, tmp_path / "two")):
+    one = solved(ALONE, run, tmp_path / "one")
+    for scores in in_ranks(2, False, solved, run, tmp_path / "two"):
         assert {name: scores[name] for name in ("top1", "count", "confusion")} == {
             name: one[name] for name in ("top1", "count", "confusion")
         }
+
+
+def left_out(world: World, run: Run, root: Path, max_bad: float) -> list[int] | str:
+    """The bad images that a rank knows after an epoch, or the error."""
+    whole = open_data(root).train
+    components, _ = build(replace(run, max_bad=max_bad), Splits(whole, whole.subset([0, 12])), CPU, world=world)
+    batches = components.train.batches()
+    try:
+        for _ in range(components.train.steps_per_epoch):
+            next(batches)
+        world.share_bad(components.train)
+    except UserError as error:
+        return str(error)
+    return sorted(components.train.bad)
 
 
 def test_bad_images_count_over_all_processes(tmp_path: Path) -> None:
@@ -290,41 +311,29 @@ def test_bad_images_count_over_all_processes(tmp_path: Path) -> None:
     for name in names:
         (root / name).write_bytes(f"no image, but {name}".encode())  # equal files would be in one split
     run = run_of(**{**COLOURS, "batch_size": 4}, memory=False, max_bad=0.2, eval_every=1.0)
-
-    whole = open_data(root).train
-    data = Splits(whole, whole.subset([0, 12]))
-
-    def left_out(world: World, max_bad: float) -> list[int] | str:
-        components, _ = build(replace(run, max_bad=max_bad), data, CPU, world=world)
-        batches = components.train.batches()
-        try:
-            for _ in range(components.train.steps_per_epoch):
-                next(batches)
-            world.share_bad(components.train)
-        except UserError as error:
-            return str(error)
-        return sorted(components.train.bad)
-
-    one = left_out(ALONE, 0.2)
-    assert one == [whole.keys.index(name) for name in names]
-    assert in_ranks(2, lambda world: left_out(world, 0.2)) == [one, one]
-    for told in in_ranks(2, lambda world: left_out(world, 0.1)):  # neither found as many alone
+    one = left_out(ALONE, run, root, 0.2)
+    assert one == [open_data(root).train.keys.index(name) for name in names]
+    assert in_ranks(2, False, left_out, run, root, 0.2) == [one, one]
+    for told in in_ranks(2, False, left_out, run, root, 0.1):  # neither found as many alone
         assert "3 of 24 images of" in str(told) and "more than 10.0%" in str(told)
 
 
+def scored(world: World) -> str:
+    """The error of an evaluation that rank 1 cannot finish."""
+
+    def score(make: Callable[[], Any]) -> dict[str, Any]:
+        metric = make()
+        if world.rank == 1:
+            raise UserError("4 of 9 images are bad")
+        return metric.compute()
+
+    with pytest.raises(UserError) as found:
+        scores_of_all(world, lambda: toys.MeanIoU(), score)
+    return str(found.value)
+
+
 def test_an_evaluation_that_one_process_cannot_finish_ends_on_all() -> None:
-    def scored(world: World) -> str:
-        def score(make: Callable[[], Any]) -> dict[str, Any]:
-            metric = make()
-            if world.rank == 1:
-                raise UserError("4 of 9 images are bad")
-            return metric.compute()
-
-        with pytest.raises(UserError) as found:
-            scores_of_all(world, lambda: toys.MeanIoU(), score)
-        return str(found.value)
-
-    assert in_ranks(2, scored) == ["4 of 9 images are bad"] * 2
+    assert in_ranks(2, False, scored) == ["4 of 9 images are bad"] * 2
 
 
 def test_what_does_not_divide_is_refused(tmp_path: Path) -> None:
@@ -339,15 +348,15 @@ def test_what_does_not_divide_is_refused(tmp_path: Path) -> None:
     assert world.leads and not World(1, 2).leads
 
 
+def summed(world: World) -> list[float | None]:
+    weights = [torch.zeros(2) for _ in range(3)]
+    own: list[Tensor | None] = [torch.ones(2), torch.ones(2) if world.rank else None, None]
+    return [None if one is None else float(one.sum()) for one in world.sum_given(own, weights)]
+
+
 def test_gradients_that_one_process_lacks_count_as_zero() -> None:
     """A loss may leave weights out for some images, as void masks do; a weight that none uses stays without."""
-
-    def summed(world: World) -> list[float | None]:
-        weights = [torch.zeros(2) for _ in range(3)]
-        own: list[Tensor | None] = [torch.ones(2), torch.ones(2) if world.rank else None, None]
-        return [None if one is None else float(one.sum()) for one in world.sum_given(own, weights)]
-
-    assert in_ranks(2, summed) == [[4.0, 2.0, None]] * 2
+    assert in_ranks(2, False, summed) == [[4.0, 2.0, None]] * 2
 
 
 def test_messages_are_of_bounded_size_and_one_format(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,16 +366,17 @@ def test_messages_are_of_bounded_size_and_one_format(monkeypatch: pytest.MonkeyP
     assert [[len(tensor) for tensor in group] for group in buckets([*tensors[:2], torch.zeros(1)])] == [[4, 6], [1]]
 
 
+def gathered(world: World, uneven: bool) -> tuple[list[list[float]], list[list[float]]]:
+    own = (torch.arange(2.0 + uneven * world.rank)[:, None] + 10 * world.rank).requires_grad_()
+    every = world.gather(own)
+    (every.square().sum() * (1 + world.rank)).backward()
+    assert own.grad is not None
+    return every.tolist(), own.grad.tolist()
+
+
 @pytest.mark.parametrize("uneven", [False, True])
 def test_rows_are_gathered_with_their_gradients(uneven: bool) -> None:
-    def gathered(world: World) -> tuple[list[list[float]], list[list[float]]]:
-        own = (torch.arange(2.0 + uneven * world.rank)[:, None] + 10 * world.rank).requires_grad_()
-        every = world.gather(own)
-        (every.square().sum() * (1 + world.rank)).backward()
-        assert own.grad is not None
-        return every.tolist(), own.grad.tolist()
-
-    (rows, first), (same, second) = in_ranks(2, gathered)
+    (rows, first), (same, second) = in_ranks(2, False, gathered, uneven)
     assert rows == same == [[0.0], [1.0], [10.0], [11.0], *([[12.0]] if uneven else [])]
     # The losses of both ranks are functions of all rows, with the factors 1 and 2.
     assert [*first, *second] == [[6 * row[0]] for row in rows]
