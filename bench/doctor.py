@@ -131,7 +131,7 @@ def of_run(place: Path, name: str, words: tuple[str, ...], check: str = "") -> R
         "HUGE": lambda: huge(place / "huge"),
         "FEW": lambda: few(place / "few"),
         "NEW": lambda: new(place / "new"),
-        **{own: lambda own=own: there(place / f"run-{own}", own) for own in CLEAN},  # type: ignore[misc]
+        **{own: partial(there, place / f"run-{own}", own) for own in CLEAN},
     }
     given = [str(sets[word]()) if word in sets else word for word in words]
     out, told = place / f"run {name}", io.StringIO()

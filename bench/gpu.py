@@ -46,6 +46,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -115,10 +116,10 @@ def run_stages(bench: Bench, chosen: Sequence[str]) -> list[str]:
     failed = []
     for name in chosen:
         began, limit = time.monotonic(), STAGES[name].seconds * (10 if bench.tiny else 1)
-        if not in_process(lambda name=name, limit=limit: run_stage(bench, name, limit), limit):  # type: ignore[misc]
+        if not in_process(partial(run_stage, bench, name, limit), limit):
             failed.append(name)
             if time.monotonic() - began >= limit:
-                in_process(lambda name=name: note(bench, name, "stopped at its time limit"), 60)  # type: ignore[misc]
+                in_process(partial(note, bench, name, "stopped at its time limit"), 60)
         print(json.dumps({name: bench.rows.get(name)}), flush=True)
         print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     return failed

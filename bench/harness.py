@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vitrail.files import write_whole
+from vitrail.process import cores
 from vitrail.train.device import native_bf16
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -225,7 +226,7 @@ def machine() -> Row:
     """The machine and versions that the figures were measured with."""
     found: Row = {
         "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "load": round(os.getloadavg()[0], 2),
         "bf16": native_bf16(torch.device("cpu")),
         "system": platform.system(),

@@ -17,10 +17,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import timm
 from harness import Parser, Row, record, tiny_images
+
+from vitrail.process import cores
 
 MODEL = "vit_tiny_patch16_224"
 BATCH = 32
@@ -95,8 +98,9 @@ def links(folder: Path, photos: list[Path], count: int) -> Path:
     return folder
 
 
-def plain(weights: Path, precision: str):  # type: ignore[no-untyped-def]
-    code = f"MODEL, BATCH, WORKERS = {MODEL!r}, {BATCH}, {len(os.sched_getaffinity(0))}\n{PLAIN}"
+def plain(weights: Path, precision: str) -> Callable[[Path], list[str]]:
+    """The command of the plain script, for a folder of images."""
+    code = f"MODEL, BATCH, WORKERS = {MODEL!r}, {BATCH}, {cores()}\n{PLAIN}"
 
     def command(images: Path) -> list[str]:
         return ["-c", code, str(images), str(weights / "model.safetensors"), "OUT", precision]

@@ -19,7 +19,6 @@ streets.
 
 from __future__ import annotations
 
-import os
 import shutil
 import statistics
 import tempfile
@@ -38,6 +37,7 @@ from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
 from vitrail import recipes, zoo
 from vitrail.data.sets import Splits
+from vitrail.process import cores
 from vitrail.recipes import RECIPES
 from vitrail.tasks.encoder import encoder_of
 from vitrail.tasks.segment import Segment
@@ -111,7 +111,7 @@ def command(data: str, seed: int, tiny: bool = False) -> Row:
 
 
 def processors() -> Row:
-    return {"cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads()}
+    return {"cores": cores(), "threads": torch.get_num_threads()}
 
 
 def fine_tuning(run: Run, steps: int, start: str) -> Run:

@@ -6,6 +6,7 @@ import itertools
 import statistics
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -112,7 +113,7 @@ def speeds(bench: Bench) -> Row:
                 gradients(kernel, x, None, False)
             except RuntimeError:
                 continue
-            steps[name] = lambda kernel=kernel, x=x: gradients(kernel, x, None, False)  # type: ignore[misc]
+            steps[name] = partial(gradients, kernel, x, None, False)
         times = in_turns(steps, bench.rounds, warm_up=2, calls=bench.calls, device=bench.device.type)
         rows[place] = {name: round(1000 * statistics.median(own), 3) for name, own in times.items()}
     return rows

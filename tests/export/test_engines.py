@@ -98,4 +98,4 @@ def test_int8_is_calibrated_and_answers_alike(to: str, tmp_path: Path) -> None:
     pairs = zip(task.predict(images), again.predict(images), strict=True)
     assert sum(one.row()["labels"][0]["label"] == other.row()["labels"][0]["label"] for one, other in pairs) >= 9
     size = sum(file.stat().st_size for file in (tmp_path / "out").iterdir() if file.suffix in (".onnx", ".bin"))
-    assert size < 0.4 * sum(4 * parameter.numel() for parameter in task.parameters())
+    assert size < 0.5 * sum(4 * parameter.numel() for parameter in task.parameters())
