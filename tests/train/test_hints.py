@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from small_runs import small_run, train
 from torch import nn
 
 from vitrail.recipes import RECIPES
@@ -97,6 +99,33 @@ def test_hint_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
             watch.evaluated({}, 300 * torch.ones(2, 3, 8, 8), step / 3)
     told = [record.message for record in caplog.records if "mean 300" in record.message]
     assert len(told) == 1 and "--mean" in told[0]
+
+
+def test_a_resumed_run_knows_its_log_and_repeats_no_hint(caplog: pytest.LogCaptureFixture) -> None:
+    """A run whose loss is nearly at its end falls slowly, which says nothing of its rate."""
+    log = [{"kind": "train", **row} for row in rows(FALLING)] + [{"kind": "val", **row} for row in vals([1.0, 0.5])]
+    high = rows([2.3, 7.9, 4.2, 2.9, 2.4])
+    again = [{"kind": "train", **row} for row in high]
+    late = rows([0.42, 0.419, 0.418, 0.417])
+    for before, after, told in ((log, late, 0), (again, high[-1:], 0), ([], high, 1)):
+        caplog.clear()
+        watch = Hints(create("nano/2", classes=10), RECIPES["digits"](100))
+        with caplog.at_level(logging.WARNING, "vitrail"):
+            if before:
+                watch.resumed(before, 0.5)
+            for row in after:
+                watch.logged(row)
+        assert len(caplog.records) == told, caplog.text
+
+
+def test_weights_that_are_those_of_a_new_model_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Once: at the first row of a new run, and not when it is resumed."""
+    create("nano/2", classes=10, channels=1, image_size=8).save(tmp_path / "start")
+    run = small_run(init=str(tmp_path / "start"), model=load(tmp_path / "start").encoder.config, eval_every=9.0)
+    for steps, resume, told in ((20, False, 1), (40, True, 0)):
+        caplog.clear()
+        train(run, tmp_path / "run", steps, resume)
+        assert sum("loading them changed nothing" in line for line in caplog.messages) == told
 
 
 def test_fast_dev_run_gives_no_hint(caplog: pytest.LogCaptureFixture) -> None:

@@ -133,6 +133,14 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         torch.testing.assert_close(two[0].weights[name], value, rtol=1e-3, atol=1e-4)
 
 
+def test_a_signal_in_the_last_step_stops_all_and_keeps_it(tmp_path: Path) -> None:
+    """Slurm would else end the scoring of the test split, with an exit code that queues nothing again."""
+    run, path = run_of(eval_every=10.0), tmp_path / "run"
+    assert [len(told.rows) for told in in_ranks(2, False, trained, run, digits, path, stop=6)] == [6, 6]
+    back = trained(ALONE, run, digits, path, resume=True)
+    assert not back.rows and back.scores["top1"] == trained(ALONE, run, digits, tmp_path / "one").scores["top1"]
+
+
 @pytest.mark.parametrize("eval_every, steps", [(10.0, 4), (0.1, 2)])
 def test_what_one_layout_saved_continues_in_another(tmp_path: Path, eval_every: float, steps: int) -> None:
     """One of two processes gets the signal, and both stop after the same step.

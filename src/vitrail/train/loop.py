@@ -119,7 +119,8 @@ class Training:
             self.keeper.load()
             self.module.read_whole()
         start = self.done = self.keeper.step
-        self.hints.resumed(self.folder.rows(), start / self.steps)
+        if start:
+            self.hints.resumed(self.folder.rows(), start / self.steps)
         if self.run.compiled:
             compile_network(self.module, self.run, self.loader.device)
         self.began = time.monotonic()
