@@ -12,6 +12,7 @@ from vitrail.data.sets import open_data
 from vitrail.errors import UserError
 from vitrail.explain import explain
 from vitrail.files import write_whole
+from vitrail.predictions import answer_files
 from vitrail.recipes import RECIPES
 from vitrail.start import begin
 from vitrail.train.state import RunFolder
@@ -38,8 +39,8 @@ def run_demo(out: Path, device: str | None, fast_dev_run: bool = False) -> None:
     print(f"3. Attention for a {truth} that is classified as {answer.text()}:")
     print(f"   {out / 'attention' / 'rollout.png'}")
     print("4. Sample images, classified with the bundled weights (CIFAR-10's ten classes):")
-    samples = sorted(SAMPLES.glob("*.png"))
-    for path, prediction in zip(samples, zoo.load("classify").predict([Image.open(p) for p in samples]), strict=True):
+    for path, _, prediction in answer_files(zoo.load("classify"), sorted(SAMPLES.glob("*.png"))):
+        assert prediction is not None
         print(f"   {path.stem:<12} {prediction.text()}")
     print(f"Learning curves and the confusion matrix: {out / 'digits' / 'report.html'}")
     print(
