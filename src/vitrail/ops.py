@@ -92,11 +92,11 @@ def resize_positions(positions: Tensor, old: Grid, new: Grid, prefix: int, resam
     image = rearrange(rest, "1 (h w) d -> 1 d h w", h=old[0]).float()
     if isinstance(new[0], torch.SymInt):  # an export for any size, whose engines have interpolations of their own
         down, right = (sampling_matrix(a, b, resampling).to(image) for a, b in zip(old, new, strict=True))
-        image = down @ image @ right.T
-        if resampling == "offset":  # at the model's own size it is not the identity
+        if resampling == "offset":  # at the model's own size it is not the identity, as a copy is
             same = (torch.full((), new[0]) == old[0]) & (torch.full((), new[1]) == old[1])
-            own = F.pad(rest[0].T.unflatten(1, old), (0, new[1] - old[1], 0, new[0] - old[0]))
-            image = torch.where(same, own, image)
+            copies = [(torch.arange(b)[:, None] == torch.arange(a)).to(image) for a, b in zip(old, new, strict=True)]
+            down, right = torch.where(same, copies[0], down), torch.where(same, copies[1], right)
+        image = down @ image @ right.T
     elif resampling == "offset":
         scale = ((new[0] + 0.1) / old[0], (new[1] + 0.1) / old[1])
         image = F.interpolate(image, scale_factor=scale, mode="bicubic", align_corners=False)

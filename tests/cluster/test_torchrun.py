@@ -17,14 +17,14 @@ rank = os.environ["RANK"]
 place = sys.argv[1]
 signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
 open(f"{place}/{rank}", "w").close()
-if sys.argv[2] == "wait":
+if sys.argv[2] == "wait" or (sys.argv[2] != "0" and rank == "0"):
     time.sleep(100)
 sys.exit(int(sys.argv[2]) if rank == "1" else 0)
 """
 
 
 def started(folder: Path, how: str) -> subprocess.Popen[str]:
-    """Two processes of torchrun: they wait for a signal, or the second ends with an exit code."""
+    """Two processes of torchrun: they wait for a signal, or the second ends with an exit code while the first works."""
     script = folder / "process.py"
     script.write_text(PROCESS)
     words = ["--standalone", "--nproc-per-node=2", str(script), str(folder), how]

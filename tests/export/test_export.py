@@ -101,11 +101,6 @@ def test_every_task_predicts_the_same_rows(kind: str, example: str, to: str, tmp
 )
 def test_variants_at_any_size(changes: dict[str, Any], to: str, tmp_path: Path) -> None:
     task = filled(vitrail.create(VariantConfig(**{**SMALL, **changes}), classes=5))
-    if to == "openvino" and changes.get("resampling") == "offset":
-        # OpenVINO 2026.4 takes the grid of the weights for the smallest: its padding fails, or keeps an earlier shape.
-        with pytest.raises((RunError, UserError), match="nothing is kept|cannot run inputs"):
-            exported(task, tmp_path, to)
-        return
     out, result = exported(task, tmp_path, to)
     assert not result.sizes and result.proof.share < 1e-3
     images = [an_image(seed) for seed in range(2)]

@@ -20,7 +20,7 @@ SAVED = 75
 
 
 def main(args: Sequence[str]) -> int:
-    """Run torchrun with these arguments; returns the exit code: 75 if all processes that failed ended with it."""
+    """Run torchrun with these arguments; returns the exit code: 75 if no process failed on its own with another one."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
@@ -30,6 +30,7 @@ def main(args: Sequence[str]) -> int:
         run(parse_args(list(args)))
     except ChildFailedError as error:
         codes = {failure.exitcode for failure in error.failures.values()}
+        codes = codes - {-signal.SIGTERM} or codes  # torchrun itself ends the processes that outlive a failed one
         if codes == {SAVED}:
             return SAVED
         print(f"vitrail: processes failed with exit code {', '.join(map(str, sorted(codes)))}", file=sys.stderr)

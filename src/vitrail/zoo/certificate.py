@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from vitrail.errors import UserError
@@ -130,7 +129,7 @@ def verify(certificate: Certificate, files: Files, source: Source, task: Task) -
     if theirs is None:
         certificate.compared = f"not compared: {source.NAME}'s library is not installed or does not load this file"
         return
-    images = torch.stack([task.preprocess(Image.open(path)) for path in sorted(SAMPLES.glob("*.png"))])
+    images = torch.stack([task.preprocess(path) for path in sorted(SAMPLES.glob("*.png"))])
     images = images.to(next(task.parameters()).dtype)
     certificate.compared = f"{source.NAME}'s own model on {len(images)} images"
     with torch.inference_mode():
