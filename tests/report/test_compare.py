@@ -49,7 +49,7 @@ def test_rows_in_the_order_given(tmp_path: Path) -> None:
         "test": 0.75,
     }
     assert rows[1]["name"] == "a"
-    assert rows[1]["test"] is None
+    assert rows[1]["test"] is None and rows[1]["unfinished"]
     assert (rows[1]["steps"], rows[1]["seconds"]) == (10, 100.0)
     lines = as_table(rows).splitlines()
     assert lines[0].split() == [
@@ -67,7 +67,7 @@ def test_rows_in_the_order_given(tmp_path: Path) -> None:
     ]
     assert "75.00 %" in lines[1]
     assert "5 min 50 s" in lines[1]
-    assert lines[2].endswith("-")
+    assert lines[2].startswith("a (not finished) ") and lines[2].endswith("-")
     assert len({len(line) for line in lines}) == 1
 
 
@@ -141,6 +141,13 @@ def test_runs_that_differ_in_their_seed_alone_are_one_setting(tmp_path: Path) ->
     assert lines[-2] == "lr=0.1   0,1    60.00 % (50.00 % to 70.00 %)  30.00 % (25.00 % to 35.00 %)"
     assert lines[-1].endswith("60.00 %                       30.00 %")
     assert "setting" not in as_text(runs[1:], compare(runs[1:])), "no setting has two seeds"
+
+
+def test_a_run_that_was_stopped_is_not_in_the_mean(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / str(seed), [0.5], test=0.4, seed=seed) for seed in (0, 1)]
+    runs.append(write_run(tmp_path / "2", [0.1], seed=2))
+    [row] = by_setting(runs)
+    assert row["best_val"]["min"] == 0.5 and row["seeds"] == [0, 1, 2]
 
 
 def test_a_setting_whose_runs_have_no_score_yet(tmp_path: Path) -> None:

@@ -45,11 +45,14 @@ SHOWN = {
     "seconds": duration,
     "images_per_s": count,
 }
+MARKS = {"unfinished": "not finished", "fast_dev_run": "fast dev run"}
 UNITS = [("hours", 3600), ("minutes", 60), ("seconds", 1)]
 
 
 def compare(folders: Sequence[str | Path], out: str | Path | None = None) -> list[dict[str, Any]]:
     """One row per run folder, in the given order; scores and times that a run does not have yet are None.
+
+    A run without its last row, since it goes on or was stopped, has `unfinished`.
 
     With `out`, the validation scores against steps and against seconds are plotted to that PNG file. Runs with
     different scores, such as classifiers and captioners, have separate plots, with a warning. A folder without a run is
@@ -99,6 +102,7 @@ def _row(run: RunRecord, name: str) -> dict[str, Any]:
         "best_val": run.best.get(run.score.name),
         "best_val_step": run.best.get("step"),
         "test": run.test.get(run.score.name),
+        **({} if run.done else {"unfinished": True}),
         **({"fast_dev_run": True} if run.fast_dev_run else {}),
     }
 
@@ -125,8 +129,8 @@ def as_table(rows: Sequence[dict[str, Any]]) -> str:
 def _cell(name: str, row: dict[str, Any]) -> str:
     if name in ("best_val", "test"):
         return Score(row["score"], unit=row["unit"]).text(row[name])
-    if name == "name" and row.get("fast_dev_run"):
-        return f"{row['name']} (fast dev run)"
+    if name == "name" and (marks := [MARKS[key] for key in MARKS if row.get(key)]):
+        return f"{row['name']} ({', '.join(marks)})"
     return SHOWN.get(name, str)(row[name])
 
 
@@ -134,7 +138,7 @@ def by_setting(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
     """One row per setting: the runs that differ in nothing but their seed.
 
     `setting` holds the fields by which the settings differ; `best_val` and `test` have the `mean`, `min`, `max` and
-    standard deviation (`std`, None for one run) of the runs that have this score, or are None if none has.
+    standard deviation (`std`, None for one run) of the finished runs that have this score, or are None if none has.
     """
     groups: dict[str, list[RunRecord]] = {}
     for run in map(read_run, folders):
@@ -150,8 +154,8 @@ def by_setting(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
             "seeds": [run.recipe.get("seed") for run in runs],
             "score": runs[0].score.name,
             "unit": runs[0].score.unit,
-            "best_val": _spread(run.best.get(run.score.name) for run in runs),
-            "test": _spread(run.test.get(run.score.name) for run in runs),
+            "best_val": _spread(run.best.get(run.score.name) for run in runs if run.done),
+            "test": _spread(run.test.get(run.score.name) for run in runs if run.done),
         }
         for own, runs in zip(fields, groups.values(), strict=True)
     ]
