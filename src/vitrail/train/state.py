@@ -195,10 +195,10 @@ class RunFolder:
         """Save the scores that the command prints."""
         write_whole(self._scores, json.dumps(scores))
 
-    def log_start(self, score: Score | None, step: int, command: str) -> None:
+    def log_start(self, score: Score | None, step: int, command: str, processes: int = 1) -> None:
         """The first row of a new or resumed run: which score chooses the best checkpoint, and how."""
         chosen = {} if score is None else {"score": asdict(score)}
-        self.log(kind="start", step=step, **chosen, command=command)
+        self.log(kind="start", step=step, **chosen, command=command, processes=processes)
 
     def log(self, **row: Any) -> None:
         """Add a line to metrics.jsonl."""
