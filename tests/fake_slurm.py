@@ -55,6 +55,7 @@ exit "$code"
 PYTHON = r"""#!/bin/bash
 # Stands in for the Python that trains: it writes down its words, and ends as the test says.
 echo "$*" >> "$FAKE_SLURM/words"
+echo "$VITRAIL_JOB" >> "$FAKE_SLURM/jobs"
 folder=$(cat "$FAKE_SLURM/folder.${SLURM_ARRAY_TASK_ID:-0}")
 save() { mkdir -p "$folder"; touch "$folder/recipe.json"; exit 75; }
 if [ -e "$FAKE_SLURM/signal" ] && [ ! -e "$folder/recipe.json" ]; then
@@ -93,6 +94,6 @@ class FakeSlurm:
         (self.state / name).write_text(text)
 
     def seen(self, name: str) -> list[str]:
-        """The lines of `words` (of Python), `codes` (job, exit code) and `srun`."""
+        """The lines of `words` (of Python), `jobs` (its VITRAIL_JOB), `codes` (job, exit code) and `srun`."""
         place = self.state / name
         return place.read_text().splitlines() if place.exists() else []

@@ -29,6 +29,7 @@ SLOW = pytest.mark.slow
 MARKS = {
     **dict.fromkeys(("damaged", "dispatch", "doctor", "engines", "folder", "gpu", "kills", "ladder"), (SLOW,)),
     **dict.fromkeys(("ranks", "segment", "shards", "transfer"), (SLOW,)),
+    "hosts": (SLOW, pytest.mark.skipif(sys.platform != "linux", reason="ends its processes by their mark in /proc")),
     "ray_predict": (
         SLOW,
         pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: pip install 'vitrail[cluster]'"),

@@ -118,8 +118,7 @@ def train(args: Sequence[str]) -> int:
 def run_training(options: Namespace, rest: Sequence[str], world: World) -> Trained:
     """Start or resume the run that the options of `train` name; `rest` are the fields of its recipe."""
     from vitrail import recipes
-    from vitrail.resume import resume_run
-    from vitrail.start import begin
+    from vitrail.resume import begin_or_resume, resume_run
 
     if options.resume is not None:
         if any(option is not None for option in (options.init, options.out, options.group)):
@@ -128,7 +127,7 @@ def run_training(options: Namespace, rest: Sequence[str], world: World) -> Train
     recipe = recipes.find(options.recipe)
     changes = parse_fields(recipe(10_000), rest, () if options.init is None else recipes.FREE)
     given = (options.data, options.init, changes, options.out, options.device, options.group)
-    return begin(recipe, *given, world)
+    return begin_or_resume(recipe, *given, world)
 
 
 def evaluate(args: Sequence[str]) -> int:

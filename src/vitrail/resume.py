@@ -1,10 +1,11 @@
-"""Resume a run: where it stopped, with data that has moved, or beyond its end."""
+"""Resume a run: where it stopped, with data that has moved, or beyond its end, by hand or by its job."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,22 +14,45 @@ from typing import Any
 from vitrail import recipes
 from vitrail.errors import UserError
 from vitrail.options import parse_fields
-from vitrail.start import Trained, train_run, where_is
+from vitrail.start import Trained, begin, default_folder, folders, train_run, where_is
 from vitrail.tasks import task_of
 from vitrail.train.build import build, open_for
 from vitrail.train.device import choose_device
+from vitrail.train.job import marks_of_all
 from vitrail.train.optim import factor
 from vitrail.train.parallel import ALONE, World
-from vitrail.train.run import Run
-from vitrail.train.state import Follower, RunFolder
+from vitrail.train.run import FREE, LENGTH, Run
+from vitrail.train.state import LEASE, Follower, RunFolder
 from vitrail.train.stop import preemptible
 
 log = logging.getLogger("vitrail")
 
-LENGTH = ("epochs", "max_steps")
-"""fields that extend a run"""
-FREE = (*LENGTH, "save_every", "keep", "workers", "max_bad")
-"""fields of a run that may change when it is resumed: no step before its old end depends on them"""
+
+@preemptible()
+def begin_or_resume(
+    recipe: recipes.Recipe,
+    data: str | None,
+    init: str | None,
+    changes: Mapping[str, Any],
+    out: Path | None,
+    device: str | None,
+    group: str | None = None,
+    world: World = ALONE,
+) -> Trained:
+    """As `begin`; but if this is a job that is started again, resume the run that it began (see `train/job.py`)."""
+    job = marks_of_all(world)
+    named = (recipes.TUNED.get(recipe, recipe) if init is not None else recipe)(1)
+    first = default_folder(replace(named, seed=changes.get("seed", named.seed)))
+
+    def find() -> bytes:
+        there = itertools.takewhile(Path.exists, folders(first, out)) if job else ()
+        return str(next((path for path in there if RunFolder(path).begun_by(job)), "")).encode()
+
+    if not (found := world.from_first(find).decode()):
+        return begin(recipe, data, init, changes, out, device, group, world, job)
+    log.warning(f"the job of the run in {found} is started again, so that run is resumed")
+    free = {name: value for name, value in changes.items() if name in FREE}
+    return _resume(_folder(Path(found), world), device, None, lambda run: free, world, job)
 
 
 @preemptible()
@@ -41,21 +65,41 @@ def resume_run(
     or on another number of them, the results are the same within rounding. A finished run returns its scores again,
     unless the options extend it.
     """
-    folder = RunFolder(path) if world.leads else Follower(path)
-    with world.first_alone():
-        run = folder.run()
+
+    def chosen(run: Run) -> Mapping[str, Any]:
         if options and not options[0].startswith("-"):
             raise UserError(f"--resume continues a run with its own recipe: leave out {options[0]}")
-        changes = parse_fields(run, options)
+        return parse_fields(run, options)
+
+    return _resume(_folder(path, world), device, data, chosen, world)
+
+
+def _folder(path: Path, world: World) -> RunFolder:
+    return RunFolder(path) if world.leads else Follower(path)
+
+
+def _resume(
+    folder: RunFolder,
+    device: str | None,
+    data: str | None,
+    chosen: Callable[[Run], Mapping[str, Any]],
+    world: World,
+    job: Sequence[str] = (),
+) -> Trained:
+    """`resume_run`; `chosen` gives the new values of fields, and `job` is what marks the job that resumes it."""
+    with world.first_alone():
+        run = folder.run()
+        changes = chosen(run)
         kind = task_of(run.task)
         extends = _extends(run, changes)
     scores: dict[str, Any] | None = json.loads(world.from_first(lambda: json.dumps(folder.scores).encode()))
     if scores is not None and not extends:
-        log.warning(f"the run in {path} is finished")
+        log.warning(f"the run in {folder.path} is finished")
         return Trained(kind, scores, folder)
     with ExitStack() as stack:
         with world.first_alone():
-            stack.enter_context(folder.alone())
+            stack.enter_context(folder.alone(patience=LEASE if job else 0.0))
+            folder.record(job)
             place = folder.data(run.data) if data is None else data
             splits = open_for(kind, place, run.task.data_options(), recipes.find(run.recipe)(1).data, run.group)
             marks = splits.marks(run.group)

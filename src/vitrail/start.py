@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -71,11 +71,12 @@ def begin(
     device: str | None,
     group: str | None = None,
     world: World = ALONE,
+    job: Sequence[str] = (),
 ) -> Trained:
     """Train a recipe on `data`, from the weights `init` or from scratch, in the processes of `world`.
 
     `changes` are fields of the run, or of its components, that replace the recipe's; `group` is the run's
-    field of that name, which opening the data needs before the others.
+    field of that name, which opening the data needs before the others. `job` is what marks the job of these processes.
     """
     with world.first_alone():  # it downloads, and refuses once
         run, splits, weights = plan(recipe, data, init, changes, group)
@@ -89,7 +90,7 @@ def begin(
         # Images in memory are rounded differently from streamed ones, so a resumed run must use the same mode.
         run = replace(run, memory=components.train.memory)
         try:
-            folder.begin(run, splits.train.classes, marks)
+            folder.begin(run, splits.train.classes, marks, job)
             return Trained(task_of(run.task), train_run(run, components, folder, steps, resume=False), folder)
         except BaseException:  # whatever the error, a run that saved nothing must not keep the name
             folder.drop()
@@ -163,6 +164,13 @@ def default_folder(run: Run) -> Path:
     return Path("runs") / f"{run.recipe}-{run.seed}"
 
 
+def folders(first: Path, out: Path | None) -> Iterator[Path]:
+    """The folders that a run may have: `out` if it is given, else `first`, first-2, first-3 and so on."""
+    yield out or first
+    if out is None:
+        yield from (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
+
+
 @contextmanager
 def new_folder(run: Run, out: Path | None, world: World = ALONE) -> Iterator[RunFolder]:
     """The folder `out`, or the first free one of runs/RECIPE-SEED, runs/RECIPE-SEED-2 and so on, for this run alone.
@@ -172,24 +180,20 @@ def new_folder(run: Run, out: Path | None, world: World = ALONE) -> Iterator[Run
     if not world.leads:
         yield Follower(Path(world.from_first(bytes).decode()))
         return
-    first = out or default_folder(run)
-    folder = RunFolder(first)
     with ExitStack() as stack:
 
         def take() -> bytes:
-            nonlocal folder
-            for number in itertools.count(2):
+            for path in folders(default_folder(run), out):
                 try:
-                    stack.enter_context(folder.new())
-                    break
+                    stack.enter_context(RunFolder(path).new())
                 except Taken:
                     if out is not None:
                         raise
-                    folder = RunFolder(first.with_name(f"{first.name}-{number}"))
-            return str(folder.path).encode()
+                else:
+                    return str(path).encode()
+            raise AssertionError("there is always another name")
 
-        world.from_first(take)
-        yield folder
+        yield RunFolder(Path(world.from_first(take).decode()))
 
 
 def train_run(run: Run, components: Components, folder: RunFolder, steps: int, resume: bool) -> dict[str, Any]:

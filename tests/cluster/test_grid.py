@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from vitrail.cli import main
 from vitrail.cluster.grid import Grid, read_grid, run_grid
 from vitrail.errors import RunError, Stopped, UserError
+from vitrail.train.job import JOB
 
 TINY = ["--width", "16", "--depth", "1", "--heads", "2"]
 GRID = ["digits", *TINY, "--grid", "lr=1e-3,3e-3", "seed=0,1,2"]
@@ -45,9 +47,11 @@ class Runs:
 
     def __init__(self, codes: dict[int, int] | None = None) -> None:
         self.codes, self.started = codes or {}, list[list[str]]()
+        self.jobs: set[str | None] = set()
 
     def __call__(self, words: Sequence[str]) -> int:
         number = len(self.started)
+        self.jobs.add(os.environ.get(JOB))
         self.started.append(list(words))
         if code := self.codes.get(number):
             return code
@@ -59,23 +63,24 @@ def test_every_combination_gets_a_folder_that_says_what_it_is() -> None:
     grid = read_grid([*GRID, "--out", "out", "--device", "cpu"])
     names = [one.name for one in grid.combinations]
     assert names[:4] == ["lr=0.001,seed=0", "lr=0.001,seed=1", "lr=0.001,seed=2", "lr=0.003,seed=0"] and len(names) == 6
-    words = grid.command(grid.combinations[3], resume=False)
+    words = grid.command(grid.combinations[3])
     assert words == [
         *("train", "digits", *TINY, "--device=cpu", "--lr", "3e-3", "--seed", "0"),
         *("--out", "out/lr=0.003,seed=0"),
     ]
-    assert grid.command(grid.combinations[0], resume=True) == [
-        "train",
-        "--resume",
-        "out/lr=0.001,seed=0",
-        "--device=cpu",
-    ]
 
 
-def test_options_of_the_processes_are_kept_when_a_run_resumes() -> None:
+def test_the_processes_of_a_run_are_those_of_the_grid() -> None:
     grid = read_grid([*GRID, "--out", "out", "--nproc", "2", "--shard"])
-    assert grid.command(grid.combinations[0], resume=True)[3:] == ["--nproc=2", "--shard"]
-    assert grid.command(grid.combinations[0], resume=False)[-8:-6] == ["--nproc=2", "--shard"]
+    assert grid.command(grid.combinations[0])[-8:-6] == ["--nproc=2", "--shard"]
+
+
+def test_a_job_is_one_command_but_for_what_a_resumed_run_may_change() -> None:
+    job = read_grid([*GRID, "--out", "out"]).job
+    for same in (["--workers", "3"], ["--epochs", "9"], ["--device", "cpu"], ["--nproc", "2"]):
+        assert read_grid([*GRID, "--out", "other", *same]).job == job, "its folder tells runs apart"
+    for other in (["--batch-size", "32"], ["--data", "digits"], ["--init", "classify"]):
+        assert read_grid([*GRID, "--out", "out", *other]).job != job
 
 
 def test_equal_values_written_otherwise_are_the_same_run() -> None:
@@ -133,15 +138,11 @@ def test_a_grid_trains_what_is_missing_and_ends_with_a_comparison(
     assert "lr=0.001,seed=1: failed, killed by SIGKILL, probably because memory ran out" in caplog.text
     assert "lr=0.003,seed=1: failed, exit code 2" in caplog.text
     assert "lr=0.001  0,2 " in (said := capsys.readouterr().out) and "lr=0.001,seed=1" not in said
-    Path("out/lr=0.003,seed=1").mkdir()
-    Path("out/lr=0.003,seed=1/recipe.json").write_text("{}")  # it was killed in the middle
     second = Runs({1: 1})
     with pytest.raises(RunError, match="1 of 6"):
         run_grid(words, None, False, second)
-    assert [one[:3] for one in second.started] == [
-        ["train", "digits", "--width"],
-        ["train", "--resume", "out/lr=0.003,seed=1"],
-    ]
+    assert [one[-1] for one in second.started] == ["out/lr=0.001,seed=1", "out/lr=0.003,seed=1"]
+    assert first.jobs == second.jobs == {read_grid(words).job}, "so a run that was killed in the middle resumes"
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2].split()[:2] == ["lr=0.001", "0,1,2"]
     assert lines[-2].endswith("50.67 % (50.00 % to 52.00 %)  40.67 % (40.00 % to 42.00 %)")
@@ -174,17 +175,12 @@ def test_a_folder_holds_one_grid() -> None:
     assert [one[-1] for one in more.started] == ["out/lr=0.001,seed=3", "out/lr=0.003,seed=3"], "further values join it"
 
 
-def test_one_run_of_a_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_run_of_a_grid() -> None:
     words = [*GRID, "--out", "out"]
-    runs = Runs()
+    runs = Runs({1: 3})
     assert run_grid(words, 4, False, runs) == 0
-    assert [one[-1] for one in runs.started] == ["out/lr=0.003,seed=1"]
-    again = Runs({0: 3})
-    assert run_grid(words, 4, False, again) == 3, "the run's own exit code"
-    assert "--resume" in again.started[0]
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert run_grid(words, 4, False, launched := Runs()) == 0
-    assert "--resume" not in launched.started[0], "the processes of a launcher could disagree on what is there"
+    assert run_grid(words, 4, False, runs) == 3, "the run's own exit code"
+    assert [one[-1] for one in runs.started] == 2 * ["out/lr=0.003,seed=1"] and len(runs.jobs) == 1
 
 
 def test_help_lists_the_options(capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,4 +203,4 @@ def test_real_runs_in_processes_of_their_own(
 def test_a_grid_is_a_grid_of_one_without_values() -> None:
     grid: Grid = read_grid(["digits", "--out", "runs/x"])
     [only] = grid.combinations
-    assert grid.folder(only).path == Path("runs/x") and grid.command(only, resume=False)[-2:] == ["--out", "runs/x"]
+    assert grid.folder(only).path == Path("runs/x") and grid.command(only)[-2:] == ["--out", "runs/x"]

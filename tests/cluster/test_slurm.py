@@ -11,6 +11,7 @@ import pytest
 from fake_slurm import FakeSlurm
 
 from vitrail.cli import main
+from vitrail.cluster.grid import read_grid
 
 TRAIN = ["train", "digits", "--epochs", "1", "--out", "runs/x"]
 
@@ -53,7 +54,8 @@ def test_exit_code_75_queues_the_job_again_and_it_resumes(slurm: FakeSlurm, caps
     assert main(["cluster", "slurm", "--submit", "--", *TRAIN, "--device", "cuda"]) == 0
     assert capsys.readouterr().out == "runs/x.sbatch\nSubmitted batch job 70\n"
     assert slurm.seen("codes") == ["70 75", "70 0"]
-    assert slurm.seen("words")[1] == "-m vitrail train --resume runs/x --device=cuda"
+    assert slurm.seen("words") == 2 * ["-m vitrail train digits --epochs 1 --out runs/x --device cuda"]
+    assert slurm.seen("jobs") == 2 * [read_grid(TRAIN[1:]).job], "by which the second resumes the run of the first"
 
 
 @pytest.mark.parametrize("nodes", ["1", "2"])
@@ -63,7 +65,7 @@ def test_the_signal_before_the_time_limit_reaches_the_processes(
     slurm.set("signal")
     assert main(["cluster", "slurm", "--nodes", nodes, "--submit", "--", *TRAIN]) == 0
     assert slurm.seen("codes") == ["70 75", "70 0"]
-    assert "train --resume runs/x" in slurm.seen("words")[-1]
+    assert set(slurm.seen("jobs")) == {read_grid(TRAIN[1:]).job}
 
 
 @pytest.mark.parametrize("code", [1, 2, 130])
@@ -95,14 +97,12 @@ def test_a_grid_is_a_job_array_whose_jobs_resume(slurm: FakeSlurm, capsys: pytes
     slurm.set("saves")
     for task, seed in enumerate((0, 5)):
         slurm.set(f"folder.{task}", f"runs/x/seed={seed}")
-    text = script_of(capsys, "--at-once", "1", "--submit", "--", *TRAIN, "--grid", "seed=0,5")
+    grid = ["--grid", "seed=0,5"]
+    text = script_of(capsys, "--at-once", "1", "--submit", "--", *TRAIN, *grid)
     assert "#SBATCH --array=0-1%1\n" in text and "#SBATCH --output=runs/x.%A_%a.log\n" in text
-    assert slurm.seen("words") == [
-        "-m vitrail train digits --epochs 1 --out runs/x --grid seed=0,5 --grid-index 0",
-        "-m vitrail train --resume runs/x/seed=0",
-        "-m vitrail train digits --epochs 1 --out runs/x --grid seed=0,5 --grid-index 1",
-        "-m vitrail train --resume runs/x/seed=5",
-    ]
+    words = "-m vitrail train digits --epochs 1 --out runs/x --grid seed=0,5 --grid-index"
+    assert slurm.seen("words") == [*2 * [f"{words} 0"], *2 * [f"{words} 1"]]
+    assert set(slurm.seen("jobs")) == {read_grid([*TRAIN[1:], *grid]).job}
     assert slurm.seen("codes") == ["70 75", "70 0", "71 75", "71 0"]
 
 

@@ -17,7 +17,7 @@ import pytest
 from vitrail.cli import main
 from vitrail.errors import RunError, UserError
 from vitrail.train import launcher
-from vitrail.train.launcher import STARTER, free_port, joined, loopback, wait_for
+from vitrail.train.launcher import STARTER, Bulletin, free_port, joined, loopback, wait_for
 from vitrail.train.parallel import World
 
 TINY = ["--fast-dev-run", "--device", "cpu", "--no-compile"]
@@ -75,6 +75,31 @@ def test_an_error_of_all_is_told_once(tmp_path: Path) -> None:
 
     codes, lines = lines_of(work, tmp_path / "lines")
     assert codes == [2, 2] and lines == ["vitrail: lr must be a number of at least 0, got -1"]
+
+
+def test_a_process_without_a_sign_of_life_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a machine loses its power: no connection is closed, so the others wait for a message for ever."""
+    monkeypatch.setattr(launcher, "GRACE", 0.1)
+    monkeypatch.setattr(launcher, "BEAT", 0.02)
+    monkeypatch.setattr(launcher, "SILENT", 20)
+    beat = Bulletin.beat
+
+    def beats(self: Bulletin) -> None:
+        if self.rank == 0:
+            beat(self)
+
+    monkeypatch.setattr(Bulletin, "beat", beats)
+
+    def work(world: World) -> None:
+        if world.rank:
+            time.sleep(600)  # until the other one has ended
+        world.numbers(1)
+
+    codes, lines = lines_of(work, tmp_path / "lines")
+    assert codes == [1, 1]
+    assert lines == [
+        "vitrail: process 0 of 2 lost another one, which was killed or whose machine failed: resume the run"
+    ]
 
 
 def test_only_the_first_process_speaks(tmp_path: Path) -> None:

@@ -1,20 +1,21 @@
 """`vitrail train RECIPE --grid lr=1e-3,3e-3 seed=0,1,2`: one run per combination of values, in subfolders.
 
 Each run is a process of its own, so that a run which the system kills, or which breaks the GPU, leaves the others
-alone. Finished runs are passed over and an unfinished one resumes, so the same command continues a stopped grid.
+alone. Finished runs are passed over, and an unfinished one resumes since it is of the same job (`train/job.py`): so the
+same command continues a stopped grid.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import logging
-import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ from vitrail.errors import RunError, Stopped, UserError
 from vitrail.files import write_whole
 from vitrail.options import NO_FIELDS, Parser, known_fields, parse_fields
 from vitrail.plain import flat_fields
-from vitrail.process import PREEMPTING, handled
+from vitrail.process import PREEMPTING, environment, handled
 from vitrail.report.compare import as_text, by_setting, compare
-from vitrail.train.run import replaced, with_fields
+from vitrail.train.job import JOB
+from vitrail.train.run import FREE, replaced, with_fields
 from vitrail.train.state import RunFolder
 
 log = logging.getLogger("vitrail")
@@ -64,8 +66,6 @@ class Grid:
 
     words: list[str]
     """the recipe and its options, without those of the grid"""
-    kept: list[str]
-    """the options with which an unfinished run resumes"""
     out: Path
     combinations: list[Combination]
     common: dict[str, Any]
@@ -74,16 +74,15 @@ class Grid:
     def folder(self, combination: Combination) -> RunFolder:
         return RunFolder(self.out / combination.name)
 
-    def begun(self, combination: Combination) -> bool:
-        """Whether there is a run to resume."""
-        return (self.folder(combination).path / "recipe.json").exists()
+    @property
+    def job(self) -> str:
+        """The name of the job of this command: the same for all commands that continue its runs."""
+        settled = {name: value for name, value in self.common.items() if name not in FREE}
+        return hashlib.sha256(json.dumps(settled, sort_keys=True).encode()).hexdigest()[:16]
 
-    def command(self, combination: Combination, resume: bool) -> list[str]:
-        """The words that start or resume a run."""
-        path = str(self.folder(combination).path)
-        if resume:
-            return ["train", "--resume", path, *self.kept]
-        return ["train", *self.words, *combination.words, "--out", path]
+    def command(self, combination: Combination) -> list[str]:
+        """The words that start a run, and resume it in a process of the same job."""
+        return ["train", *self.words, *combination.words, "--out", str(self.folder(combination).path)]
 
     def begin(self) -> None:
         """Record what the runs share. Raises UserError if the folder holds runs with other settings."""
@@ -148,7 +147,7 @@ def read_grid(args: Sequence[str]) -> Grid:
     data = given.data if given.data is None or not Path(given.data).exists() else str(Path(given.data).resolve())
     common = {"recipe": given.recipe, "data": data, "init": given.init, "group": given.group, **fixed}
     out = options.out or Path("runs") / f"{given.recipe}-grid"
-    return Grid([*words, *kept], kept, out, combinations, {k: v for k, v in common.items() if v is not None})
+    return Grid([*words, *kept], out, combinations, {k: v for k, v in common.items() if v is not None})
 
 
 Axis = list[tuple[str, str, list[str], Any]]
@@ -219,42 +218,37 @@ def _check(recipe: recipes.Recipe, changes: Mapping[str, Any], starts_from_weigh
 def run_grid(args: Sequence[str], index: int | None, as_json: bool, start: Start | None = None) -> int:
     """Run a grid, or only its run number `index`; returns the exit code. `start` runs a `vitrail` command."""
     grid = read_grid(args)
-    if index is not None:
-        return _one(grid, index, start or _in_this_process)
-    start = start or (lambda words: run_command(words, quiet=as_json))
+    count = len(grid.combinations)
+    if index is not None and not 0 <= index < count:
+        raise UserError(f"--grid-index {index}: the grid has {count} runs, 0 to {count - 1}")
     grid.begin()
-    count, failed = len(grid.combinations), []
-    for number, combination in enumerate(grid.combinations, 1):
-        if grid.folder(combination).scores is not None:
-            log.warning(f"run {number} of {count}, {combination.name}: finished already")
-            continue
-        resume = grid.begun(combination)
-        log.warning(f"run {number} of {count}, {combination.name}: {'resumes' if resume else 'starts'}")
-        code = start(grid.command(combination, resume))
-        if code in STOPS:
-            stopped = Stopped(f"stopped in {combination.name}: the same command continues the grid")
-            stopped.exit_code = STOPS[code]
-            raise stopped
-        if code:
-            failed.append(combination.name)
-            log.warning(f"run {number} of {count}, {combination.name}: failed, {_reason(code)}")
+    with environment(JOB, grid.job):
+        if index is not None:  # for the job array of a scheduler
+            return (start or _in_this_process)(grid.command(grid.combinations[index]))
+        failed = list(_failing(grid, start or (lambda words: run_command(words, quiet=as_json))))
     _summarise(grid, as_json)
     if failed:
         raise RunError(f"{len(failed)} of {count} runs failed: {' '.join(failed)}; the same command tries them again")
     return 0
 
 
-def _one(grid: Grid, index: int, start: Start) -> int:
-    """A single run, for the job array of a scheduler."""
-    if not 0 <= index < len(grid.combinations):
-        raise UserError(
-            f"--grid-index {index}: the grid has {len(grid.combinations)} runs, 0 to {len(grid.combinations) - 1}"
-        )
-    grid.begin()
-    chosen = grid.combinations[index]
-    # The processes of a launcher could disagree: the first of them makes the folder. What launches them decides.
-    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return start(grid.command(chosen, resume=grid.begun(chosen) and not launched))
+def _failing(grid: Grid, start: Start) -> Iterator[str]:
+    """Run every combination that is not finished; the names of those that fail."""
+    count = len(grid.combinations)
+    for number, combination in enumerate(grid.combinations, 1):
+        run = f"run {number} of {count}, {combination.name}"
+        if grid.folder(combination).scores is not None:
+            log.warning(f"{run}: finished already")
+            continue
+        log.warning(f"{run}: starts")
+        code = start(grid.command(combination))
+        if code in STOPS:
+            stopped = Stopped(f"stopped in {combination.name}: the same command continues the grid")
+            stopped.exit_code = STOPS[code]
+            raise stopped
+        if code:
+            yield combination.name
+            log.warning(f"{run}: failed, {_reason(code)}")
 
 
 def _in_this_process(words: Sequence[str]) -> int:

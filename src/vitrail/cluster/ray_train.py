@@ -1,7 +1,7 @@
 """`vitrail cluster ray train`: the same `train` command, started by Ray Train on the machines of a cluster.
 
 Ray Train starts the processes, joins them (torch.distributed) and starts all of them again when one dies; the run then
-resumes from its folder.
+resumes, since they are of the same job (`train/job.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from vitrail.cluster.grid import read_grid
 from vitrail.cluster.ray_session import library, session, shortened
 from vitrail.errors import RunError, UserError
+from vitrail.train.job import JOB
 
 
 def train(words: Sequence[str], workers: int, gpus: float, failures: int, address: str | None) -> Path:
@@ -48,7 +49,7 @@ def train(words: Sequence[str], workers: int, gpus: float, failures: int, addres
                 )
         trainer = TorchTrainer(
             work,
-            train_loop_config={"words": [*words], "kept": grid.kept, "out": str(out), "folder": str(Path.cwd())},
+            train_loop_config={"words": [*words], "job": grid.job, "folder": str(Path.cwd())},
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0),
             run_config=RunConfig(
                 name=out.name,
@@ -70,16 +71,14 @@ def work(config: dict[str, Any]) -> None:
     from vitrail.cli import main
 
     os.chdir(config["folder"])  # Ray Train gives each worker a folder of its own
-    resume = (Path(config["out"]) / "recipe.json").exists()
+    os.environ[JOB] = config["job"]
     if dist.is_initialized():
-        # The first worker decides for all, since it may make the folder before another one looks. `train` then joins
-        # the processes as it does under torchrun, at a port that Ray's own group does not hold.
-        told = [resume, _free_port()]
-        dist.broadcast_object_list(told, 0)
+        # `train` joins the processes as it does under torchrun, at a port that Ray's own group does not hold.
+        port = [_free_port()]
+        dist.broadcast_object_list(port, 0)
         dist.destroy_process_group()
-        resume, os.environ["MASTER_PORT"] = bool(told[0]), str(told[1])
-    words = ["--resume", config["out"], *config["kept"]] if resume else config["words"]
-    sys.argv = ["vitrail", "train", *words]  # which the run's log records
+        os.environ["MASTER_PORT"] = str(port[0])
+    sys.argv = ["vitrail", "train", *config["words"]]  # which the run's log records
     if code := main(sys.argv[1:]):
         raise RuntimeError(f"vitrail train ended with exit code {code}")
 

@@ -1,8 +1,8 @@
 """`vitrail cluster slurm`: an sbatch script for a run, or for a grid as a job array.
 
 Two minutes before its time limit, Slurm signals the script, which passes the signal on. The run saves and ends with
-exit code 75, and the script queues the job again; the new job resumes the run, since its folder is there. A node that
-fails needs nothing of this: Slurm then queues the job again without us.
+exit code 75, and the script queues the job again. The same command then resumes the run, since the script names its job
+(`train/job.py`). A node that fails needs nothing of this: Slurm then queues the job again without us.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from vitrail import recipes
 from vitrail.cluster.grid import Grid, read_grid
 from vitrail.errors import RunError, UserError, first_line
 from vitrail.files import refuse_existing, write_whole
+from vitrail.train.job import JOB
 
 WRITTEN = "# written by vitrail cluster slurm"
-RUN = '"$run"'
 NOTICE = 120
 """seconds before the time limit at which a run is told to save; Slurm may do so up to a minute earlier"""
 TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}")
@@ -108,20 +108,9 @@ def lines(request: Request, grid: Grid, words: Sequence[str]) -> Iterator[str]:
     yield "set -u"
     yield f"cd {shlex.quote(str(Path.cwd()))} || exit 1"
     yield ""
-    fresh = shlex.join(["train", *words])
-    if is_grid:
-        yield "runs=("
-        yield from (f"  {shlex.quote(str(grid.folder(one).path))}" for one in grid.combinations)
-        yield ")"
-        yield "run=${runs[$SLURM_ARRAY_TASK_ID]}"
-        fresh += ' --grid-index "$SLURM_ARRAY_TASK_ID"'
-    else:
-        yield f"run={shlex.quote(str(grid.out))}"
-    yield 'if [ -e "$run/recipe.json" ]; then  # the job was queued again'
-    yield f"  words=({' '.join(['train --resume', RUN, *map(shlex.quote, grid.kept)])})"
-    yield "else"
-    yield f"  words=({fresh})"
-    yield "fi"
+    yield f"export {JOB}={grid.job}  # queued again, the same command resumes the run"
+    index = ' --grid-index "$SLURM_ARRAY_TASK_ID"' * is_grid
+    yield f"words=({shlex.join(['train', *words])}{index})"
     yield ""
     yield from _start(request)
     yield ""
@@ -187,7 +176,7 @@ while kill -0 "$pid" 2>/dev/null; do  # a signal ends `wait` early
   code=$?
 done
 if [ "$code" -eq 75 ]; then
-  echo "vitrail: $run is saved: job $SLURM_JOB_ID is queued again"
+  echo "vitrail: the run is saved: job $SLURM_JOB_ID is queued again"
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code\"""".splitlines()

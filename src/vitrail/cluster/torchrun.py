@@ -1,9 +1,10 @@
-"""torchrun that passes on what a scheduler needs: SIGUSR1 to the processes, and their exit code 75 to its caller.
+"""torchrun for schedulers: it passes SIGUSR1 on to the processes and their exit code 75 to its caller.
 
     python -m vitrail.cluster.torchrun --nnodes 2 --nproc-per-node 8 ... -m vitrail train RECIPE ...
 
 torchrun itself dies of SIGUSR1, and ends with 1 whatever the exit codes of its processes are. A job that was told to
-stop would then not be told apart from one that failed, and would not be queued again.
+stop would then not be told apart from one that failed, and would not be queued again. It also lets the machine of rank
+0 return: see `OWN_STORE`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+"""environment variable: rank 0 opens the port where the ranks meet, anew in each start. By default its torchrun does so
+once: if that machine fails and returns, the others wait for ever at the old port (seen in PyTorch 2.15)"""
 SAVED = 75
 """exit code of a process that a signal stopped, with the run saved"""
 
@@ -25,6 +29,7 @@ def main(args: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
+    os.environ.setdefault(OWN_STORE, "1")
     signal.signal(signal.SIGUSR1, pass_on)
     try:
         run(parse_args(list(args)))

@@ -36,6 +36,9 @@ PATIENCE = timedelta(minutes=30)
 once, so this is for one that hangs"""
 GRACE = 10.0
 """seconds in which the other ranks may end on their own after one has failed"""
+BEAT, SILENT = 1.0, 120
+"""seconds between signs of life of a rank, and beats without one after which it is lost: a machine without power does
+not close its connections"""
 
 
 def several(environment: Mapping[str, str] = os.environ) -> bool:
@@ -190,7 +193,7 @@ def joined(device: str | None, shard: bool = False, count: int | None = None) ->
         bulletin.ended = True
     except BaseException as error:
         bulletin.tell(error)
-        if rank == 0 and bulletin.is_echo(error):
+        if bulletin.is_echo(error):
             raise RunError(bulletin.lost) from None
         raise
     dist.destroy_process_group()
@@ -227,7 +230,10 @@ class Bulletin:
         # A connection of its own: the one of PyTorch waits for long. Rank 0 or torchrun holds the other end.
         self.store = PrefixStore(f"vitrail/{run}", TCPStore(*place, is_master=False, timeout=timedelta(seconds=30)))
         self.ended = False
-        self.lost = f"process 0 of {size} lost another one, which was killed or whose machine failed: resume the run"
+        self._heard, self._silent = -1, 0
+        self.lost = (
+            f"process {rank} of {size} lost another one, which was killed or whose machine failed: resume the run"
+        )
 
     def any_failed(self) -> bool:
         """Whether any rank failed, or whether that cannot be known any more."""
@@ -250,6 +256,8 @@ class Bulletin:
             self._wait(lambda: bool(self.failed()))
             if self.failed() or STARTER in os.environ:  # who failed, or who started this, has the better line
                 sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # the process ends
+            elif self.rank:
+                self._tell_loss()
             return
         with contextlib.suppress(Exception):
             self.store.set(f"failed/{self.rank}", "1")
@@ -261,6 +269,19 @@ class Bulletin:
             known = isinstance(error, UserError | RunError | Stopped | OSError)
             text = str(error) if known else f"{type(error).__name__}: {error}"
             print(f"vitrail: process {self.rank} of {self.size}: {text}", file=self.voice, flush=True)
+
+    def _tell_loss(self) -> None:
+        """Print that another rank is lost, once per machine: rank 0 may be the one."""
+        if os.environ.get("LOCAL_RANK") == "0":
+            print(f"vitrail: {self.lost}", file=self.voice, flush=True)
+
+    def beat(self) -> None:
+        """Give a sign of life, and listen for that of the next rank: each rank has one that listens."""
+        self.store.add(f"beat/{self.rank}", 1)
+        heard = self.store.add(f"beat/{(self.rank + 1) % self.size}", 0)
+        # Beats of one's own, not seconds: a scheduler may suspend all ranks for a while.
+        self._silent = 0 if heard != self._heard else self._silent + 1
+        self._heard = heard
 
     def _wait(self, done: Any, seconds: float = 2.0) -> bool:
         """Wait until it is done, for some seconds."""
@@ -293,6 +314,11 @@ class Bulletin:
                     time.sleep(GRACE)
                     if not self.ended:
                         os._exit(1)
-                time.sleep(1)
+                with contextlib.suppress(RuntimeError):  # the process that holds the store has ended
+                    self.beat()
+                if self._silent > SILENT and not self.ended:
+                    self._tell_loss()
+                    os._exit(1)
+                time.sleep(BEAT)
 
         threading.Thread(target=follow, daemon=True).start()

@@ -125,7 +125,7 @@ class Training:
             compile_network(self.module, self.run, self.loader.device)
         self.began = time.monotonic()
         self.spent = next((row["seconds"] for row in reversed(self.folder.rows()) if "seconds" in row), 0.0)
-        self.folder.log_start(self.rule, start, shlex.join(["vitrail", *sys.argv[1:]]))
+        self.folder.log_start(self.rule, start, shlex.join(["vitrail", *sys.argv[1:]]), self.world.size)
         batches = itertools.islice(self.loader.batches(start), max(0, self.steps - start))
         bar = Progress(self.steps, start, self.loader, self.keeper.sums)
         with stop_requested() as self.stop, self.keeper, bar as self.progress:
@@ -136,11 +136,12 @@ class Training:
                 for batch in self._until_stopped(batches):
                     self.step(batch)
                     self.log_and_save(batch)
-            except Halt:
-                self.watch.read()
-                self.keeper.save(self.done, self.progress.sums)
-                self.keeper.wait()
-                self.world.wait()  # until rank 0 has written: a rank that ends before would end the others
+            except Halt as halt:
+                if not halt.alone:
+                    self.watch.read()
+                    self.keeper.save(self.done, self.progress.sums)
+                    self.keeper.wait()
+                    self.world.wait()  # until rank 0 has written: a rank that ends before would end the others
                 raise
         if self.world.on_any(self.stop.requested):  # in the last steps, or while the last state was written
             raise self._halt()
@@ -157,7 +158,10 @@ class Training:
     def _until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The batches until a stop is requested, which interrupts the wait for one."""
         if self.world.size > 1:  # all stop after the same step: see `log_and_save`
-            yield from batches
+            try:
+                yield from batches
+            except RunError as error:
+                raise Halt(RunError, str(error), alone=True) from None
             return
         while True:
             with self.stop.between_steps():
@@ -233,6 +237,8 @@ class Training:
         except Halt:
             self.keeper.save(self.done, self.progress.sums, pending=beside)
             raise
+        except RunError as error:  # in one process `between_steps` has made a Halt of it
+            raise Halt(RunError, str(error), alone=True) from None
         self.task.train()
         self.folder.log(kind="val", step=self.done, seconds=self.seconds, **numbers(scores), **beside)
         self.progress.evaluated(scores, self.rule)
@@ -241,9 +247,9 @@ class Training:
 
 
 def _ended(halt: Halt, folder: RunFolder, steps: int) -> Exception:
-    """The exception of a training that ended early, with the state after its last step saved."""
+    """The exception of a training that ended early, with the newest state that is saved."""
     if not (done := max(folder.states.steps(), default=0)):
-        return halt.outcome(f"{halt}; no step was finished: start the run again")
+        return halt.outcome(f"{halt}; no step was {'saved' if halt.alone else 'finished'}: start the run again")
     return halt.outcome(f"{halt}; step {done} of {steps} is saved: resume with `vitrail train --resume {folder.path}`")
 
 

@@ -22,6 +22,10 @@ from vitrail.variants import as_variant, simplest
 from vitrail.variants.initial import Initial
 from vitrail.vit import ViTConfig
 
+LENGTH = ("epochs", "max_steps")
+"""fields that extend a run"""
+FREE = (*LENGTH, "save_every", "keep", "workers", "max_bad")
+"""fields of a run that may change when it is resumed: no step before its old end depends on them"""
 FAST_STEPS, FAST_IMAGES = 3, 8
 """steps of a fast dev run, and the images that it reads of each split"""
 

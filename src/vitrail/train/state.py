@@ -4,6 +4,7 @@ recipe.json     every value of the run            best/, last/    checkpoints th
 metrics.jsonl   one row per log, val or test      state/          the last states (see `train/states.py`)
 classes.json    names of the classes              data.json       names, labels and counts, to recognise the data
 scores.json     what the command printed          lock            exists while a process trains in the folder
+job.json        what marks the job that trains (see `train/job.py`), where something may start it again
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -31,6 +33,9 @@ from vitrail.train.states import States
 
 log = logging.getLogger("vitrail")
 
+LEASE = 150.0
+"""seconds for which a network file system may keep the locks of a machine that has failed, and some more"""
+
 
 class Taken(UserError):
     """The folder already holds a run, or another process trains in it."""
@@ -47,17 +52,19 @@ class RunFolder:
         self._recipe = path / "recipe.json"
         self._data = path / "data.json"
         self._scores = path / "scores.json"
+        self._job = path / "job.json"
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self, patience: float = 0.0) -> Iterator[None]:
         """Keep other processes from training in the folder, which is created if missing.
 
-        Raises Taken if another process does. The operating system holds the lock, so a killed process leaves none.
+        Raises Taken if another process still does after `patience` seconds. The operating system holds the lock, so a
+        killed process leaves none.
         """
         missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         place = self.path / "lock"
-        handle = self._lock(place)
+        handle = self._lock(place, time.monotonic() + patience)
         try:
             yield
         finally:
@@ -67,8 +74,8 @@ class RunFolder:
                 with contextlib.suppress(OSError):
                     path.rmdir()
 
-    def _lock(self, place: Path) -> int:
-        """The handle of a file that this process alone has locked."""
+    def _lock(self, place: Path, until: float) -> int:
+        """The handle of a file that this process alone has locked. Others may hold it until that time."""
         import fcntl  # missing on Windows
 
         while True:
@@ -83,6 +90,9 @@ class RunFolder:
             except OSError as error:
                 if error.errno in (errno.EAGAIN, errno.EACCES):
                     os.close(handle)
+                    if time.monotonic() < until:
+                        time.sleep(1)
+                        continue
                     raise Taken(
                         f"another process is training in {self.path}: wait until it ends, or choose another --out"
                     ) from None
@@ -109,9 +119,15 @@ class RunFolder:
                 "or choose another --out"
             )
 
-    def begin(self, run: Run, classes: Sequence[str], data: dict[str, Any] | None = None) -> None:
-        """Write the files of a new run. `data` is the fingerprint of its data, which `check_data` compares."""
+    def begin(
+        self, run: Run, classes: Sequence[str], data: dict[str, Any] | None = None, job: Sequence[str] = ()
+    ) -> None:
+        """Write the files of a new run. `data` is the fingerprint of its data, which `check_data` compares.
+
+        `job` is what marks the job that begins it.
+        """
         write_whole(self.path / "classes.json", json.dumps(list(classes)))
+        self.record(job)
         if data is not None:
             write_whole(self._data, json.dumps(data))
         write_whole(self._recipe, json.dumps(run.as_dict(), indent=2) + "\n")
@@ -121,6 +137,20 @@ class RunFolder:
         self._scores.unlink(missing_ok=True)
         write_whole(self._data, json.dumps(data))
         write_whole(self._recipe, json.dumps(run.as_dict(), indent=2) + "\n")
+
+    def record(self, job: Sequence[str]) -> None:
+        """Write down what marks the job that trains from now on, if anything does."""
+        if job:
+            write_whole(self._job, json.dumps(list(job)))
+
+    def begun_by(self, job: Sequence[str]) -> bool:
+        """Whether the folder holds a run of the job with one of these marks."""
+        if not (job and self._recipe.exists() and self._job.exists()):
+            return False
+        try:
+            return not set(json.loads(self._job.read_text())).isdisjoint(job)
+        except (ValueError, TypeError):
+            raise UserError(f"{self._job} is damaged: remove it, and resume with --resume {self.path}") from None
 
     def run(self) -> Run:
         """The run of the folder."""
@@ -165,10 +195,10 @@ class RunFolder:
         """Save the scores that the command prints."""
         write_whole(self._scores, json.dumps(scores))
 
-    def log_start(self, score: Score | None, step: int, command: str) -> None:
+    def log_start(self, score: Score | None, step: int, command: str, processes: int = 1) -> None:
         """The first row of a new or resumed run: which score chooses the best checkpoint, and how."""
         chosen = {} if score is None else {"score": asdict(score)}
-        self.log(kind="start", step=step, **chosen, command=command)
+        self.log(kind="start", step=step, **chosen, command=command, processes=processes)
 
     def log(self, **row: Any) -> None:
         """Add a line to metrics.jsonl."""
@@ -188,7 +218,8 @@ class RunFolder:
         """Delete the folder if nothing in it could be resumed."""
         if self.best.exists() or self.last.exists() or self.states.steps():
             return
-        for path in (self._recipe, self.path / "classes.json", self._data, self.metrics):  # the first makes it a run
+        # The first makes it a run.
+        for path in (self._recipe, self.path / "classes.json", self._data, self._job, self.metrics):
             path.unlink(missing_ok=True)
         shutil.rmtree(self.states.path, ignore_errors=True)  # the first state could not be written
 
@@ -208,7 +239,8 @@ class RunFolder:
 
     def remove_leftovers(self) -> None:
         """Remove the temporary files and folders of a process that was killed."""
-        for place in (self.best, self.last, self.metrics, self.report, self._scores, self._recipe, self._data):
+        files = (self.metrics, self.report, self._scores, self._recipe, self._data, self._job)
+        for place in (self.best, self.last, *files):
             for path in self.path.glob(f".{place.name}.*"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -222,10 +254,15 @@ class Follower(RunFolder):
         self.metrics = Path(self._own.name) / "metrics.jsonl"
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self, patience: float = 0.0) -> Iterator[None]:
         yield
 
-    def begin(self, run: Run, classes: Sequence[str], data: dict[str, Any] | None = None) -> None:
+    def begin(
+        self, run: Run, classes: Sequence[str], data: dict[str, Any] | None = None, job: Sequence[str] = ()
+    ) -> None:
+        pass
+
+    def record(self, job: Sequence[str]) -> None:
         pass
 
     def change(self, run: Run, data: dict[str, Any]) -> None:

@@ -14,11 +14,14 @@ log = logging.getLogger("vitrail")
 
 
 class Halt(Exception):
-    """Ends a training between two steps, where its state can be saved; `outcome` is what the command ends with."""
+    """Ends a training between two steps; `outcome` is what the command ends with.
 
-    def __init__(self, outcome: type[Stopped | RunError], reason: str = "stopped") -> None:
+    Its state can be saved there, unless `alone`: then the other processes are in the next step already.
+    """
+
+    def __init__(self, outcome: type[Stopped | RunError], reason: str = "stopped", alone: bool = False) -> None:
         super().__init__(reason)
-        self.outcome = outcome
+        self.outcome, self.alone = outcome, alone
 
 
 class _Now(KeyboardInterrupt):
