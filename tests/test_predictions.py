@@ -155,8 +155,8 @@ def stopping(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     left = [sys.maxsize]
     one = vitrail.predictions.answer_files
 
-    def some(task: Any, paths: Sequence[Path]) -> Iterator[Answered]:
-        for answered in one(task, paths):
+    def some(task: Any, paths: Sequence[Path], *earlier: Any) -> Iterator[Answered]:
+        for answered in one(task, paths, *earlier):
             if not left[0]:
                 raise KeyboardInterrupt
             left[0] -= 1
@@ -209,6 +209,41 @@ def test_a_stopped_command_does_not_resume_with_another_model_or_other_images(
         predict(used, *given, "--out", tmp_path / "x.csv", code=2)
         assert "x.csv.partial holds predictions of another model, other options or" in capsys.readouterr().err
     assert (tmp_path / "x.csv.partial").read_bytes() == before and not (tmp_path / "x.csv").exists()
+
+
+@pytest.mark.parametrize("count, resumed", [(1, "fp32 2, bf16 2, bf16 2"), (2, "bf16 2"), (3, "bf16 2")])
+def test_a_resumed_command_keeps_batches_and_number_format(
+    count: int,
+    resumed: str,
+    stopping: list[int],
+    images: Path,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rows of one output have one number format, also where another processor resumes that would choose another."""
+    (images / "bad.png").unlink()
+    monkeypatch.setattr(answers, "BATCH", 2)
+    monkeypatch.setattr(answers, "agree", lambda one, other: True)
+    monkeypatch.setattr(answers, "native_bf16", lambda device: True)
+    calls: list[str] = []
+    one = answers._Precision._answers
+
+    def noted(self: Any, samples: list[Any], precision: Any) -> Any:
+        calls.append(f"{precision} {len(samples)}")
+        return one(self, samples, precision)
+
+    monkeypatch.setattr(answers._Precision, "_answers", noted)
+    predict(model, images, "--out", tmp_path / "whole.jsonl")
+    assert ", ".join(calls) == "fp32 2, bf16 2, bf16 2"
+    stopping[0] = count
+    predict(model, images, "--out", tmp_path / "x.jsonl", code=130)
+    stopping[0] = sys.maxsize
+    monkeypatch.setattr(answers, "native_bf16", lambda device: count == 1)
+    calls.clear()
+    predict(model, images, "--out", tmp_path / "x.jsonl")
+    assert ", ".join(calls) == resumed
+    assert (tmp_path / "x.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
 
 
 def test_answers_are_those_of_predict_in_order_however_many_batches(tmp_path: Path, model: Path) -> None:

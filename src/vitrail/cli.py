@@ -209,7 +209,8 @@ def predict(args: Sequence[str]) -> int:
     code = 0
     with output.begin(task, paths):
         progress = Progress(len(paths), output.done)
-        answers = chain(output.earlier(), map(output.take, answer_files(task, paths[output.done :])))
+        fresh = answer_files(task, paths, output.done, output.precision)
+        answers = chain(output.earlier(), map(output.take, fresh))
         for number, (row, line) in enumerate(answers):
             if "error" in row:
                 code = UserError.exit_code

@@ -39,7 +39,7 @@ def run_demo(out: Path, device: str | None, fast_dev_run: bool = False) -> None:
     print(f"3. Attention for a {truth} that is classified as {answer.text()}:")
     print(f"   {out / 'attention' / 'rollout.png'}")
     print("4. Sample images, classified with the bundled weights (CIFAR-10's ten classes):")
-    for path, _, prediction in answer_files(zoo.load("classify"), sorted(SAMPLES.glob("*.png"))):
+    for path, _, prediction, _ in answer_files(zoo.load("classify"), sorted(SAMPLES.glob("*.png"))):
         assert prediction is not None
         print(f"   {path.stem:<12} {prediction.text()}")
     print(f"Learning curves and the confusion matrix: {out / 'digits' / 'report.html'}")

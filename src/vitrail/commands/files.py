@@ -44,6 +44,11 @@ def export(args: Sequence[str]) -> int:
         default=(),
         help="sizes in pixels, such as 224 or 192x256; default: any",
     )
+    parser.add_argument(
+        "--engines",
+        action="store_true",
+        help="also time torch.compile, ONNX Runtime and OpenVINO; takes a minute or more",
+    )
     parser.add_revision()
     parser.add_argument("--json", action="store_true", help="print what was written and compared as one line of JSON")
     options = parser.parse_args(args)
@@ -51,7 +56,7 @@ def export(args: Sequence[str]) -> int:
 
     sizes = [as_size(text) for text in options.sizes]
     how = (options.to, options.precision, options.data, sizes, options.split, options.images, options.revision)
-    result = write(options.source, options.out, *how)
+    result = write(options.source, options.out, *how, engines=options.engines)
     if options.json:
         print(json.dumps(result.as_row()))
         return 0

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,14 +19,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vitrail import __version__
-from vitrail.errors import RunError, UserError
+from vitrail.errors import RunError, UserError, first_line
 from vitrail.export.example import example
 from vitrail.export.proof import Proof, compare, normalised_noise
-from vitrail.export.scores import Scores, score_both
+from vitrail.export.scores import Scores, calibration_images, score_both
+from vitrail.export.speed import Speed, card, measure
 from vitrail.export.tracing import NotTraceable, trace
 from vitrail.files import refuse_existing, whole_folder
 from vitrail.tasks.checkpoint import FORMAT as CHECKPOINT
-from vitrail.tasks.exported import Program
+from vitrail.tasks.exported import Engine, Program
 from vitrail.tasks.task import Task
 from vitrail.zoo import find, load
 from vitrail.zoo.exports import Meta, is_export, read
@@ -41,6 +44,18 @@ TOLERANCE = 1e-3
 """largest difference of an fp32 export from the model, or that share of outputs larger than 1"""
 
 
+class Request(NamedTuple):
+    """What to write and to compare: the arguments of `export`."""
+
+    to: str
+    precision: str
+    data: str | None
+    sizes: list[tuple[int, int]]
+    split: str | None
+    images: int | None
+    engines: bool
+
+
 class Result(NamedTuple):
     """What `export` has written."""
 
@@ -50,15 +65,16 @@ class Result(NamedTuple):
     proof: Proof
     scores: Scores | None
     """with data: the scores of both"""
+    speed: Speed
     notes: list[str]
 
     def lines(self) -> list[str]:
         """For people."""
-        listed = ", ".join(f"{height}x{width}" for height, width in self.sizes) or "any size"
         size = sum(file.stat().st_size for file in self.files) / 1e6
         names = ", ".join(file.name for file in self.files)
-        found = [*self.notes, f"{self.files[0].parent}: {names} ({size:.1f} MB), images of {listed}", self.proof.text()]
-        return [*found, self.scores.text()] if self.scores is not None else found
+        found = [*self.notes, f"{self.files[0].parent}: {names} ({size:.1f} MB), images of {listed(self.sizes)}"]
+        scores = [] if self.scores is None else [self.scores.text()]
+        return [*found, self.proof.text(), *scores, *self.speed.text().splitlines()]
 
     def as_row(self) -> dict[str, Any]:
         """Plain data for a line of JSON."""
@@ -69,8 +85,14 @@ class Result(NamedTuple):
             "relative_difference": self.proof.relative,
             "compared": self.proof.compared,
             "scores": None if self.scores is None else self.scores._asdict(),
-            "notes": self.notes,
+            "speed": self.speed.as_rows(),
+            "notes": [*self.notes, *self.speed.left_out],
         }
+
+
+def listed(sizes: Sequence[tuple[int, int]]) -> str:
+    """The sizes in words."""
+    return ", ".join(f"{height}x{width}" for height, width in sizes) or "any size"
 
 
 def export(
@@ -83,6 +105,7 @@ def export(
     split: str | None = None,
     images: int | None = None,
     revision: str | None = None,
+    engines: bool = False,
 ) -> Result:
     """Write the model of `source` to the new folder `out`, run it, and compare it with the model.
 
@@ -91,10 +114,12 @@ def export(
         precision: fp32, bf16 or int8; the last is calibrated on images of `data`.
         data: a data set, on a split of which both are scored (at most `images` of it).
         sizes: heights and widths in pixels; none for any size, or the model's own where its network depends on it.
+        engines: time PyTorch compiled, ONNX Runtime and OpenVINO in float32 beside the model and the export too.
 
     Raises:
         UserError: no such format or precision, or a model that cannot be exported; names the operator and its module.
-        RunError: an fp32 export differs by more than 1e-3; nothing is kept.
+        RunError: an fp32 export differs by more than 1e-3, or one in int8 by more than a quarter on images; nothing
+            is kept.
     """
     out = Path(out)
     _check(to, precision, data, sizes)
@@ -103,7 +128,8 @@ def export(
         raise UserError(f"{source} is an export itself: give the checkpoint that it was made from")
     task = load(source, revision=revision)
     with torch.inference_mode(), _without_notes():
-        return _export(task, found, out, to, precision, data, list(dict.fromkeys(sizes)), split, images)
+        request = Request(to, precision, data, list(dict.fromkeys(sizes)), split, images, engines)
+        return _export(task, found, Path(source).name, out, request)
 
 
 @contextmanager
@@ -139,42 +165,72 @@ def writer(to: str) -> Any:
     return import_module(f"vitrail.export.{WRITERS[to]}")
 
 
-def _export(
-    task: Task,
-    found: Path,
-    out: Path,
-    to: str,
-    precision: str,
-    data: str | None,
-    sizes: list[tuple[int, int]],
-    split: str | None,
-    images: int | None,
-) -> Result:
+def _export(task: Task, found: Path, name: str, out: Path, request: Request) -> Result:
     notes: list[str] = []
-    multiple = multiple_of(task)
+    sizes, traced = trace_sizes(task, request, notes)
+    meta = meta_of(task, request.to, request.precision, sizes, traced)
+    data = request.data
+    calibration = partial(calibration_images, task, data) if request.precision == "int8" and data is not None else None
+    with whole_folder(out) as folder:
+        write_programs(folder, meta, traced, calibration)
+        write_tables(folder, task)
+        (folder / "example.py").write_text(example(meta), encoding="utf-8")
+        engine: Any = read(folder, "cpu")
+        proof = compare(task, engine, tried(task, sizes, meta.multiple))
+        if proof.share > (TOLERANCE if request.precision == "fp32" else sys.float_info.max):
+            raise RunError(
+                f"the export differs from the model by {proof.absolute:.2g} at {proof.where}: nothing is kept; try "
+                "another format, or list sizes with --sizes"
+            )
+        scores = None if data is None else score_both(task, engine, str(found), data, request.split, request.images)
+        programs = {f"{request.to} {request.precision}": engine.engines}
+        with others(task, meta, request.engines) as (more, missing):
+            speed = measure(task, {**programs, **more}, task.preprocess.size, compiled=request.engines)
+        speed.left_out.extend(missing)
+        facts = {
+            "format": f"{request.to}, {request.precision}",
+            "task": task.name,
+            "images": listed(sizes),
+            "written by": f"vitrail {__version__}",
+            "proof": proof.text(),
+            **({} if scores is None else {"score": scores.text()}),
+        }
+        (folder / "CARD.md").write_text(card(f"Export of {name}", facts, speed, notes), encoding="utf-8")
+        files = sorted(folder.iterdir())
+    return Result([out / file.name for file in files], sizes, proof, scores, speed, notes)
+
+
+Traced = dict[tuple[int, int] | None, Programs]
+"""by size; None for any"""
+
+
+def trace_sizes(task: Task, request: Request, notes: list[str]) -> tuple[list[tuple[int, int]], Traced]:
+    """The listed sizes, and the programs for each; for any size where none is listed and the network takes any."""
+    sizes, multiple = request.sizes, multiple_of(task)
     for height, width in sizes:
         if height % multiple or width % multiple:
             raise UserError(f"size {height}x{width} does not divide into {multiple} pixels: choose multiples of it")
     if sizes and task.preprocess.size not in sizes:  # at which predict and eval run it
         sizes = [task.preprocess.size, *sizes]
-    dtype = torch.bfloat16 if (to, precision) == ("pt2", "bf16") else torch.float32
-    traced: dict[tuple[int, int] | None, Programs] = {}
+    dtype = torch.bfloat16 if (request.to, request.precision) == ("pt2", "bf16") else torch.float32
     if not sizes:
         reason = fixed(task)
         try:
             if reason is None:
-                traced[None] = trace_all(task, None, multiple, dtype)
+                return [], {None: trace_all(task, None, multiple, dtype)}
         except NotTraceable as error:
             reason = str(error)
-        if reason is not None:
-            sizes = [task.preprocess.size]
-            notes.append(f"{reason}: exported for images of {sizes[0][0]}x{sizes[0][1]} alone; --sizes lists others")
+        sizes = [task.preprocess.size]
+        notes.append(f"{reason}: exported for images of {listed(sizes)} alone; --sizes lists others")
     try:
-        traced |= {size: trace_all(task, size, multiple, dtype) for size in sizes}
+        return sizes, {size: trace_all(task, size, multiple, dtype) for size in sizes}
     except NotTraceable as error:
         raise UserError(str(error)) from error
-    first = next(iter(traced.values()))
-    meta = Meta(
+
+
+def meta_of(task: Task, to: str, precision: str, sizes: list[tuple[int, int]], traced: Traced) -> Meta:
+    """What every file of the export carries."""
+    return Meta(
         config={
             "vitrail": CHECKPOINT,
             "task": task.name,
@@ -187,33 +243,54 @@ def _export(
         format=to,
         precision=precision,
         sizes=sizes,
-        multiple=multiple,
+        multiple=multiple_of(task),
         crops=getattr(task.encoder.config, "floor_grid", False),
         programs={
             name: {"inputs": list(program.inputs), "outputs": list(program.outputs)}
-            for name, (program, _) in first.items()
+            for name, (program, _) in next(iter(traced.values())).items()
         },
     )
-    calibration = calibrate(task, data) if precision == "int8" and data is not None else None
-    with whole_folder(out) as folder:
-        for size, programs in traced.items():
-            for name, (program, exported) in programs.items():
-                if programs is first or "images" in program.inputs:
-                    writer(to).write(folder / meta.name_of(name, size), program, exported, meta, calibration)
-        for name, table in task.tables().items():
-            tensors = {key: tensor.contiguous() for key, tensor in table.state_dict().items()}
-            save_file(tensors, folder / f"{name}.safetensors")
-        (folder / "example.py").write_text(example(meta))
-        engine = read(folder, "cpu")
-        proof = compare(task, engine, tried(task, sizes, multiple))
-        if proof.share > (TOLERANCE if precision == "fp32" else sys.float_info.max):
-            raise RunError(
-                f"the export differs from the model by {proof.absolute:.2g} at {proof.where}: nothing is kept; try "
-                "another format, or list sizes with --sizes"
-            )
-        scores = None if data is None else score_both(task, engine, str(found), data, split, images)
-        files = sorted(folder.iterdir())
-    return Result([out / file.name for file in files], sizes, proof, scores, notes)
+
+
+def write_programs(
+    folder: Path, meta: Meta, traced: Traced, calibration: Callable[[], list[Tensor]] | None = None
+) -> None:
+    """One file per program, and per size of those that read images."""
+    for place, (size, programs) in enumerate(traced.items()):
+        for name, (program, exported) in programs.items():
+            if not place or "images" in program.inputs:
+                writer(meta.format).write(folder / meta.name_of(name, size), program, exported, meta, calibration)
+
+
+def write_tables(folder: Path, task: Task) -> None:
+    """Tensors beside the programs, such as an index of captions."""
+    for name, table in task.tables().items():
+        tensors = {key: tensor.contiguous() for key, tensor in table.state_dict().items()}
+        save_file(tensors, folder / f"{name}.safetensors")
+
+
+@contextmanager
+def others(task: Task, meta: Meta, wanted: bool) -> Iterator[tuple[dict[str, dict[str, Engine]], list[str]]]:
+    """ONNX Runtime and OpenVINO in float32 for the same task, in a folder that is removed, and why one is missing."""
+    found: dict[str, dict[str, Engine]] = {}
+    missing: list[str] = []
+    with tempfile.TemporaryDirectory() as place:
+        for to in ("onnx", "openvino") if wanted else ():
+            if (to, "fp32") == (meta.format, meta.precision):
+                continue
+            try:
+                writer(to).check()
+                folder = Path(place) / to
+                folder.mkdir()
+                size = task.preprocess.size if meta.sizes else None
+                traced: Traced = {size: trace_all(task, size, meta.multiple, torch.float32)}
+                write_programs(folder, meta_of(task, to, "fp32", [size] if size else [], traced), traced)
+                write_tables(folder, task)
+                running: Any = read(folder, "cpu")
+                found[f"{to} fp32"] = running.engines
+            except (UserError, NotTraceable) as error:
+                missing.append(f"{to} is left out of the comparison: {first_line(error)}")
+        yield found, missing
 
 
 def multiple_of(task: Task) -> int:
@@ -232,9 +309,9 @@ def fixed(task: Task) -> str | None:
 
 
 def tried(task: Task, sizes: Sequence[tuple[int, int]], multiple: int) -> list[tuple[int, int]]:
-    """Three sizes to compare at: the listed ones, or the model's own, a larger one and a smaller one."""
+    """The sizes to compare at: the listed ones, or three: the model's own, a larger one and a smaller one."""
     if sizes:
-        return [sizes[i % len(sizes)] for i in range(max(3, len(sizes)))]
+        return list(sizes)
     height, width = (max(2 * multiple, side // multiple * multiple) for side in task.preprocess.size)
     smaller = (max(2, height // multiple // 2) * multiple, max(2, width // multiple * 2 // 3) * multiple)
     return [(height, width), (height + 2 * multiple, width + multiple), smaller]
@@ -250,10 +327,3 @@ def trace_all(task: Task, size: tuple[int, int] | None, multiple: int, dtype: to
         name: (program, trace(program, multiple, size is None, dtype))
         for name, program in task.programs({"image": images}).items()
     }
-
-
-def calibrate(task: Task, data: str) -> Callable[[], list[Tensor]]:
-    """Images of the training split, which int8 chooses its ranges by."""
-    from vitrail.export.scores import calibration_images
-
-    return lambda: calibration_images(task, data)

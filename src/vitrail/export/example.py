@@ -1,7 +1,8 @@
-"""`example.py` of an export: at most 30 lines without vitrail, of one text whose lines about the engine differ."""
+"""`example.py` of an export: a short script without vitrail, of one text whose lines about engine and model differ."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,48 +15,155 @@ class _Lines(NamedTuple):
     engine: str
     imports: str
     open: str
+    """opens the file of a model with one program"""
     run: str
+    """its first output"""
+    open_all: str
+    """opens the files of a captioner, whose first program is `encoder`"""
+    run_all: str
+    """runs one of them on named arrays"""
 
 
 ENGINES = {
     "pt2": _Lines(
         "PyTorch",
         ", torch, zipfile",
-        'archive = zipfile.ZipFile(here / "{file}.pt2")\n'
-        'entry = next(name for name in archive.namelist() if name.endswith("vitrail.json"))\n'
-        'meta, program = json.loads(archive.read(entry)), torch.export.load(here / "{file}.pt2").module()',
+        """\
+archive = zipfile.ZipFile(here / "{file}.pt2")
+meta = json.loads(next(archive.read(name) for name in archive.namelist() if name.endswith("vitrail.json")))
+program = torch.export.load(here / "{file}.pt2").module()""",
         "program(torch.from_numpy(x))[0].detach().numpy()",
+        """\
+archive = zipfile.ZipFile(here / "{file}.pt2")
+meta = json.loads(next(archive.read(name) for name in archive.namelist() if name.endswith("vitrail.json")))
+programs = {{"encoder": torch.export.load(here / "{file}.pt2").module()}}
+programs["step"] = torch.export.load(here / "step.pt2").module()""",
+        """\
+    found = programs[name](*(torch.from_numpy(given[key]) for key in meta["programs"][name]["inputs"]))
+    return dict(zip(meta["programs"][name]["outputs"], [tensor.detach().numpy() for tensor in found]))""",
     ),
     "onnx": _Lines(
         "ONNX Runtime",
         ", onnxruntime",
-        'session = onnxruntime.InferenceSession(here / "{file}.onnx")\n'
-        'meta = json.loads(session.get_modelmeta().custom_metadata_map["vitrail"])',
-        'session.run(None, {{"images": x}})[0]',
+        """\
+session = onnxruntime.InferenceSession(here / "{file}.onnx")
+meta = json.loads(session.get_modelmeta().custom_metadata_map["vitrail"])""",
+        'session.run(None, {"images": x})[0]',
+        """\
+files = {{"encoder": "{file}.onnx", "step": "step.onnx"}}
+programs = {{name: onnxruntime.InferenceSession(here / file) for name, file in files.items()}}
+meta = json.loads(programs["encoder"].get_modelmeta().custom_metadata_map["vitrail"])""",
+        """\
+    inputs, outputs = [entry.name for entry in programs[name].get_inputs()], meta["programs"][name]["outputs"]
+    return dict(zip(outputs, programs[name].run(outputs, {key: given[key] for key in inputs})))""",
     ),
     "openvino": _Lines(
         "OpenVINO",
         ", openvino",
-        'model = openvino.Core().read_model(here / "{file}.xml")\n'
-        'meta = json.loads(model.get_rt_info("vitrail").astype(str))\n'
-        'how = {{"INFERENCE_PRECISION_HINT": {{"bf16": "bf16"}}.get(meta["precision"], "f32")}}\n'
-        'compiled = openvino.compile_model(model, "CPU", how)',
+        """\
+model = openvino.Core().read_model(here / "{file}.xml")
+meta = json.loads(model.get_rt_info("vitrail").astype(str))
+compiled = openvino.compile_model(model, "CPU", {{"INFERENCE_PRECISION_HINT": "{hint}"}})""",
         "compiled([x])[0]",
+        """\
+files = {{"encoder": "{file}.xml", "step": "step.xml"}}
+models = {{name: openvino.Core().read_model(here / file) for name, file in files.items()}}
+meta = json.loads(models["encoder"].get_rt_info("vitrail").astype(str))
+how = {{"INFERENCE_PRECISION_HINT": "{hint}"}}
+programs = {{name: openvino.compile_model(model, "CPU", how) for name, model in models.items()}}""",
+        """\
+    found = programs[name]({key: given[key] for entry in programs[name].inputs for key in entry.names if key in given})
+    return {output: found[output].copy() for output in meta["programs"][name]["outputs"]}""",
     ),
 }
+SETUP = 'p, names = meta["config"]["preprocess"], meta["config"]["classes"]'
+FIT = {
+    "crop": "    h, w = (h, max(w, int(h * W / H))) if h * W >= w * H else (int(w * H / W), w)  # to cover the input",
+    "letterbox": "    h, w = (max(1, round(w * H / W)), w) if h * W >= w * H else (h, max(1, round(h * W / H)))",
+}
+"""the size that an image is resized to; for any other `resize` that of the input, whose lines are there already"""
+CUT = '    pixels = pixels[top : top + p["size"][0], left : left + p["size"][1]]'
+BARS = """\
+    whole = np.tile((np.array(p["mean"]) * 255).round().clip(0, 255), (*p["size"], 1))  # bars around the image
+    whole[-top:, -left:][:h, :w] = pixels"""
+ANSWER = """\
+    out = {run}[0]
+    best = np.bincount(out.reshape(len(out), -1).argmax(0)).argmax()  # of a mask, the class of most places
+    print(path, names[best] if names else out.shape, sep="\\t")"""
+CAPTION = """\
+    state, words = run("encoder", {"images": x}), [1]  # <pad>, <start>, <end> and <unknown> are 0, 1, 2 and 3
+    while words[-1] != 2 and len(words) < how_to_write["max_length"]:
+        given = {"next": np.array([[words[-1]]]), "rows": np.zeros((1, 1), np.int64), **state}
+        found = run("step", given)
+        state |= {name.removesuffix(".after"): array for name, array in found.items() if name.endswith(".after")}
+        logits, seen = found["logits"][0], [spaced(word) if i == 0 else word for i, word in enumerate(words[1:])]
+        logits[[0, 1, 3]] = -np.inf
+        for i in range(len(seen) - n + 1 if n else 0):  # no sequence of n words twice
+            if seen[i : i + n - 1] == seen[len(seen) - n + 1 :] and seen[i + n - 1] != 2:
+                logits[seen[i + n - 1]] = -np.inf
+        words.append(int(logits.argmax()))
+    pieces = [names[word] for word in words[1:] if word != 2]
+    print(path, {text}, sep="\\t")"""
+CAPTION_SETUP = """\
+p = meta["config"]["preprocess"]
+vocabulary = json.loads(meta["files"]["tokenizer.json"])["model"]["vocab"]
+names, how_to_write = {i: name for name, i in vocabulary.items()}, meta["config"]["captioning"]["decoding"]
+n = how_to_write["no_repeat_ngram_size"]
+{bytes}
+
+def spaced(word):  # the number of the same piece after a space
+    return {spaced}
+
+def run(name, given):
+{run}
+"""
+BYTES = """\
+plain = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that stand for themselves
+byte = {chr(b): b for b in plain}
+byte |= {chr(256 + i): b for i, b in enumerate(b for b in range(256) if b not in plain)}"""
 
 
 def example(meta: Meta) -> str:
-    """The file for an export, which reads the preprocessing and the class names from it."""
-    lines = ENGINES[meta.format]
-    program = next(iter(meta.programs))
-    own = tuple(meta.config["preprocess"]["size"])
-    size = None if not meta.sizes else own if own in meta.sizes else meta.sizes[0]
-    file = meta.name_of(program, size)
-    text = TEXT.read_text()
-    open_ = lines.open.format(file=file)
-    if size not in (None, own):  # the file's size, and not that of the checkpoint
-        open_ += f'\nmeta["config"]["preprocess"]["size"] = {list(size or own)}'
-    for name, value in (("engine", lines.engine), ("imports", lines.imports), ("open", open_)):
+    """The file for an export, which reads the preprocessing and the class names, or the words, from it."""
+    lines, preprocess = ENGINES[meta.format], meta.config["preprocess"]
+    program, captions = next(iter(meta.programs)), "step" in meta.programs
+    size = tuple(preprocess["size"]) if meta.sizes else None
+    bars = preprocess["resize"] == "letterbox"
+    hint = "bf16" if meta.precision == "bf16" else "f32"
+    opens = (lines.open_all if captions else lines.open).format(file=meta.name_of(program, size), hint=hint)
+    values = {
+        "engine": lines.engine,
+        "imports": lines.imports,
+        "open": opens,
+        "setup": _captioning(meta, lines) if captions else SETUP,
+        "fit": FIT.get(preprocess["resize"], ""),
+        "place": BARS if bars else CUT,
+        "pixels": "whole" if bars else "pixels",
+        "answer": _replaced(CAPTION, {"text": _text(meta)}) if captions else _replaced(ANSWER, {"run": lines.run}),
+    }
+    text = _replaced(TEXT.read_text(), values)
+    return text if values["fit"] else text.replace("\n\n    image", "\n    image")
+
+
+def _replaced(text: str, values: dict[str, str]) -> str:
+    for name, value in values.items():
         text = text.replace(f"{{{name}}}", value)
-    return text.replace("{run}", lines.run.format())
+    return text
+
+
+def _in_bytes(meta: Meta) -> bool:
+    """Whether the words are pieces in bytes, and not whole words."""
+    return bool(json.loads(meta.files["tokenizer.json"])["model"]["type"] == "BPE")
+
+
+def _captioning(meta: Meta, lines: _Lines) -> str:
+    pieces = _in_bytes(meta)
+    spaced = 'vocabulary.get("\u0120" + names[word], word)' if pieces else "word"
+    text = CAPTION_SETUP if pieces else CAPTION_SETUP.replace("{bytes}\n", "")
+    return _replaced(text, {"bytes": BYTES, "spaced": spaced, "run": lines.run_all})
+
+
+def _text(meta: Meta) -> str:
+    if not _in_bytes(meta):
+        return '" ".join(pieces)'
+    return 'bytes(byte[c] for piece in pieces for c in piece).decode("utf-8", "replace").strip()'

@@ -10,6 +10,8 @@ from vitrail.tasks.task import Task
 
 CALIBRATED = 300
 """images that int8 is calibrated on"""
+LOST = 0.005
+"""of a score, or that share of one above 1: an export that loses more says so"""
 
 
 class Scores(NamedTuple):
@@ -20,12 +22,18 @@ class Scores(NamedTuple):
     images: int
     model: float
     export: float
+    lost: float
+    """by how much the export is worse; below 0 where it is better"""
 
     def text(self) -> str:
-        return (
+        """In one line, with a remedy where it loses more than `LOST`."""
+        found = (
             f"{self.name} on {self.images} images of {self.split}: model {self.model:.4f}, export {self.export:.4f} "
             f"({self.export - self.model:+.4f})"
         )
+        if self.lost <= LOST * max(1.0, abs(self.model)):
+            return found
+        return f"{found}, which is more than {LOST}: try another format, or --precision fp32"
 
 
 def score_both(
@@ -41,7 +49,9 @@ def score_both(
         name, scores = score(model, source, data, split, False, False, images, None)
         found.append(scores)
     of = task.score.name
-    return Scores(of, name, found[0]["count"], found[0][of], found[1][of])
+    own, others = found[0][of], found[1][of]
+    lost = own - others if task.score.best == "max" else others - own
+    return Scores(of, name, found[0]["count"], own, others, lost)
 
 
 def calibration_images(task: Task, data: str) -> list[Tensor]:

@@ -36,6 +36,8 @@ TOLERANCE = 0.05
 LINE_EVERY = 30.0
 """seconds between lines of progress"""
 Row = dict[str, Any]
+Precision = Literal["bf16", "fp32"]
+"""of the answers"""
 
 
 class Answered(NamedTuple):
@@ -46,6 +48,8 @@ class Answered(NamedTuple):
     """`image`, `task`, and what `Prediction.row` gives, or `error`"""
     answer: Prediction | None
     """None for an unreadable file"""
+    precision: Precision | None = None
+    """the number format chosen for the images after the first batch; None while there is no choice"""
 
 
 class Prepared(NamedTuple):
@@ -57,17 +61,24 @@ class Prepared(NamedTuple):
     source: Source | None
 
 
-def answer_files(task: Task, paths: Sequence[Path]) -> Iterator[Answered]:
-    """The prediction for each file, in order; warns of doubtful values at the end.
+def answer_files(
+    task: Task, paths: Sequence[Path], done: int = 0, precision: Precision | None = None
+) -> Iterator[Answered]:
+    """The prediction for each file after the first `done`, in order; warns of doubtful values at the end.
 
     Holds a few batches of images. Of more than one batch, the first is answered in bf16 too where the processor has it,
-    and the rest in bf16 only if both agree.
+    and the rest in bf16 only if both agree. Batches are the same wherever a stopped command resumes, with the
+    `precision` that it had chosen.
     """
-    doubts, precision = Doubts(), _Precision(task, len(paths) > BATCH)
-    every = iter(paths)
-    for batch in _batches(task, paths):
-        for row, answer in _rows(task, batch, precision, doubts):
-            yield Answered(next(every), row, answer)
+    doubts, numbers = Doubts(), _Precision(task, len(paths) > BATCH)
+    start = done - done % BATCH
+    if start and precision is not None:
+        numbers.chosen, numbers.decided = precision, True
+    for batch in _batches(task, paths[start:]):
+        for row, answer in _rows(task, batch, numbers, doubts):
+            if start >= done:
+                yield Answered(paths[start], row, answer, numbers.chosen if numbers.decided else None)
+            start += 1
     if (doubtful := doubts.text()) is not None:
         log.warning(doubtful)
 
@@ -116,7 +127,7 @@ class _Precision:
 
     def __init__(self, task: Task, many: bool) -> None:
         self.task, self.device = task, next(task.parameters()).device
-        self.chosen: Literal["bf16", "fp32"] = "fp32"
+        self.chosen: Precision = "fp32"
         # The programs of an export have a number format of their own.
         self.decided = not many or isinstance(task, Exported) or not native_bf16(self.device)
 
@@ -130,7 +141,7 @@ class _Precision:
                 log.warning("the rest is answered in bf16, which agrees with float32 on the first images")
         return found
 
-    def _answers(self, samples: list[Sample], precision: Literal["bf16", "fp32"]) -> list[Prediction]:
+    def _answers(self, samples: list[Sample], precision: Precision) -> list[Prediction]:
         with autocast(self.device, precision):
             return self.task.answers(samples)
 
@@ -180,7 +191,7 @@ class Progress:
         self.done += 1
         now = time.monotonic()
         # Answers arrive in batches: in the midst of one the rate would be wrong.
-        if now - self.last < LINE_EVERY or (self.done - self.first) % BATCH or sys.stdout.isatty():
+        if now - self.last < LINE_EVERY or self.done % BATCH or sys.stdout.isatty():
             return
         self.last = now
         rate = (self.done - self.first) / (now - self.began)

@@ -15,6 +15,7 @@ import torch
 
 from vitrail.errors import UserError
 from vitrail.files import named
+from vitrail.predictions.answers import Precision
 from vitrail.tasks.exported import Exported
 from vitrail.tasks.task import Task
 
@@ -26,6 +27,8 @@ class Journal:
         self.output, self.path = output, output.with_name(f"{output.name}.partial")
         self.count = 0
         """entries so far"""
+        self.precision: Precision | None = None
+        """that of the last entry of a stopped command: rows of one output have one number format"""
         self.file: IO[bytes] | None = None
 
     @property
@@ -50,13 +53,14 @@ class Journal:
                     f"{self.path} holds predictions of another model, other options or other images: remove it to "
                     "start again, or choose another --out"
                 )
-            whole = self.file.tell()
+            whole, last = self.file.tell(), b""
             for line in self.file:
                 if not line.endswith(b"\n"):
                     break
                 self.count += 1
-                whole += len(line)
+                whole, last = whole + len(line), line
             self.file.truncate(whole)
+            self.precision = self._entry(last).get("precision") if last else None
 
     def add(self, entry: dict[str, Any]) -> None:
         with named(self.output):
@@ -68,10 +72,14 @@ class Journal:
         with self.path.open("rb") as file:
             file.readline()  # the head
             for _ in range(self.count):
-                try:
-                    yield json.loads(file.readline())
-                except ValueError:
-                    raise UserError(f"{self.path} is damaged: remove it to start again") from None
+                yield self._entry(file.readline())
+
+    def _entry(self, line: bytes) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = json.loads(line)
+        except ValueError:
+            raise UserError(f"{self.path} is damaged: remove it to start again") from None
+        return found
 
     def close(self, remove: bool) -> None:
         """Without an entry the file is removed in any case."""

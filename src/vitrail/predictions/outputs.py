@@ -19,7 +19,7 @@ from PIL import Image
 from vitrail.data.decode import EncodedImage
 from vitrail.errors import UserError
 from vitrail.files import named, refuse_existing, refuse_file_name, replacing, write_whole
-from vitrail.predictions.answers import Answered
+from vitrail.predictions.answers import Answered, Precision
 from vitrail.predictions.journal import Journal, head_of
 from vitrail.predictions.tables import TABLES, Lines, Row, as_csv, as_parquet, pyarrow_for_tables
 from vitrail.tasks.task import Task
@@ -46,6 +46,8 @@ class Output(AbstractContextManager["Output"]):
     """the line to print at the end: the path of the output"""
     done = 0
     """images that a stopped command has answered already"""
+    precision: Precision | None = None
+    """what it had chosen for the rest"""
 
     def begin(self, task: Task, images: Sequence[Path]) -> Output:
         """Check that a stopped command was this one. Nothing is written before."""
@@ -90,6 +92,7 @@ class Written(Output):
     def begin(self, task: Task, images: Sequence[Path]) -> Output:
         self.journal.open({**head_of(task, images), **self.about})
         self.done, self.images = self.journal.count, len(images)
+        self.precision = self.journal.precision
         if self.done:
             log.warning(f"{self.journal.path}: {self.done:,} of {self.images:,} images are answered already")
         return self
@@ -102,7 +105,8 @@ class Written(Output):
     def take(self, answered: Answered) -> Entry:
         entry, rows = self._write(answered)
         self.bad += "error" in entry.row
-        self.journal.add({"row": entry.row, "line": entry.line, "rows": rows})
+        precision = answered.precision
+        self.journal.add({"row": entry.row, "line": entry.line, "rows": rows, "precision": precision})
         return entry
 
     @abstractmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,10 +30,12 @@ def answer_all(task: Task, prepared: Sequence[Sample]) -> list[Prediction]:
     height, width = task.preprocess.size
     found: list[Prediction] = []
     for batch in batched(prepared, lambda sample: sample.images, ANSWERED * height * width):
-        frames = [task.preprocess.normalise(sample.images) for sample in batch]
-        samples = torch.tensor([numbered_by_pixels(images[0]) for images in frames], device=device)
+        # As bytes to the device, which normalises all of them at once.
+        images = task.preprocess.normalise(torch.cat([sample.images for sample in batch]).to(device))
+        first = [0, *accumulate(len(sample.images) for sample in batch[:-1])]
+        samples = torch.tensor([numbered_by_pixels(images[i]) for i in first], device=device)
         affine = Affine.join([sample.affine for sample in batch if sample.affine is not None])
-        answers = task.answer({"image": torch.cat(frames).to(device), "sample": samples, "affine": affine})
+        answers = task.answer({"image": images, "sample": samples, "affine": affine})
         if len(answers) != len(batch):
             raise ValueError(f"{len(answers)} answers for {len(batch)} images: `answer` must merge frames")
         found += answers

@@ -8,9 +8,10 @@ of all files: nothing of an export is lost when its files are renamed together o
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,10 @@ FORMAT = 1
 """of an export's metadata"""
 KEY = "vitrail"
 """name of the metadata in a file of any format"""
+FILE = r"\w[\w.\-]{0,99}"
+"""names of programs, and of texts: no paths"""
+SIDE = 1 << 20
+"""limit of sides in pixels"""
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,10 @@ def read(path: Path, device: str | torch.device | None = None) -> Task:
         _fill(table, folder / f"{name}.safetensors")
     engines = {name: _engine(name, meta, folder, kind, device) for name in meta.programs}
     outputs = {name: program["outputs"] for name, program in meta.programs.items()}
-    return run_by(task, engines, outputs, path).to(device)
+    try:
+        return run_by(task, engines, outputs, path).to(device)
+    except LookupError as error:
+        raise UserError(f"{file} lacks a program of this task ({first_line(error)}): export the model again") from None
 
 
 def read_meta(file: Path, kind: Format) -> Meta:
@@ -108,7 +116,7 @@ def read_meta(file: Path, kind: Format) -> Meta:
     try:
         values = None if text is None else json.loads(text)
         written = None if values is None else values.pop("export")
-    except (ValueError, KeyError, AttributeError, TypeError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         values = None
     if values is None:
         raise UserError(f"{file} is not an export of vitrail: give a folder that `vitrail export` wrote")
@@ -116,10 +124,40 @@ def read_meta(file: Path, kind: Format) -> Meta:
         raise UserError(
             f"{file} was written by vitrail {values.get('version')}, a newer release than this one: upgrade vitrail"
         )
-    try:
-        return Meta(**{**values, "sizes": [(int(height), int(width)) for height, width in values["sizes"]]})
-    except (TypeError, ValueError, KeyError) as error:
-        raise UserError(f"{file} has damaged metadata ({first_line(error)}): export the model again") from None
+    if (wrong := damage(values)) is not None:
+        raise UserError(f"{file} has damaged metadata ({wrong}): export the model again")
+    return Meta(**{**values, "sizes": [(height, width) for height, width in values["sizes"]]})
+
+
+def damage(values: Any) -> str | None:
+    """Why metadata from outside is not that of an export; None for what `Meta` holds, every value of its type."""
+    names = [field.name for field in fields(Meta)]
+    if not isinstance(values, dict) or sorted(values) != sorted(names):
+        return f"its fields are not {', '.join(names)}"
+    simple = {"config": dict, "files": dict, "version": str, "format": str, "precision": str, "crops": bool}
+    if wrong := [name for name, kind in simple.items() if not isinstance(values[name], kind)]:
+        return f"{wrong[0]} has the type {type(values[wrong[0]]).__name__}"
+    if not all(isinstance(text, str) and re.fullmatch(FILE, name) for name, text in values["files"].items()):
+        return "files are not texts by plain names"
+    if type(values["multiple"]) is not int or not 0 < values["multiple"] <= SIDE:
+        return f"multiple is not a number from 1 to {SIDE}"
+    if not isinstance(values["sizes"], list) or not all(map(_is_size, values["sizes"])):
+        return "sizes are not heights and widths"
+    if not isinstance(values["programs"], dict) or not values["programs"]:
+        return "it has no programs"
+    whole = all(re.fullmatch(FILE, name) and _is_program(each) for name, each in values["programs"].items())
+    return None if whole else "programs are not inputs and outputs by plain names"
+
+
+def _is_size(value: Any) -> bool:
+    pair = isinstance(value, list) and len(value) == 2
+    return pair and all(type(side) is int and 0 < side <= SIDE for side in value)
+
+
+def _is_program(value: Any) -> bool:
+    if not isinstance(value, dict) or value.keys() != {"inputs", "outputs"}:
+        return False
+    return all(isinstance(each, list) and each and all(isinstance(x, str) for x in each) for each in value.values())
 
 
 class _Config:
@@ -133,11 +171,11 @@ def _task(meta: Meta, file: Path) -> Task:
     """The task of an export, with its weights on the meta device."""
     with tempfile.TemporaryDirectory() as folder:
         for name, text in meta.files.items():
-            (Path(folder) / Path(name).name).write_text(text, encoding="utf-8")
+            (Path(folder) / name).write_text(text, encoding="utf-8", errors="surrogatepass")
         try:
             with without_memory():
                 return native.build(meta.config, _Config(Path(folder), {}))
-        except (UserError, RuntimeError, ValueError, LookupError) as error:
+        except Exception as error:  # a config from outside: whatever a constructor raises, it describes no model
             raise UserError(f"{file} does not describe a model ({first_line(error)}): export the model again") from None
 
 

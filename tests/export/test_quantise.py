@@ -1,0 +1,80 @@
+"""int8: which settings are chosen, which layers stay in float32, and what is not kept. A stand-in is for NNCF."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from vitrail.errors import RunError
+from vitrail.export import quantise
+
+IMAGES = [torch.full((1, 1, 2, 2), float(i + 1)) for i in range(40)]
+
+
+class Smoothing:
+    def __init__(self, convolution: float = -1, matmul: float = 0.95) -> None:
+        self.used = matmul > 0
+
+
+class Settings:
+    def __init__(self, smooth_quant_alphas: Smoothing | None = None) -> None:
+        self.smooth = smooth_quant_alphas is None or smooth_quant_alphas.used
+
+
+def stand_in(smooth: float | None, plain: float, restored: float, calls: list[str]) -> Any:
+    """An NNCF whose models are numbers: by how much they scale one of two outputs too much. None: it cannot."""
+
+    def quantize(model: float, advanced_parameters: Settings, **_: Any) -> float:
+        calls.append("smooth" if advanced_parameters.smooth else "plain")
+        found = smooth if advanced_parameters.smooth else plain
+        if found is None:
+            raise AttributeError("no weights")
+        return found
+
+    def controlled(model: float, advanced_quantization_parameters: Settings, **how: Any) -> float:
+        calls.append(f"restored {'smooth' if advanced_quantization_parameters.smooth else 'plain'}")
+        score, each = how["validation_fn"](restored, how["validation_dataset"])
+        assert len(each) == quantise.CHECKED and score == pytest.approx(1 - restored / 2)
+        return restored
+
+    return SimpleNamespace(
+        Dataset=lambda items, transform: list(items),
+        ModelType=SimpleNamespace(TRANSFORMER="transformer"),
+        QuantizationPreset=SimpleNamespace(MIXED="mixed"),
+        AdvancedQuantizationParameters=Settings,
+        AdvancedSmoothQuantParameters=Smoothing,
+        AdvancedAccuracyRestorerParameters=lambda **_: None,
+        quantize=quantize,
+        quantize_with_accuracy_control=controlled,
+    )
+
+
+def quantised(monkeypatch: pytest.MonkeyPatch, *errors: Any) -> tuple[float, list[str]]:
+    calls: list[str] = []
+    smooth, plain, restored = errors
+    monkeypatch.setattr(quantise, "library", lambda name: stand_in(smooth, plain, restored, calls))
+    return quantise._quantised(0.0, IMAGES, lambda model, x: [(1 + model) * x, x]), calls
+
+
+@pytest.mark.parametrize(
+    "errors, found, calls",
+    [
+        ((0.03, 0.0, 0.0), 0.03, ["smooth"]),
+        ((0.9, 0.08, 0.0), 0.08, ["smooth", "plain"]),
+        ((None, 0.03, 0.0), 0.03, ["smooth", "plain"]),
+        ((0.9, 0.2, 0.1), 0.1, ["smooth", "plain", "restored plain"]),
+        ((0.2, 0.9, 0.1), 0.1, ["smooth", "plain", "restored smooth"]),
+    ],
+)
+def test_what_loses_least_is_chosen(
+    errors: Any, found: float, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert quantised(monkeypatch, *errors) == (found, calls)
+
+
+def test_outputs_that_differ_too_much_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RunError, match="in int8 the outputs differ by 30% on the calibration images: nothing is kept"):
+        quantised(monkeypatch, 0.9, 0.8, 0.6)
