@@ -1,6 +1,6 @@
 """Draw the figures of README and docs with the bundled weights and the files under `results/`.
 
-    python docs/figures.py                  the attention of the classifier, and both ladders
+    python docs/figures.py                  the relevance maps of the classifier, and both ladders
     python docs/figures.py --data DIR       also the captions and the streets
 
 DIR holds `flickr8k/`, `photos/` and `camvid/`.
@@ -16,7 +16,6 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from tables import BEFORE, BEFORE_DIGITS, earlier, measured_rungs
@@ -24,8 +23,9 @@ from tables import BEFORE, BEFORE_DIGITS, earlier, measured_rungs
 import vitrail
 from vitrail.data.captions import open_captions
 from vitrail.data.masks import Masks
-from vitrail.explain.attention import Pool, attention_maps, encoder_of, rollout
 from vitrail.explain.figures import png
+from vitrail.explain.overlay import photo_of, spread, tinted
+from vitrail.explain.relevance import relevance
 from vitrail.files import write_whole
 from vitrail.tasks.segment.figures import overlay, with_legend
 
@@ -36,29 +36,23 @@ GAP = 8
 
 
 def attention() -> None:
-    """The sample images, the attention rollout of the classifier, and its answers."""
+    """The sample images, the relevance of their patches to the classifier's answers, and the answers."""
     task = vitrail.load("classify")
-    config = encoder_of(task).config
-    pool: Pool = "average" if config.pool == "average" else "token"
     paths = sorted(SAMPLES.glob("*.png"))
     figure = Figure(figsize=(1.35 * len(paths), 3.2), layout="compressed")
     axes = figure.subplots(2, len(paths))
     for column, path in enumerate(paths):
         image = Image.open(path)
         images = task.preprocess(image)[None]
-        with torch.inference_mode():
-            grid = task.features(images).grid
-            heat = rollout(attention_maps(task, images), config.prefix_tokens, pool)[0].view(grid)
+        heat = relevance(task, {"image": images})[0].unflatten(0, task.features(images).grid)
         best = task.predict([image])[0].row()["labels"][0]
-        heat = (heat - heat.min()) / (heat.max() - heat.min())
-        heat = torch.nn.functional.interpolate(heat[None, None], size=(32, 32), mode="bilinear")[0, 0]
-        pixels = torch.from_numpy(task.preprocess.prepare(image).permute(1, 2, 0).numpy() / 255)
-        axes[0, column].imshow(pixels)
-        axes[1, column].imshow(pixels * (0.12 + 0.88 * heat[..., None]))
+        photo = photo_of(task.preprocess.prepare(image).permute(1, 2, 0).numpy())
+        axes[0, column].imshow(photo)
+        axes[1, column].imshow(tinted(photo, spread(heat), (0, 0, 1, 1)))
         axes[1, column].set_title(f"{best['label']} {best['score']:.0%}", fontsize=9)
         for row in range(2):
             axes[row, column].set_axis_off()
-    write_whole(ROOT / "docs" / "rollout.png", png(figure, dpi=110))
+    write_whole(ROOT / "docs" / "relevance.png", png(figure, dpi=110))
 
 
 def captions(data: Path) -> None:

@@ -79,8 +79,8 @@ def test_one_version() -> None:
 def test_credits_name_every_file_of_data(wheel: zipfile.ZipFile) -> None:
     credits = (ROOT / "CREDITS.md").read_text()
     assert "vitrail-0.1.0.dist-info/licenses/CREDITS.md" in wheel.namelist()
-    # Which digits are the test split, a mark for type checkers, and the text of the example in an export.
-    own = {"digits_test.json", "py.typed", "example.txt"}
+    # The test split of digits, a mark for type checkers, the text of the example in an export, and the page of explain.
+    own = {"digits_test.json", "py.typed", "example.txt", "page.html", "page.js"}
     for path in PACKAGE.rglob("*"):
         if path.is_dir() or path.suffix in (".py", ".pyc") or path.name in own:
             continue

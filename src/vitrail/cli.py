@@ -228,25 +228,29 @@ def predict(args: Sequence[str]) -> int:
 
 
 def explain(args: Sequence[str]) -> int:
-    """Draw a model's attention on an image: `vitrail explain IMAGE [--model SOURCE] --out DIR`."""
+    """Show how a model comes to its answer for an image: `vitrail explain IMAGE [--model SOURCE] --out DIR`."""
     parser = Parser("explain", explain)
     parser.add_argument("image", type=path, nargs="+", help="one image")
     parser.add_argument("--model", default="classify", help=SOURCE)
     parser.add_revision()
     parser.add_argument("--verify", action="store_true", help=VERIFY)
-    parser.add_argument("--out", type=path, required=True, help="folder for the figures")
+    parser.add_argument("--beside", type=path, help="another image, whose patches are compared with the first one's")
+    parser.add_argument("--near", type=path, help="folder in which the most similar images are found")
+    parser.add_argument("--out", type=path, required=True, help="folder for the page, the figures and the arrays")
     options = parser.parse_args(args)
     image = options.image[0]
     if len(options.image) > 1:
         raise UserError(f"explain draws one image, got {len(options.image)}: name one of them")
     if image.is_dir():
         raise UserError(f"{image} is a folder, and explain draws one image: name a file in it")
-    from vitrail.explain import explain as draw
-    from vitrail.explain import refuse_out
+    from vitrail.data.sources import images_of
+    from vitrail.explain.command import explain as write
+    from vitrail.explain.command import refuse_out
 
     refuse_out(options.out)  # before the model is loaded
+    gallery = [] if options.near is None else images_of([options.near])
     task = load_model(options.model, options.device, options.revision, options.verify)
-    draw(task, image, options.out)
+    write(task, image, options.out, options.beside, gallery)
     print(options.out)
     return 0
 

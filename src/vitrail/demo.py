@@ -10,7 +10,7 @@ from PIL import Image
 from vitrail import zoo
 from vitrail.data.sets import open_data
 from vitrail.errors import UserError
-from vitrail.explain import explain
+from vitrail.explain.command import explain
 from vitrail.files import write_whole
 from vitrail.predictions import answer_files
 from vitrail.recipes import RECIPES

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import vitrail
 from vitrail.errors import UserError
-from vitrail.explain.attention import attention_distance, attention_maps, encoder_of, per_head, rollout
+from vitrail.explain.attention import attention_distance, attention_maps, per_head, rollout
+from vitrail.explain.trace import encoder_of
 from vitrail.variants.blocks import PreNormBlock
 from vitrail.vit import Attention
 

@@ -1,8 +1,11 @@
-"""Positions, filters, and the images and numbers that `explain` writes."""
+"""Positions, filters, and the files that `explain` writes."""
 
 from __future__ import annotations
 
+import base64
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,16 @@ from PIL import Image
 import vitrail
 from vitrail.data.decode import decode
 from vitrail.errors import UserError
-from vitrail.explain import attention_maps, explain, patch_filters, position_similarity, rollout
-from vitrail.explain.attention import Pool, encoder_of
-from vitrail.explain.figures import shown_layers
+from vitrail.explain.attention import attention_maps, rollout
+from vitrail.explain.command import explain
+from vitrail.explain.explanation import explanation, packed, spaced
+from vitrail.explain.filters import patch_filters
+from vitrail.explain.overlay import on_image, tinted
+from vitrail.explain.positions import position_similarity
+from vitrail.explain.trace import Pool, encoder_of
 
-IMAGES = {"rollout.png", "heads.png", "positions.png", "filters.png", "distance.png"}
+OF_TOKENS = {"relevance.png", "pca.png", "similarity.png"}
+IMAGES = OF_TOKENS | {"rollout.png", "heads.png", "norms.png", "positions.png", "filters.png", "distance.png"}
 
 
 def image(path: Path, size: tuple[int, int] = (20, 30)) -> Path:
@@ -82,8 +90,10 @@ def test_filters_of_a_hybrid_are_those_that_see_the_pixels(backbone: str, layers
     "changes",
     [
         {},
-        {"channels": 1, "pool": "average", "class_token": False, "image_size": (6, 12)},
-        {"channels": 5, "registers": 2, "stem": (4,), "depth": 8},
+        pytest.param(
+            {"channels": 1, "pool": "average", "class_token": False, "image_size": (6, 12)}, marks=pytest.mark.slow
+        ),
+        pytest.param({"channels": 5, "registers": 2, "stem": (4,), "depth": 8}, marks=pytest.mark.slow),
     ],
 )
 def test_explain_writes_images_and_numbers(tmp_path: Path, changes: dict[str, Any]) -> None:
@@ -95,7 +105,8 @@ def test_explain_writes_images_and_numbers(tmp_path: Path, changes: dict[str, An
         image(source)
     out = tmp_path / "out"
     result = explain(task, source, out)
-    assert {path.name for path in out.iterdir()} == IMAGES | {"numbers.json", "index.html"} == set(result["files"])
+    written = IMAGES | {"numbers.json", "arrays.npz", "index.html"}
+    assert {path.name for path in out.iterdir()} == written == set(result["files"])
     for name in IMAGES:
         with Image.open(out / name) as drawn:
             assert min(drawn.size) > 100
@@ -105,24 +116,28 @@ def test_explain_writes_images_and_numbers(tmp_path: Path, changes: dict[str, An
     numbers = json.loads((out / "numbers.json").read_text())
     config = encoder_of(task).config
     height, width = config.image_size
-    assert numbers["grid"] == [height // 2, width // 2]
+    grid = [height // 2, width // 2]
+    assert numbers["grid"] == grid
     prepared = task.preprocess(decode(source, task.preprocess.channels))[None]
     pool: Pool = "average" if config.pool == "average" else "token"
     heat = rollout(attention_maps(task, prepared), config.prefix_tokens, pool)
-    np.testing.assert_allclose(numbers["rollout"], heat.view(height // 2, width // 2), rtol=1e-4)
-    assert np.shape(numbers["attention_distance"]) == (config.depth, 4)
-    assert all(np.shape(maps) == (4, height // 2, width // 2) for maps in numbers["heads"].values())
-    assert "&lt;b&gt;" in (out / "index.html").read_text()
+    np.testing.assert_allclose(numbers["rollout"], heat.view(*grid), rtol=1e-4)
+    assert np.shape(numbers["distance"]) == (config.depth, 4)
+    with np.load(out / "arrays.npz") as arrays:
+        assert {name: {"shape": list(a.shape), "type": str(a.dtype)} for name, a in arrays.items()} == numbers["arrays"]
+        assert arrays["heads"].shape == (config.depth, 4, *grid)
+        assert arrays["relevance_outputs"].shape == (3, *grid) == (len(numbers["outputs"]), *grid)
+    page = (out / "index.html").read_text()
+    assert "&lt;b&gt;" in page
+    assert not re.findall(r"(?:src|href)=\"(?!data:)|https?://|url\(|@import", page), "it must load nothing"
 
 
-def test_what_a_model_lacks_is_left_out_and_said(tmp_path: Path) -> None:
-    """Without positions there is no figure of them; without a head the answer is a vector."""
-    image = Image.new("L", (30, 20))
-    result = explain(vitrail.create("nano/2", positions="none"), image, tmp_path / "out")
-    assert not (tmp_path / "out" / "positions.png").exists()
-    assert "no positions" in result["notes"][0]
-    assert "no positions" in (tmp_path / "out" / "index.html").read_text()
-    assert len(result["embedding"]) == 64 and "labels" not in result
+def test_what_a_model_lacks_is_left_out_and_said() -> None:
+    """Without positions there is nothing about them; without a head the answer is a vector."""
+    found = explanation(vitrail.create("nano/2", positions="none"), Image.new("L", (30, 20)))
+    assert "positions" not in found.arrays and "outputs" not in found.facts
+    assert len(found.notes) == 1 and "no positions" in found.notes[0]
+    assert len(found.row["embedding"]) == 64
 
 
 def test_bad_input_writes_nothing(tmp_path: Path) -> None:
@@ -133,9 +148,98 @@ def test_bad_input_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("layers", [1, 6, 7, 12, 32])
-def test_shown_layers_have_the_first_and_the_last(layers: int) -> None:
-    shown = shown_layers(layers)
+def test_another_image_and_the_nearest_of_a_folder(tmp_path: Path) -> None:
+    task = vitrail.create("nano/2", classes=["a", "b"], image_size=(8, 12))
+    first, dark, broken = image(tmp_path / "first.png"), tmp_path / "dark.png", tmp_path / "broken.png"
+    Image.new("RGB", (40, 20)).save(dark)
+    broken.write_text("no image")
+    same = tmp_path / "same.png"
+    same.write_bytes(first.read_bytes())
+    found = explanation(task, first, dark, [dark, broken, same])
+    assert [Path(row["image"]).name for row in found.facts["nearest"]] == ["same.png", "dark.png"]
+    assert found.facts["nearest"][0]["score"] == pytest.approx(1, abs=1e-5)
+    assert len(found.notes) == 1 and "broken.png" in found.notes[0]
+    assert found.arrays["similarity_beside"].shape == (24, 24)
+    assert found.arrays["pca_beside"].shape == (4, 6, 3)
+
+
+@pytest.mark.parametrize("layers, most", [(1, 6), (6, 6), (7, 6), (12, 6), (32, 6), (12, 2), (3, 12)])
+def test_spaced_layers_have_the_first_and_the_last(layers: int, most: int) -> None:
+    shown = spaced(layers, most)
     assert shown[0] == 0
     assert shown[-1] == layers - 1
-    assert len(set(shown)) == len(shown) == min(layers, 6)
+    assert len(set(shown)) == len(shown) == min(layers, most)
+
+
+def test_spaced_layers_of_a_small_budget() -> None:
+    assert spaced(12, 1) == [11]
+    assert spaced(12, 0) == []
+
+
+@pytest.mark.parametrize(
+    "values, shape, layers, note",
+    [
+        (16 * 16 * 4 * 4, (4, 4, 16, 16), [1, 2, 3, 4], ""),
+        (16 * 16 * 4 * 4 - 1, (3, 4, 16, 16), [1, 3, 4], ""),
+        (16 * 16 * 4, (4, 1, 16, 16), [1, 2, 3, 4], "mean over heads"),
+        (16 * 16, (1, 1, 16, 16), [4], "mean over heads"),
+        (16 * 16 - 1, None, None, "no attention from each patch"),
+    ],
+)
+def test_attention_between_patches_keeps_to_its_budget(
+    values: int, shape: tuple[int, ...] | None, layers: list[int] | None, note: str
+) -> None:
+    found = explanation(vitrail.create("nano/2", classes=2), Image.new("RGB", (9, 9)), values=values)
+    assert found.facts.get("attention_layers") == layers
+    if shape is not None:
+        assert found.arrays["attention"].shape == shape
+        mean = found.arrays["attention"][-1].astype(np.float32).sum(-1)
+        assert mean.min() > 0 and mean.max() < 1.01  # the class token has the rest of a row
+    assert any(note in own for own in found.notes) == bool(note)
+
+
+@pytest.mark.parametrize(
+    "resize, size, frame",
+    [
+        ("squash", (40, 20), [0, 0, 1, 1]),
+        ("crop", (40, 20), [0.25, 0, 0.75, 1]),  # width 40: a square from the middle
+        ("letterbox", (40, 20), [0, -0.5, 1, 1.5]),
+    ],
+)
+def test_the_frame_is_where_the_input_lies_in_the_image(resize: Any, size: tuple[int, int], frame: list[float]) -> None:
+    task = vitrail.create("nano/2", classes=2, image_size=(8, 8))
+    task.preprocess = replace(task.preprocess, resize=resize)
+    found = explanation(task, Image.new("RGB", size))
+    assert found.facts["frame"] == pytest.approx(frame, abs=1e-5)
+    assert found.arrays["image"].shape == (20, 40, 3)
+
+
+def test_packed_arrays_keep_each_maps_range() -> None:
+    values = np.array([[[0.0, 0.5, 1.0], [10.0, 30.0, 20.0]], [[-1.0, -1.0, -1.0], [1e-6, 2e-6, 3e-6]]])
+    told = packed(values)
+    low, high = (np.frombuffer(base64.b64decode(told[edge]), np.float32).reshape(2, 2, 1) for edge in ("low", "high"))
+    data = np.frombuffer(base64.b64decode(told["data"]), np.uint8).reshape(told["shape"])
+    np.testing.assert_allclose(low + data / 255 * (high - low), values, rtol=0.01, atol=1e-9)
+    pixels = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    assert base64.b64decode(packed(pixels)["data"]) == pixels.tobytes() and "low" not in packed(pixels)
+
+
+def test_all_of_an_explanation_is_plain_data() -> None:
+    told = json.loads(json.dumps(explanation(vitrail.create("nano/2", classes=3), Image.new("RGB", (9, 9))).packed()))
+    assert told["answer"]["labels"] and told["lens"][-1]["answer"] == told["answer"]
+    assert told["arrays"]["attention"]["shape"] == [4, 4, 16, 16]
+
+
+def test_maps_lie_where_their_patches_are() -> None:
+    """A patch of a crop is drawn at its place in the original; what the model does not see is not coloured."""
+    heat = torch.zeros(2, 2)
+    heat[0, 1] = 1.0
+    values, inside = on_image(heat, (8, 16), [0.25, 0, 0.75, 1], smooth=False)
+    expected = np.zeros((8, 16))
+    expected[:4, 8:12] = 1
+    np.testing.assert_array_equal(values * inside, expected)
+    assert inside.sum() == 8 * 8
+    photo = np.zeros((8, 16, 3), dtype=np.float32)
+    shown = tinted(photo, heat, [0.25, 0, 0.75, 1], smooth=False)
+    assert np.ptp(shown[:, :4], axis=2).max() < 1e-6, "outside of the input all is grey"
+    assert np.ptp(shown[0, 9]) > 0.3 and shown.min() > 0.1, "colourful, and not nearly black on a black photo"

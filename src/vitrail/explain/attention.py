@@ -1,35 +1,22 @@
-"""The encoder's attention: the attention matrices, and statistics of them.
+"""Numbers from attention matrices: maps of heads and patches, rollout, and mean attention distance.
 
-Shapes are those of `vit.py`, with L layers and T = P + N tokens: the prefix, then the patches row by row.
+`maps` is a tensor [L, B, heads, T, T], or `Trace.maps`, which computes one layer at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Literal
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from vitrail.errors import UserError
-from vitrail.tasks.exported import ExportedEncoder, refuse
-from vitrail.variants.attention import VariantAttention
-from vitrail.variants.place import Place
-from vitrail.vit import Attention, ViT, attention_weights
+from vitrail.explain.trace import Maps, Pool, trace
 
-Pool = Literal["token", "average"]
+AllMaps = Tensor | Sequence[Tensor]
 
-
-def encoder_of(task: nn.Module) -> ViT:
-    """The Vision Transformer inside a task; UserError, which names the model, if there is none."""
-    encoder = getattr(task, "encoder", None)
-    if isinstance(encoder, ViT):
-        return encoder
-    if isinstance(encoder, ExportedEncoder):
-        refuse(encoder.made_from)
-    found = type(encoder if isinstance(encoder, nn.Module) else task).__name__
-    raise UserError(f"explain reads the attention of a Vision Transformer, and this model is a {found}: choose a ViT")
+MAPS_BYTES = 4 << 30
+"""the largest matrices of all layers that `attention_maps` returns"""
 
 
 @torch.no_grad()
@@ -37,82 +24,65 @@ def attention_maps(task: nn.Module, images: Tensor) -> Tensor:
     """The attention matrices (equation 6) for normalised images [B, C, H, W].
 
     They are [L, B, heads, T, T], float32, on the CPU. Row i is the attention of token i to every token, and sums to
-    one. Fused attention never computes these matrices, so hooks compute each again from the layer's input, one layer at
-    a time, on the model's device. The model is left unchanged.
+    one. Fused attention never computes these matrices, so each is computed again from the layer's input, one layer at a
+    time, on the model's device. The model is left unchanged. UserError if they would take more than `MAPS_BYTES`:
+    `trace(task, images).maps` gives one layer at a time.
     """
-    encoder = encoder_of(task)
-    layers = [module for module in encoder.blocks.modules() if isinstance(module, Attention)]
-    maps: list[Tensor] = []
-
-    def record(layer: Attention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        weights = layer_weights(layer, *args, **kwargs)
-        if not maps:  # allocate all layers at once: stacking at the end would need twice the memory
-            maps.append(torch.empty(len(layers), *weights.shape))
-        maps[0][seen.pop(layer)] = weights.float().cpu()
-
-    seen = {layer: index for index, layer in enumerate(layers)}
-    hooks = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
-    weight = encoder.patches.projection.weight
-    try:
-        with _evaluating(encoder):
-            encoder(images.to(weight.device, weight.dtype))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return maps[0]
+    maps = trace(task, images).maps
+    first = maps[0].float().cpu()
+    if (size := 4 * len(maps) * first.numel()) > MAPS_BYTES:
+        raise UserError(
+            f"the attention of all {len(maps)} layers takes {size / 2**30:.1f} GiB, and at most {MAPS_BYTES >> 30} GiB "
+            "are returned: give fewer images, or read one layer at a time from trace(task, images).maps"
+        )
+    found = torch.empty(len(maps), *first.shape)  # stacking at the end would need twice the memory
+    for layer in range(len(maps)):
+        found[layer] = maps[layer] if layer else first
+    return found
 
 
-def layer_weights(layer: Attention, x: Tensor, place: Place | None = None) -> Tensor:
-    """The matrix A of one layer's attention (equation 6), [B, heads, T, T], for the tokens [B, T, D] that it reads."""
-    if isinstance(layer, VariantAttention):
-        return layer.weights(x, place=place)
-    q, k, _ = layer.project(x)
-    return attention_weights(q, k)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Set evaluation mode, without dropout or moving averages; afterwards restore each module's own mode."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def rollout(maps: Tensor, prefix: int, pool: Pool = "token") -> Tensor:
+@torch.no_grad()
+def rollout(maps: AllMaps, prefix: int, pool: Pool = "token", patches: Sequence[int] | None = None) -> Tensor:
     """The contribution of each patch to the pooled vector: [B, N] from maps [L, B, heads, T, T] (appendix D.8).
 
     Attention rollout (arXiv 2005.00928): the mean over the heads, plus the identity for the residual path, each row
     normalised to one, multiplied over the layers. The result is the class token's row, or with `pool="average"` the
-    mean of the patches' rows. Its sum over N is one minus the contribution of the `prefix` tokens.
+    mean of the patches' rows. Its sum over N is one minus the contribution of the `prefix` tokens. With the numbers of
+    some `patches`, the contribution to each of their tokens: [B, patches, N].
     """
-    row = _reader(maps, prefix, pool)
-    for attention in maps.flip(0):
-        mixed = attention.mean(dim=1) + torch.eye(maps.shape[-1])
-        # Only one row of the product is needed, so a vector is multiplied through the layers, last one first.
-        row = row @ (mixed / mixed.sum(dim=-1, keepdim=True))
-    return row[:, 0, prefix:]
+    rows = _reader(maps[0], prefix, pool) if patches is None else _rows(maps[0], prefix, patches)
+    for layer in reversed(range(len(maps))):
+        mixed = maps[layer].mean(dim=1)
+        mixed = mixed + torch.eye(mixed.shape[-1], device=mixed.device)
+        # Only some rows of the product are needed, so they are multiplied through the layers, last one first.
+        rows = rows @ (mixed / mixed.sum(dim=-1, keepdim=True))
+    found = rows[..., prefix:].cpu()
+    return found[:, 0] if patches is None else found
 
 
-def per_head(maps: Tensor, prefix: int, pool: Pool = "token", layer: int = -1) -> Tensor:
+@torch.no_grad()
+def per_head(maps: AllMaps, prefix: int, pool: Pool = "token", layer: int = -1) -> Tensor:
     """Attention of each head of one layer to each patch: [B, heads, N] from maps [L, B, heads, T, T].
 
     The class token's row, or with `pool="average"` the mean of the patches' rows.
     """
     attention = maps[layer]
-    rows = _reader(maps, prefix, pool)[:, None] @ attention
-    return rows[:, :, 0, prefix:]
+    return (_reader(attention, prefix, pool)[:, None] @ attention)[:, :, 0, prefix:].cpu()
 
 
-def _reader(maps: Tensor, prefix: int, pool: Pool) -> Tensor:
-    """Weights [B, 1, T] of the rows that pooling reads."""
-    images, tokens = maps.shape[1], maps.shape[-1]
+@torch.no_grad()
+def from_patches(maps: AllMaps, prefix: int, layer: int, patches: Sequence[int] | None = None) -> Tensor:
+    """The attention of patches, by default of all, to each patch: [B, heads, patches, N]."""
+    rows = maps[layer][:, :, prefix:, prefix:]
+    return (rows if patches is None else rows[:, :, list(patches)]).cpu()
+
+
+def _reader(attention: Tensor, prefix: int, pool: Pool) -> Tensor:
+    """Weights [B, 1, T] of the rows of [B, heads, T, T] that pooling reads."""
+    images, tokens = attention.shape[0], attention.shape[-1]
     if pool == "token" and not prefix:
         raise ValueError("without a prefix there is no class token to read: use pool='average'")
-    row = torch.zeros(tokens)
+    row = torch.zeros(tokens, device=attention.device)
     if pool == "token":
         row[0] = 1
     else:
@@ -120,7 +90,17 @@ def _reader(maps: Tensor, prefix: int, pool: Pool) -> Tensor:
     return row.expand(images, 1, tokens)
 
 
-def attention_distance(maps: Tensor, grid: tuple[int, ...], patch: int) -> Tensor:
+def _rows(attention: Tensor, prefix: int, patches: Sequence[int]) -> Tensor:
+    """Weights [B, patches, T] that are one at each patch's own token."""
+    tokens = attention.shape[-1]
+    if wrong := [patch for patch in patches if not 0 <= patch < tokens - prefix]:
+        raise UserError(f"there is no patch {wrong[0]}: the image has patches 0 to {tokens - prefix - 1}")
+    rows = torch.eye(tokens, device=attention.device)[[prefix + patch for patch in patches]]
+    return rows.expand(len(attention), -1, -1)
+
+
+@torch.no_grad()
+def attention_distance(maps: AllMaps, grid: tuple[int, ...], patch: int) -> Tensor:
     """Mean distance in pixels between a patch and what it attends to: [L, heads] (figure 7, right).
 
     Distances are between centres of patches, weighted by attention and averaged over patches and images. Attention to
@@ -129,10 +109,14 @@ def attention_distance(maps: Tensor, grid: tuple[int, ...], patch: int) -> Tenso
     rows, columns = grid
     places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float() * patch
     apart = torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist")  # the other mode rounds zeros up
-    prefix = maps.shape[-1] - rows * columns
     distances = []
-    for attention in maps:
-        among = attention[..., prefix:, prefix:]
+    for layer in range(len(maps)):
+        among = maps[layer]
+        prefix = among.shape[-1] - rows * columns
+        among = among[..., prefix:, prefix:]
         among = among / among.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(among.dtype).tiny)
-        distances.append((among * apart).sum(dim=-1).mean(dim=(0, 2)))
+        distances.append((among * apart.to(among.device)).sum(dim=-1).mean(dim=(0, 2)).cpu())
     return torch.stack(distances)
+
+
+__all__ = ["Maps", "attention_distance", "attention_maps", "from_patches", "per_head", "rollout"]

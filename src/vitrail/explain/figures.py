@@ -1,26 +1,27 @@
-"""Figures: each function draws one figure of the paper, and `png` encodes it."""
+"""Figures: each function draws one, and `png` encodes it."""
 
 from __future__ import annotations
 
 import io
 import math
 import warnings
+from collections.abc import Sequence
 
 import matplotlib
-import numpy as np
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.text import Text
-from numpy.typing import NDArray
 from torch import Tensor
 
+from vitrail.explain.explanation import three_channels
+from vitrail.explain.overlay import HEAT, Pixels, coloured, spread, tinted
 from vitrail.fonts import fonts_for
 
-Pixels = NDArray[np.float32]
-
-HEAT = "inferno"
-LAYERS = 6  # rows of the figure of heads
+Frame = Sequence[float]
+"""where the model's input lies in a photo: left, top, right and bottom as shares of its size"""
+PER_ROW = 5  # maps beside each other, with the photo
 TILES = 16  # positions shown along a side
 
 
@@ -37,70 +38,142 @@ def png(figure: Figure, dpi: int = 120) -> bytes:
     return buffer.getvalue()
 
 
-def draw_rollout(opened: Tensor, heat: Tensor, title: str = "") -> Figure:
-    """The image uint8 [C, H, W], the image darkened where rollout [h, w] is low (figure 6), and the rollout.
+def draw_maps(photo: Pixels, frame: Frame, maps: Sequence[tuple[str, Tensor]], title: str = "") -> Figure:
+    """A photo [H, W, 3], and under each map [h, w] of patches, by its title: the strongest place has the last colour.
 
-    The darkest place has the lowest rollout and the brightest the highest, even if they are close; see the scale.
+    Each map is drawn over its own range, however small; its title tells the range as multiples of its mean.
     """
-    pixels = _enlarged(opened)
-    spread = _resized((heat - heat.min()) / (heat.max() - heat.min()).clamp_min(1e-12), pixels)
-    height = 3.4 * _aspect(pixels)
-    figure = Figure(figsize=(11.2, height + 1.0), layout="compressed")
-    seen, masked, map_ = figure.subplots(1, 3)
-    _image(seen, pixels, "image")
-    _image(masked, pixels * (0.1 + 0.9 * spread[..., None]), "attended regions")
-    share = (heat / heat.mean()).numpy()
-    image = map_.imshow(share, cmap=HEAT, extent=(0, pixels.shape[1], pixels.shape[0], 0))
-    _bare(map_, "rollout (1: uniform)")
-    figure.colorbar(image, ax=map_, shrink=0.9, pad=0.02)
+    columns = min(PER_ROW, len(maps) + 1)
+    rows = math.ceil((len(maps) + 1) / columns)
+    side = 11.5 / columns
+    figure = Figure(figsize=(11.5, rows * (side * _aspect(photo) + 0.45) + 0.5 * bool(title)), layout="compressed")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    _image(axes[0], photo, "image")
+    for place, (name, heat) in zip(axes[1:], maps, strict=False):
+        _image(place, tinted(photo, spread(heat), frame))
+        low, high = (float(edge / heat.mean().clamp_min(1e-12)) for edge in (heat.min(), heat.max()))
+        place.set_title(f"{name}\n{low:.2g} to {high:.2g} x uniform", fontsize=9, parse_math=False)
+    for place in axes[len(maps) + 1 :]:
+        place.axis("off")
     if title:
         figure.suptitle(title, fontsize=13, parse_math=False)
     return figure
 
 
-def draw_heads(image: Tensor, maps: list[Tensor], layers: list[int]) -> Figure:
-    """Attention of every head over the image: uint8 [C, H, W] and one map [heads, h, w] per layer, one row per layer.
+def draw_heads(photo: Pixels, frame: Frame, maps: Sequence[Tensor], layers: Sequence[int]) -> Figure:
+    """Attention of every head over a photo [H, W, 3]: one map [heads, h, w] per layer, one row per layer.
 
-    `layers` are the numbers of the rows, from 1. The brightest colour is the head's largest value, or three times a
-    uniform attention if that is more, so that a head with uniform attention stays dim.
+    `layers` are the numbers of the rows, from 1. The last colour is the head's largest value, or three times a uniform
+    attention if that is more, so that a head with uniform attention stays pale.
     """
-    pixels = _enlarged(image, 128)
-    grey = pixels.mean(axis=2, keepdims=True).repeat(3, axis=2)
     rows, heads = len(maps), len(maps[0])
     side = min(1.7, max(0.95, 11 / heads))
-    figure = Figure(figsize=(side * heads + 0.8, side * rows * _aspect(pixels) + 0.7), layout="compressed")
+    figure = Figure(figsize=(side * heads + 0.8, side * rows * _aspect(photo) + 0.7), layout="compressed")
     axes = figure.subplots(rows, heads, squeeze=False)
-    colours = matplotlib.colormaps[HEAT]
+    step = max(1, round(max(photo.shape[:2]) / 200))
+    small = photo[::step, ::step]  # hundreds of small panels
     for row in range(rows):
         for head in range(heads):
             heat = maps[row][head]
-            heat = heat / max(float(heat.max()), 3 * float(heat.mean()), 1e-12)
-            _image(axes[row, head], 0.4 * grey + 0.6 * colours(_resized(heat, pixels))[..., :3])
+            heat = heat / heat.max().clamp_min(3 * heat.mean()).clamp_min(1e-12)
+            _image(axes[row, head], tinted(small, heat, frame))
         axes[row, 0].set_ylabel(f"layer {layers[row]}", fontsize=9)
     for head in range(heads):
         axes[0, head].set_title(f"head {head + 1}", fontsize=9)
     return figure
 
 
-def draw_words(image: Tensor, words: list[tuple[str, float, Tensor]]) -> Figure:
-    """A captioner's attention for each word: image uint8 [C, H, W], and text, probability and a map [h, w] per word.
+def draw_words(photo: Pixels, frame: Frame, words: Sequence[tuple[str, float, Tensor]]) -> Figure:
+    """A captioner's attention for each word over a photo [H, W, 3]: text, probability and a map [h, w] per word.
 
-    The brightest colour is the word's largest value, or three times a uniform attention if that is more.
+    The last colour is the word's largest value, or three times a uniform attention if that is more.
     """
-    pixels = _enlarged(image)
-    grey = pixels.mean(axis=2, keepdims=True).repeat(3, axis=2)
     columns = min(6, len(words) + 1)
     rows = math.ceil((len(words) + 1) / columns)
-    figure = Figure(figsize=(1.9 * columns, rows * (1.9 * _aspect(pixels) + 0.35) + 0.2), layout="compressed")
+    figure = Figure(figsize=(1.9 * columns, rows * (1.9 * _aspect(photo) + 0.35) + 0.2), layout="compressed")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    _image(axes[0], pixels, "image")
-    colours = matplotlib.colormaps[HEAT]
+    _image(axes[0], photo, "image")
     for place, (text, p, heat) in zip(axes[1:], words, strict=False):
         heat = heat / max(float(heat.max()), 3 / heat.numel(), 1e-12)
-        _image(place, 0.45 * grey + 0.55 * colours(_resized(heat, pixels))[..., :3])
+        _image(place, tinted(photo, heat, frame))
         place.set_title(f"{text.strip()}  {p:.0%}", fontsize=11, parse_math=False)
     for place in axes[len(words) + 1 :]:
         place.axis("off")
+    return figure
+
+
+def draw_colours(photos: Sequence[tuple[Pixels, Frame, Tensor]], shares: Sequence[float]) -> Figure:
+    """Photos [H, W, 3], and each under the colours [h, w, 3] of its patches; the components' shares of the variance."""
+    aspect = max(_aspect(photo) for photo, _, _ in photos)
+    figure = Figure(figsize=(7.6, len(photos) * (3.7 * aspect + 0.3) + 0.4), layout="compressed")
+    axes = figure.subplots(len(photos), 2, squeeze=False)
+    for row, (photo, frame, colours) in zip(axes, photos, strict=True):
+        _image(row[0], photo, "image")
+        _image(row[1], coloured(photo, colours, frame), "patches by their tokens")
+    told = ", ".join(f"{name} {share:.0%}" for name, share in zip(("red", "green", "blue"), shares, strict=True))
+    figure.suptitle(f"share of the variance: {told}", fontsize=10)
+    return figure
+
+
+def draw_similarity(
+    photo: Pixels,
+    frame: Frame,
+    grid: tuple[int, int],
+    rows: Sequence[tuple[int, Sequence[tuple[Pixels, Frame, Tensor]]]],
+) -> Figure:
+    """For some patches, by number, where the photo [H, W, 3] and other photos have tokens like theirs: maps [h, w]."""
+    columns = 1 + len(rows[0][1])
+    figure = Figure(figsize=(3.4 * columns, len(rows) * (3.4 * _aspect(photo) + 0.3)), layout="compressed")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    left, top, right, bottom = frame
+    height, width = photo.shape[:2]
+    across, down = (right - left) * width / grid[1], (bottom - top) * height / grid[0]
+    for line, (patch, maps) in zip(axes, rows, strict=True):
+        _image(line[0], photo, f"patch in row {patch // grid[1] + 1}, column {patch % grid[1] + 1}")
+        corner = (left * width + patch % grid[1] * across - 0.5, top * height + patch // grid[1] * down - 0.5)
+        for colour, thick in (("white", 3.5), ("black", 1.5)):
+            line[0].add_patch(Rectangle(corner, across, down, fill=False, edgecolor=colour, linewidth=thick))
+        for place, (their, their_frame, similarity) in zip(line[1:], maps, strict=True):
+            _image(place, tinted(their, spread(similarity), their_frame))
+            place.set_title(f"similarity {similarity.min():.2f} to {similarity.max():.2f}", fontsize=9)
+    return figure
+
+
+def draw_norms(photo: Pixels, frame: Frame, norms: Tensor, prefix: Tensor | None, outlying: Tensor) -> Figure:
+    """Norms of patches [L, h, w] and of prefix tokens [L, P] by layer, and those of the last layer over the photo."""
+    figure = Figure(figsize=(11, 3.9), layout="constrained")
+    lines, over = figure.subplots(1, 2, width_ratios=(1.4, 1))
+    layers, flat = range(1, len(norms) + 1), norms.flatten(1)
+    for share, alpha in ((0.0, 0.15), (0.05, 0.3), (0.25, 0.5)):
+        edges = (flat.quantile(edge, dim=1).numpy() for edge in (share, 1 - share))
+        lines.fill_between(layers, *edges, color=HEAT(0.25), alpha=alpha, linewidth=0)
+    lines.plot(layers, flat.median(dim=1).values.numpy(), color=HEAT(0.1), label="patches: median, and ranges")
+    for token in range(0 if prefix is None else min(prefix.shape[1], 8)):
+        assert prefix is not None
+        name = "prefix token 1 (class token)" if token == 0 else f"prefix token {token + 1}"
+        lines.plot(layers, prefix[:, token].numpy(), "--", color=HEAT(0.55 + 0.06 * token), label=name)
+    lines.set_xlabel("layer")
+    lines.set_ylabel("norm of the token")
+    lines.set_ylim(bottom=0)
+    lines.spines[["top", "right"]].set_visible(False)
+    lines.grid(axis="y", color="0.9")
+    lines.legend(fontsize=8, frameon=False)
+    _image(over, tinted(photo, spread(norms[-1]), frame))
+    count = int(outlying.sum())
+    over.set_title(
+        f"last layer: {count} outlier{'' if count == 1 else 's'} among {outlying.numel()} patches", fontsize=10
+    )
+    return figure
+
+
+def draw_nearest(photo: Pixels, others: Sequence[tuple[Pixels, str, float]]) -> Figure:
+    """A photo, and the photos whose vectors are the most similar, with their names and similarity."""
+    figure = Figure(figsize=(2.2 * (1 + len(others)), 2.9), layout="compressed")
+    axes = figure.subplots(1, 1 + len(others), squeeze=False)[0]
+    _image(axes[0], photo, "image")
+    for place, (their, name, score) in zip(axes[1:], others, strict=True):
+        _image(place, their)
+        place.set_title(f"{name[-24:]}\n{score:.3f}", fontsize=9, parse_math=False)
     return figure
 
 
@@ -142,7 +215,7 @@ def draw_filters(filters: Tensor, title: str) -> Figure:
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for place, values in zip(axes, filters, strict=False):
         scaled = 0.5 + 0.5 * values / values.abs().max().clamp_min(1e-12)
-        place.imshow(_three_channels(scaled).numpy(), interpolation="nearest")
+        place.imshow(three_channels(scaled).numpy(), interpolation="nearest")
         _bare(place)
         place.spines[:].set(visible=True, color="0.8")  # a border, so that white corners stay visible on the page
     for place in axes[len(filters) :]:
@@ -170,33 +243,6 @@ def draw_distance(distances: Tensor, diagonal: float) -> Figure:
     axes.set_axisbelow(True)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     return figure
-
-
-def shown_layers(layers: int) -> list[int]:
-    """The layers, counted from 0, in the figure of heads: all, or six evenly spaced with the first and last."""
-    if layers <= LAYERS:
-        return list(range(layers))
-    return [round(i * (layers - 1) / (LAYERS - 1)) for i in range(LAYERS)]
-
-
-def _three_channels(image: Tensor) -> Tensor:
-    """[C, H, W] to [H, W, 3]: the first three channels, or the first one as grey."""
-    shown = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
-    return shown.permute(1, 2, 0)
-
-
-def _enlarged(image: Tensor, least: int = 256) -> Pixels:
-    """uint8 [C, H, W] to floats [H, W, 3] in [0, 1], with pixels repeated until the longer side is at least `least`."""
-    pixels: Pixels = _three_channels(image).float().div(255).cpu().numpy()
-    times = math.ceil(least / max(pixels.shape[:2]))
-    return pixels.repeat(times, axis=0).repeat(times, axis=1)
-
-
-def _resized(heat: Tensor, pixels: Pixels) -> Pixels:
-    """A map [h, w] at the size of the image, bilinear between the patches' centres."""
-    size = (pixels.shape[0], pixels.shape[1])
-    resized: Pixels = F.interpolate(heat[None, None], size=size, mode="bilinear", align_corners=False)[0, 0].numpy()
-    return resized
 
 
 def _aspect(pixels: Pixels) -> float:

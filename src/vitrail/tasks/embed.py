@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -72,9 +72,10 @@ class Embed(Task):
     def answer(self, batch: Batch) -> list[Prediction]:
         return [Embedding(vector) for vector in finite(self(batch["image"])).float().tolist()]
 
-    def explained(self, batch: Batch) -> Tensor:
-        """The length of each image's vector, [B]."""
-        return one_vector(self(batch["image"])).norm(dim=1)
+    def explained(self, batch: Batch, outputs: Sequence[int] | None = None) -> Tensor:
+        """The length of each image's vector, [B]; or some of its entries."""
+        vectors = one_vector(self(batch["image"]))
+        return vectors.norm(dim=1) if outputs is None else vectors[:, list(outputs)]
 
     def metric(self, data: ImageSet | None = None, train: ImageSet | None = None) -> Metric:
         raise UserError("an encoder without a head has no score: load it with classes=N and train it")

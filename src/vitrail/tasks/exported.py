@@ -94,7 +94,10 @@ class Exported:
     def loss(self, batch: Batch, gather: Any = None) -> NoReturn:
         self._refuse()
 
-    def explained(self, batch: Batch) -> NoReturn:
+    def explained(self, batch: Batch, outputs: Any = None) -> NoReturn:
+        self._refuse()
+
+    def explainable(self, batch: Batch) -> NoReturn:
         self._refuse()
 
     def pieces(self, batch: Batch) -> NoReturn:

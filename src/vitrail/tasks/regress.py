@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,6 +18,9 @@ from vitrail.tasks.values import Batch, Checkpoint, Metric, Prediction
 
 if TYPE_CHECKING:
     from vitrail.data.sets import ImageSet
+
+SHOWN = 8
+"""values that are explained"""
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,14 @@ class Regress(Headed):
             for row in finite(self(batch["image"])).float().tolist()
         ]
 
-    def explained(self, batch: Batch) -> Tensor:
-        """The first value of each image, [B]."""
-        return self(batch["image"])[:, 0]
+    def explained(self, batch: Batch, outputs: Sequence[int] | None = None) -> Tensor:
+        """The first value of each image, [B]; or some of the values."""
+        values = self(batch["image"])
+        return values[:, 0] if outputs is None else values[:, list(outputs)]
+
+    def explainable(self, batch: Batch) -> list[tuple[int, str]]:
+        """The values, in the head's order."""
+        return list(enumerate(self.values))[:SHOWN]
 
     def metric(self, data: ImageSet | None = None, train: ImageSet | None = None) -> Metric:
         raise UserError(

@@ -343,9 +343,14 @@ class Task(nn.Module):
         """Modules that are no programs: an export stores their tensors unchanged."""
         return {}
 
-    def explained(self, batch: Batch) -> Tensor:
-        """The scalars [B] that relevance maps explain, such as the logit of the best class."""
+    def explained(self, batch: Batch, outputs: Sequence[int] | None = None) -> Tensor:
+        """The scalars [B] that relevance maps explain, such as the logit of the best class; or with the numbers of
+        some `explainable` outputs, one scalar for each: [B, outputs]."""
         raise UserError(f"the task {self.name} has no output to explain")
+
+    def explainable(self, batch: Batch) -> list[tuple[int, str]]:
+        """Number and name of the outputs that the answer for the first image consists of, such as its best classes."""
+        return []
 
     def pieces(self, batch: Batch) -> list[list[Piece]]:
         """The pieces of each answer and where they were read from, for tasks that answer piece by piece."""

@@ -131,16 +131,15 @@ class Caption(Task):
     @classmethod
     def merged(cls, settings: Any, loaded: Task) -> Any:
         """The settings with the decoder and the vocabulary of `loaded`, if that is a captioner."""
-        whole = loaded if isinstance(loaded, cls) else None
-        if settings.self_critical and whole is None:
-            raise UserError("self-critical training continues from a captioner: name one with --init")
-        if whole is None:
+        if not isinstance(loaded, cls):
+            if settings.self_critical:
+                raise UserError("self-critical training continues from a captioner: name one with --init")
             return settings
-        if settings.contrastive and not settings.self_critical and not whole.captioning.text_depth:
+        if settings.contrastive and not settings.self_critical and not loaded.captioning.text_depth:
             raise UserError(
                 "matching needs text-only blocks, which this captioner lacks: start from one of caption-match"
             )
-        return merge_settings(whole.captioning, settings)
+        return merge_settings(loaded.captioning, settings)
 
     @classmethod
     def adopt(cls, settings: Any, loaded: Task, splits: Splits, preprocess: Preprocess) -> Self:
@@ -238,9 +237,7 @@ class Caption(Task):
 
     # From an image to an answer
 
-    def forward(
-        self, images: Tensor, words: Tensor | None = None, keep: Tensor | None = None
-    ) -> Tensor | dict[str, Tensor]:
+    def forward(self, images: Tensor, words: Tensor | None = None, keep: Tensor | None = None) -> Any:
         """Normalised images [B, C, H, W] to the decoder's inputs `tokens` [B, M, D] and `pooled` [B, D].
 
         With the words [B, K, T] of K captions per image: logits [B, K, T, V]. `keep` is stochastic depth's.
@@ -323,11 +320,18 @@ class Caption(Task):
         _, state = modules["encoder"](batch["image"])
         return pieces_of(written, modules["step"], state, grid, self.tokenizer)
 
-    def explained(self, batch: Batch) -> Tensor:
-        """The log-probability of each image's best caption, [B]."""
+    def explained(self, batch: Batch, outputs: Sequence[int] | None = None) -> Tensor:
+        """The log-probability of each image's best caption, [B]; or of some of its words, by their place."""
         with torch.no_grad():
             best = self.write(batch).words[:, :1]
-        return log_probabilities(self.decoder, self.memory(batch["image"]), best).sum(dim=(1, 2))
+        logp = log_probabilities(self.decoder, self.memory(batch["image"]), best)[:, 0]
+        return logp.sum(dim=1) if outputs is None else logp[:, list(outputs)]
+
+    @torch.no_grad()
+    def explainable(self, batch: Batch) -> list[tuple[int, str]]:
+        """The pieces of the best caption, without its end."""
+        (answer,) = answers_of(self.write({"image": batch["image"][:1]}), self.tokenizer)
+        return [(place, piece["text"]) for place, piece in enumerate(answer.row()["captions"][0]["tokens"])]
 
     # Training and scores
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 FRAMES = 16
 """frames that pass through the network at once: a large image has many windows"""
+REGIONS = 8
+"""classes of an image that are explained"""
 MASKS = 1_000
 """most masks that are read to count the classes, for their weights"""
 
@@ -266,13 +268,26 @@ class Segment(Task):
     def collapsed(cls, scores: Mapping[str, Any]) -> str | None:
         return one_class(scores["confusion"], scores["classes"], "pixels") if "confusion" in scores else None
 
-    def explained(self, batch: Batch) -> Tensor:
-        """The mean logit of each image's largest class, over the places where it is predicted, [B]."""
+    def explained(self, batch: Batch, outputs: Sequence[int] | None = None) -> Tensor:
+        """The mean logit of each image's largest class, over the places where it is predicted, [B].
+
+        Or of some classes; of one that is predicted nowhere, over the whole image.
+        """
         logits = self.logits(batch["image"]).flatten(2)
         best = logits.argmax(dim=1)  # [B, h w]
-        largest = torch.stack([row.bincount(minlength=logits.shape[1]).argmax() for row in best])
-        there = (best == largest[:, None]).float()
-        return (logits[torch.arange(len(logits)), largest] * there).sum(dim=1) / there.sum(dim=1)
+        shares = torch.stack([row.bincount(minlength=logits.shape[1]) for row in best])
+        chosen = shares.argmax(dim=1, keepdim=True) if outputs is None else _numbers(outputs, shares)
+        there = (best[:, None] == chosen[:, :, None]).to(logits.dtype)  # [B, outputs, h w]
+        there = torch.where(there.any(dim=2, keepdim=True), there, 1.0)
+        own = logits.gather(1, chosen[:, :, None].expand(-1, -1, logits.shape[2]))
+        means = (own * there).sum(dim=2) / there.sum(dim=2)
+        return means[:, 0] if outputs is None else means
+
+    def explainable(self, batch: Batch) -> list[tuple[int, str]]:
+        """The classes that are predicted anywhere, the largest first."""
+        best = self.logits(batch["image"][:1])[0].argmax(dim=0).flatten().bincount(minlength=len(self.classes))
+        found = best.argsort(descending=True, stable=True)[: int((best > 0).sum())].tolist()
+        return [(k, self.classes[k]) for k in found[:REGIONS]]
 
     @classmethod
     def told(cls, scores: Mapping[str, Any]) -> dict[str, float]:
@@ -285,6 +300,11 @@ class Segment(Task):
         from vitrail.tasks.segment.report import sections
 
         return sections(run)
+
+
+def _numbers(outputs: Sequence[int], like: Tensor) -> Tensor:
+    """The numbers of some classes for each image, int64 [B, outputs]."""
+    return torch.tensor([list(outputs)], device=like.device).expand(len(like), -1)
 
 
 def check_queries(encoder: Encoder, blocks: int) -> None:

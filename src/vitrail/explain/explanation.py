@@ -1,0 +1,320 @@
+"""Everything that a page shows for a model and an image, as plain numbers: no figure, and bounded memory."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vitrail.data.decode import EncodedImage
+from vitrail.data.prepare import Sample, size_of
+from vitrail.data.preprocess import AnyImage
+from vitrail.errors import UserError
+from vitrail.explain.attention import attention_distance, from_patches, per_head, rollout
+from vitrail.explain.filters import patch_filters
+from vitrail.explain.lens import layer_by_layer
+from vitrail.explain.positions import position_similarity
+from vitrail.explain.relevance import relevance
+from vitrail.explain.tokens import nearest, outliers, patch_similarity, pca_colours, token_norms
+from vitrail.explain.trace import Trace, image_tokens, trace
+from vitrail.ops import Grid
+from vitrail.tasks.answers import numbered_by_pixels
+from vitrail.tasks.encoder import one_vector
+from vitrail.tasks.task import Task
+from vitrail.tasks.values import Batch
+from vitrail.vit import PatchEmbedding, Tokens
+
+T = TypeVar("T")
+Array = NDArray[Any]
+
+SHOWN = 640
+"""longer side in pixels of the original image that is shown"""
+VALUES = 6_000_000
+"""numbers of the attention between all patches that an explanation holds, and of the similarity of patches"""
+ROLLED = 1_024
+"""patches, up to which rollout is computed for each: it takes the third power of the number"""
+OUTPUTS = 24
+"""outputs of an answer whose relevance is computed, such as the words of a caption"""
+GALLERY = 32
+"""images of a gallery that pass through the encoder at once"""
+
+
+@dataclass
+class Explanation:
+    """What is known about a model's answer for an image. `arrays` are on the CPU."""
+
+    row: dict[str, Any]
+    """the answer, as `Prediction.row` gives it"""
+    text: str
+    """the answer in one line"""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """plain data: sizes, and what the rows of the arrays are (see docs/explain.md)"""
+    arrays: dict[str, Array] = field(default_factory=dict)
+    """by name: see docs/explain.md"""
+    notes: list[str] = field(default_factory=list)
+    """what is missing, with the reason"""
+
+    def packed(self) -> dict[str, Any]:
+        """All of it as plain data for JSON: arrays in 8 bits and base64, as `packed` describes."""
+        arrays = {name: packed(array) for name, array in self.arrays.items()}
+        return {"answer": self.row, "text": self.text, **self.facts, "arrays": arrays, "notes": self.notes}
+
+
+def packed(array: Array) -> dict[str, Any]:
+    """An array as `shape` and base64: `data`, one byte per value, and `low` and `high`, float32 for each last axis.
+
+    A value is low + data / 255 * (high - low), so that each map keeps its own range. Images in bytes and booleans are
+    unchanged, without `low` and `high`.
+    """
+    if array.dtype in (np.uint8, np.bool_):
+        return {"shape": list(array.shape), "data": _base64(array.astype(np.uint8))}
+    values = array.astype(np.float32)
+    low, high = values.min(axis=-1, keepdims=True), values.max(axis=-1, keepdims=True)
+    span = np.where(high > low, high - low, 1)
+    data = np.round((values - low) / span * 255).astype(np.uint8)
+    return {"shape": list(array.shape), "data": _base64(data), "low": _base64(low), "high": _base64(high)}
+
+
+def _base64(array: Array) -> str:
+    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+
+
+def explanation(
+    task: Task,
+    image: AnyImage,
+    beside: AnyImage | None = None,
+    gallery: Sequence[Path] = (),
+    values: int = VALUES,
+) -> Explanation:
+    """Explain a task's answer for an image (see docs/explain.md for the arrays).
+
+    `beside` is another image, whose patches are compared with those of the first. `gallery` holds files among which the
+    nearest are found. The attention between all patches takes at most so many `values`: of a large model some layers,
+    and of a very large one the mean over heads. Raises UserError for bad images and for an export.
+    """
+    opened = task.preprocess.open(image)
+    sample = task.prepare(opened)
+    answer = task.answers([sample])[0]
+    found = Explanation(answer.row(), answer.text())
+    prepared = task.preprocess.normalise(sample.images[:1])
+    batch = {"image": prepared.to(next(task.parameters()).device)}
+    batch["sample"] = torch.tensor([numbered_by_pixels(prepared[0])], device=batch["image"].device)
+    _shown(found, task, opened, sample)
+    tokens = _or_note(found, lambda: image_tokens(task, batch["image"]), "no figures of tokens")
+    _pieces(found, task, batch)
+    if tokens is not None:
+        _relevance(found, task, batch, tokens.grid)
+    traced = _or_note(found, lambda: _traced(task, batch), "no figures of the encoder")
+    if traced is not None:
+        _encoder(found, traced, values)
+        _lens(found, task, batch)
+    if tokens is not None:
+        _tokens(found, task, tokens, beside, values)
+        _nearest(found, task, tokens, gallery)
+    return found
+
+
+def _or_note(found: Explanation, compute: Callable[[], T], missing: str) -> T | None:
+    """What `compute` gives; None, with a note, where the model refuses it."""
+    try:
+        return compute()
+    except UserError as error:
+        found.notes.append(f"{missing}: {error}")
+        return None
+
+
+def shown_image(task: Task, opened: EncodedImage | Tensor) -> Tensor:
+    """The whole image, uint8 [C, h, w], with its longer side at most `SHOWN` pixels."""
+    height, width = size_of(opened, task.preprocess)
+    scale = min(1, SHOWN / max(height, width))
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    return replace(task.preprocess, size=size, resize="squash", crop_fraction=1.0).prepare(opened)
+
+
+def _shown(found: Explanation, task: Task, opened: EncodedImage | Tensor, sample: Sample) -> None:
+    """The original image, and where the model's input lies in it."""
+    found.arrays["image"] = three_channels(shown_image(task, opened)).numpy()
+    height, width = size_of(opened, task.preprocess)
+    frame = [0.0, 0.0, 1.0, 1.0]
+    if sample.affine is not None:
+        (a, b, x), (c, d, y) = sample.affine.matrix[0].tolist()
+        if not b and not c and a > 0 and d > 0:
+            rows, columns = sample.affine.size
+            frame = [-x / a / width, -y / d / height, (columns - x) / a / width, (rows - y) / d / height]
+    found.facts["frame"] = [round(edge, 6) for edge in frame]
+    if (count := len(sample.images)) > 1:
+        found.notes.append(f"the model reads this image in {count} frames: the figures show the first")
+
+
+def three_channels(image: Tensor) -> Tensor:
+    """[C, H, W] to [H, W, 3]: the first three channels, or the first one as grey."""
+    shown = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
+    return shown.permute(1, 2, 0).contiguous().cpu()
+
+
+@torch.inference_mode()
+def _pieces(found: Explanation, task: Task, batch: Batch) -> None:
+    """The pieces of an answer such as a caption, and the attention over the patches at each."""
+    pieces = next(iter(task.pieces(batch)), [])
+    if not pieces:
+        return
+    found.facts["pieces"] = [{"text": piece.text, "p": piece.p} for piece in pieces]
+    heats = [piece.heat for piece in pieces if piece.heat is not None]
+    if len(heats) == len(pieces):
+        found.arrays["words"] = torch.stack(heats).float().cpu().numpy()
+    else:
+        found.notes.append("no words: this model reads the image once, as a whole, and then has no attention over it")
+
+
+def _relevance(found: Explanation, task: Task, batch: Batch, grid: Grid) -> None:
+    """The relevance of each patch to the answer, and to each output that it consists of."""
+    whole = _or_note(found, lambda: relevance(task, batch), "no relevance")
+    if whole is None:
+        return
+    found.arrays["relevance"] = whole[0].unflatten(0, grid).numpy()
+    with torch.no_grad():
+        outputs = task.explainable(batch)[:OUTPUTS]
+    if outputs:
+        each = relevance(task, batch, [number for number, _ in outputs])[0]
+        found.arrays["relevance_outputs"] = each.unflatten(1, grid).numpy()
+        found.facts["outputs"] = [name for _, name in outputs]
+
+
+def _traced(task: Task, batch: Batch) -> Trace:
+    found = trace(task, batch["image"])
+    found.maps[0]  # refuses attention without one matrix per head, or one that is too large, before anything is drawn
+    return found
+
+
+def _encoder(found: Explanation, traced: Trace, values: int) -> None:
+    """Attention, norms, positions and filters."""
+    encoder, maps, prefix, pool = traced.encoder, traced.maps, traced.prefix, traced.pool
+    config, grid = encoder.config, (traced.grid[0], traced.grid[1])
+    heads = [per_head(maps, prefix, pool, layer)[0] for layer in range(len(maps))]
+    norms = token_norms(traced.hidden)[:, 0]
+    found.arrays |= {
+        "rollout": rollout(maps, prefix, pool)[0].unflatten(0, grid).numpy(),
+        "heads": torch.stack(heads).unflatten(2, grid).numpy(),
+        "distance": attention_distance(maps, grid, config.patch).numpy(),
+        "norms": norms[:, prefix:].unflatten(1, grid).numpy(),
+        "outliers": outliers(norms[-1, prefix:]).unflatten(0, grid).numpy(),
+        "filters": patch_filters(encoder).numpy(),
+    }
+    found.facts |= {
+        "grid": list(grid),
+        "patch": config.patch,
+        "prefix_tokens": prefix,
+        "pool": pool,
+        "filters": "principal components of the patch projection"
+        if type(encoder.patches) is PatchEmbedding
+        else "first filters of the first convolution",
+    }
+    if prefix:
+        found.arrays["norms_prefix"] = norms[:, :prefix].numpy()
+    count = math.prod(grid)
+    if count <= ROLLED and count**2 <= values:
+        found.arrays["rollout_patches"] = rollout(maps, prefix, patches=range(count))[0].numpy().astype(np.float16)
+    positions = _or_note(found, lambda: position_similarity(encoder), "no positions")
+    if positions is not None:
+        found.arrays["positions"] = positions.numpy()
+    _between_patches(found, traced, count, values)
+
+
+def _between_patches(found: Explanation, traced: Trace, count: int, values: int) -> None:
+    """The attention from each patch to each other: all layers and heads, or what fits in so many values."""
+    maps = traced.maps
+    heads = found.arrays["heads"].shape[1]
+    fit = values // (heads * count**2)
+    mean = fit < 2
+    layers = spaced(len(maps), values // count**2 if mean else fit)
+    if not layers:
+        found.notes.append(
+            f"no attention from each patch: {count:,} x {count:,} patches are more than {values:,} numbers"
+        )
+        return
+    chosen = [from_patches(maps, traced.prefix, layer)[0] for layer in layers]
+    chosen = [layer.mean(dim=0, keepdim=True) for layer in chosen] if mean else chosen
+    found.arrays["attention"] = torch.stack(chosen).numpy().astype(np.float16)
+    found.facts["attention_layers"] = [layer + 1 for layer in layers]
+    if mean:
+        found.notes.append("the attention from each patch is the mean over heads: all heads would be too large")
+
+
+def spaced(layers: int, most: int) -> list[int]:
+    """At most so many layers, counted from 0: all, or evenly spaced ones with the last, and of several the first."""
+    if most >= layers:
+        return list(range(layers))
+    if most <= 1:
+        return [layers - 1] * most
+    return [round(i * (layers - 1) / (most - 1)) for i in range(most)]
+
+
+def _lens(found: Explanation, task: Task, batch: Batch) -> None:
+    lens = layer_by_layer(task, batch)
+    found.facts["lens"] = [{"layer": i + 1, "text": a.text(), "answer": a.row()} for i, (a,) in enumerate(lens)]
+
+
+def _tokens(found: Explanation, task: Task, tokens: Tokens, beside: AnyImage | None, values: int) -> None:
+    """Colours and similarity of the patches, also with those of another image."""
+    count, grid, other = tokens.patches.shape[1], tokens.grid, None
+    if beside is not None:
+        opened = task.preprocess.open(beside)
+        sample = task.prepare(opened)
+        other = image_tokens(task, task.preprocess.normalise(sample.images[:1]))
+        found.arrays["image_beside"] = three_channels(shown_image(task, opened)).numpy()
+        second = Explanation({}, "")
+        _shown(second, task, opened, sample)
+        found.facts["frame_beside"], found.facts["grid_beside"] = second.facts["frame"], list(other.grid)
+    both = tokens.patches if other is None else torch.cat([tokens.patches, other.patches], dim=1)
+    colours, shares = pca_colours(both)
+    found.facts |= {"grid": list(grid), "pca_shares": shares.tolist()}
+    found.arrays["pca"] = colours[0, :count].unflatten(0, grid).numpy()
+    if other is not None:
+        found.arrays["pca_beside"] = colours[0, count:].unflatten(0, other.grid).numpy()
+    for name, their in (("similarity", tokens), ("similarity_beside", other)):
+        if their is None:
+            continue
+        if count * their.patches.shape[1] > values:
+            found.notes.append(f"no {name}: it has more than {values:,} numbers")
+        else:
+            found.arrays[name] = patch_similarity(tokens.patches[0], their.patches[0]).numpy().astype(np.float16)
+
+
+def pooled(task: Task, tokens: Tokens) -> Tensor:
+    """The vectors [B, D] that stand for images."""
+    with torch.no_grad():
+        return one_vector(task.encoder.pool(tokens)).float().cpu()
+
+
+def _first_frame(task: Task, path: Path) -> Tensor:
+    return task.prepare(path).images[:1]
+
+
+def _nearest(found: Explanation, task: Task, tokens: Tokens, gallery: Sequence[Path]) -> None:
+    """The images of a gallery whose vectors are the most similar. Files that are no images are noted."""
+    paths: list[Path] = []
+    vectors: list[Tensor] = []
+    for start in range(0, len(gallery), GALLERY):
+        images = []
+        for path in gallery[start : start + GALLERY]:
+            image = _or_note(found, partial(_first_frame, task, path), "left out of the nearest images")
+            if image is not None:
+                paths.append(path)
+                images.append(task.preprocess.normalise(image))
+        if images:
+            vectors.append(pooled(task, image_tokens(task, torch.cat(images))))
+    if not paths:
+        return
+    places, scores = nearest(pooled(task, tokens)[0], torch.cat(vectors))
+    found.facts["nearest"] = [
+        {"image": str(paths[place]), "score": score} for place, score in zip(places, scores, strict=True)
+    ]
