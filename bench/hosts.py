@@ -6,8 +6,9 @@ process of one host is killed, and in one row the cable is cut first, as when a 
 tells the other host. Compared with runs that nothing disturbs:
 
 - a host that starts again: weights, log and scores must be the same to the bit;
-- a host that is gone for good: the other one goes on alone from the last state, and its validation loss must be within
-  the range of three seeds.
+- a host that is gone for good: the other one continues alone from the last state. One process rounds otherwise than
+  two, and at the high learning rate of `digits` this changes losses by percents within 20 steps, as another seed would.
+  So its validation loss may differ from that of the undisturbed run by no more than three seeds differ among themselves.
 
 Without the right to make namespaces (root), two addresses of the loopback interface stand in, and the row says so.
 """
@@ -99,7 +100,7 @@ def main() -> int:
         undisturbed = {seed: trained(hosts, [*words, "--seed", str(seed)], Path(f"seed-{seed}")) for seed in args.seeds}
         losses = [loss(path) for path in undisturbed.values()]
         rows["hosts"] = "two network namespaces" if hosts[0].namespace else "two addresses of one machine"
-        rows["undisturbed"] = {"validation loss": dict(zip(map(str, undisturbed), losses, strict=True))}
+        rows["undisturbed"] = {"validation loss of each seed": dict(zip(map(str, undisturbed), losses, strict=True))}
         whole = undisturbed[args.seeds[0]]
         failed = False
         for name in args.rows:
@@ -107,9 +108,9 @@ def main() -> int:
             seeded = [*words, "--seed", str(args.seeds[0])]
             trained(hosts, seeded, out, FAILURES[name])
             rows[name] = compared(whole, out)
-            if (good := FAILURES[name].gone) is True:
-                rows[name]["within the seeds"] = min(losses) <= rows[name]["validation loss"] <= max(losses)
-            failed |= not rows[name]["within the seeds" if good else "identical"]
+            apart = abs(rows[name]["validation loss"] - losses[0])
+            rows[name]["within the spread of the seeds"] = apart <= max(losses) - min(losses)
+            failed |= not rows[name]["within the spread of the seeds" if FAILURES[name].gone else "identical"]
             print(name, json.dumps(rows[name]), flush=True)
     record("hosts", rows, args.results)
     return int(failed)

@@ -128,6 +128,30 @@ def test_weights_that_are_those_of_a_new_model_are_named(tmp_path: Path, caplog:
         assert sum("loading them changed nothing" in line for line in caplog.messages) == told
 
 
+@pytest.mark.parametrize(
+    "collapsed, told",
+    [
+        ([True], 1),  # the only evaluation of a short run
+        ([False, True], 1),  # the last one
+        ([False, True, True, False], 1),
+        ([True, False], 0),  # small networks begin so
+        ([True, True, False, False, False], 0),
+        ([False, False, True, False], 0),  # for one evaluation
+        ([False], 0),
+    ],
+)
+def test_one_predicted_class_is_told_once_it_stays(
+    collapsed: list[bool], told: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    watch = Hints(create("nano/2", classes=["cat", "dog"]), RECIPES["digits"](100))
+    with caplog.at_level(logging.WARNING, "vitrail"):
+        for i, one in enumerate(collapsed, 1):
+            confusion = [[30, 0], [30, 0]] if one else [[25, 5], [5, 25]]
+            scores = {"confusion": confusion, "classes": ["cat", "dog"], "count": 60}
+            watch.evaluated(scores, torch.randn(4, 3, 8, 8), i / len(collapsed))
+    assert sum("100% of the images are predicted as 'cat'" in line for line in caplog.messages) == told
+
+
 def test_fast_dev_run_gives_no_hint(caplog: pytest.LogCaptureFixture) -> None:
     watch = Hints(create("nano/2", classes=3), replace(RECIPES["digits"](100), fast_dev_run=True))
     with caplog.at_level(logging.WARNING, "vitrail"):

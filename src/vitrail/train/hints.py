@@ -301,7 +301,8 @@ class Hints:
         std, mean = torch.std_mean(images.float())
         self.signs.image = (mean.item(), std.item())
         before, self.collapsed = self.collapsed, self.task.collapsed(scores)
-        self.signs.answers = self.collapsed and before  # small networks may begin with one class
+        # Small networks may begin with one class. After the last evaluation, often the only one, none will follow.
+        self.signs.answers = self.collapsed if before or done >= 1 else None
         self.signs.unmoved = unmoved(self.task, self.first)
         self.signs.done = done
         self._tell()

@@ -279,9 +279,8 @@ class Bulletin:
         """Give a sign of life, and listen for that of the next rank: each rank has one that listens."""
         self.store.add(f"beat/{self.rank}", 1)
         heard = self.store.add(f"beat/{(self.rank + 1) % self.size}", 0)
-        # Beats of one's own, not seconds: a scheduler may suspend all ranks for a while.
-        self._silent = 0 if heard != self._heard else self._silent + 1
-        self._heard = heard
+        if heard != self._heard:
+            self._heard, self._silent = heard, 0
 
     def _wait(self, done: Any, seconds: float = 2.0) -> bool:
         """Wait until it is done, for some seconds."""
@@ -301,7 +300,10 @@ class Bulletin:
         return type(error) is RuntimeError and any(word in text for word in ("gloo", "NCCL", "Connection closed"))
 
     def watch(self) -> None:
-        """End this process if another one has failed and this one hangs, or if the one that started it is gone."""
+        """End this process if another one has failed or is lost while this one hangs, or if its starter is gone.
+
+        One thread listens. Another one ends the process if the first hears nothing, be it that its store is lost.
+        """
         starter = int(os.environ.get(STARTER, 0))
 
         def follow() -> None:
@@ -316,9 +318,15 @@ class Bulletin:
                         os._exit(1)
                 with contextlib.suppress(RuntimeError):  # the process that holds the store has ended
                     self.beat()
-                if self._silent > SILENT and not self.ended:
+                time.sleep(BEAT)
+
+        def count() -> None:
+            while not self.ended:
+                self._silent += 1  # beats of one's own, not seconds: a scheduler may suspend all ranks for a while
+                if self._silent > SILENT:
                     self._tell_loss()
                     os._exit(1)
                 time.sleep(BEAT)
 
-        threading.Thread(target=follow, daemon=True).start()
+        for work in (follow, count):
+            threading.Thread(target=work, daemon=True).start()
