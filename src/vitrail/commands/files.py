@@ -45,13 +45,14 @@ def export(args: Sequence[str]) -> int:
         help="sizes in pixels, such as 224 or 192x256; default: any",
     )
     parser.add_revision()
+    parser.add_merge()
     parser.add_argument("--json", action="store_true", help="print what was written and compared as one line of JSON")
     options = parser.parse_args(args)
     from vitrail.export import export as write
 
     sizes = [as_size(text) for text in options.sizes]
     how = (options.to, options.precision, options.data, sizes, options.split, options.images, options.revision)
-    result = write(options.source, options.out, *how)
+    result = write(options.source, options.out, *how, options.merge)
     if options.json:
         print(json.dumps(result.as_row()))
         return 0

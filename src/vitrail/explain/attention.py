@@ -25,6 +25,8 @@ def encoder_of(task: nn.Module) -> ViT:
     """The Vision Transformer inside a task; UserError, which names the model, if there is none."""
     encoder = getattr(task, "encoder", None)
     if isinstance(encoder, ViT):
+        if getattr(encoder.config, "merge", ()):
+            raise UserError("this model merges tokens, so its attention is not between patches: load it with merge 0")
         return encoder
     if isinstance(encoder, ExportedEncoder):
         refuse(encoder.made_from)

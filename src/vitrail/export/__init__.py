@@ -20,7 +20,7 @@ from vitrail import __version__
 from vitrail.errors import RunError, UserError
 from vitrail.export.example import example
 from vitrail.export.proof import Proof, compare, normalised_noise
-from vitrail.export.scores import Scores, score_both
+from vitrail.export.scores import Scores, cost_of_merging, score_both
 from vitrail.export.tracing import NotTraceable, trace
 from vitrail.files import refuse_existing, whole_folder
 from vitrail.tasks.checkpoint import FORMAT as CHECKPOINT
@@ -83,6 +83,7 @@ def export(
     split: str | None = None,
     images: int | None = None,
     revision: str | None = None,
+    merge: int | Sequence[int] | None = None,
 ) -> Result:
     """Write the model of `source` to the new folder `out`, run it, and compare it with the model.
 
@@ -91,6 +92,7 @@ def export(
         precision: fp32, bf16 or int8; the last is calibrated on images of `data`.
         data: a data set, on a split of which both are scored (at most `images` of it).
         sizes: heights and widths in pixels; none for any size, or the model's own where its network depends on it.
+        merge: patch tokens that merge in each block, as for `load`; then the model is also scored without merging.
 
     Raises:
         UserError: no such format or precision, or a model that cannot be exported; names the operator and its module.
@@ -101,9 +103,13 @@ def export(
     refuse_existing(out)
     if is_export(found := find(source, revision)):
         raise UserError(f"{source} is an export itself: give the checkpoint that it was made from")
-    task = load(source, revision=revision)
+    task = load(source, revision=revision, merge=merge)
     with torch.inference_mode(), _without_notes():
-        return _export(task, found, out, to, precision, data, list(dict.fromkeys(sizes)), split, images)
+        result = _export(task, found, out, to, precision, data, list(dict.fromkeys(sizes)), split, images)
+        if merge is not None and data is not None and result.scores is not None:
+            plain = load(source, revision=revision, merge=0)
+            result.notes.append(cost_of_merging(result.scores, plain, str(found), data, split, images))
+    return result
 
 
 @contextmanager
@@ -224,6 +230,8 @@ def multiple_of(task: Task) -> int:
 def fixed(task: Task) -> str | None:
     """The reason why a network takes images of one size only; None for one that takes any."""
     config = task.encoder.config
+    if getattr(config, "merge", ()):
+        return "the number of tokens that merge is traced for each size apart"
     if getattr(config, "relative", "none") not in ("none", "decomposed"):
         return "tables of relative positions are interpolated for each size apart"
     if not hasattr(config, "patch"):
