@@ -135,6 +135,7 @@ def evaluate(args: Sequence[str]) -> int:
     parser = Parser("eval", evaluate)
     parser.add_argument("source", help=SOURCE)
     parser.add_revision()
+    parser.add_merge()
     parser.add_argument("--data", required=True, help=f"{DATA}; with the targets of the model's task")
     parser.add_argument("--split", choices=("train", "val", "test"), help="default: test, else val, else train")
     parser.add_argument("--probe", action="store_true", help="also score the features, by k-NN and a linear probe")
@@ -153,8 +154,9 @@ def evaluate(args: Sequence[str]) -> int:
         return print_help(parser, named.source, named.revision)
     chosen, others = split_options(args, task_flags())
     options = parser.parse_args(others, lambda given: load_model(given.source, given.device, given.revision))
-    of_models = {"--revision": options.revision, "--probe": options.probe, "--shuffle-images": options.shuffle_images}
-    given = [*(flag for flag, value in of_models.items() if value), *(word.partition("=")[0] for word in chosen)]
+    names = ("revision", "merge", "probe", "shuffle_images")
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]
+    given = [*given, *(word.partition("=")[0] for word in chosen)]
     if options.human and given:
         raise UserError(f"{given[0]} applies to a model's predictions, but --human scores people: use only one of them")
     from vitrail.report import NO_SCORES
@@ -162,7 +164,7 @@ def evaluate(args: Sequence[str]) -> int:
     from vitrail.train.run import FAST_IMAGES
 
     images = FAST_IMAGES if options.fast_dev_run else None
-    task = load_model(options.source, options.device, options.revision)
+    task = load_model(options.source, options.device, options.revision, merge=options.merge)
     if options.human:
         split, scores = score_people(task, options.data, options.split, images)
     else:
@@ -189,6 +191,7 @@ def predict(args: Sequence[str]) -> int:
     parser.add_argument("images", nargs="+", help="images, or folders of them")
     parser.add_argument("--model", default="classify", help=SOURCE)
     parser.add_revision()
+    parser.add_merge()
     parser.add_argument("--verify", action="store_true", help=VERIFY)
     parser.add_argument(
         "--out", type=path, help="write one row per image to a .csv, .jsonl or .parquet file, or figures to a folder"
@@ -204,7 +207,7 @@ def predict(args: Sequence[str]) -> int:
 
     paths = images_of(options.images)
     output = output_to(options.out, options.images, paths)
-    task = load_model(options.model, options.device, options.revision, options.verify)
+    task = load_model(options.model, options.device, options.revision, options.verify, options.merge)
     task.choose(parse_options(task, chosen))
     code = 0
     with output.begin(task, paths):
@@ -233,6 +236,7 @@ def explain(args: Sequence[str]) -> int:
     parser.add_argument("image", type=path, nargs="+", help="one image")
     parser.add_argument("--model", default="classify", help=SOURCE)
     parser.add_revision()
+    parser.add_merge()
     parser.add_argument("--verify", action="store_true", help=VERIFY)
     parser.add_argument("--beside", type=path, help="another image, whose patches are compared with the first one's")
     parser.add_argument("--near", type=path, help="folder in which the most similar images are found")
@@ -249,7 +253,7 @@ def explain(args: Sequence[str]) -> int:
 
     refuse_out(options.out)  # before the model is loaded
     gallery = [] if options.near is None else images_of([options.near])
-    task = load_model(options.model, options.device, options.revision, options.verify)
+    task = load_model(options.model, options.device, options.revision, options.verify, options.merge)
     write(task, image, options.out, options.beside, gallery)
     print(options.out)
     return 0
@@ -361,12 +365,14 @@ def print_help(parser: Parser, source: str | None, revision: str | None) -> int:
     return 0
 
 
-def load_model(source: str, device: str | None, revision: str | None, verify: bool = False) -> Task:
+def load_model(
+    source: str, device: str | None, revision: str | None, verify: bool = False, merge: Sequence[int] | None = None
+) -> Task:
     """The model of a source on the chosen device."""
     from vitrail.train.device import choose_device
     from vitrail.zoo import load
 
-    return load(source, device=choose_device(device), revision=revision, verify=verify)
+    return load(source, device=choose_device(device), revision=revision, verify=verify, merge=merge)
 
 
 def at_revision(source: str, revision: str | None) -> str:

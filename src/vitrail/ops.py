@@ -34,9 +34,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, is_causa
     """
     q, k = q.to(v.dtype), k.to(v.dtype)  # a norm on them is in float32 under autocast
     learns = torch.is_grad_enabled() and q.requires_grad and q.dtype == torch.bfloat16 and q.device.type == "cpu"
-    if not learns or mask is not None or max(q.shape[-2], k.shape[-2]) > FORMED:
+    weighs = mask is not None and mask.is_floating_point() and mask.shape[-2] == 1  # keys, the same for every query
+    if not learns or not (mask is None or weighs) or max(q.shape[-2], k.shape[-2]) > FORMED:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    if mask is not None:
+        scores = scores + mask
     if is_causal:
         scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf)
     return scores.softmax(dim=-1) @ v

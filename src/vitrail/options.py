@@ -55,6 +55,13 @@ class Parser(argparse.ArgumentParser):
         """For commands that load a model."""
         self.add_argument("--revision", help="branch, tag or commit on the Hub; the same as SOURCE@REVISION")
 
+    def add_merge(self) -> None:
+        """For commands that run a model."""
+        text = (
+            "merge so many patch tokens in each block, one number or one per block: faster, and less accurate; 0: none"
+        )
+        self.add_argument("--merge", type=int, nargs="+", metavar="TOKENS", help=f"{text}; default: the model's own")
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} ({self.prog} --help lists the options)")
 

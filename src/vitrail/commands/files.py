@@ -50,13 +50,14 @@ def export(args: Sequence[str]) -> int:
         help="also time torch.compile, ONNX Runtime and OpenVINO; takes a minute or more",
     )
     parser.add_revision()
+    parser.add_merge()
     parser.add_argument("--json", action="store_true", help="print what was written and compared as one line of JSON")
     options = parser.parse_args(args)
     from vitrail.export import export as write
 
     sizes = [as_size(text) for text in options.sizes]
     how = (options.to, options.precision, options.data, sizes, options.split, options.images, options.revision)
-    result = write(options.source, options.out, *how, engines=options.engines)
+    result = write(options.source, options.out, *how, engines=options.engines, merge=options.merge)
     if options.json:
         print(json.dumps(result.as_row()))
         return 0

@@ -36,6 +36,8 @@ def encoder_of(task: nn.Module) -> ViT:
     encoder = getattr(task, "encoder", None)
     encoder = getattr(encoder, "_orig_mod", encoder)  # of `torch.compile(encoder)`
     if isinstance(encoder, ViT):
+        if getattr(encoder.config, "merge", ()):
+            raise UserError("this model merges tokens, so its attention is not between patches: load it with merge 0")
         return encoder
     if isinstance(encoder, ExportedEncoder):
         refuse(encoder.made_from)

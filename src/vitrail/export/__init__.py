@@ -22,7 +22,7 @@ from vitrail import __version__
 from vitrail.errors import RunError, UserError, first_line
 from vitrail.export.example import example
 from vitrail.export.proof import Proof, compare, normalised_noise
-from vitrail.export.scores import Scores, calibration_images, score_both
+from vitrail.export.scores import Scores, calibration_images, cost_of_merging, score_both
 from vitrail.export.speed import Speed, card, measure
 from vitrail.export.tracing import NotTraceable, trace
 from vitrail.files import refuse_existing, whole_folder
@@ -54,6 +54,8 @@ class Request(NamedTuple):
     split: str | None
     images: int | None
     engines: bool
+    unmerged: Callable[[], Task] | None
+    """loads the model without merging, whose score is told too; None if no merging was asked for"""
 
 
 class Result(NamedTuple):
@@ -106,6 +108,7 @@ def export(
     images: int | None = None,
     revision: str | None = None,
     engines: bool = False,
+    merge: int | Sequence[int] | None = None,
 ) -> Result:
     """Write the model of `source` to the new folder `out`, run it, and compare it with the model.
 
@@ -115,6 +118,7 @@ def export(
         data: a data set, on a split of which both are scored (at most `images` of it).
         sizes: heights and widths in pixels; none for any size, or the model's own where its network depends on it.
         engines: time PyTorch compiled, ONNX Runtime and OpenVINO in float32 beside the model and the export too.
+        merge: patch tokens that merge in each block, as for `load`; then the model is also scored without merging.
 
     Raises:
         UserError: no such format or precision, or a model that cannot be exported; names the operator and its module.
@@ -126,9 +130,10 @@ def export(
     refuse_existing(out)
     if is_export(found := find(source, revision)):
         raise UserError(f"{source} is an export itself: give the checkpoint that it was made from")
-    task = load(source, revision=revision)
+    task = load(source, revision=revision, merge=merge)
+    unmerged = None if merge is None else partial(load, source, revision=revision, merge=0)
     with torch.inference_mode(), _without_notes():
-        request = Request(to, precision, data, list(dict.fromkeys(sizes)), split, images, engines)
+        request = Request(to, precision, data, list(dict.fromkeys(sizes)), split, images, engines, unmerged)
         return _export(task, found, Path(source).name, out, request)
 
 
@@ -183,6 +188,9 @@ def _export(task: Task, found: Path, name: str, out: Path, request: Request) -> 
                 "another format, or list sizes with --sizes"
             )
         scores = None if data is None else score_both(task, engine, str(found), data, request.split, request.images)
+        if scores is not None and data is not None and request.unmerged is not None:
+            cost = cost_of_merging(scores, request.unmerged(), str(found), data, request.split, request.images)
+            notes.append(cost)
         programs = {f"{request.to} {request.precision}": engine.engines}
         with others(task, meta, request.engines) as (more, missing):
             speed = measure(task, {**programs, **more}, task.preprocess.size, compiled=request.engines)
@@ -301,6 +309,8 @@ def multiple_of(task: Task) -> int:
 def fixed(task: Task) -> str | None:
     """The reason why a network takes images of one size only; None for one that takes any."""
     config = task.encoder.config
+    if getattr(config, "merge", ()):
+        return "the number of tokens that merge is traced for each size apart"
     if getattr(config, "relative", "none") not in ("none", "decomposed"):
         return "tables of relative positions are interpolated for each size apart"
     if not hasattr(config, "patch"):

@@ -54,6 +54,14 @@ def score_both(
     return Scores(of, name, found[0]["count"], own, others, lost)
 
 
+def cost_of_merging(scores: Scores, plain: Task, source: str, data: str, split: str | None, images: int | None) -> str:
+    """In one line, what the same model scores when no tokens merge, `plain`."""
+    from vitrail.start import score
+
+    found = score(plain, source, data, split, False, False, images, None)[1][scores.name]
+    return f"{scores.name} without merging {found:.4f}: merging changes it by {scores.model - found:+.4f}"
+
+
 def calibration_images(task: Task, data: str) -> list[Tensor]:
     """Normalised images [1, C, H, W] of the training split, as evaluation prepares them."""
     from vitrail.train.build import open_for

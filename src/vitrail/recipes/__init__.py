@@ -85,7 +85,7 @@ IN_WORDS: dict[type[EncoderConfig], str] = {
     RNNConfig: "a recurrent network",
 }
 """names of encoders in messages"""
-FREE = ("image_size", "channels", "drop_path")
+FREE = ("image_size", "channels", "drop_path", "merge")
 """model fields that may differ from those of the initial weights"""
 
 

@@ -28,6 +28,7 @@ from vitrail.train.optim import Optim
 from vitrail.train.parallel import ALONE, World
 from vitrail.train.run import Run, changed_fields
 from vitrail.train.tune import FROZEN, tune
+from vitrail.variants import as_variant
 from vitrail.variants.initial import initialise
 from vitrail.variants.mimetic import mimetic_init
 from vitrail.vit import ViTConfig
@@ -166,6 +167,7 @@ def start(run: Run, splits: Splits, loaded: Task | None = None) -> Task:
     zoo.change_size(loaded, run.model.image_size)
     if isinstance(run.model, ViTConfig):
         zoo.change_drop_path(loaded, run.model.drop_path)
+        zoo.change_merge(loaded, as_variant(run.model).merge)
     if loaded.classes != splits.train.classes and sorted(loaded.classes) == sorted(splits.train.classes):
         log.warning(f"{run.init} has these classes in another order, so the head starts with new values")
     return kind.adopt(run.task, loaded, splits, changed_preparation(run, loaded.preprocess))

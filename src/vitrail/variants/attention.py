@@ -60,6 +60,10 @@ class VariantAttention(Attention):
             place = place._replace(rotation=None)  # as inside windows where there are several
         q, k, v = self.project(x)
         q, k, mask = locate(q, k, mask, place, self.relative)
+        return self.mix(q, k, v, mask)
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Equations 6 to 8 for what `project` gives: [B, N, D]."""
         x = (attend if self.differential is None else self.differential)(q, k, v, mask)
         return self.dropout(self.out(self.norm(x.transpose(1, 2).flatten(2))))
 
@@ -81,6 +85,15 @@ class VariantAttention(Attention):
         q, k, _ = self.project(x)
         q, k, mask = locate(q, k, mask, place, self.relative)
         return attention_weights(q, k, mask)
+
+
+class MergingAttention(VariantAttention):
+    """Attention to merged tokens: one that stands for several counts as often (arXiv 2210.09461, equation 1)."""
+
+    def forward(self, x: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Mix tokens [B, N, D] of these sizes [B, N], None for 1. Also returns their keys [B, heads, N, D/heads]."""
+        q, k, v = self.project(x)
+        return self.mix(q, k, v, None if size is None else size.log()[:, None, None].to(v.dtype)), k
 
 
 class Differential(nn.Module):

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.ops import scale_branch
-from vitrail.variants.attention import VariantAttention
+from vitrail.variants.attention import MergingAttention, VariantAttention
 from vitrail.variants.config import VariantConfig
+from vitrail.variants.merging import Groups, merge
 from vitrail.variants.mlp import GatedMLP, VariantMLP
 from vitrail.variants.norms import norm_for
 from vitrail.variants.place import Place
@@ -39,6 +40,24 @@ class PreNormBlock(nn.Module):
         """[B, P + N, D] to [B, P + N, D]."""
         x = x + scale_branch(self.branch1(self.attention(self.norm1(x), place=place)), keep, 0)
         return x + scale_branch(self.branch2(self.mlp(self.norm2(x))), keep, 1)
+
+
+class MergingBlock(PreNormBlock):
+    """The same, and between the branches similar patch tokens merge (arXiv 2210.09461)."""
+
+    def __init__(self, count: int, *modules: nn.Module) -> None:
+        """`count` tokens merge, or half of the patch tokens if those are fewer."""
+        super().__init__(*modules)
+        self.count = count
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, groups: Groups | None, prefix: int, keep: Tensor | None = None
+    ) -> tuple[Tensor, Groups | None]:
+        """[B, T, D] to [B, T - count, D], with the groups of the tokens before and after; `prefix` tokens stay."""
+        mixed, keys = self.attention(self.norm1(x), None if groups is None else groups.size)
+        x = x + scale_branch(self.branch1(mixed), keep, 0)
+        x, groups = merge(x, keys, groups, prefix, self.count)
+        return x + scale_branch(self.branch2(self.mlp(self.norm2(x))), keep, 1), groups
 
 
 class PostNormBlock(nn.Module):
@@ -117,10 +136,10 @@ def block_for(config: VariantConfig, index: int) -> nn.Module:
     if c.arrangement == "parallel":
         attentions = [Branch(norm_for(c), VariantAttention(c, index), branch_for(c)) for _ in range(2)]
         return ParallelBlock(attentions, [Branch(norm_for(c), mlp_for(c), branch_for(c)) for _ in range(2)])
-    attention, mlp = VariantAttention(c, index), mlp_for(c)
+    attention, mlp = (MergingAttention if c.merge else VariantAttention)(c, index), mlp_for(c)
     if c.arrangement == "pre":
-        last = branch_for(c, c.layer_scale_on == "both")
-        return PreNormBlock(norm_for(c), attention, branch_for(c), norm_for(c), mlp, last)
+        modules = norm_for(c), attention, branch_for(c), norm_for(c), mlp, branch_for(c, c.layer_scale_on == "both")
+        return MergingBlock(c.merged[index], *modules) if c.merge else PreNormBlock(*modules)
     if c.arrangement == "post":
         return PostNormBlock(attention, norm_for(c), branch_for(c), mlp, norm_for(c), branch_for(c))
     if c.arrangement == "joint_fused":

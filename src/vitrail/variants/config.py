@@ -116,6 +116,11 @@ class VariantConfig(ViTConfig):
     global_blocks: tuple[int, ...] = ()
     """with `window`: indices of the blocks that attend to the whole image"""
 
+    # Merging
+    merge: tuple[int, ...] = ()
+    """token merging (arXiv 2210.09461): how many patch tokens merge in each block, one number for all or one per block;
+    at most half of them do. Empty or 0 for none"""
+
     # Stem
     stem_blocks: int = 0
     """number of residual blocks (arXiv 1512.03385) after each convolution of `stem` except the first"""
@@ -166,6 +171,7 @@ class VariantConfig(ViTConfig):
         if self.activation not in ACTIVATIONS:
             raise UserError(f"no activation {self.activation!r}: choose from {', '.join(ACTIVATIONS)}")
         self._check_tokens()
+        self._check_merge()
         if self.global_blocks and not self.window:
             raise UserError("global_blocks needs window: give the side of the other blocks' windows")
         if self.relative == "decomposed" and self.kv_heads:
@@ -192,6 +198,32 @@ class VariantConfig(ViTConfig):
             raise UserError("windowed attention is for patches only: remove class token and registers")
         if self.relative in ("table", "shared", "both") and (self.prefix_tokens != 1 or not self.class_token):
             raise UserError("relative tables need a class token, and no registers or distillation token")
+
+    def _check_merge(self) -> None:
+        require(self, 0, math.inf, "merge")
+        if not all(isinstance(count, int) for count in self.merge):
+            raise UserError(f"merge must be whole numbers of tokens, got {self.merge}")
+        if len(self.merge) not in (0, 1, self.depth):
+            raise UserError(
+                f"merge needs one number for all blocks, or one for each of {self.depth}: got {len(self.merge)}"
+            )
+        if not any(self.merge):
+            object.__setattr__(self, "merge", ())
+            return
+        reasons = {
+            "rotary positions turn each patch by its own place": self.rotary != "none",
+            "relative position biases are for pairs of patches": self.relative != "none",
+            "windows hold a square of patches": self.window > 0,
+            f"blocks have the arrangement {self.arrangement}, and not pre": self.arrangement != "pre",
+        }
+        for reason, there in reasons.items():
+            if there:
+                raise UserError(f"the tokens of this model cannot merge, since its {reason}: leave out merge")
+
+    @property
+    def merged(self) -> tuple[int, ...]:
+        """The number of tokens that merge in each block."""
+        return self.merge if len(self.merge) == self.depth else self.merge * self.depth or (0,) * self.depth
 
     @property
     def prefix_tokens(self) -> int:

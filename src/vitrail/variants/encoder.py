@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vitrail.ops import Grid, fit_positions, resize_positions
+from vitrail.ops import Grid, fit_positions, resize_positions, stochastic_depth
 from vitrail.variants.attention import VariantAttention
 from vitrail.variants.blocks import block_for
 from vitrail.variants.config import VariantConfig, as_variant
+from vitrail.variants.merging import unmerge
 from vitrail.variants.mlp import VariantMLP
 from vitrail.variants.norms import norm_for
 from vitrail.variants.place import Place
@@ -69,6 +70,22 @@ class VariantViT(ViT):
             return positions
         gap = positions.new_zeros(1, c.prefix_tokens - c.placed_tokens, c.width)  # registers have no position
         return torch.cat([positions[:, : c.placed_tokens], gap, positions[:, c.placed_tokens :]], dim=1)
+
+    def encode(
+        self, x: Tensor, grid: Grid, keep: Tensor | None = None, blocks: slice = slice(None), layers: Sequence[int] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
+        """As `ViT.encode`. Tokens that merge do so among `blocks`: every result has all tokens again."""
+        c = self.config
+        if not c.merge:
+            return super().encode(x, grid, keep, blocks, layers)
+        if keep is None and self.training and c.drop_path:
+            keep = stochastic_depth(c.drop_path, torch.rand(len(x), c.depth, 2, device=x.device))
+        prefix = x.shape[1] - math.prod(grid)  # with what a task has added after it
+        groups, found = None, []
+        for i, block in list(enumerate(self.blocks))[blocks]:
+            x, groups = block(x, groups, prefix, None if keep is None else keep[:, i].to(x.dtype))
+            found += [unmerge(x, groups)] if i in layers else []
+        return unmerge(x, groups), found
 
     def blocks_on(self, grid: Grid, tokens: int) -> Sequence[Any]:
         c, device = self.config, self.patches.projection.weight.device

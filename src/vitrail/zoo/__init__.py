@@ -22,7 +22,7 @@ from vitrail.tasks import task_class
 from vitrail.tasks.encoder import Encoder, encoder_for, encoder_of
 from vitrail.tasks.exported import refuse
 from vitrail.tasks.task import Task
-from vitrail.variants import resize
+from vitrail.variants import as_variant, resize, simplest
 from vitrail.vit import ViT, ViTConfig
 from vitrail.zoo import exports, hub
 from vitrail.zoo.assemble import assemble, recognise, source_named, task_around
@@ -70,20 +70,22 @@ def load(
     dtype: torch.dtype | None = None,
     revision: str | None = None,
     verify: bool = False,
+    merge: int | Sequence[int] | None = None,
 ) -> Task:
     """The model of a run folder, a checkpoint in any layout, an export, bundled weights or a Hub id; in eval mode.
 
     Another number of `classes` gets a new head (0: no head, pooled vectors); another number of `channels` adapts the
     patch filters; another `image_size`, a number or (height, width), interpolates the positions. `task="embed"` drops
     the head. Weights are float32 by default (`dtype`). `revision` is a branch, tag or commit on the Hub. `verify` logs
-    the certificate, with the differences from the source library's own model where it is installed.
+    the certificate, with the differences from the source library's own model where it is installed. `merge` is how many
+    patch tokens merge in each block (one number, or one per block; 0 for none): faster, and less accurate.
     """
     wanted = None if task is None else task_class(task)
     if wanted is not None and wanted.headless and classes:
         raise UserError(f"task={task!r} has no head for {classes} classes: give one of the two")
     headless = classes == 0 or (wanted is not None and wanted.headless)
     if is_export(path := find(source, revision)):
-        if verify or any(change is not None for change in (classes, channels, image_size, dtype)):
+        if verify or any(change is not None for change in (classes, channels, image_size, dtype, merge)):
             raise UserError(f"{source} is an export, which cannot be changed: load the checkpoint it was made from")
         return _as_task(exports.read(path, device), source, task)
     model, certificate = _certified(source, path, dtype, verify)
@@ -96,6 +98,8 @@ def load(
         if size != model.preprocess.size:
             notes.append("positions interpolated from {}x{} pixels to {}x{}".format(*model.preprocess.size, *size))
         change_size(model, size)
+    if merge is not None:
+        change_merge(model, merge)
     if headless:
         notes.append("the head dropped")
         model = model.with_classes([])
@@ -262,6 +266,20 @@ def change_size(task: Task, size: tuple[int, int]) -> None:
             f"the {type(encoder).__name__} of task {task.name} works only with images of {fixed}: keep this size"
         )
     task.preprocess = replace(task.preprocess, size=size)
+
+
+def change_merge(task: Task, merge: int | Sequence[int]) -> None:
+    """Merge so many patch tokens in each block (`VariantConfig.merge`). It involves no weights."""
+    encoder = encoder_of(task)
+    if not isinstance(encoder, ViT):
+        raise UserError(f"the {type(encoder).__name__} of task {task.name} has no tokens that merge: leave out merge")
+    config = as_variant(encoder.config)
+    changed = replace(config, merge=(merge,) if isinstance(merge, int) else tuple(merge))
+    if changed == config:
+        return
+    with torch.device("meta"):
+        task.encoder = encoder_for(simplest(changed))
+    task.encoder.load_state_dict(encoder.state_dict(keep_vars=True), assign=True)
 
 
 def change_drop_path(task: Task, drop_path: float) -> None:
