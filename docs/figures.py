@@ -1,7 +1,7 @@
 """Draw the figures of README and docs with the bundled weights and the files under `results/`.
 
     python docs/figures.py                  the relevance maps of the classifier, and both ladders
-    python docs/figures.py --data DIR       also the captions and the streets
+    python docs/figures.py --data DIR       also the captions, a word map, and the streets
 
 DIR holds `flickr8k/`, `photos/` and `camvid/`.
 """
@@ -16,6 +16,8 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from tables import BEFORE, BEFORE_DIGITS, earlier, measured_rungs
@@ -23,8 +25,10 @@ from tables import BEFORE, BEFORE_DIGITS, earlier, measured_rungs
 import vitrail
 from vitrail.data.captions import open_captions
 from vitrail.data.masks import Masks
-from vitrail.explain.figures import png
+from vitrail.explain.explanation import explanation
+from vitrail.explain.figures import draw_maps, png
 from vitrail.explain.overlay import photo_of, spread, tinted
+from vitrail.explain.page import jpeg
 from vitrail.explain.relevance import relevance
 from vitrail.files import write_whole
 from vitrail.tasks.segment.figures import overlay, with_legend
@@ -53,6 +57,17 @@ def attention() -> None:
         for row in range(2):
             axes[row, column].set_axis_off()
     write_whole(ROOT / "docs" / "relevance.png", png(figure, dpi=110))
+
+
+def words(data: Path) -> None:
+    """A photo, and under each word of its caption the patches that speak for it."""
+    task = vitrail.load("caption")
+    found = explanation(task, Image.open(data / "photos" / "n02099267_flat-coated_retriever.JPEG"))
+    maps = torch.from_numpy(found.arrays["relevance_outputs"])
+    named = [(name.strip(), heat) for name, heat in zip(found.facts["outputs"], maps, strict=True)][:9]
+    figure = draw_maps(photo_of(found.arrays["image"]), found.facts["frame"], named)
+    with Image.open(io.BytesIO(png(figure, dpi=90))) as drawn:
+        write_whole(ROOT / "docs" / "explain-words.jpg", jpeg(np.asarray(drawn.convert("RGB"))))
 
 
 def captions(data: Path) -> None:
@@ -152,6 +167,7 @@ def main() -> None:
     baselines()
     ladder()
     if args.data:
+        words(args.data)
         captions(args.data)
         streets(args.data / "camvid")
 

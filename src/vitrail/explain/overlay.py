@@ -18,14 +18,17 @@ HEAT = LinearSegmentedColormap.from_list("vitrail", matplotlib.colormaps["plasma
 """perceptually uniform, without plasma's darkest blue"""
 LEAST = 320
 """shortest length in pixels of the longer side of an image under a map: smaller ones are enlarged"""
+MANY = 400
+"""patches, from which on a few outliers no longer set the range of a map"""
 GREY = 0.45
 """how far the photo under a map is faded to white: dark places of a photo stay readable under colours"""
 
 
-def spread(heat: Tensor, least: float = 0.0) -> Tensor:
-    """A map [..., h, w] scaled to 0 to 1, each by its own range; `least` is the smallest range that counts as full."""
-    low, high = heat.amin(dim=(-2, -1), keepdim=True), heat.amax(dim=(-2, -1), keepdim=True)
-    return (heat - low) / (high - low).clamp_min(max(least, torch.finfo(torch.float32).tiny))
+def spread(heat: Tensor) -> Tensor:
+    """A map [h, w] scaled to 0 to 1 by its own range. Of many patches, the highest 1 of 200 are 1."""
+    flat = heat.float().flatten().sort().values
+    high = flat[-1] if len(flat) < MANY else flat[int(0.995 * (len(flat) - 1))]
+    return ((heat - flat[0]) / (high - flat[0]).clamp_min(torch.finfo(torch.float32).tiny)).clamp(max=1)
 
 
 def on_image(

@@ -32,7 +32,7 @@ function mean(maps) {
 
 /* Attention of the chosen layer and head: from a patch, or where the pooling reads. Head 0 is the mean. */
 function attention() {
-  const from = state.patch;
+  const from = has("attention") ? state.patch : null;
   const name = from === null ? "heads" : "attention";
   const shape = arrays[name].shape;
   const layer = from === null ? state.layer : Math.max(layers.indexOf(state.layer + 1), 0);
@@ -140,12 +140,16 @@ function paint(canvas, image, frame, grid, cells, faded, mark) {
   }
 }
 
+/* Of many patches, the highest 1 of 200 share the last colour. As in overlay.py. */
+const MANY = 400;
 function heat(map) {
   const cells = new Uint8ClampedArray(4 * map.length);
   const low = Math.min(...map);
-  const span = Math.max(...map) - low || 1;
+  const sorted = Float32Array.from(map).sort();
+  const high = map.length < MANY ? sorted[map.length - 1] : sorted[Math.floor(0.995 * (map.length - 1))];
+  const span = high - low || 1;
   map.forEach((value, i) => {
-    const t = (value - low) / span;
+    const t = Math.min((value - low) / span, 1);
     cells.set([...ramp[Math.round(255 * t)], 255 * (0.04 + 0.7 * t ** 0.8)], 4 * i);
   });
   return cells;
@@ -163,7 +167,9 @@ let image, other;
 
 function draw() {
   const view = VIEWS[state.view];
-  const marked = view.patch ? (state.view === "similarity" || state.view === "positions" ? start() : state.patch) : null;
+  const between = { attention: "attention", rollout: "rollout_patches" }[state.view];
+  const pointed = between && !has(between) ? null : state.patch;
+  const marked = view.patch ? (between ? pointed : start()) : null;
   const map = view.map && view.map();
   paint(windowed, image, told.frame, [rows, columns], map ? heat(map) : glass(view.colours("pca")), true, marked);
   byId("key").hidden = !map;

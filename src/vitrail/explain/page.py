@@ -112,13 +112,20 @@ def _table(rows: list[dict[str, Any]]) -> str:
         share = bars.get(next((value for value in row.values() if isinstance(value, str)), ""))
         bar = "" if share is None else f'<td class="share"><i style="width:{100 * share:.1f}%"></i></td>'
         lines.append(f"<tr>{cells}{bar}</tr>")
-    head = "".join(f"<th>{escape(name)}</th>" for name in columns) + ("<th></th>" if bars else "")
+    numeric = (' class="number"' if isinstance(rows[0][name], int | float) else "" for name in columns)
+    head = "".join(f"<th{kind}>{escape(name)}</th>" for name, kind in zip(columns, numeric, strict=True)) + (
+        "<th></th>" if bars else ""
+    )
     return f'<section class="pane scroll"><h2>The answer</h2><table><tr>{head}</tr>{"".join(lines)}</table></section>\n'
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f'<td class="number">{value:.4g}</td>'
+    if isinstance(value, int | float):
+        return (
+            f'<td class="number">{value:,.4g}</td>'
+            if isinstance(value, float)
+            else f'<td class="number">{value:,}</td>'
+        )
     return f"<td dir=auto>{escape(str(value))}</td>"
 
 
