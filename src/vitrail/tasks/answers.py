@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,8 +21,8 @@ ANSWERED = 32
 """images of the preprocessing's size, or as many pixels, that are answered at once"""
 
 
-def answer_all(task: Task, prepared: Sequence[Sample]) -> list[Prediction]:
-    """One answer for each image as `Task.prepare` gives it (see `Task.answers`)."""
+def answer_all(task: Task, prepared: Sequence[Sample], tell: Callable[[str], None] | None = None) -> list[Prediction]:
+    """One answer for each image as `Task.prepare` gives it (see `Task.answers`; `tell` is that of `Task.stream`)."""
     from vitrail.data.prepare import batched  # imports torchvision, which takes seconds
 
     device = next(task.parameters()).device
@@ -32,7 +32,8 @@ def answer_all(task: Task, prepared: Sequence[Sample]) -> list[Prediction]:
         frames = [task.preprocess.normalise(sample.images) for sample in batch]
         samples = torch.tensor([numbered_by_pixels(images[0]) for images in frames], device=device)
         affine = Affine.join([sample.affine for sample in batch if sample.affine is not None])
-        answers = task.answer({"image": torch.cat(frames).to(device), "sample": samples, "affine": affine})
+        inputs = {"image": torch.cat(frames).to(device), "sample": samples, "affine": affine}
+        answers = task.answer(inputs if tell is None else {**inputs, "tell": tell})
         if len(answers) != len(batch):
             raise ValueError(f"{len(answers)} answers for {len(batch)} images: `answer` must merge frames")
         found += answers
