@@ -72,6 +72,7 @@ def photos(folder: Path) -> None:
     """What stands in a reader's own folder."""
     for i, name in enumerate(("holiday.jpg", "photo.jpg", "more-images/1.jpg", "more-images/2.png", "my-photos/3.jpg")):
         save(folder / name, pixels(i, (60, 80, 3)))
+    (folder / "keys.txt").write_text("a-key-of-many-characters\n")
 
 
 def hub(root: Path) -> dict[str, Path]:

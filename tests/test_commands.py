@@ -7,11 +7,13 @@ that are not there yet.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import math
 import re
 import shlex
+import socket
 import subprocess
 import sys
 import tomllib
@@ -38,7 +40,7 @@ from vitrail.train.run import FAST_IMAGES
 
 __all__ = ["server"]
 
-for package in ("pycocoevalcap", "transformers", "timm"):
+for package in ("pycocoevalcap", "transformers", "timm", "fastapi"):
     pytest.importorskip(package, reason="needs pip install 'vitrail[all,dev]'")
 
 UNITS = units()
@@ -88,6 +90,7 @@ def here(stood_in: tuple[Path, dict[str, Path]], server: Hub, tmp_path: Path, mo
     folder = tmp_path / "here"
     folder.mkdir()
     stand_ins.photos(folder)
+    monkeypatch.setattr("vitrail.serve.server.run", ready)
     monkeypatch.chdir(folder)
     return folder
 
@@ -113,6 +116,8 @@ class Said:
 def run(words: list[str], capsys: pytest.CaptureFixture[str], code: int = 0) -> Said:
     """Run a command of ours as shown, within seconds."""
     before = set(runs())
+    if words[0] == "serve":
+        words = [*words, "--port", "0", "--measure", "0"]  # the documented one may be in use
     fast = ["--fast-dev-run"] if words[0] in LONG and len(words) > 1 and not {"--resume", "--help"} & {*words} else []
     capsys.readouterr()
     try:
@@ -275,6 +280,17 @@ def check_demo(said: Said) -> None:
     assert len(re.findall(r"^   \w+ +\w+ +\d+%$", said.out, re.MULTILINE)) >= 3, "it classifies sample images"
 
 
+def check_serve(said: Said) -> None:
+    assert said.out == "ready\n"
+
+
+def ready(app: Any, listener: socket.socket, settings: Any) -> None:
+    """In the place of answering until a signal."""
+    from starlette.testclient import TestClient
+
+    print(TestClient(app).get("/readyz").json()["status"])
+
+
 def check_grid(said: Said) -> None:
     """A finished run per combination, in a folder named after it, and a table of them and of their settings."""
     names = [Path(str(path)).name for path in said.made]
@@ -305,6 +321,7 @@ CHECKS: dict[str, Callable[[Said], None]] = {
     "doctor": check_doctor,
     "demo": check_demo,
     "cluster": check_cluster,
+    "serve": check_serve,
 }
 
 
@@ -376,6 +393,9 @@ def theirs(words: list[str]) -> None:
         extras = re.search(r"\[(.+)\]", words[-1])
         known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         assert words[1] == "install" and {*(extras[1].split(",") if extras else [])} <= known.keys(), words
+    elif words[0] == "curl":
+        paths = importlib.import_module("vitrail.serve.guard").ENDPOINTS
+        assert re.fullmatch(r"http://127\.0\.0\.1:8000(/[\w/]*)(\?stream=true)?", words[-1])[1] in paths, words
     elif words[0] == "torchrun":
         from torch.distributed.run import get_args_parser
 

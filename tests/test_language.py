@@ -47,6 +47,7 @@ WORDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
             r"\bin part\b",
             r"\.parts\b",
             r'"part"',  # names of folders and columns in other people's data
+            r'"on part (?:begin|data|end)"',  # of the library that parses forms
         ),
     ),
     "chance": (r"chances?", "probability", ()),

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from vitrail.cluster.command import add_grid, cluster, train_grid
 from vitrail.commands.doctor import doctor
 from vitrail.commands.files import convert, data, export
+from vitrail.commands.serve import serve
 from vitrail.errors import RunError, Stopped, UserError
 from vitrail.faults import CLOSED_PIPE, forget_output, nobody_reads, say_os_error
 from vitrail.files import refuse_existing
@@ -292,6 +293,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "data": data,
     "cluster": cluster,
     "doctor": doctor,
+    "serve": serve,
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -22,8 +22,8 @@ ANSWERED = 32
 """images of the preprocessing's size, or as many pixels, that are answered at once"""
 
 
-def answer_all(task: Task, prepared: Sequence[Sample]) -> list[Prediction]:
-    """One answer for each image as `Task.prepare` gives it (see `Task.answers`)."""
+def answer_all(task: Task, prepared: Sequence[Sample], tell: Callable[[str], None] | None = None) -> list[Prediction]:
+    """One answer for each image as `Task.prepare` gives it (see `Task.answers`; `tell` is that of `Task.stream`)."""
     from vitrail.data.prepare import batched  # imports torchvision, which takes seconds
 
     device = next(task.parameters()).device
@@ -35,7 +35,8 @@ def answer_all(task: Task, prepared: Sequence[Sample]) -> list[Prediction]:
         first = [0, *accumulate(len(sample.images) for sample in batch[:-1])]
         samples = torch.tensor([numbered_by_pixels(images[i]) for i in first], device=device)
         affine = Affine.join([sample.affine for sample in batch if sample.affine is not None])
-        answers = task.answer({"image": images, "sample": samples, "affine": affine})
+        inputs = {"image": images, "sample": samples, "affine": affine}
+        answers = task.answer(inputs if tell is None else {**inputs, "tell": tell})
         if len(answers) != len(batch):
             raise ValueError(f"{len(answers)} answers for {len(batch)} images: `answer` must merge frames")
         found += answers

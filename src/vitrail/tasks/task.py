@@ -74,6 +74,9 @@ class Task(nn.Module):
     unused_when_frozen: ClassVar[tuple[str, ...]] = ()
     """settings that such a method makes no use of"""
 
+    streams: ClassVar[bool] = False
+    """`stream` tells an answer while it is made"""
+
     preprocess: Preprocess
     classes: Sequence[str]
     """names of the classes; empty for a task without"""
@@ -199,6 +202,11 @@ class Task(nn.Module):
         is of. Images whose frames have different sizes are answered in different batches.
         """
         return answer_all(self.eval(), prepared)
+
+    @torch.inference_mode()
+    def stream(self, prepared: Sample, tell: Callable[[str], None]) -> Prediction:
+        """One answer as `answers` gives it, of a task that `streams`: `tell` gets the text so far, which may change."""
+        return answer_all(self.eval(), [prepared], tell)[0]
 
     def predict(self, images: Sequence[Image.Image | Tensor], batch_size: int = 32) -> list[Prediction]:
         """Answers for images: PIL images, or tensors [C, H, W] of uint8, uint16 or floats of 0 to 1 (or 0 to 255).

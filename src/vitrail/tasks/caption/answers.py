@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from vitrail.data.text import END, PAD, START, Tokenizer
 from vitrail.errors import UserError
@@ -42,6 +45,24 @@ def answers_of(written: Written, tokenizer: Tokenizer) -> list[Prediction]:
             raise UserError("this captioner's word probabilities are nan: choose other weights")
         answers.append(Captions(rows[0]["caption"], rows))
     return answers
+
+
+class Drafts:
+    """A step of a search that first tells the best caption so far of the first image: the first of its rows."""
+
+    def __init__(self, step: Stepper, tokenizer: Tokenizer, tell: Callable[[str], None]) -> None:
+        self.step, self.tokenizer, self.tell = step, tokenizer, tell
+        self.words: Tensor | None = None
+        """[R, T] the words so far of each row"""
+
+    def __call__(self, words: Tensor, rows: Tensor | None, state: Any) -> tuple[Tensor, Tensor | None, Any]:
+        if self.words is None:  # before the first word
+            self.words = words.new_empty(len(words), 0)
+        else:
+            before = self.words if rows is None else self.words[rows]
+            self.words = torch.cat([before, words[:, None]], dim=1)
+            self.tell(_row(self.words[0].tolist(), [], 0.0, self.tokenizer)["caption"])
+        return self.step(words, rows, state)
 
 
 def _row(words: list[int], ps: list[float], score: float, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from vitrail.data.text import PAD, Tokenizer
 from vitrail.errors import UserError
 from vitrail.hf import fresh, with_memory
 from vitrail.plain import describe, described, rebuild
-from vitrail.tasks.caption.answers import answers_of, pieces_of
+from vitrail.tasks.caption.answers import Drafts, answers_of, pieces_of
 from vitrail.tasks.caption.components import NextWords, ReadImages, Reranker
 from vitrail.tasks.caption.consensus import Consensus
 from vitrail.tasks.caption.decoders import Decoder, Memory, decoder_for
@@ -45,8 +45,8 @@ class Caption(Task):
 
     Keys of a batch: `image` [B, C, H, W] normalised floats, `sample` [B]; to learn from, `label` int64 [B, K, T], the
     tokens of K captions, each ended by `END` and padded with `PAD` (missing captions are all `PAD`); to score,
-    `captions`, the references as text. In training `epoch` selects among the captions; `key` as in `Task.keep`;
-    self-critical training samples by it.
+    `captions`, the references as text; to stream, `tell` (see `Task.stream`). In training `epoch` selects among the
+    captions; `key` as in `Task.keep`; self-critical training samples by it.
     """
 
     name = "caption"
@@ -58,6 +58,7 @@ class Caption(Task):
     free = FREE
     unused_when_frozen = tuple(name for name in FREE if name != "decoding")
     metric_reads = "answers"
+    streams = True
 
     decoder: Decoder
     match: Match | None
@@ -294,16 +295,16 @@ class Caption(Task):
                 raise UserError(f"this captioner was not trained for {name} in decoding: set it to 0")
         images = batch["image"]
         samples = batch.get("sample", torch.arange(len(images), device=images.device))
-        size = self.decoder.images_at_once or max(len(images), 1)
-        return Written.joined(
-            [self._write(*some) for some in zip(images.split(size), samples.split(size), strict=True)]
-        )
+        size, tell = self.decoder.images_at_once or max(len(images), 1), batch.get("tell")
+        several = zip(images.split(size), samples.split(size), strict=True)
+        return Written.joined([self._write(*some, tell) for some in several])
 
-    def _write(self, images: Tensor, samples: Tensor) -> Written:
+    def _write(self, images: Tensor, samples: Tensor, tell: Callable[[str], None] | None) -> Written:
         modules = self.components()
         pooled, state = modules["encoder"](images)
         how = replace(self.option, max_length=self.decoder.within_limit(self.option.max_length))
-        written = write(modules["step"], state, how, samples, self.spaced.to(images.device))
+        step = modules["step"] if tell is None else Drafts(modules["step"], self.tokenizer, tell)
+        written = write(step, state, how, samples, self.spaced.to(images.device))
         if "rerank" in modules:
             written.score = modules["rerank"](pooled, written.words, written.score)
             written = written.ranked()

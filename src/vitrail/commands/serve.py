@@ -1,0 +1,65 @@
+"""`vitrail serve`. Heavy imports are inside the function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from vitrail.errors import UserError
+from vitrail.options import SOURCE, Parser, path
+
+PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
+
+
+def serve(args: Sequence[str]) -> int:
+    """Serve models over HTTP: `vitrail serve [SOURCE...] [--host H] [--port P]`."""
+    parser = Parser("serve", serve)
+    parser.add_argument(
+        "sources", nargs="*", metavar="SOURCE", help=f"{SOURCE}; NAME=SOURCE names it; default: classify"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0: all of this machine's")
+    parser.add_argument("--port", type=int, default=8000, help="0: a free one, which is printed; default: 8000")
+    parser.add_argument("--api-keys", type=path, metavar="FILE", help="API keys, one per line; or VITRAIL_API_KEYS")
+    parser.add_argument(
+        "--allow-origin", nargs="+", default=(), metavar="ORIGIN", help="pages of other servers that may use this one"
+    )
+    parser.add_argument("--max-upload-mb", type=float, default=20, help="largest request in MB; default: 20")
+    parser.add_argument("--max-megapixels", type=float, default=50, help="largest image in megapixels; default: 50")
+    parser.add_argument("--rate-limit", type=int, default=0, metavar="N", help="requests per minute of one client")
+    parser.add_argument("--queue", type=int, default=256, help="images that may wait; default: 256")
+    parser.add_argument("--max-batch", type=int, default=32, help="images that are answered at once; default: 32")
+    parser.add_argument("--max-wait-ms", type=float, default=5, help="how long a batch waits for more; default: 5")
+    parser.add_argument(
+        "--timeout", type=float, default=60, help="seconds for an upload, and for an answer; default: 60"
+    )
+    parser.add_argument("--engine", default="auto", help="auto (the fastest), eager, compile, onnx or openvino")
+    parser.add_argument("--precision", default="fp32", help="fp32, bf16 or fp16; default: fp32")
+    parser.add_argument(
+        "--measure", type=float, default=20, metavar="SECONDS", help="time for trying engines at the start; default: 20"
+    )
+    if parser.parse_help(args) is not None:
+        print(parser.format_help())
+        return 0
+    options = parser.parse_args(args)
+    if missing := [name for name in PACKAGES if find_spec(name) is None]:
+        raise UserError(f"serving needs the package {missing[0].replace('_', '-')}: pip install 'vitrail[serve]'")
+    from vitrail.serve.models import read_sources
+    from vitrail.serve.server import serve as run
+    from vitrail.serve.settings import Settings, read_keys
+
+    settings = Settings(
+        keys=read_keys(options.api_keys),
+        origins=tuple(options.allow_origin),
+        max_upload=int(options.max_upload_mb * 1e6),
+        max_pixels=int(options.max_megapixels * 1e6),
+        rate_limit=options.rate_limit,
+        queue=options.queue,
+        max_batch=options.max_batch,
+        max_wait=options.max_wait_ms / 1e3,
+        timeout=options.timeout,
+        engine=options.engine,
+        precision=options.precision,
+        measure=options.measure,
+    )
+    run(read_sources(options.sources), options.host, options.port, options.device, settings)
+    return 0

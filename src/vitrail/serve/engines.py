@@ -1,0 +1,194 @@
+"""What runs a model: the fastest engine of this machine whose outputs agree with PyTorch's, by a short measurement.
+
+Candidates are PyTorch itself (`eager`), `torch.compile`, and on a CPU the engines of exports that are installed. They
+run the same task in every answer; a lower precision is never chosen unless it was requested.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitrail.data.prepare import Sample
+from vitrail.errors import RunError, UserError, first_line
+from vitrail.serve.settings import Settings
+from vitrail.tasks.exported import Exported
+from vitrail.tasks.task import Task
+from vitrail.train.device import autocast, ready_to_compile
+
+PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
+"""what writing and running an export needs"""
+AGREES = 1e-3
+"""largest difference of the outputs from eager's, or that share of outputs larger than 1"""
+REPEATS = 3
+SATURATED = 8
+"""images of a batch from which on a CPU is no faster per image"""
+LONGEST = 0.5
+"""seconds of a measured batch"""
+
+
+@dataclass
+class Engine:
+    """A way to run a model."""
+
+    name: str
+    task: Task
+    """whose answers it gives"""
+    precision: str = "fp32"
+    rate: float = 0.0
+    """images per second in batches"""
+    why: list[str] = field(default_factory=list)
+    """what was tried beside it"""
+
+    def precise(self) -> AbstractContextManager[object]:
+        """The context of its answers."""
+        if isinstance(self.task, Exported) or self.precision not in ("bf16", "fp16"):
+            return autocast(torch.device("cpu"), "fp32")  # nothing
+        return autocast(next(self.task.parameters()).device, self.precision)  # type: ignore[arg-type]
+
+    def line(self) -> str:
+        """What was chosen, in one line."""
+        tried = f" ({'; '.join(self.why)})" if self.why else ""
+        return f"{self.name}, {self.precision}, {self.rate:.3g} images per second{tried}"
+
+
+def choose(source: str, task: Task, settings: Settings, until: float, places: ExitStack) -> Engine:
+    """The engine for a model.
+
+    Args:
+        source: what the model was loaded from.
+        until: the time (monotonic) after which no other candidate is begun.
+        places: holds the files of exports until the server stops.
+
+    Raises:
+        UserError: the engine that `settings` names cannot run the model.
+    """
+    if isinstance(task, Exported):
+        if settings.engine != "auto" or settings.precision != "fp32":
+            raise UserError(f"{source} is an export, which has its own engine and precision: leave both flags out")
+        return measured(Engine("export", task, "as exported"), settings)
+    eager = Engine("eager", task, settings.precision)
+    if settings.engine == "eager":
+        return measured(eager, settings)
+    if settings.engine != "auto":
+        try:
+            return measured(make(settings.engine, source, task, settings, places), settings)
+        except (UserError, RunError) as error:
+            raise UserError(f"--engine {settings.engine} cannot run {source}: {first_line(error)}") from error
+    found = [measured(eager, settings)]
+    notes: list[str] = []
+    late: list[str] = []
+    for name in candidates(task, settings.precision):
+        if time.monotonic() > until:
+            late.append(name)
+            continue
+        try:
+            found.append(measured(make(name, source, task, settings, places), settings))
+        except (UserError, RunError) as error:
+            notes.append(f"{name} left out: {first_line(error)[:150]}")
+    best = max(found, key=lambda engine: engine.rate)
+    best.why = [*(f"{engine.name} {engine.rate:.3g}" for engine in found if engine is not best), *notes]
+    best.why += [f"not tried for want of time: {', '.join(late)}"] * bool(late)
+    return best
+
+
+def candidates(task: Task, precision: str) -> list[str]:
+    """The engines beside eager that this machine has, those that start sooner first."""
+    device = next(task.parameters()).device
+    names = []
+    if device.type == "cpu" and precision == "fp32":
+        names += [name for name in ("openvino", "onnx") if all(map(find_spec, PACKAGES[name]))]
+    # Frames of any size would be compiled again and again while clients wait.
+    if device.type != "mps" and task.preparation(train=False) is None:
+        names.append("compile")
+    return names
+
+
+def make(name: str, source: str, task: Task, settings: Settings, places: ExitStack) -> Engine:
+    """An engine whose outputs agree with eager's. UserError or RunError where it cannot be made."""
+    if name == "compile":
+        return Engine("compile", compiled(task), settings.precision)
+    from vitrail.export import export
+    from vitrail.zoo.exports import read
+
+    if settings.precision == "fp16" or (settings.precision == "bf16" and name == "onnx"):
+        raise UserError(f"the engine {name} has no {settings.precision}: choose eager or compile")
+    folder = Path(places.enter_context(tempfile.TemporaryDirectory(prefix="vitrail-"))) / name
+    export(source, folder, name, settings.precision)  # compares with eager, and refuses what differs
+    return Engine(name, read(folder, "cpu"), settings.precision)
+
+
+def compiled(task: Task) -> Task:
+    """The task with its encoder compiled, beside the task itself, which keeps its own for figures. UserError."""
+    ready_to_compile(next(task.parameters()).device)
+    fast = copy.copy(task)
+    encoder: Any = torch.compile(task.encoder, dynamic=True)
+    fast._modules = {**task._modules, "encoder": encoder}
+    try:
+        for count in (1, 3):
+            images = noise(task, count)
+            for expected, found in zip(outputs(task, images), outputs(fast, images), strict=True):
+                largest = max(1.0, float(expected.abs().nan_to_num().max())) if expected.numel() else 1.0
+                if not torch.allclose(found, expected, rtol=0, atol=AGREES * largest, equal_nan=True):
+                    raise UserError("its outputs differ from eager's by more than 1e-3")
+    except UserError:
+        raise
+    except Exception as error:  # a compiler's
+        raise UserError(f"it cannot be compiled ({first_line(error)[:150]})") from error
+    return fast
+
+
+@torch.inference_mode()
+def outputs(task: Task, images: Tensor) -> list[Tensor]:
+    """What the programs of a task give for normalised images."""
+    return [
+        output.float()
+        for program in task.programs({"image": images}).values()
+        for output in program.module(*program.inputs.values())
+    ]
+
+
+def noise(task: Task, count: int) -> Tensor:
+    """Images [B, C, H, W] with values as normalised images have them."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(count, task.preprocess.channels, *task.preprocess.size, generator=generator)
+    return images.to(next(task.parameters()).device)
+
+
+def samples(task: Task, count: int) -> list[Sample]:
+    """Prepared images of noise."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (task.preprocess.channels, *task.preprocess.size)
+    return [task.prepare(torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)) for _ in range(count)]
+
+
+def measured(engine: Engine, settings: Settings) -> Engine:
+    """The engine with its rate, in batches of at most `LONGEST` seconds."""
+    on_cpu = next(engine.task.parameters()).device.type == "cpu"
+    most = min(settings.max_batch, SATURATED) if on_cpu else settings.max_batch
+    seconds_of(engine, 1, 1)  # warms up
+    one = seconds_of(engine, 1, 1)
+    count = max(1, min(most, int(LONGEST / one)))
+    engine.rate = 1 / one if count == 1 else count / seconds_of(engine, count, REPEATS)
+    return engine
+
+
+def seconds_of(engine: Engine, count: int, repeats: int, clock: Callable[[], float] = time.perf_counter) -> float:
+    """The shortest time of some batches."""
+    batch, spent = samples(engine.task, count), []
+    with engine.precise():
+        for _ in range(repeats):
+            began = clock()
+            engine.task.answers(batch)
+            spent.append(clock() - began)
+    return max(min(spent), 1e-9)

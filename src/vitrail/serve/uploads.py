@@ -1,0 +1,240 @@
+"""The body of a request, in memory: uploads are never written to a disk.
+
+Starlette's own parser of forms keeps files of more than a megabyte in temporary files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import Request
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from vitrail.serve.errors import ApiError
+from vitrail.serve.settings import MAX_IMAGES, Settings
+
+FIELDS = ("model", "top", "explain")
+"""fields beside `images`"""
+MAX_FIELD = 1_000
+"""bytes of a field that is no image"""
+MAX_HEAD = 8_000
+"""bytes of the headers of one entry of a form"""
+FORMS = "send a form (multipart/form-data) with files `images`, or JSON with base64 texts `images`"
+PLAIN = 'base64 without a prefix or line breaks, such as {"images": ["/9j/4AAQ..."]}'
+
+
+@dataclass
+class Upload:
+    """What a request sends."""
+
+    images: list[bytes] = field(default_factory=list)
+    model: str | None = None
+    top: int | None = None
+    explain: bool = False
+    fields: tuple[str, ...] = FIELDS
+    """those that this endpoint takes"""
+
+    def set(self, name: str, value: Any) -> None:
+        """A field beside `images`, as JSON or as the text of a form has it."""
+        if name not in self.fields:
+            known = ", ".join(("images", *self.fields))
+            raise ApiError(422, "unknown_field", f"there is no field {name[:100]!r} here", f"the fields are {known}")
+        if name == "model":
+            if not isinstance(value, str):
+                raise bad_field("model", "a text")
+            self.model = value
+        elif name == "top":
+            if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10:
+                value = int(value)
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 10**9:
+                raise bad_field("top", "a whole number of at least 1")
+            self.top = value
+        else:
+            words = {"true": True, "1": True, "false": False, "0": False}
+            if isinstance(value, str):
+                value = words.get(value.lower())
+            if not isinstance(value, bool):
+                raise bad_field("explain", "true or false")
+            self.explain = value
+
+    def add(self, image: bytes) -> None:
+        if len(self.images) == MAX_IMAGES:
+            raise ApiError(
+                413, "too_many_images", f"a request has at most {MAX_IMAGES} images", "send several requests"
+            )
+        self.images.append(image)
+
+
+def bad_field(name: str, kind: str) -> ApiError:
+    return ApiError(422, "bad_field", f"the field {name} is not {kind}", f"send {kind}, or leave {name} out")
+
+
+async def read_upload(request: Request, settings: Settings, fields: tuple[str, ...] = FIELDS) -> Upload:
+    """The images and the fields of a request. Raises ApiError."""
+    try:
+        async with asyncio.timeout(settings.timeout):
+            upload = await _read(request, settings.max_upload, Upload(fields=fields))
+    except TimeoutError:
+        raise ApiError(
+            400,
+            "upload_too_slow",
+            f"the upload was not complete after {settings.timeout:g} seconds",
+            "send smaller images, or fewer of them at once",
+            {"Connection": "close"},
+        ) from None
+    if not upload.images:
+        raise ApiError(422, "no_images", "the request has no images", FORMS)
+    return upload
+
+
+async def _read(request: Request, limit: int, upload: Upload) -> Upload:
+    kind, options = parse_options_header(request.headers.get("content-type"))
+    if kind == b"multipart/form-data":
+        boundary = options.get(b"boundary", b"")
+        if not boundary:
+            raise ApiError(400, "bad_form", "the form names no boundary", "let your HTTP client write the content type")
+        form = Form(boundary, upload)
+        async for chunk in _chunks(request, limit):
+            form.write(chunk)
+        return form.finish()
+    if kind == b"application/json":
+        body = bytearray()
+        async for chunk in _chunks(request, limit):
+            body += chunk
+        # Megabytes of base64 take a while: not in the event loop.
+        return await asyncio.get_running_loop().run_in_executor(None, from_json, body, upload)
+    shown = kind.decode("latin-1")[:100] or "none"
+    raise ApiError(415, "unsupported_media_type", f"the content type is {shown}", FORMS)
+
+
+async def _chunks(request: Request, limit: int) -> AsyncIterator[bytes]:
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            raise too_large(limit)
+        yield chunk
+
+
+def too_large(limit: int) -> ApiError:
+    return ApiError(
+        413,
+        "too_large",
+        f"the request has more than {limit:,} bytes, the limit of this server",
+        "send smaller images, or fewer of them at once",
+    )
+
+
+class Form:
+    """multipart/form-data, chunk by chunk. What a client calls its files is not used for anything."""
+
+    def __init__(self, boundary: bytes, upload: Upload) -> None:
+        self.upload, self.complete = upload, False
+        self._begin()
+        try:
+            self.parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._begin,
+                    "on_header_field": self._header_name,
+                    "on_header_value": self._header_value,
+                    "on_header_end": self._header_end,
+                    "on_headers_finished": self._named,
+                    "on_part_data": self._more,
+                    "on_part_end": self._end,
+                    "on_end": self._finished,
+                },
+            )
+        except FormParserError as error:
+            raise self._bad(str(error)) from None
+
+    def write(self, chunk: bytes) -> None:
+        try:
+            self.parser.write(chunk)
+        except FormParserError as error:
+            raise self._bad(str(error)) from None
+
+    def finish(self) -> Upload:
+        if not self.complete:
+            raise self._bad("it ends before its last boundary")
+        return self.upload
+
+    @staticmethod
+    def _bad(reason: str) -> ApiError:
+        return ApiError(400, "bad_form", f"the form cannot be read: {reason[:200]}", FORMS)
+
+    def _begin(self) -> None:
+        self.name, self.data, self.names, self.value = "", bytearray(), bytearray(), bytearray()
+        self.size = 0
+
+    def _header_name(self, data: bytes, start: int, end: int) -> None:
+        self._count(end - start)
+        self.names += data[start:end]
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._count(end - start)
+        self.value += data[start:end]
+
+    def _count(self, size: int) -> None:
+        self.size += size
+        if self.size > MAX_HEAD:
+            raise self._bad("the headers of an entry are too long")
+
+    def _header_end(self) -> None:
+        if self.names.lower() == b"content-disposition":
+            _, options = parse_options_header(bytes(self.value))
+            self.name = options.get(b"name", b"").decode("utf-8", "replace")
+        self.names, self.value = bytearray(), bytearray()
+
+    def _named(self) -> None:
+        if not self.name:
+            raise self._bad("an entry has no name")
+        if self.name != "images" and self.name not in self.upload.fields:
+            self.upload.set(self.name, "")  # refuses it, before its content comes
+
+    def _more(self, data: bytes, start: int, end: int) -> None:
+        if self.name != "images" and len(self.data) + end - start > MAX_FIELD:
+            raise bad_field(self.name, f"a text of at most {MAX_FIELD:,} bytes")
+        self.data += data[start:end]
+
+    def _end(self) -> None:
+        if self.name == "images":
+            self.upload.add(bytes(self.data))
+        else:
+            self.upload.set(self.name, self.data.decode("utf-8", "replace"))
+        self.data = bytearray()
+
+    def _finished(self) -> None:
+        self.complete = True
+
+
+def from_json(body: bytes | bytearray, upload: Upload) -> Upload:
+    """Fill the upload from a body of JSON."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        raise ApiError(400, "bad_json", "the body is not JSON", f"send {PLAIN}") from None
+    if not isinstance(found, dict):
+        raise ApiError(422, "bad_json", "the body is not an object of JSON", f"send {PLAIN}")
+    images = found.pop("images", None)
+    if not isinstance(images, list):
+        raise bad_field("images", "a list of texts")
+    for name, value in found.items():
+        if value is not None:
+            upload.set(name, value)
+    for number, text in enumerate(images, 1):
+        if not isinstance(text, str):
+            raise bad_field("images", "a list of texts")
+        try:
+            upload.add(base64.b64decode(text.encode("ascii"), validate=True))
+        except (binascii.Error, UnicodeEncodeError):
+            hint = f"send {PLAIN}; URLs are not fetched"
+            raise ApiError(422, "bad_base64", f"image {number} is not base64", hint) from None
+    return upload
