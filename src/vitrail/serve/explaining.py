@@ -8,7 +8,8 @@ import torch
 
 from vitrail.data.prepare import Sample
 from vitrail.errors import UserError
-from vitrail.explain import attention_distance, attention_maps, encoder_of, rollout
+from vitrail.explain.attention import attention_distance, attention_maps, rollout
+from vitrail.explain.trace import encoder_of, pool_of
 from vitrail.tasks.answers import numbered_by_pixels
 from vitrail.tasks.task import Task
 
@@ -33,8 +34,7 @@ def explanation(task: Task, sample: Sample) -> dict[str, Any]:
     config = encoder.config
     maps = attention_maps(task, images)
     grid = (images.shape[2] // config.patch, images.shape[3] // config.patch)
-    reads_token = config.pool in ("token", "distilled", "token_average")
-    heat = rollout(maps, config.prefix_tokens, "token" if reads_token else "average")[0]
+    heat = rollout(maps, config.prefix_tokens, pool_of(encoder))[0]
     return found | {
         "grid": grid,
         "patch": config.patch,
