@@ -7,8 +7,8 @@ tells the other host. Compared with runs that nothing disturbs:
 
 - a host that starts again: weights, log and scores must be the same to the bit;
 - a host that is gone for good: the other one continues alone from the last state. One process rounds otherwise than
-  two, and at the high learning rate of `digits` this changes losses by percents within 20 steps, as another seed would.
-  So its validation loss may differ from the undisturbed run's by no more than three seeds differ among themselves.
+  two, and at the high learning rate of `digits` this changes losses by percents within 20 steps, as another seed would:
+  its validation loss may differ from that of the undisturbed run by no more than three seeds differ from each other.
 
 Without the right to make namespaces (root), two addresses of the loopback interface stand in, and the row says so.
 """

@@ -1,8 +1,8 @@
 """What each process holds for each weight with `--shard`, and without: python bench/shard_memory.py [--tiny]
 
 A Vision Transformer is trained for three steps on the CPU by one process, and by several that share its weights out
-(FSDP2). Counted are the bytes of all tensors between two steps, in the process that holds most, per
-weight. Gradients and what the network computes live within a step, and are not counted.
+(FSDP2). Counted are the bytes of all tensors between two steps, in the process that holds most, divided by the number
+of weights. Gradients and what the network computes live within a step, and are not counted.
 """
 
 from __future__ import annotations

@@ -591,6 +591,8 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "segment": segment,
     "scale-tokens": lambda: scale_tables.tokens(_rows("scale")),
     "scale-devices": lambda: scale_tables.devices(_rows("scale")),
+    "scale-shard": lambda: scale_tables.shard(_rows("shard-memory")),
+    "scale-hosts": lambda: scale_tables.hosts(_rows("hosts")),
 }
 
 

@@ -21,7 +21,7 @@ from vitrail.train.device import choose_device
 from vitrail.train.job import marks_of_all
 from vitrail.train.optim import factor
 from vitrail.train.parallel import ALONE, World
-from vitrail.train.run import FREE, LENGTH, Run
+from vitrail.train.run import FREE, LENGTH, Run, changed_fields, with_fields
 from vitrail.train.state import LEASE, Follower, RunFolder
 from vitrail.train.stop import preemptible
 
@@ -39,7 +39,10 @@ def begin_or_resume(
     group: str | None = None,
     world: World = ALONE,
 ) -> Trained:
-    """As `begin`; but if this is a job that is started again, resume the run that it began (see `train/job.py`)."""
+    """As `begin`; but if this is a job that is started again, resume the run that it began (see `train/job.py`).
+
+    Raises UserError if that run has other settings than this command, but for fields that are in `FREE`.
+    """
     job = marks_of_all(world)
     named = (recipes.TUNED.get(recipe, recipe) if init is not None else recipe)(1)
     first = default_folder(replace(named, seed=changes.get("seed", named.seed)))
@@ -51,8 +54,16 @@ def begin_or_resume(
     if not (found := world.from_first(find).decode()):
         return begin(recipe, data, init, changes, out, device, group, world, job)
     log.warning(f"the job of the run in {found} is started again, so that run is resumed")
-    free = {name: value for name, value in changes.items() if name in FREE}
-    return _resume(_folder(Path(found), world), device, None, lambda run: free, world, job)
+
+    def chosen(run: Run) -> Mapping[str, Any]:
+        # The run knows what it chose for `auto`, and whether its images are in memory.
+        settled = {name: value for name, value in changes.items() if name not in (*FREE, "memory") and value != "auto"}
+        other = ["recipe"] if run.recipe != named.recipe else changed_fields(run, with_fields(run, settled))
+        if other:
+            raise UserError(f"the run in {found} has another {other[0]} than this command: choose another --out")
+        return {name: value for name, value in changes.items() if name in FREE}
+
+    return _resume(_folder(Path(found), world), device, None, chosen, world, job)
 
 
 @preemptible()

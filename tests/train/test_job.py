@@ -125,7 +125,11 @@ def test_another_command_with_the_same_folder_is_refused(
             patch.setenv(name, value)
         assert main(["train", *SHORT, "--out", "x"]) == 2
     assert sorted(Path("x").rglob("*")) == before
-    monkeypatch.setenv(JOB, "here")  # which may change what no step before the old end depends on
+    monkeypatch.setenv(JOB, "here")
+    assert main(["train", *SHORT, "--out", "x", "--muon-lr", "0.5"]) == 2
+    assert "the run in x has another muon_lr than this command: choose another --out" in capsys.readouterr().err
+    assert sorted(Path("x").rglob("*")) == before
+    # A command of the job may change what no step before the old end depends on.
     assert main(["train", *SHORT, "--out", "x", "--max-bad", "0.5", "--keep", "1"]) == 0
     assert RunFolder(Path("x")).run().max_bad == 0.5 and len(RunFolder(Path("x")).states.steps()) == 1
     assert main(["train", *SHORT, "--out", "x"]) == 0, "a finished run gives its scores again"
