@@ -28,7 +28,7 @@ SLOW = pytest.mark.slow
 """on scripts that start or train so much that they take about ten seconds of one core, or more"""
 MARKS = {
     **dict.fromkeys(("damaged", "dispatch", "doctor", "engines", "folder", "gpu", "kills", "ladder"), (SLOW,)),
-    **dict.fromkeys(("ranks", "segment", "shards", "transfer"), (SLOW,)),
+    **dict.fromkeys(("merging", "ranks", "segment", "shards", "transfer"), (SLOW,)),
     "ray_predict": (
         SLOW,
         pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: pip install 'vitrail[cluster]'"),
