@@ -28,7 +28,7 @@ SLOW = pytest.mark.slow
 """on scripts that start or train so much that they take about ten seconds of one core, or more"""
 MARKS = {
     **dict.fromkeys(("damaged", "dispatch", "doctor", "engines", "folder", "gpu", "kills", "ladder"), (SLOW,)),
-    **dict.fromkeys(("ranks", "segment", "shard_memory", "shards", "transfer"), (SLOW,)),
+    **dict.fromkeys(("merging", "ranks", "segment", "shard_memory", "shards", "transfer"), (SLOW,)),
     "hosts": (SLOW, pytest.mark.skipif(sys.platform != "linux", reason="ends its processes by their mark in /proc")),
     "ray_predict": (
         SLOW,

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from torch import nn
 
 from vitrail.cli import main
 from vitrail.data.decode import EncodedImage
@@ -30,6 +31,8 @@ from vitrail.errors import RunError
 from vitrail.recipes import RECIPES
 from vitrail.report import write_report
 from vitrail.train.state import RunFolder
+from vitrail.variants import VariantConfig
+from vitrail.zoo import create
 
 TINY = ["--width", "16", "--depth", "1", "--heads", "2", "--device", "cpu"]
 
@@ -96,6 +99,39 @@ def test_predict_answers_good_images_and_names_bad_ones(
     assert "4000000x1: too long and thin" in rows[3]["error"]
     assert main(["predict", str(folder / "a.png"), "--model", str(run)]) == 0
     assert "a.png: " in capsys.readouterr().out
+
+
+def test_tokens_merge_where_a_command_runs_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = VariantConfig(width=16, depth=2, heads=2, patch=2, image_size=(8, 8), channels=1, qk_norm=True)
+    model, run = create(config, classes=open_data("digits").train.classes), tmp_path / "run"
+    nn.init.normal_(model.get_parameter("head.linear.weight"))
+    model.save(run)
+    image = tmp_path / "a.png"
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 3).save(image)
+
+    def row(*words: object) -> dict[str, Any]:
+        capsys.readouterr()
+        assert main([*map(str, words), "--json", "--device", "cpu"]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    for words in (("predict", image, "--model", run), ("eval", run, "--data", "digits", "--split", "val")):
+        plain, merging = row(*words), row(*words, "--merge", "6")
+        assert row(*words, "--merge", "0") == plain and merging.keys() == plain.keys() and merging != plain
+    assert refused(capsys, "predict", image, "--model", run, "--merge", "2", "2", "2").endswith(
+        "merge needs one number for all blocks, or one for each of 2: got 3"
+    )
+    assert refused(capsys, "eval", run, "--data", "digits", "--merge", "-1").startswith("vitrail: --merge must be at ")
+    assert "--merge applies to a model" in refused(capsys, "eval", run, "--data", "digits", "--merge", "1", "--human")
+    # In training it is a field of the model, and weights to start from leave it free.
+    out = tmp_path / "merging"
+    assert main(["train", "digits", "--init", str(run), "--fast-dev-run", "--merge", "6", "--out", str(out)]) == 0
+    assert RunFolder(out).run().model.merge == (6,)  # type: ignore[union-attr]
+    config = json.loads((out / "best" / "config.json").read_text())
+    assert config["encoder"]["merge"] == [6]
+    capsys.readouterr()
+    explained = refused(capsys, "explain", image, "--model", out, "--out", tmp_path / "explained")
+    assert "this model merges tokens" in explained and not (tmp_path / "explained").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are text")
