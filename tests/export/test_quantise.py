@@ -5,10 +5,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from vitrail.errors import RunError
+from vitrail.errors import RunError, UserError
 from vitrail.export import quantise
 
 IMAGES = [torch.full((1, 1, 2, 2), float(i + 1)) for i in range(40)]
@@ -24,7 +25,7 @@ class Settings:
         self.smooth = smooth_quant_alphas is None or smooth_quant_alphas.used
 
 
-def stand_in(smooth: float | None, plain: float, restored: float, calls: list[str]) -> Any:
+def stand_in(smooth: float | None, plain: float | None, restored: float, calls: list[str]) -> Any:
     """An NNCF whose models are numbers: by how much they scale one of two outputs too much. None: it cannot."""
 
     def quantize(model: float, advanced_parameters: Settings, **_: Any) -> float:
@@ -73,6 +74,16 @@ def test_what_loses_least_is_chosen(
     errors: Any, found: float, calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert quantised(monkeypatch, *errors) == (found, calls)
+
+
+def test_outputs_without_values_count_nothing() -> None:
+    empty, one = np.zeros((1, 0)), np.ones((1, 4))
+    assert quantise.error([empty, 1.1 * one], [empty, one]) == pytest.approx(0.1)
+
+
+def test_a_model_that_cannot_be_quantised(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"NNCF cannot write this model in int8 \(no weights\): use --precision fp32"):
+        quantised(monkeypatch, None, None, 0.0)
 
 
 def test_outputs_that_differ_too_much_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

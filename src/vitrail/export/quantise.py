@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.errors import RunError
+from vitrail.errors import RunError, UserError, first_line
 from vitrail.export.onnx import quiet
 from vitrail.zoo.exports import KEY, Meta
 from vitrail.zoo.exports.engines import library
@@ -104,15 +104,21 @@ def _quantised(model: Any, images: Sequence[Tensor], run: Run) -> Any:
         "subset_size": len(arrays),
     }
     best: tuple[float, Any, Any] | None = None
+    reason = ""
     with quiet("nncf"):
         for how in (nncf.AdvancedQuantizationParameters(), without_smoothing(nncf)):
-            found = _tried(nncf, model, {**common, "advanced_parameters": how})
-            apart = float("inf") if found is None else 1 - agreement(found, numbered)[0]
+            try:
+                found = nncf.quantize(deepcopy(model), **common, advanced_parameters=how)
+            except Exception as failed:  # SmoothQuant on weights that NNCF does not find in a graph
+                reason = first_line(failed)[:200]
+                continue
+            apart = 1 - agreement(found, numbered)[0]
             if best is None or apart < best[0]:
                 best = apart, found, how
             if best[0] <= ERROR:
                 return best[1]
-        assert best is not None
+        if best is None:
+            raise UserError(f"NNCF cannot write this model in int8 ({reason}): use --precision fp32 or bf16")
         found = nncf.quantize_with_accuracy_control(
             deepcopy(model),
             validation_dataset=nncf.Dataset(numbered, lambda item: {"images": item[1]}),
@@ -134,10 +140,11 @@ def _quantised(model: Any, images: Sequence[Tensor], run: Run) -> Any:
 
 
 def error(found: Sequence[Array], expected: Sequence[Array]) -> float:
-    """The relative error, as the mean over outputs."""
+    """The relative error: the mean over outputs that have values, which an empty cache of words has not."""
     each = [
         float(np.linalg.norm(one - other)) / max(float(np.linalg.norm(other)), 1e-12)
         for one, other in zip(found, expected, strict=True)
+        if other.size
     ]
     return float(np.mean(each))
 
@@ -146,11 +153,3 @@ def without_smoothing(nncf: Any) -> Any:
     """Settings of NNCF without SmoothQuant."""
     off = nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1)
     return nncf.AdvancedQuantizationParameters(smooth_quant_alphas=off)
-
-
-def _tried(nncf: Any, model: Any, how: dict[str, Any]) -> Any:
-    """The model in int8; None where NNCF cannot, as with SmoothQuant on weights that it does not find in a graph."""
-    try:
-        return nncf.quantize(deepcopy(model), **how)
-    except Exception:
-        return None
