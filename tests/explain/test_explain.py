@@ -19,7 +19,7 @@ from vitrail.data.decode import decode
 from vitrail.errors import UserError
 from vitrail.explain.attention import attention_maps, rollout
 from vitrail.explain.command import explain
-from vitrail.explain.explanation import explanation, packed, spaced
+from vitrail.explain.explanation import block_for, blocks_of, explanation, packed, spaced
 from vitrail.explain.filters import patch_filters
 from vitrail.explain.overlay import on_image, tinted
 from vitrail.explain.positions import position_similarity
@@ -182,20 +182,26 @@ def test_spaced_layers_of_a_small_budget() -> None:
         (16 * 16 * 4 * 4, (4, 4, 16, 16), [1, 2, 3, 4], ""),
         (16 * 16 * 4 * 4 - 1, (3, 4, 16, 16), [1, 3, 4], ""),
         (16 * 16 * 4, (4, 1, 16, 16), [1, 2, 3, 4], "mean over heads"),
-        (16 * 16, (1, 1, 16, 16), [4], "mean over heads"),
-        (16 * 16 - 1, None, None, "no attention from each patch"),
+        (16 * 16, (4, 4, 4, 4), [1, 2, 3, 4], ""),  # blocks of 2 x 2 patches
     ],
 )
 def test_attention_between_patches_keeps_to_its_budget(
-    values: int, shape: tuple[int, ...] | None, layers: list[int] | None, note: str
+    values: int, shape: tuple[int, ...], layers: list[int], note: str
 ) -> None:
     found = explanation(vitrail.create("nano/2", classes=2), Image.new("RGB", (9, 9)), values=values)
-    assert found.facts.get("attention_layers") == layers
-    if shape is not None:
-        assert found.arrays["attention"].shape == shape
-        mean = found.arrays["attention"][-1].astype(np.float32).sum(-1)
-        assert mean.min() > 0 and mean.max() < 1.01  # the class token has the rest of a row
+    assert found.facts["attention_layers"] == layers
+    assert found.arrays["attention"].shape == shape
+    sums = found.arrays["attention"].astype(np.float32).sum(-1)
+    assert sums.min() > 0 and sums.max() < 1.01  # the class token has the rest of a row
     assert any(note in own for own in found.notes) == bool(note)
+
+
+def test_blocks_are_means_of_neighbours_also_at_the_edge() -> None:
+    values = torch.arange(15.0)[:, None]  # 3 x 5 patches
+    found = blocks_of((3, 5), 2) @ values
+    assert found[:, 0].tolist() == pytest.approx([3, 5, 6.5, 10.5, 12.5, 14])
+    assert torch.equal(blocks_of((3, 5), 1), torch.eye(15))
+    assert [block_for(n, 4 * 16**2) for n in (1, 16, 17, 64, 65)] == [1, 1, 2, 2, 3]
 
 
 @pytest.mark.parametrize(
