@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import vitrail
+from vitrail.cli import main
 from vitrail.data.decode import decode
 from vitrail.errors import UserError
 from vitrail.explain.attention import attention_maps, rollout
@@ -161,6 +162,37 @@ def test_another_image_and_the_nearest_of_a_folder(tmp_path: Path) -> None:
     assert len(found.notes) == 1 and "broken.png" in found.notes[0]
     assert found.arrays["similarity_beside"].shape == (24, 24)
     assert found.arrays["pca_beside"].shape == (4, 6, 3)
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        (["--beside", "missing.png"], "missing.png"),
+        (["--beside", "."], "folder"),
+        (["--near", "missing"], "missing"),
+        (["--near", "empty"], "empty"),
+    ],
+)
+def test_bad_second_images_are_refused(
+    more: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    image(Path("a.png"))
+    assert main(["explain", "a.png", "--out", "out", *more]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said in line and not Path("out").exists()
+
+
+@pytest.mark.slow
+def test_the_command_compares_and_searches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = image(tmp_path / "a.png"), image(tmp_path / "b.png", (30, 20))
+    out = tmp_path / "out"
+    assert main(["explain", str(first), "--beside", str(second), "--near", str(tmp_path), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    numbers = json.loads((out / "numbers.json").read_text())
+    assert numbers["nearest"][0]["image"] == str(first) and (out / "nearest.png").exists()
+    assert numbers["arrays"]["similarity_beside"]["shape"] == [64, 64]
 
 
 @pytest.mark.parametrize("layers, most", [(1, 6), (6, 6), (7, 6), (12, 6), (32, 6), (12, 2), (3, 12)])

@@ -102,16 +102,16 @@ def explanation(
 
     `beside` is another image, whose patches are compared with those of the first. `gallery` holds files among which the
     nearest are found. The attention between all patches takes at most about so many `values`: of a large model some
-    layers, or the mean over heads; of a large image, blocks of neighbouring patches stand for them.
-
-    Raises UserError for bad images and for an export.
+    layers, or the mean over heads; of a large image, blocks of neighbouring patches stand for them. Meanwhile no other
+    thread may run the model, which has hooks. Raises UserError for bad images and for an export.
     """
     opened = task.preprocess.open(image)
     sample = task.prepare(opened)
     answer = task.answers([sample])[0]
     found = Explanation(answer.row(), answer.text())
     prepared = task.preprocess.normalise(sample.images[:1])
-    batch = {"image": prepared.to(next(task.parameters()).device)}
+    weight = next(task.parameters())
+    batch = {"image": prepared.to(weight.device, weight.dtype)}
     batch["sample"] = torch.tensor([numbered_by_pixels(prepared[0])], device=batch["image"].device)
     _shown(found, task, opened, sample)
     tokens = _or_note(found, lambda: image_tokens(task, batch["image"]), "no figures of tokens")
