@@ -128,7 +128,7 @@ def test_no_command_overwrites_what_is_there(image: str, capsys: pytest.CaptureF
     for name, command in commands.items():
         line = refused(capsys, *command)
         if name.startswith("looks"):
-            name = "looks/rollout.png"
+            name = "looks/relevance.png"
         assert line.startswith(f"{name} exists") and ": choose another name, or remove the f" in line
     assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
     Path("figures/a.png").rename("figures/b.png")

@@ -246,8 +246,11 @@ def explain(args: Sequence[str]) -> int:
     image = options.image[0]
     if len(options.image) > 1:
         raise UserError(f"explain draws one image, got {len(options.image)}: name one of them")
-    if image.is_dir():
-        raise UserError(f"{image} is a folder, and explain draws one image: name a file in it")
+    for named in (image, options.beside):
+        if named is not None and named.is_dir():
+            raise UserError(f"{named} is a folder, and explain draws one image: name a file in it")
+    if options.near is not None and not options.near.is_dir():
+        raise UserError(f"--near {options.near} is no folder: name one that holds images")
     from vitrail.data.sources import images_of
     from vitrail.explain.command import explain as write
     from vitrail.explain.command import refuse_out

@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 
 import vitrail
+from vitrail.cli import main
 from vitrail.data.decode import decode
 from vitrail.errors import UserError
 from vitrail.explain.attention import attention_maps, rollout
 from vitrail.explain.command import explain
-from vitrail.explain.explanation import explanation, packed, spaced
+from vitrail.explain.explanation import block_for, blocks_of, explanation, packed, spaced
 from vitrail.explain.filters import patch_filters
 from vitrail.explain.overlay import on_image, tinted
 from vitrail.explain.positions import position_similarity
@@ -163,6 +164,37 @@ def test_another_image_and_the_nearest_of_a_folder(tmp_path: Path) -> None:
     assert found.arrays["pca_beside"].shape == (4, 6, 3)
 
 
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        (["--beside", "missing.png"], "missing.png"),
+        (["--beside", "."], "folder"),
+        (["--near", "missing"], "missing"),
+        (["--near", "empty"], "empty"),
+    ],
+)
+def test_bad_second_images_are_refused(
+    more: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    image(Path("a.png"))
+    assert main(["explain", "a.png", "--out", "out", *more]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said in line and not Path("out").exists()
+
+
+@pytest.mark.slow
+def test_the_command_compares_and_searches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = image(tmp_path / "a.png"), image(tmp_path / "b.png", (30, 20))
+    out = tmp_path / "out"
+    assert main(["explain", str(first), "--beside", str(second), "--near", str(tmp_path), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    numbers = json.loads((out / "numbers.json").read_text())
+    assert numbers["nearest"][0]["image"] == str(first) and (out / "nearest.png").exists()
+    assert numbers["arrays"]["similarity_beside"]["shape"] == [64, 64]
+
+
 @pytest.mark.parametrize("layers, most", [(1, 6), (6, 6), (7, 6), (12, 6), (32, 6), (12, 2), (3, 12)])
 def test_spaced_layers_have_the_first_and_the_last(layers: int, most: int) -> None:
     shown = spaced(layers, most)
@@ -182,20 +214,26 @@ def test_spaced_layers_of_a_small_budget() -> None:
         (16 * 16 * 4 * 4, (4, 4, 16, 16), [1, 2, 3, 4], ""),
         (16 * 16 * 4 * 4 - 1, (3, 4, 16, 16), [1, 3, 4], ""),
         (16 * 16 * 4, (4, 1, 16, 16), [1, 2, 3, 4], "mean over heads"),
-        (16 * 16, (1, 1, 16, 16), [4], "mean over heads"),
-        (16 * 16 - 1, None, None, "no attention from each patch"),
+        (16 * 16, (4, 4, 4, 4), [1, 2, 3, 4], ""),  # blocks of 2 x 2 patches
     ],
 )
 def test_attention_between_patches_keeps_to_its_budget(
-    values: int, shape: tuple[int, ...] | None, layers: list[int] | None, note: str
+    values: int, shape: tuple[int, ...], layers: list[int], note: str
 ) -> None:
     found = explanation(vitrail.create("nano/2", classes=2), Image.new("RGB", (9, 9)), values=values)
-    assert found.facts.get("attention_layers") == layers
-    if shape is not None:
-        assert found.arrays["attention"].shape == shape
-        mean = found.arrays["attention"][-1].astype(np.float32).sum(-1)
-        assert mean.min() > 0 and mean.max() < 1.01  # the class token has the rest of a row
+    assert found.facts["attention_layers"] == layers
+    assert found.arrays["attention"].shape == shape
+    sums = found.arrays["attention"].astype(np.float32).sum(-1)
+    assert sums.min() > 0 and sums.max() < 1.01  # the class token has the rest of a row
     assert any(note in own for own in found.notes) == bool(note)
+
+
+def test_blocks_are_means_of_neighbours_also_at_the_edge() -> None:
+    values = torch.arange(15.0)[:, None]  # 3 x 5 patches
+    found = blocks_of((3, 5), 2) @ values
+    assert found[:, 0].tolist() == pytest.approx([3, 5, 6.5, 10.5, 12.5, 14])
+    assert torch.equal(blocks_of((3, 5), 1), torch.eye(15))
+    assert [block_for(n, 4 * 16**2) for n in (1, 16, 17, 64, 65)] == [1, 1, 2, 2, 3]
 
 
 @pytest.mark.parametrize(

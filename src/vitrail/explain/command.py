@@ -165,23 +165,27 @@ def _figures(task: Task, found: Explanation) -> dict[str, Figure]:
 def _of_tokens(found: Explanation, tensors: dict[str, Tensor], photo: Pixels) -> dict[str, Figure]:
     """The colours of the patches and their similarity, also with the other image."""
     arrays, facts = found.arrays, found.facts
-    photos = {"": (photo, facts["frame"], facts.get("grid"))}
+    if "pca" not in tensors:
+        return {}
+    photos = {"": (photo, facts["frame"], facts["grid"])}
     if "image_beside" in arrays:
         photos["_beside"] = (photo_of(arrays["image_beside"]), facts["frame_beside"], facts["grid_beside"])
-    drawn: dict[str, Figure] = {}
-    if "pca" in tensors:
-        shown = [(their, at, tensors[f"pca{name}"]) for name, (their, at, _) in photos.items()]
-        drawn["pca.png"] = draw_colours(shown, facts["pca_shares"])
-    there = {name: at for name, at in photos.items() if f"similarity{name}" in tensors}
-    if there and "relevance" in tensors:
+    shown = [(their, at, tensors[f"pca{name}"]) for name, (their, at, _) in photos.items()]
+    drawn = {"pca.png": draw_colours(shown, facts["pca_shares"])}
+    if "relevance" in tensors:
+        (height, width), block = facts["grid"], facts["block"]
         rows = []
         for patch in _apart(tensors["relevance"]):
-            maps = [
-                (their, at, tensors[f"similarity{name}"][patch].unflatten(0, grid))
-                for name, (their, at, grid) in there.items()
-            ]
+            cell = patch // width // block * -(-width // block) + patch % width // block
+            maps = []
+            for name, (their, (left, top, right, bottom), (down, across)) in photos.items():
+                # Blocks at the edge may reach beyond the image.
+                cells = (-(-down // block), -(-across // block))
+                wide, high = cells[1] * block / across, cells[0] * block / down
+                at = (left, top, left + (right - left) * wide, top + (bottom - top) * high)
+                maps.append((their, at, tensors[f"similarity{name}"][cell].unflatten(0, cells)))
             rows.append((patch, maps))
-        drawn["similarity.png"] = draw_similarity(photo, facts["frame"], facts["grid"], rows)
+        drawn["similarity.png"] = draw_similarity(photo, facts["frame"], (height, width), rows)
     return drawn
 
 

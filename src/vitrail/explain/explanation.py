@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -42,6 +43,8 @@ VALUES = 6_000_000
 """numbers of the attention between all patches that an explanation holds, and of the similarity of patches"""
 ROLLED = 1_024
 """patches, up to which rollout is computed for each: it takes the third power of the number"""
+MATRICES = 4
+"""matrices between all patches that fit in `VALUES`: otherwise neighbouring patches are joined to blocks"""
 OUTPUTS = 24
 """outputs of an answer whose relevance is computed, such as the words of a caption"""
 GALLERY = 32
@@ -98,15 +101,17 @@ def explanation(
     """Explain a task's answer for an image (see docs/explain.md for the arrays).
 
     `beside` is another image, whose patches are compared with those of the first. `gallery` holds files among which the
-    nearest are found. The attention between all patches takes at most so many `values`: of a large model some layers,
-    and of a very large one the mean over heads. Raises UserError for bad images and for an export.
+    nearest are found. The attention between all patches takes at most about so many `values`: of a large model some
+    layers, or the mean over heads; of a large image, blocks of neighbouring patches stand for them. Meanwhile no other
+    thread may run the model, which has hooks. Raises UserError for bad images and for an export.
     """
     opened = task.preprocess.open(image)
     sample = task.prepare(opened)
     answer = task.answers([sample])[0]
     found = Explanation(answer.row(), answer.text())
     prepared = task.preprocess.normalise(sample.images[:1])
-    batch = {"image": prepared.to(next(task.parameters()).device)}
+    weight = next(task.parameters())
+    batch = {"image": prepared.to(weight.device, weight.dtype)}
     batch["sample"] = torch.tensor([numbered_by_pixels(prepared[0])], device=batch["image"].device)
     _shown(found, task, opened, sample)
     tokens = _or_note(found, lambda: image_tokens(task, batch["image"]), "no figures of tokens")
@@ -226,27 +231,39 @@ def _encoder(found: Explanation, traced: Trace, values: int) -> None:
     positions = _or_note(found, lambda: position_similarity(encoder), "no positions")
     if positions is not None:
         found.arrays["positions"] = positions.numpy()
-    _between_patches(found, traced, count, values)
+    _between_patches(found, traced, values)
 
 
-def _between_patches(found: Explanation, traced: Trace, count: int, values: int) -> None:
+def _between_patches(found: Explanation, traced: Trace, values: int) -> None:
     """The attention from each patch to each other: all layers and heads, or what fits in so many values."""
-    maps = traced.maps
-    heads = found.arrays["heads"].shape[1]
-    fit = values // (heads * count**2)
+    maps, heads, grid = traced.maps, found.arrays["heads"].shape[1], (traced.grid[0], traced.grid[1])
+    block = block_for(math.prod(grid), values)
+    mix = blocks_of(grid, block)
+    cells = len(mix)
+    fit = values // (heads * cells**2)
     mean = fit < 2
-    layers = spaced(len(maps), values // count**2 if mean else fit)
-    if not layers:
-        found.notes.append(
-            f"no attention from each patch: {count:,} x {count:,} patches are more than {values:,} numbers"
-        )
-        return
-    chosen = [from_patches(maps, traced.prefix, layer)[0] for layer in layers]
+    layers = spaced(len(maps), max(1, values // cells**2) if mean else fit)
+    # Of a block of patches, the attention of its mean patch to all patches of another block together.
+    gather = (mix > 0).float().T
+    chosen = [mix @ from_patches(maps, traced.prefix, layer)[0] @ gather for layer in layers]
     chosen = [layer.mean(dim=0, keepdim=True) for layer in chosen] if mean else chosen
     found.arrays["attention"] = torch.stack(chosen).numpy().astype(np.float16)
     found.facts["attention_layers"] = [layer + 1 for layer in layers]
     if mean:
         found.notes.append("the attention from each patch is the mean over heads: all heads would be too large")
+
+
+def block_for(patches: int, values: int) -> int:
+    """The smallest side of blocks of patches whose square matrix fits in so many values a few times."""
+    return max(1, math.ceil((MATRICES * patches**2 / values) ** 0.25))
+
+
+def blocks_of(grid: Grid, block: int) -> Tensor:
+    """Weights [cells, N] of the mean of each block of `block` x `block` patches; those at the edge may be smaller."""
+    rows, columns = torch.meshgrid(*(torch.arange(side) // block for side in grid), indexing="ij")
+    cell = (rows * -(-grid[1] // block) + columns).flatten()
+    weights = F.one_hot(cell).float().T
+    return weights / weights.sum(dim=1, keepdim=True)
 
 
 def spaced(layers: int, most: int) -> list[int]:
@@ -280,13 +297,12 @@ def _tokens(found: Explanation, task: Task, tokens: Tokens, beside: AnyImage | N
     found.arrays["pca"] = colours[0, :count].unflatten(0, grid).numpy()
     if other is not None:
         found.arrays["pca_beside"] = colours[0, count:].unflatten(0, other.grid).numpy()
+    block = block_for(max(count, 0 if other is None else other.patches.shape[1]), values)
+    found.facts["block"] = block
     for name, their in (("similarity", tokens), ("similarity_beside", other)):
-        if their is None:
-            continue
-        if count * their.patches.shape[1] > values:
-            found.notes.append(f"no {name}: it has more than {values:,} numbers")
-        else:
-            found.arrays[name] = patch_similarity(tokens.patches[0], their.patches[0]).numpy().astype(np.float16)
+        if their is not None:
+            own, theirs = (blocks_of(each.grid, block) @ each.patches[0].float().cpu() for each in (tokens, their))
+            found.arrays[name] = patch_similarity(own, theirs).numpy().astype(np.float16)
 
 
 def pooled(task: Task, tokens: Tokens) -> Tensor:

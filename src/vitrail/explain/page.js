@@ -19,6 +19,10 @@ function unpacked({ shape, data, low, high }) {
 const arrays = Object.fromEntries(Object.entries(told.arrays).map(([name, array]) => [name, unpacked(array)]));
 const [rows, columns] = told.grid || [0, 0];
 const patches = rows * columns;
+const block = told.block || 1; /* of a large image, blocks of patches stand for them between patches */
+const blocks = ([down, across]) => [Math.ceil(down / block), Math.ceil(across / block)];
+const cells = block === 1 ? patches : blocks([rows, columns]).reduce((a, b) => a * b);
+const cellOf = (patch) => Math.floor(Math.floor(patch / columns) / block) * Math.ceil(columns / block) + Math.floor((patch % columns) / block);
 const has = (name) => name in arrays;
 const state = { view: "", layer: 0, head: 0, output: -1, patch: null, pinned: false };
 const outputs = told.outputs || [];
@@ -38,8 +42,8 @@ function attention() {
   const layer = from === null ? state.layer : Math.max(layers.indexOf(state.layer + 1), 0);
   const heads = shape[1];
   const one = (head) => {
-    const start = from === null ? (layer * heads + head) * patches : ((layer * heads + head) * patches + from) * patches;
-    return arrays[name].slice(start, patches);
+    const start = from === null ? (layer * heads + head) * patches : ((layer * heads + head) * cells + cellOf(from)) * cells;
+    return arrays[name].slice(start, from === null ? patches : cells);
   };
   return state.head === 0 || heads === 1 ? mean(Array.from({ length: heads }, (_, i) => one(i))) : one(state.head - 1);
 }
@@ -65,7 +69,7 @@ const VIEWS = {
     map: () => (state.patch !== null && has("rollout_patches") ? arrays.rollout_patches.slice(state.patch * patches, patches) : arrays.rollout.slice(0, patches)) },
   similarity: { name: "Similarity", needs: "similarity", patch: true,
     says: "Which patches have tokens like the one you point at.",
-    map: () => arrays.similarity.slice(start() * patches, patches) },
+    map: () => arrays.similarity.slice(cellOf(start()) * cells, cells) },
   pca: { name: "Colours", needs: "pca", says: "Patches with similar tokens have similar colours: three principal components.",
     colours: (name) => arrays[name].slice(0, arrays[name].shape.reduce((a, b) => a * b)) },
   norms: { name: "Norms", needs: "norms", layer: true,
@@ -99,23 +103,23 @@ function photo(source, canvas) {
   });
 }
 
-function paint(canvas, image, frame, grid, cells, faded, mark) {
+/* The faded photo under cells of `joined` x `joined` patches of a grid; those at the edge may reach beyond it. */
+function paint(canvas, image, frame, grid, colours, joined, mark) {
   const pen = canvas.getContext("2d");
   const { width, height } = canvas;
   const [left, top, right, bottom] = [frame[0] * width, frame[1] * height, frame[2] * width, frame[3] * height];
   pen.globalAlpha = 1;
   pen.imageSmoothingEnabled = image.width >= 200;
-  pen.filter = faded ? "grayscale(1)" : "none";
+  pen.filter = "grayscale(1)";
   pen.drawImage(image, 0, 0, width, height);
   pen.filter = "none";
-  if (faded) {
-    pen.fillStyle = "rgb(255 255 255 / .42)";
-    pen.fillRect(0, 0, width, height);
-  }
-  const small = new OffscreenCanvas(grid[1], grid[0]);
-  small.getContext("2d").putImageData(new ImageData(cells, grid[1], grid[0]), 0, 0);
+  pen.fillStyle = "rgb(255 255 255 / .42)";
+  pen.fillRect(0, 0, width, height);
+  const [down, across] = grid.map((side) => Math.ceil(side / joined));
+  const small = new OffscreenCanvas(across, down);
+  small.getContext("2d").putImageData(new ImageData(colours, across, down), 0, 0);
   pen.imageSmoothingEnabled = false;
-  pen.drawImage(small, left, top, right - left, bottom - top);
+  pen.drawImage(small, left, top, ((right - left) * across * joined) / grid[1], ((bottom - top) * down * joined) / grid[0]);
   pen.strokeStyle = "rgb(20 12 30 / .38)"; /* the lead between the panes */
   pen.lineWidth = Math.max(1, width / 900);
   pen.beginPath();
@@ -171,7 +175,8 @@ function draw() {
   const pointed = between && !has(between) ? null : state.patch;
   const marked = view.patch ? (between ? pointed : start()) : null;
   const map = view.map && view.map();
-  paint(windowed, image, told.frame, [rows, columns], map ? heat(map) : glass(view.colours("pca")), true, marked);
+  const joined = block > 1 && map && map.length === cells;
+  paint(windowed, image, told.frame, [rows, columns], map ? heat(map) : glass(view.colours("pca")), joined ? block : 1, marked);
   byId("key").hidden = !map;
   const shares = map && ["attention", "rollout", "words"].includes(state.view);
   const figure = (value) => (shares ? `${(100 * value).toFixed(1)} %` : value.toPrecision(3));
@@ -179,15 +184,15 @@ function draw() {
     byId("low").textContent = figure(Math.min(...map));
     byId("high").textContent = figure(Math.max(...map));
   }
-  const place = (i) => `row ${Math.floor(i / columns) + 1}, column ${(i % columns) + 1}`;
-  byId("told").textContent = !map ? "" : (marked === null ? "" : `Patch at ${place(marked)}. `) + `Highest: ${figure(Math.max(...map))} at ${place(map.indexOf(Math.max(...map)))}.`;
+  const across = joined ? Math.ceil(columns / block) : columns;
+  const place = (i, width = columns) => `row ${Math.floor(i / width) * (columns === width ? 1 : block) + 1}, column ${(i % width) * (columns === width ? 1 : block) + 1}`;
+  byId("told").textContent = !map ? "" : (marked === null ? "" : `Patch at ${place(marked)}. `) + `Highest: ${figure(Math.max(...map))} at ${place(map.indexOf(Math.max(...map)), across)}.`;
   if (other) {
     second.hidden = state.view !== "similarity" && state.view !== "pca";
     const grid = told.grid_beside;
-    const count = grid[0] * grid[1];
-    if (state.view === "pca") paint(second, other, told.frame_beside, grid, glass(view.colours("pca_beside")), true, null);
-    if (state.view === "similarity" && has("similarity_beside"))
-      paint(second, other, told.frame_beside, grid, heat(arrays.similarity_beside.slice(start() * count, count)), true, null);
+    const count = arrays.similarity_beside.shape[1];
+    if (state.view === "pca") paint(second, other, told.frame_beside, grid, glass(view.colours("pca_beside")), 1, null);
+    if (state.view === "similarity") paint(second, other, told.frame_beside, grid, heat(arrays.similarity_beside.slice(cellOf(start()) * count, count)), block, null);
   }
 }
 

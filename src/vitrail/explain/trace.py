@@ -73,10 +73,10 @@ class Layer:
 
         `gradient` is that of `mixed`, Y = A V, so that the gradient of A is the product of the gradient of Y with V.
         """
-        return self._matrices(self.tokens, self.place, gradient).clamp(min=0).mean(dim=1)
+        return self._matrices(self.tokens, self.place, gradient)[:, 0]
 
     def _matrices(self, x: Tensor, place: Place | None, gradient: Tensor | None) -> Tensor:
-        """A, or with a gradient of `mixed` A times its own gradient: float32 [B, heads, T, T]."""
+        """A, float32 [B, heads, T, T]; with a gradient of `mixed` as for `relevance`, [B, 1, T, T]."""
         layer = self.attention
         if isinstance(layer, VariantAttention):
             if layer.differential is not None:
@@ -93,7 +93,8 @@ class Layer:
         weights = attention_weights(q.float(), k.float(), None if mask is None else mask.float())
         if gradient is None:
             return weights
-        return weights * (gradient.float().unflatten(-1, (layer.heads, -1)).transpose(1, 2) @ v.float().mT)
+        own = gradient.float().unflatten(-1, (layer.heads, -1)).transpose(1, 2) @ v.float().mT
+        return own.mul_(weights).clamp_(min=0).mean(dim=1, keepdim=True)
 
     def _in_windows(self, x: Tensor, place: Place, gradient: Tensor | None) -> Tensor:
         """The matrices of attention in windows, which are blocks of those of the whole image."""
