@@ -26,18 +26,17 @@ from vitrail.cli import main as vitrail
 from vitrail.start import score
 
 MODEL = ("--patch", "2", "--stem", "32", "64", "--width", "64", "--heads", "2", "--early-size", "None")
-TINY = ("--patch", "2", "--stem", "8", "--width", "16", "--depth", "2", "--heads", "2", "--early-size", "None")
+TINY = (*MODEL, "--stem", "8", "--width", "16", "--depth", "2", "--batch-size", "4")
 
 
 def parser() -> Parser:
-    tiny = {"seeds": [0, 1], "steps": 2, "merge": [64], "batch": 4, "rounds": 2, "model": (*TINY, "--batch-size", "4")}
-    parser = Parser(__doc__, needs=["data"], **tiny)
+    parser = Parser(__doc__, needs=["data"], seeds=[0, 1], steps=2, merge=[64], batch=4, rounds=2, model=TINY)
     parser.set_defaults(model=MODEL)
     parser.add_argument("--data", help="CIFAR-10")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=900, help="of training")
     parser.add_argument(
-        "--merge", type=int, nargs="+", default=[48, 40, 24, 16, 8, 0], help="tokens per block: one number, or one each"
+        "--merge", type=int, nargs="+", default=[56, 40, 24, 16, 8, 0], help="tokens per block: one number, or one each"
     )
     parser.add_argument("--batch", type=int, default=64, help="images at once, for times")
     parser.add_argument("--rounds", type=int, default=25, help="batches of each model, for times")
