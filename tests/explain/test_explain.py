@@ -20,7 +20,7 @@ from vitrail.data.decode import decode
 from vitrail.errors import UserError
 from vitrail.explain.attention import attention_maps, rollout
 from vitrail.explain.command import explain
-from vitrail.explain.explanation import block_for, blocks_of, explanation, packed, spaced
+from vitrail.explain.explanation import block_for, explanation, in_blocks, packed, spaced
 from vitrail.explain.filters import patch_filters
 from vitrail.explain.overlay import on_image, tinted
 from vitrail.explain.positions import position_similarity
@@ -228,11 +228,12 @@ def test_attention_between_patches_keeps_to_its_budget(
     assert any(note in own for own in found.notes) == bool(note)
 
 
-def test_blocks_are_means_of_neighbours_also_at_the_edge() -> None:
-    values = torch.arange(15.0)[:, None]  # 3 x 5 patches
-    found = blocks_of((3, 5), 2) @ values
-    assert found[:, 0].tolist() == pytest.approx([3, 5, 6.5, 10.5, 12.5, 14])
-    assert torch.equal(blocks_of((3, 5), 1), torch.eye(15))
+def test_blocks_are_means_or_sums_of_neighbours_also_at_the_edge() -> None:
+    values = torch.arange(15.0).expand(2, 15)  # 3 x 5 patches
+    assert in_blocks(values, (3, 5), 2)[1].tolist() == pytest.approx([3, 5, 6.5, 10.5, 12.5, 14])
+    assert in_blocks(values, (3, 5), 2, total=True)[0].tolist() == pytest.approx([12, 20, 13, 21, 25, 14])
+    assert in_blocks(torch.ones(1, 5), (1, 5), 3).tolist() == [[1, 1]]
+    assert torch.equal(in_blocks(values, (3, 5), 1), values)
     assert [block_for(n, 4 * 16**2) for n in (1, 16, 17, 64, 65)] == [1, 1, 2, 2, 3]
 
 

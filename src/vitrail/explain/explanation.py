@@ -238,14 +238,15 @@ def _between_patches(found: Explanation, traced: Trace, values: int) -> None:
     """The attention from each patch to each other: all layers and heads, or what fits in so many values."""
     maps, heads, grid = traced.maps, found.arrays["heads"].shape[1], (traced.grid[0], traced.grid[1])
     block = block_for(math.prod(grid), values)
-    mix = blocks_of(grid, block)
-    cells = len(mix)
+    cells = math.prod(-(-side // block) for side in grid)
     fit = values // (heads * cells**2)
     mean = fit < 2
     layers = spaced(len(maps), max(1, values // cells**2) if mean else fit)
-    # Of a block of patches, the attention of its mean patch to all patches of another block together.
-    gather = (mix > 0).float().T
-    chosen = [mix @ from_patches(maps, traced.prefix, layer)[0] @ gather for layer in layers]
+    chosen = []
+    for layer in layers:
+        # Of a block of patches, the mean attention of its patches to all patches of another block together.
+        among = in_blocks(from_patches(maps, traced.prefix, layer)[0], grid, block, total=True)
+        chosen.append(in_blocks(among.mT, grid, block).mT)
     chosen = [layer.mean(dim=0, keepdim=True) for layer in chosen] if mean else chosen
     found.arrays["attention"] = torch.stack(chosen).numpy().astype(np.float16)
     found.facts["attention_layers"] = [layer + 1 for layer in layers]
@@ -258,12 +259,16 @@ def block_for(patches: int, values: int) -> int:
     return max(1, math.ceil((MATRICES * patches**2 / values) ** 0.25))
 
 
-def blocks_of(grid: Grid, block: int) -> Tensor:
-    """Weights [cells, N] of the mean of each block of `block` x `block` patches; those at the edge may be smaller."""
-    rows, columns = torch.meshgrid(*(torch.arange(side) // block for side in grid), indexing="ij")
-    cell = (rows * -(-grid[1] // block) + columns).flatten()
-    weights = F.one_hot(cell).float().T
-    return weights / weights.sum(dim=1, keepdim=True)
+def in_blocks(values: Tensor, grid: Grid, block: int, total: bool = False) -> Tensor:
+    """Values of patches [..., N] as means, or with `total` sums, of blocks of `block` x `block` patches: [..., cells].
+
+    Blocks at the right and lower edge may be smaller.
+    """
+    if block == 1:
+        return values
+    planes = values.unflatten(-1, grid).reshape(-1, 1, *grid)
+    pooled = F.avg_pool2d(planes, block, ceil_mode=True, divisor_override=1 if total else None)
+    return pooled.reshape(*values.shape[:-1], -1)
 
 
 def spaced(layers: int, most: int) -> list[int]:
@@ -301,7 +306,7 @@ def _tokens(found: Explanation, task: Task, tokens: Tokens, beside: AnyImage | N
     found.facts["block"] = block
     for name, their in (("similarity", tokens), ("similarity_beside", other)):
         if their is not None:
-            own, theirs = (blocks_of(each.grid, block) @ each.patches[0].float().cpu() for each in (tokens, their))
+            own, theirs = (in_blocks(each.patches[0].float().T, each.grid, block).T for each in (tokens, their))
             found.arrays[name] = patch_similarity(own, theirs).numpy().astype(np.float16)
 
 
