@@ -27,8 +27,8 @@ SCRIPTS = sorted(path.stem for path in BENCH.glob("*.py") if path.stem != "harne
 SLOW = pytest.mark.slow
 """on scripts that start or train so much that they take about ten seconds of one core, or more"""
 MARKS = {
-    **dict.fromkeys(("damaged", "dispatch", "doctor", "engines", "folder", "gpu", "kills", "ladder"), (SLOW,)),
-    **dict.fromkeys(("ranks", "segment", "shards", "transfer"), (SLOW,)),
+    **dict.fromkeys(("damaged", "dispatch", "doctor", "engines", "folder", "gpu", "hostile", "kills"), (SLOW,)),
+    **dict.fromkeys(("ladder", "ranks", "segment", "serving", "shards", "transfer"), (SLOW,)),
     "ray_predict": (
         SLOW,
         pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: pip install 'vitrail[cluster]'"),
