@@ -395,8 +395,8 @@ def theirs(words: list[str]) -> None:
         assert words[1] == "install" and {*(extras[1].split(",") if extras else [])} <= known.keys(), words
     elif words[0] == "curl":
         paths = importlib.import_module("vitrail.serve.guard").ENDPOINTS
-        address = re.fullmatch(r"http://127\.0\.0\.1:8000(/[\w/]*)(\?stream=true)?", words[-1])
-        assert address and address[1] in paths, words
+        shown = re.fullmatch(r"http://127\.0\.0\.1:8000(/[\w/]*)(\?stream=true)?", words[-1])
+        assert shown is not None and shown[1] in paths, words
     elif words[0] == "torchrun":
         from torch.distributed.run import get_args_parser
 
