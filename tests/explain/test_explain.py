@@ -90,7 +90,7 @@ def test_filters_of_a_hybrid_are_those_that_see_the_pixels(backbone: str, layers
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
+        {"depth": 1},
         pytest.param(
             {"channels": 1, "pool": "average", "class_token": False, "image_size": (6, 12)}, marks=pytest.mark.slow
         ),

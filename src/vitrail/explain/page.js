@@ -34,12 +34,18 @@ function mean(maps) {
   return sum;
 }
 
+/* The place of the layer that is nearest to the chosen one, of those whose attention between patches was kept. */
+function kept() {
+  const far = layers.map((layer) => Math.abs(layer - state.layer - 1));
+  return far.indexOf(Math.min(...far));
+}
+
 /* Attention of the chosen layer and head: from a patch, or where the pooling reads. Head 0 is the mean. */
 function attention() {
   const from = has("attention") ? state.patch : null;
   const name = from === null ? "heads" : "attention";
   const shape = arrays[name].shape;
-  const layer = from === null ? state.layer : Math.max(layers.indexOf(state.layer + 1), 0);
+  const layer = from === null ? state.layer : kept();
   const heads = shape[1];
   const one = (head) => {
     const start = from === null ? (layer * heads + head) * patches : ((layer * heads + head) * cells + cellOf(from)) * cells;
@@ -74,7 +80,7 @@ const VIEWS = {
     colours: (name) => arrays[name].slice(0, arrays[name].shape.reduce((a, b) => a * b)) },
   norms: { name: "Norms", needs: "norms", layer: true,
     says: "Length of each token. A few much longer ones are registers in disguise.",
-    map: () => arrays.norms.slice(state.layer * patches, patches) },
+    map: () => arrays.norms.slice(Math.floor((state.layer * arrays.norms.shape[0]) / arrays.heads.shape[0]) * patches, patches) },
   positions: { name: "Positions", needs: "positions", patch: true,
     says: "Which positions have embeddings like that of the patch you point at.",
     map: () => arrays.positions.slice(start() * patches, patches) },
@@ -187,6 +193,11 @@ function draw() {
   const across = joined ? Math.ceil(columns / block) : columns;
   const place = (i, width = columns) => `row ${Math.floor(i / width) * (columns === width ? 1 : block) + 1}, column ${(i % width) * (columns === width ? 1 : block) + 1}`;
   byId("told").textContent = !map ? "" : (marked === null ? "" : `Patch at ${place(marked)}. `) + `Highest: ${figure(Math.max(...map))} at ${place(map.indexOf(Math.max(...map)), across)}.`;
+  if (state.view === "attention" && marked !== null) {
+    const nearest = layers[kept()];
+    if (nearest !== state.layer + 1) byId("told").textContent += ` This is layer ${nearest}, the nearest that was kept.`;
+    if (state.head && arrays.attention.shape[1] === 1) byId("told").textContent += " It is the mean over heads.";
+  }
   if (other) {
     second.hidden = state.view !== "similarity" && state.view !== "pca";
     const grid = told.grid_beside;
@@ -204,7 +215,7 @@ function choose(key) {
   for (const button of byId("views").children) button.setAttribute("aria-pressed", button.dataset.view === key);
   byId("meaning").textContent = view.says;
   byId("view-name").textContent = view.name;
-  byId("layer-row").hidden = !view.layer || arrays.norms.shape[0] < 2;
+  byId("layer-row").hidden = !view.layer || arrays.heads.shape[0] < 2;
   byId("head-row").hidden = !view.head;
   byId("outputs").hidden = !view.outputs;
   for (const button of byId("outputs").children) button.hidden = key === "words" && Number(button.dataset.output) >= (told.pieces || []).length;
@@ -233,7 +244,7 @@ if (outputs.length) {
   button(byId("outputs"), "the whole answer", { output: -1 }, true, () => select(-1));
   outputs.forEach((name, i) => button(byId("outputs"), name.trim() || "␣", { output: i }, false, () => select(i)));
 }
-for (const [name, count] of [["layer", has("norms") ? arrays.norms.shape[0] : 1], ["head", has("heads") ? arrays.heads.shape[1] + 1 : 1]]) {
+for (const [name, count] of [["layer", has("heads") ? arrays.heads.shape[0] : 1], ["head", has("heads") ? arrays.heads.shape[1] + 1 : 1]]) {
   const slider = byId(name);
   const label = () => (byId(`${name}-is`).textContent = name === "head" ? (state.head ? String(state.head) : "mean") : `${state.layer + 1} / ${count}`);
   slider.max = count - 1;

@@ -17,9 +17,6 @@ from vitrail.explain.explanation import Array, Explanation, packed
 from vitrail.explain.overlay import HEAT
 from vitrail.files import printable
 
-SHARES = 5
-"""rows of a table of the answer that are shown with bars"""
-
 
 def page(found: Explanation, source: str, figures: Mapping[str, bytes], says: Mapping[str, str], view: str) -> bytes:
     """The HTML of an explanation of the image `source`, with figures (PNG by name) and what they show.
