@@ -24,7 +24,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -51,9 +50,8 @@ def parser() -> Parser:
     parser.add_argument("--share", type=float, default=0.1, help="of a core, which the load generator uses")
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--device", help="default: the best")
-    parser.add_argument("--role", choices=("engine", "peer"), help=argparse.SUPPRESS)
+    parser.add_argument("--role", choices=("engine",), help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
     return parser
 
 
@@ -95,37 +93,6 @@ def burn(share):
 """
 
 
-def peer(args: argparse.Namespace) -> None:
-    """LitServe, which answers as the server does."""
-    import litserve
-
-    from vitrail.data.decode import EncodedImage
-
-    class Api(litserve.LitAPI):  # type: ignore[misc]
-        def setup(self, device: str) -> None:
-            self.places = ExitStack()
-            self.engine = engine_of(args, self.places)
-
-        def decode_request(self, request: Any) -> Any:
-            return self.engine.task.prepare(EncodedImage(request["images"].file.read(), "image"))
-
-        def batch(self, inputs: list[Any]) -> list[Any]:
-            return inputs
-
-        def predict(self, x: list[Any]) -> list[Any]:
-            return self.engine.task.answers(x)
-
-        def unbatch(self, output: list[Any]) -> list[Any]:
-            return output
-
-        def encode_response(self, output: Any) -> Row:
-            return output.row()
-
-    api = Api(max_batch_size=args.batch, batch_timeout=Settings().max_wait)
-    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1, timeout=120)
-    server.run(port=args.port, generate_client_file=False, host="127.0.0.1", log_level="error")
-
-
 def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
@@ -156,12 +123,10 @@ def started(command: list[str], port: int) -> Iterator[None]:
 # ---- the whole
 
 
-def words(args: argparse.Namespace, name: str) -> list[str]:
-    """This script in another process."""
-    kept = ("seconds", "batch", "share", "engine", "device", "model", "port")
-    values = {key: getattr(args, key) for key in kept}
-    given = [word for key, value in values.items() if value is not None for word in (f"--{key}", str(value))]
-    return [sys.executable, str(ROOT / "bench" / "serving.py"), "--role", name, *given]
+def flags(args: argparse.Namespace, *names: str) -> list[str]:
+    """Options for another process."""
+    values = {name: getattr(args, name) for name in names}
+    return [word for name, value in values.items() if value is not None for word in (f"--{name}", str(value))]
 
 
 def printed(command: list[str]) -> Row:
@@ -195,13 +160,13 @@ def main() -> None:
     args = parser().parse_args()
     if args.role == "engine":
         print(json.dumps(own_rate(args)))
-    elif args.role == "peer":
-        peer(args)
     else:
         whole(args)
 
 
 def whole(args: argparse.Namespace) -> None:
+    own = [sys.executable, str(ROOT / "bench" / "serving.py"), "--role", "engine"]
+    lit = [sys.executable, str(ROOT / "bench" / "peers" / "lit.py")]
     rows: Row = {"share_of_a_core": args.share, "seconds": args.seconds, "largest_batch": args.batch}
     with tempfile.TemporaryDirectory() as place:
         photos = photos_in(Path(place) / "photos", args.photos)
@@ -209,7 +174,7 @@ def whole(args: argparse.Namespace) -> None:
             args.model = Path(place) / size.replace("/", "-")
             torch.manual_seed(0)
             vitrail.create(size, classes=1000).save(args.model)
-            rows["own"] = printed(words(args, "engine"))
+            rows["own"] = printed([*own, *flags(args, "seconds", "batch", "share", "engine", "device", "model")])
             if rows["own"]["images_per_second"] >= LEAST_RATE:
                 break
         rows["model"], args.engine, args.port = size, rows["own"]["engine"], free_port()
@@ -222,7 +187,7 @@ def whole(args: argparse.Namespace) -> None:
         rows["litserve"] = "not installed"
         if find_spec("litserve") is not None:
             args.port = free_port()
-            with started(words(args, "peer"), args.port):
+            with started([*lit, *flags(args, "model", "engine", "device", "batch", "port")], args.port):
                 loaded(args, photos, "/predict", args.clients, min(5.0, args.seconds))
                 rows["litserve"] = loaded(args, photos, "/predict", args.clients, args.seconds)
     first, more = rows[f"vitrail_{args.clients}"], rows[f"vitrail_{args.more}"]

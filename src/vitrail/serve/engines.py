@@ -10,7 +10,7 @@ import copy
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +24,7 @@ from vitrail.errors import RunError, UserError, first_line
 from vitrail.serve.settings import Settings
 from vitrail.tasks.exported import Exported
 from vitrail.tasks.task import Task
-from vitrail.train.device import autocast, ready_to_compile
+from vitrail.train.device import Precision, autocast, ready_to_compile
 
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
 """what writing and running an export needs"""
@@ -44,7 +44,7 @@ class Engine:
     name: str
     task: Task
     """whose answers it gives"""
-    precision: str = "fp32"
+    precision: Precision = "fp32"
     rate: float = 0.0
     """images per second in batches"""
     why: list[str] = field(default_factory=list)
@@ -52,14 +52,19 @@ class Engine:
 
     def precise(self) -> AbstractContextManager[object]:
         """The context of its answers."""
-        if isinstance(self.task, Exported) or self.precision not in ("bf16", "fp16"):
-            return autocast(torch.device("cpu"), "fp32")  # nothing
-        return autocast(next(self.task.parameters()).device, self.precision)  # type: ignore[arg-type]
+        if isinstance(self.task, Exported):  # its programs have a number format of their own
+            return nullcontext()
+        return autocast(next(self.task.parameters()).device, self.precision)
+
+    @property
+    def number_format(self) -> str:
+        """For people."""
+        return "as exported" if self.name == "export" else self.precision
 
     def line(self) -> str:
         """What was chosen, in one line."""
         tried = f" ({'; '.join(self.why)})" if self.why else ""
-        return f"{self.name}, {self.precision}, {self.rate:.3g} images per second{tried}"
+        return f"{self.name}, {self.number_format}, {self.rate:.3g} images per second{tried}"
 
 
 def choose(source: str, task: Task, settings: Settings, until: float, places: ExitStack) -> Engine:
@@ -76,7 +81,7 @@ def choose(source: str, task: Task, settings: Settings, until: float, places: Ex
     if isinstance(task, Exported):
         if settings.engine != "auto" or settings.precision != "fp32":
             raise UserError(f"{source} is an export, which has its own engine and precision: leave both flags out")
-        return measured(Engine("export", task, "as exported"), settings)
+        return measured(Engine("export", task), settings)
     eager = Engine("eager", task, settings.precision)
     if settings.engine == "eager":
         return measured(eager, settings)
@@ -108,8 +113,9 @@ def candidates(task: Task, precision: str) -> list[str]:
     names = []
     if device.type == "cpu" and precision == "fp32":
         names += [name for name in ("openvino", "onnx") if all(map(find_spec, PACKAGES[name]))]
-    # Frames of any size would be compiled again and again while clients wait.
-    if device.type != "mps" and task.preparation(train=False) is None:
+    # Frames of any size would be compiled again and again while clients wait. On a CPU compiling takes the longest, and
+    # is left to machines without the other engines.
+    if device.type != "mps" and not names and task.preparation(train=False) is None:
         names.append("compile")
     return names
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitrail.errors import UserError, first_line
+from vitrail.errors import UserError
 from vitrail.plain import flat_fields
 from vitrail.serve.engines import Engine
 from vitrail.tasks.task import Task
@@ -62,7 +62,7 @@ class Served:
             "licence": self.about.get("licence"),
             "training_data": self.about.get("training_data"),
             "engine": self.engine.name,
-            "precision": self.engine.precision,
+            "precision": self.engine.number_format,
             "streams": task.streams,
         }
 
@@ -138,6 +138,6 @@ def _from_run(text: str) -> dict[str, str]:
     """The name of a run's data; of a path its last word, since a path of the server is not for clients."""
     try:
         data = json.loads(text).get("data")
-    except (ValueError, AttributeError) as error:
-        return {"training_data": ""} if first_line(error) else {}
+    except (ValueError, AttributeError):
+        return {}
     return {"training_data": Path(data).name if isinstance(data, str) else ""}
