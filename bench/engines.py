@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -66,6 +66,18 @@ TIMM = {"Ti/16": "vit_tiny_patch16_224", "S/16": "vit_small_patch16_224", "B/16"
 """timm's names of the same networks"""
 
 
+def ratios(milliseconds: dict[str, float]) -> Row:
+    """The best engine of vitrail beside the fastest of all and timm's eager network, by their times for one batch."""
+    best, fastest = (min(names, key=milliseconds.__getitem__) for names in (own(milliseconds), milliseconds))
+    found: Row = {"best": best, "fastest": fastest, "slower by": milliseconds[best] / milliseconds[fastest] - 1}
+    eager = milliseconds.get("timm eager", milliseconds["vitrail eager"])
+    return {**found, "times as fast as eager": eager / milliseconds[best]}
+
+
+def own(names: Iterable[str]) -> list[str]:
+    return [name for name in names if not name.startswith("timm")]
+
+
 def main() -> None:
     args = parser().parse_args()
     with tempfile.TemporaryDirectory() as name, torch.inference_mode():
@@ -73,23 +85,26 @@ def main() -> None:
         data = args.data or str(tiny_cifar10(folder / "tiny"))
         found = list(engines(folder, data, args.model, args.images))
         rows: Row = {}
+        compared: Row = {}
         for batch in args.batches:
             x = torch.randn(batch, 3, *SIZES[args.model].image_size)
             steps = {engine: partial(step, x) for engine, step, _ in found}
+            medians: dict[str, float] = {}
             for engine, times in in_turns(steps, args.rounds, warm_up=3).items():
-                median = statistics.median(times)
+                median = medians[engine] = statistics.median(times)
                 spread = statistics.stdev(times) if len(times) > 1 else 0.0
                 rows[f"{engine}, batch {batch}"] = {
                     "milliseconds": round(1000 * median, 3),
                     "spread": round(1000 * spread, 3),
                     "images_per_second": round(batch / median, 2),
                 }
+            compared[f"batch {batch}"] = ratios(medians)
         told = ("difference", "relative_difference", "scores")
         exports = {engine: {key: row[key] for key in told} for engine, _, row in found if row}
-        print(*(f"{engine}: {row['milliseconds']} ms" for engine, row in rows.items()), sep="\n")
+        print(*(f"{engine}: {row['milliseconds']} ms" for engine, row in rows.items()), compared, sep="\n")
         record(
             "engines",
-            {"model": args.model, "threads": torch.get_num_threads(), **rows, "exports": exports},
+            {"model": args.model, "threads": torch.get_num_threads(), **rows, "ratios": compared, "exports": exports},
             args.results,
         )
 
