@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
+import pytest
 import torch
 from images import encoded, smooth
 from starlette.testclient import TestClient
@@ -101,6 +102,15 @@ def error_of(response: Any, status: int, code: str) -> dict[str, str]:
     assert set(error) == {"code", "message", "hint"} and all(error.values())
     assert error["code"] == code, error
     return dict(error)
+
+
+def near(found: Any, expected: Any) -> bool:
+    """Whether plain data are equal, with numbers within 1e-4: in another batch they round differently."""
+    if isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(near(found[name], value) for name, value in expected.items())
+    if isinstance(expected, list):
+        return len(found) == len(expected) and all(map(near, found, expected))
+    return bool(found == (pytest.approx(expected, rel=1e-4, abs=1e-4) if isinstance(expected, float) else expected))
 
 
 @contextmanager
