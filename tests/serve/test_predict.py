@@ -122,7 +122,8 @@ def test_explanations() -> None:
         alone = client.post("/v1/explain", files=form(photo(), photo(1))).json()["explanations"]
         error_of(client.post("/v1/explain", files=form(photo()), data={"top": "2"}), 422, "unknown_field")
     explained = with_it.pop("explanation")
-    assert with_it == plain == alone[0].pop("prediction") and alone[0] == explained and len(alone) == 2
+    assert with_it == plain and alone[0] == {**explained, "prediction": alone[0]["prediction"]} and len(alone) == 2
+    assert agree(alone[0]["prediction"], plain)  # in a batch of two, which rounds in another order
     rows, columns = explained["grid"]
     assert (len(explained["rollout"]), len(explained["rollout"][0])) == (rows, columns)
 
