@@ -166,7 +166,8 @@ def main() -> None:
 
 def whole(args: argparse.Namespace) -> None:
     own = [sys.executable, str(ROOT / "bench" / "serving.py"), "--role", "engine"]
-    lit = [sys.executable, str(ROOT / "bench" / "peers" / "lit.py")]
+    # Beside it are files that are called like packages, which must not be found first.
+    lit = [sys.executable, "-P", str(ROOT / "bench" / "peers" / "lit.py")]
     rows: Row = {"share_of_a_core": args.share, "seconds": args.seconds, "largest_batch": args.batch}
     with tempfile.TemporaryDirectory() as place:
         photos = photos_in(Path(place) / "photos", args.photos)

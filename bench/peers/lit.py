@@ -3,14 +3,13 @@
 A file of its own, since LitServe's workers are new processes that import the class of its interface.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from contextlib import ExitStack
 from typing import Any
 
 import litserve
+from fastapi import Request
 
 from vitrail.data.decode import EncodedImage
 from vitrail.serve import engines
@@ -19,7 +18,7 @@ from vitrail.zoo import load
 
 
 class Api(litserve.LitAPI):  # type: ignore[misc, unused-ignore]
-    """Decodes in the server's process, and answers batches in a worker."""
+    """Decodes and answers in a worker."""
 
     def __init__(self, model: str, engine: Any, device: str | None, batch: int) -> None:
         super().__init__(max_batch_size=batch, batch_timeout=Settings().max_wait)
@@ -31,8 +30,10 @@ class Api(litserve.LitAPI):  # type: ignore[misc, unused-ignore]
         task = load(self.model, device=self.place)
         self.running = engines.choose(self.model, task, settings, time.monotonic(), self.places).task
 
-    def decode_request(self, request: Any, **kwargs: Any) -> Any:
-        return self.running.prepare(EncodedImage(request["images"].file.read(), "image"))
+    # LitServe reads a form only where this very class is the type of the request; what it gives is the form.
+    def decode_request(self, request: Request, **kwargs: Any) -> Any:
+        form: Any = request
+        return self.running.prepare(EncodedImage(form["images"].file.read(), "image"))
 
     def batch(self, inputs: list[Any]) -> list[Any]:
         return inputs
