@@ -197,7 +197,7 @@ def torchrun(folder: Path, rank: str, words: Sequence[str]) -> subprocess.Comple
     """Two processes that torchrun starts, and starts again when one of them kills itself in its fourth step."""
     script = folder / "killed.py"
     script.write_text(KILLED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, "-m", "vitrail.cluster.torchrun", "--standalone", "--nproc-per-node", "2"]
     command += ["--max-restarts", "1", str(script), rank, "train", *words]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
