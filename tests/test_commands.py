@@ -397,10 +397,10 @@ def theirs(words: list[str]) -> None:
         paths = importlib.import_module("vitrail.serve.guard").ENDPOINTS
         shown = re.fullmatch(r"http://127\.0\.0\.1:8000(/[\w/]*)(\?stream=true)?", words[-1])
         assert shown is not None and shown[1] in paths, words
-    elif words[0] == "torchrun":
+    elif words[0] == "torchrun" or words[1:3] == ["-m", "vitrail.cluster.torchrun"]:
         from torch.distributed.run import get_args_parser
 
-        options = get_args_parser().parse_args(words[1:])
+        options = get_args_parser().parse_args(words[1 if words[0] == "torchrun" else 3 :])
         assert options.module and options.training_script == "vitrail" and options.training_script_args[0] == "train"
         assert options.training_script_args[1] in RECIPES, words
     elif words[1] == "-m":
@@ -446,7 +446,7 @@ def test_commands_do_what_the_docs_say(name: str, here: Path, capsys: pytest.Cap
 def test_commands_of_other_programs_are_there(command: Command) -> None:
     if command.program == ".":
         return  # the environment's own script, which `make demo` makes
-    assert command.program in ("make", "pip", "python", ".venv/bin/python", "torchrun"), (
+    assert command.program in ("make", "pip", "python", ".venv/bin/python", "torchrun", "curl"), (
         "teach the test what to look for"
     )
     for words in variants(command):

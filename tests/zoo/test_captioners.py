@@ -161,7 +161,7 @@ def test_explain_draws_where_it_looked_for_each_word(
     assert main(args) == 0
     numbers = json.loads((tmp_path / "seen" / "numbers.json").read_text())
     assert (tmp_path / "seen" / "words.png").stat().st_size > 1000
-    assert len(numbers["attention"]) == len(numbers["pieces"]) and len(numbers["attention"][0]) == 2
+    assert len(numbers["words"]) == len(numbers["pieces"]) and len(numbers["words"][0]) == 2
     assert "".join(piece["text"] for piece in numbers["pieces"]).strip().startswith(numbers["caption"])
 
 

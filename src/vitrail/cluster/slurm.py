@@ -169,12 +169,11 @@ def _start(request: Request) -> Iterator[str]:
 
 
 END = """\
-wait "$pid"
-code=$?
 while kill -0 "$pid" 2>/dev/null; do  # a signal ends `wait` early
   wait "$pid"
-  code=$?
 done
+wait "$pid"  # which tells the exit code of a process that has ended, also once more
+code=$?
 if [ "$code" -eq 75 ]; then
   echo "vitrail: the run is saved: job $SLURM_JOB_ID is queued again"
   scontrol requeue "$SLURM_JOB_ID"

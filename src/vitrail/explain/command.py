@@ -33,7 +33,7 @@ from vitrail.explain.figures import (
 )
 from vitrail.explain.overlay import Pixels, photo_of
 from vitrail.explain.page import page
-from vitrail.files import printable, refuse_existing, refuse_file_name, write_whole
+from vitrail.files import refuse_existing, refuse_file_name, write_whole
 from vitrail.tasks.task import Task
 
 log = logging.getLogger("vitrail")
@@ -136,7 +136,7 @@ def _figures(task: Task, found: Explanation) -> dict[str, Figure]:
     if "relevance" in tensors:
         each = zip(facts.get("outputs", []), tensors.get("relevance_outputs", []), strict=True)
         maps = [("the answer", tensors["relevance"]), *((name.strip(), heat) for name, heat in each)]
-        drawn["relevance.png"] = draw_maps(photo, frame, maps, printable(found.text))
+        drawn["relevance.png"] = draw_maps(photo, frame, maps, found.text)
     if "words" in tensors:
         words = [(piece["text"], piece["p"]) for piece in facts["pieces"]]
         each_word = [(*word, heat) for word, heat in zip(words, tensors["words"], strict=True)]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vitrail.explain.explanation import three_channels
 from vitrail.explain.overlay import HEAT, Pixels, coloured, spread, tinted
+from vitrail.files import printable
 from vitrail.fonts import fonts_for
 
 Frame = Sequence[float]
@@ -29,6 +30,8 @@ def png(figure: Figure, dpi: int = 120) -> bytes:
     """The figure as the bytes of a PNG file. Letters without an installed font are boxes; warns once."""
     buffer = io.BytesIO()
     texts = [text for text in figure.findobj(Text) if isinstance(text, Text)]
+    for text in texts:
+        text.set_text(printable(text.get_text()))
     fonts = [font.name for font in fonts_for("".join(text.get_text() for text in texts))]
     for text in texts:
         text.set_fontfamily(fonts)

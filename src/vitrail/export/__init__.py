@@ -55,7 +55,7 @@ class Request(NamedTuple):
     images: int | None
     engines: bool
     unmerged: Callable[[], Task] | None
-    """loads the model without merging, whose score is told too; None if no merging was asked for"""
+    """loads the model without merging, whose score is told too; None if `merge` is not given"""
 
 
 class Result(NamedTuple):

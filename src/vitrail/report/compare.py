@@ -52,7 +52,7 @@ UNITS = [("hours", 3600), ("minutes", 60), ("seconds", 1)]
 def compare(folders: Sequence[str | Path], out: str | Path | None = None) -> list[dict[str, Any]]:
     """One row per run folder, in the given order; scores and times that a run does not have yet are None.
 
-    A run without its last row, since it goes on or was stopped, has `unfinished`.
+    A run without its last row, since it still trains or was stopped, has `unfinished`.
 
     With `out`, the validation scores against steps and against seconds are plotted to that PNG file. Runs with
     different scores, such as classifiers and captioners, have separate plots, with a warning. A folder without a run is
