@@ -173,8 +173,10 @@ def test_a_job_waits_for_the_lock_of_a_machine_that_failed(tmp_path: Path, monke
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, time
+from pathlib import Path
 from vitrail.train import loop
+from vitrail.train.state import RunFolder
 from vitrail.train.step import train_step
 
 steps, killed = 0, sys.argv[1]
@@ -183,6 +185,8 @@ def step(*args):
     global steps
     steps += 1
     if steps == 4 and os.environ["RANK"] == killed and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        while not RunFolder(Path(sys.argv[-1])).states.steps():  # which is written beside the training
+            time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGKILL)
     return train_step(*args)
 

@@ -63,13 +63,13 @@ meta = json.loads(programs["encoder"].get_modelmeta().custom_metadata_map["vitra
         """\
 model = openvino.Core().read_model(here / "{file}.xml")
 meta = json.loads(model.get_rt_info("vitrail").astype(str))
-compiled = openvino.compile_model(model, "CPU", {{"INFERENCE_PRECISION_HINT": "{hint}"}})""",
-        "compiled([x])[0]",
+run = openvino.compile_model(model, "CPU", {{"INFERENCE_PRECISION_HINT": "{hint}", "SNIPPETS_MODE": "DISABLE"}})""",
+        "run([x])[0]",
         """\
 files = {{"encoder": "{file}.xml", "step": "step.xml"}}
 models = {{name: openvino.Core().read_model(here / file) for name, file in files.items()}}
 meta = json.loads(models["encoder"].get_rt_info("vitrail").astype(str))
-how = {{"INFERENCE_PRECISION_HINT": "{hint}"}}
+how = {{"INFERENCE_PRECISION_HINT": "{hint}", "SNIPPETS_MODE": "DISABLE"}}  # snippets fail at some lengths
 programs = {{name: openvino.compile_model(model, "CPU", how) for name, model in models.items()}}""",
         """\
     found = programs[name]({key: given[key] for entry in programs[name].inputs for key in entry.names if key in given})
@@ -92,7 +92,7 @@ ANSWER = """\
     print(path, names[best] if names else out.shape, sep="\\t")"""
 CAPTION = """\
     state, words = run("encoder", {"images": x}), [1]  # <pad>, <start>, <end> and <unknown> are 0, 1, 2 and 3
-    while words[-1] != 2 and len(words) < how_to_write["max_length"]:
+    while words[-1] != 2 and len(words) < most:
         given = {"next": np.array([[words[-1]]]), "rows": np.zeros((1, 1), np.int64), **state}
         found = run("step", given)
         state |= {name.removesuffix(".after"): array for name, array in found.items() if name.endswith(".after")}
@@ -107,8 +107,10 @@ CAPTION = """\
 CAPTION_SETUP = """\
 p = meta["config"]["preprocess"]
 vocabulary = json.loads(meta["files"]["tokenizer.json"])["model"]["vocab"]
-names, how_to_write = {i: name for name, i in vocabulary.items()}, meta["config"]["captioning"]["decoding"]
-n = how_to_write["no_repeat_ngram_size"]
+names, captioning = {i: name for name, i in vocabulary.items()}, meta["config"]["captioning"]
+n, most = captioning["decoding"]["no_repeat_ngram_size"], captioning["decoding"]["max_length"]
+if captioning["decoder"] == "transformer":  # whose table of positions is as long as this
+    most = min(most, captioning["most_words"])
 {bytes}
 
 def spaced(word):  # the number of the same piece after a space

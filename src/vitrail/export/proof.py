@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitrail.tasks.exported import AFTER
 from vitrail.tasks.task import Task
 
 BATCHES = (1, 2, 5)
@@ -76,7 +77,11 @@ def pairs(task: Task, engine: Task, images: Tensor) -> Iterator[tuple[str, Tenso
     """Outputs of both on the same inputs: of each program as the model gives them, and as the export does."""
     running: Any = engine
     for name, program in task.programs({"image": images}).items():
-        expected = program.module(*program.inputs.values())
-        found = running.engines[name](*program.inputs.values())
-        for output, one, other in zip(program.outputs, expected, found, strict=True):
-            yield f"{name}.{output}" if name != "model" else output, one, other
+        inputs = dict(program.inputs)
+        for _ in range(program.steps):
+            expected = program.module(*inputs.values())
+            found = running.engines[name](*inputs.values())
+            for output, one, other in zip(program.outputs, expected, found, strict=True):
+                yield f"{name}.{output}" if name != "model" else output, one, other
+                if output.endswith(AFTER):
+                    inputs[output.removesuffix(AFTER)] = one

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 Engine = Callable[..., tuple[Tensor, ...]]
 """runs a program: its inputs to its outputs, in their order"""
 
+AFTER = ".after"
+"""ending of an output that is an input of the next step"""
+
 
 @dataclass(frozen=True)
 class Program:
@@ -38,6 +41,8 @@ class Program:
     those of images in pixels"""
     limits: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """smallest and largest length of axes, where the model has limits"""
+    steps: int = 1
+    """how often the proof runs it: each time with the outputs `NAME.after` of the last one as the inputs `NAME`"""
 
 
 class _Outputs(nn.Module):

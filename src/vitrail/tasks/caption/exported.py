@@ -18,7 +18,7 @@ from vitrail.errors import UserError
 from vitrail.tasks.caption.components import NextWords, ReadImages
 from vitrail.tasks.caption.decoders import Decoder, State, Step, WordDecoder
 from vitrail.tasks.caption.matching import Match, text_states
-from vitrail.tasks.exported import Engine, Program
+from vitrail.tasks.exported import AFTER, Engine, Program
 from vitrail.tasks.values import Batch
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ ROWS = 2
 """captions per image in the example inputs; also the words before"""
 SHORTEST = 3
 """words of a caption in the program `match`, which is traced without the cases of one word and none"""
+COMPARED = 40
+"""words of a caption up to which an export is compared"""
 MAX_WORDS = 1024
 """of a decoder without a limit of its own"""
 
@@ -106,7 +108,7 @@ def programs(task: Caption, batch: Batch) -> dict[str, Program]:
         "step": Program(
             StepProgram(modules["step"], len(before)),
             {"next": words.view(shape), "rows": rows.view(shape), **before, **image},
-            ["logits", *(["attention"] if attention is not None else []), *(f"{name}.after" for name in before)],
+            ["logits", *(["attention"] if attention is not None else []), *(f"{name}{AFTER}" for name in before)],
             {
                 "next": {0: "batch", 1: "captions"},
                 "rows": {0: "batch", 1: "captions"},
@@ -114,6 +116,7 @@ def programs(task: Caption, batch: Batch) -> dict[str, Program]:
                 **{name: _free_of_image(tensor) for name, tensor in image.items()},
             },
             {"length": (0, limit - 1)},
+            steps=max(1, min(limit, COMPARED) - ROWS),
         ),
     }
     if task.match is not None:

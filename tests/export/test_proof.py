@@ -1,0 +1,31 @@
+"""What an export is compared on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import vitrail
+from vitrail.export.proof import normalised_noise, pairs
+
+
+@torch.inference_mode()
+def test_a_captioner_is_compared_at_each_length_of_a_caption() -> None:
+    """Engines have been right for 14 words and wrong for 15."""
+    task: Any = vitrail.load("caption")
+    images = normalised_noise(task, 1, (32, 32))
+    lengths: list[int] = []
+
+    def step(*inputs: Tensor) -> tuple[Tensor, ...]:
+        program = task.programs({"image": images})["step"]
+        named = dict(zip(program.inputs, inputs, strict=True))
+        lengths.append(named["words.0"].shape[0])
+        found = dict(zip(program.outputs, program.module(*inputs), strict=True))
+        return tuple(value + (lengths[-1] == 15) if name == "logits" else value for name, value in found.items())
+
+    task.engines = {name: program.module for name, program in task.programs({"image": images}).items()} | {"step": step}
+    found = [(one - other).abs().max() for name, one, other in pairs(task, task, images) if name == "step.logits"]
+    assert lengths == list(range(2, task.decoder.max_length))
+    assert [lengths[i] for i, apart in enumerate(found) if apart > 0.5] == [15]
