@@ -73,7 +73,6 @@ class Task(nn.Module):
     """settings that may change when training continues from weights of this task; the others are in the weights"""
     unused_when_frozen: ClassVar[tuple[str, ...]] = ()
     """settings that such a method makes no use of"""
-
     streams: ClassVar[bool] = False
     """`stream` tells an answer while it is made"""
 
@@ -120,11 +119,9 @@ class Task(nn.Module):
             own, given = task.state_dict(), loaded.state_dict()
             fitting = {name: given[name] for name in own if name in given and given[name].shape == own[name].shape}
             task.load_state_dict(fitting, strict=False)
-            if fresh := sorted(own.keys() - fitting.keys()):
-                log.warning(
-                    f"{fresh[0]}{f' and {len(fresh) - 1} more' if len(fresh) > 1 else ''} start with new values: "
-                    "the weights to start from have none of that shape"
-                )
+            if new := sorted(own.keys() - fitting.keys()):
+                more = f" and {len(new) - 1} more" if len(new) > 1 else ""
+                log.warning(f"{new[0]}{more} start with new values: the weights to start from have none of that shape")
         return task
 
     @classmethod

@@ -223,10 +223,7 @@ class Caption(Task):
         if method not in self.solved:
             super().prepare_to_solve(method, images)
         if self.match is None:
-            raise UserError(
-                "method knn indexes images by matching vectors: with --init name a captioner with a contrastive loss, "
-                "as with caption-match"
-            )
+            raise UserError("knn needs matching vectors: with --init name a captioner with a contrastive loss")
 
     @torch.no_grad()
     def solve(self, method: str, train: Features, val: Callable[[], Features]) -> list[dict[str, float]]:
@@ -238,7 +235,9 @@ class Caption(Task):
 
     # From an image to an answer
 
-    def forward(self, images: Tensor, words: Tensor | None = None, keep: Tensor | None = None) -> Any:
+    def forward(
+        self, images: Tensor, words: Tensor | None = None, keep: Tensor | None = None
+    ) -> Tensor | dict[str, Tensor]:
         """Normalised images [B, C, H, W] to the decoder's inputs `tokens` [B, M, D] and `pooled` [B, D].
 
         With the words [B, K, T] of K captions per image: logits [B, K, T, V]. `keep` is stochastic depth's.
