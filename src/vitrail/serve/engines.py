@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vitrail.data.prepare import Sample
 from vitrail.errors import RunError, UserError, first_line
+from vitrail.export.proof import normalised_noise
 from vitrail.serve.settings import Settings
 from vitrail.tasks.exported import Exported
 from vitrail.tasks.task import Task
@@ -142,7 +143,7 @@ def compiled(task: Task) -> Task:
     fast._modules = {**task._modules, "encoder": encoder}
     try:
         for count in (1, 3):
-            images = noise(task, count)
+            images = normalised_noise(task, count, task.preprocess.size).to(next(task.parameters()).device)
             for expected, found in zip(outputs(task, images), outputs(fast, images), strict=True):
                 largest = max(1.0, float(expected.abs().nan_to_num().max())) if expected.numel() else 1.0
                 if not torch.allclose(found, expected, rtol=0, atol=AGREES * largest, equal_nan=True):
@@ -162,13 +163,6 @@ def outputs(task: Task, images: Tensor) -> list[Tensor]:
         for program in task.programs({"image": images}).values()
         for output in program.module(*program.inputs.values())
     ]
-
-
-def noise(task: Task, count: int) -> Tensor:
-    """Images [B, C, H, W] with values as normalised images have them."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(count, task.preprocess.channels, *task.preprocess.size, generator=generator)
-    return images.to(next(task.parameters()).device)
 
 
 def samples(task: Task, count: int) -> list[Sample]:
