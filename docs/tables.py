@@ -373,6 +373,28 @@ def recipes() -> list[list[str]]:
     return rows
 
 
+def encoders() -> list[list[str]]:
+    """The recommended encoders, one row each, with the tasks that they are recommended for."""
+    from vitrail import recommended
+
+    by_task = {task: recommended.choice(task).encoders for task in recommended.tasks()}
+    rows = [["source", "for", "parameters", "MB", "GB to train", "licence", "learned from"]]
+    each = {encoder.id: encoder for own in by_task.values() for encoder in own}
+    for encoder in sorted(each.values(), key=lambda encoder: (encoder.parameters, encoder.id)):
+        tasks = ", ".join(task for task, own in by_task.items() if encoder in own)
+        size = [f"{encoder.parameters:,}", f"{encoder.weights_mb:,.0f}", f"{encoder.train_gb:.1f}"]
+        source = f"`{encoder.source}`" + " (unpinned)" * (encoder.revision is None)
+        rows.append([source, tasks, *size, encoder.licence, encoder.learned])
+    return rows
+
+
+def formats() -> list[list[str]]:
+    """What `vitrail.load` reads, by layout."""
+    from vitrail import recommended
+
+    return [["layout", "what is read"], *recommended.table()["formats"]]
+
+
 def sizes() -> list[list[str]]:
     """The named sizes, with the parameters of the encoder and of a head for 1000 classes."""
     import torch
@@ -579,6 +601,8 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "tried": tried,
     "runs": runs,
     "recipes": recipes,
+    "encoders": encoders,
+    "formats": formats,
     "sizes": sizes,
     "parity": parity,
     **{f"parity-{name}": partial(compared, name) for name in PARITY},

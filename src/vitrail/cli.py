@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from vitrail.cluster.command import add_grid, cluster, train_grid
 from vitrail.commands.doctor import doctor
 from vitrail.commands.files import convert, data, export
+from vitrail.commands.models import models
 from vitrail.commands.serve import serve
 from vitrail.errors import RunError, Stopped, UserError
 from vitrail.faults import CLOSED_PIPE, forget_output, nobody_reads, say_os_error
@@ -296,6 +297,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "data": data,
     "cluster": cluster,
     "doctor": doctor,
+    "models": models,
     "serve": serve,
 }
 

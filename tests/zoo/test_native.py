@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import vitrail
 from vitrail.errors import UserError
 from vitrail.files import whole_folder
-from vitrail.zoo import bundled
+from vitrail.recommended import bundled
 
 
 def saved(path: Path, **changes: Any) -> Path:

@@ -17,6 +17,7 @@ from vitrail.baselines import CNN, ResNet
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError, warn_once
 from vitrail.files import refuse_existing, refuse_url
+from vitrail.recommended import BUNDLED, bundled
 from vitrail.sizes import config_for
 from vitrail.tasks import task_class
 from vitrail.tasks.encoder import Encoder, encoder_for, encoder_of
@@ -35,7 +36,6 @@ log = logging.getLogger("vitrail")
 
 TARGETS = {"vitrail": "native", "timm": "timm", "hf": "huggingface", "google": "google"}
 """the formats that `convert` writes, and their modules"""
-BUNDLED = Path(__file__).parent / "weights"
 
 
 def create(
@@ -221,11 +221,6 @@ def _read_again(task: Task, out: Path) -> Certificate:
     certificate = certify(files, found, again)
     compare(certificate, files, module, again)
     return certificate
-
-
-def bundled() -> list[str]:
-    """Names of the bundled weights."""
-    return sorted(folder.parent.name for folder in BUNDLED.glob("*/config.json"))
 
 
 def change_channels(task: Task, channels: int) -> None:
