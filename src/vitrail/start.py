@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitrail import recipes, zoo
-from vitrail.data.loader import Loader
+from vitrail.data.loader import Loader, Tally
 from vitrail.data.sets import ImageSet, Splits, open_data, split_val
 from vitrail.errors import UserError
 from vitrail.examples import examples
@@ -247,9 +247,12 @@ def score(
     read = read.shuffled() if shuffle else read
     device = next(task.parameters()).device
     all_splits = {"train": splits.train, "val": splits.val, "test": splits.test, name: read}
-    loaders = Loaders(
-        {k: partial(evaluation_loader, task, own, device, max_bad=max_bad) for k, own in all_splits.items() if own}
-    )
+    limit = float(max_bad)
+
+    def loader(images: ImageSet) -> Loader:
+        return evaluation_loader(task, images, device, max_bad=limit, tally=Tally.of(images, limit))
+
+    loaders = Loaders({k: partial(loader, own) for k, own in all_splits.items() if own})
     train = None if name == "train" else splits.train
     scores = evaluate(task, loaders, name, metric=lambda: task.metric(chosen, train), final=True)
     return name, {**scores, "shuffled": True} if shuffle else scores

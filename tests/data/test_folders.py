@@ -136,7 +136,7 @@ def test_what_cannot_be_told_is_refused(folders: str, message: str, tmp_path: Pa
 
 
 def test_a_table_of_labels_is_pointed_at(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"\(train.csv may hold the labels, but vitrail reads them from folders\)"):
+    with pytest.raises(UserError, match=r"\(train.csv may hold the labels: give it with --data, with the columns"):
         open_data(made(tmp_path, "train_images test_images", train_DOT_csv="id,label"))
 
 

@@ -100,7 +100,7 @@ def test_groups_that_cannot_be_told(group: str, message: str) -> None:
         ("image;patient\ncat\\0.png;p1\nC:\\set\\cat\\1.PNG;p1\ndog/0.png;p2\n./dog/1.png ;p2\ncow/9.png;p3\n", None),
         ("\ufefffile_name\tgroup\n0.jpg\tx\n", r"4 of 4 images of made are not in the table.*, as cat/0.png"),
         ("name,side\n", "groups.csv, line 1: the columns are name, side, without image and group"),
-        ("", "groups.csv, line 1: the columns are none"),
+        ("", "groups.csv is empty: its first line must name its columns"),
         ("image,group\ncat/0.png," + "x" * 200_000, "groups.csv, line 2: field larger than field limit"),
         (
             "image,group\ncat/0.png,a\ncat/1.png,b\ndog/0.png,b\n",

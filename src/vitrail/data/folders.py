@@ -190,9 +190,10 @@ def refuse_one_class(path: Path, found: dict[str, Classes], splits: dict[str, Fo
 
 
 def _hint_of_table(root: Folder) -> str:
-    """A note that labels may be in a table, as in many competitions."""
+    """A note that labels may be in a table, as in many competitions: not one that `vitrail.data.labelled` takes."""
     tables = [file for file in root.others if file.suffix.lower() in (".csv", ".tsv")]
-    return f" ({tables[0].name} may hold the labels, but vitrail reads them from folders)" if tables else ""
+    remedy = "give it with --data, with the columns image and label in its header"
+    return f" ({tables[0].name} may hold the labels: {remedy})" if tables else ""
 
 
 def _names(folders: Sequence[Folder], most: int = 4) -> str:

@@ -10,7 +10,6 @@ A group is named by `--group`, which is one of
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import logging
 import re
@@ -23,8 +22,8 @@ import torch
 from torch import Tensor
 
 from vitrail.data.caption_files import IMAGE_COLUMNS, MARKS
-from vitrail.data.lines import read_lines
 from vitrail.data.names import is_file, match_keys
+from vitrail.data.tables import read_table
 from vitrail.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,18 +72,13 @@ def _by_pattern(images: ImageSet, group: str) -> list[str]:
 def _by_table(images: ImageSet, file: Path) -> list[str]:
     if not is_file(file):
         raise UserError(f"--group {file}: there is no such file")
-    lines = read_lines(file)
-    mark = re.search(f"[{MARKS}]", lines[0])
-    reader = csv.reader(lines, delimiter=mark[0] if mark else ",", skipinitialspace=True)
-    try:
-        rows = [(reader.line_num, [value.strip() for value in row]) for row in reader if any(row)]
-    except csv.Error as error:
-        raise UserError(f"{file}, line {reader.line_num}: {error}") from None
-    header = [name.lower() for name in rows[0][1]] if rows else []
-    image, group = (next((header.index(n) for n in names if n in header), None) for names in (IMAGE_COLUMNS, COLUMNS))
+    table = read_table(file, MARKS)
+    image, group = table.find(IMAGE_COLUMNS), table.find(COLUMNS)
     if image is None or group is None:
-        raise UserError(f"{file}, line 1: the columns are {', '.join(header) or 'none'}, without image and group")
-    rows = [(line, row) for line, row in rows[1:] if len(row) > max(image, group)]
+        raise UserError(
+            f"{file}, line 1: the columns are {', '.join(table.columns) or 'none'}, without image and group"
+        )
+    rows = [(row.line, row.cells) for row in table.rows if len(row.cells) > max(image, group)]
     places = match_keys([row[image] for _, row in rows], images.keys, lambda i: f"{file}, line {rows[i][0]}")
     names = [""] * len(images)
     for place, (line, row) in zip(places, rows, strict=True):

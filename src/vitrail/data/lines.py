@@ -29,7 +29,7 @@ def read_lines(path: Path) -> list[str]:
         if data.startswith(marks):
             return _lines(data.decode(encoding, "replace"))
     if b"\0" in data[:4096]:
-        raise UserError(f"{path} is not text: give a file of captions, or a folder that contains one")
+        raise UserError(f"{path} is not text: save it as text in UTF-8")
     try:
         return _lines(data.decode("utf-8-sig"))
     except UnicodeDecodeError:

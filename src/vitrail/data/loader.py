@@ -64,6 +64,15 @@ class Tally:
     images: int
     bad: int = 0
 
+    @classmethod
+    def of(cls, set: ImageSet, max_bad: float) -> Tally:
+        """The tally of a set, in which the bad rows of its table count. Raises UserError if these are too many."""
+        tally = cls(len(set) + len(set.bad_rows))
+        for reason in set.bad_rows:
+            tally.add(reason)
+            tally.check(set.name, max_bad, reason)
+        return tally
+
     def add(self, reason: str) -> None:
         self.bad += 1
         log.warning(f"left out: {reason}")

@@ -23,16 +23,21 @@ def as_splits(
     """
     channels = stored_channels(next(iter(sets.values())))
     sets = {split: replace(images, channels=channels) for split, images in sets.items()}
-    whole = sets.pop("", None)
-    if whole is not None and sets:
-        log.warning(f"{path}: {len(whole):,} images without a named split are used for training")
-        sets["train"] = whole.joined(sets["train"]) if "train" in sets else whole
-    elif whole is not None and val_fraction and len(whole) > 1:
-        sets["train"], sets["val"] = split_val(whole, val_fraction, group)
+    if [*sets] == [""] and val_fraction and len(whole := sets[""]) > 1:
+        train, val = split_val(whole, val_fraction, group)
+        sets = {"train": train, "val": val}
         log.info(
-            f"{path.name} names no splits: {len(sets['val']):,} of its {len(whole):,} images, by a hash, are for "
-            "validation"
+            f"{path.name} names no splits: {len(val):,} of its {len(whole):,} images, by a hash, are for validation"
         )
-    elif whole is not None:
-        sets["train"] = whole
+    sets = unnamed_for_training(path, sets)
     return Splits(sets.get("train", ImageSet(path.name, [], [], empty, channels)), sets.get("val"), sets.get("test"))
+
+
+def unnamed_for_training(path: Path, sets: dict[str, ImageSet]) -> dict[str, ImageSet]:
+    """Sets by split, in which the images of no named split, "", are for training."""
+    named = {split: images for split, images in sets.items() if split}
+    if (whole := sets.get("")) is None:
+        return named
+    if named:
+        log.warning(f"{path}: {len(whole):,} images without a named split are used for training")
+    return {**named, "train": whole.joined(named["train"]) if "train" in named else whole}

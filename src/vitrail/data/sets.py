@@ -42,6 +42,8 @@ class ImageSet:
     """labels, captions or another column (see `vitrail.data.targets`), one entry per image"""
     channels: int = 3
     """channels as stored; `image` can convert"""
+    bad_rows: tuple[str, ...] = ()
+    """why rows of the set's table are left out: they count as bad images; a subset has none"""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -83,12 +85,13 @@ class ImageSet:
         else:
             items = Chosen(self.items, places.tolist())
         keys = [self.keys[i] for i in places.tolist()]
-        return replace(self, keys=keys, items=items, target=self.target.subset(places))
+        return replace(self, keys=keys, items=items, target=self.target.subset(places), bad_rows=())
 
     def joined(self, other: ImageSet) -> ImageSet:
         """These images, then those of another set, whose target has the same type and classes."""
         items = [images.read(i) for images in (self, other) for i in range(len(images))]
-        return replace(self, keys=self.keys + other.keys, items=items, target=self.target.joined(other.target))
+        target, bad = self.target.joined(other.target), self.bad_rows + other.bad_rows
+        return replace(self, keys=self.keys + other.keys, items=items, target=target, bad_rows=bad)
 
     def spread(self, count: int | None) -> ImageSet:
         """At most `count` images, evenly spaced, so that most classes are included; None for all."""
@@ -167,11 +170,12 @@ def _hash(images: ImageSet) -> str:
 def open_data(data: str | Path, name: str | None = None, grouped: bool = False) -> Splits:
     """The set at a path, or a built-in one by name; a path that exists wins over a name.
 
-    A path is a folder with one folder per class, possibly inside folders `train`, `val` and `test`; Parquet in the
-    Hub's layout, a file or a folder; tar files in WebDataset's layout (see `vitrail.data.shards`); or files in
-    torchvision's layout. It may also be a folder that contains one of these as `name`, the built-in set that the caller
-    expects. Built-in sets are searched in `$VITRAIL_DATA` first and downloaded to `~/.cache/vitrail` if they are not
-    there; other folders in `$VITRAIL_DATA` can be opened by name too.
+    A path is a folder with one folder per class, possibly inside folders `train`, `val` and `test`; a table of images
+    and labels, or a folder with one (see `vitrail.data.labelled`); Parquet in the Hub's layout, a file or a folder; tar
+    files in WebDataset's layout (see `vitrail.data.shards`); or files in torchvision's layout. It may also be a folder
+    that contains one of these as `name`, the built-in set that the caller expects. Built-in sets are searched in
+    `$VITRAIL_DATA` first and downloaded to `~/.cache/vitrail` if they are not there; other data in `$VITRAIL_DATA` can
+    be opened by name too.
     With `grouped`, the class folders may contain folders that are groups (see `vitrail.data.groups`).
     """
     refuse_empty(data)
@@ -184,7 +188,7 @@ def open_data(data: str | Path, name: str | None = None, grouped: bool = False) 
         splits = _open_path(path, grouped)
     elif str(data) in builtin.NAMES:
         splits = _open_builtin(str(data))
-    elif (root := os.environ.get("VITRAIL_DATA")) and (Path(root) / path).is_dir():
+    elif (root := os.environ.get("VITRAIL_DATA")) and (Path(root) / path).exists():
         splits = _open_path(Path(root) / path, grouped)
     else:
         near = difflib.get_close_matches(str(data), builtin.NAMES, n=1)
@@ -210,12 +214,16 @@ def _open_builtin(name: str) -> Splits:
 
 
 def _open_path(path: Path, grouped: bool = False) -> Splits:
+    from vitrail.data.table_sets import open_class_table  # which makes sets
+
     if parquet.files(path):
         return _from_parquet(path)
     if tars := shards.files(path):
         return _from_tables(path, shards.read(path, tars))
+    if (labelled := open_class_table(path)) is not None:
+        return labelled
     if path.is_file():
-        raise UserError(f"{path} is a file: give a folder with one folder per class, a Parquet file or a tar file")
+        raise UserError(f"{path} is a file: give a folder with one folder per class, a CSV, a Parquet or a tar file")
     with reading(path):
         if (found := builtin.find(path)) is not None:
             return _from_arrays(path.name, found)
@@ -239,7 +247,7 @@ def _from_tables(path: Path, tables: dict[str, parquet.Table]) -> Splits:
     """The splits of tables with a label per image: a number or a name."""
     tables = {split: table for split, table in tables.items() if table.labels}
     names = next((table.names for table in tables.values() if table.names is not None), None)
-    classes = names or sorted({str(label) for table in tables.values() for label in table.labels}, key=_natural)
+    classes = names or sorted({str(label) for table in tables.values() for label in table.labels}, key=natural)
     number = {name: i for i, name in enumerate(classes)}
     sets = {}
     for split, table in tables.items():
@@ -251,10 +259,11 @@ def _from_tables(path: Path, tables: dict[str, parquet.Table]) -> Splits:
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
             raise UserError(f"{path}: a label of the {split} split is not among its {len(classes)} classes")
         sets[split] = ImageSet(path.stem, table.keys, table.images, Labels(labels, classes))
-    return _finish(path, classes, sets)
+    return finish(path, classes, sets)
 
 
-def _natural(text: str) -> tuple[bool, float, str]:
+def natural(text: str) -> tuple[bool, float, str]:
+    """A key by which 2 comes before 10, and numbers before words."""
     return (not text.isdecimal(), int(text) if text.isdecimal() else 0, text)
 
 
@@ -268,13 +277,14 @@ def _from_folder(path: Path, grouped: bool) -> Splits:
         labels = torch.tensor([number[name] for name in sorted(members) for _ in members[name]], dtype=torch.int64)
         keys = [file.relative_to(path).as_posix() for file in files]
         sets[split] = ImageSet(path.name, keys, files, Labels(labels, classes))
-    splits = _finish(path, classes, sets)
+    splits = finish(path, classes, sets)
     if not len(splits.train):
         splits.beside = folders.beside
     return splits
 
 
-def _finish(path: Path, classes: list[str], sets: dict[str, ImageSet]) -> Splits:
+def finish(path: Path, classes: list[str], sets: dict[str, ImageSet]) -> Splits:
+    """The sets of one class per image as splits. Refuses sets that no classifier can learn or be scored on."""
     if not any(len(images) for images in sets.values()):
         raise UserError(f"{path} holds no images")
     if "train" in sets:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -207,6 +208,99 @@ class Labels(Target):
         targets = F.one_hot(fields["label"], len(self.classes)).float()
         own = share[:, None]
         return {**fields, "label": targets * own + targets[partner] * (1 - own)}
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows(Target):
+    """A row of numbers per image. Mixup and cutmix give an image the mean of two rows, by their shares."""
+
+    values: Tensor
+    """[N, K]"""
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def subset(self, places: Tensor) -> Self:
+        return replace(self, values=self.values[places])
+
+    def joined(self, other: Self) -> Self:
+        return replace(self, values=torch.cat([self.values, other.values]))
+
+    def per_image(self) -> Tensor:
+        return self.values
+
+    def marks(self) -> bytes:
+        return self.values.numpy().tobytes()
+
+    def to(self, device: torch.device) -> Self:
+        return replace(self, values=self.values.to(device))
+
+    def collate(self, values: list[Any], samples: Tensor, training: bool) -> Fields:
+        return {self.fields[0]: self.values[samples]}
+
+    def mix(self, fields: Fields, partner: Tensor, share: Tensor) -> Fields:
+        (name,), own = self.fields, share[:, None]
+        return {**fields, name: fields[name] * own + fields[name][partner] * (1 - own)}
+
+
+@dataclass(frozen=True, eq=False)
+class Tags(_Rows):
+    """Any number of labels per image. In a batch `tags`: float32 [B, K], 1 for the labels that an image has, else 0."""
+
+    fields = ("tags",)
+    noun = "images with several labels"
+
+    classes: list[str]
+
+    @classmethod
+    def open(
+        cls, data: str | Path, *, name: str | None = None, group: str | None = None, val_fraction: float = 0.1
+    ) -> Splits:
+        from vitrail.data.groups import check_splits
+        from vitrail.data.table_sets import open_tags
+
+        splits = open_tags(data, val_fraction, group)
+        if group is not None:
+            check_splits(splits, group)
+        return splits
+
+    def truth(self, i: int) -> dict[str, Any]:
+        return {"labels": [self.classes[k] for k in self.values[i].nonzero()[:, 0].tolist()]}
+
+
+@dataclass(frozen=True, eq=False)
+class Numbers(_Rows):
+    """Numbers of each image, such as an age. In a batch `values`: [B, V], as float64, or as the task encodes them."""
+
+    fields = ("values",)
+    noun = "images with numbers"
+
+    names: list[str]
+    """what each number is"""
+    classes: list[str] = field(default_factory=list, init=False)
+
+    @classmethod
+    def open(
+        cls,
+        data: str | Path,
+        *,
+        name: str | None = None,
+        group: str | None = None,
+        val_fraction: float = 0.1,
+        values: Sequence[str] | None = None,
+    ) -> Splits:
+        """`values` are the columns of a table that are read; None for all."""
+        from vitrail.data.groups import check_splits
+        from vitrail.data.table_sets import open_numbers
+
+        splits = open_numbers(data, val_fraction, group, values)
+        if group is not None:
+            check_splits(splits, group)
+        return splits
+
+    def truth(self, i: int) -> dict[str, Any]:
+        pairs = zip(self.names, self.values[i].tolist(), strict=True)
+        return {"values": [{"name": name, "value": value} for name, value in pairs]}
 
 
 @dataclass(frozen=True, eq=False)

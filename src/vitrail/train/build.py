@@ -50,9 +50,9 @@ def build(
         train, val = splits.train, splits.val
     kind.check(run.task, run.tune.method)
     # A validation split cut from the training split shares its limit of unreadable images.
-    tally = Tally(len(splits.train))
-    val_tally = Tally(len(val)) if splits.val else tally
-    test_tally = Tally(len(splits.test)) if splits.test else None
+    tally = Tally.of(splits.train, run.max_bad)
+    val_tally = Tally.of(val, run.max_bad) if splits.val else tally
+    test_tally = Tally.of(splits.test, run.max_bad) if splits.test else None
     train, val = train.spread(run.images), val.spread(run.images)
     test = splits.test.spread(run.images) if splits.test else None
     seed = seed_for(run.seed, -1)
