@@ -4,7 +4,8 @@
     python bench/segment.py --data CAMVID --rows lraspp
     python bench/segment.py --data CAMVID --rows captioner --seeds 0 1 2
 
-ours: the whole command of each seed. A run that was stopped is resumed.
+ours: both commands of each seed, `vitrail train segment` and `vitrail train segment-whole`. A run that was stopped is
+resumed. `crops` has the scores after the first command.
 
 lraspp: torchvision's `lraspp_mobilenet_v3_large` from random weights, on the same crops with the same loss and AdamW,
 for as many seconds as the mean of `ours`. Its number format is the one in which its step is faster, its learning rate
@@ -98,16 +99,26 @@ def series(name: str, one: Callable[[int], Row], run: Run, rows: Row, results: P
 
 
 def command(data: str, seed: int, tiny: bool = False) -> Row:
-    """Scores of the whole command, the seconds of its training, and the cores and threads that it had."""
-    out = Path("runs") / "bench" / f"segment-{seed}"
-    if (out / "state").exists() and not tiny:
-        scores, _ = vitrail("train", "--resume", str(out))
-    else:
-        shutil.rmtree(out, ignore_errors=True)
-        words = ["--max-steps", "2", "--batch-size", "2", "--image-size", "32", "32", "--workers", "0"] if tiny else []
-        scores, _ = vitrail("train", "segment", "--data", data, "--seed", str(seed), "--out", str(out), *words)
-    steps = max(row["step"] for row in RunFolder(out).rows() if row["kind"] == "train")
-    return {name: scores[name] for name in (*SCORES, "parameters", "seconds")} | {"steps": steps, **processors()}
+    """Scores of both commands, the seconds of their training, and the cores and threads that they had."""
+    words = ["--max-steps", "2", "--batch-size", "2", "--image-size", "32", "32", "--workers", "0"] if tiny else []
+    folder = Path("runs") / "bench"
+    first, second = folder / f"segment-{seed}", folder / f"segment-whole-{seed}"
+    same = ["--data", data, "--seed", str(seed), *words]
+    if tiny:
+        shutil.rmtree(first, ignore_errors=True)
+        shutil.rmtree(second, ignore_errors=True)
+    crops = trained_or_resumed(first, "segment", *same)
+    whole = trained_or_resumed(second, "segment-whole", "--init", str(first), *same)
+    totals = {name: crops[name] + whole[name] for name in ("seconds", "steps")}
+    kept = {name: crops[name] for name in (*SCORES[:3], "seconds", "steps")}
+    return {name: whole[name] for name in (*SCORES, "parameters")} | totals | {"crops": kept} | processors()
+
+
+def trained_or_resumed(out: Path, *words: str) -> Row:
+    """The scores of a run, its seconds and its steps."""
+    resumed = (out / "recipe.json").exists()
+    scores, _ = vitrail("train", *(("--resume", str(out)) if resumed else (*words, "--out", str(out))))
+    return scores | {"steps": max(row["step"] for row in RunFolder(out).rows() if row["kind"] == "train")}
 
 
 def processors() -> Row:

@@ -146,6 +146,20 @@ def test_other_heads_train_and_start_from_weights(head: str, run: Path, data: Pa
     assert isinstance(task, Segment) and task.config()["segmentation"]["head"] == head
 
 
+def test_a_segmenter_continues_on_whole_images(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["train", "segment-whole", "--data", str(data), "--out", str(tmp_path / "run"), *SHORT]
+    assert main([*args, "--init", "classify"]) == 2
+    assert "continues training the task segment, and classify holds the task classify" in capsys.readouterr().err
+    steps = ["--image-size", "24", "32", "--max-steps", "3", "--muon-lr", "0", "--lr", "0", "--weight-decay", "0"]
+    assert main([*args, "--init", str(run), *steps]) == 0
+    before, after = vitrail.load(run), vitrail.load(tmp_path / "run")
+    theirs = dict(before.named_parameters())
+    assert all(torch.equal(value, theirs[name]) for name, value in after.named_parameters()), "it begins with them all"
+    assert after.preprocess.crop_fraction == 1 and after.preprocess.size == (24, 32)
+
+
 @pytest.mark.parametrize("method", ["frozen", "lora", "last-blocks"])
 def test_methods_of_fine_tuning(method: str, run: Path, data: Path, tmp_path: Path) -> None:
     args = ["train", "segment", "--data", str(data), "--out", str(tmp_path / "run"), "--init", str(run), *SHORT]

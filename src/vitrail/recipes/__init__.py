@@ -26,7 +26,7 @@ from vitrail.recipes.captions import (
 from vitrail.recipes.finetune import finetune
 from vitrail.recipes.folder import folder
 from vitrail.recipes.imagenet import augreg_s16, deit3_s16, finetune_b16_384, vit_s16_90
-from vitrail.recipes.segment import segment
+from vitrail.recipes.segment import segment, segment_whole
 from vitrail.recipes.small import cifar10, cifar10_laptop, cifar10_quick, cifar10_small, digits, mnist
 from vitrail.tasks.encoder import EncoderConfig
 from vitrail.train.run import Run, changed_fields
@@ -50,6 +50,7 @@ RECIPES: dict[str, Recipe] = {
     "gru-digits": gru_digits,
     "lstm-digits": lstm_digits,
     "segment": segment,
+    "segment-whole": segment_whole,
     "caption-cnn-rnn": caption_cnn_rnn,
     "caption-cnn-lstm": caption_cnn_lstm,
     "caption-cnn-attention": caption_cnn_attention,
@@ -73,7 +74,7 @@ RECIPES: dict[str, Recipe] = {
 
 TUNED: dict[Recipe, Recipe] = {folder: finetune}
 """the recipe that replaces one for training from scratch if initial weights are given"""
-CONTINUED = (caption_coca, caption_scst, caption_rerank)
+CONTINUED = (caption_coca, caption_scst, caption_rerank, segment_whole)
 """recipes that continue training of the same task"""
 FROM_WEIGHTS = (finetune_b16_384, *CONTINUED)
 """recipes that need initial weights and have no default for them"""

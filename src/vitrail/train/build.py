@@ -196,7 +196,7 @@ def changed_preparation(run: Run, own: Preprocess) -> Preprocess:
     changed = [name for name in PREPARATION if getattr(new, name) != getattr(own, name)]
     if changed:
         log.warning(
-            "%s differs from the training of %s: accuracy is lower at first",
+            "%s differs from the training of %s: accuracy may be lower at first",
             " and ".join(f"{name.replace('_', ' ')} {getattr(new, name)}" for name in changed),
             run.init,
         )
