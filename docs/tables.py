@@ -111,6 +111,17 @@ MEASURES: dict[str, tuple[str, str, Callable[[Rows], str]]] = {
             ]
         ),
     ),
+    "caption-match": (
+        "what the bundled captioner tells of its captions, AUROC: right against swapped images by `match`; Flickr8k "
+        "against other photos by the image's likeness",
+        "printed",
+        lambda rows: "; ".join(
+            [
+                f"right against swapped {rows['right_against_swapped']['match']['auroc']:.2f}",
+                *(f"{name} {row['likeness']['auroc']:.2f}" for name, row in rows["against_other_photos"].items()),
+            ]
+        ),
+    ),
     "doctor": (
         "flipped labels among the first 5 % that `vitrail doctor` lists, of 2,000 images of CIFAR-10",
         "60 %, within 5 minutes of 2 cores",
@@ -347,6 +358,34 @@ def choosing() -> list[list[str]]:
     return rows + [
         [CHOSEN[how], f"{row['cider']:.3f}", f"{row['bleu4']:.3f}", f"{row['length']:.1f}"] for how, row in ways.items()
     ]
+
+
+def sure() -> list[list[str]]:
+    """What tells right captions of the bundled captioner from others, and images that it knows from other photos."""
+    rows = [["Flickr8k's validation split against", "images", "AUROC of match", "AUROC of likeness", "not sure"]]
+    found = _rows("caption-match")
+    if found is None:
+        return rows
+
+    def cell(row: Rows) -> str:
+        return f"{row['auroc']:.2f} ({row['interval'][0]:.2f} to {row['interval'][1]:.2f})"
+
+    own = found["right_against_swapped"]
+    count = own["match"]["images"][0]
+    rows.append(["nothing: its own images and captions", str(count), "", "", f"{own['not_sure']['right']:.0%}"])
+    rows.append(["captions of other images", str(count), cell(own["match"]), "", f"{own['not_sure']['swapped']:.0%}"])
+    for name, row in found["against_other_photos"].items():
+        count = row["match"]["images"][1]
+        rows.append([OTHERS[name], str(count), cell(row["match"]), cell(row["likeness"]), f"{row['not_sure']:.0%}"])
+    return rows
+
+
+OTHERS = {
+    "photos": "photos of many kinds, of ImageNet",
+    "hymenoptera": "ants and bees",
+    "bccd": "blood cells under a microscope",
+}
+"""photos of other things, by the name of their folder"""
 
 
 def runs() -> list[list[str]]:
@@ -597,6 +636,7 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "bundled-segment": partial(bundled, "segment"),
     "captioner": captioner,
     "choosing": choosing,
+    "sure": sure,
     "ideas": partial(trained, "caption-ideas"),
     "tried": tried,
     "runs": runs,

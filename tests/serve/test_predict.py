@@ -21,9 +21,12 @@ from serve.serving import (
     texts,
 )
 from task_examples import EXAMPLES
+from tasks.caption import small
 
 from vitrail.predictions import answer_files
 from vitrail.predictions.answers import agree
+from vitrail.tasks.caption import Caption
+from vitrail.tasks.caption.answers import Thresholds
 from vitrail.tasks.task import Task
 
 
@@ -125,6 +128,18 @@ def test_a_stream_of_words_ends_with_the_whole_answer() -> None:
         assert "event: error" in client.post(post, files=form(b"no image")).text
         error_of(client.post("/v1/predict?stream=perhaps", files=form(photo())), 422, "bad_query")
         assert service_of(client).images == 0
+
+
+def test_a_caption_tells_whether_it_is_sure_in_an_answer_and_at_the_end_of_a_stream() -> None:
+    task = stirred(small.captioner(contrastive=0.5, text_depth=1))
+    assert isinstance(task, Caption)
+    task.sure_from = Thresholds(1000.0)
+    with client_of(served("words", task)) as client:
+        (row,) = client.post("/v1/predict", files=form(photo())).json()["predictions"]
+        stream = client.post("/v1/predict?stream=true", files=form(photo())).text
+    assert row["sure"] is False and isinstance(row["match"], float)
+    (last,) = [line for line in stream.splitlines() if "predictions" in line]
+    assert near(json.loads(last.removeprefix("data: "))["predictions"], [row])
 
 
 def test_explanations() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,9 @@ from vitrail.data.sets import ImageSet
 from vitrail.data.targets import Texts
 from vitrail.data.text import END, PAD, START, Tokenizer
 from vitrail.errors import UserError
-from vitrail.tasks.caption import Caption, Decoding, numbered
+from vitrail.tasks.caption import Caption, Captioning, Decoding, numbered
+from vitrail.tasks.caption.answers import Thresholds
+from vitrail.tasks.caption.consensus import Consensus
 from vitrail.tasks.exported import run_by
 
 
@@ -85,6 +88,52 @@ def test_captions_that_match_their_image_come_first(sample: bool) -> None:
         assert scores == sorted(scores, reverse=True) and found.caption == max(expected, key=expected.__getitem__)
         changed |= found.caption != plain.caption
     assert changed
+
+
+def test_a_caption_tells_its_match_and_below_a_threshold_that_it_is_not_sure(tmp_path: Path) -> None:
+    """The captions stay the same, with and without; a checkpoint keeps the thresholds, further training drops them."""
+    task, made = captioner(contrastive=0.5, text_depth=1).eval(), batch()
+    plain = captions(task, made)
+    assert "match" not in captions(captioner(), made)[0].row(), "it has not learned to match"
+    assert [row.text() for row in plain] == [row.caption for row in plain] and "sure" not in plain[0].row()
+    for i, answer in enumerate(plain):
+        with torch.no_grad():
+            image = match_of(task).image(task.memory(made["image"][i : i + 1]).pooled)[0]
+            text = text_vector(task, [START, *WORDS.encode(answer.caption)][: task.option.max_length])
+        assert answer.match == pytest.approx(float(F.cosine_similarity(image, text, dim=0)) / 0.07, abs=1e-4)
+    matches = [answer.match or 0.0 for answer in plain]
+    middle = sorted(matches)[1]
+    task.sure_from = Thresholds(middle)
+    task.save(tmp_path / "m")
+    again = vitrail.load(tmp_path / "m")
+    assert isinstance(again, Caption)
+    for each in (task, again):
+        found = captions(each, made)
+        assert [row.sure for row in found] == [match >= middle for match in matches]
+        for row, before in zip(found, plain, strict=True):
+            assert row.row() == {**before.row(), "sure": row.sure}
+            assert row.text() == (row.caption if row.sure else f"not sure: {row.caption}")
+    again.configure(Captioning(contrastive=0.5, text_depth=1))
+    assert "sure" not in captions(again, made)[0].row() and "sure_from" not in again.config()
+
+
+def test_an_image_unlike_all_training_images_is_not_sure() -> None:
+    task, made = captioner(contrastive=0.5, text_depth=1).eval(), batch()
+    with torch.no_grad():
+        vectors = match_of(task)(task.memory(made["image"]).pooled)
+        task.consensus = Consensus.of(vectors[:1], made["label"][:1], task.tokenizer.size)
+        cosines = (vectors @ vectors[0]).tolist()
+    assert cosines[0] == pytest.approx(1.0) and max(cosines[1:]) < 0.999
+    task.sure_from = Thresholds(-100.0, 0.999)
+    assert [row.sure for row in captions(task, made)] == [True, False, False]
+    task.sure_from = Thresholds(100.0, -1.0)
+    assert [row.sure for row in captions(task, made)] == [False, False, False]
+
+
+@pytest.mark.parametrize("value", ["high", None, math.nan])
+def test_a_threshold_that_is_no_number(value: Any) -> None:
+    with pytest.raises(UserError, match="the threshold match must be a number"):
+        Thresholds(value)
 
 
 @pytest.mark.parametrize("how", [Decoding(max_length=10), Decoding(max_length=10, sample=True, beam=4)])

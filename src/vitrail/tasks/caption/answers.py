@@ -14,8 +14,27 @@ from torch import Tensor
 from vitrail.data.text import END, PAD, START, Tokenizer
 from vitrail.errors import UserError
 from vitrail.ops import Grid
+from vitrail.tasks.answers import finite
 from vitrail.tasks.caption.search import Stepper, Written
 from vitrail.tasks.values import Piece, Prediction
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What an answer needs to be `sure`: `bench/match.py` measures them."""
+
+    match: float
+    """of the caption with the image"""
+    likeness: float = -1.0
+    """of the image with training images, where the captioner has an index of them"""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, int | float) or math.isnan(value):
+                raise UserError(f"the threshold {name} must be a number, got {value!r}")
+
+    def passed(self, match: float, likeness: float | None) -> bool:
+        return match >= self.match and (likeness is None or likeness >= self.likeness)
 
 
 @dataclass(frozen=True)
@@ -26,24 +45,34 @@ class Captions(Prediction):
     """the best caption"""
     captions: list[dict[str, Any]]
     """`{"caption": text, "score": s, "tokens": [{"text": piece, "p": probability}]}`, best first"""
+    match: float | None = None
+    """how well the best caption matches the image, in captioners with a contrastive loss: its logit"""
+    sure: bool | None = None
+    """whether caption and image are above the captioner's thresholds, if it has some"""
 
     def row(self) -> dict[str, Any]:
-        return {"caption": self.caption, "captions": self.captions}
+        told = {name: value for name in ("match", "sure") if (value := getattr(self, name)) is not None}
+        return {"caption": self.caption, **told, "captions": self.captions}
 
     def text(self) -> str:
-        return self.caption
+        return f"not sure: {self.caption}" if self.sure is False else self.caption
 
 
-def answers_of(written: Written, tokenizer: Tokenizer) -> list[Prediction]:
-    """The captions of each image."""
+def answers_of(written: Written, tokenizer: Tokenizer, sure_from: Thresholds | None = None) -> list[Prediction]:
+    """The captions of each image; with thresholds, each `sure` or not."""
     probabilities = written.logp.exp().tolist()
     scores = written.score.tolist()
+    none = [None] * len(scores)
+    matches = none if written.match is None else finite(written.match[:, 0]).tolist()
+    likenesses = none if written.likeness is None else written.likeness.tolist()
     answers: list[Prediction] = []
-    for numbers, ps, ss in zip(written.words.tolist(), probabilities, scores, strict=True):
+    each = zip(written.words.tolist(), probabilities, scores, matches, likenesses, strict=True)
+    for numbers, ps, ss, match, likeness in each:
         rows = [_row(*row, tokenizer) for row in zip(numbers, ps, ss, strict=True) if row[2] > -math.inf]
         if not rows:
             raise UserError("this captioner's word probabilities are nan: choose other weights")
-        answers.append(Captions(rows[0]["caption"], rows))
+        sure = None if match is None or sure_from is None else sure_from.passed(match, likeness)
+        answers.append(Captions(rows[0]["caption"], rows, match, sure))
     return answers
 
 

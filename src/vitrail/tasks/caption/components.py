@@ -41,17 +41,24 @@ class NextWords(nn.Module):
 
 
 class Reranker(nn.Module):
-    """The component `rerank`: adds match and consensus to the scores of finished captions."""
+    """The component `rerank`: scores of finished captions with match and consensus added, and what they are sure by."""
 
     def __init__(self, match: Match, decoder: Decoder, consensus: Consensus | None, how: Decoding) -> None:
         super().__init__()
         self.match, self.decoder, self.consensus, self.how = match, decoder, consensus, how
 
-    def forward(self, pooled: Tensor, words: Tensor, scores: Tensor) -> Tensor:
-        """Images [B, D], captions [B, K, T] and their scores [B, K] to the new scores [B, K]."""
+    def forward(self, pooled: Tensor, words: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Images [B, D], captions [B, K, T] and their scores [B, K] to the arguments of `Written.ranked`.
+
+        These are the new scores [B, K], the logits of matching [B, K] and, with an index, the images' likeness [B].
+        """
+        texts = text_states(self.decoder, words.flatten(0, 1)).unflatten(0, scores.shape)
+        logits = self.match(pooled[:, None], texts)[:, 0]
         if self.how.match:
-            texts = text_states(self.decoder, words.flatten(0, 1)).unflatten(0, scores.shape)
-            scores = scores + self.how.match * self.match(pooled[:, None], texts)[:, 0]
-        if self.how.consensus and self.consensus is not None:
-            scores = scores + self.how.consensus * self.consensus(self.match(pooled), words, self.how.neighbours)
-        return scores
+            scores = scores + self.how.match * logits
+        if self.consensus is None:
+            return scores, logits, None
+        vectors = self.match(pooled)
+        if self.how.consensus:
+            scores = scores + self.how.consensus * self.consensus(vectors, words, self.how.neighbours)
+        return scores, logits, self.consensus.likeness(vectors)

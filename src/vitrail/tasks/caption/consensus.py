@@ -19,6 +19,8 @@ from vitrail.errors import UserError
 
 MAX_NGRAM = 4
 """longest n-grams, as in CIDEr"""
+NEAREST = 100
+"""the similar image whose similarity is an image's `likeness`: a single one may be similar by accident"""
 FEWEST = 2
 """minimum number of images per n-gram: an n-gram of a single image is too rare to be useful"""
 
@@ -91,10 +93,17 @@ class Consensus(nn.Module):
 
     def forward(self, images: Tensor, captions: Tensor, neighbours: int) -> Tensor:
         """Unit vectors [B, D] of images and captions [B, K, T] of each, to the captions' scores [B, K]."""
-        with torch.autocast(images.device.type, enabled=False):  # bf16 cannot distinguish the nearest neighbours
-            likeness = images.float() @ self.vectors.float().T
-        nearest = likeness.topk(min(neighbours, len(self.vectors)), dim=1).indices
+        nearest = self._nearest(images, neighbours).indices
         return torch.stack([self._scores(own, like) for own, like in zip(captions, nearest, strict=True)])
+
+    def likeness(self, images: Tensor) -> Tensor:
+        """The cosine of each image [B, D] with the 100th most similar training image (or the last of fewer), [B]."""
+        return self._nearest(images, NEAREST).values[:, -1]
+
+    def _nearest(self, images: Tensor, count: int) -> torch.return_types.topk:
+        with torch.autocast(images.device.type, enabled=False):  # bf16 cannot distinguish the nearest neighbours
+            cosines = images.float() @ self.vectors.float().T
+        return cosines.topk(min(count, len(self.vectors)), dim=1)
 
     def _scores(self, captions: Tensor, images: Tensor) -> Tensor:
         """Scores [R] of captions [R, T], with the captions of these training images as references."""

@@ -139,7 +139,7 @@ def _free_of_image(tensor: Tensor) -> dict[int, str]:
 def run_programs(
     task: Caption, engines: Mapping[str, Engine], outputs: Mapping[str, Sequence[str]]
 ) -> dict[str, Callable[..., Any]]:
-    """Components that call engines. With the engine `match` there is `rerank`, which adds match and consensus."""
+    """Components that call engines. With the engine `match` there is `rerank`, as in `Reranker`."""
     words = sum(name.startswith("words.") for name in outputs["encoder"])
     attends = "attention" in outputs["step"]
 
@@ -156,13 +156,16 @@ def run_programs(
         attention = rest.pop(0) if attends else None
         return Step(logits, attention, State(rest, state.image))
 
-    def rerank(pooled: Tensor, captions: Tensor, scores: Tensor) -> Tensor:
+    def rerank(pooled: Tensor, captions: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         # Padding changes nothing.
         padded = F.pad(captions, (0, max(0, SHORTEST - captions.shape[2])), value=PAD)
         logits, vectors = engines["match"](pooled, padded)
-        scores = scores + task.option.match * logits
-        if task.option.consensus and task.consensus is not None:
+        if task.option.match:
+            scores = scores + task.option.match * logits
+        if task.consensus is None:
+            return scores, logits, None
+        if task.option.consensus:
             scores = scores + task.option.consensus * task.consensus(vectors, captions, task.option.neighbours)
-        return scores
+        return scores, logits, task.consensus.likeness(vectors)
 
     return {"encoder": encoder, "step": step, **({"rerank": rerank} if "match" in engines else {})}

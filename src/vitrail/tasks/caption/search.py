@@ -32,12 +32,17 @@ class Written:
     """[B, K, T] log-probability of each word; 0 after the end"""
     score: Tensor
     """[B, K] sum of `logp` over the length to the power `length_penalty`, plus the terms of `match` and `consensus`"""
+    match: Tensor | None = None
+    """[B, K] how well each caption matches its image: the logit of the contrastive loss, in captioners that have one"""
+    likeness: Tensor | None = None
+    """[B] how similar each image is to training images, in captioners with an index of them (`Consensus.likeness`)"""
 
-    def ranked(self) -> Written:
-        """The same captions, sorted by new scores, best first."""
-        score, order = self.score.sort(dim=1, descending=True, stable=True)
+    def ranked(self, score: Tensor, match: Tensor, likeness: Tensor | None) -> Written:
+        """The same captions with what a `Reranker` says of them, best first."""
+        score, order = score.sort(dim=1, descending=True, stable=True)
         places = order[:, :, None].expand_as(self.words)
-        return Written(self.words.gather(1, places), self.logp.gather(1, places), score)
+        words, logp = self.words.gather(1, places), self.logp.gather(1, places)
+        return Written(words, logp, score, match.gather(1, order), likeness)
 
     @staticmethod
     def joined(chunks: Sequence[Written]) -> Written:
@@ -45,7 +50,15 @@ class Written:
         length = max(chunk.words.shape[2] for chunk in chunks)
         words = [F.pad(chunk.words, (0, length - chunk.words.shape[2]), value=PAD) for chunk in chunks]
         logp = [F.pad(chunk.logp, (0, length - chunk.logp.shape[2])) for chunk in chunks]
-        return Written(torch.cat(words), torch.cat(logp), torch.cat([chunk.score for chunk in chunks]))
+        match = [chunk.match for chunk in chunks if chunk.match is not None]
+        likeness = [chunk.likeness for chunk in chunks if chunk.likeness is not None]
+        return Written(
+            torch.cat(words),
+            torch.cat(logp),
+            torch.cat([chunk.score for chunk in chunks]),
+            torch.cat(match) if match else None,
+            torch.cat(likeness) if likeness else None,
+        )
 
 
 class _Writer:

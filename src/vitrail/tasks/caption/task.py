@@ -17,7 +17,7 @@ from vitrail.data.text import PAD, Tokenizer
 from vitrail.errors import UserError
 from vitrail.hf import fresh, with_memory
 from vitrail.plain import describe, described, rebuild
-from vitrail.tasks.caption.answers import Drafts, answers_of, pieces_of
+from vitrail.tasks.caption.answers import Drafts, Thresholds, answers_of, pieces_of
 from vitrail.tasks.caption.components import NextWords, ReadImages, Reranker
 from vitrail.tasks.caption.consensus import Consensus
 from vitrail.tasks.caption.decoders import Decoder, Memory, decoder_for
@@ -67,6 +67,8 @@ class Caption(Task):
     """head of the bag-of-words loss, if that has a weight"""
     consensus: Consensus | None
     """an index of the training images' captions, from the recipe caption-rerank"""
+    sure_from: Thresholds | None = None
+    """what an answer needs to be `sure`, where that was measured for these weights"""
 
     def __init__(
         self,
@@ -96,14 +98,8 @@ class Caption(Task):
     def _make_heads(self) -> None:
         """Create the head of each loss that has a weight, unless it exists."""
         config, width = self.captioning, pooled_width(self.encoder.config)
-        if not config.contrastive:
-            self.match = None
-        elif self.match is None:
-            self.match = Match(width, config.decoder_width)
-        if not config.bag_of_words:
-            self.bag = None
-        elif self.bag is None:
-            self.bag = BagOfWords(width, self.tokenizer.size)
+        self.match = (self.match or Match(width, config.decoder_width)) if config.contrastive else None
+        self.bag = (self.bag or BagOfWords(width, self.tokenizer.size)) if config.bag_of_words else None
 
     # Making one
 
@@ -155,9 +151,9 @@ class Caption(Task):
         return loaded
 
     def configure(self, config: Captioning) -> None:
-        """Continue training with these settings and the loaded weights. Drops an index, which would be outdated."""
+        """Continue training with these settings and the loaded weights. Drops what no longer fits them."""
         self.captioning = merge_settings(self.captioning, config)
-        self.consensus = None
+        self.consensus, self.sure_from = None, None
         self.option = self.captioning.decoding
         self._make_heads()
 
@@ -183,6 +179,8 @@ class Caption(Task):
         task = cls(encoder_for(encoder), settings, own, preprocess)
         if "consensus" in config:
             task.consensus = Consensus(**config["consensus"])
+        if "sure_from" in config:
+            task.sure_from = Thresholds(**config["sure_from"])
         return task
 
     # Text and numbers
@@ -251,9 +249,9 @@ class Caption(Task):
         return self.encoder(images)
 
     def components(self) -> dict[str, nn.Module]:
-        """`encoder` and `step`, and `rerank` if the options give match or consensus a weight."""
+        """`encoder` and `step`, and `rerank` of a captioner that has learned to match."""
         found: dict[str, nn.Module] = {"encoder": ReadImages(self, self.decoder), "step": NextWords(self.decoder)}
-        if (self.option.match or self.option.consensus) and self.match is not None:
+        if self.match is not None:
             found["rerank"] = Reranker(self.match, self.decoder, self.consensus, self.option)
         return found
 
@@ -281,7 +279,7 @@ class Caption(Task):
 
     def answer(self, batch: Batch) -> list[Prediction]:
         """The best captions of each image, with the probability of each piece of text."""
-        return answers_of(self.write(batch), self.tokenizer)
+        return answers_of(self.write(batch), self.tokenizer, self.sure_from)
 
     def write(self, batch: Batch) -> Written:
         """Captions of a batch, with the current options."""
@@ -301,8 +299,7 @@ class Caption(Task):
         step = modules["step"] if tell is None else Drafts(modules["step"], self.tokenizer, tell)
         written = write(step, state, how, samples, self.spaced.to(images.device))
         if "rerank" in modules:
-            written.score = modules["rerank"](pooled, written.words, written.score)
-            written = written.ranked()
+            written = written.ranked(*modules["rerank"](pooled, written.words, written.score))
         return written
 
     @torch.no_grad()
@@ -389,6 +386,7 @@ class Caption(Task):
             "captioning": {**asdict(self.captioning), "decoding": asdict(self.option)},
             "tokenizer": self.tokenizer.fingerprint,
             **({"consensus": self.consensus.sizes} if self.consensus is not None else {}),
+            **({"sure_from": asdict(self.sure_from)} if self.sure_from is not None else {}),
             **self.decoder.description(),
         }
 
