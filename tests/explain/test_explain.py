@@ -282,3 +282,14 @@ def test_maps_lie_where_their_patches_are() -> None:
     shown = tinted(photo, heat, [0.25, 0, 0.75, 1], smooth=False)
     assert np.ptp(shown[:, :4], axis=2).max() < 1e-6, "outside of the input all is grey"
     assert np.ptp(shown[0, 9]) > 0.3 and shown.min() > 0.1, "colourful, and not nearly black on a black photo"
+
+
+@pytest.mark.parametrize("brightness", [0.0, 0.5, 1.0])
+def test_a_stronger_place_is_darker_and_fuller_in_colour(brightness: float) -> None:
+    """So maps are read on light and dark pages, and in a grey print, over dark and light photos alike."""
+    photo = np.full((4, 64, 3), brightness, dtype=np.float32)
+    shown = tinted(photo, torch.linspace(0, 1, 64).expand(4, -1), [0, 0, 1, 1], smooth=False)[0]
+    grey = shown @ np.array([0.2126, 0.7152, 0.0722])
+    assert np.ptp(shown[0]) < 1e-6, "what does not matter stays as the photo is"
+    assert grey[-1] < grey[0] - 0.2 and (np.diff(grey[24:]) < 0).all()
+    assert np.ptp(shown[-1]) > 0.3

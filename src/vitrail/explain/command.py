@@ -135,7 +135,9 @@ def _figures(task: Task, found: Explanation) -> dict[str, Figure]:
     drawn: dict[str, Figure] = {}
     if "relevance" in tensors:
         each = zip(facts.get("outputs", []), tensors.get("relevance_outputs", []), strict=True)
-        maps = [("the answer", tensors["relevance"]), *((name.strip(), heat) for name, heat in each)]
+        maps = [(name.strip(), heat) for name, heat in each]
+        if not any(torch.allclose(heat, tensors["relevance"]) for _, heat in maps):  # one output may be the answer
+            maps.insert(0, ("the answer", tensors["relevance"]))
         drawn["relevance.png"] = draw_maps(photo, frame, maps, found.text)
     if "words" in tensors:
         words = [(piece["text"], piece["p"]) for piece in facts["pieces"]]

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 import warnings
 from collections.abc import Sequence
 
 import matplotlib
+import numpy as np
 import torch.nn.functional as F
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from vitrail.charts import BLUE
 from vitrail.explain.explanation import three_channels
-from vitrail.explain.overlay import HEAT, Pixels, coloured, spread, tinted
+from vitrail.explain.overlay import HEAT, Pixels, coloured, spread, strength, tinted
 from vitrail.files import printable
 from vitrail.fonts import fonts_for
 
@@ -46,21 +52,34 @@ def draw_maps(photo: Pixels, frame: Frame, maps: Sequence[tuple[str, Tensor]], t
 
     Each map is drawn over its own range, however small; its title tells the range as multiples of its mean.
     """
-    columns = min(PER_ROW, len(maps) + 1)
-    rows = math.ceil((len(maps) + 1) / columns)
-    side = 11.5 / columns
-    figure = Figure(figsize=(11.5, rows * (side * _aspect(photo) + 0.45) + 0.5 * bool(title)), layout="compressed")
+    rows = math.ceil((len(maps) + 1) / PER_ROW)
+    columns = math.ceil((len(maps) + 1) / rows)  # rows of about the same length
+    side = 11.5 / max(columns, 3)
+    height = rows * (side * _aspect(photo) + 0.45) + 0.5 * bool(title) + 0.45
+    figure = Figure(figsize=(side * columns, height), layout="compressed")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     _image(axes[0], photo, "image")
     for place, (name, heat) in zip(axes[1:], maps, strict=False):
         _image(place, tinted(photo, spread(heat), frame))
         low, high = (float(edge / heat.mean().clamp_min(1e-12)) for edge in (heat.min(), heat.max()))
-        place.set_title(f"{name}\n{low:.2g} to {high:.2g} x uniform", fontsize=9, parse_math=False)
+        place.set_title(f"{name}\n{low:.2g} to {high:.2g} × uniform", fontsize=9, parse_math=False)
     for place in axes[len(maps) + 1 :]:
         place.axis("off")
+    _key(figure, axes)
     if title:
-        figure.suptitle(title, fontsize=13, parse_math=False)
+        figure.suptitle(textwrap.fill(title, 90), fontsize=13, parse_math=False)
     return figure
+
+
+def _key(figure: Figure, axes: Sequence[Axes]) -> None:
+    """The colours of a map below its figure, as they look on white."""
+    values = np.linspace(0, 1, 256, dtype=np.float32)
+    opaque = strength(values)[:, None]
+    shown = ListedColormap((HEAT(values)[:, :3] * opaque + (1 - opaque)).clip(0, 1))
+    bar = figure.colorbar(ScalarMappable(cmap=shown), ax=list(axes), location="bottom", shrink=0.3, aspect=34, pad=0.03)
+    bar.set_ticks([0, 1], labels=["weakest patch", "strongest patch"], fontsize=9)
+    bar.ax.tick_params(length=0)
+    bar.outline.set_edgecolor("0.7")
 
 
 def draw_heads(photo: Pixels, frame: Frame, maps: Sequence[Tensor], layers: Sequence[int]) -> Figure:
@@ -149,12 +168,13 @@ def draw_norms(photo: Pixels, frame: Frame, norms: Tensor, prefix: Tensor | None
     layers, flat = range(1, len(norms) + 1), norms.flatten(1)
     for share, alpha in ((0.0, 0.15), (0.05, 0.3), (0.25, 0.5)):
         edges = (flat.quantile(edge, dim=1).numpy() for edge in (share, 1 - share))
-        lines.fill_between(layers, *edges, color=HEAT(0.25), alpha=alpha, linewidth=0)
-    lines.plot(layers, flat.median(dim=1).values.numpy(), color=HEAT(0.1), label="patches: median, and ranges")
+        lines.fill_between(layers, *edges, color=BLUE, alpha=alpha, linewidth=0)
+    lines.plot(layers, flat.median(dim=1).values.numpy(), color=BLUE, label="patches: median, and ranges")
     for token in range(0 if prefix is None else min(prefix.shape[1], 8)):
         assert prefix is not None
         name = "prefix token 1 (class token)" if token == 0 else f"prefix token {token + 1}"
-        lines.plot(layers, prefix[:, token].numpy(), "--", color=HEAT(0.55 + 0.06 * token), label=name)
+        lines.plot(layers, prefix[:, token].numpy(), "--", color=HEAT(0.35 + 0.09 * token), label=name)
+    lines.xaxis.set_major_locator(MaxNLocator(integer=True))
     lines.set_xlabel("layer")
     lines.set_ylabel("norm of the token")
     lines.set_ylim(bottom=0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -14,14 +13,17 @@ from torch import Tensor
 
 Pixels = NDArray[np.float32]
 
-HEAT = LinearSegmentedColormap.from_list("vitrail", matplotlib.colormaps["plasma"](np.linspace(0.12, 0.97, 256)), N=256)
-"""perceptually uniform, without plasma's darkest blue"""
+HEAT = LinearSegmentedColormap.from_list("vitrail", ["#ffe45c", "#ff9f1c", "#ef3e2e", "#b8123f", "#8a1048"], N=256)
+"""from yellow to a dark red: the stronger, the darker, so that a map is read in a grey print too"""
 LEAST = 320
 """shortest length in pixels of the longer side of an image under a map: smaller ones are enlarged"""
 MANY = 400
 """patches, from which on a few outliers no longer set the range of a map"""
-GREY = 0.45
-"""how far the photo under a map is faded to white: dark places of a photo stay readable under colours"""
+FADED = 0.5
+"""how far the photo under a map is faded to white, so that its dark places are lighter than a strong place of a map"""
+COLOUR = 0.35
+"""how much of its own colour the photo keeps"""
+LUMINANCE = np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)
 
 
 def spread(heat: Tensor) -> Tensor:
@@ -50,29 +52,33 @@ def on_image(
     return (found[0] if values.ndim == 2 else found.permute(1, 2, 0)).numpy(), inside.numpy()
 
 
-def faded(photo: Pixels) -> Pixels:
-    """A photo [H, W, 3] of floats in light grey, as the ground of a map."""
-    grey = photo @ np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)
-    return np.repeat((GREY + (1 - GREY) * grey)[..., None], 3, axis=2)
+def faded(photo: Pixels, colour: float = COLOUR) -> Pixels:
+    """A photo [H, W, 3] of floats, pale and with a share of its colour, as the ground of a map."""
+    grey = (photo @ LUMINANCE)[..., None]
+    return FADED + (1 - FADED) * (grey + colour * (photo - grey))
+
+
+def strength(values: Pixels) -> Pixels:
+    """How opaque the colour of a value from 0 to 1 is: nothing at 0, so that what does not matter stays a photo."""
+    return 0.85 * np.clip(values / 0.6, 0, 1) ** 1.3
 
 
 def tinted(photo: Pixels, heat: Tensor, frame: Sequence[float], smooth: bool = True) -> Pixels:
-    """The photo [H, W, 3] in grey under a map [h, w] of 0 to 1: the stronger a place, the fuller its colour.
+    """The photo [H, W, 3], pale, under a map [h, w] of 0 to 1: the stronger a place, the darker and fuller its colour.
 
-    What lies outside of the model's input stays grey, and lighter.
+    What lies outside of the model's input is paler still.
     """
     values, inside = on_image(heat.clamp(0, 1), photo.shape[:2], frame, smooth)
-    ground = faded(photo)
-    # Colour stands out by brightness and by strength, so that it is read without colour too.
-    strength = (inside * (0.04 + 0.7 * values**0.8))[..., None]
-    shown = ground * (1 - strength) + HEAT(values)[..., :3].astype(np.float32) * strength
-    return np.where(inside[..., None] > 0, shown, 0.4 * ground + 0.6).astype(np.float32)
+    ground, opaque = faded(photo), strength(values)[..., None]
+    ink = HEAT(values)[..., :3].astype(np.float32) * (0.8 + 0.2 * (photo @ LUMINANCE)[..., None])
+    shown = ground * (1 - opaque) + ink * opaque
+    return np.where(inside[..., None] > 0, shown, 0.35 * ground + 0.65).astype(np.float32)
 
 
 def coloured(photo: Pixels, colours: Tensor, frame: Sequence[float]) -> Pixels:
     """Colours of patches [h, w, 3] as panes of glass over the photo [H, W, 3]; the photo's light shines through."""
     values, inside = on_image(colours, photo.shape[:2], frame, smooth=False)
-    light = faded(photo)
+    light = faded(photo, colour=0)
     glass = values * (0.45 + 0.55 * light)
     return np.where(inside[..., None] > 0, glass, 0.4 * light + 0.6).astype(np.float32)
 

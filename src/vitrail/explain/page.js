@@ -93,7 +93,9 @@ if (VIEWS.positions && arrays.positions.shape[0] !== patches) delete VIEWS.posit
 /* --- drawing */
 
 const ramp = Array.from({ length: 256 }, (_, i) => [0, 2, 4].map((j) => parseInt(told.colours.slice(6 * i + j, 6 * i + j + 2), 16)));
-byId("ramp").style.background = `linear-gradient(90deg, ${[0, 64, 128, 192, 255].map((i) => `rgb(${ramp[i]})`).join(",")})`;
+const strength = (value) => 0.85 * Math.min(value / 0.6, 1) ** 1.3; /* as in overlay.py */
+const shades = Array.from({ length: 17 }, (_, i) => `rgb(${ramp[Math.round((255 * i) / 16)].join(" ")} / ${strength(i / 16)})`);
+byId("ramp").style.background = `linear-gradient(90deg, ${shades.join(",")}), #fff`;
 
 function photo(source, canvas) {
   const image = new Image();
@@ -116,10 +118,10 @@ function paint(canvas, image, frame, grid, colours, joined, mark) {
   const [left, top, right, bottom] = [frame[0] * width, frame[1] * height, frame[2] * width, frame[3] * height];
   pen.globalAlpha = 1;
   pen.imageSmoothingEnabled = image.width >= 200;
-  pen.filter = "grayscale(1)";
+  pen.filter = "grayscale(.65)";
   pen.drawImage(image, 0, 0, width, height);
   pen.filter = "none";
-  pen.fillStyle = "rgb(255 255 255 / .42)";
+  pen.fillStyle = "rgb(255 255 255 / .5)";
   pen.fillRect(0, 0, width, height);
   const [down, across] = grid.map((side) => Math.ceil(side / joined));
   const small = new OffscreenCanvas(across, down);
@@ -160,7 +162,7 @@ function heat(map) {
   const span = high - low || 1;
   map.forEach((value, i) => {
     const t = Math.min((value - low) / span, 1);
-    cells.set([...ramp[Math.round(255 * t)], 255 * (0.04 + 0.7 * t ** 0.8)], 4 * i);
+    cells.set([...ramp[Math.round(255 * t)], 255 * strength(t)], 4 * i);
   });
   return cells;
 }
