@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -38,7 +38,7 @@ def _worst(run: Any) -> str:
     return note(f"{told} Wrong labels are often among them.") + shown if shown else ""
 
 
-def _example(row: dict[str, Any]) -> str:
+def _example(row: Mapping[str, Any]) -> str:
     labels = row.get("labels")
     guesses = [g for g in (labels if isinstance(labels, list) else []) if isinstance(g, dict) and "label" in g][:3]
     if not guesses:
