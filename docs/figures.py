@@ -18,9 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from caption_tables import earlier, measured_rungs
 from matplotlib.figure import Figure
+from model_tables import BEFORE, BEFORE_DIGITS
 from PIL import Image
-from tables import BEFORE, BEFORE_DIGITS, earlier, measured_rungs
 
 import vitrail
 from vitrail.data.captions import open_captions

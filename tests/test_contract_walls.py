@@ -133,7 +133,7 @@ def own_keys() -> set[str]:
     for kind in classes_in(modules()):
         if issubclass(kind, Prediction):
             found |= {entry.name for entry in fields(kind)}  # type: ignore[arg-type]
-    return found - {"count", "classes"}  # of every task
+    return found - {"count", "classes", "worst"}  # of any task
 
 
 def other_names() -> set[str]:

@@ -68,7 +68,7 @@ def test_tables_are_fresh(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_table_shows_what_a_results_file_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tables = load_tables()
-    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    monkeypatch.setattr(tables.table_data, "ROOT", tmp_path)
     (tmp_path / "results").mkdir()
     scores = (0.97, 1, 90.0), (0.9925, 2, 60.0), (0.97, 1, 120.0)
     runs = [{"top1": top1, "cores": cores, "wall_seconds": seconds} for top1, cores, seconds in scores]
@@ -91,7 +91,7 @@ def test_table_shows_what_a_results_file_holds(tmp_path: Path, monkeypatch: pyte
 
 def test_table_of_transfer_shows_the_results_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tables = load_tables()
-    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    monkeypatch.setattr(tables.table_data, "ROOT", tmp_path)
     page = "<!-- table:transfer -->\n<!-- /table -->\n"
     assert tables.fresh(page).count("not measured") == 2
     (tmp_path / "results").mkdir()
@@ -105,7 +105,7 @@ def test_table_of_transfer_shows_the_results_that_are_there(tmp_path: Path, monk
     assert "gain, mean of the pairs | 25.0 points |" in text
     assert text.count("not measured") == 1
     told = "+25.0 points (standard error 2.1, corrected for overlapping folds 4.6, 15 pairs) (on one core)"
-    assert any(told in row for row in tables.results())
+    assert any(told in row for row in tables.measure_tables.results())
 
 
 def test_unknown_table_is_refused() -> None:

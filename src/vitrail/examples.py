@@ -4,47 +4,48 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from PIL import Image
 
+from vitrail.data.sets import ImageSet
 from vitrail.errors import UserError
+from vitrail.tasks.task import Task
 from vitrail.train.loop import Components
 
 THUMBNAIL, FIGURE = 160, 480
 """longer sides in pixels of an image in a report, and of an image with its answer drawn into it"""
 
 
-def examples(components: Components) -> list[dict[str, Any]]:
-    """Evenly spaced images of the test or validation split with the model's predictions, for the report.
+def examples(components: Components, scores: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Evenly spaced images of the scored split with the model's predictions, for the report, and the worst mistakes.
 
-    Where answers are places in the image there are fewer, and the images are larger.
+    `scores` are those of the run's end; the rows of the worst mistakes have `mistake`. Where answers are places in the
+    image there are fewer, and the images are larger.
     """
-    loader = components.test or components.val
-    task, chosen = components.task, loader.set
-    count, side = (12, FIGURE) if task.target.spatial else (24, THUMBNAIL)
-    rows = []
-    numbers = torch.linspace(0, len(chosen) - 1, min(count, len(chosen))).long().tolist()
-    for i in numbers:
-        try:
-            opened = chosen.image(i, task.preprocess.channels)
-            answer = task.answers([task.prepare(chosen.open(i))])[0]
-        except UserError:
-            continue  # the loader has already reported an unreadable image
-        image = Image.fromarray(
-            opened[:3].permute(1, 2, 0).squeeze(2).numpy() if len(opened) != 2 else opened[0].numpy()
-        )
-        row = {
-            "image": as_png(image, side),
-            "text": answer.text(),
-            "truth": chosen.target.truth(i),
-        }
-        row = {**answer.row(), **row}
-        if task.target.spatial:  # the answer lies in the image, and its row does not show it
-            row["figure"] = as_png(answer.draw(image), FIGURE)
-        rows.append(row)
-    return rows
+    loader = (components.val if scores["split"] == "val" else components.test) or components.val
+    task, count = components.task, len(loader.set)
+    spaced = torch.linspace(0, count - 1, min(12 if task.target.spatial else 24, count)).long().tolist()
+    worst = scores.get("worst", [])
+    rows = [row for i in spaced if (row := _row(task, loader.set, i)) is not None]
+    return rows + [{**row, "mistake": True} for i in worst if (row := _row(task, loader.set, i)) is not None]
+
+
+def _row(task: Task, images: ImageSet, i: int) -> dict[str, Any] | None:
+    """One image with its answer and its truth; None if it is unreadable, which the loader has reported."""
+    try:
+        opened = images.image(i, task.preprocess.channels)
+        answer = task.answers([task.prepare(images.open(i))])[0]
+    except UserError:
+        return None
+    image = Image.fromarray(opened[:3].permute(1, 2, 0).squeeze(2).numpy() if len(opened) != 2 else opened[0].numpy())
+    side = FIGURE if task.target.spatial else THUMBNAIL
+    row = {**answer.row(), "image": as_png(image, side), "text": answer.text(), "truth": images.target.truth(i)}
+    if task.target.spatial:  # the answer lies in the image, and its row does not show it
+        row["figure"] = as_png(answer.draw(image), FIGURE)
+    return row
 
 
 def as_png(image: Image.Image, side: int) -> str:

@@ -209,7 +209,7 @@ def train_run(run: Run, components: Components, folder: RunFolder, steps: int, r
     scores |= {"fast_dev_run": True} if run.fast_dev_run else {}
     folder.end(scores)
     if world.leads:
-        write_whole(folder.path / "examples.json", json.dumps(examples(components)))
+        write_whole(folder.path / "examples.json", json.dumps(examples(components, scores)))
         write_report(folder.path)
     return scores
 

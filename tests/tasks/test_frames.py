@@ -65,8 +65,11 @@ def test_a_report_shows_answers_that_lie_in_the_image() -> None:
     masks = Masks([torch.ones(12, 20, dtype=torch.uint8)] * 4, list("abcd"), ["dark", "light"])
     data, task = ImageSet("any", list("abcd"), images, masks), toys.Dense()
     loader = Loader(data, task.preprocess, batch_size=2, seed=0, train=False, prepare=task.preparation(train=False))
-    rows = examples(Components(task, loader, loader, None))
+    components = Components(task, loader, loader, None)
+    rows = examples(components, {"split": "val"})
     assert [row["text"] for row in rows] == ["2 segments"] * 4
+    *spaced, worst, next_worst = examples(components, {"split": "val", "worst": [3, 1]})
+    assert spaced == rows and [worst, next_worst] == [{**rows[i], "mistake": True} for i in (3, 1)]
     shown, figure = (Image.open(io.BytesIO(base64.b64decode(rows[0][name]))) for name in ("image", "figure"))
     assert shown.getextrema() == ((40, 200),) * 3
     assert figure.size == (20, 12) and figure.getextrema() == ((0, 255),) * 3

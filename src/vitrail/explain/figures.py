@@ -20,7 +20,6 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from vitrail.charts import BLUE
 from vitrail.explain.explanation import three_channels
 from vitrail.explain.overlay import HEAT, Pixels, coloured, spread, strength, tinted
 from vitrail.files import printable
@@ -30,6 +29,7 @@ Frame = Sequence[float]
 """where the model's input lies in a photo: left, top, right and bottom as shares of its size"""
 PER_ROW = 5  # maps beside each other, with the photo
 TILES = 16  # positions shown along a side
+BLUE = "#2563a8"
 
 
 def png(figure: Figure, dpi: int = 120) -> bytes:

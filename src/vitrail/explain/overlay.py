@@ -60,7 +60,7 @@ def faded(photo: Pixels, colour: float = COLOUR) -> Pixels:
 
 def strength(values: Pixels) -> Pixels:
     """How opaque the colour of a value from 0 to 1 is: nothing at 0, so that what does not matter stays a photo."""
-    return 0.85 * np.clip(values / 0.6, 0, 1) ** 1.3
+    return (0.85 * np.clip(values / 0.6, 0, 1) ** 1.3).astype(np.float32)
 
 
 def tinted(photo: Pixels, heat: Tensor, frame: Sequence[float], smooth: bool = True) -> Pixels:

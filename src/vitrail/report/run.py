@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,8 @@ class RunRecord:
     examples: list[Row]
     groups: str | None = None
     """number of image groups that were kept within one split; None without groups"""
+    images: dict[str, int] = field(default_factory=dict)
+    """number of images of each split of the data"""
 
     @property
     def best(self) -> Row:
@@ -70,6 +72,22 @@ class RunRecord:
         return (self.kind and self.kind.score) or Score("loss", best="min", unit="")
 
     @property
+    def split(self) -> str:
+        """The split of the final scores, in words: test or validation."""
+        return {"val": "validation"}.get(name := str(self.final.get("split", "test")), name)
+
+    @property
+    def changed(self) -> list[tuple[str, str, str]] | None:
+        """Name, value and the recipe's value of each field that is not as the recipe has it; None without a recipe."""
+        from vitrail.recipes import RECIPES
+
+        name = self.recipe.get("recipe")
+        if name not in RECIPES:
+            return None
+        given = dict(flat(json.loads(json.dumps(RECIPES[name](self.images.get("train", 1)).as_dict()))))
+        return [(key, value, given.get(key, "")) for key, value in flat(self.recipe) if given.get(key) != value]
+
+    @property
     def fast_dev_run(self) -> bool:
         """Whether it is a fast dev run, whose scores mean nothing."""
         return bool(self.recipe.get("fast_dev_run"))
@@ -94,18 +112,27 @@ def read_run(folder: str | Path) -> RunRecord:
     kinds: dict[str, list[Row]] = {kind: [] for kind in ("start", "train", "val", "test", "done")}
     for row in rows:
         kinds.get(str(row.get("kind")), []).append(row)
+    data = _json(folder / "data.json", dict)
+    splits = data.get("splits")
+    counts = {
+        str(name): int(count)
+        for name, own in (splits.items() if isinstance(splits, dict) else ())
+        if isinstance(own, dict) and (count := number(own.get("images"))) is not None
+    }
+    test = kinds["test"][-1] if kinds["test"] else {}
     return RunRecord(
         folder=folder,
         recipe=recipe,
         starts=kinds["start"],
         train=_by_step(kinds["train"]),
         val=_by_step(kinds["val"]),
-        test=kinds["test"][-1] if kinds["test"] else {},
-        final=_json(folder / "scores.json", dict),
+        test=test,
+        final=_json(folder / "scores.json", dict) or test,
         done=kinds["done"][-1] if kinds["done"] else {},
         classes=[str(name) for name in _json(folder / "classes.json", list)],
         examples=[row for row in _json(folder / "examples.json", list) if isinstance(row, dict)],
-        groups=next((value for name, value in flat(_json(folder / "data.json", dict)) if name == "groups.count"), None),
+        groups=next((value for name, value in flat(data) if name == "groups.count"), None),
+        images=counts,
     )
 
 

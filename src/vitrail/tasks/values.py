@@ -115,7 +115,11 @@ class Metric(Protocol):
         """Take in another process's state."""
 
     def compute(self) -> dict[str, Any]:
-        """The scores: numbers, lists of numbers, or nested lists."""
+        """The scores: numbers, lists, or nested lists.
+
+        `worst`, where there are mistakes to rank, are the numbers of the samples with the worst ones, the worst first:
+        the report of a run shows them.
+        """
 
 
 @dataclass(frozen=True)

@@ -64,3 +64,19 @@ def test_calibration_error_of_known_cases() -> None:
     assert calibration_error(sure, torch.tensor([0, 0, 1, 1])) == pytest.approx(0.5)
     mixed = torch.tensor([[0.75, 0.25]] * 4)
     assert calibration_error(mixed, torch.tensor([0, 0, 0, 1])) == pytest.approx(0.0)
+
+
+def test_calibration_and_the_worst_mistakes_are_those_of_the_images() -> None:
+    task = Classify(ViT(NANO), ["cat", "dog"], Preprocess(size=(8, 8)))
+    probabilities = torch.tensor([[0.99, 0.01], [0.4, 0.6], [0.98, 0.02], [0.97, 0.03], [0.59, 0.41], [0.985, 0.015]])
+    labels = torch.tensor([0, 0, 1, 0, 1, 1])
+    metric = task.metric()
+    metric.update({"label": labels, "sample": torch.tensor([10, 11, 12, 13, 14, 15])}, probabilities.log())
+    scores = metric.compute()
+    assert scores["worst"] == [15, 12, 11, 14], "the most confident wrong answer first"
+    low, middle, high = scores["calibration"]
+    assert low == pytest.approx({"count": 1, "confidence": 0.59, "accuracy": 0.0})
+    assert middle == pytest.approx({"count": 1, "confidence": 0.6, "accuracy": 0.0})
+    assert high == pytest.approx({"count": 4, "confidence": (0.99 + 0.98 + 0.97 + 0.985) / 4, "accuracy": 0.5})
+    gaps = [row["count"] * abs(row["confidence"] - row["accuracy"]) for row in scores["calibration"]]
+    assert scores["calibration_error"] == pytest.approx(sum(gaps) / 6)

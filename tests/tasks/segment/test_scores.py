@@ -107,6 +107,15 @@ def test_classes_of_the_data_may_have_another_order_and_must_be_known() -> None:
         SegmentMetric(["road", "sky"], ["sky", "tree"])
 
 
+def test_the_worst_images_are_those_with_the_fewest_right_pixels() -> None:
+    metric = SegmentMetric(["a", "b"])
+    truth = torch.tensor([[0, 0, 0, 1]])
+    answers = ([[0, 0, 0, 1]], [[1, 1, 0, 1]], [[1, 1, 1, 0]], [[1, 0, 0, 1]])  # 0, 2, 4 and 1 are wrong
+    for sample, answer in enumerate(answers):
+        metric.update(batch_of(truth, first=sample), answers_of(torch.tensor(answer)))
+    assert metric.compute()["worst"] == [2, 1, 3]
+
+
 def test_an_image_of_void_alone_is_counted_and_changes_no_score() -> None:
     one, other = SegmentMetric(["a", "b"]), SegmentMetric(["a", "b"])
     one.update(batch_of(torch.full((2, 2), 255), first=7), answers_of(torch.zeros(2, 2)))

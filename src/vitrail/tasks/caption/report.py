@@ -8,7 +8,7 @@ from typing import Any
 from vitrail.charts import GREY, Line, Panel, chart, points
 from vitrail.html import card, example
 from vitrail.tasks.values import Score, Section
-from vitrail.units import number
+from vitrail.units import number, percent
 
 OTHERS = ("bleu4", "rouge_l")
 """scores that are shown besides the one that chooses the best checkpoint"""
@@ -18,13 +18,18 @@ PEOPLE = 2
 
 def sections(run: Any) -> list[Section]:
     """The sections of a `vitrail.report.RunRecord`; empty if their entries are missing."""
-    row, where = (run.test, "test") if run.test else (run.best, "validation")
+    row, where = (run.final, run.split) if run.final else (run.best, "validation")
     cards = "".join(card(name, Score(name, unit="").text(number(row.get(name))), where) for name in OTHERS)
-    panel = Panel("share of the most common caption", [Line("", points(run.val, "identical"), GREY)])
+    panel = Panel(
+        "share of the most common caption",
+        [Line("", points(run.val, "identical"), GREY)],
+        text=percent,
+        says="A captioner that gives many images the same caption ignores them: lower is better.",
+    )
     return [
         Section("", cards),
         Section("Example predictions", "".join(map(_example, run.examples))),
-        Section("Variety", chart([panel], "share of the most common caption against steps")),
+        Section("Variety", chart([panel])),
     ]
 
 

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 TOP = 5
 """number of guesses in the score `top5`"""
+BINS = 15
+"""bins of confidence in which the calibration is measured"""
+WORST = 12
+"""number of the mistakes that are named"""
 
 
 class ClassifyMetric:
@@ -53,7 +57,11 @@ class ClassifyMetric:
             self.rows[sample] = (row, label)
 
     def compute(self) -> dict[str, Any]:
-        """Scores are fractions. `confusion[i][j]` counts images of class i predicted as class j."""
+        """Scores are fractions. `confusion[i][j]` counts images of class i predicted as class j.
+
+        `calibration` has `count`, mean `confidence` and `accuracy` of each bin of confidence that has images. `worst`
+        are the numbers of the wrongly predicted images whose wrong class has the highest probabilities.
+        """
         state = self.state()
         logits, right = state["logits"], self.outputs[state["label"]]
         classes = logits.shape[1]
@@ -61,25 +69,55 @@ class ClassifyMetric:
         hits = order == right[:, None]
         confusion = torch.bincount(right * classes + order[:, 0], minlength=classes * classes).view(classes, classes)
         counts = confusion.sum(dim=1)
+        probabilities = self.task.probabilities(logits)
         return {
             "top1": hits[:, 0].double().mean().item(),
             f"top{TOP}": hits[:, :TOP].any(dim=1).double().mean().item(),
             "cross_entropy": F.cross_entropy(logits, right).item(),
-            "calibration_error": calibration_error(self.task.probabilities(logits), right),
+            "calibration_error": calibration_error(probabilities, right),
+            "calibration": calibration_bins(probabilities, right),
             # A class without images in this split has no accuracy.
             "per_class": [
                 c / n if n else None for c, n in zip(confusion.diag().tolist(), counts.tolist(), strict=True)
             ],
             "classes": self.task.classes,
             "confusion": confusion.tolist(),
+            "worst": _worst(probabilities, right, state["sample"]),
             "count": len(right),
         }
 
 
-def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """Expected calibration error (arXiv 1706.04599, equation 3): mean gap of confidence and accuracy over bins."""
+def _binned(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each image: its confidence, whether its best class is right (1.0 or 0.0), and its bin of confidence."""
     confidence, guess = probabilities.nan_to_num(0).max(dim=1)
-    correct = (guess == labels).double()
-    place = (confidence.double() * bins).ceil().clamp(1, bins).long() - 1
-    gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, correct - confidence.double())
+    place = (confidence.double() * BINS).ceil().clamp(1, BINS).long() - 1
+    return confidence.double(), (guess == labels).double(), place
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
+    """Expected calibration error (arXiv 1706.04599, equation 3): mean gap of confidence and accuracy over bins."""
+    confidence, correct, place = _binned(probabilities, labels)
+    gaps = torch.zeros(BINS, dtype=torch.float64).index_add_(0, place, correct - confidence)
     return gaps.abs().sum().item() / len(labels)
+
+
+def calibration_bins(probabilities: Tensor, labels: Tensor) -> list[dict[str, Any]]:
+    """`count`, mean `confidence` and `accuracy` of the images in each bin of confidence, without empty bins."""
+    confidence, correct, place = _binned(probabilities, labels)
+    counts, sure, right = (
+        torch.zeros(BINS, dtype=torch.float64).index_add_(0, place, values)
+        for values in (torch.ones_like(correct), confidence, correct)
+    )
+    return [
+        {"count": int(n), "confidence": (s / n).item(), "accuracy": (r / n).item()}
+        for n, s, r in zip(counts, sure, right, strict=True)
+        if n
+    ]
+
+
+def _worst(probabilities: Tensor, labels: Tensor, samples: Tensor) -> list[int]:
+    """The numbers of the most confident mistakes."""
+    confidence, guess = probabilities.nan_to_num(0).max(dim=1)
+    order = confidence.argsort(descending=True, stable=True)
+    wrong: list[int] = samples[order[(guess != labels)[order]]][:WORST].tolist()
+    return wrong

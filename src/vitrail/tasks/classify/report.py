@@ -1,37 +1,44 @@
-"""The sections of a classifier's report: accuracy overall and per class, and the confusion matrix."""
+"""The sections of a classifier's report: accuracy per class, confusion matrix, calibration, and examples."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from vitrail.html import bar, card, example
+from vitrail.html import bar, card, evenly_spaced, example, note, worst
+from vitrail.tasks.classify.charts import DRAWN, calibration, confusion_matrix
 from vitrail.tasks.values import Section
 from vitrail.units import number, percent
 
-BLUE, RED = "#2563a8", "#c2410c"
-# Maximum number of classes for numbers in the confusion matrix, for names, and for drawing it at all.
-NUMBERED, NAMED, DRAWN = 25, 100, 250
+NAMED = 100
+"""maximum number of classes whose accuracies are listed"""
 
 
 def sections(run: Any) -> list[Section]:
     """The sections of a `vitrail.report.RunRecord`; empty if their entries are missing."""
+    top5 = percent(run.final.get("top5")) if len(run.classes) > 5 else ""
     cards = [
-        card(
-            "test top 5", percent(run.test.get("top5")) if len(run.classes) > 5 else "", "among the first five guesses"
-        ),
-        card("calibration error", percent(run.test.get("calibration_error")), "confidence against accuracy"),
+        card(f"{run.split} top 5", top5, "among the first five guesses"),
+        card("calibration error", percent(run.final.get("calibration_error")), "confidence against accuracy"),
     ]
     return [
         Section("", "".join(cards)),
-        Section("Example predictions", "".join(map(_example, run.examples))),
-        Section("Accuracy of each class", _per_class(run)),
+        Section("Scores of each class", _per_class(run)),
         Section("Confusion matrix", _confusion(run)),
+        Section("Calibration", calibration(run.final.get("calibration"))),
+        Section("Worst mistakes", _worst(run)),
+        Section("Example predictions", "".join(map(_example, evenly_spaced(run.examples)))),
     ]
 
 
-def _example(row: dict[str, Any]) -> str:
+def _worst(run: Any) -> str:
+    shown = "".join(map(_example, worst(run.examples)))
+    told = f"The wrong answers of which the model is the most sure, of all {run.split} images."
+    return note(f"{told} Wrong labels are often among them.") + shown if shown else ""
+
+
+def _example(row: Mapping[str, Any]) -> str:
     labels = row.get("labels")
     guesses = [g for g in (labels if isinstance(labels, list) else []) if isinstance(g, dict) and "label" in g][:3]
     if not guesses:
@@ -40,23 +47,41 @@ def _example(row: dict[str, Any]) -> str:
     label = str(truth.get("label", "")) if isinstance(truth, dict) else ""
     right = str(guesses[0]["label"]) == label
     rows = "".join(bar(str(g["label"]), number(g.get("score")) or 0.0, str(g["label"]) == label) for g in guesses)
-    mark = '<span class="right">✓ right</span>' if right else '<span class="wrong">✗ wrong</span>'
+    mark = '<span class="right">✓ right</span>' if right else '<span class="wrong">✗ wrong</span>, it is'
     look = "good" if right else "bad"
     return example(row.get("image"), f"{mark} {escape(label)}", f"<table>{rows}</table>", look)
 
 
 def _per_class(run: Any) -> str:
-    scores = run.test.get("per_class") or []
-    rows = [(_name(run, place), value) for place, score in enumerate(scores) if (value := number(score)) is not None]
+    """Recall, precision and number of images of each class, the lowest recall first."""
+    scores, matrix = run.final.get("per_class") or [], run.final.get("confusion")
+    rows = [
+        (_name(run, place), value, place) for place, score in enumerate(scores) if (value := number(score)) is not None
+    ]
     if not rows:
         return ""
     rows.sort(key=lambda row: row[1])
-    note = "Percentage of each class's test images that are predicted correctly, lowest first."
+    told = (
+        f"Recall (the bar) is the share of a class's {run.split} images that are predicted as it; precision is the "
+        "share of its predictions that are right. Lowest recall first."
+    )
     if len(rows) > NAMED:
-        note += f" The {NAMED} lowest of {len(rows)}."
+        told += f" The {NAMED} lowest of {len(rows)}."
         rows = rows[:NAMED]
-    bars = "".join(bar(name, score, False) for name, score in rows)
-    return f'<p class="note">{note}</p><div class="columns"><table>{bars}</table></div>'
+    head = "<tr><th class=name>class</th><th class=bar></th>" + "".join(
+        f"<th class=value>{name}</th>" for name in ("recall", "precision", "images")
+    )
+    lines = [bar(name, score, False, *_beside(matrix, place)) for name, score, place in rows]
+    return f'{note(told)}<div class="columns classes"><table>{head}</tr>{"".join(lines)}</table></div>'
+
+
+def _beside(matrix: Any, place: int) -> tuple[str, str]:
+    """Precision and number of images of a class, as texts; empty without a confusion matrix."""
+    if not _square(matrix) or place >= len(matrix):
+        return "", ""
+    predicted = sum(row[place] for row in matrix)
+    precision = f"{100 * matrix[place][place] / predicted:.1f}" if predicted else "–"
+    return precision, f"{sum(matrix[place]):,}"
 
 
 def _name(run: Any, place: int) -> str:
@@ -64,18 +89,16 @@ def _name(run: Any, place: int) -> str:
 
 
 def _confusion(run: Any) -> str:
-    matrix: Any = run.test.get("confusion")
+    matrix: Any = run.final.get("confusion")
     if not _square(matrix):
         return ""
-    body = []
+    told = drawn = ""
     if len(matrix) <= DRAWN:
-        body.append(
-            '<p class="note">Rows are true classes, columns are predictions. The colour is the fraction of the row. '
-            "Point at a cell to read it.</p>"
+        told = note(
+            "Rows are true classes, columns are predictions; the colour is the share of the row. Blue is right."
         )
-        body.append(_matrix(matrix, [_name(run, place) for place in range(len(matrix))]))
-    body.append(_mistakes(run, matrix))
-    return "".join(body)
+        drawn = confusion_matrix(matrix, [_name(run, place) for place in range(len(matrix))])
+    return f'{told}<div class="pair">{drawn}<div>{_mistakes(run, matrix)}</div></div>'
 
 
 def _square(matrix: Any) -> bool:
@@ -84,56 +107,10 @@ def _square(matrix: Any) -> bool:
     )
 
 
-def _matrix(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
-    """The confusion matrix as SVG. Zero cells are not drawn, so the file stays small with 100 classes."""
-    size = len(matrix)
-    cell = 44 if size <= 10 else 30 if size <= NUMBERED else 14 if size <= 50 else 10
-    font = min(13, max(cell - 2, 8)) if size <= NUMBERED else min(10, cell - 1)
-    margin = 14 + int(0.62 * font * min(max(map(len, names)), 24)) if size <= NAMED else 6
-    side = size * cell
-    shapes = [f'<rect x="{margin}" y="{margin}" width="{side}" height="{side}" fill="#fafafa" stroke="#ddd"/>']
-    for i, row in enumerate(matrix):
-        total = sum(row)
-        for j, images in enumerate(row):
-            if not images:
-                continue
-            x, y = margin + j * cell, margin + i * cell
-            # One mistake among a thousand must be visible: colours start above white.
-            depth = 0.12 + 0.88 * images / total
-            fill = _mix(BLUE if i == j else RED, depth)
-            what = "right" if i == j else f"predicted as {names[j]}"
-            says = escape(f"{names[i]} {what}: {images} of {total}")
-            box = f'x="{x}" y="{y}" width="{cell}" height="{cell}"'
-            shapes.append(f'<rect {box} fill="{fill}"><title>{says}</title></rect>')
-            if size <= NUMBERED:
-                ink = "#fff" if depth > 0.55 else "#222"
-                high = min(font, int(1.7 * cell / (len(str(images)) + 0.5)))
-                at = f'x="{x + cell / 2}" y="{y + cell / 2}" text-anchor="middle"'
-                shapes.append(f'<text {at} font-size="{high}" fill="{ink}" pointer-events="none">{images}</text>')
-    if size <= NAMED:
-        for place, name in enumerate(names):
-            middle = margin + place * cell + cell / 2
-            short = escape(name if len(name) <= 24 else name[:23] + "…")
-            shapes.append(f'<text x="{margin - 5}" y="{middle}" font-size="{font}" text-anchor="end">{short}</text>')
-            turned = f"translate({middle} {margin - 5}) rotate(-90)"
-            shapes.append(f'<text transform="{turned}" font-size="{font}">{short}</text>')
-    whole = margin + side + 6
-    return (
-        f'<div class="scroll"><svg viewBox="0 0 {whole} {whole}" width="{whole}" height="{whole}" role="img" '
-        f'aria-label="confusion matrix" fill="#222" dominant-baseline="central">{"".join(shapes)}</svg></div>'
-    )
-
-
-def _mix(colour: str, depth: float) -> str:
-    """A colour with this opacity on white."""
-    channels = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return "#" + "".join(f"{round(255 + (value - 255) * depth):02x}" for value in channels)
-
-
 def _mistakes(run: Any, matrix: Sequence[Sequence[int]], most: int = 10) -> str:
     pairs = [(n, i, j) for i, row in enumerate(matrix) for j, n in enumerate(row) if n and i != j]
     if not pairs:
-        return '<p class="note">No mistakes.</p>'
+        return note("No mistakes.")
     pairs.sort(key=lambda pair: (-pair[0], pair[1], pair[2]))
     rows = "".join(
         f"<tr><td>{escape(_name(run, i))}</td><td>{escape(_name(run, j))}</td>"

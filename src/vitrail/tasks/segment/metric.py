@@ -11,6 +11,9 @@ from torch import Tensor
 from vitrail.data.classes import outputs_of
 from vitrail.tasks.values import Batch
 
+WORST = 4
+"""number of the worst images that are named"""
+
 
 class SegmentMetric:
     """Counts pixels by true and predicted class, at the size of each mask as it was read.
@@ -48,7 +51,10 @@ class SegmentMetric:
         self.rows |= {int(sample): torch.zeros(3, 0, dtype=torch.int64) for sample in state["empty"]}
 
     def compute(self) -> dict[str, Any]:
-        """`miou`, the mean over the classes that occur in a mask or a prediction; `iou` of each class, or None."""
+        """`miou`, the mean over the classes that occur in a mask or a prediction; `iou` of each class, or None.
+
+        `worst` are the numbers of the images with the smallest shares of right pixels.
+        """
         confusion = torch.zeros(len(self.classes), len(self.classes), dtype=torch.int64)
         for true, predicted, counts in self.rows.values():
             confusion[true, predicted] += counts
@@ -62,5 +68,14 @@ class SegmentMetric:
             "iou": iou,
             "confusion": confusion.tolist(),
             "classes": self.classes,
+            "worst": self._worst(),
             "count": len(self.rows),
         }
+
+    def _worst(self) -> list[int]:
+        shares = {}
+        for sample, (true, predicted, counts) in sorted(self.rows.items()):
+            wrong = int(counts[true != predicted].sum())
+            if wrong:
+                shares[sample] = wrong / int(counts.sum())
+        return sorted(shares, key=lambda sample: -shares[sample])[:WORST]

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitrail.data.rle import decode
-from vitrail.html import bar, example, note
+from vitrail.html import bar, evenly_spaced, example, note, worst
 from vitrail.tasks.segment.figures import colours, overlay
 from vitrail.tasks.values import Section
 from vitrail.units import number
@@ -26,16 +26,17 @@ GAP = 8
 def sections(run: Any) -> list[Section]:
     """The sections of a `vitrail.report.RunRecord`."""
     return [
-        Section("Example predictions", _examples(run)),
         Section("IoU of each class", _per_class(run)),
         Section("Most frequent confusions", _confused(run)),
+        Section("Worst predictions", _examples(run, worst(run.examples))),
+        Section("Example predictions", _examples(run, evenly_spaced(run.examples))),
     ]
 
 
-def _examples(run: Any) -> str:
+def _examples(run: Any, rows: list[Mapping[str, Any]]) -> str:
     """The truth and the prediction of each example, side by side over its image."""
     names = [str(name) for name in run.final.get("classes", [])]
-    shown = "".join(_pair(row, names) for row in run.examples)
+    shown = "".join(_pair(row, names) for row in rows)
     legend = "".join(
         f'<span class="key"><i style="background: rgb{colour}"></i>{escape(name)}</span>'
         for name, colour in zip(names, colours(len(names)), strict=True)
