@@ -162,6 +162,11 @@ export interface components {
              */
             classes: number;
             /**
+             * Crop Fraction
+             * @description share of the resized image that a crop keeps, per side
+             */
+            crop_fraction: number;
+            /**
              * Engine
              * @description what runs it
              */
@@ -180,8 +185,19 @@ export interface components {
              * @description number of weights; null for an export
              */
             parameters: number | null;
+            /**
+             * Patch
+             * @description side of a patch in pixels of what the model sees; null if it has none
+             */
+            patch: number | null;
             /** Precision */
             precision: string;
+            /**
+             * Resize
+             * @description how an image becomes that size; `whole`: as `crop`, but nothing is cut off, so the size differs
+             * @enum {string}
+             */
+            resize: "crop" | "squash" | "letterbox" | "whole";
             /**
              * Streams
              * @description whether `?stream=true` sends its answer word by word

@@ -2,29 +2,21 @@
 export interface ExplanationData {
   /** rows and columns of the patches that the model sees; a model without attention has none */
   grid?: [number, number];
-  /** side of a patch in pixels of the model's input */
-  patch?: number;
-  prefix_tokens?: number;
-  /** attention rollout, [rows][columns] */
-  rollout?: number[][];
-  /** mean attention distance in pixels, [layers][heads] */
-  attention_distance?: number[][];
-  /** of an answer that is made piece by piece: its pieces, with the attention of each over the patches */
-  pieces?: { text: string; p: number; attention: number[][] | null }[];
 }
 
-/** An image as the page holds it. `region` is what the model sees of it, in pixels of the image: [x1, y1, x2, y2]. */
-export interface ExplainedImage {
-  name: string;
-  url: string;
-  width: number;
-  height: number;
-  region: [number, number, number, number];
+/** What may be requested beyond the numbers of an image: a second image to compare with, and the relevance of a class. */
+export interface More {
+  beside?: Blob;
+  class?: string;
 }
 
 export interface ExplanationProps {
   data: ExplanationData;
-  image: ExplainedImage;
-  /** a second image with its explanation, for what compares two */
-  beside?: { data: ExplanationData; image: ExplainedImage } | null;
+  /** what the image is called */
+  name: string;
+  /** explain the same image again, and more; absent in a page without a server */
+  ask?: (more: More) => Promise<ExplanationData>;
+  /** the view that the address names, "open" at first, and how to name another: links to a result carry it */
+  view?: string;
+  onView?: (view: string) => void;
 }

@@ -1,12 +1,12 @@
 import type { ExplanationProps } from "./data";
 
-export type { ExplainedImage, ExplanationData, ExplanationProps } from "./data";
+export type { ExplanationData, ExplanationProps, More } from "./data";
 
 /** What the model saw in an image: the views of its numbers. */
-export function Explanation({ data, image }: ExplanationProps) {
+export function Explanation({ data, name }: ExplanationProps) {
   return (
     <p>
-      {image.name}: {data.grid?.join(" × ")} patches
+      {name}: {data.grid?.join(" × ")} patches
     </p>
   );
 }
