@@ -13,7 +13,6 @@ from serve.serving import (
     client_of,
     error_of,
     form,
-    near,
     photo,
     served,
     service_of,
@@ -125,31 +124,6 @@ def test_a_stream_of_words_ends_with_the_whole_answer() -> None:
         assert "event: error" in client.post(post, files=form(b"no image")).text
         error_of(client.post("/v1/predict?stream=perhaps", files=form(photo())), 422, "bad_query")
         assert service_of(client).images == 0
-
-
-def test_explanations() -> None:
-    with client_of() as client:
-        plain = client.post("/v1/predict", files=form(photo())).json()["predictions"][0]
-        with_it = client.post("/v1/predict", files=form(photo()), data={"explain": "true"}).json()["predictions"][0]
-        alone = client.post("/v1/explain", files=form(photo(), photo(1))).json()["explanations"]
-        error_of(client.post("/v1/explain", files=form(photo()), data={"top": "2"}), 422, "unknown_field")
-    explained = with_it.pop("explanation")
-    assert near(with_it, plain) and near(alone[0].pop("prediction"), plain)
-    assert near(alone[0], explained) and len(alone) == 2
-    rows, columns = explained["grid"]
-    assert (len(explained["rollout"]), len(explained["rollout"][0])) == (rows, columns)
-
-
-def test_a_model_without_attention_cannot_be_explained() -> None:
-    from vitrail.baselines import CNNConfig
-    from vitrail.data.preprocess import Preprocess
-    from vitrail.tasks.classify import Classify
-    from vitrail.tasks.encoder import encoder_for
-
-    task = Classify(encoder_for(CNNConfig()), ["a", "b"], Preprocess(size=(32, 32))).eval()
-    with client_of(served("cnn", task)) as client:
-        assert client.post("/v1/predict", files=form(photo())).status_code == 200
-        assert "ViT" in error_of(client.post("/v1/explain", files=form(photo())), 422, "refused")["message"]
 
 
 def test_state_metrics_and_documents() -> None:

@@ -15,8 +15,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from torch import Tensor
 
-from vitrail.explain.explanation import three_channels
 from vitrail.explain.overlay import HEAT, Pixels, coloured, spread, tinted
+from vitrail.explain.seen import three_channels
 from vitrail.files import printable
 from vitrail.fonts import fonts_for
 
