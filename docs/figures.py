@@ -29,7 +29,7 @@ from vitrail.data.masks import Masks
 from vitrail.explain.explanation import explanation
 from vitrail.explain.figures import draw_maps, png
 from vitrail.explain.overlay import photo_of, spread, tinted
-from vitrail.explain.page import jpeg
+from vitrail.explain.packing import jpeg
 from vitrail.explain.relevance import relevance
 from vitrail.files import write_whole
 from vitrail.tasks.segment.figures import overlay, with_legend

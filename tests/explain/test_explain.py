@@ -20,9 +20,10 @@ from vitrail.data.decode import decode
 from vitrail.errors import UserError
 from vitrail.explain.attention import attention_maps, rollout
 from vitrail.explain.command import explain
-from vitrail.explain.explanation import block_for, explanation, in_blocks, packed, spaced
+from vitrail.explain.explanation import block_for, explanation, in_blocks, spaced
 from vitrail.explain.filters import patch_filters
 from vitrail.explain.overlay import on_image, tinted
+from vitrail.explain.packing import packed
 from vitrail.explain.positions import position_similarity
 from vitrail.explain.trace import Pool, encoder_of
 

@@ -18,10 +18,11 @@ from starlette.testclient import TestClient
 from task_examples import EXAMPLES
 
 import vitrail
-from vitrail.serve.app import Service, create_app
+from vitrail.serve.app import create_app
 from vitrail.serve.engines import Engine
 from vitrail.serve.models import Changes, Served
 from vitrail.serve.server import bound, server_for
+from vitrail.serve.service import Service
 from vitrail.serve.settings import Settings
 from vitrail.serve.worker import Worker
 from vitrail.tasks.task import Task
@@ -44,8 +45,8 @@ def classifier(seed: int = 0, classes: int = 7) -> Task:
     return stirred(vitrail.create("nano/2", classes=classes), seed)
 
 
-def captioner() -> Task:
-    return stirred(next(iter(EXAMPLES["caption"].values()))())
+def captioner(decoder: str = "recurrent") -> Task:
+    return stirred(EXAMPLES["caption"][decoder]())
 
 
 def served(name: str, task: Task) -> Served:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vitrail.data.decode import EncodedImage
 from vitrail.data.pixels import Doubts
-from vitrail.explain.explanation import Array, Explanation, explanation, shown_image, spaced, three_channels
+from vitrail.explain.explanation import Explanation, explanation, spaced
 from vitrail.explain.figures import (
     draw_colours,
     draw_distance,
@@ -32,7 +32,9 @@ from vitrail.explain.figures import (
     png,
 )
 from vitrail.explain.overlay import Pixels, photo_of
+from vitrail.explain.packing import Array
 from vitrail.explain.page import page
+from vitrail.explain.seen import shown_image, three_channels
 from vitrail.files import refuse_existing, refuse_file_name, write_whole
 from vitrail.tasks.task import Task
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,32 +12,30 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from vitrail.data.decode import EncodedImage
-from vitrail.data.prepare import Sample, size_of
+from vitrail.data.prepare import Sample
 from vitrail.data.preprocess import AnyImage
 from vitrail.errors import UserError
 from vitrail.explain.attention import attention_distance, from_patches, per_head, rollout
 from vitrail.explain.filters import patch_filters
 from vitrail.explain.lens import layer_by_layer
+from vitrail.explain.packing import Array, jpeg_url, packed
 from vitrail.explain.positions import position_similarity
 from vitrail.explain.relevance import relevance
+from vitrail.explain.seen import Seen, seen
 from vitrail.explain.tokens import nearest, outliers, patch_similarity, pca_colours, token_norms
-from vitrail.explain.trace import Trace, image_tokens, trace
+from vitrail.explain.trace import Pause, Trace, image_tokens, no_pause, trace
 from vitrail.ops import Grid
 from vitrail.tasks.answers import numbered_by_pixels
 from vitrail.tasks.encoder import one_vector
+from vitrail.tasks.exported import Exported, refuse
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Batch
 from vitrail.vit import PatchEmbedding, Tokens
 
 T = TypeVar("T")
-Array = NDArray[Any]
 
-SHOWN = 640
-"""longer side in pixels of the original image that is shown"""
 VALUES = 6_000_000
 """numbers of the attention between all patches that an explanation holds, and of the similarity of patches"""
 ROLLED = 1_024
@@ -67,65 +64,104 @@ class Explanation:
     """what is missing, with the reason"""
 
     def packed(self) -> dict[str, Any]:
-        """All of it as plain data for JSON: arrays in 8 bits and base64, as `packed` describes."""
-        arrays = {name: packed(array) for name, array in self.arrays.items()}
-        return {"answer": self.row, "text": self.text, **self.facts, "arrays": arrays, "notes": self.notes}
-
-
-def packed(array: Array) -> dict[str, Any]:
-    """An array as `shape` and base64: `data`, one byte per value, and `low` and `high`, float32 for each last axis.
-
-    A value is low + data / 255 * (high - low), so that each map keeps its own range. Images in bytes and booleans are
-    unchanged, without `low` and `high`.
-    """
-    if array.dtype in (np.uint8, np.bool_):
-        return {"shape": list(array.shape), "data": _base64(array.astype(np.uint8))}
-    values = array.astype(np.float32)
-    low, high = values.min(axis=-1, keepdims=True), values.max(axis=-1, keepdims=True)
-    span = np.where(high > low, high - low, 1)
-    data = np.round((values - low) / span * 255).astype(np.uint8)
-    return {"shape": list(array.shape), "data": _base64(data), "low": _base64(low), "high": _base64(high)}
-
-
-def _base64(array: Array) -> str:
-    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+        """All of it as plain data for JSON: arrays in 8 bits and base64, as `packed` describes, and images as JPEG."""
+        shown = ("image", "image_beside")
+        images: dict[str, Any] = {name: jpeg_url(self.arrays[name]) for name in shown if name in self.arrays}
+        arrays = {name: packed(array) for name, array in self.arrays.items() if name not in images}
+        return {"answer": self.row, "text": self.text, **self.facts, **images, "arrays": arrays, "notes": self.notes}
 
 
 def explanation(
     task: Task,
-    image: AnyImage,
-    beside: AnyImage | None = None,
+    image: AnyImage | Seen,
+    beside: AnyImage | Seen | None = None,
     gallery: Sequence[Path] = (),
     values: int = VALUES,
+    of_class: str | None = None,
+    pause: Pause = no_pause,
 ) -> Explanation:
     """Explain a task's answer for an image (see docs/explain.md for the arrays).
 
-    `beside` is another image, whose patches are compared with those of the first. `gallery` holds files among which the
-    nearest are found. The attention between all patches takes at most about so many `values`: of a large model some
-    layers, or the mean over heads; of a large image, blocks of neighbouring patches stand for them. Meanwhile no other
-    thread may run the model, which has hooks. Raises UserError for bad images and for an export.
+    Args:
+        image: what `seen` takes, or what it gives.
+        beside: another image, whose patches are compared with those of the first.
+        gallery: files among which the nearest are found.
+        values: about how many numbers of the attention between all patches are kept: of a large model some layers, or
+            the mean over heads; of a large image, blocks of neighbouring patches stand for them.
+        of_class: a class whose relevance is computed too, whether or not it belongs to the answer.
+        pause: called between steps, while the model has no hooks and may run for others. At all other times no other
+            thread may run it.
+
+    Raises:
+        UserError: a bad image, an export, or a class that the model does not have.
     """
-    opened = task.preprocess.open(image)
-    sample = task.prepare(opened)
-    answer = task.answers([sample])[0]
+    checked(task, of_class)
+    image = image if isinstance(image, Seen) else seen(task, image)
+    beside = beside if beside is None or isinstance(beside, Seen) else seen(task, beside)
+    answer = task.answers([image.sample])[0]
     found = Explanation(answer.row(), answer.text())
-    prepared = task.preprocess.normalise(sample.images[:1])
-    weight = next(task.parameters())
-    batch = {"image": prepared.to(weight.device, weight.dtype)}
-    batch["sample"] = torch.tensor([numbered_by_pixels(prepared[0])], device=batch["image"].device)
-    _shown(found, task, opened, sample)
-    tokens = _or_note(found, lambda: image_tokens(task, batch["image"]), "no figures of tokens")
-    _pieces(found, task, batch)
+    found.arrays["image"] = image.shown
+    pause()
+    batch, tokens = _tokens_and_pieces(found, task, image.sample, image.frame)
+    pause()
     if tokens is not None:
-        _relevance(found, task, batch, tokens.grid)
-    traced = _or_note(found, lambda: _traced(task, batch), "no figures of the encoder")
+        _relevance(found, task, batch, tokens.grid, pause)
+        _relevance_of_outputs(found, task, batch, tokens.grid, of_class, pause)
+    traced = _or_note(found, lambda: _traced(task, batch, pause), "no figures of the encoder")
     if traced is not None:
         _encoder(found, traced, values)
-        _lens(found, task, batch)
+        found.facts["lens"] = [
+            {"layer": i, "text": a.text(), "answer": a.row()}
+            for i, (a,) in enumerate(layer_by_layer(task, batch, pause), 1)
+        ]
     if tokens is not None:
         _tokens(found, task, tokens, beside, values)
         _nearest(found, task, tokens, gallery)
     return found
+
+
+def maps_of_answer(task: Task, sample: Sample, frame: list[float], pause: Pause = no_pause) -> Explanation:
+    """The maps of an answer as a whole: `relevance`, `words` and `rollout`; without the answer.
+
+    A small subset of `explanation`, in a fraction of its time and size.
+    """
+    checked(task)
+    found = Explanation({}, "")
+    batch, tokens = _tokens_and_pieces(found, task, sample, frame)
+    pause()
+    if tokens is not None:
+        _relevance(found, task, batch, tokens.grid, pause)
+    traced = _or_note(found, lambda: _traced(task, batch, pause), "no rollout")
+    if traced is not None:
+        _rollout(found, traced)
+    return found
+
+
+def checked(task: Task, of_class: str | None = None) -> None:
+    """UserError for a task or a class that cannot be explained."""
+    if isinstance(task, Exported):
+        refuse(task.made_from)
+    if of_class is not None and of_class not in task.classes:
+        have = f"its {len(task.classes):,} classes begin with {', '.join(task.classes[:5])}" if task.classes else "none"
+        raise UserError(f"the model has no class {of_class[:100]!r}: {have}")
+
+
+def _tokens_and_pieces(
+    found: Explanation, task: Task, sample: Sample, frame: list[float]
+) -> tuple[Batch, Tokens | None]:
+    """The model's input, and the tokens if they have places in the image. Adds the pieces of the answer."""
+    prepared = task.preprocess.normalise(sample.images[:1])
+    weight = next(task.parameters())
+    batch = {"image": prepared.to(weight.device, weight.dtype)}
+    batch["sample"] = torch.tensor([numbered_by_pixels(prepared[0])], device=batch["image"].device)
+    found.facts["frame"] = frame
+    if (count := len(sample.images)) > 1:
+        found.notes.append(f"the model reads this image in {count} frames: the figures show the first")
+    tokens = _or_note(found, lambda: image_tokens(task, batch["image"]), "no figures of tokens")
+    if tokens is not None:
+        found.facts["grid"] = list(tokens.grid)
+    _pieces(found, task, batch)
+    return batch, tokens
 
 
 def _or_note(found: Explanation, compute: Callable[[], T], missing: str) -> T | None:
@@ -135,35 +171,6 @@ def _or_note(found: Explanation, compute: Callable[[], T], missing: str) -> T | 
     except UserError as error:
         found.notes.append(f"{missing}: {error}")
         return None
-
-
-def shown_image(task: Task, opened: EncodedImage | Tensor) -> Tensor:
-    """The whole image, uint8 [C, h, w], with its longer side at most `SHOWN` pixels."""
-    height, width = size_of(opened, task.preprocess)
-    scale = min(1, SHOWN / max(height, width))
-    size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    return replace(task.preprocess, size=size, resize="squash", crop_fraction=1.0).prepare(opened)
-
-
-def _shown(found: Explanation, task: Task, opened: EncodedImage | Tensor, sample: Sample) -> None:
-    """The original image, and where the model's input lies in it."""
-    found.arrays["image"] = three_channels(shown_image(task, opened)).numpy()
-    height, width = size_of(opened, task.preprocess)
-    frame = [0.0, 0.0, 1.0, 1.0]
-    if sample.affine is not None:
-        (a, b, x), (c, d, y) = sample.affine.matrix[0].tolist()
-        if not b and not c and a > 0 and d > 0:
-            rows, columns = sample.affine.size
-            frame = [-x / a / width, -y / d / height, (columns - x) / a / width, (rows - y) / d / height]
-    found.facts["frame"] = [round(edge, 6) for edge in frame]
-    if (count := len(sample.images)) > 1:
-        found.notes.append(f"the model reads this image in {count} frames: the figures show the first")
-
-
-def three_channels(image: Tensor) -> Tensor:
-    """[C, H, W] to [H, W, 3]: the first three channels, or the first one as grey."""
-    shown = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
-    return shown.permute(1, 2, 0).contiguous().cpu()
 
 
 @torch.inference_mode()
@@ -180,49 +187,63 @@ def _pieces(found: Explanation, task: Task, batch: Batch) -> None:
         found.notes.append("no words: this model reads the image once, as a whole, and then has no attention over it")
 
 
-def _relevance(found: Explanation, task: Task, batch: Batch, grid: Grid) -> None:
-    """The relevance of each patch to the answer, and to each output that it consists of."""
-    whole = _or_note(found, lambda: relevance(task, batch), "no relevance")
-    if whole is None:
+def _relevance(found: Explanation, task: Task, batch: Batch, grid: Grid, pause: Pause) -> None:
+    """The relevance of each patch to the answer."""
+    whole = _or_note(found, lambda: relevance(task, batch, pause=pause), "no relevance")
+    if whole is not None:
+        found.arrays["relevance"] = whole[0].unflatten(0, grid).numpy()
+    pause()
+
+
+def _relevance_of_outputs(
+    found: Explanation, task: Task, batch: Batch, grid: Grid, of_class: str | None, pause: Pause
+) -> None:
+    """The relevance of each patch to the outputs that the answer consists of, and to a class."""
+    if "relevance" not in found.arrays:
         return
-    found.arrays["relevance"] = whole[0].unflatten(0, grid).numpy()
     with torch.no_grad():
         outputs = task.explainable(batch)[:OUTPUTS]
+    if of_class is not None and of_class not in [name for _, name in outputs]:
+        outputs.append((list(task.classes).index(of_class), of_class))
     if outputs:
-        each = relevance(task, batch, [number for number, _ in outputs])[0]
+        each = relevance(task, batch, [number for number, _ in outputs], pause)[0]
         found.arrays["relevance_outputs"] = each.unflatten(1, grid).numpy()
         found.facts["outputs"] = [name for _, name in outputs]
 
 
-def _traced(task: Task, batch: Batch) -> Trace:
+def _traced(task: Task, batch: Batch, pause: Pause) -> Trace:
     found = trace(task, batch["image"])
+    found.pause = pause
     found.maps[0]  # refuses attention without one matrix per head, or one that is too large, before anything is drawn
     return found
+
+
+def _rollout(found: Explanation, traced: Trace) -> None:
+    """Rollout, and what the rows of maps are."""
+    config, grid = traced.encoder.config, (traced.grid[0], traced.grid[1])
+    found.arrays["rollout"] = rollout(traced.maps, traced.prefix, traced.pool)[0].unflatten(0, grid).numpy()
+    found.facts |= {"grid": list(grid), "patch": config.patch, "prefix_tokens": traced.prefix, "pool": traced.pool}
 
 
 def _encoder(found: Explanation, traced: Trace, values: int) -> None:
     """Attention, norms, positions and filters."""
     encoder, maps, prefix, pool = traced.encoder, traced.maps, traced.prefix, traced.pool
     config, grid = encoder.config, (traced.grid[0], traced.grid[1])
+    _rollout(found, traced)
     heads = [per_head(maps, prefix, pool, layer)[0] for layer in range(len(maps))]
     norms = token_norms(traced.hidden)[:, 0]
     found.arrays |= {
-        "rollout": rollout(maps, prefix, pool)[0].unflatten(0, grid).numpy(),
         "heads": torch.stack(heads).unflatten(2, grid).numpy(),
         "distance": attention_distance(maps, grid, config.patch).numpy(),
         "norms": norms[:, prefix:].unflatten(1, grid).numpy(),
         "outliers": outliers(norms[-1, prefix:]).unflatten(0, grid).numpy(),
         "filters": patch_filters(encoder).numpy(),
     }
-    found.facts |= {
-        "grid": list(grid),
-        "patch": config.patch,
-        "prefix_tokens": prefix,
-        "pool": pool,
-        "filters": "principal components of the patch projection"
+    found.facts["filters"] = (
+        "principal components of the patch projection"
         if type(encoder.patches) is PatchEmbedding
-        else "first filters of the first convolution",
-    }
+        else "first filters of the first convolution"
+    )
     if prefix:
         found.arrays["norms_prefix"] = norms[:, :prefix].numpy()
     count = math.prod(grid)
@@ -280,25 +301,16 @@ def spaced(layers: int, most: int) -> list[int]:
     return [round(i * (layers - 1) / (most - 1)) for i in range(most)]
 
 
-def _lens(found: Explanation, task: Task, batch: Batch) -> None:
-    lens = layer_by_layer(task, batch)
-    found.facts["lens"] = [{"layer": i + 1, "text": a.text(), "answer": a.row()} for i, (a,) in enumerate(lens)]
-
-
-def _tokens(found: Explanation, task: Task, tokens: Tokens, beside: AnyImage | None, values: int) -> None:
+def _tokens(found: Explanation, task: Task, tokens: Tokens, beside: Seen | None, values: int) -> None:
     """Colours and similarity of the patches, also with those of another image."""
     count, grid, other = tokens.patches.shape[1], tokens.grid, None
     if beside is not None:
-        opened = task.preprocess.open(beside)
-        sample = task.prepare(opened)
-        other = image_tokens(task, task.preprocess.normalise(sample.images[:1]))
-        found.arrays["image_beside"] = three_channels(shown_image(task, opened)).numpy()
-        second = Explanation({}, "")
-        _shown(second, task, opened, sample)
-        found.facts["frame_beside"], found.facts["grid_beside"] = second.facts["frame"], list(other.grid)
+        other = image_tokens(task, task.preprocess.normalise(beside.sample.images[:1]))
+        found.arrays["image_beside"] = beside.shown
+        found.facts |= {"frame_beside": beside.frame, "grid_beside": list(other.grid)}
     both = tokens.patches if other is None else torch.cat([tokens.patches, other.patches], dim=1)
     colours, shares = pca_colours(both)
-    found.facts |= {"grid": list(grid), "pca_shares": shares.tolist()}
+    found.facts["pca_shares"] = shares.tolist()
     found.arrays["pca"] = colours[0, :count].unflatten(0, grid).numpy()
     if other is not None:
         found.arrays["pca_beside"] = colours[0, count:].unflatten(0, other.grid).numpy()

@@ -20,8 +20,8 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from vitrail.explain.explanation import three_channels
 from vitrail.explain.overlay import HEAT, Pixels, coloured, spread, strength, tinted
+from vitrail.explain.seen import three_channels
 from vitrail.files import printable
 from vitrail.fonts import fonts_for
 
@@ -65,7 +65,7 @@ def draw_maps(photo: Pixels, frame: Frame, maps: Sequence[tuple[str, Tensor]], t
         place.set_title(f"{name}\n{low:.2g} to {high:.2g} × uniform", fontsize=9, parse_math=False)
     for place in axes[len(maps) + 1 :]:
         place.axis("off")
-    _key(figure, axes)
+    _key(figure, list(axes))
     if title:
         figure.suptitle(textwrap.fill(title, 90), fontsize=13, parse_math=False)
     return figure

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail.explain.trace import Trace, encoder_of, evaluating, recording
+from vitrail.explain.trace import Pause, Trace, encoder_of, evaluating, no_pause, recording
 from vitrail.ops import Grid
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Batch, Prediction
@@ -17,21 +17,22 @@ from vitrail.vit import ViT
 
 
 @torch.no_grad()
-def layer_by_layer(task: Task, batch: Batch) -> list[list[Prediction]]:
+def layer_by_layer(task: Task, batch: Batch, pause: Pause = no_pause) -> list[list[Prediction]]:
     """What the task answers after each block, one answer per image, with the later blocks left out.
 
     The final norm, the pooling and the head or decoder read the tokens of a layer that they were not trained on, so an
-    early answer tells how far the tokens have come. The last one is the model's answer.
+    early answer tells how far the tokens have come. The last one is the model's answer. `pause` is called after each,
+    while the model is whole.
     """
     encoder, weight = encoder_of(task), next(task.parameters())
     images = batch["image"].to(weight.device, weight.dtype)
     with recording(encoder) as found:
         encoder(images)
     answers = []
-    with evaluating(task):
-        for number in range(1, len(encoder.blocks) + 1):
-            with _ending(encoder, number, found):
-                answers.append(task.answer({**batch, "image": images}))
+    for number in range(1, len(encoder.blocks) + 1):
+        with evaluating(task), _ending(encoder, number, found):
+            answers.append(task.answer({**batch, "image": images}))
+        pause()
     return answers
 
 

@@ -301,7 +301,7 @@ windowed.addEventListener("keydown", (event) => {
   draw();
 });
 
-Promise.all([photo(told.photo, windowed), told.photo_beside ? photo(told.photo_beside, second) : null]).then(([first, next]) => {
+Promise.all([photo(told.image, windowed), told.image_beside ? photo(told.image_beside, second) : null]).then(([first, next]) => {
   [image, other] = [first, next];
   const views = Object.keys(VIEWS);
   if (views.length) choose(told.view in VIEWS ? told.view : views[0]);

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vitrail.explain.explanation import Array, Explanation, packed
+from vitrail.explain.explanation import Explanation
 from vitrail.explain.overlay import HEAT
+from vitrail.explain.packing import jpeg
 from vitrail.files import printable
 
 
@@ -42,22 +43,10 @@ def page(found: Explanation, source: str, figures: Mapping[str, bytes], says: Ma
 
 def _data(found: Explanation, view: str) -> str:
     """What the page's script reads, safe inside of a script element."""
-    named = ("image", "image_beside", "filters", "outliers", "distance")
-    arrays = {name: packed(array) for name, array in found.arrays.items() if name not in named}
-    colours = "".join(bytes(HEAT(np.arange(256), bytes=True)[:, :3].reshape(-1)).hex())
-    told: dict[str, Any] = {**found.facts, "arrays": arrays, "colours": colours, "view": view}
-    for name, array in (("photo", "image"), ("photo_beside", "image_beside")):
-        if array in found.arrays:
-            told[name] = f"data:image/jpeg;base64,{base64.b64encode(jpeg(found.arrays[array])).decode()}"
-    told.pop("lens", None)
-    return json.dumps(told).replace("<", "\\u003c")
-
-
-def jpeg(pixels: Array) -> bytes:
-    """Pixels [H, W, 3] as the bytes of a JPEG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=92)
-    return buffer.getvalue()
+    drawn = ("answer", "text", "lens", "notes")  # which stand in the HTML
+    told = {name: value for name, value in found.packed().items() if name not in drawn}
+    told["colours"] = bytes(HEAT(np.arange(256), bytes=True)[:, :3].reshape(-1)).hex()
+    return json.dumps({**told, "view": view}).replace("<", "\\u003c")
 
 
 def _figure(name: str, says: str, data: bytes) -> str:

@@ -10,16 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import UserError
-from vitrail.explain.trace import Layer, Trace, encoder_of, evaluating, recording
+from vitrail.explain.trace import Layer, Pause, Trace, encoder_of, evaluating, no_pause, recording
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Batch
 
+AT_ONCE = 4
+"""outputs whose gradients are in memory together, so that the attention of a layer is computed once for them"""
 TINY = torch.finfo(torch.float32).tiny
 """a sum to divide by, where all terms are 0"""
 
 
 @torch.enable_grad()
-def relevance(task: Task, batch: Batch, outputs: Sequence[int] | None = None) -> Tensor:
+def relevance(task: Task, batch: Batch, outputs: Sequence[int] | None = None, pause: Pause = no_pause) -> Tensor:
     """How much each patch speaks for what the task answers: [B, N], or [B, outputs, N] for some of its outputs.
 
     `Task.explained` gives the scalar. Each layer's matrix is the mean over heads of A times its gradient, where that is
@@ -29,7 +31,8 @@ def relevance(task: Task, batch: Batch, outputs: Sequence[int] | None = None) ->
     paper reads the class token's row. In general, the rows are weighted by how much each final token speaks for the
     output: its product with its gradient, where that is positive. A class token is then the only row, since no other
     token has a gradient. Works under fused attention, one layer at a time. An encoder without attention has the
-    weights of its final tokens alone. Only the order and the ratios of values mean something.
+    weights of its final tokens alone. Only the order and the ratios of values mean something. `pause` is called between
+    the steps that follow the forward pass.
     """
     device, weight = next(task.parameters()).device, next(task.parameters()).dtype
     images = batch["image"].to(device, weight).detach().requires_grad_()
@@ -38,11 +41,15 @@ def relevance(task: Task, batch: Batch, outputs: Sequence[int] | None = None) ->
     columns = scalars[:, None] if outputs is None else scalars
     # Only the gradients of activations: the weights' own are not computed.
     wanted = [found.final, *(layer.mixed for layer in found.layers if layer.mixed is not None)]
-    maps = []
-    for number in range(columns.shape[1]):
-        more = number + 1 < columns.shape[1]
-        final, *mixed = torch.autograd.grad(columns[:, number].sum(), wanted, retain_graph=more, allow_unused=True)
-        maps.append(_propagate(found, final, mixed))
+    maps: list[Tensor] = []
+    for start in range(0, columns.shape[1], AT_ONCE):
+        found_for = []
+        for number in range(start, min(start + AT_ONCE, columns.shape[1])):
+            more = number + 1 < columns.shape[1]
+            column = columns[:, number].sum()
+            found_for.append(torch.autograd.grad(column, wanted, retain_graph=more, allow_unused=True))
+            pause()
+        maps += _propagate(found, found_for, pause)
     joined = torch.stack(maps, dim=1)
     return joined[:, 0] if outputs is None else joined
 
@@ -103,22 +110,35 @@ def _recorded(task: Task) -> Iterator[_Recorded]:
 
 
 @torch.no_grad()
-def _propagate(found: _Recorded, gradient: Tensor | None, mixed: Sequence[Tensor | None]) -> Tensor:
-    """Relevance [B, N] from the gradients of the final tokens and of each layer's output."""
-    tokens = found.final
+def _propagate(found: _Recorded, gradients: Sequence[Sequence[Tensor | None]], pause: Pause) -> list[Tensor]:
+    """Relevance [B, N] for each output, from the gradients of the final tokens and of each layer's output."""
+    rows = [_weights_of_rows(found.final, final) for final, *_ in gradients]
+    for layer, *mixed in zip(reversed(found.layers), *(reversed(own) for _, *own in gradients), strict=True):
+        used = [own for own in mixed if own is not None]
+        matrices = iter(layer.relevance(used).unbind(1) if used else ())
+        rows = [_sized(row, layer.tokens.shape[1], found.prefix) for row in rows]
+        rows = [
+            row if own is None else row + row @ _normalised(next(matrices))
+            for row, own in zip(rows, mixed, strict=True)
+        ]
+        pause()
+    return [row[:, 0, found.prefix :].cpu() for row in rows]
+
+
+def _normalised(matrices: Tensor) -> Tensor:
+    """Each row with a sum of one."""
+    return matrices / matrices.sum(dim=-1, keepdim=True).clamp_min(TINY)
+
+
+def _weights_of_rows(tokens: Tensor, gradient: Tensor | None) -> Tensor:
+    """How much each final token speaks for an output, [B, 1, P + N]; the sum is one."""
     if gradient is None:
         raise UserError("the output does not depend on the image's tokens: there is nothing to explain")
     speaks = (tokens * gradient).float().sum(dim=-1)  # [B, P + N]
     positive = speaks.clamp(min=0)
     # Where no token speaks for the output, those that matter most still explain it.
     positive = torch.where(positive.any(dim=1, keepdim=True), positive, speaks.abs())
-    row = (positive / positive.sum(dim=1, keepdim=True).clamp_min(TINY))[:, None]
-    for layer, own in zip(reversed(found.layers), reversed(mixed), strict=True):
-        row = _sized(row, layer.tokens.shape[1], found.prefix)
-        if own is not None:
-            mixed_by = layer.relevance(own)
-            row = row + row @ (mixed_by / mixed_by.sum(dim=-1, keepdim=True).clamp_min(TINY))
-    return row[:, 0, found.prefix :].cpu()
+    return (positive / positive.sum(dim=1, keepdim=True).clamp_min(TINY))[:, None]
 
 
 def _sized(row: Tensor, tokens: int, prefix: int) -> Tensor:

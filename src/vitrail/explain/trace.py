@@ -8,7 +8,7 @@ those of `vit.py`, with L layers and T = P + N tokens: the prefix, then the patc
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, overload
@@ -26,6 +26,14 @@ from vitrail.vit import Attention, Tokens, ViT, attention_weights
 
 Pool = Literal["token", "average"]
 """the rows of an attention matrix that the pooling reads: the class token's, or the mean of the patches'"""
+
+Pause = Callable[[], None]
+"""called between the steps of something long, while the model has no hooks and may run for others"""
+
+
+def no_pause() -> None:
+    """Do nothing between two steps."""
+
 
 LAYER_BYTES = 2 << 30
 """the largest attention matrices of one layer, float32 [B, heads, T, T], that are computed"""
@@ -66,24 +74,25 @@ class Layer:
 
         Attention in windows is zero between them, and a row leaves out what its window's padding receives.
         """
-        return self._matrices(self.tokens, self.place, None)
+        return self._matrices(self.tokens, self.place, ())
 
-    def relevance(self, gradient: Tensor) -> Tensor:
-        """The mean over heads of A times its gradient, where positive: [B, T, T] (equation 5 of arXiv 2103.15679).
+    def relevance(self, gradients: Sequence[Tensor]) -> Tensor:
+        """The mean over heads of A times its gradient, where positive (equation 5 of arXiv 2103.15679).
 
-        `gradient` is that of `mixed`, Y = A V, so that the gradient of A is the product of the gradient of Y with V.
+        `gradients` are those of `mixed`, Y = A V, for some outputs, so that the gradient of A is the product of the
+        gradient of Y with V. Returns [B, outputs, T, T].
         """
-        return self._matrices(self.tokens, self.place, gradient)[:, 0]
+        return self._matrices(self.tokens, self.place, gradients)
 
-    def _matrices(self, x: Tensor, place: Place | None, gradient: Tensor | None) -> Tensor:
-        """A, float32 [B, heads, T, T]; with a gradient of `mixed` as for `relevance`, [B, 1, T, T]."""
+    def _matrices(self, x: Tensor, place: Place | None, gradients: Sequence[Tensor]) -> Tensor:
+        """A, float32 [B, heads, T, T]; with gradients of `mixed` as for `relevance`, [B, outputs, T, T]."""
         layer = self.attention
         if isinstance(layer, VariantAttention):
             if layer.differential is not None:
                 raise UserError("differential attention has two matrices per head: explain shows models with one")
             if layer.window and place is not None:
                 if place.grid != (layer.window, layer.window):
-                    return self._in_windows(x, place, gradient)
+                    return self._in_windows(x, place, gradients)
                 place = place._replace(rotation=None)  # as in the layer itself
         _check_size(len(x), layer.heads, x.shape[1])
         q, k, v = layer.project(x)
@@ -91,12 +100,15 @@ class Layer:
         if isinstance(layer, VariantAttention):
             q, k, mask = locate(q, k, None, place, layer.relative)
         weights = attention_weights(q.float(), k.float(), None if mask is None else mask.float())
-        if gradient is None:
+        if not gradients:
             return weights
-        own = gradient.float().unflatten(-1, (layer.heads, -1)).transpose(1, 2) @ v.float().mT
-        return own.mul_(weights).clamp_(min=0).mean(dim=1, keepdim=True)
+        each = []
+        for gradient in gradients:
+            own = gradient.float().unflatten(-1, (layer.heads, -1)).transpose(1, 2) @ v.float().mT
+            each.append(own.mul_(weights).clamp_(min=0).mean(dim=1, keepdim=True))
+        return torch.cat(each, dim=1)
 
-    def _in_windows(self, x: Tensor, place: Place, gradient: Tensor | None) -> Tensor:
+    def _in_windows(self, x: Tensor, place: Place, gradients: Sequence[Tensor]) -> Tensor:
         """The matrices of attention in windows, which are blocks of those of the whole image."""
         assert isinstance(self.attention, VariantAttention)
         (rows, columns), size = place.grid, self.attention.window
@@ -104,7 +116,7 @@ class Layer:
         keep: list[Tensor] = []
 
         def each(windows: Tensor, place: Place) -> Tensor:
-            blocks.append(self._matrices(windows, place, gradient))
+            blocks.append(self._matrices(windows, place, gradients))
             return windows
 
         def number(windows: Tensor, place: Place) -> Tensor:
@@ -136,8 +148,9 @@ def _check_size(images: int, heads: int, tokens: int) -> None:
 class Maps(Sequence[Tensor]):
     """The attention matrices [B, heads, T, T] of each layer, float32, computed when they are read."""
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
-        self.layers = layers
+    def __init__(self, layers: Sequence[Layer], pause: Pause = no_pause) -> None:
+        """`pause` is called before each layer is computed."""
+        self.layers, self.pause = layers, pause
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -148,7 +161,10 @@ class Maps(Sequence[Tensor]):
     def __getitem__(self, layer: slice) -> Maps: ...
     @torch.no_grad()
     def __getitem__(self, layer: int | slice) -> Tensor | Maps:
-        return Maps(self.layers[layer]) if isinstance(layer, slice) else self.layers[layer].weights()
+        if isinstance(layer, slice):
+            return Maps(self.layers[layer], self.pause)
+        self.pause()
+        return self.layers[layer].weights()
 
 
 @dataclass
@@ -162,10 +178,12 @@ class Trace:
     normed: list[Tensor] = field(default_factory=list)
     """what the final norm gave, [B, T, D]; a task may use the norm more than once"""
     grid: Grid = ()
+    pause: Pause = no_pause
+    """called before each layer's matrices are computed"""
 
     @property
     def maps(self) -> Maps:
-        return Maps(self.layers)
+        return Maps(self.layers, self.pause)
 
     @property
     def prefix(self) -> int:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 import warnings
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
 from vitrail.data import jpeg, pixels, tiff
 from vitrail.data.decode import UNSAFE, BadImage, EncodedImage
-from vitrail.data.prepare import Sample
 from vitrail.serve.errors import ApiError
-from vitrail.tasks.task import Task
+
+T = TypeVar("T")
 
 MAX_FRAMES = 100
 """frames of an animation, or pages: the first one is answered, and a file of more is no image"""
@@ -56,10 +57,10 @@ def open_image(data: bytes, name: str, max_pixels: int) -> Opened:
         raise damaged(error) from None
 
 
-def prepare(task: Task, opened: Opened) -> Sample:
-    """The model's input. Raises ApiError for a damaged image."""
+def decoded(opened: Opened, then: Callable[[EncodedImage], T]) -> T:
+    """What a function makes of an image that it decodes. Raises ApiError for a damaged image."""
     try:
-        return task.prepare(opened.image)
+        return then(opened.image)
     except BadImage as error:
         raise damaged(error) from None
 

@@ -1,64 +1,90 @@
-"""The numbers of an explanation, for `POST /v1/explain` and for `explain` in `POST /v1/predict`."""
+"""Explanations over HTTP: they run on the worker's thread, in steps between which predictions are answered.
+
+A model has hooks while a step explains it, so that no other thread may run it. Predictions that come meanwhile wait for
+one step: a pass of the model with its gradients, or its attention matrices.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import torch
+from fastapi import Request
+from starlette.requests import ClientDisconnect
 
-from vitrail.data.prepare import Sample
-from vitrail.errors import UserError
-from vitrail.explain.attention import attention_distance, attention_maps, rollout
-from vitrail.explain.trace import encoder_of, pool_of
-from vitrail.tasks.answers import numbered_by_pixels
-from vitrail.tasks.task import Task
+from vitrail.explain.explanation import Explanation
+from vitrail.serve.errors import busy
+from vitrail.serve.worker import Worker
 
-
-def explanation(task: Task, sample: Sample) -> dict[str, Any]:
-    """Where a model looks in an image, as plain data. UserError for a model that has no attention to read.
-
-    `grid` is the rows and columns of the patches of what the model sees (of several frames the first); `rollout` has a
-    number per patch, `attention_distance` one per layer and head, in pixels; `pieces` are those of an answer that is
-    made piece by piece, with the attention of each over the patches.
-    """
-    images = task.preprocess.normalise(sample.images[:1])
-    found: dict[str, Any] = {}
-    if pieces := _pieces(task, images):
-        found["pieces"] = pieces
-    try:
-        encoder = encoder_of(task)
-    except UserError:
-        if not pieces:
-            raise
-        return found
-    config = encoder.config
-    maps = attention_maps(task, images)
-    grid = (images.shape[2] // config.patch, images.shape[3] // config.patch)
-    heat = rollout(maps, config.prefix_tokens, pool_of(encoder))[0]
-    return found | {
-        "grid": grid,
-        "patch": config.patch,
-        "prefix_tokens": config.prefix_tokens,
-        "rollout": _rounded(heat.unflatten(0, grid).tolist()),
-        "attention_distance": _rounded(attention_distance(maps, grid, config.patch).tolist()),
-    }
+VALUES = 3_000_000
+"""numbers of the attention between patches that an answer holds: 4 MB of base64 (see `explanation`)"""
+MOST = 16
+"""explanations that may wait at once, and images that one request may have explained"""
+LOOK = 0.5
+"""seconds between two looks at whether the client is still there"""
 
 
-@torch.inference_mode()
-def _pieces(task: Task, images: torch.Tensor) -> list[dict[str, Any]]:
-    device = next(task.parameters()).device
-    sample = torch.tensor([numbered_by_pixels(images[0])], device=device)
-    found = task.pieces({"image": images.to(device), "sample": sample})
-    return [
-        {
-            "text": piece.text,
-            "p": piece.p,
-            "attention": None if piece.heat is None else _rounded(piece.heat.tolist()),
-        }
-        for piece in (found[0] if found else [])
-    ]
+class Abandoned(Exception):
+    """Nobody waits for this explanation any more."""
 
 
-def _rounded(values: Any) -> Any:
-    """Nested lists with numbers of five significant digits."""
-    return [_rounded(value) for value in values] if isinstance(values, list) else float(f"{values:.5g}")
+class Explainer:
+    """What is explained, and what waits for it."""
+
+    def __init__(self, worker: Worker, timeout: float) -> None:
+        self.worker, self.timeout = worker, timeout
+        self.waiting = 0
+        """explanations that were taken and not yet answered"""
+        self.seconds = 0.0
+        """of one explanation, lately; 0 before the first"""
+
+    @contextmanager
+    def room(self, count: int) -> Iterator[None]:
+        """Places for explanations. Raises ApiError (503) where too many wait, or they would not be ready in time."""
+        ahead = self.waiting * self.seconds
+        if self.waiting and (self.waiting + count > MOST or ahead + self.seconds > self.timeout):
+            raise busy("too many explanations are in work", ahead or 1.0)
+        self.waiting += count
+        try:
+            yield
+        finally:
+            self.waiting -= count
+
+    async def run(
+        self, explain: Callable[[Callable[[], None]], Explanation], request: Request | None = None
+    ) -> Explanation:
+        """The result of a function that explains, which gets what it must call between its steps.
+
+        It ends at the next step if this call is cancelled, or if the client of `request` has gone.
+        """
+        gone = False
+
+        def pause() -> None:
+            if gone:
+                raise Abandoned
+            self.worker.relieve()
+
+        def timed() -> Explanation:
+            began = time.monotonic()
+            found = explain(pause)
+            spent = time.monotonic() - began
+            self.seconds = 0.7 * self.seconds + 0.3 * spent if self.seconds else spent
+            return found
+
+        future = asyncio.wrap_future(self.worker.call(timed, long=True))
+        try:
+            while request is not None and not (await asyncio.wait([future], timeout=LOOK))[0]:
+                if await request.is_disconnected():
+                    raise ClientDisconnect
+            return await future
+        finally:
+            gone = True
+            future.cancel()
+
+
+def light(found: Explanation) -> dict[str, Any]:
+    """An explanation for a prediction, which has the answer itself."""
+    return {name: value for name, value in found.packed().items() if name not in ("answer", "text")}

@@ -20,6 +20,8 @@ from vitrail.tasks.values import Prediction
 
 Changes = tuple[tuple[str, Any], ...]
 """options of a task that a request sets, by name"""
+LISTED = 1_000
+"""classes, up to which a card lists them"""
 INNER = ("best", "last")
 """folders of a run, which are named after the run"""
 
@@ -66,6 +68,7 @@ class Served:
             "patch": patch,
             "channels": task.preprocess.channels,
             "classes": len(task.classes),
+            "class_names": list(task.classes) if len(task.classes) <= LISTED else None,
             "licence": self.about.get("licence"),
             "training_data": self.about.get("training_data"),
             "engine": self.engine.name,

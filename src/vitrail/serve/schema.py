@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
+
+from vitrail.serve.settings import MAX_IMAGES
 
 
 class ErrorDetail(BaseModel):
@@ -17,20 +19,120 @@ class Error(BaseModel):
     error: ErrorDetail
 
 
+class PackedArray(BaseModel):
+    """Numbers in 8 bits. A value is low + data / 255 * (high - low), with one low and high for each last axis."""
+
+    shape: list[int]
+    data: str = Field(description="one byte per value, row by row, in base64")
+    low: str | None = Field(None, description="float32, little-endian, in base64; left out for bytes and booleans")
+    high: str | None = Field(None, description="as `low`")
+
+
+class Piece(BaseModel):
+    text: str
+    p: float = Field(description="probability")
+
+
+class LayerAnswer(BaseModel):
+    layer: int = Field(description="counted from 1")
+    text: str
+    answer: dict[str, Any]
+
+
+class Maps(BaseModel):
+    """What is explained beside a prediction. What a model does not have is left out, and told in `notes`."""
+
+    frame: list[float] = Field(
+        description="where the model's input lies in the image: left, top, right, bottom, as shares of its size"
+    )
+    grid: list[int] | None = Field(None, description="rows and columns of patches")
+    patch: int | None = Field(None, description="side of a patch in pixels of what the model sees")
+    prefix_tokens: int | None = None
+    pool: Literal["token", "average"] | None = Field(
+        None, description="what the answer is read from: the class token, or the mean of the patches"
+    )
+    pieces: list[Piece] | None = Field(None, description="of a caption: what the rows of `words` are")
+    arrays: dict[str, PackedArray] = Field(
+        description="over the patches: `relevance`, `rollout` and `words` (see docs/explain.md)"
+    )
+    notes: list[str]
+
+
+class Explanation(Maps):
+    """All of an explanation. `arrays` also has the attention between patches and more (see docs/explain.md)."""
+
+    answer: dict[str, Any] = Field(description="as in a prediction")
+    text: str = Field(description="the answer in one line")
+    image: str = Field(description="the image as a data URL of a JPEG, at most 640 pixels long")
+    outputs: list[str] | None = Field(None, description="what the rows of `relevance_outputs` are")
+    image_beside: str | None = None
+    frame_beside: list[float] | None = None
+    grid_beside: list[int] | None = None
+    attention_layers: list[int] | None = Field(
+        None, description="what the rows of `attention` are: layers, counted from 1"
+    )
+    block: int | None = Field(
+        None, description="side in patches of the blocks that stand for them in `attention` and `similarity`"
+    )
+    pca_shares: list[float] | None = Field(None, description="share of the variance of each colour of `pca`")
+    filters: str | None = Field(None, description="what `filters` are")
+    lens: list[LayerAnswer] | None = Field(None, description="the answer after each layer (the logit lens)")
+
+
+class Explained(BaseModel):
+    model: str = Field(description="the model that is explained")
+    explanation: Explanation
+
+
+class Label(BaseModel):
+    label: str
+    score: float
+
+
+class Value(BaseModel):
+    name: str
+    value: float
+
+
+class Caption(BaseModel):
+    caption: str
+    score: float = Field(description="log-probability by the search")
+    tokens: list[Piece]
+
+
+class RunLengths(BaseModel):
+    """A mask as COCO writes it."""
+
+    size: list[int]
+    counts: str
+
+
+class Segment(BaseModel):
+    label: str
+    share: float
+    area: int = Field(description="pixels of the original")
+    rle: RunLengths
+
+
+class Prediction(BaseModel):
+    """The answer of a task, with the fields of that task alone; it may have others than these."""
+
+    model_config = ConfigDict(extra="allow")
+
+    task: str | None = Field(None, description="left out beside `error`")
+    error: str | None = Field(None, description="why this image has no answer, beside others that have")
+    labels: list[Label] | None = None
+    values: list[Value] | None = None
+    caption: str | None = None
+    captions: list[Caption] | None = None
+    segments: list[Segment] | None = None
+    explanation: Maps | None = Field(None, description="with `explain`")
+
+
 class Predictions(BaseModel):
     model: str = Field(description="the model that answered")
-    predictions: list[dict[str, Any]] = Field(
-        description="one object per image, in their order, as `vitrail predict --json` prints it without the path: "
-        "`task` and the answer of that task, or `error` for an image that cannot be read beside others that can; with "
-        "`explain` also `explanation`"
-    )
-
-
-class Explanations(BaseModel):
-    model: str = Field(description="the model that is explained")
-    explanations: list[dict[str, Any]] = Field(
-        description="one object per image: `prediction`, `grid` (rows and columns of patches), `rollout` (one number "
-        "per patch), `attention_distance` (per layer and head), and `pieces` of an answer in pieces"
+    predictions: list[Prediction] = Field(
+        description="one per image, in their order, as `vitrail predict --json` prints it without the path"
     )
 
 
@@ -46,6 +148,7 @@ class ModelCard(BaseModel):
     patch: int | None = Field(description="side of a patch in pixels of what the model sees; null if it has none")
     channels: int
     classes: int = Field(description="number of classes; 0 for a task without")
+    class_names: list[str] | None = Field(description="null for more than 1,000 classes")
     licence: str | None
     training_data: str | None
     engine: str = Field(description="what runs it")
@@ -62,19 +165,25 @@ class Health(BaseModel):
     status: str
 
 
-_FIELDS: dict[str, Any] = {
-    "model": {"type": "string", "description": "name of the model; default: the first one"},
+_MODEL = {"model": {"type": "string", "description": "name of the model; default: the first one"}}
+_PREDICT = {
+    **_MODEL,
     "top": {"type": "integer", "minimum": 1, "description": "number of classes to list, for models with classes"},
-    "explain": {"type": "boolean", "description": "add an explanation to each prediction"},
+    "explain": {"type": "boolean", "description": "add maps of the answer to each prediction, of at most 16 images"},
+}
+_EXPLAIN = {
+    **_MODEL,
+    "class": {"type": "string", "description": "a class whose relevance is wanted beside those of the answer"},
 }
 
 
-def body(top: bool) -> dict[str, Any]:
-    """The body of a request with images; with the fields `top` and `explain`, or without."""
-    fields = _FIELDS if top else {"model": _FIELDS["model"]}
+def _body(fields: dict[str, Any], most: int, more: dict[str, str]) -> dict[str, Any]:
+    """The body of a request with images; `more` are fields that are images too, with what they are."""
 
-    def entry(images: dict[str, Any]) -> dict[str, Any]:
-        properties = {"images": {"type": "array", "minItems": 1, "items": images}, **fields}
+    def entry(image: dict[str, Any]) -> dict[str, Any]:
+        images = {"type": "array", "minItems": 1, "maxItems": most, "items": image}
+        beside = {name: {**image, "description": what} for name, what in more.items()}
+        properties = {"images": images, **beside, **fields}
         return {"schema": {"type": "object", "required": ["images"], "properties": properties,
                            "additionalProperties": False}}  # fmt: skip
 
@@ -87,6 +196,11 @@ def body(top: bool) -> dict[str, Any]:
             },
         }
     }
+
+
+PREDICT = _body(_PREDICT, MAX_IMAGES, {})
+EXPLAIN = _body(_EXPLAIN, 1, {"beside": "another image, whose patches are compared with those of the first"})
+"""bodies of requests"""
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {

@@ -21,7 +21,9 @@ from vitrail.serve.errors import ApiError
 from vitrail.serve.settings import MAX_IMAGES, Settings
 
 FIELDS = ("model", "top", "explain")
-"""fields beside `images`"""
+"""fields beside `images` of `POST /v1/predict`"""
+FILES = ("images", "beside")
+"""fields that are images"""
 MAX_FIELD = 1_000
 """bytes of a field that is no image"""
 MAX_HEAD = 8_000
@@ -38,18 +40,26 @@ class Upload:
     model: str | None = None
     top: int | None = None
     explain: bool = False
+    of_class: str | None = None
+    """the field `class`"""
+    beside: bytes | None = None
     fields: tuple[str, ...] = FIELDS
     """those that this endpoint takes"""
+    most: int = MAX_IMAGES
+    """images that this endpoint takes"""
 
     def set(self, name: str, value: Any) -> None:
         """A field beside `images`, as JSON or as the text of a form has it."""
         if name not in self.fields:
             known = ", ".join(("images", *self.fields))
             raise ApiError(422, "unknown_field", f"there is no field {name[:100]!r} here", f"the fields are {known}")
-        if name == "model":
+        if name in ("model", "class"):
             if not isinstance(value, str):
-                raise bad_field("model", "a text")
-            self.model = value
+                raise bad_field(name, "a text")
+            if name == "model":
+                self.model = value
+            else:
+                self.of_class = value
         elif name == "top":
             if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10:
                 value = int(value)
@@ -64,23 +74,32 @@ class Upload:
                 raise bad_field("explain", "true or false")
             self.explain = value
 
-    def add(self, image: bytes) -> None:
-        if len(self.images) == MAX_IMAGES:
-            raise ApiError(
-                413, "too_many_images", f"a request has at most {MAX_IMAGES} images", "send several requests"
-            )
+    def add(self, image: bytes, name: str = "images") -> None:
+        """An image of the field `name`."""
+        if name == "beside":
+            if self.beside is not None:
+                raise ApiError(413, "too_many_images", "a request has at most one image beside", "send one of them")
+            self.beside = image
+            return
+        if len(self.images) == self.most:
+            raise too_many_images(self.most)
         self.images.append(image)
+
+
+def too_many_images(most: int, kind: str = "a request") -> ApiError:
+    images = "one image" if most == 1 else f"{most} images"
+    return ApiError(413, "too_many_images", f"{kind} has at most {images}", "send several requests")
 
 
 def bad_field(name: str, kind: str) -> ApiError:
     return ApiError(422, "bad_field", f"the field {name} is not {kind}", f"send {kind}, or leave {name} out")
 
 
-async def read_upload(request: Request, settings: Settings, fields: tuple[str, ...] = FIELDS) -> Upload:
-    """The images and the fields of a request. Raises ApiError."""
+async def read_upload(request: Request, settings: Settings, upload: Upload) -> Upload:
+    """Fill an empty upload with the images and the fields of a request. Raises ApiError."""
     try:
         async with asyncio.timeout(settings.timeout):
-            upload = await _read(request, settings.max_upload, Upload(fields=fields))
+            upload = await _read(request, settings.max_upload, upload)
     except TimeoutError:
         raise ApiError(
             400,
@@ -200,13 +219,13 @@ class Form:
             self.upload.set(self.name, "")  # refuses it, before its content comes
 
     def _more(self, data: bytes, start: int, end: int) -> None:
-        if self.name != "images" and len(self.data) + end - start > MAX_FIELD:
+        if self.name not in FILES and len(self.data) + end - start > MAX_FIELD:
             raise bad_field(self.name, f"a text of at most {MAX_FIELD:,} bytes")
         self.data += data[start:end]
 
     def _end(self) -> None:
-        if self.name == "images":
-            self.upload.add(bytes(self.data))
+        if self.name in FILES:
+            self.upload.add(bytes(self.data), self.name)
         else:
             self.upload.set(self.name, self.data.decode("utf-8", "replace"))
         self.data = bytearray()
@@ -226,15 +245,23 @@ def from_json(body: bytes | bytearray, upload: Upload) -> Upload:
     images = found.pop("images", None)
     if not isinstance(images, list):
         raise bad_field("images", "a list of texts")
+    beside = found.pop("beside", None) if "beside" in upload.fields else None
     for name, value in found.items():
         if value is not None:
             upload.set(name, value)
     for number, text in enumerate(images, 1):
-        if not isinstance(text, str):
-            raise bad_field("images", "a list of texts")
-        try:
-            upload.add(base64.b64decode(text.encode("ascii"), validate=True))
-        except (binascii.Error, UnicodeEncodeError):
-            hint = f"send {PLAIN}; URLs are not fetched"
-            raise ApiError(422, "bad_base64", f"image {number} is not base64", hint) from None
+        upload.add(from_base64(text, "images", f"image {number}"))
+    if beside is not None:
+        upload.add(from_base64(beside, "beside", "beside"), "beside")
     return upload
+
+
+def from_base64(text: object, field: str, name: str) -> bytes:
+    """The bytes of an image in a JSON body. Raises ApiError, which calls the image `name`."""
+    if not isinstance(text, str):
+        raise bad_field(field, "a list of texts" if field == "images" else "a text")
+    try:
+        return base64.b64decode(text.encode("ascii"), validate=True)
+    except (binascii.Error, UnicodeEncodeError):
+        hint = f"send {PLAIN}; URLs are not fetched"
+        raise ApiError(422, "bad_base64", f"{name} is not base64", hint) from None

@@ -26,6 +26,8 @@ class Job:
     """items of one key are answered together; None: alone"""
     run: Answerer
     item: Any
+    long: bool = False
+    """takes seconds, and calls `Worker.relieve` between its steps"""
     future: Future[Any] = field(default_factory=Future)
     arrived: float = field(default_factory=time.monotonic)
 
@@ -46,9 +48,9 @@ class Worker:
         self.thread = threading.Thread(target=self._loop, name="vitrail-worker", daemon=True)
         self.thread.start()
 
-    def submit(self, run: Answerer, item: Any, key: Hashable = None) -> Future[Any]:
+    def submit(self, run: Answerer, item: Any, key: Hashable = None, long: bool = False) -> Future[Any]:
         """The future result of an item. Cancelling it takes the item out of the queue."""
-        job = Job(key, run, item)
+        job = Job(key, run, item, long)
         with self.changed:
             if self.closing:
                 raise RuntimeError("the worker is closed")
@@ -56,9 +58,23 @@ class Worker:
             self.changed.notify()
         return job.future
 
-    def call(self, function: Callable[[], T]) -> Future[T]:
+    def call(self, function: Callable[[], T], long: bool = False) -> Future[T]:
         """Run a function alone."""
-        return self.submit(lambda items: [function()], None)
+        return self.submit(lambda items: [function()], None, long=long)
+
+    def relieve(self) -> None:
+        """Run the jobs that wait now, but for long ones: a long job calls it, on the worker's thread, between steps.
+
+        So other jobs wait for one step and not for the whole of a long one, which ends however many come.
+        """
+        now = time.monotonic()
+        while True:
+            with self.changed:
+                waiting = [job for job in self.jobs if not job.long and job.arrived <= now]
+                if not waiting:
+                    return
+                batch = self._take(waiting[0])
+            self._run(batch)
 
     def close(self) -> None:
         """Finish what waits, and stop."""
@@ -82,14 +98,19 @@ class Worker:
                     self.changed.wait()
                     continue
                 first = self.jobs[0]
-                same = [job for job in self.jobs if job.key == first.key][: self.max_batch]
-                batch = [first] if first.key is None else same
+                same = sum(job.key == first.key for job in self.jobs)
                 left = first.arrived + self.max_wait - time.monotonic()
-                if first.key is None or len(batch) == self.max_batch or left <= 0 or self.closing:
-                    taken = set(map(id, batch))
-                    self.jobs = [job for job in self.jobs if id(job) not in taken]
-                    return batch
+                if first.key is None or same >= self.max_batch or left <= 0 or self.closing:
+                    return self._take(first)
                 self.changed.wait(left)
+
+    def _take(self, first: Job) -> list[Job]:
+        """Take a job and those of its key out of the queue, at most a batch."""
+        same = [job for job in self.jobs if job.key == first.key][: self.max_batch]
+        batch = [first] if first.key is None else same
+        taken = set(map(id, batch))
+        self.jobs = [job for job in self.jobs if id(job) not in taken]
+        return batch
 
     def _run(self, batch: list[Job]) -> None:
         batch = [job for job in batch if job.future.set_running_or_notify_cancel()]
