@@ -69,6 +69,8 @@ LEFT_OUT: dict[str, str] = {
     "vitrail train --resume runs/pets --nproc 4": "the same",
 }
 """commands that are not run, each with the reason"""
+SHIPPING = ("aws", "docker", "scp", "ssh", "sudo")
+"""of docs/deploy.md, which needs machines and accounts that no test has"""
 LONG = ("train", "eval", "demo")
 
 
@@ -397,6 +399,8 @@ def theirs(words: list[str]) -> None:
         paths = importlib.import_module("vitrail.serve.guard").ENDPOINTS
         shown = re.fullmatch(r"http://127\.0\.0\.1:8000(/[\w/]*)(\?stream=true)?", words[-1])
         assert shown is not None and shown[1] in paths, words
+    elif words[0] in SHIPPING:
+        pass  # test_deploy.py checks them
     elif words[0] == "torchrun" or words[1:3] == ["-m", "vitrail.cluster.torchrun"]:
         from torch.distributed.run import get_args_parser
 
@@ -446,7 +450,7 @@ def test_commands_do_what_the_docs_say(name: str, here: Path, capsys: pytest.Cap
 def test_commands_of_other_programs_are_there(command: Command) -> None:
     if command.program == ".":
         return  # the environment's own script, which `make demo` makes
-    assert command.program in ("make", "pip", "python", ".venv/bin/python", "torchrun", "curl"), (
+    assert command.program in ("make", "pip", "python", ".venv/bin/python", "torchrun", "curl", *SHIPPING), (
         "teach the test what to look for"
     )
     for words in variants(command):

@@ -21,7 +21,7 @@ from vitrail.tasks.classify import task as classify
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Settings
 
-FIRST = r"src|docs|tests|bench|results|\.ci"
+FIRST = r"src|docs|tests|bench|results|deploy|\.ci"
 
 
 def load_tables() -> ModuleType:

@@ -22,6 +22,7 @@ PLACES = (
         "pyproject.toml",
         ".pre-commit-config.yaml",
         ".ci/run",
+        "deploy/*",
         ".github/**/*.md",
         ".github/**/*.yml",
     ),
