@@ -21,6 +21,7 @@ from vitrail.cluster.command import add_grid, cluster, train_grid
 from vitrail.commands.doctor import doctor
 from vitrail.commands.files import convert, data, export
 from vitrail.commands.models import models
+from vitrail.commands.recipes import ALL, print_list, print_recipe
 from vitrail.commands.serve import serve
 from vitrail.errors import RunError, Stopped, UserError
 from vitrail.faults import CLOSED_PIPE, forget_output, nobody_reads, say_os_error
@@ -37,9 +38,9 @@ from vitrail.options import (
     parse_options,
     path,
     print_options,
-    print_recipes,
     split_options,
     task_flags,
+    task_named,
 )
 from vitrail.standard_error import own_lines
 from vitrail.units import score_text
@@ -89,8 +90,8 @@ def train(args: Sequence[str]) -> int:
     parser.add_argument("--nproc", type=int, metavar="N", help="train in N processes of this machine: one per GPU")
     parser.add_argument("--shard", action="store_true", help="with several processes: share the weights out (FSDP2)")
     parser.add_argument("--json", action="store_true", help="print the scores as one line of JSON")
-    wants_help = any(arg in HELP for arg in args) and args[0] not in HELP
-    options, rest = parser.parse_known_args([arg for arg in args if not (wants_help and arg in HELP)])
+    wants_help = any(arg in (*HELP, ALL) for arg in args) and args[0] not in HELP
+    options, rest = parser.parse_known_args([arg for arg in args if not (wants_help and arg in (*HELP, ALL))])
     name = options.recipe
     if not wants_help and (code := train_grid(options, args)) is not None:
         return code
@@ -99,26 +100,36 @@ def train(args: Sequence[str]) -> int:
     if options.resume is None and (name is None or wants_help):
         if name is None and (rest or options.data or options.init or options.out):
             raise UserError("name a recipe (vitrail train lists them)")
-        print_recipes(parser, name)
+        if name is None:
+            print_list()
+        else:
+            print_recipe(parser, options, ALL in args)
         return 0
     if options.nproc not in (None, 1) and not launcher.several():
         launcher.refuse_many_processes()
         return launcher.start(args, options.nproc)
     with launcher.joined(options.device, options.shard, options.nproc) as world:
-        trained = run_training(options, rest, world)
+        trained = run_training(options, rest, world, parser.flags)
+    from vitrail.announce import end
+
     scores, rule = trained.scores, trained.task.score
     if options.json:
         print(json.dumps(scores))
+        end(trained.task, trained.folder, named=False)
         return 0
     value = f" {rule.name} {rule.text(scores[rule.name]) or 'none'}" if rule is not None else ""
     fast = " (fast dev run)" * ("fast_dev_run" in scores)
     print(f"{scores['split']}{value} in {scores['seconds']:.0f} s{fast}")
-    print(f"best weights: {trained.folder.best}, report: {trained.folder.report}")
+    print(f"best weights: {trained.folder.best}, report: {trained.folder.report}", flush=True)
+    end(trained.task, trained.folder, named=True)
     return 0
 
 
-def run_training(options: Namespace, rest: Sequence[str], world: World) -> Trained:
-    """Start or resume the run that the options of `train` name; `rest` are the fields of its recipe."""
+def run_training(options: Namespace, rest: Sequence[str], world: World, flags: Sequence[str]) -> Trained:
+    """Start or resume the run that the options of `train` name; `rest` are the fields of its recipe.
+
+    `flags` are those of the command itself.
+    """
     from vitrail import recipes
     from vitrail.resume import begin_or_resume, resume_run
 
@@ -127,7 +138,7 @@ def run_training(options: Namespace, rest: Sequence[str], world: World) -> Train
             raise UserError("--resume continues a run with its own settings: give no recipe, --init, --out or --group")
         return resume_run(options.resume, options.device, options.data, rest, world)
     recipe = recipes.find(options.recipe)
-    changes = parse_fields(recipe(10_000), rest, () if options.init is None else recipes.FREE)
+    changes = parse_fields(recipe(10_000), rest, () if options.init is None else recipes.FREE, flags)
     given = (options.data, options.init, changes, options.out, options.device, options.group)
     return begin_or_resume(recipe, *given, world)
 
@@ -365,10 +376,18 @@ def run(args: list[str]) -> int:
 def print_help(parser: Parser, source: str | None, revision: str | None) -> int:
     """The help of a command, with the options of the named model's task."""
     print(parser.format_help())
-    if source is None:
-        print(f"The options of a model's task are listed by `{parser.prog} SOURCE --help`.")
-    else:
-        print_options(load_model(source, "cpu", revision), parser.prog)
+    task = None if source is None else task_named(source)
+    if task is not None:
+        print_options(task)
+        return 0
+    model = "SOURCE" if source is None else "classify"
+    flag = "--model " * (parser.prog == "vitrail predict")
+    which = (
+        "a model's task are"
+        if source is None
+        else f"{source}'s task are known once it is loaded. Those of a classifier are"
+    )
+    print(f"The options of {which} listed by `{parser.prog} {flag}{model} --help`.")
     return 0
 
 

@@ -6,18 +6,22 @@ import argparse
 import contextlib
 import inspect
 import itertools
+import json
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field, make_dataclass, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
 
 from vitrail.errors import UserError
+from vitrail.help import options_help
 from vitrail.plain import Field, flat_fields, read, rule
-from vitrail.tasks import TASKS, task_class
+from vitrail.recommended import BUNDLED, bundled
+from vitrail.synonyms import meant
+from vitrail.tasks import TASKS, options_class, task_class
 
 if TYPE_CHECKING:
     from vitrail.tasks.task import Task
@@ -44,6 +48,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, name: str, command: Callable[..., Any], urls: bool = False) -> None:
         """`urls`: the command takes URLs."""
         self.urls = urls
+        self.words: list[str] = []
         super().__init__(f"vitrail {name}", description=inspect.getdoc(command), allow_abbrev=False)
         self.add_argument("--device", help="cpu, cuda, cuda:1 or mps; default: the best available")
 
@@ -62,7 +67,15 @@ class Parser(argparse.ArgumentParser):
         )
         self.add_argument("--merge", type=int, nargs="+", metavar="TOKENS", help=f"{text}; default: the model's own")
 
+    @property
+    def flags(self) -> list[str]:
+        """The command's own flags."""
+        return [name for action in self._actions for name in action.option_strings]
+
     def error(self, message: str) -> NoReturn:
+        for word in self.words if "required" in message else ():  # what is missing may stand after a wrong flag
+            if word.startswith("--") and _normal(word.partition("=")[0]) not in self.flags and meant(word, self.flags):
+                raise UserError(_unknown(word.partition("=")[0], self.flags, {}))
         raise UserError(f"{message} ({self.prog} --help lists the options)")
 
     def parse_known_args(  # type: ignore[override]
@@ -71,6 +84,7 @@ class Parser(argparse.ArgumentParser):
         """Like argparse, but a URL is a UserError: Path would silently drop a slash of it."""
         from vitrail.files import refuse_url
 
+        self.words = list(args)
         for arg in () if self.urls else args:
             refuse_url(arg.partition("=")[2] if arg.startswith("-") else arg)
         return super().parse_known_args(args)
@@ -84,7 +98,7 @@ class Parser(argparse.ArgumentParser):
         """
         options, rest = self.parse_known_args(args)
         if rest:
-            known = [name for action in self._actions for name in action.option_strings]
+            known = self.flags
             known += [] if task is None else map(_flag, flat_fields(task(options).option))
             raise UserError(_unknown(rest[0], known, _of_other_commands()))
         return options
@@ -98,9 +112,14 @@ class Parser(argparse.ArgumentParser):
         return self.parse_known_args([arg for arg in args if arg not in HELP])[0]
 
 
-def parse_fields(run: Run, args: Sequence[str], also: Sequence[str] = ()) -> dict[str, Any]:
-    """The run fields that the arguments set, as plain values; `also` as in `known_fields`."""
-    return _parsed(known_fields(run, also), args, partial(_foreign_fields, run))
+def parse_fields(
+    run: Run, args: Sequence[str], also: Sequence[str] = (), options: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The run fields that the arguments set, as plain values; `also` as in `known_fields`.
+
+    `options` are flags of the command itself, which the error for an unknown one may suggest.
+    """
+    return _parsed(known_fields(run, also), args, partial(_foreign_fields, run), options)
 
 
 def known_fields(run: Run, also: Sequence[str] = ()) -> dict[str, Field]:
@@ -119,31 +138,6 @@ def known_fields(run: Run, also: Sequence[str] = ()) -> dict[str, Field]:
 
 NO_FIELDS = ("recipe", "data", "init", "group")
 """fields of a run that are no flags of their own: `train` has arguments for them"""
-
-
-def print_recipes(parser: Parser, name: str | None) -> None:
-    """The names of all recipes, or the help of one with its fields."""
-    from vitrail import recipes
-
-    if name is None:
-        width = max(map(len, recipes.RECIPES))
-        for each, factory in recipes.RECIPES.items():
-            print(f"{each:<{width}}  {(inspect.getdoc(factory) or '').splitlines()[0]}")
-        return
-    recipe = recipes.find(name)
-    print(f"{inspect.getdoc(recipe)}\n\n{parser.format_help()}\nFields of the recipe:\n")
-    print_fields(recipe(10_000), name)
-
-
-def print_fields(run: Run, name: str) -> None:
-    """The help of a recipe's fields."""
-    import tyro
-
-    run = _spelled_out(run)
-    hints = get_type_hints(type(run))
-    hidden = [(field_name, Annotated[hints[field_name], tyro.conf.Suppress], field()) for field_name in NO_FIELDS]
-    shown = make_dataclass("Fields", hidden, bases=(type(run),), frozen=True, kw_only=True)
-    _print_help(shown(**vars(run)), f"vitrail train {name}")
 
 
 def _spelled_out(run: Run) -> Run:
@@ -213,13 +207,25 @@ def parse_options(task: Task, args: Sequence[str]) -> dict[str, Any]:
     return _parsed(flat_fields(task.option), args, foreign)
 
 
-def print_options(task: Task, command: str) -> None:
-    """The help of the options of a model's task."""
-    if flat_fields(task.option):
-        print(f"\nOptions of this model's task, {task.name}; default: the model's own values:")
-        _print_help(task.option, command)
+def print_options(name: str) -> None:
+    """The help of the options of a task."""
+    kind = options_class(name)
+    if flat_fields(kind()):
+        print(f"\noptions of this model's task, {name}, with their defaults; a model may have its own:")
+        print("\n".join(options_help(kind)))
     else:
-        print(f"\nThis model's task, {task.name}, has no options of its own.")
+        print(f"\nThis model's task, {name}, has no options of its own.")
+
+
+def task_named(source: str) -> str | None:
+    """The task of a model in vitrail's format, from its config alone; None if only loading can tell."""
+    path = BUNDLED / source if source in bundled() and not Path(source).exists() else Path(source)
+    for folder in (path, path / "best", path / "last"):
+        with contextlib.suppress(OSError, ValueError):
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            if isinstance(config, dict) and config.get("task") in TASKS:
+                return str(config["task"])
+    return None
 
 
 def _all_options() -> set[str]:
@@ -273,7 +279,10 @@ def _foreign_fields(run: Run) -> dict[str, str]:
 
 
 def _parsed(
-    known: Mapping[str, Field], args: Sequence[str], foreign: Callable[[], Mapping[str, str]]
+    known: Mapping[str, Field],
+    args: Sequence[str],
+    foreign: Callable[[], Mapping[str, str]],
+    options: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The values of the fields that the arguments set. `foreign` says what each flag is that does not belong here.
 
@@ -285,7 +294,7 @@ def _parsed(
         option = words.pop(0)
         name, negated = _named(option, known)
         if name is None:
-            flags = [*map(_flag, known), *(_no(name) for name in known if known[name].kind is bool)]
+            flags = [*options, *map(_flag, known), *(_no(name) for name in known if known[name].kind is bool)]
             raise UserError(_unknown(option, flags, foreign()))
         given = list(itertools.takewhile(lambda word: not _is_flag(word), words))
         del words[: len(given)]
@@ -331,14 +340,6 @@ def as_typed(message: str, args: Sequence[str]) -> str:
     return f"{found} {text}" if found and text.startswith("must ") else message
 
 
-def _print_help(value: Any, prog: str) -> None:
-    import tyro
-
-    with contextlib.suppress(SystemExit):
-        config = (tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands)
-        tyro.cli(type(value), prog=prog, args=["--help"], default=value, config=config)
-
-
 def _flag(name: str) -> str:
     """The flag of a field."""
     return f"--{name.replace('_', '-')}"
@@ -366,12 +367,24 @@ def _named(option: str, known: Mapping[str, Field]) -> tuple[str | None, bool]:
 def _unknown(option: str, flags: Sequence[str], foreign: Mapping[str, str]) -> str:
     """The error for an argument that is none of the `flags`; `foreign` says, by name, what flags of others are."""
     if not option.startswith("-"):
-        return f"unknown argument {option!r}: --help lists the options"
+        return f"unknown argument {option!r}: {_for_word(option, flags)}"
     name = option[2:].replace("-", "_").removeprefix("no_")
     if text := foreign.get(name):
         return f"{option} {text}: leave it out"
+    if text := meant(option, flags):
+        return f"unknown option {option}: {f'did you mean {text}?' if text.startswith('--') else text}"
     near = next(iter(get_close_matches(option, [*flags, *map(_flag, foreign)], n=1)), None)
     if near is None:
         return f"unknown option {option}: --help lists the options"
     elsewhere = "" if near in flags else f" It {foreign[near[2:].replace('-', '_')]}"
     return f"unknown option {option}: did you mean {near}?{elsewhere}"
+
+
+def _for_word(word: str, flags: Sequence[str]) -> str:
+    """What to do about a word that belongs to no flag."""
+    flag, equals, value = word.partition("=")
+    if equals and _flag(flag) in flags:
+        return f"did you mean {_flag(flag)} {value}?"
+    if "--data" in flags and Path(word).exists():
+        return f"did you mean --data {word}?"
+    return "--help lists the options"

@@ -2,20 +2,63 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 PREEMPTING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """signals by which a scheduler ends a job early; Windows lacks the second"""
 
 
+CGROUPS = Path("/sys/fs/cgroup")
+"""where Linux keeps the limits of containers and of schedulers' jobs"""
+
+
 def cores() -> int:
-    """The cores that this process may use."""
+    """The cores that this process may use: those of its affinity, and of its quota where it has one.
+
+    A container may see all cores of a machine and have the time of two. The load of other processes does not count: it
+    changes, and with another number of threads a resumed run would round differently.
+    """
     affinity = getattr(os, "sched_getaffinity", None)  # not on every system
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    count = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, math.floor(min(count, _quota())))
+
+
+def _quota(own: Path = Path("/proc/self/cgroup"), root: Path = CGROUPS) -> float:
+    """The cores' worth of time that the process's control groups allow, the smallest of all; infinite without any."""
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:  # not Linux
+        return math.inf
+    found = math.inf
+    for line in lines:
+        _, controllers, place = line.split(":", 2)
+        # Version 2 has no list of controllers. In a container the group may be the root of what is visible.
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = root / "cpu" if controllers else root
+        group = top / place.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder == root or root in folder.parents:
+                found = min(found, _quota_in(folder))
+    return found
+
+
+def _quota_in(folder: Path) -> float:
+    """The quota of one control group, of version 2 or 1."""
+    try:
+        if (both := folder / "cpu.max").exists():
+            quota, period = both.read_text().split()
+        else:
+            quota, period = ((folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+        return int(quota) / int(period) if int(quota) > 0 else math.inf
+    except (OSError, ValueError, ZeroDivisionError):  # no such file, or "max"
+        return math.inf
 
 
 @contextmanager

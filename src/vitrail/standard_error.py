@@ -22,6 +22,18 @@ class OneLine(logging.Formatter):
         return f"vitrail: {' '.join(super().format(record).split())}"
 
 
+class CurrentError(logging.StreamHandler[TextIO]):
+    """Writes to the current `sys.stderr`, which a progress bar replaces to keep lines above itself."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: TextIO) -> None:
+        """The base class sets it once."""
+
+
 @contextlib.contextmanager
 def own_lines() -> Iterator[None]:
     """Discard what others write to standard error, and log vitrail's lines there. Worker processes inherit this.
@@ -40,7 +52,7 @@ def _logging() -> Iterator[None]:
     if root.handlers:
         yield
         return
-    handler, nothing = logging.StreamHandler(sys.stderr), logging.NullHandler()
+    handler, nothing = CurrentError(), logging.NullHandler()
     handler.setFormatter(OneLine())
     ours.addHandler(handler)
     root.addHandler(nothing)  # without any handler Python prints the logs of other packages

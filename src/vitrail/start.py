@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vitrail import recipes, zoo
+from vitrail import announce, recipes, zoo
 from vitrail.data.loader import Loader, Tally
 from vitrail.data.sets import ImageSet, Splits, open_data, split_val
 from vitrail.errors import UserError
@@ -30,7 +30,7 @@ from vitrail.train.build import (
     warn_unused,
 )
 from vitrail.train.device import choose_device
-from vitrail.train.feeding import decoding_line, device_line
+from vitrail.train.feeding import decoding_line
 from vitrail.train.frozen import fit_frozen
 from vitrail.train.loaders import Loaders, evaluation_loader
 from vitrail.train.loop import Components, evaluate, fit
@@ -202,9 +202,9 @@ def train_run(run: Run, components: Components, folder: RunFolder, steps: int, r
     if run.fast_dev_run:
         log.warning(f"fast dev run: {steps} steps on at most {run.images} images of each split; {NO_SCORES}")
     if world.leads:
-        for line in (device_line(run, loader.device), decoding_line(run, components.task, loader, folder.rows())):
-            if line is not None:
-                log.warning(line)
+        announce.begin(run, components, folder, steps, resume)
+        if (line := decoding_line(run, components.task, loader, folder.rows())) is not None:
+            log.warning(line)
     scores = fit_frozen(run, components, folder) if run.tune.frozen else fit(run, components, folder, steps, resume)
     scores |= {"fast_dev_run": True} if run.fast_dev_run else {}
     folder.end(scores)

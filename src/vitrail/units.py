@@ -53,3 +53,14 @@ def duration(seconds: Any) -> str:
         return f"{found:.3g} s"
     whole = round(found)
     return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def time_left(seconds: float) -> str:
+    """An estimate in words that cannot be taken for a time of day: `40 s left`, `14 min left`, `2 h 5 min left`."""
+    minutes = round(seconds / 60)
+    if seconds < 59.5:
+        return f"{round(seconds)} s left"
+    if minutes < 60:
+        return f"{minutes} min left"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min left" if hours < 24 else f"{hours // 24} d {hours % 24} h left"

@@ -1,4 +1,4 @@
-"""The lines about the device and about decoding at the start of a run."""
+"""The line about decoding at the start of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vitrail.data.sets import open_data
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.encoder import encoder_for
 from vitrail.train import feeding
-from vitrail.train.feeding import decoding_line, device_line, measured, needed
+from vitrail.train.feeding import decoding_line, measured, needed
 from vitrail.train.run import Run
 from vitrail.vit import ViTConfig
 
@@ -96,14 +96,3 @@ def test_the_measurement_of_the_network_changes_nothing_of_the_run(augment: Augm
     for path in (tmp_path / "data").rglob("*.jpg"):
         path.write_bytes(b"no image")
     assert measured(tiny_run(), task, loader) is None
-
-
-def test_the_device_and_its_number_format_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert device_line(tiny_run(), cpu) is None
-    assert device_line(tiny_run(precision="fp16"), cpu) == "training on CPU in fp16, and the loss is scaled"
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
-    assert device_line(tiny_run(), gpu) == "training on Tesla T4 in fp16, and the loss is scaled"
-    assert device_line(tiny_run(precision="fp32"), gpu) == "training on Tesla T4 in fp32"

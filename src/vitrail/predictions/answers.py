@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,6 +21,7 @@ from vitrail.tasks.exported import Exported
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Prediction
 from vitrail.train.device import autocast, native_bf16
+from vitrail.units import time_left
 
 log = logging.getLogger("vitrail")
 
@@ -195,9 +195,9 @@ class Progress:
             return
         self.last = now
         rate = (self.done - self.first) / (now - self.began)
-        left = timedelta(seconds=round((self.count - self.done) / rate))
+        left = time_left((self.count - self.done) / rate)
         print(
-            f"vitrail: {self.done:,} of {self.count:,} images, {rate:.3g} per second, {left} left",
+            f"vitrail: {self.done:,} of {self.count:,} images, {rate:.3g} per second, {left}",
             file=sys.stderr,
             flush=True,
         )

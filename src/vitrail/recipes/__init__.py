@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from vitrail.baselines import CNNConfig, MLPConfig, ResNetConfig, RNNConfig
@@ -94,6 +95,8 @@ def find(name: str) -> Recipe:
     """The recipe of this name. UserError with the closest name if there is none."""
     if name in RECIPES:
         return RECIPES[name]
+    if Path(name).is_dir():
+        raise UserError(f"{name} is a folder, not a recipe: vitrail train folder --data {name}")
     near = get_close_matches(name, RECIPES, n=1)
     hint = f"did you mean {near[0]}? The recipes are" if near else "choose from"
     raise UserError(f"no recipe {name!r}: {hint} {', '.join(RECIPES)}")

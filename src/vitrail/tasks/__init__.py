@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitrail.errors import UserError
 
@@ -19,6 +19,22 @@ TASKS = {
     "embed": "vitrail.tasks.embed:Embed",
 }
 """the only table of tasks: the name in `config.json` and `recipe.json`, and the import path of the class"""
+
+OPTIONS = {
+    "classify": "vitrail.tasks.classify.settings:Answering",
+    "caption": "vitrail.tasks.caption.settings:Decoding",
+    "segment": "vitrail.tasks.segment.settings:Inference",
+}
+"""where the `options` of tasks are, for help without their code, which imports PyTorch"""
+
+
+def options_class(name: str) -> type[Any]:
+    """The `options` of a task."""
+    if name not in OPTIONS:
+        return task_class(name).options
+    module, _, kind = OPTIONS[name].partition(":")
+    found: type[Any] = getattr(import_module(module), kind)
+    return found
 
 
 def task_class(name: str) -> type[Task]:

@@ -6,10 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
-from PIL import Image
-from torch import Tensor
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
 
 Batch = dict[str, Any]
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
@@ -129,6 +130,8 @@ class Settings:
     name: ClassVar[str]
     """of the task, in `TASKS`"""
 
+    main: ClassVar[tuple[str, ...]] = ()
+    """fields that the short help of a recipe shows"""
     balanced: ClassVar[bool] = False
     """class-balanced sampling: draw each class equally often"""
     any_encoder: ClassVar[bool] = False

@@ -109,7 +109,7 @@ def build(
         for split, shared in ((val, val_tally), (test, test_tally))
     ]
     assert others[0] is not None
-    return Components(task, loader, others[0], others[1], world), run.steps(loader.steps_per_epoch)
+    return Components(task, loader, others[0], others[1], world, not splits.val), run.steps(loader.steps_per_epoch)
 
 
 def check_micro_batches(run: Run, loader: Loader) -> None:

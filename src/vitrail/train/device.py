@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import io
 import logging
+import os
 import shutil
 import sys
 from contextlib import AbstractContextManager, nullcontext, redirect_stderr
@@ -13,12 +14,14 @@ from typing import Literal
 import torch
 
 from vitrail.errors import UserError
+from vitrail.process import cores
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """The named device, or the best one available."""
+    """The named device, or the best one available. PyTorch gets no more threads than there are cores for it."""
+    limit_threads()
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -29,6 +32,15 @@ def choose_device(name: str | None = None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {name!r} cannot be used here: choose cpu, or leave --device out") from error
     return device
+
+
+def limit_threads() -> None:
+    """Lower PyTorch's threads to the cores of this process, unless OMP_NUM_THREADS sets them.
+
+    In a container it would start one per core of the machine, and they would wait for each other.
+    """
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > cores():
+        torch.set_num_threads(cores())
 
 
 def native_bf16(device: torch.device) -> bool:

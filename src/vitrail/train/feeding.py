@@ -1,4 +1,4 @@
-"""The lines at the start of a run: what it trains on, and how fast images are decoded for it."""
+"""The line at the start of a run that reads from disk: how fast images are decoded for it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,11 @@ from vitrail.data.loader import Loader
 from vitrail.errors import UserError
 from vitrail.process import cores
 from vitrail.tasks.task import Task
-from vitrail.train.device import FORMATS, autocast, number_format
+from vitrail.train.device import autocast
 from vitrail.train.run import Run
 
 IMAGES, CALLS = 32, 3
 """images of a batch that is timed, and how often it is"""
-
-
-def device_line(run: Run, device: torch.device) -> str | None:
-    """The GPU and the number format; None on a CPU, unless the format is one that nobody expects there."""
-    chosen = number_format(device, run.precision)
-    if device.type == "cpu" and chosen != torch.float16:
-        return None
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
-    scaled = ", and the loss is scaled" if chosen == torch.float16 and not run.tune.frozen else ""
-    return f"training on {name} in {next(word for word, own in FORMATS.items() if own == chosen)}{scaled}"
 
 
 def decoding_line(run: Run, task: Task, loader: Loader, rows: Sequence[dict[str, Any]] = ()) -> str | None:

@@ -55,6 +55,8 @@ class Components:
     test: Loader | None
     world: World = ALONE
     """the processes that train together"""
+    held_back: bool = False
+    """whether `val` was cut off the training split"""
 
     @cached_property
     def loaders(self) -> Loaders:
@@ -121,6 +123,12 @@ class Training:
         start = self.done = self.keeper.step
         if start:
             self.hints.resumed(self.folder.rows(), start / self.steps)
+        if resume and self.world.leads:
+            epoch = start / self.loader.steps_per_epoch
+            where = (
+                f"after step {start:,} of {self.steps:,} (epoch {epoch:.3g})" if start else "from its start: no state"
+            )
+            log.warning(f"resuming {self.folder.path} {where}")
         if self.run.compiled:
             compile_network(self.module, self.run, self.loader.device)
         self.began = time.monotonic()

@@ -27,9 +27,11 @@ class Optim:
     """muon: Muon for the blocks' matrices and convolution filters, AdamW for the rest; sgd: SGD with momentum 0.9, as
     in the paper's fine-tuning; lamb: LAMB, as in DeiT-III (arXiv 1904.00962)"""
     lr: float = 1e-3
+    """learning rate at its peak, of AdamW where Muon trains the matrices"""
     muon_lr: float = 4e-3
     """learning rate of Muon; its updates are scaled to the size of AdamW's (arXiv 2502.16982)"""
     weight_decay: float = 0.05
+    """decoupled weight decay; norms, biases, tokens and positions have none"""
     beta2: float = 0.999
     schedule: Literal["cosine", "linear", "constant", "epochs"] = "cosine"
     """learning rate after warm-up. cosine, linear: decay to `final`; constant: constant, then linear decay over

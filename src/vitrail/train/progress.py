@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import sys
 import time
-from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
+from rich.table import Column
 
 from vitrail.data.loader import Loader
 from vitrail.tasks.values import Score
+from vitrail.units import time_left
 
-LINE_EVERY = 30.0
-"""seconds between lines if standard error is not a terminal"""
+LINE_EVERY, LINES = 30.0, 20
+"""seconds between lines if standard error is not a terminal, and how many a long run prints while its time doubles"""
+WAITING = 0.1
+"""fraction of the time from which waiting for data is shown"""
+LEAST_BAR = 6
+"""columns of a terminal that the bar needs"""
 
 
 class Progress:
@@ -29,18 +34,15 @@ class Progress:
         nothing, under `skipped` and `overflows`"""
         self.console = Console(stderr=True)
         self.bar = Bar(
-            TextColumn("step {task.completed}/{task.total}"),
-            BarColumn(),
-            TextColumn("{task.fields[text]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=None),
             console=self.console,
-            disable=not sys.stderr.isatty(),
+            expand=True,
+            disable=not sys.stderr.isatty() or self.console.is_dumb_terminal,
         )
-        self.line = self.bar.add_task("train", total=steps, completed=start, text="")
+        self.line = self.bar.add_task("train", total=steps, completed=start, text="vitrail:")
         self.score = ""
-        self.last_line = time.monotonic()
+        self.first = self.last_line = time.monotonic()
         self._restart()
 
     def __enter__(self) -> Progress:
@@ -74,25 +76,50 @@ class Progress:
         self.done += 1
         self.images += images
         self.timed += 1
-        text = self._text()
-        self.bar.update(self.line, completed=self.done, text=text)
-        if self.bar.disable and time.monotonic() - self.last_line > LINE_EVERY:
-            self.last_line = time.monotonic()
-            print(f"vitrail: step {self.done}/{self.steps}  {text}  {self._left()}", file=sys.stderr, flush=True)
+        if not self.bar.disable:
+            self.bar.update(self.line, completed=self.done, text=self._fitted(self.console.width - LEAST_BAR - 1))
+            return
+        now = time.monotonic()
+        if now - self.last_line > max(LINE_EVERY, (now - self.first) / LINES):
+            self.last_line = now
+            print(f"vitrail: {self.place()}: {', '.join(self._facts().values())}", file=sys.stderr, flush=True)
+
+    def place(self) -> str:
+        """Where the run is: `epoch 3.2 of 10, step 320 of 1000`."""
+        done, steps = self._epochs
+        return f"epoch {done} of {steps}, step {self.done:,} of {self.steps:,}"
+
+    @property
+    def _epochs(self) -> tuple[str, str]:
+        """The epochs so far, and those of the run."""
+        done, steps = (number / self.loader.steps_per_epoch for number in (self.done, self.steps))
+        return f"{done:.{1 if steps > 1 else 2}f}", f"{steps:.4g}"
 
     def _rates(self) -> tuple[float, float]:
         seconds = max(time.monotonic() - self.began, 1e-9)
         return self.images / seconds, (self.loader.wait - self.waited) / seconds
 
-    def _text(self) -> str:
+    def _facts(self) -> dict[str, str]:
+        """What is known of the run, in the order in which it is shown. The current speed gives the time left."""
         speed, wait = self._rates()
-        loss = f"{self.sums['loss'] / self.sums['steps']:.3f}" if "steps" in self.sums else "none"
-        return f"loss {loss}  {speed:.0f} images/s  {wait:.0%} waiting for data{self.score}"
+        left = (time.monotonic() - self.began) / self.timed * (self.steps - self.done)
+        facts = {
+            "loss": f"loss {self.sums['loss'] / self.sums['steps']:.3f}" if "steps" in self.sums else "no loss",
+            "score": self.score,
+            "speed": f"{speed:.3g} images/s" if speed < 100 else f"{speed:,.0f} images/s",
+            "wait": f"{wait:.0%} waiting for data" if wait >= WAITING else "",
+            "left": time_left(left),
+        }
+        return {name: text for name, text in facts.items() if text}
 
-    def _left(self) -> str:
-        """Estimated time left, at the speed since the last evaluation."""
-        seconds = (time.monotonic() - self.began) / self.timed * (self.steps - self.done)
-        return f"{timedelta(seconds=round(seconds))} left"
+    def _fitted(self, width: int) -> str:
+        """One line for a terminal of this width: what matters least is left out."""
+        facts = {"epoch": f"vitrail: epoch {'/'.join(self._epochs)}", **self._facts()}
+        for name in ("speed", "wait", "score", "loss"):
+            if len("  ".join(facts.values())) <= width:
+                break
+            facts.pop(name, None)
+        return "  ".join(facts.values())
 
     def row(self) -> dict[str, float]:
         """Means of the steps since the last row, for the log, and the number of those that moved nothing.
@@ -109,6 +136,6 @@ class Progress:
 
     def evaluated(self, scores: dict[str, Any], rule: Score) -> None:
         """Show the score of an evaluation, and exclude its time from the speed."""
-        self.score = f"  val {rule.name} {rule.text(scores[rule.name]) or 'none'}"
-        self.console.print(f"vitrail: step {self.done}/{self.steps}:{self.score}", highlight=False)
+        self.score = f"val {rule.name} {rule.text(scores[rule.name]) or 'none'}"
+        print(f"vitrail: {self.place()}: {self.score}", file=sys.stderr, flush=True)
         self._restart()

@@ -61,7 +61,9 @@ class Run:
     """keep all images of a group (a slide, patient or day) in the same split: parent, a regular expression on the path
     inside the data folder, or a CSV file with the columns image and group"""
     seed: int = 0
+    """of the initial weights, the order of the images and their augmentation"""
     epochs: float = 10.0
+    """passes over the training images"""
     max_steps: int | None = None
     """number of optimizer steps, instead of `epochs`; the schedule covers them"""
     fast_dev_run: bool = False

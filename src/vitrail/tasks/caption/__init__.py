@@ -5,9 +5,16 @@
 captions with those of people.
 """
 
-from vitrail.tasks.caption.answers import Captions
+from typing import TYPE_CHECKING
+
 from vitrail.tasks.caption.settings import Captioning, Decoding
-from vitrail.tasks.caption.task import Caption
-from vitrail.tasks.caption.text import numbered
+from vitrail.tasks.lazy import lazy
+
+if TYPE_CHECKING:
+    from vitrail.tasks.caption.answers import Captions
+    from vitrail.tasks.caption.task import Caption
+    from vitrail.tasks.caption.text import numbered
+
+__getattr__ = lazy(__name__, {"Caption": "task", "Captions": "answers", "numbered": "text"})
 
 __all__ = ["Caption", "Captioning", "Captions", "Decoding", "numbered"]

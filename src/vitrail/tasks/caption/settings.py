@@ -92,6 +92,7 @@ class Captioning(Settings):
     """Decoder, vocabulary and training settings of a captioner."""
 
     name = "caption"
+    main = ("decoder", "captions", "smoothing")
     any_encoder = True
 
     decoder: Literal["recurrent", "attentive", "transformer", "language_model"] = "transformer"

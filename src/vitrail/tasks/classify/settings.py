@@ -14,6 +14,7 @@ class Classification(Settings):
     """Training settings of a classifier."""
 
     name = "classify"
+    main = ("balanced", "smoothing")
 
     loss: Literal["softmax", "sigmoid"] = "softmax"
     """training loss. softmax: cross-entropy; sigmoid: binary cross-entropy per class (DeiT-III)"""

@@ -14,6 +14,7 @@ class Segmentation(Settings):
     """How a segmenter is built and trained."""
 
     name = "segment"
+    main = ("head", "dice", "class_weights")
     any_encoder = True
     resizes = True
 
