@@ -3,6 +3,8 @@
 # make test-slow    the tests that take more than ten seconds each, on the same releases
 # make test-latest  all tests, on the newest release of every package
 # make test-oldest  all tests, on the oldest releases that pyproject.toml allows
+# make page         build the page of the server from web/ into the package (needs Node 20.19 or later)
+# make test-page    rebuild the page, compare it with what the package holds, and check its source
 # make lint         ruff and mypy alone
 # make format       let ruff mend what it can
 # make tables       write the tables of README.md and docs/ again, from results/
@@ -25,7 +27,7 @@ export VITRAIL_DATA ?= $(abspath ../shared/data)
 endif
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-slow test-latest test-oldest lint format tables parity locks
+.PHONY: demo test test-slow test-latest test-oldest page test-page lint format tables parity locks
 
 demo: $(VENV)/installed
 	$(BIN)/vitrail demo
@@ -45,6 +47,20 @@ test-latest: .venv-latest/installed
 
 test-oldest: .venv-oldest/installed
 	OMP_NUM_THREADS=1 .venv-oldest/bin/$(PYTEST)
+
+page: $(VENV)/installed-dev
+	cd web && npm ci --no-audit --no-fund
+	$(BIN)/python web/openapi.py
+	cd web && npm run client && npm run check && npm run build
+
+# The build is the same to the byte wherever it is made.
+test-page:
+	rm -rf build/page && mkdir -p build/page
+	cp -r src/vitrail/serve/page web/openapi.json web/src/api/schema.ts build/page
+	$(MAKE) page
+	diff -r build/page/page src/vitrail/serve/page
+	diff build/page/openapi.json web/openapi.json
+	diff build/page/schema.ts web/src/api/schema.ts
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vitrail.errors import UserError
+from vitrail.explain.trace import encoder_of
 from vitrail.plain import flat_fields
 from vitrail.serve.engines import Engine
 from vitrail.tasks.task import Task
@@ -54,11 +57,15 @@ class Served:
         """What `GET /v1/models` says of it."""
         task = self.task
         count = sum(parameter.numel() for parameter in task.parameters())
+        resize, patch = geometry(task)
         return {
             "name": self.name,
             "task": task.name,
             "parameters": count or None,
             "image_size": list(task.preprocess.size),
+            "resize": resize,
+            "crop_fraction": task.preprocess.crop_fraction,
+            "patch": patch,
             "channels": task.preprocess.channels,
             "classes": len(task.classes),
             "class_names": list(task.classes) if len(task.classes) <= LISTED else None,
@@ -68,6 +75,21 @@ class Served:
             "precision": self.engine.number_format,
             "streams": task.streams,
         }
+
+
+def geometry(task: Task) -> tuple[str, int | None]:
+    """How an image becomes the model's input, and the side of its patches in pixels of that; None where it has none.
+
+    `crop`, `squash` and `letterbox` are those of `Preprocess`; `whole` is a crop that leaves nothing out.
+    """
+    chosen = task.preprocess
+    try:
+        blank = task.prepare(torch.zeros(chosen.channels, 64, 128, dtype=torch.uint8))
+        patch = encoder_of(task).config.patch
+    except UserError:  # an export, or a network without patches
+        return chosen.resize, None
+    whole = chosen.resize == "crop" and tuple(blank.images.shape[-2:]) != chosen.size
+    return "whole" if whole else chosen.resize, patch
 
 
 @dataclass(frozen=True)

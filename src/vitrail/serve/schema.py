@@ -141,6 +141,11 @@ class ModelCard(BaseModel):
     task: str
     parameters: int | None = Field(description="number of weights; null for an export")
     image_size: list[int] = Field(description="height and width in pixels of what the model sees")
+    resize: Literal["crop", "squash", "letterbox", "whole"] = Field(
+        description="how an image becomes that size; `whole`: as `crop`, but nothing is cut off, so the size differs"
+    )
+    crop_fraction: float = Field(description="share of the resized image that a crop keeps, per side")
+    patch: int | None = Field(description="side of a patch in pixels of what the model sees; null if it has none")
     channels: int
     classes: int = Field(description="number of classes; 0 for a task without")
     class_names: list[str] | None = Field(description="null for more than 1,000 classes")
