@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from table_data import Rows, read, seeds
+from table_data import Rows, command_of, read, seeds
 
 MEASURES: dict[str, tuple[str, str, Callable[[Rows], str]]] = {
     "digits": (
@@ -139,7 +139,7 @@ def results() -> list[list[str]]:
     rows = [["task", "score and cost", "command"]]
     for name, (task, _, _) in MEASURES.items():
         found = read(name)
-        rows.append([task, _result(name), f"`{found['command']}`" if found else ""])
+        rows.append([task, _result(name), f"`{command_of(found)}`" if found else ""])
     return rows
 
 

@@ -22,6 +22,11 @@ def read(name: str) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
+def command_of(found: dict[str, Any]) -> str:
+    """The command that made a file of results; data lies in `data`, wherever it lay then."""
+    return str(found["command"]).replace("../shared/data", "data")
+
+
 def rows_of(name: str) -> Rows | None:
     """The rows of `results/NAME.json`; None if it was not measured."""
     found = read(name)

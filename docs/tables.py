@@ -23,7 +23,8 @@ import measure_tables
 import model_tables
 import scale_tables
 import table_data
-from table_data import plain, rows_of
+import task_table
+from table_data import command_of, plain, rows_of
 
 MARKED = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
@@ -34,12 +35,13 @@ def runs() -> list[list[str]]:
     for path in sorted((table_data.ROOT / "results").glob("*.json")):
         found = json.loads(path.read_text())
         commit = f"`{found['commit'][:10]}`" + (" with uncommitted changes" if found.get("changed") else "")
-        link, command = f"[{path.name}](../results/{path.name})", f"`{found['command']}`"
+        link, command = f"[{path.name}](../results/{path.name})", f"`{command_of(found)}`"
         rows.append([link, command, commit, plain(found["machine"]), found["date"][:10]])
     return rows
 
 
 TABLES: dict[str, Callable[[], list[list[str]]]] = {
+    "tasks": task_table.tasks,
     "results": measure_tables.results,
     "goals": measure_tables.goals,
     "bundled": model_tables.bundled,
