@@ -64,7 +64,7 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** Explain what a model sees in images */
+        /** Explain what a model sees in an image */
         post: operations["explain"];
         delete?: never;
         options?: never;
@@ -110,6 +110,18 @@ export interface paths {
 export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
+        /** Caption */
+        Caption: {
+            /** Caption */
+            caption: string;
+            /**
+             * Score
+             * @description log-probability by the search
+             */
+            score: number;
+            /** Tokens */
+            tokens: components["schemas"]["Piece"][];
+        };
         /** Error */
         Error: {
             error: components["schemas"]["ErrorDetail"];
@@ -132,30 +144,187 @@ export interface components {
              */
             message: string;
         };
-        /** Explanations */
-        Explanations: {
-            /**
-             * Explanations
-             * @description one object per image: `prediction`, `grid` (rows and columns of patches), `rollout` (one number per patch), `attention_distance` (per layer and head), and `pieces` of an answer in pieces
-             */
-            explanations: {
-                [key: string]: unknown;
-            }[];
+        /** Explained */
+        Explained: {
+            explanation: components["schemas"]["Explanation"];
             /**
              * Model
              * @description the model that is explained
              */
             model: string;
         };
+        /**
+         * Explanation
+         * @description All of an explanation. `arrays` also has the attention between patches and more (see docs/explain.md).
+         */
+        Explanation: {
+            /**
+             * Answer
+             * @description as in a prediction
+             */
+            answer: {
+                [key: string]: unknown;
+            };
+            /**
+             * Arrays
+             * @description over the patches: `relevance`, `rollout` and `words` (see docs/explain.md)
+             */
+            arrays: {
+                [key: string]: components["schemas"]["PackedArray"];
+            };
+            /**
+             * Attention Layers
+             * @description what the rows of `attention` are: layers, counted from 1
+             */
+            attention_layers?: number[] | null;
+            /**
+             * Block
+             * @description side in patches of the blocks that stand for them in `attention` and `similarity`
+             */
+            block?: number | null;
+            /**
+             * Filters
+             * @description what `filters` are
+             */
+            filters?: string | null;
+            /**
+             * Frame
+             * @description where the model's input lies in the image: left, top, right, bottom, as shares of its size
+             */
+            frame: number[];
+            /** Frame Beside */
+            frame_beside?: number[] | null;
+            /**
+             * Grid
+             * @description rows and columns of patches
+             */
+            grid?: number[] | null;
+            /** Grid Beside */
+            grid_beside?: number[] | null;
+            /**
+             * Image
+             * @description the image as a data URL of a JPEG, at most 640 pixels long
+             */
+            image: string;
+            /** Image Beside */
+            image_beside?: string | null;
+            /**
+             * Lens
+             * @description the answer after each layer (the logit lens)
+             */
+            lens?: components["schemas"]["LayerAnswer"][] | null;
+            /** Notes */
+            notes: string[];
+            /**
+             * Outputs
+             * @description what the rows of `relevance_outputs` are
+             */
+            outputs?: string[] | null;
+            /**
+             * Patch
+             * @description side of a patch in pixels of what the model sees
+             */
+            patch?: number | null;
+            /**
+             * Pca Shares
+             * @description share of the variance of each colour of `pca`
+             */
+            pca_shares?: number[] | null;
+            /**
+             * Pieces
+             * @description of a caption: what the rows of `words` are
+             */
+            pieces?: components["schemas"]["Piece"][] | null;
+            /**
+             * Pool
+             * @description what the answer is read from: the class token, or the mean of the patches
+             */
+            pool?: ("token" | "average") | null;
+            /** Prefix Tokens */
+            prefix_tokens?: number | null;
+            /**
+             * Text
+             * @description the answer in one line
+             */
+            text: string;
+        };
         /** Health */
         Health: {
             /** Status */
             status: string;
         };
+        /** Label */
+        Label: {
+            /** Label */
+            label: string;
+            /** Score */
+            score: number;
+        };
+        /** LayerAnswer */
+        LayerAnswer: {
+            /** Answer */
+            answer: {
+                [key: string]: unknown;
+            };
+            /**
+             * Layer
+             * @description counted from 1
+             */
+            layer: number;
+            /** Text */
+            text: string;
+        };
+        /**
+         * Maps
+         * @description What is explained beside a prediction. What a model does not have is left out, and told in `notes`.
+         */
+        Maps: {
+            /**
+             * Arrays
+             * @description over the patches: `relevance`, `rollout` and `words` (see docs/explain.md)
+             */
+            arrays: {
+                [key: string]: components["schemas"]["PackedArray"];
+            };
+            /**
+             * Frame
+             * @description where the model's input lies in the image: left, top, right, bottom, as shares of its size
+             */
+            frame: number[];
+            /**
+             * Grid
+             * @description rows and columns of patches
+             */
+            grid?: number[] | null;
+            /** Notes */
+            notes: string[];
+            /**
+             * Patch
+             * @description side of a patch in pixels of what the model sees
+             */
+            patch?: number | null;
+            /**
+             * Pieces
+             * @description of a caption: what the rows of `words` are
+             */
+            pieces?: components["schemas"]["Piece"][] | null;
+            /**
+             * Pool
+             * @description what the answer is read from: the class token, or the mean of the patches
+             */
+            pool?: ("token" | "average") | null;
+            /** Prefix Tokens */
+            prefix_tokens?: number | null;
+        };
         /** ModelCard */
         ModelCard: {
             /** Channels */
             channels: number;
+            /**
+             * Class Names
+             * @description null for more than 1,000 classes
+             */
+            class_names: string[] | null;
             /**
              * Classes
              * @description number of classes; 0 for a task without
@@ -218,6 +387,69 @@ export interface components {
             /** Models */
             models: components["schemas"]["ModelCard"][];
         };
+        /**
+         * PackedArray
+         * @description Numbers in 8 bits. A value is low + data / 255 * (high - low), with one low and high for each last axis.
+         */
+        PackedArray: {
+            /**
+             * Data
+             * @description one byte per value, row by row, in base64
+             */
+            data: string;
+            /**
+             * High
+             * @description as `low`
+             */
+            high?: string | null;
+            /**
+             * Low
+             * @description float32, little-endian, in base64; left out for bytes and booleans
+             */
+            low?: string | null;
+            /** Shape */
+            shape: number[];
+        };
+        /** Piece */
+        Piece: {
+            /**
+             * P
+             * @description probability
+             */
+            p: number;
+            /** Text */
+            text: string;
+        };
+        /**
+         * Prediction
+         * @description The answer of a task, with the fields of that task alone; it may have others than these.
+         */
+        Prediction: {
+            /** Caption */
+            caption?: string | null;
+            /** Captions */
+            captions?: components["schemas"]["Caption"][] | null;
+            /**
+             * Error
+             * @description why this image has no answer, beside others that have
+             */
+            error?: string | null;
+            /** @description with `explain` */
+            explanation?: components["schemas"]["Maps"] | null;
+            /** Labels */
+            labels?: components["schemas"]["Label"][] | null;
+            /** Segments */
+            segments?: components["schemas"]["Segment"][] | null;
+            /**
+             * Task
+             * @description left out beside `error`
+             */
+            task?: string | null;
+            /** Values */
+            values?: components["schemas"]["Value"][] | null;
+        } & {
+            [key: string]: unknown;
+        };
         /** Predictions */
         Predictions: {
             /**
@@ -227,11 +459,39 @@ export interface components {
             model: string;
             /**
              * Predictions
-             * @description one object per image, in their order, as `vitrail predict --json` prints it without the path: `task` and the answer of that task, or `error` for an image that cannot be read beside others that can; with `explain` also `explanation`
+             * @description one per image, in their order, as `vitrail predict --json` prints it without the path
              */
-            predictions: {
-                [key: string]: unknown;
-            }[];
+            predictions: components["schemas"]["Prediction"][];
+        };
+        /**
+         * RunLengths
+         * @description A mask as COCO writes it.
+         */
+        RunLengths: {
+            /** Counts */
+            counts: string;
+            /** Size */
+            size: number[];
+        };
+        /** Segment */
+        Segment: {
+            /**
+             * Area
+             * @description pixels of the original
+             */
+            area: number;
+            /** Label */
+            label: string;
+            rle: components["schemas"]["RunLengths"];
+            /** Share */
+            share: number;
+        };
+        /** Value */
+        Value: {
+            /** Name */
+            name: string;
+            /** Value */
+            value: number;
         };
     };
     responses: never;
@@ -328,11 +588,25 @@ export interface operations {
         requestBody: {
             content: {
                 "application/json": {
+                    /**
+                     * Format: byte
+                     * @description another image, whose patches are compared with those of the first
+                     */
+                    beside?: string;
+                    /** @description a class whose relevance is wanted beside those of the answer */
+                    class?: string;
                     images: string[];
                     /** @description name of the model; default: the first one */
                     model?: string;
                 };
                 "multipart/form-data": {
+                    /**
+                     * Format: binary
+                     * @description another image, whose patches are compared with those of the first
+                     */
+                    beside?: string;
+                    /** @description a class whose relevance is wanted beside those of the answer */
+                    class?: string;
                     images: string[];
                     /** @description name of the model; default: the first one */
                     model?: string;
@@ -346,7 +620,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Explanations"];
+                    "application/json": components["schemas"]["Explained"];
                 };
             };
             /** @description a body that cannot be read, or that came too slowly */
@@ -465,7 +739,7 @@ export interface operations {
         requestBody: {
             content: {
                 "application/json": {
-                    /** @description add an explanation to each prediction */
+                    /** @description add maps of the answer to each prediction, of at most 16 images */
                     explain?: boolean;
                     images: string[];
                     /** @description name of the model; default: the first one */
@@ -474,7 +748,7 @@ export interface operations {
                     top?: number;
                 };
                 "multipart/form-data": {
-                    /** @description add an explanation to each prediction */
+                    /** @description add maps of the answer to each prediction, of at most 16 images */
                     explain?: boolean;
                     images: string[];
                     /** @description name of the model; default: the first one */

@@ -29,6 +29,7 @@ export function Inside({ client, card, photo, view, onView }: Props) {
             key={`${card.name} ${photo.id}`}
             data={value}
             name={photo.name}
+            classNames={card.class_names}
             ask={(more) => client.explain(photo.blob, card.name, more)}
             view={view}
             onView={onView}

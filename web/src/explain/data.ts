@@ -1,22 +1,27 @@
-/** What `POST /v1/explain` answers for an image: the numbers that the views of this folder draw. */
-export interface ExplanationData {
-  /** rows and columns of the patches that the model sees; a model without attention has none */
-  grid?: [number, number];
-}
+import type { components } from "../api/schema";
 
-/** What may be requested beyond the numbers of an image: a second image to compare with, and the relevance of a class. */
+type Schemas = components["schemas"];
+
+/** What `POST /v1/explain` answers for an image: the numbers that the views of this folder draw. */
+export type ExplanationData = Schemas["Explanation"];
+export type PackedArray = Schemas["PackedArray"];
+
+/** What else an explanation is asked for, with the same photo. */
 export interface More {
+  /** another image, whose patches are compared with those of the first */
   beside?: Blob;
+  /** a class whose relevance is wanted, whether or not it belongs to the answer */
   class?: string;
 }
 
 export interface ExplanationProps {
   data: ExplanationData;
-  /** what the image is called */
+  /** what the photo is called */
   name: string;
-  /** explain the same image again, and more; absent in a page without a server */
+  /** ask again for the same photo; without it the views that need more are left out */
   ask?: (more: More) => Promise<ExplanationData>;
-  /** the view that the address names, "open" at first, and how to name another: links to a result carry it */
+  classNames?: readonly string[] | null;
+  /** the view that is open */
   view?: string;
   onView?: (view: string) => void;
 }
