@@ -28,18 +28,19 @@ class Api(litserve.LitAPI):  # type: ignore[misc, unused-ignore]
         self.places = ExitStack()
         settings = Settings(engine=self.name, max_batch=self.batch_size)
         task = load(self.model, device=self.place)
-        self.running = engines.choose(self.model, task, settings, time.monotonic(), self.places).task
+        self.engine = engines.choose(self.model, task, settings, time.monotonic(), self.places)
 
     # LitServe reads a form only where this very class is the type of the request; what it gives is the form.
     def decode_request(self, request: Request, **kwargs: Any) -> Any:
         form: Any = request
-        return self.running.prepare(EncodedImage(form["images"].file.read(), "image"))
+        return self.engine.task.prepare(EncodedImage(form["images"].file.read(), "image"))
 
     def batch(self, inputs: list[Any]) -> list[Any]:
         return inputs
 
     def predict(self, x: list[Any], **kwargs: Any) -> list[Any]:
-        return self.running.answers(x)  # type: ignore[return-value, unused-ignore]
+        with self.engine.precise():
+            return self.engine.task.answers(x)  # type: ignore[return-value, unused-ignore]
 
     def unbatch(self, output: list[Any]) -> list[Any]:
         return output

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from tasks.caption.small import (
     TEXTS,
     VIT,
@@ -280,3 +281,9 @@ def test_an_answer_is_drawn_below_its_image() -> None:
     image = some_images(1)[0]
     (answer,) = captioner().predict([image])
     assert answer.draw(image).height > image.height
+
+
+def test_the_bundled_captioner_is_not_sure_of_noise() -> None:
+    noise = Image.effect_noise((112, 112), 120).convert("RGB")
+    (answer,) = said(vitrail.load("caption"), [noise])  # type: ignore[arg-type]
+    assert answer.sure is False and answer.text() == f"not sure: {answer.caption}"
