@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,14 @@ def data_sets(root: Path) -> None:
         for k, label in enumerate(classes):
             for i in range(12):
                 save(root / name / label / f"{i}.jpg", pixels(100 * k + i))
+    tables: dict[str, tuple[str, Callable[[int], str]]] = {
+        "pets": ("label", lambda i: ("cat", "dog")[i % 2]),
+        "tags": ("label", lambda i: ("cat|outdoors", "dog|outdoors", "cat|dog")[i % 3]),
+        "ages": ("age,height", lambda i: f"{20 + i},1.{i:02}"),
+    }
+    for name, (columns, cells) in tables.items():
+        rows = [f"pets/{('cat', 'dog')[i % 2]}/{i // 2}.jpg,{cells(i)}" for i in range(24)]
+        (root / f"{name}.csv").write_text("\n".join([f"image,{columns}", *rows]) + "\n")
     for k, label in enumerate(("old", "new")):
         for i in range(12):
             save(root / "plates" / label / f"{i}.png", pixels(100 * k + i, (40, 48)))

@@ -14,15 +14,16 @@ from vitrail.data.affine import Affine
 from vitrail.data.masks import Masks
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import draw_key
-from vitrail.data.targets import Labels, Target, Texts
+from vitrail.data.targets import Labels, Numbers, Tags, Target, Texts
 from vitrail.data.text import Tokenizer
 from vitrail.sizes import SIZES, config_for
 from vitrail.tasks.caption import Caption, Captioning, Decoding
 from vitrail.tasks.classify import Classify
 from vitrail.tasks.classify.knn import Neighbours
 from vitrail.tasks.encoder import encoder_for
-from vitrail.tasks.regress import Regress
+from vitrail.tasks.regress import Regress, Units
 from vitrail.tasks.segment import Segment, Segmentation
+from vitrail.tasks.tag import Tag
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Batch
 
@@ -57,7 +58,13 @@ EXAMPLES: dict[str, dict[str, Callable[[], Task]]] = {
         ),
         "knn": _neighbours,
     },
-    "regress": {"two values": lambda: Regress(encoder_for(NANO), ["age", "angle"], EIGHT)},
+    "tag": {
+        "three labels": lambda: Tag(encoder_for(config_for(NANO, drop_path=0.3)), ["a", "b", "c"], EIGHT, smoothing=0.1)
+    },
+    "regress": {
+        "two values": lambda: Regress(encoder_for(NANO), ["age", "angle"], EIGHT),
+        "units": lambda: Regress(encoder_for(NANO), ["age", "x"], EIGHT, units=Units((40.0, 0.1), (12.0, 0.02))),
+    },
     "embed": {"plain": lambda: vitrail.create("nano/2")},
     "caption": {
         **{decoder: partial(_captioner, decoder) for decoder in ("recurrent", "attentive", "transformer")},
@@ -80,6 +87,14 @@ def _labels(task: Task, sizes: Sizes, generator: torch.Generator) -> Target:
     return Labels(torch.randint(len(classes), (len(sizes),), generator=generator), classes)
 
 
+def _tags(task: Task, sizes: Sizes, generator: torch.Generator) -> Target:
+    return Tags(torch.rand(len(sizes), len(task.classes), generator=generator).round(), list(task.classes))
+
+
+def _numbers(task: Task, sizes: Sizes, generator: torch.Generator) -> Target:
+    return Numbers(torch.randn(len(sizes), len(task.outputs), generator=generator, dtype=torch.float64), task.outputs)
+
+
 def _texts(task: Task, sizes: Sizes, generator: torch.Generator) -> Target:
     return Texts([CAPTIONS[i % len(CAPTIONS)] for i in range(len(sizes))])
 
@@ -93,6 +108,8 @@ def _masks(task: Task, sizes: Sizes, generator: torch.Generator) -> Target:
 
 TARGETS: dict[type[Target], Callable[[Task, Sizes, torch.Generator], Target]] = {
     Labels: _labels,
+    Tags: _tags,
+    Numbers: _numbers,
     Texts: _texts,
     Masks: _masks,
 }

@@ -261,3 +261,29 @@ def test_engines_of_its_programs_give_its_answers(task: Task) -> None:
         assert isinstance(again, type(task)) and again.components().keys() >= task.components().keys()
         assert [one.row() for one in again.answer(batch)] == [one.row() for one in task.answer(batch)]
     assert refused(lambda: again.features(batch["image"])) and refused(lambda: again.loss(batch))
+
+
+def test_predict_takes_one_image_of_any_kind(task: Task, tmp_path: Path) -> None:
+    """One image gives a list of one, and each kind of the same pixels the same answer."""
+    pixels = torch.randint(0, 256, (9, 12, 3), dtype=torch.uint8)
+    image = Image.fromarray(pixels.numpy())
+    image.save(tmp_path / "image.png")
+    path = tmp_path / "image.png"
+    chw = pixels.permute(2, 0, 1)
+    kinds: list[Any] = [
+        image,
+        path,
+        str(path),
+        path.read_bytes(),
+        pixels.numpy(),
+        chw,
+        chw.float() / 255,
+        pixels.numpy() / 255,
+    ]
+    first, *others = [task.predict(kind) for kind in kinds]
+    assert len(first) == 1
+    for other in others:
+        close(other[0].row(), first[0].row())
+    several: Any
+    for several in ([path, image], [str(path)] * 2, pixels.numpy()[None].repeat(2, 0), torch.stack([chw, chw])):
+        assert len(task.predict(several)) == 2

@@ -268,9 +268,14 @@ def read_array(data: bytes) -> np.ndarray:
         if "Object arrays" in str(error):
             raise ValueError("an array of Python objects is not read, since it may run code: save numbers") from None
         raise
+    return checked_array(array)
+
+
+def checked_array(array: np.ndarray) -> np.ndarray:
+    """An array of one image, in the machine's byte order. Raises ValueError for other shapes."""
     if array.ndim not in (2, 3) or not array.size:
         raise ValueError(
-            f"an array of shape {list(array.shape)} is not an image: save one image per file, as [H, W], [H, W, C] or "
+            f"an array of shape {list(array.shape)} is not an image: give one image per array, as [H, W], [H, W, C] or "
             "[C, H, W]"
         )
     return array.astype(array.dtype.newbyteorder("="), copy=False)

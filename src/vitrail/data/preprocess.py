@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -23,9 +25,16 @@ MARGIN = 2
 """A JPEG is decoded at no less than this many times the size that it is resized to: then scores equal those of full
 decoding."""
 
-AnyImage = str | Path | bytes | Member | EncodedImage | Image.Image | Tensor
+AnyImage = str | Path | bytes | Member | EncodedImage | Image.Image | np.ndarray | Tensor
 """what `Preprocess.prepare` accepts"""
 Resize = Literal["crop", "squash", "letterbox"]
+
+
+def as_list(images: AnyImage | Sequence[AnyImage]) -> Sequence[AnyImage]:
+    """The images of a sequence or of a batch of them, [N, H, W, C] or [N, C, H, W]; a single one as a list of one."""
+    arrays = isinstance(images, np.ndarray | Tensor)
+    one = images.ndim < 4 if arrays else isinstance(images, AnyImage)  # type: ignore[union-attr]
+    return [images] if one else images  # type: ignore[list-item,return-value]
 
 
 @dataclass(frozen=True)
@@ -74,10 +83,11 @@ class Preprocess:
     def prepare(self, image: AnyImage) -> Tensor:
         """An image at `size`, uint8 [C, h, w], not yet normalised. Every path to a model's pixels calls this.
 
-        The image is a file (a path, bytes or an `EncodedImage`), a PIL image, or a tensor [C, H, W] (or a batch
-        [..., C, H, W]) with values as in `vitrail.data.pixels`. If PIL has opened an image but not loaded it, its file
-        is read. If it is loaded, its pixels are used: for a JPEG they differ slightly from those of the file, which is
-        decoded only as far as `size` needs. Raises BadImage, which names the file, and UserError.
+        The image is a file (a path, bytes or an `EncodedImage`), a PIL image, an array [H, W, C] or [H, W] as a `.npy`
+        file may hold it, or a tensor [C, H, W] (or a batch [..., C, H, W]). Values are as in `vitrail.data.pixels`. If
+        PIL has opened an image but not loaded it, its file is read. If it is loaded, its pixels are used: for a JPEG
+        they differ slightly from those of the file, which is decoded only as far as `size` needs. Raises BadImage,
+        which names the file, and UserError.
         """
         opened = self.open(image)
         if isinstance(opened, EncodedImage):
@@ -134,7 +144,9 @@ class Preprocess:
                 return pixels.with_channels(pixels.to_bytes(image), self.channels)
             if isinstance(image, Image.Image):
                 return pixels.from_pil(image, self.channels)
-            raise ValueError(f"expected a file, a PIL image or a tensor, got {type(image).__name__}")
+            if isinstance(image, np.ndarray):
+                return pixels.from_array(pixels.checked_array(image), self.channels)
+            raise ValueError(f"expected a file, a PIL image, an array or a tensor, got {type(image).__name__}")
         except ValueError as error:
             raise UserError(f"the image does not fit the model: {error}") from None
 

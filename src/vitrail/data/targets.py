@@ -226,9 +226,6 @@ class _Rows(Target):
     def joined(self, other: Self) -> Self:
         return replace(self, values=torch.cat([self.values, other.values]))
 
-    def per_image(self) -> Tensor:
-        return self.values
-
     def marks(self) -> bytes:
         return self.values.numpy().tobytes()
 
@@ -297,6 +294,10 @@ class Numbers(_Rows):
         if group is not None:
             check_splits(splits, group)
         return splits
+
+    def changed(self, values: Tensor) -> Numbers:
+        """The same with other values, [N, V]."""
+        return replace(self, values=values)
 
     def truth(self, i: int) -> dict[str, Any]:
         pairs = zip(self.names, self.values[i].tolist(), strict=True)

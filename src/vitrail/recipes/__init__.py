@@ -29,6 +29,7 @@ from vitrail.recipes.folder import folder
 from vitrail.recipes.imagenet import augreg_s16, deit3_s16, finetune_b16_384, vit_s16_90
 from vitrail.recipes.segment import segment, segment_whole
 from vitrail.recipes.small import cifar10, cifar10_laptop, cifar10_quick, cifar10_small, digits, mnist
+from vitrail.recipes.tables import finetune_regress, finetune_tag, regress, tag
 from vitrail.tasks.encoder import EncoderConfig
 from vitrail.train.run import Run, changed_fields
 from vitrail.variants import as_variant
@@ -66,6 +67,10 @@ RECIPES: dict[str, Recipe] = {
     "caption-prefix": caption_prefix,
     "folder": folder,
     "finetune": finetune,
+    "tag": tag,
+    "finetune-tag": finetune_tag,
+    "regress": regress,
+    "finetune-regress": finetune_regress,
     "vit-s16-90": vit_s16_90,
     "augreg-s16": augreg_s16,
     "deit3-s16": deit3_s16,
@@ -73,7 +78,7 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-TUNED: dict[Recipe, Recipe] = {folder: finetune}
+TUNED: dict[Recipe, Recipe] = {folder: finetune, tag: finetune_tag, regress: finetune_regress}
 """the recipe that replaces one for training from scratch if initial weights are given"""
 CONTINUED = (caption_coca, caption_scst, caption_rerank, segment_whole)
 """recipes that continue training of the same task"""

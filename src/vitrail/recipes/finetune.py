@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from vitrail.data.augment import Augment
+from vitrail.tasks import task_of
 from vitrail.tasks.classify import Classification
 from vitrail.train.optim import Optim
 from vitrail.train.run import Run, with_fields
@@ -74,6 +75,8 @@ def resolve_auto(run: Run, images: int, classes: int, changes: Mapping[str, Any]
         return with_fields(run, changes)
     width = run.model.width
     method, reason = choose(images, classes, width) if wanted == "auto" else (wanted, "")
+    if wanted == "auto" and method == "linear" and method not in task_of(run.task).solved:
+        method = "frozen"  # the same, by gradient descent
     peak = float(f"{RATES.get(method, run.optim.lr) * 768 / width:.2g}")
     optim = replace(run.optim, lr=peak, layer_decay=LAYER_DECAY.get(method, 1.0))
     run = replace(run, optim=SMALL if method == "full" and width < NARROW else optim)
@@ -86,7 +89,7 @@ def resolve_auto(run: Run, images: int, classes: int, changes: Mapping[str, Any]
 
 def choose(images: int, classes: int, width: int = 768) -> tuple[Method, str]:
     """The method for this number of training images and classes and this model width, with the reason."""
-    have = f"{images:,} images, {images // max(classes, 1):,} per class,"
+    have = f"{images:,} images, {images // classes:,} per class," if classes else f"{images:,} images"
     if images < FEW_PER_CLASS * classes:
         return "linear", f"{have} are too few to train the encoder"
     if images < FEW and width < NARROW:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 TASKS = {
     "classify": "vitrail.tasks.classify:Classify",
+    "tag": "vitrail.tasks.tag:Tag",
     "caption": "vitrail.tasks.caption:Caption",
     "segment": "vitrail.tasks.segment:Segment",
     "regress": "vitrail.tasks.regress:Regress",

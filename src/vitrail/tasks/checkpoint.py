@@ -1,8 +1,9 @@
-"""Write a task's checkpoint: `model.safetensors` and `config.json`, data and never code."""
+"""Write a task's checkpoint: `model.safetensors` and `config.json`, data and never code; take weights of another."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ from vitrail.files import whole_folder, write_whole
 
 if TYPE_CHECKING:
     from vitrail.tasks.task import Task
+
+log = logging.getLogger("vitrail")
 
 FORMAT = 1
 """of `config.json`"""
@@ -37,3 +40,13 @@ def write(task: Task, path: Path, weights: Mapping[str, Tensor]) -> None:
         for name, text in task.files().items():
             write_whole(folder / name, text)
         write_whole(folder / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def take_fitting(task: Task, given: Mapping[str, Tensor]) -> None:
+    """Give a task every weight that has the name and the shape of one of its own; a line names one that it lacks."""
+    own = task.state_dict()
+    fitting = {name: given[name] for name in own if name in given and given[name].shape == own[name].shape}
+    task.load_state_dict(fitting, strict=False)
+    if new := sorted(own.keys() - fitting.keys()):
+        more = f" and {len(new) - 1} more" if len(new) > 1 else ""
+        log.warning(f"{new[0]}{more} start with new values: the weights to start from have none of that shape")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from vitrail.data.preprocess import Preprocess
+from vitrail.data.affine import Affine
+from vitrail.data.preprocess import AnyImage, Preprocess
 from vitrail.plain import describe
 from vitrail.tasks.encoder import KINDS, Encoder
 from vitrail.tasks.task import Task
-from vitrail.tasks.values import Portable, Problem
+from vitrail.tasks.values import Batch, Portable, Problem
 from vitrail.variants import head_for
 from vitrail.vit import Head, Tokens, ViTConfig
+
+if TYPE_CHECKING:
+    from vitrail.data.prepare import Sample
 
 
 class Headed(Task):
@@ -47,6 +52,31 @@ class Headed(Task):
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Normalised images [B, C, H, W] to the head's outputs [B, K]; `keep` is stochastic depth's."""
         return self.head(self.encoder.pool(self.encoder(images) if keep is None else self.encoder(images, keep)))
+
+    @property
+    def flips(self) -> bool:
+        """Whether evaluation and prediction also see each image flipped left to right, and average the outputs."""
+        return False
+
+    @property
+    def framed(self) -> bool:
+        return self.flips
+
+    def frames(self, image: AnyImage) -> Sample:
+        found = super().frames(image)
+        if not self.flips or found.affine is None:
+            return found
+        return found._replace(images=torch.cat([found.images, found.images.flip(-1)]), affine=found.affine.with_flips())
+
+    def outputs_for(self, batch: Batch) -> Tensor:
+        """The head's outputs of each image, [images, K]: the mean over its frames."""
+        outputs: Tensor = self(batch["image"])
+        affine: Affine | None = batch.get("affine")
+        if affine is None or len(outputs) == affine.images:
+            return outputs
+        sums = outputs.new_zeros(affine.images, outputs.shape[1])
+        counts = affine.image_of.bincount(minlength=affine.images).to(outputs)
+        return sums.index_add_(0, affine.image_of.to(outputs.device), outputs) / counts[:, None]
 
     def features(self, images: Tensor) -> Tokens:
         return self.encoder(images)

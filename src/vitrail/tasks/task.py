@@ -6,7 +6,6 @@ A task is a module with an encoder, a loss, an answer and a score. `vitrail.task
 
 from __future__ import annotations
 
-import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -14,17 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from vitrail.data.preprocess import AnyImage, Preprocess
+from vitrail.data.preprocess import AnyImage, Preprocess, as_list
 from vitrail.data.random import uniform_by_key
 from vitrail.data.targets import Labels, Target
 from vitrail.errors import UserError
 from vitrail.html import examples
 from vitrail.ops import stochastic_depth
 from vitrail.tasks.answers import answer_all, one_frame_each
-from vitrail.tasks.checkpoint import write
+from vitrail.tasks.checkpoint import take_fitting, write
 from vitrail.tasks.exported import Engine, Program, run_whole, whole
 from vitrail.tasks.values import NoOptions, Score, Section, Settings
 from vitrail.vit import Tokens
@@ -35,8 +33,6 @@ if TYPE_CHECKING:
     from vitrail.data.prepare import Draw, Prepare, Sample, View
     from vitrail.data.sets import ImageSet, Splits
     from vitrail.tasks.values import Batch, Checkpoint, Features, Metric, Piece, Portable, Prediction
-
-log = logging.getLogger("vitrail")
 
 DROP_PATH = 0
 """stream of random numbers of stochastic depth (see `uniform_by_key`)"""
@@ -116,12 +112,7 @@ class Task(nn.Module):
         """
         task = cls.create(settings, loaded.encoder, splits, preprocess)
         if type(loaded) is cls and list(loaded.classes) == list(task.classes):
-            own, given = task.state_dict(), loaded.state_dict()
-            fitting = {name: given[name] for name in own if name in given and given[name].shape == own[name].shape}
-            task.load_state_dict(fitting, strict=False)
-            if new := sorted(own.keys() - fitting.keys()):
-                more = f" and {len(new) - 1} more" if len(new) > 1 else ""
-                log.warning(f"{new[0]}{more} start with new values: the weights to start from have none of that shape")
+            take_fitting(task, loaded.state_dict())
         return task
 
     @classmethod
@@ -134,10 +125,7 @@ class Task(nn.Module):
         """The task of a checkpoint's `config.json`, with new weights."""
 
     def with_classes(self, classes: list[str]) -> Task:
-        """The same encoder with a fresh head for other classes, or without a head where there are none.
-
-        UserError for a task without classes, or with an encoder that makes no vectors.
-        """
+        """The same encoder with a fresh head for other classes, or without a head if there are none."""
         from vitrail.tasks.embed import Embed
         from vitrail.tasks.encoder import encoder_of
 
@@ -167,17 +155,20 @@ class Task(nn.Module):
     def frames(self, image: AnyImage) -> Sample:
         """What evaluation and prediction see of an image: one frame of the preprocessing's size.
 
-        Tasks that see the whole image at its own aspect ratio, tiles of it, or flips, override it. Frames of different
-        images may have different sizes.
+        Tasks that see tiles, flips or the whole image at its own aspect ratio override it; sizes of frames may differ.
         """
         from vitrail.data.prepare import prepare
 
         return prepare(image, self.preprocess)
 
+    @property
+    def framed(self) -> bool:
+        """Whether `frames` is the task's own."""
+        return type(self).frames is not Task.frames
+
     def preparation(self, train: bool) -> Prepare | None:
         """`prepare` where a task has its own; None where it is the preprocessing's, which batches are made by."""
-        own = type(self).prepare is not Task.prepare or (not train and type(self).frames is not Task.frames)
-        return self.prepare if own else None
+        return self.prepare if type(self).prepare is not Task.prepare or (not train and self.framed) else None
 
     @abstractmethod
     def forward(self, *inputs: Any, **named: Any) -> Tensor | dict[str, Tensor]:
@@ -195,8 +186,8 @@ class Task(nn.Module):
     def answers(self, prepared: Sequence[Sample]) -> list[Prediction]:
         """One answer for each image as `prepare` gives it. Leaves the task in eval mode.
 
-        `answer` gets the frames of images in a row, with their affines joined, whose `image_of` tells which image each
-        is of. Images whose frames have different sizes are answered in different batches.
+        `answer` gets the frames of images in a row, with their affines joined, whose `image_of` tells the image of
+        each. Images whose frames have different sizes are answered in different batches.
         """
         return answer_all(self.eval(), prepared)
 
@@ -205,14 +196,19 @@ class Task(nn.Module):
         """One answer as `answers` gives it, of a task that `streams`: `tell` gets the text so far, which may change."""
         return answer_all(self.eval(), [prepared], tell)[0]
 
-    def predict(self, images: Sequence[Image.Image | Tensor], batch_size: int = 32) -> list[Prediction]:
-        """Answers for images: PIL images, or tensors [C, H, W] of uint8, uint16 or floats of 0 to 1 (or 0 to 255).
+    def predict(self, images: AnyImage | Sequence[AnyImage], batch_size: int = 32) -> list[Prediction]:
+        """One answer per image, in a list, for one image or several: anything that `Preprocess.prepare` accepts.
 
         One batch is prepared at a time. An image that PIL has opened and not loaded is read as `vitrail predict` reads
         the file, and stays unloaded. Leaves the task in eval mode.
         """
-        batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
+        given = as_list(images)
+        batches = (given[start : start + batch_size] for start in range(0, len(given), batch_size))
         return [answer for batch in batches for answer in self.answers([self.prepare(image) for image in batch])]
+
+    def outputs_for(self, batch: Batch) -> Any:
+        """What `forward` gives for a batch of evaluation, with one row per image, which a metric reads."""
+        return self(one_frame_each(batch))
 
     def choose(self, changes: Mapping[str, Any]) -> None:
         """Set fields of `option`, as the flags of `predict` and `eval` ask. UserError where the model cannot."""
@@ -232,12 +228,12 @@ class Task(nn.Module):
     def loss(self, batch: Batch, gather: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
         """`loss` as a sum over `count` items; the loop divides over all processes and accumulation steps.
 
-        Other entries are sums over the same items, whose means are logged under their names. For a loss that needs the
-        `whole_batch`, `gather` joins the rows of all processes, by rank; it is None if there is one process.
+        Other entries are sums over the same items, whose means are logged under their names. For a `whole_batch` loss,
+        `gather` joins the rows of all processes, by rank; it is None if there is one process.
         """
 
     def encode_target(self, target: Target) -> Target:
-        """The target as the loss reads it, such as captions in the numbers of the task's tokenizer."""
+        """The target as the loss reads it, such as captions as token ids."""
         return target
 
     def keep(self, batch: Batch) -> Tensor | None:
@@ -291,8 +287,7 @@ class Task(nn.Module):
         """
         found = self.metric() if metric is None else metric()
         for batch in loaders[split].evaluation():
-            outputs = self.answer(batch) if self.metric_reads == "answers" else self(one_frame_each(batch))
-            found.update(batch, outputs)
+            found.update(batch, self.answer(batch) if self.metric_reads == "answers" else self.outputs_for(batch))
         return found.compute()
 
     @classmethod
@@ -331,6 +326,10 @@ class Task(nn.Module):
     def portable(self) -> Portable | None:
         """What other libraries' checkpoints store of it: an encoder, alone or with a head. None if they cannot."""
         return None
+
+    def portable_state(self) -> dict[str, Tensor]:
+        """The weights as other libraries' checkpoints store them."""
+        return self.state_dict()
 
     def components(self) -> dict[str, nn.Module]:
         """The modules that prediction calls; `answer` calls only these."""

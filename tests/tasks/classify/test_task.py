@@ -9,9 +9,12 @@ from checked import checked
 
 import vitrail
 from vitrail.data.preprocess import Preprocess
+from vitrail.data.sets import ImageSet
+from vitrail.data.targets import Labels
 from vitrail.errors import UserError
 from vitrail.sizes import SIZES
 from vitrail.tasks.classify import Classes, Classification, Classify
+from vitrail.train.loaders import evaluation_loader
 from vitrail.vit import ViT
 
 NANO = SIZES["nano/2"]
@@ -107,3 +110,21 @@ def test_damaged_weights_give_a_line_and_no_answer(kind: str) -> None:
     task.get_parameter("encoder.blocks.3.mlp.up.weight").data[0, 0] = torch.nan
     with pytest.raises(UserError, match="outputs are not finite: its weights are damaged"):
         task.predict([torch.zeros(3, 8, 8, dtype=torch.uint8)])
+
+
+def test_flip_averages_the_outputs_with_those_of_the_mirror_image() -> None:
+    task = classifier().eval()
+    pixels = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    plain, mirrored = (task(task.preprocess.normalise(each)) for each in (pixels, pixels.flip(-1)))
+    assert not torch.allclose(plain, mirrored, atol=1e-2)
+    assert task.preparation(train=False) is None
+    task.choose({"flip": True})
+    mean = (plain + mirrored) / 2
+    for answer, row in zip(task.predict(pixels), mean.softmax(dim=1), strict=True):
+        found = {label["label"]: label["score"] for label in answer.row()["labels"]}
+        assert [found[name] for name in "abc"] == pytest.approx(row.tolist(), abs=1e-5)
+    data = ImageSet("any", list("abcd"), pixels, Labels(torch.tensor([0, 1, 2, 0]), ["a", "b", "c"]))
+    scores = task.evaluate({"val": evaluation_loader(task, data, torch.device("cpu"))})
+    assert scores["cross_entropy"] == pytest.approx(F.cross_entropy(mean, data.labels).item(), abs=1e-5)
+    assert scores["count"] == 4
+    assert task.preparation(train=True) is None  # training sees each image once

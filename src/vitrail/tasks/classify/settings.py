@@ -44,6 +44,8 @@ class Answering:
 
     top: int | None = None
     """number of classes to list per image, most probable first; None: 5 in tables and JSON, 3 as text"""
+    flip: bool = False
+    """average with the outputs for the image flipped left to right"""
 
     def __post_init__(self) -> None:
         if self.top is not None and self.top < 1:

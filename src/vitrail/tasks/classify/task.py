@@ -158,6 +158,10 @@ class Classify(Headed):
             return "multi_label_classification"
         return "single_label_classification" if len(self.classes) > 1 else None  # a head with one output
 
+    @property
+    def flips(self) -> bool:
+        return bool(self.option.flip)
+
     def with_classes(self, classes: list[str]) -> Task:
         return self if self.classes == classes else super().with_classes(classes)
 
@@ -198,7 +202,7 @@ class Classify(Headed):
     def answer(self, batch: Batch) -> list[Prediction]:
         """The most probable classes of each image, best first."""
         top, shown = min(self.option.top or TOP, len(self.classes)), self.option.top or SHOWN
-        scores, numbers = self.probabilities(finite(self(batch["image"]))).topk(top, dim=1)
+        scores, numbers = self.probabilities(finite(self.outputs_for(batch))).topk(top, dim=1)
         return [
             Classes([{"label": self.classes[k], "score": p} for p, k in zip(ps, ks, strict=True)], shown)
             for ps, ks in zip(scores.tolist(), numbers.tolist(), strict=True)

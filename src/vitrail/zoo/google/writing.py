@@ -34,7 +34,7 @@ def write(task: Task, path: Path) -> None:
     config = as_variant(encoder.config)
     names = _names_for(config, bool(head.outputs))
     table = renaming_table(config, names, {}, head.hidden, bool(head.outputs))
-    state = task.state_dict()
+    state = task.portable_state()
     arrays: dict[str, np.ndarray] = {}
     prefix = "" if names is PAPER else "params/img/" if config.projection else "params/"
     for name, weight in table.items():

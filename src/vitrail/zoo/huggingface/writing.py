@@ -203,7 +203,7 @@ def _text(name: str, values: dict[str, Any], modules: Collection[str], classes: 
 
 def _weights(task: Task, encoder: ViT, config: VariantConfig, name: str, classes: bool) -> dict[str, Tensor]:
     """The weights under transformers' names, as in files on the Hub."""
-    own = {key: value.detach().cpu() for key, value in task.state_dict().items()}
+    own = {key: value.detach().cpu() for key, value in task.portable_state().items()}
     c = as_variant(encoder.config)
     if config.positions == "learned" and c.positions != "learned":
         positions = encoder.positions_for(c.grid)

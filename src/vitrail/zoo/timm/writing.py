@@ -40,7 +40,7 @@ def write(task: Task, folder: Path) -> None:
     values = table()[name] | given
     kind = values["class"]
     entries = spelling(own, kind, _apart(values), len(head.outputs))
-    state = task.state_dict()
+    state = task.portable_state()
     weights = {key: value.contiguous().cpu() for key, value in written(entries, state).items()}
     preprocess = task.preprocess
     config = {
