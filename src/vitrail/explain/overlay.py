@@ -55,7 +55,7 @@ def on_image(
 def faded(photo: Pixels, colour: float = COLOUR) -> Pixels:
     """A photo [H, W, 3] of floats, pale and with a share of its colour, as the ground of a map."""
     grey = (photo @ LUMINANCE)[..., None]
-    return FADED + (1 - FADED) * (grey + colour * (photo - grey))
+    return (FADED + (1 - FADED) * (grey + colour * (photo - grey))).astype(np.float32)
 
 
 def strength(values: Pixels) -> Pixels:
