@@ -8,6 +8,7 @@
 # make lint         ruff and mypy alone
 # make format       let ruff mend what it can
 # make tables       write the tables of README.md and docs/ again, from results/
+# make docs         build the site of docs/ in docs/_build/html, without a network
 # make parity       compare vitrail with timm, transformers and torchvision; resumes where it stopped; writes docs/parity.md
 # make locks        write .ci/locked.txt and .ci/oldest.txt from pyproject.toml and what is published today
 
@@ -27,7 +28,7 @@ export VITRAIL_DATA ?= $(abspath ../shared/data)
 endif
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-slow test-latest test-oldest page test-page lint format tables parity locks
+.PHONY: demo test test-slow test-latest test-oldest page test-page lint format tables docs parity locks
 
 demo: $(VENV)/installed
 	$(BIN)/vitrail demo
@@ -73,6 +74,10 @@ format: $(VENV)/installed-dev
 
 tables: $(VENV)/installed
 	$(BIN)/python docs/tables.py
+
+docs: $(VENV)/installed-dev
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
 
 parity: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python bench/parity.py

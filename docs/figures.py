@@ -1,9 +1,10 @@
 """Draw the figures of README and docs with the bundled weights and the files under `results/`.
 
-    python docs/figures.py                  the relevance maps of the classifier, and both ladders
-    python docs/figures.py --data DIR       also the captions, a word map, and the streets
+    python docs/figures.py                       those that need no data set
+    python docs/figures.py hero                  one of them
+    python docs/figures.py words --data DIR      one that needs a data set: DIR holds `flickr8k/`, `photos/`, `camvid/`
 
-DIR holds `flickr8k/`, `photos/` and `camvid/`.
+`docs/gallery.md` shows each figure with its command. `page` also needs the browser chromium.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import argparse
 import hashlib
 import io
 import json
+import subprocess
+import tempfile
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +30,10 @@ from PIL import Image
 import vitrail
 from vitrail.data.captions import open_captions
 from vitrail.data.masks import Masks
+from vitrail.explain.command import explain
 from vitrail.explain.explanation import explanation
 from vitrail.explain.figures import draw_maps, png
-from vitrail.explain.overlay import photo_of, spread, tinted
+from vitrail.explain.overlay import coloured, photo_of, spread, tinted
 from vitrail.explain.packing import jpeg
 from vitrail.explain.relevance import relevance
 from vitrail.files import write_whole
@@ -36,8 +41,11 @@ from vitrail.tasks.segment.figures import overlay, with_legend
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "src" / "vitrail" / "zoo" / "samples"
+RETRIEVER = "photos/n02099267_flat-coated_retriever.JPEG"
 COLUMNS = 4
 GAP = 8
+GROUND = "#17141f"
+"""of the figure at the top, which stands on light and on dark pages"""
 
 
 def attention() -> None:
@@ -60,10 +68,64 @@ def attention() -> None:
     write_whole(ROOT / "docs" / "relevance.png", png(figure, dpi=110))
 
 
+def hero() -> None:
+    """A photo, the class of each of its pixels, what speaks for three of them, and the colours of its patches.
+
+    The photo is of scikit-learn's package, by danielbuechele (CC BY 2.0). The segmenter was trained on streets alone.
+    """
+    from sklearn.datasets import load_sample_image
+
+    photo = Image.fromarray(load_sample_image("china.jpg"))
+    task = vitrail.load("segment")
+    answer = task.predict([photo])[0]
+    mask = answer.mask  # type: ignore[attr-defined]
+    first = ", ".join(answer.text().split(", ")[:3])
+    found = explanation(task, photo)
+    pixels, frame = photo_of(found.arrays["image"]), found.facts["frame"]
+    maps = dict(zip(found.facts["outputs"], torch.from_numpy(found.arrays["relevance_outputs"]).float(), strict=True))
+    figure = Figure(figsize=(16, 9.55), facecolor=GROUND)
+    edges = {"left": 0, "right": 1, "bottom": 0, "top": 0.955}
+    grid = figure.add_gridspec(2, 12, height_ratios=(2, 1), hspace=0.12, wspace=0.08, **edges)
+    panels: list[tuple[Any, Any, str]] = [
+        (grid[0, :6], photo, "a photo, unlike all that the model learned from"),
+        (grid[0, 6:], overlay(photo, mask, len(task.classes)), f"vitrail predict --model segment: {first}"),
+    ]
+    for place, name in enumerate(("sky", "building", "tree")):
+        shown = tinted(pixels, spread(maps[name]), frame)
+        panels.append((grid[1, 3 * place : 3 * place + 3], shown, f"what speaks for {name}"))
+    colours = torch.from_numpy(found.arrays["pca"]).float()
+    panels.append((grid[1, 9:], coloured(pixels, colours, frame), "patches as panes of glass"))
+    for spot, image, title in panels:
+        axes = figure.add_subplot(spot)
+        axes.imshow(image, aspect="auto")
+        axes.set_axis_off()
+        axes.set_title(title, fontsize=15, color="#f4f1fa", pad=9)
+    write_whole(ROOT / "docs" / "hero.jpg", as_jpeg(figure, 100))
+
+
+def as_jpeg(figure: Figure, dpi: int, quality: int = 84) -> bytes:
+    """A figure as the bytes of a JPEG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="jpeg", dpi=dpi, pil_kwargs={"quality": quality, "optimize": True})
+    return buffer.getvalue()
+
+
+def page(data: Path) -> None:
+    """The page of an explanation, as a browser shows it."""
+    with tempfile.TemporaryDirectory() as folder:
+        explain(vitrail.load("caption"), Image.open(data / RETRIEVER), Path(folder) / "seen")
+        shot = Path(folder) / "page.png"
+        words = ["--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1200,800"]
+        words += ["--virtual-time-budget=4000", f"--screenshot={shot}", f"file://{folder}/seen/index.html"]
+        subprocess.run(["chromium", *words], check=True, capture_output=True)
+        with Image.open(shot) as drawn:
+            write_whole(ROOT / "docs" / "explain-page.jpg", jpeg(np.asarray(drawn.convert("RGB"))))
+
+
 def words(data: Path) -> None:
     """A photo, and under each word of its caption the patches that speak for it."""
     task = vitrail.load("caption")
-    found = explanation(task, Image.open(data / "photos" / "n02099267_flat-coated_retriever.JPEG"))
+    found = explanation(task, Image.open(data / RETRIEVER))
     maps = torch.from_numpy(found.arrays["relevance_outputs"])
     named = [(name.strip(), heat) for name, heat in zip(found.facts["outputs"], maps, strict=True)][:9]
     figure = draw_maps(photo_of(found.arrays["image"]), found.facts["frame"], named)
@@ -84,6 +146,7 @@ def captions(data: Path) -> None:
 
 def streets(data: Path) -> None:
     """Validation images of CamVid, their truth and the segmenter's answer: from the best to the worst of all."""
+    data = data / "camvid"
     task, val = vitrail.load("segment"), Masks.open(data).val
     assert val is not None
     masks, images = Masks.of(val), [Image.open(data / key).convert("RGB") for key in val.keys]
@@ -155,22 +218,29 @@ def sheet(paths: Sequence[Path], texts: Sequence[str]) -> bytes:
     return buffer.getvalue()
 
 
+FREE: dict[str, Callable[[], None]] = {"hero": hero, "relevance": attention, "baselines": baselines, "ladder": ladder}
+"""figures that need no data set, by name"""
+OF_DATA: dict[str, Callable[[Path], None]] = {"words": words, "page": page, "captions": captions, "streets": streets}
+"""figures that need one"""
+
+
 def parser() -> argparse.ArgumentParser:
     """The script's options."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("names", nargs="*", choices=[*FREE, *OF_DATA, []], help="by default, all that can be drawn")
     options.add_argument("--data", type=Path)
     return options
 
 
 def main() -> None:
     args = parser().parse_args()
-    attention()
-    baselines()
-    ladder()
-    if args.data:
-        words(args.data)
-        captions(args.data)
-        streets(args.data / "camvid")
+    for name in args.names or [*FREE, *(OF_DATA if args.data else ())]:
+        if name in FREE:
+            FREE[name]()
+        elif args.data is None:
+            raise SystemExit(f"{name} needs --data: a folder with flickr8k/, photos/ and camvid/")
+        else:
+            OF_DATA[name](args.data)
 
 
 if __name__ == "__main__":

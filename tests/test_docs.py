@@ -8,8 +8,10 @@ import os
 import re
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
+from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import pytest
@@ -37,6 +39,78 @@ def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
     inside = [link.partition("#")[0] for link in links if not link.startswith(("http", "#"))]
     assert [link for link in inside if not (page.parent / link).exists()] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """The names that a code host and the site give to a page's headings."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    titles = re.findall(r"^#{1,4} (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_headings_lead_to_one(page: Path) -> None:
+    found = re.findall(r"\]\(([\w./-]*\.md)?#([\w-]+)\)", page.read_text())
+    assert [link for link in found if link[1] not in anchors(page.parent / link[0] if link[0] else page)] == []
+
+
+def test_every_page_and_figure_is_reachable() -> None:
+    """From the index and the gallery; a figure of the gallery has the command that draws it below it."""
+    docs = ROOT / "docs"
+    index, gallery = (docs / "index.md").read_text(), (docs / "gallery.md").read_text()
+    links = {*re.findall(r"\]\(([\w.-]+)\)", index)}
+    assert {path.name for path in [*docs.glob("*.md"), *docs.glob("*.ipynb")]} - links == {"index.md"}
+    drawn = set()
+    for figures, command in re.findall(r"((?:!\[[^\]]*\]\([\w.-]+\)\s+)+)```sh\n(.*?)\n```", gallery, re.DOTALL):
+        assert re.fullmatch(r"python docs/figures\.py \w+( --data data)?", command)
+        drawn |= {*re.findall(r"\(([\w.-]+)\)", figures)}
+    assert drawn == {path.name for path in docs.iterdir() if path.suffix in (".jpg", ".png")}
+
+
+class Links(HTMLParser):
+    """What a page of the site links, what it loads, and its anchors."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.loads: list[str] = []
+        self.anchors: set[str] = set()
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.anchors |= {str(found["id"])} if "id" in found else set()
+        if tag == "a" and found.get("href"):
+            self.links.append(str(found["href"]))
+        elif tag in ("img", "script", "iframe") and found.get("src"):
+            self.loads.append(str(found["src"]))
+        elif tag == "link" and found.get("rel") == "stylesheet":
+            self.loads.append(str(found["href"]))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_site_builds_without_warnings_and_all_its_links_lead_somewhere(tmp_path: Path) -> None:
+    pytest.importorskip("furo", reason="needs pip install 'vitrail[docs]'")
+    site = tmp_path / "site"
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "-d", str(tmp_path / "read")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([*command, "docs", str(site)], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    pages = {path.relative_to(site).as_posix(): Links(path.read_text()) for path in site.rglob("*.html")}
+    assert {"index.html", "quickstart.html", "api.html"} <= pages.keys()
+    for name, page in pages.items():
+        assert not [source for source in page.loads if source.startswith(("http", "//"))], f"{name} needs a network"
+        for link in [*page.links, *page.loads]:
+            if link.startswith(("http", "data:", "mailto:")):
+                continue
+            target, _, anchor = link.partition("#")
+            path = (site / name).parent / unquote(target.partition("?")[0]) if target else site / name
+            assert path.exists(), f"{name} links {link}"
+            if anchor and path.suffix == ".html":
+                assert unquote(anchor) in pages[path.resolve().relative_to(site.resolve()).as_posix()].anchors, link
+    text = (site / "api.html").read_text()
+    assert all(f'id="vitrail.{name}"' in text for name in ("zoo.create", "zoo.load", "tasks.task.Task.predict"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -121,13 +195,6 @@ def test_drawing_is_well_formed_and_draws_its_own_ground(image: Path) -> None:
     assert root.find(f"{space}title") is not None
     ground = root.find(f"{space}rect")
     assert ground is not None and ground.get("fill") == "#ffffff"
-
-
-def test_python_in_the_readme_compiles() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert blocks
-    for block in blocks:
-        compile(block, "README.md", "exec")
 
 
 def test_the_page_of_the_contract_names_what_tasks_have() -> None:

@@ -6,7 +6,7 @@ import io
 import math
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import matplotlib
 import numpy as np
@@ -71,7 +71,7 @@ def draw_maps(photo: Pixels, frame: Frame, maps: Sequence[tuple[str, Tensor]], t
     return figure
 
 
-def _key(figure: Figure, axes: Sequence[Axes]) -> None:
+def _key(figure: Figure, axes: Iterable[Axes]) -> None:
     """The colours of a map below its figure, as they look on white."""
     values = np.linspace(0, 1, 256, dtype=np.float32)
     opaque = strength(values)[:, None]
