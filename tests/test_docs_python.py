@@ -15,6 +15,7 @@ from PIL import Image
 
 import vitrail
 from vitrail import zoo
+from vitrail.recommended import bundled
 
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 ELSEWHERE = {
@@ -29,7 +30,7 @@ SHOWN = {
 def small(source: str, **options: Any) -> Any:
     """In the place of `vitrail.load` of other people's weights: a small model with the same options."""
     inspect.signature(zoo.load).bind(source, **options)
-    if source in zoo.bundled():
+    if source in bundled():
         return zoo.load(source, **options)
     known = {name: options[name] for name in ("classes", "channels") if name in options}
     return vitrail.create("nano/2", **{"classes": 3, **known}).eval()
