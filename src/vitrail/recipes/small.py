@@ -97,8 +97,8 @@ def cifar10_laptop(images: int) -> Run:
     """CIFAR-10 on a laptop with two cores, in half an hour with bf16 and three times as long without.
 
     Command: vitrail train cifar10-laptop
-    The stem is one layer deeper than cifar10-quick's. Not measured yet over several seeds. The bundled classifier
-    (results/classify.json) comes from `--no-qk-norm --epochs 18`.
+    The stem is one layer deeper than cifar10-quick's. It trained the bundled classifier.
+    Cost and score, so far of one seed: results/cifar10-laptop.json
     """
     run = cifar10_quick(images)
     assert isinstance(run.model, VariantConfig)
