@@ -73,25 +73,26 @@ def main() -> None:
         splits = open_for(Segment, data, run.task.data_options())
         keep = partial(series, rows=rows, results=args.results, seeds=args.seeds)
         if "ours" in args.rows:
-            keep("ours", partial(command, data, tiny=args.tiny), run)
+            both = f"{run.fingerprint} {RECIPES['segment-whole'](0).fingerprint}"
+            keep("ours", partial(command, data, tiny=args.tiny), both)
         if "lraspp" in args.rows:
             rows["lraspp"] = lraspp(run, splits, statistics.mean(row["seconds"] for row in rows["ours"]["runs"]))
             record("camvid", rows, args.results)
         for start in ("captioner", "random") if "captioner" in args.rows else ():
             tuned = fine_tuning(run, args.steps, start)
-            keep(start, partial(once, tuned, splits), tuned)
+            keep(start, partial(once, tuned, splits), tuned.fingerprint)
 
 
-def series(name: str, one: Callable[[int], Row], run: Run, rows: Row, results: Path, seeds: list[int]) -> None:
+def series(name: str, one: Callable[[int], Row], recipe: str, rows: Row, results: Path, seeds: list[int]) -> None:
     """Measure the seeds that are missing, and write the file after each."""
     before = rows.get(name, {})
-    runs = {row["seed"]: row for row in before["runs"]} if before.get("recipe") == run.fingerprint else {}
+    runs = {row["seed"]: row for row in before["runs"]} if before.get("recipe") == recipe else {}
     for seed in [seed for seed in seeds if seed not in runs]:
         runs[seed] = {"seed": seed, **one(seed)}
         print(name, runs[seed], flush=True)
         done = [runs[s] for s in sorted(runs)]
         means = {f"mean {score}": statistics.mean(row[score] for row in done) for score in SCORES[:3]}
-        rows[name] = {"recipe": run.fingerprint, "seeds": len(done), **means, "runs": done}
+        rows[name] = {"recipe": recipe, "seeds": len(done), **means, "runs": done}
         record("camvid", rows, results)
 
 
