@@ -36,6 +36,13 @@ MARKS = {
         pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: pip install 'vitrail[cluster]'"),
         pytest.mark.skipif(sys.platform != "linux", reason="reads its processes from /proc"),
     ),
+    "page": (
+        SLOW,
+        pytest.mark.skipif(
+            not Path("/usr/bin/chromium").exists() or importlib.util.find_spec("playwright") is None,
+            reason="needs Debian's chromium, and pip install 'vitrail[dev]'",
+        ),
+    ),
     "load": (pytest.mark.skipif(sys.platform != "linux", reason="reads its memory from /proc"),),
 }
 RUNS = [

@@ -32,6 +32,8 @@ from vitrail import cli
         (["--api-keys", "nothere"], "nothere cannot be read as API keys"),
         (["--max-batches", "3"], "did you mean --max-batch?"),
         (["http://example.org/model"], "http://example.org/model"),
+        (["nothere", "--allow-origin", "https://example.org"], "no model 'nothere'"),
+        (["nothere", "--allow-origin", "example.org"], "'example.org' is not an origin"),
     ],
 )
 def test_what_is_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from images import encoded, smooth
 from playwright.sync_api import Browser, Locator, Page, expect
-from web.driving import DESKTOP, PHONE, Site, Visit, error, visit
+from web.driving import DESKTOP, PATIENCE, PHONE, Site, Visit, error, visit
 
 import vitrail
 from vitrail.explain.explanation import explanation
@@ -73,9 +74,15 @@ def colours(canvas: Locator) -> int:
 
 def drawn(canvas: Locator) -> None:
     """Wait until a canvas shows a photo."""
-    handle = canvas.element_handle()
-    canvas.page.wait_for_function("canvas => canvas.width > 300 && canvas.height > 150", arg=handle)
-    assert colours(canvas) > 40
+    eventually(canvas.page, lambda: colours(canvas) > 40)
+
+
+def eventually(page: Page, true: Callable[[], bool]) -> None:
+    """Wait until something is true."""
+    end = time.monotonic() + PATIENCE / 1000
+    while not true():
+        assert time.monotonic() < end
+        page.wait_for_timeout(50)
 
 
 def pixels(canvas: Locator) -> str:
@@ -84,9 +91,7 @@ def pixels(canvas: Locator) -> str:
 
 def changes(canvas: Locator, before: str) -> str:
     """Wait until a canvas shows something else; what it shows then."""
-    canvas.page.wait_for_function(
-        "([canvas, before]) => canvas.toDataURL() !== before", arg=[canvas.element_handle(), before]
-    )
+    eventually(canvas.page, lambda: pixels(canvas) != before)
     return pixels(canvas)
 
 

@@ -33,7 +33,10 @@ export function App() {
       <Header client={client} route={route} onRoute={change} onKey={models.retry} />
       <main id="main" tabIndex={-1}>
         {models.error ? (
-          <ErrorNote error={models.error} client={client} onRetry={models.retry} left={models.left} />
+          <>
+            <h1 className="unseen">vitrail</h1>
+            <ErrorNote error={models.error} client={client} onRetry={models.retry} left={models.left} />
+          </>
         ) : models.value ? (
           <Views client={client} models={models.value} route={route} onRoute={change} />
         ) : (

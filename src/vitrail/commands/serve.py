@@ -13,7 +13,7 @@ PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 
 def serve(args: Sequence[str]) -> int:
     """Serve models over HTTP: `vitrail serve [SOURCE...] [--host H] [--port P]`."""
-    parser = Parser("serve", serve)
+    parser = Parser("serve", serve, urls=True)
     parser.add_argument(
         "sources", nargs="*", metavar="SOURCE", help=f"{SOURCE}; NAME=SOURCE names it; default: classify"
     )

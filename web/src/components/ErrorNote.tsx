@@ -23,7 +23,7 @@ interface Props {
 export function ErrorNote({ error, client, onRetry, left = null }: Props) {
   return (
     <div className="note" data-kind={error.passing ? "passing" : "failed"} role={left === null ? "alert" : undefined}>
-      <h3>{TITLES[error.status] ?? "This did not work"}</h3>
+      <h2>{TITLES[error.status] ?? "This did not work"}</h2>
       <p>{sentence(error.message)}</p>
       <p className="soft">
         {sentence(error.status === 401 ? "write the key that the server's owner gave you" : error.hint)}

@@ -41,7 +41,7 @@ export function Many({ client, models, model, onModel, files, onTaken, onOpen }:
     <div className="stack many">
       <div className="panel stack">
         <div className="row">
-          <h2>Many photos</h2>
+          <h1>Many photos</h1>
           <ModelPicker label="Model" models={models} value={model.name} onChange={onModel} />
         </div>
         <p className="soft">

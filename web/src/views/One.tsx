@@ -32,6 +32,9 @@ export function One({ client, models, photo, route, onRoute, onFile }: PhotoProp
   const open = route.inside !== undefined;
   return (
     <div className="stack one" ref={whole}>
+      <h1 className="unseen" data-live="">
+        One photo
+      </h1>
       <Result
         client={client}
         card={card}

@@ -15,6 +15,7 @@ export function Two({ client, models, photo, route, onRoute, onFile }: PhotoProp
   );
   return (
     <div className="stack two">
+      <h1 className="unseen">Two models</h1>
       <Sources photo={photo} onFile={onFile} onSample={(sample) => onRoute({ sample })} />
       {models.length < 2 && (
         <p className="note" data-kind="passing">
