@@ -134,6 +134,16 @@ def test_explain_writes_images_and_numbers(tmp_path: Path, changes: dict[str, An
     assert not re.findall(r"(?:src|href)=\"(?!data:)|https?://|url\(|@import", page), "it must load nothing"
 
 
+def test_of_an_image_of_many_patches_only_some_outputs_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, shown = vitrail.create("nano/2", classes=["a", "b", "c"]), Image.new("RGB", (9, 9))
+    monkeypatch.setattr("vitrail.explain.explanation.ROLLED", 15)  # it has 16
+    first = explanation(task, shown).facts["outputs"]
+    found = explanation(task, shown, outputs_of_large=1, of_class=first[2])
+    assert len(first) == 3 and found.facts["outputs"] == [first[0], first[2]]
+    assert found.arrays["relevance_outputs"].shape == (2, 4, 4)
+    assert explanation(task, shown, outputs_of_large=2).facts["outputs"] == first[:2]
+
+
 def test_what_a_model_lacks_is_left_out_and_said() -> None:
     """Without positions there is nothing about them; without a head the answer is a vector."""
     found = explanation(vitrail.create("nano/2", positions="none"), Image.new("L", (30, 20)))

@@ -39,7 +39,7 @@ T = TypeVar("T")
 VALUES = 6_000_000
 """numbers of the attention between all patches that an explanation holds, and of the similarity of patches"""
 ROLLED = 1_024
-"""patches, up to which rollout is computed for each: it takes the third power of the number"""
+"""patches of a large image: for more, rollout is not computed for each, which takes the third power of the number"""
 MATRICES = 4
 """matrices between all patches that fit in `VALUES`: otherwise neighbouring patches are joined to blocks"""
 OUTPUTS = 24
@@ -78,6 +78,7 @@ def explanation(
     gallery: Sequence[Path] = (),
     values: int = VALUES,
     of_class: str | None = None,
+    outputs_of_large: int = OUTPUTS,
     pause: Pause = no_pause,
 ) -> Explanation:
     """Explain a task's answer for an image (see docs/explain.md for the arrays).
@@ -89,6 +90,7 @@ def explanation(
         values: about how many numbers of the attention between all patches are kept: of a large model some layers, or
             the mean over heads; of a large image, blocks of neighbouring patches stand for them.
         of_class: a class whose relevance is computed too, whether or not it belongs to the answer.
+        outputs_of_large: outputs whose relevance is computed for an image of more than `ROLLED` patches.
         pause: called between steps, while the model has no hooks and may run for others. At all other times no other
             thread may run it.
 
@@ -106,7 +108,8 @@ def explanation(
     pause()
     if tokens is not None:
         _relevance(found, task, batch, tokens.grid, pause)
-        _relevance_of_outputs(found, task, batch, tokens.grid, of_class, pause)
+        most = OUTPUTS if math.prod(tokens.grid) <= ROLLED else outputs_of_large
+        _relevance_of_outputs(found, task, batch, tokens.grid, most, of_class, pause)
     traced = _or_note(found, lambda: _traced(task, batch, pause), "no figures of the encoder")
     if traced is not None:
         _encoder(found, traced, values)
@@ -196,13 +199,13 @@ def _relevance(found: Explanation, task: Task, batch: Batch, grid: Grid, pause: 
 
 
 def _relevance_of_outputs(
-    found: Explanation, task: Task, batch: Batch, grid: Grid, of_class: str | None, pause: Pause
+    found: Explanation, task: Task, batch: Batch, grid: Grid, most: int, of_class: str | None, pause: Pause
 ) -> None:
     """The relevance of each patch to the outputs that the answer consists of, and to a class."""
     if "relevance" not in found.arrays:
         return
     with torch.no_grad():
-        outputs = task.explainable(batch)[:OUTPUTS]
+        outputs = task.explainable(batch)[:most]
     if of_class is not None and of_class not in [name for _, name in outputs]:
         outputs.append((list(task.classes).index(of_class), of_class))
     if outputs:

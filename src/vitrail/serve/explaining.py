@@ -21,6 +21,8 @@ from vitrail.serve.worker import Worker
 
 VALUES = 3_000_000
 """numbers of the attention between patches that an answer holds: 4 MB of base64 (see `explanation`)"""
+OUTPUTS_OF_LARGE = 4
+"""outputs whose relevance an answer holds for an image of very many patches: others are requested by their class"""
 MOST = 16
 """explanations that may wait at once, and images that one request may have explained"""
 LOOK = 0.5

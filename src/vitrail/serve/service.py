@@ -19,7 +19,7 @@ from vitrail.explain.seen import frame_of, seen
 from vitrail.process import cores
 from vitrail.serve.decoding import decoded, open_image
 from vitrail.serve.errors import ApiError, as_compressed_json, busy
-from vitrail.serve.explaining import VALUES, Explainer, light
+from vitrail.serve.explaining import OUTPUTS_OF_LARGE, VALUES, Explainer, light
 from vitrail.serve.guard import stopping
 from vitrail.serve.metrics import Metrics
 from vitrail.serve.models import Changes, Served
@@ -141,7 +141,10 @@ class Service:
             image = await self.decoded(upload.images[0], "image 1", see)
             beside = None if upload.beside is None else await self.decoded(upload.beside, "beside", see)
             found = await self.explainer.run(
-                lambda pause: explanation(model.task, image, beside, (), VALUES, upload.of_class, pause), request
+                lambda pause: explanation(
+                    model.task, image, beside, (), VALUES, upload.of_class, OUTPUTS_OF_LARGE, pause
+                ),
+                request,
             )
             self.metrics.images.labels(model.name).inc()
             return await loop.run_in_executor(self.decoders, told, found)

@@ -42,7 +42,7 @@ export function Beside({ lens, shared, patch, onPhoto, there }: Props) {
   const across = lens.blocks(grid)[1];
   return (
     <section className="stack beside" aria-label="A second photo">
-      <h3>{shown ? "The second photo" : "Compare with a second photo"}</h3>
+      <h2>{shown ? "The second photo" : "Compare with a second photo"}</h2>
       {shown && (
         <>
           <Glass

@@ -40,13 +40,7 @@ export function Outputs({ lens, kind, output, onChoose, classNames, onClass }: P
       {kind === "outputs" && onClass && others.length > 0 && (
         <label className="field">
           Another class
-          <select
-            value=""
-            onChange={(event) => {
-              onChoose(-1);
-              onClass(event.target.value);
-            }}
-          >
+          <select value="" onChange={(event) => onClass(event.target.value)}>
             <option value="" disabled>
               choose one of {others.length}
             </option>

@@ -72,16 +72,19 @@ function useMore(given: ExplanationData, ask: ExplanationProps["ask"]) {
   const [busy, setBusy] = useState(0);
   const [error, setError] = useState("");
   const { data, more } = state.given === given ? state : { data: given, more: {} };
-  const again = async (changes: More) => {
-    if (!ask) return;
+  const again = async (changes: More): Promise<ExplanationData | null> => {
+    if (!ask) return null;
     const wanted = { ...more, ...changes };
     setBusy((count) => count + 1);
     setError("");
     try {
-      setState({ given, data: await ask(wanted), more: wanted });
+      const data = await ask(wanted);
+      setState({ given, data, more: wanted });
+      return data;
     } catch (reason) {
       const { message, hint } = reason as Error & { hint?: string };
       setError([message, hint].filter(Boolean).join(": "));
+      return null;
     } finally {
       setBusy((count) => count - 1);
     }
@@ -116,7 +119,7 @@ interface StageProps {
   change: (changes: Partial<Look>) => void;
   name: string;
   classNames: readonly string[] | null;
-  again?: (more: More) => Promise<void>;
+  again?: (more: More) => Promise<ExplanationData | null>;
   more: More;
 }
 
@@ -174,7 +177,12 @@ function Stage({ lens, view, look, change, name, classNames, again, more }: Stag
             output={output}
             onChoose={(next) => change({ output: next })}
             classNames={classNames}
-            {...(again && { onClass: (chosen: string) => again({ class: chosen }) })}
+            {...(again && {
+              onClass: async (chosen: string) => {
+                const found = await again({ class: chosen });
+                if (found) change({ output: found.outputs?.indexOf(chosen) ?? -1 });
+              },
+            })}
           />
         )}
         <Sliders lens={lens} view={view} look={look} change={change} />

@@ -23,7 +23,7 @@ export function Heads({ lens, look: { layer, head, patch }, onChoose }: HeadsPro
   const far = (i: number) => Math.round(distance.slice(layer * lens.heads + i, 1)[0] as number);
   return (
     <div className="stack">
-      <h3>Each head of this layer</h3>
+      <h2>Each head of this layer</h2>
       <div className="mosaic">
         {tiles.map((cells, i) => (
           <button
@@ -76,7 +76,7 @@ export function Positions({ lens, patch, onChoose }: PositionsProps) {
   };
   return (
     <div className="stack">
-      <h3>All positions</h3>
+      <h2>All positions</h2>
       <div className="positions" style={{ aspectRatio: `${columns * (columns + 1)} / ${rows * (rows + 1)}` }}>
         <canvas
           ref={canvas}
