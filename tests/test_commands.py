@@ -311,6 +311,11 @@ def check_cluster(said: Said) -> None:
     subprocess.run(["bash", "-n", script], check=True)
 
 
+def check_models(said: Said) -> None:
+    for word in ("facebook/dinov2-small", "Apache-2.0", "segment", "torchvision"):
+        assert word in said.out
+
+
 CHECKS: dict[str, Callable[[Said], None]] = {
     "train": check_train,
     "eval": check_eval,
@@ -321,6 +326,7 @@ CHECKS: dict[str, Callable[[Said], None]] = {
     "export": check_export,
     "data": check_data,
     "doctor": check_doctor,
+    "models": check_models,
     "demo": check_demo,
     "cluster": check_cluster,
     "serve": check_serve,
@@ -334,7 +340,7 @@ def ours(command: Command, words: list[str], capsys: pytest.CaptureFixture[str])
         said = run(words, capsys)
         assert [line.split()[0] for line in said.out.splitlines()] == [*RECIPES]
         return
-    if "--help" in words:
+    if {"--help", "--help-all"} & {*words}:
         said = run(words, capsys)
         assert f"vitrail {words[0]}".removesuffix(" --help") in said.out and ("--muon-lr" in said.out) == (
             words[0] == "train"

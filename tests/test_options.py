@@ -133,7 +133,7 @@ def test_commands_refuse_in_one_line(command: list[str], words: str, capsys: pyt
         (["predict", "--help"], "--top", "--beam"),
         (["predict", "-h", "--model", "caption"], "--beam", "--top "),
         (["eval", "caption", "--help"], "--beam", "--top "),
-        (["eval", "--help"], "`vitrail eval SOURCE --help`", "--beam"),
+        (["eval", "--help"], "`vitrail eval SOURCE --help` also shows", "--beam"),
     ],
 )
 def test_help_lists_the_options_of_the_named_models_task(

@@ -79,8 +79,9 @@ def test_one_version() -> None:
 def test_credits_name_every_file_of_data(wheel: zipfile.ZipFile) -> None:
     credits = (ROOT / "CREDITS.md").read_text()
     assert "vitrail-0.1.0.dist-info/licenses/CREDITS.md" in wheel.namelist()
-    # The test split of digits, a mark for type checkers, the text of the example in an export, and the page of explain.
-    own = {"digits_test.json", "py.typed", "example.txt", "page.html", "page.js"}
+    # The test split of digits, a mark for type checkers, the text of the example in an export, the page of explain, and
+    # the names of recommended encoders, whose weights are not in the package.
+    own = {"digits_test.json", "py.typed", "example.txt", "page.html", "page.js", "recommended.json"}
     for path in PACKAGE.rglob("*"):
         if path.is_dir() or path.suffix in (".py", ".pyc") or path.name in own:
             continue

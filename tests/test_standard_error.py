@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from vitrail.standard_error import OneLine
 
 NOISY = """
 import logging, os, sys, warnings
@@ -36,6 +39,11 @@ def ran(*command: str) -> subprocess.CompletedProcess[str]:
 
 def test_others_lines_are_dropped() -> None:
     assert ran("-c", NOISY, "noisy").stderr == "vitrail: left out: x.jpg\nvitrail: said\n"
+
+
+def test_a_name_cannot_control_the_terminal() -> None:
+    record = logging.LogRecord("vitrail", logging.WARNING, "", 0, "left out: \x1b[2J\udce9 caf\xe9\n.jpg", None, None)
+    assert OneLine().format(record) == "vitrail: left out: \\x1b[2J\\udce9 caf\xe9 .jpg"
 
 
 def test_warnings_are_shown_where_python_was_told_to() -> None:

@@ -53,7 +53,7 @@ def start_lines(run: Run, components: Components, folder: RunFolder, steps: int)
             held = " held back from train" * (name == "val" and components.held_back)
             yield f"{name}: {len(loader.set):,} images{held}{classes_of(loader.set)}"
     yield model_line(run, task)
-    yield training_line(run, train.device, steps, train.steps_per_epoch)
+    yield training_line(run, train.device, steps, train.steps_per_epoch, components.world.size)
     if train.device.type == "cpu" and (line := busy_line()) is not None:
         yield line
     yield f"folder: {folder.path}"
@@ -84,13 +84,14 @@ def model_line(run: Run, task: Task) -> str:
     return f"model: {run.network}, {count(parameters)} parameters{some}, images of {size}, {origin}"
 
 
-def training_line(run: Run, device: torch.device, steps: int, per_epoch: int) -> str:
+def training_line(run: Run, device: torch.device, steps: int, per_epoch: int, processes: int = 1) -> str:
     """How long it trains, and with what."""
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
     else:
         threads = torch.get_num_threads()
         where = f"{device.type.upper()}, {threads} thread{'s' * (threads > 1)}" if device.type == "cpu" else "MPS"
+    where = f"{processes} processes, each on {where}" if processes > 1 else where
     kind = number_format(device, run.precision)
     name = next(word for word, own in FORMATS.items() if own == kind)
     scaled = ", the loss is scaled" if kind == torch.float16 and not run.tune.frozen else ""
@@ -114,7 +115,8 @@ def busy_line() -> str | None:
 
 def advice(run: Run, images: int, gpu: bool) -> Iterator[str]:
     """The weights of the Hub to start from, with the command, for a run that starts from none of the user's."""
-    by_default = run.init in recommended.bundled() and recipes.find(run.recipe)(images).init == run.init
+    recipe = recipes.RECIPES.get(run.recipe)
+    by_default = run.init in recommended.bundled() and recipe is not None and recipe(images).init == run.init
     from_scratch = run.init is None and min(run.model.image_size) >= recommended.SMALL
     if not isinstance(run.model, ViTConfig) or not (by_default or from_scratch):
         return

@@ -5,7 +5,6 @@ Standard output is for results, standard error for people. Wrong input gives one
 
 from __future__ import annotations
 
-import inspect
 import io
 import json
 import logging
@@ -23,9 +22,11 @@ from vitrail.commands.files import convert, data, export
 from vitrail.commands.models import models
 from vitrail.commands.recipes import ALL, print_list, print_recipe
 from vitrail.commands.serve import serve
+from vitrail.commands.task_help import print_help
 from vitrail.errors import RunError, Stopped, UserError
 from vitrail.faults import CLOSED_PIPE, forget_output, nobody_reads, say_os_error
 from vitrail.files import refuse_existing
+from vitrail.help import overview
 from vitrail.options import (
     DATA,
     GROUP,
@@ -37,10 +38,8 @@ from vitrail.options import (
     parse_fields,
     parse_options,
     path,
-    print_options,
     split_options,
     task_flags,
-    task_named,
 )
 from vitrail.standard_error import own_lines
 from vitrail.units import score_text
@@ -69,7 +68,7 @@ def demo(args: Sequence[str]) -> int:
 
 
 def train(args: Sequence[str]) -> int:
-    """Train a recipe: `vitrail train RECIPE [--data D] [--init SOURCE] [--out DIR] [any field of the recipe]`."""
+    """Train a recipe, or list the recipes: `vitrail train RECIPE [--data D] [--init SOURCE] [--FIELD VALUE]`."""
     parser = Parser("train", train)
     parser.set_defaults(recipe=None)
     if not any(arg.partition("=")[0] == "--resume" for arg in args):  # with it, the value of a field may be a lone word
@@ -164,7 +163,7 @@ def evaluate(args: Sequence[str]) -> int:
     parser.add_fast_dev_run()
     parser.add_argument("--json", action="store_true", help="print every score as one line of JSON")
     if (named := parser.parse_help(args)) is not None:
-        return print_help(parser, named.source, named.revision)
+        return print_help(parser, named.source)
     chosen, others = split_options(args, task_flags())
     options = parser.parse_args(others, lambda given: load_model(given.source, given.device, given.revision))
     names = ("revision", "merge", "probe", "shuffle_images")
@@ -211,7 +210,7 @@ def predict(args: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print one object per line for each image")
     if (named := parser.parse_help(args)) is not None:
-        return print_help(parser, named.model, named.revision)
+        return print_help(parser, named.model)
     chosen, others = split_options(args, task_flags())
     options = parser.parse_args(others, lambda given: load_model(given.model, given.device, given.revision))
     from vitrail.data.sources import images_of
@@ -356,10 +355,7 @@ def answer(args: list[str]) -> int:
 def run(args: list[str]) -> int:
     """Run one command. Errors are raised."""
     if not args or args[0] in ("-h", "--help"):
-        print("vitrail: the Vision Transformer, from the paper's equations to production.")
-        for name, command in COMMANDS.items():
-            print(f"  vitrail {name:<8} {inspect.getdoc(command)}")
-        print("\n`vitrail COMMAND --help` lists a command's options.")
+        print(overview(COMMANDS))
         return 0 if args else 2
     if args[0] == "--version":
         from vitrail import __version__
@@ -371,24 +367,6 @@ def run(args: list[str]) -> int:
         hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}"
         raise UserError(f"no command {args[0]!r}: {hint}")
     return COMMANDS[args[0]](args[1:])
-
-
-def print_help(parser: Parser, source: str | None, revision: str | None) -> int:
-    """The help of a command, with the options of the named model's task."""
-    print(parser.format_help())
-    task = None if source is None else task_named(source)
-    if task is not None:
-        print_options(task)
-        return 0
-    model = "SOURCE" if source is None else "classify"
-    flag = "--model " * (parser.prog == "vitrail predict")
-    which = (
-        "a model's task are"
-        if source is None
-        else f"{source}'s task are known once it is loaded. Those of a classifier are"
-    )
-    print(f"The options of {which} listed by `{parser.prog} {flag}{model} --help`.")
-    return 0
 
 
 def load_model(

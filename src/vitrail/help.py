@@ -87,15 +87,15 @@ def _short(text: str, entry: Field) -> str:
     return text.removesuffix(".") + f": {words}" * bool(words)
 
 
-def two_columns(left: str, text: str) -> Iterator[str]:
-    """A flag and its meaning."""
-    lines = textwrap.wrap(text, WIDTH - LEFT, break_on_hyphens=False) or [""]
-    if len(left) > LEFT - 4:
+def two_columns(left: str, text: str, width: int = LEFT) -> Iterator[str]:
+    """A flag or a command, in a column of this width, and its meaning."""
+    lines = textwrap.wrap(text, WIDTH - width, break_on_hyphens=False) or [""]
+    if len(left) > width - 3:
         yield f"  {left}"
     else:
-        yield f"  {left:<{LEFT - 2}}{lines.pop(0)}".rstrip()
+        yield f"  {left:<{width - 2}}{lines.pop(0)}".rstrip()
     for line in lines:
-        yield f"{'':<{LEFT}}{line}".rstrip()
+        yield f"{'':<{width}}{line}".rstrip()
 
 
 def chosen(known: Mapping[str, Field], names: Iterable[str]) -> dict[str, Field]:
@@ -106,3 +106,18 @@ def chosen(known: Mapping[str, Field], names: Iterable[str]) -> dict[str, Field]
 def options_help(kind: type[Any]) -> list[str]:
     """The help of a task's options."""
     return list(field_lines(flat_fields(kind()), meanings(kind)))
+
+
+FIRST = """first steps, with one folder of images per class in the folder pets:
+  vitrail train folder --data pets --out runs/pets
+  vitrail predict photo.jpg --model runs/pets
+  vitrail explain photo.jpg --model runs/pets --out looks"""
+
+
+def overview(commands: Mapping[str, Any]) -> str:
+    """The commands, one line each, and the first steps."""
+    lines = ["vitrail: the Vision Transformer, from the paper's equations to production.\n"]
+    for name, command in commands.items():
+        what = (inspect.getdoc(command) or "").partition("\n")[0].partition(": `")[0].removesuffix(".")
+        lines += two_columns(f"vitrail {name}", what, 19)
+    return "\n".join([*lines, "", FIRST, "\n`vitrail COMMAND --help` lists a command's options."])

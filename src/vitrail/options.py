@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import inspect
 import itertools
-import json
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
 
 from vitrail.errors import UserError
-from vitrail.help import options_help
 from vitrail.plain import Field, flat_fields, read, rule
-from vitrail.recommended import BUNDLED, bundled
 from vitrail.synonyms import meant
-from vitrail.tasks import TASKS, options_class, task_class
+from vitrail.tasks import TASKS, task_class
 
 if TYPE_CHECKING:
     from vitrail.tasks.task import Task
@@ -205,27 +201,6 @@ def parse_options(task: Task, args: Sequence[str]) -> dict[str, Any]:
         }
 
     return _parsed(flat_fields(task.option), args, foreign)
-
-
-def print_options(name: str) -> None:
-    """The help of the options of a task."""
-    kind = options_class(name)
-    if flat_fields(kind()):
-        print(f"\noptions of this model's task, {name}, with their defaults; a model may have its own:")
-        print("\n".join(options_help(kind)))
-    else:
-        print(f"\nThis model's task, {name}, has no options of its own.")
-
-
-def task_named(source: str) -> str | None:
-    """The task of a model in vitrail's format, from its config alone; None if only loading can tell."""
-    path = BUNDLED / source if source in bundled() and not Path(source).exists() else Path(source)
-    for folder in (path, path / "best", path / "last"):
-        with contextlib.suppress(OSError, ValueError):
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            if isinstance(config, dict) and config.get("task") in TASKS:
-                return str(config["task"])
-    return None
 
 
 def _all_options() -> set[str]:

@@ -16,10 +16,11 @@ from typing import Any, TextIO
 
 
 class OneLine(logging.Formatter):
-    """A record as one line that begins with `vitrail`."""
+    """A record as one line that begins with `vitrail`. Control characters, as names of files may have, are escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return f"vitrail: {' '.join(super().format(record).split())}"
+        text = " ".join(super().format(record).split())
+        return f"vitrail: {''.join(each if each.isprintable() else repr(each)[1:-1] for each in text)}"
 
 
 class CurrentError(logging.StreamHandler[TextIO]):

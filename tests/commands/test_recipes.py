@@ -13,9 +13,10 @@ from images import folder_of
 
 from vitrail.cli import main
 from vitrail.commands.recipes import LAST, MAIN
+from vitrail.commands.task_help import task_named
 from vitrail.data.augment import Augment
 from vitrail.help import meanings, value_text
-from vitrail.options import known_fields, task_named
+from vitrail.options import known_fields
 from vitrail.recipes import RECIPES
 from vitrail.tasks import OPTIONS, TASKS, options_class, task_class
 from vitrail.train.optim import Optim

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+import struct
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -95,3 +101,63 @@ def test_nothing_is_known_of_the_loss_while_steps_are_skipped(clock: Clock) -> N
     clock.now = 1.0
     bar.skip(4)
     assert "no loss" in bar._fitted(73) and bar.row()["skipped"] == 1
+
+
+BAR = """
+import logging, sys, time
+from types import SimpleNamespace
+from vitrail.standard_error import own_lines
+from vitrail.tasks.values import Score
+from vitrail.train.progress import Progress
+
+with own_lines(), Progress(60, 0, SimpleNamespace(wait=0.0, steps_per_epoch=6)) as bar:
+    for i in range(60):
+        bar.step({"loss": 12.5}, 64)
+        time.sleep(0.01)
+        if i == 30:
+            logging.getLogger("vitrail").warning("hint: lower the rate")
+            bar.evaluated({"top1": 0.25}, Score("top1", unit="%"))
+"""
+
+
+def on_terminal(columns: int, **environment: str) -> str:
+    """What a terminal of so many columns gets from the bar."""
+    reason = "Windows has no pseudo-terminals"
+    pty, fcntl, termios = (pytest.importorskip(name, reason=reason) for name in ("pty", "fcntl", "termios"))
+    mine, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    here = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
+    child = subprocess.Popen(
+        [sys.executable, "-c", BAR], stdin=theirs, stdout=theirs, stderr=theirs, env={**here, **environment}
+    )
+    os.close(theirs)
+    found = b""
+    with contextlib.suppress(OSError):  # Linux raises EIO at the end
+        while data := os.read(mine, 65536):
+            found += data
+    os.close(mine)
+    assert child.wait() == 0
+    return found.decode()
+
+
+@pytest.mark.slow
+def test_on_a_terminal_each_frame_is_one_line_and_other_lines_stay_whole() -> None:
+    written = on_terminal(80, TERM="xterm-256color", PYTHONIOENCODING="utf-8")
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written)
+    lines = [line.rstrip() for line in re.split(r"[\r\n]+", plain) if line.strip()]
+    assert max(map(len, lines)) <= 80
+    assert all(line.startswith("vitrail: ") for line in lines)
+    assert (
+        "vitrail: hint: lower the rate" in lines
+        and "vitrail: epoch 5.2 of 10, step 31 of 60: val top1 25.00 %" in lines
+    )
+    assert any("epoch 10.0/10  loss 12.500  val top1 25.00 %" in line and "left" in line for line in lines)
+    plain = on_terminal(80, TERM="xterm", NO_COLOR="1", PYTHONIOENCODING="ascii")
+    assert not re.search(r"\x1b\[[0-9;]*[39][0-9;]*m", plain), "no colours"
+    assert re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", plain).isascii(), "no characters that the terminal lacks"
+
+
+@pytest.mark.slow
+def test_a_terminal_that_moves_no_cursor_gets_lines() -> None:
+    written = on_terminal(80, TERM="dumb")
+    assert "\x1b" not in written and "step 31 of 60: val top1" in written

@@ -58,7 +58,7 @@ def _short(parser: Parser, options: argparse.Namespace) -> Iterator[str]:
     yield from textwrap.wrap(text[0], WIDTH)
     yield from (line for line in text[2].splitlines() if line.startswith("Command: "))
     yield "\noptions:"
-    for action in parser._actions:
+    for action in sorted(parser._actions, key=lambda action: action.dest == "device"):  # which matters least
         if action.option_strings and action.option_strings[-1] not in HIDDEN:
             yield from _option(action)
     run, notes, whose = _values(options)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from vitrail.data.class_lists import ClassList, means_void
 from vitrail.data.decode import BadImage
 from vitrail.data.mask_files import VOID, Coding, read_mask
 from vitrail.errors import UserError
+from vitrail.process import cores
 
 log = logging.getLogger("vitrail")
 
@@ -139,7 +139,7 @@ def _scan(path: Path, masks: Sequence[Path], coloured: bool) -> Seen:
             return {*np.flatnonzero(seen).tolist()}
         return {*np.unique(values).tolist()}
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         results = [*pool.map(numbers, masks)]
     found = [result for result in results if isinstance(result, set)]
     failed = next((result for result in results if isinstance(result, str)), "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from vitrail.data.prepare import size_of
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import ImageSet
 from vitrail.data.targets import Target
+from vitrail.process import cores
 
 T = TypeVar("T")
 
@@ -120,7 +120,7 @@ def keep(
             return str(error)
 
     kept = Kept(torch.empty(0), {}, {}, {}, {})
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for i, result in enumerate(progress(_map_in_order(pool, decode, len(images)), len(images), "decoding")):
             if isinstance(result, str):
                 kept.bad[i] = result
