@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -52,7 +53,7 @@ def main() -> None:
                 for split in ("train", "val"):
                     tiny_images(folder / "pets" / split, ("ants", "bees"), 8)
             else:
-                (folder / "pets").symlink_to(args.data.resolve())
+                shutil.copytree(args.data, folder / "pets")  # Ultralytics writes into the data folder
             image = min((folder / "pets" / "val").rglob("*.jpg"))
             words = {"data": folder / "pets", "name": image.parent.name, "epochs": args.epochs, "size": SIZE}
             words["image"] = image.relative_to(folder)
@@ -80,7 +81,7 @@ def one(program: list[str], words: str, folder: Path) -> Row:
 
 
 def files(folder: Path) -> set[Path]:
-    """The files below a folder, without those of linked folders and of settings."""
+    """The files below a folder, without Ultralytics' settings and caches."""
     return {path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".json5", ".cache")}
 
 
