@@ -9,6 +9,7 @@
 # make format       let ruff mend what it can
 # make tables       write the tables of README.md and docs/ again, from results/
 # make docs         build the site of docs/ in docs/_build/html, without a network
+# make notebook     run docs/quickstart.ipynb and store it with its outputs
 # make parity       compare vitrail with timm, transformers and torchvision; resumes where it stopped; writes docs/parity.md
 # make locks        write .ci/locked.txt and .ci/oldest.txt from pyproject.toml and what is published today
 
@@ -28,7 +29,7 @@ export VITRAIL_DATA ?= $(abspath ../shared/data)
 endif
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-slow test-latest test-oldest page test-page lint format tables docs parity locks
+.PHONY: demo test test-slow test-latest test-oldest page test-page lint format tables docs notebook parity locks
 
 demo: $(VENV)/installed
 	$(BIN)/vitrail demo
@@ -78,6 +79,9 @@ tables: $(VENV)/installed
 docs: $(VENV)/installed-dev
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
+
+notebook: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python docs/notebook.py
 
 parity: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python bench/parity.py
