@@ -98,7 +98,11 @@ def visit(browser: Browser, url: str, model: str) -> dict[str, float]:
 
 def shoot(browser: Browser, url: str, street: Path | None) -> None:
     """The screenshots of docs/page.md."""
-    for name, scheme, fragment in (("welcome", "light", ""), ("street", "dark", "#model=segment")):
+    looks: tuple[tuple[str, Literal["light", "dark"], str], ...] = (
+        ("welcome", "light", ""),
+        ("street", "dark", "#model=segment"),
+    )
+    for name, scheme, fragment in looks:
         context = browser.new_context(
             viewport={"width": 1280, "height": 800}, color_scheme=scheme, reduced_motion="reduce"
         )
