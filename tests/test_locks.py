@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -47,3 +48,17 @@ def test_the_oldest_lock_holds_the_floor(name: str, floor: str) -> None:
     wanted = tuple(map(int, floor.split(".")))
     # Newer releases of Python may need newer releases of a package.
     assert min(versions)[: len(wanted)] == wanted
+
+
+def test_the_lock_of_the_page_is_whole_and_names_no_address() -> None:
+    text = (ROOT / "web" / "package-lock.json").read_text()
+    packages = json.loads(text)["packages"]
+    assert "resolved" not in text and "registry" not in text
+    known = {place.rpartition("node_modules/")[2] for place in packages}
+    # `npm ci` refuses a lock without an entry for each dependency, also for those of other systems.
+    for place, package in packages.items():
+        assert not {*package.get("dependencies", {}), *package.get("optionalDependencies", {})} - known, place
+        assert place == "" or package["integrity"].startswith("sha512-"), place
+    wanted = json.loads((ROOT / "web" / "package.json").read_text())
+    for name, version in {**wanted["dependencies"], **wanted["devDependencies"]}.items():
+        assert packages[f"node_modules/{name}"]["version"] == version, name
