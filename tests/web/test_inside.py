@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from images import encoded, smooth
+from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 from web.driving import DESKTOP, PATIENCE, PHONE, Site, Visit, error, visit
 
@@ -307,8 +308,8 @@ def test_norms_by_layer_and_positions_by_patch(browser: Browser, served: Site) -
 
 def test_blocks_stand_for_the_patches_of_a_large_image(browser: Browser, served: Site) -> None:
     task = vitrail.create("nano/2", classes=["a", "b"])
-    found = explanation(task, smooth(64, 64), values=16 * 16 - 1)
-    assert found.facts["block"] == 2 and found.arrays["attention"].shape[1] == 1
+    found = explanation(task, Image.fromarray(smooth(64, 64)), values=16 * 16)
+    assert found.facts["block"] == 2 and found.arrays["similarity"].shape == (4, 4)
     body = json.dumps({"model": "classify", "explanation": found.packed()})
     with visit(browser, served) as seen:
         page = seen.page
@@ -322,5 +323,8 @@ def test_blocks_stand_for_the_patches_of_a_large_image(browser: Browser, served:
         place = re.search(r"Patch at row 4, column 4. Most similar to it: row (\d), column (\d)", told(page))
         assert place and {place[1], place[2]} <= {"1", "3"}, "a block is called by its first patch"
         open_view(page, "Attention")
-        expect(page.locator(".mosaic")).to_have_count(0)
-        assert "mean over heads" in page.locator(".notes").inner_text()
+        shown = pixels(glass(page))
+        point(glass(page), 0.1, 0.9)
+        changes(glass(page), shown)
+        assert told(page).startswith("Patch at row 4, column 1.")
+        expect(page.locator(".mosaic canvas").first).to_have_attribute("width", "2")
