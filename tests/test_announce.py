@@ -141,8 +141,8 @@ def test_an_image_of_an_evaluation_split_comes_first(tmp_path: Path) -> None:
     folder_of(tmp_path / "train", {"a": 1})
     (tmp_path / ".hidden.jpg").write_bytes(b"")
     assert an_image(tmp_path) == tmp_path / "train" / "a" / "0.jpg"
-    folder_of(tmp_path / "val", {"b": 2})
-    assert an_image(tmp_path) == tmp_path / "val" / "b" / "0.jpg"
+    folder_of(tmp_path / "val", {"annotations": 1, "photos": 1})
+    assert an_image(tmp_path) == tmp_path / "val" / "photos" / "0.jpg", "a mask is no input"
 
 
 def test_commands_at_the_end_run_unchanged(

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from vitrail import recipes, recommended
+from vitrail.data.kinds import role_of
 from vitrail.data.sets import ImageSet
 from vitrail.data.sources import is_image, is_litter
 from vitrail.process import cores
@@ -169,7 +170,8 @@ def an_image(data: Path) -> Path | None:
     """An image of a data folder for the commands at the end, of an evaluation split if there is one."""
     for folder in (data / "test", data / "val", data):
         for place, inside, names in os.walk(folder):
-            inside[:] = sorted(name for name in inside if not is_litter(name))
+            there = sorted((role_of(name) == "targets", name) for name in inside if not is_litter(name))
+            inside[:] = [name for _, name in there]  # masks last
             files = (Path(place, name) for name in sorted(names) if not is_litter(name))
             if (found := next(filter(is_image, files), None)) is not None:
                 return found
