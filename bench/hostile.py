@@ -27,6 +27,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 import zlib
 from collections import Counter
@@ -261,7 +262,10 @@ def schema_tests(client: Client, slow: Slow, args: argparse.Namespace) -> Row:
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     command = [program, "run", f"{client.address.geturl()}/openapi.json", "--checks", checks, "--no-color"]
     command += ["--max-examples", str(args.examples), "--seed", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with (
+        tempfile.TemporaryDirectory() as place,  # it leaves files where it runs
+        subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
+    ):
         try:
             text, _ = process.communicate(timeout=SCHEMA_SECONDS)
         except subprocess.TimeoutExpired:

@@ -91,6 +91,7 @@ def test_the_containers_start_vitrail_with_flags_that_it_has() -> None:
     # The port of the health check, of the proxy and of EXPOSE is the default one.
     assert options["port"] == 8000 and "EXPOSE 8000" in (DEPLOY / "Dockerfile").read_text()
     assert "{$UPSTREAM:vitrail:8000}" in (DEPLOY / "Caddyfile").read_text()
+    assert entries(DEPLOY / "caddy.conf")["Environment"] == ["SITE=photos.example.org", "UPSTREAM=127.0.0.1:8000"]
 
 
 def test_only_the_proxy_connects_to_vitrails_container_which_has_few_rights() -> None:

@@ -12,7 +12,7 @@ PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 
 
 def serve(args: Sequence[str]) -> int:
-    """Serve models over HTTP: `vitrail serve [SOURCE...] [--host H] [--port P]`."""
+    """Serve models over HTTP: `vitrail serve [SOURCE...] [--host H] [--port P] [--ray]`."""
     parser = Parser("serve", serve, urls=True)
     parser.add_argument(
         "sources", nargs="*", metavar="SOURCE", help=f"{SOURCE}; NAME=SOURCE names it; default: classify"
@@ -36,6 +36,10 @@ def serve(args: Sequence[str]) -> int:
     parser.add_argument("--precision", default="fp32", help="fp32, bf16 or fp16; default: fp32")
     parser.add_argument(
         "--measure", type=float, default=20, metavar="SECONDS", help="time for trying engines at the start; default: 20"
+    )
+    parser.add_argument("--ray", action="store_true", help="replicas on a Ray cluster, or on this machine without one")
+    parser.add_argument(
+        "--replicas", type=int, metavar="N", help="with --ray; default: one per GPU, or per machine without"
     )
     if parser.parse_help(args) is not None:
         print(parser.format_help())
@@ -61,5 +65,13 @@ def serve(args: Sequence[str]) -> int:
         precision=options.precision,
         measure=options.measure,
     )
-    run(read_sources(options.sources), options.host, options.port, options.device, settings)
+    sources, where = read_sources(options.sources), (options.host, options.port, options.device)
+    if options.ray:
+        from vitrail.cluster.ray_serve import serve as run_replicas
+
+        run_replicas(sources, *where, settings, options.replicas)
+        return 0
+    if options.replicas is not None:
+        raise UserError("--replicas is for a Ray cluster: add --ray")
+    run(sources, *where, settings)
     return 0

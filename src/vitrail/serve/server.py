@@ -52,15 +52,20 @@ def serve(sources: Sequence[Source], host: str, port: int, device: str | None, s
         # Where it will run: the threads of PyTorch's products belong to the thread that calls it.
         models = worker.call(lambda: load_all(sources, device, settings, places)).result()
         app = create_app(models, settings, worker, metrics)
-        if host not in LOCAL and not settings.keys:
-            log.warning(
-                f"{host} is open to other machines, and no API key is set: anyone there can use the "
-                f"models; set {KEYS_VARIABLE}, or --api-keys FILE"
-            )
+        warn_of_strangers(host, settings)
         try:
             run(app, listener, settings)
         finally:
             app.state.service.close()
+
+
+def warn_of_strangers(host: str, settings: Settings) -> None:
+    """Warn where anyone on the network can use the models."""
+    if host not in LOCAL and not settings.keys:
+        log.warning(
+            f"{host} is open to other machines, and no API key is set: anyone there can use the models; set "
+            f"{KEYS_VARIABLE}, or --api-keys FILE"
+        )
 
 
 def load_all(sources: Sequence[Source], device: str | None, settings: Settings, places: ExitStack) -> list[Served]:
