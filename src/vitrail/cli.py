@@ -72,7 +72,9 @@ def train(args: Sequence[str]) -> int:
     parser = Parser("train", train)
     parser.set_defaults(recipe=None)
     if not any(arg.partition("=")[0] == "--resume" for arg in args):  # with it, the value of a field may be a lone word
-        parser.add_argument("recipe", nargs="?", help="name of a recipe; without one, list all recipes")
+        parser.add_argument(
+            "recipe", nargs="?", help="name of a recipe, or the recipe.json of a run; without one, list all"
+        )
     parser.add_argument("--data", help=f"{DATA}; default: the recipe's")
     parser.add_argument("--init", help=f"start from these weights: {SOURCE}")
     parser.add_argument(
@@ -92,6 +94,10 @@ def train(args: Sequence[str]) -> int:
     wants_help = any(arg in (*HELP, ALL) for arg in args) and args[0] not in HELP
     options, rest = parser.parse_known_args([arg for arg in args if not (wants_help and arg in (*HELP, ALL))])
     name = options.recipe
+    if name is not None and name.endswith(".json"):
+        from vitrail.recipe_file import as_words
+
+        return train(as_words(name, args))
     if not wants_help and (code := train_grid(options, args)) is not None:
         return code
     from vitrail.train import launcher

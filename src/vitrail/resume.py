@@ -103,8 +103,9 @@ def _resume(
         changes = chosen(run)
         kind = task_of(run.task)
         extends = _extends(run, changes)
+        patient = _more_patient(run, changes)
     scores: dict[str, Any] | None = json.loads(world.from_first(lambda: json.dumps(folder.scores).encode()))
-    if scores is not None and not extends:
+    if scores is not None and not extends and not (patient and "stopped_early" in scores):
         log.warning(f"the run in {folder.path} is finished")
         return Trained(kind, scores, folder)
     with ExitStack() as stack:
@@ -142,6 +143,12 @@ def _extends(run: Run, changes: Mapping[str, Any]) -> bool:
     if longer == ["epochs"] and run.max_steps is not None:
         raise UserError(f"the run ends after --max-steps {run.max_steps}: raise that instead of --epochs")
     return bool(longer)
+
+
+def _more_patient(run: Run, changes: Mapping[str, Any]) -> bool:
+    """Whether a run that stopped early trains on."""
+    patience = changes.get("patience", run.patience)
+    return run.patience is not None and (patience is None or patience > run.patience)
 
 
 def _check_longer(run: Run, new: Run, per_epoch: int, folder: RunFolder) -> None:

@@ -39,6 +39,7 @@ from vitrail.train.probe import probe as probe_scores
 from vitrail.train.run import Run, replaced, with_fields
 from vitrail.train.state import Follower, RunFolder, Taken
 from vitrail.train.stop import preemptible
+from vitrail.train.tensorboard import Events
 
 log = logging.getLogger("vitrail")
 
@@ -109,7 +110,7 @@ def plan(
     if init is None and recipe in recipes.FROM_WEIGHTS:
         raise UserError(f"{recipe(1).recipe} needs pretrained weights: name them with --init")
     if data is None and name == "folder":
-        raise UserError("no data: give --data a folder with one folder per class, or a built-in name")
+        raise UserError("no data: give --data a folder with one folder per class, a CSV of labels, or a built-in name")
     data, group = name if data is None else data, recipe(1).group if group is None else group
     kind = task_of(recipe(1).task)
     settings = replaced(recipe(1).task, changes)
@@ -199,6 +200,7 @@ def new_folder(run: Run, out: Path | None, world: World = ALONE) -> Iterator[Run
 def train_run(run: Run, components: Components, folder: RunFolder, steps: int, resume: bool) -> dict[str, Any]:
     """Train, score, and write the report; returns the scores."""
     world, loader = components.world, components.train
+    folder.events = Events(folder.path / "tensorboard") if run.tensorboard and world.leads else None
     if run.fast_dev_run:
         log.warning(f"fast dev run: {steps} steps on at most {run.images} images of each split; {NO_SCORES}")
     if world.leads:

@@ -20,6 +20,7 @@ from vitrail.errors import UserError
 from vitrail.tasks import task_of
 from vitrail.tasks.encoder import Encoder, encoder_for
 from vitrail.tasks.task import Task
+from vitrail.train import tensorboard
 from vitrail.train.device import choose_attention, ready_to_compile
 from vitrail.train.joined import join_statistics
 from vitrail.train.loaders import evaluation_loader
@@ -44,6 +45,8 @@ def build(
 ) -> tuple[Components, int]:
     """The components of a run, and its number of steps. `loaded` is the model of `run.init`, if already loaded."""
     kind = task_of(run.task)
+    if run.tensorboard:
+        tensorboard.require()
     if not splits.val:
         train, val = split_val(splits.train, VAL_FRACTION, run.group)
     else:
@@ -124,7 +127,7 @@ def check_micro_batches(run: Run, loader: Loader) -> None:
 
 IDLE = frozenset(
     [
-        *("epochs", "max_steps", "accumulate", "early_size", "early", "eval_every", "compile", "drop_path"),
+        *("epochs", "max_steps", "accumulate", "early_size", "early", "eval_every", "patience", "compile", "drop_path"),
         *(entry.name for config in (Optim, Augment) for entry in fields(config)),
     ]
 )

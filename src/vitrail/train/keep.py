@@ -85,6 +85,8 @@ class Keeper:
         self.optimizers, self.average = optimizers, average
         self.best: float | None = None
         """the best score so far"""
+        self.waited = 0
+        """evaluations since a score that was better than all before"""
         self.step = 0
         """steps of the last state"""
         self.pending: dict[str, Any] | None = None
@@ -111,7 +113,8 @@ class Keeper:
             self.optimizers.load_state_dict(values["optimizers"])
             if self.average is not None:
                 self.average.values = values["average"]
-            self.best, self.pending, self.sums = values["best"], values["pending"], values["sums"]
+            self.best, self.waited = values["best"], values["waited"]
+            self.pending, self.sums = values["pending"], values["sums"]
         except Exception as error:  # of another version of vitrail
             raise unreadable(folder.states.path, error) from None
         self.step, self._best = state.step, state.best
@@ -159,6 +162,8 @@ class Keeper:
         if score is None:
             warn_once(f"the validation split has no {rule.name}: the newest checkpoint counts as the best")
         is_best = score is None or rule.better(score, self.best)
+        # A score that is only as good is kept, but it is no reason to train on.
+        self.waited = 0 if is_best and score != self.best else self.waited + 1
         if is_best:
             self.best = self.best if score is None else score
             self._best = self.folder.states.best(step)
@@ -185,7 +190,7 @@ class Keeper:
                 "optimizers": self.optimizers.state_dict(),
                 "average": self.average.values if self.average else None,
             }
-            values |= {"best": self.best, "pending": pending, "sums": dict(sums)}
+            values |= {"best": self.best, "waited": self.waited, "pending": pending, "sums": dict(sums)}
         if self.world.leads:
             values, weights = self._snapshot.take([values, weights])
             self._writer.start(partial(self._write, step, values, weights, is_best, self._best))

@@ -79,13 +79,14 @@ def fit(run: Run, components: Components, folder: RunFolder, steps: int, resume:
     Raises `Stopped` after Ctrl-C, `Preempted` after SIGTERM or SIGUSR1, with the state saved, and `RunError` for losses
     that are not finite and for what ends the run from outside, such as workers that the system kills.
     """
+    training = Training(run, components, folder, steps)
     try:
-        seconds = Training(run, components, folder, steps).run_to_end(resume)
+        seconds = training.run_to_end(resume)
     except Halt as halt:
         raise _ended(halt, folder, steps) from None
     except RunError as error:
         raise RunError(f"{error}; {saved_in(folder)}") from None
-    return finish(run, components, folder, steps, seconds)
+    return finish(run, components, folder, training.done, seconds, early=training.done < steps)
 
 
 class Training:
@@ -142,6 +143,8 @@ class Training:
                 if self.keeper.pending is not None:
                     self.evaluate(self.keeper.pending)
                 for batch in self._until_stopped(batches):
+                    if self.enough:
+                        break
                     self.step(batch)
                     self.log_and_save(batch)
             except Halt as halt:
@@ -153,7 +156,22 @@ class Training:
                 raise
         if self.world.on_any(self.stop.requested):  # in the last steps, or while the last state was written
             raise self._halt()
+        if self.enough and self.world.leads:
+            self._say_early()
         return self.seconds
+
+    @property
+    def enough(self) -> bool:
+        """Whether the run ends early: `patience` evaluations in a row had no better score."""
+        return self.run.patience is not None and self.keeper.waited >= self.run.patience and self.done < self.steps
+
+    def _say_early(self) -> None:
+        rate = factor(self.run.optim, self.done - 1, self.steps, self.loader.steps_per_epoch)
+        log.warning(
+            f"stopped early after step {self.done} of {self.steps}: no better {self.rule.name} than "
+            f"{self.rule.text(self.keeper.best) or 'none'} in {self.keeper.waited} evaluations; the learning rate was "
+            f"still {rate:.0%} of its peak, so fewer --epochs, over which it falls to its end, may score higher"
+        )
 
     def _halt(self) -> Halt:
         return Halt(Preempted if self.world.on_any(self.stop.preempted) else Stopped)
@@ -294,8 +312,13 @@ def evaluate(
             task.load_state_dict(current)
 
 
-def finish(run: Run, components: Components, folder: RunFolder, steps: int, seconds: float) -> dict[str, Any]:
-    """Read the test split once, with the checkpoint that was best on the validation split."""
+def finish(
+    run: Run, components: Components, folder: RunFolder, steps: int, seconds: float, early: bool = False
+) -> dict[str, Any]:
+    """Read the test split once, with the checkpoint that was best on the validation split.
+
+    `steps` are those that were trained; `early` tells that these are fewer than planned.
+    """
     task, world = components.task, components.world
     merge_lora(task)
     task.load_state_dict(world.weights_of_first(lambda: open_files(folder.best).weights))
@@ -314,6 +337,7 @@ def finish(run: Run, components: Components, folder: RunFolder, steps: int, seco
         "seconds": seconds,
         "parameters": parameters,
         "skipped": sum(row.get("skipped", 0) for row in folder.rows()),
+        **({"stopped_early": True} if early else {}),
     }
     folder.log(kind="done", step=steps, **ended)
     return {"split": split, **scores, **ended}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from vitrail.data.loader import Loader
-from vitrail.tasks.answers import one_frame_each
+from vitrail.errors import UserError
 from vitrail.tasks.encoder import one_vector
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Features
@@ -25,8 +25,10 @@ def features(task: Task, loader: Loader, precision: Precision = "auto", world: W
     task.eval()
     vectors, samples = [], []
     for batch in loader.evaluation():
+        if len(batch["image"]) != len(batch["sample"]):
+            raise UserError("features are those of one frame per image, and an option asks for several: leave it out")
         with autocast(batch["image"].device, precision):
-            vectors.append(one_vector(task.encoder.pool(task.features(one_frame_each(batch))).float()))
+            vectors.append(one_vector(task.encoder.pool(task.features(batch["image"])).float()))
         samples.append(batch["sample"])
     own = {"vectors": torch.cat(vectors), "samples": torch.cat(samples)} if vectors else {}
     every = world.joined_rows(own, loader.device)

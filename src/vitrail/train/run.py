@@ -24,7 +24,7 @@ from vitrail.vit import ViTConfig
 
 LENGTH = ("epochs", "max_steps")
 """fields that extend a run"""
-FREE = (*LENGTH, "save_every", "keep", "workers", "max_bad")
+FREE = (*LENGTH, "patience", "save_every", "keep", "workers", "max_bad", "tensorboard")
 """fields of a run that may change when it is resumed: no step before its old end depends on them"""
 FAST_STEPS, FAST_IMAGES = 3, 8
 """steps of a fast dev run, and the images that it reads of each split"""
@@ -98,6 +98,8 @@ class Run:
     for small networks and batches of one size"""
     eval_every: float = 1.0
     """epochs between evaluations on the validation split"""
+    patience: int | None = None
+    """early stopping: end after so many evaluations without a better score; None: train all steps"""
     save_every: int | None = None
     """steps between saved states, which are also saved at evaluations and every five minutes; None: only then"""
     keep: int = 2
@@ -108,6 +110,8 @@ class Run:
     """keep decoded images in memory; None: decide by their size when the run starts"""
     max_bad: float = 0.01
     """largest fraction of unreadable images to tolerate"""
+    tensorboard: bool = False
+    """also write the log of the run for TensorBoard, to `tensorboard/` in its folder"""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate", "keep"):
@@ -123,7 +127,7 @@ class Run:
             raise UserError("weights_init deit sets attention as well: add --attention-init xavier")
         if self.cuda_graphs and self.accumulate > 1:
             raise UserError("cuda_graphs records one batch per step: remove --accumulate, or add --no-cuda-graphs")
-        for name in ("max_steps", "save_every"):
+        for name in ("max_steps", "patience", "save_every"):
             if (number := getattr(self, name)) is not None and number < 1:
                 raise UserError(f"{name} must be at least 1, got {number}")
         if self.workers < 0:

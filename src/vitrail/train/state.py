@@ -30,6 +30,7 @@ from vitrail.files import append_whole, retrying, sync, write_whole
 from vitrail.tasks.values import Score
 from vitrail.train.run import Run
 from vitrail.train.states import States
+from vitrail.train.tensorboard import Events
 
 log = logging.getLogger("vitrail")
 
@@ -48,6 +49,8 @@ class RunFolder:
         self.path = path
         self.best, self.last = path / "best", path / "last"
         self.metrics, self.report = path / "metrics.jsonl", path / "report.html"
+        self.events: Events | None = None
+        """writes the log for TensorBoard too"""
         self.states = States(path / "state")
         self._recipe = path / "recipe.json"
         self._data = path / "data.json"
@@ -203,6 +206,8 @@ class RunFolder:
     def log(self, **row: Any) -> None:
         """Add a line to metrics.jsonl."""
         retrying(partial(append_whole, self.metrics, json.dumps(row) + "\n"))
+        if self.events is not None:
+            self.events.add(row, self.rows)
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows so far, without a last line that is incomplete because the process was killed."""

@@ -15,6 +15,7 @@ from vitrail.errors import UserError
 from vitrail.sizes import SIZES
 from vitrail.tasks.classify import Classes, Classification, Classify
 from vitrail.train.loaders import evaluation_loader
+from vitrail.train.probe import features
 from vitrail.vit import ViT
 
 NANO = SIZES["nano/2"]
@@ -128,3 +129,5 @@ def test_flip_averages_the_outputs_with_those_of_the_mirror_image() -> None:
     assert scores["cross_entropy"] == pytest.approx(F.cross_entropy(mean, data.labels).item(), abs=1e-5)
     assert scores["count"] == 4
     assert task.preparation(train=True) is None  # training sees each image once
+    with pytest.raises(UserError, match="features are those of one frame per image"):
+        features(task, evaluation_loader(task, data, torch.device("cpu")))
