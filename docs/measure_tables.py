@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from table_data import Rows, command_of, read, seeds
+from table_data import Rows, command_of, read, rows_of, seeds
 
 MEASURES: dict[str, tuple[str, str, Callable[[Rows], str]]] = {
     "digits": (
@@ -245,4 +245,15 @@ def folder() -> list[list[str]]:
         rows.append(
             [title, f"{done[0]['parameters']:,}", *scores, f"{found['rows'][f'{kind} mean top-1']:.1%}", slowest]
         )
+    return rows
+
+
+def first_hour() -> list[list[str]]:
+    """What is typed, printed and made in the first hour with each tool."""
+    rows = [["tool", "step", "typed", "lines printed", "files", "CPU seconds"]]
+    for tool, steps in (rows_of("first-hour") or {}).items():
+        program = "vitrail" if tool == "vitrail" else "yolo"
+        for step, row in steps.items():
+            numbers = f"{row['lines']:,}", f"{row['files']:,}", f"{row['CPU seconds']:.1f}"
+            rows.append([tool, step, f"<code>{program} {row['typed']}</code>", *numbers])
     return rows

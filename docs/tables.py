@@ -63,6 +63,7 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "ladder-commands": caption_tables.ladder_commands,
     "load": model_tables.load,
     "transfer": measure_tables.transfer,
+    "first-hour": measure_tables.first_hour,
     "folder": measure_tables.folder,
     "segment": model_tables.segment,
     "scale-tokens": lambda: scale_tables.tokens(rows_of("scale")),
