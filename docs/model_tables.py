@@ -7,12 +7,13 @@ import inspect
 from table_data import Rows, plain, read, seeds
 
 SEGMENTERS: dict[str, str] = {
-    "ours": "`vitrail train segment`",
+    "crops": "`vitrail train segment`",
+    "ours": "the same, then `vitrail train segment-whole`",
     "lraspp": "torchvision's `lraspp_mobilenet_v3_large`, for as long",
     "captioner": "fine-tuned from the captioner's encoder (`--init caption`)",
     "random": "that architecture from random weights, for as many steps",
 }
-"""kinds of results/camvid.json"""
+"""kinds of results/camvid.json; crops: the first of the two commands of `ours`"""
 
 
 def segment() -> list[list[str]]:
@@ -20,11 +21,13 @@ def segment() -> list[list[str]]:
     rows = [["network", "seeds", "mIoU, whole images", "mIoU, windows", "pixels right", "steps", "minutes", "cores"]]
     found = read("camvid")
     for kind, title in SEGMENTERS.items():
-        own = found["rows"].get(kind) if found is not None else None
+        own = found["rows"].get("ours" if kind == "crops" else kind) if found is not None else None
         if own is None:
             rows.append([title, "", "not measured", "", "", "", "", ""])
             continue
         runs = own.get("runs", [own])
+        if kind == "crops":
+            runs = [run["crops"] | {"cores": run["cores"]} for run in runs]
 
         def cell(name: str, runs: list[Rows] = runs) -> str:
             values = [run[name] for run in runs]
