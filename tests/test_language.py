@@ -25,6 +25,11 @@ PLACES = (
         "deploy/*",
         ".github/**/*.md",
         ".github/**/*.yml",
+        "web/src/**/*.ts",
+        "web/src/**/*.tsx",
+        "web/src/**/*.css",
+        "web/index.html",
+        "web/*.py",
     ),
 )
 TEXTS = sorted(path for place in PLACES for path in ROOT.glob(place) if path != Path(__file__))

@@ -86,9 +86,7 @@ class Visit:
         return found.first
 
     def model(self, name: str) -> None:
-        self.page.get_by_role("radiogroup", name="Model").filter(visible=True).get_by_role("radio", name=name).check(
-            force=True
-        )
+        self.page.get_by_role("radiogroup", name="Model").get_by_role("radio", name=name).check(force=True)
 
     def violations(self) -> list[str]:
         """What axe-core finds: its rule and the elements."""
@@ -119,7 +117,7 @@ class Visit:
 
     def saved(self, name: str) -> Download:
         with self.page.expect_download(timeout=PATIENCE) as found:
-            self.page.get_by_role("button", name=name).filter(visible=True).click()
+            self.page.get_by_role("button", name=name).click()
         return found.value
 
 

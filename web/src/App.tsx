@@ -5,7 +5,7 @@ import { Icon } from "./components/icons";
 import { Sign } from "./components/Rose";
 import type { Found } from "./lib/photo";
 import { type Route, useRoute } from "./lib/route";
-import { useAsked } from "./lib/useAnswer";
+import { useRequest } from "./lib/useAnswer";
 import { useDrop } from "./lib/useDrop";
 import { usePhoto } from "./lib/usePhoto";
 import { type Theme, useTheme } from "./lib/useTheme";
@@ -23,7 +23,7 @@ const VIEWS = [
 
 export function App() {
   const client = useMemo(() => new Client(address()), []);
-  const models = useAsked("models", (signal) => client.models(signal));
+  const models = useRequest("models", (signal) => client.models(signal));
   const [route, change] = useRoute();
   return (
     <>

@@ -1,4 +1,5 @@
 import type { ExplanationData, More } from "../explain";
+import { Kept } from "../lib/storage";
 import type { Answer } from "./answers";
 import type { components, paths } from "./schema";
 
@@ -26,19 +27,20 @@ export class ApiError extends Error {
   }
 }
 
-const KEY = "vitrail-key ";
-
 /** The server at an address; a key is kept for it until this tab is closed. */
 export class Client {
-  constructor(readonly base: string) {}
+  private readonly kept: Kept;
+
+  constructor(readonly base: string) {
+    this.kept = new Kept("session", `vitrail-key ${base}`);
+  }
 
   get key(): string {
-    return sessionStorage.getItem(KEY + this.base) ?? "";
+    return this.kept.get() ?? "";
   }
 
   set key(key: string) {
-    if (key) sessionStorage.setItem(KEY + this.base, key);
-    else sessionStorage.removeItem(KEY + this.base);
+    this.kept.set(key || null);
   }
 
   url(path: Path | "/docs"): string {

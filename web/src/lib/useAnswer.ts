@@ -13,7 +13,7 @@ interface State<T> {
   left: number | null;
 }
 
-export interface Asked<T> extends State<T> {
+export interface Requested<T> extends State<T> {
   busy: boolean;
   retry: () => void;
 }
@@ -26,7 +26,7 @@ export const asApiError = (error: unknown): ApiError =>
   error instanceof ApiError ? error : new ApiError(0, "page", "The page failed to show this answer", String(error));
 
 /** Ask the server, again after a while where it is busy. `key` names the question; null: there is none. */
-export function useAsked<T>(key: string | null, work: Work<T>): Asked<T> {
+export function useRequest<T>(key: string | null, work: Work<T>): Requested<T> {
   const [state, setState] = useState<{ key: string | null; of: State<T> }>({ key, of: EMPTY });
   const [attempt, setAttempt] = useState(0);
 
@@ -90,8 +90,8 @@ async function kept<T>(
   return value;
 }
 
-export function useAnswer(client: Client, card: ModelCard, photo: Photo): Asked<Answer> {
-  return useAsked(`${client.base} ${card.name} ${photo.id}`, (signal, onText) =>
+export function useAnswer(client: Client, card: ModelCard, photo: Photo): Requested<Answer> {
+  return useRequest(`${client.base} ${card.name} ${photo.id}`, (signal, onText) =>
     kept(answers, photo, card.name, async () => {
       if (card.streams) return client.stream(photo.blob, card.name, onText, signal);
       return (await client.predict([photo.blob], card.name, signal))[0] as Answer;
@@ -99,8 +99,8 @@ export function useAnswer(client: Client, card: ModelCard, photo: Photo): Asked<
   );
 }
 
-export function useExplanation(client: Client, model: string, photo: Photo): Asked<ExplanationData> {
-  return useAsked(`${client.base} ${model} ${photo.id}`, (signal) =>
+export function useExplanation(client: Client, model: string, photo: Photo): Requested<ExplanationData> {
+  return useRequest(`${client.base} ${model} ${photo.id}`, (signal) =>
     kept(explanations, photo, model, () => client.explain(photo.blob, model, {}, signal)),
   );
 }

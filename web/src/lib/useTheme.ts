@@ -1,11 +1,12 @@
 import { useEffect, useState } from "react";
+import { Kept } from "./storage";
 
 export type Theme = "system" | "light" | "dark";
-const KEY = "vitrail-theme";
+const KEPT = new Kept("local", "vitrail-theme");
 const NEXT: Record<Theme, Theme> = { system: "light", light: "dark", dark: "system" };
 
 function stored(): Theme {
-  const found = localStorage.getItem(KEY);
+  const found = KEPT.get();
   return found === "light" || found === "dark" ? found : "system";
 }
 
@@ -15,10 +16,10 @@ export function useTheme(): [Theme, () => void] {
   useEffect(() => {
     if (theme === "system") {
       delete document.documentElement.dataset.theme;
-      localStorage.removeItem(KEY);
+      KEPT.set(null);
     } else {
       document.documentElement.dataset.theme = theme;
-      localStorage.setItem(KEY, theme);
+      KEPT.set(theme);
     }
   }, [theme]);
   return [theme, () => setTheme((before) => NEXT[before])];
