@@ -104,6 +104,27 @@ MEASURES: dict[str, tuple[str, str, Callable[[Rows], str]]] = {
             ]
         ),
     ),
+    "serving": (
+        "`vitrail serve` under load: images per second divided by the engine's own, and by LitServe's; with more "
+        "clients than the queue takes, divided by before",
+        "0.9; 1; 0.9, with no answer but 200 and 503",
+        lambda rows: "; ".join(
+            [
+                f"{rows['model']}, {rows['settings']['clients']} clients: {rows['of_own_rate']:.2f}",
+                f"{rows['of_litserve']:.2f}" if "of_litserve" in rows else "LitServe not installed",
+                f"{rows['kept_with_more_clients']:.2f}" if "kept_with_more_clients" in rows else "not measured",
+            ]
+        ),
+    ),
+    "hostile": (
+        "hostile requests to `vitrail serve`: mutated image files, bombs, heads, paths, and requests made up by "
+        "schemathesis",
+        "no status of 500 or above but 503, no crash, bounded memory",
+        lambda rows: (
+            f"{rows['mutated']['files']:,} files; "
+            f"{sum(len(row.get('wrong', ())) for row in rows.values() if isinstance(row, dict))} wrong answers"
+        ),
+    ),
     "deploy": (
         "the Dockerfile's steps in a clean virtual environment: `vitrail serve` answers after",
         "60 s, after installation",
