@@ -623,7 +623,7 @@ def test_help_is_quick_to_reach_and_the_package_imports_without_torch() -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_has_help_that_names_its_fields(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", name, "--help"]) == 0
+    assert main(["train", name, "--help-all"]) == 0
     said = capsys.readouterr().out
     assert f"vitrail train {name}" in said and "--muon-lr" in said
 

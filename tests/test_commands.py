@@ -343,7 +343,7 @@ def ours(command: Command, words: list[str], capsys: pytest.CaptureFixture[str])
         return
     if {"--help", "--help-all"} & {*words}:
         said = run(words, capsys)
-        assert f"vitrail {words[0]}".removesuffix(" --help") in said.out and ("--muon-lr" in said.out) == (
+        assert f"vitrail {words[0]}".removesuffix(" --help") in said.out and ("--weight-decay" in said.out) == (
             words[0] == "train"
         )
         return

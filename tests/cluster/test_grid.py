@@ -184,7 +184,7 @@ def test_one_run_of_a_grid() -> None:
 
 
 def test_help_lists_the_options(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "digits", "--grid", "seed=0", "--help"]) == 0
+    assert main(["train", "digits", "--grid", "seed=0", "--help-all"]) == 0
     assert "--grid FIELD=VALUE,VALUE" in capsys.readouterr().out
 
 
