@@ -150,7 +150,7 @@ def check_train(said: Said) -> None:
         [row] = said.rows
         assert row["split"] in ("test", "val") and row["fast_dev_run"]
     else:
-        score = r"\d+\.\d\d %|\d+\.\d{3}|none"
+        score = r"\d+\.\d\d %|-?\d+\.\d{3}|none"  # R² may be negative
         first, last = said.out.splitlines()
         assert re.fullmatch(rf"(test|val) \w+ ({score}) in \d+ s \(fast dev run\)", first), said.out
         assert f"best weights: {said.made[0]}/best, report: {said.made[0]}/report.html" == last
@@ -160,7 +160,11 @@ def check_train(said: Said) -> None:
     assert rows[-1]["kind"] == "done" and (folder / "report.html").stat().st_size > 1000
     for place in ("best", "last"):
         vitrail.load(folder / place)
-    name = "finetune" if said.words[1] == "folder" and "--init" in said.words else said.words[1]
+    name = said.words[1]
+    if name.endswith(".json"):
+        name = json.loads(Path(name).read_text())["recipe"]
+    elif "--init" in said.words:
+        name = {"folder": "finetune", "tag": "finetune-tag", "regress": "finetune-regress"}.get(name, name)
     assert recipe["recipe"] == name and recipe["fast_dev_run"]
     place = re.escape(said.option("--out")) or rf"runs/{name}-{recipe['seed']}(-\d)?"  # numbered, the second time
     assert re.fullmatch(place, str(folder))

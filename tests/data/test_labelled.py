@@ -182,7 +182,10 @@ def test_a_table_beside_class_folders_is_not_guessed(tmp_path: Path) -> None:
     assert open_data(tmp_path / "labels.csv").train.classes == ["siamese", "tabby"]
     (tmp_path / "labels.csv").write_text("name,size\ncat/0.png,12\n")  # of something else
     assert open_data(tmp_path).train.classes == ["cat", "dog"]
-    (tmp_path / "labels.csv").rename(tmp_path / "train.csv")
+    (tmp_path / "labels.csv").write_bytes(b"\0\1")  # nor is this one read
+    (tmp_path / "train.csv").write_text("")
+    assert open_data(tmp_path).train.classes == ["cat", "dog"]
+    (tmp_path / "train.csv").write_text("image,label\n")
     (tmp_path / "labels.tsv").write_text("image\tlabel\n")
     with pytest.raises(UserError, match="labels.tsv and train.csv: keep one"):
         open_data(tmp_path)

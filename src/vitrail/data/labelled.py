@@ -70,14 +70,17 @@ def is_table(path: Path) -> bool:
     return path.suffix.lower() in ENDINGS
 
 
-def tables_in(path: Path) -> dict[str, Path]:
+def tables_in(path: Path, column: str | None = None) -> dict[str, Path]:
     """The tables at a path by split, "" if the name has none: a file, or those of a folder; {} if there is none.
 
+    With `column`, tables of a folder without a column of this name, and files that are no tables, are something else.
     Raises UserError for a folder with two tables for the same images.
     """
     if not path.is_dir():
         return {split_of(path.stem, strict=True) or "": path} if is_table(path) else {}
     files = [file for file in listing(path)[1] if is_table(file)]
+    files = [file for file in files if file.stem.lower() == NAMED or split_of(file.stem, strict=True)]
+    files = [file for file in files if column is None or has_column(file, column)]
     whole = [file for file in files if file.stem.lower() == NAMED]
     named = one_per_split((split, file) for file in files if (split := split_of(file.stem, strict=True)))
     both = [*whole, *named.values()]
@@ -87,8 +90,11 @@ def tables_in(path: Path) -> dict[str, Path]:
 
 
 def has_column(file: Path, name: str) -> bool:
-    """Whether a table has a column of images and one of this name."""
-    table = read_table(file)
+    """Whether a file is a table with a column of images and one of this name."""
+    try:
+        table = read_table(file)
+    except UserError:
+        return False
     return None not in (table.find(IMAGE_COLUMNS), table.find([name]))
 
 

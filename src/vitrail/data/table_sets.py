@@ -15,7 +15,7 @@ from torch import Tensor
 from vitrail.data import sources
 from vitrail.data.folders import find_splits
 from vitrail.data.kinds import role_of
-from vitrail.data.labelled import EMPTY, Entry, Labelled, has_column, read_labelled, tables_in
+from vitrail.data.labelled import EMPTY, Entry, Labelled, read_labelled, tables_in
 from vitrail.data.named_splits import as_splits, unnamed_for_training
 from vitrail.data.sets import ImageSet, Splits, finish, natural
 from vitrail.data.sources import find_data, split_of
@@ -45,13 +45,11 @@ def open_class_table(path: Path) -> Splits | None:
 
     Raises UserError for a folder that has such a table and class folders as well.
     """
-    tables = tables_in(path)
-    if path.is_dir():
-        tables = {split: file for split, file in tables.items() if has_column(file, LABEL)}
-        if tables:
-            _refuse_class_folders(path, next(iter(tables.values())))
+    tables = tables_in(path, LABEL)
     if not tables:
         return None
+    if path.is_dir():
+        _refuse_class_folders(path, _name(tables))
     found = read_labelled(path, tables)
     column = found.where_is(LABEL)
     if column is None:
