@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from harness import ROOT, Parser, record
 from PIL import Image
@@ -98,7 +98,11 @@ def visit(browser: Browser, url: str, model: str) -> dict[str, float]:
 
 def shoot(browser: Browser, url: str, street: Path | None) -> None:
     """The screenshots of docs/page.md."""
-    for name, scheme, fragment in (("welcome", "light", ""), ("street", "dark", "#model=segment")):
+    looks: tuple[tuple[str, Literal["light", "dark"], str], ...] = (
+        ("welcome", "light", ""),
+        ("street", "dark", "#model=segment"),
+    )
+    for name, scheme, fragment in looks:
         context = browser.new_context(
             viewport={"width": 1280, "height": 800}, color_scheme=scheme, reduced_motion="reduce"
         )
