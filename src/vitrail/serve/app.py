@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, RedirectResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -42,7 +42,7 @@ Stream = Annotated[bool, Query(description="send the answer word by word, as ser
 
 HERE = Path(__file__).parent
 PAGE, DOCS = HERE / "page", HERE / "docs"
-"""static files: the page, which a wheel holds once it is built, and Swagger UI"""
+"""static files: the page, built from `web/`, and Swagger UI"""
 READ = ["GET", "HEAD"]
 DECODERS = 8
 """the most threads that decode: each holds an image"""
@@ -350,13 +350,7 @@ def _add_files(app: FastAPI) -> None:
         return FileResponse(DOCS / "index.html")
 
     app.mount("/docs", StaticFiles(directory=DOCS), "docs")
-    if (PAGE / "index.html").is_file():
-        app.mount("/", StaticFiles(directory=PAGE, html=True), "page")
-        return
-
-    @app.api_route("/", methods=READ, include_in_schema=False)
-    async def index() -> Response:
-        return RedirectResponse("docs")
+    app.mount("/", StaticFiles(directory=PAGE, html=True), "page")
 
 
 def _as_api(error: Exception) -> ApiError:
