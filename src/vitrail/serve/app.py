@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -350,7 +350,19 @@ def _add_files(app: FastAPI) -> None:
         return FileResponse(DOCS / "index.html")
 
     app.mount("/docs", StaticFiles(directory=DOCS), "docs")
-    app.mount("/", StaticFiles(directory=PAGE, html=True), "page")
+    # Not mounted at `/`: that would answer 404 where a path of the interface has another method.
+    app.mount("/assets", StaticFiles(directory=PAGE / "assets"), "assets")
+    for file in (PAGE, *sorted(PAGE.glob("*.*"))):
+        app.add_route("/" if file == PAGE else f"/{file.name}", _sender(file), READ, include_in_schema=False)
+
+
+def _sender(file: Path) -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint of a file of the page, or of its folder. Browsers ask whether it has changed: its name stays."""
+
+    async def send(request: Request) -> Response:
+        return FileResponse(file / "index.html" if file.is_dir() else file, headers={"Cache-Control": "no-cache"})
+
+    return send
 
 
 def _as_api(error: Exception) -> ApiError:
