@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -34,7 +34,7 @@ Stream = Annotated[bool, Query(description="send the answer word by word, as ser
 
 HERE = Path(__file__).parent
 PAGE, DOCS = HERE / "page", HERE / "docs"
-"""static files: the page, which a wheel holds once it is built, and Swagger UI"""
+"""static files: the page, built from `web/`, and Swagger UI"""
 READ = ["GET", "HEAD"]
 
 
@@ -143,17 +143,20 @@ def _add_files(app: FastAPI) -> None:
     async def docs() -> Response:
         return FileResponse(DOCS / "index.html")
 
-    @app.api_route("/", methods=READ, include_in_schema=False)
-    async def page() -> Response:
-        return FileResponse(PAGE / "index.html")
-
-    # Not all of "/": what is mounted there would answer 404 for a wrong method of an endpoint.
     app.mount("/docs", StaticFiles(directory=DOCS), "docs")
+    # Not mounted at `/`: that would answer 404 where a path of the interface has another method.
     app.mount("/assets", StaticFiles(directory=PAGE / "assets"), "assets")
+    for file in (PAGE, *sorted(PAGE.glob("*.*"))):
+        app.add_route("/" if file == PAGE else f"/{file.name}", _sender(file), READ, include_in_schema=False)
 
-    @app.api_route("/icon.svg", methods=READ, include_in_schema=False)
-    async def icon() -> Response:
-        return FileResponse(PAGE / "icon.svg")
+
+def _sender(file: Path) -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint of a file of the page, or of its folder. Browsers ask whether it has changed: its name stays."""
+
+    async def send(request: Request) -> Response:
+        return FileResponse(file / "index.html" if file.is_dir() else file, headers={"Cache-Control": "no-cache"})
+
+    return send
 
 
 def _add_errors(app: FastAPI) -> None:
