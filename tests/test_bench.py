@@ -30,7 +30,7 @@ MARKS = {
     **dict.fromkeys(
         ("damaged", "deploy", "dispatch", "doctor", "engines", "folder", "gpu", "hostile", "kills"), (SLOW,)
     ),
-    **dict.fromkeys(("ladder", "merging", "ranks", "segment", "serving", "shard_memory", "shards"), (SLOW,)),
+    **dict.fromkeys(("ladder", "match", "merging", "ranks", "segment", "serving", "shard_memory", "shards"), (SLOW,)),
     "transfer": (SLOW,),
     "hosts": (SLOW, pytest.mark.skipif(sys.platform != "linux", reason="ends its processes by their mark in /proc")),
     "ray_predict": (
