@@ -28,7 +28,7 @@ SLOW = pytest.mark.slow
 """on scripts that start or train so much that they take about ten seconds of one core, or more"""
 MARKS = {
     **dict.fromkeys(("damaged", "deploy", "dispatch", "doctor", "engines", "first_hour", "folder", "gpu"), (SLOW,)),
-    **dict.fromkeys(("hostile", "kills", "ladder", "merging", "ranks", "segment", "serving"), (SLOW,)),
+    **dict.fromkeys(("hostile", "kills", "ladder", "match", "merging", "ranks", "segment", "serving"), (SLOW,)),
     **dict.fromkeys(("shard_memory", "shards"), (SLOW,)),
     "transfer": (SLOW,),
     "hosts": (SLOW, pytest.mark.skipif(sys.platform != "linux", reason="ends its processes by their mark in /proc")),

@@ -62,6 +62,8 @@ def serve(
     # Ray has a handler of its own, so ours is set after it.
     with session(ray, os.environ.get("RAY_ADDRESS")), handled(lambda number: stopped.set(), *SIGNALS):
         count, needs = room(ray, replicas, device)
+        if (there := ray_serve.status()).proxies or there.applications:
+            raise UserError("Ray Serve runs on this cluster already: end it with `serve shutdown`, or use another one")
         try:
             _start(ray_serve, [anywhere(source) for source in sources], host, port, device, settings, count, needs)
             print(f"vitrail is ready at {url}", flush=True)
@@ -91,9 +93,15 @@ def room(ray: Any, replicas: int | None, device: str | None) -> tuple[int, dict[
     count = replicas or gpus or len(machines)
     if gpus and count > gpus:
         raise UserError(f"{count} replicas need a GPU each, and the cluster has {gpus}: lower --replicas")
-    smallest = min(machine.get("CPU", 0) for machine in machines)
-    share = there.get("CPU", 0) / count
-    return count, {"num_gpus": min(gpus, 1), "num_cpus": min(smallest, share if share < 1 else int(share))}
+    cores = int(there.get("CPU", 0))
+    # Of the shares of cores with which all find a machine, the largest: Ray waits for ever for a place that none has.
+    for share in (*range(cores // count, 0, -1), *(1 / several for several in range(2, count + 1))):
+        places = [int(machine.get("CPU", 0) / share) for machine in machines]
+        if gpus:
+            places = [min(each, int(machine.get("GPU", 0))) for each, machine in zip(places, machines, strict=True)]
+        if sum(places) >= count:
+            return count, {"num_gpus": min(gpus, 1), "num_cpus": share}
+    return count, {"num_gpus": min(gpus, 1), "num_cpus": 0}
 
 
 def _start(
