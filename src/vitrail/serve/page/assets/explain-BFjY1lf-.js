@@ -1,1 +1,0 @@
-import{t as e}from"./index-DnAbu2aC.js";var t=e();function n({data:e,name:n}){return(0,t.jsxs)(`p`,{children:[n,`: `,e.grid?.join(` × `),` patches`]})}export{n as Explanation};
