@@ -36,6 +36,7 @@ from vitrail.train.loaders import Loaders, evaluation_loader
 from vitrail.train.loop import Components, evaluate, fit
 from vitrail.train.parallel import ALONE, World
 from vitrail.train.probe import probe as probe_scores
+from vitrail.train.reliable import with_reliable_format
 from vitrail.train.run import Run, replaced, with_fields
 from vitrail.train.state import Follower, RunFolder, Taken
 from vitrail.train.stop import preemptible
@@ -90,6 +91,7 @@ def begin(
             log.warning(f"{default_folder(run)} holds another run, so this one is in {folder.path}")
         # Images in memory are rounded differently from streamed ones, so a resumed run must use the same mode.
         run = replace(run, memory=components.train.memory)
+        run = with_reliable_format(run, components.task, chosen)
         try:
             folder.begin(run, splits.train.classes, marks, job)
             return Trained(task_of(run.task), train_run(run, components, folder, steps, resume=False), folder)

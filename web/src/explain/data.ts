@@ -6,7 +6,7 @@ type Schemas = components["schemas"];
 export type ExplanationData = Schemas["Explanation"];
 export type PackedArray = Schemas["PackedArray"];
 
-/** What else an explanation is asked for, with the same photo. */
+/** What else an explanation shall hold, for the same photo. */
 export interface More {
   /** another image, whose patches are compared with those of the first */
   beside?: Blob;
