@@ -86,9 +86,20 @@ def joint(module: Any, x: Tensor) -> tuple[Tensor, Tensor, int]:
         qkv = qkv + torch.cat([module.q_bias, torch.zeros_like(module.q_bias), module.v_bias])
     q, k, _ = qkv.chunk(3, dim=-1)
     heads = getattr(module, "num_heads", None) or module.heads
-    for name in ("q_norm", "k_norm"):
-        assert isinstance(getattr(module, name, nn.Identity()), nn.Identity), "a norm is not computed by hand here"
+    q, k = (normed(module, name, rows, heads) for name, rows in (("q_norm", q), ("k_norm", k)))
     return q, k, heads
+
+
+def normed(module: Any, name: str, rows: Tensor, heads: int) -> Tensor:
+    """Queries or keys [B, T, D] after the module's layer norm of each head, if it has one."""
+    norm = getattr(module, name, None)
+    if norm is None or isinstance(norm, nn.Identity):
+        return rows
+    assert isinstance(norm, nn.LayerNorm), f"{type(norm).__name__} is not computed by hand here"
+    each = rows.unflatten(-1, (heads, -1))
+    centred = each - each.mean(dim=-1, keepdim=True)
+    scaled = centred / (centred.square().mean(dim=-1, keepdim=True) + norm.eps).sqrt()
+    return (scaled * norm.weight + (0 if norm.bias is None else norm.bias)).flatten(-2)
 
 
 def separate(module: Any, x: Tensor) -> tuple[Tensor, Tensor, int]:

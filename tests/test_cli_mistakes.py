@@ -52,7 +52,10 @@ OF_CAPTION = "is an option of `predict`, `eval` and recipes for the task caption
             "--vocabulary is an option of recipes for the task caption, and the recipe digits trains the task "
             "classify: leave it out",
         ),
-        ("train digits --top 3", "--top is an option of `predict` and `eval` for the task classify: leave it out"),
+        (
+            "train digits --top 3",
+            "--top is an option of `predict` and `eval` for the tasks classify and tag: leave it out",
+        ),
         ("train digits --widths 3", "--widths does not apply to the recipe's model (ViT): leave it out"),
         ("train cnn-cifar10 --qk-norm", "--qk-norm does not apply to the recipe's model (CNN): leave it out"),
         ("train digits --recipe mine", "--recipe is the first argument of `train`: leave it out"),
@@ -61,7 +64,7 @@ OF_CAPTION = "is an option of `predict`, `eval` and recipes for the task caption
         ("predict a.png --epochs 3", "--epochs is an option of `train`: leave it out"),
         (
             "explain a.png --out looks --top 3",
-            "--top is an option of `predict` and `eval` for the task classify: leave it out",
+            "--top is an option of `predict` and `eval` for the tasks classify and tag: leave it out",
         ),
     ],
 )

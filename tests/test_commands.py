@@ -44,7 +44,7 @@ for package in ("pycocoevalcap", "transformers", "timm", "fastapi"):
     pytest.importorskip(package, reason="needs pip install 'vitrail[all,dev]'")
 
 UNITS = units()
-FAST = {"quickstart", *(f"README: recipes, train {name}" for name in ("digits", "mlp-cifar10", "lstm-digits"))}
+FAST = {"quickstart", *(f"training: recipes, train {name}" for name in ("digits", "mlp-cifar10", "lstm-digits"))}
 """some of the units that take less than ten seconds"""
 
 MEANT = {
@@ -476,7 +476,10 @@ def test_what_is_left_out_is_shown_and_has_a_reason() -> None:
 def test_commands_are_found_wherever_they_are_shown() -> None:
     found = {name: [command.text for command in commands] for name, commands in UNITS.items()}
     assert found.keys() >= FAST
-    assert "vitrail train digits" in found["README"] and "vitrail train digits" in found["quickstart"]
+    assert (
+        "vitrail train folder --data pets --out runs/pets" in found["README"]
+        and "vitrail train digits" in found["quickstart"]
+    )
     assert "vitrail train caption-cnn-lstm --data flickr8k --init runs/resnet-cifar10-0" in found["captioning_hub"]
-    names = {f"README: recipes, train {name}" for name in RECIPES}
+    names = {f"training: recipes, train {name}" for name in RECIPES}
     assert all(any(unit.startswith(name) for unit in found) for name in names)

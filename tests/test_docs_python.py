@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import stand_ins
 import torch
@@ -15,6 +16,7 @@ from PIL import Image
 
 import vitrail
 from vitrail import zoo
+from vitrail.explain.packing import packed
 from vitrail.recommended import bundled
 
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -40,11 +42,12 @@ class Server:
     """In the place of a running server: the answers that the page reads."""
 
     def post(self, url: str, timeout: float, files: Any = None, json: Any = None, data: Any = None) -> Server:
-        assert url == "http://127.0.0.1:8000/v1/predict" and (files or json)
+        assert url in (f"http://127.0.0.1:8000/v1/{name}" for name in ("predict", "explain")) and (files or json)
         return self
 
     def json(self) -> dict[str, Any]:
-        return {"predictions": [{"labels": [{"label": "cat", "score": 0.9}], "caption": "a cat ."}]}
+        prediction = {"labels": [{"label": "cat", "score": 0.9}], "caption": "a cat ."}
+        return {"predictions": [prediction], "explanation": {"arrays": {"relevance": packed(np.eye(2))}}}
 
 
 @pytest.mark.parametrize("name", SHOWN)

@@ -135,7 +135,7 @@ def plan(
         log.warning("the images have %d channels, so the model gets as many", channels)
         run = replace(run, model=replace(run.model, channels=channels))
     if weights is not None:
-        if recipe in recipes.CONTINUED and not kind.continues(run.task, weights):
+        if recipe in recipes.CONTINUED and not isinstance(weights, kind):
             raise UserError(
                 f"{run.recipe} continues training the task {kind.name}, and {init} holds the task {weights.name}: name "
                 "another with --init"

@@ -89,7 +89,7 @@ def test_signals_in_steps_and_evaluations_leave_the_same_bits(
         if name == "evaluate":
             assert not [row for row in rows(path) if (row["kind"], row["step"]) == ("val", step)]
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "finish", lambda *args: 1 / 0)
+        patch.setattr(loop, "finish", lambda *args, **named: 1 / 0)
         with pytest.raises(ZeroDivisionError):  # the last evaluation is made again, and its state was there
             train(RUN, path, resume=True)
     assert_same(train(RUN, path, resume=True), whole[0])

@@ -122,6 +122,10 @@ class Caption(Task):
         return task
 
     @classmethod
+    def continues(cls, settings: Any, loaded: Task) -> bool:
+        return isinstance(loaded, cls)
+
+    @classmethod
     def merged(cls, settings: Any, loaded: Task) -> Any:
         """The settings with the decoder and the vocabulary of `loaded`, if that is a captioner."""
         if not isinstance(loaded, cls):
