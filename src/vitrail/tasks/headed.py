@@ -60,7 +60,7 @@ class Headed(Task):
 
     @property
     def framed(self) -> bool:
-        return self.flips
+        return self.flips or type(self).frames is not Headed.frames
 
     def frames(self, image: AnyImage) -> Sample:
         found = super().frames(image)
