@@ -7,7 +7,7 @@ from typing import Any
 
 from table_data import Rows, rows_of
 
-PHOTOS = "244 photos of ants and bees"
+PHOTOS = "243 photos of ants and bees"
 TASKS: tuple[tuple[str, str, str, str, Callable[[Rows], tuple[str, str]]], ...] = (
     ("handwritten digits", "1,797 in the package", "vitrail train digits", "digits", lambda rows: _series(rows)),
     (
