@@ -8,7 +8,7 @@ from table_data import Rows, plain, read, seeds
 
 SEGMENTERS: dict[str, str] = {
     "crops": "`vitrail train segment`",
-    "ours": "the same, then `vitrail train segment-whole`",
+    "ours": "the same, then the recipe `segment-whole`",
     "lraspp": "torchvision's `lraspp_mobilenet_v3_large`, for as long",
     "captioner": "fine-tuned from the captioner's encoder (`--init caption`)",
     "random": "that architecture from random weights, for as many steps",

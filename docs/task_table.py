@@ -29,7 +29,7 @@ TASKS: tuple[tuple[str, str, str, str, Callable[[Rows], tuple[str, str]]], ...] 
     (
         "the class of every pixel",
         "367 of CamVid",
-        "vitrail train segment --data FOLDER",
+        "vitrail train segment --data camvid",
         "camvid",
         lambda rows: (
             f"mIoU {rows['ours']['mean miou']:.1%}",

@@ -65,6 +65,7 @@ LEFT_OUT: dict[str, str] = {
     "vitrail cluster ray predict classify --data s3://bucket/photos --out rows --workers 16": "needs a bucket and Ray",
     "vitrail cluster ray train --workers 8 -- cifar10 --out /shared/runs/big": "needs a Ray cluster with GPUs",
     "RAY_ADDRESS=auto vitrail serve classify caption --ray --host 0.0.0.0 --api-keys keys.txt": "needs a Ray cluster",
+    "vitrail serve --ray": "starts Ray: see cluster/test_ray_serve.py",
     "vitrail train --resume RUN": "the form of a command",
     "vitrail train folder --data pets --nproc 8": "starts eight processes: see train/test_parallel.py",
     "vitrail train --resume runs/pets --nproc 4": "the same",

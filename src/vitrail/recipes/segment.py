@@ -55,9 +55,9 @@ def segment(images: int) -> Run:
 def segment_whole(images: int) -> Run:
     """Continues from `segment`: one pass over whole images in place of crops, with a fifth of the learning rate.
 
-    Command: vitrail train segment-whole --data camvid --init RUN
-    Crops never show the network as many patches as a whole image has. `--image-size` is the size of a whole image at
-    the scale of the crops: for CamVid 360x480.
+    Command: vitrail train segment-whole --data camvid --init segment
+    `--init` is the run to continue, or as here the bundled weights. Crops never show the network as many patches as a
+    whole image has. `--image-size` is the size of a whole image at the scale of the crops: for CamVid 360x480.
     Cost and score on street scenes: results/camvid.json
     """
     run = segment(images)
