@@ -59,7 +59,7 @@ export function summary(answer: Answer): string {
       .slice(0, 3)
       .map(({ label, score }) => `${label} ${percent(score)}`)
       .join(", ");
-  if (answer.caption !== undefined) return answer.caption;
+  if (answer.caption !== undefined) return `${answer.sure === false ? "not sure: " : ""}${answer.caption}`;
   if (answer.segments)
     return (
       answer.segments

@@ -93,7 +93,7 @@ function Match({ match, sure }: { match: number; sure: boolean | undefined }) {
   return (
     <div className="stack">
       <p className="row small">
-        <span>How well the caption matches the image</span>
+        <span>How well the caption matches the image (higher is better)</span>
         <strong className="numbers">{match.toFixed(2)}</strong>
       </p>
       {sure === false && <NotSure />}
