@@ -28,7 +28,7 @@ author = "vitrail contributors"
 project_copyright = author
 version = release = vitrail.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 source_suffix = {".md": "markdown", ".ipynb": "notebook"}
 exclude_patterns = ["_build"]
 suppress_warnings = ["misc.highlighting_failure"]  # examples of JSON with "..." in it
