@@ -231,10 +231,7 @@ def test_a_second_photo_is_compared(browser: Browser, served: Site) -> None:
         drawn(glass(page, 1))
         expect(page.locator(".beside .told")).to_contain_text(re.compile(r"row \d, column \d"))
         shown = pixels(glass(page, 1))
-        for x, y in ((0.4, 0.4), (0.8, 0.7)):  # two patches that mean nearly the same give nearly the same map
-            marked = pixels(glass(page))
-            point(glass(page), x, y)
-            changes(glass(page), marked)
+        point(glass(page), 0.8, 0.7)  # the patch that is chosen at first is near the middle
         changes(glass(page, 1), shown)
         assert not seen.violations()
         source = base64.b64encode(encoded(smooth(40, 60), "PNG")).decode()
