@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,10 @@ from vitrail.vit import Head, Tokens, ViTConfig
 
 if TYPE_CHECKING:
     from vitrail.data.prepare import Sample
+
+
+EXPLAINED = 5
+"""classes whose relevance is shown"""
 
 
 class Headed(Task):
@@ -77,6 +82,16 @@ class Headed(Task):
         sums = outputs.new_zeros(affine.images, outputs.shape[1])
         counts = affine.image_of.bincount(minlength=affine.images).to(outputs)
         return sums.index_add_(0, affine.image_of.to(outputs.device), outputs) / counts[:, None]
+
+    def explained(self, batch: Batch, outputs: Sequence[int] | None = None) -> Tensor:
+        """The largest logit of each image, [B]; or the logits of some classes."""
+        logits = self(batch["image"])
+        return logits.amax(dim=1) if outputs is None else logits[:, list(outputs)]
+
+    def explainable(self, batch: Batch) -> list[tuple[int, str]]:
+        """The classes with the largest logits, largest first."""
+        best = self(batch["image"][:1])[0].topk(min(EXPLAINED, len(self.classes))).indices.tolist()
+        return [(k, self.classes[k]) for k in best]
 
     def features(self, images: Tensor) -> Tokens:
         return self.encoder(images)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -207,16 +207,6 @@ class Classify(Headed):
             Classes([{"label": self.classes[k], "score": p} for p, k in zip(ps, ks, strict=True)], shown)
             for ps, ks in zip(scores.tolist(), numbers.tolist(), strict=True)
         ]
-
-    def explained(self, batch: Batch, outputs: Sequence[int] | None = None) -> Tensor:
-        """The largest logit of each image, [B]; or the logits of some classes."""
-        logits = self(batch["image"])
-        return logits.amax(dim=1) if outputs is None else logits[:, list(outputs)]
-
-    def explainable(self, batch: Batch) -> list[tuple[int, str]]:
-        """The best classes, best first."""
-        best = self(batch["image"][:1])[0].topk(min(TOP, len(self.classes))).indices.tolist()
-        return [(k, self.classes[k]) for k in best]
 
     def prepare_to_solve(self, method: str, images: int) -> None:
         if method == "knn":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 RAREST = 1e-3
 """the least and, from 1, the largest probability that a head starts with"""
 BEST = 5
-"""labels that are drawn and explained, whatever their probability"""
+"""labels that are drawn, whatever their probability"""
 
 
 @dataclass(frozen=True)
@@ -138,16 +138,6 @@ class Tag(Headed):
             listed = [{"label": name, "score": p} for name, p in ranked if p >= option.threshold][: option.top]
             found.append(Found(listed, ranked[:BEST]))
         return found
-
-    def explained(self, batch: Batch, outputs: Sequence[int] | None = None) -> Tensor:
-        """The largest logit of each image, [B]; or the logits of some labels."""
-        logits = self(batch["image"])
-        return logits.amax(dim=1) if outputs is None else logits[:, list(outputs)]
-
-    def explainable(self, batch: Batch) -> list[tuple[int, str]]:
-        """The most probable labels, best first."""
-        best = self(batch["image"][:1])[0].topk(min(BEST, len(self.classes))).indices.tolist()
-        return [(k, self.classes[k]) for k in best]
 
     def metric(self, data: ImageSet | None = None, train: ImageSet | None = None) -> TagMetric:
         """For data whose labels are the model's or some of them, also under other spellings."""
