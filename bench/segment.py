@@ -8,13 +8,15 @@ ours: both commands of each seed, `vitrail train segment` and `vitrail train seg
 resumed. `crops` has the scores after the first command.
 
 lraspp: torchvision's `lraspp_mobilenet_v3_large` from random weights, on the same crops with the same loss and AdamW,
-for as many seconds as the mean of `ours`. Its number format is the one in which its step is faster, its learning rate
-the best of three after a tenth of the time, on training images that were held back for that.
+for as long as `ours`: for as many steps as fit into the time of all its steps, by the medians of steps that alternate.
+Its number format is the one in which its step is faster, its learning rate the best of three after a tenth of the time,
+on training images that were held back for that.
 
 captioner: the encoder of the bundled captioner, and the same architecture from random weights, fine-tuned for the same
 number of steps with the settings of `vitrail train segment --init caption`.
 
-Seeds that results/camvid.json already has from the same recipe are kept. `--tiny` trains for two steps on made-up
+Seeds that results/camvid.json already has from the same recipe are kept, and several rows can be measured at once: the
+file is read again before it is written. `--tiny` trains for two steps on made-up
 streets.
 """
 
@@ -45,8 +47,10 @@ from vitrail.tasks.segment import Segment
 from vitrail.train.build import build, open_for
 from vitrail.train.loop import Components, evaluate, fit
 from vitrail.train.optim import factor
+from vitrail.train.reliable import with_reliable_format
 from vitrail.train.run import Run, with_fields
 from vitrail.train.state import RunFolder
+from vitrail.train.step import LossModule, train_step
 
 CPU = torch.device("cpu")
 SCORES = ("miou", "miou_windows", "pixel_accuracy", "iou", "count")
@@ -66,34 +70,38 @@ def parser() -> Parser:
 
 def main() -> None:
     args = parser().parse_args()
-    rows: Row = {} if args.tiny else recorded("camvid", args.results)
+    if args.tiny:
+        (args.results / "camvid.json").unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as place:
         data = str(args.data or tiny_streets(Path(place), ("left", "right")))
         run = with_fields(RECIPES["segment"](0), TINY if args.tiny else {})
         splits = open_for(Segment, data, run.task.data_options())
-        keep = partial(series, rows=rows, results=args.results, seeds=args.seeds)
+        keep = partial(series, results=args.results, seeds=args.seeds)
         if "ours" in args.rows:
             both = f"{run.fingerprint} {RECIPES['segment-whole'](0).fingerprint}"
             keep("ours", partial(command, data, tiny=args.tiny), both)
         if "lraspp" in args.rows:
-            rows["lraspp"] = lraspp(run, splits, statistics.mean(row["seconds"] for row in rows["ours"]["runs"]))
-            record("camvid", rows, args.results)
+            steps = recorded("camvid", args.results)["ours"]["runs"][0]["steps"]
+            write("lraspp", lraspp(run, splits, steps), args.results)
         for start in ("captioner", "random") if "captioner" in args.rows else ():
             tuned = fine_tuning(run, args.steps, start)
             keep(start, partial(once, tuned, splits), tuned.fingerprint)
 
 
-def series(name: str, one: Callable[[int], Row], recipe: str, rows: Row, results: Path, seeds: list[int]) -> None:
+def series(name: str, one: Callable[[int], Row], recipe: str, results: Path, seeds: list[int]) -> None:
     """Measure the seeds that are missing, and write the file after each."""
-    before = rows.get(name, {})
+    before = recorded("camvid", results).get(name, {})
     runs = {row["seed"]: row for row in before["runs"]} if before.get("recipe") == recipe else {}
     for seed in [seed for seed in seeds if seed not in runs]:
         runs[seed] = {"seed": seed, **one(seed)}
         print(name, runs[seed], flush=True)
         done = [runs[s] for s in sorted(runs)]
         means = {f"mean {score}": statistics.mean(row[score] for row in done) for score in SCORES[:3]}
-        rows[name] = {"recipe": recipe, "seeds": len(done), **means, "runs": done}
-        record("camvid", rows, results)
+        write(name, {"recipe": recipe, "seeds": len(done), **means, "runs": done}, results)
+
+
+def write(name: str, row: Row, results: Path) -> None:
+    record("camvid", {**recorded("camvid", results), name: row}, results)
 
 
 # ---- ours
@@ -162,10 +170,10 @@ class Peer(Segment):
         return logits
 
 
-def lraspp(run: Run, splits: Splits, budget: float) -> Row:
-    """The scores of torchvision's network after `budget` seconds."""
-    bf16, each = faster_format(run, splits)
-    steps = run.max_steps or int(budget / each)
+def lraspp(run: Run, splits: Splits, ours: int) -> Row:
+    """The scores of torchvision's network after as long as `ours` steps of our own take."""
+    bf16, ratio = faster_format(run, splits)
+    steps = run.max_steps or round(ours * ratio)
     order = torch.randperm(len(splits.train), generator=torch.Generator().manual_seed(0))
     held = max(1, len(order) // 5)
     both = Splits(splits.train.subset(order[held:]), splits.train.subset(order[:held]))
@@ -173,7 +181,7 @@ def lraspp(run: Run, splits: Splits, budget: float) -> Row:
     lr = max(RATES, key=lambda rate: short[rate])
     found = {**trained(run, splits, lr, steps, bf16), "lr": lr, "bf16": bf16, "short runs": list(short.values())}
     print("lraspp", found, flush=True)
-    return {**found, "rates": list(RATES), **processors()}
+    return {**found, "steps in the time of one of ours": ratio, "rates": list(RATES), **processors()}
 
 
 def trained(run: Run, splits: Splits, lr: float, steps: int, bf16: bool) -> Row:
@@ -208,7 +216,7 @@ def descend(task: Peer, batch: Any, optimizer: torch.optim.Optimizer, bf16: bool
 
 
 def faster_format(run: Run, splits: Splits) -> tuple[bool, float]:
-    """Whether bf16 is the faster number format, and the seconds of a step in the faster one, loading included."""
+    """Whether bf16 is the faster number format, and how many steps in the faster one fit into a step of ours."""
     components, task = peer(run, splits)
     optimizer = torch.optim.AdamW(task.network.parameters(), fused=True)
     batches = components.train.batches()
@@ -216,9 +224,21 @@ def faster_format(run: Run, splits: Splits) -> tuple[bool, float]:
     def step(bf16: bool) -> None:
         descend(task, next(batches), optimizer, bf16)
 
-    times = in_turns({"fp32": partial(step, False), "bf16": partial(step, True)}, rounds=5, warm_up=2)
+    own, _ = build(run, splits, CPU)
+    own.task.train()
+    module = LossModule(own.task)
+    optimizers = module.optimizers(run.optim, False, None)
+
+    def our_step() -> None:
+        train_step(run, module, next(batches), optimizers, 1.0).read()
+
+    kinds = {"ours": our_step, "fp32": partial(step, False), "bf16": partial(step, True)}
+    times = in_turns(kinds, rounds=11, warm_up=2)
     each = {name: statistics.median(values) for name, values in times.items()}
-    return each["bf16"] < each["fp32"], min(each.values())
+    print("seconds of a step", each, flush=True)
+    if with_reliable_format(run, task.network, CPU).precision == "fp32":
+        return False, each["ours"] / each["fp32"]
+    return each["bf16"] < each["fp32"], each["ours"] / min(each["fp32"], each["bf16"])
 
 
 if __name__ == "__main__":
