@@ -9,7 +9,7 @@ resumed. `crops` has the scores after the first command.
 
 lraspp: torchvision's `lraspp_mobilenet_v3_large` from random weights, on the same crops with the same loss and AdamW,
 for as long as `ours`: for as many steps as fit into the time of all its steps, by the medians of steps that alternate.
-Its number format is the one in which its step is faster, its learning rate the best of three after a tenth of the time,
+Its number format is the one in which its step is faster, its learning rate the best of three after a twentieth of the time,
 on training images that were held back for that.
 
 captioner: the encoder of the bundled captioner, and the same architecture from random weights, fine-tuned for the same
@@ -177,7 +177,7 @@ def lraspp(run: Run, splits: Splits, ours: int) -> Row:
     order = torch.randperm(len(splits.train), generator=torch.Generator().manual_seed(0))
     held = max(1, len(order) // 5)
     both = Splits(splits.train.subset(order[held:]), splits.train.subset(order[:held]))
-    short = {lr: trained(run, both, lr, max(1, steps // 10), bf16)["miou"] for lr in RATES}
+    short = {lr: trained(run, both, lr, max(1, steps // 20), bf16)["miou"] for lr in RATES}
     lr = max(RATES, key=lambda rate: short[rate])
     found = {**trained(run, splits, lr, steps, bf16), "lr": lr, "bf16": bf16, "short runs": list(short.values())}
     print("lraspp", found, flush=True)
