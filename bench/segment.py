@@ -9,8 +9,8 @@ resumed. `crops` has the scores after the first command.
 
 lraspp: torchvision's `lraspp_mobilenet_v3_large` from random weights, on the same crops with the same loss and AdamW,
 for as long as `ours`: for as many steps as fit into the time of all its steps, by the medians of steps that alternate.
-Its number format is the one in which its step is faster, its learning rate the best of three after a twentieth of the time,
-on training images that were held back for that.
+Its number format is the one in which its step is faster, its learning rate the best of three after a twentieth of the
+time, on training images that were held back for that.
 
 captioner: the encoder of the bundled captioner, and the same architecture from random weights, fine-tuned for the same
 number of steps with the settings of `vitrail train segment --init caption`.
