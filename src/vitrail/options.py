@@ -190,8 +190,11 @@ def split_options(args: Sequence[str], flags: Mapping[str, int | None]) -> tuple
     return given, others
 
 
-def parse_options(task: Task, args: Sequence[str]) -> dict[str, Any]:
-    """The options of a task that the arguments set, as plain values for `Task.choose`."""
+def parse_options(task: Task, args: Sequence[str], data: bool = True) -> dict[str, Any]:
+    """The options of a task that the arguments set, as plain values for `Task.choose`.
+
+    Without `data`, for a command that opens no data set, those that say how one is read are refused.
+    """
 
     def foreign() -> dict[str, str]:
         owners = {name: _tasks(name, "options") for name in _all_options()}
@@ -200,7 +203,11 @@ def parse_options(task: Task, args: Sequence[str]) -> dict[str, Any]:
             for name, names in owners.items()
         }
 
-    return _parsed(flat_fields(task.option), args, foreign)
+    values = _parsed(flat_fields(task.option), args, foreign)
+    if not data and (idle := [name for name in values if name in task.data_options()]):
+        noun = task.target.noun
+        raise UserError(f"{_flag(idle[0])} is for the {noun} of a data set, and this command reads none: leave it out")
+    return values
 
 
 def _all_options() -> set[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -33,6 +33,8 @@ from vitrail.errors import UserError
 log = logging.getLogger("vitrail")
 
 Batch = dict[str, Any]
+FEW = 3
+"""bad images that are logged before the error that they are too many"""
 
 
 class Plan(NamedTuple):
@@ -68,21 +70,22 @@ class Tally:
     def of(cls, set: ImageSet, max_bad: float) -> Tally:
         """The tally of a set, in which the bad rows of its table count. Raises UserError if these are too many."""
         tally = cls(len(set) + len(set.bad_rows))
-        for reason in set.bad_rows:
-            tally.add(reason)
-            tally.check(set.name, max_bad, reason)
+        tally.add(set.bad_rows, set.name, max_bad)
         return tally
 
-    def add(self, reason: str) -> None:
-        self.bad += 1
-        log.warning(f"left out: {reason}")
+    def add(self, reasons: Sequence[str], name: str, max_bad: float, remedy: str = ", or raise --max-bad") -> None:
+        """Count bad images of the set `name`, and log each.
 
-    def check(self, name: str, max_bad: float, last: str, remedy: str = ", or raise --max-bad") -> None:
-        """Raise UserError if more than the fraction `max_bad` of the set `name` is bad. `last` is the last error."""
-        if self.bad > max_bad * self.images:
+        Raises UserError, with a few of them logged, if more than the fraction `max_bad` of the set is bad.
+        """
+        self.bad += len(reasons)
+        stop = bool(reasons) and self.bad > max_bad * self.images
+        for reason in reasons[:FEW] if stop else reasons:
+            log.warning(f"left out: {reason}")
+        if stop:
             raise UserError(
-                f"{self.bad} of {self.images} images of {name} are bad, more than {max_bad:.1%} (the last: {last}): "
-                f"repair or remove them{remedy}"
+                f"{self.bad} of {self.images} images of {name} are bad, more than {max_bad:.1%} (the last: "
+                f"{reasons[-1]}): repair or remove them{remedy}"
             )
 
 
@@ -382,10 +385,7 @@ class Loader:
 
     def record_bad(self, bad: dict[int, str]) -> None:
         """Log each bad image once. Raises UserError if there are too many."""
-        for sample, reason in bad.items():
-            if sample not in self.bad:
-                self.bad[sample] = reason
-                self.tally.add(reason)
-        if self.bad:
-            remedy = ", or raise --max-bad" if self.train else ""
-            self.tally.check(self.set.name, self.max_bad, next(reversed(self.bad.values())), remedy)
+        new = {sample: reason for sample, reason in bad.items() if sample not in self.bad}
+        self.bad |= new
+        remedy = ", or raise --max-bad" if self.train else ""
+        self.tally.add([*new.values()], self.set.name, self.max_bad, remedy)

@@ -237,6 +237,11 @@ class Segment(Task):
             losses = pixel_loss(outputs, batch["mask"], self.class_weights, self.settings_used.dice)
         return {"loss": losses.sum(), "count": torch.full((), len(losses), device=losses.device)}
 
+    def choose(self, changes: Mapping[str, Any]) -> None:
+        super().choose(changes)
+        if "overlap" in changes and self.option.inference == "whole":
+            raise UserError("--overlap applies to windows: add --inference windows")
+
     def data_options(self) -> dict[str, Any]:
         return {"void": self.settings_used.void if self.option.void is None else self.option.void}
 
