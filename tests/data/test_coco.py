@@ -154,6 +154,14 @@ def test_a_class_called_background_is_the_background(tmp_path: Path) -> None:
         Masks.open(tmp_path, void=0)
 
 
+def test_a_void_number_has_no_effect_and_that_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = made(tmp_path, TWO)
+    Masks.open(root)
+    assert not caplog.messages
+    Masks.open(root, void=99)
+    assert caplog.messages == [f"{root}: --void 99 has no effect: it is for masks of numbers, and COCO's JSON has none"]
+
+
 def test_boxes_alone_are_refused(tmp_path: Path) -> None:
     boxes = [{"id": 1, "image_id": 0, "category_id": 3, "bbox": [1, 2, 3, 4]}]
     made(tmp_path / "a", boxes)

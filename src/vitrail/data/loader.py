@@ -76,11 +76,12 @@ class Tally:
     def add(self, reasons: Sequence[str], name: str, max_bad: float, remedy: str = ", or raise --max-bad") -> None:
         """Count bad images of the set `name`, and log each.
 
-        Raises UserError, with a few of them logged, if more than the fraction `max_bad` of the set is bad.
+        Raises UserError, which names the last, if more than the fraction `max_bad` of the set is bad. A few of the
+        others are logged then.
         """
         self.bad += len(reasons)
         stop = bool(reasons) and self.bad > max_bad * self.images
-        for reason in reasons[:FEW] if stop else reasons:
+        for reason in reasons[:-1][:FEW] if stop else reasons:
             log.warning(f"left out: {reason}")
         if stop:
             raise UserError(

@@ -321,7 +321,10 @@ def check_queries(encoder: Encoder, blocks: int) -> None:
         raise UserError(f"head_blocks is {blocks}, but the encoder has {config.depth} blocks: choose fewer")
     last = range(config.depth - blocks, config.depth)
     if getattr(config, "window", 0) and not set(last) <= set(getattr(config, "global_blocks", ())):
-        raise UserError("queries need attention to the whole image in the last blocks, and the encoder's have windows")
+        raise UserError(
+            "queries need attention to the whole image in the last blocks, and the encoder's have windows: lower "
+            "--head-blocks, or name those blocks in --global-blocks"
+        )
     if getattr(config, "relative", "none") != "none":
         raise UserError("queries have no place in tables of relative positions, which this encoder has: choose another")
     if token_width(config) != config.width:
