@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 HELP = ("-h", "--help")
 SOURCE = "a run folder, a checkpoint of any layout, an export, the name of bundled weights, or a Hub id"
 VERIFY = "list how each weight was used, and compare outputs with the source library's own model if it is installed"
-DATA = "a built-in name, a folder with one folder per class, a CSV of labels, Parquet files, or shards"
+DATA = (
+    "a built-in name, a folder with one folder per class, a CSV of labels, Parquet files, shards, or images with "
+    "captions or masks"
+)
 GROUP = "keep all images of a group in the same split: parent, a regular expression, or a CSV file"
 
 
