@@ -15,7 +15,8 @@ time, on training images that were held back for that; that choice is kept too.
 captioner: the encoder of the bundled captioner, and the same architecture from random weights, fine-tuned for the same
 number of steps with the settings of `vitrail train segment --init caption`.
 
-Seeds that results/camvid.json already has from the same recipe are kept, and XX
+Seeds that results/camvid.json already has from the same recipe are kept, and several rows can be measured at once: the
+file is read again before it is written. `--tiny` trains for two steps on made-up streets.
 """
 
 from __future__ import annotations
@@ -186,9 +187,14 @@ def chosen_rate(run: Run, splits: Splits, ours: int) -> Row:
     both = Splits(splits.train.subset(order[held:]), splits.train.subset(order[:held]))
     short = {lr: trained(run, both, lr, max(1, steps // 20), bf16)["miou"] for lr in RATES}
     print("lraspp", short, flush=True)
-    lr = max(RATES, key=lambda rate: short[rate])
-    names = ("bf16", "steps in the time of one of ours", "steps", "rates", "short runs", "lr")
-    return dict(zip(names, (bf16, ratio, steps, list(short), list(short.values()), lr), strict=True))
+    return {
+        "bf16": bf16,
+        "steps in the time of one of ours": ratio,
+        "steps": steps,
+        "rates": list(short),
+        "short runs": list(short.values()),
+        "lr": max(RATES, key=lambda rate: short[rate]),
+    }
 
 
 def trained(run: Run, splits: Splits, lr: float, steps: int, bf16: bool) -> Row:
