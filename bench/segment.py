@@ -245,7 +245,11 @@ def faster_format(run: Run, splits: Splits) -> tuple[bool, float]:
     def our_step() -> None:
         train_step(run, module, next(batches), optimizers, 1.0).read()
 
-    kinds = {"ours": our_step, "fp32": partial(step, False), "bf16": partial(step, True)}
+    kinds: dict[str, Callable[[], object]] = {
+        "ours": our_step,
+        "fp32": partial(step, False),
+        "bf16": partial(step, True),
+    }
     times = in_turns(kinds, rounds=11, warm_up=2)
     each = {name: statistics.median(values) for name, values in times.items()}
     print("seconds of a step", each, flush=True)
