@@ -43,7 +43,7 @@ def segment() -> list[list[str]]:
 
 
 def _minutes_on_captions() -> float:
-    """Of the training of the bundled captioner's encoder: its contrastive run, and the one that goes on from it."""
+    """Of the training of the bundled captioner's encoder: its contrastive run, and the one that continues from it."""
     found = read("caption-ideas")
     assert found is not None, "results/caption-ideas.json is missing"
     runs = [
