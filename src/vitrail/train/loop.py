@@ -156,8 +156,11 @@ class Training:
                 raise
         if self.world.on_any(self.stop.requested):  # in the last steps, or while the last state was written
             raise self._halt()
-        if self.enough and self.world.leads:
-            self._say_early()
+        if self.enough:
+            if self.progress.sums:
+                self._log_row()
+            if self.world.leads:
+                self._say_early()
         return self.seconds
 
     @property
@@ -232,9 +235,7 @@ class Training:
         if (logging_now := done % LOG_EVERY == 0 or last) or saving:
             self.watch.read(last=last)
         if logging_now:
-            epoch = done / self.loader.steps_per_epoch
-            self.folder.log(kind="train", step=done, epoch=epoch, seconds=self.seconds, **(row := self.progress.row()))
-            self.hints.logged(row)
+            self._log_row()
         if saving:
             self.module.write_whole()
         if evaluating:
@@ -251,11 +252,18 @@ class Training:
         if stopping and not last:
             raise self._halt()
 
+    def _log_row(self) -> None:
+        epoch = self.done / self.loader.steps_per_epoch
+        row = self.progress.row()
+        self.folder.log(kind="train", step=self.done, epoch=epoch, seconds=self.seconds, **row)
+        self.hints.logged(row)
+
     def evaluate(self, beside: dict[str, Any]) -> dict[str, Any]:
         """Score `val`, log it with what is `beside`, and save. Returns both.
 
         If that is interrupted, the state is saved first, and a resumed run evaluates.
         """
+        began = time.monotonic()
         self.keeper.wait()  # a process that forks workers should have no other thread
         around = self.stop.between_steps() if self.world.size == 1 else None
         try:
@@ -267,7 +275,7 @@ class Training:
             raise Halt(RunError, str(error), alone=True) from None
         self.task.train()
         self.folder.log(kind="val", step=self.done, seconds=self.seconds, **numbers(scores), **beside)
-        self.progress.evaluated(scores, self.rule)
+        self.progress.evaluated(scores, self.rule, time.monotonic() - began)
         self.keeper.score(self.done, scores[self.rule.name], self.progress.sums)
         return scores | beside
 

@@ -228,13 +228,15 @@ class RunFolder:
             path.unlink(missing_ok=True)
         shutil.rmtree(self.states.path, ignore_errors=True)  # the first state could not be written
 
-    def cut(self, step: int, evaluated: bool) -> None:
+    def cut(self, step: int, evaluated: bool, logged: bool) -> None:
         """Remove the rows after a step, and those of the end: the run will write them again.
 
-        Also the row of an evaluation after that step, unless the run had `evaluated`.
+        Also the row of an evaluation after that step, unless the run had `evaluated`, and its row of training, unless
+        it was `logged` before the state was saved: a run that stops early writes one for the steps that are left.
         """
         rows = [row for row in self.rows() if row["step"] <= step and row["kind"] not in ("test", "done")]
-        rows = [row for row in rows if evaluated or (row["kind"], row["step"]) != ("val", step)]
+        again = {kind for kind, there in (("val", evaluated), ("train", logged)) if not there}
+        rows = [row for row in rows if row["step"] < step or row["kind"] not in again]
         write_whole(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
     def flush(self) -> None:
