@@ -58,6 +58,12 @@ class Components:
     held_back: bool = False
     """whether `val` was cut off the training split"""
 
+    @property
+    def images(self) -> dict[str, int]:
+        """The number of images of each split."""
+        loaders = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: len(loader.set) for name, loader in loaders.items() if loader is not None}
+
     @cached_property
     def loaders(self) -> Loaders:
         """By split, for evaluation."""
@@ -134,7 +140,8 @@ class Training:
             compile_network(self.module, self.run, self.loader.device)
         self.began = time.monotonic()
         self.spent = next((row["seconds"] for row in reversed(self.folder.rows()) if "seconds" in row), 0.0)
-        self.folder.log_start(self.rule, start, shlex.join(["vitrail", *sys.argv[1:]]), self.world.size)
+        command = shlex.join(["vitrail", *sys.argv[1:]])
+        self.folder.log_start(self.rule, start, command, self.components.images, self.world.size)
         batches = itertools.islice(self.loader.batches(start), max(0, self.steps - start))
         bar = Progress(self.steps, start, self.loader, self.keeper.sums)
         with stop_requested() as self.stop, self.keeper, bar as self.progress:

@@ -16,7 +16,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -198,10 +198,15 @@ class RunFolder:
         """Save the scores that the command prints."""
         write_whole(self._scores, json.dumps(scores))
 
-    def log_start(self, score: Score | None, step: int, command: str, processes: int = 1) -> None:
-        """The first row of a new or resumed run: which score chooses the best checkpoint, and how."""
+    def log_start(
+        self, score: Score | None, step: int, command: str, images: Mapping[str, int], processes: int = 1
+    ) -> None:
+        """The first row of a new or resumed run: which score chooses the best checkpoint, and how.
+
+        `images` are the numbers of images of the splits, with what is held back for validation apart from the rest.
+        """
         chosen = {} if score is None else {"score": asdict(score)}
-        self.log(kind="start", step=step, **chosen, command=command, processes=processes)
+        self.log(kind="start", step=step, **chosen, command=command, images=dict(images), processes=processes)
 
     def log(self, **row: Any) -> None:
         """Add a line to metrics.jsonl."""
