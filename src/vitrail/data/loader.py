@@ -33,6 +33,8 @@ from vitrail.errors import UserError
 log = logging.getLogger("vitrail")
 
 Batch = dict[str, Any]
+SHOWN = 5
+"""bad rows of a table that an error names"""
 
 
 class Plan(NamedTuple):
@@ -67,21 +69,23 @@ class Tally:
     @classmethod
     def of(cls, set: ImageSet, max_bad: float) -> Tally:
         """The tally of a set, in which the bad rows of its table count. Raises UserError if these are too many."""
-        tally = cls(len(set) + len(set.bad_rows))
-        for reason in set.bad_rows:
-            tally.add(reason)
-            tally.check(set.name, max_bad, reason)
+        rows = set.bad_rows
+        tally = cls(len(set) + len(rows), len(rows))
+        more = f"; and {len(rows) - SHOWN:,} more" if len(rows) > SHOWN else ""
+        tally.check(set.name, max_bad, "; ".join(rows[:SHOWN]) + more)
+        for reason in rows:
+            log.warning(f"left out: {reason}")
         return tally
 
     def add(self, reason: str) -> None:
         self.bad += 1
         log.warning(f"left out: {reason}")
 
-    def check(self, name: str, max_bad: float, last: str, remedy: str = ", or raise --max-bad") -> None:
-        """Raise UserError if more than the fraction `max_bad` of the set `name` is bad. `last` is the last error."""
+    def check(self, name: str, max_bad: float, why: str, remedy: str = ", or raise --max-bad") -> None:
+        """Raise UserError if more than the fraction `max_bad` of the set `name` is bad. `why` names some errors."""
         if self.bad > max_bad * self.images:
             raise UserError(
-                f"{self.bad} of {self.images} images of {name} are bad, more than {max_bad:.1%} (the last: {last}): "
+                f"{self.bad} of {self.images} images of {name} are bad, more than {max_bad:.1%} ({why}): "
                 f"repair or remove them{remedy}"
             )
 
@@ -388,4 +392,4 @@ class Loader:
                 self.tally.add(reason)
         if self.bad:
             remedy = ", or raise --max-bad" if self.train else ""
-            self.tally.check(self.set.name, self.max_bad, next(reversed(self.bad.values())), remedy)
+            self.tally.check(self.set.name, self.max_bad, f"the last: {next(reversed(self.bad.values()))}", remedy)
