@@ -367,8 +367,12 @@ class Loader:
 
     def first(self, count: int) -> Batch:
         """The first images of the run as a training batch, read here. No counts change, and no worker starts."""
-        wants = self._plan(0).wants()[: count // self.unit * self.unit]
-        return self._from_fetched(self._fetcher(self.augment).__getitems__(wants), 0, self.augment)
+        epoch, samples, draws, there = self._plan(0)
+        own = slice(count // self.unit * self.unit)
+        plan = Plan(epoch, samples[own], draws[own], (there[0][own], there[1][own]))
+        if (kept := self._table) is not None:
+            return self._from_table(kept, plan, self.augment)
+        return self._from_fetched(self._fetcher(self.augment).__getitems__(plan.wants()), epoch, self.augment)
 
     def _fetcher(self, augment: Augment | None) -> Fetch:
         views = self.views if augment is not None else self.views[:1]

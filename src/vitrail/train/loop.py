@@ -22,6 +22,7 @@ from vitrail.errors import Preempted, RunError, Stopped, UserError
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Batch, Metric
 from vitrail.train.finite import Watch
+from vitrail.train.fitting import named_if_full
 from vitrail.train.hints import Hints
 from vitrail.train.joined import scores_of_all
 from vitrail.train.keep import Keeper
@@ -152,7 +153,8 @@ class Training:
                 for batch in self._until_stopped(batches):
                     if self.enough:
                         break
-                    self.step(batch)
+                    with named_if_full(self.run, self.task, self.world):
+                        self.step(batch)
                     self.log_and_save(batch)
             except Halt as halt:
                 if not halt.alone:
