@@ -10,14 +10,13 @@ resumed. `crops` has the scores after the first command.
 lraspp: torchvision's `lraspp_mobilenet_v3_large` from random weights, on the same crops with the same loss and AdamW,
 for as long as `ours`: for as many steps as fit into the time of all its steps, by the medians of steps that alternate.
 Its number format is the one in which its step is faster, its learning rate the best of three after a twentieth of the
-time, on training images that were held back for that.
+time, on training images that were held back for that; that choice is kept too.
 
 captioner: the encoder of the bundled captioner, and the same architecture from random weights, fine-tuned for the same
 number of steps with the settings of `vitrail train segment --init caption`.
 
 Seeds that results/camvid.json already has from the same recipe are kept, and several rows can be measured at once: the
-file is read again before it is written. `--tiny` trains for two steps on made-up
-streets.
+file is read again before it is written. `--tiny` trains for two steps on made-up streets.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ from vitrail.train.step import LossModule, train_step
 
 CPU = torch.device("cpu")
 SCORES = ("miou", "miou_windows", "pixel_accuracy", "iou", "count")
-RATES = (5e-4, 1e-3, 2e-3)
+RATES = (1e-3, 2e-3, 4e-3)
 TINY = {"max_steps": 2, "batch_size": 2, "image_size": (32, 32), "workers": 0}
 
 
@@ -81,8 +80,7 @@ def main() -> None:
             both = f"{run.fingerprint} {RECIPES['segment-whole'](0).fingerprint}"
             keep("ours", partial(command, data, tiny=args.tiny), both)
         if "lraspp" in args.rows:
-            steps = recorded("camvid", args.results)["ours"]["runs"][0]["steps"]
-            write("lraspp", lraspp(run, splits, steps), args.results)
+            write("lraspp", lraspp(run, splits, args.results), args.results)
         for start in ("captioner", "random") if "captioner" in args.rows else ():
             tuned = fine_tuning(run, args.steps, start)
             keep(start, partial(once, tuned, splits), tuned.fingerprint)
@@ -170,18 +168,33 @@ class Peer(Segment):
         return logits
 
 
-def lraspp(run: Run, splits: Splits, ours: int) -> Row:
-    """The scores of torchvision's network after as long as `ours` steps of our own take."""
+def lraspp(run: Run, splits: Splits, results: Path) -> Row:
+    """The scores of torchvision's network after as long as the steps of `ours` take."""
+    found = recorded("camvid", results)
+    rates = found.get("lraspp rates") or chosen_rate(run, splits, found["ours"]["runs"][0]["steps"])
+    write("lraspp rates", rates, results)
+    scores = trained(run, splits, rates["lr"], rates["steps"], rates["bf16"])
+    print("lraspp", scores, flush=True)
+    return {**scores, **processors()}
+
+
+def chosen_rate(run: Run, splits: Splits, ours: int) -> Row:
+    """The number format, the steps in the time of `ours`, and the best rate after a twentieth of them."""
     bf16, ratio = faster_format(run, splits)
     steps = run.max_steps or round(ours * ratio)
     order = torch.randperm(len(splits.train), generator=torch.Generator().manual_seed(0))
     held = max(1, len(order) // 5)
     both = Splits(splits.train.subset(order[held:]), splits.train.subset(order[:held]))
     short = {lr: trained(run, both, lr, max(1, steps // 20), bf16)["miou"] for lr in RATES}
-    lr = max(RATES, key=lambda rate: short[rate])
-    found = {**trained(run, splits, lr, steps, bf16), "lr": lr, "bf16": bf16, "short runs": list(short.values())}
-    print("lraspp", found, flush=True)
-    return {**found, "steps in the time of one of ours": ratio, "rates": list(RATES), **processors()}
+    print("lraspp", short, flush=True)
+    return {
+        "bf16": bf16,
+        "steps in the time of one of ours": ratio,
+        "steps": steps,
+        "rates": list(short),
+        "short runs": list(short.values()),
+        "lr": max(RATES, key=lambda rate: short[rate]),
+    }
 
 
 def trained(run: Run, splits: Splits, lr: float, steps: int, bf16: bool) -> Row:
@@ -232,7 +245,11 @@ def faster_format(run: Run, splits: Splits) -> tuple[bool, float]:
     def our_step() -> None:
         train_step(run, module, next(batches), optimizers, 1.0).read()
 
-    kinds = {"ours": our_step, "fp32": partial(step, False), "bf16": partial(step, True)}
+    kinds: dict[str, Callable[[], object]] = {
+        "ours": our_step,
+        "fp32": partial(step, False),
+        "bf16": partial(step, True),
+    }
     times = in_turns(kinds, rounds=11, warm_up=2)
     each = {name: statistics.median(values) for name, values in times.items()}
     print("seconds of a step", each, flush=True)

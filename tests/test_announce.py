@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shlex
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,16 @@ from images import folder_of
 from small_runs import CPU, small_run
 
 from vitrail import announce, recommended
-from vitrail.announce import advice, an_image, busy_line, chosen_lines, classes_of, start_lines, training_line
+from vitrail.announce import (
+    advice,
+    an_image,
+    busy_line,
+    chosen_lines,
+    classes_of,
+    start_lines,
+    training_line,
+    used_by_others,
+)
 from vitrail.cli import main
 from vitrail.data.sets import ImageSet, open_data
 from vitrail.data.targets import Labels, Texts
@@ -83,13 +93,25 @@ def test_the_device_its_threads_and_the_number_format(monkeypatch: pytest.Monkey
 
 def test_a_busy_machine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    for load, told in ((1.9, False), (2.1, True)):
+    # The last minute may have been an installation.
+    for load, now, told in ((1.9, 3.0, False), (2.1, 3.0, True), (2.1, 1.9, False), (2.1, None, False)):
         monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0), raising=False)
+        monkeypatch.setattr(announce, "used_by_others", lambda total, seconds, now=now: now)
         line = busy_line()
         assert (line is not None) == told
-        assert line is None or "(load 2.1, 4 cores)" in line
+        assert line is None or "use 3.0 of the 4 cores" in line
     monkeypatch.delattr(os, "getloadavg")
     assert busy_line() is None, "Windows has none"
+
+
+def test_what_others_use_is_measured_without_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, own = tmp_path / "stat", iter([10.0, 10.5])
+    monkeypatch.setattr(time, "process_time", lambda: next(own))
+    clock.write_text("cpu  100 0 100 1000 50 0 0 0 7 0\ncpu0 1 1 1 1\n")
+    monkeypatch.setattr(time, "sleep", lambda _: clock.write_text("cpu  150 0 125 1020 55 0 0 0 9 0\n"))
+    # 75 of 100 ticks of work are 3 of 4 cores; half a second of it in half a second is this process's.
+    assert used_by_others(4, 0.5, clock) == 2.0
+    assert used_by_others(4, 0.5, tmp_path / "none") is None
 
 
 def folder_run(**changes: Any) -> Run:

@@ -39,5 +39,13 @@ def test_any_points_are_drawn_inside_the_chart(points: list[tuple[float, float]]
     assert "nan" not in drawn and "a &lt; b" in drawn
 
 
+@pytest.mark.parametrize("points", [[(1, 0.00123)], [(1, 0.001), (2, 0.00098)], [(1, 0.0305), (2, 0.0301)], [(1, 99)]])
+def test_the_left_margin_holds_the_values_of_the_axis(points: list[tuple[float, float]]) -> None:
+    drawn = chart([Panel("learning rate", [Line("", points, BLUE)])])
+    labels = re.findall(r'text-anchor="end">([^<]+)</text>', drawn)
+    wide = 6.7  # pixels of a digit in the widest font of the page's style
+    assert len(labels) > 2 and max(map(len, labels)) * wide <= LEFT - 6
+
+
 def test_without_points_there_is_no_chart() -> None:
     assert chart([Panel("loss", [Line("", [], BLUE)])]) == ""

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from documented import ROOT, units
+from linters import lint
 
 from vitrail import cli
 from vitrail.options import Parser
@@ -27,14 +28,6 @@ DEPLOY = ROOT / "deploy"
 SCRIPTS = [DEPLOY / "install", DEPLOY / "vitrail-idle"]
 UNITS = sorted([*DEPLOY.glob("*.service"), *DEPLOY.glob("*.timer")])
 yaml = pytest.importorskip("yaml")
-
-
-def lint(program: str, *words: str) -> None:
-    """Run a program that finds mistakes, where it is installed."""
-    if shutil.which(program) is None:
-        pytest.skip(f"needs {program}")
-    done = subprocess.run([program, *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 class Parsed(Exception):

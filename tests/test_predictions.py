@@ -65,10 +65,12 @@ def test_rows_are_those_of_json_in_every_kind_of_file(
     assert pq.read_table(tmp_path / "out" / "x.parquet").to_pylist() == whole
     with (tmp_path / "out" / "x.csv").open(newline="", encoding="utf-8") as file:
         read = list(csv.DictReader(file))
-    assert list(read[0]) == ["image", "task", "labels", "error"]
+    ranks = range(1, 1 + max(len(row.get("labels", [])) for row in rows))
+    assert list(read[0]) == ["image", "task", *(f"{name}_{i}" for i in ranks for name in ("label", "score")), "error"]
     for row, expected in zip(read, rows, strict=True):
         assert (row["image"], row["error"]) == (expected["image"], expected.get("error", ""))
-        assert not row["labels"] or json.loads(row["labels"]) == expected["labels"]
+        found = [{"label": row[f"label_{i}"], "score": float(row[f"score_{i}"])} for i in ranks if row[f"label_{i}"]]
+        assert found == expected.get("labels", [])
 
 
 def test_json_is_printed_too_on_request(
@@ -121,7 +123,10 @@ def test_rows_may_lack_entries_and_names_need_not_be_text(kind: str, tmp_path: P
         with (tmp_path / "x.csv").open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         assert [row["text"] for row in rows] == ["", "", 'a, "b"\nc'] and rows[0]["sure"] == "true"
-        assert rows[0]["image"] == r"caf\udce9.png" and json.loads(rows[1]["boxes"]) == ODD[1]["boxes"]
+        assert rows[0]["image"] == r"caf\udce9.png"
+        assert list(rows[0]) == ["image", "task", "box_1_1", "box_1_2", "label_1", "sure", "value", "text", "error"]
+        assert [rows[1][name] for name in ("box_1_1", "box_1_2", "label_1")] == ["1", "2.5", "a"]
+        assert [rows[2][name] for name in ("box_1_1", "box_1_2", "label_1")] == ["", "", "b"]
     else:
         rows = list(map(json.loads, (tmp_path / "x.jsonl").read_text().splitlines()))
         assert [row["image"] for row in rows] == ["caf\udce9.png"] * 3 and rows[2]["text"] == ODD[2]["text"]

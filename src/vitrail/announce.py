@@ -9,6 +9,7 @@ import logging
 import os
 import shlex
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,9 @@ log = logging.getLogger("vitrail")
 NAMED = 6
 """classes whose images are counted one by one; of more, the fewest and the most are named"""
 BUSY = 0.5
-"""cores that other processes use, per core of this one, from which they slow it down"""
+"""fraction of the cores that other processes use, from which they slow this one down"""
+WATCHED = 0.5
+"""seconds over which it is measured what they use"""
 
 
 def begin(run: Run, components: Components, folder: RunFolder, steps: int, resume: bool) -> None:
@@ -55,7 +58,8 @@ def start_lines(run: Run, components: Components, folder: RunFolder, steps: int)
             yield f"{name}: {len(loader.set):,} images{held}{classes_of(loader.set)}"
     yield model_line(run, task)
     yield training_line(run, train.device, steps, train.steps_per_epoch, components.world.size)
-    if train.device.type == "cpu" and (line := busy_line()) is not None:
+    alone = components.world.size == 1  # else what other processes use may be this run's
+    if train.device.type == "cpu" and alone and (line := busy_line()) is not None:
         yield line
     yield f"folder: {folder.path}"
 
@@ -105,13 +109,36 @@ def training_line(run: Run, device: torch.device, steps: int, per_epoch: int, pr
 
 
 def busy_line() -> str | None:
-    """A line if other processes use this machine's cores, by the load of the last minute; None if it is not known."""
+    """A line if other processes have used this machine's cores in the last minute and use them now.
+
+    The load of the last minute alone may be that of a command that has ended, such as an installation. None also where
+    the system does not tell: it does on Linux.
+    """
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     total = os.cpu_count() or 1
-    if load < BUSY * total:
+    if load < BUSY * total or (used := used_by_others(total, WATCHED)) is None or used < BUSY * total:
         return None
     fewer = f"; OMP_NUM_THREADS={max(1, cores() // 2)} may be faster" if torch.get_num_threads() > 1 else ""
-    return f"busy: other processes use this machine (load {load:.1f}, {total} cores): training is slower{fewer}"
+    return f"busy: other processes use {used:.1f} of the {total} cores: training is slower{fewer}"
+
+
+def used_by_others(total: int, seconds: float, clock: Path = Path("/proc/stat")) -> float | None:
+    """The number of the `total` cores that other processes use in the next `seconds`; None if `clock` is missing."""
+    try:
+        before, own = _busy_and_all(clock), time.process_time()
+        time.sleep(seconds)
+        after = _busy_and_all(clock)
+    except OSError:
+        return None
+    busy, every = (late - early for early, late in zip(before, after, strict=True))
+    return max(0.0, busy / max(every, 1) * total - (time.process_time() - own) / seconds)
+
+
+def _busy_and_all(clock: Path) -> tuple[int, int]:
+    """The time that all cores have worked since the machine started, and that with idle time, in ticks."""
+    with clock.open() as file:  # user, nice, system, idle, waiting for a disk, interrupts (2), stolen
+        ticks = [int(word) for word in file.readline().split()[1:9]]
+    return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
 
 
 def advice(run: Run, images: int, gpu: bool) -> Iterator[str]:

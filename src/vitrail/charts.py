@@ -18,8 +18,8 @@ DOTTED = 30  # fewer points than this are drawn as dots too
 Points = Sequence[tuple[float, float]]
 
 WIDTH, HEIGHT = 340, 200
-LEFT, RIGHT, TOP, BOTTOM = 48, 12, 14, 30
-"""margins around the area of the curves"""
+LEFT, RIGHT, TOP, BOTTOM = 62, 12, 14, 30
+"""margins around the area of the curves; the left one holds eight characters, such as `0.001234`"""
 
 
 class Line(NamedTuple):

@@ -107,10 +107,13 @@ th {{ color: var(--soft); font-weight: 500 }}
 .bar i {{ --ink: var(--bar); display: block; height: .65rem; border-radius: 2px; print-color-adjust: exact;
          background: linear-gradient(90deg, var(--ink) var(--share), var(--empty) var(--share)) }}
 .strong td {{ font-weight: 600 }} .strong .bar i {{ --ink: var(--blue) }}
-.columns .value {{ flex: 0 0 3.2rem }} .classes .value {{ flex-basis: 4.2rem }} .classes {{ columns: 26rem }}
+.columns .value {{ flex: 0 0 3.2rem }} .classes table {{ width: 100%; max-width: 40rem }}
+.classes tr {{ border-bottom: 1px solid var(--line) }} .classes {{ display: grid; gap: 1.25rem 2.5rem;
+         grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); align-items: start }}
 .charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(18rem, 100%), 1fr));
           gap: 1.25rem 1.75rem }}
-.chart {{ margin: 0; max-width: 30rem; break-inside: avoid }} .chart svg {{ display: block; width: 100%; height: auto }}
+.chart {{ margin: 0; max-width: 30rem; break-inside: avoid }} .chart svg {{ display: block; width: 100%; height: auto;
+         overflow: visible }}
 .chart p {{ color: var(--soft); font-size: .88rem; margin: .3rem 0 0 }} .chart figcaption {{ margin-bottom: .3rem }}
 .chart figcaption b {{ margin-right: .8rem }}
 svg text {{ font-size: 10.5px; fill: var(--soft); stroke: none }} .chart .marked {{ fill: var(--ink); font-weight: 600;

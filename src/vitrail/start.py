@@ -31,6 +31,7 @@ from vitrail.train.build import (
 )
 from vitrail.train.device import choose_device
 from vitrail.train.feeding import decoding_line
+from vitrail.train.fitting import with_micro_batches
 from vitrail.train.frozen import fit_frozen
 from vitrail.train.loaders import Loaders, evaluation_loader
 from vitrail.train.loop import Components, evaluate, fit
@@ -92,6 +93,7 @@ def begin(
         # Images in memory are rounded differently from streamed ones, so a resumed run must use the same mode.
         run = replace(run, memory=components.train.memory)
         run = with_reliable_format(run, components.task, chosen)
+        run = with_micro_batches(run, components.task, components.train, world)
         try:
             folder.begin(run, splits.train.classes, marks, job)
             return Trained(task_of(run.task), train_run(run, components, folder, steps, resume=False), folder)

@@ -18,6 +18,9 @@ MEANT: dict[str, tuple[str, ...]] = {
     "accum grad-accum gradient-accumulation gradient-accumulation-steps accumulate-grad-batches accum-iter": (
         "--accumulate",
     ),
+    "auto-batch autobatch auto-batch-size auto-scale-batch-size auto-find-batch-size batch-size-finder": (
+        "--accumulate, with the value auto",
+    ),
     "patience early-stopping early-stop stop-early early-stopping-patience": (
         "--patience",
         "--epochs, and the checkpoint that is best on val is kept anyway",

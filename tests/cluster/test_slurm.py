@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from fake_slurm import FakeSlurm
+from linters import linter
 
 from vitrail.cli import main
 from vitrail.cluster.grid import read_grid
@@ -33,7 +33,7 @@ def script_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     assert main(["cluster", "slurm", *words]) == 0
     path = Path(capsys.readouterr().out.splitlines()[0])
     subprocess.run(["bash", "-n", path], check=True)
-    if (check := shutil.which("shellcheck")) is not None:
+    if (check := linter("shellcheck")) is not None:
         subprocess.run([check, path], check=True)
     return path.read_text()
 

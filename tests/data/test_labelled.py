@@ -98,6 +98,16 @@ def test_a_bad_row_is_left_out_and_says_why(row: str, reason: str, tmp_path: Pat
     assert len(train) == (3 if row.startswith("0") else 4)
 
 
+def test_bad_rows_are_named_together(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train = open_data(table(tmp_path, GOOD + "".join(f"{i}.png,cat\n" for i in range(11, 18)))).train
+    with pytest.raises(UserError, match="7 of 11 images of labels.csv are bad, more than 1.0%") as caught:
+        Tally.of(train, 0.01)
+    told = str(caught.value)
+    assert all(f"'{i}.png' is not found" in told for i in range(11, 16)) and "; and 2 more)" in told
+    assert "16.png" not in told and "left out:" not in caplog.text
+    assert Tally.of(train, 0.7).bad == 7 and caplog.text.count("left out:") == 7
+
+
 def test_bad_rows_and_unreadable_images_share_their_limit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = table(tmp_path, GOOD + "9.png,cat\n")
     (tmp_path / "1.png").write_bytes(b"no image")

@@ -27,6 +27,7 @@ from vitrail.recipes import from_weights
 from vitrail.recipes.finetune import FEW, FEW_PER_CLASS, NARROW, choose, finetune, resolve_auto
 from vitrail.recipes.folder import folder
 from vitrail.report.compare import compare
+from vitrail.report.run import read_run
 from vitrail.tasks.classify import Classes, Classification, Classify
 from vitrail.tasks.classify.knn import Neighbours
 from vitrail.tasks.encoder import encoder_of
@@ -86,6 +87,8 @@ def test_every_method_leaves_one_kind_of_run(
     assert json.loads((out / "recipe.json").read_text())["tune"]["method"] == method
     kinds = [row["kind"] for row in RunFolder(out).rows()]
     assert kinds[0] == "start" and kinds[-2:] == ["test", "done"] and {"train", "val"} <= set(kinds)
+    counts = read_run(out).images
+    assert counts["val"] > 0 and (counts["train"] + counts["val"], counts["test"]) == (36, 18)
 
     model = vitrail.load(out)
     assert (model.classes, model.preprocess.size, model.preprocess.channels) == (

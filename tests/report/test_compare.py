@@ -143,6 +143,30 @@ def test_runs_that_differ_in_their_seed_alone_are_one_setting(tmp_path: Path) ->
     assert "setting" not in as_text(runs[1:], compare(runs[1:])), "no setting has two seeds"
 
 
+def test_settings_that_differ_in_many_fields_fit_a_terminal(tmp_path: Path) -> None:
+    runs = []
+    for name, lr, seed in (("a", 0.1, 0), ("a", 0.1, 1), ("a", 0.2, 0), ("b", 0.1, 0)):
+        fields = {f"field_{i}": f"{name}{i}" for i in range(30)}
+        own = {**fields, "init": f"/a/long/path/to/some/weights/of/{name}", "optim": {"lr": lr}}
+        runs.append(write_run(tmp_path / f"{name}-{lr}-{seed}", [0.5], test=0.4, seed=seed, **own))
+    lines = as_text(runs, compare(runs)).partition("\n\n")[2].splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[:4] == [
+        "setting",
+        "  seeds  best val                      test",
+        "field_0=a0, lr=0.1, 30 more differ",
+        "  0,1    50.00 % (50.00 % to 50.00 %)  40.00 % (40.00 % to 40.00 %)",
+    ]
+    assert lines[4::2] == ["field_0=a0, lr=0.2, 30 more differ", "field_0=b0, lr=0.1, 30 more differ"]
+
+
+def test_long_values_of_a_setting_are_cut(tmp_path: Path) -> None:
+    long = "/home/of/somebody/with/a/very/long/path/to/a/folder/for/the/weights/of/the/run/of/number/"
+    runs = [write_run(tmp_path / f"{i}{j}", [0.5], seed=j, init=f"{long}{i}") for i in (1, 2) for j in (0, 1)]
+    lines = as_text(runs, compare(runs)).splitlines()
+    assert lines[-1] == "init=…the/run/of/number/2  0,1"
+
+
 def test_a_run_that_was_stopped_is_not_in_the_mean(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / str(seed), [0.5], test=0.4, seed=seed) for seed in (0, 1)]
     runs.append(write_run(tmp_path / "2", [0.1], seed=2))

@@ -167,6 +167,25 @@ def test_precision_counts_the_predictions_of_a_class_and_recall_its_images(tmp_p
     assert re.search(r"dog</td>.*?50\.0</td><td class=value>50\.0</td><td class=value>2</td>", html)
 
 
+@pytest.mark.parametrize("classes, tables", [(2, 1), (8, 1), (9, 2), (40, 2)])
+def test_each_table_of_class_scores_has_the_header(classes: int, tables: int, tmp_path: Path) -> None:
+    html = write_report(write_run(tmp_path / "run", [f"class {i}" for i in range(classes)])).read_text()
+    (shown,) = re.findall(r'<div class="classes">(.*?)</div>', html)
+    own = re.findall(r"<table>(.*?)</table>", shown)
+    assert len(own) == tables and all("<th class=value>recall</th>" in table for table in own)
+    assert sum(table.count('<td class="name"') for table in own) == classes
+
+
+def test_the_images_of_each_split_are_those_that_were_used(tmp_path: Path) -> None:
+    """What was held back for validation is not counted as training images."""
+    folder = write_run(tmp_path / "run", ["a", "b"])
+    (folder / "data.json").write_text(json.dumps({"splits": {"train": {"images": 100}, "test": {"images": 30}}}))
+    start = {"kind": "start", "step": 0, "images": {"train": 1090, "val": 10, "test": 30}}
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(start) + "\n")
+    assert "1,090 training, 10 validation, 30 test images" in Page(write_report(folder).read_text()).text
+
+
 def test_only_fields_that_differ_from_the_recipe_stand_out(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", ["a", "b"])
     own = json.loads(json.dumps(RECIPES["digits"](1437).as_dict()))

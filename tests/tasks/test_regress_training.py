@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +22,7 @@ from vitrail.cli import main
 from vitrail.data.sets import ImageSet, Splits
 from vitrail.data.targets import Numbers
 from vitrail.errors import UserError
-from vitrail.tasks.regress import Regress, Regression, Units, units_of
+from vitrail.tasks.regress import Regress, Regression, Units, Values, units_of
 from vitrail.zoo import convert
 
 CPU = ["--device", "cpu"]
@@ -80,7 +83,12 @@ def test_cells_that_are_no_numbers_are_bad_rows(cell: str, reason: str, tmp_path
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("image,age,name\n0.png,1,Ann\n1.png,2,Bo\n", "the column name holds 'Ann' .*--values age"),
+        ("image,age,name\n0.png,1,Ann\n1.png,2,Bo\n", "the column name holds 'Ann' .*--values age; .*name to label"),
+        ("image,name,who,a b\n0.png,Ann,he,1\n", "the column name holds 'Ann' .*--values 'a b'; if these"),
+        (
+            "image,label,note\n0.png,cat,\n",
+            "not numbers: add numbers; if these are classes, use `vitrail train folder`",
+        ),
         ("image\n0.png\n", "no column of numbers beside the image"),
         ("image,age\n0.png,old\n", "the column age holds 'old'"),
     ],
@@ -127,6 +135,21 @@ def test_scores_are_in_the_tables_units() -> None:
     assert scores["per_value"][0] == {"name": "age", "mae": pytest.approx(2.0, abs=1e-5), "r2": scores["r2"]}
     assert scores["per_value"][1]["r2"] is None
     assert {"mae age", "r2 age", "mae x"} <= task.told(scores).keys()
+
+
+def test_the_report_shows_the_true_values_beside_the_predicted_ones() -> None:
+    values = [{"name": "age", "value": 31.25}, {"name": "a<b", "value": 12345.6}]
+    truth = Numbers(torch.tensor([[33.0, 20000.0]]), ["age", "a<b"]).truth(0)
+    row = {"values": values, "truth": truth, "image": base64.b64encode(b"image").decode()}
+    run = SimpleNamespace(final={}, examples=[row, {**row, "truth": None}, {"image": row["image"]}])
+    _, examples = (section.html for section in Regress.report(run))
+    assert examples.count("<figure") == 2 and examples.count("<td>–</td>") == 2
+    assert re.search(r"age</td><td>31.25</td><td>33</td>.*a&lt;b</td><td>12346</td><td>20000</td>", examples)
+
+
+def test_a_csv_file_has_a_column_per_value() -> None:
+    answer = Values([{"name": "age", "value": 31.25}, {"name": "error", "value": 0.5}])
+    assert answer.records() == [{"age": 31.25, "error_value": 0.5}]
 
 
 def test_scores_are_scikit_learns() -> None:

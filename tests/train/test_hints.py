@@ -86,6 +86,7 @@ def test_fault_gives_its_hint(name: str) -> None:
         {"train": rows([8.0, 5.5, 4.6, 4.1, 3.9]), "classes": 0, "batch_size": 8},  # words
         {"val": vals([0.9, 0.9], top1=0.6, count=5), "train": rows(FALLING, accuracy=0.99)},
         {"val": [{"attention_logits": [11.0, 14.0 + i]} for i in range(9)]},
+        {"train": rows([2.3, 2.2]), "answers": "99 % of the images are predicted as 'cat'"},  # after few steps
     ],
 )
 def test_healthy_run_gives_none(changes: dict[str, Any]) -> None:
@@ -144,6 +145,7 @@ def test_one_predicted_class_is_told_once_it_stays(
     collapsed: list[bool], told: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     watch = Hints(create("nano/2", classes=["cat", "dog"]), RECIPES["digits"](100))
+    watch.train += rows([0.7, 0.6, 0.5])
     with caplog.at_level(logging.WARNING, "vitrail"):
         for i, one in enumerate(collapsed, 1):
             confusion = [[30, 0], [30, 0]] if one else [[25, 5], [5, 25]]

@@ -105,6 +105,38 @@ def test_a_resumed_run_ends_at_the_same_step_with_the_same_weights(
     assert RunFolder(tmp_path / "halves").rows()[-1]["step"] == 8
 
 
+def losses(path: Path) -> list[tuple[int, float]]:
+    """The rows of training in a log."""
+    return [(row["step"], row["loss"]) for row in RunFolder(path).rows() if row["kind"] == "train"]
+
+
+def test_the_last_steps_of_a_run_that_stops_early_are_logged(
+    small_digits: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run shorter than the distance of two rows has a training curve too. The row is none of a longer run."""
+    train(run_of(patience=2), tmp_path / "run", SCORES, monkeypatch)
+    assert [step for step, _ in losses(tmp_path / "run")] == [8]
+    rows = RunFolder(tmp_path / "run").rows()
+    assert next(row for row in rows if row["kind"] == "train")["images_per_s"] > 0
+    first = losses(tmp_path / "run")
+    train(run_of(patience=2), tmp_path / "run", SCORES, monkeypatch, resume=True)
+    assert losses(tmp_path / "run") == first
+    train(run_of(patience=5), tmp_path / "run", SCORES, monkeypatch, resume=True)
+    train(run_of(patience=5), tmp_path / "whole", SCORES, monkeypatch)
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert [step for step, _ in losses(tmp_path / "run")] == [12]
+
+
+def test_a_row_that_was_just_logged_is_not_logged_again(
+    small_digits: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitrail.train.loop.LOG_EVERY", 4)
+    train(run_of(patience=2), tmp_path / "run", SCORES, monkeypatch)
+    first = losses(tmp_path / "run")
+    train(run_of(patience=2), tmp_path / "run", SCORES, monkeypatch, resume=True)
+    assert losses(tmp_path / "run") == first and [step for step, _ in first] == [4, 8]
+
+
 def test_more_patience_continues_a_run_that_stopped_early(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

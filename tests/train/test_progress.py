@@ -88,12 +88,28 @@ def test_without_a_terminal_there_is_a_line_now_and_then_and_no_control_characte
 def test_a_score_names_its_place(capsys: pytest.CaptureFixture[str]) -> None:
     bar = made(10, 20)
     bar.step({"loss": 1.0}, 4)
-    bar.evaluated({"top1": 0.5}, Score("top1", unit="%"))
+    bar.evaluated({"top1": 0.5}, Score("top1", unit="%"), 1.0)
     assert capsys.readouterr().err == "vitrail: epoch 0.05 of 0.5, step 1 of 10: val top1 50.00 %\n"
     bar.step({"loss": 1.0}, 4)
     assert "val top1 50.00 %" in bar._fitted(73)
-    bar.evaluated({"top1": None}, Score("top1", unit="%"))
+    bar.evaluated({"top1": None}, Score("top1", unit="%"), 1.0)
     assert capsys.readouterr().err.endswith("val top1 none\n")
+
+
+def test_the_time_of_an_evaluation_is_no_training(clock: Clock) -> None:
+    bar = made(10, 5)
+    clock.now = 2.0
+    bar.step({"loss": 1.0}, 40)
+    bar.loader.wait, clock.now = 1.0, 102.0
+    bar.evaluated({"top1": 0.5}, Score("top1", unit="%"), 100.0)
+    row = bar.row()
+    assert (row["images_per_s"], row["wait"]) == (20.0, 0.5)
+
+
+def test_steps_before_a_resume_have_no_speed_in_the_row_after_it(clock: Clock) -> None:
+    loader: Any = SimpleNamespace(wait=0.0, steps_per_epoch=5)
+    row = Progress(10, 3, loader, {"steps": 2.0, "loss": 3.0}).row()
+    assert row == {"loss": 1.5, "skipped": 0}
 
 
 def test_nothing_is_known_of_the_loss_while_steps_are_skipped(clock: Clock) -> None:
@@ -116,7 +132,7 @@ with own_lines(), Progress(60, 0, SimpleNamespace(wait=0.0, steps_per_epoch=6)) 
         time.sleep(0.01)
         if i == 30:
             logging.getLogger("vitrail").warning("hint: lower the rate")
-            bar.evaluated({"top1": 0.25}, Score("top1", unit="%"))
+            bar.evaluated({"top1": 0.25}, Score("top1", unit="%"), 0.0)
 """
 
 

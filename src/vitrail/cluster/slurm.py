@@ -110,11 +110,17 @@ def lines(request: Request, grid: Grid, words: Sequence[str]) -> Iterator[str]:
     yield ""
     yield f"export {JOB}={grid.job}  # queued again, the same command resumes the run"
     index = ' --grid-index "$SLURM_ARRAY_TASK_ID"' * is_grid
-    yield f"words=({shlex.join(['train', *words])}{index})"
+    yield f"words=({' '.join(map(_element, ['train', *words]))}{index})"
     yield ""
     yield from _start(request)
     yield ""
     yield from END
+
+
+def _element(word: str) -> str:
+    """A word as an element of a bash array. Commas are quoted, though they need not be: they look like separators."""
+    quoted = shlex.quote(word)
+    return f"'{word}'" if quoted == word and "," in word else quoted
 
 
 def _options(request: Request, grid: Grid, words: Sequence[str], is_grid: bool) -> Iterator[str]:

@@ -33,8 +33,8 @@ from vitrail.errors import UserError
 log = logging.getLogger("vitrail")
 
 Batch = dict[str, Any]
-FEW = 3
-"""bad images that are logged before the error that they are too many"""
+SHOWN = 5
+"""bad images, or bad rows of a table, that an error names"""
 
 
 class Plan(NamedTuple):
@@ -76,18 +76,17 @@ class Tally:
     def add(self, reasons: Sequence[str], name: str, max_bad: float, remedy: str = ", or raise --max-bad") -> None:
         """Count bad images of the set `name`, and log each.
 
-        Raises UserError, which names the last, if more than the fraction `max_bad` of the set is bad. A few of the
-        others are logged then.
+        Raises UserError, which names a few, if more than the fraction `max_bad` of the set is bad.
         """
         self.bad += len(reasons)
-        stop = bool(reasons) and self.bad > max_bad * self.images
-        for reason in reasons[:-1][:FEW] if stop else reasons:
-            log.warning(f"left out: {reason}")
-        if stop:
+        if reasons and self.bad > max_bad * self.images:
+            why = "; ".join(reasons[:SHOWN]) + f"; and {len(reasons) - SHOWN:,} more" * (len(reasons) > SHOWN)
             raise UserError(
-                f"{self.bad} of {self.images} images of {name} are bad, more than {max_bad:.1%} (the last: "
-                f"{reasons[-1]}): repair or remove them{remedy}"
+                f"{self.bad} of {self.images} images of {name} are bad, more than {max_bad:.1%} ({why}): "
+                f"repair or remove them{remedy}"
             )
+        for reason in reasons:
+            log.warning(f"left out: {reason}")
 
 
 class Loader:
@@ -367,8 +366,12 @@ class Loader:
 
     def first(self, count: int) -> Batch:
         """The first images of the run as a training batch, read here. No counts change, and no worker starts."""
-        wants = self._plan(0).wants()[: count // self.unit * self.unit]
-        return self._from_fetched(self._fetcher(self.augment).__getitems__(wants), 0, self.augment)
+        epoch, samples, draws, there = self._plan(0)
+        own = slice(count // self.unit * self.unit)
+        plan = Plan(epoch, samples[own], draws[own], (there[0][own], there[1][own]))
+        if (kept := self._table) is not None:
+            return self._from_table(kept, plan, self.augment)
+        return self._from_fetched(self._fetcher(self.augment).__getitems__(plan.wants()), epoch, self.augment)
 
     def _fetcher(self, augment: Augment | None) -> Fetch:
         views = self.views if augment is not None else self.views[:1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -231,14 +232,23 @@ def _refuse_numbers(path: Path, names: Sequence[str]) -> None:
 def _refuse_words(path: Path, found: Labelled, names: Sequence[str], places: Sequence[int]) -> None:
     """Refuse a column in which hardly any cell is a number: it is no column to learn."""
     for name, place in zip(names, places, strict=True):
-        filled = [entry.cells[place] for entry in found.entries if entry.cells[place].lower() not in EMPTY]
-        words = [cell for cell in filled if not _is_number(cell)]
-        if len(words) * 2 > len(filled):
-            others = [other for other in names if other != name] or ["age"]
-            raise UserError(
-                f"{path}: the column {name} holds {words[0]!r:.40} and other words, not numbers: choose the columns to "
-                f"learn, as in --values {' '.join(others[:3])}; `vitrail train folder` learns classes"
-            )
+        words, numbers = _words_and_numbers(found, place)
+        if len(words) <= len(numbers):
+            continue
+        counts = [[len(cells) for cells in _words_and_numbers(found, i)] for i in range(len(found.columns))]
+        others = [other for other, (no, yes) in zip(found.columns, counts, strict=True) if yes >= max(no, 1)]
+        remedy = f"choose columns of numbers, as in --values {shlex.join(others[:3])}" if others else "add numbers"
+        rename = "" if name.lower() == LABEL else f"rename {name} to {LABEL} and "
+        raise UserError(
+            f"{path}: the column {name} holds {words[0]!r:.40} and other words, not numbers: {remedy}; if these are "
+            f"classes, {rename}use `vitrail train folder`"
+        )
+
+
+def _words_and_numbers(found: Labelled, place: int) -> tuple[list[str], list[str]]:
+    """The cells of a column that are no numbers, and those that are, without empty ones."""
+    filled = [entry.cells[place] for entry in found.entries if entry.cells[place].lower() not in EMPTY]
+    return [cell for cell in filled if not _is_number(cell)], [cell for cell in filled if _is_number(cell)]
 
 
 def _refuse_class_folders(path: Path, table: Path) -> None:

@@ -39,18 +39,38 @@ def as_jsonl(rows: Lines, file: IO[bytes]) -> None:
 
 
 def as_csv(rows: Lines, file: IO[bytes]) -> None:
-    """CSV in UTF-8 with a header; nested values as JSON, missing values empty."""
-    columns = rows.columns()
+    """CSV in UTF-8 with a header, one value per cell; missing values are empty.
+
+    The columns of a list count from 1: `labels`, a list of records with a label and a score, is `label_1`, `score_1`,
+    `label_2` and so on; a list of numbers `embedding` is `embedding_1`, `embedding_2` and so on.
+    """
+    columns: dict[str, dict[str, None]] = {name: {} for name in rows.columns()}
+    columns["error"] = {"error": None}
+    for row in rows:
+        for name, value in row.items():
+            columns[name].update(dict.fromkeys(_cells(name, value)))
     text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
     writer = csv.writer(text)
-    writer.writerow(columns)
+    writer.writerow([cell for own in columns.values() for cell in own])
     for row in rows:
-        writer.writerow([_cell(row.get(name)) for name in columns])
+        found = {name: _cells(name, value) for name, value in row.items()}
+        writer.writerow([found.get(name, {}).get(cell) for name, own in columns.items() for cell in own])
     text.detach()
 
 
-def _cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict | bool) else value
+def _cells(name: str, value: Any) -> dict[str, Any]:
+    """A value as cells, by the name of their column."""
+    if isinstance(value, bool):
+        return {name: json.dumps(value)}
+    if isinstance(value, dict):
+        inner = [(f"{name}_{key}", own) for key, own in value.items()]
+    elif isinstance(value, list):
+        numbered = list(enumerate(value, 1))
+        inner = [(f"{key}_{i}", own) for i, item in numbered if isinstance(item, dict) for key, own in item.items()]
+        inner += [(f"{name}_{i}", item) for i, item in numbered if not isinstance(item, dict)]
+    else:
+        return {name: value}
+    return {cell: own for key, each in inner for cell, own in _cells(key, each).items()}
 
 
 def as_parquet(rows: Lines, file: IO[bytes]) -> None:

@@ -46,6 +46,8 @@ SHOWN = {
     "images_per_s": count,
 }
 MARKS = {"unfinished": "not finished", "fast_dev_run": "fast dev run"}
+WIDTH, LONG = 80, 20
+"""columns of a terminal, and of a value of a setting in a line that would be longer than that"""
 UNITS = [("hours", 3600), ("minutes", 60), ("seconds", 1)]
 
 
@@ -174,15 +176,52 @@ def _spread(values: Iterable[Any]) -> dict[str, Any] | None:
 
 
 def as_settings(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows of `by_setting` as aligned text: the mean over the seeds, then the smallest and the largest."""
-    lines = [["setting", "seeds", "best val", "test"]]
+    """The rows of `by_setting` as aligned text: the mean over the seeds, then the smallest and the largest.
+
+    A setting has a line of its own where that does not fit a terminal.
+    """
+    lines = [["seeds", "best val", "test"]]
     for row in rows:
-        setting = ", ".join(f"{name}={value}" for name, value in row["setting"].items()) or str(row["recipe"])
         seeds = ",".join(map(str, row["seeds"]))
-        lines.append([setting, seeds, *(_spread_text(row[name], row) for name in ("best_val", "test"))])
+        lines.append([seeds, *(_spread_text(row[name], row) for name in ("best_val", "test"))])
     columns = [column for column in zip(*lines, strict=True) if any(cell != "-" for cell in column[1:])]
-    widths = [max(map(len, column)) for column in columns]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in zip(*columns, strict=True))
+    texts = _setting_texts(rows)
+    width = max(map(len, texts))
+    together = width + sum(2 + max(map(len, column)) for column in columns) <= WIDTH
+    columns.insert(0, tuple(text.ljust(width) if together else f"{text}\n" for text in texts))
+    widths = [max(map(len, column)) for column in columns[1:]]
+    lines = [[line[0], *map(str.ljust, line[1:], widths)] for line in zip(*columns, strict=True)]
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def _setting_texts(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A header, then each setting in words: all its fields, or where that fits no line those that tell it apart."""
+    settings = [row["setting"] for row in rows]
+    texts = [", ".join(f"{name}={value}" for name, value in own.items()) for own in settings]
+    if max(map(len, texts)) > WIDTH:
+        names = _distinguishing(settings)
+        more = len({name for own in settings for name in own}) - len(names)
+        texts = [", ".join(f"{name}={_end_of(own[name])}" for name in names if name in own) for own in settings]
+        texts = [text + f", {more} more differ" * bool(more) for text in texts]
+    return ["setting", *(text or str(row["recipe"]) for text, row in zip(texts, rows, strict=True))]
+
+
+def _distinguishing(settings: Sequence[dict[str, str]]) -> list[str]:
+    """Few fields by which no two settings are equal: always the one that tells most of them apart."""
+    left, chosen = list(dict.fromkeys(name for own in settings for name in own)), list[str]()
+
+    def kinds(name: str) -> int:
+        return len({tuple(own.get(each) for each in (*chosen, name)) for own in settings})
+
+    while left and (not chosen or kinds(chosen[-1]) < len(settings)):
+        chosen.append(max(left, key=kinds))
+        left.remove(chosen[-1])
+    return chosen
+
+
+def _end_of(value: str) -> str:
+    """A short value, or the end of a long one, which tells paths apart."""
+    return value if len(value) <= LONG else f"…{value[1 - LONG :]}"
 
 
 def _spread_text(spread: dict[str, Any] | None, row: dict[str, Any]) -> str:

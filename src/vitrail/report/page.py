@@ -33,7 +33,7 @@ def write_report(run_folder: Path) -> Path:
 
 
 def _subtitle(run: RunRecord) -> str:
-    """The run's folder, its data, and the number of images of each split."""
+    """The run's folder, its data, and the number of images of each split that trained, chose and scored."""
     images = ", ".join(f"{count:,} {SPLITS.get(name, name)}" for name, count in run.images.items())
     data = run.recipe.get("data")
     told = f" on <code>{escape(str(data))}</code>" if data else ""

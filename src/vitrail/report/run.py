@@ -43,7 +43,9 @@ class RunRecord:
     groups: str | None = None
     """number of image groups that were kept within one split; None without groups"""
     images: dict[str, int] = field(default_factory=dict)
-    """number of images of each split of the data"""
+    """number of images of each split, where those that are held back for validation are not in the training split"""
+    before_split: int = 1
+    """number of images of the training split with those that are held back: a recipe's values depend on it"""
 
     @property
     def best(self) -> Row:
@@ -84,7 +86,7 @@ class RunRecord:
         name = self.recipe.get("recipe")
         if name not in RECIPES:
             return None
-        given = dict(flat(json.loads(json.dumps(RECIPES[name](self.images.get("train", 1)).as_dict()))))
+        given = dict(flat(json.loads(json.dumps(RECIPES[name](self.before_split).as_dict()))))
         return [(key, value, given.get(key, "")) for key, value in flat(self.recipe) if given.get(key) != value]
 
     @property
@@ -113,12 +115,6 @@ def read_run(folder: str | Path) -> RunRecord:
     for row in rows:
         kinds.get(str(row.get("kind")), []).append(row)
     data = _json(folder / "data.json", dict)
-    splits = data.get("splits")
-    counts = {
-        str(name): int(count)
-        for name, own in (splits.items() if isinstance(splits, dict) else ())
-        if isinstance(own, dict) and (count := number(own.get("images"))) is not None
-    }
     test = kinds["test"][-1] if kinds["test"] else {}
     return RunRecord(
         folder=folder,
@@ -132,8 +128,16 @@ def read_run(folder: str | Path) -> RunRecord:
         classes=[str(name) for name in _json(folder / "classes.json", list)],
         examples=[row for row in _json(folder / "examples.json", list) if isinstance(row, dict)],
         groups=next((value for name, value in flat(data) if name == "groups.count"), None),
-        images=counts,
+        images=_images(kinds["start"]),
+        before_split=int(count) if (count := dict(flat(data)).get("splits.train.images", "")).isdigit() else 1,
     )
+
+
+def _images(starts: list[Row]) -> dict[str, int]:
+    """The number of images of each split, from the newest row of a start."""
+    images = starts[-1].get("images") if starts else None
+    counts = images.items() if isinstance(images, dict) else ()
+    return {str(name): int(count) for name, own in counts if (count := number(own)) is not None}
 
 
 def _json(path: Path, kind: type[Any]) -> Any:

@@ -63,8 +63,10 @@ def build(
     task = start(run, Splits(train, val, test), loaded)
     if run.early_size is not None and sum(view.number for view in task.views) > 1:
         raise UserError(f"early_size shrinks one image per sample, and the task {task.name} has several: remove it")
-    if task.whole_batch and run.accumulate > 1:
+    if task.whole_batch and run.accumulate != 1:
         raise UserError(f"the loss of the task {task.name} needs the whole batch at once: remove --accumulate")
+    if world.shard and run.accumulate == "auto":
+        raise UserError("--accumulate auto tries steps in each process alone, and --shard needs all: give a number")
     if run.init is not None:
         zoo.check_filled(task, run.init, seed)
         if run.tune.frozen:
@@ -118,7 +120,9 @@ def build(
 def check_micro_batches(run: Run, loader: Loader) -> None:
     """Refuse more micro-batches than a process has images per step: batch norm, or sharding, would wait for ever."""
     images = min(loader.batch_size, len(loader.samples)) // loader.unit // loader.world * loader.unit
-    if loader.world > 1 and not run.tune.frozen and run.accumulate > images:
+    if run.accumulate == "auto" or run.tune.frozen:
+        return
+    if loader.world > 1 and run.accumulate > images:
         raise UserError(
             f"{run.accumulate} micro-batches of {images} images per process and step: lower --accumulate, or raise "
             "--batch-size"

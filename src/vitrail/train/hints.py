@@ -223,6 +223,8 @@ def _too_low(signs: Signs) -> Hint | None:
 def _collapsed(signs: Signs) -> Hint | None:
     if signs.answers is None or signs.done < 0.5 or min(numbers(signs.val[-1:], "count"), default=0) < COUNTED:
         return None
+    if len(signs.losses) < ROWS:  # after a few steps any model may answer so
+        return None
     return Hint(
         "collapsed",
         signs.answers,

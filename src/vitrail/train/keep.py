@@ -121,7 +121,7 @@ class Keeper:
         if leads and state.best is not None:  # `best` may be that of a later step, or lost
             copy_folder(state.best, folder.best)
         if leads:
-            folder.cut(state.step, evaluated=self.pending is None)
+            folder.cut(state.step, evaluated=self.pending is None, logged=not self.sums)
 
     def _newest(self) -> State | None:
         """The newest state that is whole. Rank 0 finds it; the others read the same file."""

@@ -22,6 +22,7 @@ from vitrail.errors import Preempted, RunError, Stopped, UserError
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Batch, Metric
 from vitrail.train.finite import Watch
+from vitrail.train.fitting import named_if_full
 from vitrail.train.hints import Hints
 from vitrail.train.joined import scores_of_all
 from vitrail.train.keep import Keeper
@@ -57,6 +58,12 @@ class Components:
     """the processes that train together"""
     held_back: bool = False
     """whether `val` was cut off the training split"""
+
+    @property
+    def images(self) -> dict[str, int]:
+        """The number of images of each split."""
+        loaders = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: len(loader.set) for name, loader in loaders.items() if loader is not None}
 
     @cached_property
     def loaders(self) -> Loaders:
@@ -134,7 +141,8 @@ class Training:
             compile_network(self.module, self.run, self.loader.device)
         self.began = time.monotonic()
         self.spent = next((row["seconds"] for row in reversed(self.folder.rows()) if "seconds" in row), 0.0)
-        self.folder.log_start(self.rule, start, shlex.join(["vitrail", *sys.argv[1:]]), self.world.size)
+        command = shlex.join(["vitrail", *sys.argv[1:]])
+        self.folder.log_start(self.rule, start, command, self.components.images, self.world.size)
         batches = itertools.islice(self.loader.batches(start), max(0, self.steps - start))
         bar = Progress(self.steps, start, self.loader, self.keeper.sums)
         with stop_requested() as self.stop, self.keeper, bar as self.progress:
@@ -145,7 +153,8 @@ class Training:
                 for batch in self._until_stopped(batches):
                     if self.enough:
                         break
-                    self.step(batch)
+                    with named_if_full(self.run, self.task, self.world):
+                        self.step(batch)
                     self.log_and_save(batch)
             except Halt as halt:
                 if not halt.alone:
@@ -156,8 +165,11 @@ class Training:
                 raise
         if self.world.on_any(self.stop.requested):  # in the last steps, or while the last state was written
             raise self._halt()
-        if self.enough and self.world.leads:
-            self._say_early()
+        if self.enough:
+            if self.progress.sums:
+                self._log_row()
+            if self.world.leads:
+                self._say_early()
         return self.seconds
 
     @property
@@ -232,9 +244,7 @@ class Training:
         if (logging_now := done % LOG_EVERY == 0 or last) or saving:
             self.watch.read(last=last)
         if logging_now:
-            epoch = done / self.loader.steps_per_epoch
-            self.folder.log(kind="train", step=done, epoch=epoch, seconds=self.seconds, **(row := self.progress.row()))
-            self.hints.logged(row)
+            self._log_row()
         if saving:
             self.module.write_whole()
         if evaluating:
@@ -251,11 +261,18 @@ class Training:
         if stopping and not last:
             raise self._halt()
 
+    def _log_row(self) -> None:
+        epoch = self.done / self.loader.steps_per_epoch
+        row = self.progress.row()
+        self.folder.log(kind="train", step=self.done, epoch=epoch, seconds=self.seconds, **row)
+        self.hints.logged(row)
+
     def evaluate(self, beside: dict[str, Any]) -> dict[str, Any]:
         """Score `val`, log it with what is `beside`, and save. Returns both.
 
         If that is interrupted, the state is saved first, and a resumed run evaluates.
         """
+        began = time.monotonic()
         self.keeper.wait()  # a process that forks workers should have no other thread
         around = self.stop.between_steps() if self.world.size == 1 else None
         try:
@@ -267,7 +284,7 @@ class Training:
             raise Halt(RunError, str(error), alone=True) from None
         self.task.train()
         self.folder.log(kind="val", step=self.done, seconds=self.seconds, **numbers(scores), **beside)
-        self.progress.evaluated(scores, self.rule)
+        self.progress.evaluated(scores, self.rule, time.monotonic() - began)
         self.keeper.score(self.done, scores[self.rule.name], self.progress.sums)
         return scores | beside
 

@@ -150,6 +150,8 @@ class World:
 
     def numbers(self, number: int) -> list[int]:
         """A number of every rank, by rank."""
+        if self.size == 1:
+            return [int(number)]
         every = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         dist.all_gather(every, torch.tensor([int(number)]))
         return [int(each) for each in every]

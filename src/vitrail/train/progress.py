@@ -124,18 +124,20 @@ class Progress:
     def row(self) -> dict[str, float]:
         """Means of the steps since the last row, for the log, and the number of those that moved nothing.
 
-        Those whose gradient overflowed in fp16 are counted apart, as `overflows`.
+        Those whose gradient overflowed in fp16 are counted apart, as `overflows`. There is no speed if all these steps
+        were before a resume.
         """
-        speed, wait = self._rates()
+        timed, (speed, wait) = self.timed, self._rates()
         steps, skipped = self.sums.pop("steps", 0), int(self.sums.pop("skipped", 0))
         overflows = {"overflows": int(count)} if (count := self.sums.pop("overflows", 0)) else {}
         row = {name: value / steps for name, value in self.sums.items()}
         self.sums = {}
         self._restart()
-        return {**row, "skipped": skipped, **overflows, "images_per_s": speed, "wait": wait}
+        rates = {"images_per_s": speed, "wait": wait} if timed else {}
+        return {**row, "skipped": skipped, **overflows, **rates}
 
-    def evaluated(self, scores: dict[str, Any], rule: Score) -> None:
-        """Show the score of an evaluation, and exclude its time from the speed."""
+    def evaluated(self, scores: dict[str, Any], rule: Score, seconds: float) -> None:
+        """Show the score of an evaluation, and exclude its `seconds` from the speed."""
         self.score = f"val {rule.name} {rule.text(scores[rule.name]) or 'none'}"
         print(f"vitrail: {self.place()}: {self.score}", file=sys.stderr, flush=True)
-        self._restart()
+        self.began += seconds

@@ -70,8 +70,9 @@ class Run:
     """test the whole pipeline in seconds: 3 steps on 8 images per split, without compiling. Scores mean nothing"""
     batch_size: int = 128
     """images per optimizer step"""
-    accumulate: int = 1
-    """gradient accumulation: micro-batches per optimizer step; more of them need less memory"""
+    accumulate: int | Literal["auto"] = 1
+    """gradient accumulation: micro-batches per optimizer step; more of them need less memory. auto: on a CUDA GPU the
+    fewest that fit in its memory, found when the run starts, elsewhere 1"""
     early_size: int | None = None
     """progressive resizing: short side in pixels of the training images in early steps, which are faster (arXiv
     2104.00298, section 4); None for full size throughout"""
@@ -115,8 +116,8 @@ class Run:
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate", "keep"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+            if (number := getattr(self, name)) != "auto" and number < 1:
+                raise UserError(f"{name} must be at least 1, got {number}")
         for name in ("epochs", "eval_every"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{name} must be a number above 0, got {getattr(self, name)}")
@@ -125,7 +126,7 @@ class Run:
                 raise UserError(f"{name} must be a fraction from 0 to 1, got {getattr(self, name)}")
         if self.weights_init == "deit" and self.attention_init == "mimetic":
             raise UserError("weights_init deit sets attention as well: add --attention-init xavier")
-        if self.cuda_graphs and self.accumulate > 1:
+        if self.cuda_graphs and self.accumulate != 1:
             raise UserError("cuda_graphs records one batch per step: remove --accumulate, or add --no-cuda-graphs")
         for name in ("max_steps", "patience", "save_every"):
             if (number := getattr(self, name)) is not None and number < 1:

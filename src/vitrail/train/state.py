@@ -16,7 +16,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -198,10 +198,15 @@ class RunFolder:
         """Save the scores that the command prints."""
         write_whole(self._scores, json.dumps(scores))
 
-    def log_start(self, score: Score | None, step: int, command: str, processes: int = 1) -> None:
-        """The first row of a new or resumed run: which score chooses the best checkpoint, and how."""
+    def log_start(
+        self, score: Score | None, step: int, command: str, images: Mapping[str, int], processes: int = 1
+    ) -> None:
+        """The first row of a new or resumed run: which score chooses the best checkpoint, and how.
+
+        `images` are the numbers of images of the splits, with what is held back for validation apart from the rest.
+        """
         chosen = {} if score is None else {"score": asdict(score)}
-        self.log(kind="start", step=step, **chosen, command=command, processes=processes)
+        self.log(kind="start", step=step, **chosen, command=command, images=dict(images), processes=processes)
 
     def log(self, **row: Any) -> None:
         """Add a line to metrics.jsonl."""
@@ -228,13 +233,15 @@ class RunFolder:
             path.unlink(missing_ok=True)
         shutil.rmtree(self.states.path, ignore_errors=True)  # the first state could not be written
 
-    def cut(self, step: int, evaluated: bool) -> None:
+    def cut(self, step: int, evaluated: bool, logged: bool) -> None:
         """Remove the rows after a step, and those of the end: the run will write them again.
 
-        Also the row of an evaluation after that step, unless the run had `evaluated`.
+        Also the row of an evaluation after that step, unless the run had `evaluated`, and its row of training, unless
+        it was `logged` before the state was saved: a run that stops early writes one for the steps that are left.
         """
         rows = [row for row in self.rows() if row["step"] <= step and row["kind"] not in ("test", "done")]
-        rows = [row for row in rows if evaluated or (row["kind"], row["step"]) != ("val", step)]
+        again = {kind for kind, there in (("val", evaluated), ("train", logged)) if not there}
+        rows = [row for row in rows if row["step"] < step or row["kind"] not in again]
         write_whole(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
     def flush(self) -> None:

@@ -112,6 +112,7 @@ def train_step(run: Run, module: LossModule, batch: Batch, optimizers: Optimizer
     totals: dict[str, Any] = {}
     gradients: list[Tensor | None] = [None] * len(optimizers.parameters)
     before = [statistic.clone() for statistic in module.statistics]
+    assert run.accumulate != "auto", "a run begins with a number: see train/fitting.py"
     micro_batches = module.task.target.split(batch, run.accumulate)
     for number, micro_batch in enumerate(micro_batches, 1):
         with autocast(batch["image"].device, run.precision), module.world.step():

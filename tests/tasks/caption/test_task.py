@@ -35,10 +35,12 @@ from vitrail.data.sets import ImageSet
 from vitrail.data.targets import Texts
 from vitrail.data.text import END, PAD, START, Tokenizer
 from vitrail.errors import UserError
-from vitrail.tasks.caption import Caption, Captioning, Decoding, numbered
+from vitrail.tasks.caption import Caption, Captioning, Captions, Decoding, numbered
 from vitrail.tasks.caption.answers import Thresholds
 from vitrail.tasks.caption.consensus import Consensus
 from vitrail.tasks.exported import run_by
+
+TWO = [("a dog", -0.5), ("a cat", -1.5)]
 
 
 def test_numbers_of_captions() -> None:
@@ -49,6 +51,13 @@ def test_numbers_of_captions() -> None:
     assert not table[0, 2].any() and not table[1, 1:].any()
     # A caption that is too long is cut, and does not end where it was cut.
     assert table[1, 0].tolist() == WORDS.encode("two cats sit on a")
+
+
+def test_a_csv_file_has_the_captions_without_their_tokens() -> None:
+    listed = [{"caption": text, "score": score, "tokens": [{"text": text, "p": 0.5}]} for text, score in TWO]
+    (record,) = Captions("a dog", listed, match=1.5, sure=True).records()
+    shorter = [{"caption": text, "score": score} for text, score in TWO]
+    assert record == {"caption": "a dog", "match": 1.5, "sure": True, "captions": shorter}
 
 
 def test_no_word_repeats_that_begins_the_caption() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -106,11 +108,25 @@ def test_scores_are_macro_means_and_leave_out_labels_without_images(caplog: pyte
     scores = metric.compute()
     # a: right at ranks 1 and 3; b: right at ranks 1 and 3; c has no image.
     assert scores["per_class"] == [pytest.approx(5 / 6), pytest.approx(5 / 6), None]
-    assert scores["mean_ap"] == pytest.approx(5 / 6) and scores["count"] == 3
+    assert scores["mean_ap"] == pytest.approx(5 / 6) and scores["count"] == 3 and scores["without_label"] == 0
     assert scores["f1"] == pytest.approx(0.5)  # of each, one right, one wrong and one missed
     assert "no image of this split has the label c: it is left out" in caplog.text
     expected = F.binary_cross_entropy_with_logits(logits, torch.tensor([[1.0, 1, 0], [0, 1, 0], [1, 0, 0]]))
     assert scores["binary_cross_entropy"] == pytest.approx(expected.item())
+
+
+def test_the_report_tells_of_images_without_a_label() -> None:
+    metric = small().metric()
+    metric.update(batch_of([[1, 1, 0], [0, 0, 0], [0, 0, 0]]), torch.zeros(3, 3))
+    final = metric.compute()
+    assert final["without_label"] == 2
+    found = [{"label": "a", "score": 0.75}]
+    image = base64.b64encode(b"image").decode()
+    rows = [{"labels": labels, "truth": {"labels": []}, "image": image} for labels in ([], found)]
+    run = SimpleNamespace(final=final, examples=rows, classes=["a", "b", "c"])
+    head, examples, _ = (section.html for section in Tag.report(run))
+    assert "<b>2</b><span>images without a label</span><small>of 3</small>" in head
+    assert "✓ right</span> it has no label" in examples and "✗ not all right</span> it has no label" in examples
 
 
 def test_data_with_some_of_the_labels_in_another_order_is_scored() -> None:

@@ -54,6 +54,11 @@ class Captions(Prediction):
         told = {name: value for name in ("match", "sure") if (value := getattr(self, name)) is not None}
         return {"caption": self.caption, **told, "captions": self.captions}
 
+    def records(self) -> list[dict[str, Any]]:
+        """As `row`, without the tokens."""
+        captions = [{name: each[name] for name in ("caption", "score")} for each in self.captions]
+        return [{**self.row(), "captions": captions}]
+
     def text(self) -> str:
         return f"not sure: {self.caption}" if self.sure is False else self.caption
 

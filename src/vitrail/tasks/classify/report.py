@@ -11,8 +11,8 @@ from vitrail.tasks.classify.charts import DRAWN, calibration, confusion_matrix
 from vitrail.tasks.values import Section
 from vitrail.units import number, percent
 
-NAMED = 100
-"""maximum number of classes whose accuracies are listed"""
+NAMED, FEW = 100, 8
+"""maximum number of classes whose accuracies are listed, and of those in one table"""
 
 
 def sections(run: Any) -> list[Section]:
@@ -72,7 +72,11 @@ def _per_class(run: Any) -> str:
         f"<th class=value>{name}</th>" for name in ("recall", "precision", "images")
     )
     lines = [bar(name, score, False, *_beside(matrix, place)) for name, score, place in rows]
-    return f'{note(told)}<div class="columns classes"><table>{head}</tr>{"".join(lines)}</table></div>'
+    # Each of the tables side by side has the header.
+    size = -(-len(lines) // 2) if len(lines) > FEW else len(lines)
+    halves = [lines[start : start + size] for start in range(0, len(lines), size)]
+    tables = "".join(f"<table>{head}</tr>{''.join(half)}</table>" for half in halves)
+    return f'{note(told)}<div class="classes">{tables}</div>'
 
 
 def _beside(matrix: Any, place: int) -> tuple[str, str]:

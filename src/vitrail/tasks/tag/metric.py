@@ -74,6 +74,7 @@ class TagMetric:
             "binary_cross_entropy": F.binary_cross_entropy_with_logits(logits, tags).item(),
             "per_class": per_class,
             "classes": self.task.classes,
+            "without_label": int((tags.sum(dim=1) == 0).sum()),
             "count": len(tags),
         }
 

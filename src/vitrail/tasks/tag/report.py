@@ -7,7 +7,7 @@ from typing import Any
 
 from vitrail.html import bar, card, example, note
 from vitrail.tasks.values import Section
-from vitrail.units import number, percent
+from vitrail.units import count, number, percent
 
 MOST = 100
 """labels that are listed"""
@@ -15,8 +15,12 @@ MOST = 100
 
 def sections(run: Any) -> list[Section]:
     """The sections of a `vitrail.report.RunRecord`; empty if their entries are missing."""
+    cards = [
+        card("F1", percent(run.final.get("f1")), "mean over the labels, at the threshold"),
+        card("images without a label", count(run.final.get("without_label")), f"of {count(run.final.get('count'))}"),
+    ]
     return [
-        Section("", card("F1", percent(run.final.get("f1")), "mean over the labels, at the threshold")),
+        Section("", "".join(cards)),
         Section("Example predictions", "".join(map(_example, run.examples))),
         Section("Average precision of each label", _per_label(run)),
     ]
@@ -36,7 +40,7 @@ def _example(row: dict[str, Any]) -> str:
         bar(name, number(each.get("score")) or 0.0, name in own) for name, each in zip(names, found, strict=True)
     )
     mark = '<span class="right">✓ right</span>' if right else '<span class="wrong">✗ not all right</span>'
-    lacking = f"missed: {escape(', '.join(missed))}" if missed else ""
+    lacking = f"missed: {escape(', '.join(missed))}" if missed else "it has no label" * (not own)
     return example(row.get("image"), f"{mark} {lacking}", f"<table>{rows}</table>", "good" if right else "bad")
 
 

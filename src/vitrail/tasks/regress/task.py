@@ -17,6 +17,7 @@ from vitrail.plain import described
 from vitrail.tasks.answers import finite
 from vitrail.tasks.encoder import KINDS, Encoder, encoder_for
 from vitrail.tasks.headed import Headed
+from vitrail.tasks.regress.metric import RegressMetric
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Batch, Checkpoint, Metric, Prediction, Score, Section, Settings
 
@@ -58,12 +59,18 @@ class Values(Prediction):
     def row(self) -> dict[str, Any]:
         return {"values": self.values}
 
+    def records(self) -> list[dict[str, Any]]:
+        """One column per value, by its name; one that the file has already gets `_value` behind it."""
+        taken = ("image", "task", "error")
+        names = [f"{each['name']}_value" if each["name"] in taken else each["name"] for each in self.values]
+        return [{name: each["value"] for name, each in zip(names, self.values, strict=True)}]
+
     def text(self) -> str:
         """`age 31.4, angle -0.25`."""
-        return ", ".join(f"{value['name']} {_short(value['value'])}" for value in self.values)
+        return ", ".join(f"{value['name']} {short(value['value'])}" for value in self.values)
 
 
-def _short(number: float) -> str:
+def short(number: float) -> str:
     """Four significant digits, or all digits before the decimal point if more."""
     return f"{number:.0f}" if 1e4 <= abs(number) < 1e15 else f"{number:.4g}"
 
@@ -208,12 +215,9 @@ class Regress(Headed):
 
     @classmethod
     def report(cls, run: Any) -> list[Section]:
-        from vitrail.html import card
-        from vitrail.units import score_text
+        from vitrail.tasks.regress.report import sections
 
-        each = run.final.get("per_value") or []
-        cards = [card(f"error of {row['name']}", score_text(row["mae"]), "mean absolute error") for row in each]
-        return [Section("", "".join(cards)), *super().report(run)]
+        return sections(run)
 
     def config(self) -> dict[str, Any]:
         units = None if self.units is None else [list(numbers) for numbers in self.units]
@@ -226,7 +230,7 @@ def units_of(target: Numbers) -> Units:
     for name, least, most in zip(target.names, target.values.amin(0), target.values.amax(0), strict=True):
         if least == most:
             raise UserError(
-                f"{name} is {_short(float(least))} in all training images, so there is nothing to learn: leave the "
+                f"{name} is {short(float(least))} in all training images, so there is nothing to learn: leave the "
                 "column out, or choose others with --values"
             )
     return Units(tuple(mean.tolist()), tuple(std.tolist()))
@@ -243,55 +247,3 @@ def _head_in_other_units(state: Mapping[str, Tensor], scale: Tensor, shift: Tens
         changed[f"{name}.weight"] = (weight.double() * scale[:, None]).to(weight.dtype)
         changed[f"{name}.bias"] = (bias.double() * scale + shift).to(bias.dtype)
     return changed
-
-
-class RegressMetric:
-    """Mean absolute error and R² of each value and their means over the values, and the loss."""
-
-    def __init__(self, task: Regress) -> None:
-        self.task = task
-        self.rows: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def update(self, batch: Batch, outputs: Tensor) -> None:
-        """Add the values of each sample; repeated samples count once."""
-        found, right = outputs.detach().double().cpu(), batch["values"].double().cpu()
-        for sample, row, own in zip(batch["sample"].tolist(), found, right, strict=True):
-            self.rows[sample] = (row, own)
-
-    def state(self) -> dict[str, Tensor]:
-        samples = sorted(self.rows)
-        return {
-            "sample": torch.tensor(samples),
-            "outputs": torch.stack([self.rows[s][0] for s in samples]),
-            "values": torch.stack([self.rows[s][1] for s in samples]),
-        }
-
-    def merge(self, state: dict[str, Tensor]) -> None:
-        for sample, row, own in zip(state["sample"].tolist(), state["outputs"], state["values"], strict=True):
-            self.rows[sample] = (row, own)
-
-    def compute(self) -> dict[str, Any]:
-        """`mae` is in the table's units; `r2` is 1 minus the squared error over the variance of the split's values.
-
-        A value that is the same in all images has no R², and is left out of its mean.
-        """
-        state, units = self.state(), self.task.units
-        outputs, goals = state["outputs"], state["values"]
-        right = goals if units is None else units.back(goals)
-        mae = (outputs - right).abs().mean(dim=0)
-        errors, spread = ((outputs - right) ** 2).sum(dim=0), ((right - right.mean(dim=0)) ** 2).sum(dim=0)
-        # Values that were rounded to float32 may differ in their last digits.
-        there = (spread / len(right)).sqrt() > 1e-6 * right.abs().amax(dim=0)
-        r2 = [float(1 - e / s) if own else None for e, s, own in zip(errors, spread, there, strict=True)]
-        known = [value for value in r2 if value is not None]
-        own = outputs if units is None else units.away(outputs)
-        return {
-            "mae": mae.mean().item(),
-            "r2": sum(known) / len(known) if known else None,
-            "smooth_l1": F.smooth_l1_loss(own, goals).item(),
-            "per_value": [
-                {"name": name, "mae": error, "r2": share}
-                for name, error, share in zip(self.task.values, mae.tolist(), r2, strict=True)
-            ],
-            "count": len(right),
-        }
