@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitrail import announce, recipes, zoo
+from vitrail.data import hub_sets
 from vitrail.data.loader import Loader, Tally
 from vitrail.data.sets import ImageSet, Splits, open_data, split_val
 from vitrail.errors import UserError
@@ -80,6 +81,9 @@ def begin(
     `changes` are fields of the run, or of its components, that replace the recipe's; `group` is the run's
     field of that name, which opening the data needs before the others. `job` is what marks the job of these processes.
     """
+    if data is not None and hub_sets.is_address(data):  # all processes, and a resumed run, read the same commit
+        address = data
+        data = world.from_first(lambda: hub_sets.pinned(address).encode()).decode()
     with world.first_alone():  # it downloads, and refuses once
         run, splits, weights = plan(recipe, data, init, changes, group)
     chosen = choose_device(device if world.device is None else world.device)
@@ -236,6 +240,7 @@ def score(
     """
     if max_bad is not None and not 0 <= max_bad <= 1:
         raise UserError(f"--max-bad must be a fraction from 0 to 1, got {max_bad}")
+    data = hub_sets.pinned(data)
     learned = learned_from(source, data)
     max_bad = (learned.max_bad if learned else 0.01) if max_bad is None else max_bad
     group = learned.group if learned else None
