@@ -81,9 +81,7 @@ def begin(
     `changes` are fields of the run, or of its components, that replace the recipe's; `group` is the run's
     field of that name, which opening the data needs before the others. `job` is what marks the job of these processes.
     """
-    if data is not None and hub_sets.is_address(data):  # all processes, and a resumed run, read the same commit
-        address = data
-        data = world.from_first(lambda: hub_sets.pinned(address).encode()).decode()
+    data = at_commit(data, world)
     with world.first_alone():  # it downloads, and refuses once
         run, splits, weights = plan(recipe, data, init, changes, group)
     chosen = choose_device(device if world.device is None else world.device)
@@ -102,6 +100,13 @@ def begin(
         except BaseException:  # whatever the error, a run that saved nothing must not keep the name
             folder.drop()
             raise
+
+
+def at_commit(data: str | None, world: World) -> str | None:
+    """The same data; of the Hub at one commit, for all processes and for the run when it is resumed."""
+    if data is None or not hub_sets.is_address(data):
+        return data
+    return world.from_first(lambda: hub_sets.pinned(data).encode()).decode()
 
 
 def plan(

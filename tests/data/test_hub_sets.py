@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import pickle
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -111,7 +113,9 @@ def test_little_is_downloaded_before_the_first_batch(hub: Hub, tmp_path: Path) -
     whole = sum(path.stat().st_size for path in (tmp_path / "pets" / "data").glob("train*"))
     images = open_data(PETS).train
     opened = hub.sent
-    assert len(cached(tmp_path)) == 1, "the block by which the channels are judged"
+    assert len(cached(tmp_path)) == 4, "the labels of three files, and the block by which the channels are judged"
+    open_data(PETS)
+    assert hub.sent == opened, "another process reads all of that from the cache"
     next(loader(images).batches())
     assert len(cached(tmp_path)) < BLOCKS / 2 and hub.sent - opened < whole / 2
 
@@ -358,6 +362,7 @@ def test_files_that_do_not_fit_together_are_refused(hub: Hub, tmp_path: Path, mo
     monkeypatch.setitem(globals(), "CLASSES", ["b", "a", "c"])
     write(tmp_path / "pets" / "data" / "test-00000-of-00001.parquet", range(4))
     assert "its splits have other classes, or in another order" in refusal(PETS)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "again"))  # else the labels of this commit are there
     write(tmp_path / "pets" / "data" / "train-00001-of-00002.parquet", range(4))
     assert "train-00001-of-00002.parquet have other columns or classes" in refusal(PETS)
 
@@ -374,3 +379,26 @@ def test_it_can_be_sent_to_workers_that_are_not_forked(hub: Hub) -> None:
 def test_groups_are_refused(hub: Hub) -> None:
     with pytest.raises(UserError, match="--group needs the names of images"):
         open_data(PETS, grouped=True)
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_one_commit(hub: Hub, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "vitrail",
+        "train",
+        "digits",
+        "--data",
+        PETS,
+        "--out",
+        "run",
+        "--nproc",
+        "2",
+        *ARGS,
+    ]
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "cache"), "XDG_CACHE_HOME": str(tmp_path / "both")}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("streamed from the Hub") == 1, "one process talks"
+    assert json.loads(Path("run/recipe.json").read_text())["data"] == pinned(PETS)

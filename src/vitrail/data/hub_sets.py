@@ -5,6 +5,7 @@ Only the footers, the labels and one block of images are read when a set is open
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
@@ -21,7 +22,7 @@ import torch
 
 from vitrail.data.parquet import IMAGES, LABELS, Table, choose_column, class_names, labelled
 from vitrail.data.sources import SPLITS, is_litter, named_files, split_of
-from vitrail.data.streaming import BLOCK, WINDOW, Block, Cache, HubFile, Remote, Streamed
+from vitrail.data.streaming import BLOCK, WINDOW, Block, Cache, HubFile, Remote, Streamed, name_of
 from vitrail.errors import UserError, first_line
 
 log = logging.getLogger("vitrail")
@@ -181,8 +182,9 @@ def _files(address: Address, info: Any) -> dict[str, list[HubFile]]:
 
 def _table(address: Address, files: Sequence[HubFile]) -> Table:
     """The rows of a split that have a label."""
+    cache = Cache(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitrail" / "hub")
     with ThreadPoolExecutor(READERS) as pool:
-        opened = [*pool.map(partial(_open, address), files)]
+        opened = [*pool.map(partial(_open, address, cache), files)]
     first = opened[0]
     for own in opened:
         if (own.images, own.names) != (first.images, first.names):
@@ -196,9 +198,8 @@ def _table(address: Address, files: Sequence[HubFile]) -> Table:
         log.warning(f"{first.file.path}: {missing:,} of {len(good):,} rows have no label and are left out")
     block = torch.arange(len(blocks)).repeat_interleave(torch.tensor([each.rows for each in blocks], dtype=torch.int64))
     row = torch.cat([torch.arange(len(own.labels)) for own in opened])
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitrail" / "hub"
     footers = [(own.file, own.metadata) for own in opened]
-    images = Streamed(footers, first.images, blocks, block, row, Cache(folder)).at(torch.tensor(good).nonzero()[:, 0])
+    images = Streamed(footers, first.images, blocks, block, row, cache).at(torch.tensor(good).nonzero()[:, 0])
     labels = [label for own in opened for label in own.labels.to_pylist()]
     keys = [f"{Path(own.file.path).stem}/{i}" for own in opened for i in range(len(own.labels))]
     return Table(images, [*compress(labels, good)], [*compress(keys, good)], first.names)
@@ -216,22 +217,40 @@ class Opened(NamedTuple):
     """of the classes"""
 
 
-def _open(address: Address, file: HubFile) -> Opened:
+def _open(address: Address, cache: Cache, file: HubFile) -> Opened:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        parquet = pq.ParquetFile(Remote(file))
-        schema = parquet.schema_arrow
-        image, label = (choose_column(schema.names, names, file.path) for names in (IMAGES, LABELS))
-        labels = parquet.read(columns=[label], use_threads=False).column(0)
+        footer, column = _read_labels(cache, file)
+        parquet, labels = pq.ParquetFile(io.BytesIO(footer)), pa.ipc.open_stream(column).read_all()
     except pa.ArrowException as error:
         raise UserError(f"{file.path} of {address} cannot be read as Parquet: {first_line(error)[:160]}") from None
-    kind = labels.type
+    schema, [label], [kind] = parquet.schema_arrow, labels.column_names, labels.schema.types
+    image = choose_column(schema.names, IMAGES, file.path)
     if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise UserError(f"{file.path} of {address}: the column {label} holds {kind}, and not one class per image")
-    names = class_names(schema.metadata or {}, label)
-    return Opened(file, parquet.metadata, _image_bytes(file, image, schema.field(image).type), labels, names)
+    images = _image_bytes(file, image, schema.field(image).type)
+    return Opened(file, parquet.metadata, images, labels.column(0), class_names(schema.metadata or {}, label))
+
+
+def _read_labels(cache: Cache, file: HubFile) -> tuple[bytes, bytes]:
+    """The footer of a file and, as Arrow's stream, its labels. The cache keeps them for other processes and runs."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    name = name_of(file.url, LABELS)
+    footer, labels = (cache.read(name, i, 2) for i in range(2))
+    if footer is None or labels is None:
+        parquet, end, column = pq.ParquetFile(Remote(file)), io.BytesIO(), io.BytesIO()
+        label = choose_column(parquet.schema_arrow.names, LABELS, file.path)
+        parquet.metadata.write_metadata_file(end)
+        table = parquet.read(columns=[label], use_threads=False)
+        with pa.ipc.new_stream(column, table.schema) as stream:
+            stream.write_table(table)
+        footer, labels = end.getvalue(), column.getvalue()
+        cache.write(name, [footer, labels])
+    return footer, labels
 
 
 def _image_bytes(file: HubFile, column: str, kind: Any) -> str:

@@ -141,6 +141,11 @@ class Remote(io.RawIOBase):
 # ---- blocks on disk
 
 
+def name_of(*what: object) -> str:
+    """The name of an entry of the cache."""
+    return hashlib.blake2b(repr(what).encode(), digest_size=16).hexdigest()
+
+
 @dataclass(frozen=True)
 class Cache:
     """Blocks of encoded images, shared by all processes of a machine. A block appears whole or not at all.
@@ -297,8 +302,7 @@ class Streamed(Sequence[bytes]):
         return places
 
     def _name(self, block: Block) -> str:
-        of = (self.files[block.file][0].url, self.column, block.groups)
-        return hashlib.blake2b(repr(of).encode(), digest_size=16).hexdigest()
+        return name_of(self.files[block.file][0].url, self.column, block.groups)
 
     def _download(self, number: int) -> None:
         import pyarrow as pa
