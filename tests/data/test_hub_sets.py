@@ -402,3 +402,10 @@ def test_two_processes_train_on_one_commit(hub: Hub, tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.count("streamed from the Hub") == 1, "one process talks"
     assert json.loads(Path("run/recipe.json").read_text())["data"] == pinned(PETS)
+
+
+def test_it_can_be_packed_as_tar_files(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "shard", PETS, "--out", "tars"]) == 0
+    images, tars = open_data(PETS).train, open_data("tars").train
+    assert tars.keys == images.keys and tars.labels.equal(images.labels)
+    assert tars.image(50).equal(images.image(50))
