@@ -212,6 +212,9 @@ def test_bytes_come_from_the_storage_without_the_token(hub: Hub, monkeypatch: py
     hub.requests.clear()
     assert images.read(30) == image(30)
     assert all(request.startswith("GET /storage/") for request in hub.requests), "not from the Hub again"
+    monkeypatch.setattr(streaming, "WAITS", ())
+    streaming._direct.update({url: f"{place}.gone" for url, place in streaming._direct.items()})
+    assert images.read(70) == image(70), "a place that is no longer valid is replaced at once"
 
 
 def test_the_doctor_reads_it(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,7 +100,9 @@ def _request(file: HubFile, start: int, stop: int) -> bytes:
             _direct[file.url] = place
         return content
     if direct is not None:
-        _direct.pop(file.url, None)  # the permission of such a place ends after some time
+        _direct.pop(file.url, None)
+        if 400 <= code < 500:  # its permission has ended
+            return _request(file, start, stop)
         raise Busy(f"its storage answers with {code}")
     if code in (401, 403, 404):
         raise RunError(
