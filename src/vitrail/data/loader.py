@@ -269,6 +269,8 @@ class Loader:
                 rows = weights.multinomial(count, replacement=True, generator=generator)
             else:
                 rows = torch.randperm(count, generator=generator)
+            if (streamed := self.set.streamed) is not None:  # in any other order, each step would need all blocks
+                rows = rows[streamed.mixed(self.samples[rows], generator)]
             repeats = self.augment.repeats if self.augment is not None else 1
             rows = repeated(rows, repeats, self.batch_size)
             draws = self.samples[rows]
