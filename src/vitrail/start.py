@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 from vitrail import announce, recipes, zoo
 from vitrail.data import hub_sets
-from vitrail.data.loader import Loader, Tally
+from vitrail.data.loader import Loader
 from vitrail.data.sets import ImageSet, Splits, open_data, split_val
+from vitrail.data.tally import Tally
 from vitrail.errors import UserError
 from vitrail.examples import examples
 from vitrail.files import write_whole

@@ -10,7 +10,6 @@ import itertools
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import draw_key, seed_for
 from vitrail.data.repeats import occurrence, repeated
 from vitrail.data.sets import ImageSet
+from vitrail.data.tally import Tally
 from vitrail.data.targets import Target
 from vitrail.data.workers import fetched_by, start_workers
 from vitrail.errors import UserError
@@ -33,8 +33,6 @@ from vitrail.errors import UserError
 log = logging.getLogger("vitrail")
 
 Batch = dict[str, Any]
-SHOWN = 5
-"""bad rows of a table that an error names"""
 
 
 class Plan(NamedTuple):
@@ -57,37 +55,6 @@ class Keys(NamedTuple):
     key: Tensor
     streams: list[Tensor]
     """of each view: see `stream_keys`"""
-
-
-@dataclass
-class Tally:
-    """Counts bad images. The loaders of a set's splits may share one tally."""
-
-    images: int
-    bad: int = 0
-
-    @classmethod
-    def of(cls, set: ImageSet, max_bad: float) -> Tally:
-        """The tally of a set, in which the bad rows of its table count. Raises UserError if these are too many."""
-        rows = set.bad_rows
-        tally = cls(len(set) + len(rows), len(rows))
-        more = f"; and {len(rows) - SHOWN:,} more" if len(rows) > SHOWN else ""
-        tally.check(set.name, max_bad, "; ".join(rows[:SHOWN]) + more)
-        for reason in rows:
-            log.warning(f"left out: {reason}")
-        return tally
-
-    def add(self, reason: str) -> None:
-        self.bad += 1
-        log.warning(f"left out: {reason}")
-
-    def check(self, name: str, max_bad: float, why: str, remedy: str = ", or raise --max-bad") -> None:
-        """Raise UserError if more than the fraction `max_bad` of the set `name` is bad. `why` names some errors."""
-        if self.bad > max_bad * self.images:
-            raise UserError(
-                f"{self.bad} of {self.images} images of {name} are bad, more than {max_bad:.1%} ({why}): "
-                f"repair or remove them{remedy}"
-            )
 
 
 class Loader:
