@@ -10,12 +10,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
 
 class Hub(ThreadingHTTPServer):
-    """Repositories `owner/name`, each with files at revisions. A handler a request, all in daemon threads."""
+    """Repositories `owner/name` of models and data sets, each with files at revisions.
+
+    A handler a request, all in daemon threads.
+    """
 
     daemon_threads = True
 
@@ -29,6 +33,13 @@ class Hub(ThreadingHTTPServer):
         self.status = 0
         """answers everything with this code, where it is one"""
         self.silent = False
+        self.failures = 0
+        """answers so many requests for bytes of a file with 503 before the others"""
+        self.sent = 0
+        """bytes of files"""
+        self.cards: dict[str, dict[str, Any]] = {}
+        self.storage = ""
+        """sends those who want bytes of a file to this host, as the Hub does"""
         Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     @property
@@ -50,34 +61,57 @@ class Answers(BaseHTTPRequestHandler):
         if self.server.status:
             self.answer(self.server.status, b"", {}, body)
             return
-        pieces = self.path.lstrip("/").split("/")
-        api = pieces[:2] == ["api", "models"]
-        name, rest = "/".join(pieces[2:4] if api else pieces[:2]), pieces[4:] if api else pieces[2:]
+        pieces = [unquote(piece) for piece in urlsplit(self.path).path.lstrip("/").split("/")]
+        if stored := pieces[0] == "storage":
+            del pieces[0]
+        if api := pieces[0] == "api":
+            del pieces[0]
+        if pieces[0] in ("models", "datasets"):
+            del pieces[0]
+        name, rest = "/".join(pieces[:2]), pieces[2:]
         revisions = self.server.repositories.get(name)
         token = self.server.token.get(name)
-        if revisions is None or (token and self.headers.get("Authorization") != f"Bearer {token}"):
+        if revisions is None or (token and not stored and self.headers.get("Authorization") != f"Bearer {token}"):
             self.answer(401, b"", {"X-Error-Code": "RepoNotFound"}, body)
         elif name in self.server.gated:
             self.answer(403, b"", {"X-Error-Code": "GatedRepo"}, body)
         elif (at := self.place(revisions, rest[1] if len(rest) > 1 else "main")) is None:
             self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"}, body)
         else:
-            self.files(at, commit_of(at), "/".join(rest[2:]), api, body)
+            self.files(at, commit_of(at), name, "/".join(rest[2:]), api, body, stored)
 
     def place(self, revisions: dict[str, Path], revision: str) -> Path | None:
         commits = {commit_of(place): place for place in revisions.values()}
         return revisions.get(revision) or commits.get(revision)
 
-    def files(self, at: Path, commit: str, file: str, api: bool, body: bool) -> None:
+    def files(self, at: Path, commit: str, name: str, file: str, api: bool, body: bool, stored: bool) -> None:
         if api:
-            siblings = [{"rfilename": path.name} for path in sorted(at.iterdir())]
-            self.answer(200, json.dumps({"id": "x/y", "sha": commit, "siblings": siblings}).encode(), {}, body)
+            paths = sorted(path for path in at.rglob("*") if path.is_file())
+            siblings = [{"rfilename": path.relative_to(at).as_posix(), "size": path.stat().st_size} for path in paths]
+            said = {"id": name, "sha": commit, "siblings": siblings, "cardData": self.server.cards.get(name)}
+            self.answer(200, json.dumps(said).encode(), {}, body)
+        elif (at / file).is_file() and "Range" in self.headers:
+            self.range(at / file, stored)
         elif (at / file).is_file():
             content = (at / file).read_bytes()
             tag = hashlib.sha1(content).hexdigest()
             self.answer(200, content, {"ETag": f'"{tag}"', "X-Repo-Commit": commit}, body)
         else:
             self.answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}, body)
+
+    def range(self, file: Path, stored: bool) -> None:
+        if self.server.storage and not stored:
+            self.answer(302, b"", {"Location": f"{self.server.storage}/storage{self.path}"}, body=False)
+        elif stored and "Authorization" in self.headers:
+            self.answer(400, b"", {}, body=False)
+        elif self.server.failures > 0:
+            self.server.failures -= 1
+            self.answer(503, b"", {}, body=False)
+        else:
+            first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
+            content = file.read_bytes()[first : last + 1]
+            self.server.sent += len(content)
+            self.answer(206, content, {}, body=True)
 
     def answer(self, status: int, content: bytes, headers: dict[str, str], body: bool) -> None:
         self.send_response(status)

@@ -67,6 +67,7 @@ LEFT_OUT: dict[str, str] = {
     "RAY_ADDRESS=auto vitrail serve classify caption --ray --host 0.0.0.0 --api-keys keys.txt": "needs a Ray cluster",
     "vitrail serve --ray": "starts Ray: see cluster/test_ray_serve.py",
     "vitrail train --resume RUN": "the form of a command",
+    "vitrail train folder --data hf://datasets/ethz/food101": "streams gigabytes: see data/test_hub_sets.py",
     "vitrail train folder --data pets --nproc 8": "starts eight processes: see train/test_parallel.py",
     "vitrail train --resume runs/pets --nproc 4": "the same",
 }

@@ -27,8 +27,8 @@ HELP = ("-h", "--help")
 SOURCE = "a run folder, a checkpoint of any layout, an export, the name of bundled weights, or a Hub id"
 VERIFY = "list how each weight was used, and compare outputs with the source library's own model if it is installed"
 DATA = (
-    "a built-in name, a folder with one folder per class, a CSV of labels, Parquet files, shards, or images with "
-    "captions or masks"
+    "a built-in name, a folder with one folder per class, a CSV of labels, Parquet files, shards, images with captions "
+    "or masks, or a set on the Hub (hf://datasets/ORG/NAME)"
 )
 GROUP = "keep all images of a group in the same split: parent, a regular expression, or a CSV file"
 
@@ -67,6 +67,10 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--merge", type=int, nargs="+", metavar="TOKENS", help=f"{text}; default: the model's own")
 
     @property
+    def opens_data(self) -> bool:
+        return any(action.dest in ("data", "subject") for action in self._actions)
+
+    @property
     def flags(self) -> list[str]:
         """The command's own flags."""
         return [name for action in self._actions for name in action.option_strings]
@@ -80,12 +84,17 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str]
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Like argparse, but a URL is a UserError: Path would silently drop a slash of it."""
+        """Like argparse, but a URL is a UserError: Path would silently drop a slash of it.
+
+        Commands that open a data set take its place on the Hub.
+        """
         from vitrail.files import refuse_url
 
         self.words = list(args)
         for arg in () if self.urls else args:
-            refuse_url(arg.partition("=")[2] if arg.startswith("-") else arg)
+            value = arg.partition("=")[2] if arg.startswith("-") else arg
+            if not (value.startswith("hf://datasets/") and self.opens_data):
+                refuse_url(value)
         return super().parse_known_args(args)
 
     def parse_args(  # type: ignore[override]

@@ -14,7 +14,7 @@ from typing import Any
 from vitrail import recipes
 from vitrail.errors import UserError
 from vitrail.options import parse_fields
-from vitrail.start import Trained, begin, default_folder, folders, train_run, where_is
+from vitrail.start import Trained, at_commit, begin, default_folder, folders, train_run, where_is
 from vitrail.tasks import task_of
 from vitrail.train.build import build, open_for
 from vitrail.train.device import choose_device
@@ -108,6 +108,7 @@ def _resume(
     if scores is not None and not extends and not (patient and "stopped_early" in scores):
         log.warning(f"the run in {folder.path} is finished")
         return Trained(kind, scores, folder)
+    data = at_commit(data, world)
     with ExitStack() as stack:
         with world.first_alone():
             stack.enter_context(folder.alone(patience=LEASE if job else 0.0))

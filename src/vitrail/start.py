@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitrail import announce, recipes, zoo
-from vitrail.data.loader import Loader, Tally
+from vitrail.data import hub_sets
+from vitrail.data.loader import Loader
 from vitrail.data.sets import ImageSet, Splits, open_data, split_val
+from vitrail.data.tally import Tally
 from vitrail.errors import UserError
 from vitrail.examples import examples
 from vitrail.files import write_whole
@@ -81,6 +83,7 @@ def begin(
     `changes` are fields of the run, or of its components, that replace the recipe's; `group` is the run's
     field of that name, which opening the data needs before the others. `job` is what marks the job of these processes.
     """
+    data = at_commit(data, world)
     with world.first_alone():  # it downloads, and refuses once
         run, splits, weights = plan(recipe, data, init, changes, group)
     chosen = choose_device(device if world.device is None else world.device)
@@ -100,6 +103,13 @@ def begin(
         except BaseException:  # whatever the error, a run that saved nothing must not keep the name
             folder.drop()
             raise
+
+
+def at_commit(data: str | None, world: World) -> str | None:
+    """The same data; of the Hub at one commit, for all processes and for the run when it is resumed."""
+    if data is None or not hub_sets.is_address(data):
+        return data
+    return world.from_first(lambda: hub_sets.pinned(data).encode()).decode()
 
 
 def plan(
@@ -238,6 +248,7 @@ def score(
     """
     if max_bad is not None and not 0 <= max_bad <= 1:
         raise UserError(f"--max-bad must be a fraction from 0 to 1, got {max_bad}")
+    data = hub_sets.pinned(data)
     learned = learned_from(source, data)
     max_bad = (learned.max_bad if learned else 0.01) if max_bad is None else max_bad
     group = learned.group if learned else None

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from images import encoded, smooth
 
-from vitrail.data.loader import Loader, Tally
+from vitrail.data.loader import Loader
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import ImageSet, Splits, open_data
+from vitrail.data.tally import Tally
 from vitrail.errors import UserError
 
 NAMES = [f"{i}.png" for i in range(8)]

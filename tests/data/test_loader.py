@@ -19,11 +19,12 @@ from images import encoded, folder_of, smooth
 
 from vitrail.data import workers as workers_module
 from vitrail.data.augment import Augment
-from vitrail.data.loader import Batch, Loader, Tally
+from vitrail.data.loader import Batch, Loader
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import draw_key
 from vitrail.data.repeats import occurrence
 from vitrail.data.sets import ImageSet, open_data
+from vitrail.data.tally import Tally
 from vitrail.data.targets import Labels, Texts
 from vitrail.errors import RunError, UserError
 

@@ -24,6 +24,8 @@ def stored_channels(images: ImageSet) -> int:
 
     Warns if the images look as if their values were stored in a way other than they are read.
     """
+    if (streamed := images.streamed) is not None:  # others would have to be downloaded
+        images = images.subset((streamed.block == streamed.block[0]).nonzero()[:, 0])
     counts: list[tuple[int, ...]] = []
     sources = []
     for i in torch.linspace(0, len(images) - 1, min(len(images), SAMPLED)).long().tolist():

@@ -90,6 +90,8 @@ class Fetch(Dataset[Fetched]):
 
     def __getitems__(self, wants: list[Want]) -> Fetched:
         bad: dict[int, str] = {}
+        if (streamed := self.set.streamed) is not None and self.kept is None:
+            streamed.fetch(want.sample for want in wants)
         opened = [found for want in wants if (found := self._open(want, bad)) is not None]
         cuts = self._cuts(opened)
         samples = [self._make(image, cut, bad) for image, cut in zip(opened, cuts, strict=True)]

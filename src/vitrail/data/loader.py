@@ -7,10 +7,8 @@ workers gives the same batches, bit for bit.
 from __future__ import annotations
 
 import itertools
-import logging
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,15 +24,12 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import draw_key, seed_for
 from vitrail.data.repeats import occurrence, repeated
 from vitrail.data.sets import ImageSet
+from vitrail.data.tally import Tally
 from vitrail.data.targets import Target
 from vitrail.data.workers import fetched_by, start_workers
 from vitrail.errors import UserError
 
-log = logging.getLogger("vitrail")
-
 Batch = dict[str, Any]
-SHOWN = 5
-"""bad images, or bad rows of a table, that an error names"""
 
 
 class Plan(NamedTuple):
@@ -57,36 +52,6 @@ class Keys(NamedTuple):
     key: Tensor
     streams: list[Tensor]
     """of each view: see `stream_keys`"""
-
-
-@dataclass
-class Tally:
-    """Counts bad images. The loaders of a set's splits may share one tally."""
-
-    images: int
-    bad: int = 0
-
-    @classmethod
-    def of(cls, set: ImageSet, max_bad: float) -> Tally:
-        """The tally of a set, in which the bad rows of its table count. Raises UserError if these are too many."""
-        tally = cls(len(set) + len(set.bad_rows))
-        tally.add(set.bad_rows, set.name, max_bad)
-        return tally
-
-    def add(self, reasons: Sequence[str], name: str, max_bad: float, remedy: str = ", or raise --max-bad") -> None:
-        """Count bad images of the set `name`, and log each.
-
-        Raises UserError, which names a few, if more than the fraction `max_bad` of the set is bad.
-        """
-        self.bad += len(reasons)
-        if reasons and self.bad > max_bad * self.images:
-            why = "; ".join(reasons[:SHOWN]) + f"; and {len(reasons) - SHOWN:,} more" * (len(reasons) > SHOWN)
-            raise UserError(
-                f"{self.bad} of {self.images} images of {name} are bad, more than {max_bad:.1%} ({why}): "
-                f"repair or remove them{remedy}"
-            )
-        for reason in reasons:
-            log.warning(f"left out: {reason}")
 
 
 class Loader:
@@ -268,6 +233,8 @@ class Loader:
                 rows = weights.multinomial(count, replacement=True, generator=generator)
             else:
                 rows = torch.randperm(count, generator=generator)
+            if (streamed := self.set.streamed) is not None:  # in any other order, each step would need all blocks
+                rows = rows[streamed.mixed(self.samples[rows], generator)]
             repeats = self.augment.repeats if self.augment is not None else 1
             rows = repeated(rows, repeats, self.batch_size)
             draws = self.samples[rows]

@@ -73,8 +73,10 @@ def fits(
     Each of the `processes` keeps its own; on a CPU they share the memory.
 
     Random crops of `augment` need larger images. The value of a spatial target is counted as one byte per pixel of the
-    original.
+    original. A streamed set is not kept: it would have to be downloaded first.
     """
+    if images.streamed is not None:
+        return False
     p, count = preprocess, len(images)
     cuts = augment is not None and augment.cuts
     each = p.size[0] * p.size[1] * p.channels

@@ -23,13 +23,13 @@ from torch import Tensor
 from vitrail.data.content import content_hash
 from vitrail.data.decode import PNG, BadImage, EncodedImage, resize
 from vitrail.data.kinds import OtherKind
-from vitrail.data.loader import Tally
 from vitrail.data.memory import progress
 from vitrail.data.pixels import NUMPY, to_bytes
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import ImageSet, Splits
 from vitrail.data.shards import INDEX
 from vitrail.data.sources import ENDINGS
+from vitrail.data.tally import Tally
 from vitrail.data.targets import Labels
 from vitrail.data.threads import in_order
 from vitrail.errors import UserError

@@ -49,16 +49,16 @@ def read(paths: list[Path]) -> Table:
         paths, lambda names: [choose_column(names, IMAGES, paths[0]), choose_column(names, LABELS, paths[0])]
     )
     image, label = table.column_names
-    names = _class_names(schema.metadata or {}, label)
-    labelled = _labelled(table.column(label), names)
-    if missing := labelled.count(False):
+    names = class_names(schema.metadata or {}, label)
+    good = labelled(table.column(label), names)
+    if missing := good.count(False):
         log.warning(f"{paths[0]}: {missing:,} of {len(table):,} rows have no {label} and are left out")
-        table = table.filter(labelled)
+        table = table.filter(good)
     labels = table.column(label).to_pylist()
     return Table(Images(table, paths[0]), labels, _keys(table.column(image), paths), names)
 
 
-def _labelled(column: Any, names: list[str] | None) -> list[bool]:
+def labelled(column: Any, names: list[str] | None) -> list[bool]:
     """Which rows have a label. If numbers index names, -1 means none: the Hub marks hidden labels so."""
     return [label is not None and (names is None or label != -1) for label in column.to_pylist()]
 
@@ -82,14 +82,15 @@ def rows(paths: list[Path], choose: Callable[[list[str]], list[str]]) -> tuple[A
     return table.select(columns), schema
 
 
-def choose_column(names: list[str], wanted: tuple[str, ...], path: Path) -> str:
+def choose_column(names: list[str], wanted: tuple[str, ...], path: Path | str) -> str:
     for name in wanted:
         if name in names:
             return name
     raise UserError(f"{path} has the columns {', '.join(names)}, and none called {' or '.join(wanted[:3])}")
 
 
-def _class_names(metadata: dict[bytes, bytes], label: str) -> list[str] | None:
+def class_names(metadata: dict[bytes, bytes], label: str) -> list[str] | None:
+    """The names of the classes that the Hub's metadata gives for a column; None if it does not."""
     try:
         feature = json.loads(metadata[b"huggingface"])["info"]["features"][label]
         return [str(name) for name in feature["names"]]

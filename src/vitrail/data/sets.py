@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail.data import builtin, parquet, shards
+from vitrail.data import builtin, hub_sets, parquet, shards
 from vitrail.data import groups as grouping
 from vitrail.data.channels import stored_channels
 from vitrail.data.content import BITS, Item, content_hash
@@ -22,6 +22,7 @@ from vitrail.data.decode import BadImage, EncodedImage
 from vitrail.data.folders import read_class_folders
 from vitrail.data.pixels import to_bytes, with_channels
 from vitrail.data.sources import images_in, named_files, refuse_empty
+from vitrail.data.streaming import Streamed
 from vitrail.data.targets import Labels, Target
 from vitrail.errors import UserError
 from vitrail.files import reading
@@ -82,6 +83,8 @@ class ImageSet:
         places = torch.as_tensor(indices, dtype=torch.int64)
         if isinstance(self.items, Tensor):
             items: Sequence[Item] | Tensor = self.items[places]
+        elif isinstance(self.items, Streamed):
+            items = self.items.at(places)
         else:
             items = Chosen(self.items, places.tolist())
         keys = [self.keys[i] for i in places.tolist()]
@@ -93,10 +96,17 @@ class ImageSet:
         target, bad = self.target.joined(other.target), self.bad_rows + other.bad_rows
         return replace(self, keys=self.keys + other.keys, items=items, target=target, bad_rows=bad)
 
+    @property
+    def streamed(self) -> Streamed | None:
+        """The images, if they are read from the Hub: then their order decides how much must be read."""
+        return self.items if isinstance(self.items, Streamed) else None
+
     def spread(self, count: int | None) -> ImageSet:
         """At most `count` images, evenly spaced, so that most classes are included; None for all."""
         if count is None or count >= len(self):
             return self
+        if self.streamed is not None:
+            return self.subset(self.streamed.sample(count))
         return self.subset(torch.linspace(0, len(self) - 1, count).round().long())
 
     def shuffled(self, seed: int = 0) -> ImageSet:
@@ -175,10 +185,12 @@ def open_data(data: str | Path, name: str | None = None, grouped: bool = False) 
     files in WebDataset's layout (see `vitrail.data.shards`); or files in torchvision's layout. It may also be a folder
     that contains one of these as `name`, the built-in set that the caller expects. Built-in sets are searched in
     `$VITRAIL_DATA` first and downloaded to `~/.cache/vitrail` if they are not there; other data in `$VITRAIL_DATA` can
-    be opened by name too.
+    be opened by name too. `hf://datasets/...` is a set on the Hub (see `vitrail.data.hub_sets`).
     With `grouped`, the class folders may contain folders that are groups (see `vitrail.data.groups`).
     """
     refuse_empty(data)
+    if hub_sets.is_address(data):
+        return _from_hub(hub_sets.read(str(data), grouped))
     path = Path(data).expanduser()
     with reading(path):
         there = path.exists()
@@ -243,8 +255,14 @@ def _from_parquet(path: Path) -> Splits:
     return _from_tables(path, {split: parquet.read(files) for split, files in by_split.items()})
 
 
-def _from_tables(path: Path, tables: dict[str, parquet.Table]) -> Splits:
-    """The splits of tables with a label per image: a number or a name."""
+def _from_hub(found: hub_sets.HubData) -> Splits:
+    splits = _from_tables(str(found.address), found.tables, found.address.name)
+    log.warning(found.line(len(splits.train.classes)))
+    return splits
+
+
+def _from_tables(path: Path | str, tables: dict[str, parquet.Table], name: str | None = None) -> Splits:
+    """The splits of tables with a label per image: a number or a name. `name` is that of the set, if not the path's."""
     tables = {split: table for split, table in tables.items() if table.labels}
     names = next((table.names for table in tables.values() if table.names is not None), None)
     classes = names or sorted({str(label) for table in tables.values() for label in table.labels}, key=natural)
@@ -258,7 +276,7 @@ def _from_tables(path: Path, tables: dict[str, parquet.Table]) -> Splits:
         labels = torch.tensor(numbers, dtype=torch.int64)
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
             raise UserError(f"{path}: a label of the {split} split is not among its {len(classes)} classes")
-        sets[split] = ImageSet(path.stem, table.keys, table.images, Labels(labels, classes))
+        sets[split] = ImageSet(name or Path(path).stem, table.keys, table.images, Labels(labels, classes))
     return finish(path, classes, sets)
 
 
@@ -283,7 +301,7 @@ def _from_folder(path: Path, grouped: bool) -> Splits:
     return splits
 
 
-def finish(path: Path, classes: list[str], sets: dict[str, ImageSet]) -> Splits:
+def finish(path: Path | str, classes: list[str], sets: dict[str, ImageSet]) -> Splits:
     """The sets of one class per image as splits. Refuses sets that no classifier can learn or be scored on."""
     if not any(len(images) for images in sets.values()):
         raise UserError(f"{path} holds no images")
@@ -292,11 +310,11 @@ def finish(path: Path, classes: list[str], sets: dict[str, ImageSet]) -> Splits:
     if len(classes) < 2:
         raise UserError(f"{path} holds one class ({classes[0]}): a classifier needs at least two")
     channels = stored_channels(next(images for images in sets.values() if len(images)))
-    sets.setdefault("train", ImageSet(path.name, [], [], Labels(torch.zeros(0, dtype=torch.int64), classes)))
+    sets.setdefault("train", ImageSet(Path(path).name, [], [], Labels(torch.zeros(0, dtype=torch.int64), classes)))
     return Splits(**{split: replace(images, channels=channels) for split, images in sets.items()})
 
 
-def _refuse_untrained(path: Path, classes: list[str], sets: dict[str, ImageSet]) -> None:
+def _refuse_untrained(path: Path | str, classes: list[str], sets: dict[str, ImageSet]) -> None:
     """Refuse classes with images to evaluate but none to train on."""
     trained = torch.bincount(sets["train"].labels, minlength=len(classes)) > 0
     for split, images in sets.items():
@@ -322,19 +340,24 @@ def split_val(images: ImageSet, fraction: float = 0.1, group: str | None = None)
         raise UserError(
             f"{images.name} has {len(images)} images to train on: a validation split needs one of at least two"
         )
-    places = torch.tensor([content_hash(images.read(i)) / (1 << BITS) for i in range(len(images))], dtype=torch.float64)
+    if (streamed := images.streamed) is not None:
+        places, units, how = streamed.sides()
+        log.warning(f"{images.name} has no validation split: {fraction:.0%} is held back, {how}")
+    else:
+        hashes = [content_hash(images.read(i)) for i in range(len(images))]
+        places = units = torch.tensor(hashes, dtype=torch.float64) / (1 << BITS)
     names = None if group is None else grouping.groups_of(images, group)
     if names is not None and len(set(names)) == 1:
         raise UserError(f"--group {group}: all {len(images):,} images of {images.name} are in one group, {names[0]!r}")
-    units = places if names is None else grouping.places(names)
+    units = units if names is None else grouping.places(names)
     chosen, small = _choose(images, places, units, fraction)
     if small:
         what = f"{'one group, or ' if names else ''}fewer than {SMALL} different images"
         named = ", ".join(small[:5]) + (f" and {len(small) - 5:,} others" if len(small) > 5 else "")
         log.warning(f"too small to hold images back for validation ({what}), so all train: {named}")
-    if names is None:
+    if names is None and streamed is None:
         grouping.warn_of_prefixes(images, chosen)
-    else:
+    elif names is not None:
         grouping.describe(names, chosen)
     return images.subset((~chosen).nonzero()[:, 0]), images.subset(chosen.nonzero()[:, 0])
 

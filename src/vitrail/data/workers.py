@@ -31,6 +31,19 @@ RESTARTS = 3
 """how often killed workers are started again, in one pass over some data"""
 
 
+class Reporting(Dataset[Any]):
+    """The work of a worker, whose RunError is its result: PyTorch would add the worker's traceback to the line."""
+
+    def __init__(self, fetch: Any) -> None:
+        self.fetch = fetch
+
+    def __getitems__(self, wants: Any) -> Any:
+        try:
+            return self.fetch.__getitems__(wants)
+        except RunError as error:
+            return error
+
+
 def identity(fetched: Any) -> Any:
     return fetched
 
@@ -56,7 +69,7 @@ def start_workers(fetch: Dataset[T], workers: int, plans: Iterator[Any]) -> Iter
         # The best number of workers depends on the disk as much as on the CPU.
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
         loader: DataLoader[T] = DataLoader(
-            fetch,
+            Reporting(fetch),
             batch_sampler=plans,
             num_workers=workers,
             collate_fn=identity,
@@ -102,9 +115,13 @@ def _awaited(start: Callable[[Iterator[P]], Iterator[T]], plans: Iterator[P]) ->
         while True:
             with _watched(workers):
                 batch = next(batches)
+            if isinstance(batch, RunError):
+                raise batch
             yield batch
     except StopIteration:
         return
+    except RunError:
+        raise
     except RuntimeError as error:
         text = str(error)
         if "timed out" in text:

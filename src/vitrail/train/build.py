@@ -11,11 +11,12 @@ import torch
 
 from vitrail import zoo
 from vitrail.data.augment import Augment
-from vitrail.data.loader import Loader, Tally
+from vitrail.data.loader import Loader
 from vitrail.data.memory import fits
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import seed_for
 from vitrail.data.sets import Splits, split_val
+from vitrail.data.tally import Tally
 from vitrail.errors import UserError
 from vitrail.tasks import task_of
 from vitrail.tasks.encoder import Encoder, encoder_for

@@ -20,11 +20,11 @@ IMAGES, CALLS = 32, 3
 
 
 def decoding_line(run: Run, task: Task, loader: Loader, rows: Sequence[dict[str, Any]] = ()) -> str | None:
-    """How many images per second are decoded, for a loader that reads from disk; None for a set in memory.
+    """How many images per second are decoded, for a loader that reads from disk; None for a set in memory or streamed.
 
     Also what a GPU needs: from `rows`, those of the run's log, if it has trained before, else by a short measurement.
     """
-    if loader.memory:
+    if loader.memory or loader.set.streamed is not None:
         return None
     # More workers than cores decode no faster.
     rate = loader.rate() * min(max(1, loader.workers), cores())

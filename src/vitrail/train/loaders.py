@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
-from vitrail.data.loader import Loader, Tally
+from vitrail.data.loader import Loader
 from vitrail.data.sets import ImageSet
+from vitrail.data.tally import Tally
 from vitrail.tasks.task import Task
 
 
