@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,46 @@ def test_other_ways_of_inference(options: list[str], run: Path, data: Path, caps
     assert ("miou_whole" in scores) == ("windows" in options) and ("miou_windows" in scores) != ("windows" in options)
 
 
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--overlap", "0.75"], "--overlap applies to windows: add --inference windows"),
+        (["--void", "7"], "--void is for the masks of a data set, and this command reads none: leave it out"),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(
+    options: list[str], words: str, run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, out = str(data / "val" / "images" / "0.png"), tmp_path / "figures"
+    assert main(["predict", image, "--model", str(run), "--out", str(out), *options]) == 2
+    said = capsys.readouterr()
+    assert said.err == f"vitrail: {words}\n" and said.out == "" and not out.exists()
+
+
+def test_settings_of_other_heads_are_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["train", "segment", "--data", str(data), "--out", str(tmp_path / "run"), *SMALL, *SHORT]
+    assert main([*args, "--queries", "4"]) == 2
+    assert "the head linear does not use --queries" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert main([*args, "--head", "mask-transformer", "--queries", "4"]) == 2
+
+
+def test_a_run_with_a_mask_that_cannot_be_used_ends_well(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Below the share that may be bad, such an image is left out of training, scores and the examples of the report."""
+    root = tmp_path / "halves"
+    shutil.copytree(data, root)
+    (root / "val" / "masks" / "0.png").unlink()
+    Image.new("L", (20, 10)).save(root / "val" / "masks" / "5.png")
+    args = ["train", "segment", "--data", str(root), "--out", str(tmp_path / "run"), *SMALL, *SHORT]
+    assert main([*args, "--max-steps", "1", "--max-bad", "0.4"]) == 0
+    said = [line for line in caplog.messages if line.startswith("left out: ")]
+    assert len(said) == 2 and said[0] == "left out: val/images/0.png: the image has no mask"
+    examples = json.loads((tmp_path / "run" / "examples.json").read_text())
+    assert len([row for row in examples if "mistake" not in row]) == 4
+    assert (tmp_path / "run" / "report.html").exists()
+
+
 def test_void_of_the_data_is_named_by_a_flag(
     run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,12 +177,14 @@ def test_void_of_the_data_is_named_by_a_flag(
     assert "dark" in error and "void" in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("head", ["mask-transformer", "queries"])
-def test_other_heads_train_and_start_from_weights(head: str, run: Path, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("head, own", [("mask-transformer", []), ("queries", ["--queries", "4"])])
+def test_other_heads_train_and_start_from_weights(
+    head: str, own: list[str], run: Path, data: Path, tmp_path: Path
+) -> None:
     if head == "queries":
         pytest.importorskip("scipy")
     args = ["train", "segment", "--data", str(data), "--out", str(tmp_path / "run"), "--init", str(run), *SHORT]
-    assert main([*args, "--head", head, "--head-blocks", "1", "--queries", "4", "--max-steps", "3"]) == 0
+    assert main([*args, "--head", head, "--head-blocks", "1", *own, "--max-steps", "3"]) == 0
     task = vitrail.load(tmp_path / "run")
     assert isinstance(task, Segment) and task.config()["segmentation"]["head"] == head
 
@@ -166,9 +209,9 @@ def test_methods_of_fine_tuning(method: str, run: Path, data: Path, tmp_path: Pa
     assert main([*args, "--method", method, "--max-steps", "3"]) == 0
 
 
-@pytest.mark.parametrize("head", ["linear", "mask-transformer"])
+@pytest.mark.parametrize("head", [["linear"], ["mask-transformer", "--head-blocks", "1"]])
 def test_a_convolutional_encoder_is_segmented_from_at_the_scale_of_the_recipe(
-    head: str, data: Path, tmp_path: Path
+    head: list[str], data: Path, tmp_path: Path
 ) -> None:
     """The network's own images were squashed squares, which would distort the images of a segmenter."""
     network = ResNet(ResNetConfig(widths=(8, 16), depth=1, strides=(1, 2), image_size=(16, 16)))
@@ -176,7 +219,7 @@ def test_a_convolutional_encoder_is_segmented_from_at_the_scale_of_the_recipe(
     Embed(network, seen).save(tmp_path / "weights")
     args = ["train", "segment", "--data", str(data), "--out", str(tmp_path / "run"), *SHORT]
     shape = ["--image-size", "16", "16", "--crop-fraction", "0.8"]
-    assert main([*args, *shape, "--init", str(tmp_path / "weights"), "--head", head, "--head-blocks", "1"]) == 0
+    assert main([*args, *shape, "--init", str(tmp_path / "weights"), "--head", *head]) == 0
     task = vitrail.load(tmp_path / "run")
     assert task.preprocess.mean == seen.mean and task.preprocess.resize == "crop"
     assert task.frames(data / "val" / "images" / "0.png").images.shape[-2:] == (24, 20)

@@ -152,7 +152,7 @@ def test_a_run_that_met_too_many_bad_images_is_resumed_with_a_larger_limit(
     more = ["--batch-size", "12", "--max-steps", "12", "--save-every", "1", "--memory", "False", "--workers", "1"]
     assert main(["train", "folder", "--data", "data", "--out", "run", *more, *TINY]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert "1 of 40 images of data are bad, more than 1.0% (the last: dark/3.png: the file is empty): " in line
+    assert "1 of 40 images of data are bad, more than 1.0% (dark/3.png: the file is empty): " in line
     assert "or raise --max-bad" in line
     assert refused(capsys).endswith("or raise --max-bad\n")
     assert resume("--max-bad", "0.1") == 0

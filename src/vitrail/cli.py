@@ -226,7 +226,7 @@ def predict(args: Sequence[str]) -> int:
     paths = images_of(options.images)
     output = output_to(options.out, options.images, paths)
     task = load_model(options.model, options.device, options.revision, options.verify, options.merge)
-    task.choose(parse_options(task, chosen))
+    task.choose(parse_options(task, chosen, data=False))
     code = 0
     with output.begin(task, paths):
         progress = Progress(len(paths), output.done)

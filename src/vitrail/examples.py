@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from vitrail.data.sets import ImageSet
+from vitrail.data.loader import Loader
 from vitrail.errors import UserError
 from vitrail.tasks.task import Task
 from vitrail.train.loop import Components
@@ -29,20 +29,23 @@ def examples(components: Components, scores: Mapping[str, Any]) -> list[dict[str
     task, count = components.task, len(loader.set)
     spaced = torch.linspace(0, count - 1, min(12 if task.target.spatial else 24, count)).long().tolist()
     worst = scores.get("worst", [])
-    rows = [row for i in spaced if (row := _row(task, loader.set, i)) is not None]
-    return rows + [{**row, "mistake": True} for i in worst if (row := _row(task, loader.set, i)) is not None]
+    rows = [row for i in spaced if (row := _row(task, loader, i)) is not None]
+    return rows + [{**row, "mistake": True} for i in worst if (row := _row(task, loader, i)) is not None]
 
 
-def _row(task: Task, images: ImageSet, i: int) -> dict[str, Any] | None:
-    """One image with its answer and its truth; None if it is unreadable, which the loader has reported."""
+def _row(task: Task, loader: Loader, i: int) -> dict[str, Any] | None:
+    """One image with its answer and its truth; None if either is unusable, which the loader has reported."""
+    images = loader.set
+    if i in loader.bad:
+        return None
     try:
-        opened = images.image(i, task.preprocess.channels)
+        opened, truth = images.image(i, task.preprocess.channels), images.target.truth(i)
         answer = task.answers([task.prepare(images.open(i))])[0]
     except UserError:
         return None
     image = Image.fromarray(opened[:3].permute(1, 2, 0).squeeze(2).numpy() if len(opened) != 2 else opened[0].numpy())
     side = FIGURE if task.target.spatial else THUMBNAIL
-    row = {**answer.row(), "image": as_png(image, side), "text": answer.text(), "truth": images.target.truth(i)}
+    row = {**answer.row(), "image": as_png(image, side), "text": answer.text(), "truth": truth}
     if task.target.spatial:  # the answer lies in the image, and its row does not show it
         row["figure"] = as_png(answer.draw(image), FIGURE)
     return row

@@ -27,8 +27,8 @@ HELP = ("-h", "--help")
 SOURCE = "a run folder, a checkpoint of any layout, an export, the name of bundled weights, or a Hub id"
 VERIFY = "list how each weight was used, and compare outputs with the source library's own model if it is installed"
 DATA = (
-    "a built-in name, a folder with one folder per class, a CSV of labels, Parquet files, shards, or a set on the Hub "
-    "(hf://datasets/ORG/NAME)"
+    "a built-in name, a folder with one folder per class, a CSV of labels, Parquet files, shards, images with captions "
+    "or masks, or a set on the Hub (hf://datasets/ORG/NAME)"
 )
 GROUP = "keep all images of a group in the same split: parent, a regular expression, or a CSV file"
 
@@ -202,8 +202,11 @@ def split_options(args: Sequence[str], flags: Mapping[str, int | None]) -> tuple
     return given, others
 
 
-def parse_options(task: Task, args: Sequence[str]) -> dict[str, Any]:
-    """The options of a task that the arguments set, as plain values for `Task.choose`."""
+def parse_options(task: Task, args: Sequence[str], data: bool = True) -> dict[str, Any]:
+    """The options of a task that the arguments set, as plain values for `Task.choose`.
+
+    Without `data`, for a command that opens no data set, those that say how one is read are refused.
+    """
 
     def foreign() -> dict[str, str]:
         owners = {name: _tasks(name, "options") for name in _all_options()}
@@ -212,7 +215,11 @@ def parse_options(task: Task, args: Sequence[str]) -> dict[str, Any]:
             for name, names in owners.items()
         }
 
-    return _parsed(flat_fields(task.option), args, foreign)
+    values = _parsed(flat_fields(task.option), args, foreign)
+    if not data and (idle := [name for name in values if name in task.data_options()]):
+        noun = task.target.noun
+        raise UserError(f"{_flag(idle[0])} is for the {noun} of a data set, and this command reads none: leave it out")
+    return values
 
 
 def _all_options() -> set[str]:

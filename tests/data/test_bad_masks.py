@@ -71,3 +71,15 @@ def test_bad_masks_are_left_out_and_counted(
     with pytest.raises(UserError, match=f"1 of 4 images .*{reason}") as error:
         through_the_loader(splits, train, max_bad=0.01, memory=memory)
     assert "\n" not in str(error.value)
+
+
+def test_a_set_of_masks_that_all_are_bad_is_refused_without_a_line_for_each(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = flat(tmp_path, 12)
+    (root / "classes.txt").write_text("sky\nroad\ntree\n")
+    for i in range(12):
+        put(root, np.stack([numbers(i)] * 3, -1), f"masks/{i}.png")
+    with pytest.raises(UserError, match="12 of 12 images .*this is RGB: put a class .*; and 7 more.: repair"):
+        through_the_loader(Masks.open(root, val_fraction=0), train=True, max_bad=0.01)
+    assert not caplog.messages

@@ -92,7 +92,12 @@ def test_polygons_are_drawn_as_coco_draws_them(tmp_path: Path) -> None:
         ),
         ({"size": [HEIGHT, WIDTH], "counts": [3, 5]}, "the run lengths do not fill 16x12 pixels"),
         ({"size": [HEIGHT, WIDTH], "counts": "P"}, "unknown character, or are cut off"),
-        ({"size": [HEIGHT, WIDTH]}, "'counts'"),
+        ({"size": [HEIGHT, WIDTH]}, "its mask lacks 'counts'"),
+        ({"size": "ab", "counts": [1]}, "its mask is of size ab, but the image is"),
+        ({"size": [HEIGHT, WIDTH], "counts": None}, "the run lengths are neither a text nor whole numbers"),
+        ({"size": [HEIGHT, WIDTH], "counts": [10**30]}, "the run lengths are neither a text nor whole numbers"),
+        ({"size": [HEIGHT, WIDTH], "counts": [2**62] * 4 + [HEIGHT * WIDTH]}, "the run lengths do not fill 16x12"),
+        ([["a", 1, 5, 1, 5, 5]], "a polygon holds something else than numbers"),
         ([[1, 1, 40, 1, 5, 5]], "the polygon point 40, 1 is outside of the 16x12 image"),
         ([[1, 1, float("nan"), 1, 5, 5]], "the polygon point nan, 1 is outside"),
         ([[1, 1, 5, 5]], "at least three points"),
@@ -149,6 +154,14 @@ def test_a_class_called_background_is_the_background(tmp_path: Path) -> None:
         Masks.open(tmp_path, void=0)
 
 
+def test_a_void_number_has_no_effect_and_that_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = made(tmp_path, TWO)
+    Masks.open(root)
+    assert not caplog.messages
+    Masks.open(root, void=99)
+    assert caplog.messages == [f"{root}: --void 99 has no effect: it is for masks of numbers, and COCO's JSON has none"]
+
+
 def test_boxes_alone_are_refused(tmp_path: Path) -> None:
     boxes = [{"id": 1, "image_id": 0, "category_id": 3, "bbox": [1, 2, 3, 4]}]
     made(tmp_path / "a", boxes)
@@ -177,6 +190,9 @@ def test_the_extra_is_named_where_polygons_need_it(tmp_path: Path, monkeypatch: 
         ('{"images": [], "annotations": [], "categories": []}', "lists no images"),
         ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "lacks 'file_name'"),
         ('{"images": []}', "lacks 'annotations'"),
+        ('{"images": [{"id": [], "file_name": "0.jpg"}]}', "is damaged"),
+        ('{"images": [], "annotations": [], "categories": [{"id": "one"}]}', "is damaged"),
+        ('{"images": [], "annotations": [], "categories": [{"id": Infinity}]}', "is damaged"),
     ],
 )
 def test_damaged_json(text: str, reason: str, tmp_path: Path) -> None:
@@ -184,6 +200,17 @@ def test_damaged_json(text: str, reason: str, tmp_path: Path) -> None:
     file.write_text(text)
     with pytest.raises(UserError, match=f"train.json.*{reason}"):
         Masks.open(file)
+
+
+@pytest.mark.parametrize("values", [{"height": "tall"}, {"width": float("inf")}, {"height": None}, {"file_name": 7}])
+def test_values_of_another_type_name_the_image(values: dict[str, Any], tmp_path: Path) -> None:
+    root = made(tmp_path, TWO)
+    data = json.loads((root / "train.json").read_text())
+    data["images"][1] |= values
+    (root / "train.json").write_text(json.dumps(data))
+    name = values.get("file_name", "1.jpg")
+    with pytest.raises(UserError, match=f"train.json: {name} or its annotations are damaged"):
+        Masks.open(root)
 
 
 def test_missing_images(tmp_path: Path) -> None:
@@ -258,9 +285,15 @@ def test_panoptic_segments(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     with pytest.raises(BadImage, match="^2.jpg in .*: a panoptic mask has three channels"):
         opened.target.read(2)
     (root / "annotations" / "panoptic_train2017" / "2.png").unlink()
-    with pytest.raises(BadImage, match="^2.jpg in .*No such file"):
+    with pytest.raises(BadImage, match="^2.jpg in .*: its mask 2.png: No such file"):
         Masks.open(root, val_fraction=0).train.target.read(2)
     data = json.loads((root / "annotations" / "panoptic_train2017.json").read_text())
+    info = [{"id": "five", "category_id": 7}]
+    other = json.dumps({**data, "annotations": [{**data["annotations"][0], "segments_info": info}]})
+    (root / "panoptic_val2017.json").write_text(other)
+    with pytest.raises(UserError, match="panoptic_val2017.json: 0.jpg or its annotations are damaged"):
+        Masks.open(root)
+    (root / "panoptic_val2017.json").unlink()
     (root / "annotations" / "instances_train2017.json").write_text(json.dumps({**data, "annotations": TWO}))
     assert Masks.open(root).train.classes == ["cat", "dog"]
     assert "panoptic_train2017.json is used, not instances_train2017.json" in caplog.text

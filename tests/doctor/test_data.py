@@ -44,6 +44,17 @@ def test_nothing_at_a_path_is_an_error_and_not_a_finding(tmp_path: Path) -> None
         examine(str(tmp_path / "nothing"))
 
 
+def test_masks_that_cannot_be_opened_are_refused_as_masks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = masked(tmp_path / "set")
+    (root / "train").mkdir()
+    for kind in ("images", "masks"):
+        (root / kind).rename(root / "train" / kind)
+    assert not examine_data(str(root)).findings and "captions" not in caplog.text
+    (root / "classes.txt").write_text("void\nshape\n")
+    (found,) = [finding for finding in examine_data(str(root)).findings if finding.check == "not-a-data-set"]
+    assert "the masks have the class shape only" in found.what
+
+
 def test_data_that_no_task_opens_is_still_looked_at(tmp_path: Path) -> None:
     root = clean(tmp_path / "set")
     for folder in ("square", "triangle"):

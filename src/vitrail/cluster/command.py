@@ -137,7 +137,7 @@ def ray_predict(args: Sequence[str]) -> int:
     from vitrail.zoo import load
 
     task = load(options.source, device="cpu", revision=options.revision)
-    task.choose(parse_options(task, chosen))
+    task.choose(parse_options(task, chosen, data=False))
     workers = Workers(options.workers, options.gpus_per_worker, options.batch_size)
     print(predict(task, options.data, options.out, workers, options.address))
     return 0

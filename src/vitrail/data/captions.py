@@ -81,7 +81,7 @@ def _from_files(path: Path, left_out: LeftOut) -> dict[str, ImageSet]:
     if files := _caption_files(path):
         return _from_tables(path, files, left_out)
     named = _split_folders(path)
-    splits = {}
+    splits, without = {}, []
     for split, folder in (named or {"": path}).items():
         if files := _caption_files(folder):
             entries = [entry for file in files for entry in read_file(file, left_out)]
@@ -94,13 +94,15 @@ def _from_files(path: Path, left_out: LeftOut) -> dict[str, ImageSet]:
             entries = read_pairs(folder)
         if entries:
             splits[split] = _make(path, entries, left_out)
-        elif split:
-            log.warning(f"{folder} holds no captions and is left out")
+        else:
+            without.append(folder)
     if not splits:
         raise UserError(
             f"{path} holds no captions: it needs captions.txt beside a folder of images, a CSV, JSON or Parquet file, "
             "or name.txt beside each name.jpg"
         )
+    for folder in without:
+        log.warning(f"{folder} holds no captions and is left out")
     return splits
 
 

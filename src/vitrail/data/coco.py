@@ -71,7 +71,9 @@ class Instances(Drawing):
             try:
                 masks = self._encoded(shape.outline)
                 area = sum(int(rle.lengths_of(mask)[1::2].sum()) for mask in masks)
-            except (ValueError, TypeError, KeyError) as error:
+            except KeyError as error:
+                raise BadImage(f"{self.where}: annotation {shape.number}: its mask lacks {error}") from None
+            except ValueError as error:
                 raise BadImage(f"{self.where}: annotation {shape.number}: {error}") from None
             drawn.append((area, shape.label, masks))
         columns = np.zeros(height * width, dtype=np.int16)
@@ -84,13 +86,16 @@ class Instances(Drawing):
         """The outline as run-length encoded masks. Raises ValueError for what does not fit the image."""
         height, width = self.size
         if isinstance(outline, dict):
-            if [*map(int, outline["size"])] != [height, width]:
+            if outline["size"] != [height, width]:
                 raise ValueError(f"its mask is of size {outline['size']}, but the image is {width}x{height} pixels")
             return [outline]
         if not isinstance(outline, list) or not outline:
             raise ValueError("it has no segmentation")
         for polygon in outline:
-            points = np.asarray(polygon, dtype=np.float64)
+            try:
+                points = np.asarray(polygon, dtype=np.float64)
+            except (TypeError, ValueError, OverflowError):
+                raise ValueError("a polygon holds something else than numbers") from None
             if points.ndim != 1 or len(points) < 6 or len(points) % 2:
                 raise ValueError("a polygon needs x and y of at least three points")
             x, y = points[::2], points[1::2]
@@ -111,7 +116,7 @@ class Segments(Drawing):
     """the class of each segment"""
 
     def draw(self) -> Array:
-        colours = read_mask(self.file, self.where, coloured=True).values
+        colours = read_mask(self.file, f"{self.where}: its mask {self.file.name}", coloured=True).values
         if colours.ndim != 3:
             raise BadImage(f"{self.where}: a panoptic mask has three channels, and {self.file.name} has one")
         if unlisted := [number for number, label in self.labels.items() if label == UNKNOWN]:
@@ -192,10 +197,11 @@ def _load(file: Path) -> Json:
         for key, needed in (("images", ("id", "file_name")), ("annotations", ("image_id",)), ("categories", ("id",))):
             for each in data[key]:
                 for name in needed:
-                    each[name]
+                    hash(each[name])  # refuses lists and objects
+        categories = sorted(data["categories"], key=lambda each: int(each["id"]))
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}") from None
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         raise UserError(f"{file} is damaged, or no JSON of COCO") from None
     except KeyError as error:
         raise UserError(f"{file} is no JSON of COCO for segmentation: it lacks {error}") from None
@@ -203,7 +209,7 @@ def _load(file: Path) -> Json:
         raise UserError(f"{file} lists no images")
     if not any(each.get("segmentation") or "segments_info" in each for each in data["annotations"]):
         _refuse_boxes(file)
-    return {**data, "categories": sorted(data["categories"], key=lambda each: int(each["id"]))}
+    return {**data, "categories": categories}
 
 
 def _name(category: Json) -> str:
@@ -237,10 +243,10 @@ def _annotated(file: Path, data: Json, labels: dict[Any, int], find: Callable[[s
     panoptic = _is_panoptic(data)
     found = []
     for image in data["images"]:
-        path = find(image["file_name"])
         where = f"{image['file_name']} in {file.name}"
         own = of_image.get(image["id"], [])
         try:
+            path = find(image["file_name"])
             mask: Drawing | None = None
             if panoptic and own:
                 segments = {
@@ -255,6 +261,13 @@ def _annotated(file: Path, data: Json, labels: dict[Any, int], find: Callable[[s
                 mask = Instances(where, (int(image["height"]), int(image["width"])), shapes)
         except KeyError as error:
             raise UserError(f"{file}: {image['file_name']} or its annotations lack {error}") from None
+        except UserError:
+            raise
+        except (TypeError, ValueError, AttributeError, OverflowError):
+            raise UserError(
+                f"{file}: {image['file_name']} or its annotations are damaged: names must be texts, and ids, heights "
+                "and widths numbers"
+            ) from None
         found.append(Annotated(path, mask))
     return found
 

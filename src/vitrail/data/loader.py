@@ -7,7 +7,6 @@ workers gives the same batches, bit for bit.
 from __future__ import annotations
 
 import itertools
-import logging
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -29,8 +28,6 @@ from vitrail.data.tally import Tally
 from vitrail.data.targets import Target
 from vitrail.data.workers import fetched_by, start_workers
 from vitrail.errors import UserError
-
-log = logging.getLogger("vitrail")
 
 Batch = dict[str, Any]
 
@@ -359,10 +356,7 @@ class Loader:
 
     def record_bad(self, bad: dict[int, str]) -> None:
         """Log each bad image once. Raises UserError if there are too many."""
-        for sample, reason in bad.items():
-            if sample not in self.bad:
-                self.bad[sample] = reason
-                self.tally.add(reason)
-        if self.bad:
-            remedy = ", or raise --max-bad" if self.train else ""
-            self.tally.check(self.set.name, self.max_bad, f"the last: {next(reversed(self.bad.values()))}", remedy)
+        new = {sample: reason for sample, reason in bad.items() if sample not in self.bad}
+        self.bad |= new
+        remedy = ", or raise --max-bad" if self.train else ""
+        self.tally.add([*new.values()], self.set.name, self.max_bad, remedy)

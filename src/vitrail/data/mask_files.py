@@ -74,7 +74,9 @@ class Coding:
             found = _by_table(raw.values, self._numbers_of(raw, name))
         if (wrong := found == UNKNOWN).any():
             row, column = divmod(int(wrong.argmax()), wrong.shape[1])
-            raise BadImage(f"{name}: {self._reason(raw.values[row, column])}, at row {row}, column {column}")
+            value = raw.values[row, column]
+            remedy = ": add it there, with the name void if it means no class" * value.ndim
+            raise BadImage(f"{name}: {self._reason(value)}, at row {row}, column {column}{remedy}")
         return found
 
     @cached_property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from vitrail.data import coco, parquet
@@ -14,6 +15,8 @@ from vitrail.data.named_splits import as_splits
 from vitrail.data.sets import ImageSet, Splits
 from vitrail.data.sources import Folder, find_data, found_instead, say_left_out, scan
 from vitrail.errors import UserError
+
+log = logging.getLogger("vitrail")
 
 LAYOUTS = "a folder with images/ and masks/, possibly inside folders train and val, or COCO's JSON beside its images"
 
@@ -38,6 +41,8 @@ def open_masks(
     root = scan(path.parent.parent if annotations else path.parent if file else path)
     if files := [path] if file else coco.find_files(root):
         classes, splits = coco.read(root, files, number)
+        if void is not None:
+            log.warning(f"{path}: --void {void} has no effect: it is for masks of numbers, and COCO's JSON has none")
         sets = {split: _from_coco(root.path, found, classes, number) for split, found in splits.items()}
     elif (found := find_pairs(path, root)) is not None:
         classes, sets = _from_pairs(path, found, number, void is not None)

@@ -140,8 +140,7 @@ def _pack_split(
         packed = in_order(make, range(len(images)), cores(), 4 * cores())
         for i, result in enumerate(progress(packed, len(images), f"packing {split}")):
             if isinstance(result, str):
-                tally.add(result)
-                tally.check(images.name, max_bad, result)
+                tally.add([result], images.name, max_bad)
             else:
                 writer.add(result, images.keys[i], labels[i], classes[labels[i]])
     if not writer.columns["keys"]:

@@ -56,8 +56,11 @@ def lengths_of(rle: Mapping[str, Any]) -> NDArray[np.int64]:
     if isinstance(counts, str | bytes):
         lengths = _unpack(counts.encode() if isinstance(counts, str) else counts)
     else:
-        lengths = np.asarray(counts, dtype=np.int64).reshape(-1)
-    if (lengths < 0).any() or lengths.sum() != height * width:
+        try:
+            lengths = np.asarray(counts, dtype=np.int64).reshape(-1)
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError("the run lengths are neither a text nor whole numbers") from None
+    if ((lengths < 0) | (lengths > height * width)).any() or lengths.sum() != height * width:
         raise ValueError(f"the run lengths do not fill {width}x{height} pixels")
     return lengths
 

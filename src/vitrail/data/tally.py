@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vitrail.data.sets import ImageSet
@@ -11,7 +12,7 @@ from vitrail.errors import UserError
 log = logging.getLogger("vitrail")
 
 SHOWN = 5
-"""bad rows of a table that an error names"""
+"""bad images, or bad rows of a table, that an error names"""
 
 
 @dataclass
@@ -24,22 +25,21 @@ class Tally:
     @classmethod
     def of(cls, set: ImageSet, max_bad: float) -> Tally:
         """The tally of a set, in which the bad rows of its table count. Raises UserError if these are too many."""
-        rows = set.bad_rows
-        tally = cls(len(set) + len(rows), len(rows))
-        more = f"; and {len(rows) - SHOWN:,} more" if len(rows) > SHOWN else ""
-        tally.check(set.name, max_bad, "; ".join(rows[:SHOWN]) + more)
-        for reason in rows:
-            log.warning(f"left out: {reason}")
+        tally = cls(len(set) + len(set.bad_rows))
+        tally.add(set.bad_rows, set.name, max_bad)
         return tally
 
-    def add(self, reason: str) -> None:
-        self.bad += 1
-        log.warning(f"left out: {reason}")
+    def add(self, reasons: Sequence[str], name: str, max_bad: float, remedy: str = ", or raise --max-bad") -> None:
+        """Count bad images of the set `name`, and log each.
 
-    def check(self, name: str, max_bad: float, why: str, remedy: str = ", or raise --max-bad") -> None:
-        """Raise UserError if more than the fraction `max_bad` of the set `name` is bad. `why` names some errors."""
-        if self.bad > max_bad * self.images:
+        Raises UserError, which names a few, if more than the fraction `max_bad` of the set is bad.
+        """
+        self.bad += len(reasons)
+        if reasons and self.bad > max_bad * self.images:
+            why = "; ".join(reasons[:SHOWN]) + f"; and {len(reasons) - SHOWN:,} more" * (len(reasons) > SHOWN)
             raise UserError(
                 f"{self.bad} of {self.images} images of {name} are bad, more than {max_bad:.1%} ({why}): "
                 f"repair or remove them{remedy}"
             )
+        for reason in reasons:
+            log.warning(f"left out: {reason}")

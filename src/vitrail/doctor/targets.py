@@ -79,7 +79,8 @@ def masks(found: Survey) -> Iterator[Finding]:
         yield Finding(
             "broken-masks",
             f"{counted(len(bad), 'mask cannot', 'masks cannot')} be read, of {len(chosen):,}",
-            "save masks again as PNG with the class number of each pixel",
+            "add masks that are missing, save the others again as PNG with the class number of each pixel, or remove "
+            "these images",
             "certain",
             bad,
         )

@@ -137,7 +137,15 @@ def test_classes_of_pixels_are_the_queries_weighted_by_their_masks() -> None:
     assert float(found[0, 2, 1, 0]) == pytest.approx(float(wanted), rel=1e-5)
 
 
-@pytest.mark.parametrize("head", ["linear", "mask-transformer", "queries"])
+@pytest.mark.parametrize(
+    "head",
+    [
+        {"head": "linear"},
+        {"head": "mask-transformer", "head_blocks": 1},
+        {"head": "queries", "head_blocks": 1, "queries": 3},
+    ],
+    ids=["linear", "mask-transformer", "queries"],
+)
 @pytest.mark.parametrize(
     "changes",
     [
@@ -147,9 +155,9 @@ def test_classes_of_pixels_are_the_queries_weighted_by_their_masks() -> None:
         {"stem": (8,), "patch": 4},
     ],
 )
-def test_heads_work_on_encoders_of_other_kinds_at_any_size(head: Any, changes: dict[str, Any]) -> None:
+def test_heads_work_on_encoders_of_other_kinds_at_any_size(head: dict[str, Any], changes: dict[str, Any]) -> None:
     config = config_for(NANO, **changes)
-    task = segmenter(config, head=head, head_blocks=1, queries=3, upscale=2)
+    task = segmenter(config, **head, upscale=2)
     for size in [(8, 8), (4, 20)]:
         grid = [side // config.patch for side in size]
         assert task.logits(torch.randn(2, 3, *size)).shape == (2, 3, 2 * grid[0], 2 * grid[1])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from vitrail.errors import UserError
 from vitrail.tasks.values import Settings
+
+UNUSED = {"linear": ("head_blocks", "queries"), "mask-transformer": ("queries",)}
+"""settings of other heads"""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,10 @@ class Segmentation(Settings):
             raise UserError(f"head_blocks and queries must be at least 1, got {self.head_blocks} and {self.queries}")
         if self.upscale < 1 or self.upscale & (self.upscale - 1):
             raise UserError(f"upscale must be a power of 2, such as 4, got {self.upscale}")
+        for entry in fields(self):
+            if entry.name in UNUSED.get(self.head, ()) and getattr(self, entry.name) != entry.default:
+                flag = entry.name.replace("_", "-")
+                raise UserError(f"the head {self.head} does not use --{flag}: leave it out, or choose another head")
         if self.class_weights != "none" and self.head == "queries":
             raise UserError("class_weights are of the cross-entropy over pixels, which queries do not have: set none")
         if not 0 <= self.dice < float("inf"):

@@ -237,6 +237,11 @@ class Segment(Task):
             losses = pixel_loss(outputs, batch["mask"], self.class_weights, self.settings_used.dice)
         return {"loss": losses.sum(), "count": torch.full((), len(losses), device=losses.device)}
 
+    def choose(self, changes: Mapping[str, Any]) -> None:
+        super().choose(changes)
+        if "overlap" in changes and self.option.inference == "whole":
+            raise UserError("--overlap applies to windows: add --inference windows")
+
     def data_options(self) -> dict[str, Any]:
         return {"void": self.settings_used.void if self.option.void is None else self.option.void}
 
@@ -316,7 +321,10 @@ def check_queries(encoder: Encoder, blocks: int) -> None:
         raise UserError(f"head_blocks is {blocks}, but the encoder has {config.depth} blocks: choose fewer")
     last = range(config.depth - blocks, config.depth)
     if getattr(config, "window", 0) and not set(last) <= set(getattr(config, "global_blocks", ())):
-        raise UserError("queries need attention to the whole image in the last blocks, and the encoder's have windows")
+        raise UserError(
+            "queries need attention to the whole image in the last blocks, and the encoder's have windows: lower "
+            "--head-blocks, or name those blocks in --global-blocks"
+        )
     if getattr(config, "relative", "none") != "none":
         raise UserError("queries have no place in tables of relative positions, which this encoder has: choose another")
     if token_width(config) != config.width:
