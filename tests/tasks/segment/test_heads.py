@@ -15,6 +15,7 @@ from vitrail.sizes import SIZES, config_for
 from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.segment import Segment, Segmentation
 from vitrail.tasks.segment.heads import LinearHead, MaskTransformer, class_logits
+from vitrail.tasks.segment.losses import check_matching
 from vitrail.tasks.segment.settings import Inference
 from vitrail.variants import VariantConfig
 from vitrail.vit import Tokens
@@ -178,6 +179,15 @@ def test_queries_refuse_encoders_that_cannot_take_them() -> None:
         segmenter(head="queries", head_blocks=5)
     with pytest.raises(UserError, match="class_weights are of the cross-entropy"):
         segmenter(head="queries", class_weights="log")
+
+
+def test_queries_are_trained_with_scipy_and_with_one_for_each_class_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_matching(3, 3)
+    with pytest.raises(UserError, match="set --queries 3 or more"):
+        check_matching(2, 3)
+    monkeypatch.setattr("vitrail.tasks.segment.losses.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="trained with SciPy"):
+        check_matching(3, 3)
 
 
 def test_windows_refuse_images_that_are_squashed() -> None:

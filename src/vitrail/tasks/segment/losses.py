@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -89,11 +91,19 @@ def _dice(logits: Tensor, targets: Tensor) -> Tensor:
     return 1 - (2 * (p * targets).sum(dim=1) + 1) / (p.sum(dim=1) + targets.sum(dim=1) + 1)
 
 
+def check_matching(queries: int, classes: int) -> None:
+    """Refuse to train queries without SciPy, or fewer than the classes, which an image may hold all of."""
+    if find_spec("scipy") is None:
+        raise UserError("the head queries is trained with SciPy: pip install 'vitrail[segment]'")
+    if queries < classes:
+        raise UserError(
+            f"{queries} queries cannot find {classes} classes in one image: set --queries {classes} or more"
+        )
+
+
 def _matched(costs: Tensor) -> tuple[Tensor, Tensor]:
     """The queries and the segments of the cheapest assignment."""
-    try:
-        from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
-    except ImportError:
-        raise UserError("the head queries is trained with SciPy: pip install 'vitrail[segment]'") from None
+    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+
     rows, columns = linear_sum_assignment(costs.detach().cpu().numpy())
     return torch.as_tensor(rows, device=costs.device), torch.as_tensor(columns, device=costs.device)

@@ -22,7 +22,7 @@ from vitrail.plain import describe, described
 from vitrail.tasks.answers import finite, one_class
 from vitrail.tasks.encoder import KINDS, Encoder, encoder_for, token_width
 from vitrail.tasks.segment.heads import LinearHead, MaskTransformer, QueryHead, class_logits
-from vitrail.tasks.segment.losses import pixel_loss, query_loss
+from vitrail.tasks.segment.losses import check_matching, pixel_loss, query_loss
 from vitrail.tasks.segment.metric import SegmentMetric
 from vitrail.tasks.segment.settings import Inference, Segmentation
 from vitrail.tasks.task import Task
@@ -130,6 +130,8 @@ class Segment(Task):
 
     @classmethod
     def create(cls, settings: Segmentation, encoder: Encoder, splits: Splits, preprocess: Preprocess) -> Self:
+        if settings.head == "queries":
+            check_matching(settings.queries, len(splits.train.classes))
         weights = log_weights(splits.train) if settings.class_weights == "log" else None
         return cls(encoder, splits.train.classes, preprocess, settings, weights)
 
