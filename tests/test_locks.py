@@ -18,7 +18,7 @@ def requirements() -> dict[str, str]:
     lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
     floors: dict[str, str] = {}
     for line in lines:
-        name, _, floor = line.partition(">=")
+        name, _, floor = line.partition(";")[0].strip().partition(">=")
         if not name.startswith("vitrail["):
             assert floor, f"{line} has no floor"
             assert floors.setdefault(normalised(name.partition("[")[0]), floor) == floor, f"{name} has two floors"
