@@ -135,7 +135,7 @@ MEASURES: dict[str, tuple[str, str, Callable[[Rows], str]]] = {
         "60 %, within 5 minutes of 2 cores",
         lambda rows: (
             f"{rows['flipped labels']['mean']['found']:.0%}, {rows['flipped labels']['mean']['seeds']} seeds; "
-            f"{max(row.get('cpu_seconds', 0) for row in rows['flipped labels'].values()) / 60:.1f} minutes of one core"
+            f"{max(row.get('cpu_seconds', 0) for row in rows['flipped labels'].values()) / 60:.1f} minutes of CPU time"
         ),
     ),
     "ranks": (
@@ -179,8 +179,10 @@ def _result(name: str) -> str:
     found = read(name)
     if found is None:
         return "not measured"
-    where = " (on one core)" if found["machine"]["cores"] == 1 and "runs" not in found["rows"] else ""
-    return MEASURES[name][2](found["rows"]) + where
+    rows = found["rows"]
+    own = any("cores" in run for run in rows.get("runs", []))
+    where = " (on one core)" if found["machine"]["cores"] == 1 and not own else ""
+    return MEASURES[name][2](rows) + where
 
 
 def _ranks(found: list[Rows]) -> str:

@@ -108,7 +108,7 @@ def test_which_suits_depends_on_images_and_device(images: int, gpu: bool, name: 
 
 
 def test_none_suits_a_task_that_is_not_trained_or_a_set_that_needs_none() -> None:
-    assert recommended.suited("embed", 100, False) is None and recommended.suited("regress", 100, False) is None
+    assert recommended.suited("embed", 100, False) is None and recommended.suited("none", 100, False) is None
     assert recommended.suited("classify", recommended.MANY, True) is None
 
 
@@ -125,6 +125,20 @@ def test_the_command_prints_rows_for_people_and_for_programs(capsys: pytest.Capt
     assert main(["models", "caption", "--json"]) == 0
     own = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(own) == 6 and {row["task"] for row in own} == {"caption"}
+
+
+@pytest.mark.parametrize("task", ["tag", "regress"])
+def test_tables_of_labels_and_numbers_start_from_what_classification_starts_from(
+    task: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = recommended.suited(task, 200, False)
+    assert found == recommended.suited("classify", 200, False) and found is not None
+    command = recommended.choice(task).command_for(found, "t.csv")
+    assert command == f"vitrail train finetune-{task} --data t.csv --init {found.source}"
+    assert main(["models"]) == 0
+    text = capsys.readouterr().out
+    assert f"\n{task}: vitrail train finetune-{task} --data DATA" in text
+    assert text.count(found.source) == 4, "the tasks with the same encoders share one list"
 
 
 def test_an_encoder_without_a_known_commit_is_marked(

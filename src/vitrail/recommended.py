@@ -70,10 +70,11 @@ def tasks() -> list[str]:
 
 
 def choice(task: str) -> Choice:
-    """What is recommended for a task of `tasks()`."""
-    found = table()["tasks"][task]
+    """What is recommended for a task of `tasks()`; `like` names the task whose encoders it shares."""
+    own = table()["tasks"][task]
+    found = table()["tasks"][own.get("like", task)]
     encoders = [Encoder(name, **table()["encoders"][name]) for name in found["encoders"]]
-    return Choice(found["command"], encoders, found["suits"])
+    return Choice(own["command"], encoders, found["suits"])
 
 
 def suited(task: str, images: int, gpu: bool) -> Encoder | None:

@@ -112,6 +112,12 @@ def test_which_axis_of_an_array_counts_channels(shape: tuple[int, ...], channels
     assert channel_axis(shape, channels) == axis
 
 
+def test_an_array_that_cannot_be_written_is_read_and_not_changed() -> None:
+    array = np.asarray(Image.new("RGB", (8, 8), (1, 2, 3)))
+    assert not array.flags.writeable
+    assert Preprocess((8, 8)).prepare(array).unique().tolist() == [1, 2, 3], "and PyTorch does not warn"
+
+
 def test_arrays_that_are_no_image_get_a_line_that_says_what_to_save(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([{"a": 1}], object), allow_pickle=True)
     with pytest.raises(BadImage, match="an array of Python objects is not read, .*: save numbers"):

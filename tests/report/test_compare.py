@@ -143,6 +143,16 @@ def test_runs_that_differ_in_their_seed_alone_are_one_setting(tmp_path: Path) ->
     assert "setting" not in as_text(runs[1:], compare(runs[1:])), "no setting has two seeds"
 
 
+def test_a_run_of_a_recipe_file_has_the_setting_of_its_recipe(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / str(seed), [0.5], seed=seed, epochs=epochs, augment={"scale": scale})
+        for seed, epochs, scale in ((0, 60, [0.5, 1]), (1, 60.0, [0.5, 1.0]), (2, 60.5, [0.5, 1]))
+    ]
+    same, other = by_setting(runs)
+    assert same["seeds"] == [0, 1] and same["setting"] == {"epochs": "60"}
+    assert other["setting"] == {"epochs": "60.5"}
+
+
 def test_settings_that_differ_in_many_fields_fit_a_terminal(tmp_path: Path) -> None:
     runs = []
     for name, lr, seed in (("a", 0.1, 0), ("a", 0.1, 1), ("a", 0.2, 0), ("b", 0.1, 0)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -28,9 +29,8 @@ def models(args: Sequence[str]) -> int:
 
 def lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     """The rows as text for people."""
-    for task in dict.fromkeys(row["task"] for row in rows if row["kind"] == "encoder"):
-        own = [row for row in rows if row["kind"] == "encoder" and row["task"] == task]
-        yield f"{task}: {recommended.choice(task).command}"
+    for tasks, own in same_encoders([row for row in rows if row["kind"] == "encoder"]):
+        yield from (f"{task}: {recommended.choice(task).command}" for task in tasks)
         for row in own:
             yield f"  {row['source'] if row['revision'] is None else shorter(row)}"
             pinned = "" if row["revision"] else ", unpinned"
@@ -55,6 +55,18 @@ def lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         if row["kind"] == "format":
             text = row["reads"].replace("`", "").replace("[parity.md](parity.md)", "docs/parity.md")
             yield from wrap(f"{row['format'].replace('`', '')}: {text}", "  ", "      ")
+
+
+def same_encoders(rows: Sequence[dict[str, Any]]) -> list[tuple[list[str], list[dict[str, Any]]]]:
+    """Tasks that follow one another with the same encoders, and the rows of these."""
+    found: list[tuple[list[str], list[dict[str, Any]]]] = []
+    for task, group in itertools.groupby(rows, key=lambda row: row["task"]):
+        own = list(group)
+        if found and [row["source"] for row in found[-1][1]] == [row["source"] for row in own]:
+            found[-1][0].append(task)
+        else:
+            found.append(([task], own))
+    return found
 
 
 def shorter(row: dict[str, Any]) -> str:

@@ -298,7 +298,8 @@ def channel_axis(shape: tuple[int, ...], channels: int | None = None) -> int | N
 
 def from_array(array: np.ndarray, channels: int) -> Tensor:
     """[H, W], [H, W, C] or [C, H, W] as uint8 [channels, H, W]. Raises ValueError if it does not fit."""
-    image = torch.from_numpy(np.ascontiguousarray(scaled(array)))
+    # A copy if it cannot be written, as np.asarray of a PIL image: PyTorch warns of memory that it must not change.
+    image = torch.from_numpy(np.require(scaled(array), requirements=["C", "W"]))
     axis = channel_axis(array.shape, channels)
     image = image[None] if axis is None else image.permute(2, 0, 1) if axis == 2 else image
     return with_channels(image, channels)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import math
 import statistics
@@ -142,10 +141,10 @@ def by_setting(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
     `setting` holds the fields by which the settings differ; `best_val` and `test` have the `mean`, `min`, `max` and
     standard deviation (`std`, None for one run) of the finished runs that have this score, or are None if none has.
     """
-    groups: dict[str, list[RunRecord]] = {}
+    groups: dict[tuple[tuple[str, str], ...], list[RunRecord]] = {}
     for run in map(read_run, folders):
-        shared = {name: value for name, value in run.recipe.items() if name != "seed"}
-        groups.setdefault(json.dumps(shared, sort_keys=True), []).append(run)
+        shared = sorted(pair for pair in flat(run.recipe) if pair[0] != "seed")
+        groups.setdefault(tuple(shared), []).append(run)
     fields = [{name: value for name, value in flat(runs[0].recipe) if name != "seed"} for runs in groups.values()]
     names = [name for name in dict.fromkeys(name for own in fields for name in own) if _differs(name, fields)]
     return [

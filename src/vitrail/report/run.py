@@ -173,9 +173,15 @@ def _by_step(rows: list[Row]) -> list[Row]:
 
 
 def flat(values: Row, before: str = "") -> Iterable[tuple[str, str]]:
-    """Names joined with dots, and values as JSON."""
+    """Names joined with dots, and values as JSON; 60 epochs of a recipe and 60.0 of its recipe file are both 60."""
     for name, value in values.items():
         if isinstance(value, dict) and value:
             yield from flat(value, f"{before}{name}.")
         else:
-            yield f"{before}{name}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            plain = json.dumps(json.loads(json.dumps(value), parse_float=_number), ensure_ascii=False)
+            yield f"{before}{name}", value if isinstance(value, str) else plain
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    return int(value) if value.is_integer() else value
