@@ -76,6 +76,9 @@ def test_the_start_names_splits_model_training_and_folder(tmp_path: Path) -> Non
     assert lines[4].startswith(f"training: 60 epochs = {steps:,} steps of 32 images on CPU, ")
     assert lines[-1] == f"folder: {tmp_path / 'run'}"
     assert max(map(len, lines[:5])) <= 100
+    components.train.bad |= {3: "3.png: the file is cut off", 5: "5.png: the file is empty"}
+    lines = list(start_lines(run, components, RunFolder(tmp_path / "run"), steps))
+    assert lines[0].endswith(" each), 2 of them left out") and "left out" not in "".join(lines[1:])
 
 
 def test_the_device_its_threads_and_the_number_format(monkeypatch: pytest.MonkeyPatch) -> None:

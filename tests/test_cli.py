@@ -194,7 +194,13 @@ def test_compare_and_explain_draw(run: Path, tmp_path: Path, capsys: pytest.Capt
         assert plot.size[0] > 100
     image = tmp_path / "p.png"
     Image.new("L", (20, 30), 90).save(image)
+    capsys.readouterr()
+    assert main(["predict", str(image), "--model", str(run), "--top", "10"]) == 0
+    answer = capsys.readouterr().out
     assert main(["explain", str(image), "--model", str(run), "--out", str(tmp_path / "seen")]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith(f"{image}: ") and said[0].split(",")[0] == answer.split(",")[0]
+    assert said[1:] == [str(tmp_path / "seen" / "index.html")] and Path(said[1]).is_file()
     with Image.open(tmp_path / "seen" / "rollout.png") as image_of_it:
         assert image_of_it.size[0] > 100
 
@@ -592,7 +598,7 @@ def test_a_bad_test_split_does_not_cost_the_run(
 
 
 def test_eval_of_what_a_run_learned_from_reads_what_it_held_back(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, colour in (("dark", 20), ("light", 200)):
         (tmp_path / "data" / name).mkdir(parents=True)
@@ -600,7 +606,9 @@ def test_eval_of_what_a_run_learned_from_reads_what_it_held_back(
             Image.new("RGB", (20 + i, 24), (colour + i,) * 3).save(tmp_path / "data" / name / f"{i}.png")
     data, out = str(tmp_path / "data"), str(tmp_path / "run")
     small = ["--epochs", "1", "--batch-size", "8", "--image-size", "32", "32", "--stem", "4", "--device", "cpu", *TINY]
-    assert main(["train", "folder", "--data", data, "--out", out, "--json", *small]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "folder", "--data", "data", "--out", out, "--json", *small]) == 0
+    monkeypatch.chdir(tmp_path / "data")  # a run finds its data again from another folder
     trained = json.loads(capsys.readouterr().out)
     for source, options in ((out, []), (f"{out}/best", []), (out, ["--split", "val"])):
         assert main(["eval", source, "--data", data, "--json", "--device", "cpu", *options]) == 0

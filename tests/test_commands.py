@@ -236,9 +236,9 @@ def check_predict(said: Said) -> None:
 
 
 def check_explain(said: Said) -> None:
-    """The folder of figures."""
+    """The answer, and the page in the folder of figures."""
     out = Path(said.option("--out"))
-    assert said.out == f"{out}\n"
+    assert said.out.endswith(f"\n{out / 'index.html'}\n") and said.out.count("\n") == 2
     figures = [*out.glob("*.png")]
     assert figures and (out / "index.html").is_file()
     for figure in figures:

@@ -368,6 +368,9 @@ def test_first_logits_are_even_and_sigmoid_heads_start_low() -> None:
         ({"mlp_ratio": math.nan}, "mlp_ratio must be at least 0.0013"),
         ({"mlp_ratio": -math.inf}, "mlp_ratio must be at least 0.0013"),
         ({"stem": (32, 0)}, "stem must be at least 1"),
+        ({"num_classes": 5}, "no field 'num_classes' of a model: did you mean classes"),
+        ({"img_size": 32}, "no field 'img_size' of a model: did you mean image_size"),
+        ({"pretrained": True}, "no field 'pretrained' of a model: the fields are classes, width, depth"),
     ],
 )
 def test_bad_configs_are_refused_in_one_line(changes: dict[str, object], words: str) -> None:

@@ -55,7 +55,8 @@ def start_lines(run: Run, components: Components, folder: RunFolder, steps: int)
     for name, loader in {"train": train, "val": components.val, "test": components.test}.items():
         if loader is not None:
             held = " held back from train" * (name == "val" and components.held_back)
-            yield f"{name}: {len(loader.set):,} images{held}{classes_of(loader.set)}"
+            bad = f", {len(loader.bad):,} of them left out" if loader.bad else ""  # later ones are named when read
+            yield f"{name}: {len(loader.set):,} images{held}{classes_of(loader.set)}{bad}"
     yield model_line(run, task)
     yield training_line(run, train.device, steps, train.steps_per_epoch, components.world.size)
     alone = components.world.size == 1  # else what other processes use may be this run's

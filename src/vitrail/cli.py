@@ -198,8 +198,10 @@ def evaluate(args: Sequence[str]) -> int:
         print(json.dumps({"source": source, "data": options.data, "split": split, **scores}))
         return 0
     print(f"{split}: {scores['count']} images" + ", each with the target of another" * options.shuffle_images)
-    for name, value in task.told(scores).items():
-        print(f"  {name:<18} {score_text(value)}")
+    told = task.told(scores)
+    width = max(map(len, told), default=0)
+    for name, value in told.items():
+        print(f"  {name:<{width}}  {score_text(value)}")
     return 0
 
 
@@ -275,8 +277,9 @@ def explain(args: Sequence[str]) -> int:
     refuse_out(options.out)  # before the model is loaded
     gallery = [] if options.near is None else images_of([options.near])
     task = load_model(options.model, options.device, options.revision, options.verify, options.merge)
-    write(task, image, options.out, options.beside, gallery)
-    print(options.out)
+    written = write(task, image, options.out, options.beside, gallery)
+    print(f"{image}: {' '.join(written['text'].split())}")
+    print(written["files"]["index.html"])
     return 0
 
 

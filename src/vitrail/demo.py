@@ -34,10 +34,9 @@ def run_demo(out: Path, device: str | None, fast_dev_run: bool = False) -> None:
     test = open_data("digits").test
     assert test is not None
     image = Image.fromarray(test.image(0, 1)[0].numpy())
-    explain(task, image, out / "attention")
-    answer, truth = task.predict([image])[0], test.classes[int(test.labels[0])]
-    print(f"3. Attention for a {truth} that is classified as {answer.text()}:")
-    print(f"   {out / 'attention' / 'rollout.png'}")
+    explained, truth = explain(task, image, out / "attention"), test.classes[int(test.labels[0])]
+    print(f"3. How the model comes to its answer for an image of a {truth}: {explained['text']}")
+    print(f"   {explained['files']['index.html']}")
     print("4. Sample images, classified with the bundled weights (CIFAR-10's ten classes):")
     for path, _, prediction, _ in answer_files(zoo.load("classify"), sorted(SAMPLES.glob("*.png"))):
         assert prediction is not None

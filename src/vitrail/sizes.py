@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from difflib import get_close_matches
 
 from vitrail.errors import UserError
 from vitrail.variants import as_variant
@@ -27,7 +28,7 @@ SIZES: dict[str, ViTConfig] = {
 def config_for(size: str | ViTConfig, **changes: object) -> ViTConfig:
     """The config of a named size (`"S/16"`), with fields changed, also those of a variant.
 
-    `image_size` may be one number, for a square.
+    `image_size` may be one number, for a square. Raises UserError if there is no such size or field.
     """
     if isinstance(size, str):
         if size not in SIZES:
@@ -38,4 +39,9 @@ def config_for(size: str | ViTConfig, **changes: object) -> ViTConfig:
     own = changes.keys() <= {entry.name for entry in fields(size)}
     if not own or changes.get("pool", "token") not in ("token", "average"):
         size = as_variant(size)
+    names = [entry.name for entry in fields(size)]
+    if unknown := [name for name in changes if name not in names]:
+        near = get_close_matches(unknown[0], [*names, "classes"], n=1, cutoff=0.7)
+        hint = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(['classes', *names])}"
+        raise UserError(f"no field {unknown[0]!r} of a model: {hint}")
     return replace(size, **changes)  # type: ignore[arg-type]

@@ -304,12 +304,13 @@ def with_held_back(splits: Splits, split: str | None, learned: Run | None) -> Sp
 
 def learned_from(source: str, data: str) -> Run | None:
     """The run in whose folder `source` is, if it was trained on `data`."""
-    for folder in (Path(source), Path(source).parent):  # best/ and last/ are in the run's folder
+    for folder in map(RunFolder, (Path(source), Path(source).parent)):  # best/ and last/ are in the run's folder
         try:
-            run = RunFolder(folder).run()
+            run = folder.run()
         except UserError:
             continue  # not a run folder, or one of another version: its training data is unknown
-        return run if Path(run.data).resolve() == Path(data).resolve() else None
+        # A relative path means something else in another working folder.
+        return run if Path(folder.place(run.data)).resolve() == Path(data).resolve() else None
     return None
 
 

@@ -200,7 +200,10 @@ def test_the_command_compares_and_searches(tmp_path: Path, capsys: pytest.Captur
     first, second = image(tmp_path / "a.png"), image(tmp_path / "b.png", (30, 20))
     out = tmp_path / "out"
     assert main(["explain", str(first), "--beside", str(second), "--near", str(tmp_path), "--out", str(out)]) == 0
-    assert capsys.readouterr().out.strip() == str(out)
+    answer, page = capsys.readouterr().out.splitlines()
+    assert answer.startswith(f"{first}: ") and page == str(out / "index.html")
+    # The figures are in the page: loaded late, they would only be missing from prints and screenshots.
+    assert "<img" in (text := Path(page).read_text()) and 'loading="lazy"' not in text
     numbers = json.loads((out / "numbers.json").read_text())
     assert numbers["nearest"][0]["image"] == str(first) and (out / "nearest.png").exists()
     assert numbers["arrays"]["similarity_beside"]["shape"] == [64, 64]

@@ -83,8 +83,8 @@ def explain(
     Writes a PNG per figure (see `SAYS`), the answer and what the arrays are in `numbers.json`, the arrays in
     `arrays.npz`, and `index.html`, one page that shows them all and loads nothing else. `beside` is an image whose
     patches are compared with those of the first; the nearest images are found in `gallery`. Returns what
-    `Prediction.row` gives, `files` (name to path) and `notes` (what is missing, with the reason). Raises UserError, and
-    writes nothing, for an export or a file that is no image.
+    `Prediction.row` gives, `text` (the answer in words), `files` (name to path) and `notes` (what is missing, with the
+    reason). Raises UserError, and writes nothing, for an export or a file that is no image.
     """
     out = Path(out)
     source = "image" if isinstance(image, Image.Image) else str(image)
@@ -100,7 +100,8 @@ def explain(
     files["index.html"] = page_bytes
     for name, data in files.items():
         write_whole(out / name, data)
-    return {**found.row, "files": {name: str(out / name) for name in files}, "notes": found.notes}
+    paths = {name: str(out / name) for name in files}
+    return {**found.row, "text": found.text, "files": paths, "notes": found.notes}
 
 
 def refuse_out(out: Path) -> None:

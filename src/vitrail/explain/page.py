@@ -56,7 +56,7 @@ def _figure(name: str, says: str, data: bytes) -> str:
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     return (
         f'<section class="pane"><h2>{escape(title)}</h2><figure><figcaption>{escape(rest)}</figcaption>'
-        f'<img src="{source}" alt="{escape(title)}" data-file="{escape(name)}" loading="lazy"></figure></section>\n'
+        f'<img src="{source}" alt="{escape(title)}" data-file="{escape(name)}"></figure></section>\n'
     )
 
 

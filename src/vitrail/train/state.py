@@ -164,11 +164,14 @@ class RunFolder:
 
     def data(self, named: str) -> str:
         """The path or name of the run's data: where it was, if nothing is at the path that was `named`."""
+        return named if Path(named).exists() else self.place(named)
+
+    def place(self, named: str) -> str:
+        """The absolute path of the run's data when the run last started, or `named` if it has no path."""
         try:
-            path = json.loads(self._data.read_text())["path"]
+            return str(json.loads(self._data.read_text())["path"])
         except (OSError, ValueError, KeyError, TypeError):
             return named
-        return named if Path(named).exists() else str(path)
 
     def check_data(self, now: dict[str, Any], name: str) -> None:
         """Raise UserError if the data, with the fingerprint `now`, has changed since the run started."""
