@@ -598,7 +598,10 @@ def test_a_bad_test_split_does_not_cost_the_run(
 
 
 def test_eval_of_what_a_run_learned_from_reads_what_it_held_back(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name, colour in (("dark", 20), ("light", 200)):
         (tmp_path / "data" / name).mkdir(parents=True)
@@ -615,10 +618,17 @@ def test_eval_of_what_a_run_learned_from_reads_what_it_held_back(
         scores = json.loads(capsys.readouterr().out)
         assert (scores["split"], scores["count"]) == ("val", trained["count"]) and scores["count"] < 20
         assert scores["top1"] == trained["top1"]
-    # All images of a folder that it did not learn from.
-    shutil.copytree(data, tmp_path / "other")
-    assert main(["eval", out, "--data", str(tmp_path / "other"), "--json", "--device", "cpu"]) == 0
-    assert json.loads(capsys.readouterr().out)["count"] == 60
+    # So does a copy, and all images of a folder that it did not learn from are scored.
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+    assert main(["eval", out, "--data", str(other), "--json", "--device", "cpu"]) == 0
+    copied = json.loads(capsys.readouterr().out)
+    assert (copied["top1"], copied["count"]) == (trained["top1"], trained["count"])
+    assert any("has the names and labels of what" in message for message in caplog.messages)
+    (other / "dark" / "0.png").rename(other / "dark" / "another.png")
+    for words, count in (([], 60), (["--split", "val"], trained["count"])):
+        assert main(["eval", out, "--data", str(other), "--json", "--device", "cpu", *words]) == 0
+        assert json.loads(capsys.readouterr().out)["count"] == count
 
 
 def test_help_is_quick_to_reach_and_the_package_imports_without_torch() -> None:

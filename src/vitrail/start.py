@@ -6,7 +6,7 @@ import itertools
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -249,8 +249,8 @@ def score(
     if max_bad is not None and not 0 <= max_bad <= 1:
         raise UserError(f"--max-bad must be a fraction from 0 to 1, got {max_bad}")
     data = hub_sets.pinned(data)
-    learned = learned_from(source, data)
-    max_bad = (learned.max_bad if learned else 0.01) if max_bad is None else max_bad
+    own = run_of(source)
+    learned = own.run if own is not None and own.is_at(data) else None
     group = learned.group if learned else None
     if probe or task.headless:
         if shuffle:
@@ -258,7 +258,15 @@ def score(
                 "--shuffle-images is a control for predictions, but --probe scores features: use only one of them"
             )
         return score_features(task, open_classes(task, data, group), split, images, group)
-    splits = with_held_back(open_for(task, data, task.data_options(), group=group), split, learned)
+    splits = open_for(task, data, task.data_options(), group=group)
+    if learned is None and own is not None and own.has_copy(splits):
+        learned = own.run
+        log.warning(
+            f"{data} has the names and labels of what {own.folder.path} was trained on, and is scored as that; "
+            "--split train scores all"
+        )
+    splits = with_held_back(splits, split, learned)
+    max_bad = (learned.max_bad if learned else 0.01) if max_bad is None else max_bad
     name, chosen = choose_split(splits, split)
     read = chosen.spread(images)
     read = read.shuffled() if shuffle else read
@@ -302,15 +310,29 @@ def with_held_back(splits: Splits, split: str | None, learned: Run | None) -> Sp
     return replace(splits, train=train, val=val)
 
 
-def learned_from(source: str, data: str) -> Run | None:
-    """The run in whose folder `source` is, if it was trained on `data`."""
-    for folder in map(RunFolder, (Path(source), Path(source).parent)):  # best/ and last/ are in the run's folder
+class RunOf(NamedTuple):
+    """The run in whose folder a model is."""
+
+    folder: RunFolder
+    run: Run
+
+    def is_at(self, data: str) -> bool:
+        """Whether it was trained on the data there. A relative path means something else in another working folder."""
+        return Path(self.folder.place(self.run.data)).resolve() == Path(data).resolve()
+
+    def has_copy(self, splits: Splits) -> bool:
+        """Whether it was trained on images of these names and labels."""
         try:
-            run = folder.run()
-        except UserError:
-            continue  # not a run folder, or one of another version: its training data is unknown
-        # A relative path means something else in another working folder.
-        return run if Path(folder.place(run.data)).resolve() == Path(data).resolve() else None
+            return self.folder.learned_from(splits.marks(self.run.group))
+        except UserError:  # the images have no such groups
+            return False
+
+
+def run_of(source: str) -> RunOf | None:
+    """The run in whose folder `source` is; None if there is none, or one of another version."""
+    for folder in map(RunFolder, (Path(source), Path(source).parent)):  # best/ and last/ are in the run's folder
+        with suppress(UserError):
+            return RunOf(folder, folder.run())
     return None
 
 

@@ -173,6 +173,13 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError):
             return named
 
+    def learned_from(self, now: dict[str, Any]) -> bool:
+        """Whether the run was trained on the data with the fingerprint `now`, wherever it was."""
+        try:
+            return difference(json.loads(self._data.read_text()), now) is None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+
     def check_data(self, now: dict[str, Any], name: str) -> None:
         """Raise UserError if the data, with the fingerprint `now`, has changed since the run started."""
         try:
