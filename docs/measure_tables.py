@@ -161,12 +161,12 @@ MEASURES: dict[str, tuple[str, str, Callable[[Rows], str]]] = {
 
 
 def results() -> list[list[str]]:
-    """What was measured, one row per file."""
-    rows = [["task", "score and cost", "command"]]
-    for name, (task, _, _) in MEASURES.items():
-        found = read(name)
-        rows.append([task, _result(name), f"`{command_of(found)}`" if found else ""])
-    return rows
+    """What was measured, one row per file; `goals` has what was not."""
+    found = {name: read(name) for name in MEASURES}
+    rows = [
+        [MEASURES[name][0], _result(name), f"`{command_of(own)}`"] for name, own in found.items() if own is not None
+    ]
+    return [["task", "score and cost", "command"], *rows]
 
 
 def goals() -> list[list[str]]:

@@ -103,10 +103,9 @@ def training_line(run: Run, device: torch.device, steps: int, per_epoch: int, pr
     scaled = ", the loss is scaled" if kind == torch.float16 and not run.tune.frozen else ""
     if run.tune.frozen:
         return f"training: one pass on {where}, {name}"
-    return (
-        f"training: {steps / per_epoch:.3g} epochs = {steps:,} steps of {run.batch_size} images on {where}, "
-        f"{name}{scaled}"
-    )
+    epochs = f"{steps / per_epoch:.3g}"
+    plural = "s" * (epochs != "1")
+    return f"training: {epochs} epoch{plural} = {steps:,} steps of {run.batch_size} images on {where}, {name}{scaled}"
 
 
 def busy_line() -> str | None:
