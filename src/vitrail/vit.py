@@ -25,20 +25,20 @@ from vitrail.ops import Grid, attend, check_images, fit_positions, scale_branch,
 class ViTConfig:
     """The encoder's hyperparameters. The defaults are the paper's ViT-B/16 at 224 pixels."""
 
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    patch: int = 16
+    width: int = 768  # of a token: D in the paper
+    depth: int = 12  # number of blocks: L
+    heads: int = 12  # of attention in each block: k
+    patch: int = 16  # side of a patch in pixels: P
     image_size: tuple[int, int] = (224, 224)  # height and width in pixels; learned positions are for this size
-    channels: int = 3
-    mlp_ratio: float = 4.0
-    class_token: bool = True
+    channels: int = 3  # of an image: C
+    mlp_ratio: float = 4.0  # hidden width of the MLPs, in widths of a token
+    class_token: bool = True  # before the patches (equation 1)
     pool: str = "token"  # pooling: class "token" (equation 4) or "average" of the patches (D.3)
     positions: Literal["learned", "sine", "none"] = "learned"  # 1-D (the paper), 2-D sines (arXiv 2205.01580), or none
     stem: tuple[int, ...] = ()  # hybrid (3.1): channels of the convolutions before the patches
     drop_path: float = 0.0  # stochastic depth rate of the last block, rising from 0 in the first (arXiv 1603.09382)
     dropout: float = 0.0  # after linear layers except queries, keys and values, and on the embedded tokens (B.1)
-    norm_eps: float = 1e-6
+    norm_eps: float = 1e-6  # of the layer norms
 
     def __post_init__(self) -> None:
         require(self, 1, math.inf, "width", "depth", "heads", "patch", "channels", "image_size", "stem")
