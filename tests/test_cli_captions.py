@@ -135,7 +135,7 @@ def test_eval_scores_what_predict_says(data: Path, run: Path, capsys: pytest.Cap
     assert train["count"] == 12 and "new" not in train
     assert main(["eval", str(run), "--data", str(data), "--device", "cpu"]) == 0
     text = capsys.readouterr().out
-    assert "val: 8 images" in text and f"cider              {row['cider']:.4f}" in text and "vocabulary" in text
+    assert "val: 8 images" in text and f"  cider       {row['cider']:.4f}" in text and "vocabulary" in text
 
 
 def test_without_scorers_no_caption_is_written(

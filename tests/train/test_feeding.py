@@ -64,7 +64,8 @@ def test_only_a_set_on_disk_is_measured_and_nothing_of_the_run_changes(workers: 
 
 def test_what_a_gpu_needs_is_known_from_a_log_or_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     run, task = tiny_run(), tiny_task()
-    on_gpu: Any = SimpleNamespace(memory=False, workers=1, device=torch.device("cuda"), rate=lambda: 500.0)
+    images = SimpleNamespace(streamed=None)
+    on_gpu: Any = SimpleNamespace(memory=False, set=images, workers=1, device=torch.device("cuda"), rate=lambda: 500.0)
     plain = "the images are read from disk: 1 worker decodes about 500 images/s"
     monkeypatch.setattr(feeding, "measured", lambda *run: 2500.0)
     needs = "and the GPU needs about 2,500 images/s (measured on 32 images, without compiling)"
