@@ -24,6 +24,7 @@ from vitrail.data.parquet import IMAGES, LABELS, Table, choose_column, class_nam
 from vitrail.data.sources import SPLITS, is_litter, named_files, split_of
 from vitrail.data.streaming import BLOCK, WINDOW, Block, Cache, HubFile, Remote, Streamed, name_of
 from vitrail.errors import UserError, first_line
+from vitrail.hub_access import endpoint, refusal
 
 log = logging.getLogger("vitrail")
 
@@ -123,7 +124,7 @@ def _info(address: Address) -> Any:
     """What the Hub knows of a data set: commit, files, card."""
     from huggingface_hub import HfApi, constants
 
-    api = HfApi((os.environ.get("HF_ENDPOINT") or "").rstrip("/") or None)
+    api = HfApi(endpoint())
     how = {"revision": address.revision, "files_metadata": True, "timeout": constants.HF_HUB_ETAG_TIMEOUT}
     try:
         return api.dataset_info(address.name, **how)  # type: ignore[arg-type]
@@ -136,14 +137,8 @@ def _refusal(address: Address, error: Exception) -> UserError:
     from huggingface_hub import errors
 
     name = address.name
-    if isinstance(error, errors.GatedRepoError):
-        return UserError(f"{name} is gated: accept its terms on its page, then log in with `hf auth login`")
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return UserError(f"the Hub has no data set {name}, or a private one: check the name, or log in")
-    if isinstance(error, errors.RevisionNotFoundError):
-        return UserError(f"{name} has no revision {address.revision!r} on the Hub: check or remove it")
-    if isinstance(error, errors.HFValidationError):
-        return UserError(f"the Hub does not allow the name {name}: check the spelling")
+    if (told := refusal(error, "data set", name, address.revision)) is not None:
+        return told
     if isinstance(error, errors.OfflineModeIsEnabled):
         return UserError(f"{name} is read from the Hub while training, and HF_HUB_OFFLINE is set: unset it")
     return UserError(
@@ -167,8 +162,7 @@ def _files(address: Address, info: Any) -> dict[str, list[HubFile]]:
     if len(homes) > 1:
         some = sorted(home.as_posix() for home in homes if home != Path())
         raise UserError(f"{address} holds several sets ({', '.join(some[:6])}): add one, as in {address}/{some[0]}")
-    endpoint = (os.environ.get("HF_ENDPOINT") or "").rstrip("/") or None
-    url = partial(hf_hub_url, address.name, repo_type="dataset", revision=address.revision, endpoint=endpoint)
+    url = partial(hf_hub_url, address.name, repo_type="dataset", revision=address.revision, endpoint=endpoint())
     found = named_files(paths)
     return {
         split: [HubFile(path.as_posix(), url(path.as_posix()), sizes[path.as_posix()]) for path in found[split]]

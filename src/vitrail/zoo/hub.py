@@ -7,11 +7,11 @@ answer within seconds, only the cache is used.
 from __future__ import annotations
 
 import logging
-import os
 import re
 from pathlib import Path
 
 from vitrail.errors import UserError, first_line
+from vitrail.hub_access import endpoint, refusal
 from vitrail.zoo.files import ENDINGS, WEIGHTS, read_json
 
 log = logging.getLogger("vitrail")
@@ -62,8 +62,7 @@ class Repository:
 
     def __init__(self, name: str, revision: str) -> None:
         self.name, self.revision = name, revision
-        # huggingface_hub reads the variable only when it is imported.
-        self.endpoint = (os.environ.get("HF_ENDPOINT") or "").rstrip("/") or None
+        self.endpoint = endpoint()
         self.away: Exception | None = None
         """why the Hub could not be reached; from then on only the cache is used"""
         self.reported = True
@@ -148,19 +147,13 @@ class Repository:
         """One line for huggingface_hub's long errors."""
         from huggingface_hub import errors
 
-        missing = f"{self.name} is not a local file or folder, and"
-        if isinstance(error, errors.GatedRepoError):
-            return UserError(f"{self.name} is gated: accept its terms on its page, then log in with `hf auth login`")
-        if isinstance(error, errors.RepositoryNotFoundError):
-            return UserError(f"{missing} the Hub has no such model, or a private one: check the name, or log in")
-        if isinstance(error, errors.RevisionNotFoundError):
-            return UserError(f"{self.name} has no revision {self.revision!r} on the Hub: check or remove it")
-        if isinstance(error, errors.HFValidationError):
-            return UserError(f"{missing} the Hub does not allow such a name: check the spelling")
+        if (told := refusal(error, "model", self.name, self.revision)) is not None:
+            there = isinstance(error, errors.GatedRepoError | errors.RevisionNotFoundError)
+            return told if there else UserError(f"{self.name} is not a local file or folder, and {told}")
         if error is self.away or isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
             return UserError(
-                f"{missing} the Hub cannot be reached and it is not in the cache: check the path or the network, "
-                "and HF_HUB_OFFLINE and HF_ENDPOINT where they are set"
+                f"{self.name} is not a local file or folder, and the Hub cannot be reached and it is not in the cache: "
+                "check the path or the network, and HF_HUB_OFFLINE and HF_ENDPOINT where they are set"
             )
         return UserError(
             f"{self.name} could not be downloaded from the Hub ({first_line(error)[:160]}): try again later"
