@@ -261,10 +261,11 @@ def score(
     splits = open_for(task, data, task.data_options(), group=group)
     if learned is None and own is not None and own.has_copy(splits):
         learned = own.run
-        log.warning(
-            f"{data} has the names and labels of what {own.folder.path} was trained on, and is scored as that; "
-            "--split train scores all"
-        )
+        if split is None and splits.val is None and splits.test is None:
+            log.warning(
+                f"{data} has the names and labels of what {own.folder.path} was trained on, and is scored as that; "
+                "--split train scores all"
+            )
     splits = with_held_back(splits, split, learned)
     max_bad = (learned.max_bad if learned else 0.01) if max_bad is None else max_bad
     name, chosen = choose_split(splits, split)
