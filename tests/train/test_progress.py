@@ -85,6 +85,16 @@ def test_without_a_terminal_there_is_a_line_now_and_then_and_no_control_characte
     assert all(line.startswith("vitrail: ") and line.isprintable() and line.isascii() for line in lines)
 
 
+@pytest.mark.parametrize(
+    "step, steps, per_epoch, place",
+    [(20, 20, 7, "epoch 2.9 of 2.9"), (1, 2, 458, "epoch 0.0022 of 0.0044"), (7, 14, 7, "epoch 1.0 of 2")],
+)
+def test_epochs_so_far_and_in_all_are_rounded_alike(step: int, steps: int, per_epoch: int, place: str) -> None:
+    bar = made(steps, per_epoch)
+    bar.done = step
+    assert bar.place() == f"{place}, step {step} of {steps}"
+
+
 def test_a_score_names_its_place(capsys: pytest.CaptureFixture[str]) -> None:
     bar = made(10, 20)
     bar.step({"loss": 1.0}, 4)

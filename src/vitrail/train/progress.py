@@ -91,9 +91,9 @@ class Progress:
 
     @property
     def _epochs(self) -> tuple[str, str]:
-        """The epochs so far, and those of the run."""
+        """The epochs so far, and those of the run, rounded alike."""
         done, steps = (number / self.loader.steps_per_epoch for number in (self.done, self.steps))
-        return f"{done:.{1 if steps > 1 else 2}f}", f"{steps:.4g}"
+        return (f"{done:.1f}", f"{round(steps, 1):g}") if steps > 1 else (f"{done:.2g}", f"{steps:.2g}")
 
     def _rates(self) -> tuple[float, float]:
         seconds = max(time.monotonic() - self.began, 1e-9)
