@@ -4,8 +4,8 @@
     python bench/segment.py --data CAMVID --rows lraspp
     python bench/segment.py --data CAMVID --rows captioner --seeds 0 1 2
 
-ours: both commands of each seed, `vitrail train segment` and `vitrail train segment-whole`. A run that was stopped is
-resumed. `crops` has the scores after the first command.
+ours: both commands of each seed, `vitrail train segment` and `vitrail train segment-whole`. `crops` has the scores
+after the first command.
 
 lraspp: torchvision's `lraspp_mobilenet_v3_large` from random weights, on the same crops with the same loss and AdamW,
 for as long as `ours`: for as many steps as fit into the time of all its steps, by the medians of steps that alternate.
@@ -15,12 +15,13 @@ time, on training images that were held back for that; that choice is kept too.
 captioner: the encoder of the bundled captioner, and the same architecture from random weights, fine-tuned for the same
 number of steps with the settings of `vitrail train segment --init caption`.
 
-Seeds that results/camvid.json already has from the same recipe are kept, and several rows can be measured at once: the
-file is read again before it is written. `--tiny` trains for two steps on made-up streets.
+What was stopped is resumed, seeds that results/camvid.json already has from the same recipe are kept, and several rows
+can be measured at once: the file is read again before it is written. `--tiny` trains for two steps on made-up streets.
 """
 
 from __future__ import annotations
 
+import io
 import shutil
 import statistics
 import tempfile
@@ -39,6 +40,7 @@ from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
 from vitrail import recipes, zoo
 from vitrail.data.sets import Splits
+from vitrail.files import write_whole
 from vitrail.process import cores
 from vitrail.recipes import RECIPES
 from vitrail.tasks.encoder import encoder_of
@@ -53,6 +55,8 @@ from vitrail.train.step import LossModule, train_step
 
 CPU = torch.device("cpu")
 SCORES = ("miou", "miou_windows", "pixel_accuracy", "iou", "count")
+SAVE_EVERY = 250
+"""steps of torchvision's network between two states on the disk"""
 RATES = (1e-3, 2e-3, 4e-3)
 TINY = {"max_steps": 2, "batch_size": 2, "image_size": (32, 32), "workers": 0}
 
@@ -173,8 +177,10 @@ def lraspp(run: Run, splits: Splits, results: Path) -> Row:
     found = recorded("camvid", results)
     rates = found.get("lraspp rates") or chosen_rate(run, splits, found["ours"]["runs"][0]["steps"])
     write("lraspp rates", rates, results)
-    scores = trained(run, splits, rates["lr"], rates["steps"], rates["bf16"])
+    kept = Path("runs") / "bench" / f"lraspp-{rates['lr']}-{rates['steps']}.pt"
+    scores = trained(run, splits, rates["lr"], rates["steps"], rates["bf16"], kept)
     print("lraspp", scores, flush=True)
+    kept.unlink(missing_ok=True)
     return {**scores, **processors()}
 
 
@@ -197,19 +203,41 @@ def chosen_rate(run: Run, splits: Splits, ours: int) -> Row:
     }
 
 
-def trained(run: Run, splits: Splits, lr: float, steps: int, bf16: bool) -> Row:
-    """The scores after `steps` steps with the recipe's schedule, and the seconds of training."""
+def trained(run: Run, splits: Splits, lr: float, steps: int, bf16: bool, kept: Path | None = None) -> Row:
+    """The scores after `steps` steps with the recipe's schedule, and the seconds of training.
+
+    The state is written to `kept` now and then, and a stopped training is resumed from it.
+    """
     components, task = peer(run, splits)
     optimizer = torch.optim.AdamW(task.network.parameters(), lr=lr, weight_decay=run.optim.weight_decay, fused=True)
-    began = time.monotonic()
-    for step, batch in enumerate(islice(components.train.batches(), steps)):
+    first, spent = resumed(kept, task.network, optimizer) if kept is not None and kept.exists() else (0, 0.0)
+    began = time.monotonic() - spent
+    for step, batch in enumerate(islice(components.train.batches(first), steps - first), first):
         for group in optimizer.param_groups:
             group["lr"] = lr * factor(run.optim, step, steps)
         descend(task, batch, optimizer, bf16)
+        if kept is not None and (step + 1) % SAVE_EVERY == 0:
+            states = {"network": task.network.state_dict(), "optimizer": optimizer.state_dict()}
+            save({**states, "step": step + 1, "seconds": time.monotonic() - began}, kept)
+            print("lraspp: step", step + 1, "of", steps, flush=True)
     spent = time.monotonic() - began
     scores = evaluate(task, {"val": components.val}, "val", final=True)
     parameters = sum(parameter.numel() for parameter in task.network.parameters())
     return {name: scores[name] for name in SCORES} | {"parameters": parameters, "seconds": spent, "steps": steps}
+
+
+def save(state: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, written := io.BytesIO())
+    write_whole(path, written.getvalue())
+
+
+def resumed(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+    """Load what `save` wrote: the steps that are done, and their seconds."""
+    state = torch.load(path, weights_only=True)
+    network.load_state_dict(state["network"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"], state["seconds"]
 
 
 def peer(run: Run, splits: Splits) -> tuple[Components, Peer]:
