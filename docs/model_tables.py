@@ -36,7 +36,7 @@ def segment() -> list[list[str]]:
 
         minutes = min(run["seconds"] for run in runs) / 60  # the others had less of a core
         if kind == "captioner":
-            title += f", which {_minutes_on_captions():.0f} minutes on captions trained"
+            title += f", pretrained on captions for {_minutes_on_captions():.0f} minutes"
         last = [f"{runs[0]['steps']:,}", f"{minutes:.0f}", str(runs[0]["cores"])]
         rows.append([title, str(len(runs)), *map(cell, ("miou", "miou_windows", "pixel_accuracy")), *last])
     return rows
