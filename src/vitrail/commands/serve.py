@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from importlib.util import find_spec
 
@@ -54,8 +55,8 @@ def serve(args: Sequence[str]) -> int:
     settings = Settings(
         keys=read_keys(options.api_keys),
         origins=tuple(options.allow_origin),
-        max_upload=int(options.max_upload_mb * 1e6),
-        max_pixels=int(options.max_megapixels * 1e6),
+        max_upload=_millions("--max-upload-mb", options.max_upload_mb),
+        max_pixels=_millions("--max-megapixels", options.max_megapixels),
         rate_limit=options.rate_limit,
         queue=options.queue,
         max_batch=options.max_batch,
@@ -75,3 +76,10 @@ def serve(args: Sequence[str]) -> int:
         raise UserError("--replicas is for a Ray cluster: add --ray")
     run(sources, *where, settings)
     return 0
+
+
+def _millions(flag: str, value: float) -> int:
+    """The bytes or pixels of a limit in MB or megapixels. UserError if it is not finite or allows nothing."""
+    if not math.isfinite(value) or value * 1e6 < 1:
+        raise UserError(f"{flag} must be a number above 0, got {value:g}")
+    return int(value * 1e6)

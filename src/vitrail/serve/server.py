@@ -82,6 +82,8 @@ def load_all(sources: Sequence[Source], device: str | None, settings: Settings, 
 @contextlib.contextmanager
 def bound(host: str, port: int) -> Iterator[socket.socket]:
     """A listening socket: connections that come while models are loaded wait. UserError where there is none."""
+    if not 0 <= port < 65536:  # getaddrinfo would take the remainder
+        raise UserError(f"--port must be from 0 to 65535, got {port}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError, OverflowError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args, get_type_hints
@@ -56,7 +57,7 @@ class Settings:
             if getattr(self, name) not in choices:
                 raise UserError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         for origin in self.origins:
-            if "://" not in origin or origin.count("/") != 2:
+            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s]+", origin):
                 raise UserError(f"{origin!r} is not an origin: write scheme and host, such as https://example.org")
 
     @property
