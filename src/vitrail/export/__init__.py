@@ -127,19 +127,20 @@ def export(
     """
     out = Path(out)
     _check(to, precision, data, sizes)
+    _check_scoring(data, split, images)
     refuse_existing(out)
     if is_export(found := find(source, revision)):
         raise UserError(f"{source} is an export itself: give the checkpoint that it was made from")
     task = load(source, revision=revision, merge=merge)
     unmerged = None if merge is None else partial(load, source, revision=revision, merge=0)
-    with torch.inference_mode(), _without_notes():
+    with torch.inference_mode():
         request = Request(to, precision, data, list(dict.fromkeys(sizes)), split, images, engines, unmerged)
         return _export(task, found, Path(source).name, out, request)
 
 
 @contextmanager
-def _without_notes() -> Iterator[None]:
-    """Without the warnings of running at other sizes, which is done here on purpose."""
+def _other_sizes() -> Iterator[None]:
+    """Without the warnings of running at other sizes, which is done within the block on purpose."""
     level = log.level
     log.setLevel(logging.ERROR)
     try:
@@ -163,6 +164,13 @@ def _check(to: str, precision: str, data: str | None, sizes: Sequence[tuple[int,
     writer(to).check()
 
 
+def _check_scoring(data: str | None, split: str | None, images: int | None) -> None:
+    if data is None and (split is not None or images is not None):
+        raise UserError("--split and --images choose what is scored: name the data set with --data")
+    if images is not None and images < 1:
+        raise UserError(f"--images must be at least 1, got {images}")
+
+
 def writer(to: str) -> Any:
     """The module that writes a format."""
     from importlib import import_module
@@ -172,7 +180,8 @@ def writer(to: str) -> Any:
 
 def _export(task: Task, found: Path, name: str, out: Path, request: Request) -> Result:
     notes: list[str] = []
-    sizes, traced = trace_sizes(task, request, notes)
+    with _other_sizes():
+        sizes, traced = trace_sizes(task, request, notes)
     meta = meta_of(task, request.to, request.precision, sizes, traced)
     data = request.data
     calibration = partial(calibration_images, task, data) if request.precision == "int8" and data is not None else None
@@ -181,7 +190,8 @@ def _export(task: Task, found: Path, name: str, out: Path, request: Request) -> 
         write_tables(folder, task)
         (folder / "example.py").write_text(example(meta), encoding="utf-8")
         engine: Any = read(folder, "cpu")
-        proof = compare(task, engine, tried(task, sizes, meta.multiple))
+        with _other_sizes():
+            proof = compare(task, engine, tried(task, sizes, meta.multiple))
         if proof.share > (TOLERANCE if request.precision == "fp32" else sys.float_info.max):
             raise RunError(
                 f"the export differs from the model by {proof.absolute:.2g} at {proof.where}: nothing is kept; try "
@@ -192,7 +202,7 @@ def _export(task: Task, found: Path, name: str, out: Path, request: Request) -> 
             cost = cost_of_merging(scores, request.unmerged(), str(found), data, request.split, request.images)
             notes.append(cost)
         programs = {f"{request.to} {request.precision}": engine.engines}
-        with others(task, meta, request.engines) as (more, missing):
+        with _other_sizes(), others(task, meta, request.engines) as (more, missing):
             speed = measure(task, {**programs, **more}, task.preprocess.size, compiled=request.engines)
         speed.left_out.extend(missing)
         facts = {
