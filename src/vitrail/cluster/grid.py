@@ -150,6 +150,11 @@ def read_grid(args: Sequence[str]) -> Grid:
     return Grid([*words, *kept], out, combinations, {k: v for k, v in common.items() if v is not None})
 
 
+def flags_in(words: Sequence[str]) -> set[str]:
+    """The flags among the words of a command, also those that are joined with their value (`--nproc=2`)."""
+    return {word.partition("=")[0] for word in words if word.startswith("--")}
+
+
 Axis = list[tuple[str, str, list[str], Any]]
 """the values of a field: its name, the value as text, the words that set it, and the value"""
 

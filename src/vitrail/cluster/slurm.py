@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitrail import recipes
-from vitrail.cluster.grid import Grid, read_grid
+from vitrail.cluster.grid import Grid, flags_in, read_grid
 from vitrail.errors import RunError, UserError, first_line
 from vitrail.files import refuse_existing, write_whole
 from vitrail.train.job import JOB
@@ -82,10 +82,10 @@ def write_script(request: Request, words: Sequence[str], script: Path | None) ->
 
     Raises UserError, with nothing written, for words that `train` would refuse.
     """
-    if "--grid-index" in words or "--nproc" in words:
+    if {"--grid-index", "--nproc"} & (flags := flags_in(words)):
         raise UserError("leave out --grid-index and --nproc: the script sets them from its job and --gpus-per-node")
     grid = read_grid(words)
-    if "--out" not in [word.partition("=")[0] for word in words]:
+    if "--out" not in flags:
         raise UserError("name the run's folder with --out: by it a job that is queued again finds its run")
     if not re.fullmatch(r"[\w./+=,@-]+", str(grid.out)):
         raise UserError(f"{str(grid.out)!r} cannot stand in a line of sbatch: choose an --out without spaces")
