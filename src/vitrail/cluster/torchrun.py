@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -47,12 +48,11 @@ def main(args: Sequence[str]) -> int:
 
 def pass_on(number: int, frame: FrameType | None) -> None:
     """Send a signal to the processes that torchrun has started."""
-    for task in Path(f"/proc/{os.getpid()}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            try:
-                os.kill(int(child), number)
-            except ProcessLookupError:  # it has ended meanwhile
-                continue
+    for thread in Path(f"/proc/{os.getpid()}/task").iterdir():
+        with suppress(OSError):  # a thread or a process that has ended meanwhile
+            for child in (thread / "children").read_text().split():
+                with suppress(ProcessLookupError):
+                    os.kill(int(child), number)
 
 
 if __name__ == "__main__":
