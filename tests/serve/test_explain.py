@@ -33,10 +33,12 @@ from vitrail.explain.explanation import Explanation, explanation
 from vitrail.explain.packing import packed
 from vitrail.export import export
 from vitrail.serve.engines import Engine
-from vitrail.serve.errors import as_compressed_json
+from vitrail.serve.errors import ApiError, as_compressed_json
 from vitrail.serve.explaining import MOST, Abandoned, Explainer
 from vitrail.serve.models import Served
 from vitrail.serve.schema import Explained, Predictions
+from vitrail.serve.streams import streamed
+from vitrail.serve.uploads import Upload
 from vitrail.serve.worker import Worker
 
 EXPLAIN, PREDICT = "/v1/explain", "/v1/predict"
@@ -111,6 +113,12 @@ def test_what_cannot_be_explained(how: dict[str, Any], status: int, code: str) -
     with client_of() as client:
         error_of(client.post(EXPLAIN, **how), status, code)
         assert service_of(client).explainer.waiting == service_of(client).images == service_of(client).bytes == 0
+
+
+def test_a_class_of_a_model_without_classes() -> None:
+    with client_of(served("words", captioner())) as client:
+        error = error_of(client.post(EXPLAIN, files=form(photo()), data={"class": "dog"}), 422, "refused")
+        assert error["message"] == "the model has no class 'dog': it has no classes at all"
 
 
 def test_only_explain_takes_another_image() -> None:
@@ -289,6 +297,9 @@ def test_only_so_many_explanations_wait() -> None:
             assert "explanations" in error["message"] and "retry-after" in answer.headers
             error_of(client.post(PREDICT, files=form(photo()), data={"explain": "1"}), 503, "busy")
             assert client.post(PREDICT, files=form(photo())).status_code == 200, classifier_model.name
+            with pytest.raises(ApiError) as refused:  # a stream that is refused keeps no place in the queue
+                streamed(service_of(client), served("words", captioner()), Upload(images=[photo()], explain=True))
+            assert refused.value.status == 503 and service_of(client).images == 0
         with explainer.room(1):  # it would not be ready in time
             explainer.seconds = 1_000.0
             error_of(client.post(EXPLAIN, files=form(photo())), 503, "busy")

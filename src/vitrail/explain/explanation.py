@@ -145,7 +145,8 @@ def checked(task: Task, of_class: str | None = None) -> None:
     if isinstance(task, Exported):
         refuse(task.made_from)
     if of_class is not None and of_class not in task.classes:
-        have = f"its {len(task.classes):,} classes begin with {', '.join(task.classes[:5])}" if task.classes else "none"
+        first = ", ".join(task.classes[:5])
+        have = f"its {len(task.classes):,} classes begin with {first}" if task.classes else "it has no classes at all"
         raise UserError(f"the model has no class {of_class[:100]!r}: {have}")
 
 

@@ -33,10 +33,11 @@ def streamed(service: Service, model: Served, upload: Upload) -> Response:
         raise ApiError(422, "no_stream", f"the model {model.name} answers at once", hint)
     if len(upload.images) != 1:
         raise ApiError(422, "no_stream", "a stream is for one image", "send one request per image")
-    room = ExitStack()
-    room.enter_context(service.room_for_images(1))  # a queue that is full is an error before the stream begins
-    if upload.explain:
-        room.enter_context(service.explainer.room(1))
+    with ExitStack() as taken:
+        taken.enter_context(service.room_for_images(1))  # a queue that is full is an error before the stream begins
+        if upload.explain:
+            taken.enter_context(service.explainer.room(1))
+        room = taken.pop_all()  # the stream leaves it at its end
 
     async def events() -> AsyncIterator[bytes]:
         async for name, value in _words(service, model, upload.images[0], upload.explain):
