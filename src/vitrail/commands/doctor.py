@@ -20,10 +20,10 @@ def doctor(args: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one object per line for each finding")
     parser.add_argument("--out", type=path, help="also write the findings, baselines and notes to this .json file")
     parser.add_argument(
-        "--images", type=int, default=2000, metavar="N", help="judge the labels of at most N images; 0: of none"
+        "--images", type=int, metavar="N", help="judge the labels of at most N images; 0: of none; default: 2000"
     )
     options = parser.parse_args(args)
-    if options.images < 0:
+    if options.images is not None and options.images < 0:
         raise UserError(f"--images must be a number of at least 0, got {options.images}")
     if options.out is not None:
         if options.out.suffix.lower() != ".json":

@@ -8,17 +8,25 @@ from vitrail.doctor.finding import Diagnosis, Finding, in_order
 from vitrail.doctor.opening import open_any
 from vitrail.doctor.runs import examine_run, is_run
 from vitrail.doctor.survey import COMPARED, Survey, survey
+from vitrail.errors import UserError
 
 __all__ = ["Diagnosis", "Finding", "examine", "examine_data", "examine_run"]
 
 
-def examine(subject: str, images: int = labels.IMAGES) -> Diagnosis:
-    """All checks of a data set or of a run. UserError if there is neither."""
-    return examine_run(subject) if is_run(subject) else examine_data(subject, images)
+def examine(subject: str, images: int | None = None) -> Diagnosis:
+    """All checks of a data set or of a run; `images` as in `examine_data`, for a data set only.
+
+    Raises UserError if there is neither, or for `images` of a run.
+    """
+    if not is_run(subject):
+        return examine_data(subject, labels.IMAGES if images is None else images)
+    if images is not None:
+        raise UserError(f"--images is for data sets, and {subject} is a run: leave it out")
+    return examine_run(subject)
 
 
 def examine_data(data: str, images: int = labels.IMAGES) -> Diagnosis:
-    """All checks of a data set. The labels of at most `images` images are judged.
+    """All checks of a data set. The labels of at most `images` images are judged; of none if that is 0.
 
     Raises UserError if there is nothing to read.
     """
@@ -32,8 +40,13 @@ def examine_data(data: str, images: int = labels.IMAGES) -> Diagnosis:
     if (folder := classes.folder_of(data)) is not None:
         findings += files.left_out(folder)
         findings += classes.empty_folders(scan(folder), found)
-    judged = labels.judge(found, images)
     notes = _notes(found)
+    judged = None
+    if images and len(found.classes) > 1:  # a set without classes has no such labels
+        if (reason := labels.refusal(found, images)) is not None:
+            notes.append(f"the labels are not judged: {reason}")
+        else:
+            judged = labels.judge(found, images)
     facts = {"images": {name: int((found.split == k).sum()) for k, name in enumerate(found.splits)}}
     if judged is not None:
         findings += judged.findings(found)
