@@ -172,8 +172,9 @@ def evaluate(args: Sequence[str]) -> int:
         return print_help(parser, named.source)
     chosen, others = split_options(args, task_flags())
     options = parser.parse_args(others, lambda given: load_model(given.source, given.device, given.revision))
-    names = ("revision", "merge", "probe", "shuffle_images")
-    given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]
+    names = ("revision", "merge", "probe", "shuffle_images", "max_bad")
+    values = {f"--{name.replace('_', '-')}": getattr(options, name) for name in names}
+    given = [flag for flag, value in values.items() if value is not None and value is not False]
     given = [*given, *(word.partition("=")[0] for word in chosen)]
     if options.human and given:
         raise UserError(f"{given[0]} applies to a model's predictions, but --human scores people: use only one of them")

@@ -73,14 +73,17 @@ def data(args: Sequence[str]) -> int:
     parser.add_argument("data", help=DATA)
     parser.add_argument("--out", type=path, required=True, help="new folder, for `vitrail train --data FOLDER`")
     parser.add_argument("--resize", type=int, metavar="PIXELS", help="make larger images JPEGs of this shorter side")
-    parser.add_argument("--quality", type=int, default=95, help="of these JPEGs, from 1 to 100; default: 95")
+    parser.add_argument("--quality", type=int, help="of these JPEGs, from 1 to 100; default: 95")
     parser.add_argument("--tar-mb", type=int, default=500, help="largest size of a tar file in MB; default: 500")
     parser.add_argument("--max-bad", type=float, default=0.01, help="largest fraction of unreadable images")
     parser.add_argument("--group", help=GROUP)
     options = parser.parse_args(args)
+    if options.quality is not None and options.resize is None:
+        raise UserError("--quality is that of the JPEGs which --resize writes: add --resize PIXELS, or leave it out")
     from vitrail.data.packing import pack_data
 
-    how = (options.resize, options.quality, options.tar_mb, options.max_bad, options.group)
+    quality = 95 if options.quality is None else options.quality
+    how = (options.resize, quality, options.tar_mb, options.max_bad, options.group)
     for line in pack_data(options.data, options.out, *how):
         print(line)
     return 0
