@@ -22,7 +22,7 @@ from typing import Any
 
 from vitrail import recipes
 from vitrail.errors import RunError, Stopped, UserError
-from vitrail.files import write_whole
+from vitrail.files import write_atomic
 from vitrail.options import NO_FIELDS, Parser, known_fields, parse_fields
 from vitrail.plain import flat_fields
 from vitrail.process import PREEMPTING, environment, handled
@@ -88,7 +88,7 @@ class Grid:
         """Record what the runs share. Raises UserError if the folder holds runs with other settings."""
         place = self.out / SHARED
         if not place.exists():
-            write_whole(place, json.dumps(self.common, indent=2) + "\n")
+            write_atomic(place, json.dumps(self.common, indent=2) + "\n")
             return
         try:
             before = json.loads(place.read_text())

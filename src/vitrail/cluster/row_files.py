@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.errors import RunError, UserError
-from vitrail.files import refuse_file_name, replacing, write_whole
+from vitrail.files import atomic_file, refuse_file_name, write_atomic
 from vitrail.predictions.tables import Row, first_columns, pyarrow_for_tables, readable
 
 SHARED = "_predictions.json"
@@ -43,7 +43,7 @@ class RowFiles:
         if not place.exists():
             if self.folder.exists() and any(self.folder.iterdir()):
                 raise UserError(f"{self.folder} exists and is not empty: choose another --out")
-            write_whole(place, json.dumps(shared, indent=2) + "\n")
+            write_atomic(place, json.dumps(shared, indent=2) + "\n")
             return
         try:
             before = json.loads(place.read_text())
@@ -94,7 +94,7 @@ class RowFiles:
         file = self.folder / f"rows-{self.next:06d}.parquet"
         if file.exists():
             raise RunError(f"{file} was written by another process: let one command at a time write to {self.folder}")
-        with replacing(file) as opened:
+        with atomic_file(file) as opened:
             pq.write_table(table, opened)
         self.next += 1
         self.waiting = []

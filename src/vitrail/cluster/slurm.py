@@ -19,7 +19,7 @@ from pathlib import Path
 from vitrail import recipes
 from vitrail.cluster.grid import Grid, flags_in, read_grid
 from vitrail.errors import RunError, UserError, first_line
-from vitrail.files import refuse_existing, write_whole
+from vitrail.files import refuse_existing, write_atomic
 from vitrail.train.job import JOB
 
 WRITTEN = "# written by vitrail cluster slurm"
@@ -95,7 +95,7 @@ def write_script(request: Request, words: Sequence[str], script: Path | None) ->
     if path.is_dir() or (path.exists() and WRITTEN not in path.read_text(errors="replace")):
         refuse_existing(path)
         raise UserError(f"{path} is a folder: choose another --script")
-    write_whole(path, "\n".join(lines(request, grid, words)) + "\n")
+    write_atomic(path, "\n".join(lines(request, grid, words)) + "\n")
     return path
 
 

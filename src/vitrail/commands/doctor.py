@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from vitrail.errors import UserError
-from vitrail.files import refuse_existing, write_whole
+from vitrail.files import refuse_existing, write_atomic
 from vitrail.options import Parser, path
 
 
@@ -33,7 +33,7 @@ def doctor(args: Sequence[str]) -> int:
 
     found = examine(options.subject, options.images)
     if options.out is not None:
-        write_whole(options.out, json.dumps(found.row(), indent=2) + "\n")
+        write_atomic(options.out, json.dumps(found.row(), indent=2) + "\n")
     for note in found.notes:
         print(f"vitrail: {note}", file=sys.stderr)
     if options.json:

@@ -35,7 +35,7 @@ from vitrail.explain.overlay import Pixels, photo_of
 from vitrail.explain.packing import Array
 from vitrail.explain.page import page
 from vitrail.explain.seen import shown_image, three_channels
-from vitrail.files import refuse_existing, refuse_file_name, write_whole
+from vitrail.files import refuse_existing, refuse_file_name, write_atomic
 from vitrail.tasks.task import Task
 
 log = logging.getLogger("vitrail")
@@ -99,7 +99,7 @@ def explain(
     files["arrays.npz"] = _npz(found.arrays)
     files["index.html"] = page_bytes
     for name, data in files.items():
-        write_whole(out / name, data)
+        write_atomic(out / name, data)
     paths = {name: str(out / name) for name in files}
     return {**found.row, "text": found.text, "files": paths, "notes": found.notes}
 

@@ -25,7 +25,7 @@ from vitrail.export.proof import Proof, compare, normalised_noise
 from vitrail.export.scores import Scores, calibration_images, cost_of_merging, score_both
 from vitrail.export.speed import Speed, card, measure
 from vitrail.export.tracing import NotTraceable, trace
-from vitrail.files import refuse_existing, whole_folder
+from vitrail.files import atomic_folder, refuse_existing
 from vitrail.tasks.checkpoint import FORMAT as CHECKPOINT
 from vitrail.tasks.exported import Engine, Program
 from vitrail.tasks.task import Task
@@ -185,7 +185,7 @@ def _export(task: Task, found: Path, name: str, out: Path, request: Request) -> 
     meta = meta_of(task, request.to, request.precision, sizes, traced)
     data = request.data
     calibration = partial(calibration_images, task, data) if request.precision == "int8" and data is not None else None
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         write_programs(folder, meta, traced, calibration)
         write_tables(folder, task)
         (folder / "example.py").write_text(example(meta), encoding="utf-8")

@@ -18,7 +18,7 @@ from PIL import Image
 
 from vitrail.data.decode import EncodedImage
 from vitrail.errors import UserError
-from vitrail.files import named, refuse_existing, refuse_file_name, replacing, write_whole
+from vitrail.files import atomic_file, errors_name, refuse_existing, refuse_file_name, write_atomic
 from vitrail.predictions.answers import Answered, Precision
 from vitrail.predictions.journal import Journal, head_of
 from vitrail.predictions.tables import TABLES, Lines, Row, as_csv, as_parquet, pyarrow_for_tables
@@ -155,7 +155,7 @@ class Table(Written):
 
     def _finish(self) -> None:
         refuse_existing(self.path)  # somebody may have written it meanwhile
-        with named(self.path), replacing(self.path) as file:
+        with errors_name(self.path), atomic_file(self.path) as file:
             self.write(Lines(self.journal), file)
         bad = f", {self.bad:,} with an error" if self.bad else ""
         count = sum(1 for _ in Lines(self.journal))
@@ -207,7 +207,7 @@ class Figures(Written):
     def _save(self, place: Path, image: Image.Image) -> None:
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
-        write_whole(place, buffer.getvalue())
+        write_atomic(place, buffer.getvalue())
 
     def _finish(self) -> None:
         count = self.journal.count - self.bad
