@@ -24,7 +24,7 @@ from vitrail.commands.recipes import ALL, print_list, print_recipe
 from vitrail.commands.serve import serve
 from vitrail.commands.task_help import print_help
 from vitrail.errors import RunError, Stopped, UserError
-from vitrail.faults import CLOSED_PIPE, forget_output, nobody_reads, say_os_error
+from vitrail.faults import CLOSED_PIPE, discard_output, has_no_reader, print_os_error
 from vitrail.files import refuse_existing
 from vitrail.help import overview
 from vitrail.options import (
@@ -144,8 +144,9 @@ def run_training(options: Namespace, rest: Sequence[str], world: World, flags: S
         return resume_run(options.resume, options.device, options.data, rest, world)
     recipe = recipes.find(options.recipe)
     changes = parse_fields(recipe(10_000), rest, () if options.init is None else recipes.FREE, flags)
-    given = (options.data, options.init, changes, options.out, options.device, options.group)
-    return begin_or_resume(recipe, *given, world)
+    return begin_or_resume(
+        recipe, options.data, options.init, changes, options.out, options.device, options.group, world
+    )
 
 
 def evaluate(args: Sequence[str]) -> int:
@@ -189,8 +190,9 @@ def evaluate(args: Sequence[str]) -> int:
     else:
         task.choose(parse_options(task, chosen))
         source = at_revision(options.source, options.revision)
-        how = (options.probe, options.shuffle_images, images, options.max_bad)
-        split, scores = score(task, source, options.data, options.split, *how)
+        split, scores = score(
+            task, source, options.data, options.split, options.probe, options.shuffle_images, images, options.max_bad
+        )
     if options.fast_dev_run:
         log.warning(f"fast dev run: at most {images} images of each split; {NO_SCORES}")
         scores["fast_dev_run"] = True
@@ -338,9 +340,9 @@ def _main(args: Sequence[str] | None) -> int:
         return answer(list(sys.argv[1:] if args is None else args))
     except BrokenPipeError as error:
         # A pipe whose reader has closed it (such as `head`) is normal, so nothing is printed. Any other is an error.
-        if not any(map(nobody_reads, (sys.stdout, sys.stderr))):
-            return say_os_error(error)
-        forget_output()
+        if not any(map(has_no_reader, (sys.stdout, sys.stderr))):
+            return print_os_error(error)
+        discard_output()
         return CLOSED_PIPE
 
 
@@ -356,7 +358,7 @@ def answer(args: list[str]) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
-        return say_os_error(error)
+        return print_os_error(error)
     except KeyboardInterrupt:
         print("vitrail: stopped", file=sys.stderr)
         return Stopped.exit_code
