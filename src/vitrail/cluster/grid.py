@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail import recipes
-from vitrail.errors import RunError, Stopped, UserError
+from vitrail.errors import Preempted, RunError, Stopped, UserError
 from vitrail.files import write_atomic
 from vitrail.options import NO_FIELDS, Parser, known_fields, parse_fields
 from vitrail.plain import flat_fields
@@ -35,14 +35,12 @@ log = logging.getLogger("vitrail")
 
 SHARED = "grid.json"
 """what every run of a grid has in common: a folder holds one grid"""
-SAVED = 75
-"""exit code of a run that SIGTERM or SIGUSR1 stopped, with its state saved: a scheduler can queue it again"""
 STOPS = {
-    SAVED: SAVED,
+    Preempted.exit_code: Preempted.exit_code,
     Stopped.exit_code: Stopped.exit_code,
     -signal.SIGINT: Stopped.exit_code,
-    -signal.SIGTERM: SAVED,
-    -signal.SIGUSR1: SAVED,
+    -signal.SIGTERM: Preempted.exit_code,
+    -signal.SIGUSR1: Preempted.exit_code,
 }
 """exit codes of a run that was stopped from outside, even before it could save, and those of the grid after it"""
 Start = Callable[[Sequence[str]], int]

@@ -17,11 +17,13 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+from vitrail.errors import Preempted
+
 OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 """environment variable: rank 0 opens the port where the ranks meet, anew in each start. By default its torchrun does so
 once: if that machine fails and returns, the others wait for ever at the old port (seen in PyTorch 2.15)"""
-SAVED = 75
-"""exit code of a process that a signal stopped, with the run saved"""
+SAVED = Preempted.exit_code
+"""of a process that a signal stopped, with the run saved"""
 
 
 def main(args: Sequence[str]) -> int:
