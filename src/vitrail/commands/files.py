@@ -56,8 +56,19 @@ def export(args: Sequence[str]) -> int:
     from vitrail.export import export as write
 
     sizes = [as_size(text) for text in options.sizes]
-    how = (options.to, options.precision, options.data, sizes, options.split, options.images, options.revision)
-    result = write(options.source, options.out, *how, engines=options.engines, merge=options.merge)
+    result = write(
+        options.source,
+        options.out,
+        to=options.to,
+        precision=options.precision,
+        data=options.data,
+        sizes=sizes,
+        split=options.split,
+        images=options.images,
+        revision=options.revision,
+        engines=options.engines,
+        merge=options.merge,
+    )
     if options.json:
         print(json.dumps(result.as_row()))
         return 0
@@ -83,8 +94,9 @@ def data(args: Sequence[str]) -> int:
     from vitrail.data.packing import pack_data
 
     quality = 95 if options.quality is None else options.quality
-    how = (options.resize, quality, options.tar_mb, options.max_bad, options.group)
-    for line in pack_data(options.data, options.out, *how):
+    for line in pack_data(
+        options.data, options.out, options.resize, quality, options.tar_mb, options.max_bad, options.group
+    ):
         print(line)
     return 0
 

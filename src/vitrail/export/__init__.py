@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,10 +35,8 @@ from vitrail.zoo.exports import Meta, is_export, read
 
 log = logging.getLogger("vitrail")
 
-WRITERS = {"pt2": "pt2", "onnx": "onnx", "openvino": "openvino"}
-"""formats, and the modules that write them"""
 PRECISIONS = {"pt2": ("fp32", "bf16"), "onnx": ("fp32", "int8"), "openvino": ("fp32", "bf16", "int8")}
-"""the precisions that each format's engine runs on a CPU"""
+"""the formats, and the precisions that the engine of each runs on a CPU"""
 Programs = dict[str, tuple[Program, torch.export.ExportedProgram]]
 """by name, each with what was traced of it"""
 TOLERANCE = 1e-3
@@ -150,8 +149,8 @@ def _other_sizes() -> Iterator[None]:
 
 
 def _check(to: str, precision: str, data: str | None, sizes: Sequence[tuple[int, int]]) -> None:
-    if to not in WRITERS:
-        raise UserError(f"no format {to!r} that an engine here runs: choose from {', '.join(WRITERS)}")
+    if to not in PRECISIONS:
+        raise UserError(f"no format {to!r} that an engine here runs: choose from {', '.join(PRECISIONS)}")
     if precision not in ("fp32", "bf16", "int8"):
         raise UserError(f"no precision {precision!r}: choose fp32, bf16 or int8")
     if precision not in PRECISIONS[to]:
@@ -172,10 +171,8 @@ def _check_scoring(data: str | None, split: str | None, images: int | None) -> N
 
 
 def writer(to: str) -> Any:
-    """The module that writes a format."""
-    from importlib import import_module
-
-    return import_module(f"vitrail.export.{WRITERS[to]}")
+    """The module that writes a format: it has `check`, which raises UserError if a package is missing, and `write`."""
+    return import_module(f"vitrail.export.{to}")
 
 
 def _export(task: Task, found: Path, name: str, out: Path, request: Request) -> Result:
@@ -191,7 +188,8 @@ def _export(task: Task, found: Path, name: str, out: Path, request: Request) -> 
         (folder / "example.py").write_text(example(meta), encoding="utf-8")
         engine: Any = read(folder, "cpu")
         with _other_sizes():
-            proof = compare(task, engine, tried(task, sizes, meta.multiple))
+            proof = compare(task, engine, sizes_to_compare(task, sizes, meta.multiple))
+        # In a lower precision only a wrong shape or a value that is not finite is refused: its share is infinite.
         if proof.share > (TOLERANCE if request.precision == "fp32" else sys.float_info.max):
             raise RunError(
                 f"the export differs from the model by {proof.absolute:.2g} at {proof.where}: nothing is kept; try "
@@ -202,7 +200,7 @@ def _export(task: Task, found: Path, name: str, out: Path, request: Request) -> 
             cost = cost_of_merging(scores, request.unmerged(), str(found), data, request.split, request.images)
             notes.append(cost)
         programs = {f"{request.to} {request.precision}": engine.engines}
-        with _other_sizes(), others(task, meta, request.engines) as (more, missing):
+        with _other_sizes(), other_engines(task, meta, request.engines) as (more, missing):
             speed = measure(task, {**programs, **more}, task.preprocess.size, compiled=request.engines)
         speed.left_out.extend(missing)
         facts = {
@@ -232,7 +230,7 @@ def trace_sizes(task: Task, request: Request, notes: list[str]) -> tuple[list[tu
         sizes = [task.preprocess.size, *sizes]
     dtype = torch.bfloat16 if (request.to, request.precision) == ("pt2", "bf16") else torch.float32
     if not sizes:
-        reason = fixed(task)
+        reason = why_one_size(task)
         try:
             if reason is None:
                 return [], {None: trace_all(task, None, multiple, dtype)}
@@ -288,7 +286,7 @@ def write_tables(folder: Path, task: Task) -> None:
 
 
 @contextmanager
-def others(task: Task, meta: Meta, wanted: bool) -> Iterator[tuple[dict[str, dict[str, Engine]], list[str]]]:
+def other_engines(task: Task, meta: Meta, wanted: bool) -> Iterator[tuple[dict[str, dict[str, Engine]], list[str]]]:
     """ONNX Runtime and OpenVINO in float32 for the same task, in a folder that is removed, and why one is missing."""
     found: dict[str, dict[str, Engine]] = {}
     missing: list[str] = []
@@ -316,7 +314,7 @@ def multiple_of(task: Task) -> int:
     return getattr(task.encoder.config, "patch", 1)
 
 
-def fixed(task: Task) -> str | None:
+def why_one_size(task: Task) -> str | None:
     """The reason why a network takes images of one size only; None for one that takes any."""
     config = task.encoder.config
     if getattr(config, "merge", ()):
@@ -328,7 +326,7 @@ def fixed(task: Task) -> str | None:
     return None
 
 
-def tried(task: Task, sizes: Sequence[tuple[int, int]], multiple: int) -> list[tuple[int, int]]:
+def sizes_to_compare(task: Task, sizes: Sequence[tuple[int, int]], multiple: int) -> list[tuple[int, int]]:
     """The sizes to compare at: the listed ones, or three: the model's own, a larger one and a smaller one."""
     if sizes:
         return list(sizes)
