@@ -31,10 +31,10 @@ from vitrail.explain.figures import (
     draw_words,
     png,
 )
+from vitrail.explain.image import shown_image, three_channels
 from vitrail.explain.overlay import Pixels, photo_of
 from vitrail.explain.packing import Array
 from vitrail.explain.page import page
-from vitrail.explain.seen import shown_image, three_channels
 from vitrail.files import refuse_existing, refuse_file_name, write_atomic
 from vitrail.tasks.task import Task
 
@@ -84,7 +84,7 @@ def explain(
     `arrays.npz`, and `index.html`, one page that shows them all and loads nothing else. `beside` is an image whose
     patches are compared with those of the first; the nearest images are found in `gallery`. Returns what
     `Prediction.row` gives, `text` (the answer in words), `files` (name to path) and `notes` (what is missing, with the
-    reason). Raises UserError, and writes nothing, for an export or a file that is no image.
+    reason). Raises UserError, and writes nothing, for an export or a file that is not an image.
     """
     out = Path(out)
     source = "image" if isinstance(image, Image.Image) else str(image)

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 
 from vitrail import __version__
 from vitrail.errors import UserError
-from vitrail.explain.explanation import checked
+from vitrail.explain.explanation import check_explainable
 from vitrail.serve import schema
 from vitrail.serve.errors import ApiError, as_api, as_json
 from vitrail.serve.explaining import MOST
@@ -76,7 +76,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
             model = service.model(upload.model)
             changes = model.changes(upload.top)
             if upload.explain:
-                checked(model.task)
+                check_explainable(model.task)
             if stream:
                 return streamed(service, model, upload)
             if upload.explain:
@@ -102,7 +102,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
             fields = ("model", "class", "beside")
             upload = await read_upload(request, service.settings, Upload(fields=fields, most=1))
             model = service.model(upload.model)
-            checked(model.task, upload.of_class)
+            check_explainable(model.task, upload.of_class)
             with service.explainer.room(1), service.room_for_images(1):
                 return await service.explanation(model, upload, request)
 

@@ -15,7 +15,7 @@ from fastapi.responses import Response
 from vitrail.data.decode import EncodedImage
 from vitrail.data.prepare import Sample
 from vitrail.explain.explanation import Explanation, explanation, maps_of_answer
-from vitrail.explain.seen import frame_of, seen
+from vitrail.explain.image import explained_image, frame_of
 from vitrail.process import cores
 from vitrail.serve.decoding import decoded, open_image
 from vitrail.serve.errors import ApiError, as_compressed_json, busy
@@ -115,13 +115,13 @@ class Service:
             future = self.worker.submit(run, sample, (model.name, changes))
             return future, (sample, frame_of(task, image, sample)) if explain else None
 
-        future, seen = await self.decoded(data, name, submit)
+        future, to_explain = await self.decoded(data, name, submit)
         answer = await asyncio.wrap_future(future)
         # A mask of many pixels takes a while to encode.
         row = await asyncio.get_running_loop().run_in_executor(self.decoders, answer.row)
         found = {"task": task.name, **row}
-        if seen is not None:
-            found["explanation"] = await self.maps(model, *seen)
+        if to_explain is not None:
+            found["explanation"] = await self.maps(model, *to_explain)
         self.metrics.images.labels(model.name).inc()
         return found
 
@@ -133,13 +133,13 @@ class Service:
         """The answer of `POST /v1/explain`. Raises ApiError."""
         loop, accepted = asyncio.get_running_loop(), request.headers.get("accept-encoding", "")
 
-        def told(found: Explanation) -> Response:
+        def to_response(found: Explanation) -> Response:
             return as_compressed_json({"model": model.name, "explanation": found.packed()}, accepted)
 
         async with self.in_time():
-            see = partial(seen, model.task)
-            image = await self.decoded(upload.images[0], "image 1", see)
-            beside = None if upload.beside is None else await self.decoded(upload.beside, "beside", see)
+            read = partial(explained_image, model.task)
+            image = await self.decoded(upload.images[0], "image 1", read)
+            beside = None if upload.beside is None else await self.decoded(upload.beside, "beside", read)
             found = await self.explainer.run(
                 lambda pause: explanation(
                     model.task, image, beside, (), VALUES, upload.of_class, OUTPUTS_OF_LARGE, pause
@@ -147,7 +147,7 @@ class Service:
                 request,
             )
             self.metrics.images.labels(model.name).inc()
-            return await loop.run_in_executor(self.decoders, told, found)
+            return await loop.run_in_executor(self.decoders, to_response, found)
 
     @asynccontextmanager
     async def in_time(self) -> AsyncIterator[None]:

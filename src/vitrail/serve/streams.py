@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from vitrail.data.decode import EncodedImage
 from vitrail.data.prepare import Sample
 from vitrail.errors import UserError
-from vitrail.explain.seen import frame_of
+from vitrail.explain.image import frame_of
 from vitrail.serve.errors import ApiError, as_api, busy
 from vitrail.serve.models import Served
 from vitrail.serve.service import Service
