@@ -272,7 +272,7 @@ def explain(args: Sequence[str]) -> int:
         if named is not None and named.is_dir():
             raise UserError(f"{named} is a folder, and explain draws one image: name a file in it")
     if options.near is not None and not options.near.is_dir():
-        raise UserError(f"--near {options.near} is no folder: name one that holds images")
+        raise UserError(f"--near {options.near} is not a folder: name one that holds images")
     from vitrail.data.sources import images_of
     from vitrail.explain.command import explain as write
     from vitrail.explain.command import refuse_out

@@ -34,7 +34,7 @@ from vitrail.explain.packing import packed
 from vitrail.export import export
 from vitrail.serve.engines import Engine
 from vitrail.serve.errors import ApiError, as_compressed_json
-from vitrail.serve.explaining import MOST, Abandoned, Explainer
+from vitrail.serve.explaining import MAX_EXPLANATIONS, Abandoned, Explainer
 from vitrail.serve.models import Served
 from vitrail.serve.schema import Explained, Predictions
 from vitrail.serve.streams import streamed
@@ -140,8 +140,8 @@ def test_predictions_carry_the_maps_of_their_answer_alone() -> None:
         for name, array in maps["arrays"].items():
             np.testing.assert_allclose(unpacked(array), unpacked(whole["arrays"][name]), rtol=1e-3, atol=1e-6)
         assert len(json.dumps(maps)) < 0.1 * len(json.dumps(whole))
-        many = client.post(PREDICT, files=form(*[photo()] * (MOST + 1)), data={"explain": "true"})
-        assert str(MOST) in error_of(many, 413, "too_many_images")["message"]
+        many = client.post(PREDICT, files=form(*[photo()] * (MAX_EXPLANATIONS + 1)), data={"explain": "true"})
+        assert str(MAX_EXPLANATIONS) in error_of(many, 413, "too_many_images")["message"]
 
 
 def test_a_caption_carries_the_attention_of_each_word() -> None:
@@ -238,7 +238,7 @@ def test_an_explanation_ends_however_many_others_come() -> None:
     def long() -> None:
         for step in range(3):
             worker.submit(other, None, "key")
-            worker.relieve()
+            worker.run_waiting()
             order.append(f"step {step}")
 
     worker.call(long, long=True).result(PATIENCE)
@@ -255,7 +255,7 @@ def test_one_explanation_does_not_run_in_the_midst_of_another() -> None:
             order.append(f"{name} begins")
             if name == "a":
                 worker.call(long("b"), long=True)
-            worker.relieve()
+            worker.run_waiting()
             order.append(f"{name} ends")
 
         return run
@@ -291,7 +291,7 @@ def test_an_explanation_that_nobody_waits_for_ends_at_its_next_step() -> None:
 def test_only_so_many_explanations_wait() -> None:
     with client_of(classifier_model := served("small", classifier())) as client:
         explainer = service_of(client).explainer
-        with explainer.room(MOST):
+        with explainer.room(MAX_EXPLANATIONS):
             answer = client.post(EXPLAIN, files=form(photo()))
             error = error_of(answer, 503, "busy")
             assert "explanations" in error["message"] and "retry-after" in answer.headers

@@ -65,7 +65,7 @@ def as_api(error: Exception) -> ApiError:
         name = ".".join(map(str, where.get("loc", ())[1:]))
         return ApiError(422, "bad_query", f"{name}: {where.get('msg', 'not valid')}", "see /docs for the parameters")
     if isinstance(error, ClientDisconnect):
-        return ApiError(400, "disconnected", "the client has gone", "send the whole request")
+        return ApiError(400, "disconnected", "the client has disconnected", "send the whole request")
     if isinstance(error, HTTPException):
         if error.status_code == 404:
             return ApiError(404, "not_found", "there is nothing at this path", "see /docs for the endpoints")

@@ -19,7 +19,7 @@ from vitrail.explain.image import explained_image, frame_of
 from vitrail.process import cores
 from vitrail.serve.decoding import decoded, open_image
 from vitrail.serve.errors import ApiError, as_compressed_json, busy
-from vitrail.serve.explaining import OUTPUTS_OF_LARGE, VALUES, Explainer, light
+from vitrail.serve.explaining import OUTPUTS_OF_LARGE, VALUES, Explainer, without_answer
 from vitrail.serve.guard import stopping
 from vitrail.serve.metrics import Metrics
 from vitrail.serve.models import Changes, Served
@@ -29,8 +29,8 @@ from vitrail.serve.worker import Worker
 
 T = TypeVar("T")
 
-DECODERS = 8
-"""the most threads that decode: each holds an image"""
+MAX_DECODERS = 8
+"""threads that decode at most: each holds an image"""
 
 
 class Service:
@@ -40,7 +40,7 @@ class Service:
         self.models = {model.name: model for model in models}
         self.default = models[0].name
         self.settings, self.worker, self.metrics = settings, worker, metrics
-        self.decoders = ThreadPoolExecutor(min(DECODERS, cores()), "vitrail-decode")
+        self.decoders = ThreadPoolExecutor(min(MAX_DECODERS, cores()), "vitrail-decode")
         self.large = ThreadPoolExecutor(1, "vitrail-large")
         self.explainer = Explainer(worker, settings.timeout)
         self.images, self.bytes = 0, 0
@@ -67,7 +67,7 @@ class Service:
         length = request.headers.get("content-length", "")
         size = int(length) if length.isdecimal() else self.settings.max_upload
         if self.bytes + size > self.settings.memory:
-            raise busy("too many uploads are in work", self._seconds())
+            raise busy("too many uploads are in progress", self._seconds())
         self.bytes += size
         try:
             yield
@@ -126,8 +126,8 @@ class Service:
         return found
 
     async def maps(self, model: Served, sample: Sample, frame: list[float]) -> dict[str, Any]:
-        """The light explanation beside a prediction."""
-        return light(await self.explainer.run(lambda pause: maps_of_answer(model.task, sample, frame, pause)))
+        """The without_answer explanation beside a prediction."""
+        return without_answer(await self.explainer.run(lambda pause: maps_of_answer(model.task, sample, frame, pause)))
 
     async def explanation(self, model: Served, upload: Upload, request: Request) -> Response:
         """The answer of `POST /v1/explain`. Raises ApiError."""

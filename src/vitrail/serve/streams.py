@@ -73,7 +73,7 @@ async def _words(service: Service, model: Served, data: bytes, explain: bool) ->
 
     def run(sample: Sample) -> dict[str, Any]:
         try:
-            with model.engine.precise():
+            with model.engine.autocast():
                 return {"task": model.task.name, **model.engine.task.stream(sample, tell).row()}
         finally:
             loop.call_soon_threadsafe(drafts.put_nowait, None)
