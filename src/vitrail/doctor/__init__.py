@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from vitrail.data.sources import scan
-from vitrail.doctor import classes, copies, files, labels, looks, targets
-from vitrail.doctor.finding import Diagnosis, Finding, in_order
+from vitrail.doctor import appearance, classes, copies, files, labels, targets
+from vitrail.doctor.finding import Diagnosis, Finding, by_certainty
 from vitrail.doctor.opening import open_any
 from vitrail.doctor.runs import examine_run, is_run
 from vitrail.doctor.survey import COMPARED, Survey, survey
@@ -33,7 +33,7 @@ def examine_data(data: str, images: int = labels.IMAGES) -> Diagnosis:
     splits, findings = open_any(data)
     found = survey(splits)
     for check in (
-        *(files.broken, files.wrong_endings, looks.looks, copies.copies, classes.counts, classes.sources),
+        *(files.broken, files.wrong_endings, appearance.appearance, copies.copies, classes.counts, classes.sources),
         *(targets.texts, targets.masks),
     ):
         findings += check(found)
@@ -52,7 +52,7 @@ def examine_data(data: str, images: int = labels.IMAGES) -> Diagnosis:
         findings += judged.findings(found)
         notes += judged.notes(found)
         facts |= judged.facts()
-    return Diagnosis(data, in_order(findings), facts, notes)
+    return Diagnosis(data, by_certainty(findings), facts, notes)
 
 
 def _notes(found: Survey) -> list[str]:

@@ -122,7 +122,7 @@ def judge(found: Survey, images: int) -> Judged | None:
     """
     good = found.good()
     chosen = good[np.linspace(0, len(good) - 1, min(len(good), images)).round().astype(int)]
-    side = np.sqrt(found.looks["height"][chosen].astype(float) * found.looks["width"][chosen])
+    side = np.sqrt(found.measured["height"][chosen].astype(float) * found.measured["width"][chosen])
     task = zoo.load(ENCODER, image_size=SMALL if np.median(side) < SMALL else None)
     kept, pixels, small = _read(found, chosen, task)
     labels = torch.from_numpy(found.labels[kept])

@@ -28,11 +28,11 @@ ENOUGH = 20
 """images of a split whose mean is compared"""
 
 
-def looks(found: Survey) -> Iterator[Finding]:
+def appearance(found: Survey) -> Iterator[Finding]:
     """Everything that the survey's numbers tell, image by image."""
     good = found.good()
     if len(good):
-        rows = found.looks[good]
+        rows = found.measured[good]
         yield from _sizes(found, good, rows)
         yield from _storage(found, good, rows)
         yield from _statistics(found, good, rows)
