@@ -236,7 +236,7 @@ def predict(args: Sequence[str]) -> int:
     with output.begin(task, paths):
         progress = Progress(len(paths), output.done)
         fresh = answer_files(task, paths, output.done, output.precision)
-        answers = chain(output.earlier(), map(output.take, fresh))
+        answers = chain(output.resumed(), map(output.add, fresh))
         for number, (row, line) in enumerate(answers):
             if "error" in row:
                 code = UserError.exit_code
@@ -248,7 +248,7 @@ def predict(args: Sequence[str]) -> int:
                 print(line)
             if number >= output.done:
                 progress.step()
-    if (where := output.where) is not None and not options.json:
+    if (where := output.summary) is not None and not options.json:
         print(where)
     return code
 

@@ -27,9 +27,9 @@ log = logging.getLogger("vitrail")
 
 BATCH = 32
 """batch size"""
-THREADS = 8
+MAX_THREADS = 8
 """the most threads: each holds a decoded image, which may be large"""
-AHEAD = 2
+PREFETCHED = 2
 """batches that are prepared while one is answered"""
 TOLERANCE = 0.05
 """by how much a number of an answer in bf16 may differ from that in float32, relative to it"""
@@ -107,8 +107,8 @@ def _rows(
 
 def _batches(task: Task, paths: Sequence[Path]) -> Iterator[list[Prepared]]:
     """The files in batches, of which the next ones are prepared in threads meanwhile."""
-    threads = min(THREADS, cores())
-    prepared = in_order(lambda path: _prepared(task, str(path), path), paths, threads, (1 + AHEAD) * BATCH)
+    threads = min(MAX_THREADS, cores())
+    prepared = in_order(lambda path: _prepared(task, str(path), path), paths, threads, (1 + PREFETCHED) * BATCH)
     with closing(prepared):
         while batch := list(islice(prepared, BATCH)):
             yield batch
