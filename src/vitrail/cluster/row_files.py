@@ -34,7 +34,11 @@ class RowFiles:
         """names of the images that have a row"""
         self.begin(dict(shared))
         files = sorted(folder.glob("rows-*.parquet"))
-        self.next = 1 + max((int(file.stem.removeprefix("rows-")) for file in files), default=-1)
+        numbers = [file.stem.removeprefix("rows-") for file in files]
+        for file, number in zip(files, numbers, strict=True):
+            if not number.isdecimal():
+                raise UserError(f"{file} is not a file of this command: move it out of {folder}")
+        self.next = 1 + max(map(int, numbers), default=-1)
         for file in files:
             self._read(file)
 
