@@ -132,6 +132,7 @@ class _Precision:
         self.decided = not many or isinstance(task, Exported) or not native_bf16(self.device)
 
     def answers(self, samples: list[Sample]) -> list[Prediction]:
+        """The answers for a batch. The first batch also decides the number format of the later ones."""
         found = self._answers(samples, self.chosen)
         if samples and not self.decided:
             self.decided = True
@@ -188,6 +189,7 @@ class Progress:
         self.began = self.last = time.monotonic()
 
     def step(self) -> None:
+        """Count an image; prints a line if the last one was long ago."""
         self.done += 1
         now = time.monotonic()
         # Answers arrive in batches: in the midst of one the rate would be wrong.

@@ -33,6 +33,7 @@ class Journal:
 
     @property
     def exists(self) -> bool:
+        """Whether a stopped command has left its file."""
         return self.path.exists()
 
     def open(self, head: dict[str, Any]) -> None:
@@ -63,6 +64,7 @@ class Journal:
             self.precision = self._entry(last).get("precision") if last else None
 
     def add(self, entry: dict[str, Any]) -> None:
+        """Append an entry, which the end of this process cannot undo."""
         with errors_name(self.output):
             self._append(entry)
         self.count += 1

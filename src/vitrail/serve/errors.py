@@ -29,6 +29,7 @@ class ApiError(Exception):
         self.status, self.code, self.message, self.hint, self.headers = status, code, message, hint, dict(headers or {})
 
     def body(self) -> dict[str, Any]:
+        """Plain data, as every error is sent."""
         return {"error": {"code": self.code, "message": self.message, "hint": self.hint}}
 
     def response(self) -> Response:

@@ -167,4 +167,5 @@ class _Exchange:
 
 
 def stopping() -> ApiError:
+    """503 for a request that comes after the signal to stop."""
     return busy("the server is stopping", 5, "stopping")

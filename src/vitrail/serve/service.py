@@ -48,11 +48,13 @@ class Service:
         self.stopping = False
 
     def close(self) -> None:
+        """Answer what was taken, and end the threads."""
         self.decoders.shutdown()
         self.large.shutdown()
         self.worker.close()
 
     def model(self, name: str | None) -> Served:
+        """The model of this name; None: the default one. Raises ApiError (404)."""
         found = self.models.get(self.default if name is None else name)
         if found is None:
             names = ", ".join(self.models)

@@ -87,11 +87,13 @@ class Upload:
 
 
 def too_many_images(max_images: int, kind: str = "a request") -> ApiError:
+    """413 for more images than `kind`, such as a request, may have."""
     images = "one image" if max_images == 1 else f"{max_images} images"
     return ApiError(413, "too_many_images", f"{kind} has at most {images}", "send several requests")
 
 
 def bad_field(name: str, kind: str) -> ApiError:
+    """422 for a field whose value is not of this kind, such as "a string"."""
     return ApiError(422, "bad_field", f"the field {name} must be {kind}", f"send {kind}, or leave {name} out")
 
 
@@ -143,6 +145,7 @@ async def _chunks(request: Request, limit: int) -> AsyncIterator[bytes]:
 
 
 def too_large(limit: int) -> ApiError:
+    """413 for a request of more bytes than the limit."""
     return ApiError(
         413,
         "too_large",
@@ -175,12 +178,14 @@ class Form:
             raise self._bad(str(error)) from None
 
     def write(self, chunk: bytes) -> None:
+        """Parse the next bytes of the body. Raises ApiError for a form that cannot be read or a refused field."""
         try:
             self.parser.write(chunk)
         except FormParserError as error:
             raise self._bad(str(error)) from None
 
     def finish(self) -> Upload:
+        """The upload, after the last byte. Raises ApiError for a form that ends too early."""
         if not self.complete:
             raise self._bad("it ends before its last boundary")
         return self.upload
