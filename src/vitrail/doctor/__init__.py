@@ -43,10 +43,11 @@ def examine_data(data: str, images: int = labels.IMAGES) -> Diagnosis:
     notes = _notes(found)
     judged = None
     if images and len(found.classes) > 1:  # a set without classes has no such labels
-        if (reason := labels.refusal(found, images)) is not None:
+        reason = labels.refusal(found, images)
+        if reason is None and (judged := labels.judge(found, images)) is None:
+            reason = "those that were drawn are too few, or all of one class"
+        if reason is not None:
             notes.append(f"the labels are not judged: {reason}")
-        else:
-            judged = labels.judge(found, images)
     facts = {"images": {name: int((found.split == k).sum()) for k, name in enumerate(found.splits)}}
     if judged is not None:
         findings += judged.findings(found)
