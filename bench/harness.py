@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from vitrail.files import write_whole
+from vitrail.files import write_atomic
 from vitrail.process import cores
 from vitrail.train.device import native_bf16
 
@@ -203,7 +203,7 @@ def record(name: str, rows: Row, results: Path) -> Path:
         "rows": rows,
     }
     path = results / f"{name}.json"
-    write_whole(path, json.dumps(content, indent=2) + "\n")
+    write_atomic(path, json.dumps(content, indent=2) + "\n")
     return path
 
 

@@ -17,6 +17,7 @@ import torch
 from harness import RESULTS, ROOT, Parser, record
 from torch import Tensor
 
+from vitrail.files import write_atomic
 from vitrail.tasks.encoder import encoder_for
 from vitrail.variants import VariantConfig, simplest
 from vitrail.zoo.huggingface.encoder import encoder_config
@@ -82,7 +83,7 @@ def main() -> None:
     if args.results != RESULTS:
         record("recommended", measured, args.results)
         return
-    OUT.write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_atomic(OUT, json.dumps(table, indent=2, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -80,9 +80,9 @@ def own_rate(args: argparse.Namespace) -> Row:
     """Images per second of the engine alone in its largest batch, with the load generator's share kept busy."""
     with ExitStack() as places:
         engine = engine_of(args, places)
-        batch, batches = engines.samples(engine.task, args.batch), 0
+        batch, batches = engines.noise_samples(engine.task, args.batch), 0
         command = [sys.executable, "-c", f"{BURN}burn({args.share})"]
-        with engine.precise(), subprocess.Popen(command) as burner:
+        with engine.autocast(), subprocess.Popen(command) as burner:
             engine.task.answers(batch)
             began = time.monotonic()
             while time.monotonic() - began < args.seconds or batches < 2:

@@ -22,6 +22,8 @@ from harness import RESULTS, ROOT, Parser, Row, record
 from timm.models import beit, deit, eva, vision_transformer, vision_transformer_hybrid, vision_transformer_sam
 from torch import nn
 
+from vitrail.files import write_atomic
+
 MODULES = (vision_transformer, deit, beit, vision_transformer_hybrid, vision_transformer_sam, eva)
 OUT = ROOT / "src" / "vitrail" / "zoo" / "timm" / "models.json"
 LEFT_OUT = {"feature_cfg", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
@@ -71,7 +73,7 @@ def main() -> None:
         record("timm-models", {"timm": timm.__version__, "models": table}, args.results)
         return
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(table[name], sort_keys=True)}" for name in sorted(table))
-    OUT.write_text("{\n" + lines + "\n}\n")
+    write_atomic(OUT, "{\n" + lines + "\n}\n")
 
 
 def table_of(modules: Sequence[ModuleType]) -> dict[str, Row]:

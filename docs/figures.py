@@ -36,7 +36,7 @@ from vitrail.explain.figures import draw_maps, png
 from vitrail.explain.overlay import coloured, photo_of, spread, tinted
 from vitrail.explain.packing import jpeg
 from vitrail.explain.relevance import relevance
-from vitrail.files import write_whole
+from vitrail.files import write_atomic
 from vitrail.tasks.segment.figures import overlay, with_legend
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,7 +65,7 @@ def attention() -> None:
         axes[1, column].set_title(f"{best['label']} {best['score']:.0%}", fontsize=9)
         for row in range(2):
             axes[row, column].set_axis_off()
-    write_whole(ROOT / "docs" / "relevance.png", png(figure, dpi=110))
+    write_atomic(ROOT / "docs" / "relevance.png", png(figure, dpi=110))
 
 
 def hero() -> None:
@@ -100,7 +100,7 @@ def hero() -> None:
         axes.imshow(image, aspect="auto")
         axes.set_axis_off()
         axes.set_title(title, fontsize=15, color="#f4f1fa", pad=9)
-    write_whole(ROOT / "docs" / "hero.jpg", as_jpeg(figure, 100))
+    write_atomic(ROOT / "docs" / "hero.jpg", as_jpeg(figure, 100))
 
 
 def as_jpeg(figure: Figure, dpi: int, quality: int = 84) -> bytes:
@@ -119,7 +119,7 @@ def page(data: Path) -> None:
         words += ["--virtual-time-budget=4000", f"--screenshot={shot}", f"file://{folder}/seen/index.html"]
         subprocess.run(["chromium", *words], check=True, capture_output=True)
         with Image.open(shot) as drawn:
-            write_whole(ROOT / "docs" / "explain-page.jpg", jpeg(np.asarray(drawn.convert("RGB"))))
+            write_atomic(ROOT / "docs" / "explain-page.jpg", jpeg(np.asarray(drawn.convert("RGB"))))
 
 
 def words(data: Path) -> None:
@@ -130,7 +130,7 @@ def words(data: Path) -> None:
     named = [(name.strip(), heat) for name, heat in zip(found.facts["outputs"], maps, strict=True)][:9]
     figure = draw_maps(photo_of(found.arrays["image"]), found.facts["frame"], named)
     with Image.open(io.BytesIO(png(figure, dpi=90))) as drawn:
-        write_whole(ROOT / "docs" / "explain-words.jpg", jpeg(np.asarray(drawn.convert("RGB"))))
+        write_atomic(ROOT / "docs" / "explain-words.jpg", jpeg(np.asarray(drawn.convert("RGB"))))
 
 
 def captions(data: Path) -> None:
@@ -141,7 +141,7 @@ def captions(data: Path) -> None:
     for name, paths, count in (("flickr8k", val.items, 24), ("photos", sorted((data / "photos").iterdir()), 12)):
         chosen = sorted(map(Path, paths), key=lambda path: hashlib.sha256(path.name.encode()).hexdigest())[:count]
         written = [answer.text() for answer in task.predict([Image.open(path) for path in chosen])]
-        write_whole(ROOT / "docs" / f"captions-{name}.jpg", sheet(chosen, written))
+        write_atomic(ROOT / "docs" / f"captions-{name}.jpg", sheet(chosen, written))
 
 
 def streets(data: Path) -> None:
@@ -166,7 +166,7 @@ def streets(data: Path) -> None:
     figure.thumbnail((1200, 2400))
     buffer = io.BytesIO()
     figure.save(buffer, "JPEG", quality=85)
-    write_whole(ROOT / "docs" / "streets.jpg", buffer.getvalue())
+    write_atomic(ROOT / "docs" / "streets.jpg", buffer.getvalue())
 
 
 def ladder() -> None:
@@ -185,7 +185,7 @@ def ladder() -> None:
     minutes = rungs[0]["budget"]["core_minutes"]
     axes.set_xlabel(f"CIDEr on the validation split after {minutes:g} minutes on one core")
     axes.spines[["top", "right"]].set_visible(False)
-    write_whole(ROOT / "docs" / "captioning-ladder.png", png(figure, dpi=110))
+    write_atomic(ROOT / "docs" / "captioning-ladder.png", png(figure, dpi=110))
 
 
 def baselines() -> None:
@@ -200,7 +200,7 @@ def baselines() -> None:
         axes.set_xlim(left=0)
         axes.legend(title="recipe, parameters", fontsize=8, loc="lower right")
         axes.spines[["top", "right"]].set_visible(False)
-    write_whole(ROOT / "docs" / "baselines.png", png(figure, dpi=110))
+    write_atomic(ROOT / "docs" / "baselines.png", png(figure, dpi=110))
 
 
 def sheet(paths: Sequence[Path], texts: Sequence[str]) -> bytes:

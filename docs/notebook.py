@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from vitrail.files import write_whole
+from vitrail.files import write_atomic
 
 NOTEBOOK = Path(__file__).parent / "quickstart.ipynb"
 COLOURS = 64
@@ -59,7 +59,7 @@ def main() -> None:
                 output.data = {"image/png": small(data["image/png"])}
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}, "code": digest(notebook)}
-    write_whole(NOTEBOOK, nbformat.writes(notebook) + "\n")
+    write_atomic(NOTEBOOK, nbformat.writes(notebook) + "\n")
 
 
 if __name__ == "__main__":

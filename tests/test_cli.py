@@ -367,7 +367,7 @@ def test_a_prediction_holds_one_decoded_image_per_thread(
             most.append(len(alive))
 
     monkeypatch.setattr("vitrail.predictions.answers.EncodedImage", Counted)
-    monkeypatch.setattr("vitrail.predictions.answers.THREADS", 2)
+    monkeypatch.setattr("vitrail.predictions.answers.MAX_THREADS", 2)
     for i in range(40):
         Image.new("L", (9, 9), i).save(tmp_path / f"{i}.png")
     assert main(["predict", str(tmp_path), "--model", str(run), "--device", "cpu"]) == 0

@@ -241,6 +241,10 @@ def test_wrong_options(data: Path, run: Path, capsys: pytest.CaptureFixture[str]
     assert "--length-penalty applies to a model's predictions" in refused(
         capsys, "eval", "caption", "--human", "--data", data, "--length-penalty", "1"
     )
+    for bad in ("0", "0.5"):
+        assert "--max-bad applies to a model's predictions, but --human" in refused(
+            capsys, "eval", "caption", "--human", "--data", data, "--max-bad", bad
+        )
     for wrong in (["--length-penalty", "nan"], ["--length-penalty", "500"], ["--sample", "--temperature", "nan"]):
         assert f"{wrong[-2]} must be from 0" in refused(capsys, "predict", one, "--model", run, *wrong)
     assert "arguments are required: source" in refused(capsys, "eval", "--human", "--data", data)

@@ -14,7 +14,7 @@ from PIL import Image
 import vitrail
 from vitrail.cli import main
 from vitrail.errors import UserError
-from vitrail.files import replacing, whole_folder
+from vitrail.files import atomic_file, atomic_folder
 from vitrail.units import score_text
 
 
@@ -168,7 +168,7 @@ def test_an_error_of_writing_names_the_users_file(image: str, capsys: pytest.Cap
     assert code in (1, 2) and said.startswith("vitrail: cannot ") and " /proc/t.csv: " in said
 
 
-@pytest.mark.parametrize("write", [replacing, whole_folder])
+@pytest.mark.parametrize("write", [atomic_file, atomic_folder])
 def test_a_temporary_name_is_never_told(write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(old: Any, new: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(old), None, str(new))

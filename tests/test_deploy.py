@@ -22,7 +22,7 @@ from linters import lint
 
 from vitrail import cli
 from vitrail.options import Parser
-from vitrail.serve.settings import LEAST_KEY
+from vitrail.serve.settings import MIN_KEY_LENGTH
 
 DEPLOY = ROOT / "deploy"
 SCRIPTS = [DEPLOY / "install", DEPLOY / "vitrail-idle"]
@@ -179,7 +179,7 @@ def test_installing_twice_keeps_keys_and_starts_the_service(tmp_path: Path) -> N
     assert install(str(wheel)).returncode == 0
     keys = root / "etc" / "vitrail" / "keys.txt"
     first = keys.read_text()
-    assert len(first.strip()) >= LEAST_KEY and keys.stat().st_mode & 0o777 == 0o600
+    assert len(first.strip()) >= MIN_KEY_LENGTH and keys.stat().st_mode & 0o777 == 0o600
     assert "systemctl enable vitrail.service" in calls.read_text() and "vitrail-idle.timer" not in calls.read_text()
     assert f"-m pip install --upgrade {wheel}[serve]" in calls.read_text()
     assert install(str(wheel), "--idle", "20").returncode == 0

@@ -91,6 +91,9 @@ NAMES = {
     "caption_critic": "caption_scst", "caption_recall": "caption_rerank",
     "looked": "attention", "telling": "bag_of_words_loss", "learn_with": "configure", "TheirEncoder": "HFEncoder",
     "eyes_of": "vision_tower", "BadPicture": "BadImage",
+    "write_whole": "write_atomic", "append_whole": "append_atomic", "whole_folder": "atomic_folder",
+    "say_os_error": "print_os_error", "nobody_reads": "has_no_reader", "forget_output": "discard_output",
+    "warn_of_strangers": "warn_if_public", "relieve": "run_waiting", "look_at": "measure",
 }  # fmt: skip
 """identifiers that were replaced"""
 

@@ -18,7 +18,7 @@ from vitrail.cli import main
 from vitrail.predictions import Answered, answer_files, answers, output_to
 from vitrail.predictions.answers import agree
 from vitrail.predictions.outputs import LONG_SIDE, figure_names, original
-from vitrail.predictions.tables import Lines
+from vitrail.predictions.tables import JournalRows
 from vitrail.tasks.values import Prediction
 
 
@@ -111,7 +111,7 @@ def test_rows_may_lack_entries_and_names_need_not_be_text(kind: str, tmp_path: P
     output = output_to(tmp_path / f"x.{kind}", [], [])
     with output.begin(vitrail.create("nano/2", classes=2), []):
         for found in ODD:
-            output.take(Answered(Path("caf\udce9.png"), {"image": "caf\udce9.png", "task": "odd", **found}, Odd(found)))
+            output.add(Answered(Path("caf\udce9.png"), {"image": "caf\udce9.png", "task": "odd", **found}, Odd(found)))
     if kind == "parquet":
         import pyarrow.parquet as pq
 
@@ -137,7 +137,7 @@ def test_a_file_of_rows_appears_whole_or_not_at_all(when: str, tmp_path: Path) -
     output = output_to(tmp_path / "x.csv", [], [])
     if when == "writing":
 
-        def broken(rows: Lines, file: Any) -> None:
+        def broken(rows: JournalRows, file: Any) -> None:
             file.write(b"half")
             raise KeyboardInterrupt
 
@@ -145,7 +145,7 @@ def test_a_file_of_rows_appears_whole_or_not_at_all(when: str, tmp_path: Path) -
 
     def answer() -> None:
         with output.begin(vitrail.create("nano/2", classes=2), []):
-            output.take(Answered(Path("a.png"), {"image": "a.png", "task": "odd"}, Odd({})))
+            output.add(Answered(Path("a.png"), {"image": "a.png", "task": "odd"}, Odd({})))
             if when == "answers":
                 raise KeyboardInterrupt
 

@@ -39,7 +39,7 @@ class Api(litserve.LitAPI):  # type: ignore[misc, unused-ignore]
         return inputs
 
     def predict(self, x: list[Any], **kwargs: Any) -> list[Any]:
-        with self.engine.precise():
+        with self.engine.autocast():
             return self.engine.task.answers(x)  # type: ignore[return-value, unused-ignore]
 
     def unbatch(self, output: list[Any]) -> list[Any]:

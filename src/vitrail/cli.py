@@ -24,7 +24,7 @@ from vitrail.commands.recipes import ALL, print_list, print_recipe
 from vitrail.commands.serve import serve
 from vitrail.commands.task_help import print_help
 from vitrail.errors import RunError, Stopped, UserError
-from vitrail.faults import CLOSED_PIPE, forget_output, nobody_reads, say_os_error
+from vitrail.faults import CLOSED_PIPE, discard_output, has_no_reader, print_os_error
 from vitrail.files import refuse_existing
 from vitrail.help import overview
 from vitrail.options import (
@@ -144,8 +144,9 @@ def run_training(options: Namespace, rest: Sequence[str], world: World, flags: S
         return resume_run(options.resume, options.device, options.data, rest, world)
     recipe = recipes.find(options.recipe)
     changes = parse_fields(recipe(10_000), rest, () if options.init is None else recipes.FREE, flags)
-    given = (options.data, options.init, changes, options.out, options.device, options.group)
-    return begin_or_resume(recipe, *given, world)
+    return begin_or_resume(
+        recipe, options.data, options.init, changes, options.out, options.device, options.group, world
+    )
 
 
 def evaluate(args: Sequence[str]) -> int:
@@ -172,8 +173,9 @@ def evaluate(args: Sequence[str]) -> int:
         return print_help(parser, named.source)
     chosen, others = split_options(args, task_flags())
     options = parser.parse_args(others, lambda given: load_model(given.source, given.device, given.revision))
-    names = ("revision", "merge", "probe", "shuffle_images")
-    given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]
+    names = ("revision", "merge", "probe", "shuffle_images", "max_bad")
+    values = {f"--{name.replace('_', '-')}": getattr(options, name) for name in names}
+    given = [flag for flag, value in values.items() if value is not None and value is not False]
     given = [*given, *(word.partition("=")[0] for word in chosen)]
     if options.human and given:
         raise UserError(f"{given[0]} applies to a model's predictions, but --human scores people: use only one of them")
@@ -188,8 +190,9 @@ def evaluate(args: Sequence[str]) -> int:
     else:
         task.choose(parse_options(task, chosen))
         source = at_revision(options.source, options.revision)
-        how = (options.probe, options.shuffle_images, images, options.max_bad)
-        split, scores = score(task, source, options.data, options.split, *how)
+        split, scores = score(
+            task, source, options.data, options.split, options.probe, options.shuffle_images, images, options.max_bad
+        )
     if options.fast_dev_run:
         log.warning(f"fast dev run: at most {images} images of each split; {NO_SCORES}")
         scores["fast_dev_run"] = True
@@ -233,7 +236,7 @@ def predict(args: Sequence[str]) -> int:
     with output.begin(task, paths):
         progress = Progress(len(paths), output.done)
         fresh = answer_files(task, paths, output.done, output.precision)
-        answers = chain(output.earlier(), map(output.take, fresh))
+        answers = chain(output.resumed(), map(output.add, fresh))
         for number, (row, line) in enumerate(answers):
             if "error" in row:
                 code = UserError.exit_code
@@ -245,7 +248,7 @@ def predict(args: Sequence[str]) -> int:
                 print(line)
             if number >= output.done:
                 progress.step()
-    if (where := output.where) is not None and not options.json:
+    if (where := output.summary) is not None and not options.json:
         print(where)
     return code
 
@@ -269,7 +272,7 @@ def explain(args: Sequence[str]) -> int:
         if named is not None and named.is_dir():
             raise UserError(f"{named} is a folder, and explain draws one image: name a file in it")
     if options.near is not None and not options.near.is_dir():
-        raise UserError(f"--near {options.near} is no folder: name one that holds images")
+        raise UserError(f"--near {options.near} is not a folder: name one that holds images")
     from vitrail.data.sources import images_of
     from vitrail.explain.command import explain as write
     from vitrail.explain.command import refuse_out
@@ -337,9 +340,9 @@ def _main(args: Sequence[str] | None) -> int:
         return answer(list(sys.argv[1:] if args is None else args))
     except BrokenPipeError as error:
         # A pipe whose reader has closed it (such as `head`) is normal, so nothing is printed. Any other is an error.
-        if not any(map(nobody_reads, (sys.stdout, sys.stderr))):
-            return say_os_error(error)
-        forget_output()
+        if not any(map(has_no_reader, (sys.stdout, sys.stderr))):
+            return print_os_error(error)
+        discard_output()
         return CLOSED_PIPE
 
 
@@ -355,7 +358,7 @@ def answer(args: list[str]) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
-        return say_os_error(error)
+        return print_os_error(error)
     except KeyboardInterrupt:
         print("vitrail: stopped", file=sys.stderr)
         return Stopped.exit_code

@@ -11,7 +11,7 @@ from vitrail import zoo
 from vitrail.data.sets import open_data
 from vitrail.errors import UserError
 from vitrail.explain.command import explain
-from vitrail.files import write_whole
+from vitrail.files import write_atomic
 from vitrail.predictions import answer_files
 from vitrail.recipes import RECIPES
 from vitrail.start import begin
@@ -61,4 +61,4 @@ def make_room(out: Path) -> None:
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not the folder of a demo: choose another --out")
     # Before the run, so that an interrupted demo can be started again.
-    write_whole(run / MARKER, "`vitrail demo` created this run, and removes it when it runs again.")
+    write_atomic(run / MARKER, "`vitrail demo` created this run, and removes it when it runs again.")

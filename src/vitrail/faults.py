@@ -14,28 +14,28 @@ CLOSED_PIPE = 141
 """exit code if the reader of standard output has gone, as shells report it (128 + SIGPIPE)"""
 
 
-NO_PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG)
+PATH_ERRORS = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG)
 """errors of a path that cannot be written"""
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPIPE)
+WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPIPE)
 """errors that come from writing"""
-NO_ACCESS = (errno.EPERM, errno.EIO)
+ACCESS_ERRORS = (errno.EPERM, errno.EIO)
 """errors that come from reading or writing"""
 
 
-def say_os_error(error: OSError) -> int:
+def print_os_error(error: OSError) -> int:
     """Print an error of the operating system in one line and return the exit code; unexpected errors are raised."""
-    if error.errno in NO_PLACE and error.filename is not None:
+    if error.errno in PATH_ERRORS and error.filename is not None:
         print(f"vitrail: cannot write {error.filename}: {error.strerror}; choose another --out", file=sys.stderr)
         return UserError.exit_code
-    if error.errno not in (*NO_ROOM, *NO_ACCESS):
+    if error.errno not in (*WRITE_ERRORS, *ACCESS_ERRORS):
         raise error
-    what = "read or write" if error.errno in NO_ACCESS else "write"
+    what = "read or write" if error.errno in ACCESS_ERRORS else "write"
     print(f"vitrail: cannot {what} {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
-    forget_output()
+    discard_output()
     return RunError.exit_code
 
 
-def nobody_reads(stream: TextIO) -> bool:
+def has_no_reader(stream: TextIO) -> bool:
     """Whether the stream is a pipe without a reader."""
     try:
         place = stream.fileno()
@@ -46,7 +46,7 @@ def nobody_reads(stream: TextIO) -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-def forget_output() -> None:
+def discard_output() -> None:
     """Discard output that cannot be written: Python would retry at exit and print its own error."""
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -1,4 +1,7 @@
-"""Files that appear complete or not at all: written to a temporary file, flushed to disk, then renamed."""
+"""Atomic writes: files and folders that appear complete or not at all.
+
+They are written to a temporary name beside the final one, flushed to disk, then renamed.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,13 @@ from vitrail.errors import UserError
 log = logging.getLogger("vitrail")
 
 
-def write_whole(path: str | Path, data: bytes | str) -> None:
-    """Write one file, replacing an existing one."""
-    with replacing(path) as file:
+def write_atomic(path: str | Path, data: bytes | str) -> None:
+    """Write one file, whole or not at all, replacing an existing one. Text is written in UTF-8."""
+    with atomic_file(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
-def append_whole(path: Path, text: str) -> None:
+def append_atomic(path: Path, text: str) -> None:
     """Add text at the end of a file, or leave the file unchanged if that fails."""
     data = memoryview(text.encode())
     with path.open("ab", buffering=0) as file:
@@ -35,7 +38,7 @@ def append_whole(path: Path, text: str) -> None:
                 data = data[file.write(data) :]
         except BaseException as error:
             file.truncate(end)
-            _name(error, path)
+            _add_name(error, path)
             raise
 
 
@@ -69,23 +72,23 @@ def retrying(write: Callable[[], None], wait: Callable[[float], object] = time.s
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[IO[bytes]]:
+def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
     """A temporary file to write to, which replaces `path` if the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with named(path):
+    with errors_name(path):
         handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        with named(path):
+        with errors_name(path):
             os.chmod(beside, 0o644)  # mkstemp creates files that only their owner can read
             os.replace(beside, path)
     except BaseException as error:
         Path(beside).unlink(missing_ok=True)
-        _name(error, path)
+        _add_name(error, path)
         raise
     sync(path.parent)
 
@@ -133,19 +136,19 @@ def reading(path: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole_folder(path: str | Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path) -> Iterator[Path]:
     """A temporary folder to fill, which replaces `path` if the block ends without an error."""
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with named(path):
+    with errors_name(path):
         beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield beside
         for file in beside.rglob("*"):
             sync(file)
-        with named(path):
+        with errors_name(path):
             os.chmod(beside, 0o755)
             if path.exists():
                 _exchange(beside, path)
@@ -153,7 +156,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
                 os.replace(beside, path)
     except BaseException as error:
         shutil.rmtree(beside, ignore_errors=True)
-        _name(error, path)
+        _add_name(error, path)
         raise
     sync(path.parent)
 
@@ -163,7 +166,7 @@ def copy_folder(source: Path, path: Path) -> None:
 
     Weights become a second name of the same file if the file system has hard links: nothing writes into such a file.
     """
-    with whole_folder(path) as folder:
+    with atomic_folder(path) as folder:
         for file in source.iterdir():
             if file.suffix != ".safetensors" or not _linked(file, folder / file.name):
                 shutil.copyfile(file, folder / file.name)
@@ -204,15 +207,15 @@ def _exchange(new: Path, path: Path) -> None:
     shutil.rmtree(old)
 
 
-def _name(error: BaseException, path: Path) -> None:
+def _add_name(error: BaseException, path: Path) -> None:
     """Add the file name to an error that lacks it."""
     if isinstance(error, OSError) and error.filename is None:
         error.filename = str(path)
 
 
 @contextmanager
-def named(path: Path) -> Iterator[None]:
-    """Errors of a temporary file beside `path` name `path` instead, which is the one that people know."""
+def errors_name(path: Path) -> Iterator[None]:
+    """Errors within the block name `path`, which people know, and not the temporary file beside it."""
     try:
         yield
     except OSError as error:

@@ -106,8 +106,8 @@ def describe(config: Any, kinds: dict[str, type[Any]]) -> dict[str, Any]:
     return {"kind": next(name for name, kind in kinds.items() if type(config) is kind), **asdict(config)}
 
 
-def described(values: dict[str, Any], kinds: dict[str, type[T]], default: str) -> T:
-    """The inverse of `describe`. Files without a kind hold the `default`."""
+def from_description(values: dict[str, Any], kinds: dict[str, type[T]], default: str) -> T:
+    """The dataclass that `describe` made plain data of. Without a `kind` it is the one of the name `default`."""
     values = dict(values)
     return rebuild(kinds[values.pop("kind", default)], values)
 

@@ -19,7 +19,7 @@ from vitrail.data.sets import ImageSet, Splits, open_data, split_val
 from vitrail.data.tally import Tally
 from vitrail.errors import UserError
 from vitrail.examples import examples
-from vitrail.files import write_whole
+from vitrail.files import write_atomic
 from vitrail.recipes.finetune import resolve_auto
 from vitrail.report import NO_SCORES, write_report
 from vitrail.tasks import task_of
@@ -225,7 +225,7 @@ def train_run(run: Run, components: Components, folder: RunFolder, steps: int, r
     scores |= {"fast_dev_run": True} if run.fast_dev_run else {}
     folder.end(scores)
     if world.leads:
-        write_whole(folder.path / "examples.json", json.dumps(examples(components, scores)))
+        write_atomic(folder.path / "examples.json", json.dumps(examples(components, scores)))
         write_report(folder.path)
     return scores
 

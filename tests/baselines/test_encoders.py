@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from vitrail.baselines import CNN, MLP, RNN, CNNConfig, MLPConfig, ResNet, ResNetConfig, RNNConfig
 from vitrail.errors import UserError
-from vitrail.plain import describe, described
+from vitrail.plain import describe, from_description
 from vitrail.tasks.encoder import KINDS, Encoder
 
 ENCODERS: dict[str, tuple[Callable[[Any], Encoder], Any]] = {
@@ -80,7 +80,7 @@ def test_config_survives_json_and_does_not_change(name: str) -> None:
     make, config = ENCODERS[name]
     values = json.loads(json.dumps(asdict(config)))
     again = type(config)(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-    assert again == config and described(describe(config, KINDS), KINDS, "vit") == config
+    assert again == config and from_description(describe(config, KINDS), KINDS, "vit") == config
     make(again).load_state_dict(make(config).state_dict())
     with pytest.raises(FrozenInstanceError):
         config.channels = 4

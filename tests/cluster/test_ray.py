@@ -17,6 +17,8 @@ import pytest
 from PIL import Image
 
 from vitrail.cli import main
+from vitrail.cluster.ray_predict import Workers, allotted
+from vitrail.errors import UserError
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 NEEDS_RAY = "needs Ray: pip install 'vitrail[cluster]'"
@@ -118,6 +120,10 @@ def test_training_is_the_train_command(tmp_path: Path, monkeypatch: pytest.Monke
         (["train", "--", "digits", "--out", "x", "--epoch", "2"], "did you mean --epochs?"),
         (["predict", "classify", "--data", "images", "--out", "rows", "--workers", "0"], "must be at least 1"),
         (
+            ["predict", "classify", "--data", "images", "--out", "rows", "--gpus-per-worker", "-1"],
+            "--gpus-per-worker must be at least 0, got -1",
+        ),
+        (
             ["predict", "classify", "--data", "images", "--out", "rows", "--device", "cpu"],
             "--device has no meaning here",
         ),
@@ -133,3 +139,15 @@ def test_what_is_wrong_is_refused_in_one_line(
     printed = capsys.readouterr()
     assert said in printed.err and printed.err.count("\n") == 1 and not printed.out
     assert not Path("rows").exists() and not Path("runs").exists()
+
+
+def test_what_each_worker_gets() -> None:
+    assert allotted(Workers(), {"CPU": 4.0}) == (4, 0.0, 0.8)
+    assert allotted(Workers(), {"CPU": 16.0, "GPU": 2.0}) == (2, 1.0, 1.0)
+    assert allotted(Workers(gpus=0.5), {"CPU": 16.0, "GPU": 2.0}) == (4, 0.5, 1.0)
+    with pytest.raises(UserError, match="room for 2: lower --workers"):
+        allotted(Workers(count=3), {"CPU": 16.0, "GPU": 2.0})
+    with pytest.raises(UserError, match="lower --gpus-per-worker"):
+        allotted(Workers(gpus=1.0), {"CPU": 16.0})
+    with pytest.raises(UserError, match="no CPU cores"):  # a head node that runs nothing itself
+        allotted(Workers(), {"memory": 1e9})

@@ -27,7 +27,7 @@ KEY = "a-key-of-a-test-0123"
 
 
 class Ray:
-    """What `room` reads of a cluster."""
+    """What `plan_replicas` reads of a cluster."""
 
     def __init__(self, *machines: dict[str, float]) -> None:
         self.machines = machines
@@ -59,25 +59,25 @@ def test_replicas_share_the_cluster(
     machines: list[dict[str, float]], replicas: int | None, device: str | None, expected: Any
 ) -> None:
     """Each fits on every machine, since Ray would wait for ever for one that none has room for."""
-    from vitrail.cluster.ray_serve import room
+    from vitrail.cluster.ray_serve import plan_replicas
 
-    assert room(Ray(*machines), replicas, device) == expected
+    assert plan_replicas(Ray(*machines), replicas, device) == expected
 
 
 def test_more_replicas_than_gpus_are_refused() -> None:
-    from vitrail.cluster.ray_serve import room
+    from vitrail.cluster.ray_serve import plan_replicas
 
     with pytest.raises(UserError, match="3 replicas need a GPU each, and the cluster has 2: lower --replicas"):
-        room(Ray({"CPU": 8, "GPU": 2}), 3, None)
+        plan_replicas(Ray({"CPU": 8, "GPU": 2}), 3, None)
 
 
 def test_a_source_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vitrail.cluster.ray_serve import anywhere
+    from vitrail.cluster.ray_serve import with_absolute_path
 
     (tmp_path / "run").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert anywhere(Source("a", "run")) == Source("a", str(tmp_path / "run"))
-    assert anywhere(Source("a", "classify")).source == "classify"
+    assert with_absolute_path(Source("a", "run")) == Source("a", str(tmp_path / "run"))
+    assert with_absolute_path(Source("a", "classify")).source == "classify"
 
 
 @pytest.mark.parametrize(

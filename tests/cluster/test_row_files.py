@@ -112,3 +112,11 @@ def test_two_commands_at_the_same_time(tmp_path: Path) -> None:
     two.add([row("a")])
     with pytest.raises(RunError, match="was written by another process: let one command at a time"):
         two.write()
+
+
+def test_a_file_of_others_among_the_rows_is_refused(tmp_path: Path) -> None:
+    with RowFiles(tmp_path / "out", SHARED) as written:
+        written.add([row("a.png")])
+    (tmp_path / "out" / "rows-old.parquet").write_bytes(b"")
+    with pytest.raises(UserError, match="rows-old.parquet is not a file of this command: move it out of"):
+        RowFiles(tmp_path / "out", SHARED)

@@ -119,6 +119,8 @@ def test_a_grid_is_a_job_array_whose_jobs_resume(slurm: FakeSlurm, capsys: pytes
         (["--", "train", "digits", "--out", "a b"], "choose an --out without spaces"),
         (["--", "train", "--resume", "runs/x", "--out", "runs/x"], "leave --resume out"),
         (["--", *TRAIN, "--nproc", "2"], "leave out --grid-index and --nproc"),
+        (["--", *TRAIN, "--nproc=2"], "leave out --grid-index and --nproc"),
+        (["--", *TRAIN, "--grid", "seed=0,1", "--grid-index=0"], "leave out --grid-index and --nproc"),
         (["--nodes", "0", "--", *TRAIN], "--nodes must be at least 1, got 0"),
         (["--time", "soon", "--", *TRAIN], "--time must be as Slurm writes it"),
         (["--partition", "a\n#SBATCH --x", "--", *TRAIN], "cannot stand in a line of sbatch"),

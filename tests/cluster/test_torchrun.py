@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from vitrail.cluster.torchrun import pass_on
+
 PROCESS = """
 import os, signal, sys, time
 rank = os.environ["RANK"]
@@ -50,3 +52,19 @@ def test_a_process_that_fails_is_told_apart_from_one_that_saved(tmp_path: Path, 
     said = process.communicate(timeout=200)[1]
     assert process.returncode == code
     assert ("vitrail: processes failed with exit code 2\n" in said) == bool(code)
+
+
+def test_a_thread_that_ends_while_a_signal_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "2").mkdir()
+    (tmp_path / "2" / "children").write_text("77 78 ")
+    sent: list[int] = []
+
+    def kill(process: int, number: int) -> None:
+        if process == 77:
+            raise ProcessLookupError
+        sent.append(process)
+
+    monkeypatch.setattr(Path, "iterdir", lambda folder: iter([tmp_path / "1", tmp_path / "2"]))  # the first has ended
+    monkeypatch.setattr(os, "kill", kill)
+    pass_on(signal.SIGUSR1, None)
+    assert sent == [78]

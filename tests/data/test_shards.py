@@ -470,7 +470,11 @@ def _fewer(path: Path) -> Any:
         (["{photos}", "--out", "{shrunk}"], "{shrunk} exists and is not empty"),
         (["{photos}", "--out", "{tmp}/a.tar"], "has the ending of a file, .tar"),
         (["{photos}", "--out", "{tmp}/a", "--resize", "0"], "--resize must be at least 1 and at most 65536"),
-        (["{photos}", "--out", "{tmp}/a", "--quality", "101"], "--quality must be at least 1 and at most 100"),
+        (
+            ["{photos}", "--out", "{tmp}/a", "--resize", "32", "--quality", "101"],
+            "--quality must be at least 1 and at most 100",
+        ),
+        (["{photos}", "--out", "{tmp}/a", "--quality", "80"], "--quality is that of the JPEGs which --resize writes"),
         (["{photos}", "--out", "{tmp}/a", "--tar-mb", "0"], "--tar-mb must be at least 1"),
         (["{photos}", "--out", "{tmp}/a", "--max-bad", "2"], "--max-bad must be a fraction from 0 to 1, got 2.0"),
         (

@@ -64,3 +64,26 @@ def test_data_that_no_task_opens_is_still_looked_at(tmp_path: Path) -> None:
     (root / "train" / "circle" / "circle0.png").write_bytes(b"")
     checks = {finding.check for finding in examine_data(str(root)).findings}
     assert {"not-a-data-set", "broken-files"} <= checks
+
+
+@pytest.mark.parametrize(
+    "images, left, note",
+    [
+        (10, 60, "the labels are not judged: --images is 10, and at least 40 are needed"),
+        (2000, 9, "the labels are not judged: the set has fewer than 40 images that can be read"),
+        (0, 60, None),
+    ],
+)
+def test_labels_that_are_not_judged_are_noted(images: int, left: int, note: str | None, tmp_path: Path) -> None:
+    root = clean(tmp_path / "set")
+    for number, file in enumerate(sorted(root.rglob("*.png"))):
+        if number % 60 >= left:
+            file.unlink()
+    notes = [text for text in examine_data(str(root), images).notes if "not judged" in text]
+    assert notes == ([] if note is None else [note])
+
+
+def test_images_are_not_an_option_of_a_run(tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text("{}")
+    with pytest.raises(UserError, match="--images is for data sets"):
+        examine(str(tmp_path), images=5)

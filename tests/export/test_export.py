@@ -148,6 +148,18 @@ def test_an_export_is_scored(small: tuple[Path, Path], tmp_path: Path, capsys: p
     assert found[1]["cross_entropy"] == pytest.approx(found[0]["cross_entropy"], abs=1e-4)
 
 
+def test_images_that_the_scores_leave_out_are_named(
+    small: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for i, name in enumerate("abc" * 40):
+        (tmp_path / "data" / "test" / name).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (2 * i, 0, 0)).save(tmp_path / "data" / "test" / name / f"{i}.png")
+    (tmp_path / "data" / "test" / "a" / "broken.png").write_bytes(b"broken")
+    found = export(small[0], tmp_path / "out", "pt2", data=str(tmp_path / "data"))
+    assert found.scores is not None and found.scores.images == 120
+    assert "broken.png" in caplog.text
+
+
 @pytest.mark.parametrize(
     "command, message",
     [
@@ -163,6 +175,15 @@ def test_an_export_is_scored(small: tuple[Path, Path], tmp_path: Path, capsys: p
         (
             ["export", "classify", "{out}", "--to", "onnx", "--precision", "int8", "--data", "digits", "--sizes", "32"],
             "int8 is calibrated at the model's own size: leave out --sizes",
+        ),
+        (
+            ["export", "classify", "{out}", "--to", "pt2", "--split", "val"],
+            "--split and --images choose what is scored: name the data set with --data",
+        ),
+        (["export", "classify", "{out}", "--to", "pt2", "--images", "9"], "name the data set with --data"),
+        (
+            ["export", "classify", "{out}", "--to", "pt2", "--data", "digits", "--images", "0"],
+            "--images must be at least 1, got 0",
         ),
         (["export", "{export}", "{out}", "--to", "pt2"], "is an export itself: give the checkpoint"),
         (["convert", "{export}", "{out}"], "is an export, which predicts and is scored but has no weights"),

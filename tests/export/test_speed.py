@@ -52,7 +52,7 @@ def test_every_program_runs_at_each_batch_and_what_fails_is_left_out(monkeypatch
     assert [(row.program, row.batch, row.engine) for row in found.rows] == [
         ("model", batch, name) for batch in speed.BATCHES for name in ("PyTorch", "a")
     ]
-    calls = speed.WARM_UP + 1 + speed.FEWEST
+    calls = speed.WARM_UP + 1 + speed.MIN_CALLS
     assert seen == [batch for batch in speed.BATCHES for _ in range(calls)]
     assert found.left_out == [
         "PyTorch compiled is left out of the comparison: install g++",

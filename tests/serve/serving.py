@@ -21,7 +21,7 @@ import vitrail
 from vitrail.serve.app import create_app
 from vitrail.serve.engines import Engine
 from vitrail.serve.models import Changes, Served
-from vitrail.serve.server import bound, server_for
+from vitrail.serve.server import listening, server_for
 from vitrail.serve.service import Service
 from vitrail.serve.settings import Settings
 from vitrail.serve.worker import Worker
@@ -120,7 +120,7 @@ def live(*models: Served, **changes: Any) -> Iterator[tuple[int, Any, Any]]:
     settings = Settings(**changes)
     app = create_app(models, settings, Worker(settings.max_batch, settings.max_wait))
     server = server_for(app, settings)
-    with bound("127.0.0.1", 0) as listener:
+    with listening("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
         thread.start()

@@ -34,6 +34,12 @@ from vitrail import cli
         (["http://example.org/model"], "http://example.org/model"),
         (["nothere", "--allow-origin", "https://example.org"], "no model 'nothere'"),
         (["nothere", "--allow-origin", "example.org"], "'example.org' is not an origin"),
+        (["nothere", "--allow-origin", "https://"], "'https://' is not an origin"),
+        (["nothere", "--max-upload-mb", "inf"], "--max-upload-mb must be a number above 0, got inf"),
+        (["nothere", "--max-megapixels", "nan"], "--max-megapixels must be a number above 0, got nan"),
+        (["nothere", "--max-wait-ms", "-5"], "--max-wait-ms must be at least 0 and below 10,000, got -5"),
+        (["--port", "70000"], "--port must be from 0 to 65535, got 70000"),
+        (["--port", "-1"], "--port must be from 0 to 65535, got -1"),
     ],
 )
 def test_what_is_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,10 +33,12 @@ from vitrail.explain.explanation import Explanation, explanation
 from vitrail.explain.packing import packed
 from vitrail.export import export
 from vitrail.serve.engines import Engine
-from vitrail.serve.errors import as_compressed_json
-from vitrail.serve.explaining import MOST, Abandoned, Explainer
+from vitrail.serve.errors import ApiError, as_compressed_json
+from vitrail.serve.explaining import MAX_EXPLANATIONS, Abandoned, Explainer
 from vitrail.serve.models import Served
 from vitrail.serve.schema import Explained, Predictions
+from vitrail.serve.streams import streamed
+from vitrail.serve.uploads import Upload
 from vitrail.serve.worker import Worker
 
 EXPLAIN, PREDICT = "/v1/explain", "/v1/predict"
@@ -113,6 +115,12 @@ def test_what_cannot_be_explained(how: dict[str, Any], status: int, code: str) -
         assert service_of(client).explainer.waiting == service_of(client).images == service_of(client).bytes == 0
 
 
+def test_a_class_of_a_model_without_classes() -> None:
+    with client_of(served("words", captioner())) as client:
+        error = error_of(client.post(EXPLAIN, files=form(photo()), data={"class": "dog"}), 422, "refused")
+        assert error["message"] == "the model has no class 'dog': it has no classes at all"
+
+
 def test_only_explain_takes_another_image() -> None:
     with client_of() as client:
         error_of(client.post(PREDICT, files=[*form(photo()), ("beside", ("b", photo()))]), 422, "unknown_field")
@@ -132,8 +140,8 @@ def test_predictions_carry_the_maps_of_their_answer_alone() -> None:
         for name, array in maps["arrays"].items():
             np.testing.assert_allclose(unpacked(array), unpacked(whole["arrays"][name]), rtol=1e-3, atol=1e-6)
         assert len(json.dumps(maps)) < 0.1 * len(json.dumps(whole))
-        many = client.post(PREDICT, files=form(*[photo()] * (MOST + 1)), data={"explain": "true"})
-        assert str(MOST) in error_of(many, 413, "too_many_images")["message"]
+        many = client.post(PREDICT, files=form(*[photo()] * (MAX_EXPLANATIONS + 1)), data={"explain": "true"})
+        assert str(MAX_EXPLANATIONS) in error_of(many, 413, "too_many_images")["message"]
 
 
 def test_a_caption_carries_the_attention_of_each_word() -> None:
@@ -230,7 +238,7 @@ def test_an_explanation_ends_however_many_others_come() -> None:
     def long() -> None:
         for step in range(3):
             worker.submit(other, None, "key")
-            worker.relieve()
+            worker.run_waiting()
             order.append(f"step {step}")
 
     worker.call(long, long=True).result(PATIENCE)
@@ -247,7 +255,7 @@ def test_one_explanation_does_not_run_in_the_midst_of_another() -> None:
             order.append(f"{name} begins")
             if name == "a":
                 worker.call(long("b"), long=True)
-            worker.relieve()
+            worker.run_waiting()
             order.append(f"{name} ends")
 
         return run
@@ -283,12 +291,15 @@ def test_an_explanation_that_nobody_waits_for_ends_at_its_next_step() -> None:
 def test_only_so_many_explanations_wait() -> None:
     with client_of(classifier_model := served("small", classifier())) as client:
         explainer = service_of(client).explainer
-        with explainer.room(MOST):
+        with explainer.room(MAX_EXPLANATIONS):
             answer = client.post(EXPLAIN, files=form(photo()))
             error = error_of(answer, 503, "busy")
             assert "explanations" in error["message"] and "retry-after" in answer.headers
             error_of(client.post(PREDICT, files=form(photo()), data={"explain": "1"}), 503, "busy")
             assert client.post(PREDICT, files=form(photo())).status_code == 200, classifier_model.name
+            with pytest.raises(ApiError) as refused:  # a stream that is refused keeps no place in the queue
+                streamed(service_of(client), served("words", captioner()), Upload(images=[photo()], explain=True))
+            assert refused.value.status == 503 and service_of(client).images == 0
         with explainer.room(1):  # it would not be ready in time
             explainer.seconds = 1_000.0
             error_of(client.post(EXPLAIN, files=form(photo())), 503, "busy")

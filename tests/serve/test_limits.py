@@ -179,7 +179,7 @@ def test_too_many_bytes_are_refused_with_and_without_a_length() -> None:
 
 
 def test_a_client_that_does_not_finish_its_upload(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitrail.serve.settings.LEAST_TIME", 0)
+    monkeypatch.setattr("vitrail.serve.settings.MIN_TIMEOUT", 0)
     monkeypatch.setattr("vitrail.serve.guard.DRAIN_SECONDS", 0.05)
     sent: list[Any] = []
 
@@ -223,7 +223,7 @@ def test_a_full_queue_answers_503_and_loses_nothing_that_it_took() -> None:
 
 
 def test_an_answer_that_is_not_ready_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitrail.serve.settings.LEAST_TIME", 0)
+    monkeypatch.setattr("vitrail.serve.settings.MIN_TIMEOUT", 0)
     held = Held()
     with client_of(held, timeout=0.05) as client:
         answer = client.post("/v1/predict", files=form(photo()))

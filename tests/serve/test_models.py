@@ -73,8 +73,8 @@ def test_the_fastest_engine_that_agrees_is_chosen(monkeypatch: pytest.MonkeyPatc
         engine.rate = rates[engine.name]
         return engine
 
-    monkeypatch.setattr(engines, "make", make)
-    monkeypatch.setattr(engines, "measured", measured)
+    monkeypatch.setattr(engines, "make_engine", make)
+    monkeypatch.setattr(engines, "measure_rate", measured)
     monkeypatch.setattr(engines, "candidates", lambda task, precision: ["openvino", "onnx", "compile"])
     with ExitStack() as places:
         chosen = engines.choose("x", task, Settings(), float("inf"), places)
@@ -83,7 +83,7 @@ def test_the_fastest_engine_that_agrees_is_chosen(monkeypatch: pytest.MonkeyPatc
             "compile, fp32, 30 images per second (eager 10; onnx 20; openvino left out: it differs)"
         )
         late = engines.choose("x", task, Settings(), 0.0, places)
-        assert late.name == "eager" and "not tried for want of time: openvino, onnx, compile" in late.line()
+        assert late.name == "eager" and "not tried, since the time was up: openvino, onnx, compile" in late.line()
         assert engines.choose("x", task, Settings(engine="onnx"), 0.0, places).name == "onnx"
         with pytest.raises(UserError, match="--engine openvino cannot run x: it differs"):
             engines.choose("x", task, Settings(engine="openvino"), 0.0, places)
@@ -111,9 +111,9 @@ def test_an_engine_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(torch, "compile", lambda module, dynamic: Off(module))
         if off:
             with pytest.raises(UserError, match="more than 1e-3"):
-                engines.compiled(task)
+                engines.compile_task(task)
         else:
-            assert isinstance(engines.compiled(task).encoder, Off) and not isinstance(task.encoder, Off)
+            assert isinstance(engines.compile_task(task).encoder, Off) and not isinstance(task.encoder, Off)
 
 
 def test_a_real_measurement() -> None:

@@ -100,7 +100,7 @@ def test_an_image_that_cannot_be_read_has_an_error_beside_the_others() -> None:
     with client_of() as client:
         rows = client.post("/v1/predict", files=form(photo(1), b"no image", photo(2))).json()["predictions"]
         assert [sorted(row) for row in rows] == [["labels", "task"], ["error"], ["labels", "task"]]
-        assert rows[1]["error"] == "image 2 is no image"
+        assert rows[1]["error"] == "image 2 is not an image"
 
 
 def test_the_models_are_listed() -> None:

@@ -12,7 +12,7 @@ import torch
 
 from vitrail import files
 from vitrail.errors import RunError
-from vitrail.files import append_whole, copy_folder, retrying
+from vitrail.files import append_atomic, copy_folder, retrying
 from vitrail.train.keep import Writer
 from vitrail.train.snapshot import Snapshot
 
@@ -108,7 +108,7 @@ def test_other_errors_are_not_repeated() -> None:
 
 def test_a_line_is_added_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "metrics.jsonl"
-    append_whole(file, "é first\n")
+    append_atomic(file, "é first\n")
     opened = Path.open
 
     class Short:
@@ -137,10 +137,10 @@ def test_a_line_is_added_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", lambda path, *args, **named: Short(path))
         with pytest.raises(OSError, match="No space left") as caught:
-            append_whole(file, "second\n")
+            append_atomic(file, "second\n")
     assert caught.value.filename == str(file)
     assert file.read_text() == "é first\n"
-    append_whole(file, "third\n")
+    append_atomic(file, "third\n")
     assert file.read_text() == "é first\nthird\n"
 
 

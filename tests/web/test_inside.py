@@ -256,11 +256,11 @@ def test_a_second_photo_is_compared(browser: Browser, served: Site) -> None:
 def test_an_error_of_a_second_photo_is_told_and_the_views_stay(browser: Browser, served: Site) -> None:
     with inside(browser, served, "similarity", allowed="503") as seen:
         page = seen.page
-        busy = error(503, "busy", "too many explanations are in work", "try again after 9 seconds")
+        busy = error(503, "busy", "too many explanations are in progress", "try again after 9 seconds")
         page.route("**/v1/explain", lambda route: route.fulfill(**busy))
         page.get_by_role("button", name="compare with the sample photo: rocket").click()
         expect(page.get_by_role("alert")).to_contain_text(
-            "too many explanations are in work: try again after 9 seconds"
+            "too many explanations are in progress: try again after 9 seconds"
         )
         expect(glass(page)).to_be_visible()
 

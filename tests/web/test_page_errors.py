@@ -27,7 +27,7 @@ def test_a_file_that_is_no_image(browser: Browser, served: Site, tmp_path: Path,
         seen.open("#model=classify")
         seen.give(tmp_path / "letter.txt")
         alert = seen.page.get_by_role("alert")
-        expect(alert).to_contain_text("Image 1 is no image.")
+        expect(alert).to_contain_text("Image 1 is not an image.")
         expect(alert).to_contain_text("Send the content of an image file")
         assert not seen.violations()
         seen.give(photo)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import vitrail
 from vitrail.errors import UserError
-from vitrail.files import whole_folder
+from vitrail.files import atomic_folder
 from vitrail.recommended import bundled
 
 
@@ -59,7 +59,7 @@ def test_other_classes_channels_and_sizes(tmp_path: Path) -> None:
 def test_what_stands_in_the_place_of_a_checkpoint_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
     file.write_text("mine")
-    with pytest.raises(FileExistsError), whole_folder(file):
+    with pytest.raises(FileExistsError), atomic_folder(file):
         pass
     assert list(tmp_path.iterdir()) == [file] and file.read_text() == "mine"
     path = saved(tmp_path / "model")

@@ -49,7 +49,7 @@ def slurm(args: Sequence[str]) -> int:
 
     The job stops before its time limit with the run saved and queues itself again; a grid becomes a job array.
     """
-    own, words = _cut(args)
+    own, words = _split_at_dashes(args)
     if words[:1] != ["train"] and not {*HELP} & {*own}:
         raise UserError("write the command of the job after two dashes: vitrail cluster slurm ... -- train RECIPE ...")
     parser = Parser("cluster slurm", slurm)
@@ -89,7 +89,7 @@ def slurm(args: Sequence[str]) -> int:
     return 0
 
 
-def _cut(args: Sequence[str]) -> tuple[list[str], list[str]]:
+def _split_at_dashes(args: Sequence[str]) -> tuple[list[str], list[str]]:
     """The arguments before `--`, and those after it."""
     words = list(args)
     place = words.index("--") if "--" in words else len(words)
@@ -145,7 +145,7 @@ def ray_predict(args: Sequence[str]) -> int:
 
 def ray_train(args: Sequence[str]) -> int:
     """Train with Ray Train: `vitrail cluster ray train [--workers N] -- RECIPE --out DIR ...`."""
-    own, words = _cut(args)
+    own, words = _split_at_dashes(args)
     if not words and not {*HELP} & {*own}:
         raise UserError("write the recipe after two dashes: vitrail cluster ray train ... -- RECIPE --out DIR ...")
     parser = Parser("cluster ray train", ray_train)

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from vitrail import recipes
-from vitrail.errors import RunError, Stopped, UserError
-from vitrail.files import write_whole
+from vitrail.errors import Preempted, RunError, Stopped, UserError
+from vitrail.files import write_atomic
 from vitrail.options import NO_FIELDS, Parser, known_fields, parse_fields
 from vitrail.plain import flat_fields
 from vitrail.process import PREEMPTING, environment, handled
@@ -35,14 +35,12 @@ log = logging.getLogger("vitrail")
 
 SHARED = "grid.json"
 """what every run of a grid has in common: a folder holds one grid"""
-SAVED = 75
-"""exit code of a run that SIGTERM or SIGUSR1 stopped, with its state saved: a scheduler can queue it again"""
 STOPS = {
-    SAVED: SAVED,
+    Preempted.exit_code: Preempted.exit_code,
     Stopped.exit_code: Stopped.exit_code,
     -signal.SIGINT: Stopped.exit_code,
-    -signal.SIGTERM: SAVED,
-    -signal.SIGUSR1: SAVED,
+    -signal.SIGTERM: Preempted.exit_code,
+    -signal.SIGUSR1: Preempted.exit_code,
 }
 """exit codes of a run that was stopped from outside, even before it could save, and those of the grid after it"""
 Start = Callable[[Sequence[str]], int]
@@ -88,7 +86,7 @@ class Grid:
         """Record what the runs share. Raises UserError if the folder holds runs with other settings."""
         place = self.out / SHARED
         if not place.exists():
-            write_whole(place, json.dumps(self.common, indent=2) + "\n")
+            write_atomic(place, json.dumps(self.common, indent=2) + "\n")
             return
         try:
             before = json.loads(place.read_text())
@@ -148,6 +146,11 @@ def read_grid(args: Sequence[str]) -> Grid:
     common = {"recipe": given.recipe, "data": data, "init": given.init, "group": given.group, **fixed}
     out = options.out or Path("runs") / f"{given.recipe}-grid"
     return Grid([*words, *kept], out, combinations, {k: v for k, v in common.items() if v is not None})
+
+
+def flags_in(words: Sequence[str]) -> set[str]:
+    """The flags among the words of a command, also those that are joined with their value (`--nproc=2`)."""
+    return {word.partition("=")[0] for word in words if word.startswith("--")}
 
 
 Axis = list[tuple[str, str, list[str], Any]]

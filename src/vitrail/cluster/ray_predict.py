@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,8 @@ def predict(task: Task, data: str, out: Path, workers: Workers, address: str | N
     """Predict for all images of `data` that have no row in the folder `out` yet; returns a line about its rows."""
     if workers.batch < 1 or (workers.count is not None and workers.count < 1):
         raise UserError("--workers and --batch-size must be at least 1")
+    if workers.gpus is not None and not 0 <= workers.gpus < math.inf:
+        raise UserError(f"--gpus-per-worker must be at least 0, got {workers.gpus:g}")
     ray = library()
     inputs = list_inputs(data)
     names = inputs.names()
@@ -80,16 +82,7 @@ def shared(task: Task, data: str) -> dict[str, Any]:
 
 def _collect(ray: Any, task: Task, work: list[Work], workers: Workers, files: RowFiles, todo: int) -> None:
     """Let the workers answer, and keep the rows as they come."""
-    there = ray.cluster_resources()
-    gpus = workers.gpus if workers.gpus is not None else float(there.get("GPU", 0) > 0)
-    if gpus > there.get("GPU", 0):
-        raise UserError(
-            f"a worker needs {gpus:g} GPU and the cluster has {there.get('GPU', 0):g}: lower --gpus-per-worker"
-        )
-    most = int(there["GPU"] / gpus) if gpus else workers.count or int(there["CPU"])
-    if (count := workers.count or most) > most:
-        raise UserError(f"{count} workers with {gpus:g} GPU each, and the cluster has room for {most}: lower --workers")
-    cores = min(1.0, there["CPU"] / (count + 1))  # Ray waits for ever for cores that no machine has
+    count, gpus, cores = allotted(workers, ray.cluster_resources())
     log.warning(f"{todo:,} images for {count} workers" + (f" with {gpus:g} GPU each" if gpus else " on the CPU"))
     began = told = time.monotonic()
     finished = 0
@@ -103,6 +96,23 @@ def _collect(ray: Any, task: Task, work: list[Work], workers: Workers, files: Ro
         raise
     except ray.exceptions.RayError as error:
         raise RunError(f"{shortened(error)}; the rows so far are kept, and the same command continues") from None
+
+
+def allotted(workers: Workers, resources: Mapping[str, float]) -> tuple[int, float, float]:
+    """How many workers a cluster with these resources gets, and the GPUs and CPU cores of each.
+
+    Raises UserError if the cluster lacks what the workers need.
+    """
+    gpus_there, cores_there = resources.get("GPU", 0), resources.get("CPU", 0)
+    if not cores_there:
+        raise UserError("the cluster has no CPU cores for workers: add a machine to it, or choose another --address")
+    gpus = workers.gpus if workers.gpus is not None else float(gpus_there > 0)
+    if gpus > gpus_there:
+        raise UserError(f"a worker needs {gpus:g} GPU and the cluster has {gpus_there:g}: lower --gpus-per-worker")
+    most = int(gpus_there / gpus) if gpus else workers.count or int(cores_there)
+    if (count := workers.count or most) > most:
+        raise UserError(f"{count} workers with {gpus:g} GPU each, and the cluster has room for {most}: lower --workers")
+    return count, gpus, min(1.0, cores_there / (count + 1))  # Ray waits for ever for cores that no machine has
 
 
 def _answers(

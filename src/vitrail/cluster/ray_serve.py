@@ -27,7 +27,7 @@ from vitrail.process import handled
 from vitrail.serve.app import create_app
 from vitrail.serve.metrics import Metrics
 from vitrail.serve.models import Source
-from vitrail.serve.server import LOCAL, address_of, bound, load_all, warn_of_strangers
+from vitrail.serve.server import LOCAL, address_of, listening, load_all, warn_if_public
 from vitrail.serve.settings import Settings
 from vitrail.serve.worker import Worker
 from vitrail.zoo import find
@@ -55,17 +55,26 @@ def serve(
     except ImportError as error:
         raise UserError(f"Ray Serve is not installed ({error.name}): pip install 'vitrail[cluster]'") from None
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # which its import has set to INFO
-    with bound(host, port) as listener:  # Ray binds it in another process, and would say less
+    with listening(host, port) as listener:  # Ray binds it in another process, and would say less
         url, port = address_of(listener), listener.getsockname()[1]
-    warn_of_strangers(host, settings)
+    warn_if_public(host, settings)
     stopped = threading.Event()
     # Ray has a handler of its own, so ours is set after it.
     with session(ray, os.environ.get("RAY_ADDRESS")), handled(lambda number: stopped.set(), *SIGNALS):
-        count, needs = room(ray, replicas, device)
+        count, needs = plan_replicas(ray, replicas, device)
         if (there := ray_serve.status()).proxies or there.applications:
             raise UserError("Ray Serve runs on this cluster already: end it with `serve shutdown`, or use another one")
         try:
-            _start(ray_serve, [anywhere(source) for source in sources], host, port, device, settings, count, needs)
+            _start(
+                ray_serve,
+                [with_absolute_path(source) for source in sources],
+                host,
+                port,
+                device,
+                settings,
+                count,
+                needs,
+            )
             print(f"vitrail is ready at {url}", flush=True)
             stopped.wait()
             ray_serve.delete(NAME)  # its replicas answer what they took
@@ -77,12 +86,12 @@ def serve(
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def anywhere(source: Source) -> Source:
+def with_absolute_path(source: Source) -> Source:
     """The source by its whole path, since replicas have other working folders; a name stays one."""
     return replace(source, source=str(Path(source.source).resolve())) if Path(source.source).exists() else source
 
 
-def room(ray: Any, replicas: int | None, device: str | None) -> tuple[int, dict[str, float]]:
+def plan_replicas(ray: Any, replicas: int | None, device: str | None) -> tuple[int, dict[str, float]]:
     """How many replicas there are, and what each needs: a GPU, or else its share of a machine's cores.
 
     By default there is one per GPU, or one per machine in a cluster without.
@@ -141,10 +150,10 @@ class Replica:
     def __init__(self, sources: Sequence[Source], device: str | None, settings: Settings) -> None:
         metrics = Metrics()
         worker = Worker(settings.max_batch, settings.max_wait, metrics.batch)
-        places = ExitStack()
-        models = worker.call(lambda: load_all(sources, device, settings, places)).result()
+        cleanup = ExitStack()
+        models = worker.call(lambda: load_all(sources, device, settings, cleanup)).result()
         Replica.running = create_app(models, settings, worker, metrics)
-        Replica.running.state.places = places
+        Replica.running.state.cleanup = cleanup
 
 
 class Application:
@@ -159,5 +168,5 @@ class Application:
         await receive()
         if Replica.running is not None:
             Replica.running.state.service.close()
-            Replica.running.state.places.close()
+            Replica.running.state.cleanup.close()
         await send({"type": "lifespan.shutdown.complete"})

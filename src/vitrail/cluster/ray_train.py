@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vitrail.cluster.grid import read_grid
+from vitrail.cluster.grid import flags_in, read_grid
 from vitrail.cluster.ray_session import library, session, shortened
 from vitrail.errors import RunError, UserError
 from vitrail.train.job import JOB
@@ -26,11 +26,12 @@ def train(words: Sequence[str], workers: int, gpus: float, failures: int, addres
     """
     if workers < 1 or failures < 0:
         raise UserError("--workers must be at least 1, and --max-failures at least 0")
+    flags = flags_in(words)
     for flag in ("--grid", "--grid-index", "--nproc", "--device"):
-        if flag in [word.partition("=")[0] for word in words]:
+        if flag in flags:
             raise UserError(f"{flag} has no meaning here: leave it out")
     grid = read_grid(words)
-    if "--out" not in [word.partition("=")[0] for word in words]:
+    if "--out" not in flags:
         raise UserError("name the run's folder with --out: by it a worker that is started again finds its run")
     ray = library()
     try:

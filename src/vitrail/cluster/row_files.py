@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.errors import RunError, UserError
-from vitrail.files import refuse_file_name, replacing, write_whole
+from vitrail.files import atomic_file, refuse_file_name, write_atomic
 from vitrail.predictions.tables import Row, first_columns, pyarrow_for_tables, readable
 
 SHARED = "_predictions.json"
@@ -34,7 +34,11 @@ class RowFiles:
         """names of the images that have a row"""
         self.begin(dict(shared))
         files = sorted(folder.glob("rows-*.parquet"))
-        self.next = 1 + max((int(file.stem.removeprefix("rows-")) for file in files), default=-1)
+        numbers = [file.stem.removeprefix("rows-") for file in files]
+        for file, number in zip(files, numbers, strict=True):
+            if not number.isdecimal():
+                raise UserError(f"{file} is not a file of this command: move it out of {folder}")
+        self.next = 1 + max(map(int, numbers), default=-1)
         for file in files:
             self._read(file)
 
@@ -43,7 +47,7 @@ class RowFiles:
         if not place.exists():
             if self.folder.exists() and any(self.folder.iterdir()):
                 raise UserError(f"{self.folder} exists and is not empty: choose another --out")
-            write_whole(place, json.dumps(shared, indent=2) + "\n")
+            write_atomic(place, json.dumps(shared, indent=2) + "\n")
             return
         try:
             before = json.loads(place.read_text())
@@ -94,7 +98,7 @@ class RowFiles:
         file = self.folder / f"rows-{self.next:06d}.parquet"
         if file.exists():
             raise RunError(f"{file} was written by another process: let one command at a time write to {self.folder}")
-        with replacing(file) as opened:
+        with atomic_file(file) as opened:
             pq.write_table(table, opened)
         self.next += 1
         self.waiting = []

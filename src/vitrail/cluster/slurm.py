@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitrail import recipes
-from vitrail.cluster.grid import Grid, read_grid
+from vitrail.cluster.grid import Grid, flags_in, read_grid
 from vitrail.errors import RunError, UserError, first_line
-from vitrail.files import refuse_existing, write_whole
+from vitrail.files import refuse_existing, write_atomic
 from vitrail.train.job import JOB
 
 WRITTEN = "# written by vitrail cluster slurm"
@@ -82,10 +82,10 @@ def write_script(request: Request, words: Sequence[str], script: Path | None) ->
 
     Raises UserError, with nothing written, for words that `train` would refuse.
     """
-    if "--grid-index" in words or "--nproc" in words:
+    if {"--grid-index", "--nproc"} & (flags := flags_in(words)):
         raise UserError("leave out --grid-index and --nproc: the script sets them from its job and --gpus-per-node")
     grid = read_grid(words)
-    if "--out" not in [word.partition("=")[0] for word in words]:
+    if "--out" not in flags:
         raise UserError("name the run's folder with --out: by it a job that is queued again finds its run")
     if not re.fullmatch(r"[\w./+=,@-]+", str(grid.out)):
         raise UserError(f"{str(grid.out)!r} cannot stand in a line of sbatch: choose an --out without spaces")
@@ -95,7 +95,7 @@ def write_script(request: Request, words: Sequence[str], script: Path | None) ->
     if path.is_dir() or (path.exists() and WRITTEN not in path.read_text(errors="replace")):
         refuse_existing(path)
         raise UserError(f"{path} is a folder: choose another --script")
-    write_whole(path, "\n".join(lines(request, grid, words)) + "\n")
+    write_atomic(path, "\n".join(lines(request, grid, words)) + "\n")
     return path
 
 

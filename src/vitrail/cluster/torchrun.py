@@ -13,14 +13,17 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+
+from vitrail.errors import Preempted
 
 OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 """environment variable: rank 0 opens the port where the ranks meet, anew in each start. By default its torchrun does so
 once: if that machine fails and returns, the others wait for ever at the old port (seen in PyTorch 2.15)"""
-SAVED = 75
-"""exit code of a process that a signal stopped, with the run saved"""
+SAVED = Preempted.exit_code
+"""of a process that a signal stopped, with the run saved"""
 
 
 def main(args: Sequence[str]) -> int:
@@ -47,12 +50,11 @@ def main(args: Sequence[str]) -> int:
 
 def pass_on(number: int, frame: FrameType | None) -> None:
     """Send a signal to the processes that torchrun has started."""
-    for task in Path(f"/proc/{os.getpid()}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            try:
-                os.kill(int(child), number)
-            except ProcessLookupError:  # it has ended meanwhile
-                continue
+    for thread in Path(f"/proc/{os.getpid()}/task").iterdir():
+        with suppress(OSError):  # a thread or a process that has ended meanwhile
+            for child in (thread / "children").read_text().split():
+                with suppress(ProcessLookupError):
+                    os.kill(int(child), number)
 
 
 if __name__ == "__main__":

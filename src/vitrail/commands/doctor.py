@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from vitrail.errors import UserError
-from vitrail.files import refuse_existing, write_whole
+from vitrail.files import refuse_existing, write_atomic
 from vitrail.options import Parser, path
 
 
@@ -20,10 +20,10 @@ def doctor(args: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one object per line for each finding")
     parser.add_argument("--out", type=path, help="also write the findings, baselines and notes to this .json file")
     parser.add_argument(
-        "--images", type=int, default=2000, metavar="N", help="judge the labels of at most N images; 0: of none"
+        "--images", type=int, metavar="N", help="judge the labels of at most N images; 0: of none; default: 2000"
     )
     options = parser.parse_args(args)
-    if options.images < 0:
+    if options.images is not None and options.images < 0:
         raise UserError(f"--images must be a number of at least 0, got {options.images}")
     if options.out is not None:
         if options.out.suffix.lower() != ".json":
@@ -33,7 +33,7 @@ def doctor(args: Sequence[str]) -> int:
 
     found = examine(options.subject, options.images)
     if options.out is not None:
-        write_whole(options.out, json.dumps(found.row(), indent=2) + "\n")
+        write_atomic(options.out, json.dumps(found.row(), indent=2) + "\n")
     for note in found.notes:
         print(f"vitrail: {note}", file=sys.stderr)
     if options.json:

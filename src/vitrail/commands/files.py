@@ -56,8 +56,19 @@ def export(args: Sequence[str]) -> int:
     from vitrail.export import export as write
 
     sizes = [as_size(text) for text in options.sizes]
-    how = (options.to, options.precision, options.data, sizes, options.split, options.images, options.revision)
-    result = write(options.source, options.out, *how, engines=options.engines, merge=options.merge)
+    result = write(
+        options.source,
+        options.out,
+        to=options.to,
+        precision=options.precision,
+        data=options.data,
+        sizes=sizes,
+        split=options.split,
+        images=options.images,
+        revision=options.revision,
+        engines=options.engines,
+        merge=options.merge,
+    )
     if options.json:
         print(json.dumps(result.as_row()))
         return 0
@@ -73,15 +84,19 @@ def data(args: Sequence[str]) -> int:
     parser.add_argument("data", help=DATA)
     parser.add_argument("--out", type=path, required=True, help="new folder, for `vitrail train --data FOLDER`")
     parser.add_argument("--resize", type=int, metavar="PIXELS", help="make larger images JPEGs of this shorter side")
-    parser.add_argument("--quality", type=int, default=95, help="of these JPEGs, from 1 to 100; default: 95")
+    parser.add_argument("--quality", type=int, help="of these JPEGs, from 1 to 100; default: 95")
     parser.add_argument("--tar-mb", type=int, default=500, help="largest size of a tar file in MB; default: 500")
     parser.add_argument("--max-bad", type=float, default=0.01, help="largest fraction of unreadable images")
     parser.add_argument("--group", help=GROUP)
     options = parser.parse_args(args)
+    if options.quality is not None and options.resize is None:
+        raise UserError("--quality is that of the JPEGs which --resize writes: add --resize PIXELS, or leave it out")
     from vitrail.data.packing import pack_data
 
-    how = (options.resize, options.quality, options.tar_mb, options.max_bad, options.group)
-    for line in pack_data(options.data, options.out, *how):
+    quality = 95 if options.quality is None else options.quality
+    for line in pack_data(
+        options.data, options.out, options.resize, quality, options.tar_mb, options.max_bad, options.group
+    ):
         print(line)
     return 0
 

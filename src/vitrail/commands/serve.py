@@ -1,18 +1,48 @@
-"""`vitrail serve`. Heavy imports are inside the function."""
+"""`vitrail serve`. Heavy imports are inside the functions."""
 
 from __future__ import annotations
 
+import math
+from argparse import Namespace
 from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from vitrail.errors import UserError
 from vitrail.options import SOURCE, Parser, path
+
+if TYPE_CHECKING:
+    from vitrail.serve.settings import Settings
 
 PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 
 
 def serve(args: Sequence[str]) -> int:
     """Serve models over HTTP: `vitrail serve [SOURCE...] [--host H] [--port P] [--ray]`."""
+    parser = _parser()
+    if parser.parse_help(args) is not None:
+        print(parser.format_help())
+        return 0
+    options = parser.parse_args(args)
+    if missing := [name for name in PACKAGES if find_spec(name) is None]:
+        raise UserError(f"serving needs the package {missing[0].replace('_', '-')}: pip install 'vitrail[serve]'")
+    from vitrail.serve.models import read_sources
+    from vitrail.serve.server import serve as run
+
+    settings, sources = _settings(options), read_sources(options.sources)
+    if options.ray:
+        from vitrail.cluster.ray_serve import serve as run_replicas
+
+        run_replicas(sources, options.host, options.port, options.device, settings, options.replicas)
+        return 0
+    if options.replicas is not None:
+        raise UserError("--replicas is for a Ray cluster: add --ray")
+    run(sources, options.host, options.port, options.device, settings)
+    return 0
+
+
+def _parser() -> Parser:
+    """The options of the command."""
     parser = Parser("serve", serve, urls=True)
     parser.add_argument(
         "sources", nargs="*", metavar="SOURCE", help=f"{SOURCE}; NAME=SOURCE names it; default: classify"
@@ -41,21 +71,20 @@ def serve(args: Sequence[str]) -> int:
     parser.add_argument(
         "--replicas", type=int, metavar="N", help="with --ray; default: one per GPU, or per machine without"
     )
-    if parser.parse_help(args) is not None:
-        print(parser.format_help())
-        return 0
-    options = parser.parse_args(args)
-    if missing := [name for name in PACKAGES if find_spec(name) is None]:
-        raise UserError(f"serving needs the package {missing[0].replace('_', '-')}: pip install 'vitrail[serve]'")
-    from vitrail.serve.models import read_sources
-    from vitrail.serve.server import serve as run
+    return parser
+
+
+def _settings(options: Namespace) -> Settings:
+    """The limits that the options set. UserError for one that is out of range."""
     from vitrail.serve.settings import Settings, read_keys
 
-    settings = Settings(
+    if not 0 <= options.max_wait_ms < 10_000:
+        raise UserError(f"--max-wait-ms must be at least 0 and below 10,000, got {options.max_wait_ms:g}")
+    return Settings(
         keys=read_keys(options.api_keys),
         origins=tuple(options.allow_origin),
-        max_upload=int(options.max_upload_mb * 1e6),
-        max_pixels=int(options.max_megapixels * 1e6),
+        max_upload=_millions("--max-upload-mb", options.max_upload_mb),
+        max_pixels=_millions("--max-megapixels", options.max_megapixels),
         rate_limit=options.rate_limit,
         queue=options.queue,
         max_batch=options.max_batch,
@@ -65,13 +94,10 @@ def serve(args: Sequence[str]) -> int:
         precision=options.precision,
         measure=options.measure,
     )
-    sources, where = read_sources(options.sources), (options.host, options.port, options.device)
-    if options.ray:
-        from vitrail.cluster.ray_serve import serve as run_replicas
 
-        run_replicas(sources, *where, settings, options.replicas)
-        return 0
-    if options.replicas is not None:
-        raise UserError("--replicas is for a Ray cluster: add --ray")
-    run(sources, *where, settings)
-    return 0
+
+def _millions(flag: str, value: float) -> int:
+    """The bytes or pixels of a limit in MB or megapixels. UserError if it is not finite or allows nothing."""
+    if not math.isfinite(value) or value * 1e6 < 1:
+        raise UserError(f"{flag} must be a number above 0, got {value:g}")
+    return int(value * 1e6)

@@ -33,7 +33,7 @@ from vitrail.data.tally import Tally
 from vitrail.data.targets import Labels
 from vitrail.data.threads import in_order
 from vitrail.errors import UserError
-from vitrail.files import refuse_existing, refuse_file_name, whole_folder
+from vitrail.files import atomic_folder, refuse_existing, refuse_file_name
 from vitrail.process import cores
 
 T = TypeVar("T")
@@ -114,7 +114,7 @@ def pack(
         raise UserError(f"--max-bad must be a fraction from 0 to 1, got {max_bad}")
     there = {"train": splits.train, "val": splits.val, "test": splits.test}
     rows, packed = {}, {}
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         for split, images in there.items():
             if images is not None and len(images):
                 rows[split], packed[split] = _pack_split(

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from vitrail.data.random import seed_for, uniform
 from vitrail.errors import RunError, first_line, warn_once
-from vitrail.files import replacing
+from vitrail.files import atomic_file
 
 BLOCK = 8 << 20
 """bytes up to which neighbouring row groups of a file are one block"""
@@ -181,7 +181,7 @@ class Cache:
         try:
             with self._locked("size"):
                 self._make_room(ends.nbytes + int(ends[-1]))
-                with replacing(self.folder / name) as file:
+                with atomic_file(self.folder / name) as file:
                     file.write(ends.tobytes())
                     file.writelines(images)
         except OSError as error:

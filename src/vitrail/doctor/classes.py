@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vitrail.data.sources import Folder, find_data
-from vitrail.doctor.finding import Finding, counted, some
+from vitrail.doctor.finding import Finding, a_few, counted
 from vitrail.doctor.survey import Survey
 
 RARE = 0.2
@@ -96,7 +96,7 @@ def sources(found: Survey) -> Iterator[Finding]:
     """Classes whose training images share a property that no other class has, which a model could learn instead."""
     good = found.good()
     good = good[found.split[good] == 0]
-    labels, rows = found.labels[good], found.looks[good]
+    labels, rows = found.labels[good], found.measured[good]
     if len(found.classes) < 2 or not len(good):
         return
     told: dict[int, list[str]] = {}
@@ -111,7 +111,7 @@ def sources(found: Survey) -> Iterator[Finding]:
             if value and share >= OWN and (others == value).mean() <= OTHERS:
                 told.setdefault(k, []).append(str(value))
     if told:
-        where = [(f"{found.classes[k]} ({some(own)})",) for k, own in sorted(told.items())]
+        where = [(f"{found.classes[k]} ({a_few(own)})",) for k, own in sorted(told.items())]
         yield Finding(
             "one-source",
             f"the images of {counted(len(told), 'class', 'classes')} share a property that other classes do not have",

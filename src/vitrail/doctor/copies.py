@@ -107,16 +107,16 @@ def _exact(found: Survey) -> list[list[int]]:
     """Groups of images with the same pixels; constant images are another finding."""
     groups: dict[int, list[int]] = defaultdict(list)
     for i in found.good():
-        if found.looks["spread"][i] > 2:
-            groups[int(found.looks["pixels"][i])].append(int(i))
+        if found.measured["spread"][i] > 2:
+            groups[int(found.measured["pixels"][i])].append(int(i))
     return [group for group in groups.values() if len(group) > 1]
 
 
 def _near(found: Survey, exact: list[list[int]]) -> list[tuple[int, int]]:
     """Pairs of images that are nearly the same: one of each group of exact copies stands for the group."""
     again = {i for group in exact for i in group[1:]}
-    side = np.minimum(found.looks["height"], found.looks["width"])
-    fit = (found.looks["spread"] > 2) & (side >= LEAST_SIDE)
+    side = np.minimum(found.measured["height"], found.measured["width"])
+    fit = (found.measured["spread"] > 2) & (side >= LEAST_SIDE)
     rows = [at for at, i in enumerate(found.compared) if fit[i] and int(i) not in again]
     if len(rows) < 2:
         return []

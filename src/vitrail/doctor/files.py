@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vitrail.data.sources import BEGINNINGS, ENDINGS, HEIF, is_litter
-from vitrail.doctor.finding import Finding, counted, some
+from vitrail.doctor.finding import Finding, a_few, counted
 from vitrail.doctor.survey import Survey
 
 OWN_ENDINGS = {
@@ -45,7 +45,7 @@ def wrong_endings(found: Survey) -> Iterator[Finding]:
     """Images whose content is of another format than their name says."""
     wrong = []
     for i in found.good():
-        ending, kind = Path(found.names[i]).suffix.lower(), str(found.looks["format"][i])
+        ending, kind = Path(found.names[i]).suffix.lower(), str(found.measured["format"][i])
         if ending in KNOWN and kind in OWN_ENDINGS and ending not in OWN_ENDINGS[kind]:
             wrong.append((f"{found.names[i]} ({kind})",))
     if wrong:
@@ -73,7 +73,7 @@ def left_out(path: Path) -> Iterator[Finding]:
                 disguised.append((_below(path, here / name),))
     if hidden:
         images = [name for (name,) in hidden if Path(name).suffix.lower() in KNOWN]
-        hint = f", among them images: {some(images)}" if images else ""
+        hint = f", among them images: {a_few(images)}" if images else ""
         yield Finding(
             "hidden-files",
             f"{counted(len(hidden), 'hidden file or folder is', 'hidden files or folders are')} left out{hint}",

@@ -9,7 +9,7 @@ from typing import Any, Literal
 Sure = Literal["certain", "likely", "possible"]
 """certain: counted or compared exactly; likely: rarely wrong; possible: look at it first"""
 
-NAMED = 5
+MAX_NAMED = 5
 """names of a finding that people see; JSON has all"""
 
 
@@ -47,7 +47,7 @@ class Finding:
 
     def text(self) -> str:
         """The lines for a terminal."""
-        shown = [" = ".join(group[:3]) + " = ..." * (len(group) > 3) for group in self.groups[:NAMED]]
+        shown = [" = ".join(group[:3]) + " = ..." * (len(group) > 3) for group in self.groups[:MAX_NAMED]]
         more = len(self.groups) - len(shown)
         lines = [f"{self.check} ({self.sure}): {self.what}"]
         lines += [f"    {name}" for name in shown] + [f"    and {more:,} more"] * (more > 0)
@@ -81,12 +81,12 @@ class Diagnosis:
 ORDER: tuple[Sure, ...] = ("certain", "likely", "possible")
 
 
-def in_order(findings: Sequence[Finding]) -> list[Finding]:
+def by_certainty(findings: Sequence[Finding]) -> list[Finding]:
     """The findings, those that are more certain first."""
     return sorted(findings, key=lambda finding: ORDER.index(finding.sure))
 
 
-def some(names: Sequence[str], most: int = 3) -> str:
+def a_few(names: Sequence[str], most: int = 3) -> str:
     """A few of many names, in a sentence."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")

@@ -102,13 +102,27 @@ class Judged:
         return {"judged": len(self.numbers), "baselines": self.baselines}
 
 
+def refusal(found: Survey, images: int) -> str | None:
+    """Why the labels of at most so many images cannot be judged; None if they can."""
+    if images < FEWEST:
+        return f"--images is {images}, and at least {FEWEST} are needed"
+    if len(found.good()) < FEWEST:
+        return f"the set has fewer than {FEWEST} images that can be read"
+    if (channels := found.sets[0].channels) not in (1, 3):
+        return f"images of {channels} channels are not supported"
+    if len(np.unique(found.labels[found.good()])) < 2:
+        return "all images have the same label"
+    return None
+
+
 def judge(found: Survey, images: int) -> Judged | None:
-    """Judge the labels of at most so many images; None for a set without classes, or with too few images."""
+    """Judge the labels of at most so many images; None if too few images or labels are left when they are read again.
+
+    `refusal` must be None.
+    """
     good = found.good()
-    if len(found.classes) < 2 or len(good) < FEWEST or found.sets[0].channels not in (1, 3) or images < FEWEST:
-        return None
     chosen = good[np.linspace(0, len(good) - 1, min(len(good), images)).round().astype(int)]
-    side = np.sqrt(found.looks["height"][chosen].astype(float) * found.looks["width"][chosen])
+    side = np.sqrt(found.measured["height"][chosen].astype(float) * found.measured["width"][chosen])
     task = zoo.load(ENCODER, image_size=SMALL if np.median(side) < SMALL else None)
     kept, pixels, small = _read(found, chosen, task)
     labels = torch.from_numpy(found.labels[kept])

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from vitrail import zoo
-from vitrail.doctor.finding import Diagnosis, Finding, in_order
+from vitrail.doctor.finding import Diagnosis, Finding, by_certainty
 from vitrail.errors import UserError
 from vitrail.report.run import RunRecord, read_run
 from vitrail.tasks import task_of
@@ -61,7 +61,7 @@ def examine_run(path: str) -> Diagnosis:
     findings += [Finding(hint.check, hint.what, hint.remedy, "likely", [(path,)]) for hint in hints(signs)]
     findings += [found for found in (_fast_dev_run(run, record),) if found is not None]
     facts = {"steps": steps, "recipe": run.recipe, "data": run.data}
-    return Diagnosis(path, in_order(_once(findings)), facts, notes)
+    return Diagnosis(path, by_certainty(_once(findings)), facts, notes)
 
 
 def _once(findings: list[Finding]) -> list[Finding]:

@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor
 
 from vitrail.data import jpeg
-from vitrail.data.content import Item
 from vitrail.data.decode import BadImage, EncodedImage
 from vitrail.data.pixels import with_channels
 from vitrail.data.sets import ImageSet, Splits
@@ -39,7 +38,7 @@ MAKE, MODEL = 271, 272
 """tags of EXIF"""
 
 
-LOOK = np.dtype(
+MEASUREMENT = np.dtype(
     [
         ("good", bool),  # False for an image that cannot be read, whose other fields are zeros
         ("format", "U4"),
@@ -60,11 +59,11 @@ LOOK = np.dtype(
 """what is kept of each image"""
 
 
-class Look(NamedTuple):
+class Measurement(NamedTuple):
     """What is kept of one image."""
 
     row: tuple[object, ...]
-    """the fields of LOOK"""
+    """the fields of MEASUREMENT"""
     small: Tensor
     """grey, uint8 [SIDE, SIDE]"""
     colours: Tensor
@@ -86,7 +85,7 @@ class Survey:
     """of images; [] for other targets, also if those have classes"""
     bad: dict[int, str] = field(default_factory=dict)
     """the error of each image that cannot be read"""
-    looks: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=LOOK))
+    measured: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=MEASUREMENT))
     compared: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     """numbers of the images with a small image"""
     small: Tensor = field(default_factory=lambda: torch.zeros(0))
@@ -108,13 +107,9 @@ class Survey:
             start += len(chosen)
         raise IndexError(i)
 
-    def item(self, i: int) -> Item:
-        chosen, at = self.place(i)
-        return chosen.read(at)
-
     def good(self) -> np.ndarray:
         """The numbers of the images that can be read, int64 [M]."""
-        return np.flatnonzero(self.looks["good"])
+        return np.flatnonzero(self.measured["good"])
 
     def named(self, numbers: np.ndarray | list[int]) -> list[tuple[str, ...]]:
         """The names of images, for a finding."""
@@ -132,37 +127,37 @@ def survey(splits: Splits) -> Survey:
     labels = np.concatenate([chosen.labels.numpy() for chosen in there.values()]) if there else np.zeros(0, np.int64)
     classes = splits.train.classes if isinstance(splits.train.target, Labels) else []
     found = Survey(names, number, [*there], [*there.values()], labels, classes)
-    found.looks = np.zeros(len(names), dtype=LOOK)
+    found.measured = np.zeros(len(names), dtype=MEASUREMENT)
     count = min(len(names), COMPARED)
     chosen = np.linspace(0, max(0, len(names) - 1), count).round().astype(np.int64)
     row = {int(i): at for at, i in enumerate(chosen)}
     small = torch.zeros(count, SIDE, SIDE, dtype=torch.uint8)
     colours = torch.zeros(count, 3, 4, 4, dtype=torch.uint8)
-    for i, look in _looks(found):
-        if isinstance(look, str):
-            found.bad[i] = look
+    for i, one in _measurements(found):
+        if isinstance(one, str):
+            found.bad[i] = one
             continue
-        found.looks[i] = look.row
+        found.measured[i] = one.row
         if (at := row.get(i)) is not None:
-            small[at], colours[at] = look.small, look.colours
-    kept = np.flatnonzero(found.looks["good"][chosen])
+            small[at], colours[at] = one.small, one.colours
+    kept = np.flatnonzero(found.measured["good"][chosen])
     found.compared, found.small, found.colours = chosen[kept], small[kept], colours[kept]
     return found
 
 
-def _looks(found: Survey) -> Iterator[tuple[int, Look | str]]:
+def _measurements(found: Survey) -> Iterator[tuple[int, Measurement | str]]:
     """What is kept of each image, or the error of one that cannot be read."""
 
-    def read(i: int) -> Look | str:
+    def read(i: int) -> Measurement | str:
         try:
-            return look_at(*found.place(i))
+            return measure(*found.place(i))
         except BadImage as error:
             return str(error)
 
     yield from enumerate(in_order(read, range(len(found)), cores(), AT_ONCE))
 
 
-def look_at(images: ImageSet, i: int) -> Look:
+def measure(images: ImageSet, i: int) -> Measurement:
     """Decode an image and measure it. Raises BadImage."""
     opened = images.open(i)
     channels = images.channels
@@ -183,7 +178,7 @@ def look_at(images: ImageSet, i: int) -> Look:
     spread = int((values.amax((1, 2)) - values.amin((1, 2))).max())
     row = (True, format_of(data), *image.shape[1:], bits, stored, grey, orientation > 1, camera, _tables(data))
     row += (mean.item(), std.item(), spread, _hash(image))
-    return Look(row, _resized(with_channels(rgb, 1), SIDE)[0], _resized(rgb, 4))
+    return Measurement(row, _resized(with_channels(rgb, 1), SIDE)[0], _resized(rgb, 4))
 
 
 def format_of(data: bytes) -> str:

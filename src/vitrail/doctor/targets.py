@@ -69,7 +69,7 @@ def masks(found: Survey) -> Iterator[Finding]:
         except BadImage as error:
             bad.append((str(error),))
             continue
-        size = (int(found.looks["height"][i]), int(found.looks["width"][i]))
+        size = (int(found.measured["height"][i]), int(found.measured["width"][i]))
         if tuple(indices.shape) != size:
             other.append((f"{found.names[i]} ({size[1]}x{size[0]}, its mask {indices.shape[1]}x{indices.shape[0]})",))
         if found.split[i] == 0:

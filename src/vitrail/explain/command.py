@@ -31,11 +31,11 @@ from vitrail.explain.figures import (
     draw_words,
     png,
 )
+from vitrail.explain.image import shown_image, three_channels
 from vitrail.explain.overlay import Pixels, photo_of
 from vitrail.explain.packing import Array
 from vitrail.explain.page import page
-from vitrail.explain.seen import shown_image, three_channels
-from vitrail.files import refuse_existing, refuse_file_name, write_whole
+from vitrail.files import refuse_existing, refuse_file_name, write_atomic
 from vitrail.tasks.task import Task
 
 log = logging.getLogger("vitrail")
@@ -84,7 +84,7 @@ def explain(
     `arrays.npz`, and `index.html`, one page that shows them all and loads nothing else. `beside` is an image whose
     patches are compared with those of the first; the nearest images are found in `gallery`. Returns what
     `Prediction.row` gives, `text` (the answer in words), `files` (name to path) and `notes` (what is missing, with the
-    reason). Raises UserError, and writes nothing, for an export or a file that is no image.
+    reason). Raises UserError, and writes nothing, for an export or a file that is not an image.
     """
     out = Path(out)
     source = "image" if isinstance(image, Image.Image) else str(image)
@@ -99,7 +99,7 @@ def explain(
     files["arrays.npz"] = _npz(found.arrays)
     files["index.html"] = page_bytes
     for name, data in files.items():
-        write_whole(out / name, data)
+        write_atomic(out / name, data)
     paths = {name: str(out / name) for name in files}
     return {**found.row, "text": found.text, "files": paths, "notes": found.notes}
 

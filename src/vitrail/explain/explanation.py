@@ -19,11 +19,11 @@ from vitrail.data.preprocess import AnyImage
 from vitrail.errors import UserError
 from vitrail.explain.attention import attention_distance, from_patches, per_head, rollout
 from vitrail.explain.filters import patch_filters
+from vitrail.explain.image import ExplainedImage, explained_image
 from vitrail.explain.lens import layer_by_layer
 from vitrail.explain.packing import Array, jpeg_url, packed
 from vitrail.explain.positions import position_similarity
 from vitrail.explain.relevance import relevance
-from vitrail.explain.seen import Seen, seen
 from vitrail.explain.tokens import nearest, outliers, patch_similarity, pca_colours, token_norms
 from vitrail.explain.trace import Pause, Trace, image_tokens, no_pause, trace
 from vitrail.ops import Grid
@@ -73,8 +73,8 @@ class Explanation:
 
 def explanation(
     task: Task,
-    image: AnyImage | Seen,
-    beside: AnyImage | Seen | None = None,
+    image: AnyImage | ExplainedImage,
+    beside: AnyImage | ExplainedImage | None = None,
     gallery: Sequence[Path] = (),
     values: int = VALUES,
     of_class: str | None = None,
@@ -84,7 +84,7 @@ def explanation(
     """Explain a task's answer for an image (see docs/explain.md for the arrays).
 
     Args:
-        image: what `seen` takes, or what it gives.
+        image: what `explained_image` takes, or what it gives.
         beside: another image, whose patches are compared with those of the first.
         gallery: files among which the nearest are found.
         values: about how many numbers of the attention between all patches are kept: of a large model some layers, or
@@ -97,9 +97,9 @@ def explanation(
     Raises:
         UserError: a bad image, an export, or a class that the model does not have.
     """
-    checked(task, of_class)
-    image = image if isinstance(image, Seen) else seen(task, image)
-    beside = beside if beside is None or isinstance(beside, Seen) else seen(task, beside)
+    check_explainable(task, of_class)
+    image = image if isinstance(image, ExplainedImage) else explained_image(task, image)
+    beside = beside if beside is None or isinstance(beside, ExplainedImage) else explained_image(task, beside)
     answer = task.answers([image.sample])[0]
     found = Explanation(answer.row(), answer.text())
     found.arrays["image"] = image.shown
@@ -128,7 +128,7 @@ def maps_of_answer(task: Task, sample: Sample, frame: list[float], pause: Pause 
 
     A small subset of `explanation`, in a fraction of its time and size.
     """
-    checked(task)
+    check_explainable(task)
     found = Explanation({}, "")
     batch, tokens = _tokens_and_pieces(found, task, sample, frame)
     pause()
@@ -140,12 +140,13 @@ def maps_of_answer(task: Task, sample: Sample, frame: list[float], pause: Pause 
     return found
 
 
-def checked(task: Task, of_class: str | None = None) -> None:
+def check_explainable(task: Task, of_class: str | None = None) -> None:
     """UserError for a task or a class that cannot be explained."""
     if isinstance(task, Exported):
         refuse(task.made_from)
     if of_class is not None and of_class not in task.classes:
-        have = f"its {len(task.classes):,} classes begin with {', '.join(task.classes[:5])}" if task.classes else "none"
+        first = ", ".join(task.classes[:5])
+        have = f"its {len(task.classes):,} classes begin with {first}" if task.classes else "it has no classes at all"
         raise UserError(f"the model has no class {of_class[:100]!r}: {have}")
 
 
@@ -304,7 +305,7 @@ def spaced(layers: int, most: int) -> list[int]:
     return [round(i * (layers - 1) / (most - 1)) for i in range(most)]
 
 
-def _tokens(found: Explanation, task: Task, tokens: Tokens, beside: Seen | None, values: int) -> None:
+def _tokens(found: Explanation, task: Task, tokens: Tokens, beside: ExplainedImage | None, values: int) -> None:
     """Colours and similarity of the patches, also with those of another image."""
     count, grid, other = tokens.patches.shape[1], tokens.grid, None
     if beside is not None:

@@ -20,8 +20,8 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from vitrail.explain.image import three_channels
 from vitrail.explain.overlay import HEAT, Pixels, coloured, spread, strength, tinted
-from vitrail.explain.seen import three_channels
 from vitrail.files import printable
 from vitrail.fonts import fonts_for
 

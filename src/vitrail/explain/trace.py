@@ -183,14 +183,17 @@ class Trace:
 
     @property
     def maps(self) -> Maps:
+        """The attention matrices, one layer at a time."""
         return Maps(self.layers, self.pause)
 
     @property
     def prefix(self) -> int:
+        """P: the number of tokens before those of the patches."""
         return self.encoder.config.prefix_tokens
 
     @property
     def pool(self) -> Pool:
+        """The rows of a matrix that the pooling reads."""
         return pool_of(self.encoder)
 
 

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from vitrail.export.proof import Proof, compare, normalised_noise
 from vitrail.export.scores import Scores, calibration_images, cost_of_merging, score_both
 from vitrail.export.speed import Speed, card, measure
 from vitrail.export.tracing import NotTraceable, trace
-from vitrail.files import refuse_existing, whole_folder
+from vitrail.files import atomic_folder, refuse_existing
 from vitrail.tasks.checkpoint import FORMAT as CHECKPOINT
 from vitrail.tasks.exported import Engine, Program
 from vitrail.tasks.task import Task
@@ -34,10 +35,8 @@ from vitrail.zoo.exports import Meta, is_export, read
 
 log = logging.getLogger("vitrail")
 
-WRITERS = {"pt2": "pt2", "onnx": "onnx", "openvino": "openvino"}
-"""formats, and the modules that write them"""
 PRECISIONS = {"pt2": ("fp32", "bf16"), "onnx": ("fp32", "int8"), "openvino": ("fp32", "bf16", "int8")}
-"""the precisions that each format's engine runs on a CPU"""
+"""the formats, and the precisions that the engine of each runs on a CPU"""
 Programs = dict[str, tuple[Program, torch.export.ExportedProgram]]
 """by name, each with what was traced of it"""
 TOLERANCE = 1e-3
@@ -127,19 +126,20 @@ def export(
     """
     out = Path(out)
     _check(to, precision, data, sizes)
+    _check_scoring(data, split, images)
     refuse_existing(out)
     if is_export(found := find(source, revision)):
         raise UserError(f"{source} is an export itself: give the checkpoint that it was made from")
     task = load(source, revision=revision, merge=merge)
     unmerged = None if merge is None else partial(load, source, revision=revision, merge=0)
-    with torch.inference_mode(), _without_notes():
+    with torch.inference_mode():
         request = Request(to, precision, data, list(dict.fromkeys(sizes)), split, images, engines, unmerged)
         return _export(task, found, Path(source).name, out, request)
 
 
 @contextmanager
-def _without_notes() -> Iterator[None]:
-    """Without the warnings of running at other sizes, which is done here on purpose."""
+def _other_sizes() -> Iterator[None]:
+    """Without the warnings of running at other sizes, which is done within the block on purpose."""
     level = log.level
     log.setLevel(logging.ERROR)
     try:
@@ -149,8 +149,8 @@ def _without_notes() -> Iterator[None]:
 
 
 def _check(to: str, precision: str, data: str | None, sizes: Sequence[tuple[int, int]]) -> None:
-    if to not in WRITERS:
-        raise UserError(f"no format {to!r} that an engine here runs: choose from {', '.join(WRITERS)}")
+    if to not in PRECISIONS:
+        raise UserError(f"no format {to!r} that an engine here runs: choose from {', '.join(PRECISIONS)}")
     if precision not in ("fp32", "bf16", "int8"):
         raise UserError(f"no precision {precision!r}: choose fp32, bf16 or int8")
     if precision not in PRECISIONS[to]:
@@ -163,25 +163,33 @@ def _check(to: str, precision: str, data: str | None, sizes: Sequence[tuple[int,
     writer(to).check()
 
 
-def writer(to: str) -> Any:
-    """The module that writes a format."""
-    from importlib import import_module
+def _check_scoring(data: str | None, split: str | None, images: int | None) -> None:
+    if data is None and (split is not None or images is not None):
+        raise UserError("--split and --images choose what is scored: name the data set with --data")
+    if images is not None and images < 1:
+        raise UserError(f"--images must be at least 1, got {images}")
 
-    return import_module(f"vitrail.export.{WRITERS[to]}")
+
+def writer(to: str) -> Any:
+    """The module that writes a format: it has `check`, which raises UserError if a package is missing, and `write`."""
+    return import_module(f"vitrail.export.{to}")
 
 
 def _export(task: Task, found: Path, name: str, out: Path, request: Request) -> Result:
     notes: list[str] = []
-    sizes, traced = trace_sizes(task, request, notes)
+    with _other_sizes():
+        sizes, traced = trace_sizes(task, request, notes)
     meta = meta_of(task, request.to, request.precision, sizes, traced)
     data = request.data
     calibration = partial(calibration_images, task, data) if request.precision == "int8" and data is not None else None
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         write_programs(folder, meta, traced, calibration)
         write_tables(folder, task)
         (folder / "example.py").write_text(example(meta), encoding="utf-8")
         engine: Any = read(folder, "cpu")
-        proof = compare(task, engine, tried(task, sizes, meta.multiple))
+        with _other_sizes():
+            proof = compare(task, engine, sizes_to_compare(task, sizes, meta.multiple))
+        # In a lower precision only a wrong shape or a value that is not finite is refused: its share is infinite.
         if proof.share > (TOLERANCE if request.precision == "fp32" else sys.float_info.max):
             raise RunError(
                 f"the export differs from the model by {proof.absolute:.2g} at {proof.where}: nothing is kept; try "
@@ -192,7 +200,7 @@ def _export(task: Task, found: Path, name: str, out: Path, request: Request) -> 
             cost = cost_of_merging(scores, request.unmerged(), str(found), data, request.split, request.images)
             notes.append(cost)
         programs = {f"{request.to} {request.precision}": engine.engines}
-        with others(task, meta, request.engines) as (more, missing):
+        with _other_sizes(), other_engines(task, meta, request.engines) as (more, missing):
             speed = measure(task, {**programs, **more}, task.preprocess.size, compiled=request.engines)
         speed.left_out.extend(missing)
         facts = {
@@ -222,7 +230,7 @@ def trace_sizes(task: Task, request: Request, notes: list[str]) -> tuple[list[tu
         sizes = [task.preprocess.size, *sizes]
     dtype = torch.bfloat16 if (request.to, request.precision) == ("pt2", "bf16") else torch.float32
     if not sizes:
-        reason = fixed(task)
+        reason = why_one_size(task)
         try:
             if reason is None:
                 return [], {None: trace_all(task, None, multiple, dtype)}
@@ -278,7 +286,7 @@ def write_tables(folder: Path, task: Task) -> None:
 
 
 @contextmanager
-def others(task: Task, meta: Meta, wanted: bool) -> Iterator[tuple[dict[str, dict[str, Engine]], list[str]]]:
+def other_engines(task: Task, meta: Meta, wanted: bool) -> Iterator[tuple[dict[str, dict[str, Engine]], list[str]]]:
     """ONNX Runtime and OpenVINO in float32 for the same task, in a folder that is removed, and why one is missing."""
     found: dict[str, dict[str, Engine]] = {}
     missing: list[str] = []
@@ -306,7 +314,7 @@ def multiple_of(task: Task) -> int:
     return getattr(task.encoder.config, "patch", 1)
 
 
-def fixed(task: Task) -> str | None:
+def why_one_size(task: Task) -> str | None:
     """The reason why a network takes images of one size only; None for one that takes any."""
     config = task.encoder.config
     if getattr(config, "merge", ()):
@@ -318,7 +326,7 @@ def fixed(task: Task) -> str | None:
     return None
 
 
-def tried(task: Task, sizes: Sequence[tuple[int, int]], multiple: int) -> list[tuple[int, int]]:
+def sizes_to_compare(task: Task, sizes: Sequence[tuple[int, int]], multiple: int) -> list[tuple[int, int]]:
     """The sizes to compare at: the listed ones, or three: the model's own, a larger one and a smaller one."""
     if sizes:
         return list(sizes)

@@ -143,7 +143,7 @@ def example(meta: Meta) -> str:
         "pixels": "whole" if bars else "pixels",
         "answer": _replaced(CAPTION, {"text": _text(meta)}) if captions else _replaced(ANSWER, {"run": lines.run}),
     }
-    text = _replaced(TEXT.read_text(), values)
+    text = _replaced(TEXT.read_text(encoding="utf-8"), values)
     return text if values["fit"] else text.replace("\n\n    image", "\n    image")
 
 

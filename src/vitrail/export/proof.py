@@ -48,6 +48,7 @@ class Proof:
             self.share, self.where = worst / max(1.0, largest), where
 
     def text(self) -> str:
+        """In one line."""
         return (
             f"largest difference {self.absolute:.2g} ({self.relative:.2g} of the largest value) "
             f"over {self.compared} pairs of size and batch, at {self.where}"

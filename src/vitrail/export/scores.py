@@ -46,7 +46,7 @@ def score_both(
 
     found: list[dict[str, Any]] = []
     for model in (task, engine):
-        name, scores = score(model, source, data, split, False, False, images, None)
+        name, scores = score(model, source, data, split, images=images)
         found.append(scores)
     of = task.score.name
     own, others = found[0][of], found[1][of]
@@ -58,7 +58,7 @@ def cost_of_merging(scores: Scores, plain: Task, source: str, data: str, split: 
     """In one line, what the same model scores when no tokens merge, `plain`."""
     from vitrail.start import score
 
-    found = score(plain, source, data, split, False, False, images, None)[1][scores.name]
+    found = score(plain, source, data, split, images=images)[1][scores.name]
     return f"{scores.name} without merging {found:.4f}: merging changes it by {scores.model - found:+.4f}"
 
 

@@ -21,8 +21,8 @@ EAGER, COMPILED = "PyTorch", "PyTorch compiled"
 WARM_UP = 2
 """calls before the first that counts: engines choose their kernels in them"""
 SECONDS = 1.0
-"""for each program, batch and engine, unless `FEWEST` calls take longer"""
-FEWEST, MOST = 3, 50
+"""for each program, batch and engine, unless `MIN_CALLS` calls take longer"""
+MIN_CALLS, MAX_CALLS = 3, 50
 """calls that count"""
 Engines = Mapping[str, Mapping[str, Callable[..., Any]]]
 """by the engine's name, what runs each program"""
@@ -121,7 +121,7 @@ def in_turns(steps: Mapping[str, Callable[[], object]], left_out: dict[str, str]
             left_out[name] = first_line(error)[:200]
     if not running:
         return {}
-    rounds = min(MOST, max(FEWEST, round(SECONDS / statistics.mean(running.values()))))
+    rounds = min(MAX_CALLS, max(MIN_CALLS, round(SECONDS / statistics.mean(running.values()))))
     times: dict[str, list[float]] = {name: [] for name in running}
     for _ in range(rounds):
         for name in running:

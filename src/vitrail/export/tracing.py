@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -13,10 +15,10 @@ from torch import Tensor, nn
 from vitrail.errors import first_line
 from vitrail.tasks.exported import Program
 
-LONGEST = 1 << 20
+MAX_LENGTH = 1 << 20
 """of a free axis that has no limit of its own"""
-PIXELS = 1 << 14
-"""largest side of an image"""
+MAX_SIDE = 1 << 14
+"""pixels of an image's side"""
 
 
 class NotTraceable(Exception):
@@ -40,18 +42,16 @@ def trace(
 ) -> torch.export.ExportedProgram:
     """The exported program, free in every axis that the program names; in height and width only for `any_size`."""
     inputs = tuple(program.inputs.values())
-    names: dict[str, Any] = {}
+    dims: dict[str, Any] = {}
     shapes = tuple(
-        {axis: _dim(name, names, program, multiple) for axis, name in program.free.get(key, {}).items()}
-        if any_size
-        else {
-            axis: _dim(name, names, program, multiple)
+        {
+            axis: _dim(name, dims, program, multiple)
             for axis, name in program.free.get(key, {}).items()
-            if name not in ("height", "width")
+            if any_size or name not in ("height", "width")
         }
         for key in program.inputs
     )
-    module = program.module if dtype == torch.float32 else _InDtype(_copied(program.module), dtype)
+    module = program.module if dtype == torch.float32 else _InDtype(deepcopy(program.module), dtype)
     with warnings.catch_warnings(), _located(module) as stack:
         warnings.simplefilter("ignore")
         try:
@@ -62,8 +62,6 @@ def trace(
 
 def _spread(module: nn.Module, shapes: tuple[Any, ...]) -> Any:
     """The shapes of inputs as `torch.export` wants them: those of `*inputs` are one tuple."""
-    from inspect import Parameter, signature
-
     parameters = list(signature(module.forward).parameters.values())
     if parameters[-1].kind is not Parameter.VAR_POSITIONAL:
         return shapes
@@ -71,19 +69,13 @@ def _spread(module: nn.Module, shapes: tuple[Any, ...]) -> Any:
     return (*shapes[:plain], shapes[plain:])
 
 
-def _copied(module: nn.Module) -> nn.Module:
-    from copy import deepcopy
-
-    return deepcopy(module)
-
-
 def _dim(name: str, dims: dict[str, Any], program: Program, multiple: int) -> Any:
     """One `Dim` per name: `height` and `width` are multiples of a patch, two at least."""
     if name not in dims:
         if name in ("height", "width"):
-            dims[name] = multiple * torch.export.Dim(f"{name}_patches", min=2, max=PIXELS // multiple)
+            dims[name] = multiple * torch.export.Dim(f"{name}_patches", min=2, max=MAX_SIDE // multiple)
         else:
-            low, high = program.limits.get(name, (1, LONGEST))
+            low, high = program.limits.get(name, (1, MAX_LENGTH))
             dims[name] = torch.export.Dim(name, min=low, max=high)
     return dims[name]
 

@@ -27,9 +27,9 @@ log = logging.getLogger("vitrail")
 
 BATCH = 32
 """batch size"""
-THREADS = 8
+MAX_THREADS = 8
 """the most threads: each holds a decoded image, which may be large"""
-AHEAD = 2
+PREFETCHED = 2
 """batches that are prepared while one is answered"""
 TOLERANCE = 0.05
 """by how much a number of an answer in bf16 may differ from that in float32, relative to it"""
@@ -107,8 +107,8 @@ def _rows(
 
 def _batches(task: Task, paths: Sequence[Path]) -> Iterator[list[Prepared]]:
     """The files in batches, of which the next ones are prepared in threads meanwhile."""
-    threads = min(THREADS, cores())
-    prepared = in_order(lambda path: _prepared(task, str(path), path), paths, threads, (1 + AHEAD) * BATCH)
+    threads = min(MAX_THREADS, cores())
+    prepared = in_order(lambda path: _prepared(task, str(path), path), paths, threads, (1 + PREFETCHED) * BATCH)
     with closing(prepared):
         while batch := list(islice(prepared, BATCH)):
             yield batch
@@ -132,6 +132,7 @@ class _Precision:
         self.decided = not many or isinstance(task, Exported) or not native_bf16(self.device)
 
     def answers(self, samples: list[Sample]) -> list[Prediction]:
+        """The answers for a batch. The first batch also decides the number format of the later ones."""
         found = self._answers(samples, self.chosen)
         if samples and not self.decided:
             self.decided = True
@@ -188,6 +189,7 @@ class Progress:
         self.began = self.last = time.monotonic()
 
     def step(self) -> None:
+        """Count an image; prints a line if the last one was long ago."""
         self.done += 1
         now = time.monotonic()
         # Answers arrive in batches: in the midst of one the rate would be wrong.

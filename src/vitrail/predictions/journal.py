@@ -14,7 +14,7 @@ from typing import IO, Any
 import torch
 
 from vitrail.errors import UserError
-from vitrail.files import named
+from vitrail.files import errors_name
 from vitrail.predictions.answers import Precision
 from vitrail.tasks.exported import Exported
 from vitrail.tasks.task import Task
@@ -33,12 +33,13 @@ class Journal:
 
     @property
     def exists(self) -> bool:
+        """Whether a stopped command has left its file."""
         return self.path.exists()
 
     def open(self, head: dict[str, Any]) -> None:
         """Begin, or resume after the last whole entry. UserError if the file is of other work, or in use."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with named(self.output):
+        with errors_name(self.output):
             self.file = self.path.open("a+b")
             self._lock(self.file)
             self.file.seek(0)
@@ -63,7 +64,8 @@ class Journal:
             self.precision = self._entry(last).get("precision") if last else None
 
     def add(self, entry: dict[str, Any]) -> None:
-        with named(self.output):
+        """Append an entry, which the end of this process cannot undo."""
+        with errors_name(self.output):
             self._append(entry)
         self.count += 1
 

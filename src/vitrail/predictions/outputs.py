@@ -18,10 +18,10 @@ from PIL import Image
 
 from vitrail.data.decode import EncodedImage
 from vitrail.errors import UserError
-from vitrail.files import named, refuse_existing, refuse_file_name, replacing, write_whole
+from vitrail.files import atomic_file, errors_name, refuse_existing, refuse_file_name, write_atomic
 from vitrail.predictions.answers import Answered, Precision
 from vitrail.predictions.journal import Journal, head_of
-from vitrail.predictions.tables import TABLES, Lines, Row, as_csv, as_parquet, pyarrow_for_tables
+from vitrail.predictions.tables import TABLES, JournalRows, Row, pyarrow_for_tables, write_csv, write_parquet
 from vitrail.tasks.task import Task
 
 log = logging.getLogger("vitrail")
@@ -42,8 +42,8 @@ class Entry(NamedTuple):
 class Output(AbstractContextManager["Output"]):
     """The output of predictions; this base class is for standard output only."""
 
-    where: str | None = None
-    """the line to print at the end: the path of the output"""
+    summary: str | None = None
+    """the line to print at the end: the path of the output, and how much it holds"""
     done = 0
     """images that a stopped command has answered already"""
     precision: Precision | None = None
@@ -53,11 +53,11 @@ class Output(AbstractContextManager["Output"]):
         """Check that a stopped command was this one. Nothing is written before."""
         return self
 
-    def earlier(self) -> Iterator[Entry]:
+    def resumed(self) -> Iterator[Entry]:
         """What the stopped command answered."""
         yield from ()
 
-    def take(self, answered: Answered) -> Entry:
+    def add(self, answered: Answered) -> Entry:
         """Add a prediction."""
         text = "no answer" if answered.answer is None else answered.answer.text()
         # One line per image: an untrained language model writes line breaks too.
@@ -79,7 +79,7 @@ def output_to(out: Path | None, given: Sequence[str | Path], images: Sequence[Pa
     return Figures(out, given, images)
 
 
-class Written(Output):
+class Journaled(Output):
     """An output with a journal, which is removed when all images are answered."""
 
     def __init__(self, path: Path) -> None:
@@ -97,12 +97,12 @@ class Written(Output):
             log.warning(f"{self.journal.path}: {self.done:,} of {self.images:,} images are answered already")
         return self
 
-    def earlier(self) -> Iterator[Entry]:
+    def resumed(self) -> Iterator[Entry]:
         for entry in self.journal.entries():
             self.bad += "error" in entry["row"]
             yield Entry(entry["row"], entry["line"])
 
-    def take(self, answered: Answered) -> Entry:
+    def add(self, answered: Answered) -> Entry:
         entry, rows = self._write(answered)
         self.bad += "error" in entry.row
         precision = answered.precision
@@ -128,41 +128,41 @@ class Written(Output):
         self.journal.close(remove=kind is None)
 
     def _finish(self) -> None:
-        """Write what is written at the end, and set `where`."""
+        """Write what is written at the end, and set `summary`."""
 
 
-class Table(Written):
+class Table(Journaled):
     """One row per image, or in CSV one per record, in one file, which appears complete at the end, or not at all.
 
     Columns and types are known only at the end.
     """
 
-    def __init__(self, path: Path, write: Callable[[Lines, IO[bytes]], None]) -> None:
+    def __init__(self, path: Path, write: Callable[[JournalRows, IO[bytes]], None]) -> None:
         if path.is_dir():
             raise UserError(f"{path} is a folder, but --out has the ending of a file: choose another name")
         refuse_existing(path)
-        if write is as_parquet:
+        if write is write_parquet:
             pyarrow_for_tables()
         super().__init__(path)
         self.write = write
 
     def _write(self, answered: Answered) -> tuple[Entry, list[Row] | None]:
         entry = Entry(answered.row, None)
-        if self.write is not as_csv or answered.answer is None:
+        if self.write is not write_csv or answered.answer is None:
             return entry, None
         about = {name: answered.row[name] for name in ("image", "task")}
         return entry, [{**about, **record} for record in answered.answer.records()]
 
     def _finish(self) -> None:
         refuse_existing(self.path)  # somebody may have written it meanwhile
-        with named(self.path), replacing(self.path) as file:
-            self.write(Lines(self.journal), file)
+        with errors_name(self.path), atomic_file(self.path) as file:
+            self.write(JournalRows(self.journal), file)
         bad = f", {self.bad:,} with an error" if self.bad else ""
-        count = sum(1 for _ in Lines(self.journal))
-        self.where = f"{self.path}: {count:,} row{'s' * (count != 1)}{bad}"
+        count = sum(1 for _ in JournalRows(self.journal))
+        self.summary = f"{self.path}: {count:,} row{'s' * (count != 1)}{bad}"
 
 
-class Figures(Written):
+class Figures(Journaled):
     """One figure per image, as a PNG file in a folder, and beside it the images of its answer.
 
     Unreadable files have none.
@@ -193,7 +193,7 @@ class Figures(Written):
 
     def _write(self, answered: Answered) -> tuple[Entry, list[Row] | None]:
         place = self.folder / self.names[self.journal.count]
-        entry = Output.take(self, answered)
+        entry = Output.add(self, answered)
         if answered.answer is None:
             return entry, None
         self._save(place, answered.answer.draw(original(answered.path)))
@@ -207,11 +207,11 @@ class Figures(Written):
     def _save(self, place: Path, image: Image.Image) -> None:
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
-        write_whole(place, buffer.getvalue())
+        write_atomic(place, buffer.getvalue())
 
     def _finish(self) -> None:
         count = self.journal.count - self.bad
-        self.where = f"{self.folder}: {count:,} figure{'s' * (count != 1)}"
+        self.summary = f"{self.folder}: {count:,} figure{'s' * (count != 1)}"
 
 
 def figure_names(given: Sequence[str | Path], images: Sequence[Path]) -> list[Path]:

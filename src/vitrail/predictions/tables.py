@@ -17,7 +17,7 @@ CHUNK = 1_000
 Row = dict[str, Any]
 
 
-class Lines:
+class JournalRows:
     """The rows of a journal, which can be iterated over repeatedly."""
 
     def __init__(self, journal: Journal) -> None:
@@ -33,12 +33,12 @@ class Lines:
         return [*names, "error"]
 
 
-def as_jsonl(rows: Lines, file: IO[bytes]) -> None:
+def write_jsonl(rows: JournalRows, file: IO[bytes]) -> None:
     """JSON lines, as `--json` prints them."""
     file.writelines(json.dumps(row).encode() + b"\n" for row in rows)
 
 
-def as_csv(rows: Lines, file: IO[bytes]) -> None:
+def write_csv(rows: JournalRows, file: IO[bytes]) -> None:
     """CSV in UTF-8 with a header, one value per cell; missing values are empty.
 
     The columns of a list count from 1: `labels`, a list of records with a label and a score, is `label_1`, `score_1`,
@@ -73,7 +73,7 @@ def _cells(name: str, value: Any) -> dict[str, Any]:
     return {cell: own for key, each in inner for cell, own in _cells(key, each).items()}
 
 
-def as_parquet(rows: Lines, file: IO[bytes]) -> None:
+def write_parquet(rows: JournalRows, file: IO[bytes]) -> None:
     """Parquet with lists and structs. Column types suit all rows."""
     pa, pq = pyarrow_for_tables()
     columns = rows.columns()
@@ -93,7 +93,7 @@ def first_columns() -> Any:
     return pa.schema([("image", pa.string()), ("task", pa.string()), ("error", pa.string())])
 
 
-def _chunks(rows: Lines, columns: Sequence[str]) -> Iterator[list[Row]]:
+def _chunks(rows: JournalRows, columns: Sequence[str]) -> Iterator[list[Row]]:
     """Chunks of rows, each row with every column."""
     chunk: list[Row] = []
     for row in rows:
@@ -124,9 +124,9 @@ def pyarrow_for_tables() -> tuple[Any, Any]:
     return pa, pq
 
 
-TABLES: Mapping[str, Callable[[Lines, IO[bytes]], None]] = {
-    ".jsonl": as_jsonl,
-    ".csv": as_csv,
-    ".parquet": as_parquet,
+TABLES: Mapping[str, Callable[[JournalRows, IO[bytes]], None]] = {
+    ".jsonl": write_jsonl,
+    ".csv": write_csv,
+    ".parquet": write_parquet,
 }
 """writers of tables, by the ending of `--out`"""

@@ -19,7 +19,7 @@ from matplotlib.ticker import PercentFormatter
 
 from vitrail.charts import bare
 from vitrail.errors import UserError
-from vitrail.files import printable, write_whole
+from vitrail.files import printable, write_atomic
 from vitrail.html import NO_SCORES
 from vitrail.report.run import RunRecord, flat, read_run
 from vitrail.tasks.values import Score
@@ -69,7 +69,7 @@ def compare(folders: Sequence[str | Path], out: str | Path | None = None) -> lis
     if fast := [name for name, run in zip(names, runs, strict=True) if run.fast_dev_run]:
         log.warning(f"{', '.join(fast)}: a fast dev run, {NO_SCORES}")
     if out is not None:
-        write_whole(out, _plot(runs, names))
+        write_atomic(out, _plot(runs, names))
     return [_row(run, name) for run, name in zip(runs, names, strict=True)]
 
 

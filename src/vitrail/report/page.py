@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from vitrail.files import printable, write_whole
+from vitrail.files import printable, write_atomic
 from vitrail.html import NO_SCORES, PAGE, card, note, section
 from vitrail.report.curves import learning_curves
 from vitrail.report.run import RunRecord, flat, read_run
@@ -28,7 +28,7 @@ def write_report(run_folder: Path) -> Path:
     ]
     page = PAGE.format(title=escape(title), subtitle=_subtitle(run), body="\n".join(filter(None, sections)))
     path = run.folder / "report.html"
-    write_whole(path, printable(page))
+    write_atomic(path, printable(page))
     return path
 
 

@@ -17,10 +17,10 @@ from starlette.requests import ClientDisconnect
 
 from vitrail import __version__
 from vitrail.errors import UserError
-from vitrail.explain.explanation import checked
+from vitrail.explain.explanation import check_explainable
 from vitrail.serve import schema
 from vitrail.serve.errors import ApiError, as_api, as_json
-from vitrail.serve.explaining import MOST
+from vitrail.serve.explaining import MAX_EXPLANATIONS
 from vitrail.serve.guard import Guard, stopping
 from vitrail.serve.metrics import CONTENT_TYPE_LATEST, Metrics
 from vitrail.serve.models import Served
@@ -76,12 +76,12 @@ def _add_models(app: FastAPI, service: Service) -> None:
             model = service.model(upload.model)
             changes = model.changes(upload.top)
             if upload.explain:
-                checked(model.task)
+                check_explainable(model.task)
             if stream:
                 return streamed(service, model, upload)
             if upload.explain:
-                if len(upload.images) > MOST:
-                    raise too_many_images(MOST, "a request with explain")
+                if len(upload.images) > MAX_EXPLANATIONS:
+                    raise too_many_images(MAX_EXPLANATIONS, "a request with explain")
                 room.enter_context(service.explainer.room(len(upload.images)))
             with service.room_for_images(len(upload.images)):
                 found = await service.rows(
@@ -100,9 +100,9 @@ def _add_models(app: FastAPI, service: Service) -> None:
     async def explain(request: Request) -> Response:
         with service.room_for_bytes(request):
             fields = ("model", "class", "beside")
-            upload = await read_upload(request, service.settings, Upload(fields=fields, most=1))
+            upload = await read_upload(request, service.settings, Upload(fields=fields, max_images=1))
             model = service.model(upload.model)
-            checked(model.task, upload.of_class)
+            check_explainable(model.task, upload.of_class)
             with service.explainer.room(1), service.room_for_images(1):
                 return await service.explanation(model, upload, request)
 

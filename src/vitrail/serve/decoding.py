@@ -16,7 +16,7 @@ from vitrail.serve.errors import ApiError
 T = TypeVar("T")
 
 MAX_FRAMES = 100
-"""frames of an animation, or pages: the first one is answered, and a file of more is no image"""
+"""frames of an animation, or pages: the first one is answered, and a file of more is refused"""
 LARGE = 8_000_000
 """pixels from which on an image is decoded alone, so that many of them together do not fill the memory"""
 
@@ -66,11 +66,12 @@ def decoded(opened: Opened, then: Callable[[EncodedImage], T]) -> T:
 
 
 def damaged(error: BadImage) -> ApiError:
+    """422 for an image that cannot be decoded, with the reason."""
     return ApiError(422, "bad_image", str(error), "send a whole image file, such as a JPEG or a PNG")
 
 
 def declared(data: bytes, name: str) -> Declared:
-    """The size and the number of frames by the header alone. Raises ApiError for what is no image."""
+    """The size and the number of frames by the header alone. Raises ApiError for what is not an image."""
     if (header := jpeg.read_header(data)) is not None:
         return Declared(header.width * header.height, 1)
     if data.startswith(pixels.NUMPY):
@@ -91,7 +92,7 @@ def declared(data: bytes, name: str) -> Declared:
                 return Declared(image.width * image.height, int(getattr(image, "n_frames", 1)))
     except UnidentifiedImageError:
         hint = "send the content of an image file, such as a JPEG or a PNG; URLs are not fetched"
-        raise ApiError(415, "not_an_image", f"{name} is no image", hint) from None
+        raise ApiError(415, "not_an_image", f"{name} is not an image", hint) from None
     except Image.DecompressionBombError:
         raise ApiError(413, "too_many_pixels", f"{name} has too many pixels", "send a smaller image") from None
     except Exception:  # readers of headers raise nearly anything; decoding will say what is wrong

@@ -29,13 +29,13 @@ from vitrail.train.device import Precision, autocast, ready_to_compile
 
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
 """what writing and running an export needs"""
-AGREES = 1e-3
+TOLERANCE = 1e-3
 """largest difference of the outputs from eager's, or that share of outputs larger than 1"""
 REPEATS = 3
-SATURATED = 8
-"""images of a batch from which on a CPU is no faster per image"""
-LONGEST = 0.5
-"""seconds of a measured batch"""
+SATURATED_BATCH = 8
+"""images of a batch; on a CPU larger ones are no faster per image"""
+MAX_BATCH_SECONDS = 0.5
+"""seconds of a batch that is measured"""
 
 
 @dataclass
@@ -48,11 +48,11 @@ class Engine:
     precision: Precision = "fp32"
     rate: float = 0.0
     """images per second in batches"""
-    why: list[str] = field(default_factory=list)
-    """what was tried beside it"""
+    tried: list[str] = field(default_factory=list)
+    """the other candidates: their rates, or why they were left out"""
 
-    def precise(self) -> AbstractContextManager[object]:
-        """The context of its answers."""
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context in which it answers: mixed precision, or none for an export."""
         if isinstance(self.task, Exported):  # its programs have a number format of their own
             return nullcontext()
         return autocast(next(self.task.parameters()).device, self.precision)
@@ -64,17 +64,17 @@ class Engine:
 
     def line(self) -> str:
         """What was chosen, in one line."""
-        tried = f" ({'; '.join(self.why)})" if self.why else ""
+        tried = f" ({'; '.join(self.tried)})" if self.tried else ""
         return f"{self.name}, {self.number_format}, {self.rate:.3g} images per second{tried}"
 
 
-def choose(source: str, task: Task, settings: Settings, until: float, places: ExitStack) -> Engine:
+def choose(source: str, task: Task, settings: Settings, deadline: float, cleanup: ExitStack) -> Engine:
     """The engine for a model.
 
     Args:
         source: what the model was loaded from.
-        until: the time (monotonic) after which no other candidate is begun.
-        places: holds the files of exports until the server stops.
+        deadline: the time (`time.monotonic`) after which no other candidate is tried.
+        cleanup: removes the files of exports when the server stops.
 
     Raises:
         UserError: the engine that `settings` names cannot run the model.
@@ -82,29 +82,29 @@ def choose(source: str, task: Task, settings: Settings, until: float, places: Ex
     if isinstance(task, Exported):
         if settings.engine != "auto" or settings.precision != "fp32":
             raise UserError(f"{source} is an export, which has its own engine and precision: leave both flags out")
-        return measured(Engine("export", task), settings)
+        return measure_rate(Engine("export", task), settings)
     eager = Engine("eager", task, settings.precision)
     if settings.engine == "eager":
-        return measured(eager, settings)
+        return measure_rate(eager, settings)
     if settings.engine != "auto":
         try:
-            return measured(make(settings.engine, source, task, settings, places), settings)
+            return measure_rate(make_engine(settings.engine, source, task, settings, cleanup), settings)
         except (UserError, RunError) as error:
             raise UserError(f"--engine {settings.engine} cannot run {source}: {first_line(error)}") from error
-    found = [measured(eager, settings)]
+    found = [measure_rate(eager, settings)]
     notes: list[str] = []
     late: list[str] = []
     for name in candidates(task, settings.precision):
-        if time.monotonic() > until:
+        if time.monotonic() > deadline:
             late.append(name)
             continue
         try:
-            found.append(measured(make(name, source, task, settings, places), settings))
+            found.append(measure_rate(make_engine(name, source, task, settings, cleanup), settings))
         except (UserError, RunError) as error:
             notes.append(f"{name} left out: {first_line(error)[:150]}")
     best = max(found, key=lambda engine: engine.rate)
-    best.why = [*(f"{engine.name} {engine.rate:.3g}" for engine in found if engine is not best), *notes]
-    best.why += [f"not tried for want of time: {', '.join(late)}"] * bool(late)
+    best.tried = [*(f"{engine.name} {engine.rate:.3g}" for engine in found if engine is not best), *notes]
+    best.tried += [f"not tried, since the time was up: {', '.join(late)}"] * bool(late)
     return best
 
 
@@ -121,21 +121,21 @@ def candidates(task: Task, precision: str) -> list[str]:
     return names
 
 
-def make(name: str, source: str, task: Task, settings: Settings, places: ExitStack) -> Engine:
+def make_engine(name: str, source: str, task: Task, settings: Settings, cleanup: ExitStack) -> Engine:
     """An engine whose outputs agree with eager's. UserError or RunError where it cannot be made."""
     if name == "compile":
-        return Engine("compile", compiled(task), settings.precision)
+        return Engine("compile", compile_task(task), settings.precision)
     from vitrail.export import export
     from vitrail.zoo.exports import read
 
     if settings.precision == "fp16" or (settings.precision == "bf16" and name == "onnx"):
         raise UserError(f"the engine {name} has no {settings.precision}: choose eager or compile")
-    folder = Path(places.enter_context(tempfile.TemporaryDirectory(prefix="vitrail-"))) / name
+    folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="vitrail-"))) / name
     export(source, folder, name, settings.precision)  # compares with eager, and refuses what differs
     return Engine(name, read(folder, "cpu"), settings.precision)
 
 
-def compiled(task: Task) -> Task:
+def compile_task(task: Task) -> Task:
     """The task with its encoder compiled, beside the task itself, which keeps its own for figures. UserError."""
     ready_to_compile(next(task.parameters()).device)
     fast = copy.copy(task)
@@ -144,9 +144,9 @@ def compiled(task: Task) -> Task:
     try:
         for count in (1, 3):
             images = normalised_noise(task, count, task.preprocess.size).to(next(task.parameters()).device)
-            for expected, found in zip(outputs(task, images), outputs(fast, images), strict=True):
+            for expected, found in zip(program_outputs(task, images), program_outputs(fast, images), strict=True):
                 largest = max(1.0, float(expected.abs().nan_to_num().max())) if expected.numel() else 1.0
-                if not torch.allclose(found, expected, rtol=0, atol=AGREES * largest, equal_nan=True):
+                if not torch.allclose(found, expected, rtol=0, atol=TOLERANCE * largest, equal_nan=True):
                     raise UserError("its outputs differ from eager's by more than 1e-3")
     except UserError:
         raise
@@ -156,7 +156,7 @@ def compiled(task: Task) -> Task:
 
 
 @torch.inference_mode()
-def outputs(task: Task, images: Tensor) -> list[Tensor]:
+def program_outputs(task: Task, images: Tensor) -> list[Tensor]:
     """What the programs of a task give for normalised images."""
     return [
         output.float()
@@ -165,28 +165,30 @@ def outputs(task: Task, images: Tensor) -> list[Tensor]:
     ]
 
 
-def samples(task: Task, count: int) -> list[Sample]:
+def noise_samples(task: Task, count: int) -> list[Sample]:
     """Prepared images of noise."""
     generator = torch.Generator().manual_seed(0)
     shape = (task.preprocess.channels, *task.preprocess.size)
     return [task.prepare(torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)) for _ in range(count)]
 
 
-def measured(engine: Engine, settings: Settings) -> Engine:
-    """The engine with its rate, in batches of at most `LONGEST` seconds."""
+def measure_rate(engine: Engine, settings: Settings) -> Engine:
+    """The engine, with its `rate` in batches of at most `MAX_BATCH_SECONDS` seconds."""
     on_cpu = next(engine.task.parameters()).device.type == "cpu"
-    most = min(settings.max_batch, SATURATED) if on_cpu else settings.max_batch
-    seconds_of(engine, 1, 1)  # warms up
-    one = seconds_of(engine, 1, 1)
-    count = max(1, min(most, int(LONGEST / one)))
-    engine.rate = 1 / one if count == 1 else count / seconds_of(engine, count, REPEATS)
+    most = min(settings.max_batch, SATURATED_BATCH) if on_cpu else settings.max_batch
+    seconds_per_batch(engine, 1, 1)  # warms up
+    one = seconds_per_batch(engine, 1, 1)
+    count = max(1, min(most, int(MAX_BATCH_SECONDS / one)))
+    engine.rate = 1 / one if count == 1 else count / seconds_per_batch(engine, count, REPEATS)
     return engine
 
 
-def seconds_of(engine: Engine, count: int, repeats: int, clock: Callable[[], float] = time.perf_counter) -> float:
+def seconds_per_batch(
+    engine: Engine, count: int, repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """The shortest time of some batches."""
-    batch, spent = samples(engine.task, count), []
-    with engine.precise():
+    batch, spent = noise_samples(engine.task, count), []
+    with engine.autocast():
         for _ in range(repeats):
             began = clock()
             engine.task.answers(batch)

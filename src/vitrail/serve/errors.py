@@ -29,6 +29,7 @@ class ApiError(Exception):
         self.status, self.code, self.message, self.hint, self.headers = status, code, message, hint, dict(headers or {})
 
     def body(self) -> dict[str, Any]:
+        """Plain data, as every error is sent."""
         return {"error": {"code": self.code, "message": self.message, "hint": self.hint}}
 
     def response(self) -> Response:
@@ -65,7 +66,7 @@ def as_api(error: Exception) -> ApiError:
         name = ".".join(map(str, where.get("loc", ())[1:]))
         return ApiError(422, "bad_query", f"{name}: {where.get('msg', 'not valid')}", "see /docs for the parameters")
     if isinstance(error, ClientDisconnect):
-        return ApiError(400, "disconnected", "the client has gone", "send the whole request")
+        return ApiError(400, "disconnected", "the client has disconnected", "send the whole request")
     if isinstance(error, HTTPException):
         if error.status_code == 404:
             return ApiError(404, "not_found", "there is nothing at this path", "see /docs for the endpoints")

@@ -23,10 +23,10 @@ VALUES = 3_000_000
 """numbers of the attention between patches that an answer holds: 4 MB of base64 (see `explanation`)"""
 OUTPUTS_OF_LARGE = 4
 """outputs whose relevance an answer holds for an image of very many patches: others are requested by their class"""
-MOST = 16
+MAX_EXPLANATIONS = 16
 """explanations that may wait at once, and images that one request may have explained"""
-LOOK = 0.5
-"""seconds between two looks at whether the client is still there"""
+POLL_SECONDS = 0.5
+"""seconds between two checks whether the client is still connected"""
 
 
 class Abandoned(Exception):
@@ -47,8 +47,8 @@ class Explainer:
     def room(self, count: int) -> Iterator[None]:
         """Places for explanations. Raises ApiError (503) where too many wait, or they would not be ready in time."""
         ahead = self.waiting * self.seconds
-        if self.waiting and (self.waiting + count > MOST or ahead + self.seconds > self.timeout):
-            raise busy("too many explanations are in work", ahead or 1.0)
+        if self.waiting and (self.waiting + count > MAX_EXPLANATIONS or ahead + self.seconds > self.timeout):
+            raise busy("too many explanations are in progress", ahead or 1.0)
         self.waiting += count
         try:
             yield
@@ -67,7 +67,7 @@ class Explainer:
         def pause() -> None:
             if gone:
                 raise Abandoned
-            self.worker.relieve()
+            self.worker.run_waiting()
 
         def timed() -> Explanation:
             began = time.monotonic()
@@ -78,7 +78,7 @@ class Explainer:
 
         future = asyncio.wrap_future(self.worker.call(timed, long=True))
         try:
-            while request is not None and not (await asyncio.wait([future], timeout=LOOK))[0]:
+            while request is not None and not (await asyncio.wait([future], timeout=POLL_SECONDS))[0]:
                 if await request.is_disconnected():
                     raise ClientDisconnect
             return await future
@@ -87,6 +87,6 @@ class Explainer:
             future.cancel()
 
 
-def light(found: Explanation) -> dict[str, Any]:
-    """An explanation for a prediction, which has the answer itself."""
+def without_answer(found: Explanation) -> dict[str, Any]:
+    """A packed explanation to send beside a prediction, which has the answer itself."""
     return {name: value for name, value in found.packed().items() if name not in ("answer", "text")}

@@ -28,10 +28,10 @@ ENDPOINTS = (
     "/",
 )
 """paths that are counted by name; a client can make up any number of others"""
-DRAINED = 64_000_000
+MAX_DRAINED = 64_000_000
 """bytes of a refused upload that are read to its end: a client that is still sending would not see the answer"""
 DRAIN_SECONDS = 10.0
-CLIENTS = 10_000
+MAX_CLIENTS = 10_000
 """clients whose rate is remembered"""
 HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -58,7 +58,7 @@ class Rates:
         left = min(self.per_minute, left + (now - last) * self.per_minute / 60)
         allowed = left >= 1
         self.clients[client] = (left - allowed, now)
-        if len(self.clients) > CLIENTS:  # the first is the one that was seen longest ago
+        if len(self.clients) > MAX_CLIENTS:  # the first is the one that was seen longest ago
             del self.clients[next(iter(self.clients))]
         return 0.0 if allowed else (1 - left) * 60 / self.per_minute
 
@@ -160,11 +160,12 @@ class _Exchange:
         size = 0
         try:
             async with asyncio.timeout(DRAIN_SECONDS):
-                while not self.complete and size < DRAINED:
+                while not self.complete and size < MAX_DRAINED:
                     size += len((await self.receive()).get("body", b""))
         except TimeoutError:
             pass
 
 
 def stopping() -> ApiError:
+    """503 for a request that comes after the signal to stop."""
     return busy("the server is stopping", 5, "stopping")

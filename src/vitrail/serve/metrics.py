@@ -29,8 +29,10 @@ class Metrics:
         self.running = Counter("vitrail_batch_seconds", "Seconds in which a model ran", registry=self.registry)
 
     def batch(self, images: int, seconds: float) -> None:
+        """Count a batch that the worker has run."""
         self.batches.observe(images)
         self.running.inc(seconds)
 
     def text(self) -> bytes:
+        """All counts in the text format of Prometheus."""
         return generate_latest(self.registry)

@@ -20,9 +20,9 @@ from vitrail.tasks.values import Prediction
 
 Changes = tuple[tuple[str, Any], ...]
 """options of a task that a request sets, by name"""
-LISTED = 1_000
+MAX_LISTED = 1_000
 """classes, up to which a card lists them"""
-INNER = ("best", "last")
+CHECKPOINT_FOLDERS = ("best", "last")
 """folders of a run, which are named after the run"""
 
 
@@ -40,7 +40,7 @@ class Served:
         before = task.option
         try:
             task.choose(dict(changes))
-            with self.engine.precise():
+            with self.engine.autocast():
                 return task.answers(samples)
         finally:
             task.option = before
@@ -68,7 +68,7 @@ class Served:
             "patch": patch,
             "channels": task.preprocess.channels,
             "classes": len(task.classes),
-            "class_names": list(task.classes) if len(task.classes) <= LISTED else None,
+            "class_names": list(task.classes) if len(task.classes) <= MAX_LISTED else None,
             "licence": self.about.get("licence"),
             "training_data": self.about.get("training_data"),
             "engine": self.engine.name,
@@ -124,7 +124,7 @@ def name_of(source: str) -> str:
     path = path.resolve()
     if path.is_file():
         return path.stem
-    return path.parent.name if path.name in INNER else path.name
+    return path.parent.name if path.name in CHECKPOINT_FOLDERS else path.name
 
 
 def about(found: Path) -> dict[str, str | None]:
@@ -132,7 +132,7 @@ def about(found: Path) -> dict[str, str | None]:
     folder = found if found.is_dir() else found.parent
     rows: dict[str, str | None] = {"licence": None, "training_data": None}
     for file, read in (("CARD.md", _from_table), ("README.md", _from_hub), ("recipe.json", _from_run)):
-        for place in (folder, folder.parent) if folder.name in INNER else (folder,):
+        for place in (folder, folder.parent) if folder.name in CHECKPOINT_FOLDERS else (folder,):
             if (path := place / file).is_file():
                 try:
                     text = path.read_text(encoding="utf-8")

@@ -46,20 +46,20 @@ def serve(sources: Sequence[Source], host: str, port: int, device: str | None, s
     """
     for source in sources:
         find(source.source)
-    with bound(host, port) as listener, ExitStack() as places:
+    with listening(host, port) as listener, ExitStack() as cleanup:
         metrics = Metrics()
         worker = Worker(settings.max_batch, settings.max_wait, metrics.batch)
         # Where it will run: the threads of PyTorch's products belong to the thread that calls it.
-        models = worker.call(lambda: load_all(sources, device, settings, places)).result()
+        models = worker.call(lambda: load_all(sources, device, settings, cleanup)).result()
         app = create_app(models, settings, worker, metrics)
-        warn_of_strangers(host, settings)
+        warn_if_public(host, settings)
         try:
             run(app, listener, settings)
         finally:
             app.state.service.close()
 
 
-def warn_of_strangers(host: str, settings: Settings) -> None:
+def warn_if_public(host: str, settings: Settings) -> None:
     """Warn where anyone on the network can use the models."""
     if host not in LOCAL and not settings.keys:
         log.warning(
@@ -68,20 +68,22 @@ def warn_of_strangers(host: str, settings: Settings) -> None:
         )
 
 
-def load_all(sources: Sequence[Source], device: str | None, settings: Settings, places: ExitStack) -> list[Served]:
-    """The models with their engines, each in one line."""
-    chosen, until, found = choose_device(device), time.monotonic() + settings.measure, []
+def load_all(sources: Sequence[Source], device: str | None, settings: Settings, cleanup: ExitStack) -> list[Served]:
+    """Load the models and choose their engines; logs one line for each."""
+    chosen, deadline, found = choose_device(device), time.monotonic() + settings.measure, []
     for source in sources:
         task = load(source.source, device=chosen)
-        engine = engines.choose(source.source, task, settings, until, places)
+        engine = engines.choose(source.source, task, settings, deadline, cleanup)
         found.append(Served(source.name, task, engine, about(find(source.source))))
         log.warning(f"{source.name}: {engine.line()}")
     return found
 
 
 @contextlib.contextmanager
-def bound(host: str, port: int) -> Iterator[socket.socket]:
+def listening(host: str, port: int) -> Iterator[socket.socket]:
     """A listening socket: connections that come while models are loaded wait. UserError where there is none."""
+    if not 0 <= port < 65536:  # getaddrinfo would take the remainder
+        raise UserError(f"--port must be from 0 to 65535, got {port}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError, OverflowError):
@@ -152,25 +154,25 @@ class Server(uvicorn.Server):
 class Protocol(H11Protocol):
     """uvicorn's, which closes connections that send no whole request, and answers what is not HTTP in JSON."""
 
-    seen: object = None
-    """the request at the last look"""
+    last_cycle: object = None
+    """the request at the last check"""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.loop.call_later(IDLE, self._look)
+        self.loop.call_later(IDLE, self._close_if_idle)
 
-    def _look(self) -> None:
+    def _close_if_idle(self) -> None:
         if self.transport.is_closing():
             return
         idle = self.cycle is None or self.cycle.response_complete
-        if idle and self.cycle is self.seen:
+        if idle and self.cycle is self.last_cycle:
             self.transport.close()
             return
-        self.seen = self.cycle if idle else self.seen
-        self.loop.call_later(IDLE, self._look)
+        self.last_cycle = self.cycle if idle else self.last_cycle
+        self.loop.call_later(IDLE, self._close_if_idle)
 
     def send_400_response(self, msg: str) -> None:
-        error = ApiError(400, "bad_request", "this is not a request of HTTP/1.1, or its head is too long", "see /docs")
+        error = ApiError(400, "bad_request", "this is not an HTTP/1.1 request, or its head is too long", "see /docs")
         body = json.dumps(error.body()).encode()
         head = (
             "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\n"

@@ -15,11 +15,11 @@ from fastapi.responses import Response
 from vitrail.data.decode import EncodedImage
 from vitrail.data.prepare import Sample
 from vitrail.explain.explanation import Explanation, explanation, maps_of_answer
-from vitrail.explain.seen import frame_of, seen
+from vitrail.explain.image import explained_image, frame_of
 from vitrail.process import cores
 from vitrail.serve.decoding import decoded, open_image
 from vitrail.serve.errors import ApiError, as_compressed_json, busy
-from vitrail.serve.explaining import OUTPUTS_OF_LARGE, VALUES, Explainer, light
+from vitrail.serve.explaining import OUTPUTS_OF_LARGE, VALUES, Explainer, without_answer
 from vitrail.serve.guard import stopping
 from vitrail.serve.metrics import Metrics
 from vitrail.serve.models import Changes, Served
@@ -29,8 +29,8 @@ from vitrail.serve.worker import Worker
 
 T = TypeVar("T")
 
-DECODERS = 8
-"""the most threads that decode: each holds an image"""
+MAX_DECODERS = 8
+"""threads that decode at most: each holds an image"""
 
 
 class Service:
@@ -40,7 +40,7 @@ class Service:
         self.models = {model.name: model for model in models}
         self.default = models[0].name
         self.settings, self.worker, self.metrics = settings, worker, metrics
-        self.decoders = ThreadPoolExecutor(min(DECODERS, cores()), "vitrail-decode")
+        self.decoders = ThreadPoolExecutor(min(MAX_DECODERS, cores()), "vitrail-decode")
         self.large = ThreadPoolExecutor(1, "vitrail-large")
         self.explainer = Explainer(worker, settings.timeout)
         self.images, self.bytes = 0, 0
@@ -48,11 +48,13 @@ class Service:
         self.stopping = False
 
     def close(self) -> None:
+        """Answer what was taken, and end the threads."""
         self.decoders.shutdown()
         self.large.shutdown()
         self.worker.close()
 
     def model(self, name: str | None) -> Served:
+        """The model of this name; None: the default one. Raises ApiError (404)."""
         found = self.models.get(self.default if name is None else name)
         if found is None:
             names = ", ".join(self.models)
@@ -67,7 +69,7 @@ class Service:
         length = request.headers.get("content-length", "")
         size = int(length) if length.isdecimal() else self.settings.max_upload
         if self.bytes + size > self.settings.memory:
-            raise busy("too many uploads are in work", self._seconds())
+            raise busy("too many uploads are in progress", self._seconds())
         self.bytes += size
         try:
             yield
@@ -115,31 +117,31 @@ class Service:
             future = self.worker.submit(run, sample, (model.name, changes))
             return future, (sample, frame_of(task, image, sample)) if explain else None
 
-        future, seen = await self.decoded(data, name, submit)
+        future, to_explain = await self.decoded(data, name, submit)
         answer = await asyncio.wrap_future(future)
         # A mask of many pixels takes a while to encode.
         row = await asyncio.get_running_loop().run_in_executor(self.decoders, answer.row)
         found = {"task": task.name, **row}
-        if seen is not None:
-            found["explanation"] = await self.maps(model, *seen)
+        if to_explain is not None:
+            found["explanation"] = await self.maps(model, *to_explain)
         self.metrics.images.labels(model.name).inc()
         return found
 
     async def maps(self, model: Served, sample: Sample, frame: list[float]) -> dict[str, Any]:
-        """The light explanation beside a prediction."""
-        return light(await self.explainer.run(lambda pause: maps_of_answer(model.task, sample, frame, pause)))
+        """The without_answer explanation beside a prediction."""
+        return without_answer(await self.explainer.run(lambda pause: maps_of_answer(model.task, sample, frame, pause)))
 
     async def explanation(self, model: Served, upload: Upload, request: Request) -> Response:
         """The answer of `POST /v1/explain`. Raises ApiError."""
         loop, accepted = asyncio.get_running_loop(), request.headers.get("accept-encoding", "")
 
-        def told(found: Explanation) -> Response:
+        def to_response(found: Explanation) -> Response:
             return as_compressed_json({"model": model.name, "explanation": found.packed()}, accepted)
 
         async with self.in_time():
-            see = partial(seen, model.task)
-            image = await self.decoded(upload.images[0], "image 1", see)
-            beside = None if upload.beside is None else await self.decoded(upload.beside, "beside", see)
+            read = partial(explained_image, model.task)
+            image = await self.decoded(upload.images[0], "image 1", read)
+            beside = None if upload.beside is None else await self.decoded(upload.beside, "beside", read)
             found = await self.explainer.run(
                 lambda pause: explanation(
                     model.task, image, beside, (), VALUES, upload.of_class, OUTPUTS_OF_LARGE, pause
@@ -147,7 +149,7 @@ class Service:
                 request,
             )
             self.metrics.images.labels(model.name).inc()
-            return await loop.run_in_executor(self.decoders, told, found)
+            return await loop.run_in_executor(self.decoders, to_response, found)
 
     @asynccontextmanager
     async def in_time(self) -> AsyncIterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args, get_type_hints
@@ -11,9 +12,9 @@ from typing import Literal, get_args, get_type_hints
 from vitrail.errors import UserError, require
 
 KEYS_VARIABLE = "VITRAIL_API_KEYS"
-LEAST_TIME = 30
+MIN_TIMEOUT = 30
 """seconds: with less, a slow connection or a busy machine would look like an error"""
-LEAST_KEY = 16
+MIN_KEY_LENGTH = 16
 """characters of an API key"""
 MAX_IMAGES = 64
 """images of one request"""
@@ -50,13 +51,13 @@ class Settings:
         require(self, 1, math.inf, "max_upload", "max_pixels", "queue", "max_batch")
         require(self, 0, math.inf, "rate_limit", "measure")
         require(self, 0, 10, "max_wait")
-        require(self, LEAST_TIME, math.inf, "timeout")
+        require(self, MIN_TIMEOUT, math.inf, "timeout")
         for name in ("engine", "precision"):
             choices = get_args(get_type_hints(Settings)[name])
             if getattr(self, name) not in choices:
                 raise UserError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         for origin in self.origins:
-            if "://" not in origin or origin.count("/") != 2:
+            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s]+", origin):
                 raise UserError(f"{origin!r} is not an origin: write scheme and host, such as https://example.org")
 
     @property
@@ -77,10 +78,12 @@ def read_keys(file: Path | None) -> frozenset[str]:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{file} cannot be read as API keys ({error}): write one key per line") from None
         if not words:
-            raise UserError(f"{file} holds no API key: write one per line, of at least {LEAST_KEY} characters")
+            raise UserError(f"{file} holds no API key: write one per line, of at least {MIN_KEY_LENGTH} characters")
     given = map(str.strip, os.environ.get(KEYS_VARIABLE, "").split(","))
     keys = frozenset((*words, *filter(None, given)))
     for key in keys:
-        if len(key) < LEAST_KEY or not key.isascii() or not key.isprintable() or " " in key:
-            raise UserError(f"an API key has at least {LEAST_KEY} printable characters and no spaces: choose others")
+        if len(key) < MIN_KEY_LENGTH or not key.isascii() or not key.isprintable() or " " in key:
+            raise UserError(
+                f"an API key has at least {MIN_KEY_LENGTH} printable characters and no spaces: choose others"
+            )
     return keys

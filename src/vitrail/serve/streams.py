@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from vitrail.data.decode import EncodedImage
 from vitrail.data.prepare import Sample
 from vitrail.errors import UserError
-from vitrail.explain.seen import frame_of
+from vitrail.explain.image import frame_of
 from vitrail.serve.errors import ApiError, as_api, busy
 from vitrail.serve.models import Served
 from vitrail.serve.service import Service
@@ -33,10 +33,11 @@ def streamed(service: Service, model: Served, upload: Upload) -> Response:
         raise ApiError(422, "no_stream", f"the model {model.name} answers at once", hint)
     if len(upload.images) != 1:
         raise ApiError(422, "no_stream", "a stream is for one image", "send one request per image")
-    room = ExitStack()
-    room.enter_context(service.room_for_images(1))  # a queue that is full is an error before the stream begins
-    if upload.explain:
-        room.enter_context(service.explainer.room(1))
+    with ExitStack() as taken:
+        taken.enter_context(service.room_for_images(1))  # a queue that is full is an error before the stream begins
+        if upload.explain:
+            taken.enter_context(service.explainer.room(1))
+        room = taken.pop_all()  # the stream leaves it at its end
 
     async def events() -> AsyncIterator[bytes]:
         async for name, value in _words(service, model, upload.images[0], upload.explain):
@@ -72,7 +73,7 @@ async def _words(service: Service, model: Served, data: bytes, explain: bool) ->
 
     def run(sample: Sample) -> dict[str, Any]:
         try:
-            with model.engine.precise():
+            with model.engine.autocast():
                 return {"task": model.task.name, **model.engine.task.stream(sample, tell).row()}
         finally:
             loop.call_soon_threadsafe(drafts.put_nowait, None)

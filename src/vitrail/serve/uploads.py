@@ -25,11 +25,11 @@ FIELDS = ("model", "top", "explain")
 FILES = ("images", "beside")
 """fields that are images"""
 MAX_FIELD = 1_000
-"""bytes of a field that is no image"""
+"""bytes of a field that is not an image"""
 MAX_HEAD = 8_000
 """bytes of the headers of one entry of a form"""
-FORMS = "send a form (multipart/form-data) with files `images`, or JSON with base64 texts `images`"
-PLAIN = 'base64 without a prefix or line breaks, such as {"images": ["/9j/4AAQ..."]}'
+FORM_HINT = "send a form (multipart/form-data) with files `images`, or JSON with `images`, a list of base64 strings"
+JSON_HINT = 'base64 without a prefix or line breaks, such as {"images": ["/9j/4AAQ..."]}'
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Upload:
     beside: bytes | None = None
     fields: tuple[str, ...] = FIELDS
     """those that this endpoint takes"""
-    most: int = MAX_IMAGES
+    max_images: int = MAX_IMAGES
     """images that this endpoint takes"""
 
     def set(self, name: str, value: Any) -> None:
@@ -55,7 +55,7 @@ class Upload:
             raise ApiError(422, "unknown_field", f"there is no field {name[:100]!r} here", f"the fields are {known}")
         if name in ("model", "class"):
             if not isinstance(value, str):
-                raise bad_field(name, "a text")
+                raise bad_field(name, "a string")
             if name == "model":
                 self.model = value
             else:
@@ -81,18 +81,20 @@ class Upload:
                 raise ApiError(413, "too_many_images", "a request has at most one image beside", "send one of them")
             self.beside = image
             return
-        if len(self.images) == self.most:
-            raise too_many_images(self.most)
+        if len(self.images) == self.max_images:
+            raise too_many_images(self.max_images)
         self.images.append(image)
 
 
-def too_many_images(most: int, kind: str = "a request") -> ApiError:
-    images = "one image" if most == 1 else f"{most} images"
+def too_many_images(max_images: int, kind: str = "a request") -> ApiError:
+    """413 for more images than `kind`, such as a request, may have."""
+    images = "one image" if max_images == 1 else f"{max_images} images"
     return ApiError(413, "too_many_images", f"{kind} has at most {images}", "send several requests")
 
 
 def bad_field(name: str, kind: str) -> ApiError:
-    return ApiError(422, "bad_field", f"the field {name} is not {kind}", f"send {kind}, or leave {name} out")
+    """422 for a field whose value is not of this kind, such as "a string"."""
+    return ApiError(422, "bad_field", f"the field {name} must be {kind}", f"send {kind}, or leave {name} out")
 
 
 async def read_upload(request: Request, settings: Settings, upload: Upload) -> Upload:
@@ -109,7 +111,7 @@ async def read_upload(request: Request, settings: Settings, upload: Upload) -> U
             {"Connection": "close"},
         ) from None
     if not upload.images:
-        raise ApiError(422, "no_images", "the request has no images", FORMS)
+        raise ApiError(422, "no_images", "the request has no images", FORM_HINT)
     return upload
 
 
@@ -130,7 +132,7 @@ async def _read(request: Request, limit: int, upload: Upload) -> Upload:
         # Megabytes of base64 take a while: not in the event loop.
         return await asyncio.get_running_loop().run_in_executor(None, from_json, body, upload)
     shown = kind.decode("latin-1")[:100] or "none"
-    raise ApiError(415, "unsupported_media_type", f"the content type is {shown}", FORMS)
+    raise ApiError(415, "unsupported_media_type", f"the content type is {shown}", FORM_HINT)
 
 
 async def _chunks(request: Request, limit: int) -> AsyncIterator[bytes]:
@@ -143,6 +145,7 @@ async def _chunks(request: Request, limit: int) -> AsyncIterator[bytes]:
 
 
 def too_large(limit: int) -> ApiError:
+    """413 for a request of more bytes than the limit."""
     return ApiError(
         413,
         "too_large",
@@ -175,19 +178,21 @@ class Form:
             raise self._bad(str(error)) from None
 
     def write(self, chunk: bytes) -> None:
+        """Parse the next bytes of the body. Raises ApiError for a form that cannot be read or a refused field."""
         try:
             self.parser.write(chunk)
         except FormParserError as error:
             raise self._bad(str(error)) from None
 
     def finish(self) -> Upload:
+        """The upload, after the last byte. Raises ApiError for a form that ends too early."""
         if not self.complete:
             raise self._bad("it ends before its last boundary")
         return self.upload
 
     @staticmethod
     def _bad(reason: str) -> ApiError:
-        return ApiError(400, "bad_form", f"the form cannot be read: {reason[:200]}", FORMS)
+        return ApiError(400, "bad_form", f"the form cannot be read: {reason[:200]}", FORM_HINT)
 
     def _begin(self) -> None:
         self.name, self.data, self.names, self.value = "", bytearray(), bytearray(), bytearray()
@@ -220,7 +225,7 @@ class Form:
 
     def _more(self, data: bytes, start: int, end: int) -> None:
         if self.name not in FILES and len(self.data) + end - start > MAX_FIELD:
-            raise bad_field(self.name, f"a text of at most {MAX_FIELD:,} bytes")
+            raise bad_field(self.name, f"a string of at most {MAX_FIELD:,} bytes")
         self.data += data[start:end]
 
     def _end(self) -> None:
@@ -239,12 +244,12 @@ def from_json(body: bytes | bytearray, upload: Upload) -> Upload:
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):
-        raise ApiError(400, "bad_json", "the body is not JSON", f"send {PLAIN}") from None
+        raise ApiError(400, "bad_json", "the body is not JSON", f"send {JSON_HINT}") from None
     if not isinstance(found, dict):
-        raise ApiError(422, "bad_json", "the body is not an object of JSON", f"send {PLAIN}")
+        raise ApiError(422, "bad_json", "the body is not a JSON object", f"send {JSON_HINT}")
     images = found.pop("images", None)
     if not isinstance(images, list):
-        raise bad_field("images", "a list of texts")
+        raise bad_field("images", "a list of strings")
     beside = found.pop("beside", None) if "beside" in upload.fields else None
     for name, value in found.items():
         if value is not None:
@@ -259,9 +264,9 @@ def from_json(body: bytes | bytearray, upload: Upload) -> Upload:
 def from_base64(text: object, field: str, name: str) -> bytes:
     """The bytes of an image in a JSON body. Raises ApiError, which calls the image `name`."""
     if not isinstance(text, str):
-        raise bad_field(field, "a list of texts" if field == "images" else "a text")
+        raise bad_field(field, "a list of strings" if field == "images" else "a string")
     try:
         return base64.b64decode(text.encode("ascii"), validate=True)
     except (binascii.Error, UnicodeEncodeError):
-        hint = f"send {PLAIN}; URLs are not fetched"
+        hint = f"send {JSON_HINT}; URLs are not fetched"
         raise ApiError(422, "bad_base64", f"{name} is not base64", hint) from None

@@ -27,7 +27,7 @@ class Job:
     run: Answerer
     item: Any
     long: bool = False
-    """takes seconds, and calls `Worker.relieve` between its steps"""
+    """takes seconds, and calls `Worker.run_waiting` between its steps"""
     future: Future[Any] = field(default_factory=Future)
     arrived: float = field(default_factory=time.monotonic)
 
@@ -62,7 +62,7 @@ class Worker:
         """Run a function alone."""
         return self.submit(lambda items: [function()], None, long=long)
 
-    def relieve(self) -> None:
+    def run_waiting(self) -> None:
         """Run the jobs that wait now, but for long ones: a long job calls it, on the worker's thread, between steps.
 
         So other jobs wait for one step and not for the whole of a long one, which ends however many come.
@@ -126,7 +126,7 @@ class Worker:
                 batch[0].future.set_exception(error)
             else:  # the item at fault must not spoil the others
                 for job in batch:
-                    self._alone(job)
+                    self._run_alone(job)
         else:
             for job, result in zip(batch, found, strict=True):
                 job.future.set_result(result)
@@ -137,7 +137,7 @@ class Worker:
             self.done(len(batch), seconds)
 
     @staticmethod
-    def _alone(job: Job) -> None:
+    def _run_alone(job: Job) -> None:
         try:
             job.future.set_result(job.run([job.item])[0])
         except BaseException as error:

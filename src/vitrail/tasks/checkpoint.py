@@ -12,7 +12,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from vitrail.errors import UserError
-from vitrail.files import whole_folder, write_whole
+from vitrail.files import atomic_folder, write_atomic
 
 if TYPE_CHECKING:
     from vitrail.tasks.task import Task
@@ -35,11 +35,11 @@ def write(task: Task, path: Path, weights: Mapping[str, Tensor]) -> None:
         **task.config(),
     }
     tensors = {name: value.detach().contiguous().cpu() for name, value in weights.items()}
-    with whole_folder(path) as folder:
-        write_whole(folder / "model.safetensors", to_safetensors(tensors, metadata={"format": "pt"}))
+    with atomic_folder(path) as folder:
+        write_atomic(folder / "model.safetensors", to_safetensors(tensors, metadata={"format": "pt"}))
         for name, text in task.files().items():
-            write_whole(folder / name, text)
-        write_whole(folder / "config.json", json.dumps(config, indent=2) + "\n")
+            write_atomic(folder / name, text)
+        write_atomic(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 
 def take_fitting(task: Task, given: Mapping[str, Tensor]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError
-from vitrail.plain import describe, described
+from vitrail.plain import describe, from_description
 from vitrail.tasks.answers import finite
 from vitrail.tasks.encoder import KINDS, Encoder, encoder_for, one_vector
 from vitrail.tasks.task import Task
@@ -47,7 +47,7 @@ class Embed(Task):
 
     @classmethod
     def rebuild(cls, config: dict[str, Any], files: Checkpoint) -> Self:
-        encoder = encoder_for(described(config["encoder"], KINDS, "vit"))
+        encoder = encoder_for(from_description(config["encoder"], KINDS, "vit"))
         return cls(encoder, Preprocess.from_dict(config["preprocess"]))
 
     def with_classes(self, classes: list[str]) -> Task:

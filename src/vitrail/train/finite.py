@@ -73,7 +73,7 @@ class Watch:
         if self.in_a_row >= MOST or (last and not self.moved):
             many = "" if self.in_a_row == 1 else f", the last of {self.in_a_row} such steps in a row"
             half = "; the range of fp16 is small: --precision fp32 may help" if "loss_scale" in row else ""
-            self.module.write_whole()
+            self.module.write_atomic()
             # Of all ranks' batches: most often one of them has the image, or the caption, that it began with.
             found = [each.decode() for each in self.world.exchange((where(self.task, batch) or "").encode())]
             raise RunError(f"{told}{many}; {next(filter(None, found), FINITE)}{half}")

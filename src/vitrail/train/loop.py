@@ -246,7 +246,7 @@ class Training:
         if logging_now:
             self._log_row()
         if saving:
-            self.module.write_whole()
+            self.module.write_atomic()
         if evaluating:
             self.keeper.refuse_infinite(done)
             self.world.share_bad(self.loader)

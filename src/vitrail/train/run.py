@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from vitrail.data.augment import Augment
 from vitrail.errors import UserError
-from vitrail.plain import describe, described, flat_fields, rebuild
+from vitrail.plain import describe, flat_fields, from_description, rebuild
 from vitrail.tasks import TASKS, task_class
 from vitrail.tasks.encoder import KINDS, EncoderConfig
 from vitrail.tasks.values import Settings
@@ -189,7 +189,7 @@ class Run:
         values = dict(values)
         entries = dict(values.pop("task"))
         task = rebuild(task_class(entries.pop("kind")).settings, entries)
-        model = described(values.pop("model"), KINDS, "vit")
+        model = from_description(values.pop("model"), KINDS, "vit")
         return rebuild(Run, {**values, "task": task, "model": model})
 
 

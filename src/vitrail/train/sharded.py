@@ -105,7 +105,7 @@ class ShardedLoss(LossModule):
         return ShardedAverage(self, decay)
 
     @torch.no_grad()
-    def write_whole(self) -> None:
+    def write_atomic(self) -> None:
         """Bring the whole task up to date. All ranks call it."""
         self.whole.load_state_dict(self.joined(self.shares()))
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from vitrail.data.sets import difference
 from vitrail.errors import UserError
-from vitrail.files import append_whole, retrying, sync, write_whole
+from vitrail.files import append_atomic, retrying, sync, write_atomic
 from vitrail.tasks.values import Score
 from vitrail.train.run import Run
 from vitrail.train.states import States
@@ -129,22 +129,22 @@ class RunFolder:
 
         `job` is what marks the job that begins it.
         """
-        write_whole(self.path / "classes.json", json.dumps(list(classes)))
+        write_atomic(self.path / "classes.json", json.dumps(list(classes)))
         self.record(job)
         if data is not None:
-            write_whole(self._data, json.dumps(data))
-        write_whole(self._recipe, json.dumps(run.as_dict(), indent=2) + "\n")
+            write_atomic(self._data, json.dumps(data))
+        write_atomic(self._recipe, json.dumps(run.as_dict(), indent=2) + "\n")
 
     def change(self, run: Run, data: dict[str, Any]) -> None:
         """Replace the values of a run that is resumed, and the fingerprint of its data. It is not finished then."""
         self._scores.unlink(missing_ok=True)
-        write_whole(self._data, json.dumps(data))
-        write_whole(self._recipe, json.dumps(run.as_dict(), indent=2) + "\n")
+        write_atomic(self._data, json.dumps(data))
+        write_atomic(self._recipe, json.dumps(run.as_dict(), indent=2) + "\n")
 
     def record(self, job: Sequence[str]) -> None:
         """Write down what marks the job that trains from now on, if anything does."""
         if job:
-            write_whole(self._job, json.dumps(list(job)))
+            write_atomic(self._job, json.dumps(list(job)))
 
     def begun_by(self, job: Sequence[str]) -> bool:
         """Whether the folder holds a run of the job with one of these marks."""
@@ -206,7 +206,7 @@ class RunFolder:
 
     def end(self, scores: dict[str, Any]) -> None:
         """Save the scores that the command prints."""
-        write_whole(self._scores, json.dumps(scores))
+        write_atomic(self._scores, json.dumps(scores))
 
     def log_start(
         self, score: Score | None, step: int, command: str, images: Mapping[str, int], processes: int = 1
@@ -220,7 +220,7 @@ class RunFolder:
 
     def log(self, **row: Any) -> None:
         """Add a line to metrics.jsonl."""
-        retrying(partial(append_whole, self.metrics, json.dumps(row) + "\n"))
+        retrying(partial(append_atomic, self.metrics, json.dumps(row) + "\n"))
         if self.events is not None:
             self.events.add(row, self.rows)
 
@@ -252,7 +252,7 @@ class RunFolder:
         rows = [row for row in self.rows() if row["step"] <= step and row["kind"] not in ("test", "done")]
         again = {kind for kind, there in (("val", evaluated), ("train", logged)) if not there}
         rows = [row for row in rows if row["step"] < step or row["kind"] not in again]
-        write_whole(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+        write_atomic(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
     def flush(self) -> None:
         """Flush the log to disk: no row may be missing before a saved state."""

@@ -17,7 +17,7 @@ from typing import IO, Any, NamedTuple
 import torch
 
 from vitrail.errors import UserError
-from vitrail.files import replacing, write_whole
+from vitrail.files import atomic_file, write_atomic
 
 log = logging.getLogger("vitrail")
 
@@ -51,14 +51,14 @@ class States:
 
     def write(self, step: int, values: dict[str, Any], best: Path | None, keep: int) -> None:
         """Write a state, then remove all but the last `keep` states and the best weights that these need."""
-        with replacing(self._file(step)) as file:
+        with atomic_file(self._file(step)) as file:
             hashed = _Hashed(file)
             torch.save(values, hashed)  # type: ignore[arg-type]  # `write` and `flush` are all that it needs
             digests = {self._file(step): hashed.digest.hexdigest()}
             digests |= {each: _digest(each) for each in sorted(best.iterdir())} if best is not None else {}
             lines = [f"{digest}  {each.relative_to(self.path)}\n" for each, digest in digests.items()]
             # Before the state, which the end of this block puts in its place: no state is without its digests.
-            write_whole(self._digests(step), "".join(lines))
+            write_atomic(self._digests(step), "".join(lines))
         self._keep_only(self.steps()[-keep:])
 
     def newest(self, device: torch.device) -> State | None:

@@ -55,7 +55,7 @@ class LossModule(nn.Module):
         """A running average of the weights that are trained."""
         return Average(self.task, decay)
 
-    def write_whole(self) -> None:
+    def write_atomic(self) -> None:
         """Bring the task that is evaluated and saved up to date, if it is not the one that is trained."""
 
     def read_whole(self) -> None:

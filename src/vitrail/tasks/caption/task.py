@@ -16,7 +16,7 @@ from vitrail.data.targets import Target, Texts
 from vitrail.data.text import PAD, Tokenizer
 from vitrail.errors import UserError
 from vitrail.hf import fresh, with_memory
-from vitrail.plain import describe, described, rebuild
+from vitrail.plain import describe, from_description, rebuild
 from vitrail.tasks.caption.answers import Drafts, Thresholds, answers_of, pieces_of
 from vitrail.tasks.caption.components import NextWords, ReadImages, Reranker
 from vitrail.tasks.caption.consensus import Consensus
@@ -168,7 +168,7 @@ class Caption(Task):
 
             return cast(Self, HubCaption.rebuild(config, files))
         settings, preprocess = rebuild(Captioning, config["captioning"]), Preprocess.from_dict(config["preprocess"])
-        encoder = described(config["encoder"], KINDS, "vit")
+        encoder = from_description(config["encoder"], KINDS, "vit")
         if settings.decoder == "language_model":
             vocabulary = VocabMap(**config["language_model"]["vocabulary"])
             words = stored_tokenizer(config, files, lambda text: HFTokenizer.from_text(text, vocabulary))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError
-from vitrail.plain import described
+from vitrail.plain import from_description
 from vitrail.tasks.answers import finite, one_class
 from vitrail.tasks.classify.knn import Neighbours
 from vitrail.tasks.classify.linear_probe import linear_probe, scores_of
@@ -139,7 +139,7 @@ class Classify(Headed):
 
     @classmethod
     def rebuild(cls, config: dict[str, Any], files: Checkpoint) -> Self:
-        encoder = encoder_for(described(config["encoder"], KINDS, "vit"))
+        encoder = encoder_for(from_description(config["encoder"], KINDS, "vit"))
         preprocess, classes = Preprocess.from_dict(config["preprocess"]), config["classes"]
         hidden, loss, neighbours = config["hidden"], config["loss"], config["neighbours"]
         return cls(encoder, classes, preprocess, hidden=hidden, loss=loss, neighbours=neighbours)

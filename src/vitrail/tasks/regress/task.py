@@ -13,7 +13,7 @@ from torch import Tensor
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.targets import Numbers, Target
 from vitrail.errors import UserError
-from vitrail.plain import described
+from vitrail.plain import from_description
 from vitrail.tasks.answers import finite
 from vitrail.tasks.encoder import KINDS, Encoder, encoder_for
 from vitrail.tasks.headed import Headed
@@ -144,7 +144,7 @@ class Regress(Headed):
 
     @classmethod
     def rebuild(cls, config: dict[str, Any], files: Checkpoint) -> Self:
-        encoder = encoder_for(described(config["encoder"], KINDS, "vit"))
+        encoder = encoder_for(from_description(config["encoder"], KINDS, "vit"))
         values, preprocess = config["values"], Preprocess.from_dict(config["preprocess"])
         units = None if config["units"] is None else Units(*(tuple(map(float, each)) for each in config["units"]))
         if units is not None and not len(values) == len(units.mean) == len(units.std):

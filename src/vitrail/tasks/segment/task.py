@@ -18,7 +18,7 @@ from vitrail.data.masks import Masks
 from vitrail.data.preprocess import AnyImage, Preprocess
 from vitrail.data.rle import encode
 from vitrail.errors import UserError
-from vitrail.plain import describe, described
+from vitrail.plain import describe, from_description
 from vitrail.tasks.answers import finite, one_class
 from vitrail.tasks.encoder import KINDS, Encoder, encoder_for, token_width
 from vitrail.tasks.segment.heads import LinearHead, MaskTransformer, QueryHead, class_logits
@@ -137,7 +137,7 @@ class Segment(Task):
 
     @classmethod
     def rebuild(cls, config: dict[str, Any], files: Checkpoint) -> Self:
-        encoder = encoder_for(described(config["encoder"], KINDS, "vit"))
+        encoder = encoder_for(from_description(config["encoder"], KINDS, "vit"))
         preprocess = Preprocess.from_dict(config["preprocess"])
         return cls(encoder, config["classes"], preprocess, Segmentation(**config["segmentation"]))
 

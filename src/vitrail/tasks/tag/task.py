@@ -15,7 +15,7 @@ from torch import Tensor
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.targets import Tags
 from vitrail.errors import UserError
-from vitrail.plain import described
+from vitrail.plain import from_description
 from vitrail.tasks.answers import finite
 from vitrail.tasks.encoder import KINDS, Encoder, encoder_for
 from vitrail.tasks.headed import Headed
@@ -100,7 +100,7 @@ class Tag(Headed):
 
     @classmethod
     def rebuild(cls, config: dict[str, Any], files: Checkpoint) -> Self:
-        encoder = encoder_for(described(config["encoder"], KINDS, "vit"))
+        encoder = encoder_for(from_description(config["encoder"], KINDS, "vit"))
         return cls(encoder, config["classes"], Preprocess.from_dict(config["preprocess"]), hidden=config["hidden"])
 
     @property

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vitrail.errors import UserError
-from vitrail.files import write_whole
+from vitrail.files import write_atomic
 from vitrail.tasks.task import Task
 from vitrail.variants import VariantConfig, as_variant
 from vitrail.vit import ViT, ViTConfig
@@ -42,7 +42,7 @@ def write(task: Task, path: Path) -> None:
             arrays[prefix + theirs] = np.ascontiguousarray(value.detach().cpu().float().numpy())
     packed = io.BytesIO()
     np.savez(packed, **arrays)  # type: ignore[arg-type]
-    write_whole(path if path.suffix == ".npz" else path / "model.npz", packed.getvalue())
+    write_atomic(path if path.suffix == ".npz" else path / "model.npz", packed.getvalue())
 
 
 def _names_for(config: VariantConfig, head: bool) -> Names:

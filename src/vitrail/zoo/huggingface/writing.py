@@ -14,7 +14,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from vitrail.errors import UserError
-from vitrail.files import whole_folder, write_whole
+from vitrail.files import atomic_folder, write_atomic
 from vitrail.tasks.task import Task
 from vitrail.variants import VariantConfig, as_variant
 from vitrail.vit import ViT
@@ -64,10 +64,10 @@ def write(task: Task, path: Path) -> None:
     plain = _checked(name, values, modules, config)
     text = {**_text(name, values, modules, classes), **problem_in(head)}
     weights = _weights(task, encoder, plain, name, classes is not None)
-    with whole_folder(path) as folder:
-        write_whole(folder / "model.safetensors", to_safetensors(weights, metadata={"format": "pt"}))
-        write_whole(folder / "config.json", json.dumps(text, indent=2) + "\n")
-        write_whole(folder / "preprocessor_config.json", json.dumps(settings_of(task.preprocess), indent=2) + "\n")
+    with atomic_folder(path) as folder:
+        write_atomic(folder / "model.safetensors", to_safetensors(weights, metadata={"format": "pt"}))
+        write_atomic(folder / "config.json", json.dumps(text, indent=2) + "\n")
+        write_atomic(folder / "preprocessor_config.json", json.dumps(settings_of(task.preprocess), indent=2) + "\n")
 
 
 def _type_for(c: VariantConfig, classes: bool) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors.torch import save as to_safetensors
 
 from vitrail.errors import UserError
-from vitrail.files import whole_folder, write_whole
+from vitrail.files import atomic_folder, write_atomic
 from vitrail.tasks.task import Task
 from vitrail.variants import as_variant
 from vitrail.vit import ViT
@@ -62,9 +62,9 @@ def write(task: Task, folder: Path) -> None:
         **({"label_names": head.outputs} if head.outputs else {}),
         **problem_in(head),
     }
-    with whole_folder(folder) as place:
-        write_whole(place / "model.safetensors", to_safetensors(weights, metadata={"format": "pt"}))
-        write_whole(place / "config.json", json.dumps(config, indent=2) + "\n")
+    with atomic_folder(folder) as place:
+        write_atomic(place / "model.safetensors", to_safetensors(weights, metadata={"format": "pt"}))
+        write_atomic(place / "config.json", json.dumps(config, indent=2) + "\n")
 
 
 def _apart(values: Arguments) -> set[str]:

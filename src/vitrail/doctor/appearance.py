@@ -28,11 +28,11 @@ ENOUGH = 20
 """images of a split whose mean is compared"""
 
 
-def looks(found: Survey) -> Iterator[Finding]:
+def appearance(found: Survey) -> Iterator[Finding]:
     """Everything that the survey's numbers tell, image by image."""
     good = found.good()
     if len(good):
-        rows = found.looks[good]
+        rows = found.measured[good]
         yield from _sizes(found, good, rows)
         yield from _storage(found, good, rows)
         yield from _statistics(found, good, rows)
@@ -162,8 +162,8 @@ def _shifted(found: Survey, good: np.ndarray, rows: np.ndarray) -> Iterator[Find
                 "splits-differ",
                 f"the images of {found.splits[k]} have a mean brightness of {other.mean():.0f}, those of "
                 f"{found.splits[0]} {own.mean():.0f} (of 255)",
-                "check that both were made by the same camera and the same steps: the score may tell nothing about "
-                "training images",
+                "check that both were made by the same camera and the same steps: otherwise a score on one says little "
+                "about images like those of the other",
                 "likely",
                 [(found.splits[0],), (found.splits[k],)],
             )

@@ -13,25 +13,25 @@ from vitrail.data.preprocess import AnyImage
 from vitrail.explain.packing import Array
 from vitrail.tasks.task import Task
 
-SHOWN = 640
+MAX_SIDE = 640
 """longer side in pixels of the original image that is shown"""
 
 
-class Seen(NamedTuple):
+class ExplainedImage(NamedTuple):
     """An image as the model and as people see it."""
 
     sample: Sample
     frame: list[float]
     """as `frame_of` gives it"""
     shown: Array
-    """the image, uint8 [H, W, 3], with its longer side at most `SHOWN` pixels"""
+    """the image, uint8 [H, W, 3], with its longer side at most `MAX_SIDE` pixels"""
 
 
-def seen(task: Task, image: AnyImage) -> Seen:
-    """Decode an image for an explanation. Does not run the model. Raises UserError for a file that is no image."""
+def explained_image(task: Task, image: AnyImage) -> ExplainedImage:
+    """Decode an image for an explanation. Does not run the model. Raises UserError for a file that is not an image."""
     opened = task.preprocess.open(image)
     sample = task.prepare(opened)
-    return Seen(sample, frame_of(task, opened, sample), three_channels(shown_image(task, opened)).numpy())
+    return ExplainedImage(sample, frame_of(task, opened, sample), three_channels(shown_image(task, opened)).numpy())
 
 
 def frame_of(task: Task, opened: EncodedImage | Tensor, sample: Sample) -> list[float]:
@@ -47,9 +47,9 @@ def frame_of(task: Task, opened: EncodedImage | Tensor, sample: Sample) -> list[
 
 
 def shown_image(task: Task, opened: EncodedImage | Tensor) -> Tensor:
-    """The whole image, uint8 [C, h, w], with its longer side at most `SHOWN` pixels."""
+    """The whole image, uint8 [C, h, w], with its longer side at most `MAX_SIDE` pixels."""
     height, width = size_of(opened, task.preprocess)
-    scale = min(1, SHOWN / max(height, width))
+    scale = min(1, MAX_SIDE / max(height, width))
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
     return replace(task.preprocess, size=size, resize="squash", crop_fraction=1.0).prepare(opened)
 
