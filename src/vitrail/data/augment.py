@@ -16,7 +16,7 @@ from vitrail.data.affine import Affine
 from vitrail.data.policies import FILL, MOVING, apply_policy, magnitudes, parameters, three_augment
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import seed_for, uniform
-from vitrail.errors import UserError
+from vitrail.errors import UserError, require_choices
 
 # Streams of draws: enabling one augmentation does not change the draws of the others.
 CROP, FLIP, POLICY, ERASE, MIX, ROTATE = STREAMS = range(6)
@@ -76,6 +76,7 @@ class Augment:
         return bool(self.mixup or self.cutmix)
 
     def __post_init__(self) -> None:
+        require_choices(self)
         for name in ("scale", "jitter"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if len(self.jitter) != 2 or not 0 < self.jitter[0] <= self.jitter[1] < math.inf:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from vitrail.data import pixels
 from vitrail.data.affine import Affine
 from vitrail.data.decode import MAX_PIXELS, BadImage, EncodedImage, Interpolation, opened_by_pil, resize
 from vitrail.data.members import Member
-from vitrail.errors import UserError
+from vitrail.errors import UserError, require_choices
 
 MAX_CHANNELS = 4096
 """of an image; hyperspectral images have a few hundred"""
@@ -63,8 +63,7 @@ class Preprocess:
         for value in (self.crop_fraction, *self.size, *self.mean, *self.std):
             if not isinstance(value, int | float) or not -1e6 < value < 1e6:
                 raise ValueError(f"{value!r} is not a number from -1e6 to 1e6")
-        if self.resize not in get_args(Resize) or self.interpolation not in get_args(Interpolation):
-            raise ValueError(f"no resize {self.resize!r} with interpolation {self.interpolation!r}")
+        require_choices(self)
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(f"mean {self.mean} and std {self.std} need {self.channels} numbers, one per channel")
         if min(self.std) <= 0:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from vitrail.errors import UserError, require
+from vitrail.errors import UserError, require, require_choices
 from vitrail.tasks.values import Settings
 
 MOST = 10_000
@@ -82,6 +82,7 @@ class LanguageSettings:
     """blocks of the mapping Transformer"""
 
     def __post_init__(self) -> None:
+        require_choices(self)
         for name in ("prefix_length", "join_depth"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -137,6 +138,7 @@ class Captioning(Settings):
     decoding: Decoding = field(default_factory=Decoding)
 
     def __post_init__(self) -> None:
+        require_choices(self)
         for name in ("decoder_width", "decoder_depth", "decoder_heads", "most_words", "captions"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
