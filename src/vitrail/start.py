@@ -257,7 +257,8 @@ def score(
             raise UserError(
                 "--shuffle-images is a control for predictions, but --probe scores features: use only one of them"
             )
-        return score_features(task, open_classes(task, data, group), split, images, group)
+        limit = allowed_bad(max_bad, learned)
+        return score_features(task, open_classes(task, data, group), split, images, group, limit)
     splits = open_for(task, data, task.data_options(), group=group)
     if learned is None and own is not None and own.has_copy(splits):
         learned = own.run
@@ -267,21 +268,24 @@ def score(
                 "--split train scores all"
             )
     splits = with_held_back(splits, split, learned)
-    max_bad = (learned.max_bad if learned else 0.01) if max_bad is None else max_bad
+    limit = allowed_bad(max_bad, learned)
     name, chosen = choose_split(splits, split)
-    read = chosen.spread(images)
-    read = read.shuffled() if shuffle else read
+    scored = chosen.spread(images).shuffled() if shuffle else chosen.spread(images)
     device = next(task.parameters()).device
-    all_splits = {"train": splits.train, "val": splits.val, "test": splits.test, name: read}
-    limit = float(max_bad)
+    all_splits = {"train": splits.train, "val": splits.val, "test": splits.test, name: scored}
 
     def loader(images: ImageSet) -> Loader:
         return evaluation_loader(task, images, device, max_bad=limit, tally=Tally.of(images, limit))
 
-    loaders = Loaders({k: partial(loader, own) for k, own in all_splits.items() if own})
+    loaders = Loaders({key: partial(loader, each) for key, each in all_splits.items() if each})
     train = None if name == "train" else splits.train
     scores = evaluate(task, loaders, name, metric=lambda: task.metric(chosen, train), final=True)
     return name, {**scores, "shuffled": True} if shuffle else scores
+
+
+def allowed_bad(max_bad: float | None, learned: Run | None) -> float:
+    """The largest fraction of unreadable images: as given, else that of the run that learned from the data."""
+    return max_bad if max_bad is not None else learned.max_bad if learned else 0.01
 
 
 def open_classes(task: Task, data: str, group: str | None) -> Splits:
@@ -344,7 +348,12 @@ def score_people(task: Task, data: str, split: str | None, images: int | None = 
 
 
 def score_features(
-    task: Task, splits: Splits, split: str | None, images: int | None = None, group: str | None = None
+    task: Task,
+    splits: Splits,
+    split: str | None,
+    images: int | None = None,
+    group: str | None = None,
+    max_bad: float = 0.01,
 ) -> tuple[str, dict[str, Any]]:
     """The split's name and its scores: the task's own if it knows the classes, and those of `train/probe.py`.
 
@@ -365,22 +374,13 @@ def score_features(
         train, val = split_val(train, group=group)
     train, val, scored = (chosen.spread(images) for chosen in (train, val, scored))
     device = next(task.parameters()).device
-    loaders = [
-        Loader(
-            chosen,
-            task.preprocess,
-            prepare=task.preparation(train=False),
-            batch_size=256,
-            seed=0,
-            train=False,
-            device=device,
-        )
-        for chosen in (train, val, scored)
-    ]
+    prepare = task.preparation(train=False)
+    how = {"batch_size": 256, "seed": 0, "train": False, "device": device, "max_bad": max_bad}
+    loaders = [Loader(chosen, task.preprocess, prepare=prepare, **how) for chosen in (train, val, scored)]
     scores = {}
     if task.score is not None and isinstance(scored.target, task.target):
         try:
-            scored_by = {name: evaluation_loader(task, scored, device)}
+            scored_by = {name: evaluation_loader(task, scored, device, max_bad=max_bad)}
             scores = evaluate(task, scored_by, name, metric=lambda: task.metric(scored), final=True)
         except UserError as error:
             log.warning(f"only the model's features are scored: {error}")

@@ -358,5 +358,4 @@ class Loader:
         """Log each bad image once. Raises UserError if there are too many."""
         new = {sample: reason for sample, reason in bad.items() if sample not in self.bad}
         self.bad |= new
-        remedy = ", or raise --max-bad" if self.train else ""
-        self.tally.add([*new.values()], self.set.name, self.max_bad, remedy)
+        self.tally.add([*new.values()], self.set.name, self.max_bad)

@@ -214,8 +214,10 @@ def own_device(name: str | None) -> str:
         raise UserError(
             f"{local} processes need as many GPUs, and this machine has {count}: start fewer, or say --device cpu"
         )
-    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    return f"cuda:{os.environ['LOCAL_RANK']}"
+    if not (number := os.environ.get("LOCAL_RANK", "")).isdecimal():
+        raise UserError("LOCAL_RANK, the GPU of each process, is not set: start with --nproc N or torchrun")
+    torch.cuda.set_device(int(number))
+    return f"cuda:{number}"
 
 
 class Bulletin:
