@@ -25,12 +25,7 @@ from vitrail.report import NO_SCORES, write_report
 from vitrail.tasks import task_of
 from vitrail.tasks.encoder import encoder_of
 from vitrail.tasks.task import Task
-from vitrail.train.build import (
-    VAL_FRACTION,
-    build,
-    open_for,
-    warn_unused,
-)
+from vitrail.train.build import VAL_FRACTION, build, open_for
 from vitrail.train.device import choose_device
 from vitrail.train.feeding import decoding_line
 from vitrail.train.fitting import with_micro_batches
@@ -44,6 +39,7 @@ from vitrail.train.run import Run, replaced, with_fields
 from vitrail.train.state import Follower, RunFolder, Taken
 from vitrail.train.stop import preemptible
 from vitrail.train.tensorboard import Events
+from vitrail.train.unused import warn_unused
 
 log = logging.getLogger("vitrail")
 
@@ -120,29 +116,20 @@ def plan(
         recipe = recipes.TUNED.get(recipe, recipe)
     if changes.get("resize") == "letterbox":  # which shows the whole image, whatever the recipe's crop is
         changes = {"crop_fraction": 1.0, **changes}
-    name = recipe(1).data
+    example = recipe(1)
     if init is None and recipe in recipes.FROM_WEIGHTS:
-        raise UserError(f"{recipe(1).recipe} needs pretrained weights: name them with --init")
-    if data is None and name == "folder":
+        raise UserError(f"{example.recipe} needs pretrained weights: name them with --init")
+    if data is None and example.data == "folder":
         raise UserError("no data: give --data a folder with one folder per class, a CSV of labels, or a built-in name")
-    data, group = name if data is None else data, recipe(1).group if group is None else group
-    kind = task_of(recipe(1).task)
-    settings = replaced(recipe(1).task, changes)
-    splits = open_for(kind, data, settings.data_options(), name, group)
-    if not len(splits.train):
-        names = ", ".join(splits.beside[:3]) + ", ..." * (len(splits.beside) > 3)
-        found = f"move the image folders ({names}) into a folder train"
-        raise UserError(
-            f"{data} has no training split: {found if names else 'add one'}, or score a model on it with `vitrail eval`"
-        )
+    data, group = example.data if data is None else data, example.group if group is None else group
+    splits = open_training(example, data, changes, group)
     run = recipe(len(splits.train))
-    weights = None
+    kind, weights, scratch = task_of(run.task), None, None
     if (init := init or run.init) is not None:
         weights = zoo.load(init)
+        scratch = None if run.init or recipe in recipes.FROM_WEIGHTS else run.model
         # The size of the checkpoint's preprocessing; DINOv2's positions are for larger images.
-        config = replace(encoder_of(weights).config, image_size=weights.preprocess.size)
-        own = None if run.init or recipe in recipes.FROM_WEIGHTS else run.model
-        run = recipes.from_weights(run, init, config)
+        run = recipes.from_weights(run, init, replace(encoder_of(weights).config, image_size=weights.preprocess.size))
     if (channels := splits.train.channels) not in (1, 3, run.model.channels):  # other channel counts are read as 1 or 3
         log.warning("the images have %d channels, so the model gets as many", channels)
         run = replace(run, model=replace(run.model, channels=channels))
@@ -155,18 +142,34 @@ def plan(
         run = replace(run, task=kind.merged(run.task, weights))
     given = run
     run = resolve_auto(run, len(splits.train), len(splits.train.classes), changes)
-    if init is not None:
-        recipes.check_fixed(init, run.model, given.model, recipes.FREE)
-        for name in ("weights_init", "attention_init"):
-            if getattr(run, name) != getattr(given, name):
-                raise recipes.fixed(init, name)
-        if weights is not None and kind.continues(run.task, weights):
-            recipes.check_fixed(init, run.task, given.task, kind.free)
-        if own is not None and (line := recipes.replaced_by(init, own, run.model, changes)):
+    if init is not None and weights is not None:
+        check_kept(init, weights, given, run)
+        if scratch is not None and (line := recipes.replaced_by(init, scratch, run.model, changes)):
             log.warning(line)
     warn_unused(given, with_fields(given, changes), run.tune.method)
-    run = replace(run, data=str(data), group=group)
-    return Plan(run, splits, weights)
+    return Plan(replace(run, data=str(data), group=group), splits, weights)
+
+
+def open_training(example: Run, data: str, changes: Mapping[str, Any], group: str | None) -> Splits:
+    """The splits of the data for a recipe, of which `example` is a run. UserError if there is nothing to train on."""
+    options = replaced(example.task, changes).data_options()
+    splits = open_for(task_of(example.task), data, options, example.data, group)
+    if not len(splits.train):
+        names = ", ".join(splits.beside[:3]) + ", ..." * (len(splits.beside) > 3)
+        remedy = f"move the image folders ({names}) into a folder train" if names else "add one"
+        raise UserError(f"{data} has no training split: {remedy}, or score a model on it with `vitrail eval`")
+    return splits
+
+
+def check_kept(init: str, weights: Task, given: Run, run: Run) -> None:
+    """Refuse changes of what the weights `init` fix: `given` is the run with their values, `run` the requested one."""
+    recipes.check_fixed(init, run.model, given.model, recipes.FREE)
+    for name in ("weights_init", "attention_init"):
+        if getattr(run, name) != getattr(given, name):
+            raise recipes.fixed(init, name)
+    kind = task_of(run.task)
+    if kind.continues(run.task, weights):
+        recipes.check_fixed(init, run.task, given.task, kind.free)
 
 
 def where_is(data: str) -> dict[str, str]:

@@ -69,6 +69,8 @@ class Task(nn.Module):
     """settings that may change when training continues from weights of this task; the others are in the weights"""
     unused_when_frozen: ClassVar[tuple[str, ...]] = ()
     """settings that such a method makes no use of"""
+    used_with: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {}
+    """settings that only some values of another one use: its name and these values; () for any but none, 0 and false"""
     streams: ClassVar[bool] = False
     """`stream` tells an answer while it is made"""
 

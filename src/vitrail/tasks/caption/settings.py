@@ -192,6 +192,19 @@ FREE = (
 )
 """settings that may change when training continues; the others are fixed by the weights and the vocabulary"""
 
+USED_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "cell": ("decoder", ("recurrent", "attentive")),
+    "decoder_heads": ("decoder", ("transformer",)),
+    "scst_temperature": ("self_critical", ()),
+    "join_depth": ("join", ("transformer",)),
+    "temperature": ("sample", ()),
+    "top_k": ("sample", ()),
+    "top_p": ("sample", ()),
+    "sampling_seed": ("sample", ()),
+    "neighbours": ("consensus", ()),
+}
+"""settings that only some values of another one use (see `Task.used_with`)"""
+
 
 PLAIN: dict[str, Any] = {"smoothing": 0.0, "lower": False}
 """required values with a language model's own vocabulary: label smoothing would give probability to tokens that it

@@ -29,7 +29,7 @@ from vitrail.tasks.caption.prefix import PrefixDecoder, pretrained
 from vitrail.tasks.caption.scores import CaptionMetric, check_scorers, human_ceiling
 from vitrail.tasks.caption.scst import Reward, reward_of, self_critical_loss
 from vitrail.tasks.caption.search import Written, write
-from vitrail.tasks.caption.settings import FREE, Captioning, Decoding, merge_settings
+from vitrail.tasks.caption.settings import FREE, USED_WITH, Captioning, Decoding, merge_settings
 from vitrail.tasks.caption.text import numbered, stored_tokenizer, words_before
 from vitrail.tasks.encoder import KINDS, Encoder, encoder_for, one_vector, pooled_width, token_width
 from vitrail.tasks.exported import Engine, Program
@@ -57,6 +57,7 @@ class Caption(Task):
     solved = ("knn",)
     free = FREE
     unused_when_frozen = tuple(name for name in FREE if name != "decoding")
+    used_with = USED_WITH
     metric_reads = "answers"
     streams = True
 
