@@ -218,12 +218,12 @@ class World:
         return kept if self.leads else load(data)
 
     def joined_rows(self, tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-        """The rows of all ranks' tensors, on a device; a rank without rows gives {}."""
+        """The rows of all ranks' tensors, on a device. A rank without rows gives {}; if none has any, so does this."""
         if self.size == 1:
             return tensors
         own = save({name: value.cpu().contiguous() for name, value in tensors.items()}) if tensors else b""
         every = [load(each) for each in self.exchange(own) if each]
-        return {name: torch.cat([each[name] for each in every]).to(device) for name in every[0]}
+        return {name: torch.cat([each[name] for each in every]).to(device) for name in (every or [{}])[0]}
 
     def share_bad(self, loader: Loader) -> None:
         """Every rank learns which images the others left out, so that all count the same. UserError if too many."""
