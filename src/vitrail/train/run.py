@@ -202,10 +202,7 @@ def with_fields(run: Run, changes: Mapping[str, Any]) -> Run:
         if name not in known:
             flag = f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} does not apply to this run's model ({run.network}): leave it out")
-    try:
-        changed: Run = replaced(run, changes)
-    except ValueError as error:  # from data/, which does not raise UserError
-        raise UserError(str(error)) from None
+    changed: Run = replaced(run, changes)
     return changed
 
 
