@@ -196,6 +196,11 @@ def refuse_empty(path: str | Path) -> None:
         raise UserError("a path is empty: give a file or a folder (`.` is the current one)")
 
 
+def cache_folder() -> Path:
+    """Where downloads and converted files are kept, `~/.cache/vitrail`, or in the folder that XDG_CACHE_HOME names."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitrail"
+
+
 def find_data(data: str | Path, what: str, remedy: str) -> Path:
     """The path of a set, or that of a file or folder of this name below `$VITRAIL_DATA`.
 
