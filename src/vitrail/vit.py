@@ -59,7 +59,7 @@ class ViTConfig:
         return self.image_size[0] // self.patch, self.image_size[1] // self.patch
 
     @property
-    def prefix_tokens(self) -> int:
+    def prefix_tokens(self) -> int:  # P
         return int(self.class_token)
 
 

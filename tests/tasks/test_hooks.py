@@ -19,7 +19,6 @@ from vitrail.baselines import CNNConfig
 from vitrail.data.augment import Augment
 from vitrail.data.loader import Loader
 from vitrail.data.masks import Masks
-from vitrail.data.prepare import Sample
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import ImageSet, Splits
 from vitrail.data.targets import Labels
@@ -173,9 +172,7 @@ class Flipped(Classify):
     """Sees an image and its mirror image, and does not merge their outputs."""
 
     def frames(self, image: Any) -> Any:
-        images, affine = super().frames(image)
-        assert affine is not None
-        return Sample(torch.cat([images, images.flip(-1)]), affine.with_flips())
+        return super().frames(image).with_flips()
 
     def outputs_for(self, batch: Any) -> Any:
         return Task.outputs_for(self, batch)

@@ -25,6 +25,9 @@ MARGIN = 2
 """A JPEG is decoded at no less than this many times the size that it is resized to: then scores equal those of full
 decoding."""
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""of the red, green and blue values of ImageNet's photos, from 0 to 1"""
+
 AnyImage = str | Path | bytes | Member | EncodedImage | Image.Image | np.ndarray | Tensor
 """what `Preprocess.prepare` accepts"""
 Resize = Literal["crop", "squash", "letterbox"]
@@ -35,6 +38,12 @@ def as_list(images: AnyImage | Sequence[AnyImage]) -> Sequence[AnyImage]:
     arrays = isinstance(images, np.ndarray | Tensor)
     one = images.ndim < 4 if arrays else isinstance(images, AnyImage)  # type: ignore[union-attr]
     return [images] if one else images  # type: ignore[list-item,return-value]
+
+
+def imagenet_statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """ImageNet's mean and standard deviation for so many channels; for other counts than 3 its colours repeat."""
+    mean, std = (tuple(numbers[i % 3] for i in range(channels)) for numbers in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean, std
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class Page:
         self.margin = round(0.9 * self.size)
         self.inner = self.width - 2 * self.margin
         self.below = image.height + self.margin
-        """left edge of the text"""
+        """top edge of the text"""
 
     def with_room(self, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
         """The figure, with the image centred above `height` pixels of space, and an object that draws on it."""

@@ -31,7 +31,7 @@ class Optim:
     muon_lr: float = 4e-3
     """learning rate of Muon; its updates are scaled to the size of AdamW's (arXiv 2502.16982)"""
     weight_decay: float = 0.05
-    """decoupled weight decay; norms, biases, tokens and positions have none"""
+    """weight decay, decoupled but in SGD; norms, biases, tokens and positions have none"""
     beta2: float = 0.999
     schedule: Literal["cosine", "linear", "constant", "epochs"] = "cosine"
     """learning rate after warm-up. cosine, linear: decay to `final`; constant: constant, then linear decay over

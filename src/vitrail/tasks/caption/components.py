@@ -54,11 +54,17 @@ class Reranker(nn.Module):
         """
         texts = text_states(self.decoder, words.flatten(0, 1)).unflatten(0, scores.shape)
         logits = self.match(pooled[:, None], texts)[:, 0]
-        if self.how.match:
-            scores = scores + self.how.match * logits
-        if self.consensus is None:
-            return scores, logits, None
-        vectors = self.match(pooled)
-        if self.how.consensus:
-            scores = scores + self.how.consensus * self.consensus(vectors, words, self.how.neighbours)
-        return scores, logits, self.consensus.likeness(vectors)
+        return reranked(scores, words, logits, self.match(pooled), self.consensus, self.how)
+
+
+def reranked(
+    scores: Tensor, words: Tensor, logits: Tensor, vectors: Tensor, consensus: Consensus | None, how: Decoding
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What `Reranker` returns, from the logits of matching [B, K] and the images' vectors [B, D] for the index."""
+    if how.match:
+        scores = scores + how.match * logits
+    if consensus is None:
+        return scores, logits, None
+    if how.consensus:
+        scores = scores + how.consensus * consensus(vectors, words, how.neighbours)
+    return scores, logits, consensus.likeness(vectors)
