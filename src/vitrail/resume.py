@@ -115,8 +115,8 @@ def _resume(
             folder.record(job)
             place = folder.data(run.data) if data is None else data
             splits = open_for(kind, place, run.task.data_options(), recipes.find(run.recipe)(1).data, run.group)
-            marks = splits.marks(run.group)
-            folder.check_data(marks, place)
+            fingerprint = splits.fingerprint(run.group)
+            folder.check_data(fingerprint, place)
         new = replace(run, data=run.data if data is None else data, **changes)
         components, steps = build(
             new, splits, choose_device(device if world.device is None else world.device), world=world
@@ -124,7 +124,7 @@ def _resume(
         if extends:
             _check_longer(run, new, components.train.steps_per_epoch, folder)
         if new != run:
-            folder.change(new, marks | where_is(place))
+            folder.change(new, fingerprint | where_is(place))
         return Trained(kind, train_run(new, components, folder, steps, resume=True), folder)
 
 

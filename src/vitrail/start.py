@@ -84,8 +84,8 @@ def begin(
         run, splits, weights = plan(recipe, data, init, changes, group)
     chosen = choose_device(device if world.device is None else world.device)
     with new_folder(run, out, world) as folder:  # before decoding the images, which is slow
-        marks = splits.marks(run.group) | where_is(run.data)  # before a captioner encodes the labels
-        world.check_same("the data", splits.marks(run.group))
+        fingerprint = splits.fingerprint(run.group) | where_is(run.data)  # before a captioner encodes the labels
+        world.check_same("the data", splits.fingerprint(run.group))
         components, steps = build(run, splits, chosen, weights, world)
         if out is None and folder.path != default_folder(run):  # after `build`, which may refuse the run
             log.warning(f"{default_folder(run)} holds another run, so this one is in {folder.path}")
@@ -94,7 +94,7 @@ def begin(
         run = with_reliable_format(run, components.task, chosen)
         run = with_micro_batches(run, components.task, components.train, world)
         try:
-            folder.begin(run, splits.train.classes, marks, job)
+            folder.begin(run, splits.train.classes, fingerprint, job)
             return Trained(task_of(run.task), train_run(run, components, folder, steps, resume=False), folder)
         except BaseException:  # whatever the error, a run that saved nothing must not keep the name
             folder.drop()
@@ -331,7 +331,7 @@ class RunOf(NamedTuple):
     def has_copy(self, splits: Splits) -> bool:
         """Whether it was trained on images of these names and labels."""
         try:
-            return self.folder.learned_from(splits.marks(self.run.group))
+            return self.folder.learned_from(splits.fingerprint(self.run.group))
         except UserError:  # the images have no such groups
             return False
 

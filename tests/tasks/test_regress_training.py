@@ -134,7 +134,7 @@ def test_scores_are_in_the_tables_units() -> None:
     assert scores["r2"] == pytest.approx(1 - 14 / spread, abs=1e-5)  # x never changes here: it has none
     assert scores["per_value"][0] == {"name": "age", "mae": pytest.approx(2.0, abs=1e-5), "r2": scores["r2"]}
     assert scores["per_value"][1]["r2"] is None
-    assert {"mae age", "r2 age", "mae x"} <= task.told(scores).keys()
+    assert {"mae age", "r2 age", "mae x"} <= task.printed_scores(scores).keys()
 
 
 def test_the_report_shows_the_true_values_beside_the_predicted_ones() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from vitrail.data import parquet
 from vitrail.data.lines import read_lines
 from vitrail.data.names import Finder
-from vitrail.data.sources import ENDINGS, folders_in, say_left_out, scan, split_of
+from vitrail.data.sources import ENDINGS, folders_in, scan, split_of, warn_of_left_out
 from vitrail.errors import UserError
 
 log = logging.getLogger("vitrail")
@@ -278,7 +278,7 @@ def read_pairs(folder: Path) -> list[Entry]:
     images = root.all_images()
     if not any(file.with_suffix(".txt").is_file() for file in images):
         return []
-    say_left_out(root)
+    warn_of_left_out(root)
     entries = []
     for file in images:
         text = file.with_suffix(".txt")

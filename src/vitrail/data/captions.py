@@ -27,9 +27,9 @@ from vitrail.data.sources import (
     is_image,
     listing,
     one_per_split,
-    say_left_out,
     scan,
     split_of,
+    warn_of_left_out,
 )
 from vitrail.data.targets import Texts
 from vitrail.errors import UserError
@@ -184,7 +184,7 @@ def _name_the_uncaptioned(path: Path, entries: list[Entry], left_out: LeftOut) -
                 left_out.add("images without a caption", f"{file}: {path} has no caption for it")
             else:
                 others.append(file)
-    say_left_out(Folder(path, others=others))
+    warn_of_left_out(Folder(path, others=others))
 
 
 def _make(path: Path, entries: list[Entry], left_out: LeftOut) -> ImageSet:

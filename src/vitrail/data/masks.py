@@ -81,7 +81,7 @@ class Masks(Target):
     def joined(self, other: Self) -> Self:
         return self._with([*self.items, *other.items], [*self.names, *other.names])
 
-    def marks(self) -> bytes:
+    def fingerprint(self) -> bytes:
         """The masks' names, or the masks themselves if they are tensors. Files are not read."""
         rows = [
             item.cpu().numpy().tobytes() if isinstance(item, Tensor) else name.encode(errors="surrogateescape")

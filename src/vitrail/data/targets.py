@@ -87,7 +87,7 @@ class Target(ABC):
         """These entries, then those of another target of the same type and classes."""
 
     @abstractmethod
-    def marks(self) -> bytes:
+    def fingerprint(self) -> bytes:
         """Bytes for the data hash of a run: they differ if the entries differ."""
 
     @abstractmethod
@@ -206,7 +206,7 @@ class Labels(Target):
     def truth(self, i: int) -> dict[str, Any]:
         return {"label": self.classes[int(self.labels[i])]}
 
-    def marks(self) -> bytes:
+    def fingerprint(self) -> bytes:
         return self.labels.numpy().tobytes()
 
     def to(self, device: torch.device) -> Labels:
@@ -237,7 +237,7 @@ class _Rows(Target):
     def joined(self, other: Self) -> Self:
         return replace(self, values=torch.cat([self.values, other.values]))
 
-    def marks(self) -> bytes:
+    def fingerprint(self) -> bytes:
         return self.values.numpy().tobytes()
 
     def to(self, device: torch.device) -> Self:
@@ -348,7 +348,7 @@ class Texts(Target):
         """Without token ids, whose length T differs from set to set."""
         return Texts(self.captions + other.captions)
 
-    def marks(self) -> bytes:
+    def fingerprint(self) -> bytes:
         return repr(self.captions).encode(errors="surrogatepass")
 
     def to(self, device: torch.device) -> Texts:

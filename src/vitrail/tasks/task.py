@@ -363,8 +363,8 @@ class Task(nn.Module):
         return []
 
     @classmethod
-    def told(cls, scores: Mapping[str, Any]) -> dict[str, float]:
-        """The scores that are one number and tell people something, in the task's order."""
+    def printed_scores(cls, scores: Mapping[str, Any]) -> dict[str, float]:
+        """The scores that `vitrail eval` prints without `--json`, by name: by default those that are one number."""
         return {name: value for name, value in scores.items() if isinstance(value, float)}
 
     @classmethod

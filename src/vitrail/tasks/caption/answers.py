@@ -51,8 +51,8 @@ class Captions(Prediction):
     """whether caption and image are above the captioner's thresholds, if it has some"""
 
     def row(self) -> dict[str, Any]:
-        told = {name: value for name in ("match", "sure") if (value := getattr(self, name)) is not None}
-        return {"caption": self.caption, **told, "captions": self.captions}
+        confidence = {name: value for name in ("match", "sure") if (value := getattr(self, name)) is not None}
+        return {"caption": self.caption, **confidence, "captions": self.captions}
 
     def records(self) -> list[dict[str, Any]]:
         """As `row`, without the tokens."""

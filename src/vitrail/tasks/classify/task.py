@@ -251,10 +251,11 @@ class Classify(Headed):
         return one_class(scores["confusion"], scores["classes"]) if "confusion" in scores else None
 
     @classmethod
-    def told(cls, scores: Mapping[str, Any]) -> dict[str, float]:
+    def printed_scores(cls, scores: Mapping[str, Any]) -> dict[str, float]:
         """Without `top5` for at most five classes, where it is always 1."""
         few = len(scores.get("per_class", ())) <= TOP
-        return {name: value for name, value in super().told(scores).items() if not (few and name == f"top{TOP}")}
+        found = super().printed_scores(scores)
+        return {name: value for name, value in found.items() if not (few and name == f"top{TOP}")}
 
     @classmethod
     def report(cls, run: Any) -> list[Section]:

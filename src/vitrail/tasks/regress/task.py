@@ -207,11 +207,11 @@ class Regress(Headed):
         return RegressMetric(self)
 
     @classmethod
-    def told(cls, scores: Mapping[str, Any]) -> dict[str, float]:
+    def printed_scores(cls, scores: Mapping[str, Any]) -> dict[str, float]:
         """With the scores of each value under `mae NAME` and `r2 NAME`, if there are several."""
         each = scores.get("per_value", ())
         own = {f"{name} {row['name']}": row[name] for row in each for name in ("mae", "r2") if row[name] is not None}
-        return {**super().told(scores), **(own if len(each) > 1 else {})}
+        return {**super().printed_scores(scores), **(own if len(each) > 1 else {})}
 
     @classmethod
     def report(cls, run: Any) -> list[Section]:

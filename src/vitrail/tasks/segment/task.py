@@ -294,10 +294,10 @@ class Segment(Task):
         return [(k, self.classes[k]) for k in found[:REGIONS]]
 
     @classmethod
-    def told(cls, scores: Mapping[str, Any]) -> dict[str, float]:
+    def printed_scores(cls, scores: Mapping[str, Any]) -> dict[str, float]:
         """With the IoU of each class under `iou NAME`."""
         each = zip(scores.get("classes", ()), scores.get("iou", ()), strict=True)
-        return {**super().told(scores), **{f"iou {name}": value for name, value in each if value is not None}}
+        return {**super().printed_scores(scores), **{f"iou {name}": value for name, value in each if value is not None}}
 
     @classmethod
     def report(cls, run: Any) -> list[Section]:
