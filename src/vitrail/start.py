@@ -80,7 +80,7 @@ def begin(
     field of that name, which opening the data needs before the others. `job` is what marks the job of these processes.
     """
     data = at_commit(data, world)
-    with world.first_alone():  # it downloads, and refuses once
+    with world.main_first():  # it downloads, and refuses once
         run, splits, weights = plan(recipe, data, init, changes, group)
     chosen = choose_device(device if world.device is None else world.device)
     with new_folder(run, out, world) as folder:  # before decoding the images, which is slow
@@ -105,7 +105,7 @@ def at_commit(data: str | None, world: World) -> str | None:
     """The same data; of the Hub at one commit, for all processes and for the run when it is resumed."""
     if data is None or not hub_sets.is_address(data):
         return data
-    return world.from_first(lambda: hub_sets.pinned(data).encode()).decode()
+    return world.broadcast(lambda: hub_sets.pinned(data).encode()).decode()
 
 
 def plan(
@@ -195,8 +195,8 @@ def new_folder(run: Run, out: Path | None, world: World = ALONE) -> Iterator[Run
 
     Rank 0 of `world` takes it; the others learn which it is.
     """
-    if not world.leads:
-        yield Follower(Path(world.from_first(bytes).decode()))
+    if not world.is_main:
+        yield Follower(Path(world.broadcast(bytes).decode()))
         return
     with ExitStack() as stack:
 
@@ -211,23 +211,23 @@ def new_folder(run: Run, out: Path | None, world: World = ALONE) -> Iterator[Run
                     return str(path).encode()
             raise AssertionError("there is always another name")
 
-        yield RunFolder(Path(world.from_first(take).decode()))
+        yield RunFolder(Path(world.broadcast(take).decode()))
 
 
 def train_run(run: Run, components: Components, folder: RunFolder, steps: int, resume: bool) -> dict[str, Any]:
     """Train, score, and write the report; returns the scores."""
     world, loader = components.world, components.train
-    folder.events = Events(folder.path / "tensorboard") if run.tensorboard and world.leads else None
+    folder.events = Events(folder.path / "tensorboard") if run.tensorboard and world.is_main else None
     if run.fast_dev_run:
         log.warning(f"fast dev run: {steps} steps on at most {run.images} images of each split; {NO_SCORES}")
-    if world.leads:
+    if world.is_main:
         announce.begin(run, components, folder, steps, resume)
         if (line := decoding_line(run, components.task, loader, folder.rows())) is not None:
             log.warning(line)
     scores = fit_frozen(run, components, folder) if run.tune.frozen else fit(run, components, folder, steps, resume)
     scores |= {"fast_dev_run": True} if run.fast_dev_run else {}
     folder.end(scores)
-    if world.leads:
+    if world.is_main:
         write_whole(folder.path / "examples.json", json.dumps(examples(components, scores)))
         write_report(folder.path)
     return scores

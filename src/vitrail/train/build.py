@@ -49,7 +49,7 @@ def build(
     used, tallies = used_images(run, splits)
     task = initial_task(run, used, loaded, world)
     task.to(device)
-    world.copy_from_first(task.state_dict().values())
+    world.broadcast_tensors(task.state_dict().values())
     join_statistics(task, world)
     choose_attention(device)
     if run.compiled:
@@ -112,7 +112,7 @@ def training_loader(run: Run, task: Task, images: ImageSet, tally: Tally, device
     memory = run.memory
     if memory is None and world.size > 1:  # all do the same, since images in memory are rounded differently
         augment = run.augment if learns else None
-        memory = all(world.numbers(fits(images, target, task.preprocess, augment, device, world.size)))
+        memory = all(world.all_gather_number(fits(images, target, task.preprocess, augment, device, world.size)))
     return Loader(
         images,
         task.preprocess,

@@ -69,16 +69,17 @@ class Watch:
             return
         self.in_a_row += 1
         self.progress.skip(images)
-        told = f"the loss is {row['loss']} and the norm of the gradient {row['gradient_norm']} at step {step}"
+        what = f"the loss is {row['loss']} and the norm of the gradient {row['gradient_norm']} at step {step}"
         if self.in_a_row >= MAX_IN_A_ROW or (last and not self.moved):
             many = "" if self.in_a_row == 1 else f", the last of {self.in_a_row} such steps in a row"
             half = "; the range of fp16 is small: --precision fp32 may help" if "loss_scale" in row else ""
             self.module.write_whole()
             # Of all ranks' batches: most often one of them has the image, or the caption, that it began with.
-            found = [each.decode() for each in self.world.exchange((first_non_finite(self.task, batch) or "").encode())]
-            raise RunError(f"{told}{many}; {next(filter(None, found), FINITE)}{half}")
+            own = (first_non_finite(self.task, batch) or "").encode()
+            found = next(filter(None, self.world.all_gather(own)), FINITE.encode()).decode()
+            raise RunError(f"{what}{many}; {found}{half}")
         if self.in_a_row == 1:
-            log.warning(f"{told}: no weight was moved")
+            log.warning(f"{what}: no weight was moved")
 
 
 @torch.no_grad()

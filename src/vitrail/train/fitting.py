@@ -47,8 +47,8 @@ def with_micro_batches(run: Run, task: Task, loader: Loader, world: World) -> Ru
         return replace(run, accumulate=1)
     with _unchanged(task, loader.device):
         batch = loader.first(loader.batch_size)
-        images = min(world.numbers(len(batch["image"])))
-        found = world.numbers(_fewest(run, task, batch, images))
+        images = min(world.all_gather_number(len(batch["image"])))
+        found = world.all_gather_number(_fewest(run, task, batch, images))
     if 0 in found:
         raise RunError("a step does not fit in the GPU's memory, even image by image: choose a smaller --image-size")
     count, total = max(found), images * world.size

@@ -184,7 +184,7 @@ def joined(device: str | None, shard: bool = False, count: int | None = None) ->
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise RunError(f"the {size} processes could not connect: {' '.join(str(error).split())[:200]}") from None
-    run = world.from_first(lambda: os.urandom(8).hex().encode()).decode()
+    run = world.broadcast(lambda: os.urandom(8).hex().encode()).decode()
     bulletin = Bulletin(rank, size, voice, run)
     bulletin.watch()
     try:
