@@ -26,7 +26,7 @@ from vitrail.tasks.caption import Decoding
 from vitrail.tasks.caption.components import NextWords
 from vitrail.tasks.caption.hub import HubCaption, grid_of
 from vitrail.tasks.caption.language import OWN
-from vitrail.tasks.caption.search import Written, write
+from vitrail.tasks.caption.search import Generated, generate
 from vitrail.zoo import captioners
 
 pytest.importorskip("transformers", reason="needs pip install 'vitrail[caption]'")
@@ -67,7 +67,7 @@ def loaded(folder: Path) -> HubCaption:
     return task
 
 
-def both_ways(task: HubCaption, images: torch.Tensor, how: Decoding) -> tuple[Written, Written]:
+def both_ways(task: HubCaption, images: torch.Tensor, how: Decoding) -> tuple[Generated, Generated]:
     """What is written with the cache, and by reading all words so far at each step."""
     memory, samples = task.memory(images), torch.arange(len(images))
 
@@ -75,8 +75,8 @@ def both_ways(task: HubCaption, images: torch.Tensor, how: Decoding) -> tuple[Wr
         state = torch.cat([state if rows is None else state[rows], words[:, None]], dim=1)
         return task.decoder(state.view(len(images), -1, state.shape[1]), memory)[:, :, -1].flatten(0, 1), None, state
 
-    cached = write(NextWords(task.decoder), task.decoder(memory=memory), how, samples)
-    return cached, write(step, torch.zeros(len(images), 0, dtype=torch.int64), how, samples)
+    cached = generate(NextWords(task.decoder), task.decoder(memory=memory), how, samples)
+    return cached, generate(step, torch.zeros(len(images), 0, dtype=torch.int64), how, samples)
 
 
 def test_the_words_are_those_of_transformers_own_greedy_search(pair: tuple[Any, Path], images: torch.Tensor) -> None:

@@ -24,7 +24,7 @@ from vitrail.tasks.caption import Caption, Captioning, Decoding, numbered
 from vitrail.tasks.caption.components import NextWords
 from vitrail.tasks.caption.language import OWN, HFTokenizer, LanguageDecoder, VocabMap
 from vitrail.tasks.caption.prefix import PrefixDecoder
-from vitrail.tasks.caption.search import write
+from vitrail.tasks.caption.search import generate
 from vitrail.tasks.caption.settings import LanguageSettings, merge_settings
 from vitrail.variants import VariantConfig, VariantViT
 from vitrail.zoo import captioners
@@ -71,14 +71,14 @@ def tied(task: Caption) -> bool:
 
 
 def anew(task: Caption, how: Decoding, samples: torch.Tensor) -> Any:
-    """What `write` gives by reading all words so far at each step."""
+    """What `generate` gives by reading all words so far at each step."""
     memory = task.memory(IMAGES)
 
     def step(words: torch.Tensor, rows: torch.Tensor | None, state: torch.Tensor) -> Any:
         state = torch.cat([state if rows is None else state[rows], words[:, None]], dim=1)
         return task.decoder(state.view(len(IMAGES), -1, state.shape[1]), memory)[:, :, -1].flatten(0, 1), None, state
 
-    return write(step, torch.zeros(len(IMAGES), 0, dtype=torch.int64), how, samples)
+    return generate(step, torch.zeros(len(IMAGES), 0, dtype=torch.int64), how, samples)
 
 
 IMAGES = torch.randn(4, 3, 16, 24, generator=torch.Generator().manual_seed(1))
@@ -115,7 +115,7 @@ def test_with_cache_and_without_the_same(join: Any, folder: Path) -> None:
     with torch.no_grad():
         memory, step = task.memory(IMAGES), NextWords(task.decoder)
         for way in (how, Decoding(beam=2, sample=True, max_length=8)):
-            cached, slow = write(step, task.decoder(memory=memory), way, samples), anew(task, way, samples)
+            cached, slow = generate(step, task.decoder(memory=memory), way, samples), anew(task, way, samples)
             assert torch.equal(cached.words, slow.words)
             there = cached.words > END
             assert torch.allclose(cached.logp[there], slow.logp[there], atol=1e-4)

@@ -48,7 +48,7 @@ class Reranker(nn.Module):
         self.match, self.decoder, self.consensus, self.how = match, decoder, consensus, how
 
     def forward(self, pooled: Tensor, words: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Images [B, D], captions [B, K, T] and their scores [B, K] to the arguments of `Written.ranked`.
+        """Images [B, D], captions [B, K, T] and their scores [B, K] to the arguments of `Generated.ranked`.
 
         These are the new scores [B, K], the logits of matching [B, K] and, with an index, the images' likeness [B].
         """

@@ -40,7 +40,7 @@ class Classification(Settings):
 
 
 @dataclass(frozen=True)
-class Answering:
+class ClassifyOptions:
     """Prediction options of a classifier."""
 
     top: int | None = None

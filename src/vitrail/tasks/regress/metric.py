@@ -28,14 +28,14 @@ class RegressMetric(RowMetric):
         """
         state, units = self.state(), self.task.units
         outputs, goals = state["outputs"].double(), state["targets"].double()
-        right = goals if units is None else units.back(goals)
+        right = goals if units is None else units.denormalise(goals)
         mae = (outputs - right).abs().mean(dim=0)
         errors, spread = ((outputs - right) ** 2).sum(dim=0), ((right - right.mean(dim=0)) ** 2).sum(dim=0)
         # Values that were rounded to float32 may differ in their last digits.
         there = (spread / len(right)).sqrt() > 1e-6 * right.abs().amax(dim=0)
         r2 = [float(1 - e / s) if own else None for e, s, own in zip(errors, spread, there, strict=True)]
         known = [value for value in r2 if value is not None]
-        own = outputs if units is None else units.away(outputs)
+        own = outputs if units is None else units.normalise(outputs)
         return {
             "mae": mae.mean().item(),
             "r2": sum(known) / len(known) if known else None,

@@ -20,7 +20,7 @@ from vitrail.tasks.answers import finite
 from vitrail.tasks.encoder import KINDS, Encoder, encoder_for
 from vitrail.tasks.headed import Headed
 from vitrail.tasks.tag.metric import TagMetric
-from vitrail.tasks.tag.settings import Listing, Tagging
+from vitrail.tasks.tag.settings import Tagging, TagOptions
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Batch, Checkpoint, Prediction, Score, Section
 
@@ -68,7 +68,7 @@ class Tag(Headed):
 
     name = "tag"
     settings = Tagging
-    options = Listing
+    options = TagOptions
     target = Tags
     score = Score("mean_ap", label="mAP")
     val_loss = "binary_cross_entropy"
