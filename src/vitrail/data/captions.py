@@ -36,8 +36,8 @@ from vitrail.errors import UserError
 
 log = logging.getLogger("vitrail")
 
-MOST_WORDS = 1000
-MOST_CHARACTERS = 10 * MOST_WORDS
+MAX_WORDS = 1000
+MAX_CHARACTERS = 10 * MAX_WORDS
 """A longer text is not a caption but a parsing error. It is left out, not truncated."""
 
 
@@ -218,9 +218,9 @@ def _keep(entry: Entry, left_out: LeftOut) -> bool:
         words = text.count(" ") + 1
         if not text:
             left_out.add("empty captions", f"{where}: the caption is empty")
-        elif words > MOST_WORDS or len(text) > MOST_CHARACTERS:
-            size = f"{words:,} words" if words > MOST_WORDS else f"{len(text):,} characters"
-            left_out.add(f"captions of more than {MOST_WORDS:,} words", f"{where}: the caption has {size}")
+        elif words > MAX_WORDS or len(text) > MAX_CHARACTERS:
+            size = f"{words:,} words" if words > MAX_WORDS else f"{len(text):,} characters"
+            left_out.add(f"captions of more than {MAX_WORDS:,} words", f"{where}: the caption has {size}")
         else:
             kept.append((where, text))
     entry.captions = kept

@@ -9,11 +9,11 @@ from typing import Any, Literal
 from vitrail.errors import UserError, require, require_choices
 from vitrail.tasks.values import Settings
 
-MOST = 10_000
+UPPER = 10_000
 """upper limit for beams and caption lengths, far above any real use: more would exhaust any machine's memory"""
 LIMITS = (
-    ("beam", 1, MOST),
-    ("max_length", 1, MOST),
+    ("beam", 1, UPPER),
+    ("max_length", 1, UPPER),
     ("length_penalty", 0, 10),
     ("temperature", 0.01, 100),
     ("match", 0, 100),
