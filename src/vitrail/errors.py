@@ -62,7 +62,7 @@ def require_choices(config: Any) -> None:
 
     Type checkers and the command line refuse such a value too; configs also come from JSON and from Python.
     """
-    for name, choices in _choices(type(config)).items():
+    for name, choices in _choices(type(config)).items():  # type: ignore[arg-type]
         if (value := getattr(config, name)) not in choices:
             raise UserError(f"no {name} {value!r}: choose from {', '.join(map(str, choices))}")
 
