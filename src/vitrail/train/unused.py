@@ -62,6 +62,9 @@ USED_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
 """options that only some values of another option use: its name and these values; () for any but none, 0 and false.
 Those of a task are in its `used_with`"""
 
+REPLACED_BY = {"epochs": "max_steps", "mlp_ratio": "mlp_hidden"}
+"""options in whose place another one is used, where it is set"""
+
 
 def warn_unused(recipe: Run, requested: Run, method: str) -> None:
     """Warn of options that `requested` changes from the recipe's values, and that have no effect in it."""
@@ -77,6 +80,8 @@ def warn_unused(recipe: Run, requested: Run, method: str) -> None:
             other, among = used_with[name]
             wanted = " ".join([_flag(other), " or ".join(map(str, among))]).rstrip()
             log.warning("%s has no effect without %s", _flag(name), wanted)
+        if name in REPLACED_BY and name not in idle and values.get(REPLACED_BY[name]):
+            log.warning("%s has no effect beside %s", _flag(name), _flag(REPLACED_BY[name]))
 
 
 def _values(run: Run) -> Mapping[str, Any]:
