@@ -191,7 +191,7 @@ def test_a_fast_dev_run_chooses_by_the_whole_data(
 def test_the_limit_of_unreadable_images_holds_for_the_probes_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One limit for the training split, from which a part is held back, and for the scores of the features."""
+    """The limit of the command holds for every split that the probes read."""
     data = two_classes(tmp_path / "data", 20)
     for name in ("1.png", "2.png"):
         (data / "dark" / name).write_bytes(b"no image")

@@ -128,7 +128,7 @@ class Spots(Target):
     def joined(self, other: Spots) -> Spots:
         return Spots(torch.cat([self.places, other.places]))
 
-    def marks(self) -> bytes:
+    def fingerprint(self) -> bytes:
         return self.places.numpy().tobytes()
 
     def read(self, i: int) -> Tensor:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import vitrail
+from vitrail.data.loader import Loader
 from vitrail.data.sets import ImageSet, open_data
 from vitrail.data.targets import Texts
 from vitrail.errors import UserError
@@ -35,9 +36,10 @@ def test_features_of_a_split_without_a_readable_image_are_refused(tmp_path: Path
     for name in ("a", "b"):
         (tmp_path / "data" / name).mkdir(parents=True)
         (tmp_path / "data" / name / "0.png").write_bytes(b"no image")
-    loader = evaluation_loader(vitrail.create("nano/2"), open_data(tmp_path / "data").train, CPU, max_bad=1.0)
+    task, images = vitrail.create("nano/2"), open_data(tmp_path / "data").train
+    loader = Loader(images, task.preprocess, batch_size=2, seed=0, train=False, memory=False, max_bad=1.0)
     with pytest.raises(UserError, match="no image of data can be read"):
-        features(vitrail.create("nano/2"), loader)
+        features(task, loader)
 
 
 def test_features_without_a_class_per_image_are_refused() -> None:

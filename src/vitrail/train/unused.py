@@ -91,7 +91,7 @@ def _values(run: Run) -> Mapping[str, Any]:
 
 
 def _used(values: Mapping[str, Any], other: str, among: tuple[Any, ...]) -> bool:
-    """Whether `other` has one of the values that use an option; a model without this field is asked nothing."""
+    """Whether `other` has one of the values that use an option; True for a model without this field."""
     if other not in values:
         return True
     return values[other] in among if among else bool(values[other]) and values[other] != "none"
