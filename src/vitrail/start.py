@@ -377,9 +377,8 @@ def score_features(
         train, val = split_val(train, group=group)
     train, val, scored = (chosen.spread(images) for chosen in (train, val, scored))
     device = next(task.parameters()).device
-    prepare = task.preparation(train=False)
-    how = {"batch_size": 256, "seed": 0, "train": False, "device": device, "max_bad": max_bad}
-    loaders = [Loader(chosen, task.preprocess, prepare=prepare, **how) for chosen in (train, val, scored)]
+    reader = partial(Loader, preprocess=task.preprocess, prepare=task.preparation(train=False), batch_size=256, seed=0)
+    loaders = [reader(chosen, train=False, device=device, max_bad=max_bad) for chosen in (train, val, scored)]
     scores = {}
     if task.score is not None and isinstance(scored.target, task.target):
         try:
