@@ -57,7 +57,7 @@ def words(task: HubCaption, images: torch.Tensor, max_length: int = 16) -> list[
     """Greedy captions in the model's own numbers, without what follows the end."""
     task.option = Decoding(beam=1, no_repeat_ngram_size=0, max_length=max_length)
     with torch.no_grad():
-        rows = task.write({"image": images}).words[:, 0].tolist()
+        rows = task.generate({"image": images}).words[:, 0].tolist()
     return [[i - OWN for i in (row[: row.index(END)] if END in row else row)] for row in rows]
 
 
@@ -139,7 +139,7 @@ def test_saved_in_our_layout_it_needs_no_folder_of_theirs(
     again = vitrail.load(tmp_path / "own")
     assert isinstance(again, HubCaption) and again.option == task.option and again.preprocess == task.preprocess
     with torch.no_grad():
-        a, b = task.write({"image": images}), again.write({"image": images})
+        a, b = task.generate({"image": images}), again.generate({"image": images})
     assert torch.equal(a.words, b.words) and torch.equal(a.logp, b.logp)
 
 

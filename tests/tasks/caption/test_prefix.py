@@ -90,7 +90,7 @@ def test_the_words_are_those_of_transformers_own_greedy_search(join: Any, folder
     task.option = Decoding(beam=1, no_repeat_ngram_size=0, max_length=13)
     model, decoder = decoder_of(task).model, decoder_of(task)
     with torch.no_grad():
-        written = task.write({"image": IMAGES})
+        written = task.generate({"image": IMAGES})
         prefix = decoder.join(task.memory(IMAGES))
         start = model.get_input_embeddings()(torch.full((4, 1), decoder.vocabulary.start))
         rows = torch.cat([prefix, start], dim=1)
@@ -127,9 +127,9 @@ def test_a_large_batch_is_written_some_images_at_a_time(folder: Path, monkeypatc
         task.option = how
         with torch.no_grad():
             monkeypatch.setattr(LanguageDecoder, "images_at_once", 32)
-            whole = task.write({"image": IMAGES})
+            whole = task.generate({"image": IMAGES})
             monkeypatch.setattr(LanguageDecoder, "images_at_once", 3)
-            chunked = task.write({"image": IMAGES})
+            chunked = task.generate({"image": IMAGES})
         assert torch.equal(whole.words, chunked.words) and torch.allclose(whole.score, chunked.score, atol=1e-5)
 
 
@@ -212,7 +212,7 @@ def test_a_checkpoint_carries_the_language_model(join: Any, folder: Path, tmp_pa
     )
     assert tied(again)
     with torch.no_grad():
-        a, b = task.write({"image": IMAGES}), again.write({"image": IMAGES})
+        a, b = task.generate({"image": IMAGES}), again.generate({"image": IMAGES})
     assert torch.equal(a.words, b.words) and torch.equal(a.logp, b.logp)
     state = task.state_dict()
     assert not any(name.endswith("lm_head.weight") for name in state)
@@ -241,7 +241,7 @@ def test_places_that_the_language_model_lacks_are_named(folder: Path) -> None:
     with pytest.raises(UserError, match="62 words after 3 exceed the 64 positions"):
         task(IMAGES, torch.full((4, 1, 62), 20))
     task.option = Decoding(max_length=1000, beam=1)
-    assert task.write({"image": IMAGES[:1]}).words.shape[2] <= 61
+    assert task.generate({"image": IMAGES[:1]}).words.shape[2] <= 61
 
 
 def test_a_language_model_that_changes_its_logits_is_refused(folder: Path) -> None:

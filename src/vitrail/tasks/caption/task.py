@@ -328,7 +328,7 @@ class Caption(Task):
     @torch.no_grad()
     def explainable(self, batch: Batch) -> list[tuple[int, str]]:
         """The pieces of the best caption, without its end."""
-        (answer,) = answers_of(self.write({"image": batch["image"][:1]}), self.tokenizer)
+        (answer,) = answers_of(self.generate({"image": batch["image"][:1]}), self.tokenizer)
         return [(place, piece["text"]) for place, piece in enumerate(answer.row()["captions"][0]["tokens"])]
 
     # Training and scores
