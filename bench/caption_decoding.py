@@ -31,7 +31,7 @@ from vitrail.recipes import find
 from vitrail.tasks.caption import Caption, Captioning, Decoding
 from vitrail.tasks.caption.components import NextWords
 from vitrail.tasks.caption.decoders import Decoder, Memory, WordDecoder, decoder_for
-from vitrail.tasks.caption.search import Written, write
+from vitrail.tasks.caption.search import Generated, generate
 from vitrail.tasks.encoder import encoder_for, pooled_width, token_width
 from vitrail.train.build import preparation
 from vitrail.vit import ViTConfig
@@ -115,7 +115,7 @@ def endless(task: Caption, vocabulary: int) -> Decoder:
     return decoder
 
 
-def written(decoder: Decoder, memory: Memory, how: Decoding, cache: bool) -> Written:
+def written(decoder: Decoder, memory: Memory, how: Decoding, cache: bool) -> Generated:
     """Captions decoded with a cache, or by processing all words so far in each step."""
     images = len(memory.tokens)
     samples = torch.arange(images)
@@ -127,14 +127,14 @@ def written(decoder: Decoder, memory: Memory, how: Decoding, cache: bool) -> Wri
         return decoder(state.view(last.shape), memory, counted=last), None, state
 
     if cache:
-        return write(NextWords(decoder), decoder(memory=memory), how, samples)
-    return write(without_cache, torch.zeros(images, 0, dtype=torch.int64), how, samples)
+        return generate(NextWords(decoder), decoder(memory=memory), how, samples)
+    return generate(without_cache, torch.zeros(images, 0, dtype=torch.int64), how, samples)
 
 
 def speeds(decoder: Decoder, memory: Memory, words: int, rounds: int) -> Row:
     """Median seconds of both ways, which alternate."""
     how = Decoding(beam=5, max_length=words)
-    captions: dict[str, Written] = {}
+    captions: dict[str, Generated] = {}
 
     def step(way: str) -> None:
         captions[way] = written(decoder, memory, how, way == "with")
@@ -151,7 +151,7 @@ def speeds(decoder: Decoder, memory: Memory, words: int, rounds: int) -> Row:
     }
 
 
-def agreement(a: Written, b: Written) -> dict[str, int]:
+def agreement(a: Generated, b: Generated) -> dict[str, int]:
     """Numbers of images whose best captions are the same both ways, equally good, or different."""
     length = max(a.words.shape[2], b.words.shape[2])
     rows = [torch.nn.functional.pad(w.words[:, 0], (0, length - w.words.shape[2])) for w in (a, b)]

@@ -103,7 +103,7 @@ def scores(task: Caption, images: Sequence[AnyImage]) -> tuple[Tensor, Tensor, T
     for start in range(0, len(images), BATCH):
         prepared = [task.prepare(image).images for image in images[start : start + BATCH]]
         batch = task.preprocess.normalise(torch.cat(prepared))
-        written = task.write({"image": batch})
+        written = task.generate({"image": batch})
         assert written.match is not None and written.likeness is not None, "this captioner has not learned to match"
         right.append(written.match[:, 0])
         likeness.append(written.likeness)

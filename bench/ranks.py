@@ -188,7 +188,7 @@ def trained(
 
     components, _ = build(run, splits(), torch.device("cpu"), world=world)
     scores = evaluate(components.task, components.loaders, "val", world=world)
-    folder = RunFolder(path) if world.leads else Follower(path)
+    folder = RunFolder(path) if world.is_main else Follower(path)
     if not resume:
         folder.begin(run, components.task.classes)
     with patch.object(loop, "train_step", noted), suppress(Stopped):

@@ -79,7 +79,7 @@ def held(world: World, run: Run, path: Path) -> float:
     every = ImageSet("noise", [str(i) for i in range(16)], images, Labels(torch.arange(16) % 2, ["a", "b"]))
     components, _ = build(run, Splits(every, every.subset(range(8))), torch.device("cpu"), world=world)
     weights = sum(parameter.numel() for parameter in components.task.parameters())
-    folder = RunFolder(path) if world.leads else Follower(path)
+    folder = RunFolder(path) if world.is_main else Follower(path)
     folder.begin(run, components.task.classes)
     with patch.object(loop, "train_step", counted):
         fit(run, components, folder, 3)

@@ -19,6 +19,7 @@ import pytest
 from checked import checked
 from PIL import Image
 
+import vitrail
 from vitrail.cli import main
 from vitrail.data.sets import open_data
 from vitrail.errors import UserError
@@ -185,6 +186,19 @@ def test_a_fast_dev_run_chooses_by_the_whole_data(
     args = ["train", "finetune", "--data", data, "--fast-dev-run", "--device", "cpu"]
     assert "(fast dev run)" in printed(capsys, *args, "--out", "run")
     assert any(m.startswith("method full: 400 ") for m in caplog.messages)
+
+
+def test_the_limit_of_unreadable_images_holds_for_the_probes_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The limit of the command holds for every split that the probes read."""
+    data = two_classes(tmp_path / "data", 20)
+    for name in ("1.png", "2.png"):
+        (data / "dark" / name).write_bytes(b"no image")
+    vitrail.create("nano/2", classes=["dark", "light"]).save("model")
+    command = ["eval", "model", "--data", data, "--probe", "--device", "cpu"]
+    assert "or raise --max-bad" in refused(capsys, *command)
+    printed(capsys, *command, "--max-bad", "0.5")
 
 
 def test_a_fast_dev_run_of_the_demo(capsys: pytest.CaptureFixture[str]) -> None:

@@ -363,6 +363,7 @@ def test_first_logits_are_even_and_sigmoid_heads_start_low() -> None:
         ({"width": 30, "heads": 4}, "width 30 does not divide into 4 heads"),
         ({"class_token": False}, "class_token"),
         ({"activation": "swish"}, "no activation 'swish'"),
+        ({"positions": "sin"}, "no positions 'sin': choose from learned, sine, none"),
         ({"registers": -1}, "registers must be at least 0"),
         ({"mlp_ratio": 0.001}, "mlp_ratio must be at least 0.0013"),
         ({"mlp_ratio": math.nan}, "mlp_ratio must be at least 0.0013"),

@@ -201,9 +201,9 @@ def evaluate(args: Sequence[str]) -> int:
         print(json.dumps({"source": source, "data": options.data, "split": split, **scores}))
         return 0
     print(f"{split}: {scores['count']} images" + ", each with the target of another" * options.shuffle_images)
-    told = task.told(scores)
-    width = max(map(len, told), default=0)
-    for name, value in told.items():
+    printed = task.printed_scores(scores)
+    width = max(map(len, printed), default=0)
+    for name, value in printed.items():
         print(f"  {name:<{width}}  {score_text(value)}")
     return 0
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import fields
+from functools import cache
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 _warned: set[str] = set()
 
@@ -52,3 +55,27 @@ def require(config: object, low: float, below: float, *names: str) -> None:
             if not (isinstance(number, int | float) and low <= number < below):
                 limit = f"at least {low:g}" + (f" and below {below:g}" if below < math.inf else "")
                 raise UserError(f"{name} must be {limit}, got {value}")
+
+
+def require_choices(config: Any) -> None:
+    """Raise UserError for the first field of a dataclass that is a `Literal`, or one or None, and has another value.
+
+    Type checkers and the command line refuse such a value too; configs also come from JSON and from Python.
+    """
+    for name, choices in _choices(type(config)).items():  # type: ignore[arg-type]
+        if (value := getattr(config, name)) not in choices:
+            raise UserError(f"no {name} {value!r}: choose from {', '.join(map(str, choices))}")
+
+
+@cache
+def _choices(kind: type[Any]) -> dict[str, tuple[Any, ...]]:
+    """The choices of the fields of a dataclass that have some, by name."""
+    hints = get_type_hints(kind)
+    found = {}
+    for entry in fields(kind):
+        members = get_args(hints[entry.name]) if get_origin(hints[entry.name]) is not Literal else (hints[entry.name],)
+        if members and all(get_origin(each) is Literal or each is type(None) for each in members):
+            found[entry.name] = tuple(
+                value for each in members for value in (get_args(each) if each is not type(None) else (None,))
+            )
+    return found

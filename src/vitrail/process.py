@@ -16,6 +16,9 @@ PREEMPTING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if h
 
 CGROUPS = Path("/sys/fs/cgroup")
 """where Linux keeps the limits of containers and of schedulers' jobs"""
+OWN_GROUPS = Path("/proc/self/cgroup")
+"""the control groups of this process, one a line"""
+MEMORY_FILES_OF_VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")
 
 
 def cores() -> int:
@@ -29,24 +32,33 @@ def cores() -> int:
     return max(1, math.floor(min(count, _quota())))
 
 
-def _quota(own: Path = Path("/proc/self/cgroup"), root: Path = CGROUPS) -> float:
+def _quota(own: Path = OWN_GROUPS, root: Path = CGROUPS) -> float:
     """The cores' worth of time that the process's control groups allow, the smallest of all; infinite without any."""
+    return min(map(_quota_in, _groups("cpu", own, root)), default=math.inf)
+
+
+def memory_left(own: Path = OWN_GROUPS, root: Path = CGROUPS) -> float:
+    """The bytes that the process's control groups allow beside what they hold; infinite without a limit.
+
+    A container may see all memory of a machine, and its processes are killed at its own limit.
+    """
+    return min(map(_memory_left_in, _groups("memory", own, root)), default=math.inf)
+
+
+def _groups(controller: str, own: Path, root: Path) -> Iterator[Path]:
+    """The folders of the process's control groups that have this controller, each before those around it."""
     try:
         lines = own.read_text().splitlines()
     except OSError:  # not Linux
-        return math.inf
-    found = math.inf
+        return
     for line in lines:
         _, controllers, place = line.split(":", 2)
         # Version 2 has no list of controllers. In a container the group may be the root of what is visible.
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        top = root / "cpu" if controllers else root
+        top = root / controller if controllers else root
         group = top / place.lstrip("/")
-        for folder in (group, *group.parents):
-            if folder == root or root in folder.parents:
-                found = min(found, _quota_in(folder))
-    return found
+        yield from (folder for folder in (group, *group.parents) if folder == root or root in folder.parents)
 
 
 def _quota_in(folder: Path) -> float:
@@ -58,6 +70,17 @@ def _quota_in(folder: Path) -> float:
             quota, period = ((folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
         return int(quota) / int(period) if int(quota) > 0 else math.inf
     except (OSError, ValueError, ZeroDivisionError):  # no such file, or "max"
+        return math.inf
+
+
+def _memory_left_in(folder: Path) -> float:
+    """The bytes left in one control group, of version 2 or 1. The cache of files that it can drop is free."""
+    names = ("memory.max", "memory.current") if (folder / "memory.max").exists() else MEMORY_FILES_OF_VERSION_1
+    try:
+        limit, used = (int((folder / name).read_text()) for name in names)
+        rows = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return limit - used + int(rows.get("total_inactive_file", rows.get("inactive_file", 0)))
+    except (OSError, ValueError):  # no such file, or "max"
         return math.inf
 
 

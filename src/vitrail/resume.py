@@ -51,7 +51,7 @@ def begin_or_resume(
         there = itertools.takewhile(Path.exists, folders(first, out)) if job else ()
         return str(next((path for path in there if RunFolder(path).begun_by(job)), "")).encode()
 
-    if not (found := world.from_first(find).decode()):
+    if not (found := world.broadcast(find).decode()):
         return begin(recipe, data, init, changes, out, device, group, world, job)
     log.warning(f"the job of the run in {found} is started again, so that run is resumed")
 
@@ -86,7 +86,7 @@ def resume_run(
 
 
 def _folder(path: Path, world: World) -> RunFolder:
-    return RunFolder(path) if world.leads else Follower(path)
+    return RunFolder(path) if world.is_main else Follower(path)
 
 
 def _resume(
@@ -98,25 +98,25 @@ def _resume(
     job: Sequence[str] = (),
 ) -> Trained:
     """`resume_run`; `chosen` gives the new values of fields, and `job` is what marks the job that resumes it."""
-    with world.first_alone():
+    with world.main_first():
         run = folder.run()
         changes = chosen(run)
         kind = task_of(run.task)
         extends = _extends(run, changes)
         patient = _more_patient(run, changes)
-    scores: dict[str, Any] | None = json.loads(world.from_first(lambda: json.dumps(folder.scores).encode()))
+    scores: dict[str, Any] | None = json.loads(world.broadcast(lambda: json.dumps(folder.scores).encode()))
     if scores is not None and not extends and not (patient and "stopped_early" in scores):
         log.warning(f"the run in {folder.path} is finished")
         return Trained(kind, scores, folder)
     data = at_commit(data, world)
     with ExitStack() as stack:
-        with world.first_alone():
+        with world.main_first():
             stack.enter_context(folder.alone(patience=LEASE if job else 0.0))
             folder.record(job)
             place = folder.data(run.data) if data is None else data
             splits = open_for(kind, place, run.task.data_options(), recipes.find(run.recipe)(1).data, run.group)
-            marks = splits.marks(run.group)
-            folder.check_data(marks, place)
+            fingerprint = splits.fingerprint(run.group)
+            folder.check_data(fingerprint, place)
         new = replace(run, data=run.data if data is None else data, **changes)
         components, steps = build(
             new, splits, choose_device(device if world.device is None else world.device), world=world
@@ -124,7 +124,7 @@ def _resume(
         if extends:
             _check_longer(run, new, components.train.steps_per_epoch, folder)
         if new != run:
-            folder.change(new, marks | where_is(place))
+            folder.change(new, fingerprint | where_is(place))
         return Trained(kind, train_run(new, components, folder, steps, resume=True), folder)
 
 

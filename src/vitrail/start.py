@@ -25,12 +25,7 @@ from vitrail.report import NO_SCORES, write_report
 from vitrail.tasks import task_of
 from vitrail.tasks.encoder import encoder_of
 from vitrail.tasks.task import Task
-from vitrail.train.build import (
-    VAL_FRACTION,
-    build,
-    open_for,
-    warn_unused,
-)
+from vitrail.train.build import VAL_FRACTION, build, open_for
 from vitrail.train.device import choose_device
 from vitrail.train.feeding import decoding_line
 from vitrail.train.fitting import with_micro_batches
@@ -44,6 +39,7 @@ from vitrail.train.run import Run, replaced, with_fields
 from vitrail.train.state import Follower, RunFolder, Taken
 from vitrail.train.stop import preemptible
 from vitrail.train.tensorboard import Events
+from vitrail.train.unused import warn_unused
 
 log = logging.getLogger("vitrail")
 
@@ -84,12 +80,12 @@ def begin(
     field of that name, which opening the data needs before the others. `job` is what marks the job of these processes.
     """
     data = at_commit(data, world)
-    with world.first_alone():  # it downloads, and refuses once
+    with world.main_first():  # it downloads, and refuses once
         run, splits, weights = plan(recipe, data, init, changes, group)
     chosen = choose_device(device if world.device is None else world.device)
     with new_folder(run, out, world) as folder:  # before decoding the images, which is slow
-        marks = splits.marks(run.group) | where_is(run.data)  # before a captioner encodes the labels
-        world.check_same("the data", splits.marks(run.group))
+        fingerprint = splits.fingerprint(run.group) | where_is(run.data)  # before a captioner encodes the labels
+        world.check_same("the data", splits.fingerprint(run.group))
         components, steps = build(run, splits, chosen, weights, world)
         if out is None and folder.path != default_folder(run):  # after `build`, which may refuse the run
             log.warning(f"{default_folder(run)} holds another run, so this one is in {folder.path}")
@@ -98,7 +94,7 @@ def begin(
         run = with_reliable_format(run, components.task, chosen)
         run = with_micro_batches(run, components.task, components.train, world)
         try:
-            folder.begin(run, splits.train.classes, marks, job)
+            folder.begin(run, splits.train.classes, fingerprint, job)
             return Trained(task_of(run.task), train_run(run, components, folder, steps, resume=False), folder)
         except BaseException:  # whatever the error, a run that saved nothing must not keep the name
             folder.drop()
@@ -109,7 +105,7 @@ def at_commit(data: str | None, world: World) -> str | None:
     """The same data; of the Hub at one commit, for all processes and for the run when it is resumed."""
     if data is None or not hub_sets.is_address(data):
         return data
-    return world.from_first(lambda: hub_sets.pinned(data).encode()).decode()
+    return world.broadcast(lambda: hub_sets.pinned(data).encode()).decode()
 
 
 def plan(
@@ -120,29 +116,20 @@ def plan(
         recipe = recipes.TUNED.get(recipe, recipe)
     if changes.get("resize") == "letterbox":  # which shows the whole image, whatever the recipe's crop is
         changes = {"crop_fraction": 1.0, **changes}
-    name = recipe(1).data
+    example = recipe(1)
     if init is None and recipe in recipes.FROM_WEIGHTS:
-        raise UserError(f"{recipe(1).recipe} needs pretrained weights: name them with --init")
-    if data is None and name == "folder":
+        raise UserError(f"{example.recipe} needs pretrained weights: name them with --init")
+    if data is None and example.data == "folder":
         raise UserError("no data: give --data a folder with one folder per class, a CSV of labels, or a built-in name")
-    data, group = name if data is None else data, recipe(1).group if group is None else group
-    kind = task_of(recipe(1).task)
-    settings = replaced(recipe(1).task, changes)
-    splits = open_for(kind, data, settings.data_options(), name, group)
-    if not len(splits.train):
-        names = ", ".join(splits.beside[:3]) + ", ..." * (len(splits.beside) > 3)
-        found = f"move the image folders ({names}) into a folder train"
-        raise UserError(
-            f"{data} has no training split: {found if names else 'add one'}, or score a model on it with `vitrail eval`"
-        )
+    data, group = example.data if data is None else data, example.group if group is None else group
+    splits = open_training(example, data, changes, group)
     run = recipe(len(splits.train))
-    weights = None
+    kind, weights, scratch = task_of(run.task), None, None
     if (init := init or run.init) is not None:
         weights = zoo.load(init)
+        scratch = None if run.init or recipe in recipes.FROM_WEIGHTS else run.model
         # The size of the checkpoint's preprocessing; DINOv2's positions are for larger images.
-        config = replace(encoder_of(weights).config, image_size=weights.preprocess.size)
-        own = None if run.init or recipe in recipes.FROM_WEIGHTS else run.model
-        run = recipes.from_weights(run, init, config)
+        run = recipes.from_weights(run, init, replace(encoder_of(weights).config, image_size=weights.preprocess.size))
     if (channels := splits.train.channels) not in (1, 3, run.model.channels):  # other channel counts are read as 1 or 3
         log.warning("the images have %d channels, so the model gets as many", channels)
         run = replace(run, model=replace(run.model, channels=channels))
@@ -155,18 +142,34 @@ def plan(
         run = replace(run, task=kind.merged(run.task, weights))
     given = run
     run = resolve_auto(run, len(splits.train), len(splits.train.classes), changes)
-    if init is not None:
-        recipes.check_fixed(init, run.model, given.model, recipes.FREE)
-        for name in ("weights_init", "attention_init"):
-            if getattr(run, name) != getattr(given, name):
-                raise recipes.fixed(init, name)
-        if weights is not None and kind.continues(run.task, weights):
-            recipes.check_fixed(init, run.task, given.task, kind.free)
-        if own is not None and (line := recipes.replaced_by(init, own, run.model, changes)):
+    if init is not None and weights is not None:
+        check_kept(init, weights, given, run)
+        if scratch is not None and (line := recipes.replaced_by(init, scratch, run.model, changes)):
             log.warning(line)
     warn_unused(given, with_fields(given, changes), run.tune.method)
-    run = replace(run, data=str(data), group=group)
-    return Plan(run, splits, weights)
+    return Plan(replace(run, data=str(data), group=group), splits, weights)
+
+
+def open_training(example: Run, data: str, changes: Mapping[str, Any], group: str | None) -> Splits:
+    """The splits of the data for a recipe, of which `example` is a run. UserError if there is nothing to train on."""
+    options = replaced(example.task, changes).data_options()
+    splits = open_for(task_of(example.task), data, options, example.data, group)
+    if not len(splits.train):
+        names = ", ".join(splits.beside[:3]) + ", ..." * (len(splits.beside) > 3)
+        remedy = f"move the image folders ({names}) into a folder train" if names else "add one"
+        raise UserError(f"{data} has no training split: {remedy}, or score a model on it with `vitrail eval`")
+    return splits
+
+
+def check_kept(init: str, weights: Task, given: Run, run: Run) -> None:
+    """Refuse changes of what the weights `init` fix: `given` is the run with their values, `run` the requested one."""
+    recipes.check_fixed(init, run.model, given.model, recipes.FREE)
+    for name in ("weights_init", "attention_init"):
+        if getattr(run, name) != getattr(given, name):
+            raise recipes.fixed(init, name)
+    kind = task_of(run.task)
+    if kind.continues(run.task, weights):
+        recipes.check_fixed(init, run.task, given.task, kind.free)
 
 
 def where_is(data: str) -> dict[str, str]:
@@ -192,8 +195,8 @@ def new_folder(run: Run, out: Path | None, world: World = ALONE) -> Iterator[Run
 
     Rank 0 of `world` takes it; the others learn which it is.
     """
-    if not world.leads:
-        yield Follower(Path(world.from_first(bytes).decode()))
+    if not world.is_main:
+        yield Follower(Path(world.broadcast(bytes).decode()))
         return
     with ExitStack() as stack:
 
@@ -208,23 +211,23 @@ def new_folder(run: Run, out: Path | None, world: World = ALONE) -> Iterator[Run
                     return str(path).encode()
             raise AssertionError("there is always another name")
 
-        yield RunFolder(Path(world.from_first(take).decode()))
+        yield RunFolder(Path(world.broadcast(take).decode()))
 
 
 def train_run(run: Run, components: Components, folder: RunFolder, steps: int, resume: bool) -> dict[str, Any]:
     """Train, score, and write the report; returns the scores."""
     world, loader = components.world, components.train
-    folder.events = Events(folder.path / "tensorboard") if run.tensorboard and world.leads else None
+    folder.events = Events(folder.path / "tensorboard") if run.tensorboard and world.is_main else None
     if run.fast_dev_run:
         log.warning(f"fast dev run: {steps} steps on at most {run.images} images of each split; {NO_SCORES}")
-    if world.leads:
+    if world.is_main:
         announce.begin(run, components, folder, steps, resume)
         if (line := decoding_line(run, components.task, loader, folder.rows())) is not None:
             log.warning(line)
     scores = fit_frozen(run, components, folder) if run.tune.frozen else fit(run, components, folder, steps, resume)
     scores |= {"fast_dev_run": True} if run.fast_dev_run else {}
     folder.end(scores)
-    if world.leads:
+    if world.is_main:
         write_atomic(folder.path / "examples.json", json.dumps(examples(components, scores)))
         write_report(folder.path)
     return scores
@@ -257,7 +260,8 @@ def score(
             raise UserError(
                 "--shuffle-images is a control for predictions, but --probe scores features: use only one of them"
             )
-        return score_features(task, open_classes(task, data, group), split, images, group)
+        limit = allowed_bad(max_bad, learned)
+        return score_features(task, open_classes(task, data, group), split, images, group, limit)
     splits = open_for(task, data, task.data_options(), group=group)
     if learned is None and own is not None and own.has_copy(splits):
         learned = own.run
@@ -267,21 +271,24 @@ def score(
                 "--split train scores all"
             )
     splits = with_held_back(splits, split, learned)
-    max_bad = (learned.max_bad if learned else 0.01) if max_bad is None else max_bad
+    limit = allowed_bad(max_bad, learned)
     name, chosen = choose_split(splits, split)
-    read = chosen.spread(images)
-    read = read.shuffled() if shuffle else read
+    scored = chosen.spread(images).shuffled() if shuffle else chosen.spread(images)
     device = next(task.parameters()).device
-    all_splits = {"train": splits.train, "val": splits.val, "test": splits.test, name: read}
-    limit = float(max_bad)
+    all_splits = {"train": splits.train, "val": splits.val, "test": splits.test, name: scored}
 
     def loader(images: ImageSet) -> Loader:
         return evaluation_loader(task, images, device, max_bad=limit, tally=Tally.of(images, limit))
 
-    loaders = Loaders({k: partial(loader, own) for k, own in all_splits.items() if own})
+    loaders = Loaders({key: partial(loader, each) for key, each in all_splits.items() if each})
     train = None if name == "train" else splits.train
     scores = evaluate(task, loaders, name, metric=lambda: task.metric(chosen, train), final=True)
     return name, {**scores, "shuffled": True} if shuffle else scores
+
+
+def allowed_bad(max_bad: float | None, learned: Run | None) -> float:
+    """The largest fraction of unreadable images: as given, else that of the run that learned from the data."""
+    return max_bad if max_bad is not None else learned.max_bad if learned else 0.01
 
 
 def open_classes(task: Task, data: str, group: str | None) -> Splits:
@@ -324,7 +331,7 @@ class RunOf(NamedTuple):
     def has_copy(self, splits: Splits) -> bool:
         """Whether it was trained on images of these names and labels."""
         try:
-            return self.folder.learned_from(splits.marks(self.run.group))
+            return self.folder.learned_from(splits.fingerprint(self.run.group))
         except UserError:  # the images have no such groups
             return False
 
@@ -344,7 +351,12 @@ def score_people(task: Task, data: str, split: str | None, images: int | None = 
 
 
 def score_features(
-    task: Task, splits: Splits, split: str | None, images: int | None = None, group: str | None = None
+    task: Task,
+    splits: Splits,
+    split: str | None,
+    images: int | None = None,
+    group: str | None = None,
+    max_bad: float = 0.01,
 ) -> tuple[str, dict[str, Any]]:
     """The split's name and its scores: the task's own if it knows the classes, and those of `train/probe.py`.
 
@@ -365,22 +377,12 @@ def score_features(
         train, val = split_val(train, group=group)
     train, val, scored = (chosen.spread(images) for chosen in (train, val, scored))
     device = next(task.parameters()).device
-    loaders = [
-        Loader(
-            chosen,
-            task.preprocess,
-            prepare=task.preparation(train=False),
-            batch_size=256,
-            seed=0,
-            train=False,
-            device=device,
-        )
-        for chosen in (train, val, scored)
-    ]
+    reader = partial(Loader, preprocess=task.preprocess, prepare=task.preparation(train=False), batch_size=256, seed=0)
+    loaders = [reader(chosen, train=False, device=device, max_bad=max_bad) for chosen in (train, val, scored)]
     scores = {}
     if task.score is not None and isinstance(scored.target, task.target):
         try:
-            scored_by = {name: evaluation_loader(task, scored, device)}
+            scored_by = {name: evaluation_loader(task, scored, device, max_bad=max_bad)}
             scores = evaluate(task, scored_by, name, metric=lambda: task.metric(scored), final=True)
         except UserError as error:
             log.warning(f"only the model's features are scored: {error}")

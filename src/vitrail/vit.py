@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitrail.errors import UserError, require
+from vitrail.errors import UserError, require, require_choices
 from vitrail.ops import Grid, attend, check_images, fit_positions, scale_branch, sine_positions, stochastic_depth
 
 
@@ -44,6 +44,7 @@ class ViTConfig:
         require(self, 1, math.inf, "width", "depth", "heads", "patch", "channels", "image_size", "stem")
         require(self, 1 / self.width, math.inf, "mlp_ratio")
         require(self, 0, 1, "dropout", "drop_path")
+        require_choices(self)
         if self.width % self.heads:
             raise UserError(f"width {self.width} does not divide into {self.heads} heads: change one of them")
         if any(pixels % self.patch for pixels in self.image_size):
@@ -58,7 +59,7 @@ class ViTConfig:
         return self.image_size[0] // self.patch, self.image_size[1] // self.patch
 
     @property
-    def prefix_tokens(self) -> int:
+    def prefix_tokens(self) -> int:  # P
         return int(self.class_token)
 
 
@@ -173,8 +174,7 @@ class ViT(nn.Module):
     def embed(self, images: Tensor) -> tuple[Tensor, Grid]:
         """Images [B, C, H, W] to tokens [B, P + N, D] with positions (equation 1), and their grid (h, w)."""
         x = self.patches(images)  # [B, D, h, w]
-        grid = tuple(x.shape[2:])
-        x = x.flatten(2).transpose(1, 2)  # [B, N, D]
+        grid, x = tuple(x.shape[2:]), x.flatten(2).transpose(1, 2)  # [B, N, D]
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1)  # [B, 1 + N, D]
         return self.dropout(x + self.positions_for(grid)), grid

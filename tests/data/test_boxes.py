@@ -100,7 +100,7 @@ def test_subsets_and_marks() -> None:
     assert len(both) == 5 and torch.equal(both.read(3).boxes, boxes.read(2).boxes)
     other = Boxes(boxes.boxes, [1 - row for row in boxes.labels], boxes.names, CLASSES)
     apart = boxes_of([[0, 0, 1, 1]], [[0, 0, 2, 2]], [[1, 1, 2, 2]])
-    assert len({found.marks() for found in (boxes, some, both, other, apart)}) == 5
+    assert len({found.fingerprint() for found in (boxes, some, both, other, apart)}) == 5
     assert boxes.strata().tolist() == [0, 0, 0]
 
 

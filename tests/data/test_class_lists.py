@@ -81,7 +81,10 @@ def test_what_is_wrong_is_named(text: str, reason: str, tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("value", ["3", '{"x":', "[1, 2]", '{"a": [1, 2]}', '{"a": "#12"}', "null"])
+NO_LISTS = ["3", '{"x":', "[1, 2]", '{"a": [1, 2]}', '{"a": "#12"}', "null", '[{"id": 0}]', "[[1]]", "[" * 5000]
+
+
+@pytest.mark.parametrize("value", NO_LISTS, ids=lambda value: value[:9])
 def test_json_that_lists_no_classes(value: str, tmp_path: Path) -> None:
     file = tmp_path / "classes.json"
     file.write_text(value)

@@ -133,6 +133,7 @@ def test_repeated_rows_are_read_once(tmp_path: Path, caplog: pytest.LogCaptureFi
     "text, message",
     [
         ("", "labels.csv is empty"),
+        (",,\n,,\n", "labels.csv has rows of empty cells only"),
         ("image,label\n", "it has a header and no rows"),
         ("0.png,cat\n1.png,dog\n", "has no header: put a line such as image,label"),
         ("key,label\n0.png,cat\n", "line 1: the columns are key, label, and none is called image"),

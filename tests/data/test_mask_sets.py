@@ -346,9 +346,9 @@ def test_classification_points_to_segmentation(tmp_path: Path) -> None:
 
 def test_marks_change_with_the_masks(tmp_path: Path) -> None:
     root = flat(tmp_path)
-    before = Masks.open(root, val_fraction=0).marks()
-    assert before == Masks.open(root, val_fraction=0).marks()
-    assert before != Masks.open(root, val_fraction=0, void=9).marks()
+    before = Masks.open(root, val_fraction=0).fingerprint()
+    assert before == Masks.open(root, val_fraction=0).fingerprint()
+    assert before != Masks.open(root, val_fraction=0, void=9).fingerprint()
 
 
 def test_groups_hold_together(tmp_path: Path) -> None:

@@ -146,8 +146,8 @@ def test_subsets_and_marks() -> None:
     assert [int(both.read(i).indices[0, 0]) for i in range(len(both))] == [2, 0, 0, 1, 2]
     assert masks.strata().tolist() == [0, 0, 0]
     files = masks_of(Path("a"), Path("b"))
-    assert len({m.marks() for m in (masks, some, both, Masks(numbers, ["a", "b", "c"], CLASSES, 9), files)}) == 5
-    assert files.marks() == masks_of(Path("a"), Path("b")).marks()
+    assert len({m.fingerprint() for m in (masks, some, both, Masks(numbers, ["a", "b", "c"], CLASSES, 9), files)}) == 5
+    assert files.fingerprint() == masks_of(Path("a"), Path("b")).fingerprint()
 
 
 def test_rescale_takes_the_nearest() -> None:

@@ -95,7 +95,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 def test_a_copied_set_is_the_folder_bit_for_bit(photos: Path, copied: Path) -> None:
     folder, tars = open_data(photos), open_data(copied)
-    assert tars.marks() == folder.marks() and tars.train.channels == folder.train.channels
+    assert tars.fingerprint() == folder.fingerprint() and tars.train.channels == folder.train.channels
     assert (tars.train.keys, tars.train.classes) == (folder.train.keys, ["ant", "bee 2"])
     assert torch.equal(tars.train.labels, folder.train.labels)
     for i, file in enumerate(folder.train.items):
@@ -181,7 +181,7 @@ def _without_index(folder: Path, out: Path) -> Path:
 
 def test_without_an_index_the_tar_files_give_the_same_set(copied: Path, tmp_path: Path) -> None:
     bare = open_data(_without_index(copied, tmp_path / "bare"))
-    assert bare.marks() == open_data(copied).marks()
+    assert bare.fingerprint() == open_data(copied).fingerprint()
     assert same(batches(bare.train, 2), batches(open_data(copied).train, 2))
 
 

@@ -44,8 +44,8 @@ def test_a_column_is_cut_and_joined(target: Target) -> None:
     assert_same(fields_of(some, [0, 1]), fields_of(target, [3, 1]))
     first, rest = target.subset(torch.tensor([0])), target.subset(torch.tensor([1, 2, 3]))
     both = first.joined(rest)
-    assert len(both) == 4 and both.marks() == target.marks() and torch.equal(both.strata(), target.strata())
-    assert first.marks() != rest.marks() and rest.joined(first).marks() != target.marks()
+    assert len(both) == 4 and both.fingerprint() == target.fingerprint() and torch.equal(both.strata(), target.strata())
+    assert first.fingerprint() != rest.fingerprint() and rest.joined(first).fingerprint() != target.fingerprint()
 
 
 def test_fields_of_a_batch() -> None:
@@ -73,7 +73,7 @@ def test_a_set_has_one_kind_of_target() -> None:
         Texts.of(images)
     with pytest.raises(AttributeError):
         images.target = TEXTS  # type: ignore[misc]
-    assert Splits(images).marks() != Splits(images.shuffled()).marks()
+    assert Splits(images).fingerprint() != Splits(images.shuffled()).fingerprint()
     assert sorted(images.shuffled().labels.tolist()) == [0, 1, 1, 2]
 
 
@@ -128,7 +128,7 @@ class Spots(Target):
     def joined(self, other: Spots) -> Spots:
         return Spots(torch.cat([self.places, other.places]))
 
-    def marks(self) -> bytes:
+    def fingerprint(self) -> bytes:
         return self.places.numpy().tobytes()
 
     def read(self, i: int) -> Tensor:

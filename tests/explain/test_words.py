@@ -78,7 +78,7 @@ def test_attention_is_that_of_the_step_that_chose_the_word(decoder: str) -> None
     images = torch.randn(1, 3, 8, 12)
     (words,) = task.pieces({"image": images})
     state, before = task.decoder(memory=task.memory(images)), START
-    chosen = [word for word in task.write({"image": images}).words[0, 0].tolist() if word != PAD]
+    chosen = [word for word in task.generate({"image": images}).words[0, 0].tolist() if word != PAD]
     assert len(words) == len(chosen) > 2
     for word, number in zip(words, chosen, strict=True):
         (logits,), attention, state = task.decoder(torch.tensor([before]), state=state)

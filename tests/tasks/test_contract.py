@@ -240,6 +240,8 @@ def test_metrics_count_each_sample_once_in_any_order(task: Task) -> None:
         close(whole, scores([[5, 3, 1], [0, 4, 2], [3, 3]]))
         close(whole, scores([[2, 0], [1, 4, 2], [3], [5, 3]], merged=True))
     assert task.score is not None and task.score.name in whole
+    with pytest.raises(UserError, match="no image of the split can be read"):
+        task.metric().compute()
 
 
 # Export

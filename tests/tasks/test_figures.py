@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitrail.tasks.figures import LINES, Page, with_bars, with_text
+from vitrail.tasks.figures import MAX_LINES, Page, with_bars, with_text
 
 WHITE = (255, 255, 255)
 
@@ -26,7 +26,7 @@ def test_text_stays_inside_its_margins(size: tuple[int, int], text: str) -> None
     assert drawn.any() == bool(text)
     assert not drawn[:, : page.margin - 2].any() and not drawn[:, -page.margin + 2 :].any()
     assert not drawn[: page.margin // 2].any() and not drawn[-page.margin // 2 :].any()
-    assert len(drawn) <= LINES * page.line + 2 * page.margin
+    assert len(drawn) <= MAX_LINES * page.line + 2 * page.margin
 
 
 def test_small_images_are_enlarged_without_blur() -> None:

@@ -19,11 +19,11 @@ from vitrail.baselines import CNNConfig
 from vitrail.data.augment import Augment
 from vitrail.data.loader import Loader
 from vitrail.data.masks import Masks
-from vitrail.data.prepare import Sample
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import ImageSet, Splits
 from vitrail.data.targets import Labels
 from vitrail.errors import UserError
+from vitrail.plain import flat_fields
 from vitrail.report import write_report
 from vitrail.sizes import SIZES
 from vitrail.start import score
@@ -31,12 +31,14 @@ from vitrail.tasks.classify import Classes, Classify
 from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Settings
-from vitrail.train.build import build, warn_unused
+from vitrail.train.build import build
 from vitrail.train.loaders import evaluation_loader
 from vitrail.train.loop import Components, fit
 from vitrail.train.probe import features
-from vitrail.train.run import Run
+from vitrail.train.run import Run, with_fields
 from vitrail.train.state import RunFolder
+from vitrail.train.unused import USED_WITH, warn_unused
+from vitrail.variants import VariantConfig
 
 CPU = torch.device("cpu")
 KINDS: dict[str, type[toys.Toy]] = {
@@ -170,9 +172,7 @@ class Flipped(Classify):
     """Sees an image and its mirror image, and does not merge their outputs."""
 
     def frames(self, image: Any) -> Any:
-        images, affine = super().frames(image)
-        assert affine is not None
-        return Sample(torch.cat([images, images.flip(-1)]), affine.with_flips())
+        return super().frames(image).with_flips()
 
     def outputs_for(self, batch: Any) -> Any:
         return Task.outputs_for(self, batch)
@@ -397,6 +397,41 @@ def test_a_method_without_a_use_for_a_setting_says_so(caplog: pytest.LogCaptureF
     warn_unused(run, replace(run, task=toys.LocateSettings(slots=2)), "linear")
     warn_unused(run, replace(run, task=toys.LocateSettings(weight=3.0)), "full")
     assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    "changes, line",
+    [
+        ({"muon_lr": 0.1}, "--muon-lr has no effect without --optimizer muon"),
+        ({"muon_lr": 0.1, "optimizer": "muon"}, ""),
+        ({"scale": (0.3, 1.0), "crop": "shift"}, "--scale has no effect without --crop resized or inception"),
+        ({"policy_strength": 20, "policy": "trivial"}, "--policy-strength has no effect without --policy randaugment"),
+        ({"early": 0.5}, "--early has no effect without --early-size"),
+        ({"early": 0.5, "early_size": 8}, ""),
+        ({"rotary_offset": 0.5, "rotary": "mixed"}, "--rotary-offset has no effect without --rotary axial"),
+        ({"rotary_pairs": "halves"}, "--rotary-pairs has no effect without --rotary"),
+        ({"epochs": 5.0, "max_steps": 20}, "--epochs has no effect beside --max-steps"),
+        ({"mlp_ratio": 2.0, "mlp_hidden": 96}, "--mlp-ratio has no effect beside --mlp-hidden"),
+        ({"mlp_ratio": 2.0}, ""),
+        ({"weight": 3.0}, "--weight has no effect without --slots 2"),
+        ({"weight": 3.0, "slots": 2}, ""),
+    ],
+)
+def test_an_option_that_another_leaves_without_effect_is_named(
+    changes: dict[str, Any], line: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toys.Locate, "used_with", {"weight": ("slots", (2,))})
+    run = run_of(toys.LocateSettings())
+    warn_unused(run, with_fields(run, changes), "full")
+    assert len(caplog.messages) == bool(line) and caplog.text.count(line)
+
+
+def test_every_option_that_depends_on_another_names_fields_of_a_run() -> None:
+    for kind in map(tasks.task_class, tasks.TASKS):
+        known = flat_fields(replace(run_of(kind.settings()), model=VariantConfig()))
+        for name, (other, among) in {**USED_WITH, **kind.used_with}.items():
+            assert name in known and other in known
+            assert {*map(str, among)} <= {*known[other].words}
 
 
 def test_any_encoder_takes_weights_of_another_kind_with_their_preprocessing() -> None:

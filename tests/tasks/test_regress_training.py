@@ -117,7 +117,7 @@ def test_values_are_learned_in_units_and_answered_in_the_tables() -> None:
     found = task(images)
     assert (found[:, 0] - 2000).abs().max() < 100
     assert task.units is not None
-    expected = F.smooth_l1_loss(task.units.away(found.double()).float(), target.values)
+    expected = F.smooth_l1_loss(task.units.normalise(found.double()).float(), target.values)
     torch.testing.assert_close(task.loss(batch)["loss"] / 3, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -127,14 +127,14 @@ def test_scores_are_in_the_tables_units() -> None:
     right = torch.tensor([[10.0, 5], [20.0, 5], [40.0, 5]], dtype=torch.float64)
     metric = task.metric()
     outputs = right + torch.tensor([[1.0, 1], [-2.0, 1], [3.0, 1]], dtype=torch.float64)
-    metric.update({"values": task.units.away(right).float(), "sample": torch.arange(3)}, outputs)
+    metric.update({"values": task.units.normalise(right).float(), "sample": torch.arange(3)}, outputs)
     scores = metric.compute()
     assert scores["mae"] == pytest.approx(1.5, abs=1e-5)
     spread = ((right[:, 0] - right[:, 0].mean()) ** 2).sum().item()
     assert scores["r2"] == pytest.approx(1 - 14 / spread, abs=1e-5)  # x never changes here: it has none
     assert scores["per_value"][0] == {"name": "age", "mae": pytest.approx(2.0, abs=1e-5), "r2": scores["r2"]}
     assert scores["per_value"][1]["r2"] is None
-    assert {"mae age", "r2 age", "mae x"} <= task.told(scores).keys()
+    assert {"mae age", "r2 age", "mae x"} <= task.printed_scores(scores).keys()
 
 
 def test_the_report_shows_the_true_values_beside_the_predicted_ones() -> None:
@@ -159,7 +159,7 @@ def test_scores_are_scikit_learns() -> None:
     task = small(splits_of(right.tolist(), ["a", "b", "c"]))
     assert task.units is not None
     metric = task.metric()
-    metric.update({"values": task.units.away(right), "sample": torch.arange(20)}, outputs)
+    metric.update({"values": task.units.normalise(right), "sample": torch.arange(20)}, outputs)
     scores = metric.compute()
     assert scores["r2"] == pytest.approx(sklearn.r2_score(right, outputs))
     assert scores["mae"] == pytest.approx(sklearn.mean_absolute_error(right, outputs))

@@ -97,3 +97,15 @@ def test_the_measurement_of_the_network_changes_nothing_of_the_run(augment: Augm
     for path in (tmp_path / "data").rglob("*.jpg"):
         path.write_bytes(b"no image")
     assert measured(tiny_run(), task, loader) is None
+
+
+def test_a_measurement_that_does_not_fit_in_memory_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = open_data(folder_of(tmp_path / "data", {"a": 6, "b": 6})).train
+    loader = Loader(images, Preprocess((16, 16)), batch_size=4, seed=0, train=True, memory=False)
+    task = tiny_task()
+
+    def full(batch: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(task, "loss", full)
+    assert measured(tiny_run(), task, loader) is None and task.training

@@ -54,7 +54,7 @@ def limit_to(limit: int, patch: pytest.MonkeyPatch, sizes: list[int]) -> None:
         return found
 
     patch.setattr(Classify, "loss", loss)
-    patch.setattr(fitting, "TELLING", ("cpu",))
+    patch.setattr(fitting, "TRIED_ON", ("cpu",))
 
 
 def begun(run: Run, out: Path) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from vitrail.recipes import RECIPES
 from vitrail.tasks.answers import one_class
-from vitrail.train.hints import Hints, Signs, hints, prints, unmoved, untrained
+from vitrail.train.hints import Hints, Signs, checksums, hints, unmoved, untrained
 from vitrail.zoo import create, load
 
 FALLING = [2.28, 2.05, 1.7, 1.3, 1.0, 0.8, 0.6, 0.5, 0.45, 0.42]
@@ -164,7 +164,7 @@ def test_fast_dev_run_gives_no_hint(caplog: pytest.LogCaptureFixture) -> None:
 def test_weights_that_stay_are_found() -> None:
     moving = nn.Linear(30, 1)
     module = nn.Sequential(nn.Linear(30, 30), moving, nn.Linear(1, 1).requires_grad_(False))
-    first = prints(module)
+    first = checksums(module)
     assert unmoved(module, first)[0] == 1
     with torch.no_grad():
         moving.weight[0, 7] += 1e-7

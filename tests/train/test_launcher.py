@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from vitrail.cli import main
-from vitrail.train.launcher import refuse_many_processes
+from vitrail.errors import UserError
+from vitrail.train.launcher import own_device, refuse_many_processes
 
 SEVERAL = {
     "mpirun": ("OMPI_COMM_WORLD_SIZE", {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0"}),
@@ -48,3 +50,12 @@ def test_commands_that_train_ask(
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
     assert main(command) == 2
     assert capsys.readouterr().err.startswith("vitrail: OMPI_COMM_WORLD_SIZE=2: a launcher")
+
+
+def test_a_process_without_its_number_on_the_machine_has_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(UserError, match="LOCAL_RANK.* is not set: start with --nproc N or torchrun"):
+        own_device("cuda")

@@ -62,7 +62,7 @@ def test_an_error_of_one_process_is_one_line_and_ends_all(tmp_path: Path) -> Non
     def work(world: World) -> None:
         if world.rank == 1:
             raise RunError("the disk is full")
-        world.numbers(1)  # waits for the other one
+        world.all_gather_number(1)  # waits for the other one
 
     codes, lines = lines_of(work, tmp_path / "lines")
     assert lines == ["vitrail: process 1 of 2: the disk is full"]
@@ -93,7 +93,7 @@ def test_a_process_without_a_sign_of_life_is_lost(tmp_path: Path, monkeypatch: p
     def work(world: World) -> None:
         if world.rank:
             time.sleep(600)  # until the other one has ended
-        world.numbers(1)
+        world.all_gather_number(1)
 
     codes, lines = lines_of(work, tmp_path / "lines")
     assert codes == [1, 1]

@@ -30,7 +30,7 @@ from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.task import Task
 from vitrail.train import loop
 from vitrail.train.build import build
-from vitrail.train.finite import MOST, where
+from vitrail.train.finite import MAX_IN_A_ROW, first_non_finite
 from vitrail.train.loop import fit
 from vitrail.train.optim import Optim, Optimizers
 from vitrail.train.run import Run
@@ -199,7 +199,7 @@ def test_a_loss_that_is_not_finite_names_step_and_layer(tmp_path: Path) -> None:
     folder.begin(run, components.task.classes)
     before = {name: value.clone() for name, value in components.task.named_parameters()}
     words = r"at step {}, the last of {} such steps in a row; it began in the layer encoder\.blocks\.1\.norm2"
-    for steps, stop in ((5, 5), (40, MOST)):
+    for steps, stop in ((5, 5), (40, MAX_IN_A_ROW)):
         with pytest.raises(RunError, match=words.format(stop, stop)):
             fit(run, components, folder, steps)
     assert not (tmp_path / "run" / "best").exists()
@@ -271,7 +271,7 @@ def test_a_gradient_alone_that_is_not_finite_names_its_layer() -> None:
     components, _ = build(small_run(), open_data("digits"), CPU)
     task, batch = components.task, next(components.train.batches(0))
     task.loss = spoiled(task, "gradient")  # type: ignore[method-assign]
-    assert where(task, batch) == "every value is finite, but not the gradient of head.linear.weight"
+    assert first_non_finite(task, batch) == "every value is finite, but not the gradient of head.linear.weight"
 
 
 def test_a_captioner_whose_loss_is_not_finite_names_the_layer() -> None:
@@ -282,7 +282,7 @@ def test_a_captioner_whose_loss_is_not_finite_names_the_layer() -> None:
     task.decoder.blocks[0].mlp.register_forward_hook(lambda *_: torch.tensor(torch.inf))  # type: ignore[union-attr,index]
     batch = {"image": torch.randn(2, 3, 8, 8), "label": numbered([["a dog"], ["a dog"]], words, 8)}
     batch |= {"sample": torch.arange(2), "epoch": torch.tensor(0)}
-    assert str(where(task, batch)).startswith("it began in the layer decoder.")
+    assert str(first_non_finite(task, batch)).startswith("it began in the layer decoder.")
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

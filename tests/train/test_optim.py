@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
 import vitrail
+from vitrail.data.augment import Augment
+from vitrail.errors import UserError
+from vitrail.tasks.caption import Captioning
+from vitrail.tasks.segment import Segmentation
 from vitrail.train.muon import Muon
 from vitrail.train.optim import Average, Optim, Optimizers, factor, groups
+from vitrail.train.run import Run
+from vitrail.train.tune import Tune
 from vitrail.variants import VariantConfig
 
 
@@ -194,3 +201,20 @@ def test_average_is_the_stated_recurrence() -> None:
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * step
     assert average.values["weight"].item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Optim(optimizer="adam"), "no optimizer 'adam': choose from adamw, muon, sgd, lamb"),  # type: ignore[arg-type]
+        (lambda: Optim(schedule="cos"), "no schedule 'cos': choose from cosine, linear, constant, epochs"),  # type: ignore[arg-type]
+        (lambda: Tune(method="head"), "no method 'head'"),  # type: ignore[arg-type]
+        (lambda: Augment(crop="random"), "no crop 'random'"),  # type: ignore[arg-type]
+        (lambda: Segmentation(head="query"), "no head 'query'"),  # type: ignore[arg-type]
+        (lambda: Captioning(decoder="gpt"), "no decoder 'gpt'"),  # type: ignore[arg-type]
+        (lambda: Run("r", "digits", precision="fp8"), "no precision 'fp8': choose from auto, bf16, fp16, fp32"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_recipe_of_python_or_json_names_only_what_there_is(make: Callable[[], object], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        make()

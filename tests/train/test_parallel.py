@@ -99,7 +99,7 @@ def trained(
         patch.setattr(loop, "train_step", noted)
         patch.setattr(muon, "native_bf16", lambda device: False)  # whose rounding would drown the differences
         components, _ = build(run, splits(), CPU, world=world)
-        folder = RunFolder(path) if world.leads else Follower(path)
+        folder = RunFolder(path) if world.is_main else Follower(path)
         if not resume:
             folder.begin(run, components.task.classes)
         scores: dict[str, Any] = {}
@@ -281,7 +281,7 @@ def test_shared_weights_with_batch_norm_and_with_scalars(tmp_path: Path, model: 
 
 def solved(world: World, run: Run, path: Path) -> dict[str, Any]:
     components, _ = build(run, digits(), CPU, world=world)
-    folder = RunFolder(path) if world.leads else Follower(path)
+    folder = RunFolder(path) if world.is_main else Follower(path)
     folder.begin(run, components.task.classes)
     return fit_frozen(run, components, folder)
 
@@ -353,7 +353,7 @@ def test_what_does_not_divide_is_refused(tmp_path: Path) -> None:
     loader = Loader(digits().train, Preprocess((8, 8), channels=1), batch_size=8, seed=0, train=True, world=2)
     with pytest.raises(UserError, match="8 micro-batches of 4 images per process and step: lower --accumulate"):
         check_micro_batches(run_of(accumulate=8), loader)
-    assert world.leads and not World(1, 2).leads
+    assert world.is_main and not World(1, 2).is_main
 
 
 def summed(world: World) -> list[float | None]:

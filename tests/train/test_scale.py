@@ -22,7 +22,7 @@ from vitrail.recipes import RECIPES
 from vitrail.train import loop
 from vitrail.train.build import build
 from vitrail.train.device import autocast, number_format
-from vitrail.train.finite import MOST
+from vitrail.train.finite import MAX_IN_A_ROW
 from vitrail.train.loop import fit
 from vitrail.train.optim import Optim, Optimizers
 from vitrail.train.run import Run
@@ -171,7 +171,7 @@ def test_overflows_are_counted_apart_and_stop_no_run(
     monkeypatch.setattr(loop, "loss_scale", lambda device, precision, images: High(images, device))
     fitted(small_run(), tmp_path / "run", 60)
     rows = [row for row in RunFolder(tmp_path / "run").rows() if row["kind"] == "train"]
-    assert rows[0]["overflows"] > MOST and "overflows" not in rows[-1]
+    assert rows[0]["overflows"] > MAX_IN_A_ROW and "overflows" not in rows[-1]
     assert all(row["skipped"] == 0 for row in rows) and rows[-1]["loss_scale"] < 2.0**20
     assert not any("no weight was moved" in line for line in caplog.messages)
     fitted(small_run(), tmp_path / "short", 3)
@@ -192,7 +192,8 @@ def test_a_gradient_that_no_scale_makes_finite_stops_the_run(tmp_path: Path, mon
     monkeypatch.setattr(task, "loss", loss)
     folder = RunFolder(tmp_path / "run")
     folder.begin(run, task.classes)
-    words = rf"at step {16 + MOST}, the last of {MOST} such steps in a row; .*head\.linear\.weight; the range of fp16"
+    last = rf"at step {16 + MAX_IN_A_ROW}, the last of {MAX_IN_A_ROW} such steps in a row"
+    words = rf"{last}; .*head\.linear\.weight; the range of fp16"
     with pytest.raises(RunError, match=words):
         fit(run, components, folder, 100)
 

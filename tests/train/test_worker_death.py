@@ -53,7 +53,7 @@ def trained(world: World, path: Path, kill_in: int) -> tuple[list[list[int]], li
     splits = open_data("digits")
     splits = Splits(splits.train.spread(300), splits.train.spread(40))
     components, _ = build(run, splits, CPU, world=world)
-    folder = RunFolder(path) if world.leads else Follower(path)
+    folder = RunFolder(path) if world.is_main else Follower(path)
     folder.begin(run, components.task.classes)
     with patch.object(loop, "train_step", noted):
         fit(run, components, folder, 10)

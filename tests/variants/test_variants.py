@@ -224,6 +224,10 @@ def test_pooling_of_every_kind() -> None:
     assert pooled(prefix, patches, "token_average", False, None).tolist() == [[9.0, 3.0]]
 
 
+SIZES = {"width": 16, "depth": 2, "heads": 2, "patch": 4, "image_size": (8, 8)}
+PATCHES = {"class_token": False, "pool": "average"}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -232,12 +236,36 @@ def test_pooling_of_every_kind() -> None:
         ({"kv_heads": (1,)}, "a number for each of 2 blocks"),
         ({"distillation": True, "class_token": False, "pool": "average"}, "distillation token"),
         ({"pool": "distilled"}, "distillation token"),
+        ({"norm": "rsm"}, "no norm 'rsm': choose from layer, rms"),
+        ({"rotary": "centered"}, "no rotary 'centered': choose from none, axial, centred, mixed"),
+        ({"resizing": "linear"}, "no resizing 'linear'"),
+        ({"positions": "learnt"}, "no positions 'learnt': choose from learned, sine, none"),
+        ({"window": 2, "global_blocks": (2,), **PATCHES}, "global_blocks names block 2 of 2, from 0"),
+        ({"window": -1, **PATCHES}, "window must be at least 0"),
+        ({"relative": "decomposed"}, "decomposed relative positions are for patches only"),
+        ({"kv_heads": (2, 4)}, "2 query heads cannot share 4 key heads equally"),
+        ({"kv_heads": (2, 0)}, "2 query heads cannot share 0 key heads equally"),
+        ({"differential": True, "width": 6}, "differential attention halves a head's 3 channels"),
+        ({"neck": 8}, "a neck gives patches only, and pool='token' reads the class token"),
+        ({"neck": 0, **PATCHES}, "neck must be at least 1"),
+        ({"norm_pooled": True, "pool": "token_average"}, "norm_pooled is a norm of one token's width"),
+        ({"pool": "attention", "pool_heads": 3}, "tokens of width 16 do not divide into 3 heads"),
+        ({"pool": "attention", "pool_hidden": -1}, "pool_hidden must be at least 1"),
+        ({"stem": (8,), "backbone": "resnet"}, "stem and backbone both come before the patches"),
+        ({"backbone": "conv"}, "backbone='conv' needs backbone_layers"),
     ],
 )
 def test_changes_that_do_not_go_together_are_refused_in_one_line(changes: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
-        VariantConfig(width=16, depth=2, heads=2, patch=4, image_size=(8, 8), **changes)  # type: ignore[arg-type]
+        VariantConfig(**{**SIZES, **changes})  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
+
+
+def test_windows_refuse_a_mask_that_they_would_not_apply() -> None:
+    attention = VariantAttention(SMALL)
+    attention.window = 2
+    with pytest.raises(UserError, match="attention in windows takes no mask"):
+        attention(torch.randn(1, 16, 8), mask=torch.ones(16, 16, dtype=torch.bool), place=Place((4, 4)))
 
 
 def test_a_model_can_be_made_for_another_size_in_another_way_than_it_runs() -> None:

@@ -26,7 +26,7 @@ from vitrail.tasks.caption import Decoding
 from vitrail.tasks.caption.components import NextWords
 from vitrail.tasks.caption.hub import HubCaption, grid_of
 from vitrail.tasks.caption.language import OWN
-from vitrail.tasks.caption.search import Written, write
+from vitrail.tasks.caption.search import Generated, generate
 from vitrail.zoo import captioners
 
 pytest.importorskip("transformers", reason="needs pip install 'vitrail[caption]'")
@@ -57,7 +57,7 @@ def words(task: HubCaption, images: torch.Tensor, max_length: int = 16) -> list[
     """Greedy captions in the model's own numbers, without what follows the end."""
     task.option = Decoding(beam=1, no_repeat_ngram_size=0, max_length=max_length)
     with torch.no_grad():
-        rows = task.write({"image": images}).words[:, 0].tolist()
+        rows = task.generate({"image": images}).words[:, 0].tolist()
     return [[i - OWN for i in (row[: row.index(END)] if END in row else row)] for row in rows]
 
 
@@ -67,7 +67,7 @@ def loaded(folder: Path) -> HubCaption:
     return task
 
 
-def both_ways(task: HubCaption, images: torch.Tensor, how: Decoding) -> tuple[Written, Written]:
+def both_ways(task: HubCaption, images: torch.Tensor, how: Decoding) -> tuple[Generated, Generated]:
     """What is written with the cache, and by reading all words so far at each step."""
     memory, samples = task.memory(images), torch.arange(len(images))
 
@@ -75,8 +75,8 @@ def both_ways(task: HubCaption, images: torch.Tensor, how: Decoding) -> tuple[Wr
         state = torch.cat([state if rows is None else state[rows], words[:, None]], dim=1)
         return task.decoder(state.view(len(images), -1, state.shape[1]), memory)[:, :, -1].flatten(0, 1), None, state
 
-    cached = write(NextWords(task.decoder), task.decoder(memory=memory), how, samples)
-    return cached, write(step, torch.zeros(len(images), 0, dtype=torch.int64), how, samples)
+    cached = generate(NextWords(task.decoder), task.decoder(memory=memory), how, samples)
+    return cached, generate(step, torch.zeros(len(images), 0, dtype=torch.int64), how, samples)
 
 
 def test_the_words_are_those_of_transformers_own_greedy_search(pair: tuple[Any, Path], images: torch.Tensor) -> None:
@@ -139,7 +139,7 @@ def test_saved_in_our_layout_it_needs_no_folder_of_theirs(
     again = vitrail.load(tmp_path / "own")
     assert isinstance(again, HubCaption) and again.option == task.option and again.preprocess == task.preprocess
     with torch.no_grad():
-        a, b = task.write({"image": images}), again.write({"image": images})
+        a, b = task.generate({"image": images}), again.generate({"image": images})
     assert torch.equal(a.words, b.words) and torch.equal(a.logp, b.logp)
 
 

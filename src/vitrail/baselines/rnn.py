@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.baselines.mlp import check, check_sizes
-from vitrail.errors import UserError
+from vitrail.errors import UserError, require_choices
 from vitrail.vit import Tokens
 
 State = tuple[Tensor, ...]
@@ -183,8 +183,7 @@ class RNNConfig:
     """dropout between layers and on the last layer's output"""
 
     def __post_init__(self) -> None:
-        if self.cell not in CELLS:
-            raise UserError(f"no cell {self.cell!r}: choose from {', '.join(CELLS)}")
+        require_choices(self)
         if self.depth < 1:
             raise UserError(f"a recurrent network needs at least one layer, got depth {self.depth}")
         check_sizes(self)

@@ -16,7 +16,7 @@ from vitrail.data.affine import Affine
 from vitrail.data.policies import FILL, MOVING, apply_policy, magnitudes, parameters, three_augment
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import seed_for, uniform
-from vitrail.errors import UserError
+from vitrail.errors import UserError, require_choices
 
 # Streams of draws: enabling one augmentation does not change the draws of the others.
 CROP, FLIP, POLICY, ERASE, MIX, ROTATE = STREAMS = range(6)
@@ -76,24 +76,25 @@ class Augment:
         return bool(self.mixup or self.cutmix)
 
     def __post_init__(self) -> None:
+        require_choices(self)
         for name in ("scale", "jitter"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if len(self.jitter) != 2 or not 0 < self.jitter[0] <= self.jitter[1] < math.inf:
-            raise ValueError(f"jitter must be two rising numbers above 0, got {self.jitter}")
+            raise UserError(f"jitter must be two rising numbers above 0, got {self.jitter}")
         if not 0 <= self.rotation <= 180:
-            raise ValueError(f"rotation must be 0 to 180 degrees, got {self.rotation}")
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"scale must be two rising numbers above 0 and at most 1, got {self.scale}")
+            raise UserError(f"rotation must be 0 to 180 degrees, got {self.rotation}")
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise UserError(f"scale must be two rising numbers above 0 and at most 1, got {self.scale}")
         if not 0 <= self.policy_strength <= 30:
-            raise ValueError(f"policy_strength must be 0 to 30, got {self.policy_strength}")
+            raise UserError(f"policy_strength must be 0 to 30, got {self.policy_strength}")
         for name in ("erase", "mixup", "cutmix"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be 0 to 1, got {getattr(self, name)}")
+                raise UserError(f"{name} must be 0 to 1, got {getattr(self, name)}")
         if self.repeats < 1:
-            raise ValueError(f"repeats must be at least 1, got {self.repeats}")
+            raise UserError(f"repeats must be at least 1, got {self.repeats}")
         for name in ("shift", "policy_count"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+                raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
 
 
 def refuse_spatial(augment: Augment, target: str) -> None:

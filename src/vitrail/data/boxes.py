@@ -74,7 +74,7 @@ class Boxes(Target):
         boxes, labels = self.boxes + other.boxes, self.labels + other.labels
         return type(self)(boxes, labels, [*self.names, *other.names], self.classes, self.visible)
 
-    def marks(self) -> bytes:
+    def fingerprint(self) -> bytes:
         columns = zip(self.boxes, self.labels, strict=True)
         return b"\0".join(rows.numpy().tobytes() + row.numpy().tobytes() for rows, row in columns)
 

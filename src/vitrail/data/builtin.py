@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import socket
 from dataclasses import dataclass
 from importlib.resources import files
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitrail.data.sources import cache_folder
 from vitrail.errors import UserError
 
 SILENCE = 30.0
@@ -89,8 +89,7 @@ def find(root: Path, name: str | None = None) -> Arrays | None:
 
 def download(name: str) -> Arrays:
     """A set from torchvision's source for it, verified and kept in `~/.cache/vitrail`."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    root = Path(cache) / "vitrail" / name
+    root = cache_folder() / name
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(SILENCE)  # torchvision would wait forever
     try:

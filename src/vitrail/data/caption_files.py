@@ -17,7 +17,7 @@ from typing import Any
 from vitrail.data import parquet
 from vitrail.data.lines import read_lines
 from vitrail.data.names import Finder
-from vitrail.data.sources import ENDINGS, folders_in, say_left_out, scan, split_of
+from vitrail.data.sources import ENDINGS, folders_in, scan, split_of, warn_of_left_out
 from vitrail.errors import UserError
 
 log = logging.getLogger("vitrail")
@@ -38,7 +38,7 @@ ROW = re.compile(
     rf'"?[^"{MARKS}]*\.({"|".join(sorted(end[1:] for end in ENDINGS))})(#\d+)?"?\s*[{MARKS}]', re.IGNORECASE
 )
 """a line that begins with the name of an image"""
-MOST_LINES = 20
+MAX_LINES = 20
 """lines that a quoted caption may span: otherwise an unclosed quote would swallow the rest of the file"""
 
 
@@ -163,7 +163,7 @@ def _two_columns(lines: list[str], i: int, mark: str) -> Iterator[tuple[int, lis
                 continue
         caption = caption.strip()
         if caption.startswith('"'):
-            for more in range(min(MOST_LINES, len(lines) - i + 1)):
+            for more in range(min(MAX_LINES, len(lines) - i + 1)):
                 if more and ROW.match(lines[i + more - 1].strip()):
                     break  # the next image: the quote belongs to the caption
                 whole = QUOTED.fullmatch("\n".join([caption, *lines[i : i + more]]).rstrip())
@@ -194,10 +194,10 @@ def _rows(file: Path, lines: list[str], start: int, mark: str) -> Iterator[tuple
         for values in reader:
             number, end = end + 1, start + reader.line_num
             swallowed = any(ROW.search(line) for line in lines[number:end])
-            if end - number >= MOST_LINES or swallowed:
+            if end - number >= MAX_LINES or swallowed:
                 raise UserError(
                     f"{file}, line {number}: a quote is not closed before the next image or within "
-                    f"{MOST_LINES} lines: close it, or double the quotes that belong to the caption"
+                    f"{MAX_LINES} lines: close it, or double the quotes that belong to the caption"
                 )
             if any(value.strip() for value in values):
                 yield number, values
@@ -278,7 +278,7 @@ def read_pairs(folder: Path) -> list[Entry]:
     images = root.all_images()
     if not any(file.with_suffix(".txt").is_file() for file in images):
         return []
-    say_left_out(root)
+    warn_of_left_out(root)
     entries = []
     for file in images:
         text = file.with_suffix(".txt")

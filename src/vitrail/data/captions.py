@@ -27,17 +27,17 @@ from vitrail.data.sources import (
     is_image,
     listing,
     one_per_split,
-    say_left_out,
     scan,
     split_of,
+    warn_of_left_out,
 )
 from vitrail.data.targets import Texts
 from vitrail.errors import UserError
 
 log = logging.getLogger("vitrail")
 
-MOST_WORDS = 1000
-MOST_CHARACTERS = 10 * MOST_WORDS
+MAX_WORDS = 1000
+MAX_CHARACTERS = 10 * MAX_WORDS
 """A longer text is not a caption but a parsing error. It is left out, not truncated."""
 
 
@@ -184,7 +184,7 @@ def _name_the_uncaptioned(path: Path, entries: list[Entry], left_out: LeftOut) -
                 left_out.add("images without a caption", f"{file}: {path} has no caption for it")
             else:
                 others.append(file)
-    say_left_out(Folder(path, others=others))
+    warn_of_left_out(Folder(path, others=others))
 
 
 def _make(path: Path, entries: list[Entry], left_out: LeftOut) -> ImageSet:
@@ -218,9 +218,9 @@ def _keep(entry: Entry, left_out: LeftOut) -> bool:
         words = text.count(" ") + 1
         if not text:
             left_out.add("empty captions", f"{where}: the caption is empty")
-        elif words > MOST_WORDS or len(text) > MOST_CHARACTERS:
-            size = f"{words:,} words" if words > MOST_WORDS else f"{len(text):,} characters"
-            left_out.add(f"captions of more than {MOST_WORDS:,} words", f"{where}: the caption has {size}")
+        elif words > MAX_WORDS or len(text) > MAX_CHARACTERS:
+            size = f"{words:,} words" if words > MAX_WORDS else f"{len(text):,} characters"
+            left_out.add(f"captions of more than {MAX_WORDS:,} words", f"{where}: the caption has {size}")
         else:
             kept.append((where, text))
     entry.captions = kept

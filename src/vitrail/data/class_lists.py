@@ -187,6 +187,8 @@ def _from_json(file: Path) -> list[Row]:
         data = json.loads("\n".join(read_lines(file)))
     except ValueError:
         raise UserError(f"{file} is damaged: it is not JSON") from None
+    except RecursionError:
+        raise UserError(f"{file} is no class list: its lists are nested too deeply") from None
     while isinstance(data, dict) and (key := next((k for k in ("classes", "labels", "names") if k in data), None)):
         if not isinstance(data[key], list | dict):
             break
@@ -210,10 +212,12 @@ def _entry(key: str, value: Any) -> Row:
 
 
 def _record(record: dict[str, Any]) -> Row:
-    name = next(str(record[key]) for key in ("name", "label", "class", "readable") if key in record)
+    name = next((record[key] for key in ("name", "label", "class", "readable") if key in record), None)
+    if name is None:
+        raise KeyError("name")
     colour = next((record[key] for key in ("color", "colour", "rgb") if record.get(key) is not None), None)
     number = next((int(record[key]) for key in ("id", "index") if record.get(key) is not None), None)
-    return Row(name, None if colour is None else _json_colour(colour), number)
+    return Row(str(name), None if colour is None else _json_colour(colour), number)
 
 
 def _json_colour(value: Any) -> Colour:

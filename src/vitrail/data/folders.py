@@ -62,7 +62,7 @@ def read_class_folders(path: Path, grouped: bool = False) -> ClassFolders:
             log.warning(f"{path} has a class {name}: it would be a split if its images were in class folders")
     if not grouped:  # a slide or a day may have a file of each class
         _warn_same_stems(path, found)
-    sources.say_left_out(scanned)
+    sources.warn_of_left_out(scanned)
     return ClassFolders(found, [folder.name for folder in beside])
 
 

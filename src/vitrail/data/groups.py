@@ -90,7 +90,7 @@ def _by_table(images: ImageSet, file: Path) -> list[str]:
     return names
 
 
-def places(names: Sequence[str]) -> Tensor:
+def hash_fractions(names: Sequence[str]) -> Tensor:
     """A number in [0, 1) from each group's name, float64 [N]: unchanged when images or groups are added."""
     hashes = {name: hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=6) for name in set(names)}
     numbers = {name: int.from_bytes(found.digest(), "little") / (1 << 48) for name, found in hashes.items()}
@@ -113,7 +113,7 @@ def check_splits(splits: Splits, group: str) -> None:
                 )
 
 
-def describe(names: Sequence[str], chosen: Tensor) -> None:
+def log_held_back(names: Sequence[str], chosen: Tensor) -> None:
     """Log the fraction that is held back: groups are few and differ in size, so it may be far from the one wanted."""
     held = len({names[i] for i in chosen.nonzero()[:, 0].tolist()})
     log.warning(
@@ -122,7 +122,7 @@ def describe(names: Sequence[str], chosen: Tensor) -> None:
     )
 
 
-def marks(splits: Splits, group: str) -> dict[str, Any]:
+def fingerprint(splits: Splits, group: str) -> dict[str, Any]:
     """Plain data that identifies the groups: equal for equal groups."""
     sets = [images for images in (splits.train, splits.val, splits.test) if images is not None and len(images)]
     names = [name for images in sets for name in groups_of(images, group)]

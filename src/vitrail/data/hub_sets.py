@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from urllib.parse import unquote
 import torch
 
 from vitrail.data.parquet import IMAGES, LABELS, Table, choose_column, class_names, labelled
-from vitrail.data.sources import SPLITS, is_litter, named_files, split_of
+from vitrail.data.sources import SPLITS, cache_folder, is_litter, named_files, split_of
 from vitrail.data.streaming import BLOCK, WINDOW, Block, Cache, HubFile, Remote, Streamed, name_of
 from vitrail.errors import UserError, first_line
 from vitrail.hub_access import endpoint, refusal
@@ -176,7 +175,7 @@ def _files(address: Address, info: Any) -> dict[str, list[HubFile]]:
 
 def _table(address: Address, files: Sequence[HubFile]) -> Table:
     """The rows of a split that have a label."""
-    cache = Cache(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitrail" / "hub")
+    cache = Cache(cache_folder() / "hub")
     with ThreadPoolExecutor(READERS) as pool:
         opened = [*pool.map(partial(_open, address, cache), files)]
     first = opened[0]

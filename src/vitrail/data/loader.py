@@ -33,12 +33,15 @@ Batch = dict[str, Any]
 
 
 class Plan(NamedTuple):
-    """The images of a step: their numbers in the set and the numbers that seed their draws, here and on the device."""
+    """The images of a step."""
 
     epoch: int
     samples: Tensor
+    """int64 [B]: their numbers in the set, on the CPU"""
     draws: Tensor
-    there: tuple[Tensor, Tensor]
+    """int64 [B]: the numbers that seed their draws, on the CPU"""
+    on_device: tuple[Tensor, Tensor]
+    """both on the loader's device"""
 
     def wants(self) -> list[Want]:
         numbers = zip(self.samples.tolist(), self.draws.tolist(), strict=True)
@@ -261,12 +264,12 @@ class Loader:
             sizes = [kept.sources[want.sample] for want in wants]
             affine = affine_of(wants, sizes, sizes, self.preprocess, self.seed, augment)
             truths, values = values, [self.target.warp(value, affine.subset([i])) for i, value in enumerate(values)]
-        pixels = kept.pixels(plan.there[0])
+        pixels = kept.pixels(plan.on_device[0])
         if augment is None and self.augment is not None and self.augment.cuts:  # kept whole, for random crops
             pixels = self.preprocess.prepare(pixels)
         images = [pixels] * len(self.views)
         fetched = Fetched(images, plan.samples, plan.draws, values, truths, affine, {})
-        return self._finish(fetched, plan.epoch, augment, plan.there)
+        return self._finish(fetched, plan.epoch, augment, plan.on_device)
 
     def _from_fetched(self, fetched: Fetched, epoch: int, augment: Augment | None) -> Batch:
         fetched.views = [self._to_device(images) for images in fetched.views]
@@ -358,5 +361,4 @@ class Loader:
         """Log each bad image once. Raises UserError if there are too many."""
         new = {sample: reason for sample, reason in bad.items() if sample not in self.bad}
         self.bad |= new
-        remedy = ", or raise --max-bad" if self.train else ""
-        self.tally.add([*new.values()], self.set.name, self.max_bad, remedy)
+        self.tally.add([*new.values()], self.set.name, self.max_bad)

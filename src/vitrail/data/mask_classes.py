@@ -20,8 +20,8 @@ log = logging.getLogger("vitrail")
 
 TWO = ("background", "foreground")
 """the classes of masks that hold two numbers, if nothing names them"""
-MOST = 250
-"""the most classes without a list: grey images, which are no class numbers, have as many levels"""
+MAX_CLASSES = 250
+"""largest number of classes without a list: grey images, which are no class numbers, have as many levels"""
 
 
 @dataclass
@@ -110,7 +110,7 @@ def _from_numbers(path: Path, seen: Seen, void: int, chosen: bool) -> tuple[list
         return [*TWO], Coding({0: 0, 255: 1})
     numbers = sorted(seen.numbers - {void})
     most = numbers[-1] if numbers else -1
-    if most >= MOST:
+    if most >= MAX_CLASSES:
         raise UserError(
             f"{path}: the masks hold numbers up to {most:,}, {read}, so they look like grey or depth images and not "
             "like classes: name the classes in classes.txt, one per line in the order of their numbers"

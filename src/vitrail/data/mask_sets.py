@@ -13,7 +13,7 @@ from vitrail.data.mask_folders import Found, find_pairs
 from vitrail.data.masks import Masks
 from vitrail.data.named_splits import as_splits
 from vitrail.data.sets import ImageSet, Splits
-from vitrail.data.sources import Folder, find_data, found_instead, say_left_out, scan
+from vitrail.data.sources import Folder, find_data, found_instead, scan, warn_of_left_out
 from vitrail.errors import UserError
 
 log = logging.getLogger("vitrail")
@@ -48,7 +48,7 @@ def open_masks(
         classes, sets = _from_pairs(path, found, number, void is not None)
     else:
         _refuse(path, root)
-    say_left_out(root)
+    warn_of_left_out(root)
     return as_splits(path, sets, Masks([], [], classes, free_void(number, len(classes))), val_fraction, group)
 
 

@@ -57,26 +57,16 @@ class Masks(Target):
         self._kind = torch.uint8 if len(classes) <= 256 and 0 <= void < 256 else torch.int32
 
     @classmethod
-    def open(
-        cls,
-        data: str | Path,
-        *,
-        name: str | None = None,
-        group: str | None = None,
-        val_fraction: float = 0.1,
-        void: int | None = None,
+    def open_splits(
+        cls, data: str | Path, name: str | None, group: str | None, val_fraction: float, void: int | None = None
     ) -> Splits:
         """`void` is the number of pixels without a class, by default 255, unless the masks hold only 0 and 255.
 
         `vitrail.data.mask_sets` lists the layouts.
         """
-        from vitrail.data.groups import check_splits
         from vitrail.data.mask_sets import open_masks
 
-        splits = open_masks(data, val_fraction, group, void)
-        if group is not None:
-            check_splits(splits, group)
-        return splits
+        return open_masks(data, val_fraction, group, void)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -91,7 +81,7 @@ class Masks(Target):
     def joined(self, other: Self) -> Self:
         return self._with([*self.items, *other.items], [*self.names, *other.names])
 
-    def marks(self) -> bytes:
+    def fingerprint(self) -> bytes:
         """The masks' names, or the masks themselves if they are tensors. Files are not read."""
         rows = [
             item.cpu().numpy().tobytes() if isinstance(item, Tensor) else name.encode(errors="surrogateescape")

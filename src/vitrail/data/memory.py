@@ -20,7 +20,7 @@ from vitrail.data.prepare import size_of
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import ImageSet
 from vitrail.data.targets import Target
-from vitrail.process import cores
+from vitrail.process import cores, memory_left
 
 T = TypeVar("T")
 
@@ -200,11 +200,12 @@ def progress(items: Iterable[T], total: int, text: str) -> Iterable[T]:
 
 
 def _free_memory(device: torch.device) -> int:
-    """Bytes available on the device or on the machine, whichever is less."""
+    """Bytes available on the device, on the machine or in its container, whichever is least."""
     free = IN_MEMORY * 4
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         pass  # only Linux has this file
+    free = int(min(free, memory_left()))
     return min(free, torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.data.names import Finder
-from vitrail.data.sources import listing
+from vitrail.data.sources import cache_folder, listing
 from vitrail.errors import UserError
+from vitrail.files import sync
 
 log = logging.getLogger("vitrail")
 
@@ -176,7 +177,7 @@ def _mapped(paths: list[Path], columns: list[str]) -> Any:
 
     state = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     name = hashlib.blake2b(repr((state, columns)).encode(), digest_size=12).hexdigest()
-    cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitrail" / f"{name}.arrow"
+    cached = cache_folder() / f"{name}.arrow"
     if not cached.exists():
         cached.parent.mkdir(parents=True, exist_ok=True)
         beside = cached.with_suffix(f".{os.getpid()}")
@@ -189,6 +190,7 @@ def _mapped(paths: list[Path], columns: list[str]) -> Any:
                         writer.write_batch(batch)
                 if writer is not None:
                     writer.close()
+            sync(beside)
             os.replace(beside, cached)
         finally:
             beside.unlink(missing_ok=True)

@@ -4,7 +4,7 @@
 | --- | --- |
 | uint8 | unchanged |
 | bool | black and white |
-| uint16 | its upper 8 bits, whatever range an image uses: `doubt` reports sets that come out dark |
+| uint16 | its upper 8 bits, whatever range an image uses: `Doubts` reports sets that come out dark |
 | float | 0 to 1 if the highest value is at most 1, else 0 to 255; NaN is black, infinity white or black |
 | other whole numbers | 0 to 255 |
 | complex, text, objects | refused |

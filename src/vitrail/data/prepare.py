@@ -37,6 +37,11 @@ class Sample(NamedTuple):
     affine: Affine | None
     """from the original to each frame; None if an augmentation policy moves pixels in a way that no affine describes"""
 
+    def with_flips(self) -> Sample:
+        """All frames, then all of them flipped left to right. Not for augmented images without an affine."""
+        assert self.affine is not None
+        return Sample(torch.cat([self.images, self.images.flip(-1)]), self.affine.with_flips())
+
 
 Prepare = Callable[[EncodedImage | Tensor, Augment | None, Draw | None], Sample]
 """a task's own way from an image to a sample; `Augment` and `Draw` are None in evaluation"""

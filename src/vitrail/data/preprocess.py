@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,13 +17,16 @@ from vitrail.data import pixels
 from vitrail.data.affine import Affine
 from vitrail.data.decode import MAX_PIXELS, BadImage, EncodedImage, Interpolation, opened_by_pil, resize
 from vitrail.data.members import Member
-from vitrail.errors import UserError
+from vitrail.errors import UserError, require_choices
 
 MAX_CHANNELS = 4096
 """of an image; hyperspectral images have a few hundred"""
 MARGIN = 2
 """A JPEG is decoded at no less than this many times the size that it is resized to: then scores equal those of full
 decoding."""
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""of the red, green and blue values of ImageNet's photos, from 0 to 1"""
 
 AnyImage = str | Path | bytes | Member | EncodedImage | Image.Image | np.ndarray | Tensor
 """what `Preprocess.prepare` accepts"""
@@ -35,6 +38,12 @@ def as_list(images: AnyImage | Sequence[AnyImage]) -> Sequence[AnyImage]:
     arrays = isinstance(images, np.ndarray | Tensor)
     one = images.ndim < 4 if arrays else isinstance(images, AnyImage)  # type: ignore[union-attr]
     return [images] if one else images  # type: ignore[list-item,return-value]
+
+
+def imagenet_statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """ImageNet's mean and standard deviation for so many channels; for other counts than 3 its colours repeat."""
+    mean, std = (tuple(numbers[i % 3] for i in range(channels)) for numbers in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean, std
 
 
 @dataclass(frozen=True)
@@ -63,8 +72,7 @@ class Preprocess:
         for value in (self.crop_fraction, *self.size, *self.mean, *self.std):
             if not isinstance(value, int | float) or not -1e6 < value < 1e6:
                 raise ValueError(f"{value!r} is not a number from -1e6 to 1e6")
-        if self.resize not in get_args(Resize) or self.interpolation not in get_args(Interpolation):
-            raise ValueError(f"no resize {self.resize!r} with interpolation {self.interpolation!r}")
+        require_choices(self)
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(f"mean {self.mean} and std {self.std} need {self.channels} numbers, one per channel")
         if min(self.std) <= 0:

@@ -17,7 +17,7 @@ from torch import Tensor
 FIRST = 48
 """the character of the value 0"""
 BITS, SIGN, MORE = 5, 16, 32
-MOST = 13
+MAX_CHARACTERS = 13
 """characters that hold 64 bits"""
 
 
@@ -68,9 +68,9 @@ def lengths_of(rle: Mapping[str, Any]) -> NDArray[np.int64]:
 def _pack(lengths: NDArray[np.int64]) -> str:
     rest = lengths.copy()
     rest[3:] -= lengths[1:-2]
-    characters = np.zeros((len(rest), MOST), dtype=np.uint8)
+    characters = np.zeros((len(rest), MAX_CHARACTERS), dtype=np.uint8)
     more = np.ones(len(rest), dtype=bool)
-    for i in range(MOST):
+    for i in range(MAX_CHARACTERS):
         low = rest & (MORE - 1)
         rest >>= BITS
         used, more = more, more & np.where(low & SIGN, rest != -1, rest != 0)
@@ -89,7 +89,7 @@ def _unpack(text: bytes) -> NDArray[np.int64]:
     last = np.flatnonzero(values & MORE == 0)
     first = np.concatenate([[0], last[:-1] + 1])
     sizes = last - first + 1
-    if sizes.max() > MOST - 1:
+    if sizes.max() > MAX_CHARACTERS - 1:
         raise ValueError("a run length has more than 60 bits")
     places = np.arange(len(values)) - np.repeat(first, sizes)
     lengths = np.add.reduceat((values & (MORE - 1)) << (BITS * places), first)

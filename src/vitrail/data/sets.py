@@ -142,23 +142,23 @@ class Splits:
     beside: Sequence[str] = field(default=(), init=False)
     """folders of images beside the splits that belong to none"""
 
-    def marks(self, group: str | None = None) -> dict[str, Any]:
+    def fingerprint(self, group: str | None = None) -> dict[str, Any]:
         """Plain data that identifies the set: names, targets, counts, groups. The images are not read."""
         splits = {"train": self.train, "val": self.val, "test": self.test}
-        marks: dict[str, Any] = {
+        identity: dict[str, Any] = {
             "classes": self.train.classes,
             "splits": {split: {"images": len(own), "hash": _hash(own)} for split, own in splits.items() if own},
         }
-        return marks if group is None else {**marks, "groups": grouping.marks(self, group)}
+        return identity if group is None else {**identity, "groups": grouping.fingerprint(self, group)}
 
 
 def difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """The first difference between two `marks` of a set, in words; None if they are equal."""
+    """The first difference between two fingerprints of a set, in words; None if they are equal."""
     if before["classes"] != now["classes"]:
         changed = sorted(set(before["classes"]) ^ set(now["classes"])) or ["in another order"]
         return f"it had {len(before['classes'])} classes and has {len(now['classes'])}; changed: {changed[0]}"
     for name in {**before["splits"], **now["splits"]}:
-        had, has = (marks["splits"].get(name, {"images": 0}) for marks in (before, now))
+        had, has = (identity["splits"].get(name, {"images": 0}) for identity in (before, now))
         if had["images"] != has["images"]:
             return f"its {name} split had {had['images']:,} images and has {has['images']:,}"
         if had != has:
@@ -173,7 +173,7 @@ def _hash(images: ImageSet) -> str:
     digest = hashlib.blake2b(digest_size=16)
     # File names need not be valid Unicode.
     digest.update("\0".join(images.keys).encode(errors="surrogatepass"))
-    digest.update(images.target.marks())
+    digest.update(images.target.fingerprint())
     return digest.hexdigest()
 
 
@@ -349,7 +349,7 @@ def split_val(images: ImageSet, fraction: float = 0.1, group: str | None = None)
     names = None if group is None else grouping.groups_of(images, group)
     if names is not None and len(set(names)) == 1:
         raise UserError(f"--group {group}: all {len(images):,} images of {images.name} are in one group, {names[0]!r}")
-    units = units if names is None else grouping.places(names)
+    units = units if names is None else grouping.hash_fractions(names)
     chosen, small = _choose(images, places, units, fraction)
     if small:
         what = f"{'one group, or ' if names else ''}fewer than {SMALL} different images"
@@ -358,7 +358,7 @@ def split_val(images: ImageSet, fraction: float = 0.1, group: str | None = None)
     if names is None and streamed is None:
         grouping.warn_of_prefixes(images, chosen)
     elif names is not None:
-        grouping.describe(names, chosen)
+        grouping.log_held_back(names, chosen)
     return images.subset((~chosen).nonzero()[:, 0]), images.subset(chosen.nonzero()[:, 0])
 
 

@@ -196,6 +196,11 @@ def refuse_empty(path: str | Path) -> None:
         raise UserError("a path is empty: give a file or a folder (`.` is the current one)")
 
 
+def cache_folder() -> Path:
+    """Where downloads and converted files are kept, `~/.cache/vitrail`, or in the folder that XDG_CACHE_HOME names."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitrail"
+
+
 def find_data(data: str | Path, what: str, remedy: str) -> Path:
     """The path of a set, or that of a file or folder of this name below `$VITRAIL_DATA`.
 
@@ -226,12 +231,12 @@ def images_of(paths: Sequence[str | Path]) -> list[Path]:
         if not (images := root.all_images()):
             known = ", ".join(sorted(ENDINGS))
             raise UserError(f"{path} holds no images{found_instead(root)}: give a folder with files of {known}")
-        say_left_out(root)
+        warn_of_left_out(root)
         found += images
     return found
 
 
-def say_left_out(root: Folder) -> None:
+def warn_of_left_out(root: Folder) -> None:
     """Warn of what may be a lost image: files of other extensions, and links that are not followed."""
     if counts := _endings(file for folder in root.below() for file in folder.others if not _is_side_file(file)):
         total = sum(counts.values())

@@ -64,4 +64,6 @@ def read_table(file: Path, marks: str = ",\t;") -> Table:
                 rows.append(Row(number, [cell.strip() for cell in cells]))
     except csv.Error as error:
         raise UserError(f"{file}, line {start + reader.line_num}: {error}") from None
+    if not rows:
+        raise UserError(f"{file} has rows of empty cells only: its first line must name its columns")
     return Table(file, rows[0].cells, rows[1:])

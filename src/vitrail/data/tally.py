@@ -29,7 +29,7 @@ class Tally:
         tally.add(set.bad_rows, set.name, max_bad)
         return tally
 
-    def add(self, reasons: Sequence[str], name: str, max_bad: float, remedy: str = ", or raise --max-bad") -> None:
+    def add(self, reasons: Sequence[str], name: str, max_bad: float) -> None:
         """Count bad images of the set `name`, and log each.
 
         Raises UserError, which names a few, if more than the fraction `max_bad` of the set is bad.
@@ -39,7 +39,7 @@ class Tally:
             why = "; ".join(reasons[:SHOWN]) + f"; and {len(reasons) - SHOWN:,} more" * (len(reasons) > SHOWN)
             raise UserError(
                 f"{self.bad} of {self.images} images of {name} are bad, more than {max_bad:.1%} ({why}): "
-                f"repair or remove them{remedy}"
+                "repair or remove them, or raise --max-bad"
             )
         for reason in reasons:
             log.warning(f"left out: {reason}")

@@ -48,14 +48,31 @@ class Target(ABC):
 
     @classmethod
     def open(
-        cls, data: str | Path, *, name: str | None = None, group: str | None = None, val_fraction: float = 0.1
+        cls,
+        data: str | Path,
+        *,
+        name: str | None = None,
+        group: str | None = None,
+        val_fraction: float = 0.1,
+        **options: Any,
     ) -> Splits:
         """The splits at a path, or of a built-in set by name.
 
         `name` is the built-in set that the caller expects. No `group` (see `vitrail.data.groups`) may be in two
         splits. `val_fraction` is for types that hold images back when they open a set without named splits; others
-        leave this to `split_val`. Raises UserError if the path contains no set of this type.
+        leave this to `split_val`. `options` are of the type: see `open_splits`. Raises UserError if the path contains
+        no set of this type.
         """
+        from vitrail.data.groups import check_splits
+
+        splits = cls.open_splits(data, name, group, val_fraction, **options)
+        if group is not None:
+            check_splits(splits, group)
+        return splits
+
+    @classmethod
+    def open_splits(cls, data: str | Path, name: str | None, group: str | None, val_fraction: float) -> Splits:
+        """What `open` reads. Types with options of their own have them as further arguments."""
         raise UserError(f"{cls.__name__} cannot be opened from {data}: pass the sets themselves")
 
     @abstractmethod
@@ -70,7 +87,7 @@ class Target(ABC):
         """These entries, then those of another target of the same type and classes."""
 
     @abstractmethod
-    def marks(self) -> bytes:
+    def fingerprint(self) -> bytes:
         """Bytes for the data hash of a run: they differ if the entries differ."""
 
     @abstractmethod
@@ -163,16 +180,10 @@ class Labels(Target):
     classes: list[str]
 
     @classmethod
-    def open(
-        cls, data: str | Path, *, name: str | None = None, group: str | None = None, val_fraction: float = 0.1
-    ) -> Splits:
-        from vitrail.data.groups import check_splits
+    def open_splits(cls, data: str | Path, name: str | None, group: str | None, val_fraction: float) -> Splits:
         from vitrail.data.sets import open_data
 
-        splits = open_data(data, name=name, grouped=group is not None)
-        if group is not None:
-            check_splits(splits, group)
-        return splits
+        return open_data(data, name=name, grouped=group is not None)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -195,7 +206,7 @@ class Labels(Target):
     def truth(self, i: int) -> dict[str, Any]:
         return {"label": self.classes[int(self.labels[i])]}
 
-    def marks(self) -> bytes:
+    def fingerprint(self) -> bytes:
         return self.labels.numpy().tobytes()
 
     def to(self, device: torch.device) -> Labels:
@@ -226,7 +237,7 @@ class _Rows(Target):
     def joined(self, other: Self) -> Self:
         return replace(self, values=torch.cat([self.values, other.values]))
 
-    def marks(self) -> bytes:
+    def fingerprint(self) -> bytes:
         return self.values.numpy().tobytes()
 
     def to(self, device: torch.device) -> Self:
@@ -250,16 +261,10 @@ class Tags(_Rows):
     classes: list[str]
 
     @classmethod
-    def open(
-        cls, data: str | Path, *, name: str | None = None, group: str | None = None, val_fraction: float = 0.1
-    ) -> Splits:
-        from vitrail.data.groups import check_splits
+    def open_splits(cls, data: str | Path, name: str | None, group: str | None, val_fraction: float) -> Splits:
         from vitrail.data.table_sets import open_tags
 
-        splits = open_tags(data, val_fraction, group)
-        if group is not None:
-            check_splits(splits, group)
-        return splits
+        return open_tags(data, val_fraction, group)
 
     def truth(self, i: int) -> dict[str, Any]:
         return {"labels": [self.classes[k] for k in self.values[i].nonzero()[:, 0].tolist()]}
@@ -277,23 +282,18 @@ class Numbers(_Rows):
     classes: list[str] = field(default_factory=list, init=False)
 
     @classmethod
-    def open(
+    def open_splits(
         cls,
         data: str | Path,
-        *,
-        name: str | None = None,
-        group: str | None = None,
-        val_fraction: float = 0.1,
+        name: str | None,
+        group: str | None,
+        val_fraction: float,
         values: Sequence[str] | None = None,
     ) -> Splits:
         """`values` are the columns of a table that are read; None for all."""
-        from vitrail.data.groups import check_splits
         from vitrail.data.table_sets import open_numbers
 
-        splits = open_numbers(data, val_fraction, group, values)
-        if group is not None:
-            check_splits(splits, group)
-        return splits
+        return open_numbers(data, val_fraction, group, values)
 
     def changed(self, values: Tensor) -> Numbers:
         """The same with other values, [N, V]."""
@@ -322,16 +322,10 @@ class Texts(Target):
     classes: list[str] = field(default_factory=list, init=False)
 
     @classmethod
-    def open(
-        cls, data: str | Path, *, name: str | None = None, group: str | None = None, val_fraction: float = 0.1
-    ) -> Splits:
+    def open_splits(cls, data: str | Path, name: str | None, group: str | None, val_fraction: float) -> Splits:
         from vitrail.data.captions import open_captions
-        from vitrail.data.groups import check_splits
 
-        splits = open_captions(data, val_fraction, group)
-        if group is not None:
-            check_splits(splits, group)
-        return splits
+        return open_captions(data, val_fraction, group)
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -354,7 +348,7 @@ class Texts(Target):
         """Without token ids, whose length T differs from set to set."""
         return Texts(self.captions + other.captions)
 
-    def marks(self) -> bytes:
+    def fingerprint(self) -> bytes:
         return repr(self.captions).encode(errors="surrogatepass")
 
     def to(self, device: torch.device) -> Texts:

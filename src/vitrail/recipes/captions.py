@@ -7,6 +7,7 @@ from typing import Any
 
 from vitrail.baselines import ResNetConfig
 from vitrail.data.augment import Augment
+from vitrail.data.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from vitrail.tasks.caption import Captioning, Decoding
 from vitrail.tasks.classify import Classification
 from vitrail.tasks.encoder import EncoderConfig
@@ -15,8 +16,6 @@ from vitrail.train.run import Run
 from vitrail.train.tune import Tune
 from vitrail.variants import VariantConfig
 from vitrail.vit import ViTConfig
-
-PHOTOS_MEAN, PHOTOS_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def _cnn() -> ResNetConfig:
@@ -61,8 +60,8 @@ def _run(recipe: str, model: EncoderConfig, task: Captioning) -> Run:
         augment=Augment(crop="resized", scale=(0.5, 1.0), flip=True),
         # Weight decay of twenty times the usual keeps the encoder from memorising 6,000 images.
         optim=Optim(optimizer="muon", lr=1e-3, muon_lr=4e-3, weight_decay=1.0, beta2=0.98, clip=1.0, ema=0.998),
-        mean=PHOTOS_MEAN,
-        std=PHOTOS_STD,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
         resize="squash",
         # Most steps use images of 5x5 patches: they cost half as much, and their content is still visible.
         early_size=80,

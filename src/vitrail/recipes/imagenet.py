@@ -8,12 +8,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vitrail.data.augment import Augment
+from vitrail.data.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from vitrail.sizes import SIZES, config_for
 from vitrail.tasks.classify import Classification
 from vitrail.train.optim import Optim
 from vitrail.train.run import Run
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def _steps(epochs: float, images: int, batch: int) -> int:

@@ -22,7 +22,7 @@ TASKS = {
 """the only table of tasks: the name in `config.json` and `recipe.json`, and the import path of the class"""
 
 OPTIONS = {
-    "classify": "vitrail.tasks.classify.settings:Answering",
+    "classify": "vitrail.tasks.classify.settings:ClassifyOptions",
     "caption": "vitrail.tasks.caption.settings:Decoding",
     "segment": "vitrail.tasks.segment.settings:Inference",
 }

@@ -13,18 +13,18 @@ WIDTH = 360
 """minimum width of a figure in pixels, so that text below a small image is readable"""
 INK, PALE = "#1f2430", "#5b6270"
 BAR, OTHER_BAR, TRACK = "#2563a8", "#9db8d9", "#eef0f4"
-LINES = 12
+MAX_LINES = 12
 """maximum number of lines of a text"""
-MOST = 2_000
+MAX_LETTERS = 2_000
 """maximum number of letters of a text"""
 
 
 def with_text(image: Image.Image, text: str) -> Image.Image:
     """The image in RGB with `text` below it."""
-    page = Page(image, text := text[:MOST])
+    page = Page(image, text := text[:MAX_LETTERS])
     lines = page.wrapped(text, page.inner)
-    if len(lines) > LINES:
-        lines = [*lines[: LINES - 1], page.shortened(f"{lines[LINES - 1]} {lines[LINES]}", page.inner)]
+    if len(lines) > MAX_LINES:
+        lines = [*lines[: MAX_LINES - 1], page.shortened(f"{lines[MAX_LINES - 1]} {lines[MAX_LINES]}", page.inner)]
     figure, draw = page.with_room(len(lines) * page.line)
     for number, line in enumerate(lines):
         page.write(draw, page.margin, page.below + number * page.line, line)
@@ -74,7 +74,7 @@ class Page:
         self.margin = round(0.9 * self.size)
         self.inner = self.width - 2 * self.margin
         self.below = image.height + self.margin
-        """left edge of the text"""
+        """top edge of the text"""
 
     def with_room(self, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
         """The figure, with the image centred above `height` pixels of space, and an object that draws on it."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from vitrail.data.affine import Affine
@@ -69,9 +68,7 @@ class Headed(Task):
 
     def frames(self, image: AnyImage) -> Sample:
         found = super().frames(image)
-        if not self.flips or found.affine is None:
-            return found
-        return found._replace(images=torch.cat([found.images, found.images.flip(-1)]), affine=found.affine.with_flips())
+        return found.with_flips() if self.flips else found
 
     def outputs_for(self, batch: Batch) -> Tensor:
         """The head's outputs of each image, [images, K]: the mean over its frames."""

@@ -69,6 +69,8 @@ class Task(nn.Module):
     """settings that may change when training continues from weights of this task; the others are in the weights"""
     unused_when_frozen: ClassVar[tuple[str, ...]] = ()
     """settings that such a method makes no use of"""
+    used_with: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {}
+    """settings that only some values of another one use: its name and these values; () for any but none, 0 and false"""
     streams: ClassVar[bool] = False
     """`stream` tells an answer while it is made"""
 
@@ -361,8 +363,8 @@ class Task(nn.Module):
         return []
 
     @classmethod
-    def told(cls, scores: Mapping[str, Any]) -> dict[str, float]:
-        """The scores that are one number and tell people something, in the task's order."""
+    def printed_scores(cls, scores: Mapping[str, Any]) -> dict[str, float]:
+        """The scores that `vitrail eval` prints without `--json`, by name: by default those that are one number."""
         return {name: value for name, value in scores.items() if isinstance(value, float)}
 
     @classmethod

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from vitrail import zoo
-from vitrail.data.augment import Augment
 from vitrail.data.loader import Loader
 from vitrail.data.memory import fits
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import seed_for
-from vitrail.data.sets import Splits, split_val
+from vitrail.data.sets import ImageSet, Splits, split_val
 from vitrail.data.tally import Tally
 from vitrail.errors import UserError
 from vitrail.tasks import task_of
@@ -26,10 +25,9 @@ from vitrail.train.device import choose_attention, ready_to_compile
 from vitrail.train.joined import join_statistics
 from vitrail.train.loaders import evaluation_loader
 from vitrail.train.loop import Components
-from vitrail.train.optim import Optim
 from vitrail.train.parallel import ALONE, World
-from vitrail.train.run import Run, changed_fields
-from vitrail.train.tune import FROZEN, tune
+from vitrail.train.run import Run
+from vitrail.train.tune import tune
 from vitrail.variants import as_variant
 from vitrail.variants.initial import initialise
 from vitrail.variants.mimetic import mimetic_init
@@ -45,23 +43,53 @@ def build(
     run: Run, splits: Splits, device: torch.device, loaded: Task | None = None, world: World = ALONE
 ) -> tuple[Components, int]:
     """The components of a run, and its number of steps. `loaded` is the model of `run.init`, if already loaded."""
-    kind = task_of(run.task)
     if run.tensorboard:
         tensorboard.require()
-    if not splits.val:
-        train, val = split_val(splits.train, VAL_FRACTION, run.group)
-    else:
+    task_of(run.task).check(run.task, run.tune.method)
+    used, tallies = used_images(run, splits)
+    task = initial_task(run, used, loaded, world)
+    task.to(device)
+    world.broadcast_tensors(task.state_dict().values())
+    join_statistics(task, world)
+    choose_attention(device)
+    if run.compiled:
+        ready_to_compile(device)
+    loader = training_loader(run, task, used.train, tallies["train"], device, world)
+    check_micro_batches(run, loader)
+
+    def evaluation(split: str, images: ImageSet) -> Loader:
+        how = (run.workers, run.seed, run.max_bad, tallies[split], world.rank, world.size)
+        return evaluation_loader(task, images, device, *how)
+
+    assert used.val is not None
+    val, test = evaluation("val", used.val), evaluation("test", used.test) if used.test else None
+    return Components(task, loader, val, test, world, not splits.val), run.steps(loader.steps_per_epoch)
+
+
+def used_images(run: Run, splits: Splits) -> tuple[Splits, dict[str, Tally]]:
+    """The images of each split that the run reads, and each split's tally of unreadable images.
+
+    A data set without a validation split gets one, cut from its training split, whose tally it shares.
+    """
+    tallies = {"train": Tally.of(splits.train, run.max_bad)}
+    if splits.val:
         train, val = splits.train, splits.val
-    kind.check(run.task, run.tune.method)
-    # A validation split cut from the training split shares its limit of unreadable images.
-    tally = Tally.of(splits.train, run.max_bad)
-    val_tally = Tally.of(val, run.max_bad) if splits.val else tally
-    test_tally = Tally.of(splits.test, run.max_bad) if splits.test else None
-    train, val = train.spread(run.images), val.spread(run.images)
-    test = splits.test.spread(run.images) if splits.test else None
+        tallies["val"] = Tally.of(val, run.max_bad)
+    else:
+        train, val = split_val(splits.train, VAL_FRACTION, run.group)
+        tallies["val"] = tallies["train"]
+    test = None
+    if splits.test:
+        test = splits.test.spread(run.images)
+        tallies["test"] = Tally.of(splits.test, run.max_bad)
+    return Splits(train.spread(run.images), val.spread(run.images), test), tallies
+
+
+def initial_task(run: Run, splits: Splits, loaded: Task | None, world: World) -> Task:
+    """The task before its first step, on the CPU. Raises UserError for options that do not go with it."""
     seed = seed_for(run.seed, -1)
     torch.manual_seed(seed)
-    task = start(run, Splits(train, val, test), loaded)
+    task = start(run, splits, loaded)
     if run.early_size is not None and sum(view.number for view in task.views) > 1:
         raise UserError(f"early_size shrinks one image per sample, and the task {task.name} has several: remove it")
     if task.whole_batch and run.accumulate != 1:
@@ -71,27 +99,27 @@ def build(
     if run.init is not None:
         zoo.check_filled(task, run.init, seed)
         if run.tune.frozen:
-            task.prepare_to_solve(run.tune.method, len(train))
+            task.prepare_to_solve(run.tune.method, len(splits.train))
         tune(task, run.tune)
     elif run.tune.method != "full":
         raise UserError(f"method {run.tune.method} needs pretrained weights: name them with --init")
-    task.to(device)
-    world.copy_from_first(task.state_dict().values())
-    join_statistics(task, world)
-    choose_attention(device)
-    if run.compiled:
-        ready_to_compile(device)
-    target, augment = task.encode_target(train.target), run.augment if not run.tune.frozen else None
+    return task
+
+
+def training_loader(run: Run, task: Task, images: ImageSet, tally: Tally, device: torch.device, world: World) -> Loader:
+    """The loader of the training images; for a frozen encoder, which reads each once, without augmentation."""
+    learns, target = not run.tune.frozen, task.encode_target(images.target)
     memory = run.memory
     if memory is None and world.size > 1:  # all do the same, since images in memory are rounded differently
-        memory = all(world.numbers(fits(train, target, task.preprocess, augment, device, world.size)))
-    loader = Loader(
-        train,
+        augment = run.augment if learns else None
+        memory = all(world.all_gather_number(fits(images, target, task.preprocess, augment, device, world.size)))
+    return Loader(
+        images,
         task.preprocess,
         target=target,
         batch_size=run.batch_size,
         seed=run.seed,
-        train=not run.tune.frozen,
+        train=learns,
         augment=run.augment,
         device=device,
         workers=run.workers,
@@ -100,22 +128,11 @@ def build(
         max_bad=run.max_bad,
         tally=tally,
         views=task.views,
-        prepare=task.preparation(train=not run.tune.frozen),
+        prepare=task.preparation(train=learns),
         compile=run.compiled,
         rank=world.rank,
         world=world.size,
     )
-    check_micro_batches(run, loader)
-    others = [
-        evaluation_loader(
-            task, split, device, run.workers, run.seed, run.max_bad, shared, rank=world.rank, world=world.size
-        )
-        if split
-        else None
-        for split, shared in ((val, val_tally), (test, test_tally))
-    ]
-    assert others[0] is not None
-    return Components(task, loader, others[0], others[1], world, not splits.val), run.steps(loader.steps_per_epoch)
 
 
 def check_micro_batches(run: Run, loader: Loader) -> None:
@@ -128,25 +145,6 @@ def check_micro_batches(run: Run, loader: Loader) -> None:
             f"{run.accumulate} micro-batches of {images} images per process and step: lower --accumulate, or raise "
             "--batch-size"
         )
-
-
-IDLE = frozenset(
-    [
-        *("epochs", "max_steps", "accumulate", "early_size", "early", "eval_every", "patience", "compile", "drop_path"),
-        *(entry.name for config in (Optim, Augment) for entry in fields(config)),
-    ]
-)
-"""options without effect if the encoder is frozen: it reads each image once, without augmentation"""
-
-
-def warn_unused(recipe: Run, requested: Run, method: str) -> None:
-    """Warn of options that `requested` changes from the recipe's values but the chosen method does not use."""
-    used = {"lora": {"lora_rank", "lora_alpha"}, "last-blocks": {"last_blocks"}}
-    idle = {name for other, names in used.items() if other != method for name in names}
-    idle |= {*IDLE, *task_of(requested.task).unused_when_frozen} if method in FROZEN else set()
-    names = [f"--{name.replace('_', '-')}" for name in changed_fields(recipe, requested) if name in idle]
-    if names:
-        log.warning("method %s does not use %s", method, ", ".join(names))
 
 
 def open_for(

@@ -45,9 +45,10 @@ def needed(rows: Sequence[dict[str, Any]]) -> float | None:
 
 
 def measured(run: Run, task: Task, loader: Loader) -> float | None:
-    """Images per second of the forward and backward pass, on a few images of the run; None if they are all bad.
+    """Images per second of the forward and backward pass, on a few images of the run.
 
-    Nothing that the run depends on changes. It is a guess: compiled networks and larger batches are faster.
+    None if they are all bad, or do not fit in the memory of the GPU at once. Nothing that the run depends on changes.
+    It is a guess: compiled networks and larger batches are faster.
     """
     training, parameters = task.training, [p for p in task.parameters() if p.requires_grad]
     devices = [loader.device] if loader.device.type == "cuda" else []
@@ -65,7 +66,7 @@ def measured(run: Run, task: Task, loader: Loader) -> float | None:
                     loss = task.loss(batch)["loss"]
                 torch.autograd.grad(loss, parameters, allow_unused=True)
             _wait(loader.device)
-        except UserError:
+        except (UserError, torch.OutOfMemoryError):  # the micro-batches of the run may be smaller than this one
             return None
         finally:
             task.train(training)

@@ -17,7 +17,7 @@ from vitrail.train.step import AsyncScalars, LossModule
 log = logging.getLogger("vitrail")
 
 REQUESTS = ("stop", "preempt", "save")
-MOST = 10
+MAX_IN_A_ROW = 10
 """steps in a row whose loss or gradient is not finite, after which a run stops"""
 
 
@@ -46,7 +46,7 @@ class Watch:
         self._pending = Pending(step, scalars, batch, lr)
 
     def read(self, last: bool = False) -> None:
-        """Read the step that is left. Raises RunError after `MOST` steps in a row that moved nothing.
+        """Read the step that is left. Raises RunError after `MAX_IN_A_ROW` steps in a row that moved nothing.
 
         Also at the `last` step, if no step ever moved anything. A step that only halved the scale of the loss, as fp16
         needs from time to time, is none of them: after a few of them the scale is at its floor.
@@ -69,16 +69,17 @@ class Watch:
             return
         self.in_a_row += 1
         self.progress.skip(images)
-        told = f"the loss is {row['loss']} and the norm of the gradient {row['gradient_norm']} at step {step}"
-        if self.in_a_row >= MOST or (last and not self.moved):
+        what = f"the loss is {row['loss']} and the norm of the gradient {row['gradient_norm']} at step {step}"
+        if self.in_a_row >= MAX_IN_A_ROW or (last and not self.moved):
             many = "" if self.in_a_row == 1 else f", the last of {self.in_a_row} such steps in a row"
             half = "; the range of fp16 is small: --precision fp32 may help" if "loss_scale" in row else ""
             self.module.write_atomic()
             # Of all ranks' batches: most often one of them has the image, or the caption, that it began with.
-            found = [each.decode() for each in self.world.exchange((where(self.task, batch) or "").encode())]
-            raise RunError(f"{told}{many}; {next(filter(None, found), FINITE)}{half}")
+            own = (first_non_finite(self.task, batch) or "").encode()
+            found = next(filter(None, self.world.all_gather(own)), FINITE.encode()).decode()
+            raise RunError(f"{what}{many}; {found}{half}")
         if self.in_a_row == 1:
-            log.warning(f"{told}: no weight was moved")
+            log.warning(f"{what}: no weight was moved")
 
 
 @torch.no_grad()
@@ -89,17 +90,17 @@ def not_finite(task: nn.Module) -> str | None:
     return next((name for name, good in zip(named, finite, strict=True) if not good), None)
 
 
-def no_number(name: str) -> str:
+def non_finite_weights(name: str) -> str:
     return f"the weights of {name} are no longer finite (lower the learning rate and start again)"
 
 
 FINITE = "every number is finite when the step is repeated in its own precision"
 
 
-def where(task: Task, batch: Batch) -> str | None:
+def first_non_finite(task: Task, batch: Batch) -> str | None:
     """In words, the first layer with a number that is not finite for this batch, in the forward or backward pass."""
     if (name := not_finite(task)) is not None:
-        return no_number(name)
+        return non_finite_weights(name)
     if not batch["image"].isfinite().all():
         return "the images hold numbers that are not finite: check the data"
     found: list[str] = []
@@ -126,10 +127,10 @@ def where(task: Task, batch: Batch) -> str | None:
         return f"it began in the layer {found[0]}"
     if not loss.isfinite():
         return "every layer is finite, the loss itself is not"
-    return _where_in_gradients(task, loss)
+    return _non_finite_gradient(task, loss)
 
 
-def _where_in_gradients(task: Task, loss: Tensor) -> str | None:
+def _non_finite_gradient(task: Task, loss: Tensor) -> str | None:
     """The last parameters, in the order of the forward pass, whose gradient is not finite: there it began."""
     named = {name: parameter for name, parameter in task.named_parameters() if parameter.requires_grad}
     found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)

@@ -23,7 +23,7 @@ from vitrail.train.step import LossModule, train_step
 
 log = logging.getLogger("vitrail")
 
-TELLING = ("cuda",)
+TRIED_ON = ("cuda",)
 """types of devices whose full memory is a torch.OutOfMemoryError; on a CPU the system kills the process"""
 STEPS = 2
 """steps of a trial: the first allocates the optimizer's state, which the second has beside its forward pass"""
@@ -42,13 +42,13 @@ def with_micro_batches(run: Run, task: Task, loader: Loader, world: World) -> Ru
         return run
     if run.tune.frozen:  # nothing is split
         return replace(run, accumulate=1)
-    if loader.device.type not in TELLING:
+    if loader.device.type not in TRIED_ON:
         log.warning("accumulate: auto needs a CUDA GPU, so batches are not split; if memory runs out, give a number")
         return replace(run, accumulate=1)
     with _unchanged(task, loader.device):
         batch = loader.first(loader.batch_size)
-        images = min(world.numbers(len(batch["image"])))
-        found = world.numbers(_fewest(run, task, batch, images))
+        images = min(world.all_gather_number(len(batch["image"])))
+        found = world.all_gather_number(_fewest(run, task, batch, images))
     if 0 in found:
         raise RunError("a step does not fit in the GPU's memory, even image by image: choose a smaller --image-size")
     count, total = max(found), images * world.size

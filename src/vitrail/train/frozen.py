@@ -34,6 +34,6 @@ def fit_frozen(run: Run, components: Components, folder: RunFolder) -> dict[str,
     scores = evaluate(task, components.loaders, "val", world=world)
     # The rows of the penalties have no score, so this is the best row.
     folder.log(kind="val", step=step, seconds=time.monotonic() - began, **numbers(scores))
-    for place in (folder.best, folder.last) if world.leads else ():
+    for place in (folder.best, folder.last) if world.is_main else ():
         task.save(place)
     return finish(run, components, folder, step, time.monotonic() - began)

@@ -283,7 +283,7 @@ class Hints:
         self.val: list[Row] = []
         self.given: set[str] = set()
         self.collapsed: str | None = None
-        self.first = prints(task)
+        self.first = checksums(task)
 
     def resumed(self, rows: Sequence[Row], done: float) -> None:
         """Take in the log of a run that resumes after the fraction `done` of its steps: its hints were given then."""
@@ -350,7 +350,7 @@ _WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @torch.no_grad()
-def prints(module: nn.Module) -> dict[str, Tensor]:
+def checksums(module: nn.Module) -> dict[str, Tensor]:
     """A whole number per trained weight tensor, from its bits: another one when any value changes."""
     found = {}
     for name, parameter in module.named_parameters():
@@ -363,7 +363,7 @@ def prints(module: nn.Module) -> dict[str, Tensor]:
 def unmoved(module: nn.Module, first: Mapping[str, Tensor]) -> tuple[float, str]:
     """The fraction of the trained weights that have not changed, and the name of the first tensor of them."""
     sizes = {name: p.numel() for name, p in module.named_parameters()}
-    now = prints(module)
+    now = checksums(module)
     names = [name for name in first if name in now]
     if not names:
         return 0.0, ""

@@ -34,7 +34,7 @@ def marks(environment: Mapping[str, str] = os.environ) -> list[str]:
 
 def marks_of_all(world: World) -> list[str]:
     """The marks of all ranks: each machine has a torchrun of its own, and any of them may outlive the others."""
-    return sorted({mark for each in world.exchange(json.dumps(marks()).encode()) for mark in json.loads(each)})
+    return sorted({mark for each in world.all_gather(json.dumps(marks()).encode()) for mark in json.loads(each)})
 
 
 def _named(process: int) -> str | None:

@@ -109,7 +109,7 @@ class JoinedMetric:
         """The scores, computed on rank 0 alone: some take seconds of Java."""
         world = self.world
         own = save({k: v.contiguous() for k, v in self.state().items()}) if self.filled else b""
-        others = [received(message) for message in world.exchange(b"+" + own)]
+        others = [received(message) for message in world.all_gather(b"+" + own)]
 
         def scores() -> bytes:
             for rank, data in enumerate(others):
@@ -117,7 +117,7 @@ class JoinedMetric:
                     self.metric.merge(load(data))
             return json.dumps(self.metric.compute()).encode()
 
-        found: dict[str, Any] = json.loads(world.from_first(scores))
+        found: dict[str, Any] = json.loads(world.broadcast(scores))
         return found
 
 
@@ -139,7 +139,7 @@ def scores_of_all(
     except Together:
         raise
     except UserError as error:
-        for message in world.exchange(refusal(error)):
+        for message in world.all_gather(refusal(error)):
             received(message)
         raise
     if not used:

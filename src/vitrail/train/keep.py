@@ -15,7 +15,7 @@ from vitrail.errors import RunError, warn_once
 from vitrail.files import copy_folder, retrying
 from vitrail.tasks.task import Task
 from vitrail.train.device import release_memory
-from vitrail.train.finite import no_number, not_finite
+from vitrail.train.finite import non_finite_weights, not_finite
 from vitrail.train.lora import merged
 from vitrail.train.optim import Average, Optimizers
 from vitrail.train.parallel import ALONE, World
@@ -100,8 +100,8 @@ class Keeper:
 
     def load(self) -> None:
         """Restore the run to its newest state that is whole, or begin again if none was saved."""
-        folder, leads = self.folder, self.world.leads
-        if leads:
+        folder, is_main = self.folder, self.world.is_main
+        if is_main:
             folder.remove_leftovers()
         state = self._newest()
         if state is None:
@@ -118,9 +118,9 @@ class Keeper:
         except Exception as error:  # of another version of vitrail
             raise unreadable(folder.states.path, error) from None
         self.step, self._best = state.step, state.best
-        if leads and state.best is not None:  # `best` may be that of a later step, or lost
+        if is_main and state.best is not None:  # `best` may be that of a later step, or lost
             copy_folder(state.best, folder.best)
-        if leads:
+        if is_main:
             folder.cut(state.step, evaluated=self.pending is None, logged=not self.sums)
 
     def _newest(self) -> State | None:
@@ -134,7 +134,7 @@ class Keeper:
             found.extend(state for state in [states.newest(device)] if state is not None)
             return json.dumps([state.step for state in found]).encode()
 
-        steps: list[int] = json.loads(self.world.from_first(find))
+        steps: list[int] = json.loads(self.world.broadcast(find))
         return next(iter(found or [states.read(step, device) for step in steps]), None)
 
     def due(self, step: int) -> bool:
@@ -172,7 +172,7 @@ class Keeper:
     def refuse_infinite(self, step: int) -> None:
         """Raise RunError if a weight is no longer a finite number."""
         if (name := not_finite(self.task)) is not None:
-            raise RunError(f"{no_number(name)} after step {step}")
+            raise RunError(f"{non_finite_weights(name)} after step {step}")
 
     def _save(
         self,
@@ -191,7 +191,7 @@ class Keeper:
                 "average": self.average.values if self.average else None,
             }
             values |= {"best": self.best, "waited": self.waited, "pending": pending, "sums": dict(sums)}
-        if self.world.leads:
+        if self.world.is_main:
             values, weights = self._snapshot.take([values, weights])
             self._writer.start(partial(self._write, step, values, weights, is_best, self._best))
         self.step, self.pending, self._saved = step, pending, time.monotonic()

@@ -184,7 +184,7 @@ def joined(device: str | None, shard: bool = False, count: int | None = None) ->
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise RunError(f"the {size} processes could not connect: {' '.join(str(error).split())[:200]}") from None
-    run = world.from_first(lambda: os.urandom(8).hex().encode()).decode()
+    run = world.broadcast(lambda: os.urandom(8).hex().encode()).decode()
     bulletin = Bulletin(rank, size, voice, run)
     bulletin.watch()
     try:
@@ -214,8 +214,10 @@ def own_device(name: str | None) -> str:
         raise UserError(
             f"{local} processes need as many GPUs, and this machine has {count}: start fewer, or say --device cpu"
         )
-    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    return f"cuda:{os.environ['LOCAL_RANK']}"
+    if not (number := os.environ.get("LOCAL_RANK", "")).isdecimal():
+        raise UserError("LOCAL_RANK, the GPU of each process, is not set: start with --nproc N or torchrun")
+    torch.cuda.set_device(int(number))
+    return f"cuda:{number}"
 
 
 class Bulletin:

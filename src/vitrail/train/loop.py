@@ -131,7 +131,7 @@ class Training:
         start = self.done = self.keeper.step
         if start:
             self.hints.resumed(self.folder.rows(), start / self.steps)
-        if resume and self.world.leads:
+        if resume and self.world.is_main:
             epoch = start / self.loader.steps_per_epoch
             where = (
                 f"after step {start:,} of {self.steps:,} (epoch {epoch:.3g})" if start else "from its start: no state"
@@ -161,14 +161,14 @@ class Training:
                     self.watch.read()
                     self.keeper.save(self.done, self.progress.sums)
                     self.keeper.wait()
-                    self.world.wait()  # until rank 0 has written: a rank that ends before would end the others
+                    self.world.barrier()  # until rank 0 has written: a rank that ends before would end the others
                 raise
         if self.world.on_any(self.stop.requested):  # in the last steps, or while the last state was written
             raise self._halt()
         if self.enough:
             if self.progress.sums:
                 self._log_row()
-            if self.world.leads:
+            if self.world.is_main:
                 self._say_early()
         return self.seconds
 
@@ -217,7 +217,7 @@ class Training:
             batch["image"] = F.interpolate(batch["image"], run.early_shape, mode="bilinear", antialias=True)
             batch |= self.task.target.rescale(batch, run.early_shape)
         if world.size > 1:
-            late = self.keeper.late and world.leads and not self.module.requests.get("save", False)
+            late = self.keeper.late and world.is_main and not self.module.requests.get("save", False)
             self.module.requests = {"stop": self.stop.requested, "preempt": self.stop.preempted, "save": late}
         rate = factor(run.optim, step, self.steps, self.loader.steps_per_epoch)
         scalars = train_step(run, self.module, batch, self.optimizers, rate)
@@ -338,7 +338,7 @@ def finish(
     """
     task, world = components.task, components.world
     merge_lora(task)
-    task.load_state_dict(world.weights_of_first(lambda: open_files(folder.best).weights))
+    task.load_state_dict(world.broadcast_weights(lambda: open_files(folder.best).weights))
     split = "test" if components.test else "val"
     try:
         scores = evaluate(task, components.loaders, split, final=True, world=world)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vitrail.errors import UserError
+from vitrail.errors import UserError, require_choices
 from vitrail.tasks.encoder import layers
 from vitrail.tasks.task import Task
 from vitrail.train.device import compiles_norms
@@ -31,7 +31,7 @@ class Optim:
     muon_lr: float = 4e-3
     """learning rate of Muon; its updates are scaled to the size of AdamW's (arXiv 2502.16982)"""
     weight_decay: float = 0.05
-    """decoupled weight decay; norms, biases, tokens and positions have none"""
+    """weight decay, decoupled but in SGD; norms, biases, tokens and positions have none"""
     beta2: float = 0.999
     schedule: Literal["cosine", "linear", "constant", "epochs"] = "cosine"
     """learning rate after warm-up. cosine, linear: decay to `final`; constant: constant, then linear decay over
@@ -56,6 +56,7 @@ class Optim:
     """decay of the exponential moving average (EMA) of the weights, which is then evaluated and saved; 0 for no EMA"""
 
     def __post_init__(self) -> None:
+        require_choices(self)
         for name in ("lr", "muon_lr", "weight_decay", "layer_decay", "clip", "qk_clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} must be a number of at least 0, got {getattr(self, name)}")

@@ -48,7 +48,7 @@ class World:
         return self  # there is one, for the copies of a module too
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the rank that writes files and speaks."""
         return self.rank == 0
 
@@ -96,7 +96,7 @@ class World:
             return gradients
         given = bytes(gradient is not None for gradient in gradients)
         if self.used is None:  # once: in every step the hosts would wait for each other
-            self.used = bytes(max(each) for each in zip(*self.exchange(given), strict=True))
+            self.used = bytes(max(each) for each in zip(*self.all_gather(given), strict=True))
         if any(a > b for a, b in zip(given, self.used, strict=True)):
             raise RunError("a weight got its first gradient after the first step: train this model in one process")
         pairs = zip(gradients, parameters, self.used, strict=True)
@@ -112,7 +112,7 @@ class World:
         found: Tensor = _Gather.apply(rows, self)
         return found
 
-    def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast_tensors(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite tensors with those of rank 0."""
         for tensor in tensors if self.size > 1 else ():
             dist.broadcast(tensor, 0)
@@ -121,34 +121,34 @@ class World:
 
     def on_any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank. All ranks call it."""
-        return flag if self.size == 1 else any(self.numbers(int(flag)))
+        return flag if self.size == 1 else any(self.all_gather_number(int(flag)))
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all ranks call it."""
         if self.size > 1:
-            self.numbers(0)
+            self.all_gather_number(0)
 
-    def exchange(self, data: bytes) -> list[bytes]:
+    def all_gather(self, data: bytes) -> list[bytes]:
         """The bytes of every rank, by rank."""
         if self.size == 1:
             return [data]
-        sizes = self.numbers(len(data))
+        sizes = self.all_gather_number(len(data))
         own = torch.zeros(max(1, *sizes), dtype=torch.uint8)
         own[: len(data)] = _as_tensor(data)
         every = [torch.empty_like(own) for _ in sizes]
         dist.all_gather(every, own)
         return [bytes(each[:size].numpy()) for each, size in zip(every, sizes, strict=True)]
 
-    def to_first(self, data: bytes) -> list[bytes]:
+    def gather_bytes(self, data: bytes) -> list[bytes]:
         """The bytes of every rank, by rank, on rank 0; elsewhere []."""
-        sizes = self.numbers(len(data))
+        sizes = self.all_gather_number(len(data))
         own = torch.zeros(max(1, *sizes), dtype=torch.uint8)
         own[: len(data)] = _as_tensor(data)
-        every = [torch.empty_like(own) for _ in sizes] if self.leads else []
+        every = [torch.empty_like(own) for _ in sizes] if self.is_main else []
         dist.gather(own, every or None, 0)
         return [bytes(each[:size].numpy()) for each, size in zip(every, sizes, strict=False)]
 
-    def numbers(self, number: int) -> list[int]:
+    def all_gather_number(self, number: int) -> list[int]:
         """A number of every rank, by rank."""
         if self.size == 1:
             return [int(number)]
@@ -156,12 +156,12 @@ class World:
         dist.all_gather(every, torch.tensor([int(number)]))
         return [int(each) for each in every]
 
-    def from_first(self, make: Callable[[], bytes]) -> bytes:
+    def broadcast(self, make: Callable[[], bytes]) -> bytes:
         """What `make` gives on rank 0. Its UserError or RunError is raised on every rank."""
         if self.size == 1:
             return make()
         message = b""
-        if self.leads:
+        if self.is_main:
             try:
                 message = b"+" + make()
             except (UserError, RunError) as error:
@@ -172,17 +172,17 @@ class World:
         """The bytes of rank 0."""
         size = torch.tensor([len(data)])
         dist.broadcast(size, 0)
-        content = _as_tensor(data) if self.leads else torch.empty(int(size), dtype=torch.uint8)
+        content = _as_tensor(data) if self.is_main else torch.empty(int(size), dtype=torch.uint8)
         dist.broadcast(content, 0)
         return bytes(content.numpy())
 
     @contextmanager
-    def first_alone(self) -> Iterator[None]:
+    def main_first(self) -> Iterator[None]:
         """Rank 0 runs the block, then the others do: it downloads and refuses, once. Its errors are raised on all."""
         if self.size == 1:
             yield
             return
-        if not self.leads:
+        if not self.is_main:
             received(self._send(b""))
             yield
             return
@@ -195,7 +195,7 @@ class World:
 
     def check_same(self, what: str, value: Any) -> None:
         """Refuse to train if the ranks do not all see the same value."""
-        every = self.exchange(json.dumps(value, sort_keys=True).encode())
+        every = self.all_gather(json.dumps(value, sort_keys=True).encode())
         other = next((rank for rank, each in enumerate(every) if each != every[0]), None)
         if other is not None:
             raise Together(
@@ -204,7 +204,7 @@ class World:
 
     # Files
 
-    def weights_of_first(self, read: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    def broadcast_weights(self, read: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         """Tensors that rank 0 reads from a file; the others need not see the file."""
         if self.size == 1:
             return read()
@@ -214,23 +214,23 @@ class World:
             kept.update(read())
             return save({name: value.contiguous() for name, value in kept.items()})
 
-        data = self.from_first(made)
-        return kept if self.leads else load(data)
+        data = self.broadcast(made)
+        return kept if self.is_main else load(data)
 
     def joined_rows(self, tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-        """The rows of all ranks' tensors, on a device; a rank without rows gives {}."""
+        """The rows of all ranks' tensors, on a device. A rank without rows gives {}; if none has any, so does this."""
         if self.size == 1:
             return tensors
         own = save({name: value.cpu().contiguous() for name, value in tensors.items()}) if tensors else b""
-        every = [load(each) for each in self.exchange(own) if each]
-        return {name: torch.cat([each[name] for each in every]).to(device) for name in every[0]}
+        every = [load(each) for each in self.all_gather(own) if each]
+        return {name: torch.cat([each[name] for each in every]).to(device) for name in (every or [{}])[0]}
 
     def share_bad(self, loader: Loader) -> None:
         """Every rank learns which images the others left out, so that all count the same. UserError if too many."""
         if self.size == 1:
             return
         found: dict[int, str] = {}
-        for each in self.exchange(json.dumps(loader.bad).encode()):
+        for each in self.all_gather(json.dumps(loader.bad).encode()):
             found |= {int(sample): reason for sample, reason in json.loads(each).items()}
         loader.record_bad(dict(sorted(found.items())))
 
@@ -273,7 +273,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, world: World) -> Tensor:
-        sizes = world.numbers(len(rows))  # between the hosts: the last batch of a small set may be uneven
+        sizes = world.all_gather_number(len(rows))  # between the hosts: the last batch of a small set may be uneven
         own = rows.new_zeros(max(sizes), *rows.shape[1:])
         own[: len(rows)] = rows
         every = [torch.empty_like(own) for _ in sizes]

@@ -17,9 +17,10 @@ from vitrail.train.parallel import ALONE, World
 
 @torch.no_grad()
 def features(task: Task, loader: Loader, precision: Precision = "auto", world: World = ALONE) -> Features:
-    """The features of a split, kept on the task's device. UserError if its target has no row per image.
+    """The features of a split, kept on the task's device.
 
-    Each rank of `world` computes those of its share of the split, and gets all.
+    Each rank of `world` computes those of its share of the split, and gets all. Raises UserError if the target of the
+    split has no row per image, and if no image can be read.
     """
     labels = loader.target.per_image()
     task.eval()
@@ -32,6 +33,8 @@ def features(task: Task, loader: Loader, precision: Precision = "auto", world: W
         samples.append(batch["sample"])
     own = {"vectors": torch.cat(vectors), "samples": torch.cat(samples)} if vectors else {}
     every = world.joined_rows(own, loader.device)
+    if not every:
+        raise UserError(f"no image of {loader.set.name} can be read")
     rows, places = every["vectors"], every["samples"]
     if world.size > 1:
         order = places.argsort()

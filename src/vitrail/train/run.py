@@ -10,7 +10,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass,
 from typing import Any, Literal
 
 from vitrail.data.augment import Augment
-from vitrail.errors import UserError
+from vitrail.errors import UserError, require_choices
 from vitrail.plain import describe, flat_fields, from_description, rebuild
 from vitrail.tasks import TASKS, task_class
 from vitrail.tasks.encoder import KINDS, EncoderConfig
@@ -115,6 +115,7 @@ class Run:
     """also write the log of the run for TensorBoard, to `tensorboard/` in its folder"""
 
     def __post_init__(self) -> None:
+        require_choices(self)
         for name in ("batch_size", "accumulate", "keep"):
             if (number := getattr(self, name)) != "auto" and number < 1:
                 raise UserError(f"{name} must be at least 1, got {number}")
@@ -201,10 +202,7 @@ def with_fields(run: Run, changes: Mapping[str, Any]) -> Run:
         if name not in known:
             flag = f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} does not apply to this run's model ({run.network}): leave it out")
-    try:
-        changed: Run = replaced(run, changes)
-    except ValueError as error:  # from data/, which does not raise UserError
-        raise UserError(str(error)) from None
+    changed: Run = replaced(run, changes)
     return changed
 
 

@@ -276,7 +276,7 @@ class ShardedOptimizers(Optimizers):
                     for name, value in state.items()
                     if isinstance(value, Tensor)
                 }
-        every = [load(each) for each in self.world.to_first(save(own))]
+        every = [load(each) for each in self.world.gather_bytes(save(own))]
         if not every:
             return []
         states: list[dict[str, Any]] = []

@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import nn
 
-from vitrail.errors import UserError, require
+from vitrail.errors import UserError, require, require_choices
 from vitrail.tasks.encoder import layers
 from vitrail.tasks.task import Task
 from vitrail.train.lora import add_lora
@@ -35,6 +35,7 @@ class Tune:
     """number of blocks that `last-blocks` trains, with the final norm and the head"""
 
     def __post_init__(self) -> None:
+        require_choices(self)
         require(self, 1, math.inf, "lora_rank", "last_blocks")
 
     @property

@@ -54,6 +54,8 @@ class VariantAttention(Attention):
         """Mix tokens [B, N, D] with themselves. `place` gives their positions in the image."""
         if context is not None or is_causal:
             raise UserError("the attention of a variant is for the tokens of one image: use vit.Attention")
+        if self.window and mask is not None:
+            raise UserError("attention in windows takes no mask: leave it out, or use a block without windows")
         if self.window and place is not None:
             if isinstance(place.grid[0], torch.SymInt) or place.grid != (self.window, self.window):
                 return in_windows(self.forward, x, place, self.window)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from typing import Literal
 
-from vitrail.errors import UserError, require
-from vitrail.variants.mlp import ACTIVATIONS
+from vitrail.errors import UserError, require, require_choices
 from vitrail.vit import ViTConfig
 
 Resampling = Literal["antialias", "bilinear_antialias", "bicubic", "bilinear", "bicubic_corners", "corners", "offset"]
@@ -163,31 +162,32 @@ class VariantConfig(ViTConfig):
             value = getattr(self, entry.name)
             if isinstance(value, list):
                 object.__setattr__(self, entry.name, tuple(value))  # JSON has lists instead of tuples
+        require_choices(self)
         self._check_the_paper()
-        require(self, 0, math.inf, "registers", "stem_blocks")
-        require(self, 1, math.inf, "hidden")
-        if self.stem_blocks and len(self.stem) == 1:
-            raise UserError(f"stem_blocks come after the second and later convolutions of a stem: stem is {self.stem}")
-        if self.activation not in ACTIVATIONS:
-            raise UserError(f"no activation {self.activation!r}: choose from {', '.join(ACTIVATIONS)}")
+        require(self, 0, math.inf, "registers", "stem_blocks", "window")
+        sizes = ("neck", "projection", "pool_heads", "pool_hidden")
+        require(self, 1, math.inf, "hidden", *(name for name in sizes if getattr(self, name) is not None))
+        self._check_stem()
         self._check_tokens()
+        self._check_pool()
+        self._check_attention()
         self._check_merge()
-        if self.global_blocks and not self.window:
-            raise UserError("global_blocks needs window: give the side of the other blocks' windows")
-        if self.relative == "decomposed" and self.kv_heads:
-            raise UserError("relative='decomposed' cannot be combined with kv_heads: use only one of them")
-        if len(self.kv_heads) not in (0, self.depth):
-            raise UserError(f"kv_heads needs a number for each of {self.depth} blocks")
 
     def _check_the_paper(self) -> None:
         """Check the paper's fields, with a whole number of patches and a pooling that the paper's model has."""
-        if self.pool not in get_args(Pool):
-            raise UserError(f"no pool {self.pool!r}: choose from {', '.join(get_args(Pool))}")
         own = {entry.name: getattr(self, entry.name) for entry in fields(ViTConfig)}
         require(self, 1, math.inf, "patch")
         if self.floor_grid:
             own["image_size"] = tuple(pixels - pixels % self.patch for pixels in self.image_size)
         ViTConfig(**{**own, "pool": self.pool if self.pool == "token" else "average"})
+
+    def _check_stem(self) -> None:
+        if self.stem_blocks and len(self.stem) == 1:
+            raise UserError(f"stem_blocks come after the second and later convolutions of a stem: stem is {self.stem}")
+        if self.stem and self.backbone != "none":
+            raise UserError("stem and backbone both come before the patches: use only one of them")
+        if self.backbone == "conv" and not self.backbone_layers:
+            raise UserError("backbone='conv' needs backbone_layers: give the widths of its convolutions")
 
     def _check_tokens(self) -> None:
         if self.pool in ("distilled", "token_average") and not self.class_token:
@@ -198,6 +198,31 @@ class VariantConfig(ViTConfig):
             raise UserError("windowed attention is for patches only: remove class token and registers")
         if self.relative in ("table", "shared", "both") and (self.prefix_tokens != 1 or not self.class_token):
             raise UserError("relative tables need a class token, and no registers or distillation token")
+        if self.relative == "decomposed" and self.prefix_tokens:
+            raise UserError("decomposed relative positions are for patches only: remove class token and registers")
+
+    def _check_pool(self) -> None:
+        if self.neck and self.pool in ("token", "token_average", "distilled"):
+            raise UserError(f"a neck gives patches only, and pool={self.pool!r} reads the class token: use 'average'")
+        if self.norm_pooled and self.pool == "token_average":
+            raise UserError("norm_pooled is a norm of one token's width, and pool='token_average' joins two: use one")
+        heads = self.pool_heads or self.heads
+        if self.pool == "attention" and self.token_width % heads:
+            raise UserError(f"tokens of width {self.token_width} do not divide into {heads} heads: change pool_heads")
+
+    def _check_attention(self) -> None:
+        if self.global_blocks and not self.window:
+            raise UserError("global_blocks needs window: give the side of the other blocks' windows")
+        if beyond := [index for index in self.global_blocks if not 0 <= index < self.depth]:
+            raise UserError(f"global_blocks names block {beyond[0]} of {self.depth}, from 0: give blocks that exist")
+        if self.relative == "decomposed" and self.kv_heads:
+            raise UserError("relative='decomposed' cannot be combined with kv_heads: use only one of them")
+        if len(self.kv_heads) not in (0, self.depth):
+            raise UserError(f"kv_heads needs a number for each of {self.depth} blocks")
+        if wrong := [count for count in self.kv_heads if count < 1 or self.heads % count]:
+            raise UserError(f"{self.heads} query heads cannot share {wrong[0]} key heads equally: change kv_heads")
+        if self.differential and self.width // self.heads % 2:
+            raise UserError(f"differential attention halves a head's {self.width // self.heads} channels: change heads")
 
     def _check_merge(self) -> None:
         require(self, 0, math.inf, "merge")

@@ -80,10 +80,10 @@ class StandardisedConv(nn.Conv2d):
             # Batch norm of the filters rounds as timm does; 50 such layers turn another rounding into 1e-4.
             rows = self.weight.flatten(1)[None]
             weight = F.batch_norm(rows, None, None, training=True, eps=self.eps).view_as(self.weight)
-        return F.conv2d(same(x, self.kernel_size[0], self.stride[0]), weight, None, self.stride)
+        return F.conv2d(pad_same(x, self.kernel_size[0], self.stride[0]), weight, None, self.stride)
 
 
-def same(x: Tensor, size: int, stride: int, value: float = 0.0) -> Tensor:
+def pad_same(x: Tensor, size: int, stride: int, value: float = 0.0) -> Tensor:
     """Pad for ceil(size / stride) outputs; odd padding has the extra pixel on the right and at the bottom."""
     pads = []
     for n in (x.shape[3], x.shape[2]):
@@ -96,7 +96,7 @@ def plain_conv(channels: int, out: int, size: int, stride: int = 1) -> nn.Conv2d
     return nn.Conv2d(channels, out, size, stride, padding=size // 2, bias=False)
 
 
-class Unit(nn.Module):
+class Bottleneck(nn.Module):
     """A bottleneck block of a ResNet: 1x1, 3x3 and 1x1 convolutions with a shortcut (arXiv 1512.03385)."""
 
     def __init__(
@@ -174,7 +174,7 @@ class ResNet(nn.Module):
             for j in range(units):
                 stride = first if j == 0 else 1
                 shortcut = Shortcut(self.width, out, stride, conv, norm) if j == 0 else None
-                stage.append(Unit(self.width, out, stride, conv, norm, shortcut))
+                stage.append(Bottleneck(self.width, out, stride, conv, norm, shortcut))
                 self.width, self.stride = out, self.stride * stride
             self.stages.append(nn.Sequential(*stage))
 
@@ -182,7 +182,7 @@ class ResNet(nn.Module):
         """[B, C, H, W] to [B, width, H / stride, W / stride]."""
         x = self.root(images)
         # Padding with zeros is safe for max pooling: after a ReLU nothing is smaller.
-        x = F.max_pool2d(same(x, 3, 2), 3, 2) if self.tensorflow else F.max_pool2d(x, 3, 2, padding=1)
+        x = F.max_pool2d(pad_same(x, 3, 2), 3, 2) if self.tensorflow else F.max_pool2d(x, 3, 2, padding=1)
         for stage in self.stages:
             x = stage(x)
         return x

@@ -74,7 +74,7 @@ class Certificate:
             f"  model       {self.task}, {self.parameters:,} parameters"
             + (f", {self.classes} classes" if self.classes else ""),
             f"  weights     {used} used for {len(self.weights)}: {renamed} renamed{', ' + kinds if kinds else ''}",
-            f"  images    {size[0]}x{size[1]}, {p['resize']}, crop {p['crop_fraction']:g}, {p['interpolation']}, "
+            f"  images      {size[0]}x{size[1]}, {p['resize']}, crop {p['crop_fraction']:g}, {p['interpolation']}, "
             f"mean {_numbers(p['mean'])}, std {_numbers(p['std'])}",
         ]
         for reason in dict.fromkeys(self.left.values()):

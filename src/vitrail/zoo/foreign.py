@@ -80,8 +80,7 @@ def what_else(files: Files) -> str:
     named = next((str(config[k]) for k in ("model_type", "architecture", "vitrail") if config.get(k)), None)
     if named is None and (layout := _first(LAYOUTS, files)):
         return f"holds {layout}"
-    if named or (kind := _first(FOREIGN, files)):
-        kind = _first(FOREIGN, files)
+    if (kind := _first(FOREIGN, files)) or named:
         what = " ".join(filter(None, [kind or "a model", f"named {named!r}" if named else None]))
         return f"holds {what}, not a plain Vision Transformer that vitrail can read: choose a ViT's checkpoint"
     names = ", ".join(sorted(files.weights, key=_of_optimizer)[:3])

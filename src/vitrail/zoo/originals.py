@@ -13,14 +13,13 @@ from typing import Any
 
 from torch import Tensor
 
-from vitrail.data.preprocess import Preprocess
+from vitrail.data.preprocess import Preprocess, imagenet_statistics
 from vitrail.variants import VariantConfig
 from vitrail.zoo.renames import blocks_in, heads_for, joined, linear, square
 from vitrail.zoo.source import Files, Found, Weight
 
 NAME = "originals"
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 LEFT = {
     r"(decoder_|mask_token$|masked_embed$)": "the decoder and the mask token of pre-training",
@@ -217,7 +216,7 @@ def _found(source: str, config: VariantConfig, weights: dict[str, Weight], prepr
 
 def _images(config: VariantConfig, size: tuple[int, int], interpolation: str) -> Preprocess:
     """Preprocessing of these models' evaluation: a center crop of 7/8."""
-    mean, std = (tuple(numbers[i % 3] for i in range(config.channels)) for numbers in (MEAN, STD))
+    mean, std = imagenet_statistics(config.channels)
     return Preprocess(
         size=size,
         crop_fraction=224 / 256,

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from vitrail.data.preprocess import Preprocess
+from vitrail.data.preprocess import Preprocess, imagenet_statistics
 from vitrail.errors import UserError
 from vitrail.variants import VariantConfig
 from vitrail.zoo.renames import blocks_in, linear, reshaped
 from vitrail.zoo.source import Files, Found, Weight
 
 NAME = "sam"
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Spelling(NamedTuple):
@@ -71,7 +69,7 @@ def read(files: Files) -> Found:
     if config.neck is not None:
         for i, name in enumerate(s.neck):  # convolutions without a bias, each followed by a norm
             linear(t, f"encoder.neck.{i}", p + name, bias=bool(i % 2))
-    mean, std = (tuple(numbers[i % 3] for i in range(config.channels)) for numbers in (MEAN, STD))
+    mean, std = imagenet_statistics(config.channels)
     return Found(
         source="SAM's image encoder",
         encoder=config,

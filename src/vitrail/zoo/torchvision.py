@@ -10,14 +10,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vitrail.data.preprocess import Preprocess
+from vitrail.data.preprocess import Preprocess, imagenet_statistics
 from vitrail.variants import VariantConfig
 from vitrail.zoo.renames import blocks_in, class_names, heads_for, linear, square
 from vitrail.zoo.source import Files, Found, Weight
 
 NAME = "torchvision"
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BLOCK = "encoder.layers.encoder_layer_{}."
 MLP = ("mlp.0", "mlp.3")
 MLP_BEFORE_2022 = ("mlp.linear_1", "mlp.linear_2")
@@ -79,7 +78,7 @@ def read(files: Files) -> Found:
 def _preprocess(config: VariantConfig) -> Preprocess:
     """Preprocessing of the weights for 224 pixels, or of those fine-tuned at larger sizes and of ViT-H."""
     side = config.image_size[0]
-    mean, std = (tuple(numbers[i % 3] for i in range(config.channels)) for numbers in (MEAN, STD))
+    mean, std = imagenet_statistics(config.channels)
     enlarged, interpolation = side, "bicubic"
     if side == 224 and config.patch != 14:
         enlarged, interpolation = 242 if (config.width, config.patch) == (1024, 16) else 256, "bilinear"

@@ -93,9 +93,9 @@ def test_a_captioner_chooses_what_people_said_of_like_images(tmp_path: Path) -> 
         labels = made["label"]
         task.solve("knn", Features(vectors, labels), lambda: Features(vectors, labels))
         assert task.consensus is not None
-        plain = task.write(made)
+        plain = task.generate(made)
         task.option = Decoding(**{**vars(how), "consensus": 90.0, "neighbours": 1})
-        found = task.write(made)
+        found = task.generate(made)
         added = 90.0 * task.consensus(task.match(vectors), plain.words, 1)
     expected, order = (plain.score + added).sort(dim=1, descending=True)
     assert (order != torch.arange(4)).any()
@@ -105,9 +105,9 @@ def test_a_captioner_chooses_what_people_said_of_like_images(tmp_path: Path) -> 
     again = vitrail.load(tmp_path / "m")
     assert isinstance(again, Caption)
     with torch.no_grad():
-        torch.testing.assert_close(again.write(made).score, found.score, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(again.generate(made).score, found.score, atol=1e-4, rtol=1e-4)
     again.configure(Captioning(contrastive=0.5, text_depth=1))
     assert again.consensus is None and "consensus" not in again.config()
     again.option = task.option
     with pytest.raises(UserError, match="was not trained for consensus in decoding"):
-        again.write(made)
+        again.generate(made)

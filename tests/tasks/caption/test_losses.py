@@ -27,7 +27,7 @@ from vitrail.data.text import END, PAD, START, UNKNOWN
 from vitrail.tasks.caption import Decoding, numbered
 from vitrail.tasks.caption.losses import captions_of_epoch, drop_words
 from vitrail.tasks.caption.matching import contrastive_loss, text_states
-from vitrail.tasks.caption.search import write
+from vitrail.tasks.caption.search import generate
 from vitrail.tasks.values import Batch
 
 
@@ -218,7 +218,7 @@ def test_self_critical_gradient_is_the_formula(decoder: str, heat: float) -> Non
     how = Decoding(beam=4, sample=True, temperature=heat, sampling_seed=seed, no_repeat_ngram_size=0, max_length=10)
     with torch.no_grad():
         state = task.decoder(memory=task.memory(made["image"]))
-        written = write(task.components()["step"], state, how, made["sample"])
+        written = generate(task.components()["step"], state, how, made["sample"])
     objective, count = torch.zeros(()), 0
     for i in range(3):
         own = rewards[4 * i : 4 * i + 4]

@@ -24,7 +24,7 @@ from vitrail.tasks.caption import Caption, Captioning, Decoding, numbered
 from vitrail.tasks.caption.components import NextWords
 from vitrail.tasks.caption.language import OWN, HFTokenizer, LanguageDecoder, VocabMap
 from vitrail.tasks.caption.prefix import PrefixDecoder
-from vitrail.tasks.caption.search import write
+from vitrail.tasks.caption.search import generate
 from vitrail.tasks.caption.settings import LanguageSettings, merge_settings
 from vitrail.variants import VariantConfig, VariantViT
 from vitrail.zoo import captioners
@@ -71,14 +71,14 @@ def tied(task: Caption) -> bool:
 
 
 def anew(task: Caption, how: Decoding, samples: torch.Tensor) -> Any:
-    """What `write` gives by reading all words so far at each step."""
+    """What `generate` gives by reading all words so far at each step."""
     memory = task.memory(IMAGES)
 
     def step(words: torch.Tensor, rows: torch.Tensor | None, state: torch.Tensor) -> Any:
         state = torch.cat([state if rows is None else state[rows], words[:, None]], dim=1)
         return task.decoder(state.view(len(IMAGES), -1, state.shape[1]), memory)[:, :, -1].flatten(0, 1), None, state
 
-    return write(step, torch.zeros(len(IMAGES), 0, dtype=torch.int64), how, samples)
+    return generate(step, torch.zeros(len(IMAGES), 0, dtype=torch.int64), how, samples)
 
 
 IMAGES = torch.randn(4, 3, 16, 24, generator=torch.Generator().manual_seed(1))
@@ -90,7 +90,7 @@ def test_the_words_are_those_of_transformers_own_greedy_search(join: Any, folder
     task.option = Decoding(beam=1, no_repeat_ngram_size=0, max_length=13)
     model, decoder = decoder_of(task).model, decoder_of(task)
     with torch.no_grad():
-        written = task.write({"image": IMAGES})
+        written = task.generate({"image": IMAGES})
         prefix = decoder.join(task.memory(IMAGES))
         start = model.get_input_embeddings()(torch.full((4, 1), decoder.vocabulary.start))
         rows = torch.cat([prefix, start], dim=1)
@@ -115,7 +115,7 @@ def test_with_cache_and_without_the_same(join: Any, folder: Path) -> None:
     with torch.no_grad():
         memory, step = task.memory(IMAGES), NextWords(task.decoder)
         for way in (how, Decoding(beam=2, sample=True, max_length=8)):
-            cached, slow = write(step, task.decoder(memory=memory), way, samples), anew(task, way, samples)
+            cached, slow = generate(step, task.decoder(memory=memory), way, samples), anew(task, way, samples)
             assert torch.equal(cached.words, slow.words)
             there = cached.words > END
             assert torch.allclose(cached.logp[there], slow.logp[there], atol=1e-4)
@@ -127,9 +127,9 @@ def test_a_large_batch_is_written_some_images_at_a_time(folder: Path, monkeypatc
         task.option = how
         with torch.no_grad():
             monkeypatch.setattr(LanguageDecoder, "images_at_once", 32)
-            whole = task.write({"image": IMAGES})
+            whole = task.generate({"image": IMAGES})
             monkeypatch.setattr(LanguageDecoder, "images_at_once", 3)
-            chunked = task.write({"image": IMAGES})
+            chunked = task.generate({"image": IMAGES})
         assert torch.equal(whole.words, chunked.words) and torch.allclose(whole.score, chunked.score, atol=1e-5)
 
 
@@ -212,7 +212,7 @@ def test_a_checkpoint_carries_the_language_model(join: Any, folder: Path, tmp_pa
     )
     assert tied(again)
     with torch.no_grad():
-        a, b = task.write({"image": IMAGES}), again.write({"image": IMAGES})
+        a, b = task.generate({"image": IMAGES}), again.generate({"image": IMAGES})
     assert torch.equal(a.words, b.words) and torch.equal(a.logp, b.logp)
     state = task.state_dict()
     assert not any(name.endswith("lm_head.weight") for name in state)
@@ -241,7 +241,7 @@ def test_places_that_the_language_model_lacks_are_named(folder: Path) -> None:
     with pytest.raises(UserError, match="62 words after 3 exceed the 64 positions"):
         task(IMAGES, torch.full((4, 1, 62), 20))
     task.option = Decoding(max_length=1000, beam=1)
-    assert task.write({"image": IMAGES[:1]}).words.shape[2] <= 61
+    assert task.generate({"image": IMAGES[:1]}).words.shape[2] <= 61
 
 
 def test_a_language_model_that_changes_its_logits_is_refused(folder: Path) -> None:

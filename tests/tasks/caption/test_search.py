@@ -26,7 +26,7 @@ from vitrail.tasks.caption.decoders import (
     TransformerDecoder,
     WordDecoder,
 )
-from vitrail.tasks.caption.search import Stepper, Written, among, forbid_repeats, write
+from vitrail.tasks.caption.search import Generated, Stepper, among, forbid_repeats, generate
 
 WIDTH = 16
 
@@ -53,15 +53,15 @@ def seen(images: int, seed: int = 0) -> Memory:
 
 
 @torch.no_grad()
-def written(decoder: Decoder, memory: Memory, how: Decoding, cache: bool = True, first: int = 0) -> Written:
+def written(decoder: Decoder, memory: Memory, how: Decoding, cache: bool = True, first: int = 0) -> Generated:
     samples = torch.arange(first, first + len(memory.tokens))
     if cache:
-        return write(NextWords(decoder), decoder(memory=memory), how, samples)
-    return write(*anew(decoder, memory), how, samples)
+        return generate(NextWords(decoder), decoder(memory=memory), how, samples)
+    return generate(*anew(decoder, memory), how, samples)
 
 
 def anew(decoder: Decoder, memory: Memory) -> tuple[Stepper, Tensor]:
-    """What `write` takes, by reading all words so far at each step: the state are these words, [R, T]."""
+    """What `generate` takes, by reading all words so far at each step: the state are these words, [R, T]."""
 
     def step(words: Tensor, rows: Tensor | None, state: Tensor) -> Step:
         state = torch.cat([state if rows is None else state[rows], words[:, None]], dim=1)
@@ -75,7 +75,7 @@ def one(memory: Memory, i: int) -> Memory:
     return Memory(memory.tokens[i : i + 1], memory.pooled[i : i + 1])
 
 
-def captions(found: Written) -> list[list[tuple[int, ...]]]:
+def captions(found: Generated) -> list[list[tuple[int, ...]]]:
     """Without what fills up."""
     return [[tuple(w for w in row if w != PAD) for row in rows] for rows in found.words.tolist()]
 
@@ -268,12 +268,12 @@ def test_draws_depend_on_the_seed_and_the_image_alone() -> None:
     samples = torch.tensor([10, 3, 10**12, 7, 0, 4])
     with torch.no_grad():
         step, state = NextWords(decoder), decoder(memory=memory)
-        together = captions(write(step, state, how, samples))
-        again = captions(write(step, state, how, samples))
-        other = captions(write(step, state, replace(how, sampling_seed=1), samples))
+        together = captions(generate(step, state, how, samples))
+        again = captions(generate(step, state, how, samples))
+        other = captions(generate(step, state, replace(how, sampling_seed=1), samples))
         order = torch.tensor([4, 2, 0])
         state = decoder(memory=Memory(memory.tokens[order], memory.pooled[order]))
-        some = captions(write(step, state, how, samples[order]))
+        some = captions(generate(step, state, how, samples[order]))
     assert together == again and some == [together[i] for i in order]
     assert together != other and len({row for rows in together for row in rows}) > 10
 

@@ -80,6 +80,12 @@ def test_queries_that_are_right_have_a_lower_loss_and_void_does_not_matter() -> 
     torch.testing.assert_close(query_loss({**right, "masks": changed}, void), query_loss(right, void))
 
 
+def test_outputs_that_are_not_finite_give_a_loss_that_is_not_for_a_step_to_be_skipped() -> None:
+    pytest.importorskip("scipy")
+    outputs = {"classes": torch.full((1, 3, 3), math.nan), "masks": torch.full((1, 3, 4, 4), math.nan)}
+    assert not query_loss(outputs, torch.zeros(1, 4, 4, dtype=torch.int64)).isfinite().any()
+
+
 def test_miou_is_the_mean_over_classes_of_one_confusion_matrix() -> None:
     generator = torch.Generator().manual_seed(0)
     truths = [torch.randint(0, 4, (5, 7), generator=generator) for _ in range(3)]

@@ -22,7 +22,7 @@ from vitrail.data.sets import ImageSet
 from vitrail.data.targets import Tags
 from vitrail.errors import UserError
 from vitrail.report import write_report
-from vitrail.tasks.tag import Found, Tag, Tagging
+from vitrail.tasks.tag import PredictedLabels, Tag, Tagging
 from vitrail.tasks.tag.metric import average_precision
 
 CPU = ["--device", "cpu"]
@@ -172,7 +172,7 @@ def test_answers_list_what_is_above_the_threshold() -> None:
     assert [label["label"] for label in first.row()["labels"]] == ["c", "a"]
     assert first.text() == "c 95.3%, a 88.1%"
     assert none.row() == {"labels": []} and none.text() == "no label (the most probable: c 26.9%)"
-    assert isinstance(none, Found) and none.draw(Image.new("RGB", (20, 20))).height > 20
+    assert isinstance(none, PredictedLabels) and none.draw(Image.new("RGB", (20, 20))).height > 20
     task.choose({"threshold": 0.1, "top": 2})
     assert [len(answer.row()["labels"]) for answer in task.answer({"image": torch.zeros(2, 3, 8, 8)})] == [2, 2]
     with pytest.raises(UserError, match="threshold must be a fraction"):

@@ -15,7 +15,7 @@ from vitrail.data.text import END, PAD, START, Tokenizer
 from vitrail.errors import UserError
 from vitrail.ops import Grid
 from vitrail.tasks.answers import finite
-from vitrail.tasks.caption.search import Stepper, Written
+from vitrail.tasks.caption.search import Generated, Stepper
 from vitrail.tasks.values import Piece, Prediction
 
 
@@ -51,8 +51,8 @@ class Captions(Prediction):
     """whether caption and image are above the captioner's thresholds, if it has some"""
 
     def row(self) -> dict[str, Any]:
-        told = {name: value for name in ("match", "sure") if (value := getattr(self, name)) is not None}
-        return {"caption": self.caption, **told, "captions": self.captions}
+        confidence = {name: value for name in ("match", "sure") if (value := getattr(self, name)) is not None}
+        return {"caption": self.caption, **confidence, "captions": self.captions}
 
     def records(self) -> list[dict[str, Any]]:
         """As `row`, without the tokens."""
@@ -63,7 +63,7 @@ class Captions(Prediction):
         return f"not sure: {self.caption}" if self.sure is False else self.caption
 
 
-def answers_of(written: Written, tokenizer: Tokenizer, sure_from: Thresholds | None = None) -> list[Prediction]:
+def answers_of(written: Generated, tokenizer: Tokenizer, sure_from: Thresholds | None = None) -> list[Prediction]:
     """The captions of each image; with thresholds, each `sure` or not."""
     probabilities = written.logp.exp().tolist()
     scores = written.score.tolist()
@@ -109,7 +109,7 @@ def _row(words: list[int], ps: list[float], score: float, tokenizer: Tokenizer) 
     }
 
 
-def pieces_of(written: Written, step: Stepper, state: Any, grid: Grid, tokenizer: Tokenizer) -> list[list[Piece]]:
+def pieces_of(written: Generated, step: Stepper, state: Any, grid: Grid, tokenizer: Tokenizer) -> list[list[Piece]]:
     """The pieces of each image's best caption, with the end as `<end>`.
 
     Each has the attention over the patches [h, w] at the step that chose it; None for a decoder without attention.

@@ -48,17 +48,23 @@ class Reranker(nn.Module):
         self.match, self.decoder, self.consensus, self.how = match, decoder, consensus, how
 
     def forward(self, pooled: Tensor, words: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Images [B, D], captions [B, K, T] and their scores [B, K] to the arguments of `Written.ranked`.
+        """Images [B, D], captions [B, K, T] and their scores [B, K] to the arguments of `Generated.ranked`.
 
         These are the new scores [B, K], the logits of matching [B, K] and, with an index, the images' likeness [B].
         """
         texts = text_states(self.decoder, words.flatten(0, 1)).unflatten(0, scores.shape)
         logits = self.match(pooled[:, None], texts)[:, 0]
-        if self.how.match:
-            scores = scores + self.how.match * logits
-        if self.consensus is None:
-            return scores, logits, None
-        vectors = self.match(pooled)
-        if self.how.consensus:
-            scores = scores + self.how.consensus * self.consensus(vectors, words, self.how.neighbours)
-        return scores, logits, self.consensus.likeness(vectors)
+        return reranked(scores, words, logits, self.match(pooled), self.consensus, self.how)
+
+
+def reranked(
+    scores: Tensor, words: Tensor, logits: Tensor, vectors: Tensor, consensus: Consensus | None, how: Decoding
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What `Reranker` returns, from the logits of matching [B, K] and the images' vectors [B, D] for the index."""
+    if how.match:
+        scores = scores + how.match * logits
+    if consensus is None:
+        return scores, logits, None
+    if how.consensus:
+        scores = scores + how.consensus * consensus(vectors, words, how.neighbours)
+    return scores, logits, consensus.likeness(vectors)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vitrail.data.text import END, PAD, START
 from vitrail.errors import UserError
-from vitrail.tasks.caption.components import NextWords, ReadImages
+from vitrail.tasks.caption.components import NextWords, ReadImages, reranked
 from vitrail.tasks.caption.decoders import Decoder, State, Step, WordDecoder
 from vitrail.tasks.caption.matching import Match, text_states
 from vitrail.tasks.exported import AFTER, Engine, Program
@@ -160,12 +160,6 @@ def run_programs(
         # Padding changes nothing.
         padded = F.pad(captions, (0, max(0, SHORTEST - captions.shape[2])), value=PAD)
         logits, vectors = engines["match"](pooled, padded)
-        if task.option.match:
-            scores = scores + task.option.match * logits
-        if task.consensus is None:
-            return scores, logits, None
-        if task.option.consensus:
-            scores = scores + task.option.consensus * task.consensus(vectors, captions, task.option.neighbours)
-        return scores, logits, task.consensus.likeness(vectors)
+        return reranked(scores, captions, logits, vectors, task.consensus, task.option)
 
     return {"encoder": encoder, "step": step, **({"rerank": rerank} if "match" in engines else {})}

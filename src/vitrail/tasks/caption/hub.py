@@ -7,7 +7,7 @@ arXiv 2201.12086), or with its tokens as a prefix before the words (GIT, arXiv 2
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import Any, ClassVar, Self, cast
@@ -26,6 +26,7 @@ from vitrail.tasks.caption.language import (
     VocabMap,
     cache_arguments,
     cache_of,
+    last_word_attention,
 )
 from vitrail.tasks.caption.settings import Captioning, Decoding
 from vitrail.tasks.caption.task import Caption
@@ -141,7 +142,7 @@ class CrossDecoder(LanguageDecoder):
             output_attentions=True,
             **cache_arguments(self.model, state.cache),
         )
-        attention = _mean(out.cross_attentions) if out.cross_attentions else None
+        attention = last_word_attention(out.cross_attentions) if out.cross_attentions else None
         return out.logits[:, -1], attention, LanguageState(cache_of(out), length, state.tokens)
 
 
@@ -164,7 +165,7 @@ class GitDecoder(LanguageDecoder):
 
     def _start(self, memory: Memory) -> LanguageState:
         # transformers 4 separates image tokens from words by this count, which is wrong if a video model gets one
-        # image: the # first words would be dropped from its cache.
+        # image: the first words would be dropped from its cache.
         for layer in self.model.git.encoder.layer:
             layer.attention.self.image_patch_tokens = memory.tokens.shape[1]
         return LanguageState(None, tokens=memory.tokens)
@@ -184,7 +185,7 @@ class GitDecoder(LanguageDecoder):
             output_attentions=True,
             **cache_arguments(self.model, state.cache),
         )
-        attention = _mean(out.attentions)[:, : tokens.shape[1]]
+        attention = last_word_attention(out.attentions)[:, : tokens.shape[1]]
         return out.logits[:, -1], attention, LanguageState(cache_of(out), state.length + 1, tokens)
 
 
@@ -211,8 +212,3 @@ def taken_apart(model: Any, vocabulary: VocabMap) -> tuple[Any, LanguageDecoder]
     if kind == "git":
         return encoder, GitDecoder(text, vocabulary, positions)
     return encoder, CrossDecoder(text, vocabulary, positions, getattr(model, "enc_to_dec_proj", None))
-
-
-def _mean(layers: Sequence[Tensor]) -> Tensor:
-    """Attention of the last word [R, M], the mean over layers of [R, heads, T, M] and their heads."""
-    return torch.stack([layer[:, :, -1].float().mean(dim=1) for layer in layers]).mean(dim=0)

@@ -161,6 +161,11 @@ def cache_of(output: Any) -> Any:
     return output["cache"] if "cache" in output else output["past_key_values"]
 
 
+def last_word_attention(layers: Sequence[Tensor]) -> Tensor:
+    """Attention of the last word [R, M]: the mean over layers, each [R, heads, T, M], and over their heads."""
+    return torch.stack([layer[:, :, -1].float().mean(dim=1) for layer in layers]).mean(dim=0)
+
+
 TOGETHER = 32
 """images per batch of a search: in transformers' cache each caption has its own copy of the image's keys and values,
 which for hundreds of images would exhaust memory"""

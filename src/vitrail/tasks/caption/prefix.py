@@ -27,6 +27,7 @@ from vitrail.tasks.caption.language import (
     VocabMap,
     cache_arguments,
     cache_of,
+    last_word_attention,
 )
 from vitrail.tasks.caption.settings import LanguageSettings
 from vitrail.tasks.encoder import EncoderConfig, pooled_width, token_width
@@ -97,9 +98,8 @@ class PrefixDecoder(LanguageDecoder):
             )
         attention = None
         if self.has_places and out.attentions:
-            layers = [layer[:, :, -1].float().mean(dim=1) for layer in out.attentions]
             # All positions before the words, including the current one, belong to the image.
-            attention = torch.stack(layers).mean(dim=0)[:, : -(state.length + 1)]
+            attention = last_word_attention(out.attentions)[:, : -(state.length + 1)]
         return out.last_hidden_state[:, -1], attention, LanguageState(cache_of(out), state.length + 1)
 
     def _embed(self, words: Tensor, before: int) -> Tensor:

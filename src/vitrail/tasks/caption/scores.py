@@ -24,6 +24,7 @@ from torch import Tensor
 from vitrail.errors import RunError, UserError, warn_once
 from vitrail.tasks.caption.cider import ngrams, words
 from vitrail.tasks.caption.java import MISSING, meteor, treebank
+from vitrail.tasks.rows import require_rows
 
 log = logging.getLogger("vitrail")
 
@@ -234,6 +235,7 @@ class CaptionMetric:
 
     def compute(self) -> dict[str, Any]:
         """The scores of `caption_scores`."""
+        require_rows(self.rows)
         candidates = {sample: self.rows[sample][0] for sample in sorted(self.rows)}
         references = {sample: self.rows[sample][1] for sample in candidates}
         scores = caption_scores(candidates, references, java=self.java, seen=self.seen)

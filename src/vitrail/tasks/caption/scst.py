@@ -13,7 +13,7 @@ from vitrail.errors import UserError
 from vitrail.tasks.caption.cider import Cider, words
 from vitrail.tasks.caption.decoders import Memory
 from vitrail.tasks.caption.losses import log_probabilities
-from vitrail.tasks.caption.search import write
+from vitrail.tasks.caption.search import generate
 from vitrail.tasks.caption.settings import Decoding
 from vitrail.tasks.values import Batch
 
@@ -56,7 +56,7 @@ def self_critical_loss(task: Caption, memory: Memory, batch: Batch) -> dict[str,
     task.eval()  # the decoder samples without dropout
     with torch.no_grad():
         state = task.decoder(memory=memory)
-        chosen = write(task.components()["step"], state, how, batch["sample"]).words
+        chosen = generate(task.components()["step"], state, how, batch["sample"]).words
     task.train(training)
     texts = [task.tokenizer.decode(row) for row in chosen.flatten(0, 1).tolist()]
     keys = batch["sample"].repeat_interleave(samples).tolist()

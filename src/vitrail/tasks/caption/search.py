@@ -23,7 +23,7 @@ Stepper = Callable[[Tensor, Tensor | None, Any], tuple[Tensor, Tensor | None, An
 
 
 @dataclass
-class Written:
+class Generated:
     """Captions of B images, K each, best first."""
 
     words: Tensor
@@ -37,22 +37,22 @@ class Written:
     likeness: Tensor | None = None
     """[B] how similar each image is to training images, in captioners with an index of them (`Consensus.likeness`)"""
 
-    def ranked(self, score: Tensor, match: Tensor, likeness: Tensor | None) -> Written:
+    def ranked(self, score: Tensor, match: Tensor, likeness: Tensor | None) -> Generated:
         """The same captions with what a `Reranker` says of them, best first."""
         score, order = score.sort(dim=1, descending=True, stable=True)
         places = order[:, :, None].expand_as(self.words)
         words, logp = self.words.gather(1, places), self.logp.gather(1, places)
-        return Written(words, logp, score, match.gather(1, order), likeness)
+        return Generated(words, logp, score, match.gather(1, order), likeness)
 
     @staticmethod
-    def joined(chunks: Sequence[Written]) -> Written:
+    def joined(chunks: Sequence[Generated]) -> Generated:
         """Concatenate the captions of several groups of images."""
         length = max(chunk.words.shape[2] for chunk in chunks)
         words = [F.pad(chunk.words, (0, length - chunk.words.shape[2]), value=PAD) for chunk in chunks]
         logp = [F.pad(chunk.logp, (0, length - chunk.logp.shape[2])) for chunk in chunks]
         match = [chunk.match for chunk in chunks if chunk.match is not None]
         likeness = [chunk.likeness for chunk in chunks if chunk.likeness is not None]
-        return Written(
+        return Generated(
             torch.cat(words),
             torch.cat(logp),
             torch.cat([chunk.score for chunk in chunks]),
@@ -61,7 +61,7 @@ class Written:
         )
 
 
-class _Writer:
+class _Search:
     """Logits of the next words, with forbidden words at -inf."""
 
     def __init__(self, step: Stepper, state: Any, samples: Tensor, how: Decoding, spaced: Tensor | None) -> None:
@@ -101,21 +101,21 @@ def forbid_repeats(logits: Tensor, words: Tensor, size: int) -> None:
     logits[places, rows[places, windows, -1]] = -torch.inf
 
 
-def write(step: Stepper, state: Any, how: Decoding, samples: Tensor, spaced: Tensor | None = None) -> Written:
+def generate(step: Stepper, state: Any, how: Decoding, samples: Tensor, spaced: Tensor | None = None) -> Generated:
     """Captions of the images; `state` has one row per image before the first word.
 
     Random draws depend on the images' sample numbers [B]. `spaced` [V] is what `Tokenizer.spaced` gives.
     """
-    writer = _Writer(step, state, samples, how, spaced)
-    return _sample(writer, how, samples) if how.sample else _beam(writer, how, samples)
+    search = _Search(step, state, samples, how, spaced)
+    return _sample(search, how, samples) if how.sample else _beam(search, how, samples)
 
 
-def _sample(writer: _Writer, how: Decoding, samples: Tensor) -> Written:
+def _sample(search: _Search, how: Decoding, samples: Tensor) -> Generated:
     images, captions = len(samples), how.beam
     words = torch.full((images * captions, 1), START, device=samples.device)
     logps, ended = [], torch.zeros(len(words), dtype=torch.bool, device=words.device)
     for place in range(how.max_length):
-        logp = writer.next(words).log_softmax(dim=-1)
+        logp = search.next(words).log_softmax(dim=-1)
         allowed = among(logp / how.temperature, how.top_k, how.top_p)
         draws = uniform(seed_for(how.sampling_seed, place, SAMPLED), samples, captions).flatten()
         below = allowed.softmax(dim=-1).cumsum(dim=-1)
@@ -143,15 +143,15 @@ def among(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     return logits
 
 
-def _sorted(words: Tensor, logp: Tensor, how: Decoding) -> Written:
+def _sorted(words: Tensor, logp: Tensor, how: Decoding) -> Generated:
     lengths = (words != PAD).sum(dim=2).clamp(min=1)
     score = logp.sum(dim=2) / lengths**how.length_penalty
     order = score.argsort(dim=1, descending=True, stable=True)
     places = order[:, :, None].expand_as(words)
-    return Written(words.gather(1, places), logp.gather(1, places), score.gather(1, order))
+    return Generated(words.gather(1, places), logp.gather(1, places), score.gather(1, order))
 
 
-def _beam(writer: _Writer, how: Decoding, samples: Tensor) -> Written:
+def _beam(search: _Search, how: Decoding, samples: Tensor) -> Generated:
     """The `beam` best unfinished captions of each image are continued, and the `beam` best finished ones kept.
 
     An image is done when `beam` captions have ended and no unfinished one has a better score. A single caption is
@@ -162,7 +162,7 @@ def _beam(writer: _Writer, how: Decoding, samples: Tensor) -> Written:
     logp = torch.zeros(images, beam, 0, device=device)
     sums = torch.full((images, beam), -torch.inf, device=device)
     sums[:, 0] = 0.0  # all captions start equal: only the first one counts
-    done = Written(
+    done = Generated(
         torch.full((images, beam, how.max_length), PAD, device=device),
         torch.zeros(images, beam, how.max_length, device=device),
         torch.full((images, beam), -torch.inf, device=device),
@@ -170,7 +170,7 @@ def _beam(writer: _Writer, how: Decoding, samples: Tensor) -> Written:
     closed = torch.zeros(images, 1, dtype=torch.bool, device=device)
     base = torch.arange(images, device=device)[:, None]
     for place in range(1, how.max_length + 1):
-        logits = writer.next(words.flatten(0, 1))
+        logits = search.next(words.flatten(0, 1))
         # Twice as many as are kept: at most `beam` of them end here.
         most = 2 * beam if beam > 1 else 1
         likely, number = logits.topk(min(most, logits.shape[1]), dim=1)
@@ -190,12 +190,12 @@ def _beam(writer: _Writer, how: Decoding, samples: Tensor) -> Written:
         if closed.all():
             break
         words, logp = words_now[base, kept], logp_now[base, kept]
-        writer.keep((base * beam + parent.gather(1, kept)).flatten())
+        search.keep((base * beam + parent.gather(1, kept)).flatten())
     length = int((done.words != PAD).sum(dim=2).max())
-    return Written(done.words[..., :length], done.logp[..., :length], done.score)
+    return Generated(done.words[..., :length], done.logp[..., :length], done.score)
 
 
-def _merged(done: Written, words: Tensor, logp: Tensor, sums: Tensor, length: int, how: Decoding) -> Written:
+def _merged(done: Generated, words: Tensor, logp: Tensor, sums: Tensor, length: int, how: Decoding) -> Generated:
     """The best of the finished captions and those that end now."""
     if sums.isneginf().all():
         return done
@@ -205,4 +205,4 @@ def _merged(done: Written, words: Tensor, logp: Tensor, sums: Tensor, length: in
     score = torch.cat([done.score, sums / length**how.length_penalty], dim=1)
     score, order = score.topk(how.beam, dim=1)
     places = order[:, :, None].expand(-1, -1, how.max_length)
-    return Written(words.gather(1, places), logp.gather(1, places), score)
+    return Generated(words.gather(1, places), logp.gather(1, places), score)

@@ -6,14 +6,14 @@ import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from vitrail.errors import UserError, require
+from vitrail.errors import UserError, require, require_choices
 from vitrail.tasks.values import Settings
 
-MOST = 10_000
+UPPER = 10_000
 """upper limit for beams and caption lengths, far above any real use: more would exhaust any machine's memory"""
 LIMITS = (
-    ("beam", 1, MOST),
-    ("max_length", 1, MOST),
+    ("beam", 1, UPPER),
+    ("max_length", 1, UPPER),
     ("length_penalty", 0, 10),
     ("temperature", 0.01, 100),
     ("match", 0, 100),
@@ -82,6 +82,7 @@ class LanguageSettings:
     """blocks of the mapping Transformer"""
 
     def __post_init__(self) -> None:
+        require_choices(self)
         for name in ("prefix_length", "join_depth"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -137,6 +138,7 @@ class Captioning(Settings):
     decoding: Decoding = field(default_factory=Decoding)
 
     def __post_init__(self) -> None:
+        require_choices(self)
         for name in ("decoder_width", "decoder_depth", "decoder_heads", "most_words", "captions"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -189,6 +191,19 @@ FREE = (
     *("contrastive", "bag_of_words", "self_critical", "scst_temperature"),
 )
 """settings that may change when training continues; the others are fixed by the weights and the vocabulary"""
+
+USED_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "cell": ("decoder", ("recurrent", "attentive")),
+    "decoder_heads": ("decoder", ("transformer",)),
+    "scst_temperature": ("self_critical", ()),
+    "join_depth": ("join", ("transformer",)),
+    "temperature": ("sample", ()),
+    "top_k": ("sample", ()),
+    "top_p": ("sample", ()),
+    "sampling_seed": ("sample", ()),
+    "neighbours": ("consensus", ()),
+}
+"""settings that only some values of another one use (see `Task.used_with`)"""
 
 
 PLAIN: dict[str, Any] = {"smoothing": 0.0, "lower": False}

@@ -28,8 +28,8 @@ from vitrail.tasks.caption.matching import BagOfWords, Gather, Match, contrastiv
 from vitrail.tasks.caption.prefix import PrefixDecoder, pretrained
 from vitrail.tasks.caption.scores import CaptionMetric, check_scorers, human_ceiling
 from vitrail.tasks.caption.scst import Reward, reward_of, self_critical_loss
-from vitrail.tasks.caption.search import Written, write
-from vitrail.tasks.caption.settings import FREE, Captioning, Decoding, merge_settings
+from vitrail.tasks.caption.search import Generated, generate
+from vitrail.tasks.caption.settings import FREE, USED_WITH, Captioning, Decoding, merge_settings
 from vitrail.tasks.caption.text import numbered, stored_tokenizer, words_before
 from vitrail.tasks.encoder import KINDS, Encoder, encoder_for, one_vector, pooled_width, token_width
 from vitrail.tasks.exported import Engine, Program
@@ -57,6 +57,7 @@ class Caption(Task):
     solved = ("knn",)
     free = FREE
     unused_when_frozen = tuple(name for name in FREE if name != "decoding")
+    used_with = USED_WITH
     metric_reads = "answers"
     streams = True
 
@@ -283,9 +284,9 @@ class Caption(Task):
 
     def answer(self, batch: Batch) -> list[Prediction]:
         """The best captions of each image, with the probability of each piece of text."""
-        return answers_of(self.write(batch), self.tokenizer, self.sure_from)
+        return answers_of(self.generate(batch), self.tokenizer, self.sure_from)
 
-    def write(self, batch: Batch) -> Written:
+    def generate(self, batch: Batch) -> Generated:
         """Captions of a batch, with the current options."""
         for name, module in (("match", self.match), ("consensus", self.consensus)):
             if getattr(self.option, name) and module is None:
@@ -294,14 +295,14 @@ class Caption(Task):
         samples = batch.get("sample", torch.arange(len(images), device=images.device))
         size, tell = self.decoder.images_at_once or max(len(images), 1), batch.get("tell")
         several = zip(images.split(size), samples.split(size), strict=True)
-        return Written.joined([self._write(*some, tell) for some in several])
+        return Generated.joined([self._generate(*some, tell) for some in several])
 
-    def _write(self, images: Tensor, samples: Tensor, tell: Callable[[str], None] | None) -> Written:
+    def _generate(self, images: Tensor, samples: Tensor, tell: Callable[[str], None] | None) -> Generated:
         modules = self.components()
         pooled, state = modules["encoder"](images)
         how = replace(self.option, max_length=self.decoder.within_limit(self.option.max_length))
         step = modules["step"] if tell is None else Drafts(modules["step"], self.tokenizer, tell)
-        written = write(step, state, how, samples, self.spaced.to(images.device))
+        written = generate(step, state, how, samples, self.spaced.to(images.device))
         if "rerank" in modules:
             written = written.ranked(*modules["rerank"](pooled, written.words, written.score))
         return written
@@ -312,7 +313,7 @@ class Caption(Task):
 
         It is the mean over layers and heads; prefix tokens receive the rest of the attention.
         """
-        written, (_, _, grid) = self.write(batch), self.features(batch["image"])
+        written, (_, _, grid) = self.generate(batch), self.features(batch["image"])
         modules = self.components()
         _, state = modules["encoder"](batch["image"])
         return pieces_of(written, modules["step"], state, grid, self.tokenizer)
@@ -320,14 +321,14 @@ class Caption(Task):
     def explained(self, batch: Batch, outputs: Sequence[int] | None = None) -> Tensor:
         """The log-probability of each image's best caption, [B]; or of some of its words, by their place."""
         with torch.no_grad():
-            best = self.write(batch).words[:, :1]
+            best = self.generate(batch).words[:, :1]
         logp = log_probabilities(self.decoder, self.memory(batch["image"]), best)[:, 0]
         return logp.sum(dim=1) if outputs is None else logp[:, list(outputs)]
 
     @torch.no_grad()
     def explainable(self, batch: Batch) -> list[tuple[int, str]]:
         """The pieces of the best caption, without its end."""
-        (answer,) = answers_of(self.write({"image": batch["image"][:1]}), self.tokenizer)
+        (answer,) = answers_of(self.generate({"image": batch["image"][:1]}), self.tokenizer)
         return [(place, piece["text"]) for place, piece in enumerate(answer.row()["captions"][0]["tokens"])]
 
     # Training and scores

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.data.classes import outputs_of
-from vitrail.tasks.values import Batch
+from vitrail.tasks.rows import RowMetric
 
 if TYPE_CHECKING:
     from vitrail.tasks.classify.task import Classify
@@ -23,7 +23,7 @@ WORST = 12
 """number of the mistakes that are named"""
 
 
-class ClassifyMetric:
+class ClassifyMetric(RowMetric):
     """Top-1, top-5, per-class accuracy, confusion matrix, calibration error and cross-entropy, from the logits.
 
     The cross-entropy is that of the softmax, for any training loss; the calibration error uses the task's
@@ -31,30 +31,14 @@ class ClassifyMetric:
     are over all the task's classes, in its order.
     """
 
+    field = "label"
+
     def __init__(self, task: Classify, classes: Sequence[str] | None = None) -> None:
         """`classes` are the data's; by default the task's. UserError if one of them is not a class of the task."""
+        super().__init__()
         self.task = task
         self.outputs = torch.tensor(outputs_of(task.classes if classes is None else classes, task.classes))
         """the model's class number for each class of the data"""
-        self.rows: dict[int, tuple[Tensor, int]] = {}
-
-    def update(self, batch: Batch, outputs: Tensor) -> None:
-        """Add the logits of each sample; repeated samples count once."""
-        logits = outputs.detach().float().cpu()
-        for sample, row, label in zip(batch["sample"].tolist(), logits, batch["label"].tolist(), strict=True):
-            self.rows[sample] = (row, label)
-
-    def state(self) -> dict[str, Tensor]:
-        samples = sorted(self.rows)
-        return {
-            "sample": torch.tensor(samples),
-            "logits": torch.stack([self.rows[s][0] for s in samples]),
-            "label": torch.tensor([self.rows[s][1] for s in samples]),
-        }
-
-    def merge(self, state: dict[str, Tensor]) -> None:
-        for sample, row, label in zip(state["sample"].tolist(), state["logits"], state["label"].tolist(), strict=True):
-            self.rows[sample] = (row, label)
 
     def compute(self) -> dict[str, Any]:
         """Scores are fractions. `confusion[i][j]` counts images of class i predicted as class j.
@@ -63,7 +47,7 @@ class ClassifyMetric:
         are the numbers of the wrongly predicted images whose wrong class has the highest probabilities.
         """
         state = self.state()
-        logits, right = state["logits"], self.outputs[state["label"]]
+        logits, right = state["outputs"].float(), self.outputs[state["targets"]]
         classes = logits.shape[1]
         order = logits.argsort(dim=1, descending=True, stable=True)
         hits = order == right[:, None]

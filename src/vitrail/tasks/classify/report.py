@@ -34,8 +34,8 @@ def sections(run: Any) -> list[Section]:
 
 def _worst(run: Any) -> str:
     shown = "".join(map(_example, worst(run.examples)))
-    told = f"The wrong answers of which the model is the most sure, of all {run.split} images."
-    return note(f"{told} Wrong labels are often among them.") + shown if shown else ""
+    intro = f"The wrong answers of which the model is the most sure, of all {run.split} images."
+    return note(f"{intro} Wrong labels are often among them.") + shown if shown else ""
 
 
 def _example(row: Mapping[str, Any]) -> str:
@@ -61,12 +61,12 @@ def _per_class(run: Any) -> str:
     if not rows:
         return ""
     rows.sort(key=lambda row: row[1])
-    told = (
+    intro = (
         f"Recall (the bar) is the share of a class's {run.split} images that are predicted as it; precision is the "
         "share of its predictions that are right. Lowest recall first."
     )
     if len(rows) > NAMED:
-        told += f" The {NAMED} lowest of {len(rows)}."
+        intro += f" The {NAMED} lowest of {len(rows)}."
         rows = rows[:NAMED]
     head = "<tr><th class=name>class</th><th class=bar></th>" + "".join(
         f"<th class=value>{name}</th>" for name in ("recall", "precision", "images")
@@ -76,7 +76,7 @@ def _per_class(run: Any) -> str:
     size = -(-len(lines) // 2) if len(lines) > FEW else len(lines)
     halves = [lines[start : start + size] for start in range(0, len(lines), size)]
     tables = "".join(f"<table>{head}</tr>{''.join(half)}</table>" for half in halves)
-    return f'{note(told)}<div class="classes">{tables}</div>'
+    return f'{note(intro)}<div class="classes">{tables}</div>'
 
 
 def _beside(matrix: Any, place: int) -> tuple[str, str]:
@@ -96,13 +96,13 @@ def _confusion(run: Any) -> str:
     matrix: Any = run.final.get("confusion")
     if not _square(matrix):
         return ""
-    told = drawn = ""
+    intro = drawn = ""
     if len(matrix) <= DRAWN:
-        told = note(
+        intro = note(
             "Rows are true classes, columns are predictions; the colour is the share of the row. Blue is right."
         )
         drawn = confusion_matrix(matrix, [_name(run, place) for place in range(len(matrix))])
-    return f'{told}<div class="pair">{drawn}<div>{_mistakes(run, matrix)}</div></div>'
+    return f'{intro}<div class="pair">{drawn}<div>{_mistakes(run, matrix)}</div></div>'
 
 
 def _square(matrix: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from vitrail.errors import UserError
+from vitrail.errors import UserError, require_choices
 from vitrail.tasks.values import Settings
 
 
@@ -28,6 +28,7 @@ class Classification(Settings):
     """class-balanced sampling: draw each class equally often"""
 
     def __post_init__(self) -> None:
+        require_choices(self)
         if self.hidden is not None and self.hidden < 1:
             raise UserError(f"hidden must be at least 1, or None for a linear head, got {self.hidden}")
         if not 0 <= self.smoothing < 1:
@@ -39,7 +40,7 @@ class Classification(Settings):
 
 
 @dataclass(frozen=True)
-class Answering:
+class ClassifyOptions:
     """Prediction options of a classifier."""
 
     top: int | None = None

@@ -20,7 +20,7 @@ from vitrail.tasks.answers import finite, one_class
 from vitrail.tasks.classify.knn import Neighbours
 from vitrail.tasks.classify.linear_probe import linear_probe, scores_of
 from vitrail.tasks.classify.metric import TOP, ClassifyMetric
-from vitrail.tasks.classify.settings import Answering, Classification
+from vitrail.tasks.classify.settings import Classification, ClassifyOptions
 from vitrail.tasks.encoder import KINDS, Encoder, encoder_for, pooled_width
 from vitrail.tasks.headed import Headed
 from vitrail.tasks.task import Task
@@ -68,7 +68,7 @@ class Classify(Headed):
 
     name = "classify"
     settings = Classification
-    options = Answering
+    options = ClassifyOptions
     score = Score("top1", label="accuracy")
     val_loss = "cross_entropy"
     train_score = "accuracy"
@@ -102,7 +102,7 @@ class Classify(Headed):
         self.neighbours = neighbours
         if neighbours is not None:
             self.head = Neighbours(pooled_width(encoder.config), len(classes), neighbours)
-        self.option = Answering()
+        self.option = ClassifyOptions()
 
     @classmethod
     def create(cls, settings: Classification, encoder: Encoder, splits: Splits, preprocess: Preprocess) -> Self:
@@ -251,10 +251,11 @@ class Classify(Headed):
         return one_class(scores["confusion"], scores["classes"]) if "confusion" in scores else None
 
     @classmethod
-    def told(cls, scores: Mapping[str, Any]) -> dict[str, float]:
+    def printed_scores(cls, scores: Mapping[str, Any]) -> dict[str, float]:
         """Without `top5` for at most five classes, where it is always 1."""
         few = len(scores.get("per_class", ())) <= TOP
-        return {name: value for name, value in super().told(scores).items() if not (few and name == f"top{TOP}")}
+        found = super().printed_scores(scores)
+        return {name: value for name, value in found.items() if not (few and name == f"top{TOP}")}
 
     @classmethod
     def report(cls, run: Any) -> list[Section]:

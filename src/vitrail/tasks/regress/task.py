@@ -86,13 +86,13 @@ class Units(NamedTuple):
         mean, std = (torch.tensor(numbers, dtype=like.dtype) for numbers in self)
         return mean.to(like.device, non_blocking=True), std.to(like.device, non_blocking=True)
 
-    def away(self, values: Tensor) -> Tensor:
-        """Values [..., V] in these units."""
+    def normalise(self, values: Tensor) -> Tensor:
+        """Values [..., V] of the table to mean 0 and standard deviation 1."""
         mean, std = self.tensors(values)
         return (values - mean) / std
 
-    def back(self, outputs: Tensor) -> Tensor:
-        """The inverse."""
+    def denormalise(self, outputs: Tensor) -> Tensor:
+        """The inverse of `normalise`: outputs [..., V] in the units of the table."""
         mean, std = self.tensors(outputs)
         return outputs * std + mean
 
@@ -161,7 +161,7 @@ class Regress(Headed):
     def encode_target(self, target: Target) -> Target:
         """The values in the head's units."""
         assert isinstance(target, Numbers)
-        return target.changed((target.values if self.units is None else self.units.away(target.values)).float())
+        return target.changed((target.values if self.units is None else self.units.normalise(target.values)).float())
 
     def portable_state(self) -> dict[str, Tensor]:
         """The weights of a head whose outputs are the values."""
@@ -174,7 +174,7 @@ class Regress(Headed):
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Normalised images [B, C, H, W] to the values [B, V]; `keep` is stochastic depth's."""
         outputs = super().forward(images, keep)
-        return outputs if self.units is None else self.units.back(outputs.float())
+        return outputs if self.units is None else self.units.denormalise(outputs.float())
 
     def loss(self, batch: Batch, gather: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
         """Sum of the images' losses: of each, the mean smooth L1 loss of its values (Fast R-CNN, arXiv 1504.08083).
@@ -207,11 +207,11 @@ class Regress(Headed):
         return RegressMetric(self)
 
     @classmethod
-    def told(cls, scores: Mapping[str, Any]) -> dict[str, float]:
+    def printed_scores(cls, scores: Mapping[str, Any]) -> dict[str, float]:
         """With the scores of each value under `mae NAME` and `r2 NAME`, if there are several."""
         each = scores.get("per_value", ())
         own = {f"{name} {row['name']}": row[name] for row in each for name in ("mae", "r2") if row[name] is not None}
-        return {**super().told(scores), **(own if len(each) > 1 else {})}
+        return {**super().printed_scores(scores), **(own if len(each) > 1 else {})}
 
     @classmethod
     def report(cls, run: Any) -> list[Section]:

@@ -102,8 +102,11 @@ def check_matching(queries: int, classes: int) -> None:
 
 
 def _matched(costs: Tensor) -> tuple[Tensor, Tensor]:
-    """The queries and the segments of the cheapest assignment."""
+    """The queries and the segments of the cheapest assignment.
+
+    SciPy refuses costs that are not finite. Any assignment will do for those: their loss is not finite either.
+    """
     from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
-    rows, columns = linear_sum_assignment(costs.detach().cpu().numpy())
+    rows, columns = linear_sum_assignment(costs.detach().nan_to_num().cpu().numpy())
     return torch.as_tensor(rows, device=costs.device), torch.as_tensor(columns, device=costs.device)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vitrail.data.classes import outputs_of
+from vitrail.tasks.rows import require_rows
 from vitrail.tasks.values import Batch
 
 WORST = 4
@@ -55,6 +56,7 @@ class SegmentMetric:
 
         `worst` are the numbers of the images with the smallest shares of right pixels.
         """
+        require_rows(self.rows)
         confusion = torch.zeros(len(self.classes), len(self.classes), dtype=torch.int64)
         for true, predicted, counts in self.rows.values():
             confusion[true, predicted] += counts

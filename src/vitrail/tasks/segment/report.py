@@ -41,8 +41,8 @@ def _examples(run: Any, rows: list[Mapping[str, Any]]) -> str:
         f'<span class="key"><i style="background: rgb{colour}"></i>{escape(name)}</span>'
         for name, colour in zip(names, colours(len(names)), strict=True)
     )
-    told = note("Left: the ground truth; without a colour: void. Right: the prediction.")
-    return f"{told}<p>{legend}</p>{shown}" if shown else ""
+    intro = note("Left: the ground truth; without a colour: void. Right: the prediction.")
+    return f"{intro}<p>{legend}</p>{shown}" if shown else ""
 
 
 def _pair(row: Mapping[str, Any], names: list[str]) -> str:
@@ -72,8 +72,8 @@ def _per_class(run: Any) -> str:
     if not rows:
         return ""
     bars = "".join(bar(name, score, False) for name, score in sorted(rows, key=lambda row: row[1]))
-    told = note("Intersection over union of each class over all pixels of the split, lowest first.")
-    return f'{told}<div class="columns"><table>{bars}</table></div>'
+    intro = note("Intersection over union of each class over all pixels of the split, lowest first.")
+    return f'{intro}<div class="columns"><table>{bars}</table></div>'
 
 
 def _named(run: Any) -> list[tuple[str, Any]]:

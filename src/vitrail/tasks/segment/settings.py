@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from vitrail.errors import UserError
+from vitrail.errors import UserError, require_choices
 from vitrail.tasks.values import Settings
 
 UNUSED = {"linear": ("head_blocks", "queries"), "mask-transformer": ("queries",)}
@@ -41,6 +41,7 @@ class Segmentation(Settings):
     only 0 and 255"""
 
     def __post_init__(self) -> None:
+        require_choices(self)
         if self.head_blocks < 1 or self.queries < 1:
             raise UserError(f"head_blocks and queries must be at least 1, got {self.head_blocks} and {self.queries}")
         if self.upscale < 1 or self.upscale & (self.upscale - 1):
@@ -72,5 +73,6 @@ class Inference:
     """eval: the value that marks void pixels in the masks; default: as in training"""
 
     def __post_init__(self) -> None:
+        require_choices(self)
         if not 0 <= self.overlap < 1:
             raise UserError(f"overlap must be at least 0 and below 1, got {self.overlap}")

@@ -156,7 +156,7 @@ class Segment(Task):
 
         At that scale an image just covers `preprocess.size` / `crop_fraction`, as before the centre crop elsewhere.
         """
-        from vitrail.data.prepare import Sample, prepare, size_of
+        from vitrail.data.prepare import prepare, size_of
 
         opened = self.preprocess.open(image)
         size = size_of(opened, self.preprocess)
@@ -170,10 +170,7 @@ class Segment(Task):
             raise UserError("windows keep the shape of an image, and resize squash does not: set --inference whole")
         else:
             found = self._windows(opened, size, scaled[0] / size[0])
-        if not self.option.flip:
-            return found
-        assert found.affine is not None
-        return Sample(torch.cat([found.images, found.images.flip(-1)]), found.affine.with_flips())
+        return found.with_flips() if self.option.flip else found
 
     def _windows(self, opened: Any, size: tuple[int, int], scale: float) -> Sample:
         from vitrail.data.affine import tiles
@@ -297,10 +294,10 @@ class Segment(Task):
         return [(k, self.classes[k]) for k in found[:REGIONS]]
 
     @classmethod
-    def told(cls, scores: Mapping[str, Any]) -> dict[str, float]:
+    def printed_scores(cls, scores: Mapping[str, Any]) -> dict[str, float]:
         """With the IoU of each class under `iou NAME`."""
         each = zip(scores.get("classes", ()), scores.get("iou", ()), strict=True)
-        return {**super().told(scores), **{f"iou {name}": value for name, value in each if value is not None}}
+        return {**super().printed_scores(scores), **{f"iou {name}": value for name, value in each if value is not None}}
 
     @classmethod
     def report(cls, run: Any) -> list[Section]:

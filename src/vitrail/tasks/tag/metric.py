@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.data.classes import outputs_of
-from vitrail.tasks.values import Batch
+from vitrail.tasks.rows import RowMetric
 
 if TYPE_CHECKING:
     from vitrail.tasks.tag.task import Tag
@@ -19,42 +19,26 @@ if TYPE_CHECKING:
 log = logging.getLogger("vitrail")
 
 
-class TagMetric:
+class TagMetric(RowMetric):
     """Average precision of each label and its mean, F1 at the threshold, and binary cross-entropy, from the logits.
 
     The data's labels may be a subset of the task's in any order; the others are not scored. A label that no image of
     the split has cannot be scored either: it is left out of the means.
     """
 
+    field = "tags"
+
     def __init__(self, task: Tag, classes: Sequence[str] | None = None) -> None:
         """`classes` are the data's; by default the task's. UserError if one of them is not a label of the task."""
+        super().__init__()
         self.task = task
         self.outputs = torch.tensor(outputs_of(task.classes if classes is None else classes, task.classes))
         """the model's label number for each label of the data"""
-        self.rows: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def update(self, batch: Batch, outputs: Tensor) -> None:
-        """Add the logits of each sample; repeated samples count once."""
-        logits, tags = outputs.detach().float().cpu(), batch["tags"].cpu()
-        for sample, row, own in zip(batch["sample"].tolist(), logits, tags, strict=True):
-            self.rows[sample] = (row, own)
-
-    def state(self) -> dict[str, Tensor]:
-        samples = sorted(self.rows)
-        return {
-            "sample": torch.tensor(samples),
-            "logits": torch.stack([self.rows[s][0] for s in samples]),
-            "tags": torch.stack([self.rows[s][1] for s in samples]),
-        }
-
-    def merge(self, state: dict[str, Tensor]) -> None:
-        for sample, row, own in zip(state["sample"].tolist(), state["logits"], state["tags"], strict=True):
-            self.rows[sample] = (row, own)
 
     def compute(self) -> dict[str, Any]:
         """Scores are fractions. `per_class` has the average precision of each of the task's labels, or None."""
         state = self.state()
-        logits, tags = state["logits"][:, self.outputs], state["tags"]
+        logits, tags = state["outputs"].float()[:, self.outputs], state["targets"]
         there = tags.sum(dim=0) > 0
         found = [average_precision(logits[:, k], tags[:, k]) if there[k] else None for k in range(tags.shape[1])]
         predicted = (self.task.probabilities(logits) >= self.task.option.threshold).double()

@@ -9,7 +9,7 @@ from vitrail.html import bar, card, example, note
 from vitrail.tasks.values import Section
 from vitrail.units import count, number, percent
 
-MOST = 100
+MAX_BARS = 100
 """labels that are listed"""
 
 
@@ -50,7 +50,7 @@ def _per_label(run: Any) -> str:
     if not rows:
         return ""
     text = f"On the {run.final.get('split', 'scored')} split, lowest first."
-    if len(rows) > MOST:
-        text += f" The {MOST} lowest of {len(rows):,}."
-    bars = "".join(bar(name, value, False) for value, name in rows[:MOST])
+    if len(rows) > MAX_BARS:
+        text += f" The {MAX_BARS} lowest of {len(rows):,}."
+    bars = "".join(bar(name, value, False) for value, name in rows[:MAX_BARS])
     return f'{note(text)}<div class="columns"><table>{bars}</table></div>'

@@ -27,7 +27,7 @@ class Tagging(Settings):
 
 
 @dataclass(frozen=True)
-class Listing:
+class TagOptions:
     """Prediction options of a model of several labels."""
 
     threshold: float = 0.5

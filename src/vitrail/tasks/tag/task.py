@@ -20,7 +20,7 @@ from vitrail.tasks.answers import finite
 from vitrail.tasks.encoder import KINDS, Encoder, encoder_for
 from vitrail.tasks.headed import Headed
 from vitrail.tasks.tag.metric import TagMetric
-from vitrail.tasks.tag.settings import Listing, Tagging
+from vitrail.tasks.tag.settings import Tagging, TagOptions
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Batch, Checkpoint, Prediction, Score, Section
 
@@ -34,7 +34,7 @@ BEST = 5
 
 
 @dataclass(frozen=True)
-class Found(Prediction):
+class PredictedLabels(Prediction):
     """The labels that an image has."""
 
     labels: list[dict[str, Any]]
@@ -68,7 +68,7 @@ class Tag(Headed):
 
     name = "tag"
     settings = Tagging
-    options = Listing
+    options = TagOptions
     target = Tags
     score = Score("mean_ap", label="mAP")
     val_loss = "binary_cross_entropy"
@@ -136,7 +136,7 @@ class Tag(Headed):
         for row, order in zip(scores.tolist(), numbers.tolist(), strict=True):
             ranked = [(self.classes[k], p) for p, k in zip(row, order, strict=True)]
             listed = [{"label": name, "score": p} for name, p in ranked if p >= option.threshold][: option.top]
-            found.append(Found(listed, ranked[:BEST]))
+            found.append(PredictedLabels(listed, ranked[:BEST]))
         return found
 
     def metric(self, data: ImageSet | None = None, train: ImageSet | None = None) -> TagMetric:
@@ -144,10 +144,10 @@ class Tag(Headed):
         return TagMetric(self, None if data is None else data.classes)
 
     @classmethod
-    def told(cls, scores: Mapping[str, Any]) -> dict[str, float]:
+    def printed_scores(cls, scores: Mapping[str, Any]) -> dict[str, float]:
         """With the average precision of each label under `ap NAME`."""
         each = zip(scores.get("classes", ()), scores.get("per_class", ()), strict=True)
-        return {**super().told(scores), **{f"ap {name}": value for name, value in each if value is not None}}
+        return {**super().printed_scores(scores), **{f"ap {name}": value for name, value in each if value is not None}}
 
     @classmethod
     def report(cls, run: Any) -> list[Section]:

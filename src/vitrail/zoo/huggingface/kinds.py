@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from vitrail.data.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from vitrail.variants.config import Activation
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -107,7 +108,7 @@ CLIP = Spelling(
 )
 
 HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
-IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+IMAGENET = {"image_mean": [*IMAGENET_MEAN], "image_std": [*IMAGENET_STD]}
 OPENAI = {
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
     "image_std": [0.26862954, 0.26130258, 0.27577711],

@@ -14,7 +14,7 @@ from torch import Tensor
 from vitrail.hf import quiet
 from vitrail.zoo.source import Files
 
-NOT_TAKEN = ("model_type", "dtype", "torch_dtype", "attn_implementation", "quantization_config", "auto_map")
+IGNORED = ("model_type", "dtype", "torch_dtype", "attn_implementation", "quantization_config", "auto_map")
 """config entries that do not affect a model's outputs, and that may name code to download"""
 
 
@@ -28,7 +28,7 @@ def reference(files: Files) -> Callable[[Tensor], dict[str, Tensor]] | None:
     maker = getattr(transformers, (text.get("architectures") or ["AutoModel"])[0], None)
     if maker is None:
         return None
-    values = {key: value for key, value in text.items() if key not in NOT_TAKEN and not key.startswith("_")}
+    values = {key: value for key, value in text.items() if key not in IGNORED and not key.startswith("_")}
     try:
         with quiet():
             config = transformers.AutoConfig.for_model(text["model_type"], **values)

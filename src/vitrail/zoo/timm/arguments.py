@@ -17,10 +17,14 @@ DEFAULTS: Arguments = {"img_size": 224, "patch_size": 16, "embed_dim": 768, "dep
 DEFAULTS |= {"in_chans": 3, "mlp_ratio": 4.0, "qkv_bias": True}
 """arguments of all five classes"""
 
-NO_SAY = {"num_classes", "weight_init", "fix_init", "head_init_scale", "use_naflex", "strict_img_size", "out_indices"}
-NO_SAY |= {"drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"}
-NO_SAY |= {"dynamic_img_size", "rope_shift_coords", "rope_jitter_coords", "rope_rescale_coords", "in_chans", "class"}
-NO_SAY |= {"images", "img_size", "features_only"}
+IRRELEVANT = frozenset(
+    [
+        *("num_classes", "weight_init", "fix_init", "head_init_scale", "use_naflex", "strict_img_size", "out_indices"),
+        *("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"),
+        *("dynamic_img_size", "rope_shift_coords", "rope_jitter_coords", "rope_rescale_coords", "in_chans", "class"),
+        *("images", "img_size", "features_only"),
+    ]
+)
 """arguments about training, sizes or shapes that do not change what a model computes"""
 
 POOLS = {"token": "token", "avg": "average", "map": "attention", "max": "max", "avgmax": "average_max"}
@@ -43,7 +47,7 @@ class Given:
     """Arguments that record which of them were read, so that unread ones can be refused."""
 
     def __init__(self, values: Arguments) -> None:
-        self.values, self.used = values, set(NO_SAY)
+        self.values, self.used = values, set(IRRELEVANT)
 
     def __call__(self, name: str, default: Any = None) -> Any:
         self.used.add(name)
