@@ -40,7 +40,7 @@ from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
 from vitrail import recipes, zoo
 from vitrail.data.sets import Splits
-from vitrail.files import write_whole
+from vitrail.files import write_atomic
 from vitrail.process import cores
 from vitrail.recipes import RECIPES
 from vitrail.tasks.encoder import encoder_of
@@ -229,7 +229,7 @@ def trained(run: Run, splits: Splits, lr: float, steps: int, bf16: bool, kept: P
 def save(state: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(state, written := io.BytesIO())
-    write_whole(path, written.getvalue())
+    write_atomic(path, written.getvalue())
 
 
 def resumed(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
