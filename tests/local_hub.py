@@ -46,6 +46,12 @@ class Hub(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
+    def fall_silent(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Answer nothing from now on, with time limits that a test can wait for."""
+        self.silent = True
+        for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
+            monkeypatch.setattr(f"huggingface_hub.constants.{name}", 1)
+
 
 class Answers(BaseHTTPRequestHandler):
     server: Hub
@@ -56,7 +62,7 @@ class Answers(BaseHTTPRequestHandler):
     def do_GET(self, body: bool = True) -> None:
         self.server.requests.append(f"{self.command} {self.path}")
         if self.server.silent:
-            time.sleep(3)
+            time.sleep(3)  # longer than the time limits of `fall_silent`
             return
         if self.server.status:
             self.answer(self.server.status, b"", {}, body)
@@ -150,8 +156,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         "HF_HUB_CACHE": str(tmp_path / "cache"),
         "HF_TOKEN_PATH": str(tmp_path / "no-token"),
         "HF_HUB_OFFLINE": False,
-        "HF_HUB_ETAG_TIMEOUT": 1,
-        "HF_HUB_DOWNLOAD_TIMEOUT": 1,
+        "HF_HUB_ETAG_TIMEOUT": 60,  # so that a busy machine fails no test
+        "HF_HUB_DOWNLOAD_TIMEOUT": 60,
         "HF_HUB_DISABLE_IMPLICIT_TOKEN": False,
     }.items():
         monkeypatch.setattr(constants, name, value)

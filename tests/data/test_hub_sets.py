@@ -305,7 +305,7 @@ def refusal(data: str) -> str:
     return str(error.value)
 
 
-def test_sets_that_cannot_be_streamed(hub: Hub, tmp_path: Path) -> None:
+def test_sets_that_cannot_be_streamed(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, columns in {"plain": ("image", "caption"), "text": ("words", "label")}.items():
         write(tmp_path / name / "train.parquet", range(4), columns)
         hub.repositories[f"club/{name}"] = {"main": tmp_path / name}
@@ -335,7 +335,7 @@ def test_sets_that_cannot_be_streamed(hub: Hub, tmp_path: Path) -> None:
     assert "several sets (large, small): add one, as in" in refusal("hf://datasets/club/two")
     assert "cannot be read as Parquet" in refusal("hf://datasets/club/bad")
     assert len(open_data("hf://datasets/club/two/small").train) == 4
-    hub.silent = True
+    hub.fall_silent(monkeypatch)
     assert "could not be opened on the Hub" in refusal(PETS)
 
 

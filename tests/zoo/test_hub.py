@@ -149,11 +149,14 @@ def test_what_cannot_be_had_is_one_line_at_once(
     words: str,
     server: Hub,
     models: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     for name, value in prepare.items():
         setattr(server, name, value)
+    if server.silent:
+        server.fall_silent(monkeypatch)
     if "gated" in prepare:
         server.repositories["some/vit"] = {"main": models / "hf"}
     assert main(["convert", "some/vit", "out"]) == 2
@@ -185,7 +188,7 @@ def test_the_cache_answers_where_the_hub_does_not(
 ) -> None:
     server.repositories["some/vit"] = {"main": models / "hf"}
     before = answers("some/vit")
-    server.silent = True
+    server.fall_silent(monkeypatch)
     assert torch.equal(answers("some/vit"), before)
     assert caplog.text.count("some/vit comes from the cache") == 1
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
