@@ -55,7 +55,7 @@ CAPTIONS = [
     *("--max-steps", "20", "--eval-every", "3"),
 ]
 STREETS = [
-    *(*ENCODER, "--global-blocks", "1", "--crop-fraction", "1", "--batch-size", "2"),
+    *(*ENCODER, "--global-blocks", "0", "--crop-fraction", "1", "--batch-size", "2"),
     *("--max-steps", "20", "--eval-every", "3"),
 ]
 FOLDER = ["train", "folder", "--data", "images", *IMAGES, "--mixup", "0.3"]

@@ -240,7 +240,7 @@ PATCHES = {"class_token": False, "pool": "average"}
         ({"rotary": "centered"}, "no rotary 'centered': choose from none, axial, centred, mixed"),
         ({"resizing": "linear"}, "no resizing 'linear'"),
         ({"positions": "learnt"}, "no positions 'learnt': choose from learned, sine, none"),
-        ({"window": 2, "global_blocks": (2,), **PATCHES}, "global_blocks names block 2 of 2, from 0"),
+        ({"window": 2, "global_blocks": (2,), **PATCHES}, "global_blocks names block 2, and the model's are 0 to 1"),
         ({"window": -1, **PATCHES}, "window must be at least 0"),
         ({"relative": "decomposed"}, "decomposed relative positions are for patches only"),
         ({"kv_heads": (2, 4)}, "2 query heads cannot share 4 key heads equally"),

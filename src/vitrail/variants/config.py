@@ -214,7 +214,10 @@ class VariantConfig(ViTConfig):
         if self.global_blocks and not self.window:
             raise UserError("global_blocks needs window: give the side of the other blocks' windows")
         if beyond := [index for index in self.global_blocks if not 0 <= index < self.depth]:
-            raise UserError(f"global_blocks names block {beyond[0]} of {self.depth}, from 0: give blocks that exist")
+            last = self.depth - 1
+            raise UserError(
+                f"global_blocks names block {beyond[0]}, and the model's are 0 to {last}: set --global-blocks"
+            )
         if self.relative == "decomposed" and self.kv_heads:
             raise UserError("relative='decomposed' cannot be combined with kv_heads: use only one of them")
         if len(self.kv_heads) not in (0, self.depth):
