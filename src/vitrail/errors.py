@@ -57,18 +57,19 @@ def require(config: object, low: float, below: float, *names: str) -> None:
                 raise UserError(f"{name} must be {limit}, got {value}")
 
 
-def require_choices(config: Any) -> None:
+def require_choices(config: object) -> None:
     """Raise UserError for the first field of a dataclass that is a `Literal`, or one or None, and has another value.
 
     Type checkers and the command line refuse such a value too; configs also come from JSON and from Python.
     """
-    for name, choices in _choices(type(config)).items():  # type: ignore[arg-type]
+    kind: Any = type(config)
+    for name, choices in _choices(kind).items():
         if (value := getattr(config, name)) not in choices:
             raise UserError(f"no {name} {value!r}: choose from {', '.join(map(str, choices))}")
 
 
 @cache
-def _choices(kind: type[Any]) -> dict[str, tuple[Any, ...]]:
+def _choices(kind: Any) -> dict[str, tuple[Any, ...]]:
     """The choices of the fields of a dataclass that have some, by name."""
     hints = get_type_hints(kind)
     found = {}

@@ -128,7 +128,7 @@ class Service:
         return found
 
     async def maps(self, model: Served, sample: Sample, frame: list[float]) -> dict[str, Any]:
-        """The without_answer explanation beside a prediction."""
+        """The packed maps that go beside a prediction."""
         return without_answer(await self.explainer.run(lambda pause: maps_of_answer(model.task, sample, frame, pause)))
 
     async def explanation(self, model: Served, upload: Upload, request: Request) -> Response:

@@ -24,7 +24,7 @@ from vitrail.ops import stochastic_depth
 from vitrail.tasks.answers import answer_all, one_frame_each
 from vitrail.tasks.checkpoint import take_fitting, write
 from vitrail.tasks.exported import Engine, Program, run_whole, whole
-from vitrail.tasks.values import NoOptions, Score, Section, Settings
+from vitrail.tasks.values import NoOptions, Score, Section, Settings, UsedWith
 from vitrail.vit import Tokens
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ class Task(nn.Module):
     """settings that may change when training continues from weights of this task; the others are in the weights"""
     unused_when_frozen: ClassVar[tuple[str, ...]] = ()
     """settings that such a method makes no use of"""
-    used_with: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {}
-    """settings that only some values of another one use: its name and these values; () for any but none, 0 and false"""
+    used_with: ClassVar[UsedWith] = {}
+    """settings that only some values of another one use"""
     streams: ClassVar[bool] = False
     """`stream` tells an answer while it is made"""
 
@@ -108,10 +108,7 @@ class Task(nn.Module):
 
     @classmethod
     def adopt(cls, settings: Any, loaded: Task, splits: Splits, preprocess: Preprocess) -> Self:
-        """The task that starts from the weights of another one: its encoder, and of its own kind what fits.
-
-        Of its own kind with the same classes, that is every weight with the name and shape of one of the new task's.
-        """
+        """A new task around the encoder of `loaded`; of its own kind and classes, also with every weight that fits."""
         task = cls.create(settings, loaded.encoder, splits, preprocess)
         if type(loaded) is cls and list(loaded.classes) == list(task.classes):
             take_fitting(task, loaded.state_dict())

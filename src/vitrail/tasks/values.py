@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Batch = dict[str, Any]
+UsedWith = Mapping[str, tuple[str, tuple[Any, ...]]]
+"""options that only some values of another option use: its name and these values; () for any but none, 0 and false"""
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 """what the outputs of a head mean, in transformers' words: one class of all, each class for itself, or values"""
 

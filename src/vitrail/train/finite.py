@@ -73,7 +73,7 @@ class Watch:
         if self.in_a_row >= MAX_IN_A_ROW or (last and not self.moved):
             many = "" if self.in_a_row == 1 else f", the last of {self.in_a_row} such steps in a row"
             half = "; the range of fp16 is small: --precision fp32 may help" if "loss_scale" in row else ""
-            self.module.write_atomic()
+            self.module.gather_whole()
             # Of all ranks' batches: most often one of them has the image, or the caption, that it began with.
             own = (first_non_finite(self.task, batch) or "").encode()
             found = next(filter(None, self.world.all_gather(own)), FINITE.encode()).decode()

@@ -127,7 +127,7 @@ class Training:
         """All steps that are left; returns the seconds that all have taken, those before a resume too."""
         if resume:
             self.keeper.load()
-            self.module.read_whole()
+            self.module.scatter_whole()
         start = self.done = self.keeper.step
         if start:
             self.hints.resumed(self.folder.rows(), start / self.steps)
@@ -246,7 +246,7 @@ class Training:
         if logging_now:
             self._log_row()
         if saving:
-            self.module.write_atomic()
+            self.module.gather_whole()
         if evaluating:
             self.keeper.refuse_infinite(done)
             self.world.share_bad(self.loader)

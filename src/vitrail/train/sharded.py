@@ -105,12 +105,12 @@ class ShardedLoss(LossModule):
         return ShardedAverage(self, decay)
 
     @torch.no_grad()
-    def write_atomic(self) -> None:
+    def gather_whole(self) -> None:
         """Bring the whole task up to date. All ranks call it."""
         self.whole.load_state_dict(self.joined(self.shares()))
 
     @torch.no_grad()
-    def read_whole(self) -> None:
+    def scatter_whole(self) -> None:
         """Take the shares of the whole task's weights."""
         whole, names = self.whole.state_dict(), dict[Tensor, str]((p, name) for name, p in self.task.named_parameters())
         for name, share in self.shares().items():

@@ -55,10 +55,10 @@ class LossModule(nn.Module):
         """A running average of the weights that are trained."""
         return Average(self.task, decay)
 
-    def write_atomic(self) -> None:
+    def gather_whole(self) -> None:
         """Bring the task that is evaluated and saved up to date, if it is not the one that is trained."""
 
-    def read_whole(self) -> None:
+    def scatter_whole(self) -> None:
         """The reverse, after a state was loaded."""
 
     def norm(self, gradients: Sequence[Tensor]) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 from vitrail.data.augment import BOXES, Augment
 from vitrail.plain import flat_fields
 from vitrail.tasks import task_of
+from vitrail.tasks.values import UsedWith
 from vitrail.train.optim import Optim
 from vitrail.train.run import Run, changed_fields
 from vitrail.train.tune import FROZEN
@@ -28,7 +29,7 @@ IDLE = frozenset(
 OF_METHODS = {"lora": ("lora_rank", "lora_alpha"), "last-blocks": ("last_blocks",)}
 """the options of one method of fine-tuning"""
 TABLES = ("table", "shared", "both")
-USED_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
+USED_WITH: UsedWith = {
     "early": ("early_size", ()),
     "cuda_graphs": ("compile", ()),
     "muon_lr": ("optimizer", ("muon",)),
@@ -59,9 +60,7 @@ USED_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
     "pool_hidden": ("pool", ("attention",)),
     "pool_activation": ("pool", ("attention",)),
 }
-"""options that only some values of another option use: its name and these values; () for any but none, 0 and false.
-Those of a task are in its `used_with`"""
-
+"""those of every task; a task's own are in its `used_with`"""
 REPLACED_BY = {"epochs": "max_steps", "mlp_ratio": "mlp_hidden"}
 """options in whose place another one is used, where it is set"""
 

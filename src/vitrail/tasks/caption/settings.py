@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from vitrail.errors import UserError, require, require_choices
-from vitrail.tasks.values import Settings
+from vitrail.tasks.values import Settings, UsedWith
 
-UPPER = 10_000
+MAX_COUNT = 10_000
 """upper limit for beams and caption lengths, far above any real use: more would exhaust any machine's memory"""
 LIMITS = (
-    ("beam", 1, UPPER),
-    ("max_length", 1, UPPER),
+    ("beam", 1, MAX_COUNT),
+    ("max_length", 1, MAX_COUNT),
     ("length_penalty", 0, 10),
     ("temperature", 0.01, 100),
     ("match", 0, 100),
@@ -192,7 +192,7 @@ FREE = (
 )
 """settings that may change when training continues; the others are fixed by the weights and the vocabulary"""
 
-USED_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
+USED_WITH: UsedWith = {
     "cell": ("decoder", ("recurrent", "attentive")),
     "decoder_heads": ("decoder", ("transformer",)),
     "scst_temperature": ("self_critical", ()),
