@@ -86,7 +86,7 @@ h3 {{ font-size: 1rem; margin: 1.25rem 0 .4rem }}
 .warn {{ border-left: 4px solid var(--red); padding: .1rem 0 .1rem .8rem }}
 section {{ background: var(--pane); border: 1px solid var(--line); border-radius: 10px; padding: 1.25rem 1.5rem;
           margin-top: 1.25rem }}
-.cards {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .75rem; margin: 1.25rem 0 }}
+.cards {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .75rem; margin: 1.25rem 0 }}
 .card {{ background: var(--pane); border: 1px solid var(--line); border-radius: 10px; padding: .8rem 1rem;
         display: flex; flex-direction: column }}
 .card b {{ font-size: 1.35rem; white-space: nowrap }} .card small {{ color: var(--soft) }}
