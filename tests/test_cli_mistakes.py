@@ -90,7 +90,7 @@ def test_whose_flag_it_is(args: str, line: str, image: str, capsys: pytest.Captu
         ("train digits --batch_size 0", "--batch_size must be at least 1, got 0"),
         ("train digits --policy-count -1", "--policy-count must not be negative, got -1"),
         ("train digits --lora-rank 0", "--lora-rank must be at least 1, got 0"),
-        ("train cnn-cifar10 --widths 8 0 --strides 1 2", "--widths must be at least 1, got (8, 0)"),
+        ("train cnn-cifar10 --data digits --widths 8 0 --strides 1 2", "--widths must be at least 1, got (8, 0)"),
         ("predict a.png --top 0", "--top must be at least 1, got 0"),
         ("predict a.png --model caption --beam 0", "--beam must be from 1 to 10,000, got 0"),
         ("predict a.png --model caption --max-length 20000", "--max-length must be from 1 to 10,000, got 20000"),
