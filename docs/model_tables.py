@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 
-from table_data import Rows, plain, read, seeds
+from table_data import Rows, plain, read, rows_of, seeds
 
 SEGMENTERS: dict[str, str] = {
     "crops": "`vitrail train segment`",
@@ -39,6 +39,24 @@ def segment() -> list[list[str]]:
             title += f", pretrained on captions for {_minutes_on_captions():.0f} minutes"
         last = [f"{runs[0]['steps']:,}", f"{minutes:.0f}", str(runs[0]["cores"])]
         rows.append([title, str(len(runs)), *map(cell, ("miou", "miou_windows", "pixel_accuracy")), *last])
+    return rows
+
+
+def exports() -> list[list[str]]:
+    """Exports of bundled models with their scores on val, and of sizes with random weights."""
+    rows = [["model", "export", "MB", "largest difference", "score of the model", "of the export", "images"]]
+    for model, found in (rows_of("exports") or {}).items():
+        for export, row in found.items():
+            if "refused" in row:
+                rows.append([f"`{model}`", export, "", f"not kept: {row['refused']}", "", "", ""])
+                continue
+            scores = row["scores"]
+            told = ["random weights", "", ""]
+            if scores is not None:
+                apart = scores["export"] - scores["model"]
+                other = f"{scores['export']:.4f} ({apart:+.4f})"
+                told = [f"{scores['name']} {scores['model']:.4f}", other, f"{scores['images']:,}"]
+            rows.append([f"`{model}`", export, f"{row['megabytes']:.1f}", f"{row['difference']:.2g}", *told])
     return rows
 
 

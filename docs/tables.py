@@ -54,6 +54,7 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "runs": runs,
     "recipes": model_tables.recipes,
     "encoders": model_tables.encoders,
+    "exports": model_tables.exports,
     "formats": model_tables.formats,
     "sizes": model_tables.sizes,
     "parity": model_tables.parity,

@@ -27,7 +27,8 @@ SCRIPTS = sorted(path.stem for path in BENCH.glob("*.py") if path.stem != "harne
 SLOW = pytest.mark.slow
 """on scripts that start or train so much that they take about ten seconds of one core, or more"""
 MARKS = {
-    **dict.fromkeys(("damaged", "deploy", "dispatch", "doctor", "engines", "first_hour", "folder", "fuzz"), (SLOW,)),
+    **dict.fromkeys(("damaged", "deploy", "dispatch", "doctor", "engines", "exports"), (SLOW,)),
+    **dict.fromkeys(("first_hour", "folder", "fuzz"), (SLOW,)),
     **dict.fromkeys(("gpu", "hostile", "kills", "ladder", "match", "memory", "merging", "predict", "ranks"), (SLOW,)),
     **dict.fromkeys(("seeds", "segment", "serving", "shard_memory", "shards", "transfer"), (SLOW,)),
     "hosts": (SLOW, pytest.mark.skipif(sys.platform != "linux", reason="ends its processes by their mark in /proc")),

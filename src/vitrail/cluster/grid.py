@@ -255,7 +255,7 @@ def _failing(grid: Grid, start: Start) -> Iterator[str]:
 
 
 def _in_this_process(words: Sequence[str]) -> int:
-    from vitrail.cli import train
+    from vitrail.commands.train import train
 
     return train(words[1:])
 

@@ -1,36 +1,12 @@
-"""The command `vitrail cluster`, and the options of `vitrail train` for grids. Heavy imports are inside."""
+"""`vitrail cluster`: the same commands on Slurm or Ray."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from vitrail.errors import UserError
 from vitrail.options import HELP, Parser, parse_options, split_options, task_flags
-
-
-def add_grid(parser: Parser) -> None:
-    """Add the options of a grid to `vitrail train`."""
-    values = "FIELD=VALUE,VALUE"
-    parser.add_argument(
-        "--grid", nargs="+", metavar=values, help="train every combination of these values, in subfolders of --out"
-    )
-    parser.add_argument("--grid-index", type=int, metavar="K", help="only run K of the grid, from 0: for job arrays")
-
-
-def train_grid(options: argparse.Namespace, args: Sequence[str]) -> int | None:
-    """Run the grid of a `train` command; returns the exit code, or None if the command has no grid."""
-    if options.grid is None:
-        if options.grid_index is not None:
-            raise UserError("--grid-index chooses a run of a grid: name its values with --grid")
-        return None
-    from vitrail.cluster.grid import run_grid
-    from vitrail.train.launcher import several
-
-    if several() and options.grid_index is None:
-        raise UserError("--grid starts the processes of each run itself: leave torchrun out, and add --nproc N")
-    return run_grid(args, options.grid_index, options.json)
 
 
 def cluster(args: Sequence[str]) -> int:
