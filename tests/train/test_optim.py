@@ -190,6 +190,23 @@ def test_what_decays_and_what_muon_takes_are_matrices_and_filters(name: str) -> 
     assert {names[id(p)] for group in muon for p in group["params"]} == blocks
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lamb", "muon"])
+def test_a_gradient_with_other_strides_moves_the_same(optimizer: str) -> None:
+    """PyTorch's fused optimizers read a gradient in the order of its memory on a CPU, whatever its strides are."""
+    torch.manual_seed(0)
+    config = VariantConfig(width=16, depth=1, heads=2, patch=4, image_size=(8, 8), stem=(4, 8))
+    task = vitrail.create(config, classes=3)
+    other = copy.deepcopy(task)
+    optim = Optim(optimizer=optimizer)  # type: ignore[arg-type]
+    ours, theirs = Optimizers(task, optim), Optimizers(other, optim)
+    for _ in range(2):
+        gradients = [torch.randn_like(parameter) for parameter in ours.parameters]
+        ours.step([g.mT.contiguous().mT if g.ndim > 1 else g for g in gradients], 1.0)
+        theirs.step(gradients, 1.0)
+    for one, another in zip(task.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one, another, atol=1e-6, rtol=1e-5)
+
+
 def test_average_is_the_stated_recurrence() -> None:
     module = nn.Linear(1, 1, bias=False)
     module.weight.data.fill_(1.0)

@@ -173,7 +173,7 @@ class Optimizers:
     def move(self, pairs: Iterable[tuple[Tensor, Tensor | None]], factor: float, good: Tensor | None) -> None:
         """One step of the members; `pairs` are their parameters with the gradients."""
         for parameter, gradient in pairs:
-            parameter.grad = gradient
+            parameter.grad = None if gradient is None else as_laid_out(gradient, parameter)
         for member, peaks in zip(self.members, self.peaks, strict=True):
             for group, peak in zip(member.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
@@ -199,6 +199,16 @@ class Optimizers:
         count = len(self.members)
         if self.scale is not None and len(states) > count:  # else the run resumes from another number format
             self.scale.load_state_dict(states[count])
+
+
+def as_laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """The gradient with the strides of its parameter, as `backward` gives it and `torch.autograd.grad` may not.
+
+    PyTorch's fused optimizers read both in the order of their memory on a CPU: with other strides, such as those that
+    interpolation gives the gradient of positions, each weight would get the gradient of another one.
+    """
+    same = gradient.stride() == parameter.stride()
+    return gradient if same else torch.empty_like(parameter).copy_(gradient)
 
 
 class Average:
