@@ -47,7 +47,7 @@ RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "collapsed": ("collapsed", (*DIGITS, "--optimizer", "adamw", "--lr", "0.3")),
     "starved for data": (
         "starved",
-        ("folder", "--data", "HUGE", "--epochs", "30", "--no-memory", "--patch", "16", *QUIET),
+        ("folder", "--data", "HUGE", "--epochs", "30", "--memory", "False", "--patch", "16", *QUIET),
     ),
     "overfit": (
         "overfit",
@@ -140,8 +140,11 @@ def of_run(place: Path, name: str, words: tuple[str, ...], check: str = "") -> R
     logger = logging.getLogger("vitrail")
     logger.addHandler(handler)
     logger.setLevel(logging.WARNING)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        vitrail(["train", *given, "--out", str(out)])
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        code = vitrail(["train", *given, "--out", str(out)])
+    if code:
+        raise SystemExit(f"{name}: {said.getvalue()}")
     logger.removeHandler(handler)
     logger.setLevel(logging.ERROR)
     hints = [line.split(";")[0] for line in told.getvalue().splitlines() if line.startswith("hint: ")]

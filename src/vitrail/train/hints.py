@@ -38,7 +38,7 @@ STEADY = 0.8
 """fraction of neighbouring rows between which it falls then"""
 LOGITS, GREW = 100.0, 1.5
 """attention logits above which softmax picks one token, and the growth that shows no bound"""
-MEMORISED, WORSE = 0.2, 1.2
+MEMORISED, WORSE = 0.5, 1.2
 """training loss as a fraction of the validation loss, and the validation loss over its best, of a run that overfits"""
 LEARNED, GAP, COUNTED = 0.9, 0.25, 20
 """score on training images, its lead over the validation score, and images of that split, of a run that overfits"""
