@@ -45,6 +45,7 @@ def stand_in(smooth: float | None, plain: float | None, restored: float, calls: 
         Dataset=lambda items, transform: list(items),
         ModelType=SimpleNamespace(TRANSFORMER="transformer"),
         QuantizationPreset=SimpleNamespace(MIXED="mixed"),
+        IgnoredScope=lambda **_: None,
         AdvancedQuantizationParameters=Settings,
         AdvancedSmoothQuantParameters=Smoothing,
         AdvancedAccuracyRestorerParameters=lambda **_: None,
@@ -74,6 +75,20 @@ def test_what_loses_least_is_chosen(
     errors: Any, found: float, calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert quantised(monkeypatch, *errors) == (found, calls)
+
+
+def test_products_that_no_pixel_enters_stay_as_they_are() -> None:
+    """Here positions are interpolated for the size of the images, and added to patches."""
+    nodes = [
+        ("images", False, [], ["images"]),
+        ("size", True, ["images"], ["h"]),
+        ("table", False, ["positions"], ["t"]),
+        ("interpolate", False, ["h", "t"], ["p"]),
+        ("patches", False, ["images", "filters"], ["x"]),
+        ("add", False, ["x", "p"], ["y"]),
+        ("size of tokens", True, ["y"], ["n"]),
+    ]
+    assert quantise.apart_from_images(nodes, "images") == ["size", "table", "interpolate", "size of tokens"]
 
 
 def test_outputs_without_values_count_nothing() -> None:

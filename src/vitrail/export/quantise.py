@@ -1,13 +1,15 @@
 """int8 with NNCF: calibrated on images, and the layers that lose most kept in float32.
 
 Linear layers, convolutions and the products of attention become integers; norms, softmax and the residual path stay
-floats (NNCF's scheme for Transformers). SmoothQuant (arXiv 2211.10438) between activations and weights halves the error
-of some graphs and ruins others, depending on the engine: it is used where the outputs show that it helps.
+floats (NNCF's scheme for Transformers), and so do products that no image enters, such as those that interpolate
+positions: NNCF takes the tables in them for weights, and cannot restore them. SmoothQuant (arXiv 2211.10438) between
+activations and weights halves the error of some graphs and ruins others, depending on the engine: it is used where the
+outputs show that it helps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ CHECKED = 32
 """images that this error is measured on"""
 REVERTED = 12
 """most layers that go back"""
+FOLDED = 1 << 26
+"""bytes of the largest table that is computed when the file is written"""
 
 Array = np.ndarray[Any, Any]
 Run = Callable[[Any, Array], list[Array]]
@@ -56,7 +60,12 @@ def quantise_onnx(file: Path, images: Sequence[Tensor], meta: Meta) -> None:
         found: list[Array] = sessions.of(model).run(None, {"images": x})
         return found
 
-    found = _quantised(onnx.load(file), images, run)
+    # A table that the graph turns around first becomes one that is stored so: NNCF finds no weights in other places.
+    with quiet("onnxscript"):
+        limits = {"input_size_limit": FOLDED, "output_size_limit": FOLDED}
+        model = library("onnxscript").optimizer.optimize(onnx.load(file), **limits)
+    nodes = [(node.name, node.op_type == "Shape", node.input, node.output) for node in model.graph.node]
+    found = _quantised(model, images, run, apart_from_images(nodes, "images"))
     del found.metadata_props[:]
     onnx.helper.set_model_props(found, {KEY: meta.as_json(), "author": f"vitrail {meta.version}"})
     onnx.save(found, file)
@@ -81,11 +90,34 @@ def quantise_openvino(model: Any, images: Sequence[Tensor]) -> Any:
         outputs = (compiled.of(found) if isinstance(found, openvino.Model) else found)([x])
         return [outputs[i].copy() for i in range(len(outputs))]
 
-    return _quantised(model, images, run)
+    nodes = []
+    for node in model.get_ordered_ops():
+        read = [source.get_source_output().get_node().get_friendly_name() for source in node.inputs()]
+        name = node.get_friendly_name()
+        nodes.append((name, node.get_type_name() == "ShapeOf", read, [name]))
+    return _quantised(model, images, run, apart_from_images(nodes, model.get_parameters()[0].get_friendly_name()))
 
 
-def _quantised(model: Any, images: Sequence[Tensor], run: Run) -> Any:
-    """The model in int8. RunError if its outputs differ too much, whatever is tried."""
+Node = tuple[str, bool, Sequence[str], Sequence[str]]
+"""of a graph: its name, whether it reads the shape alone, and the names of what it reads and of what it gives"""
+
+
+def apart_from_images(nodes: Iterable[Node], images: str) -> list[str]:
+    """The names of the nodes that no pixel enters: what they give depends on the size of `images` at most.
+
+    The nodes are in the order in which they run.
+    """
+    from_images, apart = {images}, []
+    for name, shape_alone, read, given in nodes:
+        if not shape_alone and not from_images.isdisjoint(read):
+            from_images.update(given)
+        elif name != images:
+            apart.append(name)
+    return apart
+
+
+def _quantised(model: Any, images: Sequence[Tensor], run: Run, floats: Sequence[str] = ()) -> Any:
+    """The model in int8, but for the nodes `floats`. RunError if its outputs differ too much, whatever is tried."""
     nncf = library("nncf")
     arrays = [image.numpy() for image in images]
     checked = arrays[:: max(1, len(arrays) // CHECKED)][:CHECKED]
@@ -102,6 +134,7 @@ def _quantised(model: Any, images: Sequence[Tensor], run: Run) -> Any:
         "model_type": nncf.ModelType.TRANSFORMER,
         "preset": nncf.QuantizationPreset.MIXED,
         "subset_size": len(arrays),
+        "ignored_scope": nncf.IgnoredScope(names=list(floats), validate=False),
     }
     best: tuple[float, Any, Any] | None = None
     reason = ""
