@@ -71,22 +71,23 @@ def _add_models(app: FastAPI, service: Service) -> None:
         summary="Run a model on images",
     )
     async def predict(request: Request, stream: Stream = False) -> Response:
-        with service.room_for_bytes(request), ExitStack() as room:
+        with ExitStack() as room:
+            room.enter_context(service.room_for_bytes(request))
             upload = await read_upload(request, service.settings, Upload())
             model = service.model(upload.model)
             changes = model.changes(upload.top)
             if upload.explain:
                 check_explainable(model.task)
             if stream:
-                return streamed(service, model, upload)
+                return streamed(service, model, upload, room)
             if upload.explain:
                 if len(upload.images) > MAX_EXPLANATIONS:
                     raise too_many_images(MAX_EXPLANATIONS, "a request with explain")
                 room.enter_context(service.explainer.room(len(upload.images)))
-            with service.room_for_images(len(upload.images)):
-                found = await service.rows(
-                    upload, lambda data, name: service.row(model, data, name, changes, upload.explain)
-                )
+            room.enter_context(service.room_for_images(len(upload.images)))
+            found = await service.rows(
+                upload, lambda data, name: service.row(model, data, name, changes, upload.explain)
+            )
         return as_json({"model": model.name, "predictions": found})
 
     @app.post(
