@@ -54,10 +54,23 @@ def png_of(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
 
 
+def iptc_of(image: bytes) -> bytes:
+    """An IPTC file that declares 16 x 16 pixels and holds any other image file."""
+
+    def field(tag: tuple[int, int], data: bytes) -> bytes:
+        return bytes([0x1C, *tag]) + struct.pack(">H", len(data)) + data
+
+    head = field((3, 60), b"\1\0") + field((3, 20), b"\x10") + field((3, 30), b"\x10") + field((3, 120), b"\5")
+    return head + bytes([0x1C, 8, 10, 0, 132]) + struct.pack(">I", len(image)) + image
+
+
 @pytest.mark.parametrize(
     "image, status, code",
     [
         (b"", 422, "empty_image"),
+        (iptc_of(photo()), 415, "not_an_image"),
+        (iptc_of(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"), 415, "not_an_image"),
+        (encoded(smooth(16, 16), "ICO"), 415, "not_an_image"),
         (b"plain text", 415, "not_an_image"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "not_an_image"),
         (photo(kind="JPEG")[:300], 422, "bad_image"),
