@@ -13,6 +13,7 @@ import zlib
 from typing import Any, cast
 
 import pytest
+import torch
 from images import encoded, smooth
 from PIL import Image
 from serve.serving import (
@@ -282,6 +283,27 @@ def test_rates_are_of_each_client() -> None:
         error_of(answer, 429, "rate_limited")
         assert 1 <= int(answer.headers["retry-after"]) <= 31
         assert status("another-key-of-a-client").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "fault, status, code",
+    [(RuntimeError("boom"), 500, "internal"), (MemoryError(), 503, "out_of_memory"),
+     (torch.OutOfMemoryError("CUDA out of memory"), 503, "out_of_memory")],
+)  # fmt: skip
+def test_a_fault_is_counted_and_answered_as_any_error(
+    fault: Exception, status: int, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise fault
+
+    monkeypatch.setattr(Held, "answer", fail)
+    with client_of(Held(), origins=("https://photos.example.org",)) as client:
+        headers = {"Origin": "https://photos.example.org"}
+        answer = client.post("/v1/predict", files=form(photo()), headers=headers)
+        error_of(answer, status, code)
+        assert answer.headers["access-control-allow-origin"] == headers["Origin"]
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert f'endpoint="/v1/predict",status="{status}"}} 1.0' in client.get("/metrics").text
 
 
 def test_pages_elsewhere_read_answers_only_if_they_are_allowed() -> None:

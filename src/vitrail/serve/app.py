@@ -164,5 +164,5 @@ def _add_errors(app: FastAPI) -> None:
     async def answer(request: Request, error: Exception) -> Response:
         return as_api(error).response()
 
-    for kind in (ApiError, UserError, HTTPException, RequestValidationError, ClientDisconnect, MemoryError, Exception):
+    for kind in (ApiError, UserError, HTTPException, RequestValidationError, ClientDisconnect):  # others: see Guard
         app.add_exception_handler(kind, answer)
