@@ -130,7 +130,12 @@ def test_mutated_image_files() -> None:
         ({"content": b"[" * 100_000, "headers": {"content-type": "application/json"}}, 400, "bad_json"),
         ({"content": b"\xff\xfe", "headers": {"content-type": "application/json"}}, 400, "bad_json"),
         ({"json": []}, 422, "bad_json"),
-        ({"json": {}}, 422, "bad_field"),
+        ({"json": {}}, 422, "no_images"),
+        ({"json": {"images": None}}, 422, "no_images"),
+        ({"json": {"images": "abc"}}, 422, "bad_field"),
+        ({"json": {**texts(photo()), "url": None}}, 422, "unknown_field"),
+        ({"files": form(photo()), "params": {"model": "other"}}, 422, "bad_query"),
+        ({"files": form(photo()), "params": {"top": 2, "stream": "false"}}, 422, "bad_query"),
         ({"json": {"images": []}}, 422, "no_images"),
         ({"json": {"images": [1]}}, 422, "bad_field"),
         ({"json": {"images": ["http://127.0.0.1/a.png"]}}, 422, "bad_base64"),
@@ -180,6 +185,8 @@ def test_names_of_files_are_not_used() -> None:
         for path in ("/docs/../app.py", "/docs/%2e%2e/app.py", "/docs/..%2fapp.py", "//etc/passwd", "/v1/%00"):
             error_of(client.get(path), 404, "not_found")
         error_of(client.get("/v1/predict"), 405, "method_not_allowed")
+        # Not a redirect, after which most clients send a request without the images, or none.
+        error_of(client.post("/v1/predict/", files=form(photo())), 404, "not_found")
 
 
 def test_too_many_bytes_are_refused_with_and_without_a_length() -> None:

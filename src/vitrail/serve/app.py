@@ -47,6 +47,7 @@ def create_app(models: Sequence[Served], settings: Settings, worker: Worker, met
         summary="Vision Transformers over HTTP",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # most clients would send the form no second time
     )
     app.state.service = service
     _add_errors(app)
@@ -101,7 +102,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
     async def explain(request: Request) -> Response:
         with service.room_for_bytes(request):
             fields = ("model", "class", "beside")
-            upload = await read_upload(request, service.settings, Upload(fields=fields, max_images=1))
+            upload = await read_upload(request, service.settings, Upload(fields=fields, query=(), max_images=1))
             model = service.model(upload.model)
             check_explainable(model.task, upload.of_class)
             with service.explainer.room(1), service.room_for_images(1):
