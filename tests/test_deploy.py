@@ -165,7 +165,7 @@ def test_installing_twice_keeps_keys_and_starts_the_service(tmp_path: Path) -> N
     """With stand-ins for Python and systemd, which only write down how they were called."""
     bin, root, calls = tmp_path / "bin", tmp_path / "root", tmp_path / "calls"
     bin.mkdir()
-    for name in ("python3", "systemctl"):
+    for name in ("python3", "systemctl", "curl"):
         (bin / name).write_text(FAKE)
         (bin / name).chmod(0o755)
     wheel = tmp_path / "vitrail-0.1.0-py3-none-any.whl"
@@ -192,6 +192,17 @@ def test_installing_twice_keeps_keys_and_starts_the_service(tmp_path: Path) -> N
     )
     missing = install(str(tmp_path / "none.whl"))
     assert missing.returncode == 2 and "there is no wheel" in missing.stderr
+
+
+def test_a_machine_that_cannot_ask_the_server_is_not_told_to_power_off(tmp_path: Path) -> None:
+    """Without curl every minute would count as one without an answer."""
+    (tmp_path / "dirname").symlink_to(str(shutil.which("dirname")))
+    wheel = tmp_path / "vitrail-0.1.0-py3-none-any.whl"
+    wheel.touch()
+    known = {"PATH": str(tmp_path), "DESTDIR": str(tmp_path / "root")}
+    words = [str(DEPLOY / "install"), str(wheel), "--idle", "20"]
+    found = subprocess.run(words, env=known, capture_output=True, text=True)
+    assert found.returncode == 2 and "curl" in found.stderr and not (tmp_path / "root").exists()
 
 
 # ---- the machine that powers itself off

@@ -13,6 +13,7 @@ import zlib
 from typing import Any, cast
 
 import pytest
+import torch
 from images import encoded, smooth
 from PIL import Image
 from serve.serving import (
@@ -54,10 +55,23 @@ def png_of(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
 
 
+def iptc_of(image: bytes) -> bytes:
+    """An IPTC file that declares 16 x 16 pixels and holds any other image file."""
+
+    def field(tag: tuple[int, int], data: bytes) -> bytes:
+        return bytes([0x1C, *tag]) + struct.pack(">H", len(data)) + data
+
+    head = field((3, 60), b"\1\0") + field((3, 20), b"\x10") + field((3, 30), b"\x10") + field((3, 120), b"\5")
+    return head + bytes([0x1C, 8, 10, 0, 132]) + struct.pack(">I", len(image)) + image
+
+
 @pytest.mark.parametrize(
     "image, status, code",
     [
         (b"", 422, "empty_image"),
+        (iptc_of(photo()), 415, "not_an_image"),
+        (iptc_of(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"), 415, "not_an_image"),
+        (encoded(smooth(16, 16), "ICO"), 415, "not_an_image"),
         (b"plain text", 415, "not_an_image"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "not_an_image"),
         (photo(kind="JPEG")[:300], 422, "bad_image"),
@@ -116,7 +130,12 @@ def test_mutated_image_files() -> None:
         ({"content": b"[" * 100_000, "headers": {"content-type": "application/json"}}, 400, "bad_json"),
         ({"content": b"\xff\xfe", "headers": {"content-type": "application/json"}}, 400, "bad_json"),
         ({"json": []}, 422, "bad_json"),
-        ({"json": {}}, 422, "bad_field"),
+        ({"json": {}}, 422, "no_images"),
+        ({"json": {"images": None}}, 422, "no_images"),
+        ({"json": {"images": "abc"}}, 422, "bad_field"),
+        ({"json": {**texts(photo()), "url": None}}, 422, "unknown_field"),
+        ({"files": form(photo()), "params": {"model": "other"}}, 422, "bad_query"),
+        ({"files": form(photo()), "params": {"top": 2, "stream": "false"}}, 422, "bad_query"),
         ({"json": {"images": []}}, 422, "no_images"),
         ({"json": {"images": [1]}}, 422, "bad_field"),
         ({"json": {"images": ["http://127.0.0.1/a.png"]}}, 422, "bad_base64"),
@@ -166,6 +185,8 @@ def test_names_of_files_are_not_used() -> None:
         for path in ("/docs/../app.py", "/docs/%2e%2e/app.py", "/docs/..%2fapp.py", "//etc/passwd", "/v1/%00"):
             error_of(client.get(path), 404, "not_found")
         error_of(client.get("/v1/predict"), 405, "method_not_allowed")
+        # Not a redirect, after which most clients send a request without the images, or none.
+        error_of(client.post("/v1/predict/", files=form(photo())), 404, "not_found")
 
 
 def test_too_many_bytes_are_refused_with_and_without_a_length() -> None:
@@ -269,6 +290,27 @@ def test_rates_are_of_each_client() -> None:
         error_of(answer, 429, "rate_limited")
         assert 1 <= int(answer.headers["retry-after"]) <= 31
         assert status("another-key-of-a-client").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "fault, status, code",
+    [(RuntimeError("boom"), 500, "internal"), (MemoryError(), 503, "out_of_memory"),
+     (torch.OutOfMemoryError("CUDA out of memory"), 503, "out_of_memory")],
+)  # fmt: skip
+def test_a_fault_is_counted_and_answered_as_any_error(
+    fault: Exception, status: int, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise fault
+
+    monkeypatch.setattr(Held, "answer", fail)
+    with client_of(Held(), origins=("https://photos.example.org",)) as client:
+        headers = {"Origin": "https://photos.example.org"}
+        answer = client.post("/v1/predict", files=form(photo()), headers=headers)
+        error_of(answer, status, code)
+        assert answer.headers["access-control-allow-origin"] == headers["Origin"]
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert f'endpoint="/v1/predict",status="{status}"}} 1.0' in client.get("/metrics").text
 
 
 def test_pages_elsewhere_read_answers_only_if_they_are_allowed() -> None:

@@ -22,12 +22,19 @@ MAX_PIXELS = 178_956_970
 Pillow has the same limit, half a gigabyte in RGB."""
 
 PNG = b"\x89PNG\r\n\x1a\n"
-UNSAFE = frozenset(["EPS", "WMF", "FPX", "MIC", "BUFR", "GRIB", "HDF5", "MPEG"])
-"""formats of Pillow that start other programs, or that it cannot decode alone"""
+FORMATS = frozenset(["AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP"])
+"""formats that are read. Some others of Pillow start programs (EPS), hold a file of any size or format (IPTC, ICO), or
+decode in Python, slowly."""
 
 Box = tuple[int, int, int, int]
 """top, left, height, width in pixels of the upright image"""
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
+
+
+def open_with_pillow(data: bytes) -> Image.Image:
+    """A file that Pillow has opened and not decoded, if it is of one of the `FORMATS`. Raises what Pillow does."""
+    Image.init()
+    return Image.open(io.BytesIO(data), formats=[name for name in Image.ID if name in FORMATS])
 
 
 class BadImage(UserError):
@@ -190,12 +197,11 @@ class EncodedImage:
 
     def _open(self, channels: int) -> Tensor:
         """Decodes with Pillow."""
-        Image.init()
         try:
             with warnings.catch_warnings():
                 # Pillow warns at half of the limit that is checked below.
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                image = Image.open(io.BytesIO(self.data), formats=[name for name in Image.ID if name not in UNSAFE])
+                image = open_with_pillow(self.data)
         except Image.DecompressionBombError:
             raise self._bad(f"it declares more than {MAX_PIXELS:,} pixels, the limit") from None
         with image:

@@ -47,6 +47,7 @@ def create_app(models: Sequence[Served], settings: Settings, worker: Worker, met
         summary="Vision Transformers over HTTP",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # most clients would send the form no second time
     )
     app.state.service = service
     _add_errors(app)
@@ -71,22 +72,23 @@ def _add_models(app: FastAPI, service: Service) -> None:
         summary="Run a model on images",
     )
     async def predict(request: Request, stream: Stream = False) -> Response:
-        with service.room_for_bytes(request), ExitStack() as room:
+        with ExitStack() as room:
+            room.enter_context(service.room_for_bytes(request))
             upload = await read_upload(request, service.settings, Upload())
             model = service.model(upload.model)
             changes = model.changes(upload.top)
             if upload.explain:
                 check_explainable(model.task)
             if stream:
-                return streamed(service, model, upload)
+                return streamed(service, model, upload, room)
             if upload.explain:
                 if len(upload.images) > MAX_EXPLANATIONS:
                     raise too_many_images(MAX_EXPLANATIONS, "a request with explain")
                 room.enter_context(service.explainer.room(len(upload.images)))
-            with service.room_for_images(len(upload.images)):
-                found = await service.rows(
-                    upload, lambda data, name: service.row(model, data, name, changes, upload.explain)
-                )
+            room.enter_context(service.room_for_images(len(upload.images)))
+            found = await service.rows(
+                upload, lambda data, name: service.row(model, data, name, changes, upload.explain)
+            )
         return as_json({"model": model.name, "predictions": found})
 
     @app.post(
@@ -100,7 +102,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
     async def explain(request: Request) -> Response:
         with service.room_for_bytes(request):
             fields = ("model", "class", "beside")
-            upload = await read_upload(request, service.settings, Upload(fields=fields, max_images=1))
+            upload = await read_upload(request, service.settings, Upload(fields=fields, query=(), max_images=1))
             model = service.model(upload.model)
             check_explainable(model.task, upload.of_class)
             with service.explainer.room(1), service.room_for_images(1):
@@ -163,5 +165,5 @@ def _add_errors(app: FastAPI) -> None:
     async def answer(request: Request, error: Exception) -> Response:
         return as_api(error).response()
 
-    for kind in (ApiError, UserError, HTTPException, RequestValidationError, ClientDisconnect, MemoryError, Exception):
+    for kind in (ApiError, UserError, HTTPException, RequestValidationError, ClientDisconnect):  # others: see Guard
         app.add_exception_handler(kind, answer)

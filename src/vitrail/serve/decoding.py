@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
@@ -10,7 +9,7 @@ from typing import NamedTuple, TypeVar
 from PIL import Image, UnidentifiedImageError
 
 from vitrail.data import jpeg, pixels, tiff
-from vitrail.data.decode import UNSAFE, BadImage, EncodedImage
+from vitrail.data.decode import BadImage, EncodedImage, open_with_pillow
 from vitrail.serve.errors import ApiError
 
 T = TypeVar("T")
@@ -82,11 +81,10 @@ def declared(data: bytes, name: str) -> Declared:
         except Exception:  # which decoding will say
             return Declared(0, 1)
         return Declared(pages[0].width * pages[0].height, len(pages))
-    Image.init()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=[each for each in Image.ID if each not in UNSAFE]) as image:
+            with open_with_pillow(data) as image:
                 if image.format == "GIF":
                     return Declared(image.width * image.height, gif_frames(data))
                 return Declared(image.width * image.height, int(getattr(image, "n_frames", 1)))

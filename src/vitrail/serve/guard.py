@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vitrail.serve.errors import ApiError, busy
+from vitrail.serve.errors import ApiError, as_api, busy
 from vitrail.serve.metrics import Metrics
 from vitrail.serve.settings import Settings
 from vitrail.serve.uploads import too_large
@@ -78,10 +78,11 @@ class Guard:
         began = time.monotonic()
         try:
             self._check(scope)
-        except ApiError as error:
-            await error.response()(scope, exchange.receive, exchange.send)
-        else:
             await self.app(scope, exchange.receive, exchange.send)
+        except Exception as error:  # here, so that a fault is counted too
+            if exchange.status:  # an answer is under way
+                raise
+            await as_api(error).response()(scope, exchange.receive, exchange.send)
         finally:
             endpoint = scope["path"] if scope["path"] in ENDPOINTS else "other"
             self.metrics.requests.labels(endpoint, str(exchange.status)).inc()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator
+from concurrent.futures import Future
+from contextlib import ExitStack, aclosing
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,6 @@ from starlette.types import Receive, Scope, Send
 
 from vitrail.data.decode import EncodedImage
 from vitrail.data.prepare import Sample
-from vitrail.errors import UserError
 from vitrail.explain.image import frame_of
 from vitrail.serve.errors import ApiError, as_api, busy
 from vitrail.serve.models import Served
@@ -25,46 +25,52 @@ HEARTBEAT = 10.0
 """seconds between comments in a stream that waits for its turn, so that proxies keep it open"""
 
 
-def streamed(service: Service, model: Served, upload: Upload) -> Response:
-    """Server-sent events: `word` with the answer so far, and at the end `done` with the whole answer, or `error`."""
+def streamed(service: Service, model: Served, upload: Upload, room: ExitStack) -> Response:
+    """Server-sent events: `word` with the answer so far, and at the end `done` with the whole answer, or `error`.
+
+    The stream takes over what `room` holds for the request, such as the bytes of its upload, and leaves it at its end.
+    """
     if not model.task.streams:
         names = [each.name for each in service.models.values() if each.task.streams]
         hint = f"choose the model {names[0]}" if names else "leave stream out"
         raise ApiError(422, "no_stream", f"the model {model.name} answers at once", hint)
     if len(upload.images) != 1:
         raise ApiError(422, "no_stream", "a stream is for one image", "send one request per image")
-    with ExitStack() as taken:
-        taken.enter_context(service.room_for_images(1))  # a queue that is full is an error before the stream begins
-        if upload.explain:
-            taken.enter_context(service.explainer.room(1))
-        room = taken.pop_all()  # the stream leaves it at its end
+    room.enter_context(service.room_for_images(1))  # a queue that is full is an error before the stream begins
+    if upload.explain:
+        room.enter_context(service.explainer.room(1))
 
-    async def events() -> AsyncIterator[bytes]:
-        async for name, value in _words(service, model, upload.images[0], upload.explain):
-            yield b": waiting\n\n" if name is None else f"event: {name}\ndata: {json.dumps(value)}\n\n".encode()
+    async def events() -> AsyncGenerator[bytes, None]:
+        async with aclosing(_words(service, model, upload.images[0], upload.explain)) as words:
+            async for name, value in words:
+                yield b": waiting\n\n" if name is None else f"event: {name}\ndata: {json.dumps(value)}\n\n".encode()
 
-    return _Stream(events(), room)
+    return _Stream(events(), room.pop_all())
 
 
 class _Stream(StreamingResponse):
     """Events, and what to leave behind them, also where the client has gone before the first."""
 
-    def __init__(self, events: AsyncIterator[bytes], room: ExitStack) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], room: ExitStack) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         super().__init__(events, media_type="text/event-stream", headers=headers)
-        self.room = room
+        self.events, self.room = events, room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self.room:
-            await super().__call__(scope, receive, send)
+            async with aclosing(self.events):  # which a client that leaves while it is sent to does not end
+                await super().__call__(scope, receive, send)
 
 
 class _Abandoned(Exception):
     """The client of a stream has gone."""
 
 
-async def _words(service: Service, model: Served, data: bytes, explain: bool) -> AsyncIterator[tuple[str | None, Any]]:
+async def _words(
+    service: Service, model: Served, data: bytes, explain: bool
+) -> AsyncGenerator[tuple[str | None, Any], None]:
     loop, drafts, gone = asyncio.get_running_loop(), asyncio.Queue[str | None](), False
+    future: Future[dict[str, Any]] = Future()
 
     def tell(text: str | None) -> None:
         if gone:
@@ -101,10 +107,12 @@ async def _words(service: Service, model: Served, data: bytes, explain: bool) ->
                 yield "word", {"text": text}
         row = await asyncio.wrap_future(future)
         if explain:
-            row["explanation"] = await service.maps(model, sample, frame)
+            async with service.in_time():
+                row["explanation"] = await service.maps(model, sample, frame)
         service.metrics.images.labels(model.name).inc()
         yield "done", {"model": model.name, "predictions": [row]}
-    except (ApiError, UserError) as error:
+    except Exception as error:  # the status has been sent: only an event can tell
         yield "error", as_api(error).body()
     finally:
         gone = True
+        future.cancel()  # if its turn has not come

@@ -45,6 +45,8 @@ class Upload:
     beside: bytes | None = None
     fields: tuple[str, ...] = FIELDS
     """those that this endpoint takes"""
+    query: tuple[str, ...] = ("stream",)
+    """parameters in the URL that this endpoint takes"""
     max_images: int = MAX_IMAGES
     """images that this endpoint takes"""
 
@@ -94,11 +96,21 @@ def too_many_images(max_images: int, kind: str = "a request") -> ApiError:
 
 def bad_field(name: str, kind: str) -> ApiError:
     """422 for a field whose value is not of this kind, such as "a string"."""
-    return ApiError(422, "bad_field", f"the field {name} must be {kind}", f"send {kind}, or leave {name} out")
+    hint = f"send {kind}" if name == "images" else f"send {kind}, or leave {name} out"
+    return ApiError(422, "bad_field", f"the field {name} must be {kind}", hint)
 
 
 async def read_upload(request: Request, settings: Settings, upload: Upload) -> Upload:
     """Fill an empty upload with the images and the fields of a request. Raises ApiError."""
+    for name in request.query_params:
+        if name not in upload.query:  # a field there would be left out, and the answer another than was wanted
+            known = ", ".join(("images", *upload.fields))
+            raise ApiError(
+                422,
+                "bad_query",
+                f"the URL has a parameter {name[:100]!r} that is not known here",
+                f"send the fields {known} in the form or the JSON body",
+            )
     try:
         async with asyncio.timeout(settings.timeout):
             upload = await _read(request, settings.max_upload, upload)
@@ -248,11 +260,13 @@ def from_json(body: bytes | bytearray, upload: Upload) -> Upload:
     if not isinstance(found, dict):
         raise ApiError(422, "bad_json", "the body is not a JSON object", f"send {JSON_HINT}")
     images = found.pop("images", None)
+    if images is None:
+        images = []
     if not isinstance(images, list):
         raise bad_field("images", "a list of strings")
     beside = found.pop("beside", None) if "beside" in upload.fields else None
     for name, value in found.items():
-        if value is not None:
+        if value is not None or name not in upload.fields:
             upload.set(name, value)
     for number, text in enumerate(images, 1):
         upload.add(from_base64(text, "images", f"image {number}"))
