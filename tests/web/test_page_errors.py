@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,24 @@ def test_a_stream_that_is_cut_off(browser: Browser, served: Site, photo: Path) -
         seen.open("#model=caption")
         seen.give(photo)
         expect(seen.page.get_by_role("alert")).to_contain_text("The answer was cut off.")
+
+
+@pytest.mark.parametrize("code, title", [("bad_image", "This cannot be answered"), ("busy", "The server is busy")])
+def test_a_stream_that_ends_with_an_error(browser: Browser, served: Site, photo: Path, code: str, title: str) -> None:
+    """Its status was 200: the code tells whether to wait."""
+    found = json.dumps({"error": {"code": code, "message": "no caption", "hint": "try another"}})
+    with visit(browser, served) as seen:
+        seen.page.route(
+            "**/v1/predict?stream=true",
+            lambda route: route.fulfill(
+                status=200,
+                body=f"event: error\ndata: {found}\n\n",
+                headers={"Content-Type": "text/event-stream"},
+            ),
+        )
+        seen.open("#model=caption")
+        seen.give(photo)
+        expect(seen.page.get_by_role("heading", name=title)).to_be_visible()
 
 
 def test_a_proxy_that_answers_in_another_language(browser: Browser, served: Site) -> None:

@@ -125,7 +125,10 @@ class Prediction(BaseModel):
     values: list[Value] | None = None
     caption: str | None = None
     captions: list[Caption] | None = None
+    match: float | None = Field(None, description="how well a caption matches its image, where the model can tell")
+    sure: bool | None = Field(None, description="whether that is enough to rely on")
     segments: list[Segment] | None = None
+    embedding: list[float] | None = None
     explanation: Maps | None = Field(None, description="with `explain`")
 
 

@@ -83,7 +83,7 @@ export class Client {
       const found = JSON.parse(data);
       if (event === "word") onText(found.text);
       else if (event === "done") return found.predictions[0];
-      else if (event === "error") throw asError(503, found, null);
+      else if (event === "error") throw asError(PASSING.includes(found.error?.code) ? 503 : 422, found, null);
     }
     throw new ApiError(0, "cut_off", "The answer was cut off", "try again");
   }
@@ -109,6 +109,9 @@ export class Client {
     throw asError(response.status, await response.json().catch(() => null), after);
   }
 }
+
+/** The codes of status 503: what passes by itself. The status of a stream is sent before its error is known. */
+const PASSING = ["busy", "timeout", "stopping", "out_of_memory"];
 
 function form(images: Blob[], model: string): FormData {
   const body = new FormData();

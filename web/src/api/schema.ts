@@ -429,6 +429,8 @@ export interface components {
             caption?: string | null;
             /** Captions */
             captions?: components["schemas"]["Caption"][] | null;
+            /** Embedding */
+            embedding?: number[] | null;
             /**
              * Error
              * @description why this image has no answer, beside others that have
@@ -438,8 +440,18 @@ export interface components {
             explanation?: components["schemas"]["Maps"] | null;
             /** Labels */
             labels?: components["schemas"]["Label"][] | null;
+            /**
+             * Match
+             * @description how well a caption matches its image, where the model can tell
+             */
+            match?: number | null;
             /** Segments */
             segments?: components["schemas"]["Segment"][] | null;
+            /**
+             * Sure
+             * @description whether that is enough to rely on
+             */
+            sure?: boolean | null;
             /**
              * Task
              * @description left out beside `error`
