@@ -207,6 +207,47 @@ def test_a_gradient_with_other_strides_moves_the_same(optimizer: str) -> None:
         torch.testing.assert_close(one, another, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lamb", "muon"])
+def test_a_first_step_that_moves_nothing_leaves_no_trace(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the scale of the loss is too large for fp16 at first: its gradients are not finite."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.manual_seed(0)
+    config = VariantConfig(width=16, depth=1, heads=2, patch=4, image_size=(8, 8), stem=(4, 8))
+    task = vitrail.create(config, classes=3)
+    other = copy.deepcopy(task)
+    optim = Optim(optimizer=optimizer)  # type: ignore[arg-type]
+    ours, theirs = Optimizers(task, optim), Optimizers(other, optim)
+    torch.use_deterministic_algorithms(True)  # memory that is not filled then holds nan
+    try:
+        ours.step([torch.full_like(p, torch.inf) for p in ours.parameters], 1.0, torch.tensor(False))
+        for _ in range(2):
+            gradients = [torch.randn_like(parameter) for parameter in ours.parameters]
+            for optimizers in (ours, theirs):
+                optimizers.step(gradients, 1.0, torch.tensor(True))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(task.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_state_with_other_strides_than_its_weights_resumes_the_same(optimizer: str) -> None:
+    """As of a run whose weights were interpolated for its image size, where the resumed one's were not."""
+    torch.manual_seed(0)
+    task = vitrail.create(VariantConfig(width=16, depth=1, heads=2, patch=4, image_size=(8, 8)), classes=3)
+    other = copy.deepcopy(task)
+    for parameter in other.parameters():
+        parameter.data = parameter.data.mT.contiguous().mT if parameter.ndim > 1 else parameter.data
+    optim = Optim(optimizer=optimizer)  # type: ignore[arg-type]
+    ours, theirs = Optimizers(task, optim), Optimizers(other, optim)
+    gradients = [torch.randn_like(parameter) for parameter in ours.parameters]
+    ours.step(gradients, 1.0)
+    other.load_state_dict(task.state_dict())
+    theirs.load_state_dict(copy.deepcopy(ours.state_dict()))
+    for optimizers in (ours, theirs):
+        optimizers.step(gradients, 1.0)
+    assert all(torch.equal(a, b) for a, b in zip(task.parameters(), other.parameters(), strict=True))
+
+
 def test_average_is_the_stated_recurrence() -> None:
     module = nn.Linear(1, 1, bias=False)
     module.weight.data.fill_(1.0)

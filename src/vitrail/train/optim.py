@@ -149,7 +149,7 @@ class Optimizers:
         betas = (0.9, optim.beta2)
         self.members: list[torch.optim.Optimizer] = []
         if optim.optimizer == "sgd":
-            self.members.append(torch.optim.SGD(adamw, lr=optim.lr, momentum=0.9, fused=True))
+            self.members.append(sgd(adamw, optim))
         elif optim.optimizer == "lamb":
             self.members.append(Lamb(adamw, lr=optim.lr, betas=betas, compile=compile))
         else:
@@ -193,6 +193,8 @@ class Optimizers:
         count = len(self.members)
         for member, state in zip(self.members, states[:count], strict=True):
             member.load_state_dict(state)
+            for parameter, values in member.state.items():
+                values |= {name: as_laid_out(value, parameter) for name, value in values.items()}
         self._load_scale(states)
 
     def _load_scale(self, states: list[dict[str, Any]]) -> None:
@@ -201,14 +203,28 @@ class Optimizers:
             self.scale.load_state_dict(states[count])
 
 
-def as_laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:
-    """The gradient with the strides of its parameter, as `backward` gives it and `torch.autograd.grad` may not.
+def sgd(chosen: list[dict[str, Any]], optim: Optim) -> torch.optim.SGD:
+    """SGD whose momentum starts at zero.
 
-    PyTorch's fused optimizers read both in the order of their memory on a CPU: with other strides, such as those that
-    interpolation gives the gradient of positions, each weight would get the gradient of another one.
+    PyTorch's fused SGD allocates the momentum in its first step and does not fill it if that step moves nothing (see
+    `good`): the second step would add whatever the memory held.
     """
-    same = gradient.stride() == parameter.stride()
-    return gradient if same else torch.empty_like(parameter).copy_(gradient)
+    made = torch.optim.SGD(chosen, lr=optim.lr, momentum=0.9, fused=True)
+    for group in made.param_groups:
+        for parameter in group["params"]:
+            made.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return made
+
+
+def as_laid_out(value: Tensor, parameter: Tensor) -> Tensor:
+    """A gradient, or an optimizer's state, with the strides of its parameter; a value of another shape unchanged.
+
+    PyTorch's fused optimizers read all of them in the order of their memory on a CPU: with other strides, each weight
+    would get the gradient of another one. `backward` gives a gradient its parameter's strides; `torch.autograd.grad`
+    may not, as for interpolated positions and for filters that read channels-last images.
+    """
+    same = value.shape != parameter.shape or value.stride() == parameter.stride()
+    return value if same else torch.empty_like(parameter).copy_(value)
 
 
 class Average:

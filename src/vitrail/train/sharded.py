@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from vitrail.errors import UserError
 from vitrail.tasks.task import Task
-from vitrail.train.optim import Average, Optim, Optimizers, groups
+from vitrail.train.optim import Average, Optim, Optimizers, as_laid_out, groups
 from vitrail.train.parallel import World
 from vitrail.train.scale import LossScale
 from vitrail.train.step import LossModule
@@ -308,7 +308,9 @@ class ShardedOptimizers(Optimizers):
             own = self.own(p)
             rows = p not in self.owner and isinstance(p, DTensor)
             self.members[member].state[own] = {
-                name: (cut(value, self.world) if rows and value.ndim else value).to(own.device).clone()
+                name: as_laid_out(
+                    (cut(value, self.world) if rows and value.ndim else value).to(own.device).clone(), own
+                )
                 for name, value in states[member]["state"].get(number, {}).items()
                 if isinstance(value, Tensor)
             }

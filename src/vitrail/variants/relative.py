@@ -108,7 +108,8 @@ class DecomposedBias(nn.Module):
     def resize(self, grid: tuple[int, int]) -> None:
         """Interpolate the vectors for another grid."""
         self.rows, self.columns = (
-            nn.Parameter(_stretch(x.detach(), n)) for x, n in zip((self.rows, self.columns), grid, strict=True)
+            nn.Parameter(_stretch(x.detach(), n).contiguous())  # FSDP2 shares out no others
+            for x, n in zip((self.rows, self.columns), grid, strict=True)
         )
 
 

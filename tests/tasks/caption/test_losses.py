@@ -193,6 +193,21 @@ def test_matching_is_learned() -> None:
     assert (nearest == torch.arange(len(TEXTS))[:, None])[there].all()
 
 
+@pytest.mark.parametrize("decoder", ["recurrent", "attentive", "transformer"])
+def test_self_critical_training_in_bf16_gives_every_weight_a_gradient(decoder: str) -> None:
+    """The weights that autocast has cast for the samples, which need no gradient, are not those of the loss."""
+    task, made = captioner(decoder=decoder, captions=3, self_critical=1.0), batch()
+    task.reward = lambda keys, texts, ended: [len(text) % 7 for text in texts]
+
+    def learned(bf16: bool) -> set[str]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = task.loss(made)["loss"]
+        gradients = torch.autograd.grad(loss, [*task.parameters()], allow_unused=True)
+        return {name for (name, _), one in zip(task.named_parameters(), gradients, strict=True) if one is not None}
+
+    assert learned(bf16=True) == learned(bf16=False) > {"decoder.embedding.weight"}
+
+
 @pytest.mark.parametrize(("decoder", "heat"), [("recurrent", 1.0), ("attentive", 0.6), ("transformer", 0.6)])
 def test_self_critical_gradient_is_the_formula(decoder: str, heat: float) -> None:
     """-(r - b) times the gradient of log p, with the mean of the image's other captions as the baseline b."""

@@ -74,6 +74,14 @@ def test_bad_settings_are_refused_in_one_line(changes: dict[str, object], words:
     assert "\n" not in str(caught.value)
 
 
+def test_class_weights_count_by_their_share_of_a_mixed_image() -> None:
+    weights, shares = torch.tensor([0.5, 2.0, 1.0]), torch.tensor([[0.6, 0.4, 0.0], [0.0, 0.3, 0.7], [1.0, 0.0, 0.0]])
+    task, b = classifier(class_weights=weights), batch()
+    mixed = {**b, "image": b["image"][:3], "label": shares}
+    expected = F.cross_entropy(task(mixed["image"]), shares, weights, reduction="sum")
+    torch.testing.assert_close(task.loss(mixed)["loss"], expected)
+
+
 def test_class_weights_scale_each_images_loss() -> None:
     weights, b = torch.tensor([1.0, 2.0, 0.5]), batch()
     task = classifier(class_weights=weights)

@@ -57,6 +57,8 @@ def self_critical_loss(task: Caption, memory: Memory, batch: Batch) -> dict[str,
     with torch.no_grad():
         state = task.decoder(memory=memory)
         chosen = generate(task.components()["step"], state, how, batch["sample"]).words
+    # Autocast keeps the weights that it has cast. Until torch 2.10 these have no gradient, and would be used below too.
+    torch.clear_autocast_cache()
     task.train(training)
     texts = [task.tokenizer.decode(row) for row in chosen.flatten(0, 1).tolist()]
     keys = batch["sample"].repeat_interleave(samples).tolist()

@@ -171,13 +171,21 @@ class Classify(Headed):
             raise UserError("k nearest neighbours has no loss: load it with classes=N to train a head")
         logits = self(batch["image"], self.keep(batch)).float()
         hard = batch["label"] if batch["label"].ndim == 1 else batch["label"].argmax(dim=1)
-        losses = self._losses(logits, batch["label"])
-        if self.class_weights is not None:
-            losses = losses * self.class_weights[hard]
+        losses = self._weighted(logits, batch["label"])
         correct = (logits.argmax(dim=1) == hard).sum()
         # Created on the device: copying a number there would wait for the GPU's queued work.
         count = torch.full((), len(logits), device=logits.device)
         return {"loss": losses.sum(), "count": count, "accuracy": correct}
+
+    def _weighted(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """One loss per image, [B], to which each of its classes contributes by its weight."""
+        if self.class_weights is None:
+            return self._losses(logits, labels)
+        if labels.ndim == 1:
+            return self._losses(logits, labels) * self.class_weights[labels]
+        shares = labels * self.class_weights
+        weights = shares.sum(dim=1)
+        return self._losses(logits, shares / weights[:, None]) * weights
 
     def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """One loss per image, [B]."""

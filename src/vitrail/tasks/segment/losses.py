@@ -78,10 +78,12 @@ def _of_image(classes: Tensor, masks: Tensor, mask: Tensor, valid: Tensor, count
 def _costs(classes: Tensor, logits: Tensor, present: Tensor, targets: Tensor) -> Tensor:
     """The cost [Q, M] of giving each of M segments to each query."""
     pixels = max(1, targets.shape[1])
-    right = F.softplus(-logits) @ targets.T / pixels
-    wrong = F.softplus(logits) @ (1 - targets).T / pixels
     p = logits.sigmoid()
-    dice = 1 - (2 * p @ targets.T + 1) / (p.sum(dim=1, keepdim=True) + targets.sum(dim=1) + 1)
+    with torch.autocast(logits.device.type, enabled=False):  # in bf16, queries of nearly one cost are mistaken
+        right = F.softplus(-logits) @ targets.T / pixels
+        wrong = F.softplus(logits) @ (1 - targets).T / pixels
+        both = p @ targets.T
+    dice = 1 - (2 * both + 1) / (p.sum(dim=1, keepdim=True) + targets.sum(dim=1) + 1)
     return MASK * (right + wrong) + DICE * dice - CLASS * classes.softmax(dim=-1)[:, present]
 
 
