@@ -158,7 +158,10 @@ def loaded(args: argparse.Namespace, photos: Path, path: str, clients: int, seco
 def photos_in(folder: Path, given: Path | None) -> Path:
     """A folder of up to 64 JPEGs."""
     folder.mkdir()
-    for number, path in enumerate(sorted(given.rglob("*.jpg"))[:64] if given else ()):
+    found = [path for path in sorted(given.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")] if given else []
+    if given and not found:
+        raise SystemExit(f"{given} has no JPEGs")
+    for number, path in enumerate(found[:64]):
         (folder / f"{number}.jpg").write_bytes(path.read_bytes())
     draw = np.random.default_rng(0)
     for number in range(0 if given else 16):
