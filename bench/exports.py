@@ -36,6 +36,7 @@ def parser() -> Parser:
     parser.set_defaults(exports=[(to, precision) for to, each in PRECISIONS.items() for precision in each])
     parser.add_argument("model", nargs="?", choices=[*TINY_DATA, *SIZES], default="classify", metavar="MODEL")
     parser.add_argument("--data", help="CIFAR-10, CamVid or Flickr8k")
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16", "int8"], help="default: all")
     parser.add_argument("--images", type=int, help="at most so many are scored; all by default")
     return parser
 
@@ -67,8 +68,8 @@ def main() -> None:
             raise SystemExit(f"--data is needed to score {source}")
         split = None if data is None or args.tiny else "val"
         for to, precision in args.exports:
-            if precision == "int8" and data is None:
-                continue  # it is calibrated on images
+            if precision not in args.precisions or (precision == "int8" and data is None):  # calibrated on images
+                continue
             row = exported(source, to, precision, data, split, args.images if data else None)
             print(f"{args.model}, {to} {precision}: {row}", flush=True)
             rows.setdefault(args.model, {})[f"{to} {precision}"] = row
