@@ -222,7 +222,7 @@ def test_what_belongs_to_tasks_is_known() -> None:
     assert {"decoder", "smoothing", "beam", "neighbours"} <= NAMES and {"encoder", "preprocess", "loss"}.isdisjoint(
         NAMES
     )
-    assert {"head", "smoothing", "beam", "neighbours", "embedding"} <= ATTRIBUTES and "text" not in ATTRIBUTES
+    assert {"head", "smoothing", "beam", "neighbours"} <= ATTRIBUTES and "text" not in ATTRIBUTES
     assert {"label", "captions", "top1", "per_class", "cider", "bleu4"} <= KEYS and {"count", "loss"}.isdisjoint(KEYS)
 
 

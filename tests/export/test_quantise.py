@@ -77,7 +77,7 @@ def test_what_loses_least_is_chosen(
     assert quantised(monkeypatch, *errors) == (found, calls)
 
 
-def test_products_that_no_pixel_enters_stay_as_they_are() -> None:
+def test_products_that_no_pixel_enters_stay_floats() -> None:
     """Here positions are interpolated for the size of the images, and added to patches."""
     nodes = [
         ("images", False, [], ["images"]),

@@ -7,6 +7,7 @@ import base64
 import json
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -297,8 +298,9 @@ def test_only_so_many_explanations_wait() -> None:
             assert "explanations" in error["message"] and "retry-after" in answer.headers
             error_of(client.post(PREDICT, files=form(photo()), data={"explain": "1"}), 503, "busy")
             assert client.post(PREDICT, files=form(photo())).status_code == 200, classifier_model.name
-            with pytest.raises(ApiError) as refused:  # a stream that is refused keeps no place in the queue
-                streamed(service_of(client), served("words", captioner()), Upload(images=[photo()], explain=True))
+            upload = Upload(images=[photo()], explain=True)
+            with pytest.raises(ApiError) as refused, ExitStack() as room:  # it keeps no place in the queue
+                streamed(service_of(client), served("words", captioner()), upload, room)
             assert refused.value.status == 503 and service_of(client).images == 0
         with explainer.room(1):  # it would not be ready in time
             explainer.seconds = 1_000.0

@@ -110,7 +110,7 @@ export class Client {
   }
 }
 
-/** The codes of status 503: what passes by itself. The status of a stream is sent before its error is known. */
+/** The codes of status 503: it is worth waiting. The status of a stream is sent before its error is known. */
 const PASSING = ["busy", "timeout", "stopping", "out_of_memory"];
 
 function form(images: Blob[], model: string): FormData {
