@@ -29,6 +29,7 @@ TINY_DATA: dict[str, Callable[[Path], Path]] = {
     "caption": lambda folder: tiny_captions(folder, 2),
 }
 """by bundled model"""
+PRECISION = ("fp32", "bf16", "int8")
 
 
 def parser() -> Parser:
@@ -36,7 +37,7 @@ def parser() -> Parser:
     parser.set_defaults(exports=[(to, precision) for to, each in PRECISIONS.items() for precision in each])
     parser.add_argument("model", nargs="?", choices=[*TINY_DATA, *SIZES], default="classify", metavar="MODEL")
     parser.add_argument("--data", help="CIFAR-10, CamVid or Flickr8k")
-    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16", "int8"], help="default: all")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISION, default=PRECISION, help="default: all")
     parser.add_argument("--images", type=int, help="at most so many are scored; all by default")
     return parser
 

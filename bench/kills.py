@@ -12,6 +12,7 @@ nothing disturbed, to the bit. Processes are forked, so that none waits for impo
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -120,8 +121,10 @@ def measure(name: str, kills: int, draw: random.Random) -> Row:
     seconds = time.monotonic() - began
     expected = digests(Path(f"{place}-whole"))
     done: Row = {"kills": 0, "between write and rename": 0, "runs": 0, "identical": 0, "steps at the kills": []}
-    while done["kills"] < kills or not done["runs"]:
-        out = Path(f"{place}-{done['runs']}")
+    for attempt in itertools.count():
+        if done["kills"] == kills:
+            break
+        out, before = Path(f"{place}-{attempt}"), done["kills"]
         while True:
             command = ["train", "--resume", str(out), "--device", "cpu"] if begun(out) else [*words, "--out", str(out)]
             if done["kills"] == kills:
@@ -137,10 +140,10 @@ def measure(name: str, kills: int, draw: random.Random) -> Row:
             done["between write and rename"] += done["kills"] % INJECTED == INJECTED - 1
             done["kills"] += 1
             done["steps at the kills"].append(max((row["step"] for row in RunFolder(out).rows()), default=0))
-        done["runs"] += 1
+        done["runs"] += done["kills"] > before  # one that ended before its kill shows nothing
         if different := [what for what, digest in digests(out).items() if expected[what] != digest]:
             print(f"{name}: {', '.join(different)} differ", file=sys.stderr)
-        done["identical"] += not different
+        done["identical"] += done["kills"] > before and not different
     return done
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from vitrail.data.augment import Augment
 from vitrail.errors import UserError
 from vitrail.tasks.caption import Captioning
 from vitrail.tasks.segment import Segmentation
+from vitrail.tasks.task import Task
 from vitrail.train.muon import Muon
 from vitrail.train.optim import Average, Optim, Optimizers, factor, groups
 from vitrail.train.run import Run
@@ -190,14 +192,21 @@ def test_what_decays_and_what_muon_takes_are_matrices_and_filters(name: str) -> 
     assert {names[id(p)] for group in muon for p in group["params"]} == blocks
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lamb", "muon"])
-def test_a_gradient_with_other_strides_moves_the_same(optimizer: str) -> None:
-    """PyTorch's fused optimizers read a gradient in the order of its memory on a CPU, whatever its strides are."""
+Name = Literal["adamw", "sgd", "lamb", "muon"]
+
+
+def twins(optimizer: Name) -> tuple[Task, Task, Optim]:
+    """Two equal models, and the optimizer of both."""
     torch.manual_seed(0)
     config = VariantConfig(width=16, depth=1, heads=2, patch=4, image_size=(8, 8), stem=(4, 8))
     task = vitrail.create(config, classes=3)
-    other = copy.deepcopy(task)
-    optim = Optim(optimizer=optimizer)  # type: ignore[arg-type]
+    return task, copy.deepcopy(task), Optim(optimizer=optimizer)
+
+
+@pytest.mark.parametrize("optimizer", get_args(Name))
+def test_a_gradient_with_other_strides_moves_the_same(optimizer: Name) -> None:
+    """PyTorch's fused optimizers read a gradient in the order of its memory on a CPU, whatever its strides are."""
+    task, other, optim = twins(optimizer)
     ours, theirs = Optimizers(task, optim), Optimizers(other, optim)
     for _ in range(2):
         gradients = [torch.randn_like(parameter) for parameter in ours.parameters]
@@ -207,15 +216,11 @@ def test_a_gradient_with_other_strides_moves_the_same(optimizer: str) -> None:
         torch.testing.assert_close(one, another, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lamb", "muon"])
-def test_a_first_step_that_moves_nothing_leaves_no_trace(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("optimizer", get_args(Name))
+def test_a_first_step_that_moves_nothing_leaves_no_trace(optimizer: Name, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when the scale of the loss is too large for fp16 at first: its gradients are not finite."""
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
-    torch.manual_seed(0)
-    config = VariantConfig(width=16, depth=1, heads=2, patch=4, image_size=(8, 8), stem=(4, 8))
-    task = vitrail.create(config, classes=3)
-    other = copy.deepcopy(task)
-    optim = Optim(optimizer=optimizer)  # type: ignore[arg-type]
+    task, other, optim = twins(optimizer)
     ours, theirs = Optimizers(task, optim), Optimizers(other, optim)
     torch.use_deterministic_algorithms(True)  # memory that is not filled then holds nan
     try:
@@ -230,14 +235,11 @@ def test_a_first_step_that_moves_nothing_leaves_no_trace(optimizer: str, monkeyp
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_a_state_with_other_strides_than_its_weights_resumes_the_same(optimizer: str) -> None:
+def test_a_state_with_other_strides_than_its_weights_resumes_the_same(optimizer: Name) -> None:
     """As of a run whose weights were interpolated for its image size, where the resumed one's were not."""
-    torch.manual_seed(0)
-    task = vitrail.create(VariantConfig(width=16, depth=1, heads=2, patch=4, image_size=(8, 8)), classes=3)
-    other = copy.deepcopy(task)
+    task, other, optim = twins(optimizer)
     for parameter in other.parameters():
         parameter.data = parameter.data.mT.contiguous().mT if parameter.ndim > 1 else parameter.data
-    optim = Optim(optimizer=optimizer)  # type: ignore[arg-type]
     ours, theirs = Optimizers(task, optim), Optimizers(other, optim)
     gradients = [torch.randn_like(parameter) for parameter in ours.parameters]
     ours.step(gradients, 1.0)

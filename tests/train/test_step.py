@@ -71,14 +71,17 @@ def test_nothing_of_the_backward_pass_outlives_the_step() -> None:
 
 
 def test_a_step_at_another_image_size_is_that_of_plain_pytorch() -> None:
-    """Positions are interpolated then, which gives their gradient other strides than theirs."""
-    optim = Optim(lr=1e-2, weight_decay=0.1)
+    """Positions are interpolated then, which gives their gradient other strides than theirs.
+
+    SGD, since AdamW would make a step of full size of a gradient that is rounding alone, on any processor.
+    """
+    optim = Optim(optimizer="sgd", lr=0.1, weight_decay=0.1)
     run = replace(RECIPES["digits"](1000), batch_size=16, precision="fp32", optim=optim)
     run = with_fields(run, {"class_token": False, "pool": "average"})
     components, _ = build(run, open_data("digits"), CPU)
     task = components.task.train()
     plain = copy.deepcopy(task)
-    theirs = torch.optim.AdamW(groups(plain, optim)[0], lr=optim.lr, betas=(0.9, optim.beta2), fused=False)
+    theirs = torch.optim.SGD(groups(plain, optim)[0], lr=optim.lr, momentum=0.9, fused=False)
     module, ours = LossModule(task), Optimizers(task, optim)
     batches = components.train.batches()
     for _ in range(3):
@@ -90,5 +93,4 @@ def test_a_step_at_another_image_size_is_that_of_plain_pytorch() -> None:
         theirs.step()
         theirs.zero_grad()
     for (name, one), another in zip(task.named_parameters(), plain.parameters(), strict=True):
-        if not name.endswith("k_norm.bias"):  # which has no effect, so its gradient is rounding
-            torch.testing.assert_close(one, another, atol=2e-4, rtol=1e-3, msg=name)
+        torch.testing.assert_close(one, another, atol=1e-5, rtol=1e-4, msg=name)

@@ -281,7 +281,16 @@ def test_a_model_can_be_made_for_another_size_in_another_way_than_it_runs() -> N
 
 def test_weights_that_are_interpolated_for_another_size_are_contiguous() -> None:
     """FSDP2 shares out no others."""
-    how = {"relative": "decomposed", "class_token": False, "pool": "average"}
-    encoder = VariantViT(VariantConfig(width=16, depth=1, heads=2, patch=4, image_size=(16, 16), **how))  # type: ignore[arg-type]
+    config = VariantConfig(
+        width=16,
+        depth=1,
+        heads=2,
+        patch=4,
+        image_size=(16, 16),
+        relative="decomposed",
+        class_token=False,
+        pool="average",
+    )
+    encoder = VariantViT(config)
     resize(encoder, (12, 20))
     assert all(parameter.is_contiguous() for parameter in encoder.parameters())

@@ -8,7 +8,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from vitrail.commands.source import at_revision, load_model
+from vitrail.commands.source import load_model
 from vitrail.commands.task_help import print_help
 from vitrail.errors import UserError
 from vitrail.options import DATA, SOURCE, Parser, parse_options, split_options, task_flags
@@ -38,7 +38,7 @@ def evaluate(args: Sequence[str]) -> int:
         split, scores = score_people(task, options.data, options.split, images)
     else:
         task.choose(parse_options(task, chosen))
-        source = at_revision(options.source, options.revision)
+        source = options.source if options.revision is None else f"{options.source}@{options.revision}"
         split, scores = score(
             task, source, options.data, options.split, options.probe, options.shuffle_images, images, options.max_bad
         )

@@ -17,8 +17,3 @@ def load_model(
     from vitrail.zoo import load
 
     return load(source, device=choose_device(device), revision=revision, verify=verify, merge=merge)
-
-
-def at_revision(source: str, revision: str | None) -> str:
-    """The source as one word."""
-    return source if revision is None else f"{source}@{revision}"

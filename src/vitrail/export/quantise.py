@@ -32,7 +32,7 @@ CHECKED = 32
 REVERTED = 12
 """most layers that go back"""
 FOLDED = 1 << 26
-"""bytes of the largest table that is computed when the file is written"""
+"""values of the largest table that is computed when the file is written"""
 
 Array = np.ndarray[Any, Any]
 Run = Callable[[Any, Array], list[Array]]
