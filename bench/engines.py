@@ -3,7 +3,8 @@
     python bench/engines.py --data DATA
 
 All engines take turns in one run, with as many threads as PyTorch has, on a ViT with random weights and the classes of
-DATA, a set with classes. int8 is calibrated on its images. Writes results/engines.json.
+DATA, a set with classes. int8 is calibrated on its images. timm's network of the same size runs eager, compiled, and in
+ONNX Runtime and OpenVINO without vitrail (`peers/engines.py`). Writes results/engines.json.
 """
 
 from __future__ import annotations
@@ -12,20 +13,24 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from harness import Parser, Row, in_turns, record, tiny_cifar10
+from peers.engines import Step, steps
+from torch import nn
 
 import vitrail
 from vitrail.data.sets import open_data
 from vitrail.errors import UserError
 from vitrail.export import PRECISIONS, export
+from vitrail.export.scores import calibration_images
 from vitrail.sizes import SIZES
 
-Step = Callable[[torch.Tensor], Any]
+TIMM = {"Ti/16": "vit_tiny_patch16_224", "S/16": "vit_small_patch16_224", "B/16": "vit_base_patch16_224"}
+"""timm's names of the same networks"""
 
 
 def parser() -> Parser:
@@ -38,13 +43,8 @@ def parser() -> Parser:
     return parser
 
 
-def engines(folder: Path, data: str, model: str, images: int) -> Iterator[tuple[str, Step, Row]]:
-    """The name, the function and what its export told, of every engine that is installed."""
-    classes = open_data(data).train.classes
-    task = vitrail.create(model, classes=classes).eval()
-    task.save(folder / "source")
-    yield "vitrail eager", task, {}
-    yield "vitrail compiled", torch.compile(task), {}
+def exports(folder: Path, data: str, images: int) -> Iterator[tuple[str, Callable[..., Any], Row]]:
+    """The name, the model and what its export told, of every export of the model in `folder`/source."""
     for to, precisions in PRECISIONS.items():
         for precision in precisions:
             out = folder / f"{to}-{precision}"
@@ -54,16 +54,10 @@ def engines(folder: Path, data: str, model: str, images: int) -> Iterator[tuple[
                 print(f"{to} {precision}: {error}")
                 continue
             yield f"{to} {precision}", vitrail.load(out), result.as_row()
-    if find_spec("timm") and (name := TIMM.get(model)):
-        import timm
-
-        peer = timm.create_model(name, num_classes=len(classes)).eval()
-        yield "timm eager", peer, {}
-        yield "timm compiled", torch.compile(peer), {}
 
 
-TIMM = {"Ti/16": "vit_tiny_patch16_224", "S/16": "vit_small_patch16_224", "B/16": "vit_base_patch16_224"}
-"""timm's names of the same networks"""
+def eager_and_compiled(library: str, network: nn.Module) -> dict[str, Callable[..., Any]]:
+    return {f"{library} eager": network, f"{library} compiled": torch.compile(network)}
 
 
 def ratios(milliseconds: dict[str, float]) -> Row:
@@ -83,14 +77,27 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, torch.inference_mode():
         folder = Path(name)
         data = args.data or str(tiny_cifar10(folder / "tiny"))
-        found = list(engines(folder, data, args.model, args.images))
+        classes = open_data(data).train.classes
+        task = vitrail.create(args.model, classes=classes).eval()
+        task.save(folder / "source")
+        told: Row = {}
+        models = eager_and_compiled("vitrail", task)
+        for engine, model, row in exports(folder, data, args.images):
+            models[engine] = model
+            told[engine] = {key: row[key] for key in ("difference", "relative_difference", "scores")}
+        peer = None
+        if args.model in TIMM:
+            peer = timm.create_model(TIMM[args.model], num_classes=len(classes)).eval()
+            models |= eager_and_compiled("timm", peer)
         rows: Row = {}
         compared: Row = {}
         for batch in args.batches:
             x = torch.randn(batch, 3, *SIZES[args.model].image_size)
-            steps = {engine: partial(step, x) for engine, step, _ in found}
+            found: dict[str, Step] = {engine: partial(model, x) for engine, model in models.items()}
+            if peer is not None:
+                found |= steps(peer, x, calibration_images(task, data)[: args.images])
             medians: dict[str, float] = {}
-            for engine, times in in_turns(steps, args.rounds, warm_up=3).items():
+            for engine, times in in_turns(found, args.rounds, warm_up=3).items():
                 median = medians[engine] = statistics.median(times)
                 spread = statistics.stdev(times) if len(times) > 1 else 0.0
                 rows[f"{engine}, batch {batch}"] = {
@@ -99,14 +106,9 @@ def main() -> None:
                     "images_per_second": round(batch / median, 2),
                 }
             compared[f"batch {batch}"] = ratios(medians)
-        told = ("difference", "relative_difference", "scores")
-        exports = {engine: {key: row[key] for key in told} for engine, _, row in found if row}
         print(*(f"{engine}: {row['milliseconds']} ms" for engine, row in rows.items()), compared, sep="\n")
-        record(
-            "engines",
-            {"model": args.model, "threads": torch.get_num_threads(), **rows, "ratios": compared, "exports": exports},
-            args.results,
-        )
+        shared = {"model": args.model, "threads": torch.get_num_threads()}
+        record("engines", {**shared, **rows, "ratios": compared, "exports": told}, args.results)
 
 
 if __name__ == "__main__":

@@ -80,6 +80,22 @@ def test_script_runs_on_tiny_input(name: str, words: tuple[str, ...], tmp_path: 
         assert numbers and all(map(math.isfinite, numbers))
 
 
+@pytest.mark.slow
+def test_other_engines_run_the_network_that_they_are_given(bench: Any) -> None:
+    """In float32 the outputs are those of timm; in bf16 and int8 they are near."""
+    timm, engines = pytest.importorskip("timm"), bench("peers.engines")
+    network = timm.create_model("test_vit", img_size=32, num_classes=5).eval()
+    images = list(torch.randn(8, 1, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    x = torch.cat(images[:2])
+    with torch.no_grad():
+        expected = network(x)
+        found = {name: torch.from_numpy(step()[0]) for name, step in engines.steps(network, x, images)}
+    apart = {name: float((other - expected).norm() / expected.norm()) for name, other in found.items()}
+    assert list(found) == ["timm in ONNX Runtime fp32", *(f"timm in OpenVINO {each}" for each in engines.PRECISIONS)]
+    for name, each in apart.items():
+        assert each < (1e-4 if name.endswith("fp32") else 0.3), apart
+
+
 def leaves(value: Any) -> Iterator[Any]:
     """All values that are not dicts or lists."""
     if isinstance(value, dict | list):
