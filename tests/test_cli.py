@@ -475,7 +475,7 @@ def test_a_resume_says_how_its_data_changed(tmp_path: Path, capsys: pytest.Captu
 
     moved("dark/3.png", "away.png", "its train split had 24 images and has 23")
     moved("dark/3.png", "data/dark/30.png", "images of its train split have other names, labels or captions")
-    moved("light", "data/bright", "it had 2 classes and has 2; changed: bright")
+    moved("light", "data/bright", "it had 2 classes and has 2: light is missing, bright is new")
     assert main(["train", "--resume", str(out), "--device", "cpu"]) == 0
 
 

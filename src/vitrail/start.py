@@ -94,7 +94,7 @@ def begin(
         run = with_reliable_format(run, components.task, chosen)
         run = with_micro_batches(run, components.task, components.train, world)
         try:
-            folder.begin(run, splits.train.classes, fingerprint, job)
+            folder.begin(run, splits.train.classes, fingerprint | components.cut, job)
             return Trained(task_of(run.task), train_run(run, components, folder, steps, resume=False), folder)
         except BaseException:  # whatever the error, a run that saved nothing must not keep the name
             folder.drop()

@@ -191,6 +191,15 @@ class RunFolder:
         if changed is not None:
             raise UserError(f"{name} has changed since the run started: {changed}; restore it, or start a new run")
 
+    def check_held_back(self, now: dict[str, str], name: str) -> None:
+        """Raise UserError if other images than at the run's start are held back: it has learned from some of them."""
+        before = json.loads(self._data.read_text()) if now and self._data.exists() else now
+        if any(before.get(key, own) != own for key, own in now.items()):
+            raise UserError(
+                f"{name} has changed since the run started: by their content, other images would be held back for "
+                "validation, some of which the run has learned; restore it, or start a new run"
+            )
+
     @property
     def scores(self) -> dict[str, Any] | None:
         """The scores that the finished run printed; None if it is not finished."""
