@@ -97,6 +97,14 @@ def test_images_that_change_sides_are_refused(capsys: pytest.CaptureFixture[str]
     assert resume() == 0
 
 
+def test_a_folder_of_runs_is_no_run(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("run/seed=0").mkdir(parents=True)
+    Path("run/seed=0/recipe.json").write_text("{}")
+    assert "one run by its folder, as run/seed=0" in refused(capsys)
+    assert main(["doctor", "run"]) == 2
+    assert "run holds runs in subfolders, as a grid does: give one of them" in capsys.readouterr().err
+
+
 def test_a_run_is_not_written_into_its_data(capsys: pytest.CaptureFixture[str]) -> None:
     """Class lists of masks, for one, are called classes.json too."""
     assert main(["train", "folder", "--data", "data", "--out", "../" + Path.cwd().name + "/data", *TINY]) == 2
