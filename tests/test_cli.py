@@ -410,7 +410,7 @@ def test_a_run_that_saved_nothing_leaves_nothing(
     "file, content, words",
     [
         ("metrics.jsonl", b"junk\n", "metrics.jsonl is damaged"),
-        ("recipe.json", b"{}", "holds no run to resume"),
+        ("recipe.json", b"{}", "recipe.json is damaged: restore it"),
     ],
 )
 def test_a_damaged_run_is_not_resumed(
@@ -461,6 +461,15 @@ def two_classes(root: Path, count: int) -> Path:
 SHORT = ["--epochs", "1", "--batch-size", "8", "--image-size", "32", "32", "--stem", "4", "--workers", "0", *TINY]
 
 
+def test_names_with_line_breaks_stay_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = two_classes(tmp_path / "data", 12)
+    (data / "dark" / "a\nb.png").write_bytes(b"no image")
+    line = refused(capsys, "train", "folder", "--data", data, "--out", tmp_path / "run", *SHORT)
+    assert "dark/a\\nb.png: the bytes are no image" in line
+    assert main(["doctor", str(data), "--images", "0"]) == 0
+    assert "    dark/a\\nb.png: the bytes are no image\n" in capsys.readouterr().out
+
+
 def test_a_resume_says_how_its_data_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out = two_classes(tmp_path / "data", 12), tmp_path / "run"
     assert main(["train", "folder", "--data", str(data), "--out", str(out), *SHORT]) == 0
@@ -475,7 +484,7 @@ def test_a_resume_says_how_its_data_changed(tmp_path: Path, capsys: pytest.Captu
 
     moved("dark/3.png", "away.png", "its train split had 24 images and has 23")
     moved("dark/3.png", "data/dark/30.png", "images of its train split have other names, labels or captions")
-    moved("light", "data/bright", "it had 2 classes and has 2; changed: bright")
+    moved("light", "data/bright", "it had 2 classes and has 2: light is missing, bright is new")
     assert main(["train", "--resume", str(out), "--device", "cpu"]) == 0
 
 

@@ -70,7 +70,8 @@ def test_data_that_has_moved_is_named_and_remembered(tmp_path: Path, capsys: pyt
     before = weights("run")
     unfinished(folder)
     shutil.move("data", "moved")
-    assert "no data at" in refused(capsys)
+    was = tmp_path / "data"
+    assert f"no data at {was}, where the run's data was: if it has moved, add --data" in refused(capsys)
     shutil.copytree("moved", "other")
     Path("other/dark/0.png").rename("other/dark/30.png")
     assert "other has changed since the run started: images of its train split" in refused(capsys, "--data", "other")
@@ -80,6 +81,43 @@ def test_data_that_has_moved_is_named_and_remembered(tmp_path: Path, capsys: pyt
     unfinished(folder)
     assert resume() == 0, "and later resumes find it there"
     assert json.loads(Path("run/data.json").read_text())["path"] == str(tmp_path / "moved")
+
+
+def test_images_that_change_sides_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """Their content decides which are held back: a folder of smaller copies would be validated on learned images."""
+    folder = begun("run")
+    unfinished(folder)
+    shutil.copytree("data", "smaller")
+    for path in Path("smaller").rglob("*.png"):
+        with Image.open(path) as image:
+            image.resize((12, 10)).save(path)
+    assert "other images would be held back for validation" in refused(capsys, "--data", "smaller")
+    with Image.open("data/dark/0.png") as image:
+        image.save("data/dark/0.png")  # the same bytes
+    assert resume() == 0
+
+
+def test_a_folder_of_runs_is_no_run(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("run/seed=0").mkdir(parents=True)
+    Path("run/seed=0/recipe.json").write_text("{}")
+    assert "one run by its folder, as run/seed=0" in refused(capsys)
+    assert main(["doctor", "run"]) == 2
+    assert "run holds runs in subfolders, as a grid does: give one of them" in capsys.readouterr().err
+
+
+def test_a_run_is_not_written_into_its_data(capsys: pytest.CaptureFixture[str]) -> None:
+    """Class lists of masks, for one, are called classes.json too."""
+    assert main(["train", "folder", "--data", "data", "--out", "../" + Path.cwd().name + "/data", *TINY]) == 2
+    assert "is the folder of the data" in capsys.readouterr().err and not Path("data/recipe.json").exists()
+
+
+def test_options_that_a_finished_run_does_not_take_are_named(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    begun("run")
+    assert resume("--keep", 4, "--data", "data") == 0
+    assert "the run in run is finished, so --keep, --data changed nothing" in caplog.messages
+    assert "--keep must be at least 1" in refused(capsys, "--keep", 0)
 
 
 def test_longer_runs_continue_on_the_longer_schedule(caplog: pytest.LogCaptureFixture) -> None:

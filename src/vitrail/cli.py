@@ -25,7 +25,7 @@ from vitrail.errors import RunError, Stopped, UserError
 from vitrail.faults import CLOSED_PIPE, discard_output, has_no_reader, print_os_error
 from vitrail.help import overview
 from vitrail.options import as_typed
-from vitrail.standard_error import own_lines
+from vitrail.standard_error import own_lines, printable
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": demo,
@@ -73,7 +73,7 @@ def answer(args: list[str]) -> int:
         sys.stdout.flush()  # a full disk fails here, while the error can still be reported
         return code
     except (UserError, RunError, Stopped) as error:
-        print(f"vitrail: {as_typed(str(error), args)}", file=sys.stderr)
+        print(f"vitrail: {printable(as_typed(str(error), args))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         raise

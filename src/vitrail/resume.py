@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import logging
@@ -21,7 +22,7 @@ from vitrail.train.device import choose_device
 from vitrail.train.job import marks_of_all
 from vitrail.train.optim import factor
 from vitrail.train.parallel import ALONE, World
-from vitrail.train.run import FREE, LENGTH, Run, changed_fields, with_fields
+from vitrail.train.run import FREE, LENGTH, Run, changed_fields
 from vitrail.train.state import LEASE, Follower, RunFolder
 from vitrail.train.stop import preemptible
 
@@ -41,9 +42,13 @@ def begin_or_resume(
 ) -> Trained:
     """As `begin`; but if this is a job that is started again, resume the run that it began (see `train/job.py`).
 
-    Raises UserError if that run has other settings than this command, but for fields that are in `FREE`.
+    A command with other settings is another job, but for fields that are in `FREE`.
     """
-    job = marks_of_all(world)
+    if out is not None and data is not None and out.resolve() == Path(data).expanduser().resolve():
+        raise UserError(f"--out {out} is the folder of the data, whose files a run could replace: choose another --out")
+    settled = {name: value for name, value in changes.items() if name not in FREE}
+    command = json.dumps([recipe(1).recipe, data, init, group, settled], sort_keys=True)
+    job = marks_of_all(world, hashlib.sha256(command.encode()).hexdigest()[:16])
     named = (recipes.TUNED.get(recipe, recipe) if init is not None else recipe)(1)
     first = default_folder(replace(named, seed=changes.get("seed", named.seed)))
 
@@ -54,16 +59,8 @@ def begin_or_resume(
     if not (found := world.broadcast(find).decode()):
         return begin(recipe, data, init, changes, out, device, group, world, job)
     log.warning(f"the job of the run in {found} is started again, so that run is resumed")
-
-    def chosen(run: Run) -> Mapping[str, Any]:
-        # The run knows what it chose for `auto`, and whether its images are in memory.
-        settled = {name: value for name, value in changes.items() if name not in (*FREE, "memory") and value != "auto"}
-        other = ["recipe"] if run.recipe != named.recipe else changed_fields(run, with_fields(run, settled))
-        if other:
-            raise UserError(f"the run in {found} has another {other[0]} than this command: choose another --out")
-        return {name: value for name, value in changes.items() if name in FREE}
-
-    return _resume(_folder(Path(found), world), device, None, chosen, world, job)
+    free = {name: value for name, value in changes.items() if name in FREE}
+    return _resume(_folder(Path(found), world), device, None, lambda run: free, world, job)
 
 
 @preemptible()
@@ -104,9 +101,12 @@ def _resume(
         kind = task_of(run.task)
         extends = _extends(run, changes)
         patient = _more_patient(run, changes)
+        changed = replace(run, **changes)
     scores: dict[str, Any] | None = json.loads(world.broadcast(lambda: json.dumps(folder.scores).encode()))
     if scores is not None and not extends and not (patient and "stopped_early" in scores):
-        log.warning(f"the run in {folder.path} is finished")
+        given = [*changed_fields(run, changed), *["data"] * (data is not None)]
+        vain = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        log.warning(f"the run in {folder.path} is finished" + f", so {vain} changed nothing" * bool(vain))
         return Trained(kind, scores, folder)
     data = at_commit(data, world)
     with ExitStack() as stack:
@@ -114,17 +114,21 @@ def _resume(
             stack.enter_context(folder.alone(patience=LEASE if job else 0.0))
             folder.record(job)
             place = folder.data(run.data) if data is None else data
+            if data is None and place != run.data and not Path(place).exists():
+                raise UserError(f"no data at {place}, where the run's data was: if it has moved, add --data")
             splits = open_for(kind, place, run.task.data_options(), recipes.find(run.recipe)(1).data, run.group)
             fingerprint = splits.fingerprint(run.group)
             folder.check_data(fingerprint, place)
-        new = replace(run, data=run.data if data is None else data, **changes)
+        new = replace(changed, data=run.data if data is None else data)
         components, steps = build(
             new, splits, choose_device(device if world.device is None else world.device), world=world
         )
+        with world.main_first():
+            folder.check_held_back(components.cut, place)
         if extends:
             _check_longer(run, new, components.train.steps_per_epoch, folder)
         if new != run:
-            folder.change(new, fingerprint | where_is(place))
+            folder.change(new, fingerprint | components.cut | where_is(place))
         return Trained(kind, train_run(new, components, folder, steps, resume=True), folder)
 
 

@@ -19,8 +19,12 @@ class OneLine(logging.Formatter):
     """A record as one line that begins with `vitrail`. Control characters, as names of files may have, are escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = " ".join(super().format(record).split())
-        return f"vitrail: {''.join(each if each.isprintable() else repr(each)[1:-1] for each in text)}"
+        return f"vitrail: {printable(' '.join(super().format(record).split()))}"
+
+
+def printable(text: str) -> str:
+    """The text in one line, with control characters escaped, as names of files may have."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 class CurrentError(logging.StreamHandler[TextIO]):

@@ -94,7 +94,7 @@ def begin(
         run = with_reliable_format(run, components.task, chosen)
         run = with_micro_batches(run, components.task, components.train, world)
         try:
-            folder.begin(run, splits.train.classes, fingerprint, job)
+            folder.begin(run, splits.train.classes, fingerprint | components.cut, job)
             return Trained(task_of(run.task), train_run(run, components, folder, steps, resume=False), folder)
         except BaseException:  # whatever the error, a run that saved nothing must not keep the name
             folder.drop()
@@ -116,11 +116,8 @@ def plan(
         recipe = recipes.TUNED.get(recipe, recipe)
     if changes.get("resize") == "letterbox":  # which shows the whole image, whatever the recipe's crop is
         changes = {"crop_fraction": 1.0, **changes}
+    recipes.check_given(recipe, data, init)
     example = recipe(1)
-    if init is None and recipe in recipes.FROM_WEIGHTS:
-        raise UserError(f"{example.recipe} needs pretrained weights: name them with --init")
-    if data is None and example.data == "folder":
-        raise UserError("no data: give --data a folder with one folder per class, a CSV of labels, or a built-in name")
     data, group = example.data if data is None else data, example.group if group is None else group
     splits = open_training(example, data, changes, group)
     run = recipe(len(splits.train))

@@ -83,6 +83,13 @@ def test_a_job_is_one_command_but_for_what_a_resumed_run_may_change() -> None:
         assert read_grid([*GRID, "--out", "out", *other]).job != job
 
 
+def test_sets_of_the_hub() -> None:
+    grid = read_grid(["folder", "--data", "hf://datasets/a/b", "--grid", "seed=0", "--out", "out"])
+    assert grid.command(grid.combinations[0])[:4] == ["train", "folder", "--data", "hf://datasets/a/b"]
+    with pytest.raises(UserError, match="https://x is a URL"):
+        read_grid(["folder", "--data", "https://x", "--grid", "seed=0"])
+
+
 def test_equal_values_written_otherwise_are_the_same_run() -> None:
     names = [
         [one.name for one in read_grid(["digits", "--grid", f"lr={text}"]).combinations] for text in ("1e-3", "0.001")
@@ -115,6 +122,10 @@ def test_switches_and_sizes() -> None:
         (["batch_size=64,0"], "--grid batch_size=0: batch_size must be at least 1, got 0"),
         (["seed=0", "--resume", "x"], "leave --resume out"),
         (["seed=0", "--epochs", "two"], "--epochs must be a number, got 'two'"),
+        (
+            ["seed=0,1", "digits", "--epochs", "2"],
+            "--grid digits: write FIELD=VALUE,VALUE, such as lr=1e-3,3e-3, and name",
+        ),
         (["seed=0", "--grid-index", "1"], "--grid-index 1: the grid has 1 runs, 0 to 0"),
     ],
 )
@@ -170,6 +181,8 @@ def test_a_folder_holds_one_grid() -> None:
         run_grid(["digits", "--width", "32", *TINY[2:], *GRID[-3:], "--out", "out"], None, True, Runs())
     with pytest.raises(UserError, match="with epochs the recipe's own, and this one has 2.0"):
         run_grid([*GRID[:-3], "--epochs", "2", *GRID[-3:], "--out", "out"], None, True, Runs())
+    fewer = Runs()  # as the line of a run whose workers die says
+    assert run_grid([*GRID[:-3], "--workers", "1", *GRID[-3:], "--out", "out"], None, True, fewer) == 0
     more = Runs()
     assert run_grid([*GRID[:-1], "seed=0,1,2,3", "--out", "out"], None, True, more) == 0
     assert [one[-1] for one in more.started] == ["out/lr=0.001,seed=3", "out/lr=0.003,seed=3"], "further values join it"

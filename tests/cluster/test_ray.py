@@ -116,6 +116,8 @@ def test_training_is_the_train_command(tmp_path: Path, monkeypatch: pytest.Monke
         (["train", "digits"], "write the recipe after two dashes"),
         (["train", "--", "digits"], "name the run's folder with --out"),
         (["train", "--", "digits", "--out", "x", "--nproc", "2"], "--nproc has no meaning here"),
+        (["train", "--device", "cpu", "--", "digits", "--out", "x"], "--device has no meaning here"),
+        (["train", "--", "train", "digits", "--out", "x"], "leave out `train` after the two dashes"),
         (["train", "--workers", "0", "--", "digits", "--out", "x"], "--workers must be at least 1"),
         (["train", "--", "digits", "--out", "x", "--epoch", "2"], "did you mean --epochs?"),
         (["predict", "classify", "--data", "images", "--out", "rows", "--workers", "0"], "must be at least 1"),

@@ -12,6 +12,7 @@ from linters import linter
 
 from vitrail.cli import main
 from vitrail.cluster.grid import read_grid
+from vitrail.cluster.slurm import seconds
 
 TRAIN = ["train", "digits", "--epochs", "1", "--out", "runs/x"]
 
@@ -126,6 +127,15 @@ def test_a_grid_is_a_job_array_whose_jobs_resume(slurm: FakeSlurm, capsys: pytes
         (["--partition", "a\n#SBATCH --x", "--", *TRAIN], "cannot stand in a line of sbatch"),
         (["--sbatch", "nodes=3", "--", *TRAIN], "vitrail sets nodes itself"),
         (["--sbatch", "mem", "--", *TRAIN], "write NAME=VALUE"),
+        (["--time", "0:30", "--", *TRAIN], "--time 0:30 is too short"),
+        (["--time", "4", "--", *TRAIN], "--time 4 is too short"),
+        (["--at-once", "2", "--", *TRAIN], "--at-once limits the jobs of a grid, and this is one run"),
+        (["--device", "cpu", "--", *TRAIN], "write --device after the two dashes"),
+        (["--", "train", "folder", "--out", "x"], "no data: give --data"),
+        (["--", "train", "finetune-b16-384", "--out", "x", "--data", "y"], "needs pretrained weights"),
+        (["--gpus-per-node", "8", "--", *TRAIN, "--batch-size", "36"], "36 cannot be divided among 8 processes"),
+        (["--nodes", "2", "--", *TRAIN, "--grid", "batch_size=8,9"], "9 cannot be divided among 2 processes"),
+        (["--", "train", "recipe.json", "--out", "x"], "recipe.json cannot be read"),
     ],
 )
 def test_what_the_job_would_refuse_is_refused_at_once(
@@ -135,6 +145,36 @@ def test_what_the_job_would_refuse_is_refused_at_once(
     printed = capsys.readouterr()
     assert said in printed.err and printed.err.count("\n") == 1 and not printed.out
     assert not any(Path().iterdir())
+
+
+def test_time_limits_in_all_forms_of_slurm() -> None:
+    minute, hour = 60, 3600
+    forms = {"0": 0, "90": 90 * minute, "5:30": 330, "1:00:00": hour, "2-3": 51 * hour, "1-0:01": 24 * hour + 60}
+    assert {text: seconds(text) for text in forms} == forms and seconds("1-01:01:01") == 25 * hour + 61
+
+
+def test_data_that_only_the_nodes_have_is_named(
+    slurm: FakeSlurm, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    script_of(capsys, "--", "train", "folder", "--data", "/scratch/pets", "--out", "runs/x")
+    assert caplog.messages == ["nothing is at /scratch/pets on this machine: the nodes of the job need it"]
+    caplog.clear()
+    Path("pets").mkdir()
+    for data in ("pets", "cifar10", "hf://datasets/a/b"):
+        script_of(capsys, "--", "train", "folder", "--data", data, "--out", "runs/x")
+    assert not caplog.messages
+
+
+def test_a_recipe_file_and_a_script_elsewhere(slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.json").write_text('{"recipe": "digits", "workers": 5}')
+    text = script_of(capsys, "--script", "x.sbatch", "--", "train", "mine.json", "--out", "runs/new/x")
+    assert "words=(train mine.json --out runs/new/x)" in text and "cpus-per-task=6\n" in text
+    assert Path("runs/new").is_dir(), "without the folder of its log, Slurm ends a job in silence"
+
+
+def test_no_gpus_mean_the_cpu_also_where_a_node_has_some(slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]) -> None:
+    text = script_of(capsys, "--gpus-per-node", "0", "--", *TRAIN)
+    assert "words=(train digits --epochs 1 --out runs/x --device cpu)" in text
 
 
 def test_no_sbatch_and_one_that_refuses(

@@ -349,7 +349,7 @@ def test_a_set_of_bad_images_alone(tmp_path: Path, memory: bool, workers: int) -
     folder_of(tmp_path, {"a": 3, "b": 3})
     for path in tmp_path.rglob("*.jpg"):
         path.write_bytes(b"no image")
-    for max_bad, words in ((0.5, "6 of 6 images"), (1.0, "no image of .* can be read")):
+    for max_bad, words in ((0.5, "6 of 6 images"), (1.0, "no image of .* to train on can be read")):
         with pytest.raises(UserError, match=words) as caught:
             take(loader(open_data(tmp_path).train, memory=memory, workers=workers, max_bad=max_bad), 1)
         assert "\n" not in str(caught.value)

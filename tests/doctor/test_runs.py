@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,18 @@ def test_command_prints_findings_of_a_run_and_of_data(tmp_path: Path, capsys: py
     assert "broken-files (certain)" in shown.out and "circle0.png" in shown.out and "1 finding" in shown.out
     assert "96 images read: 72 in train, 24 in val, 3 classes" in shown.err
     assert json.loads(out.read_text())["findings"][0]["check"] == "broken-files"
+
+
+def test_what_a_run_does_not_have_is_told(tmp_path: Path) -> None:
+    """A run that was stopped before its first evaluation has no weights, and a damaged log is no healthy one."""
+    run = folder(tmp_path, FALLING)
+    assert not [note for note in examine(str(run)).notes if "damaged" in note or "not checked" in note]
+    with (run / "metrics.jsonl").open("a") as log:
+        log.write("junk\n")
+    shutil.rmtree(run / "last")
+    notes = examine(str(run)).notes
+    assert any("metrics.jsonl is damaged" in note for note in notes)
+    assert "weights are not checked: the run has no checkpoint yet, which its first evaluation writes" in notes
 
 
 def test_mistakes_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

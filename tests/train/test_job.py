@@ -127,7 +127,10 @@ def test_another_command_with_the_same_folder_is_refused(
     assert sorted(Path("x").rglob("*")) == before
     monkeypatch.setenv(JOB, "here")
     assert main(["train", *SHORT, "--out", "x", "--muon-lr", "0.5"]) == 2
-    assert "the run in x has another muon_lr than this command: choose another --out" in capsys.readouterr().err
+    assert "x already holds a run: continue it with `vitrail train --resume x`" in capsys.readouterr().err
+    for other in (["--data", "elsewhere"], ["--init", "classify"], ["--no-hflip"]):
+        assert main(["train", *SHORT, "--out", "x", *other]) == 2, "not resumed with the settings of the first command"
+    assert main(["train", *SHORT[:1], *SHORT[-6:], "--out", "x"]) == 2, "nor if it leaves flags out"
     assert sorted(Path("x").rglob("*")) == before
     # A command of the job may change what no step before the old end depends on.
     assert main(["train", *SHORT, "--out", "x", "--max-bad", "0.5", "--keep", "1"]) == 0
@@ -147,7 +150,7 @@ def test_a_job_that_saved_nothing_begins_again(monkeypatch: pytest.MonkeyPatch) 
         patch.setattr(loop, "train_step", kill)
         patch.setattr(RunFolder, "drop", lambda self: None)  # as SIGKILL leaves it
         assert main(["train", *SHORT, "--out", "x"]) == 130
-    assert RunFolder(Path("x")).begun_by(["job here"]) and not RunFolder(Path("x")).states.steps()
+    assert Path("x/job.json").exists() and not RunFolder(Path("x")).states.steps()
     assert main(["train", *SHORT, "--out", "x"]) == 0 and Path("x/report.html").exists()
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train_step", kill)

@@ -129,6 +129,9 @@ def test_names_and_places(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no checkpoint"):
         vitrail.load(tmp_path / "empty")
+    (tmp_path / "empty" / "recipe.json").write_text("{}")
+    with pytest.raises(UserError, match="is a run that holds no checkpoint yet.*vitrail train --resume"):
+        vitrail.load(tmp_path / "empty")
     with pytest.raises(UserError, match="exists and is not a checkpoint"):
         vitrail.create("nano/2").save(tmp_path / "empty")
     assert bundled() == ["caption", "classify", "segment"]

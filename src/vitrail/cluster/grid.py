@@ -26,15 +26,18 @@ from vitrail.files import write_atomic
 from vitrail.options import NO_FIELDS, Parser, known_fields, parse_fields
 from vitrail.plain import flat_fields
 from vitrail.process import PREEMPTING, environment, handled
+from vitrail.recipe_file import as_words
 from vitrail.report.compare import as_text, by_setting, compare
 from vitrail.train.job import JOB
-from vitrail.train.run import FREE, replaced, with_fields
+from vitrail.train.run import FREE, LENGTH, replaced, with_fields
 from vitrail.train.state import RunFolder
 
 log = logging.getLogger("vitrail")
 
 SHARED = "grid.json"
 """what every run of a grid has in common: a folder holds one grid"""
+HARMLESS = tuple(name for name in FREE if name not in (*LENGTH, "patience"))
+"""fields that may change when a grid is continued: runs of different lengths could not be compared"""
 STOPS = {
     Preempted.exit_code: Preempted.exit_code,
     Stopped.exit_code: Stopped.exit_code,
@@ -94,7 +97,7 @@ class Grid:
             raise UserError(f"{place} is damaged: choose another --out") from None
         now = json.loads(json.dumps(self.common))
         for name in {**before, **now}:
-            if before.get(name) != now.get(name):
+            if name not in HARMLESS and before.get(name) != now.get(name):
                 had, has = (_shown(values.get(name)) for values in (before, now))
                 raise UserError(
                     f"{self.out} holds a grid with {name} {had}, and this one has {has}: choose another --out"
@@ -110,7 +113,7 @@ def read_grid(args: Sequence[str]) -> Grid:
 
     A command without --grid is one run, whose folder is the grid's own.
     """
-    own = Parser("train", read_grid)
+    own = Parser("train", read_grid, urls=True)  # the next one refuses those that are no data
     own.add_argument("--grid", nargs="+", default=[])
     own.add_argument("--grid-index")
     own.add_argument("--out", type=Path)
@@ -130,7 +133,12 @@ def read_grid(args: Sequence[str]) -> Grid:
         raise UserError("a grid or a job resumes by the command that began it: leave --resume out and name the recipe")
     if given.recipe is None:
         raise UserError("name a recipe before its options (vitrail train lists them)")
+    if given.recipe.endswith(".json"):
+        return read_grid(as_words(given.recipe, args))
+    if (lone := next((text for text in options.grid if "=" not in text), None)) is not None:
+        raise _no_axis(lone)
     recipe = recipes.find(given.recipe)
+    recipes.check_given(recipe, given.data, given.init)
     also = () if given.init is None else recipes.FREE
     fixed = parse_fields(recipe(10_000), fields, also)
     axes = [_axis(recipe, text, fixed, also) for text in options.grid]
@@ -162,9 +170,7 @@ def _axis(recipe: recipes.Recipe, text: str, fixed: Mapping[str, Any], also: Seq
     name, equals, values = text.partition("=")
     name = name.lstrip("-").replace("-", "_")
     if not equals or not name:
-        raise UserError(
-            f"--grid {text}: write FIELD=VALUE,VALUE, such as lr=1e-3,3e-3, and name the recipe before --grid"
-        )
+        raise _no_axis(text)
     flag = f"--{name.replace('_', '-')}"
     if name in NO_FIELDS:
         raise UserError(f"--grid {text}: {name} is the same for all runs of a grid: use one grid per {name}")
@@ -186,6 +192,10 @@ def _axis(recipe: recipes.Recipe, text: str, fixed: Mapping[str, Any], also: Seq
     if (twice := _repeated([text for _, text, _, _ in axis])) is not None:
         raise UserError(f"--grid {text}: the value {twice} is there twice")
     return axis
+
+
+def _no_axis(text: str) -> UserError:
+    return UserError(f"--grid {text}: write FIELD=VALUE,VALUE, such as lr=1e-3,3e-3, and name the recipe before --grid")
 
 
 def _as_text(value: Any) -> str:

@@ -7,6 +7,8 @@ exit code 75, and the script queues the job again. The same command then resumes
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 import shlex
 import shutil
@@ -18,13 +20,18 @@ from pathlib import Path
 
 from vitrail import recipes
 from vitrail.cluster.grid import Grid, flags_in, read_grid
+from vitrail.data import builtin, hub_sets
 from vitrail.errors import RunError, UserError, first_line
 from vitrail.files import refuse_existing, write_atomic
 from vitrail.train.job import JOB
 
+log = logging.getLogger("vitrail")
+
 WRITTEN = "# written by vitrail cluster slurm"
 NOTICE = 120
 """seconds before the time limit at which a run is told to save; Slurm may do so up to a minute earlier"""
+SHORTEST = 300
+"""seconds of the shortest time limit: a job that is told to save when it starts would be queued again for ever"""
 TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}")
 """minutes, minutes:seconds, hours:minutes:seconds, days-hours and so on"""
 
@@ -54,6 +61,11 @@ class Request:
                 raise UserError(f"{name} must be at least {least}, got {value}")
         if not TIME.fullmatch(self.time):
             raise UserError(f"--time must be as Slurm writes it, such as 8:00:00 or 2-12:00:00, got {self.time!r}")
+        if 0 < seconds(self.time) < SHORTEST:
+            raise UserError(
+                f"--time {self.time} is too short, since a run is told to save up to 3 minutes before the end: give it "
+                f"{SHORTEST // 60} minutes or more"
+            )
         for text in (self.partition, self.account, *self.others):
             if text is not None and not re.fullmatch(r"[\w.,:/+=*\[\]&|()%@-]+", text):
                 raise UserError(f"{text!r} cannot stand in a line of sbatch: leave out spaces and quotes")
@@ -70,6 +82,14 @@ class Request:
         return max(1, self.gpus)
 
 
+def seconds(time: str) -> int:
+    """A time limit as Slurm writes it, in seconds: minutes, minutes:seconds, days-hours and so on. 0 is none."""
+    days, dash, rest = time.rpartition("-")
+    numbers = [int(number) for number in rest.split(":")]
+    hours, minutes, others = ([*numbers, 0, 0] if dash or len(numbers) == 3 else [0, *numbers, 0])[:3]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + others
+
+
 OURS = (
     *("nodes", "ntasks", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "time", "partition", "account"),
     *("array", "requeue", "open-mode", "signal", "output", "job-name"),
@@ -80,7 +100,8 @@ OURS = (
 def write_script(request: Request, words: Sequence[str], script: Path | None) -> Path:
     """Write the script that trains with the `words` of a `train` command; returns its path.
 
-    Raises UserError, with nothing written, for words that `train` would refuse.
+    Raises UserError, with nothing written, for words that `train` would refuse. Data and weights are not opened: other
+    machines may have them.
     """
     if {"--grid-index", "--nproc"} & (flags := flags_in(words)):
         raise UserError("leave out --grid-index and --nproc: the script sets them from its job and --gpus-per-node")
@@ -89,14 +110,34 @@ def write_script(request: Request, words: Sequence[str], script: Path | None) ->
         raise UserError("name the run's folder with --out: by it a job that is queued again finds its run")
     if not re.fullmatch(r"[\w./+=,@-]+", str(grid.out)):
         raise UserError(f"{str(grid.out)!r} cannot stand in a line of sbatch: choose an --out without spaces")
-    if len(grid.combinations) == 1 and grid.combinations[0].name and request.at_once:
-        raise UserError("--at-once limits the jobs of a grid, and this grid has one run")
+    if len(grid.combinations) == 1 and request.at_once:
+        raise UserError("--at-once limits the jobs of a grid, and this is one run")
+    _check_batches(request, grid)
     path = script or grid.out.with_name(f"{grid.out.name}.sbatch")
     if path.is_dir() or (path.exists() and WRITTEN not in path.read_text(errors="replace")):
         refuse_existing(path)
         raise UserError(f"{path} is a folder: choose another --script")
     write_atomic(path, "\n".join(lines(request, grid, words)) + "\n")
+    grid.out.parent.mkdir(parents=True, exist_ok=True)  # for the log: without it Slurm ends the job, and tells nobody
+    if not _is_here(data := grid.common.get("data")):
+        log.warning(f"nothing is at {data} on this machine: the nodes of the job need it")
     return path
+
+
+def _check_batches(request: Request, grid: Grid) -> None:
+    """Refuse a batch size of the command that the processes of the job cannot share."""
+    count = request.nodes * request.processes
+    for one in grid.combinations:
+        size = one.values.get("batch_size", grid.common.get("batch_size"))
+        if size is not None and size % count:
+            raise UserError(f"a batch of {size} cannot be divided among {count} processes: set another --batch-size")
+
+
+def _is_here(data: str | None) -> bool:
+    """Whether data is at its path, or needs none: a built-in set, or one of the Hub."""
+    if data is None or data in builtin.NAMES or hub_sets.is_address(data):
+        return True
+    return any((Path(root) / data).expanduser().exists() for root in ("", os.environ.get("VITRAIL_DATA", "")))
 
 
 def lines(request: Request, grid: Grid, words: Sequence[str]) -> Iterator[str]:
@@ -110,7 +151,8 @@ def lines(request: Request, grid: Grid, words: Sequence[str]) -> Iterator[str]:
     yield ""
     yield f"export {JOB}={grid.job}  # queued again, the same command resumes the run"
     index = ' --grid-index "$SLURM_ARRAY_TASK_ID"' * is_grid
-    yield f"words=({' '.join(map(_element, ['train', *words]))}{index})"
+    cpu = ["--device", "cpu"] * (not request.gpus and "--device" not in flags_in(words))  # a node may have GPUs
+    yield f"words=({' '.join(map(_element, ['train', *words, *cpu]))}{index})"
     yield ""
     yield from _start(request)
     yield ""

@@ -46,6 +46,8 @@ def slurm(args: Sequence[str]) -> int:
     parser.add_argument("--script", type=Path, help="file to write; default: beside the run's folder, with .sbatch")
     parser.add_argument("--submit", action="store_true", help="submit the script with sbatch")
     options = parser.parse_args(own)
+    if options.device is not None:
+        raise UserError("write --device after the two dashes: it is an option of `train`")
     from vitrail.cluster.slurm import Request, submit, write_script
 
     request = Request(
@@ -134,6 +136,10 @@ def ray_train(args: Sequence[str]) -> int:
         "--address", help="of the Ray cluster; local: this machine; default: the one Ray finds, or local"
     )
     options = parser.parse_args(own)
+    if options.device is not None:
+        raise UserError("--device has no meaning here: the workers have one GPU each, or the CPU with --cpu")
+    if words[:1] == ["train"]:
+        raise UserError("leave out `train` after the two dashes: vitrail cluster ray train ... -- RECIPE --out DIR ...")
     from vitrail.cluster.ray_train import train
 
     out = train(words, options.workers, 0.0 if options.cpu else 1.0, options.max_failures, options.address)

@@ -127,7 +127,7 @@ class Loader:
             self.record_bad(self._kept.bad)
             self.samples = self._kept.samples
             if not len(self.samples):
-                raise UserError(f"no image of {set.name} can be read")
+                raise self._none_left()
         self._augmenters: list[Augmenter] = []
         if self.augment is not None and self.prepare is None:  # a task that prepares images itself has augmented them
             rest = self.augment if self._table is not None else cropped(self.augment)
@@ -352,10 +352,14 @@ class Loader:
         for fetched, plan in fetched_by(partial(start_workers, self._fetcher(augment), self.workers), plans):
             self.record_bad(fetched.bad)
             if augment is not None and not len(fetched.samples):
-                raise UserError(f"no image of {self.set.name} can be read")
+                raise self._none_left()
             if self.device.type == "cuda":
                 fetched.views = [images.pin_memory() for images in fetched.views]
             yield fetched, plan[0].epoch
+
+    def _none_left(self) -> UserError:
+        use = "to train on" if self.train else "to score"
+        return UserError(f"no image of {self.set.name} {use} can be read: repair or remove them")
 
     def record_bad(self, bad: dict[int, str]) -> None:
         """Log each bad image once. Raises UserError if there are too many."""

@@ -147,7 +147,7 @@ class Splits:
         splits = {"train": self.train, "val": self.val, "test": self.test}
         identity: dict[str, Any] = {
             "classes": self.train.classes,
-            "splits": {split: {"images": len(own), "hash": _hash(own)} for split, own in splits.items() if own},
+            "splits": {split: {"images": len(own), "hash": hash_of(own)} for split, own in splits.items() if own},
         }
         return identity if group is None else {**identity, "groups": grouping.fingerprint(self, group)}
 
@@ -155,8 +155,10 @@ class Splits:
 def difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     """The first difference between two fingerprints of a set, in words; None if they are equal."""
     if before["classes"] != now["classes"]:
-        changed = sorted(set(before["classes"]) ^ set(now["classes"])) or ["in another order"]
-        return f"it had {len(before['classes'])} classes and has {len(now['classes'])}; changed: {changed[0]}"
+        had, has = set(before["classes"]), set(now["classes"])
+        named = {"missing": sorted(had - has), "new": sorted(has - had)}
+        changed = ", ".join(f"{names[0]} is {how}" for how, names in named.items() if names) or "in another order"
+        return f"it had {len(had)} classes and has {len(has)}: {changed}"
     for name in {**before["splits"], **now["splits"]}:
         had, has = (identity["splits"].get(name, {"images": 0}) for identity in (before, now))
         if had["images"] != has["images"]:
@@ -168,7 +170,7 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     return None
 
 
-def _hash(images: ImageSet) -> str:
+def hash_of(images: ImageSet) -> str:
     """A hash of the keys and the target."""
     digest = hashlib.blake2b(digest_size=16)
     # File names need not be valid Unicode.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from vitrail.data.sources import scan
 from vitrail.doctor import appearance, classes, copies, files, labels, targets
 from vitrail.doctor.finding import Diagnosis, Finding, by_certainty
@@ -9,6 +11,7 @@ from vitrail.doctor.opening import open_any
 from vitrail.doctor.runs import examine_run, is_run
 from vitrail.doctor.survey import COMPARED, Survey, survey
 from vitrail.errors import UserError
+from vitrail.train.state import runs_below
 
 __all__ = ["Diagnosis", "Finding", "examine", "examine_data", "examine_run"]
 
@@ -19,6 +22,9 @@ def examine(subject: str, images: int | None = None) -> Diagnosis:
     Raises UserError if there is neither, or for `images` of a run.
     """
     if not is_run(subject):
+        inner = runs_below(Path(subject))
+        if inner and len(inner) == sum(each.is_dir() for each in Path(subject).iterdir()):
+            raise UserError(f"{subject} holds runs in subfolders, as a grid does: give one of them, such as {inner[0]}")
         return examine_data(subject, labels.IMAGES if images is None else images)
     if images is not None:
         raise UserError(f"--images is for data sets, and {subject} is a run: leave it out")

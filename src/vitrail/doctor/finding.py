@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from vitrail.standard_error import printable
+
 Sure = Literal["certain", "likely", "possible"]
 """certain: counted or compared exactly; likely: rarely wrong; possible: look at it first"""
 
@@ -47,7 +49,8 @@ class Finding:
 
     def text(self) -> str:
         """The lines for a terminal."""
-        shown = [" = ".join(group[:3]) + " = ..." * (len(group) > 3) for group in self.groups[:MAX_NAMED]]
+        groups = self.groups[:MAX_NAMED]
+        shown = [printable(" = ".join(group[:3])) + " = ..." * (len(group) > 3) for group in groups]
         more = len(self.groups) - len(shown)
         lines = [f"{self.check} ({self.sure}): {self.what}"]
         lines += [f"    {name}" for name in shown] + [f"    and {more:,} more"] * (more > 0)

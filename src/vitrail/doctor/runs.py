@@ -45,7 +45,15 @@ def examine_run(path: str) -> Diagnosis:
     notes = [f"{steps:,} steps of the recipe {run.recipe} on {run.data}"]
     if not steps:
         notes.append("the run has no row of a step in metrics.jsonl yet")
-    last = _load(str(folder.last if folder.last.exists() else folder.best), notes)
+    try:
+        folder.rows()
+    except UserError as error:
+        notes.append(f"{error}; the others were read")
+    last = None
+    if (there := next((path for path in (folder.last, folder.best) if path.exists()), None)) is not None:
+        last = _load(str(there), notes)
+    else:
+        notes.append("weights are not checked: the run has no checkpoint yet, which its first evaluation writes")
     first = _load(run.init, notes) if run.init is not None else None
     signs.answers = kind.collapsed(record.final) if record.final else None
     if last is not None:

@@ -107,6 +107,15 @@ def find(name: str) -> Recipe:
     raise UserError(f"no recipe {name!r}: {hint} {', '.join(RECIPES)}")
 
 
+def check_given(recipe: Recipe, data: str | None, init: str | None) -> None:
+    """Raise UserError if the recipe has no default for data or weights that a command leaves out."""
+    example = recipe(1)
+    if init is None and recipe in FROM_WEIGHTS:
+        raise UserError(f"{example.recipe} needs pretrained weights: name them with --init")
+    if data is None and example.data == "folder":
+        raise UserError("no data: give --data a folder with one folder per class, a CSV of labels, or a built-in name")
+
+
 def from_weights(run: Run, init: str, config: EncoderConfig) -> Run:
     """The run that starts from the weights `init` of a model `config`: with its architecture and a suitable image size.
 

@@ -32,9 +32,13 @@ def marks(environment: Mapping[str, str] = os.environ) -> list[str]:
     return found
 
 
-def marks_of_all(world: World) -> list[str]:
-    """The marks of all ranks: each machine has a torchrun of its own, and any of them may outlive the others."""
-    return sorted({mark for each in world.all_gather(json.dumps(marks()).encode()) for mark in json.loads(each)})
+def marks_of_all(world: World, command: str) -> list[str]:
+    """The marks of all ranks: each machine has a torchrun of its own, and any of them may outlive the others.
+
+    Each is that of a `command` too, told by a hash of its settings: another command of the same job is another run.
+    """
+    every = {mark for each in world.all_gather(json.dumps(marks()).encode()) for mark in json.loads(each)}
+    return sorted(f"{mark} {command}" for mark in every)
 
 
 def _named(process: int) -> str | None:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from vitrail.data.loader import Loader
 from vitrail.data.random import seed_for
+from vitrail.data.sets import hash_of
 from vitrail.errors import Preempted, RunError, Stopped, UserError
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Batch, Metric
@@ -64,6 +65,11 @@ class Components:
         """The number of images of each split."""
         loaders = {"train": self.train, "val": self.val, "test": self.test}
         return {name: len(loader.set) for name, loader in loaders.items() if loader is not None}
+
+    @property
+    def cut(self) -> dict[str, str]:
+        """What identifies the images that are held back for validation, which their content chooses; {} if none are."""
+        return {"held_back": hash_of(self.val.set)} if self.held_back else {}
 
     @cached_property
     def loaders(self) -> Loaders:

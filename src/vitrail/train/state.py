@@ -97,7 +97,8 @@ class RunFolder:
                         time.sleep(1)
                         continue
                     raise Taken(
-                        f"another process is training in {self.path}: wait until it ends, or choose another --out"
+                        f"another process is training in {self.path}: wait until it ends, or start another run with "
+                        "another --out"
                     ) from None
                 # The file system has no locks.
                 log.warning(f"{self.path} cannot be locked ({error.strerror}): do not start a second run in it")
@@ -156,11 +157,16 @@ class RunFolder:
             raise UserError(f"{self._job} is damaged: remove it, and resume with --resume {self.path}") from None
 
     def run(self) -> Run:
-        """The run of the folder."""
+        """The run of the folder. Raises UserError if there is none, or if its recipe is damaged."""
         try:
             return Run.from_dict(json.loads(self._recipe.read_text()))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.path} holds no run to resume: give the folder that --out named") from error
+        except OSError as error:
+            inner, hint = runs_below(self.path), "give the folder that --out named"
+            if inner:
+                hint = f"a grid continues by the same command with its --grid, and one run by its folder, as {inner[0]}"
+            raise UserError(f"{self.path} holds no run to resume: {hint}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self._recipe} is damaged: restore it, or start a new run in another --out") from error
 
     def data(self, named: str) -> str:
         """The path or name of the run's data: where it was, if nothing is at the path that was `named`."""
@@ -190,6 +196,15 @@ class RunFolder:
             raise UserError(f"{self._data} is damaged: remove it to resume with the present data") from None
         if changed is not None:
             raise UserError(f"{name} has changed since the run started: {changed}; restore it, or start a new run")
+
+    def check_held_back(self, now: dict[str, str], name: str) -> None:
+        """Raise UserError if other images than at the run's start are held back: it has learned from some of them."""
+        before = json.loads(self._data.read_text()) if now and self._data.exists() else now
+        if any(before.get(key, own) != own for key, own in now.items()):
+            raise UserError(
+                f"{name} has changed since the run started: by their content, other images would be held back for "
+                "validation, some of which the run has learned; restore it, or start a new run"
+            )
 
     @property
     def scores(self) -> dict[str, Any] | None:
@@ -265,6 +280,11 @@ class RunFolder:
         for place in (self.best, self.last, *files):
             for path in self.path.glob(f".{place.name}.*"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def runs_below(path: Path) -> list[Path]:
+    """The runs in the subfolders of a folder, such as those of a grid."""
+    return sorted(each.parent for each in path.glob("*/recipe.json"))
 
 
 class Follower(RunFolder):

@@ -87,6 +87,11 @@ def _open_folder(path: Path) -> Files:
     for other in ("flax_model.msgpack", "tf_model.h5"):
         if (path / other).is_file():
             raise UserError(f"{path} holds only {other}: save the model as safetensors with the library it comes from")
+    if (path / "recipe.json").is_file():
+        raise UserError(
+            f"{path} is a run that holds no checkpoint yet, which its first evaluation writes: continue it with "
+            f"`vitrail train --resume {path}`"
+        )
     raise UserError(
         f"{path} holds no checkpoint: choose a run folder, or a folder with config.json and model.safetensors"
     )
