@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail import recipes
+from vitrail.data import hub_sets
 from vitrail.errors import UserError
 from vitrail.options import parse_fields
 from vitrail.start import Trained, at_commit, begin, default_folder, folders, train_run, where_is
@@ -41,7 +42,8 @@ def begin_or_resume(
 ) -> Trained:
     """As `begin`; but if this is a job that is started again, resume the run that it began (see `train/job.py`).
 
-    Raises UserError if that run has other settings than this command, but for fields that are in `FREE`.
+    Raises UserError if that run has other settings, data or weights than this command, but for fields that are in
+    `FREE`. Data may have moved, and a Hub set without a commit is that of the run's commit.
     """
     job = marks_of_all(world)
     named = (recipes.TUNED.get(recipe, recipe) if init is not None else recipe)(1)
@@ -54,16 +56,20 @@ def begin_or_resume(
     if not (found := world.broadcast(find).decode()):
         return begin(recipe, data, init, changes, out, device, group, world, job)
     log.warning(f"the job of the run in {found} is started again, so that run is resumed")
+    on_hub = data is not None and hub_sets.is_address(data)
 
     def chosen(run: Run) -> Mapping[str, Any]:
         # The run knows what it chose for `auto`, and whether its images are in memory.
         settled = {name: value for name, value in changes.items() if name not in (*FREE, "memory") and value != "auto"}
         other = ["recipe"] if run.recipe != named.recipe else changed_fields(run, with_fields(run, settled))
+        other += [name for name, own in (("init", init), ("group", group)) if own not in (None, getattr(run, name))]
+        if on_hub and not hub_sets.is_same(str(data), run.data):
+            other.append("data set")
         if other:
             raise UserError(f"the run in {found} has another {other[0]} than this command: choose another --out")
         return {name: value for name, value in changes.items() if name in FREE}
 
-    return _resume(_folder(Path(found), world), device, None, chosen, world, job)
+    return _resume(_folder(Path(found), world), device, None if on_hub else data, chosen, world, job)
 
 
 @preemptible()
