@@ -110,7 +110,7 @@ def test_a_longer_run_that_is_stopped_stays_longer(capsys: pytest.CaptureFixture
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vitrail.train.loop.train_step", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         assert resume("--max-steps", "9") == 130
-    assert folder.scores is None and resume() == 0
+    assert folder.scores is None and not folder.report.exists() and resume() == 0
     assert all(torch.equal(value, long[name]) for name, value in weights("run").items())
     assert folder.rows()[-1]["step"] == 9
 
