@@ -35,7 +35,7 @@ from vitrail.train import loop, muon, parallel
 from vitrail.train.build import build, check_micro_batches
 from vitrail.train.frozen import fit_frozen
 from vitrail.train.joined import scores_of_all
-from vitrail.train.loop import fit
+from vitrail.train.loop import evaluate, fit
 from vitrail.train.optim import Optim
 from vitrail.train.parallel import ALONE, World, buckets
 from vitrail.train.run import Run
@@ -342,6 +342,26 @@ def scored(world: World) -> str:
 
 def test_an_evaluation_that_one_process_cannot_finish_ends_on_all() -> None:
     assert in_ranks(2, False, scored) == ["4 of 9 images are bad"] * 2
+
+
+def scores_of(world: World, run: Run, splits: Callable[[], Splits]) -> dict[str, Any]:
+    components, _ = build(replace(run, batch_size=12), splits(), CPU, world=world)
+    components.val.batch_size = 5  # so that the processes get other numbers of batches, and the last one is short
+    return evaluate(components.task, components.loaders, "val", world=world)
+
+
+@pytest.mark.parametrize("kind", ["classes", "captions", "masks"])
+def test_the_same_weights_have_the_same_scores_to_the_last_bit(kind: str) -> None:
+    """Of 23 digits, three processes score 10, 8 and 5; of 6 other images, 5, 1 and none."""
+    cases: dict[str, tuple[Run, Callable[[], Splits]]] = {
+        "classes": (run_of(), digits),
+        "captions": (run_of(**COLOURS, task=Captioning(**SMALL, most_words=8)), partial(colours, captions)),
+        "masks": (run_of(**COLOURS, task=Segmentation()), partial(colours, masks)),
+    }
+    run, splits = cases[kind]
+    one = scores_of(ALONE, run, splits)
+    assert one["count"] == (23 if kind == "classes" else 6)
+    assert in_ranks(3, False, scores_of, run, splits) == [one] * 3
 
 
 def test_what_does_not_divide_is_refused(tmp_path: Path) -> None:
