@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torch.distributed as dist
 import toys
 from images import folder_of
 from processes import in_ranks
@@ -342,6 +343,27 @@ def scored(world: World) -> str:
 
 def test_an_evaluation_that_one_process_cannot_finish_ends_on_all() -> None:
     assert in_ranks(2, False, scored) == ["4 of 9 images are bad"] * 2
+
+
+def messages_of(world: World, run: Run, path: Path) -> int:
+    """How many sums over the processes a short training asks for."""
+    calls: list[object] = []
+    all_reduce = dist.all_reduce
+
+    def counted(*args: Any, **named: Any) -> Any:
+        calls.append(args)
+        return all_reduce(*args, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "all_reduce", counted)
+        trained(world, run, digits, path, steps=2)
+    return len(calls)
+
+
+def test_micro_batches_send_no_more_messages(tmp_path: Path) -> None:
+    """The sums of gradients are those of a step, after its last micro-batch."""
+    one, four = (in_ranks(2, False, messages_of, run_of(accumulate=count), tmp_path / str(count)) for count in (1, 4))
+    assert one == four and one[0] > 0
 
 
 def scores_of(world: World, run: Run, splits: Callable[[], Splits]) -> dict[str, Any]:
