@@ -48,6 +48,10 @@ MOST = 1e-3
 """largest relative difference of a loss that still is rounding; the scores of the same weights must be equal"""
 
 
+EVALUATED = 16
+"""images of a batch in evaluation: of larger ones there would be one, and so one process would score all images"""
+
+
 class Told(NamedTuple):
     """What a run, or one rank of it, tells of itself."""
 
@@ -187,6 +191,7 @@ def trained(
         return scalars
 
     components, _ = build(run, splits(), torch.device("cpu"), world=world)
+    components.val.batch_size = EVALUATED
     scores = evaluate(components.task, components.loaders, "val", world=world)
     folder = RunFolder(path) if world.is_main else Follower(path)
     if not resume:

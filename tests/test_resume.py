@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,15 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vitrail.train.loop.LOG_EVERY", 1)
 
 
-def begun(out: str, *options: str) -> RunFolder:
-    """A run of six steps in two epochs, by default in memory."""
+def start(out: str, *options: str) -> int:
+    """The exit code of a run of six steps in two epochs, by default in memory."""
     more = ["--batch-size", "12", "--max-steps", "6", "--eval-every", "1", "--save-every", "2", *options]
-    assert main(["train", "folder", "--data", "data", "--out", out, *more, *TINY]) == 0
+    return main(["train", "folder", "--data", "data", "--out", out, *more, *TINY])
+
+
+def begun(out: str, *options: str) -> RunFolder:
+    """The folder of such a run."""
+    assert start(out, *options) == 0
     return RunFolder(Path(out))
 
 
@@ -120,6 +126,25 @@ def test_options_that_a_finished_run_does_not_take_are_named(
     assert "--keep must be at least 1" in refused(capsys, "--keep", 0)
 
 
+@pytest.mark.parametrize("file", ["scores.json", "examples.json", "report.html"])
+def test_a_run_that_is_killed_after_its_end_ends_once_more(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = os.replace
+
+    def killed(source: Any, target: Any) -> None:
+        if str(target).endswith(file):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        assert start("run") == 130
+    folder, before = RunFolder(Path("run")), weights("run")
+    assert folder.scores is None and resume() == 0 and folder.scores is not None
+    assert all(torch.equal(value, before[name]) for name, value in weights("run").items())
+    ends = [(row["kind"], row["step"]) for row in folder.rows()][-3:]
+    assert ends == [("val", 6), ("start", 6), ("done", 6)], "the last evaluation is that of before"
+
+
 def test_longer_runs_continue_on_the_longer_schedule(caplog: pytest.LogCaptureFixture) -> None:
     folder = begun("run", "--schedule", "cosine", "--warmup", "0")
     rate = folder.run().optim.lr
@@ -148,7 +173,7 @@ def test_a_longer_run_that_is_stopped_stays_longer(capsys: pytest.CaptureFixture
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vitrail.train.loop.train_step", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         assert resume("--max-steps", "9") == 130
-    assert folder.scores is None and resume() == 0
+    assert folder.scores is None and not folder.report.exists() and resume() == 0
     assert all(torch.equal(value, long[name]) for name, value in weights("run").items())
     assert folder.rows()[-1]["step"] == 9
 

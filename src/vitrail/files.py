@@ -28,9 +28,9 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
-def append_atomic(path: Path, text: str) -> None:
-    """Add text at the end of a file, or leave the file unchanged if that fails."""
-    data = memoryview(text.encode())
+def append_atomic(path: Path, added: bytes | str) -> None:
+    """Add bytes, or text in UTF-8, at the end of a file, or leave the file unchanged if that fails."""
+    data = memoryview(added.encode() if isinstance(added, str) else added)
     with path.open("ab", buffering=0) as file:
         end = file.tell()
         try:

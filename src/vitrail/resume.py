@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail import recipes
+from vitrail.data import hub_sets
 from vitrail.errors import UserError
 from vitrail.options import parse_fields
 from vitrail.start import Trained, at_commit, begin, default_folder, folders, train_run, where_is
@@ -42,12 +43,13 @@ def begin_or_resume(
 ) -> Trained:
     """As `begin`; but if this is a job that is started again, resume the run that it began (see `train/job.py`).
 
-    A command with other settings is another job, but for fields that are in `FREE`.
+    A command with other settings is another job, but for fields that are in `FREE`. Data may have moved, and a Hub set
+    without a commit is that of the run's commit. Raises UserError for other data.
     """
     if out is not None and data is not None and out.resolve() == Path(data).expanduser().resolve():
         raise UserError(f"--out {out} is the folder of the data, whose files a run could replace: choose another --out")
     settled = {name: value for name, value in changes.items() if name not in FREE}
-    command = json.dumps([recipe(1).recipe, data, init, group, settled], sort_keys=True)
+    command = json.dumps([recipe(1).recipe, init, group, settled], sort_keys=True)
     job = marks_of_all(world, hashlib.sha256(command.encode()).hexdigest()[:16])
     named = (recipes.TUNED.get(recipe, recipe) if init is not None else recipe)(1)
     first = default_folder(replace(named, seed=changes.get("seed", named.seed)))
@@ -60,7 +62,14 @@ def begin_or_resume(
         return begin(recipe, data, init, changes, out, device, group, world, job)
     log.warning(f"the job of the run in {found} is started again, so that run is resumed")
     free = {name: value for name, value in changes.items() if name in FREE}
-    return _resume(_folder(Path(found), world), device, None, lambda run: free, world, job)
+    on_hub = data is not None and hub_sets.is_address(data)
+
+    def chosen(run: Run) -> Mapping[str, Any]:
+        if on_hub and not hub_sets.is_same(str(data), run.data):
+            raise UserError(f"the run in {found} has another data set than this command: choose another --out")
+        return free
+
+    return _resume(_folder(Path(found), world), device, None if on_hub else data, chosen, world, job)
 
 
 @preemptible()
@@ -104,7 +113,7 @@ def _resume(
         changed = replace(run, **changes)
     scores: dict[str, Any] | None = json.loads(world.broadcast(lambda: json.dumps(folder.scores).encode()))
     if scores is not None and not extends and not (patient and "stopped_early" in scores):
-        given = [*changed_fields(run, changed), *["data"] * (data is not None)]
+        given = [*changed_fields(run, changed), *["data"] * (data not in (None, run.data))]
         vain = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         log.warning(f"the run in {folder.path} is finished" + f", so {vain} changed nothing" * bool(vain))
         return Trained(kind, scores, folder)

@@ -21,7 +21,7 @@ from local_hub import Hub, commit_of, server
 from vitrail.cli import main
 from vitrail.data import streaming
 from vitrail.data.augment import Augment
-from vitrail.data.hub_sets import parse, pinned
+from vitrail.data.hub_sets import is_same, parse, pinned
 from vitrail.data.loader import Batch, Loader
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.sets import ImageSet, open_data, split_val
@@ -288,6 +288,15 @@ def test_a_sample_reads_few_blocks(hub: Hub, monkeypatch: pytest.MonkeyPatch) ->
 def test_addresses_that_are_none(data: str) -> None:
     with pytest.raises(UserError, match=r"write hf://datasets/ORG/NAME\[@REVISION\]\[/FOLDER\]"):
         parse(data)
+
+
+def test_a_set_at_a_commit_is_the_set_that_was_named() -> None:
+    commit, other = "0123456789" * 4, "9876543210" * 4
+    own = f"hf://datasets/a/b@{commit}/c"
+    assert all(is_same(f"hf://datasets/a/b{at}/c", own) for at in ("", "@main", "@v1", f"@{commit}"))
+    for data in ("hf://datasets/a/b", f"hf://datasets/a/b@{other}/c", "hf://datasets/a/d/c"):
+        assert not is_same(data, own)
+    assert not is_same("hf://datasets/a/b/c", "/disk/b")
 
 
 def test_addresses() -> None:

@@ -291,6 +291,37 @@ def test_bad_images_are_named_once_and_left_out(
         take(loader(dataset, memory=memory, workers=workers), 3)
 
 
+def test_an_image_that_rots_changes_the_order_of_no_other(tmp_path: Path) -> None:
+    """Or else a run that resumes after that would repeat some images and skip others, and processes would not agree."""
+    root = folder_of(tmp_path, {"a": 7, "b": 7})
+    settings = {"augment": Augment(flip=True), "max_bad": 0.5}
+
+    def epochs(memory: bool) -> list[Batch]:
+        return take(loader(open_data(root).train, memory=memory, **settings), 6)
+
+    before = epochs(memory=True)
+    for name in ("a/3.jpg", "b/6.jpg"):  # numbers 3 and 13: the next good ones are 4 and 0
+        (root / name).write_bytes(b"")
+    kept, streamed = epochs(memory=True), epochs(memory=False)
+    expected = [[{3: 4, 13: 0}.get(i, i) for i in batch["sample"].tolist()] for batch in before]
+    assert [batch["sample"].tolist() for batch in kept] == expected
+    assert same(kept, streamed)
+
+
+def test_processes_that_read_in_other_ways_evaluate_each_image_once(tmp_path: Path) -> None:
+    """Each decides by its own free memory whether it keeps a split, and a bad image is in neither way."""
+    root = folder_of(tmp_path, {"a": 7, "b": 7})
+    (root / "a" / "3.jpg").write_bytes(b"")
+    dataset = open_data(root).train
+    for kept in ((True, False), (False, True), (True, True)):
+        ranks = [
+            loader(dataset, train=False, memory=memory, rank=rank, world=2, max_bad=0.5)
+            for rank, memory in enumerate(kept)
+        ]
+        seen = sorted(int(i) for rank in ranks for batch in rank.evaluation() for i in batch["sample"])
+        assert seen == [i for i in range(14) if i != 3]
+
+
 def test_bad_images_are_a_share_of_the_whole(tmp_path: Path) -> None:
     """A split of few images may hold what the whole set can spare."""
     root = folder_of(tmp_path, {"a": 2, "b": 2})

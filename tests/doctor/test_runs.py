@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from bad_sets import clean
+from images import folder_of
 
 from vitrail.cli import main
 from vitrail.data.preprocess import Preprocess
@@ -117,6 +118,13 @@ def test_mean_other_than_that_of_init(tmp_path: Path) -> None:
         for parameter in moved.parameters():
             parameter.add_(0.01)
     assert checks(folder(tmp_path, FALLING, run=changed, task=moved)) == ["wrong-mean-std"]
+
+
+def test_a_damaged_image_does_not_end_the_look_at_the_others(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "data", {"a": 8, "b": 8}, (8, 8))
+    (root / "a" / "0.jpg").write_bytes(b"")
+    wrong = model(mean=(124.0,), std=(58.0,))
+    assert checks(folder(tmp_path, FALLING, run=digits(data=str(root)), task=wrong)) == ["wrong-mean-std"]
 
 
 def test_command_prints_findings_of_a_run_and_of_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from images import folder_of
 from safetensors.torch import load_file
 
 from vitrail.cli import main
@@ -137,6 +138,27 @@ def test_another_command_with_the_same_folder_is_refused(
     assert RunFolder(Path("x")).run().max_bad == 0.5 and len(RunFolder(Path("x")).states.steps()) == 1
     assert main(["train", *SHORT, "--out", "x"]) == 0, "a finished run gives its scores again"
     assert "the run in x is finished" in caplog.messages
+
+
+def test_a_job_resumes_on_its_own_data_and_weights_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A script that was changed must not train on with what it no longer names; data may move, as to a new node."""
+    monkeypatch.setenv(JOB, "here")
+    for name in ("data", "other"):
+        folder_of(Path(name), {"a": 6, "b": 6 + (name == "other")}, (8, 8))
+    words = ["folder", "--out", "x", "--image-size", "8", "--patch", "4", "--batch-size", "4", "--no-balanced"]
+    words += [*TINY[1:7], "--device", "cpu", "--max-steps", "4", "--save-every", "1", "--workers", "0"]
+    assert stopped_in_step(2, [*words, "--data", "data"], monkeypatch) == 75
+    capsys.readouterr()
+    for changed, line in (
+        (["--data", "other"], "other has changed since the run started: its train split had "),
+        (["--data", "hf://datasets/a/b"], "the run in x has another data set than this command"),
+    ):
+        assert main(["train", *words, *changed]) == 2
+        assert line in capsys.readouterr().err
+    Path("data").rename("moved")
+    assert main(["train", *words, "--data", "moved"]) == 0 and RunFolder(Path("x")).run().data == "moved"
 
 
 def test_a_job_that_saved_nothing_begins_again(monkeypatch: pytest.MonkeyPatch) -> None:

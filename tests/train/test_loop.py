@@ -24,7 +24,7 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.data.random import draw_key
 from vitrail.data.sets import open_data
 from vitrail.data.text import Tokenizer
-from vitrail.errors import RunError, Stopped, UserError
+from vitrail.errors import Preempted, RunError, Stopped, UserError
 from vitrail.tasks.caption import Caption, Captioning, numbered
 from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.task import Task
@@ -265,6 +265,31 @@ def test_steps_that_moved_nothing_are_in_the_log(tmp_path: Path, monkeypatch: py
     rows = RunFolder(tmp_path / "run").rows()
     assert [row["skipped"] for row in rows if row["kind"] == "train"] == [2, 1]
     assert rows[-1]["kind"] == "done" and rows[-1]["skipped"] == 3
+
+
+def test_a_last_step_that_moves_nothing_ends_a_resumed_run_as_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoiled_last(stop: int | None, first: int) -> Any:
+        steps = itertools.count(first)
+
+        def step(run: Run, module: LossModule, *args: Any) -> AsyncScalars:
+            scalars = train_step(run, module, *args)
+            if (number := next(steps)) == 30:
+                scalars.values[scalars.names.index("finite")] = 0
+            if number == stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return scalars
+
+        return step
+
+    monkeypatch.setattr(loop, "train_step", spoiled_last(None, 1))
+    whole = train(small_run(), tmp_path / "whole")
+    monkeypatch.setattr(loop, "train_step", spoiled_last(29, 1))
+    with pytest.raises(Preempted, match="step 29 of 30 is saved"):
+        train(small_run(), tmp_path / "run")
+    monkeypatch.setattr(loop, "train_step", spoiled_last(None, 30))
+    assert_same(train(small_run(), tmp_path / "run", resume=True), whole)
 
 
 def test_a_gradient_alone_that_is_not_finite_names_its_layer() -> None:

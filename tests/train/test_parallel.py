@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torch.distributed as dist
 import toys
 from images import folder_of
 from processes import in_ranks
@@ -35,7 +36,7 @@ from vitrail.train import loop, muon, parallel
 from vitrail.train.build import build, check_micro_batches
 from vitrail.train.frozen import fit_frozen
 from vitrail.train.joined import scores_of_all
-from vitrail.train.loop import fit
+from vitrail.train.loop import evaluate, fit
 from vitrail.train.optim import Optim
 from vitrail.train.parallel import ALONE, World, buckets
 from vitrail.train.run import Run
@@ -342,6 +343,47 @@ def scored(world: World) -> str:
 
 def test_an_evaluation_that_one_process_cannot_finish_ends_on_all() -> None:
     assert in_ranks(2, False, scored) == ["4 of 9 images are bad"] * 2
+
+
+def messages_of(world: World, run: Run, path: Path) -> int:
+    """How many sums over the processes a short training asks for."""
+    calls: list[object] = []
+    all_reduce = dist.all_reduce
+
+    def counted(*args: Any, **named: Any) -> Any:
+        calls.append(args)
+        return all_reduce(*args, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "all_reduce", counted)
+        trained(world, run, digits, path, steps=2)
+    return len(calls)
+
+
+def test_micro_batches_send_no_more_messages(tmp_path: Path) -> None:
+    """The sums of gradients are those of a step, after its last micro-batch."""
+    one, four = (in_ranks(2, False, messages_of, run_of(accumulate=count), tmp_path / str(count)) for count in (1, 4))
+    assert one == four and one[0] > 0
+
+
+def scores_of(world: World, run: Run, splits: Callable[[], Splits]) -> dict[str, Any]:
+    components, _ = build(replace(run, batch_size=12), splits(), CPU, world=world)
+    components.val.batch_size = 5  # so that the processes get other numbers of batches, and the last one is short
+    return evaluate(components.task, components.loaders, "val", world=world)
+
+
+@pytest.mark.parametrize("kind", ["classes", "captions", "masks"])
+def test_the_same_weights_have_the_same_scores_to_the_last_bit(kind: str) -> None:
+    """Of 23 digits, three processes score 10, 8 and 5; of 6 other images, 5, 1 and none."""
+    cases: dict[str, tuple[Run, Callable[[], Splits]]] = {
+        "classes": (run_of(), digits),
+        "captions": (run_of(**COLOURS, task=Captioning(**SMALL, most_words=8)), partial(colours, captions)),
+        "masks": (run_of(**COLOURS, task=Segmentation()), partial(colours, masks)),
+    }
+    run, splits = cases[kind]
+    one = scores_of(ALONE, run, splits)
+    assert one["count"] == (23 if kind == "classes" else 6)
+    assert in_ranks(3, False, scores_of, run, splits) == [one] * 3
 
 
 def test_what_does_not_divide_is_refused(tmp_path: Path) -> None:

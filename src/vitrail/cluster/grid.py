@@ -29,15 +29,13 @@ from vitrail.process import PREEMPTING, environment, handled
 from vitrail.recipe_file import as_words
 from vitrail.report.compare import as_text, by_setting, compare
 from vitrail.train.job import JOB
-from vitrail.train.run import FREE, LENGTH, replaced, with_fields
+from vitrail.train.run import FREE, MEANS, replaced, with_fields
 from vitrail.train.state import RunFolder
 
 log = logging.getLogger("vitrail")
 
 SHARED = "grid.json"
 """what every run of a grid has in common: a folder holds one grid"""
-HARMLESS = tuple(name for name in FREE if name not in (*LENGTH, "patience"))
-"""fields that may change when a grid is continued: runs of different lengths could not be compared"""
 STOPS = {
     Preempted.exit_code: Preempted.exit_code,
     Stopped.exit_code: Stopped.exit_code,
@@ -86,7 +84,10 @@ class Grid:
         return ["train", *self.words, *combination.words, "--out", str(self.folder(combination).path)]
 
     def begin(self) -> None:
-        """Record what the runs share. Raises UserError if the folder holds runs with other settings."""
+        """Record what the runs share. Raises UserError if the folder holds runs with other settings.
+
+        What no result depends on may change, such as the number of workers after some of them died.
+        """
         place = self.out / SHARED
         if not place.exists():
             write_atomic(place, json.dumps(self.common, indent=2) + "\n")
@@ -97,7 +98,7 @@ class Grid:
             raise UserError(f"{place} is damaged: choose another --out") from None
         now = json.loads(json.dumps(self.common))
         for name in {**before, **now}:
-            if name not in HARMLESS and before.get(name) != now.get(name):
+            if before.get(name) != now.get(name) and name not in MEANS:
                 had, has = (_shown(values.get(name)) for values in (before, now))
                 raise UserError(
                     f"{self.out} holds a grid with {name} {had}, and this one has {has}: choose another --out"

@@ -73,6 +73,14 @@ def pinned(data: str) -> str:
     return str(address._replace(revision=_info(address).sha))
 
 
+def is_same(data: str, pinned: str) -> bool:
+    """Whether `pinned` is the data set `data` of the Hub at a commit: at that of `data`, if it names one."""
+    if not is_address(pinned):
+        return False
+    address, own = parse(data), parse(pinned)
+    return address == (own if COMMIT.fullmatch(address.revision) else own._replace(revision=address.revision))
+
+
 @dataclass
 class HubData:
     """A data set with its splits. The images are not read yet."""

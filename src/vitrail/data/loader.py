@@ -115,8 +115,6 @@ class Loader:
         """seconds spent making batches or waiting for them"""
         self.bad: dict[int, str] = {}
         """the error of each image that is left out, by its number in the set"""
-        self.samples = torch.arange(len(set))
-        """the numbers of the images in use"""
         self._kept: in_memory.Kept | None = None
         self._shuffled: tuple[int, tuple[Tensor, Tensor, Tensor, Tensor]] | None = None
         self._keys: tuple[int, Keys] | None = None
@@ -125,8 +123,7 @@ class Loader:
         if self.memory:
             self._kept = in_memory.keep(*arguments)
             self.record_bad(self._kept.bad)
-            self.samples = self._kept.samples
-            if not len(self.samples):
+            if not len(self._kept.samples):
                 raise self._none_left()
         self._augmenters: list[Augmenter] = []
         if self.augment is not None and self.prepare is None:  # a task that prepares images itself has augmented them
@@ -177,8 +174,8 @@ class Loader:
     def steps_per_epoch(self) -> int:
         """Training drops a last short batch, unless the set is smaller than a batch."""
         if self.train:
-            return max(1, len(self.samples) // self.batch_size)
-        return -(-len(self.samples) // self.batch_size)
+            return max(1, len(self.set) // self.batch_size)
+        return -(-len(self.set) // self.batch_size)
 
     def batches(self, start_step: int = 0) -> Iterator[Batch]:
         """Endless training batches, from any step."""
@@ -188,7 +185,10 @@ class Loader:
     def evaluation(self) -> Iterator[Batch]:
         """Every image once, in order, without augmentation; the last batch may be short."""
         size = self.batch_size
-        own = self.samples.split(size)[self.rank :: self.world]
+        # Of the whole set, so that no image is scored twice or never if other processes can read other images.
+        own = [*torch.arange(len(self.set)).split(size)[self.rank :: self.world]]
+        if self._kept is not None:
+            own = [good for each in own if len(good := each[torch.isin(each, self._kept.samples)])]
         if self.prepare is not None:
             found = self._fetch(([Want(i, 0, i)] for each in own for i in each.tolist()), None)
             fetched = (one for one, _ in found if len(one.samples))
@@ -229,22 +229,24 @@ class Loader:
         """This process's images of the epoch in order, and the numbers that seed their draws; again on the device."""
         if self._shuffled is None or self._shuffled[0] != epoch:
             generator = torch.Generator().manual_seed(seed_for(self.seed, epoch, ORDER))
-            count = len(self.samples)
+            count = len(self.set)
             if self.balanced:
-                strata = self.set.target.strata()[self.samples]
+                strata = self.set.target.strata()
                 weights = 1 / strata.bincount().double()[strata]
                 rows = weights.multinomial(count, replacement=True, generator=generator)
             else:
                 rows = torch.randperm(count, generator=generator)
             if (streamed := self.set.streamed) is not None:  # in any other order, each step would need all blocks
-                rows = rows[streamed.mixed(self.samples[rows], generator)]
+                rows = rows[streamed.mixed(rows, generator)]
             repeats = self.augment.repeats if self.augment is not None else 1
             rows = repeated(rows, repeats, self.batch_size)
-            draws = self.samples[rows]
+            draws = rows
             if self.balanced or repeats > 1:  # an image that is repeated in an epoch gets other draws
                 draws = draws + occurrence(rows) * len(self.set)
             own = torch.arange(count) // self.unit % self.world == self.rank
-            samples, draws = self.samples[rows][own], draws[own]
+            samples, draws = rows[own], draws[own]
+            if self._kept is not None:
+                samples, draws = self._kept.good(samples, draws)
             self._shuffled = (epoch, (samples, draws, self._to_device(samples), self._to_device(draws)))
         return self._shuffled[1]
 

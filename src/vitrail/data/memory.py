@@ -35,7 +35,7 @@ class Kept:
     """A set in memory. Its pixels are either in `table` or in `images`."""
 
     samples: Tensor
-    """int64 [M], on the CPU: the numbers of the good images"""
+    """int64 [M], on the CPU: the numbers of the good images, in order"""
     bad: dict[int, str]
     """the errors of the others, by number in the set"""
     values: dict[int, Any]
@@ -53,6 +53,14 @@ class Kept:
     def reads(self) -> bool:
         """Whether the target has values of its own that are read image by image."""
         return next(iter(self.values.values()), None) is not None
+
+    def good(self, samples: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """Numbers int64 [B] in which the next good image replaces a bad one, with its own draws, as `Fetch` does it.
+
+        So an image that rots between two starts of a run changes the order of no other.
+        """
+        found = self.samples[torch.searchsorted(self.samples, samples) % len(self.samples)]
+        return found, torch.where(found == samples, draws, found)
 
     def pixels(self, samples: Tensor) -> Tensor:
         """uint8 [B, C, h, w] from the table, for numbers int64 [B] on its device."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from vitrail import zoo
+from vitrail.data.decode import BadImage
 from vitrail.doctor.finding import Diagnosis, Finding, by_certainty
-from vitrail.errors import UserError
+from vitrail.errors import RunError, UserError
 from vitrail.report.run import RunRecord, read_run
 from vitrail.tasks import task_of
 from vitrail.tasks.encoder import encoder_of
@@ -129,12 +131,15 @@ def _other_mean(run: Run, first: Task) -> Finding | None:
 
 
 def _normalised(run: Run, folder: RunFolder, task: Task, notes: list[str]) -> tuple[float, float] | None:
-    """The mean and standard deviation of some images as the model takes them; None if the data is gone."""
+    """The mean and standard deviation of some good images as the model takes them; None if the data is gone."""
+    seen = []
     try:
         images = open_for(task, folder.data(run.data), run.task.data_options(), group=run.group).train
         chosen = images.spread(LOOKED_AT)
-        seen = [task.preprocess(chosen.open(i)) for i in range(len(chosen))]
-    except UserError as error:
+        for i in range(len(chosen)):
+            with suppress(BadImage):
+                seen.append(task.preprocess(chosen.open(i)))
+    except (UserError, RunError) as error:  # the second if the Hub does not answer
         notes.append(f"normalised images are not checked: {error}")
         return None
     if not seen:

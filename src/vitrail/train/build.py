@@ -137,7 +137,7 @@ def training_loader(run: Run, task: Task, images: ImageSet, tally: Tally, device
 
 def check_micro_batches(run: Run, loader: Loader) -> None:
     """Refuse more micro-batches than a process has images per step: batch norm, or sharding, would wait for ever."""
-    images = min(loader.batch_size, len(loader.samples)) // loader.unit // loader.world * loader.unit
+    images = min(loader.batch_size, len(loader.set)) // loader.unit // loader.world * loader.unit
     if run.accumulate == "auto" or run.tune.frozen:
         return
     if loader.world > 1 and run.accumulate > images:

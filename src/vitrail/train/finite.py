@@ -33,9 +33,10 @@ class Pending(NamedTuple):
 class Watch:
     """Reads the scalars of each step one step later, so that no GPU waits, and counts the steps that moved nothing."""
 
-    def __init__(self, task: Task, progress: Progress, module: LossModule) -> None:
+    def __init__(self, task: Task, progress: Progress, module: LossModule, moved: bool = False) -> None:
+        """`moved`: whether the run has moved its weights before, as one that is resumed."""
         self.task, self.progress, self.module, self.world = task, progress, module, module.world
-        self.in_a_row, self.moved = 0, False
+        self.in_a_row, self.moved = 0, moved
         self.requests: dict[str, bool] = {}
         """what any of several processes requested in the step that was read last: to stop, or to save"""
         self._pending: Pending | None = None

@@ -24,7 +24,9 @@ from vitrail.vit import ViTConfig
 
 LENGTH = ("epochs", "max_steps")
 """fields that extend a run"""
-FREE = (*LENGTH, "patience", "save_every", "keep", "workers", "max_bad", "tensorboard")
+MEANS = ("save_every", "keep", "workers", "max_bad", "tensorboard")
+"""fields on which no result of a run depends"""
+FREE = (*LENGTH, "patience", *MEANS)
 """fields of a run that may change when it is resumed: no step before its old end depends on them"""
 FAST_STEPS, FAST_IMAGES = 3, 8
 """steps of a fast dev run, and the images that it reads of each split"""

@@ -138,7 +138,8 @@ class RunFolder:
 
     def change(self, run: Run, data: dict[str, Any]) -> None:
         """Replace the values of a run that is resumed, and the fingerprint of its data. It is not finished then."""
-        self._scores.unlink(missing_ok=True)
+        for path in (self._scores, self.report):  # the report of a shorter run would stand for that of the longer one
+            path.unlink(missing_ok=True)
         write_atomic(self._data, json.dumps(data))
         write_atomic(self._recipe, json.dumps(run.as_dict(), indent=2) + "\n")
 

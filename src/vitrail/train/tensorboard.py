@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vitrail.errors import UserError
+from vitrail.files import append_atomic, retrying
 
 BESIDE = ("step", "epoch", "seconds")
 """entries of a row that say when it was written"""
@@ -48,12 +51,13 @@ class Events:
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        with file.open("ab") as opened:
-            writer = RecordWriter(opened)
-            for row in rows:
-                if values := [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars(row)]:
-                    event = Event(wall_time=time.time(), step=row["step"], summary=Summary(value=values))
-                    writer.write(event.SerializeToString())
+        records = io.BytesIO()
+        writer = RecordWriter(records)
+        for row in rows:
+            if values := [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars(row)]:
+                event = Event(wall_time=time.time(), step=row["step"], summary=Summary(value=values))
+                writer.write(event.SerializeToString())
+        retrying(partial(append_atomic, file, records.getvalue()))
 
 
 def scalars(row: Mapping[str, Any]) -> list[tuple[str, float]]:
