@@ -256,6 +256,18 @@ def test_a_result_is_saved_as_one_page(browser: Browser, served: Site, tmp_path:
         assert not seen.violations()
 
 
+def test_a_saved_page_says_what_its_map_shows(browser: Browser, served: Site, tmp_path: Path) -> None:
+    with visit(browser, served) as seen:
+        seen.open("#sample=cat&model=classify&inside=relevance")
+        seen.page.get_by_role("group", name="Choose what is explained").get_by_role("button", name="dog").click()
+        html = text_of(seen.saved("Save as a page"), tmp_path)
+    (tmp_path / "saved.html").write_text(html, encoding="utf-8")
+    with visit(browser, served) as seen:
+        seen.page.goto((tmp_path / "saved.html").as_uri())
+        expect(seen.page.locator(".segmented")).to_have_text(["classify", "Relevance"])
+        expect(seen.page.locator(".outputs")).to_have_text("Choose what is explaineddog")
+
+
 def test_keys_alone_are_enough(browser: Browser, served: Site) -> None:
     with visit(browser, served) as seen:
         seen.open()
