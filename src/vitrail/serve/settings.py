@@ -68,7 +68,7 @@ class Settings:
 def check_origin(origin: str) -> None:
     """Raise UserError for what no browser sends as the origin of a page: it would never match."""
     if "*" in origin:
-        raise UserError(f"{origin!r} has a wildcard, and origins are compared as they are: name each one")
+        raise UserError(f"{origin!r} has a wildcard, and browsers send none: name each origin")
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#@\s]+", origin) or not origin.isascii():
         raise UserError(f"{origin!r} is not an origin: write scheme and host, such as https://example.org")
     sent = re.sub(r"^(https://.*):443$|^(http://.*):80$", r"\1\2", origin.lower())
