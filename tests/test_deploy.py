@@ -190,6 +190,11 @@ def test_installing_twice_keeps_keys_and_starts_the_service(tmp_path: Path) -> N
     assert there == {unit.name for unit in UNITS} and os.access(
         root / "opt" / "vitrail" / "bin" / "vitrail-idle", os.X_OK
     )
+    before = calls.read_text()
+    for words, said in (["--idel", "20"], "no option --idel"), (["--idle"], "minutes"), (["--idle", "0"], "at least 1"):
+        refused = install(str(wheel), *words)
+        assert refused.returncode == 2 and said in refused.stderr and "systemctl" not in refused.stderr
+    assert calls.read_text() == before, "nothing is installed or started"
     missing = install(str(tmp_path / "none.whl"))
     assert missing.returncode == 2 and "there is no wheel" in missing.stderr
 

@@ -121,8 +121,9 @@ def test_options_that_a_finished_run_does_not_take_are_named(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     begun("run")
-    assert resume("--keep", 4, "--data", "data") == 0
+    assert resume("--keep", 4, "--data", "elsewhere") == 0
     assert "the run in run is finished, so --keep, --data changed nothing" in caplog.messages
+    assert resume("--data", "data") == 0 and caplog.messages.count("the run in run is finished") == 1
     assert "--keep must be at least 1" in refused(capsys, "--keep", 0)
 
 

@@ -110,7 +110,7 @@ def test_an_engine_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(Off, "off", off, raising=False)
         monkeypatch.setattr(torch, "compile", lambda module, dynamic: Off(module))
         if off:
-            with pytest.raises(UserError, match="more than 1e-3"):
+            with pytest.raises(UserError, match=r"more than 0\.001: largest difference .* over 2 pairs"):
                 engines.compile_task(task)
         else:
             assert isinstance(engines.compile_task(task).encoder, Off) and not isinstance(task.encoder, Off)

@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, ConsoleMessage, Download, Locator, Page, expect
+from playwright.sync_api import Browser, ConsoleMessage, Download, Locator, Page, ViewportSize, expect
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "src" / "vitrail" / "serve" / "page"
 AXE = (ROOT / "web" / "node_modules" / "axe-core" / "axe.min.js").read_text()
 PATIENCE = 60_000
 """milliseconds after which a test that waits has failed"""
-PHONE = {"width": 390, "height": 844}
-DESKTOP = {"width": 1280, "height": 860}
+PHONE: ViewportSize = {"width": 390, "height": 844}
+DESKTOP: ViewportSize = {"width": 1280, "height": 860}
 
 expect.set_options(timeout=PATIENCE)
 

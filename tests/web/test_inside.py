@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from web.driving import DESKTOP, PATIENCE, PHONE, Site, Visit, error, visit
 
 import vitrail
+from vitrail.explain.command import explain
 from vitrail.explain.explanation import explanation
 
 pytestmark = pytest.mark.slow
@@ -328,3 +330,14 @@ def test_blocks_stand_for_the_patches_of_a_large_image(browser: Browser, served:
         changes(glass(page), shown)
         assert told(page).startswith("Patch at row 4, column 1.")
         expect(page.locator(".mosaic canvas").first).to_have_attribute("width", "2")
+
+
+def test_the_page_of_the_command_shows_a_tall_image_as_a_whole(browser: Browser, tmp_path: Path) -> None:
+    explain(vitrail.load("classify"), Image.new("RGB", (1, 400), (200, 30, 30)), tmp_path / "seen")
+    page = browser.new_page(viewport=DESKTOP)
+    page.goto((tmp_path / "seen" / "index.html").as_uri())
+    canvas = page.locator("#window")
+    expect(canvas).to_have_attribute("height", "1200")
+    box = canvas.bounding_box()
+    assert box is not None and box["height"] <= 860 and box["height"] / box["width"] == pytest.approx(400, rel=0.2)
+    page.close()

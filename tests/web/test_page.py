@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from images import encoded, folder_of, smooth
+from PIL import Image
 from playwright.sync_api import Browser, expect
 from web.driving import DESKTOP, PHONE, Site, answer, text_of, visit
 
@@ -184,6 +185,21 @@ def test_a_photo_comes_by_paste_drop_and_camera(browser: Browser, served: Site, 
         expect(seen.page.get_by_role("dialog")).to_have_count(0)
 
 
+@pytest.mark.parametrize("size", [(3000, 2), (1, 400)])
+def test_an_image_of_any_shape_has_a_window(browser: Browser, served: Site, tmp_path: Path, size: Any) -> None:
+    Image.new("RGB", size, (200, 30, 30)).save(tmp_path / "long.png")
+    with visit(browser, served) as seen:
+        seen.open("#model=classify")
+        seen.give(tmp_path / "long.png")
+        seen.answered("classify")
+        box = seen.page.locator(".window").bounding_box()
+        assert box is not None and 20 < box["height"] < 2_000
+        canvas = seen.page.locator(".window-frame > canvas").first
+        assert canvas.evaluate("canvas => canvas.height / canvas.width") == pytest.approx(
+            box["height"] / box["width"], rel=0.1
+        )
+
+
 def test_two_models_answer_side_by_side(browser: Browser, served: Site) -> None:
     with visit(browser, served) as seen:
         seen.open("#sample=cat")
@@ -238,6 +254,18 @@ def test_a_result_is_saved_as_one_page(browser: Browser, served: Site, tmp_path:
         expect(seen.page.locator(".legend")).to_contain_text("sky")
         expect(seen.page.get_by_role("heading", name="segment: temple")).to_be_visible()
         assert not seen.violations()
+
+
+def test_a_saved_page_says_what_its_map_shows(browser: Browser, served: Site, tmp_path: Path) -> None:
+    with visit(browser, served) as seen:
+        seen.open("#sample=cat&model=classify&inside=relevance")
+        seen.page.get_by_role("group", name="Choose what is explained").get_by_role("button", name="dog").click()
+        html = text_of(seen.saved("Save as a page"), tmp_path)
+    (tmp_path / "saved.html").write_text(html, encoding="utf-8")
+    with visit(browser, served) as seen:
+        seen.page.goto((tmp_path / "saved.html").as_uri())
+        expect(seen.page.locator(".segmented")).to_have_text(["classify", "Relevance"])
+        expect(seen.page.locator(".outputs")).to_contain_text("Choose what is explaineddog")
 
 
 def test_keys_alone_are_enough(browser: Browser, served: Site) -> None:

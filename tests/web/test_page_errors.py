@@ -28,7 +28,7 @@ def test_a_file_that_is_no_image(browser: Browser, served: Site, tmp_path: Path,
         seen.open("#model=classify")
         seen.give(tmp_path / "letter.txt")
         alert = seen.page.get_by_role("alert")
-        expect(alert).to_contain_text("Image 1 is not an image.")
+        expect(alert).to_contain_text("The file is not an image.")
         expect(alert).to_contain_text("Send the content of an image file")
         assert not seen.violations()
         seen.give(photo)
@@ -150,3 +150,48 @@ def test_a_gallery_waits_for_a_busy_server(browser: Browser, served: Site, photo
         seen.page.set_input_files("input[multiple]:not([webkitdirectory])", str(photo))
         expect(seen.page.get_by_text("More than 2 requests per minute.")).to_be_visible()
         expect(seen.page.get_by_text("1 of 1 answered")).to_be_visible()
+
+
+def test_files_that_are_no_images_in_a_gallery(browser: Browser, served: Site, tmp_path: Path, photo: Path) -> None:
+    """The server counts the images of a request, which say nothing about a photo of the gallery."""
+    for name in ("letter.png", "letter.txt"):
+        (tmp_path / name).write_text("Dear reader")
+    with visit(browser, served, allowed=FAILED) as seen:
+        seen.open("#view=many")
+        files = [str(photo), str(tmp_path / "letter.png"), str(tmp_path / "letter.txt")]
+        seen.page.set_input_files("input[multiple]:not([webkitdirectory])", files)
+        expect(seen.page.get_by_text("2 of 2 answered")).to_be_visible()
+        card = seen.page.locator(".card[data-failed] .card-answer")
+        expect(card).to_have_text("the file is not an image")
+        left_out = seen.page.get_by_text("1 file that is no image was left out.")
+        expect(left_out).to_be_visible()
+        seen.page.get_by_role("button", name="Remove all").click()
+        expect(left_out).to_have_count(0)
+
+
+def test_a_link_of_another_server_says_what_this_one_lacks(browser: Browser, served: Site) -> None:
+    with visit(browser, served) as seen:
+        seen.open("#model=other&sample=cat")
+        note = seen.page.get_by_text("This server has no model called other: another one answers.")
+        expect(note).to_be_visible()
+        seen.answered("classify")
+        assert not seen.violations()
+        seen.page.get_by_role("radiogroup", name="Model").get_by_role("radio", name="segment").check(force=True)
+        expect(note).to_have_count(0)
+        seen.open("#sample=zebra")
+        expect(seen.page.get_by_text("There is no sample photo called zebra.")).to_be_visible()
+
+
+def test_an_answer_whose_connection_ends_is_cut_off(browser: Browser, served: Site, photo: Path) -> None:
+    broken = """const real = fetch;
+        const body = () => new ReadableStream({ pull: (control) => control.error(new TypeError("network error")) });
+        const answered = (url) => String(url).includes("predict");
+        window.fetch = async (url, init) => answered(url) ? new Response(body()) : real(url, init);
+    """
+    with visit(browser, served) as seen:
+        seen.page.add_init_script(broken)
+        for model in ("classify", "caption"):
+            seen.open(f"#model={model}")
+            seen.page.reload()
+            seen.give(photo)
+            expect(seen.page.get_by_role("alert")).to_contain_text("The answer was cut off.")

@@ -9,6 +9,7 @@ import { useRequest } from "./lib/useAnswer";
 import { useDrop } from "./lib/useDrop";
 import { usePhoto } from "./lib/usePhoto";
 import { type Theme, useTheme } from "./lib/useTheme";
+import { SAMPLES } from "./samples";
 import { Button, Segmented, Spinner } from "./ui/controls";
 import { Many } from "./views/Many";
 import { chosen, One } from "./views/One";
@@ -79,6 +80,8 @@ function Views({ client, models: { models, default: first }, route, onRoute }: V
     setFiles(found);
     onRoute({ view: "many" });
   });
+  const names = [route.model, route.view === "two" ? route.with : undefined];
+  const strange = names.filter((name) => name && !models.some((card) => card.name === name));
   const shared = { client, models: sorted, route, onRoute, onFile: give };
   return (
     <>
@@ -86,6 +89,17 @@ function Views({ client, models: { models, default: first }, route, onRoute }: V
         <div className="drop-hint" aria-hidden="true">
           <p>Let go to put it into the window</p>
         </div>
+      )}
+      {/* A link may come from another server. */}
+      {strange.map((name) => (
+        <p key={name} className="note strange" data-kind="passing" role="status">
+          This server has no model called {name}: another one answers.
+        </p>
+      ))}
+      {route.sample && !SAMPLES.some(({ name }) => name === route.sample) && (
+        <p className="note strange" data-kind="passing" role="status">
+          There is no sample photo called {route.sample}.
+        </p>
       )}
       {/* It stays, so that a photo can be opened from it and left again. */}
       <div hidden={route.view !== "many"}>

@@ -40,7 +40,7 @@ PRECISIONS = {"pt2": ("fp32", "bf16"), "onnx": ("fp32", "int8"), "openvino": ("f
 Programs = dict[str, tuple[Program, torch.export.ExportedProgram]]
 """by name, each with what was traced of it"""
 TOLERANCE = 1e-3
-"""largest difference of an fp32 export from the model, or that share of outputs larger than 1"""
+"""largest difference of an fp32 output from the model's; of an output above 1, as a share of its largest value"""
 
 
 class Request(NamedTuple):

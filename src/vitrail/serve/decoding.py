@@ -66,7 +66,7 @@ def decoded(opened: Opened, then: Callable[[EncodedImage], T]) -> T:
 
 def damaged(error: BadImage) -> ApiError:
     """422 for an image that cannot be decoded, with the reason."""
-    return ApiError(422, "bad_image", str(error), "send a whole image file, such as a JPEG or a PNG")
+    return ApiError(422, "bad_image", str(error), "mend the image file, or send another image")
 
 
 def declared(data: bytes, name: str) -> Declared:

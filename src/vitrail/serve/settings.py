@@ -57,13 +57,23 @@ class Settings:
             if getattr(self, name) not in choices:
                 raise UserError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         for origin in self.origins:
-            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s]+", origin):
-                raise UserError(f"{origin!r} is not an origin: write scheme and host, such as https://example.org")
+            check_origin(origin)
 
     @property
     def memory(self) -> int:
         """Bytes of all uploads that may be held at once."""
         return max(512_000_000, 2 * self.max_upload)
+
+
+def check_origin(origin: str) -> None:
+    """Raise UserError for what no browser sends as the origin of a page: it would never match."""
+    if "*" in origin:
+        raise UserError(f"{origin!r} has a wildcard, and browsers send none: name each origin")
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#@\s]+", origin) or not origin.isascii():
+        raise UserError(f"{origin!r} is not an origin: write scheme and host, such as https://example.org")
+    sent = re.sub(r"^(https://.*):443$|^(http://.*):80$", r"\1\2", origin.lower())
+    if sent != origin:
+        raise UserError(f"{origin!r} is an origin that browsers send as {sent}: write that")
 
 
 def read_keys(file: Path | None) -> frozenset[str]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vitrail.data.decode import BadImage
 from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError
 from vitrail.sizes import SIZES, config_for
@@ -198,3 +199,14 @@ def test_windows_refuse_images_that_are_squashed() -> None:
     model.option = Inference(inference="windows")
     with pytest.raises(UserError, match="windows keep the shape of an image"):
         model.frames(image)
+
+
+def test_a_whole_image_that_is_too_long_and_thin_is_refused_and_windows_take_it() -> None:
+    task = segmenter()
+    assert task.frames(torch.zeros(3, 8, 64, dtype=torch.uint8)).images.shape == (1, 3, 8, 64)
+    long = torch.zeros(3, 66, 8, dtype=torch.uint8)
+    with pytest.raises(BadImage, match=r"8x66: too long and thin: .* 8x66 pixels: cut it into pieces"):
+        task.predict([long])
+    task.choose({"inference": "windows"})
+    (found,) = task.predict([long])
+    assert found.mask.shape == (66, 8)  # type: ignore[attr-defined]

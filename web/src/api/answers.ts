@@ -1,53 +1,17 @@
-/** The answers of the tasks, as `vitrail predict --json` prints them: their fields depend on the task. */
-export interface Label {
-  label: string;
-  score: number;
-}
-export interface Token {
-  text: string;
-  p: number;
-}
-export interface Caption {
-  caption: string;
-  score: number;
-  tokens: Token[];
-}
-export interface Rle {
-  size: [height: number, width: number];
-  counts: string | number[];
-}
-export interface Segment {
-  label: string;
-  share: number;
-  area: number;
-  rle: Rle;
-}
+import type { components } from "./schema";
+
+type Schemas = components["schemas"];
+export type Token = Schemas["Piece"];
+export type Rle = Schemas["RunLengths"];
+export type Segment = Schemas["Segment"];
 export interface Box {
   label: string;
   score: number;
   box: [x1: number, y1: number, x2: number, y2: number];
 }
-export interface Value {
-  name: string;
-  value: number;
-}
 
-export interface Answer {
-  task?: string;
-  labels?: Label[];
-  caption?: string;
-  captions?: Caption[];
-  /** how well a caption matches its image, where the model can tell */
-  match?: number;
-  /** whether that is enough to rely on */
-  sure?: boolean;
-  segments?: Segment[];
-  boxes?: Box[];
-  values?: Value[];
-  embedding?: number[];
-  /** of an image that could not be read beside others that could */
-  error?: string;
-}
+/** The answer of a task; boxes are drawn, though no task of vitrail gives any yet. */
+export type Answer = Schemas["Prediction"] & { boxes?: Box[] };
 
 export const percent = (share: number, digits = 1) => `${(100 * share).toFixed(digits)} %`;
 
@@ -59,7 +23,7 @@ export function summary(answer: Answer): string {
       .slice(0, 3)
       .map(({ label, score }) => `${label} ${percent(score)}`)
       .join(", ");
-  if (answer.caption !== undefined) return `${answer.sure === false ? "not sure: " : ""}${answer.caption}`;
+  if (answer.caption != null) return `${answer.sure === false ? "not sure: " : ""}${answer.caption}`;
   if (answer.segments)
     return (
       answer.segments

@@ -48,7 +48,7 @@ export class Client {
   }
 
   async models(signal?: AbortSignal): Promise<Models> {
-    return (await this.ask("/v1/models", { signal: signal ?? null })).json();
+    return json(await this.ask("/v1/models", { signal: signal ?? null }));
   }
 
   /** One answer per image, in their order. */
@@ -58,8 +58,8 @@ export class Client {
       body: form(images, model),
       signal: signal ?? null,
     });
-    const found: { predictions: Answer[] } = await response.json();
-    return found.predictions;
+    const found = await json<{ predictions: Answer[] }>(response);
+    return found.predictions.map((answer) => (answer.error ? { ...answer, error: ofFile(answer.error) } : answer));
   }
 
   /** The numbers of an explanation of one image. */
@@ -68,8 +68,7 @@ export class Client {
     if (more.beside) body.append("beside", more.beside, "image-2");
     if (more.class) body.append("class", more.class);
     const response = await this.ask("/v1/explain", { method: "POST", body, signal: signal ?? null });
-    const found: { explanation: ExplanationData } = await response.json();
-    return found.explanation;
+    return (await json<{ explanation: ExplanationData }>(response)).explanation;
   }
 
   /** The answer for one image; `onText` is called with each draft of it. */
@@ -85,7 +84,7 @@ export class Client {
       else if (event === "done") return found.predictions[0];
       else if (event === "error") throw asError(PASSING.includes(found.error?.code) ? 503 : 422, found, null);
     }
-    throw new ApiError(0, "cut_off", "The answer was cut off", "try again");
+    throw cutOff();
   }
 
   private async ask(path: Path, init: RequestInit, query = ""): Promise<Response> {
@@ -110,6 +109,24 @@ export class Client {
   }
 }
 
+const cutOff = () => new ApiError(0, "cut_off", "The answer was cut off", "check that the server runs, then try again");
+
+/** The body of an answer, whose connection may end before it does. */
+async function json<T>(response: Response): Promise<T> {
+  try {
+    return await response.json();
+  } catch (error) {
+    throw error instanceof SyntaxError ? error : cutOff();
+  }
+}
+
+/** The server counts the images of a request; for a person each is a file. */
+const ofFile = (message: string) =>
+  message
+    .replace(/^(image \d+|beside): /, "")
+    .replace(/^image \d+ /, "the file ")
+    .replace(/^beside /, "the second photo ");
+
 /** The codes of status 503: it is worth waiting. The status of a stream is sent before its error is known. */
 const PASSING = ["busy", "timeout", "stopping", "out_of_memory"];
 
@@ -131,7 +148,7 @@ function asError(status: number, body: ErrorBody | null, after: number | null): 
   };
   // A page of another origin may not read Retry-After.
   const wait = after ?? (status === 503 || status === 429 ? 5 : null);
-  return new ApiError(status, code, message, hint, wait);
+  return new ApiError(status, code, ofFile(message), hint, wait);
 }
 
 /** The server-sent events of a response. */
@@ -140,7 +157,7 @@ async function* events(response: Response): AsyncGenerator<{ event: string; data
   let text = "";
   try {
     while (true) {
-      const { done, value } = await reader.read();
+      const { done, value } = await reader.read().catch(() => ({ done: true, value: "" })); // the connection has ended
       if (done) return;
       text += value;
       const blocks = text.split("\n\n");

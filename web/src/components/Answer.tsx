@@ -5,7 +5,7 @@ import { cssOf } from "./Overlay";
 /** The answer for an image, whatever the task. */
 export function AnswerView({ answer, layers }: { answer: Answer; layers: Layers }) {
   if (answer.labels) return <Bars rows={answer.labels.map(({ label, score }) => ({ name: label, share: score }))} />;
-  if (answer.caption !== undefined) return <CaptionView answer={answer} />;
+  if (answer.caption != null) return <CaptionView answer={answer} />;
   if (answer.segments) return <Legend answer={answer} layers={layers} />;
   if (answer.boxes) return <BoxList answer={answer} />;
   if (answer.values) {
@@ -54,8 +54,8 @@ function CaptionView({ answer }: { answer: Answer }) {
       {best?.tokens?.length ? (
         <p className="soft small">The line below a word is as strong as the model was sure of it.</p>
       ) : null}
-      {answer.match !== undefined && <Match match={answer.match} sure={answer.sure} />}
-      {answer.match === undefined && answer.sure === false && <NotSure />}
+      {answer.match != null && <Match match={answer.match} sure={answer.sure} />}
+      {answer.match == null && answer.sure === false && <NotSure />}
       {others.length > 0 && (
         <details>
           <summary>Other captions</summary>
@@ -89,7 +89,7 @@ function NotSure() {
   );
 }
 
-function Match({ match, sure }: { match: number; sure: boolean | undefined }) {
+function Match({ match, sure }: { match: number; sure: Answer["sure"] }) {
   return (
     <div className="stack">
       <p className="row small">

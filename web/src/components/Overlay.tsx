@@ -78,7 +78,7 @@ interface MasksProps {
 function Masks({ segments, layers, place }: MasksProps) {
   const canvas = useRef<HTMLCanvasElement>(null);
   const { hidden, strength, hover, change } = layers;
-  const [height, width] = (segments[0] as Segment).rle.size;
+  const [height, width] = (segments[0] as Segment).rle.size as [number, number];
   const places = useMemo(() => {
     const found = new Uint8Array(height * width);
     segments.forEach(({ rle }, i) => {

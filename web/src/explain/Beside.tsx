@@ -1,6 +1,6 @@
 import { type DragEvent, useId, useMemo, useState } from "react";
 import { FileButton } from "../components/Sources";
-import { SAMPLES } from "../samples";
+import { SAMPLES, sampleFile } from "../samples";
 import { strongest } from "./arrays";
 import { Glass } from "./Glass";
 import { heat } from "./heat";
@@ -78,7 +78,7 @@ export function Beside({ lens, shared, patch, onPhoto, there }: Props) {
           <ul className="samples" aria-label="Sample photos for the second">
             {SAMPLES.map(({ name, url }) => (
               <li key={name}>
-                <button type="button" title={name} onClick={async () => onPhoto(await (await fetch(url)).blob())}>
+                <button type="button" title={name} onClick={async () => onPhoto(await sampleFile(url))}>
                   <img src={url} alt={`compare with the sample photo: ${name}`} width="44" height="44" />
                 </button>
               </li>

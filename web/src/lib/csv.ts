@@ -1,6 +1,6 @@
 import type { Answer } from "../api/answers";
 
-type Cell = string | number | boolean | undefined;
+type Cell = string | number | boolean | null | undefined;
 type Row = Record<string, Cell>;
 
 /** One row per image; of a task that finds several things in an image, one row per thing. */
@@ -8,7 +8,7 @@ export function rows(image: string, answer: Answer): Row[] {
   const first: Row = { image, task: answer.task };
   if (answer.error) return [{ ...first, error: answer.error }];
   if (answer.labels) return [{ ...first, label: answer.labels[0]?.label, score: answer.labels[0]?.score }];
-  if (answer.caption !== undefined) {
+  if (answer.caption != null) {
     return [{ ...first, caption: answer.caption, match: answer.match, sure: answer.sure }];
   }
   if (answer.segments?.length) {
@@ -25,14 +25,14 @@ export function rows(image: string, answer: Answer): Row[] {
 
 /** CSV with a header; columns that no row fills are left out. */
 export function asCsv(all: Row[]): string {
-  const named = new Set(all.flatMap((row) => Object.keys(row).filter((name) => row[name] !== undefined)));
+  const named = new Set(all.flatMap((row) => Object.keys(row).filter((name) => row[name] != null)));
   const columns = [...named].filter((name) => name !== "error").concat(named.has("error") ? ["error"] : []);
   const lines = [columns, ...all.map((row) => columns.map((name) => row[name]))];
   return lines.map((line) => `${line.map(cell).join(",")}\r\n`).join("");
 }
 
 function cell(value: Cell): string {
-  if (value === undefined) return "";
+  if (value == null) return "";
   if (typeof value === "number") return String(value);
   // A spreadsheet would run a text that begins like a formula.
   const text = String(value).replace(/^[=+\-@\t\r]/, "'$&");

@@ -19,19 +19,23 @@ export interface Frame {
   down: number;
 }
 
+/** How many times wider than high a window is at least and at most: a longer image is squeezed, so that it can be seen. */
+const [TALLEST, WIDEST] = [1 / 6, 12];
+
 /** Where the panes lie in a canvas that shows the whole image, and for a letterbox also what is around it. */
 export function frameOf(view: View, photo: { width: number; height: number }, width: number, density = 1): Frame {
   const [x1, y1, x2, y2] = view.region;
   const [left, top] = [Math.min(0, x1), Math.min(0, y1)];
   const [right, bottom] = [Math.max(photo.width, x2), Math.max(photo.height, y2)];
-  const scale = (width * density) / (right - left);
+  const ratio = Math.min(WIDEST, Math.max(TALLEST, (right - left) / (bottom - top)));
+  const [across, down] = [(width * density) / (right - left), (width * density) / ratio / (bottom - top)];
   return {
     width: Math.round(width * density),
-    height: Math.round((bottom - top) * scale),
-    left: (x1 - left) * scale,
-    top: (y1 - top) * scale,
-    across: (x2 - x1) * scale,
-    down: (y2 - y1) * scale,
+    height: Math.round((width * density) / ratio),
+    left: (x1 - left) * across,
+    top: (y1 - top) * down,
+    across: (x2 - x1) * across,
+    down: (y2 - y1) * down,
   };
 }
 

@@ -43,7 +43,7 @@ export function release(photo: Photo): void {
   photo.bitmap?.close();
 }
 
-const ENDINGS = /\.(jpe?g|png|webp|gif|bmp|tiff?|heic|heif|avif|jfif|ppm|pgm|npy)$/i;
+const ENDINGS = /\.(jpe?g?|jfif|png|webp|gif|bmp|tiff?|hei[cf]|avif|jp2|p[bgnp]m|tga|npy)$/i;
 
 export const isImage = (file: File) => file.type.startsWith("image/") || ENDINGS.test(file.name);
 

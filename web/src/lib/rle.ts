@@ -2,7 +2,6 @@ import type { Rle } from "../api/answers";
 
 /** The run lengths of COCO's code: of zeros and ones in turn, down the columns. */
 export function lengths({ counts }: Rle): number[] {
-  if (typeof counts !== "string") return counts;
   const found: number[] = [];
   let place = 0;
   while (place < counts.length) {
@@ -21,7 +20,7 @@ export function lengths({ counts }: Rle): number[] {
 
 /** Write the number of a mask's class into the places [height * width], row by row, where the mask is one. */
 export function mark(rle: Rle, number: number, places: Uint8Array): void {
-  const [height, width] = rle.size;
+  const [height, width] = rle.size as [number, number];
   let from = 0;
   lengths(rle).forEach((length, i) => {
     const to = Math.min(from + length, height * width);

@@ -12,6 +12,7 @@ export async function asPage(element: HTMLElement, title: string): Promise<strin
   });
   const images = [...copy.querySelectorAll("img")].filter((image) => !image.src.startsWith("data:"));
   await Promise.all(images.map(async (image) => image.setAttribute("src", await asData(image.src))));
+  keepChosen(copy);
   for (const live of copy.querySelectorAll("button, input, select, video, dialog, form, [data-live]")) live.remove();
   for (const details of copy.querySelectorAll("details")) details.open = true;
   const theme = document.documentElement.dataset.theme;
@@ -35,6 +36,16 @@ ${copy.outerHTML}
 </body>
 </html>
 `;
+}
+
+/** Nothing can be chosen in a file: what was chosen stays as text, and the other choices leave. */
+function keepChosen(copy: HTMLElement): void {
+  for (const other of copy.querySelectorAll(".segmented label:has(input:not(:checked))")) other.remove();
+  for (const button of copy.querySelectorAll("button[aria-pressed=true]")) {
+    const chosen = document.createElement("strong");
+    chosen.append(...button.childNodes);
+    button.replaceWith(chosen);
+  }
 }
 
 const asText = (text: string) => text.replace(/[&<>"]/g, (sign) => `&#${sign.charCodeAt(0)};`);

@@ -55,6 +55,7 @@ export function useGallery(client: Client, model: string) {
     });
     setError(null);
     setLeft(null);
+    setSkipped(0);
   }, []);
 
   // Another model answers all images anew.

@@ -1,5 +1,5 @@
 import { useCallback, useEffect, useRef, useState } from "react";
-import { SAMPLES } from "../samples";
+import { SAMPLES, sampleFile } from "../samples";
 import { type Photo, readPhoto, release } from "./photo";
 
 /** A photo that a person gave, or a sample. A sample is named in the address; a person's photo never is. */
@@ -35,5 +35,5 @@ export function usePhoto(sample: string | undefined, onSample: (name: string | u
 }
 
 async function readSample(url: string, name: string): Promise<Photo> {
-  return readPhoto(await (await fetch(url)).blob(), name, name);
+  return readPhoto(await sampleFile(url), name, name);
 }

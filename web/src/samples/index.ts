@@ -10,6 +10,9 @@ export interface Sample {
   credit: string;
 }
 
+/** The file of a sample. Its small copy on the page has brought it already: that is taken, also where the server is away. */
+export const sampleFile = async (url: string) => (await fetch(url, { cache: "force-cache" })).blob();
+
 /** Photos that the page brings along. */
 export const SAMPLES: readonly Sample[] = [
   { name: "cat", url: cat, credit: "Stéfan van der Walt, CC0" },

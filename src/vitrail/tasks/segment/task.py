@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vitrail.baselines import MLP
 from vitrail.data.affine import Affine
+from vitrail.data.decode import BadImage, EncodedImage
 from vitrail.data.masks import Masks
 from vitrail.data.preprocess import AnyImage, Preprocess
 from vitrail.data.rle import encode
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 
 FRAMES = 16
 """frames that pass through the network at once: a large image has many windows"""
+MAX_WHOLE = 8
+"""times the pixels of an image of the model's own shape that a whole image may have: the time of attention grows with
+their square, so that a file of 80 bytes, of 1 x 400 pixels, would keep a server busy for hours"""
 REGIONS = 8
 """classes of an image that are explained"""
 MASKS = 1_000
@@ -155,6 +159,7 @@ class Segment(Task):
         """The whole image at the scale of training, or overlapping windows of it; also flipped, with `flip`.
 
         At that scale an image just covers `preprocess.size` / `crop_fraction`, as before the centre crop elsewhere.
+        Raises BadImage for one so long and thin that the whole of it would take the network minutes (see `MAX_WHOLE`).
         """
         from vitrail.data.prepare import prepare, size_of
 
@@ -162,6 +167,7 @@ class Segment(Task):
         size = size_of(opened, self.preprocess)
         scaled = self.preprocess.resized(*size)
         if self.option.inference == "whole":
+            self._refuse_long(opened, size, scaled)
             patch = getattr(self.encoder.config, "patch", 1)
             height, width = (max(patch, round(side / patch) * patch) for side in scaled)
             way = replace(self.preprocess, size=(height, width), resize="squash", crop_fraction=1.0)
@@ -171,6 +177,14 @@ class Segment(Task):
         else:
             found = self._windows(opened, size, scaled[0] / size[0])
         return found.with_flips() if self.option.flip else found
+
+    def _refuse_long(self, opened: EncodedImage | Tensor, size: Sequence[int], scaled: Sequence[int]) -> None:
+        if math.prod(scaled) > MAX_WHOLE * math.prod(self.preprocess.resized(*self.preprocess.size)):
+            where = opened.name if isinstance(opened, EncodedImage) else "image"
+            raise BadImage(
+                f"{where}: the image is {size[1]}x{size[0]}: too long and thin: at the scale of the model it has "
+                f"{scaled[1]}x{scaled[0]} pixels: cut it into pieces"
+            )
 
     def _windows(self, opened: Any, size: tuple[int, int], scale: float) -> Sample:
         from vitrail.data.affine import tiles
