@@ -24,9 +24,9 @@ from harness import Parser, Row, record
 from vitrail.data.sets import open_data
 from vitrail.recipes import find
 from vitrail.train.build import build
+from vitrail.train.folder import RunFolder
 from vitrail.train.keep import Keeper
 from vitrail.train.optim import Optimizers
-from vitrail.train.state import RunFolder
 from vitrail.train.step import LossModule, train_step
 
 

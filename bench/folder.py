@@ -25,8 +25,8 @@ from torch import nn
 from vitrail.data.loader import Loader
 from vitrail.data.sets import open_data
 from vitrail.train.build import build
+from vitrail.train.folder import RunFolder
 from vitrail.train.run import Run
-from vitrail.train.state import RunFolder
 from vitrail.vit import ViTConfig
 
 KINDS = ("scratch", "weights", "timm")

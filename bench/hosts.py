@@ -31,7 +31,7 @@ from pathlib import Path
 from harness import Parser, Row, record
 from kills import digests
 
-from vitrail.train.state import RunFolder
+from vitrail.train.folder import RunFolder
 
 WORDS = ["train", "digits", "--eval-every", "1", "--save-every", "10", "--device", "cpu", "--workers", "0"]
 MARK = "BENCH_HOST"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from harness import Parser, Row, portable, record
 
-from vitrail.train.state import RunFolder
+from vitrail.train.folder import RunFolder
 
 
 def parser() -> Parser:

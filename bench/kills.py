@@ -27,7 +27,7 @@ from typing import Any
 from harness import Parser, Row, record, tiny_captions, tiny_images, tiny_streets
 
 from vitrail.cli import main as vitrail
-from vitrail.train.state import RunFolder
+from vitrail.train.folder import RunFolder
 
 TIMES = ("seconds", "images_per_s", "wait")
 INJECTED = 3

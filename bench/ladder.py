@@ -27,7 +27,7 @@ from typing import Any
 from harness import Parser, Row, machine, record, recorded, tiny_captions, tiny_cifar10, vitrail
 
 from vitrail.recipes import RECIPES
-from vitrail.train.state import RunFolder
+from vitrail.train.folder import RunFolder
 
 
 @dataclass(frozen=True)

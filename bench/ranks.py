@@ -30,11 +30,11 @@ from vitrail.tasks.caption import Captioning
 from vitrail.tasks.segment import Segmentation
 from vitrail.train import loop
 from vitrail.train.build import build
+from vitrail.train.folder import Follower, RunFolder
 from vitrail.train.loop import evaluate, fit
 from vitrail.train.optim import Optim
 from vitrail.train.parallel import World
 from vitrail.train.run import Run
-from vitrail.train.state import Follower, RunFolder
 from vitrail.train.step import AsyncScalars, train_step
 from vitrail.vit import ViTConfig
 

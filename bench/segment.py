@@ -46,11 +46,11 @@ from vitrail.recipes import RECIPES
 from vitrail.tasks.encoder import encoder_of
 from vitrail.tasks.segment import Segment
 from vitrail.train.build import build, open_for
+from vitrail.train.folder import RunFolder
 from vitrail.train.loop import Components, evaluate, fit
 from vitrail.train.optim import factor
 from vitrail.train.reliable import with_reliable_format
 from vitrail.train.run import Run, with_fields
-from vitrail.train.state import RunFolder
 from vitrail.train.step import LossModule, train_step
 
 CPU = torch.device("cpu")

@@ -39,11 +39,11 @@ from vitrail.recipes.finetune import finetune, resolve_auto
 from vitrail.start import score_features
 from vitrail.tasks.encoder import encoder_of
 from vitrail.train.build import build
+from vitrail.train.folder import RunFolder
 from vitrail.train.frozen import fit_frozen
 from vitrail.train.loaders import evaluation_loader
 from vitrail.train.loop import evaluate, fit
 from vitrail.train.run import Run
-from vitrail.train.state import RunFolder
 from vitrail.train.tune import Tune
 
 CPU = torch.device("cpu")

@@ -13,9 +13,9 @@ from vitrail.data.augment import Augment
 from vitrail.data.sets import open_data
 from vitrail.recipes import RECIPES
 from vitrail.train.build import build
+from vitrail.train.folder import RunFolder
 from vitrail.train.loop import fit
 from vitrail.train.run import Run
-from vitrail.train.state import RunFolder
 from vitrail.vit import ViTConfig
 from vitrail.zoo import load
 

@@ -33,8 +33,8 @@ from vitrail.data.targets import Labels, Texts
 from vitrail.recipes import RECIPES
 from vitrail.tasks.values import Score
 from vitrail.train.build import build
+from vitrail.train.folder import RunFolder
 from vitrail.train.run import Run
-from vitrail.train.state import RunFolder
 
 TINY = ["--width", "16", "--depth", "1", "--heads", "2", "--stem", "4", "--device", "cpu"]
 

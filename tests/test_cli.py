@@ -30,7 +30,7 @@ from vitrail.data.sets import open_data
 from vitrail.errors import RunError
 from vitrail.recipes import RECIPES
 from vitrail.report import write_report
-from vitrail.train.state import RunFolder
+from vitrail.train.folder import RunFolder
 from vitrail.variants import VariantConfig
 from vitrail.zoo import create
 

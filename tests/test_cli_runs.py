@@ -25,9 +25,9 @@ from vitrail.data.sets import open_data
 from vitrail.errors import UserError
 from vitrail.options import parse_fields
 from vitrail.recipes import RECIPES
+from vitrail.train.folder import RunFolder
 from vitrail.train.optim import Optimizers, factor
 from vitrail.train.run import FAST_IMAGES, FAST_STEPS, with_fields
-from vitrail.train.state import RunFolder
 from vitrail.variants import as_variant
 from vitrail.vit import ViTConfig
 

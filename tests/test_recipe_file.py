@@ -12,8 +12,8 @@ import pytest
 from vitrail.cli import main
 from vitrail.recipe_file import as_words
 from vitrail.recipes import RECIPES
+from vitrail.train.folder import RunFolder
 from vitrail.train.run import Run, with_fields
-from vitrail.train.state import RunFolder
 
 SMALL = ["--width", "16", "--depth", "1", "--heads", "1", "--stem", "4", "--device", "cpu", "--workers", "0"]
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 import vitrail
 from vitrail.cli import main
+from vitrail.train.folder import RunFolder
 from vitrail.train.optim import factor
-from vitrail.train.state import RunFolder
 from vitrail.train.step import train_step
 
 TINY = ["--width", "16", "--depth", "1", "--heads", "2", "--image-size", "16", "--stem", "4", "--device", "cpu"]

@@ -35,9 +35,9 @@ from vitrail.tasks.values import Batch
 from vitrail.train import loop
 from vitrail.train.build import build
 from vitrail.train.device import autocast
+from vitrail.train.folder import RunFolder
 from vitrail.train.optim import Optimizers, factor
 from vitrail.train.run import Run
-from vitrail.train.state import RunFolder
 from vitrail.train.step import AsyncScalars, LossModule, compile_network, train_step
 from vitrail.zoo import load
 

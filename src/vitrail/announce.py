@@ -24,9 +24,9 @@ from vitrail.process import cores
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Score
 from vitrail.train.device import FORMATS, number_format
+from vitrail.train.folder import RunFolder
 from vitrail.train.loop import Components
 from vitrail.train.run import Run
-from vitrail.train.state import RunFolder
 from vitrail.units import count
 from vitrail.vit import ViTConfig
 

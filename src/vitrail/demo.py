@@ -15,7 +15,7 @@ from vitrail.files import write_atomic
 from vitrail.predictions import answer_files
 from vitrail.recipes import RECIPES
 from vitrail.start import begin
-from vitrail.train.state import RunFolder
+from vitrail.train.folder import RunFolder
 
 SAMPLES = Path(__file__).parent / "zoo" / "samples"
 MARKER = "made-by-demo.txt"

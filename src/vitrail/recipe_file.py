@@ -16,7 +16,7 @@ from vitrail import recipes
 from vitrail.errors import UserError
 from vitrail.options import NO_FIELDS, parse_fields
 from vitrail.plain import flat_fields
-from vitrail.train.state import RunFolder
+from vitrail.train.folder import RunFolder
 from vitrail.variants import VariantConfig
 
 OUTSIDE = ("data", "init", "group")

@@ -20,11 +20,11 @@ from vitrail.start import Trained, at_commit, begin, default_folder, folders, tr
 from vitrail.tasks import task_of
 from vitrail.train.build import build, open_for
 from vitrail.train.device import choose_device
+from vitrail.train.folder import LEASE, Follower, RunFolder
 from vitrail.train.job import marks_of_all
 from vitrail.train.optim import factor
 from vitrail.train.parallel import ALONE, World
 from vitrail.train.run import FREE, LENGTH, Run, changed_fields
-from vitrail.train.state import LEASE, Follower, RunFolder
 from vitrail.train.stop import preemptible
 
 log = logging.getLogger("vitrail")

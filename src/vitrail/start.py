@@ -29,6 +29,7 @@ from vitrail.train.build import VAL_FRACTION, build, open_for
 from vitrail.train.device import choose_device
 from vitrail.train.feeding import decoding_line
 from vitrail.train.fitting import with_micro_batches
+from vitrail.train.folder import Follower, RunFolder, Taken
 from vitrail.train.frozen import fit_frozen
 from vitrail.train.loaders import Loaders, evaluation_loader
 from vitrail.train.loop import Components, evaluate, fit
@@ -36,7 +37,6 @@ from vitrail.train.parallel import ALONE, World
 from vitrail.train.probe import probe as probe_scores
 from vitrail.train.reliable import with_reliable_format
 from vitrail.train.run import Run, replaced, with_fields
-from vitrail.train.state import Follower, RunFolder, Taken
 from vitrail.train.stop import preemptible
 from vitrail.train.tensorboard import Events
 from vitrail.train.unused import warn_unused

@@ -18,9 +18,9 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.doctor import examine
 from vitrail.recipes import RECIPES
 from vitrail.tasks.task import Task
+from vitrail.train.folder import RunFolder
 from vitrail.train.optim import Optim
 from vitrail.train.run import Run
-from vitrail.train.state import RunFolder
 from vitrail.train.tune import Tune
 from vitrail.zoo import create
 

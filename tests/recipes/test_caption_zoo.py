@@ -22,7 +22,7 @@ from vitrail.tasks.caption import Caption
 from vitrail.tasks.caption.prefix import PrefixDecoder
 from vitrail.tasks.embed import Embed
 from vitrail.tasks.encoder import encoder_of
-from vitrail.train.state import RunFolder
+from vitrail.train.folder import RunFolder
 from vitrail.train.step import train_step
 
 pytest.importorskip("transformers", reason="needs pip install 'vitrail[caption]'")

@@ -35,10 +35,10 @@ from vitrail.tasks.task import Task
 from vitrail.tasks.values import Features
 from vitrail.train import frozen, loop
 from vitrail.train.build import build, start
+from vitrail.train.folder import RunFolder
 from vitrail.train.loaders import evaluation_loader
 from vitrail.train.probe import features
 from vitrail.train.run import Run
-from vitrail.train.state import RunFolder
 from vitrail.train.step import AsyncScalars, train_step
 from vitrail.train.tune import Tune, tune
 from vitrail.vit import ViT, ViTConfig

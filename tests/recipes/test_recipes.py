@@ -25,8 +25,8 @@ from vitrail.tasks.caption import Caption, Captioning, Decoding
 from vitrail.tasks.classify import Classes
 from vitrail.tasks.encoder import encoder_for
 from vitrail.train.build import start
+from vitrail.train.folder import RunFolder
 from vitrail.train.run import Run, _chosen
-from vitrail.train.state import RunFolder
 from vitrail.vit import ViTConfig
 
 

@@ -32,11 +32,11 @@ from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Settings
 from vitrail.train.build import build
+from vitrail.train.folder import RunFolder
 from vitrail.train.loaders import evaluation_loader
 from vitrail.train.loop import Components, fit
 from vitrail.train.probe import features
 from vitrail.train.run import Run, with_fields
-from vitrail.train.state import RunFolder
 from vitrail.train.unused import USED_WITH, warn_unused
 from vitrail.variants import VariantConfig
 

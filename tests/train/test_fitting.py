@@ -26,10 +26,10 @@ from vitrail.tasks.values import Batch
 from vitrail.train import fitting
 from vitrail.train.build import build
 from vitrail.train.fitting import MARGIN, with_micro_batches
+from vitrail.train.folder import RunFolder
 from vitrail.train.optim import Optim, Optimizers
 from vitrail.train.parallel import ALONE, World
 from vitrail.train.run import Run
-from vitrail.train.state import RunFolder
 from vitrail.train.tune import Tune
 from vitrail.zoo import load
 

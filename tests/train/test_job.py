@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 
 from vitrail.cli import main
 from vitrail.train import loop
+from vitrail.train.folder import RunFolder, Taken
 from vitrail.train.job import JOB, marks
-from vitrail.train.state import RunFolder, Taken
 from vitrail.train.step import train_step
 
 TINY = ["digits", "--width", "16", "--depth", "1", "--heads", "2", "--batch-size", "32", "--device", "cpu"]
@@ -201,7 +201,7 @@ KILLED = """
 import os, signal, sys, time
 from pathlib import Path
 from vitrail.train import loop
-from vitrail.train.state import RunFolder
+from vitrail.train.folder import RunFolder
 from vitrail.train.step import train_step
 
 steps, killed = 0, sys.argv[1]

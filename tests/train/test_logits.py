@@ -23,9 +23,9 @@ from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.task import Task
 from vitrail.train.build import build
 from vitrail.train.device import choose_attention
+from vitrail.train.folder import RunFolder
 from vitrail.train.logits import CLIP_EVERY, IMAGES, QKClip, largest_logits
 from vitrail.train.optim import Optimizers
-from vitrail.train.state import RunFolder
 from vitrail.train.step import LossModule, train_step
 from vitrail.train.tune import Tune, tune
 from vitrail.variants import VariantConfig

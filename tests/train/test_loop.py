@@ -31,10 +31,10 @@ from vitrail.tasks.task import Task
 from vitrail.train import loop
 from vitrail.train.build import build
 from vitrail.train.finite import MAX_IN_A_ROW, first_non_finite
+from vitrail.train.folder import RunFolder
 from vitrail.train.loop import fit
 from vitrail.train.optim import Optim, Optimizers
 from vitrail.train.run import Run
-from vitrail.train.state import RunFolder
 from vitrail.train.step import AsyncScalars, LossModule, train_step
 from vitrail.train.stop import stop_requested
 from vitrail.variants import VariantConfig

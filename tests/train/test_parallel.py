@@ -34,13 +34,13 @@ from vitrail.tasks.caption import Captioning
 from vitrail.tasks.segment import Segmentation
 from vitrail.train import loop, muon, parallel
 from vitrail.train.build import build, check_micro_batches
+from vitrail.train.folder import Follower, RunFolder
 from vitrail.train.frozen import fit_frozen
 from vitrail.train.joined import scores_of_all
 from vitrail.train.loop import evaluate, fit
 from vitrail.train.optim import Optim
 from vitrail.train.parallel import ALONE, World, buckets
 from vitrail.train.run import Run
-from vitrail.train.state import Follower, RunFolder
 from vitrail.train.step import AsyncScalars, train_step
 from vitrail.train.tune import Tune
 from vitrail.vit import ViTConfig

@@ -15,9 +15,9 @@ from vitrail.cli import main
 from vitrail.data.sets import open_data
 from vitrail.errors import Stopped
 from vitrail.train.build import build
+from vitrail.train.folder import RunFolder
 from vitrail.train.loop import fit
 from vitrail.train.run import Run
-from vitrail.train.state import RunFolder
 from vitrail.train.stop import Halt
 from vitrail.zoo import load
 

@@ -23,11 +23,11 @@ from vitrail.train import loop
 from vitrail.train.build import build
 from vitrail.train.device import autocast, number_format
 from vitrail.train.finite import MAX_IN_A_ROW
+from vitrail.train.folder import RunFolder
 from vitrail.train.loop import fit
 from vitrail.train.optim import Optim, Optimizers
 from vitrail.train.run import Run
 from vitrail.train.scale import GROW_EVERY, LossScale, loss_scale
-from vitrail.train.state import RunFolder
 from vitrail.train.step import AsyncScalars, LossModule, train_step
 from vitrail.vit import ViTConfig
 

@@ -23,7 +23,7 @@ from vitrail.errors import Preempted, RunError, Stopped, UserError
 from vitrail.process import PREEMPTING
 from vitrail.tasks.task import Task
 from vitrail.train import loop
-from vitrail.train.state import RunFolder
+from vitrail.train.folder import RunFolder
 from vitrail.train.step import train_step
 from vitrail.train.stop import Halt, Stop, preemptible
 

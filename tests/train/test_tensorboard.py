@@ -11,7 +11,7 @@ import pytest
 
 from vitrail import files
 from vitrail.cli import main
-from vitrail.train.state import RunFolder
+from vitrail.train.folder import RunFolder
 from vitrail.train.tensorboard import Events
 
 SMALL = ["--width", "16", "--depth", "1", "--heads", "1", "--stem", "4", "--device", "cpu", "--workers", "0"]

@@ -21,9 +21,9 @@ from vitrail.cli import main
 from vitrail.data.sets import Splits, open_data
 from vitrail.train import loop
 from vitrail.train.build import build
+from vitrail.train.folder import Follower, RunFolder
 from vitrail.train.loop import fit
 from vitrail.train.parallel import World
-from vitrail.train.state import Follower, RunFolder
 from vitrail.train.step import AsyncScalars, train_step
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the workers' set would have to be pickled")

@@ -28,9 +28,9 @@ from vitrail.plain import flat_fields
 from vitrail.process import PREEMPTING, environment, handled
 from vitrail.recipe_file import as_words
 from vitrail.report.compare import as_text, by_setting, compare
+from vitrail.train.folder import RunFolder
 from vitrail.train.job import JOB
 from vitrail.train.run import FREE, MEANS, replaced, with_fields
-from vitrail.train.state import RunFolder
 
 log = logging.getLogger("vitrail")
 

@@ -11,7 +11,7 @@ from vitrail.doctor.opening import open_any
 from vitrail.doctor.runs import examine_run, is_run
 from vitrail.doctor.survey import COMPARED, Survey, survey
 from vitrail.errors import UserError
-from vitrail.train.state import runs_below
+from vitrail.train.folder import runs_below
 
 __all__ = ["Diagnosis", "Finding", "examine", "examine_data", "examine_run"]
 

@@ -16,9 +16,9 @@ from vitrail.tasks import task_of
 from vitrail.tasks.encoder import encoder_of
 from vitrail.tasks.task import Task
 from vitrail.train.build import open_for
+from vitrail.train.folder import RunFolder
 from vitrail.train.hints import Signs, hints, signs_of, untrained
 from vitrail.train.run import Run
-from vitrail.train.state import RunFolder
 from vitrail.units import number
 
 LOOKED_AT = 64

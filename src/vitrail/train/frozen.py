@@ -7,10 +7,10 @@ import sys
 import time
 from typing import Any
 
+from vitrail.train.folder import RunFolder
 from vitrail.train.loop import Components, evaluate, finish, numbers
 from vitrail.train.probe import features
 from vitrail.train.run import Run
-from vitrail.train.state import RunFolder
 
 
 def fit_frozen(run: Run, components: Components, folder: RunFolder) -> dict[str, Any]:

@@ -16,12 +16,12 @@ from vitrail.files import copy_folder, retrying
 from vitrail.tasks.task import Task
 from vitrail.train.device import release_memory
 from vitrail.train.finite import non_finite_weights, not_finite
+from vitrail.train.folder import RunFolder
 from vitrail.train.lora import merged
 from vitrail.train.optim import Average, Optimizers
 from vitrail.train.parallel import ALONE, World
 from vitrail.train.run import Run
 from vitrail.train.snapshot import Snapshot
-from vitrail.train.state import RunFolder
 from vitrail.train.states import State, unreadable
 
 SAVE_EVERY = 300.0

@@ -24,6 +24,7 @@ from vitrail.tasks.task import Task
 from vitrail.tasks.values import Batch, Metric
 from vitrail.train.finite import Watch
 from vitrail.train.fitting import named_if_full
+from vitrail.train.folder import RunFolder
 from vitrail.train.hints import Hints
 from vitrail.train.joined import scores_of_all
 from vitrail.train.keep import Keeper
@@ -36,7 +37,6 @@ from vitrail.train.progress import Progress
 from vitrail.train.run import Run
 from vitrail.train.scale import loss_scale
 from vitrail.train.sharded import loss_module
-from vitrail.train.state import RunFolder
 from vitrail.train.step import compile_network, train_step
 from vitrail.train.stop import Halt, Stop, stop_requested
 from vitrail.zoo.files import open_files

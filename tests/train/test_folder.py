@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from vitrail.train.state import RunFolder, Taken
+from vitrail.train.folder import RunFolder, Taken
 
 HOLD = """
 import sys
 from pathlib import Path
-from vitrail.train.state import RunFolder
+from vitrail.train.folder import RunFolder
 with RunFolder(Path(sys.argv[1])).new():
     print("mine", flush=True)
     sys.stdin.read()
