@@ -5,7 +5,8 @@
     python bench/seeds.py cifar10-quick --data DIR --seeds 0 --name cifar10-quick-plain -- --stem
 
 Options after `--` are passed to `vitrail train`. Seeds that results/NAME.json already has from the same command and the
-same fields of the recipe are kept, so a long series can be run in several calls. `--tiny` trains `digits` briefly.
+same fields of the recipe are kept, and a run that was stopped resumes, so a long series can be run in several calls.
+`--tiny` trains `digits` briefly.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pathlib import Path
 from harness import Parser, Row, machine, record, recorded, vitrail
 
 from vitrail.recipes import RECIPES
+from vitrail.train.folder import RunFolder
+from vitrail.train.job import JOB
 
 TINY = ("--epochs", "0.1", "--width", "16", "--depth", "1", "--heads", "2")
 
@@ -47,9 +50,14 @@ def main() -> None:
 
 
 def one(recipe: str, seed: int, out: Path, words: list[str]) -> Row:
-    """Scores and wall seconds of one whole command."""
-    shutil.rmtree(out, ignore_errors=True)
-    scores, seconds = vitrail("train", recipe, "--seed", str(seed), "--out", str(out), *words)
+    """Scores and wall seconds of one whole command, with those of the commands that were stopped before it."""
+    folder = RunFolder(out)
+    if folder.scores is not None:
+        shutil.rmtree(out)
+    before = max((row.get("seconds", 0.0) for row in folder.rows()), default=0.0)
+    # The same command of the same job resumes its run.
+    scores, own = vitrail("train", recipe, "--seed", str(seed), "--out", str(out), *words, **{JOB: f"seeds of {out}"})
+    seconds = round(before + own, 1)
     kept = ("split", "top1", "top5", "cross_entropy", "calibration_error", "parameters", "count")
     return {"seed": seed, "wall_seconds": seconds, "cores": machine()["cores"], **{k: scores[k] for k in kept}}
 

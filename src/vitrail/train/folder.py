@@ -192,7 +192,7 @@ class RunFolder:
         try:
             changed = difference(json.loads(self._data.read_text()), now)
         except FileNotFoundError:
-            return  # a run of an earlier version
+            return  # removed, as the next line advises
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{self._data} is damaged: remove it to resume with the present data") from None
         if changed is not None:
@@ -201,7 +201,7 @@ class RunFolder:
     def check_held_back(self, now: dict[str, str], name: str) -> None:
         """Raise UserError if other images than at the run's start are held back: it has learned from some of them."""
         before = json.loads(self._data.read_text()) if now and self._data.exists() else now
-        if any(before.get(key, own) != own for key, own in now.items()):
+        if any(before.get(key) != own for key, own in now.items()):
             raise UserError(
                 f"{name} has changed since the run started: by their content, other images would be held back for "
                 "validation, some of which the run has learned; restore it, or start a new run"
