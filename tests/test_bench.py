@@ -10,8 +10,10 @@ import math
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,6 +80,27 @@ def test_script_runs_on_tiny_input(name: str, words: tuple[str, ...], tmp_path: 
         assert found["date"] and isinstance(found["changed"], bool)
         numbers = [value for value in leaves(found["rows"]) if isinstance(value, int | float)]
         assert numbers and all(map(math.isfinite, numbers))
+
+
+@pytest.mark.slow
+def test_a_series_that_is_killed_resumes_the_run(tmp_path: Path) -> None:
+    """And counts the seconds that the first command spent."""
+    words = ["digits", "--results", "results", "--", "--epochs", "4", "--width", "16", "--depth", "1", "--heads", "2"]
+    command = [sys.executable, str(BENCH / "seeds.py"), *words, "--save-every", "1", "--device", "cpu"]
+    here = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    metrics = tmp_path / "runs" / "bench" / "digits-0" / "metrics.jsonl"
+    first = subprocess.Popen(command, cwd=tmp_path, env=here, start_new_session=True, stderr=subprocess.DEVNULL)
+    while not metrics.exists() or '"train"' not in metrics.read_text():
+        assert first.poll() is None
+        time.sleep(0.05)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    with metrics.open("a") as log:
+        log.write('{"kind": "train", "step": 1, "seconds": 5000.0}\n')
+    done = subprocess.run(command, cwd=tmp_path, env=here, capture_output=True, text=True, timeout=200, check=True)
+    assert "is started again, so that run is resumed" in done.stderr
+    (run,) = json.loads((tmp_path / "results" / "digits.json").read_text())["rows"]["runs"]
+    assert 5000 < run["wall_seconds"] < 5200
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.errors import UserError
 from vitrail.sizes import SIZES, config_for
 from vitrail.tasks.encoder import encoder_for
-from vitrail.tasks.segment import Segment, Segmentation
+from vitrail.tasks.segment import Segment, Segmentation, Segments
 from vitrail.tasks.segment.heads import LinearHead, MaskTransformer, class_logits
 from vitrail.tasks.segment.losses import check_matching
 from vitrail.tasks.segment.settings import Inference
@@ -209,4 +209,4 @@ def test_a_whole_image_that_is_too_long_and_thin_is_refused_and_windows_take_it(
         task.predict([long])
     task.choose({"inference": "windows"})
     (found,) = task.predict([long])
-    assert found.mask.shape == (66, 8)  # type: ignore[attr-defined]
+    assert isinstance(found, Segments) and found.mask.shape == (66, 8)
