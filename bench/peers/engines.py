@@ -17,6 +17,8 @@ import openvino
 import torch
 from torch import Tensor, nn
 
+from vitrail.zoo.exports.engines import openvino_core
+
 Step = Callable[[], Any]
 
 PRECISIONS = ("fp32", "bf16", "int8")
@@ -28,9 +30,9 @@ def steps(network: nn.Module, x: Tensor, images: Sequence[Tensor]) -> Iterator[t
         file = Path(place) / "model.onnx"
         torch.onnx.export(network, (x,), file, input_names=["images"], dynamo=True, external_data=False)
         yield "timm in ONNX Runtime fp32", onnxruntime_step(file, x)
-    graph = openvino.convert_model(network, example_input=x[:1])
+    core, graph = openvino_core(), openvino.convert_model(network, example_input=x[:1])
     for precision in PRECISIONS:
-        yield f"timm in OpenVINO {precision}", openvino_step(graph, x, precision, images)
+        yield f"timm in OpenVINO {precision}", openvino_step(core, graph, x, precision, images)
 
 
 def onnxruntime_step(file: Path, x: Tensor) -> Step:
@@ -41,7 +43,7 @@ def onnxruntime_step(file: Path, x: Tensor) -> Step:
     return lambda: session.run(None, {"images": array})
 
 
-def openvino_step(graph: Any, x: Tensor, precision: str, images: Sequence[Tensor]) -> Step:
+def openvino_step(core: Any, graph: Any, x: Tensor, precision: str, images: Sequence[Tensor]) -> Step:
     """int8 leaves the layers that are not quantised to the engine's own choice, bf16 on processors that have it."""
     if precision == "int8":
         logging.getLogger("nncf").setLevel(logging.ERROR)
@@ -53,6 +55,6 @@ def openvino_step(graph: Any, x: Tensor, precision: str, images: Sequence[Tensor
         how["INFERENCE_PRECISION_HINT"] = "f32" if precision == "fp32" else precision
     graph = graph.clone()
     graph.reshape(list(x.shape))
-    model = openvino.compile_model(graph, "CPU", how)
+    model = core.compile_model(graph, "CPU", how)
     array = x.numpy()
     return lambda: model(array)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -105,3 +108,23 @@ def test_int8_is_calibrated_and_answers_alike(
     assert sum(one.row()["labels"][0]["label"] == other.row()["labels"][0]["label"] for one, other in pairs) >= 9
     size = sum(file.stat().st_size for file in (tmp_path / "out").iterdir() if file.suffix in (".onnx", ".bin"))
     assert size < 0.5 * sum(4 * parameter.numel() for parameter in task.parameters())
+
+
+SIGNALLED = """
+import os, signal, sys
+import PIL.Image, vitrail
+first, second = (vitrail.load(sys.argv[1]) for _ in range(2))
+for model in (first, second):
+    model.predict(PIL.Image.new("RGB", (32, 32)))
+del model, first
+del second
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="this system has no signal of the user's own")
+def test_a_signal_after_two_models_is_handled(written: Path) -> None:
+    """A training's worker that ends, or Ctrl-C, ended a process in which two models of OpenVINO had been."""
+    done = subprocess.run([sys.executable, "-c", SIGNALLED, str(written)], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0 and "handled" in done.stdout, done.stderr

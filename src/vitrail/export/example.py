@@ -61,16 +61,18 @@ meta = json.loads(programs["encoder"].get_modelmeta().custom_metadata_map["vitra
         "OpenVINO",
         ", openvino",
         """\
-model = openvino.Core().read_model(here / "{file}.xml")
+core = openvino.Core()
+model = core.read_model(here / "{file}.xml")
 meta = json.loads(model.get_rt_info("vitrail").astype(str))
-run = openvino.compile_model(model, "CPU", {{"INFERENCE_PRECISION_HINT": "{hint}", "SNIPPETS_MODE": "DISABLE"}})""",
+run = core.compile_model(model, "CPU", {{"INFERENCE_PRECISION_HINT": "{hint}", "SNIPPETS_MODE": "DISABLE"}})""",
         "run([x])[0]",
         """\
 files = {{"encoder": "{file}.xml", "step": "step.xml"}}
-models = {{name: openvino.Core().read_model(here / file) for name, file in files.items()}}
+core = openvino.Core()
+models = {{name: core.read_model(here / file) for name, file in files.items()}}
 meta = json.loads(models["encoder"].get_rt_info("vitrail").astype(str))
 how = {{"INFERENCE_PRECISION_HINT": "{hint}", "SNIPPETS_MODE": "DISABLE"}}  # snippets fail at some lengths
-programs = {{name: openvino.compile_model(model, "CPU", how) for name, model in models.items()}}""",
+programs = {{name: core.compile_model(model, "CPU", how) for name, model in models.items()}}""",
         """\
     found = programs[name]({key: given[key] for entry in programs[name].inputs for key in entry.names if key in given})
     return {output: found[output].copy() for output in meta["programs"][name]["outputs"]}""",

@@ -21,7 +21,7 @@ from torch import Tensor
 from vitrail.errors import RunError, UserError, first_line
 from vitrail.export.onnx import quiet
 from vitrail.zoo.exports import KEY, Meta
-from vitrail.zoo.exports.engines import library
+from vitrail.zoo.exports.engines import library, openvino_core
 
 ERROR = 0.05
 """largest mean relative error of the outputs; beyond it, layers go back to float32, those that lose most first"""
@@ -84,7 +84,8 @@ def quantise_openvino(model: Any, images: Sequence[Tensor]) -> Any:
     """The same for a model of OpenVINO."""
     openvino = library("openvino")
 
-    compiled = _Latest(lambda found: openvino.compile_model(found, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}))
+    core = openvino_core()
+    compiled = _Latest(lambda found: core.compile_model(found, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}))
 
     def run(found: Any, x: Array) -> list[Array]:
         outputs = (compiled.of(found) if isinstance(found, openvino.Model) else found)([x])
