@@ -65,13 +65,13 @@ class Stage(NamedTuple):
 
 
 STAGES = {
-    "attention": Stage(kernels.attention, 35),
+    "attention": Stage(kernels.attention, 30),
     "graphs": Stage(steps.graphs, 80),
     "cifar10-small": Stage(recipes.cifar10_small, 120),
-    "step-b16": Stage(lambda bench: steps.step_stage(bench, "B/16"), 70),
-    "block": Stage(kernels.block, 35),
-    "cifar10": Stage(recipes.cifar10, 245),
-    "step-l16": Stage(lambda bench: steps.step_stage(bench, "L/16"), 95),
+    "step-b16": Stage(lambda bench: steps.step_stage(bench, "B/16"), 80),
+    "block": Stage(kernels.block, 30),
+    "cifar10": Stage(recipes.cifar10, 225),
+    "step-l16": Stage(lambda bench: steps.step_stage(bench, "L/16"), 115),
     "data": Stage(steps.data, 20),
     "nonfinite": Stage(recipes.nonfinite, 90),
 }
