@@ -30,7 +30,7 @@ def test_the_layer_is_looked_for_in_the_precision_and_the_micro_batches_of_the_s
     """A number above 65,504 is infinite in fp16 alone."""
     components, _ = build(run := small_run(accumulate=4), open_data("digits"), CPU)
     task, batch = components.task.eval(), next(components.train.batches(0))
-    block = task.encoder.blocks[0]  # type: ignore[union-attr,index]
+    block = task.encoder.blocks[0]
     with torch.no_grad():
         block.mlp.up.bias.fill_(1e5)
     assert first_non_finite(replace(run, precision="fp32"), task, batch) is None
@@ -46,7 +46,7 @@ def test_a_memory_that_is_too_full_to_repeat_the_step_ends_in_no_traceback() -> 
     def full(batch: Batch) -> dict[str, Tensor]:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    components.task.loss = full  # type: ignore[assignment]
+    components.task.loss = full  # type: ignore[method-assign,assignment]
     assert first_non_finite(run, components.task, next(components.train.batches(0))) == FULL
 
 
