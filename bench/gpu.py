@@ -2,19 +2,21 @@
 
 Only the named stages run, or those of a call: `first` and `second` together measure every goal, each in less than six
 minutes. Every stage is a process of its own, is stopped at its time limit, and adds its rows to gpu.json in the folder
-of `--results` as it goes, so that nothing is lost. `--plan` prints stages and limits.
+of `--results` as it goes, so that nothing is lost. What a stage leaves of its limit, the stages after it may use.
+`--plan` prints stages and limits.
 
     first    attention       which kernels give finite gradients, how exact and how fast they are
-             block           one block of ViT-B/16: kernels, bf16 weights, padded tokens, larger batches
              graphs          the step of the recipe cifar10 with and without CUDA graphs, and its profile
-             step-b16        the step of ViT-B/16 at 224 against timm, compiled: time, fraction of the matrix rate
-             step-l16        the same for ViT-L/16
-    second   cifar10         `vitrail train cifar10`, the whole command: wall time and test score (goal 94 %)
              cifar10-small   three seeds of the small recipe: seconds to its score; weights in float16
+             step-b16        the step of ViT-B/16 at 224 against timm, compiled: time, fraction of the matrix rate
+             block           one block of ViT-B/16: kernels, bf16 weights, padded tokens, larger batches
+    second   cifar10         `vitrail train cifar10`, the whole command: wall time and test score (goal 94 %)
+             step-l16        as step-b16 for ViT-L/16
     by name  data            batches from images on the device, and how often a step waits for it
              nonfinite       the recipe as it was when it failed, and which kernel is to blame
 
-`second` uses CUDA graphs if gpu.json says that they are right and faster. `--tiny` runs every stage on a CPU.
+The recipes use CUDA graphs if `graphs` has found that they are right and faster, and `cifar10` trains for fewer epochs
+if its step is so slow that all of them would not fit. Both are read from gpu.json. `--tiny` runs every stage on a CPU.
 """
 
 # A GPU machine without a network keeps its own PyTorch. It needs this repository with the ignored folder .gpu/, which
@@ -22,10 +24,10 @@ of `--results` as it goes, so that nothing is lost. `--plan` prints stages and l
 #
 #   mkdir -p .gpu/cifar10 && cp DIR/*.parquet .gpu/cifar10/ && pip download -q --no-deps --only-binary=:all: \
 #     --python-version 3.12 --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 \
-#     --platform manylinux2014_x86_64 -d .gpu/wheels tyro docstring-parser typeguard simplejpeg rich
+#     --platform manylinux2014_x86_64 -d .gpu/wheels simplejpeg rich
 #
 # Then the two commands there, from the root of the repository; OUT is a folder whose files come back. Before the second
-# one, copy the gpu.json of the first one to results/, or the second does not know whether to use CUDA graphs.
+# one, copy the gpu.json of the first one to results/, or the second does not know how fast the recipe's step is.
 #
 #   python3 -m pip install -q --no-index --no-deps --no-compile --target /tmp/site .gpu/wheels/*.whl && \
 #   PYTHONPATH=/tmp/site:$PWD/src PYTHONUNBUFFERED=1 \
@@ -63,19 +65,19 @@ class Stage(NamedTuple):
 
 
 STAGES = {
-    "attention": Stage(kernels.attention, 35),
-    "block": Stage(kernels.block, 55),
-    "graphs": Stage(steps.graphs, 75),
-    "step-b16": Stage(lambda bench: steps.step_stage(bench, "B/16"), 75),
-    "step-l16": Stage(lambda bench: steps.step_stage(bench, "L/16"), 100),
-    "cifar10": Stage(recipes.cifar10, 200),
-    "cifar10-small": Stage(recipes.cifar10_small, 140),
+    "attention": Stage(kernels.attention, 30),
+    "graphs": Stage(steps.graphs, 80),
+    "cifar10-small": Stage(recipes.cifar10_small, 120),
+    "step-b16": Stage(lambda bench: steps.step_stage(bench, "B/16"), 80),
+    "block": Stage(kernels.block, 30),
+    "cifar10": Stage(recipes.cifar10, 225),
+    "step-l16": Stage(lambda bench: steps.step_stage(bench, "L/16"), 115),
     "data": Stage(steps.data, 20),
     "nonfinite": Stage(recipes.nonfinite, 90),
 }
 CALLS = {
-    "first": ("attention", "block", "graphs", "step-b16", "step-l16"),
-    "second": ("cifar10", "cifar10-small"),
+    "first": ("attention", "graphs", "cifar10-small", "step-b16", "block"),
+    "second": ("cifar10", "step-l16"),
 }
 
 
@@ -113,15 +115,17 @@ def plan(chosen: Sequence[str]) -> str:
 
 def run_stages(bench: Bench, chosen: Sequence[str]) -> list[str]:
     """Run the stages one after the other, each in a process; returns the names of those that failed."""
-    failed = []
+    failed, spare = [], 0.0
     for name in chosen:
-        began, limit = time.monotonic(), STAGES[name].seconds * (10 if bench.tiny else 1)
+        began, limit = time.monotonic(), STAGES[name].seconds * (10 if bench.tiny else 1) + spare
         if not in_process(partial(run_stage, bench, name, limit), limit):
             failed.append(name)
             if time.monotonic() - began >= limit:
                 in_process(partial(note, bench, name, "stopped at its time limit"), 60)
         print(json.dumps({name: bench.rows.get(name)}), flush=True)
-        print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+        spent = time.monotonic() - began
+        print(f"{name}: {spent:.0f} s", file=sys.stderr, flush=True)
+        spare = limit - spent
     return failed
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from checked import checked
@@ -12,6 +13,8 @@ from torch import Tensor
 from vitrail.data.augment import Augment
 from vitrail.data.sets import open_data
 from vitrail.recipes import RECIPES
+from vitrail.tasks.task import Task
+from vitrail.tasks.values import Batch
 from vitrail.train.build import build
 from vitrail.train.folder import RunFolder
 from vitrail.train.loop import fit
@@ -44,3 +47,16 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
     assert a.keys() == b.keys()
     for name in a:
         assert torch.equal(a[name], b[name]), name
+
+
+def spoiled(task: Task, fault: str) -> Any:
+    """The task's loss, which is infinite, or whose gradient is: the square root of zero has an infinite slope."""
+    plain = task.loss
+
+    def loss(batch: Batch) -> dict[str, Tensor]:
+        found = plain(batch)
+        weight = task.get_parameter("head.linear.weight")
+        odd = weight.sum() * float("inf") if fault == "loss" else (weight - weight.detach()).square().sum().sqrt()
+        return {**found, "loss": found["loss"] + odd}
+
+    return loss

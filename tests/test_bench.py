@@ -398,3 +398,38 @@ def test_each_of_the_two_calls_on_a_gpu_takes_less_than_six_minutes(bench: Any) 
     for stages in gpu.CALLS.values():
         assert sum(gpu.STAGES[name].seconds for name in stages) <= 345
     assert "first 340 s, second 340 s" in gpu.plan([*gpu.STAGES])
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_stage_on_a_gpu_may_use_what_those_before_it_have_left(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = bench("gpu")
+    stages = {name: gpu.Stage(lambda own, name=name: own.keep(name, {"left": own.left()}), 1) for name in ("a", "b")}
+    monkeypatch.setattr(gpu, "STAGES", stages)
+    assert gpu.run_stages(gpu.Bench(True, None, tmp_path), ["a", "b"]) == []
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert rows["a"]["left"] <= 10 < rows["b"]["left"] < 20
+
+
+@pytest.mark.parametrize(
+    "graphs, wanted",
+    [
+        ({}, None),  # not measured
+        ({"plain": {"milliseconds": 10.0}}, 109),  # 95 seconds of 87 steps per epoch
+        ({"plain": {"milliseconds": 7.0}}, None),  # the recipe's 150 epochs fit
+        ({"plain": {"milliseconds": 7.0}, "CUDA graphs": {"milliseconds": 1.0}}, None),
+        (
+            {
+                "plain": {"milliseconds": 40.0},
+                "CUDA graphs": {"milliseconds": 20.0},
+                "CUDA graphs are used in the recipes": True,
+            },
+            54,
+        ),
+    ],
+)
+def test_the_recipe_trains_for_the_epochs_that_fit(graphs: Any, wanted: int | None, bench: Any, tmp_path: Path) -> None:
+    own = bench("gpu").Bench(False, None, tmp_path)
+    own.keep("graphs", graphs)
+    assert bench("gpu_stages.recipes").epochs_that_fit(own, 95.0) == wanted

@@ -43,6 +43,8 @@ from vitrail.zoo import load
 
 SAVING = 20.0
 """seconds before the end of a stage in which a command that is not done saves its state"""
+AROUND = 110.0
+"""seconds of `vitrail train cifar10` beside its steps: on an H100, starting, decoding and compiling took 70"""
 
 
 def use_graphs(bench: Bench) -> bool:
@@ -50,13 +52,24 @@ def use_graphs(bench: Bench) -> bool:
     return bool(bench.rows.get("graphs", {}).get("CUDA graphs are used in the recipes"))
 
 
+def epochs_that_fit(bench: Bench, seconds: float) -> int | None:
+    """The epochs of `cifar10` that take so many seconds, by the step of the stage `graphs`; None: the recipe's own."""
+    row = bench.rows.get("graphs", {}).get("CUDA graphs" if use_graphs(bench) else "plain")
+    if row is None:
+        return None
+    run = bench.recipe("cifar10")
+    epochs = int(max(0.0, seconds) * 1000 / row["milliseconds"] / (45_000 // run.batch_size))
+    return None if epochs >= run.epochs else max(1, epochs)
+
+
 # ---- the whole command
 
 
 def cifar10(bench: Bench) -> None:
-    """The whole command, which is stopped (and saves) at the time limit. The rows are recorded either way.
+    """The whole command. The recipe's full length runs only if its step is fast enough, else as many epochs as fit.
 
-    A stopped run resumes when the stage is run again.
+    At the time limit it is stopped, and saves; the row is recorded either way. A stopped run resumes when the stage is
+    run again.
     """
     out = bench.scratch / "cifar10"
     if any(row["kind"] == "done" for row in RunFolder(out).rows()):
@@ -97,6 +110,8 @@ def words(bench: Bench, out: Path, resumed: bool) -> list[str]:
     chosen = ["cifar10", "--out", str(out), "--json", *(["--data", bench.data] if bench.data else [])]
     if use_graphs(bench):
         chosen += ["--cuda-graphs"]
+    if not bench.tiny and (epochs := epochs_that_fit(bench, bench.left() - SAVING - AROUND)) is not None:
+        chosen += ["--epochs", str(epochs)]
     if bench.tiny:
         chosen += ["--device", "cpu", "--no-compile", "--epochs", "0.2", "--batch-size", "64"]
         chosen += ["--width", "32", "--depth", "1", "--heads", "2"]
@@ -121,9 +136,10 @@ def logged(bench: Bench, folder: RunFolder, scores: Row) -> Row:
         speed, wait = (statistics.median(row[name] for row in trained) for name in ("images_per_s", "wait"))
         found |= {"median images per second": round(speed), "median fraction of time waiting for data": round(wait, 4)}
         found["largest gradient norm"] = max(row.get("gradient_norm", 0.0) for row in trained)
-        model = folder.run().model
-        each = flops(lambda: Classify(encoder_for(model), [str(i) for i in range(10)], Preprocess(model.image_size)))
-        found["utilisation"] = round(speed * each / bench.matrix_rate(), 4)
+        if (run := folder.run()).early_shape is None:  # else most steps have smaller images, and take fewer operations
+            own = run.model
+            each = flops(lambda: Classify(encoder_for(own), [str(i) for i in range(10)], Preprocess(own.image_size)))
+            found["utilisation"] = round(speed * each / bench.matrix_rate(), 4)
     return found
 
 
@@ -138,7 +154,8 @@ def cifar10_small(bench: Bench) -> None:
     row: Row = {"goal": "94 % in less than 60 seconds", "seeds": {}}
     best = -1.0
     for seed in range(3):
-        slowest = max((one["seconds"] + 5 for one in row["seeds"].values()), default=0.0)
+        # What the first seed has compiled is read from the disk by the others.
+        slowest = max((one["seconds"] + one["compiling"] / 3 + 5 for one in row["seeds"].values()), default=0.0)
         if bench.left() < slowest:
             row["left out"] = f"seeds from {seed} on: no time"
             break
@@ -146,10 +163,10 @@ def cifar10_small(bench: Bench) -> None:
         if (own := row["seeds"][str(seed)]["best val top1"]) > best:
             best = own
             row["float16"] = halved(bench, components, seed)
+        for name in ("seconds", "top1"):
+            row[f"mean {name}"] = round(statistics.mean(one[name] for one in row["seeds"].values()), 4)
         bench.keep("cifar10-small", row)
         bench.forget()
-    seconds, scores = ([one[name] for one in row["seeds"].values()] for name in ("seconds", "top1"))
-    row |= {"mean seconds": round(statistics.mean(seconds), 1), "mean top1": round(statistics.mean(scores), 4)}
     bench.keep("cifar10-small", row)
 
 

@@ -90,7 +90,8 @@ def profiled(bench: Bench, step: Callable[[], object], steps: int) -> Row:
     rows = found.key_averages()
     # A pass that PyTorch could not record runs as it would without CUDA graphs.
     skipped = counters["inductor"]["cudagraph_skips"]
-    launches = {e.key: e.count / steps for e in rows if "Launch" in e.key}
+    # One wait is that of the end; a step should have none.
+    launches, waits = ({e.key: e.count / steps for e in rows if w in e.key} for w in ("Launch", "Synchronize"))
     # Events on the device: kernels and copies, but also what the host has named, such as an optimizer's step.
     busy = [e for e in rows if str(e.device_type) == "DeviceType.CUDA" and not getattr(e, "is_user_annotation", False)]
     busy = [e for e in busy if not e.key.startswith("Optimizer.")]
@@ -98,6 +99,7 @@ def profiled(bench: Bench, step: Callable[[], object], steps: int) -> Row:
     return {
         "passes that could not be recorded": skipped,
         "launches": launches,
+        "waits of the host": waits,
         "kernels": round(sum(e.count for e in busy) / steps),
         "milliseconds of kernels": round(sum(e.self_device_time_total for e in busy) / steps / 1000, 3),
         "slowest": {e.key[:70]: round(e.self_device_time_total / steps / 1000, 3) for e in slowest},

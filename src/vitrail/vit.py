@@ -211,7 +211,7 @@ class ViT(nn.Module):
             return fit_positions(self.positions, c.grid, grid, c.prefix_tokens)
         if c.positions == "none":
             return like.new_zeros(1)
-        return F.pad(sine_positions(grid, c.width).to(like)[None], (0, 0, c.prefix_tokens, 0))
+        return F.pad(sine_positions(grid, c.width).to(like, non_blocking=True)[None], (0, 0, c.prefix_tokens, 0))
 
 
 def init_weights(module: nn.Module) -> None:

@@ -21,6 +21,7 @@ from vitrail.train.feeding import decoding_line, measured, needed
 from vitrail.train.run import Run
 from vitrail.vit import ViTConfig
 
+GPU = torch.device("cuda")
 LOG: list[dict[str, Any]] = [
     {"images_per_s": 10.0, "wait": 0.0},
     {"images_per_s": 300.0, "wait": 0.75},
@@ -65,7 +66,7 @@ def test_only_a_set_on_disk_is_measured_and_nothing_of_the_run_changes(workers: 
 def test_what_a_gpu_needs_is_known_from_a_log_or_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     run, task = tiny_run(), tiny_task()
     images = SimpleNamespace(streamed=None)
-    on_gpu: Any = SimpleNamespace(memory=False, set=images, workers=1, device=torch.device("cuda"), rate=lambda: 500.0)
+    on_gpu: Any = SimpleNamespace(memory=False, set=images, workers=1, device=GPU, rate=lambda: 500.0, world=1)
     plain = "the images are read from disk: 1 worker decodes about 500 images/s"
     monkeypatch.setattr(feeding, "measured", lambda *run: 2500.0)
     needs = "and the GPU needs about 2,500 images/s (measured on 32 images, without compiling)"
@@ -76,6 +77,27 @@ def test_what_a_gpu_needs_is_known_from_a_log_or_measured(monkeypatch: pytest.Mo
     assert decoding_line(run, task, on_gpu) == plain
     assert needed(LOG) == 1200 and needed(LOG[:1]) == 10
     assert needed([]) is None and needed([{"images_per_s": 1.0, "wait": 1.0}]) is None
+
+
+def test_several_processes_of_a_machine_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two machines with four processes each, of which this one has six cores. The log counts the images of all."""
+    run, task = tiny_run(), tiny_task()
+    loader: Any = SimpleNamespace(
+        memory=False, set=SimpleNamespace(streamed=None), workers=2, device=GPU, rate=lambda: 500.0, world=8
+    )
+    monkeypatch.setattr(feeding, "measured", lambda *run: 2500.0)
+    monkeypatch.setattr(feeding, "cores", lambda: 6)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    start = (
+        "the images are read from disk: 4 processes with 2 workers each decode about 3,000 images/s, and their 4 GPUs "
+    )
+    line = decoding_line(run, task, loader)
+    assert line == f"{start}need about 10,000 images/s (measured on 32 images, without compiling)"
+    line = decoding_line(run, task, loader, LOG)
+    assert line == f"{start}took about 600 images/s when they did not wait for data"
+    loader.workers, loader.device = 0, torch.device("cpu")
+    line = decoding_line(run, task, loader)
+    assert line == "the images are read from disk: 4 processes decode about 2,000 images/s"
 
 
 @pytest.mark.parametrize("augment", [Augment(), Augment(mixup=0.5)])

@@ -207,17 +207,28 @@ def test_full_memory_in_a_step_names_auto(
         train(small_run(), tmp_path / "run")
 
 
-def test_a_trial_on_a_gpu_leaves_a_margin(full: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 100 bytes, 20 are PyTorch's own and 60 are free: it may take 20 and nine tenths of 60, and then all."""
-    given: list[float] = []
+@pytest.mark.parametrize("device, number", [("cuda", 2), ("cuda:1", 1)])
+def test_a_trial_on_a_gpu_leaves_a_margin(
+    device: str, number: int, full: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 100 bytes, 20 are PyTorch's own and 60 are free: it may take 20 and nine tenths of 60, and then all.
+
+    PyTorch sets the limit of a numbered device alone.
+    """
+    given: list[tuple[int, float]] = []
+
+    def limit(fraction: float, device: torch.device) -> None:
+        given.append((torch._utils._get_device_index(device), fraction))
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60, 100))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 20)
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda fraction, device: given.append(fraction))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", limit)
     monkeypatch.setattr(torch.random, "fork_rng", lambda devices: nullcontext())
     components, _ = build(small_run(), open_data("digits"), CPU)
-    with fitting._unchanged(components.task, torch.device("cuda")):
-        assert given == [pytest.approx(0.2 + (1 - MARGIN) * 0.6)]
-    assert given[1:] == [1.0]
+    with fitting._unchanged(components.task, torch.device(device)):
+        assert given == [(number, pytest.approx(0.2 + (1 - MARGIN) * 0.6))]
+    assert given[1:] == [(number, 1.0)]
 
 
 def test_the_first_images_of_a_set_in_memory_are_those_of_the_first_step() -> None:

@@ -71,6 +71,13 @@ def test_fault_gives_its_hint(name: str) -> None:
     assert [hint.check for hint in hints(replace(HEALTHY, **changes))] == [check]
 
 
+def test_fine_tuning_is_not_told_to_change_its_model() -> None:
+    """Which its weights fix: `--qk-norm` is refused there."""
+    grown = replace(HEALTHY, **FAULTS["logits"][1])
+    remedies = [hint.remedy for own in (True, False) for hint in hints(replace(grown, from_scratch=own))]
+    assert [("--qk-norm" in remedy, "--qk-clip 100" in remedy) for remedy in remedies] == [(True, True), (False, True)]
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from checked import checked
-from small_runs import CPU, assert_same, small_run, train
+from small_runs import CPU, assert_same, small_run, spoiled, train
 from torch import Tensor, nn
 
 from vitrail.data.augment import Augment
@@ -30,7 +30,7 @@ from vitrail.tasks.encoder import encoder_for
 from vitrail.tasks.task import Task
 from vitrail.train import loop
 from vitrail.train.build import build
-from vitrail.train.finite import MAX_IN_A_ROW, first_non_finite
+from vitrail.train.finite import MAX_IN_A_ROW
 from vitrail.train.folder import RunFolder
 from vitrail.train.loop import fit
 from vitrail.train.optim import Optim, Optimizers
@@ -238,19 +238,6 @@ def without_counts(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
 
 
-def spoiled(task: Task, fault: str) -> Any:
-    """The task's loss, which is infinite, or whose gradient is: the square root of zero has an infinite slope."""
-    plain = task.loss
-
-    def loss(batch: Batch) -> dict[str, Tensor]:
-        found = plain(batch)
-        weight = task.get_parameter("head.linear.weight")
-        odd = weight.sum() * float("inf") if fault == "loss" else (weight - weight.detach()).square().sum().sqrt()
-        return {**found, "loss": found["loss"] + odd}
-
-    return loss
-
-
 def test_steps_that_moved_nothing_are_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = itertools.count(1)
 
@@ -290,24 +277,6 @@ def test_a_last_step_that_moves_nothing_ends_a_resumed_run_as_any_other(
         train(small_run(), tmp_path / "run")
     monkeypatch.setattr(loop, "train_step", spoiled_last(None, 30))
     assert_same(train(small_run(), tmp_path / "run", resume=True), whole)
-
-
-def test_a_gradient_alone_that_is_not_finite_names_its_layer() -> None:
-    components, _ = build(small_run(), open_data("digits"), CPU)
-    task, batch = components.task, next(components.train.batches(0))
-    task.loss = spoiled(task, "gradient")  # type: ignore[method-assign]
-    assert first_non_finite(task, batch) == "every value is finite, but not the gradient of head.linear.weight"
-
-
-def test_a_captioner_whose_loss_is_not_finite_names_the_layer() -> None:
-    config = Captioning(decoder_width=8, decoder_depth=1, decoder_heads=2, most_words=8)
-    words = Tokenizer.train(["a dog"], "words", 8)
-    encoder = encoder_for(ViTConfig(width=8, depth=1, heads=2, patch=4, image_size=(8, 8)))
-    task = Caption(encoder, config, words, Preprocess(size=(8, 8)))
-    task.decoder.blocks[0].mlp.register_forward_hook(lambda *_: torch.tensor(torch.inf))  # type: ignore[union-attr,index]
-    batch = {"image": torch.randn(2, 3, 8, 8), "label": numbered([["a dog"], ["a dog"]], words, 8)}
-    batch |= {"sample": torch.arange(2), "epoch": torch.tensor(0)}
-    assert str(first_non_finite(task, batch)).startswith("it began in the layer decoder.")
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -20,22 +21,33 @@ IMAGES, CALLS = 32, 3
 
 
 def decoding_line(run: Run, task: Task, loader: Loader, rows: Sequence[dict[str, Any]] = ()) -> str | None:
-    """How many images per second are decoded, for a loader that reads from disk; None for a set in memory or streamed.
+    """How many images per second this machine decodes, for a loader that reads from disk; None for any other.
 
-    Also what a GPU needs: from `rows`, those of the run's log, if it has trained before, else by a short measurement.
+    Also what its GPUs need: from `rows`, those of the run's log, if it has trained before, else by a short measurement.
     """
     if loader.memory or loader.set.streamed is not None:
         return None
+    here = processes_here(loader.world)
     # More workers than cores decode no faster.
-    rate = loader.rate() * min(max(1, loader.workers), cores())
+    rate = loader.rate() * min(max(1, loader.workers) * here, cores())
     who = {0: "the main process decodes", 1: "1 worker decodes"}.get(loader.workers, f"{loader.workers} workers decode")
+    gpu = "the GPU took", "the GPU needs", "it"
+    if here > 1:
+        of = {0: "", 1: " with 1 worker each"}.get(loader.workers, f" with {loader.workers} workers each")
+        who, gpu = f"{here} processes{of} decode", (f"their {here} GPUs took", f"their {here} GPUs need", "they")
     own = ""
     if loader.device.type == "cuda":
-        if (need := needed(rows)) is not None:
-            own = f", and the GPU took about {need:,.0f} images/s when it did not wait for data"
+        if (need := needed(rows)) is not None:  # the log counts the images of all processes
+            own = f", and {gpu[0]} about {need * here / loader.world:,.0f} images/s when {gpu[2]} did not wait for data"
         elif not run.tune.frozen and (need := measured(run, task, loader)) is not None:
-            own = f", and the GPU needs about {need:,.0f} images/s (measured on {IMAGES} images, without compiling)"
+            need *= here
+            own = f", and {gpu[1]} about {need:,.0f} images/s (measured on {IMAGES} images, without compiling)"
     return f"the images are read from disk: {who} about {rate:,.0f} images/s{own}"
+
+
+def processes_here(world: int) -> int:
+    """How many of the `world` processes of a run are on this machine; all, if what started them does not tell."""
+    return min(world, int(os.environ.get("LOCAL_WORLD_SIZE", world)))
 
 
 def needed(rows: Sequence[dict[str, Any]]) -> float | None:

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from vitrail.errors import RunError
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Batch
+from vitrail.train.device import autocast
 from vitrail.train.progress import Progress
+from vitrail.train.run import Run
 from vitrail.train.step import AsyncScalars, LossModule
 
 log = logging.getLogger("vitrail")
@@ -33,9 +35,9 @@ class Pending(NamedTuple):
 class Watch:
     """Reads the scalars of each step one step later, so that no GPU waits, and counts the steps that moved nothing."""
 
-    def __init__(self, task: Task, progress: Progress, module: LossModule, moved: bool = False) -> None:
+    def __init__(self, run: Run, task: Task, progress: Progress, module: LossModule, moved: bool = False) -> None:
         """`moved`: whether the run has moved its weights before, as one that is resumed."""
-        self.task, self.progress, self.module, self.world = task, progress, module, module.world
+        self.run, self.task, self.progress, self.module, self.world = run, task, progress, module, module.world
         self.in_a_row, self.moved = 0, moved
         self.requests: dict[str, bool] = {}
         """what any of several processes requested in the step that was read last: to stop, or to save"""
@@ -76,7 +78,7 @@ class Watch:
             half = "; the range of fp16 is small: --precision fp32 may help" if "loss_scale" in row else ""
             self.module.gather_whole()
             # Of all ranks' batches: most often one of them has the image, or the caption, that it began with.
-            own = (first_non_finite(self.task, batch) or "").encode()
+            own = (first_non_finite(self.run, self.task, batch) or "").encode()
             found = next(filter(None, self.world.all_gather(own)), FINITE.encode()).decode()
             raise RunError(f"{what}{many}; {found}{half}")
         if self.in_a_row == 1:
@@ -95,15 +97,29 @@ def non_finite_weights(name: str) -> str:
     return f"the weights of {name} are no longer finite (lower the learning rate and start again)"
 
 
-FINITE = "every number is finite when the step is repeated in its own precision"
+FINITE = "every number is finite when the step is repeated in its precision, without compiling"
+FULL = "the GPU's memory is too full to repeat the step, which would name the layer"
 
 
-def first_non_finite(task: Task, batch: Batch) -> str | None:
-    """In words, the first layer with a number that is not finite for this batch, in the forward or backward pass."""
+def first_non_finite(run: Run, task: Task, batch: Batch) -> str | None:
+    """In words, the first layer with a number that is not finite for this batch, in the forward or backward pass.
+
+    The step is repeated as it was, in the run's precision and micro-batches: a kernel that fails in bf16 is not used in
+    float32, where one batch may not fit in memory either. None if every number is finite.
+    """
     if (name := not_finite(task)) is not None:
         return non_finite_weights(name)
     if not batch["image"].isfinite().all():
         return "the images hold numbers that are not finite: check the data"
+    assert run.accumulate != "auto", "a run begins with a number: see train/fitting.py"
+    try:
+        found = (_in_micro_batch(run, task, each) for each in task.target.split(batch, run.accumulate))
+        return next(filter(None, found), None)
+    except torch.OutOfMemoryError:  # compiled, it took less
+        return FULL
+
+
+def _in_micro_batch(run: Run, task: Task, batch: Batch) -> str | None:
     found: list[str] = []
 
     def look(name: str) -> Any:
@@ -120,15 +136,16 @@ def first_non_finite(task: Task, batch: Batch) -> str | None:
         for name, module in leaves
     ]
     try:
-        loss = task.loss(batch)["loss"]
+        with autocast(batch["image"].device, run.precision):
+            sums = task.loss(batch)
     finally:
         for handle in handles:
             handle.remove()
     if found:
         return f"it began in the layer {found[0]}"
-    if not loss.isfinite():
+    if not sums["loss"].isfinite():
         return "every layer is finite, the loss itself is not"
-    return _non_finite_gradient(task, loss)
+    return _non_finite_gradient(task, sums["loss"] / sums["count"].clamp(min=1))  # the mean: fp16 has no room for a sum
 
 
 def _non_finite_gradient(task: Task, loss: Tensor) -> str | None:

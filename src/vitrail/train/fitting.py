@@ -91,7 +91,9 @@ def _unchanged(task: Task, device: torch.device) -> Iterator[None]:
     """A block of trials, which a GPU lets take all free memory but `MARGIN`; all that a run reads is then as before."""
     task.train()
     kept = [(tensor, tensor.detach().to("cpu", copy=True)) for tensor in (*task.parameters(), *task.buffers())]
-    gpu = [device] if device.type == "cuda" else []
+    gpu = []
+    if device.type == "cuda":  # by its number: PyTorch sets a limit for no device without one
+        gpu = [torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)]
     for each in gpu:
         free, total = torch.cuda.mem_get_info(each)
         allowed = torch.cuda.memory_reserved(each) + (1 - MARGIN) * free

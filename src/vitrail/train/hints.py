@@ -264,11 +264,12 @@ def _logits(signs: Signs) -> Hint | None:
     peaks = [max(found) for row in signs.val if (found := row.get("attention_logits"))]
     if len(peaks) < 2 or peaks[-1] <= LOGITS or peaks[-1] < GREW * peaks[0] or peaks[-1] < max(peaks[:-1]):
         return None
+    bound = f"{'--qk-norm or ' * signs.from_scratch}--qk-clip {LOGITS:g}"  # pretrained weights fix the model
     return Hint(
         "attention-logits",
         f"the largest attention logit grew from {peaks[0]:.0f} to {peaks[-1]:.0f}: softmax picks one token, and half "
         "precision will fail",
-        "train with --qk-norm, lower --muon-lr or --lr, or raise --weight-decay",
+        f"train with {bound}, lower --muon-lr or --lr, or raise --weight-decay",
     )
 
 

@@ -54,7 +54,7 @@ class JoinedBatchNorm(nn.modules.batchnorm._BatchNorm):
         x = input.float()
         own, mean = torch.var_mean(x, dim=[0, *range(2, x.ndim)], correction=0)
         own, mean = own.double(), mean.double()
-        number = mean.new_tensor([x.numel() / x.shape[1]])
+        number = mean.new_full((1,), x.numel() / x.shape[1])  # not copied from the host, which would wait for a GPU
         sums = _Sum.apply(torch.cat([mean * number, (own + mean.square()) * number, number]))
         mean, square = (sums[:-1] / sums[-1]).chunk(2)
         variance = square - mean.square()

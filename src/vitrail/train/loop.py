@@ -152,7 +152,7 @@ class Training:
         batches = itertools.islice(self.loader.batches(start), max(0, self.steps - start))
         bar = Progress(self.steps, start, self.loader, self.keeper.sums)
         with stop_requested() as self.stop, self.keeper, bar as self.progress:
-            self.watch = Watch(self.task, self.progress, self.module, moved=start > 0)
+            self.watch = Watch(self.run, self.task, self.progress, self.module, moved=start > 0)
             try:
                 if self.keeper.pending is not None:
                     self.evaluate(self.keeper.pending)

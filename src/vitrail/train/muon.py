@@ -53,15 +53,16 @@ class Muon(torch.optim.Optimizer):
         if not stacks:
             return
         device = stacks[0].buffer.device
-        # As tensors, so that a compiled step is the same at every learning rate.
-        rates = torch.tensor([group["lr"] for group in self.param_groups]).to(device, non_blocking=True)
-        good = torch.ones((), dtype=torch.bool, device=device) if good is None else good
         groups = [self.param_groups[stack.group] for stack in stacks]
+        # As tensors, so that a compiled step is the same at every learning rate. One per stack, chosen on the host: an
+        # index on a GPU would be copied there, and the host would wait for it.
+        rates = torch.tensor([group["lr"] for group in groups]).to(device, non_blocking=True)
+        good = torch.ones((), dtype=torch.bool, device=device) if good is None else good
         self._move(
             [stack.parameters for stack in stacks],
             [[p.grad for p in stack.parameters] for stack in stacks],
             [stack.buffer for stack in stacks],
-            list(rates[[stack.group for stack in stacks]].unbind()),
+            list(rates.unbind()),
             [(group["weight_decay"], group["momentum"], group["steps"]) for group in groups],
             good,
         )
