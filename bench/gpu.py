@@ -125,7 +125,7 @@ def run_stages(bench: Bench, chosen: Sequence[str]) -> list[str]:
         print(json.dumps({name: bench.rows.get(name)}), flush=True)
         spent = time.monotonic() - began
         print(f"{name}: {spent:.0f} s", file=sys.stderr, flush=True)
-        spare = limit - spent
+        spare = max(0.0, limit - spent)
     return failed
 
 
