@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,15 @@ def test_an_export_carries_its_preprocessing_and_classes(small: tuple[Path, Path
     assert meta["config"]["classes"] == ["a", "b", "c"] and meta["version"] == vitrail.__version__
     assert meta["config"]["preprocess"] == vitrail.load(small[0]).preprocess.as_dict()
     assert vitrail.load(small[1] / "model.pt2").classes == ["a", "b", "c"]  # the file alone is enough
+
+
+def test_scores_kept_beside_an_export_do_not_hide_it(small: tuple[Path, Path], tmp_path: Path) -> None:
+    out = shutil.copytree(small[1], tmp_path / "out")
+    (out / "scores.json").write_text("{}")
+    assert vitrail.load(out).classes == ["a", "b", "c"]
+    (out / "config.json").write_text("{}")  # a checkpoint of another library may have a graph beside it
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        vitrail.load(out)
 
 
 def test_an_export_is_scored(small: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
