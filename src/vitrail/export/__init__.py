@@ -116,6 +116,7 @@ def export(
         precision: fp32, bf16 or int8; the last is calibrated on images of `data`.
         data: a data set, on a split of which both are scored (at most `images` of it).
         sizes: heights and widths in pixels; none for any size, or the model's own where its network depends on it.
+            For int8 the model's own, or none.
         engines: time PyTorch compiled, ONNX Runtime and OpenVINO in float32 beside the model and the export too.
         merge: patch tokens that merge in each block, as for `load`; then the model is also scored without merging.
 
@@ -125,7 +126,7 @@ def export(
             is kept.
     """
     out = Path(out)
-    _check(to, precision, data, sizes)
+    _check(to, precision, data)
     _check_scoring(data, split, images)
     refuse_existing(out)
     if is_export(found := find(source, revision)):
@@ -148,7 +149,7 @@ def _other_sizes() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _check(to: str, precision: str, data: str | None, sizes: Sequence[tuple[int, int]]) -> None:
+def _check(to: str, precision: str, data: str | None) -> None:
     if to not in PRECISIONS:
         raise UserError(f"no format {to!r} that an engine here runs: choose from {', '.join(PRECISIONS)}")
     if precision not in ("fp32", "bf16", "int8"):
@@ -158,8 +159,6 @@ def _check(to: str, precision: str, data: str | None, sizes: Sequence[tuple[int,
         raise UserError(f"the engine of {to} has no {precision} on a CPU: choose --to {' or '.join(others)}")
     if precision == "int8" and data is None:
         raise UserError("int8 is calibrated on images: name a data set with --data")
-    if precision == "int8" and sizes:
-        raise UserError("int8 is calibrated at the model's own size: leave out --sizes")
     writer(to).check()
 
 
@@ -177,6 +176,9 @@ def writer(to: str) -> Any:
 
 def _export(task: Task, found: Path, name: str, out: Path, request: Request) -> Result:
     notes: list[str] = []
+    own = task.preprocess.size
+    if request.precision == "int8" and request.sizes not in ([], [own]):
+        raise UserError(f"int8 is calibrated at the model's own size: list {listed([own])} alone, or leave out --sizes")
     with _other_sizes():
         sizes, traced = trace_sizes(task, request, notes)
     meta = meta_of(task, request.to, request.precision, sizes, traced)
