@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import vitrail
 from vitrail.errors import RunError, UserError
 from vitrail.export import quantise
+from vitrail.export.scores import calibration_images
 
 IMAGES = [torch.full((1, 1, 2, 2), float(i + 1)) for i in range(40)]
 
@@ -75,6 +79,19 @@ def test_what_loses_least_is_chosen(
     errors: Any, found: float, calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert quantised(monkeypatch, *errors) == (found, calls)
+
+
+def test_an_unreadable_image_does_not_stop_the_calibration(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    task = vitrail.create("nano/2", classes=["a", "b"])
+    for name in task.classes:
+        (tmp_path / "train" / name).mkdir(parents=True)
+        (tmp_path / "train" / name / "broken.png").write_bytes(b"broken")
+    with pytest.raises(UserError, match="int8 is calibrated on images, and none of .* can be read"):
+        calibration_images(task, str(tmp_path))
+    Image.new("RGB", (9, 8)).save(tmp_path / "train" / "a" / "whole.png")
+    caplog.clear()
+    assert [image.shape for image in calibration_images(task, str(tmp_path))] == [(1, 3, 8, 8)]
+    assert caplog.text.count("broken.png") == 2 and "int8 is calibrated without it" in caplog.text
 
 
 def test_products_that_no_pixel_enters_stay_floats() -> None:
