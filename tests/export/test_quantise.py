@@ -13,7 +13,7 @@ from PIL import Image
 
 import vitrail
 from vitrail.errors import RunError, UserError
-from vitrail.export import quantise
+from vitrail.export import onnx, quantise
 from vitrail.export.scores import calibration_images
 
 IMAGES = [torch.full((1, 1, 2, 2), float(i + 1)) for i in range(40)]
@@ -116,6 +116,17 @@ def test_outputs_without_values_count_nothing() -> None:
 def test_a_model_that_cannot_be_quantised(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"NNCF cannot write this model in int8 \(no weights\): use --precision fp32"):
         quantised(monkeypatch, None, None, 0.0)
+
+
+def test_a_model_too_large_for_one_message_is_refused_before_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx, "LARGEST", 10)
+    exported: Any = SimpleNamespace(state_dict={"weight": torch.zeros(4)})
+    program: Any = SimpleNamespace(inputs={"images": IMAGES[0]})
+    with pytest.raises(UserError, match=r"for models below 10 bytes, not of 16: choose --to openvino"):
+        onnx.write(tmp_path / "model", program, exported, None, lambda: IMAGES)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
 
 
 def test_outputs_that_differ_too_much_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
