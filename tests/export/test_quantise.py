@@ -15,6 +15,7 @@ import vitrail
 from vitrail.errors import RunError, UserError
 from vitrail.export import onnx, quantise
 from vitrail.export.scores import calibration_images
+from vitrail.zoo.exports.engines import openvino_core
 
 IMAGES = [torch.full((1, 1, 2, 2), float(i + 1)) for i in range(40)]
 
@@ -111,6 +112,22 @@ def test_products_that_no_pixel_enters_stay_floats() -> None:
 def test_outputs_without_values_count_nothing() -> None:
     empty, one = np.zeros((1, 0)), np.ones((1, 4))
     assert quantise.error([empty, 1.1 * one], [empty, one]) == pytest.approx(0.1)
+
+
+def test_cores_that_nncf_makes_are_the_one_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of its accuracy control ended in an order after which the next signal was the end of the process."""
+    openvino = pytest.importorskip("openvino", reason="needs pip install 'vitrail[export]'")
+    nncf, made = stand_in(0.0, 0.0, 0.0, []), []
+    plain = nncf.quantize
+
+    def quantize(model: float, **how: Any) -> float:
+        made.append(openvino.Core())
+        return float(plain(model, **how))
+
+    nncf.quantize = quantize
+    monkeypatch.setattr(quantise, "library", lambda name: nncf)
+    quantise._quantised(0.0, IMAGES, lambda model, x: [x, x])
+    assert len(made) == 1 and made[0] is openvino_core() and openvino.Core() is not openvino_core()
 
 
 def test_a_model_that_cannot_be_quantised(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -170,6 +171,22 @@ def openvino_core() -> Any:
     process: Ctrl-C, or the exit of a worker that loads images.
     """
     return library("openvino").Core()
+
+
+@contextlib.contextmanager
+def one_openvino_core() -> Iterator[None]:
+    """Within the block, a library that makes cores of its own, as NNCF does, gets the one of this process."""
+    if find_spec("openvino") is None:
+        yield
+        return
+    openvino, core = library("openvino"), openvino_core()
+    inside: Any = import_module(openvino.compile_model.__module__)  # this function makes a core too
+    kept = openvino.Core, inside.Core
+    openvino.Core = inside.Core = lambda: core
+    try:
+        yield
+    finally:
+        openvino.Core, inside.Core = kept
 
 
 def openvino_engine(file: Path, names: Names, precision: str, device: Any) -> Engine:
