@@ -46,6 +46,13 @@ def library(name: str) -> Any:
         raise UserError(f"this needs the package {name.partition('.')[0]}: pip install 'vitrail[export]'") from None
 
 
+def reason_of(error: Exception) -> str:
+    """The first line of an engine's error that is not a place in its own sources."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not re.match(r"Exception from |Check '.*' failed at ", line)]
+    return (told or [first_line(error)])[0][:200]
+
+
 @contextlib.contextmanager
 def _readable(file: Path) -> Iterator[None]:
     """Any error of an engine with a file, which comes from outside, in one line."""
@@ -54,10 +61,9 @@ def _readable(file: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = first_line(error)[:200]
-        raise UserError(f"{file} cannot be read ({reason}): it is truncated or damaged, export the model again") from (
-            error
-        )
+        raise UserError(
+            f"{file} cannot be read ({reason_of(error)}): it is truncated or damaged, export the model again"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -67,9 +73,7 @@ def running(file: Path, inputs: tuple[Tensor, ...]) -> Iterator[None]:
         yield
     except Exception as error:
         shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs[:3])
-        raise UserError(
-            f"{file} cannot run inputs {shapes} ({first_line(error)[:200]}): export it for these"
-        ) from error
+        raise UserError(f"{file} cannot run inputs {shapes} ({reason_of(error)}): export it for these") from error
 
 
 # torch.export
