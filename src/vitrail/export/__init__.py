@@ -230,7 +230,7 @@ def trace_sizes(task: Task, request: Request, notes: list[str]) -> tuple[list[tu
             raise UserError(f"size {height}x{width} does not divide into {multiple} pixels: choose multiples of it")
     if sizes and task.preprocess.size not in sizes:  # at which predict and eval run it
         sizes = [task.preprocess.size, *sizes]
-    dtype = torch.bfloat16 if (request.to, request.precision) == ("pt2", "bf16") else torch.float32
+    dtype = computed_in(request.to, request.precision)
     if not sizes:
         reason = why_one_size(task)
         try:
@@ -297,18 +297,38 @@ def other_engines(task: Task, meta: Meta, wanted: bool) -> Iterator[tuple[dict[s
             if (to, "fp32") == (meta.format, meta.precision):
                 continue
             try:
-                writer(to).check()
-                folder = Path(place) / to
-                folder.mkdir()
-                size = task.preprocess.size if meta.sizes else None
-                traced: Traced = {size: trace_all(task, size, meta.multiple, torch.float32)}
-                write_programs(folder, meta_of(task, to, "fp32", [size] if size else [], traced), traced)
-                write_tables(folder, task)
-                running: Any = read(folder, "cpu")
+                running: Any = engine_for(
+                    task, Path(place) / to, to, "fp32", task.preprocess.size if meta.sizes else None
+                )
                 found[f"{to} fp32"] = running.engines
             except (UserError, NotTraceable) as error:
                 missing.append(f"{to} is left out of the comparison: {first_line(error)}")
         yield found, missing
+
+
+def engine_for(
+    task: Task,
+    folder: Path,
+    to: str,
+    precision: str,
+    size: tuple[int, int] | None,
+    calibration: Callable[[], list[Tensor]] | None = None,
+) -> Task:
+    """A task run by the engine of its export to a new `folder`, which is neither compared with the task nor timed.
+
+    `size` is None for images of any size. Raises UserError and NotTraceable.
+    """
+    writer(to).check()
+    folder.mkdir()
+    traced: Traced = {size: trace_all(task, size, multiple_of(task), computed_in(to, precision))}
+    write_programs(folder, meta_of(task, to, precision, [size] if size else [], traced), traced, calibration)
+    write_tables(folder, task)
+    return read(folder, "cpu")
+
+
+def computed_in(to: str, precision: str) -> torch.dtype:
+    """The number format of the traced program; OpenVINO makes bf16 and both engines make int8 of one in float32."""
+    return torch.bfloat16 if (to, precision) == ("pt2", "bf16") else torch.float32
 
 
 def multiple_of(task: Task) -> int:
