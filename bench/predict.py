@@ -71,8 +71,9 @@ def main() -> None:
         sets = {count: links(folder / f"{count}", photos, count) for count in (BATCH, args.images, 10 * args.images)}
         weights = folder / "model"
         timm.models.save_for_hf(timm.create_model(MODEL), str(weights), safe_serialization=True)
+        on_cpu = ["--device", "cpu", "--model", str(weights)]  # as the plain script
         commands = {
-            "vitrail": lambda images: ["-m", "vitrail", "predict", str(images), "--model", str(weights), "--out"],
+            "vitrail": lambda images: ["-m", "vitrail", "predict", str(images), *on_cpu, "--out"],
             **{name: plain(weights, name.split()[-1]) for name in ("timm fp32", "timm bf16")},
         }
         times: dict[str, dict[int, list[float]]] = {name: {count: [] for count in sets} for name in commands}

@@ -119,6 +119,13 @@ def test_other_engines_run_the_network_that_they_are_given(bench: Any) -> None:
         assert each < (1e-4 if name.endswith("fp32") else 0.3), apart
 
 
+def test_a_model_of_random_weights_has_outputs_to_compare(bench: Any) -> None:
+    """The head of a new model is zero, and so were all outputs: every export was right."""
+    with torch.no_grad():
+        first, second = bench("exports").random_model("nano/2").eval()(torch.randn(2, 3, 8, 8))
+    assert first.std() > 0.5 and (first - second).abs().max() > 0.1
+
+
 def leaves(value: Any) -> Iterator[Any]:
     """All values that are not dicts or lists."""
     if isinstance(value, dict | list):

@@ -284,6 +284,26 @@ def test_rows_agree_but_for_small_numbers() -> None:
     assert not agree({"value": None}, {"value": 0.0}) and not agree({"sure": True}, {"sure": False})
 
 
+@pytest.mark.parametrize("terminal, out, told", [(True, "x.csv", 2), (True, None, 0), (False, None, 2)])
+def test_long_work_shows_progress_where_no_answers_are_seen(
+    terminal: bool,
+    out: str | None,
+    told: int,
+    images: Path,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (images / "bad.png").unlink()
+    monkeypatch.setattr(answers, "BATCH", 2)
+    monkeypatch.setattr(answers, "LINE_EVERY", 0.0)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    predict(model, images, *(("--out", tmp_path / out) if out else ()))
+    lines = [line for line in capsys.readouterr().err.splitlines() if " of 4 images, " in line]
+    assert len(lines) == told, lines
+
+
 def test_figures_keep_their_places_and_never_meet(
     images: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -86,10 +86,10 @@ def test_bf16_is_near(to: str, tmp_path: Path) -> None:
         torch.testing.assert_close(found, task(images), atol=0.1 * float(task(images).abs().max()), rtol=0)
 
 
-@pytest.mark.parametrize("restored", [False, True])
+@pytest.mark.parametrize("restored, sizes", [(False, []), (True, []), (False, [(32, 32)])])
 @pytest.mark.parametrize("to", FORMATS[1:])
 def test_int8_is_calibrated_and_answers_alike(
-    to: str, restored: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    to: str, restored: bool, sizes: list[tuple[int, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Trained weights, since how near the outputs of random ones are says nothing. Some layers may go back."""
     pytest.importorskip("nncf", reason="needs pip install 'vitrail[export]'")
@@ -100,7 +100,8 @@ def test_int8_is_calibrated_and_answers_alike(
     for sample in samples:
         (tmp_path / "data" / "train" / sample.stem).mkdir(parents=True)
         shutil.copy(sample, tmp_path / "data" / "train" / sample.stem)
-    result = export("classify", tmp_path / "out", to, precision="int8", data=str(tmp_path / "data"))
+    result = export("classify", tmp_path / "out", to, precision="int8", data=str(tmp_path / "data"), sizes=sizes)
+    assert result.sizes == sizes
     assert result.scores is not None and result.scores.images == len(samples) == 10
     task, again = vitrail.load("classify"), vitrail.load(tmp_path / "out")
     images = [Image.open(sample).copy() for sample in samples]

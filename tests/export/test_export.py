@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,15 @@ def test_an_export_carries_its_preprocessing_and_classes(small: tuple[Path, Path
     assert vitrail.load(small[1] / "model.pt2").classes == ["a", "b", "c"]  # the file alone is enough
 
 
+def test_scores_kept_beside_an_export_do_not_hide_it(small: tuple[Path, Path], tmp_path: Path) -> None:
+    out = shutil.copytree(small[1], tmp_path / "out")
+    (out / "scores.json").write_text("{}")
+    assert vitrail.load(out).classes == ["a", "b", "c"]
+    (out / "config.json").write_text("{}")  # a checkpoint of another library may have a graph beside it
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        vitrail.load(out)
+
+
 def test_an_export_is_scored(small: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i, name in enumerate("abc" * 2):
         (tmp_path / "test" / name).mkdir(parents=True, exist_ok=True)
@@ -173,8 +183,8 @@ def test_images_that_the_scores_leave_out_are_named(
         (["export", "classify", "{out}", "--to", "pt2", "--sizes", "33"], "33x33 does not divide into 4 pixels"),
         (["export", "classify", "{out}", "--to", "pt2", "--sizes", "32y32"], "'32y32' is not a size"),
         (
-            ["export", "classify", "{out}", "--to", "onnx", "--precision", "int8", "--data", "digits", "--sizes", "32"],
-            "int8 is calibrated at the model's own size: leave out --sizes",
+            ["export", "classify", "{out}", "--to", "onnx", "--precision", "int8", "--data", "digits", "--sizes", "64"],
+            "int8 is calibrated at the model's own size: list 32x32 alone, or leave out --sizes",
         ),
         (
             ["export", "classify", "{out}", "--to", "pt2", "--split", "val"],

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 import vitrail
-from vitrail.export.proof import normalised_noise, pairs
+from vitrail.export.proof import Proof, normalised_noise, pairs
 
 
 @torch.inference_mode()
@@ -29,3 +31,14 @@ def test_a_captioner_is_compared_at_each_length_of_a_caption() -> None:
     found = [(one - other).abs().max() for name, one, other in pairs(task, task, images) if name == "step.logits"]
     assert lengths == list(range(2, task.decoder.max_length))
     assert [lengths[i] for i, apart in enumerate(found) if apart > 0.5] == [15]
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_value_that_is_not_finite_is_infinitely_far_from_one_that_is(value: float) -> None:
+    """By this an export in bf16 or int8 is refused, whose other differences are only told."""
+    proof = Proof()
+    proof.add(torch.ones(2), torch.tensor([1.0, value]), "here")
+    assert proof.absolute == proof.share == proof.relative == math.inf and proof.where == "here"
+    same = Proof()
+    same.add(torch.tensor([1.0, value]), torch.tensor([1.0, value]), "here")
+    assert same.absolute == same.share == 0.0

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import vitrail
 from vitrail.errors import RunError, UserError
-from vitrail.export import quantise
+from vitrail.export import onnx, quantise
+from vitrail.export.scores import calibration_images
+from vitrail.zoo.exports.engines import openvino_core
 
 IMAGES = [torch.full((1, 1, 2, 2), float(i + 1)) for i in range(40)]
 
@@ -77,6 +82,19 @@ def test_what_loses_least_is_chosen(
     assert quantised(monkeypatch, *errors) == (found, calls)
 
 
+def test_an_unreadable_image_does_not_stop_the_calibration(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    task = vitrail.create("nano/2", classes=["a", "b"])
+    for name in task.classes:
+        (tmp_path / "train" / name).mkdir(parents=True)
+        (tmp_path / "train" / name / "broken.png").write_bytes(b"broken")
+    with pytest.raises(UserError, match="int8 is calibrated on images, and none of .* can be read"):
+        calibration_images(task, str(tmp_path))
+    Image.new("RGB", (9, 8)).save(tmp_path / "train" / "a" / "whole.png")
+    caplog.clear()
+    assert [image.shape for image in calibration_images(task, str(tmp_path))] == [(1, 3, 8, 8)]
+    assert caplog.text.count("broken.png") == 2 and "int8 is calibrated without it" in caplog.text
+
+
 def test_products_that_no_pixel_enters_stay_floats() -> None:
     """Here positions are interpolated for the size of the images, and added to patches."""
     nodes = [
@@ -96,9 +114,36 @@ def test_outputs_without_values_count_nothing() -> None:
     assert quantise.error([empty, 1.1 * one], [empty, one]) == pytest.approx(0.1)
 
 
+def test_cores_that_nncf_makes_are_the_one_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of its accuracy control ended in an order after which the next signal was the end of the process."""
+    openvino = pytest.importorskip("openvino", reason="needs pip install 'vitrail[export]'")
+    nncf, made = stand_in(0.0, 0.0, 0.0, []), []
+    plain = nncf.quantize
+
+    def quantize(model: float, **how: Any) -> float:
+        made.append(openvino.Core())
+        return float(plain(model, **how))
+
+    nncf.quantize = quantize
+    monkeypatch.setattr(quantise, "library", lambda name: nncf)
+    quantise._quantised(0.0, IMAGES, lambda model, x: [x, x])
+    assert len(made) == 1 and made[0] is openvino_core() and openvino.Core() is not openvino_core()
+
+
 def test_a_model_that_cannot_be_quantised(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"NNCF cannot write this model in int8 \(no weights\): use --precision fp32"):
         quantised(monkeypatch, None, None, 0.0)
+
+
+def test_a_model_too_large_for_one_message_is_refused_before_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx, "LARGEST", 10)
+    exported: Any = SimpleNamespace(state_dict={"weight": torch.zeros(4)})
+    program: Any = SimpleNamespace(inputs={"images": IMAGES[0]})
+    with pytest.raises(UserError, match=r"for models below 10 bytes, not of 16: choose --to openvino"):
+        onnx.write(tmp_path / "model", program, exported, None, lambda: IMAGES)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
 
 
 def test_outputs_that_differ_too_much_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

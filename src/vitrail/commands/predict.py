@@ -52,7 +52,7 @@ def predict(args: Sequence[str]) -> int:
             elif line is not None:
                 print(line)
             if number >= output.done:
-                progress.step()
+                progress.step(printed=options.json or line is not None)
     if (where := output.summary) is not None and not options.json:
         print(where)
     return code

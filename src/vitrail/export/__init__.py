@@ -116,6 +116,7 @@ def export(
         precision: fp32, bf16 or int8; the last is calibrated on images of `data`.
         data: a data set, on a split of which both are scored (at most `images` of it).
         sizes: heights and widths in pixels; none for any size, or the model's own where its network depends on it.
+            For int8 the model's own, or none.
         engines: time PyTorch compiled, ONNX Runtime and OpenVINO in float32 beside the model and the export too.
         merge: patch tokens that merge in each block, as for `load`; then the model is also scored without merging.
 
@@ -125,7 +126,7 @@ def export(
             is kept.
     """
     out = Path(out)
-    _check(to, precision, data, sizes)
+    _check(to, precision, data)
     _check_scoring(data, split, images)
     refuse_existing(out)
     if is_export(found := find(source, revision)):
@@ -148,7 +149,7 @@ def _other_sizes() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _check(to: str, precision: str, data: str | None, sizes: Sequence[tuple[int, int]]) -> None:
+def _check(to: str, precision: str, data: str | None) -> None:
     if to not in PRECISIONS:
         raise UserError(f"no format {to!r} that an engine here runs: choose from {', '.join(PRECISIONS)}")
     if precision not in ("fp32", "bf16", "int8"):
@@ -158,8 +159,6 @@ def _check(to: str, precision: str, data: str | None, sizes: Sequence[tuple[int,
         raise UserError(f"the engine of {to} has no {precision} on a CPU: choose --to {' or '.join(others)}")
     if precision == "int8" and data is None:
         raise UserError("int8 is calibrated on images: name a data set with --data")
-    if precision == "int8" and sizes:
-        raise UserError("int8 is calibrated at the model's own size: leave out --sizes")
     writer(to).check()
 
 
@@ -177,6 +176,9 @@ def writer(to: str) -> Any:
 
 def _export(task: Task, found: Path, name: str, out: Path, request: Request) -> Result:
     notes: list[str] = []
+    own = task.preprocess.size
+    if request.precision == "int8" and request.sizes not in ([], [own]):
+        raise UserError(f"int8 is calibrated at the model's own size: list {listed([own])} alone, or leave out --sizes")
     with _other_sizes():
         sizes, traced = trace_sizes(task, request, notes)
     meta = meta_of(task, request.to, request.precision, sizes, traced)
@@ -228,7 +230,7 @@ def trace_sizes(task: Task, request: Request, notes: list[str]) -> tuple[list[tu
             raise UserError(f"size {height}x{width} does not divide into {multiple} pixels: choose multiples of it")
     if sizes and task.preprocess.size not in sizes:  # at which predict and eval run it
         sizes = [task.preprocess.size, *sizes]
-    dtype = torch.bfloat16 if (request.to, request.precision) == ("pt2", "bf16") else torch.float32
+    dtype = computed_in(request.to, request.precision)
     if not sizes:
         reason = why_one_size(task)
         try:
@@ -295,18 +297,38 @@ def other_engines(task: Task, meta: Meta, wanted: bool) -> Iterator[tuple[dict[s
             if (to, "fp32") == (meta.format, meta.precision):
                 continue
             try:
-                writer(to).check()
-                folder = Path(place) / to
-                folder.mkdir()
-                size = task.preprocess.size if meta.sizes else None
-                traced: Traced = {size: trace_all(task, size, meta.multiple, torch.float32)}
-                write_programs(folder, meta_of(task, to, "fp32", [size] if size else [], traced), traced)
-                write_tables(folder, task)
-                running: Any = read(folder, "cpu")
+                running: Any = engine_for(
+                    task, Path(place) / to, to, "fp32", task.preprocess.size if meta.sizes else None
+                )
                 found[f"{to} fp32"] = running.engines
             except (UserError, NotTraceable) as error:
                 missing.append(f"{to} is left out of the comparison: {first_line(error)}")
         yield found, missing
+
+
+def engine_for(
+    task: Task,
+    folder: Path,
+    to: str,
+    precision: str,
+    size: tuple[int, int] | None,
+    calibration: Callable[[], list[Tensor]] | None = None,
+) -> Task:
+    """A task run by the engine of its export to a new `folder`, which is neither compared with the task nor timed.
+
+    `size` is None for images of any size. Raises UserError and NotTraceable.
+    """
+    writer(to).check()
+    folder.mkdir()
+    traced: Traced = {size: trace_all(task, size, multiple_of(task), computed_in(to, precision))}
+    write_programs(folder, meta_of(task, to, precision, [size] if size else [], traced), traced, calibration)
+    write_tables(folder, task)
+    return read(folder, "cpu")
+
+
+def computed_in(to: str, precision: str) -> torch.dtype:
+    """The number format of the traced program; OpenVINO makes bf16 and both engines make int8 of one in float32."""
+    return torch.bfloat16 if (to, precision) == ("pt2", "bf16") else torch.float32
 
 
 def multiple_of(task: Task) -> int:

@@ -40,8 +40,11 @@ def write(
 ) -> None:
     """`path` with the ending .onnx, the metadata in `metadata_props`."""
     file = path.with_name(f"{path.name}.onnx")
+    quantised = calibration is not None and "images" in program.inputs
+    if quantised and (size := _bytes(exported)) > LARGEST:  # NNCF and ONNX Runtime pass the graph on in one piece
+        raise UserError(f"ONNX in int8 is for models below {LARGEST:,} bytes, not of {size:,}: choose --to openvino")
     write_graph(file, program, exported, meta)
-    if calibration is not None and "images" in program.inputs:
+    if calibration is not None and quantised:
         from vitrail.export.quantise import quantise_onnx
 
         quantise_onnx(file, calibration(), meta)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vitrail.errors import UserError, first_line
+from vitrail.errors import UserError
 from vitrail.export import onnx
 from vitrail.tasks.exported import Program
 from vitrail.zoo.exports import KEY, Meta
-from vitrail.zoo.exports.engines import library
+from vitrail.zoo.exports.engines import library, reason_of
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""under which PyTorch notes the modules around a node, outermost first, and at the end its own name"""
 
 
 def check() -> None:
@@ -40,12 +45,22 @@ def write(
         try:
             model = openvino.convert_model(file)
         except Exception as error:
-            raise UserError(
-                f"OpenVINO cannot express this model ({first_line(error)[:200]}): choose --to onnx"
-            ) from error
+            raise UserError(f"OpenVINO cannot express {unsupported(error, file)}: choose --to onnx") from error
         if calibration is not None and "images" in program.inputs:
             from vitrail.export.quantise import quantise_openvino
 
             model = quantise_openvino(model, calibration())
         model.set_rt_info(meta.as_json(), KEY)
         openvino.save_model(model, path.with_name(f"{path.name}.xml"), compress_to_fp16=False)
+
+
+def unsupported(error: Exception, file: Path) -> str:
+    """The operator of an ONNX graph that OpenVINO does not know, and the module that calls it; else its error."""
+    if not (found := re.search(r"operations: (\w+)", str(error))):
+        return f"this model ({reason_of(error)})"
+    nodes = [
+        node for node in library("onnx").load(file, load_external_data=False).graph.node if node.op_type == found[1]
+    ]
+    scopes = [entry.value for node in nodes for entry in node.metadata_props if entry.key == SCOPES]
+    names = [name for name in ast.literal_eval(scopes[0])[:-1] if name] if scopes else []
+    return f"{found[1]} of {names[-1].removeprefix('task.') if names else 'the model'}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +39,8 @@ class Proof:
             return
         expected, found = expected.double(), found.double()
         same = (expected == found) | (expected.isnan() & found.isnan())
-        apart = torch.where(same, torch.zeros_like(expected), (expected - found).abs()).nan_to_num(float("inf"))
+        apart = torch.where(same, torch.zeros_like(expected), (expected - found).abs())
+        apart = apart.nan_to_num(nan=math.inf, posinf=math.inf)
         worst = float(apart.max()) if apart.numel() else 0.0
         finite = expected[expected.isfinite()]
         largest = float(finite.abs().max()) if finite.numel() else 0.0

@@ -21,7 +21,7 @@ from torch import Tensor
 from vitrail.errors import RunError, UserError, first_line
 from vitrail.export.onnx import quiet
 from vitrail.zoo.exports import KEY, Meta
-from vitrail.zoo.exports.engines import library, openvino_core
+from vitrail.zoo.exports.engines import library, one_openvino_core, openvino_core
 
 ERROR = 0.05
 """largest mean relative error of the outputs; beyond it, layers go back to float32, those that lose most first"""
@@ -139,7 +139,7 @@ def _quantised(model: Any, images: Sequence[Tensor], run: Run, floats: Sequence[
     }
     best: tuple[float, Any, Any] | None = None
     reason = ""
-    with quiet("nncf"):
+    with quiet("nncf"), one_openvino_core():
         for how in (nncf.AdvancedQuantizationParameters(), without_smoothing(nncf)):
             try:
                 found = nncf.quantize(deepcopy(model), **common, advanced_parameters=how)

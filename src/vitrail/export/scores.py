@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from vitrail.errors import UserError
 from vitrail.tasks.task import Task
+
+log = logging.getLogger("vitrail")
 
 CALIBRATED = 300
 """images that int8 is calibrated on"""
@@ -63,7 +67,11 @@ def cost_of_merging(scores: Scores, plain: Task, source: str, data: str, split: 
 
 
 def calibration_images(task: Task, data: str) -> list[Tensor]:
-    """Normalised images [1, C, H, W] of the training split, as evaluation prepares them."""
+    """Normalised images [1, C, H, W] of the training split, as evaluation prepares them.
+
+    Warns of unreadable ones. UserError if all are.
+    """
+    from vitrail.data.decode import BadImage
     from vitrail.train.build import open_for
 
     splits = open_for(task, data, task.data_options())
@@ -71,6 +79,12 @@ def calibration_images(task: Task, data: str) -> list[Tensor]:
     chosen = there.spread(CALIBRATED)
     found = []
     for i in range(len(chosen)):
-        image = task.preprocess.prepare(chosen.open(i))
+        try:
+            image = task.preprocess.prepare(chosen.open(i))
+        except BadImage as error:
+            log.warning(f"{error}; int8 is calibrated without it")
+            continue
         found.append(task.preprocess.normalise(image)[None])
+    if not found:
+        raise UserError(f"int8 is calibrated on images, and none of {data} can be read: choose another --data")
     return found

@@ -182,18 +182,18 @@ def _ranked(records: list[Any]) -> dict[str, float]:
 
 
 class Progress:
-    """Lines on standard error about work that takes longer than half a minute; a terminal shows the answers instead."""
+    """Lines on standard error about work that takes longer than half a minute, unless a terminal shows the answers."""
 
     def __init__(self, count: int, done: int = 0) -> None:
         self.count, self.done, self.first = count, done, done
         self.began = self.last = time.monotonic()
 
-    def step(self) -> None:
-        """Count an image; prints a line if the last one was long ago."""
+    def step(self, printed: bool) -> None:
+        """Count an image, whose answer is `printed` or only kept; prints a line if the last one was long ago."""
         self.done += 1
         now = time.monotonic()
         # Answers arrive in batches: in the midst of one the rate would be wrong.
-        if now - self.last < LINE_EVERY or self.done % BATCH or sys.stdout.isatty():
+        if now - self.last < LINE_EVERY or self.done % BATCH or (printed and sys.stdout.isatty()):
             return
         self.last = now
         rate = (self.done - self.first) / (now - self.began)

@@ -33,6 +33,8 @@ KEY = "vitrail"
 """name of the metadata in a file of any format"""
 FILE = r"\w[\w.\-]{0,99}"
 """names of programs, and of texts: no paths"""
+CHECKPOINT = ("config.json", "index.json", "recipe.json")
+"""endings of the JSON files of a checkpoint or a run; others may lie beside an export, such as its scores"""
 SIDE = 1 << 20
 """limit of sides in pixels"""
 
@@ -72,8 +74,8 @@ def is_export(path: Path) -> bool:
     """Whether a path is a file of an export, or a folder of such files and no checkpoint."""
     if not path.is_dir():
         return path.suffix in FORMATS and path.is_file()
-    weights = [file for file in path.iterdir() if file.suffix in (*ENDINGS, ".json") and not _beside(file)]
-    return not weights and _file_in(path) is not None
+    found = [file for file in path.iterdir() if file.suffix in ENDINGS or file.name.endswith(CHECKPOINT)]
+    return all(map(_beside, found)) and _file_in(path) is not None
 
 
 def _beside(file: Path) -> bool:

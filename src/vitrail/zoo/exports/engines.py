@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -45,6 +46,13 @@ def library(name: str) -> Any:
         raise UserError(f"this needs the package {name.partition('.')[0]}: pip install 'vitrail[export]'") from None
 
 
+def reason_of(error: Exception) -> str:
+    """The first line of an engine's error that is not a place in its own sources."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not re.match(r"Exception from |Check '.*' failed at ", line)]
+    return (told or [first_line(error)])[0][:200]
+
+
 @contextlib.contextmanager
 def _readable(file: Path) -> Iterator[None]:
     """Any error of an engine with a file, which comes from outside, in one line."""
@@ -53,10 +61,9 @@ def _readable(file: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = first_line(error)[:200]
-        raise UserError(f"{file} cannot be read ({reason}): it is truncated or damaged, export the model again") from (
-            error
-        )
+        raise UserError(
+            f"{file} cannot be read ({reason_of(error)}): it is truncated or damaged, export the model again"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -66,9 +73,7 @@ def running(file: Path, inputs: tuple[Tensor, ...]) -> Iterator[None]:
         yield
     except Exception as error:
         shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs[:3])
-        raise UserError(
-            f"{file} cannot run inputs {shapes} ({first_line(error)[:200]}): export it for these"
-        ) from error
+        raise UserError(f"{file} cannot run inputs {shapes} ({reason_of(error)}): export it for these") from error
 
 
 # torch.export
@@ -170,6 +175,22 @@ def openvino_core() -> Any:
     process: Ctrl-C, or the exit of a worker that loads images.
     """
     return library("openvino").Core()
+
+
+@contextlib.contextmanager
+def one_openvino_core() -> Iterator[None]:
+    """Within the block, a library that makes cores of its own, as NNCF does, gets the one of this process."""
+    if find_spec("openvino") is None:
+        yield
+        return
+    openvino, core = library("openvino"), openvino_core()
+    inside: Any = import_module(openvino.compile_model.__module__)  # this function makes a core too
+    kept = openvino.Core, inside.Core
+    openvino.Core = inside.Core = lambda: core
+    try:
+        yield
+    finally:
+        openvino.Core, inside.Core = kept
 
 
 def openvino_engine(file: Path, names: Names, precision: str, device: Any) -> Engine:
