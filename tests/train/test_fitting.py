@@ -227,7 +227,8 @@ def test_a_trial_on_a_gpu_leaves_a_margin(
     monkeypatch.setattr(torch.random, "fork_rng", lambda devices: nullcontext())
     components, _ = build(small_run(), open_data("digits"), CPU)
     with fitting._unchanged(components.task, torch.device(device)):
-        assert given == [(number, pytest.approx(0.2 + (1 - MARGIN) * 0.6))]
+        ((limited, fraction),) = given
+        assert limited == number and fraction == pytest.approx(0.2 + (1 - MARGIN) * 0.6)
     assert given[1:] == [(number, 1.0)]
 
 

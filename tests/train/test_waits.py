@@ -37,7 +37,7 @@ class Waits(TorchDispatchMode):
     """Notes the operators for which the host waits: reads, and copies between devices that block."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self.found: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
