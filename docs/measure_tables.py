@@ -29,7 +29,7 @@ MEASURES: dict[str, tuple[str, str, Callable[[Rows], str]]] = {
         lambda rows: seeds(rows),
     ),
     "classify": (
-        "bundled CIFAR-10 classifier, trained within an hour on two cores; test split",
+        "bundled CIFAR-10 classifier; test split",
         "88.5 %; the recipe `cifar10` on a GPU 94 %",
         lambda rows: f"{rows['top1']:.2%} of {rows['count']:,} images",
     ),

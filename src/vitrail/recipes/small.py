@@ -94,11 +94,12 @@ def cifar10_quick(images: int) -> Run:
 
 
 def cifar10_laptop(images: int) -> Run:
-    """CIFAR-10 on a laptop with two cores, in half an hour with bf16 and three times as long without.
+    """CIFAR-10 on a laptop with two cores, in an hour or two with bf16.
 
     Command: vitrail train cifar10-laptop
-    The stem is one layer deeper than cifar10-quick's. It trained the bundled classifier.
-    Cost and score, so far of one seed: results/cifar10-laptop.json
+    The stem is one layer deeper than cifar10-quick's. Longer and with more augmentation, it trained the bundled
+    classifier.
+    Cost and score, so far of two seeds: results/cifar10-laptop.json
     """
     run = cifar10_quick(images)
     assert isinstance(run.model, VariantConfig)
