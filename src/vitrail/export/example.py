@@ -61,10 +61,9 @@ meta = json.loads(programs["encoder"].get_modelmeta().custom_metadata_map["vitra
         "OpenVINO",
         ", openvino",
         """\
-core = openvino.Core()
-model = core.read_model(here / "{file}.xml")
+model = openvino.Core().read_model(here / "{file}.xml")
 meta = json.loads(model.get_rt_info("vitrail").astype(str))
-run = core.compile_model(model, "CPU", {{"INFERENCE_PRECISION_HINT": "{hint}", "SNIPPETS_MODE": "DISABLE"}})""",
+run = openvino.compile_model(model, "CPU", {{"INFERENCE_PRECISION_HINT": "{hint}", "SNIPPETS_MODE": "DISABLE"}})""",
         "run([x])[0]",
         """\
 files = {{"encoder": "{file}.xml", "step": "step.xml"}}
