@@ -172,7 +172,10 @@ def answers_without_vitrail(out: Path, to: str, tmp_path: Path, paths: list[Path
 @pytest.mark.slow
 @pytest.mark.parametrize("to", FORMATS[1:])
 def test_the_example_needs_no_vitrail_and_no_torch(to: str, tmp_path: Path) -> None:
-    """Of 100 images it names the classes that vitrail names."""
+    """Of 100 images it names the classes that vitrail names.
+
+    Where two scores of vitrail are within 0.001, as of one image here, the last bit of a pixel decides: either will do.
+    """
     out = tmp_path / "out"
     export("classify", out, to)
     paths = [stored(kind, tmp_path) for kind in KINDS]
@@ -180,7 +183,13 @@ def test_the_example_needs_no_vitrail_and_no_torch(to: str, tmp_path: Path) -> N
         an_image(i, (40 + i % 9, 32 + i % 31)).save(path := tmp_path / f"{i}.png")
         paths.append(path)
     answers = vitrail.load("classify").predict([Image.open(path) for path in paths])
-    assert answers_without_vitrail(out, to, tmp_path, paths) == [each.row()["labels"][0]["label"] for each in answers]
+    likely = [
+        [label["label"] for label in labels if labels[0]["score"] - label["score"] < 1e-3]
+        for labels in (each.row()["labels"] for each in answers)
+    ]
+    assert sum(len(names) > 1 for names in likely) <= 3
+    named = answers_without_vitrail(out, to, tmp_path, paths)
+    assert all(name in names for name, names in zip(named, likely, strict=True))
 
 
 @pytest.mark.slow
