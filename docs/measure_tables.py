@@ -337,3 +337,21 @@ def first_hour() -> list[list[str]]:
             numbers = f"{row['lines']:,}", f"{row['files']:,}", f"{row['CPU seconds']:.1f}"
             rows.append([tool, step, f"<code>{program} {row['typed']}</code>", *numbers])
     return rows
+
+
+def faithfulness() -> list[list[str]]:
+    """Deletion and insertion of each map, and the standard error of the mean over images."""
+    rows = rows_of("faithfulness") or {}
+    names = {"attention": "attention of the last layer"}
+    return [
+        ["map", "deletion (lower is better)", "insertion (higher is better)", "difference"],
+        *(
+            [
+                names.get(name, name),
+                f"{row['deletion']:.3f}",
+                f"{row['insertion']:.3f}",
+                f"{row['difference']:.3f} ± {row['error']:.3f}",
+            ]
+            for name, row in rows.items()
+        ),
+    ]

@@ -66,6 +66,7 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "transfer": measure_tables.transfer,
     "first-hour": measure_tables.first_hour,
     "folder": measure_tables.folder,
+    "faithfulness": measure_tables.faithfulness,
     "segment": model_tables.segment,
     "scale-tokens": lambda: scale_tables.tokens(rows_of("scale")),
     "scale-devices": lambda: scale_tables.devices(rows_of("scale")),
