@@ -15,18 +15,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import torch
 from bundled import CLASSES
-from harness import Parser, Row, record, recorded, tiny_captions, tiny_cifar10, tiny_streets
-from torch import nn
+from harness import Parser, Row, random_model, record, recorded, tiny_captions, tiny_cifar10, tiny_streets
 
-import vitrail
 from vitrail.errors import RunError
 from vitrail.export import PRECISIONS, export
 from vitrail.sizes import SIZES
-from vitrail.tasks.task import Task
 
 TINY_DATA: dict[str, Callable[[Path], Path]] = {
     "classify": tiny_cifar10,
@@ -45,14 +40,6 @@ def parser() -> Parser:
     parser.add_argument("--precisions", nargs="+", choices=PRECISION, default=PRECISION, help="default: all")
     parser.add_argument("--images", type=int, help="at most so many are scored; all by default")
     return parser
-
-
-def random_model(size: str) -> Task:
-    """A classifier whose logits differ. The head of a new one is zero: then every export would agree with its model."""
-    torch.manual_seed(0)
-    task: Any = vitrail.create(size, classes=1000)
-    nn.init.normal_(task.head.linear.weight, std=task.encoder.config.width**-0.5)
-    return task
 
 
 def exported(source: str, to: str, precision: str, data: str | None, split: str | None, images: int | None) -> Row:

@@ -12,7 +12,8 @@ of `--results` as it goes, so that nothing is lost. What a stage leaves of its l
              block           one block of ViT-B/16: kernels, bf16 weights, padded tokens, larger batches
     second   cifar10         `vitrail train cifar10`, the whole command: wall time and test score (goal 94 %)
              step-l16        as step-b16 for ViT-L/16
-    by name  data            batches from images on the device, and how often a step waits for it
+    by name  inference       ViT-B/16 in bf16 as it is served: eager, compiled and exported, with batches of 1 and 64
+             data            batches from images on the device, and how often a step waits for it
              nonfinite       the recipe as it was when it failed, and which kernel is to blame
 
 The recipes use CUDA graphs if `graphs` has found that they are right and faster, and `cifar10` trains for fewer epochs
@@ -52,7 +53,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from gpu_stages import kernels, recipes, steps
+from gpu_stages import inference, kernels, recipes, steps
 from gpu_stages.common import Bench
 from harness import Parser
 
@@ -72,6 +73,7 @@ STAGES = {
     "block": Stage(kernels.block, 30),
     "cifar10": Stage(recipes.cifar10, 225),
     "step-l16": Stage(lambda bench: steps.step_stage(bench, "L/16"), 115),
+    "inference": Stage(inference.inference, 150),
     "data": Stage(steps.data, 20),
     "nonfinite": Stage(recipes.nonfinite, 90),
 }

@@ -25,7 +25,9 @@ from torch import Tensor, nn
 
 from vitrail.files import write_atomic
 from vitrail.process import cores
+from vitrail.tasks.task import Task
 from vitrail.train.device import native_bf16
+from vitrail.zoo import create
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
@@ -123,6 +125,14 @@ def training_step(
         optimizer.zero_grad(set_to_none=True)
 
     return step
+
+
+def random_model(size: str, **config: Any) -> Task:
+    """A classifier whose logits differ. The head of a new one is zero: then everything would agree with it."""
+    torch.manual_seed(0)
+    task: Any = create(size, classes=1000, **config)
+    nn.init.normal_(task.head.linear.weight, std=task.encoder.config.width**-0.5)
+    return task.eval()
 
 
 # ---- tiny data
