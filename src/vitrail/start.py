@@ -28,6 +28,7 @@ from vitrail.tasks.task import Task
 from vitrail.train.build import VAL_FRACTION, build, open_for
 from vitrail.train.device import choose_device
 from vitrail.train.feeding import decoding_line
+from vitrail.train.finite import not_numbers
 from vitrail.train.fitting import with_micro_batches
 from vitrail.train.folder import Follower, RunFolder, Taken
 from vitrail.train.frozen import fit_frozen
@@ -280,6 +281,8 @@ def score(
     loaders = Loaders({key: partial(loader, each) for key, each in all_splits.items() if each})
     train = None if name == "train" else splits.train
     scores = evaluate(task, loaders, name, metric=lambda: task.metric(chosen, train), final=True)
+    if (what := not_numbers(task, scores, name)) is not None:
+        raise UserError(f"{what}: {source} is damaged, or was trained at too high a learning rate: give another model")
     return name, {**scores, "shuffled": True} if shuffle else scores
 
 

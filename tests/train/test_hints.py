@@ -13,8 +13,9 @@ from small_runs import small_run, train
 from torch import nn
 
 from vitrail.recipes import RECIPES
+from vitrail.tasks import task_of
 from vitrail.tasks.answers import one_class
-from vitrail.train.hints import Hints, Signs, checksums, hints, unmoved, untrained
+from vitrail.train.hints import Hints, Signs, checksums, hints, signs_of, unmoved, untrained
 from vitrail.zoo import create, load
 
 FALLING = [2.28, 2.05, 1.7, 1.3, 1.0, 0.8, 0.6, 0.5, 0.45, 0.42]
@@ -76,6 +77,20 @@ def test_fine_tuning_is_not_told_to_change_its_model() -> None:
     grown = replace(HEALTHY, **FAULTS["logits"][1])
     remedies = [hint.remedy for own in (True, False) for hint in hints(replace(grown, from_scratch=own))]
     assert [("--qk-norm" in remedy, "--qk-clip 100" in remedy) for remedy in remedies] == [(True, True), (False, True)]
+
+
+@pytest.mark.parametrize("bound", [{"qk_norm": True}, {"qk_clip": 100.0, "from_scratch": False}])
+def test_a_bound_that_a_run_has_is_no_remedy(bound: dict[str, Any]) -> None:
+    """`--qk-clip` is refused beside a norm on queries and keys, which `digits` has without a flag."""
+    (hint,) = hints(replace(HEALTHY, **FAULTS["logits"][1], **bound))
+    assert hint.remedy == "lower --muon-lr or --lr, or raise --weight-decay"
+    run = RECIPES["digits"](1000)
+    assert signs_of(run, task_of(run.task), 10).qk_norm
+
+
+def test_logits_that_are_not_numbers_have_not_grown() -> None:
+    rows = [{"attention_logits": [9.0, logit]} for logit in (4.0, float("nan"), float("inf"))]
+    assert not list(hints(replace(HEALTHY, val=rows)))
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,10 @@ class Signs:
     """the entry of a row of `train` that is comparable with the score"""
     score: str = ""
     from_scratch: bool = True
+    qk_norm: bool = False
+    """whether the model normalises queries and keys"""
+    qk_clip: float = 0.0
+    """the optimizer's bound on attention logits; 0 for none"""
     rate: float = 1.0
     """peak learning rate, as a multiple of the usual one of its optimizer"""
     done: float = 1.0
@@ -261,15 +265,17 @@ def _overfit(signs: Signs) -> Hint | None:
 
 
 def _logits(signs: Signs) -> Hint | None:
-    peaks = [max(found) for row in signs.val if (found := row.get("attention_logits"))]
+    each = [found for row in signs.val if (found := row.get("attention_logits"))]
+    peaks = [max(found) for found in each if all(map(math.isfinite, found))]
     if len(peaks) < 2 or peaks[-1] <= LOGITS or peaks[-1] < GREW * peaks[0] or peaks[-1] < max(peaks[:-1]):
         return None
-    bound = f"{'--qk-norm or ' * signs.from_scratch}--qk-clip {LOGITS:g}"  # pretrained weights fix the model
+    bounds = ["--qk-norm"] * (signs.from_scratch and not signs.qk_norm)  # pretrained weights fix the model
+    bounds += [f"--qk-clip {LOGITS:g}"] * (not signs.qk_norm and not 0 < signs.qk_clip <= LOGITS)
     return Hint(
         "attention-logits",
         f"the largest attention logit grew from {peaks[0]:.0f} to {peaks[-1]:.0f}: softmax picks one token, and half "
         "precision will fail",
-        f"train with {bound}, lower --muon-lr or --lr, or raise --weight-decay",
+        f"train with {' or '.join(bounds)}, " * bool(bounds) + "lower --muon-lr or --lr, or raise --weight-decay",
     )
 
 
@@ -335,6 +341,8 @@ def signs_of(
         train_score=kind.train_score,
         score=kind.score.name,
         from_scratch=run.init is None,
+        qk_norm=getattr(run.model, "qk_norm", False),
+        qk_clip=run.optim.qk_clip,
         rate=_rate_of(run.optim),
         done=done,
     )

@@ -22,7 +22,7 @@ from vitrail.data.sets import hash_of
 from vitrail.errors import Preempted, RunError, Stopped, UserError
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Batch, Metric
-from vitrail.train.finite import Watch
+from vitrail.train.finite import LOWER_RATE, Watch, not_numbers
 from vitrail.train.fitting import named_if_full
 from vitrail.train.folder import RunFolder
 from vitrail.train.hints import Hints
@@ -288,6 +288,8 @@ class Training:
             raise
         except RunError as error:  # in one process `between_steps` has made a Halt of it
             raise Halt(RunError, str(error), alone=True) from None
+        if (what := not_numbers(self.task, scores, "val")) is not None:  # such weights are no checkpoint
+            raise RunError(f"{what} after step {self.done}: {LOWER_RATE}")
         self.task.train()
         self.folder.log(kind="val", step=self.done, seconds=self.seconds, **numbers(scores), **beside)
         self.progress.evaluated(scores, self.rule, time.monotonic() - began)
@@ -353,6 +355,8 @@ def finish(
             raise
         log.warning(f"the test split is not scored, so the validation split is scored instead: {error}")
         split, scores = "val", evaluate(task, components.loaders, "val", final=True, world=world)
+    if (what := not_numbers(task, scores, split)) is not None:
+        raise RunError(f"{what}: {LOWER_RATE}")
     if split == "test":
         folder.log(kind="test", step=steps, **scores)
     parameters = sum(p.numel() for p in task.parameters())
