@@ -148,7 +148,7 @@ class Training:
         self.began = time.monotonic()
         self.spent = next((row["seconds"] for row in reversed(self.folder.rows()) if "seconds" in row), 0.0)
         command = shlex.join(["vitrail", *sys.argv[1:]])
-        self.folder.log_start(self.rule, start, command, self.components.images, self.world.size)
+        self.folder.log_start(self.run, self.rule, start, command, self.components.images, self.world.size)
         batches = itertools.islice(self.loader.batches(start), max(0, self.steps - start))
         bar = Progress(self.steps, start, self.loader, self.keeper.sums)
         with stop_requested() as self.stop, self.keeper, bar as self.progress:
