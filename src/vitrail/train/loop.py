@@ -119,8 +119,6 @@ class Training:
         scale = loss_scale(self.loader.device, run.precision, run.batch_size)
         self.optimizers = self.module.optimizers(run.optim, run.compiled, scale)
         self.average = self.module.average(run.optim.ema) if run.optim.ema else None
-        if run.optim.qk_clip and self.world.shard:
-            raise UserError("qk_clip scales whole weights, which --shard shares out: remove one of the two")
         self.clip = QKClip(self.task, run.optim.qk_clip) if run.optim.qk_clip else None
         self.keeper = Keeper(run, self.task, folder, self.optimizers, self.average, self.world)
         self.hints = Hints(self.task, replace(run, memory=self.loader.memory))
