@@ -118,7 +118,7 @@ def plan(
     if changes.get("resize") == "letterbox":  # which shows the whole image, whatever the recipe's crop is
         changes = {"crop_fraction": 1.0, **changes}
     recipes.check_given(recipe, data, init)
-    example = recipe(1)
+    recipes.check_here(example := recipe(1), data)
     data, group = example.data if data is None else data, example.group if group is None else group
     splits = open_training(example, data, changes, group)
     run = recipe(len(splits.train))
