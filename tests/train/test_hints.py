@@ -46,6 +46,7 @@ FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
     "first row after the jump": ("rate-too-high", {"train": rows([9.5, 3.2, 2.4, 2.33, 2.31])}),
     "rises late": ("rate-too-high", {"train": rows([2.3, 1.4, 0.9, 2.2, 2.3, 2.3, 2.3])}),
     "steps without a number": ("rate-too-high", {"train": rows([2.3, 2.2, 2.1], skipped=2)}),
+    "steps without a number, from the first on": ("rate-too-high", {"train": [{"skipped": 10}]}),
     "stays, at a high rate": ("rate-too-high", {"train": rows([2.35, 2.31, 2.3, 2.31]), "rate": 100.0}),
     "stays, at a low rate": ("rate-too-low", {"train": rows([2.31, 2.3, 2.31, 2.3]), "rate": 1e-3}),
     "falls slowly": ("rate-too-low", {"train": rows([2.31, 2.3, 2.29, 2.28, 2.27, 2.26])}),

@@ -160,7 +160,10 @@ def _loaded_nothing(signs: Signs) -> Hint | None:
 
 def _too_high(signs: Signs) -> Hint | None:
     losses = signs.losses
-    skipped = int(sum(numbers(signs.train, "skipped")))
+    remedy = "divide --lr (and --muon-lr) by 3 to 10, or train with --clip 1 and a longer --warmup"
+    if (skipped := int(sum(numbers(signs.train, "skipped")))) >= ROWS:
+        how = f"{skipped} steps gave no finite loss"
+        return Hint("rate-too-high", f"{how}: the learning rate is probably too high", remedy)
     if len(losses) < 2 or min(losses) <= 0:
         return None
     # The first row may already be after the jump.
@@ -170,18 +173,12 @@ def _too_high(signs: Signs) -> Hint | None:
     last = sum(later[-ROWS:]) / len(later[-ROWS:]) if len(later) >= ROWS else low  # single rows of any run jump
     rose = last > ROSE * low and last > 0.5 * start
     stuck = signs.rate >= HIGH and losses[-1] > (1 - AT_REST) * signs.guess
-    if not (skipped >= ROWS or peak > ROSE * start + 0.5 or rose or stuck):
+    if not (peak > ROSE * start + 0.5 or rose or stuck):
         return None
     how = f"the loss rose from {low if rose else start:.3g} to {last if rose else peak:.3g}"
-    if skipped >= ROWS:
-        how = f"{skipped} steps gave no finite loss"
-    elif stuck and peak <= ROSE * start:
+    if stuck and peak <= ROSE * start:
         how = f"the loss stays at {losses[-1]:.3g} at {signs.rate:.0f} times the usual learning rate"
-    return Hint(
-        "rate-too-high",
-        f"{how}: the learning rate is probably too high",
-        "divide --lr (and --muon-lr) by 3 to 10, or train with --clip 1 and a longer --warmup",
-    )
+    return Hint("rate-too-high", f"{how}: the learning rate is probably too high", remedy)
 
 
 def _at_rest(signs: Signs) -> Hint | None:

@@ -167,6 +167,10 @@ class Training:
                     self.keeper.wait()
                     self.world.barrier()  # until rank 0 has written: a rank that ends before would end the others
                 raise
+            except RunError:
+                if self.progress.sums:  # such as steps that moved nothing, which `vitrail doctor` looks for
+                    self._write_row()
+                raise
         if self.world.on_any(self.stop.requested):  # in the last steps, or while the last state was written
             raise self._halt()
         if self.enough:
@@ -266,10 +270,13 @@ class Training:
             raise self._halt()
 
     def _log_row(self) -> None:
+        self.hints.logged(self._write_row())
+
+    def _write_row(self) -> dict[str, float]:
         epoch = self.done / self.loader.steps_per_epoch
         row = self.progress.row()
         self.folder.log(kind="train", step=self.done, epoch=epoch, seconds=self.seconds, **row)
-        self.hints.logged(row)
+        return row
 
     def evaluate(self, beside: dict[str, Any]) -> dict[str, Any]:
         """Score `val`, log it with what is `beside`, and save. Returns both.
