@@ -85,6 +85,8 @@ def test_the_device_its_threads_and_the_number_format(monkeypatch: pytest.Monkey
     run = replace(small_run(), precision="fp32")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     assert training_line(run, CPU, 90, 45) == "training: 2 epochs = 90 steps of 32 images on CPU, 4 threads, fp32"
+    few = training_line(run, CPU, 1, 1, images=12)
+    assert few == "training: 1 epoch = 1 step of all 12 images (--batch-size 32 is more) on CPU, 4 threads, fp32"
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)

@@ -32,7 +32,7 @@ from vitrail.recipes import RECIPES
 from vitrail.report import write_report
 from vitrail.train.folder import RunFolder
 from vitrail.variants import VariantConfig
-from vitrail.zoo import create
+from vitrail.zoo import create, load
 
 TINY = ["--width", "16", "--depth", "1", "--heads", "2", "--device", "cpu"]
 
@@ -375,22 +375,47 @@ def test_a_prediction_holds_one_decoded_image_per_thread(
 
 
 @pytest.mark.parametrize(
-    "eval_every, words", [("1", "no checkpoint was saved yet"), ("0.05", "the last good checkpoint is")]
+    "options, words",
+    [
+        (
+            ["--eval-every", "9"],
+            r"the layer encoder\.\S+; start again with a lower --lr .*; no checkpoint was saved yet",
+        ),
+        # The rate is 0 in the first two epochs: the first evaluation is fine.
+        (["--schedule", "epochs", "--warmup-start", "0"], r"the layer encoder\.\S+; .*; the last good checkpoint is"),
+    ],
 )
 def test_a_loss_that_is_not_finite_is_a_fault_of_the_run(
-    eval_every: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    options = ["--optimizer", "sgd", "--lr", "1e30", "--eval-every", eval_every, "--epochs", "9", *TINY]
-    assert main(["train", "digits", "--out", str(out), *options]) == 1
+    given = ["--optimizer", "sgd", "--lr", "1e30", "--epochs", "9", "--eval-every", "1", *TINY, *options]
+    assert main(["train", "digits", "--out", str(out), *given]) == 1
     line = capsys.readouterr().err.splitlines()[-1]
-    assert (
-        re.match(r"vitrail: the loss is nan .* at step \d+.*; it began in the layer encoder\.\S+; ", line)
-        and words in line
-    )
+    assert re.match(rf"vitrail: the loss is nan .* at step \d+.*; it began in {words}", line)
     assert out.exists() == (out / "last").exists(), "what has no checkpoint leaves nothing"
     if out.exists():
         assert main(["eval", str(out), "--data", "digits", "--device", "cpu"]) == 0
+
+
+def test_outputs_that_are_not_numbers_get_no_score(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The largest of NaNs is the first, so they would score as if each answer were the first class."""
+    out = tmp_path / "run"
+    options = ["--optimizer", "sgd", "--lr", "1e30", "--eval-every", "0.05", "--epochs", "9", *TINY]
+    assert main(["train", "digits", "--out", str(out), *options]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(
+        "vitrail: the outputs for val are not numbers (cross_entropy is nan) after step 1: start again"
+    )
+    assert not out.exists()
+
+    model = load(str(run))
+    model.load_state_dict({name: value * float("nan") for name, value in model.state_dict().items()})
+    model.save(tmp_path / "broken")
+    assert main(["eval", str(tmp_path / "broken"), "--data", "digits", "--device", "cpu"]) == 2
+    assert "the outputs for test are not numbers (cross_entropy is nan)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [MemoryError(), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])

@@ -61,6 +61,7 @@ def test_every_recipe_survives_the_way_through_its_file(name: str, tmp_path: Pat
         ({"epochs": 3}, "names no recipe"),
         ([1], "names no recipe"),
         ("", "is not JSON"),
+        ('{"recipe": "digits", "optim": {"lr": 1, "lr": 2}}', "recipe.json names lr twice: remove one of the two"),
         (None, "No such file"),
     ],
 )

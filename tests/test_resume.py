@@ -103,6 +103,18 @@ def test_images_that_change_sides_are_refused(capsys: pytest.CaptureFixture[str]
     assert resume() == 0
 
 
+def test_a_recipe_that_was_edited_is_not_resumed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its steps before and after would be those of two runs, under one name."""
+    folder = begun("run")
+    unfinished(folder)
+    recipe = Path("run/recipe.json")
+    whole = json.loads(recipe.read_text())
+    recipe.write_text(json.dumps({**whole, "batch_size": 8, "optim": {**whole["optim"], "lr": 0.1}, "keep": 3}))
+    assert "run/recipe.json was edited since the run was saved (lr, batch_size)" in refused(capsys)
+    recipe.write_text(json.dumps({**whole, "keep": 3}))
+    assert resume() == 0, "what may change may change there too"
+
+
 def test_a_folder_of_runs_is_no_run(capsys: pytest.CaptureFixture[str]) -> None:
     Path("run/seed=0").mkdir(parents=True)
     Path("run/seed=0/recipe.json").write_text("{}")

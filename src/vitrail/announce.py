@@ -58,7 +58,7 @@ def start_lines(run: Run, components: Components, folder: RunFolder, steps: int)
             bad = f", {len(loader.bad):,} of them left out" if loader.bad else ""  # later ones are named when read
             yield f"{name}: {len(loader.set):,} images{held}{classes_of(loader.set)}{bad}"
     yield model_line(run, task)
-    yield training_line(run, train.device, steps, train.steps_per_epoch, components.world.size)
+    yield training_line(run, train.device, steps, train.steps_per_epoch, components.world.size, len(train.set))
     alone = components.world.size == 1  # else what other processes use may be this run's
     if train.device.type == "cpu" and alone and (line := busy_line()) is not None:
         yield line
@@ -90,8 +90,10 @@ def model_line(run: Run, task: Task) -> str:
     return f"model: {run.network}, {count(parameters)} parameters{some}, images of {size}, {origin}"
 
 
-def training_line(run: Run, device: torch.device, steps: int, per_epoch: int, processes: int = 1) -> str:
-    """How long it trains, and with what."""
+def training_line(
+    run: Run, device: torch.device, steps: int, per_epoch: int, processes: int = 1, images: int | None = None
+) -> str:
+    """How long it trains, and with what. A batch holds at most the `images` that there are; None: more than it asks."""
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
     else:
@@ -104,8 +106,11 @@ def training_line(run: Run, device: torch.device, steps: int, per_epoch: int, pr
     if run.tune.frozen:
         return f"training: one pass on {where}, {name}"
     epochs = f"{steps / per_epoch:.3g}"
-    plural = "s" * (epochs != "1")
-    return f"training: {epochs} epoch{plural} = {steps:,} steps of {run.batch_size} images on {where}, {name}{scaled}"
+    length = f"{epochs} epoch{'s' * (epochs != '1')} = {steps:,} step{'s' * (steps > 1)}"
+    batch = f"{run.batch_size} image{'s' * (run.batch_size > 1)}"
+    if images is not None and images < run.batch_size:
+        batch = f"all {images} images (--batch-size {run.batch_size} is more)"
+    return f"training: {length} of {batch} on {where}, {name}{scaled}"
 
 
 def busy_line() -> str | None:

@@ -61,13 +61,24 @@ def as_words(name: str, args: Sequence[str]) -> list[str]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
+    except UserError as error:
+        raise UserError(f"{file} {error}") from None
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not JSON: {' '.join(str(error).split())[:120]}") from None
     if not isinstance(values, dict) or not isinstance(values.get("recipe"), str):
         raise UserError(f"{file} names no recipe: give the recipe.json of a run's folder, or a recipe's name")
+    return values
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of the file, of whose two values of one name JSON would silently take the second."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise UserError(f"names {next(name for name in names if names.count(name) > 1)} twice: remove one of the two")
     return values
 
 

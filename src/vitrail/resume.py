@@ -106,6 +106,7 @@ def _resume(
     """`resume_run`; `chosen` gives the new values of fields, and `job` is what marks the job that resumes it."""
     with world.main_first():
         run = folder.run()
+        folder.check_recipe(run)
         changes = chosen(run)
         kind = task_of(run.task)
         extends = _extends(run, changes)

@@ -28,6 +28,7 @@ from vitrail.tasks.task import Task
 from vitrail.train.build import VAL_FRACTION, build, open_for
 from vitrail.train.device import choose_device
 from vitrail.train.feeding import decoding_line
+from vitrail.train.finite import not_numbers
 from vitrail.train.fitting import with_micro_batches
 from vitrail.train.folder import Follower, RunFolder, Taken
 from vitrail.train.frozen import fit_frozen
@@ -117,7 +118,7 @@ def plan(
     if changes.get("resize") == "letterbox":  # which shows the whole image, whatever the recipe's crop is
         changes = {"crop_fraction": 1.0, **changes}
     recipes.check_given(recipe, data, init)
-    example = recipe(1)
+    recipes.check_here(example := recipe(1), data)
     data, group = example.data if data is None else data, example.group if group is None else group
     splits = open_training(example, data, changes, group)
     run = recipe(len(splits.train))
@@ -280,6 +281,8 @@ def score(
     loaders = Loaders({key: partial(loader, each) for key, each in all_splits.items() if each})
     train = None if name == "train" else splits.train
     scores = evaluate(task, loaders, name, metric=lambda: task.metric(chosen, train), final=True)
+    if (what := not_numbers(task, scores, name)) is not None:
+        raise UserError(f"{what}: {source} is damaged, or was trained at too high a learning rate: give another model")
     return name, {**scores, "shuffled": True} if shuffle else scores
 
 

@@ -279,6 +279,19 @@ def test_keys_that_repeat_are_told_apart_and_hidden_labels_left_out(
     assert said(caplog) == [f"{tmp_path / 'train' / '0.tar'}: 2 of 6 images have no class and are left out"]
 
 
+def test_a_split_of_tar_files_beside_one_of_class_folders_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such as ImageNet, of which one archive is not unpacked: without a word, `val` would be cut off `train`."""
+    folder_of(tmp_path / "train", {"a": 2, "b": 2})
+    (tmp_path / "val").mkdir()
+    tar(tmp_path / "val" / "val.tar", {"a/2.jpg": photo(2)})
+    assert open_data(tmp_path).val is None
+    assert any(
+        line.startswith(f"{tmp_path / 'val'} holds tar files, and other splits hold class") for line in said(caplog)
+    )
+
+
 def test_a_tar_file_beside_class_folders_is_not_the_set(tmp_path: Path) -> None:
     data = folder_of(tmp_path / "data", {"a": 2, "b": 2})
     tar(data / "data.tar", {"0.jpg": photo(1), "0.cls": b"0"})

@@ -344,6 +344,7 @@ def test_a_fresh_head_starts_low_for_the_sigmoid_loss_and_a_learned_one_stays(
         (["--crop-fraction", "3"], "--crop-fraction must be above 0 and at most 1"),
         (["--width", "32"], "--width is fixed by the weights of"),
         (["--registers", "2"], "--registers is fixed by the weights of"),
+        (["--no-qkv-bias"], "--no-qkv-bias is fixed by the weights of"),
         (["--attention-init", "mimetic"], "--attention-init is fixed by the weights of"),
         (["--init", "classfy"], "did you mean classify?"),
         (["--init", "nowhere/to/be/found.safetensors"], "no model 'nowhere/to/be/found.safetensors'"),
@@ -456,6 +457,19 @@ def test_eval_of_a_model_that_knows_fewer_classes_gets_one_line(
 def test_without_data_a_recipe_for_anyones_images_asks_for_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "folder"]) == 2 == main(["train", "finetune"])
     assert capsys.readouterr().err.count("no data: give --data") == 2
+
+
+def test_without_data_a_recipe_for_a_set_that_is_not_here_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VITRAIL_DATA", raising=False)
+    assert main(["train", "vit-s16-90"]) == 2
+    said = capsys.readouterr().err
+    assert said == (
+        "vitrail: no data: vit-s16-90 is for imagenet, which vitrail does not download: give --data its folder, or "
+        "another set\n"
+    )
 
 
 def test_features_do_not_depend_on_how_they_are_batched(images: Path, weights: Path) -> None:

@@ -13,8 +13,9 @@ from small_runs import small_run, train
 from torch import nn
 
 from vitrail.recipes import RECIPES
+from vitrail.tasks import task_of
 from vitrail.tasks.answers import one_class
-from vitrail.train.hints import Hints, Signs, checksums, hints, unmoved, untrained
+from vitrail.train.hints import Hints, Signs, checksums, hints, signs_of, unmoved, untrained
 from vitrail.zoo import create, load
 
 FALLING = [2.28, 2.05, 1.7, 1.3, 1.0, 0.8, 0.6, 0.5, 0.45, 0.42]
@@ -45,6 +46,7 @@ FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
     "first row after the jump": ("rate-too-high", {"train": rows([9.5, 3.2, 2.4, 2.33, 2.31])}),
     "rises late": ("rate-too-high", {"train": rows([2.3, 1.4, 0.9, 2.2, 2.3, 2.3, 2.3])}),
     "steps without a number": ("rate-too-high", {"train": rows([2.3, 2.2, 2.1], skipped=2)}),
+    "steps without a number, from the first on": ("rate-too-high", {"train": [{"skipped": 10}]}),
     "stays, at a high rate": ("rate-too-high", {"train": rows([2.35, 2.31, 2.3, 2.31]), "rate": 100.0}),
     "stays, at a low rate": ("rate-too-low", {"train": rows([2.31, 2.3, 2.31, 2.3]), "rate": 1e-3}),
     "falls slowly": ("rate-too-low", {"train": rows([2.31, 2.3, 2.29, 2.28, 2.27, 2.26])}),
@@ -76,6 +78,20 @@ def test_fine_tuning_is_not_told_to_change_its_model() -> None:
     grown = replace(HEALTHY, **FAULTS["logits"][1])
     remedies = [hint.remedy for own in (True, False) for hint in hints(replace(grown, from_scratch=own))]
     assert [("--qk-norm" in remedy, "--qk-clip 100" in remedy) for remedy in remedies] == [(True, True), (False, True)]
+
+
+@pytest.mark.parametrize("bound", [{"qk_norm": True}, {"qk_clip": 100.0, "from_scratch": False}])
+def test_a_bound_that_a_run_has_is_no_remedy(bound: dict[str, Any]) -> None:
+    """`--qk-clip` is refused beside a norm on queries and keys, which `digits` has without a flag."""
+    (hint,) = hints(replace(HEALTHY, **FAULTS["logits"][1], **bound))
+    assert hint.remedy == "lower --muon-lr or --lr, or raise --weight-decay"
+    run = RECIPES["digits"](1000)
+    assert signs_of(run, task_of(run.task), 10).qk_norm
+
+
+def test_logits_that_are_not_numbers_have_not_grown() -> None:
+    rows = [{"attention_logits": [9.0, logit]} for logit in (4.0, float("nan"), float("inf"))]
+    assert not list(hints(replace(HEALTHY, val=rows)))
 
 
 @pytest.mark.parametrize(

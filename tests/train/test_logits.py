@@ -190,6 +190,20 @@ def test_a_bound_on_nothing_is_refused(method: str) -> None:
         QKClip(large_logits(qk_norm=True)[0], 1.5)
 
 
+def test_a_bound_is_on_the_encoder_and_refused_before_an_image_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoder's attention would take the option, and nothing measures its logits."""
+    task, _ = large_logits()
+    tune(task, Tune(method="frozen"))
+    task.decoder = Attention(width=8, heads=2)
+    with pytest.raises(UserError, match="the encoder has no attention, or its queries"):
+        QKClip(task, 1.5)
+    monkeypatch.setattr("vitrail.train.build.training_loader", lambda *args: pytest.fail("images were decoded"))
+    run = RECIPES["digits"](1000)
+    run = replace(run, optim=replace(run.optim, qk_clip=100.0))
+    with pytest.raises(UserError, match="--qk-clip has no effect"):
+        build(run, open_data("digits"), torch.device("cpu"))
+
+
 def test_processes_with_other_images_scale_by_the_same_factor(monkeypatch: pytest.MonkeyPatch) -> None:
     task, images = large_logits(depth=1)
     before = largest_logits(task, images)[0]

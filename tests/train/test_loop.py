@@ -202,6 +202,7 @@ def test_a_loss_that_is_not_finite_names_step_and_layer(tmp_path: Path) -> None:
     for steps, stop in ((5, 5), (40, MAX_IN_A_ROW)):
         with pytest.raises(RunError, match=words.format(stop, stop)):
             fit(run, components, folder, steps)
+        assert folder.rows()[-1]["skipped"] == stop, "the log tells of them, though no row was due"
     assert not (tmp_path / "run" / "best").exists()
     assert_same(dict(components.task.named_parameters()), before)
 

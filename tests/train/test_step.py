@@ -24,7 +24,11 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
     "device, wanted, mode", [(CPU, True, None), (GPU, False, None), (GPU, True, "reduce-overhead")]
 )
 def test_cuda_graphs_are_recorded_where_a_run_asks_for_them_on_a_gpu(
-    device: torch.device, wanted: bool, mode: str | None, monkeypatch: pytest.MonkeyPatch
+    device: torch.device,
+    wanted: bool,
+    mode: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     seen: dict[str, Any] = {}
     run = replace(RECIPES["digits"](1000), cuda_graphs=wanted, compile=True)
@@ -32,6 +36,7 @@ def test_cuda_graphs_are_recorded_where_a_run_asks_for_them_on_a_gpu(
     monkeypatch.setattr(module, "compile", lambda **options: seen.update(options))
     compile_network(module, run, device)
     assert seen == {"dynamic": False, "mode": mode}
+    assert ("--cuda-graphs has no effect" in caplog.text) == (wanted and mode is None)
 
 
 def test_a_graph_is_of_one_batch_per_step() -> None:

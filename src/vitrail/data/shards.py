@@ -22,7 +22,7 @@ from vitrail.data.content import BITS
 from vitrail.data.members import Members
 from vitrail.data.parquet import Table
 from vitrail.data.sources import ENDINGS, SPLITS, is_image, is_litter, listing, named_files, scan, split_of
-from vitrail.errors import UserError
+from vitrail.errors import UserError, warn_once
 from vitrail.files import reading
 
 log = logging.getLogger("vitrail")
@@ -54,8 +54,15 @@ def files(path: Path) -> list[Path]:
     tars = [file for file in found if _is_tar(file)]
     if tars:  # beside class folders, a tar file may be what they were unpacked from
         return [] if any(map(is_image, found)) or any(scan(folder).holds_images() for folder in folders) else tars
-    inner = [listing(folder) for folder in folders if split_of(folder.name)]
+    splits = [folder for folder in folders if split_of(folder.name)]
+    inner = [listing(split) for split in splits]
     if any(folders for folders, _ in inner):
+        for split, (classes, found) in zip(splits, inner, strict=True):
+            if any(map(_is_tar, found)) and not classes and not any(map(is_image, found)):
+                warn_once(
+                    f"{split} holds tar files, and other splits hold class folders: it is left out; unpack its "
+                    "files, or pack all splits with `vitrail data shard`"
+                )
         return []
     return [file for _, found in inner for file in found if _is_tar(file)]
 

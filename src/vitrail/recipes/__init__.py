@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Container, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.baselines import CNNConfig, MLPConfig, ResNetConfig, RNNConfig
+from vitrail.data import builtin
 from vitrail.errors import UserError
 from vitrail.recipes.baselines import cnn_cifar10, gru_digits, lstm_digits, mlp_cifar10, resnet_cifar10, rnn_digits
 from vitrail.recipes.caption_zoo import caption_prefix, caption_zoo
@@ -116,6 +118,16 @@ def check_given(recipe: Recipe, data: str | None, init: str | None) -> None:
         raise UserError("no data: give --data a folder with one folder per class, a CSV of labels, or a built-in name")
 
 
+def check_here(example: Run, data: str | None) -> None:
+    """Raise UserError if a command names no data, and the set that the recipe is for is not on this machine."""
+    places = [Path(example.data), Path(os.environ.get("VITRAIL_DATA", ".")) / example.data]
+    if data is None and example.data not in builtin.NAMES and not any(place.exists() for place in places):
+        raise UserError(
+            f"no data: {example.recipe} is for {example.data}, which vitrail does not download: give --data its "
+            "folder, or another set"
+        )
+
+
 def from_weights(run: Run, init: str, config: EncoderConfig) -> Run:
     """The run that starts from the weights `init` of a model `config`: with its architecture and a suitable image size.
 
@@ -168,10 +180,10 @@ def check_fixed(init: str, wanted: Any, own: Any, free: Sequence[str]) -> None:
         wanted, own = as_variant(wanted), as_variant(own)
     for entry in fields(own):
         if entry.name not in free and getattr(wanted, entry.name) != getattr(own, entry.name):
-            raise fixed(init, entry.name)
+            raise fixed(init, entry.name, off=getattr(wanted, entry.name) is False)
 
 
-def fixed(init: str, name: str) -> UserError:
-    """The error for a field that the weights `init` fix."""
-    option = f"--{name.replace('_', '-')}"
+def fixed(init: str, name: str, off: bool = False) -> UserError:
+    """The error for a field that the weights `init` fix, which a flag sets, or turns `off`."""
+    option = f"--{'no-' * off}{name.replace('_', '-')}"
     return UserError(f"{option} is fixed by the weights of {init}: remove {option}, or train from scratch")

@@ -24,6 +24,7 @@ from vitrail.train import tensorboard
 from vitrail.train.device import choose_attention, ready_to_compile
 from vitrail.train.joined import join_statistics
 from vitrail.train.loaders import evaluation_loader
+from vitrail.train.logits import QKClip
 from vitrail.train.loop import Components
 from vitrail.train.parallel import ALONE, World
 from vitrail.train.run import Run
@@ -94,6 +95,8 @@ def initial_task(run: Run, splits: Splits, loaded: Task | None, world: World) ->
         raise UserError(f"early_size shrinks one image per sample, and the task {task.name} has several: remove it")
     if task.whole_batch and run.accumulate != 1:
         raise UserError(f"the loss of the task {task.name} needs the whole batch at once: remove --accumulate")
+    if world.shard and run.optim.qk_clip:
+        raise UserError("qk_clip scales whole weights, which --shard shares out: remove one of the two")
     if world.shard and run.accumulate == "auto":
         raise UserError("--accumulate auto tries steps in each process alone, and --shard needs all: give a number")
     if run.init is not None:
@@ -103,6 +106,8 @@ def initial_task(run: Run, splits: Splits, loaded: Task | None, world: World) ->
         tune(task, run.tune)
     elif run.tune.method != "full":
         raise UserError(f"method {run.tune.method} needs pretrained weights: name them with --init")
+    if run.optim.qk_clip and not run.tune.frozen:
+        QKClip(task, run.optim.qk_clip)  # refuses what it cannot bound, before any image is decoded
     return task
 
 

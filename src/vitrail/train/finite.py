@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +23,7 @@ log = logging.getLogger("vitrail")
 REQUESTS = ("stop", "preempt", "save")
 MAX_IN_A_ROW = 10
 """steps in a row whose loss or gradient is not finite, after which a run stops"""
+LOWER_RATE = "start again with a lower --lr (and --muon-lr), or with --clip 1"
 
 
 class Pending(NamedTuple):
@@ -75,12 +78,13 @@ class Watch:
         what = f"the loss is {row['loss']} and the norm of the gradient {row['gradient_norm']} at step {step}"
         if self.in_a_row >= MAX_IN_A_ROW or (last and not self.moved):
             many = "" if self.in_a_row == 1 else f", the last of {self.in_a_row} such steps in a row"
-            half = "; the range of fp16 is small: --precision fp32 may help" if "loss_scale" in row else ""
+            half = "the range of fp16 is small: --precision fp32 may help" if "loss_scale" in row else ""
             self.module.gather_whole()
             # Of all ranks' batches: most often one of them has the image, or the caption, that it began with.
             own = (first_non_finite(self.run, self.task, batch) or "").encode()
             found = next(filter(None, self.world.all_gather(own)), FINITE.encode()).decode()
-            raise RunError(f"{what}{many}; {found}{half}")
+            remedy = "" if found in (IMAGES, FINITE) else f"; {half or LOWER_RATE}"
+            raise RunError(f"{what}{many}; {found}{remedy}")
         if self.in_a_row == 1:
             log.warning(f"{what}: no weight was moved")
 
@@ -94,10 +98,22 @@ def not_finite(task: nn.Module) -> str | None:
 
 
 def non_finite_weights(name: str) -> str:
-    return f"the weights of {name} are no longer finite (lower the learning rate and start again)"
+    return f"the weights of {name} are no longer finite"
 
 
-FINITE = "every number is finite when the step is repeated in its precision, without compiling"
+def not_numbers(task: Task, scores: Mapping[str, Any], split: str) -> str | None:
+    """In words, that the outputs for a split are not numbers, which have scores as any others; None if they are.
+
+    Of outputs that are all NaN the largest is the first, so the score would be the share of the first class.
+    """
+    loss = scores.get(task.val_loss)
+    if isinstance(loss, float) and math.isnan(loss):
+        return f"the outputs for {split} are not numbers ({task.val_loss} is nan)"
+    return None
+
+
+IMAGES = "the images hold numbers that are not finite: check the data"
+FINITE = "every number is finite when the step is repeated in its precision, without compiling: --no-compile may help"
 FULL = "the GPU's memory is too full to repeat the step, which would name the layer"
 
 
@@ -110,7 +126,7 @@ def first_non_finite(run: Run, task: Task, batch: Batch) -> str | None:
     if (name := not_finite(task)) is not None:
         return non_finite_weights(name)
     if not batch["image"].isfinite().all():
-        return "the images hold numbers that are not finite: check the data"
+        return IMAGES
     assert run.accumulate != "auto", "a run begins with a number: see train/fitting.py"
     try:
         found = (_in_micro_batch(run, task, each) for each in task.target.split(batch, run.accumulate))

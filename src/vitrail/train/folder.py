@@ -28,7 +28,7 @@ from vitrail.data.sets import difference
 from vitrail.errors import UserError
 from vitrail.files import append_atomic, retrying, sync, write_atomic
 from vitrail.tasks.values import Score
-from vitrail.train.run import Run
+from vitrail.train.run import FREE, Run, changed_fields
 from vitrail.train.states import States
 from vitrail.train.tensorboard import Events
 
@@ -225,14 +225,28 @@ class RunFolder:
         write_atomic(self._scores, json.dumps(scores))
 
     def log_start(
-        self, score: Score | None, step: int, command: str, images: Mapping[str, int], processes: int = 1
+        self, run: Run, score: Score | None, step: int, command: str, images: Mapping[str, int], processes: int = 1
     ) -> None:
-        """The first row of a new or resumed run: which score chooses the best checkpoint, and how.
+        """The first row of a new or resumed run: its values, which score chooses the best checkpoint, and how.
 
         `images` are the numbers of images of the splits, with what is held back for validation apart from the rest.
         """
         chosen = {} if score is None else {"score": asdict(score)}
-        self.log(kind="start", step=step, **chosen, command=command, images=dict(images), processes=processes)
+        more = {"images": dict(images), "processes": processes, "recipe": run.as_dict()}
+        self.log(kind="start", step=step, **chosen, command=command, **more)
+
+    def check_recipe(self, run: Run) -> None:
+        """Refuse a run whose values were edited in its recipe since its last state: its log would tell of two runs."""
+        rows = self.rows() if self.states.steps() else []
+        was = next((row["recipe"] for row in reversed(rows) if "recipe" in row), None)
+        edited = [
+            name for name in (changed_fields(Run.from_dict(was), run) if was else ()) if name not in (*FREE, "data")
+        ]
+        if edited:
+            raise UserError(
+                f"{self._recipe} was edited since the run was saved ({', '.join(edited)}), and a resumed run keeps its "
+                f"settings: restore them, or start a new run with `vitrail train {self._recipe} --out FOLDER`"
+            )
 
     def log(self, **row: Any) -> None:
         """Add a line to metrics.jsonl."""

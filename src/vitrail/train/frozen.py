@@ -18,7 +18,7 @@ def fit_frozen(run: Run, components: Components, folder: RunFolder) -> dict[str,
     task = components.task
     began = time.monotonic()
     folder.metrics.unlink(missing_ok=True)
-    folder.log_start(task.score, 0, shlex.join(["vitrail", *sys.argv[1:]]), components.images)
+    folder.log_start(run, task.score, 0, shlex.join(["vitrail", *sys.argv[1:]]), components.images)
     world = components.world
     train = features(task, components.train, run.precision, world)
     speed = len(train.labels) / (time.monotonic() - began)

@@ -80,6 +80,10 @@ class Signs:
     """the entry of a row of `train` that is comparable with the score"""
     score: str = ""
     from_scratch: bool = True
+    qk_norm: bool = False
+    """whether the model normalises queries and keys"""
+    qk_clip: float = 0.0
+    """the optimizer's bound on attention logits; 0 for none"""
     rate: float = 1.0
     """peak learning rate, as a multiple of the usual one of its optimizer"""
     done: float = 1.0
@@ -156,7 +160,10 @@ def _loaded_nothing(signs: Signs) -> Hint | None:
 
 def _too_high(signs: Signs) -> Hint | None:
     losses = signs.losses
-    skipped = int(sum(numbers(signs.train, "skipped")))
+    remedy = "divide --lr (and --muon-lr) by 3 to 10, or train with --clip 1 and a longer --warmup"
+    if (skipped := int(sum(numbers(signs.train, "skipped")))) >= ROWS:
+        how = f"{skipped} steps gave no finite loss"
+        return Hint("rate-too-high", f"{how}: the learning rate is probably too high", remedy)
     if len(losses) < 2 or min(losses) <= 0:
         return None
     # The first row may already be after the jump.
@@ -166,18 +173,12 @@ def _too_high(signs: Signs) -> Hint | None:
     last = sum(later[-ROWS:]) / len(later[-ROWS:]) if len(later) >= ROWS else low  # single rows of any run jump
     rose = last > ROSE * low and last > 0.5 * start
     stuck = signs.rate >= HIGH and losses[-1] > (1 - AT_REST) * signs.guess
-    if not (skipped >= ROWS or peak > ROSE * start + 0.5 or rose or stuck):
+    if not (peak > ROSE * start + 0.5 or rose or stuck):
         return None
     how = f"the loss rose from {low if rose else start:.3g} to {last if rose else peak:.3g}"
-    if skipped >= ROWS:
-        how = f"{skipped} steps gave no finite loss"
-    elif stuck and peak <= ROSE * start:
+    if stuck and peak <= ROSE * start:
         how = f"the loss stays at {losses[-1]:.3g} at {signs.rate:.0f} times the usual learning rate"
-    return Hint(
-        "rate-too-high",
-        f"{how}: the learning rate is probably too high",
-        "divide --lr (and --muon-lr) by 3 to 10, or train with --clip 1 and a longer --warmup",
-    )
+    return Hint("rate-too-high", f"{how}: the learning rate is probably too high", remedy)
 
 
 def _at_rest(signs: Signs) -> Hint | None:
@@ -261,15 +262,17 @@ def _overfit(signs: Signs) -> Hint | None:
 
 
 def _logits(signs: Signs) -> Hint | None:
-    peaks = [max(found) for row in signs.val if (found := row.get("attention_logits"))]
+    each = [found for row in signs.val if (found := row.get("attention_logits"))]
+    peaks = [max(found) for found in each if all(map(math.isfinite, found))]
     if len(peaks) < 2 or peaks[-1] <= LOGITS or peaks[-1] < GREW * peaks[0] or peaks[-1] < max(peaks[:-1]):
         return None
-    bound = f"{'--qk-norm or ' * signs.from_scratch}--qk-clip {LOGITS:g}"  # pretrained weights fix the model
+    bounds = ["--qk-norm"] * (signs.from_scratch and not signs.qk_norm)  # pretrained weights fix the model
+    bounds += [f"--qk-clip {LOGITS:g}"] * (not signs.qk_norm and not 0 < signs.qk_clip <= LOGITS)
     return Hint(
         "attention-logits",
         f"the largest attention logit grew from {peaks[0]:.0f} to {peaks[-1]:.0f}: softmax picks one token, and half "
         "precision will fail",
-        f"train with {bound}, lower --muon-lr or --lr, or raise --weight-decay",
+        f"train with {' or '.join(bounds)}, " * bool(bounds) + "lower --muon-lr or --lr, or raise --weight-decay",
     )
 
 
@@ -335,6 +338,8 @@ def signs_of(
         train_score=kind.train_score,
         score=kind.score.name,
         from_scratch=run.init is None,
+        qk_norm=getattr(run.model, "qk_norm", False),
+        qk_clip=run.optim.qk_clip,
         rate=_rate_of(run.optim),
         done=done,
     )

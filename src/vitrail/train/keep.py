@@ -15,7 +15,7 @@ from vitrail.errors import RunError, warn_once
 from vitrail.files import copy_folder, retrying
 from vitrail.tasks.task import Task
 from vitrail.train.device import release_memory
-from vitrail.train.finite import non_finite_weights, not_finite
+from vitrail.train.finite import LOWER_RATE, non_finite_weights, not_finite
 from vitrail.train.folder import RunFolder
 from vitrail.train.lora import merged
 from vitrail.train.optim import Average, Optimizers
@@ -172,7 +172,7 @@ class Keeper:
     def refuse_infinite(self, step: int) -> None:
         """Raise RunError if a weight is no longer a finite number."""
         if (name := not_finite(self.task)) is not None:
-            raise RunError(f"{non_finite_weights(name)} after step {step}")
+            raise RunError(f"{non_finite_weights(name)} after step {step}: {LOWER_RATE}")
 
     def _save(
         self,

@@ -92,11 +92,12 @@ class QKClip:
     def __init__(self, task: Task, bound: float) -> None:
         """Raises UserError if there is no head to scale."""
         self.task, self.bound = task, bound
-        self.rows = {module: _rows(module) for module in task.modules() if isinstance(module, Attention)}
+        # A decoder's are bounded by nothing: no image alone tells their logits.
+        self.rows = {module: _rows(module) for module in task.encoder.modules() if isinstance(module, Attention)}
         if not any(self.rows.values()):
             raise UserError(
-                "--qk-clip has no effect: this model has no attention, or its queries and keys are normalised "
-                "(qk_norm) or frozen; leave it out"
+                "--qk-clip has no effect: the encoder has no attention, or its queries and keys are normalised "
+                "(qk_norm), frozen, or trained by LoRA; leave it out"
             )
 
     @torch.no_grad()

@@ -22,7 +22,7 @@ from vitrail.data.sets import hash_of
 from vitrail.errors import Preempted, RunError, Stopped, UserError
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Batch, Metric
-from vitrail.train.finite import Watch
+from vitrail.train.finite import LOWER_RATE, Watch, not_numbers
 from vitrail.train.fitting import named_if_full
 from vitrail.train.folder import RunFolder
 from vitrail.train.hints import Hints
@@ -119,8 +119,6 @@ class Training:
         scale = loss_scale(self.loader.device, run.precision, run.batch_size)
         self.optimizers = self.module.optimizers(run.optim, run.compiled, scale)
         self.average = self.module.average(run.optim.ema) if run.optim.ema else None
-        if run.optim.qk_clip and self.world.shard:
-            raise UserError("qk_clip scales whole weights, which --shard shares out: remove one of the two")
         self.clip = QKClip(self.task, run.optim.qk_clip) if run.optim.qk_clip else None
         self.keeper = Keeper(run, self.task, folder, self.optimizers, self.average, self.world)
         self.hints = Hints(self.task, replace(run, memory=self.loader.memory))
@@ -148,7 +146,7 @@ class Training:
         self.began = time.monotonic()
         self.spent = next((row["seconds"] for row in reversed(self.folder.rows()) if "seconds" in row), 0.0)
         command = shlex.join(["vitrail", *sys.argv[1:]])
-        self.folder.log_start(self.rule, start, command, self.components.images, self.world.size)
+        self.folder.log_start(self.run, self.rule, start, command, self.components.images, self.world.size)
         batches = itertools.islice(self.loader.batches(start), max(0, self.steps - start))
         bar = Progress(self.steps, start, self.loader, self.keeper.sums)
         with stop_requested() as self.stop, self.keeper, bar as self.progress:
@@ -168,6 +166,10 @@ class Training:
                     self.keeper.save(self.done, self.progress.sums)
                     self.keeper.wait()
                     self.world.barrier()  # until rank 0 has written: a rank that ends before would end the others
+                raise
+            except RunError:
+                if self.progress.sums:  # such as steps that moved nothing, which `vitrail doctor` looks for
+                    self._write_row()
                 raise
         if self.world.on_any(self.stop.requested):  # in the last steps, or while the last state was written
             raise self._halt()
@@ -268,10 +270,13 @@ class Training:
             raise self._halt()
 
     def _log_row(self) -> None:
+        self.hints.logged(self._write_row())
+
+    def _write_row(self) -> dict[str, float]:
         epoch = self.done / self.loader.steps_per_epoch
         row = self.progress.row()
         self.folder.log(kind="train", step=self.done, epoch=epoch, seconds=self.seconds, **row)
-        self.hints.logged(row)
+        return row
 
     def evaluate(self, beside: dict[str, Any]) -> dict[str, Any]:
         """Score `val`, log it with what is `beside`, and save. Returns both.
@@ -288,6 +293,8 @@ class Training:
             raise
         except RunError as error:  # in one process `between_steps` has made a Halt of it
             raise Halt(RunError, str(error), alone=True) from None
+        if (what := not_numbers(self.task, scores, "val")) is not None:  # such weights are no checkpoint
+            raise RunError(f"{what} after step {self.done}: {LOWER_RATE}")
         self.task.train()
         self.folder.log(kind="val", step=self.done, seconds=self.seconds, **numbers(scores), **beside)
         self.progress.evaluated(scores, self.rule, time.monotonic() - began)
@@ -353,6 +360,8 @@ def finish(
             raise
         log.warning(f"the test split is not scored, so the validation split is scored instead: {error}")
         split, scores = "val", evaluate(task, components.loaders, "val", final=True, world=world)
+    if (what := not_numbers(task, scores, split)) is not None:
+        raise RunError(f"{what}: {LOWER_RATE}")
     if split == "test":
         folder.log(kind="test", step=steps, **scores)
     parameters = sum(p.numel() for p in task.parameters())

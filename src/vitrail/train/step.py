@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from vitrail.train.optim import Average, Optim, Optimizers
 from vitrail.train.parallel import ALONE, World
 from vitrail.train.run import Run
 from vitrail.train.scale import LossScale
+
+log = logging.getLogger("vitrail")
 
 
 class LossModule(nn.Module):
@@ -78,6 +81,8 @@ def compile_network(module: LossModule, run: Run, device: torch.device) -> None:
     already; and passes of several processes.
     """
     graphs = run.cuda_graphs and device.type == "cuda" and module.world.size == 1
+    if run.cuda_graphs and not graphs and module.world.is_main:
+        log.warning("--cuda-graphs has no effect: only one process on a CUDA device records graphs")
     module.compile(dynamic=False, mode="reduce-overhead" if graphs else None)
 
 
