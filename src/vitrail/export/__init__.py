@@ -28,10 +28,11 @@ from vitrail.export.speed import Speed, card, measure
 from vitrail.export.tracing import NotTraceable, trace
 from vitrail.files import atomic_folder, refuse_existing
 from vitrail.tasks.checkpoint import FORMAT as CHECKPOINT
+from vitrail.tasks.checkpoint import digest
 from vitrail.tasks.exported import Engine, Program
 from vitrail.tasks.task import Task
 from vitrail.zoo import find, load
-from vitrail.zoo.exports import Meta, is_export, read
+from vitrail.zoo.exports import KEY, Meta, is_export, read
 
 log = logging.getLogger("vitrail")
 
@@ -186,8 +187,9 @@ def _export(task: Task, found: Path, name: str, out: Path, request: Request) -> 
     calibration = partial(calibration_images, task, data) if request.precision == "int8" and data is not None else None
     with atomic_folder(out) as folder:
         write_programs(folder, meta, traced, calibration)
-        write_tables(folder, task)
-        (folder / "example.py").write_text(example(meta), encoding="utf-8")
+        write_tables(folder, task, meta)
+        first = next(iter(traced.values()))[next(iter(meta.programs))][0]
+        (folder / "example.py").write_text(example(meta, first.answer), encoding="utf-8")
         engine: Any = read(folder, "cpu")
         with _other_sizes():
             proof = compare(task, engine, sizes_to_compare(task, sizes, meta.multiple))
@@ -267,6 +269,7 @@ def meta_of(task: Task, to: str, precision: str, sizes: list[tuple[int, int]], t
             name: {"inputs": list(program.inputs), "outputs": list(program.outputs)}
             for name, (program, _) in next(iter(traced.values())).items()
         },
+        weights=digest(task),
     )
 
 
@@ -280,11 +283,11 @@ def write_programs(
                 writer(meta.format).write(folder / meta.name_of(name, size), program, exported, meta, calibration)
 
 
-def write_tables(folder: Path, task: Task) -> None:
+def write_tables(folder: Path, task: Task, meta: Meta) -> None:
     """Tensors beside the programs, such as an index of captions."""
     for name, table in task.tables().items():
         tensors = {key: tensor.contiguous() for key, tensor in table.state_dict().items()}
-        save_file(tensors, folder / f"{name}.safetensors")
+        save_file(tensors, folder / f"{name}.safetensors", {KEY: meta.weights})
 
 
 @contextmanager
@@ -321,8 +324,9 @@ def engine_for(
     writer(to).check()
     folder.mkdir()
     traced: Traced = {size: trace_all(task, size, multiple_of(task), computed_in(to, precision))}
-    write_programs(folder, meta_of(task, to, precision, [size] if size else [], traced), traced, calibration)
-    write_tables(folder, task)
+    meta = meta_of(task, to, precision, [size] if size else [], traced)
+    write_programs(folder, meta, traced, calibration)
+    write_tables(folder, task, meta)
     return read(folder, "cpu")
 
 
