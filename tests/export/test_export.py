@@ -285,6 +285,17 @@ def test_the_file_of_one_program_may_have_any_name(small: tuple[Path, Path], tmp
     assert vitrail.load(tmp_path / "tablet.pt2").classes == ["a", "b", "c"]
 
 
+def test_data_that_cannot_be_scored_are_refused_before_the_work(
+    small: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("vitrail.export.trace_sizes")
+    for name in ("bird", "fish"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        an_image(1).save(tmp_path / "data" / name / "1.png")
+    with pytest.raises(UserError, match="the model does not know 'bird'"):
+        export(small[0], tmp_path / "out", "pt2", data=str(tmp_path / "data"))
+
+
 @pytest.mark.slow
 def test_files_of_two_models_with_one_config_are_not_mixed(tmp_path: Path) -> None:
     folders = []

@@ -23,7 +23,7 @@ from vitrail import __version__
 from vitrail.errors import RunError, UserError, first_line
 from vitrail.export.example import example
 from vitrail.export.proof import Proof, compare, normalised_noise
-from vitrail.export.scores import Scores, calibration_images, cost_of_merging, score_both
+from vitrail.export.scores import Scores, calibration_images, check_data, cost_of_merging, score_both
 from vitrail.export.speed import Speed, card, measure
 from vitrail.export.tracing import NotTraceable, trace
 from vitrail.files import atomic_folder, refuse_existing
@@ -140,8 +140,8 @@ def export(
 
 
 @contextmanager
-def _other_sizes() -> Iterator[None]:
-    """Without the warnings of running at other sizes, which is done within the block on purpose."""
+def _without_warnings() -> Iterator[None]:
+    """Without warnings: of other sizes, at which models run on purpose, and those that the scores give again."""
     level = log.level
     log.setLevel(logging.ERROR)
     try:
@@ -180,7 +180,9 @@ def _export(task: Task, found: Path, name: str, out: Path, request: Request) -> 
     own = task.preprocess.size
     if request.precision == "int8" and request.sizes not in ([], [own]):
         raise UserError(f"int8 is calibrated at the model's own size: list {listed([own])} alone, or leave out --sizes")
-    with _other_sizes():
+    with _without_warnings():
+        if request.data is not None:
+            check_data(task, request.data)
         sizes, traced = trace_sizes(task, request, notes)
     meta = meta_of(task, request.to, request.precision, sizes, traced)
     data = request.data
@@ -191,7 +193,7 @@ def _export(task: Task, found: Path, name: str, out: Path, request: Request) -> 
         first = next(iter(traced.values()))[next(iter(meta.programs))][0]
         (folder / "example.py").write_text(example(meta, first.answer), encoding="utf-8")
         engine: Any = read(folder, "cpu")
-        with _other_sizes():
+        with _without_warnings():
             proof = compare(task, engine, sizes_to_compare(task, sizes, meta.multiple))
         # In a lower precision only a wrong shape or a value that is not finite is refused: its share is infinite.
         if proof.share > (TOLERANCE if request.precision == "fp32" else sys.float_info.max):
@@ -204,7 +206,7 @@ def _export(task: Task, found: Path, name: str, out: Path, request: Request) -> 
             cost = cost_of_merging(scores, request.unmerged(), str(found), data, request.split, request.images)
             notes.append(cost)
         programs = {f"{request.to} {request.precision}": engine.engines}
-        with _other_sizes(), other_engines(task, meta, request.engines) as (more, missing):
+        with _without_warnings(), other_engines(task, meta, request.engines) as (more, missing):
             speed = measure(task, {**programs, **more}, task.preprocess.size, compiled=request.engines)
         speed.left_out.extend(missing)
         facts = {
