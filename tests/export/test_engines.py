@@ -16,7 +16,7 @@ from PIL import Image
 
 import vitrail
 from vitrail.errors import UserError
-from vitrail.export import export
+from vitrail.export import engine_for, export
 from vitrail.tasks.task import Task
 
 pytestmark = pytest.mark.slow
@@ -51,6 +51,23 @@ def test_damaged_files_take_one_line(written: Path, tmp_path: Path) -> None:
             with pytest.raises(UserError) as caught:
                 vitrail.load(bad)
             assert "\n" not in str(caught.value) and str(bad) in str(caught.value), (file, i)
+
+
+@pytest.mark.parametrize("to", FORMATS[2:])
+def test_weights_of_another_export_or_damaged_ones_are_not_run(to: str, tmp_path: Path) -> None:
+    tasks = [classifier(), classifier()]
+    with torch.no_grad():
+        next(iter(tasks[1].parameters())).add_(1.0)
+    folders = []
+    for i, task in enumerate(tasks):
+        engine_for(task, tmp_path / str(i), to, "fp32", None)
+        folders.append(tmp_path / str(i))
+    whole, other = ((folder / "model.bin").read_bytes() for folder in folders)
+    assert len(whole) == len(other)
+    middle = len(whole) // 2
+    for i, content in enumerate((other, whole[:middle] + bytes(64) + whole[middle + 64 :])):
+        with pytest.raises(UserError, match=r"model.bin is damaged, or belongs to another export than model.xml"):
+            vitrail.load(copied(folders[0], tmp_path / f"mixed-{i}", "model.bin", content))
 
 
 def test_a_newer_release(written: Path, tmp_path: Path) -> None:

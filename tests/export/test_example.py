@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -12,13 +13,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from export.exports import FORMATS, an_image
+import torch
+from export.exports import FORMATS, an_image, filled
 from PIL import Image
+from task_examples import EXAMPLES
 
 import vitrail
 from vitrail.data.preprocess import Preprocess
 from vitrail.export import export
 from vitrail.export.example import ENGINES, example
+from vitrail.tasks.exported import CLASS
+from vitrail.tasks.segment import Segment
+from vitrail.tasks.task import Task
 from vitrail.zoo.exports import Meta
 
 PIXEL = 1 / 255
@@ -26,15 +32,19 @@ PIXEL = 1 / 255
 
 def meta(to: str, preprocess: Preprocess, precision: str = "fp32") -> Meta:
     config = {"preprocess": preprocess.as_dict(), "classes": ["a", "b"]}
-    return Meta(config, {}, "0", to, precision, [], 4, False, {"model": {"inputs": ["images"], "outputs": ["output"]}})
+    programs = {"model": {"inputs": ["images"], "outputs": ["output"]}}
+    return Meta(config, {}, "0", to, precision, [], 4, False, programs, "")
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Runs the example for ONNX Runtime on images, with an engine that keeps its inputs."""
 
-    def on(preprocess: Preprocess, *paths: Path) -> list[np.ndarray]:
-        own, seen = meta("onnx", preprocess), []
+    def on(preprocess: Preprocess, *paths: Path, task: Task | None = None) -> list[np.ndarray]:
+        own, seen, program = meta("onnx", preprocess), [], None
+        if task is not None:
+            own.config.update({**task.config(), "classes": list(task.classes)})
+            program = task.programs({"image": torch.zeros(1, 3, *preprocess.size)})["model"]
 
         class Session:
             def __init__(self, path: Path) -> None:
@@ -45,13 +55,18 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
             def run(self, names: None, given: dict[str, np.ndarray]) -> list[np.ndarray]:
                 seen.append(given["images"])
-                return [np.array([[0.0, 1.0]])]
+                if program is None:
+                    return [np.array([[0.0, 1.0]])]
+                with torch.inference_mode():
+                    return [found.numpy() for found in program.module(torch.from_numpy(given["images"]))]
 
         engine = ModuleType("onnxruntime")
         engine.InferenceSession = Session  # type: ignore[attr-defined]
+        engine.__spec__ = ModuleSpec("onnxruntime", None)  # which PyTorch looks at
         monkeypatch.setitem(sys.modules, "onnxruntime", engine)
         monkeypatch.setattr(sys, "argv", ["example.py", *map(str, paths)])
-        exec(compile(example(own), str(tmp_path / "example.py"), "exec"), {"__file__": str(tmp_path / "example.py")})
+        text = example(own, CLASS if program is None else program.answer)
+        exec(compile(text, str(tmp_path / "example.py"), "exec"), {"__file__": str(tmp_path / "example.py")})
         return seen
 
     return on
@@ -143,9 +158,35 @@ def test_what_pillow_alone_would_read_in_another_way_is_refused(run: Any, tmp_pa
 @pytest.mark.parametrize("to", ENGINES)
 def test_a_script_of_thirty_lines(to: str) -> None:
     for resize in ("crop", "squash", "letterbox"):
-        text = example(meta(to, replace(PREPROCESS, resize=resize), "bf16"))
+        text = example(meta(to, replace(PREPROCESS, resize=resize), "bf16"), CLASS)
         compile(text, "example.py", "exec")
         assert len(text.splitlines()) <= 30 and max(map(len, text.splitlines())) <= 120
+
+
+WITHOUT_PROGRAMS_OF_THEIR_OWN = [(kind, name) for kind, each in EXAMPLES.items() if kind != "caption" for name in each]
+
+
+@pytest.mark.parametrize("kind, name", WITHOUT_PROGRAMS_OF_THEIR_OWN)
+def test_it_prints_what_the_task_answers(
+    kind: str, name: str, run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = filled(EXAMPLES[kind][name]())
+    an_image(1, (8, 8)).save(path := tmp_path / "a.png")
+    (x,) = run(task.preprocess, path, task=task)
+    printed = capsys.readouterr().out.rstrip("\n").split("\t")[1]
+    row = task.predict([path])[0].row()
+    if "values" in row:
+        expected = ", ".join(f"{each['name']} {each['value']:.4g}" for each in row["values"])
+    elif "embedding" in row:
+        assert [float(number) for number in printed.split()] == pytest.approx(row["embedding"], abs=1e-4)
+        return
+    elif isinstance(task, Segment):
+        classes = task.logits(torch.from_numpy(x))[0].argmax(0)
+        expected = task.classes[int(classes.flatten().bincount().argmax())]
+    else:
+        names = [each["label"] for each in row["labels"]]
+        expected = ", ".join(sorted(names)) or "no label" if kind == "tag" else names[0]
+    assert printed == expected
 
 
 def site(folder: Path, to: str) -> Path:

@@ -18,7 +18,7 @@ from task_examples import EXAMPLES
 import vitrail
 from vitrail import cli
 from vitrail.errors import RunError, UserError
-from vitrail.export import export
+from vitrail.export import export, meta_of, trace_all, write_programs
 from vitrail.tasks.task import Task
 from vitrail.variants import VariantConfig
 from vitrail.zoo.exports import FORMAT
@@ -272,6 +272,47 @@ def test_files_that_are_damaged_or_foreign(small: tuple[Path, Path], tmp_path: P
         archive.writestr("other/models/model.json", "{}")
     with pytest.raises(UserError, match="other.pt2 is not an export of vitrail"):
         vitrail.load(tmp_path / "other.pt2")
+
+
+def test_the_file_of_one_program_may_have_any_name(small: tuple[Path, Path], tmp_path: Path) -> None:
+    renamed = Path(shutil.copy(small[1] / "model.pt2", tmp_path / "phone.pt2"))
+    images = [an_image(seed) for seed in range(2)]
+    for source in (renamed, tmp_path):
+        assert_same_rows(rows(vitrail.load(source), images), rows(vitrail.load(small[0]), images))
+    shutil.copy(small[1] / "model.pt2", tmp_path / "tablet.pt2")
+    with pytest.raises(UserError, match=r"holds phone.pt2 and tablet.pt2, of two exports: give one of these files"):
+        vitrail.load(tmp_path)
+    assert vitrail.load(tmp_path / "tablet.pt2").classes == ["a", "b", "c"]
+
+
+def test_data_that_cannot_be_scored_are_refused_before_the_work(
+    small: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("vitrail.export.trace_sizes")
+    for name in ("bird", "fish"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        an_image(1).save(tmp_path / "data" / name / "1.png")
+    with pytest.raises(UserError, match="the model does not know 'bird'"):
+        export(small[0], tmp_path / "out", "pt2", data=str(tmp_path / "data"))
+
+
+@pytest.mark.slow
+def test_files_of_two_models_with_one_config_are_not_mixed(tmp_path: Path) -> None:
+    folders = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        (folder := tmp_path / str(seed)).mkdir()
+        task, sizes = filled(vitrail.create("nano/2", classes=["a", "b"])), [(8, 8), (8, 12)]
+        traced = {size: trace_all(task, size, 2, torch.float32) for size in sizes}
+        write_programs(folder, meta_of(task, "pt2", "fp32", sizes, traced), traced)  # type: ignore[arg-type]
+        folders.append(folder)
+    assert vitrail.load(folders[0]).classes == ["a", "b"]
+    shutil.copy(folders[0] / "model-8x12.pt2", folders[1])
+    with pytest.raises(UserError, match=r"model-8x(8|12).pt2 belongs to another export than the files beside it"):
+        vitrail.load(folders[1])
+    (folders[0] / "model-8x12.pt2").rename(folders[0] / "wide.pt2")
+    with pytest.raises(UserError, match=r"model-8x12.pt2 is missing, .*: copy the whole folder and keep its names"):
+        vitrail.load(folders[0])
 
 
 @pytest.mark.parametrize(

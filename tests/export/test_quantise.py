@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -144,6 +145,18 @@ def test_a_model_too_large_for_one_message_is_refused_before_it_is_written(
     with pytest.raises(UserError, match=r"for models below 10 bytes, not of 16: choose --to openvino"):
         onnx.write(tmp_path / "model", program, exported, None, lambda: IMAGES)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+def test_what_pytorch_warns_of_when_nncf_is_imported_is_not_printed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def imported(name: str) -> Any:
+        logging.getLogger("torch.utils.cpp_extension").warning("No CUDA runtime is found")
+        return stand_in(0.03, 0.0, 0.0, [])
+
+    monkeypatch.setattr(quantise, "library", imported)
+    quantise._quantised(0.0, IMAGES, lambda model, x: [(1 + model) * x, x])
+    assert "CUDA" not in caplog.text
 
 
 def test_outputs_that_differ_too_much_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

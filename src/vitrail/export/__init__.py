@@ -23,15 +23,16 @@ from vitrail import __version__
 from vitrail.errors import RunError, UserError, first_line
 from vitrail.export.example import example
 from vitrail.export.proof import Proof, compare, normalised_noise
-from vitrail.export.scores import Scores, calibration_images, cost_of_merging, score_both
+from vitrail.export.scores import Scores, calibration_images, check_data, cost_of_merging, score_both
 from vitrail.export.speed import Speed, card, measure
 from vitrail.export.tracing import NotTraceable, trace
 from vitrail.files import atomic_folder, refuse_existing
 from vitrail.tasks.checkpoint import FORMAT as CHECKPOINT
+from vitrail.tasks.checkpoint import digest
 from vitrail.tasks.exported import Engine, Program
 from vitrail.tasks.task import Task
 from vitrail.zoo import find, load
-from vitrail.zoo.exports import Meta, is_export, read
+from vitrail.zoo.exports import KEY, Meta, is_export, read
 
 log = logging.getLogger("vitrail")
 
@@ -139,8 +140,8 @@ def export(
 
 
 @contextmanager
-def _other_sizes() -> Iterator[None]:
-    """Without the warnings of running at other sizes, which is done within the block on purpose."""
+def _without_warnings() -> Iterator[None]:
+    """Without warnings: of other sizes, at which models run on purpose, and those that the scores give again."""
     level = log.level
     log.setLevel(logging.ERROR)
     try:
@@ -179,17 +180,20 @@ def _export(task: Task, found: Path, name: str, out: Path, request: Request) -> 
     own = task.preprocess.size
     if request.precision == "int8" and request.sizes not in ([], [own]):
         raise UserError(f"int8 is calibrated at the model's own size: list {listed([own])} alone, or leave out --sizes")
-    with _other_sizes():
+    with _without_warnings():
+        if request.data is not None:
+            check_data(task, request.data)
         sizes, traced = trace_sizes(task, request, notes)
     meta = meta_of(task, request.to, request.precision, sizes, traced)
     data = request.data
     calibration = partial(calibration_images, task, data) if request.precision == "int8" and data is not None else None
     with atomic_folder(out) as folder:
         write_programs(folder, meta, traced, calibration)
-        write_tables(folder, task)
-        (folder / "example.py").write_text(example(meta), encoding="utf-8")
+        write_tables(folder, task, meta)
+        first = next(iter(traced.values()))[next(iter(meta.programs))][0]
+        (folder / "example.py").write_text(example(meta, first.answer), encoding="utf-8")
         engine: Any = read(folder, "cpu")
-        with _other_sizes():
+        with _without_warnings():
             proof = compare(task, engine, sizes_to_compare(task, sizes, meta.multiple))
         # In a lower precision only a wrong shape or a value that is not finite is refused: its share is infinite.
         if proof.share > (TOLERANCE if request.precision == "fp32" else sys.float_info.max):
@@ -202,7 +206,7 @@ def _export(task: Task, found: Path, name: str, out: Path, request: Request) -> 
             cost = cost_of_merging(scores, request.unmerged(), str(found), data, request.split, request.images)
             notes.append(cost)
         programs = {f"{request.to} {request.precision}": engine.engines}
-        with _other_sizes(), other_engines(task, meta, request.engines) as (more, missing):
+        with _without_warnings(), other_engines(task, meta, request.engines) as (more, missing):
             speed = measure(task, {**programs, **more}, task.preprocess.size, compiled=request.engines)
         speed.left_out.extend(missing)
         facts = {
@@ -267,6 +271,7 @@ def meta_of(task: Task, to: str, precision: str, sizes: list[tuple[int, int]], t
             name: {"inputs": list(program.inputs), "outputs": list(program.outputs)}
             for name, (program, _) in next(iter(traced.values())).items()
         },
+        weights=digest(task),
     )
 
 
@@ -280,11 +285,11 @@ def write_programs(
                 writer(meta.format).write(folder / meta.name_of(name, size), program, exported, meta, calibration)
 
 
-def write_tables(folder: Path, task: Task) -> None:
+def write_tables(folder: Path, task: Task, meta: Meta) -> None:
     """Tensors beside the programs, such as an index of captions."""
     for name, table in task.tables().items():
         tensors = {key: tensor.contiguous() for key, tensor in table.state_dict().items()}
-        save_file(tensors, folder / f"{name}.safetensors")
+        save_file(tensors, folder / f"{name}.safetensors", {KEY: meta.weights})
 
 
 @contextmanager
@@ -321,8 +326,9 @@ def engine_for(
     writer(to).check()
     folder.mkdir()
     traced: Traced = {size: trace_all(task, size, multiple_of(task), computed_in(to, precision))}
-    write_programs(folder, meta_of(task, to, precision, [size] if size else [], traced), traced, calibration)
-    write_tables(folder, task)
+    meta = meta_of(task, to, precision, [size] if size else [], traced)
+    write_programs(folder, meta, traced, calibration)
+    write_tables(folder, task, meta)
     return read(folder, "cpu")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from textwrap import indent
 from typing import NamedTuple
 
 from vitrail.zoo.exports import Meta
@@ -17,7 +18,7 @@ class _Lines(NamedTuple):
     open: str
     """opens the file of a model with one program"""
     run: str
-    """its first output"""
+    """its outputs"""
     open_all: str
     """opens the files of a captioner, whose first program is `encoder`"""
     run_all: str
@@ -32,7 +33,7 @@ ENGINES = {
 archive = zipfile.ZipFile(here / "{file}.pt2")
 meta = json.loads(next(archive.read(name) for name in archive.namelist() if name.endswith("vitrail.json")))
 program = torch.export.load(here / "{file}.pt2").module()""",
-        "program(torch.from_numpy(x))[0].detach().numpy()",
+        "(found.detach().numpy() for found in program(torch.from_numpy(x)))",
         """\
 archive = zipfile.ZipFile(here / "{file}.pt2")
 meta = json.loads(next(archive.read(name) for name in archive.namelist() if name.endswith("vitrail.json")))
@@ -48,7 +49,7 @@ programs["step"] = torch.export.load(here / "step.pt2").module()""",
         """\
 session = onnxruntime.InferenceSession(here / "{file}.onnx")
 meta = json.loads(session.get_modelmeta().custom_metadata_map["vitrail"])""",
-        'session.run(None, {"images": x})[0]',
+        'session.run(None, {"images": x})',
         """\
 files = {{"encoder": "{file}.onnx", "step": "step.onnx"}}
 programs = {{name: onnxruntime.InferenceSession(here / file) for name, file in files.items()}}
@@ -64,7 +65,7 @@ meta = json.loads(programs["encoder"].get_modelmeta().custom_metadata_map["vitra
 model = openvino.Core().read_model(here / "{file}.xml")
 meta = json.loads(model.get_rt_info("vitrail").astype(str))
 run = openvino.compile_model(model, "CPU", {{"INFERENCE_PRECISION_HINT": "{hint}", "SNIPPETS_MODE": "DISABLE"}})""",
-        "run([x])[0]",
+        "run([x]).values()",
         """\
 files = {{"encoder": "{file}.xml", "step": "step.xml"}}
 core = openvino.Core()
@@ -77,7 +78,7 @@ programs = {{name: core.compile_model(model, "CPU", how) for name, model in mode
     return {output: found[output].copy() for output in meta["programs"][name]["outputs"]}""",
     ),
 }
-SETUP = 'p, names = meta["config"]["preprocess"], meta["config"]["classes"]'
+SETUP = 'p, config = meta["config"]["preprocess"], meta["config"]'
 FIT = {
     "crop": "    h, w = (h, max(w, int(h * W / H))) if h * W >= w * H else (int(w * H / W), w)  # to cover the input",
     "letterbox": "    h, w = (max(1, round(w * H / W)), w) if h * W >= w * H else (h, max(1, round(h * W / H)))",
@@ -88,9 +89,9 @@ BARS = """\
     whole = np.tile((np.array(p["mean"]) * 255).round().clip(0, 255), (*p["size"], 1))  # bars around the image
     whole[-top:, -left:][:h, :w] = pixels"""
 ANSWER = """\
-    out = {run}[0]
-    best = np.bincount(out.reshape(len(out), -1).argmax(0)).argmax()  # of a mask, the class of most places
-    print(path, names[best] if names else out.shape, sep="\\t")"""
+    outputs = [array[0] for array in {run}]
+{answer}
+    print(path, answer, sep="\\t")"""
 CAPTION = """\
     state, words = run("encoder", {"images": x}), [1]  # <pad>, <start>, <end> and <unknown> are 0, 1, 2 and 3
     while words[-1] != 2 and len(words) < most:
@@ -126,8 +127,11 @@ byte = {chr(b): b for b in plain}
 byte |= {chr(256 + i): b for i, b in enumerate(b for b in range(256) if b not in plain)}"""
 
 
-def example(meta: Meta) -> str:
-    """The file for an export, which reads the preprocessing and the class names, or the words, from it."""
+def example(meta: Meta, answer: str) -> str:
+    """The file for an export, which reads the preprocessing and the class names, or the words, from it.
+
+    `answer` is that of the first `Program`.
+    """
     lines, preprocess = ENGINES[meta.format], meta.config["preprocess"]
     program, captions = next(iter(meta.programs)), "step" in meta.programs
     size = tuple(preprocess["size"]) if meta.sizes else None
@@ -142,7 +146,7 @@ def example(meta: Meta) -> str:
         "fit": FIT.get(preprocess["resize"], ""),
         "place": BARS if bars else CUT,
         "pixels": "whole" if bars else "pixels",
-        "answer": _replaced(CAPTION, {"text": _text(meta)}) if captions else _replaced(ANSWER, {"run": lines.run}),
+        "answer": _replaced(CAPTION, {"text": _text(meta)}) if captions else _answer(lines, answer),
     }
     text = _replaced(TEXT.read_text(encoding="utf-8"), values)
     return text if values["fit"] else text.replace("\n\n    image", "\n    image")
@@ -152,6 +156,10 @@ def _replaced(text: str, values: dict[str, str]) -> str:
     for name, value in values.items():
         text = text.replace(f"{{{name}}}", value)
     return text
+
+
+def _answer(lines: _Lines, answer: str) -> str:
+    return _replaced(ANSWER, {"run": lines.run, "answer": indent(answer, "    ").rstrip()})
 
 
 def _in_bytes(meta: Meta) -> bool:

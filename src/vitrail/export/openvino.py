@@ -15,7 +15,7 @@ from vitrail.errors import UserError
 from vitrail.export import onnx
 from vitrail.tasks.exported import Program
 from vitrail.zoo.exports import KEY, Meta
-from vitrail.zoo.exports.engines import library, reason_of
+from vitrail.zoo.exports.engines import WEIGHTS, digest_of, library, reason_of
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 """under which PyTorch notes the modules around a node, outermost first, and at the end its own name"""
@@ -51,7 +51,11 @@ def write(
 
             model = quantise_openvino(model, calibration())
         model.set_rt_info(meta.as_json(), KEY)
-        openvino.save_model(model, path.with_name(f"{path.name}.xml"), compress_to_fp16=False)
+        graph, weights = (path.with_name(f"{path.name}{suffix}") for suffix in (".xml", ".bin"))
+        openvino.save_model(model, graph, compress_to_fp16=False)
+        # Again with the digest of the weights, which is known only now: the engine itself would run any others.
+        model.set_rt_info(digest_of(weights), WEIGHTS)
+        openvino.save_model(model, graph, compress_to_fp16=False)
 
 
 def unsupported(error: Exception, file: Path) -> str:

@@ -119,7 +119,8 @@ def apart_from_images(nodes: Iterable[Node], images: str) -> list[str]:
 
 def _quantised(model: Any, images: Sequence[Tensor], run: Run, floats: Sequence[str] = ()) -> Any:
     """The model in int8, but for the nodes `floats`. RunError if its outputs differ too much, whatever is tried."""
-    nncf = library("nncf")
+    with quiet("torch.utils.cpp_extension"):  # which NNCF imports, and which warns where CUDA is but no GPU
+        nncf = library("nncf")
     arrays = [image.numpy() for image in images]
     checked = arrays[:: max(1, len(arrays) // CHECKED)][:CHECKED]
     expected = [run(model, x) for x in checked]

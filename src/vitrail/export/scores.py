@@ -40,6 +40,16 @@ class Scores(NamedTuple):
         return f"{found}, which is more than {LOST}: try another format, or --precision fp32"
 
 
+def check_data(task: Task, data: str) -> None:
+    """UserError for data that the task cannot be scored on, before minutes of tracing and calibration."""
+    if task.score is None:
+        return
+    from vitrail.train.build import open_for
+
+    splits = open_for(task, data, task.data_options())
+    task.metric(next(found for found in (splits.test, splits.val, splits.train) if found))
+
+
 def score_both(
     task: Task, engine: Task, source: str, data: str, split: str | None, images: int | None
 ) -> Scores | None:

@@ -11,11 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-
 from vitrail.errors import UserError
 from vitrail.files import errors_name
 from vitrail.predictions.answers import Precision
+from vitrail.tasks.checkpoint import digest
 from vitrail.tasks.exported import Exported
 from vitrail.tasks.task import Task
 
@@ -112,10 +111,7 @@ def _line(entry: dict[str, Any]) -> bytes:
 
 def head_of(task: Task, images: Sequence[Path]) -> dict[str, Any]:
     """What a stopped command must have in common with the one that resumes: the model, its options and the images."""
-    weights, names = hashlib.sha256(), hashlib.sha256()
-    for name, tensor in sorted(task.state_dict().items()):
-        weights.update(name.encode())
-        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    weights, names = hashlib.sha256(digest(task).encode()), hashlib.sha256()
     for file in _files(Path(task.made_from)) if isinstance(task, Exported) else ():
         weights.update(file.read_bytes())
     for image in images:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
@@ -40,6 +42,15 @@ def write(task: Task, path: Path, weights: Mapping[str, Tensor]) -> None:
         for name, text in task.files().items():
             write_atomic(folder / name, text)
         write_atomic(folder / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def digest(task: Task) -> str:
+    """SHA-256 of the names and the bytes of all weights."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(task.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def take_fitting(task: Task, given: Mapping[str, Tensor]) -> None:

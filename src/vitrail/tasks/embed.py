@@ -13,6 +13,7 @@ from vitrail.errors import UserError
 from vitrail.plain import describe, from_description
 from vitrail.tasks.answers import finite
 from vitrail.tasks.encoder import KINDS, Encoder, encoder_for, one_vector
+from vitrail.tasks.exported import Program, whole
 from vitrail.tasks.task import Task
 from vitrail.tasks.values import Batch, Checkpoint, Metric, Portable, Prediction
 from vitrail.vit import Tokens
@@ -76,6 +77,9 @@ class Embed(Task):
         """The length of each image's vector, [B]; or some of its entries."""
         vectors = one_vector(self(batch["image"]))
         return vectors.norm(dim=1) if outputs is None else vectors[:, list(outputs)]
+
+    def programs(self, batch: Batch) -> dict[str, Program]:
+        return whole(self, batch, 'answer = " ".join(str(number) for number in outputs[0])\n')
 
     def metric(self, data: ImageSet | None = None, train: ImageSet | None = None) -> Metric:
         raise UserError("an encoder without a head has no score: load it with classes=N and train it")

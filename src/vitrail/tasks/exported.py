@@ -43,6 +43,8 @@ class Program:
     """smallest and largest length of axes, where the model has limits"""
     steps: int = 1
     """how often the proof runs it: each time with the outputs `NAME.after` of the last one as the inputs `NAME`"""
+    answer: str = ""
+    """lines of Python for `example.py`: from `outputs`, the arrays of one image, and `config` to the text `answer`"""
 
 
 class _Outputs(nn.Module):
@@ -57,12 +59,18 @@ class _Outputs(nn.Module):
         return tuple(found.values()) if isinstance(found, dict) else (found,)
 
 
-def whole(task: Task, batch: Batch) -> dict[str, Program]:
-    """The one program of a task whose component is its forward."""
+CLASS = """\
+answer = config["classes"][np.bincount(outputs[0].reshape(len(outputs[0]), -1).argmax(0)).argmax()]  # most places
+"""
+"""`Program.answer` of a task with classes: of a mask, the class of most places"""
+
+
+def whole(task: Task, batch: Batch, answer: str = CLASS) -> dict[str, Program]:
+    """The one program of a task whose component is its forward. `answer` is that of the `Program`."""
     found = task(batch["image"])
     names = list(found) if isinstance(found, dict) else ["output"]
     free = {"images": {0: "batch", 2: "height", 3: "width"}}
-    return {"model": Program(_Outputs(task), {"images": batch["image"]}, names, free)}
+    return {"model": Program(_Outputs(task), {"images": batch["image"]}, names, free, answer=answer)}
 
 
 def run_whole(engine: Engine, names: Sequence[str]) -> Callable[[Tensor], Tensor | dict[str, Tensor]]:

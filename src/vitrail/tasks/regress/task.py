@@ -16,6 +16,7 @@ from vitrail.errors import UserError
 from vitrail.plain import from_description
 from vitrail.tasks.answers import finite
 from vitrail.tasks.encoder import KINDS, Encoder, encoder_for
+from vitrail.tasks.exported import Program, whole
 from vitrail.tasks.headed import Headed
 from vitrail.tasks.regress.metric import RegressMetric
 from vitrail.tasks.task import Task
@@ -24,6 +25,10 @@ from vitrail.tasks.values import Batch, Checkpoint, Metric, Prediction, Score, S
 if TYPE_CHECKING:
     from vitrail.data.sets import ImageSet, Splits
 
+EXAMPLE = """\
+answer = ", ".join(f"{name} {value:.4g}" for name, value in zip(config["values"], outputs[0]))
+"""
+"""see `Program.answer`"""
 SHOWN = 8
 """values that are explained"""
 
@@ -202,6 +207,9 @@ class Regress(Headed):
     def explainable(self, batch: Batch) -> list[tuple[int, str]]:
         """The values, in the head's order."""
         return list(enumerate(self.values))[:SHOWN]
+
+    def programs(self, batch: Batch) -> dict[str, Program]:
+        return whole(self, batch, EXAMPLE)
 
     def metric(self, data: ImageSet | None = None, train: ImageSet | None = None) -> Metric:
         return RegressMetric(self)

@@ -122,3 +122,12 @@ def class_logits(outputs: dict[str, Tensor]) -> Tensor:
     classes = outputs["classes"].float().softmax(dim=-1)[..., :-1]
     scores = torch.einsum("bqk,bqhw->bkhw", classes, outputs["masks"].float().sigmoid())
     return scores.clamp(min=1e-6).log()
+
+
+QUERIES_IN_NUMPY = """\
+classes, masks = (array.astype(float) for array in outputs)  # of the queries
+classes = np.exp(classes - classes.max(1, keepdims=True))
+classes = (classes / classes.sum(1, keepdims=True))[:, :-1]  # without "no object"
+outputs = [classes.T @ (1 / (1 + np.exp(-masks))).reshape(len(masks), -1)]
+"""
+"""`class_logits` for the example of an export (see `Program.answer`)"""

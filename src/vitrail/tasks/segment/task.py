@@ -22,7 +22,8 @@ from vitrail.errors import UserError
 from vitrail.plain import describe, from_description
 from vitrail.tasks.answers import finite, one_class
 from vitrail.tasks.encoder import KINDS, Encoder, encoder_for, token_width
-from vitrail.tasks.segment.heads import LinearHead, MaskTransformer, QueryHead, class_logits
+from vitrail.tasks.exported import CLASS, Program, whole
+from vitrail.tasks.segment.heads import QUERIES_IN_NUMPY, LinearHead, MaskTransformer, QueryHead, class_logits
 from vitrail.tasks.segment.losses import check_matching, pixel_loss, query_loss
 from vitrail.tasks.segment.metric import SegmentMetric
 from vitrail.tasks.segment.settings import Inference, Segmentation
@@ -218,6 +219,9 @@ class Segment(Task):
         """Logits of classes [B, K, h, w], at some resolution, for any head."""
         outputs = self(images)
         return class_logits(outputs) if isinstance(outputs, dict) else outputs
+
+    def programs(self, batch: Batch) -> dict[str, Program]:
+        return whole(self, batch, QUERIES_IN_NUMPY + CLASS if isinstance(self.head, QueryHead) else CLASS)
 
     def answer(self, batch: Batch) -> list[Prediction]:
         """Masks at the size of the originals: the logits of an image's frames are averaged there.

@@ -18,6 +18,7 @@ from vitrail.errors import UserError
 from vitrail.plain import from_description
 from vitrail.tasks.answers import finite
 from vitrail.tasks.encoder import KINDS, Encoder, encoder_for
+from vitrail.tasks.exported import Program, whole
 from vitrail.tasks.headed import Headed
 from vitrail.tasks.tag.metric import TagMetric
 from vitrail.tasks.tag.settings import Tagging, TagOptions
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 RAREST = 1e-3
 """the least and, from 1, the largest probability that a head starts with"""
+EXAMPLE = """\
+answer = ", ".join(name for name, logit in zip(config["classes"], outputs[0]) if logit >= 0) or "no label"
+"""
+"""see `Program.answer`: the labels whose probability is 0.5 or more"""
 BEST = 5
 """labels that are drawn, whatever their probability"""
 
@@ -138,6 +143,9 @@ class Tag(Headed):
             listed = [{"label": name, "score": p} for name, p in ranked if p >= option.threshold][: option.top]
             found.append(PredictedLabels(listed, ranked[:BEST]))
         return found
+
+    def programs(self, batch: Batch) -> dict[str, Program]:
+        return whole(self, batch, EXAMPLE)
 
     def metric(self, data: ImageSet | None = None, train: ImageSet | None = None) -> TagMetric:
         """For data whose labels are the model's or some of them, also under other spellings."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -60,11 +61,18 @@ class Meta:
     """pixels on the right and at the bottom that do not fill a multiple are left out, as the model does"""
     programs: dict[str, dict[str, list[str]]]
     """names of `inputs` and `outputs` of each program"""
+    weights: str
+    """SHA-256 of the model's weights: files of two models with one config are not taken for one export"""
 
     def name_of(self, program: str, size: tuple[int, int] | None = None) -> str:
         """The file of a program, without its ending. Only what sees images has one per listed size."""
         sized = size is not None and "images" in self.programs[program]["inputs"]
         return f"{program}-{size[0]}x{size[1]}" if sized and size is not None else program
+
+    def names(self) -> list[str]:
+        """The files of all programs and sizes, without their ending."""
+        sizes: list[tuple[int, int] | None] = [*self.sizes] or [None]
+        return list(dict.fromkeys(self.name_of(name, size) for name in self.programs for size in sizes))
 
     def as_json(self) -> str:
         return json.dumps({"export": FORMAT, **vars(self)})
@@ -75,7 +83,7 @@ def is_export(path: Path) -> bool:
     if not path.is_dir():
         return path.suffix in FORMATS and path.is_file()
     found = [file for file in path.iterdir() if file.suffix in ENDINGS or file.name.endswith(CHECKPOINT)]
-    return all(map(_beside, found)) and _file_in(path) is not None
+    return all(map(_beside, found)) and bool(_files_in(path))
 
 
 def _beside(file: Path) -> bool:
@@ -85,8 +93,8 @@ def _beside(file: Path) -> bool:
     return file.suffix == ".safetensors" and file.name != "model.safetensors"
 
 
-def _file_in(folder: Path) -> Path | None:
-    return next((file for file in sorted(folder.iterdir()) if file.suffix in FORMATS), None)
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix in FORMATS)
 
 
 def read(path: Path, device: str | torch.device | None = None) -> Task:
@@ -96,20 +104,36 @@ def read(path: Path, device: str | torch.device | None = None) -> Task:
         UserError: the engine is not installed, a file is missing, truncated or of another export, or vitrail is older
             than the export.
     """
-    file = _file_in(path) if path.is_dir() else path
-    assert file is not None
+    file = _files_in(path)[0] if path.is_dir() else path
     kind = FORMATS[file.suffix]
     meta = read_meta(file, kind)
-    folder = file.parent
+    files = _files_of(meta, file, path)
     task = _task(meta, file)
     for name, table in task.tables().items():
-        _fill(table, folder / f"{name}.safetensors")
-    engines = {name: _engine(name, meta, folder, kind, device) for name in meta.programs}
+        _fill(table, file.parent / f"{name}.safetensors", meta)
+    engines = {name: _engine(name, meta, files, kind, device) for name in meta.programs}
     outputs = {name: program["outputs"] for name, program in meta.programs.items()}
     try:
         return run_by(task, engines, outputs, path).to(device)
     except LookupError as error:
         raise UserError(f"{file} lacks a program of this task ({first_line(error)}): export the model again") from None
+
+
+def _files_of(meta: Meta, file: Path, path: Path) -> dict[str, Path]:
+    """The files of the export that `file` belongs to, by `Meta.names`. A file that is alone may have any name.
+
+    Raises:
+        UserError: one is missing, or the folder `path` holds files of another export too.
+    """
+    names = meta.names()
+    files = {names[0]: file} if len(names) == 1 else {name: file.with_name(name + file.suffix) for name in names}
+    for each in files.values():
+        if not each.is_file():
+            raise UserError(f"{each} is missing, which belongs to the export: copy the whole folder and keep its names")
+    others = [other for other in _files_in(path) if other not in files.values()] if path.is_dir() else []
+    if others:
+        raise UserError(f"{path} holds {file.name} and {others[0].name}, of two exports: give one of these files")
+    return files
 
 
 def read_meta(file: Path, kind: Format) -> Meta:
@@ -136,7 +160,8 @@ def damage(values: Any) -> str | None:
     names = [field.name for field in fields(Meta)]
     if not isinstance(values, dict) or sorted(values) != sorted(names):
         return f"its fields are not {', '.join(names)}"
-    simple = {"config": dict, "files": dict, "version": str, "format": str, "precision": str, "crops": bool}
+    texts = dict.fromkeys(("version", "format", "precision", "weights"), str)
+    simple = {"config": dict, "files": dict, **texts, "crops": bool}
     if wrong := [name for name, kind in simple.items() if not isinstance(values[name], kind)]:
         return f"{wrong[0]} has the type {type(values[wrong[0]]).__name__}"
     if not all(isinstance(text, str) and re.fullmatch(FILE, name) for name, text in values["files"].items()):
@@ -181,23 +206,31 @@ def _task(meta: Meta, file: Path) -> Task:
             raise UserError(f"{file} does not describe a model ({first_line(error)}): export the model again") from None
 
 
-def _fill(table: nn.Module, file: Path) -> None:
+def _fill(table: nn.Module, file: Path, meta: Meta) -> None:
     try:
+        with safe_open(file, "pt") as opened:
+            about = opened.metadata() or {}
         table.load_state_dict(load_file(file), assign=True)
     except Exception as error:  # safetensors' own errors, those of files, and tensors that do not fit
         raise UserError(f"{file} cannot be read ({first_line(error)}): export the model again") from None
+    if about.get(KEY) != meta.weights:
+        raise _other_export(file)
 
 
-def _engine(name: str, meta: Meta, folder: Path, kind: Format, device: str | torch.device | None) -> Engine:
+def _other_export(file: Path) -> UserError:
+    return UserError(f"{file} belongs to another export than the files beside it: copy the whole folder again")
+
+
+def _engine(
+    name: str, meta: Meta, files: Mapping[str, Path], kind: Format, device: str | torch.device | None
+) -> Engine:
     """The engine of a program, for any size or one of those listed."""
     reads = "images" in meta.programs[name]["inputs"]
     by_size: dict[tuple[int, int] | None, Engine] = {}
     for size in meta.sizes if reads and meta.sizes else [None]:
-        file = folder / f"{meta.name_of(name, size)}{kind.suffix}"
-        if not file.is_file():
-            raise UserError(f"{file} is missing, which belongs to the export: copy the whole folder")
+        file = files[meta.name_of(name, size)]
         if read_meta(file, kind) != meta:
-            raise UserError(f"{file} belongs to another export than the files beside it: copy the whole folder again")
+            raise _other_export(file)
         by_size[size] = kind.engine(file, meta.programs[name], meta.precision, device)
     if not reads:
         return by_size[None]
@@ -206,7 +239,7 @@ def _engine(name: str, meta: Meta, folder: Path, kind: Format, device: str | tor
         if meta.crops:
             height, width = (side - side % meta.multiple for side in images.shape[2:])
             images = images[:, :, :height, :width]
-        return by_size[_listed(images, meta, folder)](images)
+        return by_size[_listed(images, meta, file.parent)](images)
 
     return run
 

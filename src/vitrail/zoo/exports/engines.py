@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 import threading
 import zipfile
@@ -159,11 +160,34 @@ def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
 # OpenVINO
 
 
+WEIGHTS = "vitrail_weights"
+"""name in `rt_info` of what `digest_of` gives for the file of weights"""
+
+
 def openvino_metadata(file: Path) -> str | None:
+    return _rt_info(file, "vitrail")
+
+
+def _rt_info(file: Path, name: str) -> str | None:
     with _readable(file):
         tree = ElementTree.parse(file)  # the graph alone: weights are in the file beside it
-    found = tree.find("./rt_info/vitrail")
+    found = tree.find(f"./rt_info/{name}")
     return None if found is None else found.get("value")
+
+
+def digest_of(file: Path) -> str:
+    """SHA-256 of a file."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _check_weights(file: Path) -> None:
+    """UserError if the weights beside a graph are missing, damaged or those of another export."""
+    weights = file.with_suffix(".bin")
+    if not weights.is_file():
+        raise UserError(f"{weights} is missing, which belongs to {file.name}: copy the whole folder")
+    if digest_of(weights) != _rt_info(file, WEIGHTS):
+        raise UserError(f"{weights} is damaged, or belongs to another export than {file.name}: copy the folder again")
 
 
 @cache
@@ -194,6 +218,7 @@ def one_openvino_core() -> Iterator[None]:
 
 
 def openvino_engine(file: Path, names: Names, precision: str, device: Any) -> Engine:
+    _check_weights(file)
     core = openvino_core()
     how: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
     how |= {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
