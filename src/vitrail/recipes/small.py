@@ -99,7 +99,7 @@ def cifar10_laptop(images: int) -> Run:
     Command: vitrail train cifar10-laptop
     The stem is one layer deeper than cifar10-quick's. Longer and with more augmentation, it trained the bundled
     classifier.
-    Cost and score, so far of two seeds: results/cifar10-laptop.json
+    Cost and score: results/cifar10-laptop.json
     """
     run = cifar10_quick(images)
     assert isinstance(run.model, VariantConfig)
