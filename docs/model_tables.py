@@ -60,6 +60,21 @@ def exports() -> list[list[str]]:
     return rows
 
 
+def engines() -> list[list[str]]:
+    """Milliseconds of each engine for a batch, the fastest first, and how many times as fast as timm's eager it is."""
+    found = rows_of("engines")
+    if found is None:
+        return [["engine"]]
+    batches = list(found["ratios"])
+    names = [key.rpartition(", ")[0] for key in found if key.endswith(f", {batches[0]}")]
+    times = {name: [found[f"{name}, {batch}"]["milliseconds"] for batch in batches] for name in names}
+    rows = [["engine", *(f"{batch}, ms" for batch in batches), *(f"{batch}, times timm's eager" for batch in batches)]]
+    for name, own in sorted(times.items(), key=lambda entry: entry[1][-1]):
+        ratios = (f"{eager / each:.2f}" for eager, each in zip(times["timm eager"], own, strict=True))
+        rows.append([name, *(f"{each:.1f}" for each in own), *ratios])
+    return rows
+
+
 def _minutes_on_captions() -> float:
     """Of the training of the bundled captioner's encoder: its contrastive run, and the one that continues from it."""
     found = read("caption-ideas")

@@ -55,6 +55,7 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "recipes": model_tables.recipes,
     "encoders": model_tables.encoders,
     "exports": model_tables.exports,
+    "engines": model_tables.engines,
     "formats": model_tables.formats,
     "sizes": model_tables.sizes,
     "parity": model_tables.parity,

@@ -8,6 +8,7 @@ from textwrap import indent
 from typing import NamedTuple
 
 from vitrail.zoo.exports import Meta
+from vitrail.zoo.exports.engines import openvino_floats
 
 TEXT = Path(__file__).parent / "example.txt"
 
@@ -64,14 +65,14 @@ meta = json.loads(programs["encoder"].get_modelmeta().custom_metadata_map["vitra
         """\
 model = openvino.Core().read_model(here / "{file}.xml")
 meta = json.loads(model.get_rt_info("vitrail").astype(str))
-run = openvino.compile_model(model, "CPU", {{"INFERENCE_PRECISION_HINT": "{hint}", "SNIPPETS_MODE": "DISABLE"}})""",
+run = openvino.compile_model(model, "CPU", {how})""",
         "run([x]).values()",
         """\
 files = {{"encoder": "{file}.xml", "step": "step.xml"}}
 core = openvino.Core()
 models = {{name: core.read_model(here / file) for name, file in files.items()}}
 meta = json.loads(models["encoder"].get_rt_info("vitrail").astype(str))
-how = {{"INFERENCE_PRECISION_HINT": "{hint}", "SNIPPETS_MODE": "DISABLE"}}  # snippets fail at some lengths
+how = {how}  # snippets fail at some lengths
 programs = {{name: core.compile_model(model, "CPU", how) for name, model in models.items()}}""",
         """\
     found = programs[name]({key: given[key] for entry in programs[name].inputs for key in entry.names if key in given})
@@ -136,8 +137,8 @@ def example(meta: Meta, answer: str) -> str:
     program, captions = next(iter(meta.programs)), "step" in meta.programs
     size = tuple(preprocess["size"]) if meta.sizes else None
     bars = preprocess["resize"] == "letterbox"
-    hint = "bf16" if meta.precision == "bf16" else "f32"
-    opens = (lines.open_all if captions else lines.open).format(file=meta.name_of(program, size), hint=hint)
+    how = {**openvino_floats(meta.precision, quantised=not captions), "SNIPPETS_MODE": "DISABLE"}
+    opens = (lines.open_all if captions else lines.open).format(file=meta.name_of(program, size), how=json.dumps(how))
     values = {
         "engine": lines.engine,
         "imports": lines.imports,

@@ -217,10 +217,21 @@ def one_openvino_core() -> Iterator[None]:
         openvino.Core, inside.Core = kept
 
 
+def openvino_floats(precision: str, quantised: bool) -> dict[str, str]:
+    """The option of OpenVINO for the floats of a program; `quantised` if those of int8 are integers beside them.
+
+    Then it is left to the engine: bf16 where the processor has it, a fifth faster, and no more of an error than that of
+    the integers.
+    """
+    if precision == "int8" and quantised:
+        return {}
+    return {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
+
+
 def openvino_engine(file: Path, names: Names, precision: str, device: Any) -> Engine:
     _check_weights(file)
     core = openvino_core()
-    how: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
+    how: dict[str, Any] = openvino_floats(precision, quantised="images" in names["inputs"])
     how |= {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
     with _readable(file):
         graph = core.read_model(file)
