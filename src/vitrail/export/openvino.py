@@ -15,7 +15,7 @@ from vitrail.errors import UserError
 from vitrail.export import onnx
 from vitrail.tasks.exported import Program
 from vitrail.zoo.exports import KEY, Meta
-from vitrail.zoo.exports.engines import WEIGHTS, digest_of, library, reason_of
+from vitrail.zoo.exports.engines import WEIGHTS, digest_of, library, openvino_core, reason_of
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 """under which PyTorch notes the modules around a node, outermost first, and at the end its own name"""
@@ -43,7 +43,7 @@ def write(
         file = Path(folder) / "model.onnx"
         onnx.write_graph(file, program, exported, meta)
         try:
-            model = openvino.convert_model(file)
+            model = openvino_core().read_model(file)  # `convert_model` takes a comma in a path for the end of it
         except Exception as error:
             raise UserError(f"OpenVINO cannot express {unsupported(error, file)}: choose --to onnx") from error
         if calibration is not None and "images" in program.inputs:
