@@ -1,4 +1,4 @@
-"""ViT-B/16 in bf16 as it is served: eager, compiled, and as an export of PyTorch's."""
+"""ViT-B/16 in bf16 as the server runs it: eager, compiled, and as an export of PyTorch's."""
 
 from __future__ import annotations
 

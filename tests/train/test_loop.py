@@ -294,7 +294,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(loop, "train_step", spoil)
     with pytest.raises(
-        RunError, match=r"encoder\.blocks\.1\.mlp\.up\.weight are no longer finite .* after step 26; the last"
+        RunError, match=r"encoder\.blocks\.1\.mlp\.up\.weight are no longer finite after step 26: .*; the last"
     ):
         train(small_run(), tmp_path / "run")
     assert all(step < 26 for step in RunFolder(tmp_path / "run").states.steps())
