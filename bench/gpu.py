@@ -12,7 +12,7 @@ of `--results` as it goes, so that nothing is lost. What a stage leaves of its l
              block           one block of ViT-B/16: kernels, bf16 weights, padded tokens, larger batches
     second   cifar10         `vitrail train cifar10`, the whole command: wall time and test score (goal 94 %)
              step-l16        as step-b16 for ViT-L/16
-    by name  inference       ViT-B/16 in bf16 as the server runs it: eager, compiled and exported, with batches of 1 and 64
+    by name  inference       ViT-B/16 in bf16 as the server runs it: eager, compiled and exported, batches of 1 and 64
              data            batches from images on the device, and how often a step waits for it
              nonfinite       the recipe as it was when it failed, and which kernel is to blame
 
