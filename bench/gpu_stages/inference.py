@@ -35,11 +35,8 @@ def inference(bench: Bench) -> None:
         engine_for(task, Path(place) / "pt2", "pt2", "bf16", None)
         exported: Any = read(Path(place) / "pt2", str(bench.device))
     task = task.to(bench.device)
-    compared = {
-        f"batch {count}": images
-        for count in ((1, 2) if bench.tiny else BATCHES)
-        for images in [normalised_noise(task, count, task.preprocess.size).to(bench.device)]
-    }
+    counts, size = (1, 2) if bench.tiny else BATCHES, task.preprocess.size
+    compared = {f"batch {count}": normalised_noise(task, count, size).to(bench.device) for count in counts}
     expected = {name: logits(task, images) for name, images in compared.items()}
     found: dict[str, Forward] = {}
     for name, forward in variants(bench, task, exported):

@@ -18,7 +18,7 @@ from task_examples import EXAMPLES
 import vitrail
 from vitrail import cli
 from vitrail.errors import RunError, UserError
-from vitrail.export import export, meta_of, trace_all, write_programs
+from vitrail.export import Traced, export, meta_of, trace_all, write_programs
 from vitrail.tasks.task import Task
 from vitrail.variants import VariantConfig
 from vitrail.zoo.exports import FORMAT
@@ -303,8 +303,8 @@ def test_files_of_two_models_with_one_config_are_not_mixed(tmp_path: Path) -> No
         torch.manual_seed(seed)
         (folder := tmp_path / str(seed)).mkdir()
         task, sizes = filled(vitrail.create("nano/2", classes=["a", "b"])), [(8, 8), (8, 12)]
-        traced = {size: trace_all(task, size, 2, torch.float32) for size in sizes}
-        write_programs(folder, meta_of(task, "pt2", "fp32", sizes, traced), traced)  # type: ignore[arg-type]
+        traced: Traced = {size: trace_all(task, size, 2, torch.float32) for size in sizes}
+        write_programs(folder, meta_of(task, "pt2", "fp32", sizes, traced), traced)
         folders.append(folder)
     assert vitrail.load(folders[0]).classes == ["a", "b"]
     shutil.copy(folders[0] / "model-8x12.pt2", folders[1])

@@ -220,8 +220,7 @@ def one_openvino_core() -> Iterator[None]:
 def openvino_floats(precision: str, quantised: bool) -> dict[str, str]:
     """The option of OpenVINO for the floats of a program; `quantised` if those of int8 are integers beside them.
 
-    Then it is left to the engine: bf16 where the processor has it, a fifth faster, and no more of an error than that of
-    the integers.
+    Then it is left to the engine, which takes bf16 where the processor has it and is faster so.
     """
     if precision == "int8" and quantised:
         return {}
@@ -235,7 +234,7 @@ OWN_GRAPHS = 2
 def openvino_engine(file: Path, names: Names, precision: str, device: Any) -> Engine:
     """A graph is compiled when it is first run, for `OWN_GRAPHS` batch sizes apart where the images' size is fixed.
 
-    Without a free side the engine plans ahead, which saves 4 to 7 % of the time of ViT-B/16 in int8.
+    Without a free side the engine plans ahead, which saves a few per cent of the time.
     """
     _check_weights(file)
     core = openvino_core()
