@@ -414,6 +414,8 @@ def theirs(words: list[str]) -> None:
         assert shown is not None and shown[1] in paths, words
     elif words[0] in SHIPPING:
         pass  # test_deploy.py checks them
+    elif words[1] == "exported/example.py":
+        pass  # an export writes it, and export/test_example.py runs it
     elif words[0] == "torchrun" or words[1:3] == ["-m", "vitrail.cluster.torchrun"]:
         from torch.distributed.run import get_args_parser
 
